@@ -25,8 +25,11 @@ struct ParallelFor {
                    void* arg) const = 0;
 };
 
+inline constexpr int kWorkspaceBytes = 16;
+
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
+  void* workspace = nullptr;              // kWorkspaceBytes of device memory; unused on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 

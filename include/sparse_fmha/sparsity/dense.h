@@ -26,7 +26,9 @@ struct Prefix {
     int32_t len_kv;
   };
   struct Row {
-    int32_t limit;
+    int32_t limit;  // keys [0, limit) are visible
+    // The same row when key positions are counted from `origin`.
+    SPARSE_FMHA_HD Row relative_to(Coord const& origin) const { return {limit - origin[2]}; }
   };
 
   static SPARSE_FMHA_HD Row row(Params const& p, Coord const& /*residue*/, Coord const& q) {

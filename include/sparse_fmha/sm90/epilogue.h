@@ -1,0 +1,95 @@
+// From a warpgroup's accumulator to global memory: the output through shared memory and a tensor
+// copy that clips it, the log-sum-exp directly.
+#pragma once
+
+#include <cute/arch/copy_sm90.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
+#include <cute/tensor.hpp>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/numeric_conversion.h>
+
+#include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/smem.h"
+#include "sparse_fmha/sm90/softmax.h"
+
+namespace sparse_fmha::sm90 {
+
+// fp32 registers to 16 bits, element by element in the same order.
+template <class Element, class Source>
+__device__ __forceinline__ auto convert(Source const& source) {
+  constexpr int kSize = decltype(cute::size(source))::value;
+  auto result = cute::make_tensor<Element>(source.layout());
+  auto const* from = reinterpret_cast<cutlass::Array<float, kSize> const*>(source.data());
+  auto* to = reinterpret_cast<cutlass::Array<Element, kSize>*>(result.data());
+  *to = cutlass::NumericArrayConverter<Element, float, kSize>{}(*from);
+  return result;
+}
+
+template <class Traits, class Mechanism>
+struct Epilogue {
+  using Element = typename Traits::Element;
+  KernelParams<Mechanism> const& params;
+  SharedStorage<Traits>& smem;
+  int const warpgroup;  // among the consumers
+
+  // `first_token`: of the query tile. The warpgroup's threads call this together.
+  template <class Output>
+  __device__ __forceinline__ void store(Output const& output, float const (&lse)[kRowsPerThread],
+                                        WorkTile const& work, int first_token) {
+    using namespace cute;
+    store_lse(lse, work, first_token + warpgroup * 64);
+
+    if constexpr (!Traits::kOutputReplacesQ) {
+      wait_for_store();
+      sync();
+    }
+    auto tile = local_tile(make_tensor(make_smem_ptr(smem.out()), typename Traits::LayoutQ{}),
+                           Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(warpgroup, _0{}));
+    auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{},
+                                      typename Traits::MmaPV{});
+    auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
+    auto rounded = convert<Element>(output);
+    cute::copy(copy_out, thread_copy.retile_S(rounded),
+               thread_copy.partition_D(as_position_independent_swizzle_tensor(tile)));
+    tma_store_fence();
+    sync();
+    if (threadIdx.x % 128 == 0) {
+      CUTE_UNROLL
+      for (int d = 0; d < Traits::kHeadDim; d += 64) {
+        SM90_TMA_STORE_4D::copy(&params.out, smem.out() + d * Traits::kTileQ + warpgroup * 64 * 64,
+                                d, first_token + warpgroup * 64, work.head, work.batch);
+      }
+      tma_store_arrive();
+    }
+  }
+
+  // Returns when the last store has read its shared memory.
+  __device__ __forceinline__ void wait_for_store() {
+    if (threadIdx.x % 128 == 0) {
+      cute::tma_store_wait<0>();
+    }
+  }
+
+  __device__ __forceinline__ void sync() {
+    constexpr int kFirstBarrier = 3;  // after the consumers' turns
+    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
+  }
+
+ private:
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread],
+                                            WorkTile const& work, int first_token) {
+    if (threadIdx.x % 4 != 0) {
+      return;
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      int const token = first_token + AccumulatorPosition().row + 8 * r;
+      if (token < params.len_q) {
+        params.lse[(int64_t(work.batch) * params.len_q + token) * params.heads_q + work.head] =
+            lse[r];
+      }
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

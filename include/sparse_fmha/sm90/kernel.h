@@ -1,0 +1,39 @@
+// The kernel: who plays which part.
+#pragma once
+
+#include <cutlass/arch/reg_reconfig.h>
+
+#include "sparse_fmha/sm90/consumer.h"
+#include "sparse_fmha/sm90/producer.h"
+#include "sparse_fmha/sm90/traits.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attention_kernel(KernelParams<Mechanism> const __grid_constant__ params) {
+  extern __shared__ __align__(1024) char raw_smem[];
+  auto& smem = *reinterpret_cast<SharedStorage<Traits>*>(raw_smem);
+
+  if (threadIdx.x == 0) {
+    smem.ring_q.init(Traits::kConsumerWarps);
+    smem.ring_k.init(Traits::kConsumerWarps);
+    smem.ring_v.init(Traits::kConsumerWarps);
+    smem.ring_work.init(Traits::kConsumerWarps);
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+
+  int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      Producer<Traits, Mechanism>{params, smem, {}, {}}.run();
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    Consumer<Traits, Mechanism>{params, smem, warpgroup - 1, {}}.run();
+  }
+}
+
+}  // namespace sparse_fmha::sm90

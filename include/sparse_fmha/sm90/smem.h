@@ -1,0 +1,71 @@
+// What a block keeps in shared memory.
+#pragma once
+
+#include <cutlass/arch/barrier.h>
+
+#include "sparse_fmha/sm90/scheduler.h"
+
+namespace sparse_fmha::sm90 {
+
+using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts the bytes of a copy
+using EmptyBarrier = cutlass::arch::ClusterBarrier;
+
+// Index and phase of a ring of stages.
+template <int Stages>
+struct RingState {
+  int index = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == Stages) {
+      index = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// Stages of one operand between the producer and the consumers.
+template <int Stages>
+struct Ring {
+  FullBarrier full[Stages];
+  EmptyBarrier empty[Stages];
+
+  __device__ __forceinline__ void init(int consumer_warps) {
+    for (int i = 0; i < Stages; ++i) {
+      full[i].init(1);
+      empty[i].init(consumer_warps);
+    }
+  }
+  // Producer: the stage is free, and `bytes` are about to land in it.
+  __device__ __forceinline__ void acquire(RingState<Stages> const& s, uint32_t bytes) {
+    empty[s.index].wait(s.phase ^ 1);
+    full[s.index].arrive_and_expect_tx(bytes);
+  }
+  __device__ __forceinline__ void wait(RingState<Stages> const& s) { full[s.index].wait(s.phase); }
+  // Consumer: one arrival of each warp that has read the stage.
+  __device__ __forceinline__ void release(RingState<Stages> const& s) {
+    if (threadIdx.x % 32 == 0) {
+      empty[s.index].arrive();
+    }
+  }
+};
+
+template <class Traits>
+struct SharedStorage {
+  using Element = typename Traits::Element;
+  static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
+
+  alignas(1024) Element q[Traits::kTileQ * Traits::kHeadDim];
+  alignas(1024) Element k[Traits::kStages * kTileElements];
+  alignas(1024) Element v[Traits::kStages * kTileElements];
+  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : Traits::kTileQ * Traits::kHeadDim];
+
+  Ring<1> ring_q;
+  Ring<Traits::kStages> ring_k;
+  Ring<Traits::kStages> ring_v;
+  Ring<1> ring_work;
+  WorkTile work;
+
+  __device__ __forceinline__ Element* out() { return Traits::kOutputReplacesQ ? q : out_own; }
+};
+
+}  // namespace sparse_fmha::sm90

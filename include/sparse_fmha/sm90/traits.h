@@ -1,0 +1,68 @@
+// The compile-time shape of a Hopper kernel: tiles, shared-memory layouts, matrix instructions.
+#pragma once
+
+#include <cute/tensor.hpp>
+#include <cutlass/numeric_types.h>
+
+#include "sparse_fmha/sparsity/contract.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Element_, int HeadDim, int TileQ, int TileK, int Stages>
+struct KernelTraits {
+  using Element = Element_;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kTileQ = TileQ;
+  static constexpr int kTileK = TileK;
+  static constexpr int kStages = Stages;
+  static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, TileQ}, {1, 1, TileK}}; }
+
+  static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
+  static_assert(HeadDim % 64 == 0 && HeadDim <= 256, "a copy box is 64 elements of the head wide");
+  static_assert(TileQ == 128 || TileQ == 192, "two or three consumer warpgroups of 64 rows each");
+  static_assert(TileK % 16 == 0 && TileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
+
+  static constexpr int kConsumers = TileQ / 64;  // warpgroups
+  static constexpr int kConsumerThreads = kConsumers * 128;
+  static constexpr int kThreads = kConsumerThreads + 128;
+  static constexpr int kConsumerWarps = kConsumers * 4;
+
+  // The 64K registers of a multiprocessor, moved from the producer to the consumers.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+
+  // Consumers take turns to issue their matrix products, so that one's softmax runs under the
+  // other's. At head dim 256 the products are long enough to overlap without that.
+  static constexpr bool kTakeTurns = HeadDim <= 128;
+
+  using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
+  using LayoutQ = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<HeadDim>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<HeadDim>, cute::Int<Stages>>{}));
+  // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK, HeadDim].
+  using LayoutVt = decltype(cute::tile_to_shape(
+      TransposedAtom{}, cute::Shape<cute::Int<HeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
+      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+
+  // Each consumer warpgroup multiplies its own 64 rows.
+  using MmaQK = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float,
+                                 cute::Shape<cute::_64, cute::Int<TileK>, cute::Int<HeadDim>>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  using MmaPV = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float,
+                                 cute::Shape<cute::_64, cute::Int<HeadDim>, cute::Int<TileK>>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+
+  static constexpr int kBytesQ = TileQ * HeadDim * 2;
+  static constexpr int kBytesK = TileK * HeadDim * 2;  // of one stage
+  static constexpr int kSmemLimit = 227 * 1024;
+  // The output tile has shared memory of its own where that fits; else it takes the place of Q,
+  // and the next Q is loaded after the output has left.
+  static constexpr bool kOutputReplacesQ =
+      2 * kBytesQ + 2 * Stages * kBytesK + 2048 > kSmemLimit;
+};
+
+}  // namespace sparse_fmha::sm90
