@@ -1,0 +1,25 @@
+# CUTLASS headers, build only; third_party/README.md says where they come from.
+set(CUTLASS_WANTED 4.2.0)
+set(CUTLASS_DIR "" CACHE PATH "A checkout of CUTLASS v${CUTLASS_WANTED}; empty: as installed by pip")
+if(CUTLASS_DIR)
+  set(CUTLASS_INCLUDE_DIR "${CUTLASS_DIR}/include")
+else()
+  locate(cutlass CUTLASS_INCLUDE_DIR)
+endif()
+
+set(header "${CUTLASS_INCLUDE_DIR}/cutlass/version.h")
+if(NOT EXISTS "${header}")
+  message(FATAL_ERROR "no CUTLASS in ${CUTLASS_INCLUDE_DIR} (cutlass/version.h is missing); "
+                      "CUTLASS_DIR must be a checkout of CUTLASS v${CUTLASS_WANTED}")
+endif()
+set(CUTLASS_VERSION "")
+foreach(part MAJOR MINOR PATCH)
+  file(STRINGS "${header}" line REGEX "^#define CUTLASS_${part} ")
+  string(REGEX MATCH "[0-9]+" number "${line}")
+  list(APPEND CUTLASS_VERSION ${number})
+endforeach()
+list(JOIN CUTLASS_VERSION "." CUTLASS_VERSION)
+if(NOT CUTLASS_VERSION VERSION_EQUAL CUTLASS_WANTED)
+  message(FATAL_ERROR "CUTLASS ${CUTLASS_VERSION} in ${CUTLASS_INCLUDE_DIR}; the kernels are made "
+    "for ${CUTLASS_WANTED}: pip install --no-deps nvidia-cutlass==${CUTLASS_WANTED}.0")
+endif()

@@ -1,0 +1,183 @@
+# The GPU kernels: which architectures, and one object file for each row of csrc/kernels.def.
+
+set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
+set(GPU_KERNELS "")  # names of the rows that get built
+
+# Supported architectures, and for each the name it has in kernels.def.
+set(GPU_SUPPORTED 90a)
+set(GPU_NAME_90a sm90)
+# First nvcc that has cudaGetDriverEntryPointByVersion.
+set(GPU_MIN_CUDA 12.5)
+
+function(find_nvcc out)
+  find_program(SPARSE_FMHA_NVCC nvcc
+    HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+  set(${out} "" PARENT_SCOPE)
+  if(DEFINED ENV{CUDACXX})
+    set(${out} "$ENV{CUDACXX}" PARENT_SCOPE)
+  elseif(SPARSE_FMHA_NVCC)
+    set(${out} "${SPARSE_FMHA_NVCC}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+function(nvcc_version nvcc out)
+  execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE text ERROR_QUIET)
+  string(REGEX MATCH "release ([0-9.]+)" _ "${text}")
+  set(${out} "${CMAKE_MATCH_1}" PARENT_SCOPE)
+endfunction()
+
+find_nvcc(nvcc)
+set(GPU_CUDA_VERSION "")
+if(nvcc)
+  nvcc_version("${nvcc}" GPU_CUDA_VERSION)
+endif()
+
+if(SPARSE_FMHA_ARCHS STREQUAL "none")
+  set(GPU_ARCHS "")
+  message(STATUS "GPU kernels: none, as asked (SPARSE_FMHA_ARCHS)")
+elseif(SPARSE_FMHA_ARCHS STREQUAL "")
+  if(NOT nvcc)
+    set(GPU_ARCHS "")
+    message(STATUS "GPU kernels: none, no nvcc found")
+  elseif(GPU_CUDA_VERSION VERSION_LESS GPU_MIN_CUDA)
+    set(GPU_ARCHS "")
+    message(STATUS "GPU kernels: none, ${nvcc} is ${GPU_CUDA_VERSION}; ${GPU_MIN_CUDA} is needed")
+  else()
+    set(GPU_ARCHS "${GPU_SUPPORTED}")
+  endif()
+else()
+  string(REPLACE "," ";" GPU_ARCHS "${SPARSE_FMHA_ARCHS}")
+  foreach(arch IN LISTS GPU_ARCHS)
+    if(NOT arch IN_LIST GPU_SUPPORTED)
+      message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS}: ${arch} is not supported; "
+                          "allowed are none, or a list of: ${GPU_SUPPORTED}")
+    endif()
+  endforeach()
+  if(NOT nvcc)
+    message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS} needs nvcc >= ${GPU_MIN_CUDA}, "
+                        "and none is on PATH; set CUDACXX, or SPARSE_FMHA_ARCHS=none")
+  elseif(GPU_CUDA_VERSION VERSION_LESS GPU_MIN_CUDA)
+    message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS} needs nvcc >= ${GPU_MIN_CUDA}; "
+                        "${nvcc} is ${GPU_CUDA_VERSION}")
+  endif()
+endif()
+
+if(GPU_ARCHS)
+  set(CMAKE_CUDA_COMPILER "${nvcc}")
+  set(CMAKE_CUDA_ARCHITECTURES OFF)  # set for each target
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  include(Cutlass)
+  message(STATUS "GPU kernels: ${GPU_ARCHS}, nvcc ${CMAKE_CUDA_COMPILER_VERSION}, "
+                 "CUTLASS ${CUTLASS_VERSION}")
+endif()
+
+# sm90_dense_bfloat16_d128 of the arguments (sm90, Dense, bfloat16_t, 128, ...).
+function(kernel_name out arch mechanism element head_dim)
+  string(REGEX REPLACE "([a-z0-9])([A-Z])" "\\1_\\2" mechanism "${mechanism}")
+  string(TOLOWER "${mechanism}" mechanism)
+  if(element STREQUAL "half_t")
+    set(dtype float16)
+  elseif(element STREQUAL "bfloat16_t")
+    set(dtype bfloat16)
+  else()
+    message(FATAL_ERROR "kernels.def: element ${element} is neither half_t nor bfloat16_t")
+  endif()
+  set(${out} "${arch}_${mechanism}_${dtype}_d${head_dim}" PARENT_SCOPE)
+endfunction()
+
+# One source file of a few lines for each row of `def` whose architecture is wanted, and
+# kernel_rows.inc, which names them all for the registry.
+function(add_gpu_kernels core def)
+  set(def "${PROJECT_SOURCE_DIR}/${def}")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${def}")
+  file(STRINGS "${def}" lines REGEX "^SPARSE_FMHA_KERNEL")
+  set(kernels "")
+  set(rows "")
+  foreach(target_arch IN LISTS GPU_ARCHS)
+    set(wanted "${GPU_NAME_${target_arch}}")
+    set(sources "")
+    foreach(line IN LISTS lines)
+      if(NOT line MATCHES "^SPARSE_FMHA_KERNEL\\(([^()]+)\\)$")
+        message(FATAL_ERROR "kernels.def: cannot read: ${line}")
+      endif()
+      string(REGEX REPLACE "[ \t]*,[ \t]*" ";" fields "${CMAKE_MATCH_1}")
+      list(LENGTH fields count)
+      if(NOT count EQUAL 7)
+        message(FATAL_ERROR "kernels.def: ${count} fields where 7 belong: ${line}")
+      endif()
+      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages)
+      if(NOT arch STREQUAL wanted)
+        continue()
+      endif()
+      kernel_name(name ${arch} ${mechanism} ${element} ${head_dim})
+      if(name IN_LIST kernels)
+        message(FATAL_ERROR "kernels.def: a second row for ${name}")
+      endif()
+      file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/${name}.cu" @ONLY CONTENT
+"#include \"sparse_fmha/@arch@/launch.h\"
+
+namespace sparse_fmha {
+KernelRow @name@() {
+  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@>(\"@name@\");
+}
+}  // namespace sparse_fmha
+")
+      list(APPEND sources "${GPU_GENERATED_DIR}/${name}.cu")
+      list(APPEND kernels ${name})
+      string(APPEND rows "SPARSE_FMHA_ROW(${name})\n")
+    endforeach()
+    add_kernel_objects(${core} ${target_arch} ${sources})
+  endforeach()
+  file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/kernel_rows.inc" CONTENT "${rows}" @ONLY)
+  set(GPU_KERNELS "${kernels}" PARENT_SCOPE)
+endfunction()
+
+function(add_kernel_objects core arch)
+  set(target sparse_fmha_sm${arch})
+  set(launcher "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" compile)
+  if(CCACHE)
+    list(APPEND launcher "${CCACHE}")
+  endif()
+  add_library(${target} OBJECT ${ARGN})
+  set_target_properties(${target} PROPERTIES
+    CUDA_ARCHITECTURES ${arch}-real
+    CUDA_COMPILER_LAUNCHER "${launcher}")
+  target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
+  target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
+  target_compile_options(${target} PRIVATE --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
+    "SHELL:-Xptxas -v" "SHELL:-Xfatbin -compress-all")
+  target_sources(${core} PRIVATE $<TARGET_OBJECTS:${target}>)
+  target_link_libraries(${core} PUBLIC CUDA::cudart_static)
+endfunction()
+
+# build_info.inc for `target`: what was built with what, and the ptxas figures of every kernel.
+function(add_build_info target)
+  set(basics "${GPU_GENERATED_DIR}/basics.json")
+  set(info "${GPU_GENERATED_DIR}/build_info.inc")
+  set(objects "")
+  foreach(arch IN LISTS GPU_ARCHS)
+    list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_sm${arch}>)
+  endforeach()
+  list(JOIN GPU_ARCHS "\", \"" archs)
+  if(archs)
+    set(archs "\"${archs}\"")
+  endif()
+  file(CONFIGURE OUTPUT "${basics}" @ONLY CONTENT
+"{
+  \"version\": \"@PROJECT_VERSION@\",
+  \"archs\": [@archs@],
+  \"cpu_isas\": \"@CPU_ISAS@\",
+  \"compiler\": \"@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@\",
+  \"torch\": \"@TORCH_VERSION@\",
+  \"cuda\": \"@CMAKE_CUDA_COMPILER_VERSION@\",
+  \"cutlass\": \"@CUTLASS_VERSION@\"
+}
+")
+  add_custom_command(OUTPUT "${info}"
+    COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" collect
+            "${basics}" "${info}" ${objects}
+    DEPENDS "${basics}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" ${objects}
+    COMMAND_EXPAND_LISTS VERBATIM COMMENT "Collecting build information")
+  target_sources(${target} PRIVATE "${info}")
+endfunction()

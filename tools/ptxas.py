@@ -1,0 +1,101 @@
+"""Keeps what ptxas says of each kernel, and fails the build where it says that a kernel is slow.
+
+    ptxas.py compile COMMAND...            runs a compile command; OBJECT.ptxas.json beside its object
+    ptxas.py collect BASICS OUT OBJECT...  merges the reports with the basics into a C++ string literal
+
+A register spill, or a WGMMA that ptxas serialises (its notes C7510 to C7519), costs a kernel
+a large part of its speed and never its correctness, so nothing but the build would notice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
+STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+REGISTERS = re.compile(r"Used (\d+) registers")
+SMEM = re.compile(r"(\d+) bytes smem")
+SERIALISED = re.compile(r"\(C75\d\d\)")
+
+
+def parse(log: str) -> dict:
+    """Figures of one object file: the worst over the functions that it has."""
+    frames = [tuple(map(int, m.groups())) for m in STACK.finditer(log)]
+    return {
+        "entries": len(ENTRY.findall(log)),
+        "registers": max((int(m) for m in REGISTERS.findall(log)), default=0),
+        "stack_bytes": max((f[0] for f in frames), default=0),
+        "spill_store_bytes": sum(f[1] for f in frames),
+        "spill_load_bytes": sum(f[2] for f in frames),
+        "static_smem_bytes": max((int(m) for m in SMEM.findall(log)), default=0),
+    }
+
+
+def faults(log: str, figures: dict) -> list[str]:
+    """Why the object must not be used."""
+    found = sorted({line.strip() for line in log.splitlines() if SERIALISED.search(line)})
+    if figures["spill_store_bytes"] or figures["spill_load_bytes"]:
+        found.append(
+            f"register spills: {figures['spill_store_bytes']} bytes stored, "
+            f"{figures['spill_load_bytes']} bytes loaded"
+        )
+    if not figures["entries"] or not figures["registers"]:
+        found.append("ptxas printed no figures: is -Xptxas -v among the flags?")
+    return found
+
+
+def report_path(obj: str) -> Path:
+    return Path(obj + ".ptxas.json")
+
+
+def compile_object(command: list[str]) -> int:
+    """Runs the command; the object and its report stay only if both are good."""
+    obj = command[command.index("-o") + 1]
+    report = report_path(obj)
+    report.unlink(missing_ok=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    notes = [line for line in done.stderr.splitlines() if not is_figure(line)]
+    if notes:
+        print("\n".join(notes), file=sys.stderr)
+    if done.returncode:
+        return done.returncode
+    figures = parse(done.stderr)
+    wrong = faults(done.stderr, figures)
+    if wrong:
+        Path(obj).unlink(missing_ok=True)
+        for line in wrong:
+            print(f"{Path(obj).name}: {line}", file=sys.stderr)
+        return 1
+    report.write_text(json.dumps(figures))
+    return 0
+
+
+def is_figure(line: str) -> bool:
+    """A line of a ptxas report that is fine and of no interest while building."""
+    return bool(re.match(r"ptxas info +:|    \d+ bytes stack frame", line)) and not SERIALISED.search(
+        line
+    )
+
+
+def collect(basics: str, out: str, objects: list[str]) -> int:
+    info = json.loads(Path(basics).read_text())
+    info["cpu_isas"] = info["cpu_isas"].split(";")
+    info["kernels"] = {}
+    for obj in objects:
+        report = report_path(obj)
+        if not report.is_file():
+            print(f"{report} is missing: {obj} was not checked for spills", file=sys.stderr)
+            return 1
+        info["kernels"][Path(obj).name.split(".")[0]] = json.loads(report.read_text())
+    Path(out).write_text(f'R"json({json.dumps(info)})json"\n')
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "compile":
+        sys.exit(compile_object(sys.argv[2:]))
+    sys.exit(collect(sys.argv[2], sys.argv[3], sys.argv[4:]))
