@@ -1,13 +1,19 @@
-# Packages of the Python environment that the build takes headers from; tools/locate.py knows where.
+# What the build takes from its surroundings; tools/locate.py knows where to look.
+
+# Sets `out`. When there is nothing: fatal, or, given a third name, that gets the reason.
 function(locate what out)
   execute_process(
     COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/locate.py" "${what}"
     OUTPUT_VARIABLE found ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
-  if(NOT status EQUAL 0)
+  if(status EQUAL 0)
+    set(${out} "${found}" PARENT_SCOPE)
+  elseif(ARGC GREATER 2)
+    set(${out} "" PARENT_SCOPE)
+    set(${ARGV2} "${reason}" PARENT_SCOPE)
+  else()
     message(FATAL_ERROR "${reason}")
   endif()
-  set(${out} "${found}" PARENT_SCOPE)
 endfunction()
 
 locate(torch TORCH_DIR)

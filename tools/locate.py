@@ -1,14 +1,16 @@
-"""Finds the packages that the build takes headers and libraries from, without importing them.
+"""Finds what the build takes from its surroundings: torch, CUTLASS, pybind11, nvcc.
 
-An isolated build hides the environment that the wheel is for, yet that is where torch is. So after
-`sys.path` the directories are searched that this interpreter would use outside of isolation. The
-library uses LibTorch's stable ABI: headers of any torch >= MIN_TORCH serve every other one.
+Packages are looked up without importing them. An isolated build hides the environment that the
+package is for, yet that is where torch is: after `sys.path` the directories are searched that this
+interpreter would use outside of isolation. Headers of any torch >= MIN_TORCH serve every other one,
+because the library uses LibTorch's stable ABI only.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import site
 import sys
 import sysconfig
@@ -16,24 +18,24 @@ from pathlib import Path
 
 MIN_TORCH = (2, 10)
 PINNED_TORCH = "torch==2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINNED_CUTLASS = "nvidia-cutlass==4.2.0.0"
 
 
 def _search_path() -> list[str]:
-    dirs = list(sys.path) + [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    dirs = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     config = Path(sys.prefix, "pyvenv.cfg")
-    shares_base = not config.is_file() or re.search(
+    isolated = config.is_file() and not re.search(
         r"^include-system-site-packages\s*=\s*true", config.read_text(), re.I | re.M
     )
-    if shares_base:
+    if not isolated:
         base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
         dirs += [sysconfig.get_path("purelib", vars=base), sysconfig.get_path("platlib", vars=base)]
         dirs += [*site.getsitepackages([sys.base_prefix]), site.getusersitepackages()]
     return list(dict.fromkeys(d for d in dirs if d))
 
 
-def find_package(name: str) -> Path | None:
-    """Directory of an installed package."""
+def _package(name: str) -> Path | None:
     candidates = (Path(d, name) for d in _search_path())
     return next((p for p in candidates if (p / "__init__.py").is_file()), None)
 
@@ -50,15 +52,20 @@ def is_supported_torch(version: str) -> bool:
     return numbers is not None and tuple(map(int, numbers.groups())) >= MIN_TORCH
 
 
+def torch_requirement() -> str | None:
+    """The requirement that SPARSE_FMHA_TORCH asks for, where it is not a directory."""
+    wanted = os.environ.get("SPARSE_FMHA_TORCH", "")
+    return wanted if re.match(r"torch\b[^/]*$", wanted) else None
+
+
 def torch() -> Path:
-    """Directory of a torch whose headers will do; SPARSE_FMHA_TORCH may name it."""
-    wanted = os.environ.get("SPARSE_FMHA_TORCH")
-    directory = Path(wanted) if wanted else find_package("torch")
-    minimum = ".".join(map(str, MIN_TORCH))
+    """Directory of a torch whose headers will do."""
+    wanted = None if torch_requirement() else os.environ.get("SPARSE_FMHA_TORCH")
+    directory = Path(wanted) if wanted else _package("torch")
     get_one = (
-        f"install torch >= {minimum} first (for example `pip install {PINNED_TORCH} "
-        "--extra-index-url https://download.pytorch.org/whl/cpu`) or set SPARSE_FMHA_TORCH to the "
-        "directory of a torch package"
+        f"install torch >= {'.'.join(map(str, MIN_TORCH))} first, for example "
+        f"`pip install {PINNED_TORCH}+cpu --extra-index-url {TORCH_CPU_INDEX}`, or set "
+        "SPARSE_FMHA_TORCH to the directory of a torch package"
     )
     if directory is None:
         raise LookupError(f"torch is not installed for {sys.executable}: {get_one}")
@@ -75,25 +82,50 @@ def cutlass() -> Path:
     wanted = os.environ.get("CUTLASS_DIR")
     if wanted:
         return Path(wanted, "include")
-    package = find_package("cutlass_library")
+    package = _package("cutlass_library")
     if package is None:
         raise LookupError(
-            f"CUTLASS is needed for the GPU kernels: `pip install --no-deps {PINNED_CUTLASS}` or "
-            "set CUTLASS_DIR to a checkout of CUTLASS v4.2.0"
+            f"the GPU kernels need CUTLASS: `pip install --no-deps {PINNED_CUTLASS}`, or set "
+            "CUTLASS_DIR to a checkout of CUTLASS v4.2.0, or build without them: "
+            "SPARSE_FMHA_ARCHS=none"
         )
     return package / "source" / "include"
 
 
 def pybind11() -> Path:
     """Directory of pybind11's CMake configuration."""
-    package = find_package("pybind11")
+    package = _package("pybind11")
     if package is None:
         raise LookupError("pybind11 is needed to build: `pip install pybind11`")
     return package / "share" / "cmake" / "pybind11"
 
 
-if __name__ == "__main__":
+def nvcc() -> Path:
+    """The CUDA compiler: CUDACXX, CUDA_HOME, CUDA_PATH, PATH, then the usual place."""
+    if os.environ.get("CUDACXX"):
+        return Path(os.environ["CUDACXX"])
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    path = [*(f"{h}/bin" for h in homes if h), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = shutil.which("nvcc", path=os.pathsep.join(path))
+    if found is None:
+        raise LookupError("no nvcc found on PATH, in CUDA_HOME or in /usr/local/cuda")
+    return Path(found)
+
+
+def builds_gpu_kernels() -> bool:
+    """Whether a build here, with this environment, compiles GPU kernels."""
+    if os.environ.get("SPARSE_FMHA_ARCHS") == "none":
+        return False
     try:
-        print({"torch": torch, "cutlass": cutlass, "pybind11": pybind11}[sys.argv[1]]())
+        nvcc()
+    except LookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    find = {"torch": torch, "cutlass": cutlass, "pybind11": pybind11, "nvcc": nvcc}
+    try:
+        print(find[sys.argv[1]]())
     except LookupError as error:
         sys.exit(str(error))

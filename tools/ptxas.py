@@ -1,10 +1,10 @@
 """Keeps what ptxas says of each kernel, and fails the build where it says that a kernel is slow.
 
-    ptxas.py compile COMMAND...            runs a compile command; OBJECT.ptxas.json beside its object
-    ptxas.py collect BASICS OUT OBJECT...  merges the reports with the basics into a C++ string literal
+    ptxas.py compile COMMAND...            runs a compile command, reports beside its object file
+    ptxas.py collect BASICS OUT OBJECT...  merges basics and reports into a C++ string literal
 
-A register spill, or a WGMMA that ptxas serialises (its notes C7510 to C7519), costs a kernel
-a large part of its speed and never its correctness, so nothing but the build would notice.
+A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), costs a kernel a
+large part of its speed and never its correctness, so nothing but the build would notice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 SMEM = re.compile(r"(\d+) bytes smem")
+FIGURE = re.compile(r"ptxas info +:|    \d+ bytes stack frame")
 SERIALISED = re.compile(r"\(C75\d\d\)")
 
 
@@ -76,9 +77,7 @@ def compile_object(command: list[str]) -> int:
 
 def is_figure(line: str) -> bool:
     """A line of a ptxas report that is fine and of no interest while building."""
-    return bool(re.match(r"ptxas info +:|    \d+ bytes stack frame", line)) and not SERIALISED.search(
-        line
-    )
+    return not SERIALISED.search(line) and FIGURE.match(line) is not None
 
 
 def collect(basics: str, out: str, objects: list[str]) -> int:

@@ -1,0 +1,23 @@
+# make demo    build, then denoise a photograph by attention
+# make test    build, then every check that continuous integration runs
+#
+# Both work in a virtual environment of their own, .venv. They need python3 >= 3.10 and a C++17
+# compiler; GPU kernels are built where nvcc is found.
+#
+#   PYTHON=python3.12       another interpreter
+#   TORCH=torch==2.12.0     this torch, from the package index; the default is a torch >= 2.10 that
+#                           PYTHON can import, else the CPU build of torch 2.13.0
+#   SPARSE_FMHA_ARCHS=none  no GPU kernels
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+
+.PHONY: demo test build clean
+demo test build:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or set PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; $(PYTHON) is `$(PYTHON) -V 2>&1`; set PYTHON" >&2; exit 1; }
+	@$(PYTHON) tools/bootstrap.py $@ --venv "$(VENV)" --torch "$(TORCH)"
+
+clean:
+	rm -rf build dist $(VENV) python/*.egg-info

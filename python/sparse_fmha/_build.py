@@ -1,0 +1,50 @@
+"""What was compiled in, with what, and what the GPU compiler made of it."""
+
+from __future__ import annotations
+
+import torch  # noqa: F401  loads libtorch_cpu.so, which the extension is linked to
+
+from sparse_fmha import _C
+
+
+class KernelTable(list):
+    """Rows of the kernel table, one dict per compiled kernel; prints as a table."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no kernels compiled in"
+        columns = list(dict.fromkeys(key for row in self for key in row))
+        lines = [columns] + [[str(row.get(key, "")) for key in columns] for row in self]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+
+def build_info() -> dict:
+    """Versions the library was built with.
+
+    Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `cpu_isas`,
+    `compiler`, `torch` (the headers; any torch >= 2.10 runs it), `cuda` and `cutlass` (empty for a
+    CPU-only build), and `kernels`: by kernel name the figures of ptxas, in registers per thread
+    and bytes.
+    """
+    return _C.build_info()
+
+
+def kernels() -> KernelTable:
+    """Compiled kernels as a list of dicts that prints as a table.
+
+    `head_dim` is the largest that the kernel takes, `tile_q` and `tile_k` are tokens (0: chosen at
+    run time), `smem_bytes` is per thread block. GPU rows also have `registers` per thread and
+    `spill_bytes`, as ptxas reported them.
+    """
+    figures = build_info()["kernels"]
+    rows = KernelTable(_C.kernel_table())
+    for row in rows:
+        if row["name"] in figures:
+            of_row = figures[row["name"]]
+            row["registers"] = of_row["registers"]
+            row["spill_bytes"] = of_row["spill_store_bytes"] + of_row["spill_load_bytes"]
+    return rows

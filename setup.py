@@ -1,0 +1,64 @@
+"""Drives CMake and Ninja; everything else is in pyproject.toml.
+
+Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SPARSE_FMHA_TORCH,
+CMAKE_ARGS, MAX_JOBS. The CMake tree is kept in build/, so that a second build is quick.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def tool(name: str) -> str:
+    """Path of cmake or ninja: of this Python's environment first, activated or not."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise SystemExit(f"{name} is needed to build: pip install {name}")
+    return found
+
+
+def jobs() -> str:
+    return os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+
+
+class Build(build):
+    def run(self):
+        # setuptools never removes a module here that was removed from the source.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+class CMakeBuild(build_ext):
+    def run(self):
+        package_dir = Path(self.get_ext_fullpath("sparse_fmha._C")).resolve().parent
+        tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        cmake = tool("cmake")
+        archs = os.environ.get("SPARSE_FMHA_ARCHS", "")
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DSPARSE_FMHA_ARCHS={archs}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        install = [cmake, "--install", str(tree), "--prefix", str(package_dir.parent), "--strip"]
+        for command in (configure, [cmake, "--build", str(tree), "-j", jobs()], install):
+            status = subprocess.call(command)
+            if status:
+                raise SystemExit(f"failed ({status}): {shlex.join(command)}")
+
+
+setup(
+    ext_modules=[Extension("sparse_fmha._C", sources=[])],
+    cmdclass={"build": Build, "build_ext": CMakeBuild},
+)

@@ -1,0 +1,42 @@
+"""PEP 517 backend: setuptools, with build requirements that depend on what is already there.
+
+torch   from the environment that the package is for, even when the build is isolated from it
+        (locate.py), or from the directory SPARSE_FMHA_TORCH. Where there is none, the build stops
+        with a line that says so, unless SPARSE_FMHA_TORCH is a requirement, such as torch==2.13.0.
+CUTLASS the same way, but where it is missing and GPU kernels get built, it is required from the
+        package index: headers of 30 MB.
+"""
+
+from setuptools import build_meta as _setuptools
+from setuptools.build_meta import (  # noqa: F401
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+import locate
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return _setuptools.get_requires_for_build_wheel(config_settings) + _inputs()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return _setuptools.get_requires_for_build_editable(config_settings) + _inputs()
+
+
+def _inputs() -> list[str]:
+    required = []
+    if locate.torch_requirement():
+        required.append(locate.torch_requirement())
+    else:
+        locate.torch()
+    if locate.builds_gpu_kernels():
+        try:
+            locate.cutlass()
+        except LookupError:
+            required.append(locate.PINNED_CUTLASS)
+    return required
