@@ -1,0 +1,106 @@
+"""Command line: python -m benchmarks"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+import torch
+
+import sparse_fmha
+from benchmarks import environment, peers, report
+from benchmarks.cases import select
+from benchmarks.run import run_case
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Times sparse_fmha beside the other attention kernels that are installed.",
+    )
+    # fmt: off
+    p.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    p.add_argument("--case", action="append", default=[], metavar="GLOB",
+                   help="cases by name, such as 'fmha/d128/*'; may be repeated (default: all)")
+    p.add_argument("--device", choices=["cuda", "cpu"],
+                   default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--peers", default="auto", metavar="NAMES",
+                   help="auto (all that need no compilation), none, or a list: fa3,cudnn,flex")
+    p.add_argument("--l2", choices=["cold", "warm", "both"],
+                   help="state of the L2 cache before each call (default: both; cold with --quick)")
+    p.add_argument("--iterations", type=int, default=20, metavar="N",
+                   help="timed calls of each op (default: %(default)s)")
+    p.add_argument("--warmup", type=int, default=3, metavar="N",
+                   help="untimed calls before them (default: %(default)s)")
+    p.add_argument("--quick", action="store_true", help="a few cases that stand for the rest")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS, metavar="PATH",
+                   help="results file, or the folder to put it in (default: benchmarks/results)")
+    p.add_argument("--plot", action="store_true", help="a picture beside the file (matplotlib)")
+    # fmt: on
+    return p
+
+
+def describe(record: dict) -> str:
+    """One line of progress: what ours and the fastest peer did."""
+    runs = [r for r in record["runs"] if "error" in r and r["l2"] == record["runs"][0]["l2"]]
+    ours, *others = sorted(runs, key=lambda r: r["op"] != peers.OURS)
+    text = report.rate(ours["useful_tflops"])
+    if others:
+        best = max(others, key=lambda r: r["useful_tflops"])
+        text += f", {best['op']} {report.rate(best['useful_tflops'])}"
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        p.error("--device cuda: torch finds no GPU; --device cpu runs the CPU cases")
+    if args.iterations < 1 or args.warmup < 0:
+        p.error("--iterations is at least 1 and --warmup at least 0")
+    try:
+        cases = select(args.device, args.case, args.quick)
+        builders = peers.choose(args.device, args.peers)
+    except ValueError as problem:
+        p.error(str(problem))
+    if args.list:
+        print("\n".join(c.name for c in cases))
+        return 0
+    l2 = args.l2 or ("cold" if args.quick else "both")
+    settings = {
+        "l2": ["cold", "warm"] if l2 == "both" else [l2],
+        "iterations": args.iterations,
+        "warmup": args.warmup,
+        "seed": args.seed,
+    }
+    results = {
+        "schema": report.SCHEMA,
+        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **environment.describe(args.device),
+        "settings": settings,
+        "cases": [],
+    }
+    kernels = list(sparse_fmha.kernels())
+    for number, case in enumerate(cases, 1):
+        print(f"[{number}/{len(cases)}] {case.name}", end=" ", file=sys.stderr, flush=True)
+        record = run_case(case, builders, kernels, **settings)
+        print(describe(record), file=sys.stderr, flush=True)
+        results["cases"].append(record)
+    path = args.out if args.out.suffix == ".json" else args.out / report.file_name(results)
+    report.save(results, path)
+    if args.plot:
+        from benchmarks.plot import plot  # matplotlib is optional
+
+        plot(results, path.with_suffix(".png"))
+    report.print_table(results)
+    print(f"results: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

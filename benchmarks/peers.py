@@ -1,0 +1,131 @@
+"""The implementations that are timed: ours, and every peer that is installed.
+
+A peer is a function of a case and its tensors q, k, v [B, L, H, D] that returns the op to time: a
+function without arguments whose result is out [B, L, H, D]. It raises UnavailableError with the
+reason where it cannot run the case. Views, masks and compilation are made outside the op.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.cases import Case
+
+OURS = "sparse_fmha"
+
+
+class UnavailableError(Exception):
+    """Why a peer cannot run a case."""
+
+
+def sparse_fmha(case: Case, q, k, v):
+    import sparse_fmha as library
+
+    if case.window:
+        q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
+        op = lambda: library.neighborhood_attention(q, k, v, case.window)  # noqa: E731
+        return lambda: op().flatten(1, len(case.grid))
+    return lambda: library.attention(q, k, v, causal=case.causal)
+
+
+def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    options = {"is_causal": case.causal}
+    if case.heads_q != case.heads_kv:
+        options["enable_gqa"] = True
+    if case.window:
+        from sparse_fmha import reference
+
+        options["attn_mask"] = reference.neighborhood_mask(case.grid, case.window)
+
+    def op():
+        if backend is None:
+            return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+
+    return op
+
+
+def torch_cpu(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, None)
+
+
+def cudnn(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, SDPBackend.CUDNN_ATTENTION)
+
+
+def flash2(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, SDPBackend.FLASH_ATTENTION)
+
+
+def fa3(case: Case, q, k, v):
+    if importlib.util.find_spec("fa3_fwd_interface") is None:
+        raise UnavailableError("the package fa3-fwd is not installed")
+    if case.dtype != "bfloat16":
+        raise UnavailableError("fa3-fwd takes bfloat16 only")
+    from fa3_fwd_interface import flash_attn_func
+
+    def op():
+        result = flash_attn_func(q, k, v, causal=case.causal)
+        return result[0] if isinstance(result, tuple) else result
+
+    return op
+
+
+def flex(case: Case, q, k, v):
+    if case.window:
+        raise UnavailableError("not written for neighborhood cases")
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = None
+    if case.causal:
+        visible = lambda b, h, i, j: i >= j  # noqa: E731
+        mask = create_block_mask(visible, None, None, case.length, case.length, device=q.device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    gqa = case.heads_q != case.heads_kv
+    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=gqa).transpose(1, 2)
+
+
+Build = Callable[..., Callable[[], torch.Tensor]]
+PEERS: dict[str, dict[str, Build]] = {
+    "cuda": {"cudnn": cudnn, "flash2": flash2, "fa3": fa3, "flex": flex},
+    "cpu": {"torch": torch_cpu, "flex": flex},
+}
+ON_REQUEST = {"flex"}  # compiles for tens of seconds per case
+
+
+def choose(device: str, wanted: str) -> dict[str, Build]:
+    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first."""
+    known = PEERS[device]
+    if wanted == "auto":
+        names = [name for name in known if name not in ON_REQUEST]
+    elif wanted == "none":
+        names = []
+    else:
+        names = wanted.split(",")
+    for name in names:
+        if name not in known:
+            allowed = ", ".join([*known, "auto", "none"])
+            raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
+    return {OURS: sparse_fmha} | {name: known[name] for name in names}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers."""
+    found = {}
+    for package in ("torch", "triton", "fa3-fwd", "sparse-fmha", "nvidia-cudnn-cu13"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return found
