@@ -26,6 +26,12 @@ PROBE = """#include <Python.h>
 #include <optional>
 int main() { return std::optional<int>(0).value(); }
 """
+# The backend without pip, which would keep the compiler's progress to itself.
+BUILD_WHEEL = """import sys
+sys.path.insert(0, "tools")
+import build_backend
+build_backend.build_wheel("dist", {"--global-option": "--quiet"})
+"""
 
 
 class SetupError(Exception):
@@ -36,9 +42,9 @@ def say(text: str) -> None:
     print(f"\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"== {text}", flush=True)
 
 
-def run(*command: str | Path, what: str, env: dict | None = None) -> None:
+def run(*command: str | Path, what: str) -> None:
     """Runs a command with its output in view."""
-    status = subprocess.call([str(c) for c in command], cwd=ROOT, env=env)
+    status = subprocess.call([str(c) for c in command], cwd=ROOT)
     if status:
         raise SetupError(f"{what} failed ({status}), see above")
 
@@ -111,7 +117,8 @@ class Environment:
             )
         if found and sys.prefix != sys.base_prefix:  # system-site-packages sees only the base
             self.site_packages().joinpath("outer.pth").write_text(sysconfig.get_path("purelib"))
-        upgrade = self.can_pip("--upgrade", "pip")
+        # Reinstalled, or pip would be content with the one that is there and not ask the index.
+        upgrade = self.can_pip("--upgrade", "--force-reinstall", "pip")
         if upgrade.returncode:
             index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
             raise SetupError(
@@ -138,16 +145,21 @@ class Environment:
         text = (ROOT / "pyproject.toml").read_text()
         requires = ast.literal_eval(re.search(r"^requires = (\[.*?\])", text, re.M | re.S)[1])
         self.pip("--quiet", *requires, what="installing the build tools")
+        # Apart from the environment, in which pip would go on about its missing dependencies.
+        folder = self.path / locate.PINNED_CUTLASS
+        source = folder / "cutlass_library" / "source"
         if locate.builds_gpu_kernels() and not os.environ.get("CUTLASS_DIR"):
-            self.pip("--quiet", "--no-deps", locate.PINNED_CUTLASS, what="installing CUTLASS")
+            if not source.is_dir():
+                options = ["--quiet", "--no-deps", "--target", folder]
+                self.pip(*options, locate.PINNED_CUTLASS, what="installing CUTLASS")
+            os.environ["CUTLASS_DIR"] = str(source)
 
     def build(self, extra: str) -> None:
         """Builds the wheel, with the compiler's progress in view, and installs it."""
         say("Building")
         self.install_build_tools()
         shutil.rmtree(ROOT / "dist", ignore_errors=True)
-        build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", "dist"]
-        run(self.python, *build, what="the build")
+        run(self.python, "-c", BUILD_WHEEL, what="the build")
         (wheel,) = (ROOT / "dist").glob("*.whl")
         say(f"Installing {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB")
         self.pip("--quiet", "--no-deps", "--force-reinstall", wheel, what="installing the wheel")
