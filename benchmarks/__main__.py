@@ -12,6 +12,7 @@ import torch
 import sparse_fmha
 from benchmarks import environment, peers, report
 from benchmarks.cases import select
+from benchmarks.names import OURS
 from benchmarks.run import run_case
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def describe(record: dict) -> str:
     """One line of progress: what ours and the fastest peer did."""
     runs = [r for r in record["runs"] if "error" in r and r["l2"] == record["runs"][0]["l2"]]
-    ours, *others = sorted(runs, key=lambda r: r["op"] != peers.OURS)
+    ours, *others = sorted(runs, key=lambda r: r["op"] != OURS)
     text = report.rate(ours["useful_tflops"])
     if others:
         best = max(others, key=lambda r: r["useful_tflops"])
@@ -59,7 +60,7 @@ def describe(record: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available() and not args.list:
         p.error("--device cuda: torch finds no GPU; --device cpu runs the CPU cases")
     if args.iterations < 1 or args.warmup < 0:
         p.error("--iterations is at least 1 and --warmup at least 0")

@@ -16,8 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.cases import Case
-
-OURS = "sparse_fmha"
+from benchmarks.names import OURS
 
 
 class UnavailableError(Exception):

@@ -9,8 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.peers import OURS
-from benchmarks.run import MATMUL
+from benchmarks.names import MATMUL, OURS
 
 COLUMNS = 4
 

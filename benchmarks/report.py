@@ -6,8 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.peers import OURS
-from benchmarks.run import MATMUL
+from benchmarks.names import MATMUL, OURS
 
 SCHEMA = 1
 

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.errors import Oracle
-from benchmarks.peers import OURS, Build, UnavailableError
+from benchmarks.names import MATMUL, OURS
+from benchmarks.peers import Build, UnavailableError
 from benchmarks.timing import measure
 
-MATMUL = "matmul"  # the matrix rate that the others are compared with
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
