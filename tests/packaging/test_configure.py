@@ -1,0 +1,152 @@
+"""Inputs of the build that are wrong or missing get one line that says what to do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+
+import build_backend
+import locate
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Returns a function that configures with options and returns status and output on one line."""
+
+    def run(*options: str) -> tuple[int, str]:
+        cmake = Path(sys.executable).with_name("cmake")
+        command = [
+            *(str(cmake) if cmake.exists() else "cmake", "-S", str(ROOT), "-B", str(tmp_path)),
+            *("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+    return run
+
+
+def fake_package(folder: Path, name: str, **files: str) -> Path:
+    package = folder / name
+    for path, text in {"__init__.py": "", **files}.items():
+        target = package / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return package
+
+
+def cutlass_header(folder: Path, version: tuple[int, int, int]) -> Path:
+    lines = zip(("MAJOR", "MINOR", "PATCH"), version, strict=True)
+    text = "".join(f"#define CUTLASS_{part} {number}\n" for part, number in lines)
+    header = folder / "include" / "cutlass" / "version.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(text)
+    return folder
+
+
+needs_nvcc = pytest.mark.skipif(
+    not locate.builds_gpu_kernels(), reason="needs nvcc and SPARSE_FMHA_ARCHS other than none"
+)
+
+
+def test_none_builds_for_the_cpu_alone(configure):
+    status, output = configure("-DSPARSE_FMHA_ARCHS=none")
+    assert status == 0, output
+    assert "GPU kernels: none, as asked" in output
+
+
+def test_unknown_architecture(configure):
+    status, output = configure("-DSPARSE_FMHA_ARCHS=90a,80")
+    assert status != 0
+    assert "80 is not supported; allowed are none, or a list of: 90a" in output
+
+
+def test_without_nvcc(configure, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
+    status, output = configure()
+    assert status == 0, output
+    assert "GPU kernels: none" in output
+    status, output = configure("-DSPARSE_FMHA_ARCHS=90a")
+    assert status != 0
+    assert "needs nvcc >= 12.5" in output
+
+
+def test_old_nvcc(configure, monkeypatch, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.8, V11.8.89'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDACXX", str(nvcc))
+    status, output = configure("-DSPARSE_FMHA_ARCHS=90a")
+    assert status != 0
+    assert "needs nvcc >= 12.5" in output
+    assert "is 11.8" in output
+
+
+@needs_nvcc
+def test_wrong_cutlass(configure, tmp_path):
+    checkout = cutlass_header(tmp_path / "checkout", (3, 9, 1))
+    status, output = configure(f"-DCUTLASS_DIR={checkout}")
+    assert status != 0
+    assert "CUTLASS 3.9.1 in" in output
+    assert "pip install --no-deps nvidia-cutlass==4.2.0.0" in output
+
+
+@needs_nvcc
+def test_no_cutlass_at_cutlass_dir(configure, tmp_path):
+    status, output = configure(f"-DCUTLASS_DIR={tmp_path}")
+    assert status != 0
+    assert "CUTLASS_DIR must be a checkout of CUTLASS v4.2.0" in output
+
+
+def test_missing_cutlass(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUTLASS_DIR", raising=False)
+    monkeypatch.setattr(locate, "_search_path", lambda: [str(tmp_path)])
+    with pytest.raises(LookupError, match=r"pip install --no-deps nvidia-cutlass==4\.2\.0\.0"):
+        locate.cutlass()
+
+
+def test_old_torch(configure, monkeypatch, tmp_path):
+    old = fake_package(tmp_path, "torch", **{"version.py": "__version__ = '2.9.1'\n"})
+    monkeypatch.setenv("SPARSE_FMHA_TORCH", str(old))
+    status, output = configure("-DSPARSE_FMHA_ARCHS=none")
+    assert status != 0
+    assert "torch 2.9.1" in output
+    assert "too old: install torch >= 2.10" in output
+
+
+def test_torch_directory_that_is_none(configure, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSE_FMHA_TORCH", str(tmp_path))
+    status, output = configure("-DSPARSE_FMHA_ARCHS=none")
+    assert status != 0
+    assert "is not the directory of a torch package" in output
+
+
+def test_torch_is_never_a_build_requirement_unasked(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSE_FMHA_TORCH", raising=False)
+    monkeypatch.chdir(ROOT)
+    required = build_backend.get_requires_for_build_wheel()
+    assert not any(name.startswith("torch") for name in required)
+
+    monkeypatch.setattr(locate, "_search_path", lambda: [str(tmp_path)])
+    with pytest.raises(LookupError, match=r"install torch >= 2\.10 first"):
+        build_backend.get_requires_for_build_wheel()
+
+    monkeypatch.setenv("SPARSE_FMHA_TORCH", "torch==2.13.0")
+    assert "torch==2.13.0" in build_backend.get_requires_for_build_wheel()
+
+
+def test_cutlass_is_required_only_for_gpu_kernels(monkeypatch, tmp_path):
+    torch = fake_package(tmp_path, "torch", **{"version.py": "__version__ = '2.13.0'\n"})
+    monkeypatch.delenv("CUTLASS_DIR", raising=False)
+    monkeypatch.setenv("SPARSE_FMHA_TORCH", str(torch))
+    monkeypatch.setattr(locate, "_search_path", lambda: [str(tmp_path)])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CUDACXX", "/usr/bin/true")
+    monkeypatch.setenv("SPARSE_FMHA_ARCHS", "")
+    assert locate.PINNED_CUTLASS in build_backend.get_requires_for_build_wheel()
+    monkeypatch.setenv("SPARSE_FMHA_ARCHS", "none")
+    assert locate.PINNED_CUTLASS not in build_backend.get_requires_for_build_wheel()
