@@ -27,8 +27,11 @@ def tool(name: str) -> str:
     return found
 
 
-def jobs() -> str:
-    return os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+def jobs() -> int:
+    """One compiler per core, as far as 3 GB of memory for each will go; MAX_JOBS overrides it."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fit = min(len(os.sched_getaffinity(0)), max(1, memory // (3 << 30)))
+    return int(os.environ.get("MAX_JOBS") or fit)
 
 
 class Build(build):
@@ -52,7 +55,7 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         install = [cmake, "--install", str(tree), "--prefix", str(package_dir.parent), "--strip"]
-        for command in (configure, [cmake, "--build", str(tree), "-j", jobs()], install):
+        for command in (configure, [cmake, "--build", str(tree), "-j", str(jobs())], install):
             status = subprocess.call(command)
             if status:
                 raise SystemExit(f"failed ({status}): {shlex.join(command)}")

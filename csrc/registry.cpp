@@ -75,18 +75,24 @@ std::string to_string(KernelKey const& key) {
 
 char const* to_string(DataType dtype) {
   switch (dtype) {
-    case DataType::kFloat16: return "float16";
-    case DataType::kBFloat16: return "bfloat16";
-    case DataType::kFloat32: return "float32";
-    case DataType::kFloat64: return "float64";
+    case DataType::kFloat16:
+      return "float16";
+    case DataType::kBFloat16:
+      return "bfloat16";
+    case DataType::kFloat32:
+      return "float32";
+    case DataType::kFloat64:
+      return "float64";
   }
   return "unknown";
 }
 
 char const* to_string(Arch arch) {
   switch (arch) {
-    case Arch::kCpu: return "cpu";
-    case Arch::kSm90: return "sm90";
+    case Arch::kCpu:
+      return "cpu";
+    case Arch::kSm90:
+      return "sm90";
   }
   return "unknown";
 }

@@ -15,12 +15,11 @@ constexpr char const* kBuildInfo =
 
 py::dict describe(sparse_fmha::KernelInfo const& info) {
   using namespace py::literals;
-  return py::dict("name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
-                  "mechanism"_a = info.mechanism,
-                  "dtype"_a = sparse_fmha::to_string(info.key.dtype),
-                  "head_dim"_a = info.key.head_dim, "tile_q"_a = info.tile_q,
-                  "tile_k"_a = info.tile_k, "stages"_a = info.stages, "threads"_a = info.threads,
-                  "smem_bytes"_a = info.smem_bytes);
+  return py::dict(
+      "name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
+      "mechanism"_a = info.mechanism, "dtype"_a = sparse_fmha::to_string(info.key.dtype),
+      "head_dim"_a = info.key.head_dim, "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k,
+      "stages"_a = info.stages, "threads"_a = info.threads, "smem_bytes"_a = info.smem_bytes);
 }
 
 py::list kernel_table() {

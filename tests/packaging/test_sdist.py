@@ -46,11 +46,8 @@ def test_isolated_build_from_the_sdist(sdist, tmp_path, fresh_venv):
 
 
 def test_a_failing_build_says_so(sdist, tmp_path):
-    command = [
-        sys.executable,
-        *["-m", "pip", "wheel", "--no-deps", "--no-build-isolation"],
-        str(sdist),
-    ]
+    options = ["--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(sdist)]
     env = {**os.environ, "SPARSE_FMHA_ARCHS": "70"}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
