@@ -1,0 +1,227 @@
+"""The benchmark command runs end to end on the CPU, and its numbers mean what they say."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import readme, report  # noqa: E402
+from benchmarks.cases import CASES, Case, select  # noqa: E402
+from benchmarks.timing import measure, spread  # noqa: E402
+
+README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\ntail\n"
+
+
+def python(*arguments):
+    paths = [p for p in (os.environ.get("PYTHONPATH"), *sys.path) if p]
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def results_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "cpu.json"
+    done = python(
+        *("benchmarks", "--device", "cpu", "--case", "cpu/d64/full/256", "--case", "cpu/na2d-w8/*"),
+        *("--iterations", "3", "--warmup", "1", "--plot", "--out", str(path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cpu/d64/full/256" in done.stdout
+    return path
+
+
+def test_cpu_run_end_to_end(results_file):
+    results = report.load(results_file)
+    assert results_file.with_suffix(".png").stat().st_size > 10_000
+    assert results["device"]["type"] == "cpu"
+    assert results["device"]["name"]
+    assert results["versions"]["torch"] == torch.__version__
+    assert [c["name"] for c in results["cases"]] == ["cpu/d64/full/256", "cpu/na2d-w8/full/64x64"]
+    for case in results["cases"]:
+        assert case["skipped"] == {}
+        runs = [(r["op"], r["l2"]) for r in case["runs"]]
+        ops = ("matmul", "sparse_fmha", "torch")
+        assert sorted(runs) == sorted((op, l2) for op in ops for l2 in ("cold", "warm"))
+        for run in case["runs"]:
+            ms = run["ms"]
+            assert 0 < ms["p10"] <= ms["median"] <= ms["p90"] < math.inf
+            assert ms["samples"] == 3
+            if run["op"] == "matmul":
+                continue
+            rate = case["useful_flops"] / (ms["median"] * 1e-3) * 1e-12
+            assert run["useful_tflops"] == pytest.approx(rate)
+            assert 0 < run["error"]["rel_rms"] < 1e-5  # fp32 against fp64
+            assert 0 < run["error"]["max_abs"] < 1e-4
+
+
+def test_error_of_a_wrong_result_is_large():
+    from benchmarks.errors import Oracle
+
+    case = Case("x/y", "cpu", "float32", 2, 100, 4, 2, 16, causal=True)
+    q, k, v = (torch.randn(2, 100, heads, 16) for heads in (4, 2, 2))
+    oracle = Oracle(case, q, k, v)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+    assert oracle.error(exact)["rel_rms"] < 1e-5
+    swapped = exact.clone()
+    swapped[-1, :, 3] = exact[-1, :, 0]  # one of the heads that are looked at
+    assert oracle.error(swapped)["rel_rms"] > 0.1
+    late = exact.clone()
+    late[-1, -1] += 1  # the last row
+    assert oracle.error(late)["max_abs"] > 0.9
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [1, 7, 64, 100])
+def test_pairs_and_tiles_count_what_a_mask_shows(causal, length):
+    case = Case("x/y", "cuda", "bfloat16", 1, length, 1, 1, 64, causal=causal)
+    mask = torch.ones(length, length, dtype=torch.bool)
+    if causal:
+        mask.tril_()
+    assert case.visible_pairs == mask.sum()
+    kernel = {"arch": "sm90", "tile_q": 16, "tile_k": 24, "head_dim": 128}
+    tiles = sum(
+        bool(mask[i : i + 16, j : j + 24].any())
+        for i in range(0, length, 16)
+        for j in range(0, length, 24)
+    )
+    assert case.executed_flops(kernel) == 4 * 128 * tiles * 16 * 24
+
+
+def test_names_are_unique_and_select_by_glob():
+    names = [c.name for c in CASES]
+    assert len(set(names)) == len(names)
+    chosen = select("cuda", ["fmha/d128/*"], quick=False)
+    assert sorted(c.length for c in chosen) == sorted(2 * [4096, 8192, 16384, 32768])
+    assert {c.batch * c.length for c in chosen} == {32768}
+    with pytest.raises(ValueError, match="nothing-like-it"):
+        select("cpu", ["nothing-like-it"], quick=False)
+
+
+def test_measure_calls_all_and_orders_times():
+    calls = {"slow": 0, "fast": 0}
+
+    def op(name, n):
+        a = torch.randn(n, n)
+
+        def run():
+            calls[name] += 1
+            return a @ a
+
+        return run
+
+    times = measure(
+        {"slow": op("slow", 512), "fast": op("fast", 2)},
+        device="cpu", l2="warm", iterations=4, warmup=1,
+    )  # fmt: skip
+    assert calls == {"slow": 10, "fast": 10}  # each timed call has an untimed one before it
+    assert times["slow"].samples == 4
+
+
+def test_spread():
+    s = spread([float(x) for x in range(1, 102)])
+    assert (s.median, s.p10, s.p90, s.samples) == (51, 11, 91, 101)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "no/such"], "no cpu case has such a name"),
+        (["--peers", "fa9"], "allowed on cpu are torch"),
+        (["--iterations", "0"], "--iterations is at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    done = python("benchmarks", "--device", "cpu", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def fixture_results(folder, stamp, ms):
+    """Two GPU cases: ours takes `ms`, the peers 2 ms and 4 ms."""
+
+    def run(op, t):
+        return {"op": op, "l2": "cold", "ms": {"median": t}, "useful_tflops": 1000 / t}
+
+    def case(size, length):
+        return {
+            "name": f"fmha/d128/causal/{size}",
+            "shape": {"length": length, "heads_q": 32, "heads_kv": 8, "head_dim": 128,
+                      "causal": True, "window": [], "dtype": "bfloat16"},
+            "runs": [run("matmul", 1.25), run("sparse_fmha", ms), run("fa3", 2), run("cudnn", 4)],
+        }  # fmt: skip
+
+    results = {
+        "schema": report.SCHEMA,
+        "timestamp": stamp,
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "device": {"type": "cuda", "name": "GPU"},
+        "versions": {"torch": "2.11"},
+        "settings": {"l2": ["cold"], "iterations": 20},
+        "cases": [case("16k", 16384), case("8k", 8192)],
+    }
+    report.save(results, folder / f"{stamp[:10]}.json")
+
+
+def test_readme_section(tmp_path):
+    text = tmp_path / "README.md"
+    text.write_text(README)
+    arguments = ["--readme", str(text), "--results", str(tmp_path)]
+
+    assert readme.main(arguments) == 0
+    assert text.read_text() == README.replace("old", readme.NONE_YET)
+
+    fixture_results(tmp_path, "2026-01-02T00:00:00+00:00", ms=1.6)
+    fixture_results(tmp_path, "2026-01-01T00:00:00+00:00", ms=8.0)  # older: not shown
+    assert readme.main([*arguments, "--check"]) == 1
+    assert text.read_text() == README.replace("old", readme.NONE_YET)  # --check changes nothing
+    assert readme.main(arguments) == 0
+    assert readme.main([*arguments, "--check"]) == 0
+    new = text.read_text()
+    assert new.startswith("# title\n")
+    assert new.endswith("\ntail\n")
+    assert "| length | 8k | 16k |" in new
+    cell = "625, 1.25x FlashAttention-3"
+    assert f"| D=128, 32/8 heads, causal, bfloat16 | {cell} | {cell} |" in new
+    assert "2026-01-02, commit 0123456789" in new
+    assert "800 TFLOP/s" in new
+
+    text.write_text("no markers")
+    with pytest.raises(ValueError, match="has no line"):
+        readme.main(arguments)
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"schema": 99}))
+    with pytest.raises(ValueError, match="schema 99"):
+        report.load(path)
+
+
+def test_readme_of_the_repository_is_current():
+    results = ["git", "ls-files", "--others", "benchmarks/results"]
+    if subprocess.run(results, cwd=ROOT, capture_output=True, check=False).stdout:
+        pytest.skip("benchmarks/results has files that git does not track: a run of one's own")
+    done = python("benchmarks.readme", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_table_without_rich():
+    table = report.plain_table(["a", "long"], [["1234", "5"]])
+    assert table.splitlines() == ["a     long", "1234  5"]
