@@ -12,7 +12,6 @@ import torch
 import sparse_fmha
 from benchmarks import environment, peers, report
 from benchmarks.cases import select
-from benchmarks.names import OURS
 from benchmarks.run import run_case
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,14 +45,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def describe(record: dict) -> str:
+def describe(results: dict, record: dict) -> str:
     """One line of progress: what ours and the fastest peer did."""
-    runs = [r for r in record["runs"] if "error" in r and r["l2"] == record["runs"][0]["l2"]]
-    ours, *others = sorted(runs, key=lambda r: r["op"] != OURS)
-    text = report.rate(ours["useful_tflops"])
+    name, scale = report.unit(results)
+    ours, *others = report.by_op(record, results["settings"]["l2"][0]).values()
+    text = f"{report.number(ours['useful_tflops'] * scale)} {name}"
     if others:
-        best = max(others, key=lambda r: r["useful_tflops"])
-        text += f", {best['op']} {report.rate(best['useful_tflops'])}"
+        best = max(others, key=lambda run: run["useful_tflops"])
+        text += f", {best['op']} {report.number(best['useful_tflops'] * scale)}"
     return text
 
 
@@ -85,22 +84,30 @@ def main(argv: list[str] | None = None) -> int:
         **environment.describe(args.device),
         "settings": settings,
         "cases": [],
+        "failed": {},
     }
+    path = args.out if args.out.suffix == ".json" else args.out / report.file_name(results)
     kernels = list(sparse_fmha.kernels())
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.name}", end=" ", file=sys.stderr, flush=True)
-        record = run_case(case, builders, kernels, **settings)
-        print(describe(record), file=sys.stderr, flush=True)
+        try:
+            record = run_case(case, builders, kernels, **settings)
+        except RuntimeError as error:
+            results["failed"][case.name] = str(error)
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+            continue
         results["cases"].append(record)
-    path = args.out if args.out.suffix == ".json" else args.out / report.file_name(results)
-    report.save(results, path)
+        print(describe(results, record), file=sys.stderr, flush=True)
+        report.save(results, path)  # a run that is cut short keeps what it measured
+    if not results["cases"]:
+        return 1
     if args.plot:
         from benchmarks.plot import plot  # matplotlib is optional
 
         plot(results, path.with_suffix(".png"))
     report.print_table(results)
     print(f"results: {path}")
-    return 0
+    return int(bool(results["failed"]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.cases import Case
 from benchmarks.names import OURS
 
 
-class UnavailableError(Exception):
+class UnavailableError(RuntimeError):
     """Why a peer cannot run a case."""
 
 

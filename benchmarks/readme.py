@@ -11,8 +11,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.names import MATMUL, OURS
-from benchmarks.report import load
+from benchmarks.names import MATMUL
+from benchmarks.report import by_op, load, number, unit
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured numbers: written by python -m benchmarks.readme -->"
@@ -39,11 +39,10 @@ def newest(folder: Path) -> list[dict]:
 
 
 def cell(case: dict, l2: str, scale: float) -> str:
-    runs = {r["op"]: r for r in case["runs"] if r["l2"] == l2 and r["op"] != MATMUL}
-    ours = runs.pop(OURS)
-    text = f"{ours['useful_tflops'] * scale:.0f}"
-    if runs:
-        peer = min(runs.values(), key=lambda r: r["ms"]["median"])
+    ours, *others = by_op(case, l2).values()
+    text = number(ours["useful_tflops"] * scale)
+    if others:
+        peer = min(others, key=lambda r: r["ms"]["median"])
         ratio = peer["ms"]["median"] / ours["ms"]["median"]
         text += f", {ratio:.2f}x {PEER_NAMES.get(peer['op'], peer['op'])}"
     return text
@@ -60,29 +59,31 @@ def row_name(case: dict) -> str:
     return f"D={s['head_dim']}, {heads} heads, {mask}, {s['dtype']}"
 
 
-def caption(results: dict, unit: str, scale: float) -> str:
+def caption(results: dict) -> str:
+    name, scale = unit(results)
     device = results["device"]
     where = device["name"]
     if "threads" in device:
         where += f" ({device['threads']} threads)"
     commit = (results["commit"] or "unknown")[:10] + (" with changes" if results["dirty"] else "")
     dtype = results["cases"][0]["shape"]["dtype"]
-    matmul = [
+    matmul = statistics.median(
         run["useful_tflops"] * scale
         for case in results["cases"]
         for run in case["runs"]
         if run["op"] == MATMUL and case["shape"]["dtype"] == dtype
-    ]
+    )
+    settings = results["settings"]
     return (
         f"{where}, torch {results['versions']['torch']}, {results['timestamp'][:10]}, commit "
-        f"{commit}. {unit} over the visible pairs, median of {results['settings']['iterations']}, "
-        f"{results['settings']['l2'][0]} cache; and the speed relative to the fastest other kernel "
-        f"in the same run. A {dtype} matrix product ran at {statistics.median(matmul):.0f} {unit}."
+        f"{commit}. {name} over the visible pairs, median of {settings['iterations']}, "
+        f"{settings['l2'][0]} cache; and the speed relative to the fastest other kernel in the "
+        f"same run. A {dtype} matrix product ran at {number(matmul)} {name}."
     )
 
 
 def table(results: dict) -> str:
-    unit, scale = ("TFLOP/s", 1) if results["device"]["type"] == "cuda" else ("GFLOP/s", 1000)
+    _, scale = unit(results)
     l2 = results["settings"]["l2"][0]
     columns: dict[str, int] = {}
     rows: dict[str, dict[str, str]] = {}
@@ -91,11 +92,11 @@ def table(results: dict) -> str:
         columns[size] = case["shape"]["length"]
         rows.setdefault(row_name(case), {})[size] = cell(case, l2, scale)
     sizes = sorted(columns, key=columns.__getitem__)
-    lines = [caption(results, unit, scale), ""]
+    lines = [caption(results), ""]
     lines.append("| length | " + " | ".join(sizes) + " |")
     lines.append("| --- |" + " --- |" * len(sizes))
-    for name, cells in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cells.get(size, "") for size in sizes) + " |")
+    for row, cells in rows.items():
+        lines.append(f"| {row} | " + " | ".join(cells.get(size, "") for size in sizes) + " |")
     return "\n".join(lines)
 
 

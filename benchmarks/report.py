@@ -29,28 +29,54 @@ def load(path: Path) -> dict:
     return results
 
 
-def rate(tflops: float) -> str:
-    return f"{tflops:.0f} TF/s" if tflops >= 10 else f"{1000 * tflops:.1f} GF/s"
+def unit(results: dict) -> tuple[str, float]:
+    """The unit that a device's rates are shown in, and how many of it make a TFLOP/s."""
+    return ("TFLOP/s", 1) if results["device"]["type"] == "cuda" else ("GFLOP/s", 1000)
+
+
+def number(x: float) -> str:
+    """Three digits, more where the number is larger."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def by_op(case: dict, l2: str) -> dict[str, dict]:
+    """The runs of the ops that compute attention; ours is the first."""
+    runs = {r["op"]: r for r in case["runs"] if r["l2"] == l2 and r["op"] != MATMUL}
+    return {OURS: runs.pop(OURS)} | runs
 
 
 def table_rows(results: dict) -> tuple[list[str], list[list[str]]]:
-    header = ["case", "L2", "op", "ms", "p10..p90", "useful", "executed", "GB/s", "% matmul",
-              "rel. error", "ours is"]  # fmt: skip
+    """One row for each case: ours, then each peer's rate and how much faster ours is."""
+    name, scale = unit(results)
+    first, *others = results["settings"]["l2"]
+    peers = list(dict.fromkeys(op for c in results["cases"] for op in by_op(c, first)))[1:]
+    header = ["case", "ms", "p10..p90", name, *others, "executed", "% matmul", "GB/s", "error"]
+    header += [*peers, "error / best"]
     rows = []
     for case in results["cases"]:
-        ours = {r["l2"]: r["ms"]["median"] for r in case["runs"] if r["op"] == OURS}
-        for run in case["runs"]:
-            if run["op"] == MATMUL:
-                continue
-            ms = run["ms"]
-            executed = run.get("executed_tflops")
-            rows.append([
-                case["name"], run["l2"], run["op"], f"{ms['median']:.3f}",
-                f"{ms['p10']:.3f}..{ms['p90']:.3f}", rate(run["useful_tflops"]),
-                rate(executed) if executed else "", f"{run['gbps']:.3g}",
-                f"{run['percent_of_matmul']:.0f}", f"{run['error']['rel_rms']:.1e}",
-                "" if run["op"] == OURS else f"{ms['median'] / ours[run['l2']]:.2f}x",
-            ])  # fmt: skip
+        ours, *rest = by_op(case, first).values()
+        ms = ours["ms"]
+        row = [
+            case["name"],
+            f"{ms['median']:.3f}",
+            f"{ms['p10']:.3f}..{ms['p90']:.3f}",
+            number(ours["useful_tflops"] * scale),
+            *(number(by_op(case, l2)[OURS]["useful_tflops"] * scale) for l2 in others),
+            number(ours["executed_tflops"] * scale) if "executed_tflops" in ours else "",
+            number(ours["percent_of_matmul"]),
+            number(ours["gbps"]),
+            f"{ours['error']['rel_rms']:.1e}",
+        ]
+        runs = {run["op"]: run for run in rest}
+        for peer in peers:
+            text = ""
+            if peer in runs:
+                ratio = runs[peer]["ms"]["median"] / ms["median"]
+                text = f"{number(runs[peer]['useful_tflops'] * scale)} {ratio:.2f}x"
+            row.append(text)
+        best = min((run["error"]["rel_rms"] for run in rest), default=0)
+        row.append(f"{ours['error']['rel_rms'] / best:.2f}" if best else "")
+        rows.append(row)
     return header, rows
 
 
@@ -69,15 +95,13 @@ def print_table(results: dict) -> None:
         print(plain_table(header, rows))
     else:
         table = Table(*header, box=None, pad_edge=False)
-        previous = None
         for row in rows:
-            same = row[0] == previous
-            previous = row[0]
-            style = "bold" if row[2] == OURS else None
-            table.add_row("" if same else row[0], *row[1:], style=style)
+            table.add_row(*row)
         console = Console()
         if not console.is_terminal:  # a log file: no wrapping
-            console = Console(width=160)
+            console = Console(width=200)
         console.print(table)
     for name, reason in sorted({x for c in results["cases"] for x in c["skipped"].items()}):
         print(f"not measured: {name}: {reason}")
+    for name, error in results["failed"].items():
+        print(f"failed: {name}: {error}")

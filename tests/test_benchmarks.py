@@ -13,8 +13,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import readme, report  # noqa: E402
+from benchmarks import peers, readme, report  # noqa: E402
 from benchmarks.cases import CASES, Case, select  # noqa: E402
+from benchmarks.run import run_case  # noqa: E402
 from benchmarks.timing import measure, spread  # noqa: E402
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\ntail\n"
@@ -103,6 +104,20 @@ def test_pairs_and_tiles_count_what_a_mask_shows(causal, length):
     assert case.executed_flops(kernel) == 4 * 128 * tiles * 16 * 24
 
 
+def test_a_peer_that_cannot_run_is_named_and_ours_must_run():
+    def unable(case, q, k, v):
+        raise peers.UnavailableError("not for this case")
+
+    case = Case("x/y", "cpu", "float32", 1, 16, 2, 2, 16)
+    options = {"l2": ["warm"], "iterations": 1, "warmup": 0, "seed": 0}
+    builders = peers.choose("cpu", "none")
+    record = run_case(case, builders | {"torch": unable}, [], **options)
+    assert record["skipped"] == {"torch": "not for this case"}
+    assert [r["op"] for r in record["runs"]] == ["matmul", "sparse_fmha"]
+    with pytest.raises(peers.UnavailableError):
+        run_case(case, {peers.OURS: unable}, [], **options)
+
+
 def test_names_are_unique_and_select_by_glob():
     names = [c.name for c in CASES]
     assert len(set(names)) == len(names)
@@ -175,6 +190,7 @@ def fixture_results(folder, stamp, ms):
         "versions": {"torch": "2.11"},
         "settings": {"l2": ["cold"], "iterations": 20},
         "cases": [case("16k", 16384), case("8k", 8192)],
+        "failed": {},
     }
     report.save(results, folder / f"{stamp[:10]}.json")
 
