@@ -33,7 +33,10 @@ def _inputs() -> list[str]:
     if locate.torch_requirement():
         required.append(locate.torch_requirement())
     else:
-        locate.torch()
+        try:
+            locate.torch()
+        except LookupError as error:
+            raise SystemExit(f"error: {error}") from None
     if locate.builds_gpu_kernels():
         try:
             locate.cutlass()
