@@ -17,7 +17,7 @@ import sparse_fmha
 from sparse_fmha import reference
 
 HEAD_DIMS = (64, 96, 128, 256)
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # a few units of the last place
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}  # about two units of the last place
 # batch, length of queries, length of keys, query heads, key heads, strided: one tile, ragged tiles,
 # several tiles, grouped heads, unequal lengths, rows that see nothing.
 SHAPES = [
