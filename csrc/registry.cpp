@@ -4,10 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#if __has_include("sparse_fmha/cpu/rows.h")
 #include "sparse_fmha/cpu/rows.h"
-#define SPARSE_FMHA_HAS_CPU
-#endif
 
 namespace sparse_fmha {
 
@@ -27,7 +24,7 @@ std::vector<KernelRow> make_table() {
 #define SPARSE_FMHA_ROW(name) rows.push_back(name());
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
-#ifdef SPARSE_FMHA_HAS_CPU
+#ifndef SPARSE_FMHA_NO_CPU
   for (KernelRow& row : cpu_kernel_rows()) {
     rows.push_back(std::move(row));
   }

@@ -89,7 +89,9 @@ def collect(basics: str, out: str, objects: list[str]) -> int:
         if not report.is_file():
             print(f"{report} is missing: {obj} was not checked for spills", file=sys.stderr)
             return 1
-        info["kernels"][Path(obj).name.split(".")[0]] = json.loads(report.read_text())
+        name, figures = Path(obj).name.split(".")[0], json.loads(report.read_text())
+        info["kernels"][name] = figures
+        print(f"  {name}: {figures['registers']} registers, no spills")
     Path(out).write_text(f'R"json({json.dumps(info)})json"\n')
     return 0
 

@@ -1,6 +1,9 @@
 // `_C`: the host side of the library for Python. No tensors pass here.
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
+#include <string>
+
 #include "sparse_fmha/registry.h"
 
 namespace py = pybind11;
@@ -30,16 +33,49 @@ py::list kernel_table() {
   return rows;
 }
 
+template <class Enum>
+Enum parse(std::string const& name, std::initializer_list<Enum> values, char const* argument) {
+  std::string allowed;
+  for (Enum value : values) {
+    if (name == sparse_fmha::to_string(value)) {
+      return value;
+    }
+    allowed += std::string(allowed.empty() ? "" : ", ") + sparse_fmha::to_string(value);
+  }
+  throw py::value_error(std::string(argument) + " is " + name + ", allowed are: " + allowed);
+}
+
+int mechanism_index(std::string const& name) {
+  for (sparse_fmha::KernelRow const& row : sparse_fmha::kernel_table()) {
+    if (row.info.mechanism == name) {
+      return row.info.key.mechanism;
+    }
+  }
+  throw py::value_error("mechanism is " + name + ", and no kernel has that one");
+}
+
+py::dict find_kernel(std::string const& arch, std::string const& mechanism,
+                     std::string const& dtype, int head_dim) {
+  using sparse_fmha::Arch;
+  using sparse_fmha::DataType;
+  Arch const on = parse(arch, {Arch::kCpu, Arch::kSm90}, "arch");
+  DataType const of = parse(
+      dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
+      "dtype");
+  return describe(sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism)}).info);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernel table, build information and tile walks of sparse_fmha.";
   m.def("kernel_table", &kernel_table,
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
+  m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
+        py::arg("head_dim"),
+        "The row that an op takes for this request; RuntimeError names the rows there are.");
   m.def(
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");
-#ifndef SPARSE_FMHA_NO_WALKS
   bind_walks(m);
-#endif
 }
