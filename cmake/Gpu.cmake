@@ -92,10 +92,10 @@ function(add_gpu_kernels core def)
       endif()
       string(REGEX REPLACE "[ \t]*,[ \t]*" ";" fields "${CMAKE_MATCH_1}")
       list(LENGTH fields count)
-      if(NOT count EQUAL 7)
-        message(FATAL_ERROR "kernels.def: ${count} fields where 7 belong: ${line}")
+      if(NOT count EQUAL 8)
+        message(FATAL_ERROR "kernels.def: ${count} fields where 8 belong: ${line}")
       endif()
-      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages)
+      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages schedule)
       if(NOT arch STREQUAL wanted)
         continue()
       endif()
@@ -108,7 +108,7 @@ function(add_gpu_kernels core def)
 
 namespace sparse_fmha {
 KernelRow @name@() {
-  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@>(\"@name@\");
+  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@, @arch@::Schedule::@schedule@>(\"@name@\");
 }
 }  // namespace sparse_fmha
 ")

@@ -21,9 +21,7 @@ struct Coord {
   SPARSE_FMHA_HD int32_t operator[](int axis) const { return v[axis]; }
 };
 
-SPARSE_FMHA_HD int64_t volume(Coord const& c) {
-  return static_cast<int64_t>(c[0]) * c[1] * c[2];
-}
+SPARSE_FMHA_HD int64_t volume(Coord const& c) { return static_cast<int64_t>(c[0]) * c[1] * c[2]; }
 
 SPARSE_FMHA_HD bool operator==(Coord const& a, Coord const& b) {
   return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];

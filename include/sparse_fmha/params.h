@@ -27,20 +27,20 @@ using Sparsity = std::variant<Dense::Params, Causal::Params, Neighborhood::Param
 struct FmhaProblem {
   DataType dtype = DataType::kFloat32;
   int32_t batch = 0;
-  int32_t heads_q = 0;   // a multiple of heads_kv
+  int32_t heads_q = 0;  // a multiple of heads_kv
   int32_t heads_kv = 0;
   int32_t head_dim = 0;  // a multiple of 8, at most 256
   Coord grid_q = {};     // tokens per axis; a sequence is {1, 1, Lq}
   Coord grid_kv = {};
-  TensorView q;          // [B, grid_q, heads_q, D]
-  TensorView k;          // [B, grid_kv, heads_kv, D]
-  TensorView v;          // [B, grid_kv, heads_kv, D]
-  TensorView out;        // [B, grid_q, heads_q, D], contiguous
-  float* lse = nullptr;  // [B, grid_q, heads_q], contiguous, natural log
+  TensorView q;           // [B, grid_q, heads_q, D]
+  TensorView k;           // [B, grid_kv, heads_kv, D]
+  TensorView v;           // [B, grid_kv, heads_kv, D]
+  TensorView out;         // [B, grid_q, heads_q, D], contiguous
+  float* lse = nullptr;   // [B, grid_q, heads_q], contiguous, natural log
   int32_t extra_len = 0;  // tokens every query sees besides its neighborhood
-  TensorView extra_k;    // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
+  TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
-  double scale = 1.0;    // of q.k, before the softmax
+  double scale = 1.0;  // of q.k, before the softmax
   Sparsity sparsity;
 };
 

@@ -13,8 +13,8 @@ enum class Arch : int32_t { kCpu, kSm90 };
 struct KernelKey {
   Arch arch;
   DataType dtype;
-  int32_t head_dim;        // largest head dim of the row; a request takes the smallest that fits
-  int32_t mechanism;       // index in Sparsity
+  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
+  int32_t mechanism;  // index in Sparsity
 };
 
 // Runs body(begin, end) over [0, n) on as many threads as the caller owns.

@@ -1,8 +1,7 @@
 // A consumer warpgroup: 64 query rows against every key tile of the walk.
 #pragma once
 
-#include <cute/tensor.hpp>
-
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/epilogue.h"
 
 namespace sparse_fmha::sm90 {
@@ -37,8 +36,8 @@ struct Consumer {
 
   Params const& params;
   Storage& smem;
-  int const warpgroup;                // among the consumers
-  RingState<Traits::kStages> state;   // of the key tile at hand; its value tile has the same
+  int const warpgroup;               // among the consumers
+  RingState<Traits::kStages> state;  // of the key tile at hand; its value tile has the same
 
   __device__ __forceinline__ void run() {
     RingState<1> state_q;
@@ -57,36 +56,74 @@ struct Consumer {
       }
       attend(work, state_q);
     }
-    Epilogue<Traits, Mechanism>{params, smem, warpgroup}.wait_for_store();
+    Store{params, smem, warpgroup}.wait_for_store();
   }
 
  private:
+  using Row = typename Mechanism::Row;
+  using Store = Epilogue<Traits, Mechanism>;
+
   // One query tile.
   __device__ __forceinline__ void attend(WorkTile const& work, RingState<1>& state_q) {
-    using namespace cute;
     TileShape const shape = Traits::tile_shape();
     QueryTile const q = Mechanism::query_tile(params.sparsity, shape, work.q_tile);
-    auto const walk = Mechanism::walk(params.sparsity, shape, q);
+    auto walk = Mechanism::walk(params.sparsity, shape, q);
+    int const loaded = walk.num_partial + walk.num_full;
+    if constexpr (Mechanism::kPartsAreSuffixes) {
+      walk = Mechanism::walk(params.sparsity, {{1, 1, 64}, shape.k},
+                             {q.residue, {0, 0, q.origin[2] + warpgroup * 64}});
+    }
     int const tiles = walk.num_partial + walk.num_full;
-    Epilogue<Traits, Mechanism> epilogue{params, smem, warpgroup};
-    auto output = partition_fragment_C(MmaPV{}, Shape<_64, HeadDim>{});
-    OnlineSoftmax softmax(params.scale_log2);
-    float rescale[kRowsPerThread];
-    float lse[kRowsPerThread];
-    clear(output);
 
-    if (tiles == 0) {
-      if constexpr (Traits::kOutputReplacesQ) {
-        epilogue.wait_for_store();
-        epilogue.sync();
-      }
-      softmax.finish(rescale, lse);
-      epilogue.store(output, lse, work, q.origin[2]);
-      return;
+    auto output = cute::partition_fragment_C(MmaPV{}, cute::Shape<cute::_64, HeadDim>{});
+    OnlineSoftmax softmax(params.scale_log2);
+    Store store{params, smem, warpgroup};
+    cute::clear(output);
+    pass_over(loaded - tiles, loaded);
+    smem.ring_q[warpgroup].wait(state_q);
+    if (tiles > 0) {
+      accumulate(q, walk, tiles, state_q, store, softmax, output);
+    } else if constexpr (!Traits::kOutputReplacesQ) {
+      smem.ring_q[warpgroup].release(state_q);
     }
 
-    typename Mechanism::Row rows[kRowsPerThread];
+    float rescale[kRowsPerThread];
+    float lse[kRowsPerThread];
+    softmax.finish(rescale, lse);
+    rescale_rows(output, rescale);
+    store.store(output, lse, work, q.origin[2]);
+    if constexpr (Traits::kOutputReplacesQ) {
+      store.wait_for_store();
+      store.sync();
+      smem.ring_q[warpgroup].release(state_q);
+    }
+    state_q.advance();
+  }
+
+  // The first `count` of the `loaded` key tiles are for other warpgroups.
+  __device__ __forceinline__ void pass_over(int count, int loaded) {
+    CUTE_NO_UNROLL
+    for (int i = 0; i < count; ++i) {
+      smem.ring_k.wait(state);
+      smem.ring_k.release(state);
+      smem.ring_v.wait(state);
+      smem.ring_v.release(state);
+      state.advance();
+      if (i + 1 < loaded) {
+        wait_for_turn();
+        pass_turn();
+      }
+    }
+  }
+
+  // The sum over the walk's key tiles, not yet normalised.
+  template <class Walk, class Output>
+  __device__ __forceinline__ void accumulate(QueryTile const& q, Walk const& walk, int tiles,
+                                             RingState<1> const& state_q, Store& store,
+                                             OnlineSoftmax& softmax, Output& output) {
+    using namespace cute;
     AccumulatorPosition const position;
+    Row rows[kRowsPerThread];
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       int const row = warpgroup * 64 + position.row + 8 * r;
@@ -94,8 +131,7 @@ struct Consumer {
     }
     auto mask = [&](auto& scores, Coord tile) {
       tile[2] += position.column;
-      typename Mechanism::Row const local[kRowsPerThread] = {rows[0].relative_to(tile),
-                                                             rows[1].relative_to(tile)};
+      Row const local[kRowsPerThread] = {rows[0].relative_to(tile), rows[1].relative_to(tile)};
       CUTE_UNROLL
       for (int i = 0; i < size(scores); ++i) {
         if (!Mechanism::visible(params.sparsity, local[AccumulatorPosition::row_of(i)],
@@ -123,18 +159,25 @@ struct Consumer {
         weights(i) = rounded(i);
       }
     };
+    // The next tile's queries can come as soon as the last scores are there.
+    auto release_q = [&](bool last) {
+      if (!Traits::kOutputReplacesQ && last) {
+        smem.ring_q[warpgroup].release(state_q);
+      }
+    };
+    float rescale[kRowsPerThread];
 
-    smem.ring_k.wait(state);
-    smem.ring_q.wait(state_q);
     if (params.negate) {
-      negate_q(epilogue);
+      negate_q(store);
     }
     {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
+      smem.ring_k.wait(state);
       issue_mma<false>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
+      release_q(tiles == 1);
       if (walk.num_partial > 0) {
         mask(scores, walk.tile(0));
       }
@@ -157,15 +200,18 @@ struct Consumer {
       warpgroup_wait<1>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
+      release_q(i + 1 == tiles);
       if constexpr (kMasked) {
         mask(scores, walk.tile(i));
       }
-      softmax.template update<kMasked>(scores, rescale);
+      bool const moved = softmax.template update<kMasked>(scores, rescale);
       warpgroup_wait<0>();
       warpgroup_fence_operand(output);
       smem.ring_v.release(previous);
       take_weights(scores);
-      rescale_rows(output, rescale);
+      if (moved) {
+        rescale_rows(output, rescale);
+      }
     };
     int i = 1;
     CUTE_NO_UNROLL
@@ -177,28 +223,16 @@ struct Consumer {
       step(i, false_type{});
     }
 
-    if constexpr (!Traits::kOutputReplacesQ) {
-      smem.ring_q.release(state_q);
-    }
     smem.ring_v.wait(state);
     issue_mma<true>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
-    softmax.finish(rescale, lse);
     warpgroup_wait<0>();
     warpgroup_fence_operand(output);
     smem.ring_v.release(state);
     state.advance();
-    rescale_rows(output, rescale);
-    epilogue.store(output, lse, work, q.origin[2]);
-    if constexpr (Traits::kOutputReplacesQ) {
-      epilogue.wait_for_store();
-      epilogue.sync();
-      smem.ring_q.release(state_q);
-    }
-    state_q.advance();
   }
 
   // softmax(-x) of Q.K is softmax(x) of -Q.K, and the maximum is then the right one.
-  __device__ __forceinline__ void negate_q(Epilogue<Traits, Mechanism>& epilogue) {
+  __device__ __forceinline__ void negate_q(Store& store) {
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
       auto* words = reinterpret_cast<uint32_t*>(smem.q + d * Traits::kTileQ + warpgroup * 64 * 64);
       for (int i = threadIdx.x % 128; i < 64 * 64 / 2; i += 128) {
@@ -206,7 +240,7 @@ struct Consumer {
       }
     }
     cutlass::arch::fence_view_async_shared();
-    epilogue.sync();
+    store.sync();
   }
 
   static constexpr int kTurnThreads = 256;  // one warpgroup waits, one arrives

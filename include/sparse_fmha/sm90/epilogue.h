@@ -2,12 +2,7 @@
 // copy that clips it, the log-sum-exp directly.
 #pragma once
 
-#include <cute/arch/copy_sm90.hpp>
-#include <cute/arch/copy_sm90_tma.hpp>
-#include <cute/tensor.hpp>
-#include <cutlass/arch/barrier.h>
-#include <cutlass/numeric_conversion.h>
-
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
@@ -45,8 +40,8 @@ struct Epilogue {
     }
     auto tile = local_tile(make_tensor(make_smem_ptr(smem.out()), typename Traits::LayoutQ{}),
                            Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(warpgroup, _0{}));
-    auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{},
-                                      typename Traits::MmaPV{});
+    auto copy_out =
+        make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, typename Traits::MmaPV{});
     auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
     auto rounded = convert<Element>(output);
     cute::copy(copy_out, thread_copy.retile_S(rounded),

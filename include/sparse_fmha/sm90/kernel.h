@@ -1,9 +1,8 @@
 // The kernel: who plays which part.
 #pragma once
 
-#include <cutlass/arch/reg_reconfig.h>
-
 #include "sparse_fmha/sm90/consumer.h"
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/producer.h"
 #include "sparse_fmha/sm90/traits.h"
 
@@ -16,7 +15,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& smem = *reinterpret_cast<SharedStorage<Traits>*>(raw_smem);
 
   if (threadIdx.x == 0) {
-    smem.ring_q.init(Traits::kConsumerWarps);
+    for (auto& ring : smem.ring_q) {
+      ring.init(4);
+    }
     smem.ring_k.init(Traits::kConsumerWarps);
     smem.ring_v.init(Traits::kConsumerWarps);
     smem.ring_work.init(Traits::kConsumerWarps);
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     if (threadIdx.x == 0) {
-      Producer<Traits, Mechanism>{params, smem, {}, {}}.run();
+      Producer<Traits, Mechanism>{params, smem, {}}.run();
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();

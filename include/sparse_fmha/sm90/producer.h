@@ -1,8 +1,7 @@
 // The producer warp: walks the key tiles of a query tile and keeps the stages filled.
 #pragma once
 
-#include <cute/arch/copy_sm90_tma.hpp>
-
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/smem.h"
 
@@ -22,8 +21,7 @@ struct Producer {
 
   Params const& params;
   Storage& smem;
-  RingState<kStages> state_k;
-  RingState<kStages> state_v;
+  RingState<kStages> state;  // of the next key tile; its value tile will take the same place
 
   __device__ __forceinline__ void run() {
     RingState<1> state_q;
@@ -44,7 +42,7 @@ struct Producer {
   }
 
  private:
-  // `rows` x kHeadDim elements of one head, as boxes of 64 columns.
+  // A box of tokens of one head, 64 columns at a time. `rows`: of the shared-memory tile.
   __device__ __forceinline__ void copy(CUtensorMap const& map, FullBarrier& barrier,
                                        Element* destination, int rows, int token, int head,
                                        int batch, cute::TMA::CacheHintSm90 hint) {
@@ -57,12 +55,11 @@ struct Producer {
   }
 
   __device__ __forceinline__ void load_stage(CUtensorMap const& map, Ring<kStages>& ring,
-                                             RingState<kStages>& state, Element* stages, int token,
-                                             int head, int batch) {
-    ring.acquire(state, Traits::kBytesK);
-    copy(map, ring.full[state.index], stages + state.index * Storage::kTileElements,
-         Traits::kTileK, token, head, batch, kReadByMany);
-    state.advance();
+                                             RingState<kStages> const& place, Element* stages,
+                                             int token, int head, int batch) {
+    ring.acquire(place, Traits::kBytesK);
+    copy(map, ring.full[place.index], stages + place.index * Storage::kTileElements, Traits::kTileK,
+         token, head, batch, kReadByMany);
   }
 
   // In the order of use: a consumer multiplies the next key tile before the present value tile.
@@ -72,21 +69,34 @@ struct Producer {
     auto const walk = Mechanism::walk(params.sparsity, shape, q);
     int const tiles = walk.num_partial + walk.num_full;
     int const head_kv = work.head / params.heads_per_kv;
+    RingState<kStages> previous;
     CUTE_NO_UNROLL
     for (int i = 0; i <= tiles; ++i) {
       if (i < tiles) {
-        load_stage(params.k, smem.ring_k, state_k, smem.k, walk.tile(i)[2], head_kv, work.batch);
+        load_stage(params.k, smem.ring_k, state, smem.k, walk.tile(i)[2], head_kv, work.batch);
       }
       if (i > 0) {
-        load_stage(params.v, smem.ring_v, state_v, smem.v, walk.tile(i - 1)[2], head_kv,
+        load_stage(params.v, smem.ring_v, previous, smem.v, walk.tile(i - 1)[2], head_kv,
                    work.batch);
-      } else if (tiles > 0) {
-        smem.ring_q.acquire(state_q, Traits::kBytesQ);
-        copy(params.q, smem.ring_q.full[0], smem.q, Traits::kTileQ, q.origin[2], work.head,
-             work.batch, kReadOnce);
-        state_q.advance();
+      } else {
+        load_q(work, q, state_q);
+      }
+      previous = state;
+      if (i < tiles) {
+        state.advance();
       }
     }
+  }
+
+  __device__ __forceinline__ void load_q(WorkTile const& work, QueryTile const& q,
+                                         RingState<1>& state_q) {
+    CUTE_NO_UNROLL
+    for (int w = 0; w < Traits::kConsumers; ++w) {
+      smem.ring_q[w].acquire(state_q, Traits::kBytesQ / Traits::kConsumers);
+      copy(params.q, smem.ring_q[w].full[0], smem.q + w * 64 * 64, Traits::kTileQ,
+           q.origin[2] + w * 64, work.head, work.batch, kReadOnce);
+    }
+    state_q.advance();
   }
 };
 

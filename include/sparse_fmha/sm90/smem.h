@@ -1,8 +1,7 @@
 // What a block keeps in shared memory.
 #pragma once
 
-#include <cutlass/arch/barrier.h>
-
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/scheduler.h"
 
 namespace sparse_fmha::sm90 {
@@ -59,7 +58,7 @@ struct SharedStorage {
   alignas(1024) Element v[Traits::kStages * kTileElements];
   alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : Traits::kTileQ * Traits::kHeadDim];
 
-  Ring<1> ring_q;
+  Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
   Ring<1> ring_work;

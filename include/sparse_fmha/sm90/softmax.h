@@ -1,7 +1,7 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
 #pragma once
 
-#include <cute/tensor.hpp>
+#include "sparse_fmha/sm90/cute.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -31,9 +31,25 @@ __device__ __forceinline__ float reduce_quad(float x, Op op) {
   return op(x, __shfl_xor_sync(0xffffffff, x, 1));
 }
 
+// Folds a thread's elements of each row, in two chains a row to shorten the dependence.
+template <class Scores, class Op>
+__device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRowsPerThread], Op op) {
+  float chain[4] = {s(0), s(1), s(2), s(3)};
+  CUTE_UNROLL
+  for (int i = 4; i < cute::size(s); ++i) {
+    chain[i % 4] = op(chain[i % 4], s(i));
+  }
+  result[0] = op(chain[0], chain[1]);
+  result[1] = op(chain[2], chain[3]);
+}
+
 struct OnlineSoftmax {
+  // The reference follows the maximum only when it is this far behind, in log2 units: the output is
+  // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
+  static constexpr float kSlack = 8.f;
+
   float const scale_log2;
-  float row_max[kRowsPerThread];  // of the raw scores
+  float row_max[kRowsPerThread];  // the reference, in raw scores: the maximum but for kSlack
   float row_sum[kRowsPerThread];  // this thread's share
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) {
@@ -43,34 +59,37 @@ struct OnlineSoftmax {
     }
   }
 
-  // Replaces the scores by exp2(scale * (s - max)) and returns what the output so far is to be
-  // multiplied with. kMasked: a row may not have seen any key yet.
+  // Replaces the scores by exp2(scale * (s - reference)) and tells whether the output so far is to
+  // be multiplied with `rescale` first. kMasked: a row may not have seen any key yet.
   template <bool kMasked, class Scores>
-  __device__ __forceinline__ void update(Scores& s, float (&rescale)[kRowsPerThread]) {
+  __device__ __forceinline__ bool update(Scores& s, float (&rescale)[kRowsPerThread]) {
+    float high[kRowsPerThread];
+    fold_rows(s, high, [](float a, float b) { return fmaxf(a, b); });
+    bool moved = false;
+    float offset[kRowsPerThread];
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      float const previous = row_max[r];
-      float high = s(2 * r);
-      CUTE_UNROLL
-      for (int i = 0; i < cute::size(s); ++i) {
-        if (AccumulatorPosition::row_of(i) == r) {
-          high = fmaxf(high, s(i));
-        }
+      high[r] = reduce_quad(high[r], [](float a, float b) { return fmaxf(a, b); });
+      rescale[r] = 1.f;
+      if ((high[r] - row_max[r]) * scale_log2 > kSlack) {
+        rescale[r] = exp2_approx((row_max[r] - high[r]) * scale_log2);
+        row_max[r] = high[r];
+        moved = true;
       }
-      high = reduce_quad(high, [](float a, float b) { return fmaxf(a, b); });
-      row_max[r] = fmaxf(previous, high);
-      float const reference = kMasked && row_max[r] == -INFINITY ? 0.f : row_max[r];
-      rescale[r] = exp2_approx((previous - reference) * scale_log2);
-      row_sum[r] *= rescale[r];
-      float const offset = reference * scale_log2;
-      CUTE_UNROLL
-      for (int i = 0; i < cute::size(s); ++i) {
-        if (AccumulatorPosition::row_of(i) == r) {
-          s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset));
-          row_sum[r] += s(i);
-        }
-      }
+      offset[r] = kMasked && row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
     }
+    moved = __any_sync(0xffffffff, moved);
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(s); ++i) {
+      s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset[AccumulatorPosition::row_of(i)]));
+    }
+    float sum[kRowsPerThread];
+    fold_rows(s, sum, [](float a, float b) { return a + b; });
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      row_sum[r] = row_sum[r] * rescale[r] + sum[r];
+    }
+    return moved;
   }
 
   // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural

@@ -1,14 +1,16 @@
 // The compile-time shape of a Hopper kernel: tiles, shared-memory layouts, matrix instructions.
 #pragma once
 
-#include <cute/tensor.hpp>
-#include <cutlass/numeric_types.h>
-
+#include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sparsity/contract.h"
 
 namespace sparse_fmha::sm90 {
 
-template <class Element_, int HeadDim, int TileQ, int TileK, int Stages>
+// How the consumer warpgroups share the matrix unit: in turns, so that one's softmax runs under the
+// other's products for certain, or as each one's data arrive.
+enum class Schedule { kTurns, kFree };
+
+template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule>
 struct KernelTraits {
   using Element = Element_;
   static constexpr int kHeadDim = HeadDim;
@@ -28,12 +30,10 @@ struct KernelTraits {
   static constexpr int kConsumerWarps = kConsumers * 4;
 
   // The 64K registers of a multiprocessor, moved from the producer to the consumers.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
 
-  // Consumers take turns to issue their matrix products, so that one's softmax runs under the
-  // other's. At head dim 256 the products are long enough to overlap without that.
-  static constexpr bool kTakeTurns = HeadDim <= 128;
+  static constexpr bool kTakeTurns = kSchedule == Schedule::kTurns;
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
@@ -41,7 +41,8 @@ struct KernelTraits {
       RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<HeadDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(
       RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<HeadDim>, cute::Int<Stages>>{}));
-  // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK, HeadDim].
+  // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK,
+  // HeadDim].
   using LayoutVt = decltype(cute::tile_to_shape(
       TransposedAtom{}, cute::Shape<cute::Int<HeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
@@ -56,13 +57,16 @@ struct KernelTraits {
                                  cute::Shape<cute::_64, cute::Int<HeadDim>, cute::Int<TileK>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
+  static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == TileK &&
+                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == HeadDim,
+                "one matrix instruction is as wide as the tile");
+
   static constexpr int kBytesQ = TileQ * HeadDim * 2;
   static constexpr int kBytesK = TileK * HeadDim * 2;  // of one stage
   static constexpr int kSmemLimit = 227 * 1024;
   // The output tile has shared memory of its own where that fits; else it takes the place of Q,
   // and the next Q is loaded after the output has left.
-  static constexpr bool kOutputReplacesQ =
-      2 * kBytesQ + 2 * Stages * kBytesK + 2048 > kSmemLimit;
+  static constexpr bool kOutputReplacesQ = 2 * kBytesQ + 2 * Stages * kBytesK + 2048 > kSmemLimit;
 };
 
 }  // namespace sparse_fmha::sm90

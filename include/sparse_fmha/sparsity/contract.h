@@ -63,7 +63,8 @@ constexpr bool is_mechanism() {
   constexpr Params const* p = nullptr;
   (void)p;
   using Walk = decltype(M::walk(Params{}, TileShape{}, QueryTile{}));
-  static_assert(sizeof(Row) > 0, "a mechanism has a Row: what visible() needs to know of one query");
+  static_assert(sizeof(Row) > 0,
+                "a mechanism has a Row: what visible() needs to know of one query");
   static_assert(sizeof(decltype(Walk::num_partial)) && sizeof(decltype(Walk::num_full)),
                 "a walk says how many of its key tiles need an element mask and how many do not");
   static_assert(sizeof(decltype(Walk{}.tile(0))) == sizeof(Coord),

@@ -37,7 +37,8 @@ struct Prefix {
   static SPARSE_FMHA_HD bool visible(Params const& /*p*/, Row const& r, Coord const& k) {
     return k[2] < r.limit;
   }
-  static SPARSE_FMHA_HD Coord token(Params const& /*p*/, Coord const& /*residue*/, Coord const& pos) {
+  static SPARSE_FMHA_HD Coord token(Params const& /*p*/, Coord const& /*residue*/,
+                                    Coord const& pos) {
     return pos;
   }
 
@@ -54,8 +55,14 @@ struct Prefix {
     return {{0, 0, 0}, {0, 0, i * t.k[2]}};
   }
 
+  // Rows [a, b) of a query tile visit the last tiles of the whole tile's walk, and no others.
+  static constexpr bool kPartsAreSuffixes = true;
+
   static SPARSE_FMHA_HD DescendingWalk walk(Params const& p, TileShape const& t,
                                             QueryTile const& q) {
+    if (q.origin[2] >= p.len_q) {
+      return {0, 0, 0, t.k[2]};
+    }
     int32_t const last_query = min_int(q.origin[2] + t.q[2], p.len_q) - 1;
     int32_t const visited = ceil_div(Limits::limit(p, last_query), t.k[2]);
     int32_t const full = Limits::limit(p, q.origin[2]) / t.k[2];
