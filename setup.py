@@ -4,6 +4,7 @@ Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SP
 CMAKE_ARGS, MAX_JOBS. The CMake tree is kept in build/, so that a second build is quick.
 """
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -19,9 +20,11 @@ ROOT = Path(__file__).resolve().parent
 
 
 def tool(name: str) -> str:
-    """Path of cmake or ninja: of this Python's environment first, activated or not."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=path)
+    """Path of cmake or ninja: of the package that this Python sees, else of PATH."""
+    package = importlib.util.find_spec(name)
+    # PREFIX/lib/python3.x/site-packages/ninja/__init__.py has its program in PREFIX/bin.
+    beside = Path(package.origin).parents[4] / "bin" if package and package.origin else ""
+    found = shutil.which(name, path=str(beside)) or shutil.which(name)
     if found is None:
         raise SystemExit(f"{name} is needed to build: pip install {name}")
     return found

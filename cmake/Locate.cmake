@@ -17,7 +17,7 @@ function(locate what out)
 endfunction()
 
 locate(torch TORCH_DIR)
-locate(pybind11 PYBIND11_DIR)
+locate(pybind11 pybind11_DIR)
 file(STRINGS "${TORCH_DIR}/version.py" torch_version_line REGEX "^__version__")
 string(REGEX REPLACE ".*['\"](.+)['\"]" "\\1" TORCH_VERSION "${torch_version_line}")
 message(STATUS "torch ${TORCH_VERSION}: ${TORCH_DIR}")
