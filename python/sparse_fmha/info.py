@@ -1,0 +1,136 @@
+"""What is installed and what it can run: `python -m sparse_fmha info`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+import sparse_fmha
+
+# The compute capability that an architecture of the kernel table needs.
+CAPABILITY = {"sm90": (9, 0)}
+COLUMNS = ("name", "arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages")
+PTXAS_COLUMNS = ("registers", "spill_store_bytes", "spill_load_bytes")
+
+
+def report() -> str:
+    """Versions, devices, compiled kernels, and a line for every problem."""
+    build = sparse_fmha.build_info()
+    rows = kernel_rows()
+    figures = build.get("kernels", {})
+    columns = COLUMNS if not figures else COLUMNS + PTXAS_COLUMNS
+    table = [
+        [cell(row | figures.get(row["name"], {}), column) for column in columns] for row in rows
+    ]
+    headings = [column.replace("_", " ") for column in columns]
+    versions = {
+        "sparse_fmha": build.get("version"),
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "built with": ", ".join(built_with(build)),
+    }
+    sections = {
+        "Versions": aligned([name, value or "unknown"] for name, value in versions.items()),
+        "Devices": aligned([name, text] for name, text in devices().items())
+        + ([] if torch.cuda.is_available() else [f"no GPU: {no_gpu()}"]),
+        "Kernels": aligned([headings, *table]),
+        "Problems": problems() or ["none"],
+    }
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()
+    )
+
+
+def built_with(build: dict) -> Iterable[str]:
+    names = {"compiler": "", "torch": "torch ", "cuda": "CUDA ", "cutlass": "CUTLASS "}
+    for key, prefix in names.items():
+        if build.get(key):
+            yield f"{prefix}{build[key]}"
+    if build.get("cpu_isas"):
+        yield f"CPU code for {', '.join(build['cpu_isas'])}"
+
+
+def cell(row: dict, column: str) -> str:
+    """As text; a tile size of 0 is one chosen at run time."""
+    value = row.get(column, "")
+    return "auto" if value == 0 and column.startswith("tile") else str(value)
+
+
+def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def kernel_rows() -> list[dict]:
+    return [dict(row) for row in sparse_fmha.kernels()]
+
+
+def devices() -> dict[str, str]:
+    """A description of every device, by torch's name for it."""
+    found = {"cpu": f"{cpu_name()}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = (
+            f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
+            f"{gpu.total_memory / 2**30:.0f} GiB"
+        )
+    return found
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def rows_for(device: str) -> list[dict]:
+    """The rows of the kernel table that run on a device."""
+
+    def runs(arch: str) -> bool:
+        if device == "cpu":
+            return arch == "cpu"
+        return torch.cuda.get_device_capability(device) == CAPABILITY.get(arch)
+
+    return [row for row in kernel_rows() if runs(row["arch"])]
+
+
+def would_run() -> list[str]:
+    """For each device here, what the library has for it."""
+    lines = []
+    for device, text in devices().items():
+        dtypes: dict[str, list[str]] = {}
+        for row in rows_for(device):
+            names = dtypes.setdefault(row["mechanism"], [])
+            if row["dtype"] not in names:
+                names.append(row["dtype"])
+        kernels = "; ".join(f"{name} in {', '.join(of)}" for name, of in dtypes.items())
+        lines.append(f"{device}: {text}: {kernels or 'no kernel'}")
+    return lines
+
+
+def problems() -> list[str]:
+    """What keeps a device, or a compiled kernel, from being used; a line each."""
+    found = []
+    archs = sorted({row["arch"] for row in kernel_rows()})
+    if "cpu" not in archs:
+        found.append("cpu: no kernel was compiled for it")
+    if set(archs) & set(CAPABILITY) and not torch.cuda.is_available():
+        found.append(f"cuda: GPU kernels are compiled in, but {no_gpu()}")
+    for device in devices():
+        if device.startswith("cuda:") and not rows_for(device):
+            found.append(f"{device}: no kernel for it; compiled for {', '.join(archs)}")
+    return found
+
+
+def no_gpu() -> str:
+    return "torch sees no CUDA device" if torch.version.cuda else "torch is a CPU-only build"
