@@ -1,0 +1,29 @@
+// What rows.cpp calls of the code that is compiled once per instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "sparse_fmha/params.h"
+
+namespace sparse_fmha::cpu {
+
+struct IsaKernel {
+  // Bytes of scratch memory, aligned to 64, that a thread needs.
+  size_t (*scratch_bytes)(FmhaProblem const&, TileShape const&);
+  // One query tile of one head: item = (batch * heads_q + head) * query tiles + tile.
+  void (*attend)(FmhaProblem const&, void const* params, TileShape const&, int64_t item,
+                 void* scratch);
+};
+
+// `mechanism` is the index in Sparsity; `params` above are that mechanism's Params.
+namespace baseline {
+IsaKernel kernel(DataType dtype, size_t mechanism);
+}
+namespace avx2 {
+IsaKernel kernel(DataType dtype, size_t mechanism);
+}
+namespace avx512 {
+IsaKernel kernel(DataType dtype, size_t mechanism);
+}
+
+}  // namespace sparse_fmha::cpu

@@ -1,0 +1,102 @@
+// Vectors as wide as the instruction set of this translation unit, and the two functions of them
+// that softmax needs. Everything lives in a namespace named after the instruction set: the same
+// header is compiled once for each, and the linker must not merge the results.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef SPARSE_FMHA_ISA
+#error "SPARSE_FMHA_ISA names the instruction set's namespace"
+#endif
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+
+// kPanelVectors * kPanelRows accumulators and a row of operands fit in the register file.
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+inline constexpr int kPanelVectors = 4;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+inline constexpr int kPanelVectors = 2;
+#else
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kPanelVectors = 2;
+#endif
+inline constexpr int kPanelRows = 4;
+
+template <class T>
+struct VectorOf;
+
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+inline constexpr int kWidth = kVectorBytes / sizeof(T);
+
+// Columns of a panel: what one pass of the inner product keeps in registers.
+template <class T>
+inline constexpr int kPanel = kPanelVectors * kWidth<T>;
+
+constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+template <class T>
+inline Vector<T> broadcast(T x) {
+  return x - Vector<T>{};
+}
+
+template <class V>
+inline V max(V x, V y) {
+  return y > x ? y : x;
+}
+
+template <class T>
+struct Exp2;
+
+// 2^f on [-1/2, 1/2], minimax in the relative error: 2e-9 and 3e-18.
+template <>
+struct Exp2<float> {
+  static constexpr int kMantissaBits = 23;
+  static constexpr float kLowest = -126;
+  static constexpr float kRound = 0x1.8p23f + 127;  // adding it leaves round(x) + bias in the low bits
+  static constexpr float kCoefficients[] = {1.0f, 0.693147205737f, 0.240226468906f, 0.0555032877711f, 0.00961848895634f, 0.00133999311772f, 0.000153458121613f};
+};
+
+template <>
+struct Exp2<double> {
+  static constexpr int kMantissaBits = 52;
+  static constexpr double kLowest = -1022;
+  static constexpr double kRound = 0x1.8p52 + 1023;
+  static constexpr double kCoefficients[] = {1.0, 0.69314718055994533, 0.240226506959101562, 0.0555041086648199216, 0.00961812910758833524, 0.00133335581467899217, 0.000154035304625144321, 1.52527334899885256e-5, 1.32154330896763992e-6, 1.01781980216719308e-7, 7.0741056135081428e-9, 4.43528270695727715e-10};
+};
+
+// 2^x for x <= 0; 0 below the normal numbers and for -inf.
+template <class T>
+inline Vector<T> exp2(Vector<T> x) {
+  using C = Exp2<T>;
+  Vector<T> const bounded = x < C::kLowest ? broadcast(C::kLowest) : x;
+  Vector<T> const shifted = bounded + C::kRound;
+  Vector<T> const fraction = bounded - (shifted - C::kRound);
+  constexpr int kDegree = sizeof(C::kCoefficients) / sizeof(T) - 1;
+  Vector<T> power = broadcast(C::kCoefficients[kDegree]);
+  for (int i = kDegree - 1; i >= 0; --i) {
+    power = power * fraction + C::kCoefficients[i];
+  }
+  auto const exponent = reinterpret_cast<typename VectorOf<T>::bits>(shifted) << C::kMantissaBits;
+  power *= reinterpret_cast<Vector<T>>(exponent);
+  return x < C::kLowest ? Vector<T>{} : power;
+}
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA
