@@ -1,0 +1,20 @@
+// Errors of the ops: std::runtime_error, which Python sees as RuntimeError with this text.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+
+namespace sparse_fmha {
+
+// The parts say which argument is wrong, what it is, and what is allowed.
+template <class... Parts>
+void require(bool condition, Parts const&... parts) {
+  if (!condition) {
+    std::ostringstream message;
+    message << "sparse_fmha: ";
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+  }
+}
+
+}  // namespace sparse_fmha

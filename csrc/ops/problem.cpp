@@ -1,0 +1,173 @@
+#include "problem.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "check.h"
+
+namespace sparse_fmha {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+DataType data_type(Tensor const& q) {
+  switch (q.scalar_type()) {
+    case ScalarType::Half:
+      return DataType::kFloat16;
+    case ScalarType::BFloat16:
+      return DataType::kBFloat16;
+    case ScalarType::Float:
+      return DataType::kFloat32;
+    case ScalarType::Double:
+      return DataType::kFloat64;
+    default:
+      break;
+  }
+  throw std::runtime_error(
+      "sparse_fmha: q has a dtype other than float16, bfloat16, float32 and float64");
+}
+
+// What any operand must share with q, besides its shape.
+void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
+  require(t.scalar_type() == q.scalar_type(), name, " and q differ in dtype; all must have one");
+  require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
+              t.get_device_index() == q.get_device_index(),
+          name, " and q are on different devices; all must be on one");
+}
+
+// The layout that kernels can read: a unit last stride, and on CUDA what the tensor copy engine
+// asks for.
+void check_layout(char const* name, Tensor const& t) {
+  if (t.numel() == 0) {
+    return;
+  }
+  int64_t const last = t.dim() - 1;
+  require(t.size(last) == 1 || t.stride(last) == 1, name, " has stride ", t.stride(last),
+          " in its last dimension; 1 is needed");
+  if (!t.is_cuda()) {
+    return;
+  }
+  require(reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0, name,
+          " does not start at a multiple of 16 bytes, as CUDA tensors must");
+  for (int64_t d = 0; d < last; ++d) {
+    require(t.size(d) == 1 || t.stride(d) % 8 == 0, name, " has stride ", t.stride(d),
+            " in dimension ", d, "; CUDA tensors need multiples of 8 elements");
+  }
+}
+
+int32_t narrow(char const* name, Tensor const& t, int64_t dim) {
+  require(t.size(dim) <= INT32_MAX, name, " has ", t.size(dim), " entries in dimension ", dim,
+          "; at most 2^31 - 1 are allowed");
+  return static_cast<int32_t>(t.size(dim));
+}
+
+TensorView view(Tensor const& t) {
+  int64_t const axes = t.dim() - 3;
+  TensorView result;
+  result.data = t.data_ptr();
+  result.batch_stride = t.stride(0);
+  result.head_stride = t.stride(1 + axes);
+  for (int64_t a = 0; a < axes; ++a) {
+    result.axis_stride[kGridAxes - axes + a] = t.stride(1 + a);
+  }
+  return result;
+}
+
+Coord grid_of(char const* name, Tensor const& t) {
+  int64_t const axes = t.dim() - 3;
+  Coord grid = {1, 1, 1};
+  int64_t tokens = 1;
+  for (int64_t a = 0; a < axes; ++a) {
+    grid[kGridAxes - axes + a] = narrow(name, t, 1 + a);
+    tokens *= t.size(1 + a);
+    require(tokens <= INT32_MAX, name, " has ", shape_of(t),
+            " tokens; at most 2^31 - 1 are allowed");
+  }
+  return grid;
+}
+
+}  // namespace
+
+std::string shape_of(Tensor const& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+  }
+  return text + "]";
+}
+
+FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int axes,
+                         std::optional<double> scale) {
+  int64_t const rank = axes + 3;
+  int64_t const heads = rank - 2;
+  struct {
+    char const* name;
+    Tensor const& tensor;
+  } const operands[] = {{"q", q}, {"k", k}, {"v", v}};
+  for (auto const& [name, t] : operands) {
+    require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank,
+            " dimensions are needed: batch, ", axes, " of tokens, heads, head dim");
+  }
+  require(q.is_cpu() || q.is_cuda(), "q is on a device that is neither cpu nor cuda");
+  FmhaProblem p;
+  p.dtype = data_type(q);
+  for (auto const& [name, t] : operands) {
+    check_like_q(name, t, q);
+    require(t.size(0) == q.size(0), name, " has batch ", t.size(0), ", q has ", q.size(0));
+    require(t.size(rank - 1) == q.size(rank - 1), name, " has head dim ", t.size(rank - 1),
+            ", q has ", q.size(rank - 1));
+    check_layout(name, t);
+  }
+  require(shape_of(k) == shape_of(v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
+          "; they must be the same");
+  int64_t const dim = q.size(rank - 1);
+  require(dim >= 8 && dim <= 256 && dim % 8 == 0, "q has head dim ", dim,
+          "; multiples of 8 from 8 to 256 are allowed");
+  int64_t const heads_q = q.size(heads);
+  int64_t const heads_kv = k.size(heads);
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,
+          " heads, k and v have ", heads_kv, "; q's must be a multiple of theirs");
+  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
+  require(std::isfinite(p.scale), "scale is ", p.scale, "; a finite number is needed");
+
+  p.batch = narrow("q", q, 0);
+  p.heads_q = narrow("q", q, heads);
+  p.heads_kv = narrow("k", k, heads);
+  p.head_dim = static_cast<int32_t>(dim);
+  p.grid_q = grid_of("q", q);
+  p.grid_kv = grid_of("k", k);
+  p.q = view(q);
+  p.k = view(k);
+  p.v = view(v);
+  return p;
+}
+
+void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
+                      std::optional<Tensor> const& extra_v) {
+  require(extra_k.has_value() == extra_v.has_value(), "extra_", extra_k ? "k" : "v",
+          " is given without extra_", extra_k ? "v" : "k", "; both or neither");
+  if (!extra_k) {
+    return;
+  }
+  struct {
+    char const* name;
+    Tensor const& tensor;
+  } const operands[] = {{"extra_k", *extra_k}, {"extra_v", *extra_v}};
+  for (auto const& [name, t] : operands) {
+    require(t.dim() == 4 && t.size(0) == problem.batch && t.size(2) == problem.heads_kv &&
+                t.size(3) == problem.head_dim,
+            name, " has shape ", shape_of(t), "; [", problem.batch, ", any, ", problem.heads_kv,
+            ", ", problem.head_dim, "] is needed");
+    check_like_q(name, t, q);
+    check_layout(name, t);
+  }
+  require(extra_k->size(1) == extra_v->size(1), "extra_k has ", extra_k->size(1),
+          " tokens, extra_v has ", extra_v->size(1), "; they must be the same");
+  problem.extra_len = narrow("extra_k", *extra_k, 1);
+  problem.extra_k = view(*extra_k);
+  problem.extra_v = view(*extra_v);
+}
+
+}  // namespace sparse_fmha

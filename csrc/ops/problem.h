@@ -1,0 +1,26 @@
+// From tensors to the plain description of a problem.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "sparse_fmha/params.h"
+
+namespace sparse_fmha {
+
+using torch::stable::Tensor;
+
+// Checks q, k, v [B, *L, H, D] with `axes` token axes and describes all but the outputs and the
+// sparsity. Throws with the argument's name, its value, and what is allowed.
+FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int axes,
+                         std::optional<double> scale);
+
+// Adds extra_k, extra_v [B, N, Hkv, D] to a problem; both or neither.
+void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
+                      std::optional<Tensor> const& extra_v);
+
+std::string shape_of(Tensor const& tensor);
+
+}  // namespace sparse_fmha

@@ -1,0 +1,110 @@
+#include "run.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "sparse_fmha/registry.h"
+#include "stream.h"
+
+namespace sparse_fmha {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// PyTorch's own thread pool.
+class TorchThreads : public ParallelFor {
+ public:
+  int num_threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+  void run(int64_t n, void (*body)(void*, int64_t, int64_t), void* arg) const override {
+    torch::stable::parallel_for(0, n, 1,
+                                [&](int64_t begin, int64_t end) { body(arg, begin, end); });
+  }
+};
+
+Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+}
+
+std::vector<int64_t> sizes_of(Tensor const& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    sizes[d] = t.size(d);
+  }
+  return sizes;
+}
+
+// Strides of a contiguous [B, *grid, H, D] tensor, and no others, in the problem's terms.
+TensorView contiguous_view(Tensor const& t, Coord const& grid) {
+  int64_t const rank = t.dim();
+  TensorView result;
+  result.data = t.data_ptr();
+  result.head_stride = t.size(rank - 1);
+  int64_t stride = t.size(rank - 2) * t.size(rank - 1);
+  for (int a = kGridAxes - 1; a >= 0; --a) {
+    result.axis_stride[a] = stride;
+    stride *= grid[a];
+  }
+  result.batch_stride = stride;
+  return result;
+}
+
+Arch arch_of(Tensor const& q) {
+  if (q.is_cpu()) {
+    return Arch::kCpu;
+  }
+  auto const& table = kernel_table();
+  bool const any = std::any_of(table.begin(), table.end(), [](KernelRow const& row) {
+    return row.info.key.arch == Arch::kSm90;
+  });
+  require(
+      any,
+      "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is found, "
+      "with SPARSE_FMHA_ARCHS=90a, or move the tensors to the CPU");
+  return Arch::kSm90;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
+  KernelRow const& kernel = find_kernel({arch_of(q), problem.dtype, problem.head_dim,
+                                         static_cast<int32_t>(problem.sparsity.index())});
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (q.is_cuda()) {
+    guard.emplace(q.get_device_index());
+  }
+  std::vector<int64_t> sizes = sizes_of(q);
+  Tensor out = new_tensor(q, sizes, q.scalar_type());
+  sizes.pop_back();
+  Tensor lse = new_tensor(q, sizes, ScalarType::Float);
+  if (out.numel() == 0) {
+    return {out, lse};
+  }
+  if (volume(problem.grid_kv) == 0 && problem.extra_len == 0) {
+    torch::stable::fill_(out, 0.0);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+    return {out, lse};
+  }
+  problem.out = contiguous_view(out, problem.grid_q);
+  problem.lse = static_cast<float*>(lse.data_ptr());
+
+  ExecutionContext context;
+  TorchThreads const threads;
+  std::optional<Tensor> workspace;
+  if (q.is_cuda()) {
+    workspace = new_tensor(q, {kWorkspaceBytes}, ScalarType::Byte);
+    context.workspace = workspace->data_ptr();
+    context.stream = current_cuda_stream(q.get_device_index());
+  } else {
+    context.parallel = &threads;
+  }
+  kernel.launch(problem, context);
+  return {out, lse};
+}
+
+}  // namespace sparse_fmha
