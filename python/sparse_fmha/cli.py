@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from sparse_fmha import demo
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in DEMO_MODULES:
+        package = (error.name or "").partition(".")[0]
+        if package not in DEMO_MODULES:
             raise
-        return fail(f"the demo needs {error.name}: pip install 'sparse-fmha[demo]'", 1)
+        return fail(f"the demo needs {package}: pip install 'sparse-fmha[demo]'", 1)
     options = {name: value for name, value in vars(arguments).items() if name != "command"}
     try:
         demo.run(**options)

@@ -27,14 +27,14 @@ def report() -> str:
     ]
     headings = [column.replace("_", " ") for column in columns]
     versions = {
-        "sparse_fmha": build.get("version"),
+        "sparse_fmha": sparse_fmha.__version__,
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "built with": ", ".join(built_with(build)),
+        "built with": ", ".join(built_with(build)) or "unknown",
     }
     sections = {
-        "Versions": aligned([name, value or "unknown"] for name, value in versions.items()),
-        "Devices": aligned([name, text] for name, text in devices().items())
+        "Versions": aligned(versions.items()),
+        "Devices": aligned(devices().items())
         + ([] if torch.cuda.is_available() else [f"no GPU: {no_gpu()}"]),
         "Kernels": aligned([headings, *table]),
         "Problems": problems() or ["none"],
