@@ -71,9 +71,7 @@ std::tuple<Tensor, Tensor> neighborhood_fwd(
   }
   require(!q.is_cuda(),
           "neighborhood attention has no CUDA kernel yet; move the tensors to the CPU");
-  if (volume(problem.grid_q) > 0) {
-    check_neighborhood(params, axes);
-  }
+  check_neighborhood(params, axes);
   problem.sparsity = params;
   return run(problem, q);
 }

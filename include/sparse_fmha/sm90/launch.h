@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <variant>
 
 #include "sparse_fmha/host/tensor_map.h"
@@ -23,6 +24,9 @@ constexpr int mechanism_index() {
   }
 }
 
+inline DataType data_type(cutlass::half_t) { return DataType::kFloat16; }
+inline DataType data_type(cutlass::bfloat16_t) { return DataType::kBFloat16; }
+
 // Heads go in equal groups. Measured at 4k to 32k: 16 heads where the tiles differ in weight (fewer
 // leave blocks idle behind the last group's heaviest tiles, more evict each other's keys from the
 // L2 cache), 4 where they do not.
@@ -42,8 +46,19 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+inline void check_compute_capability() {
+  int const major = device_attribute(cudaDevAttrComputeCapabilityMajor);
+  int const minor = device_attribute(cudaDevAttrComputeCapabilityMinor);
+  if (major != 9 || minor != 0) {
+    throw std::runtime_error("sparse_fmha: the GPU has compute capability " +
+                             std::to_string(major) + "." + std::to_string(minor) +
+                             "; the compiled kernels need 9.0");
+  }
+}
+
 template <class Traits, class Mechanism>
 void launch(FmhaProblem const& p, ExecutionContext const& context) {
+  check_compute_capability();
   auto const stream = static_cast<cudaStream_t>(context.stream);
   auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   TileShape const shape = Traits::tile_shape();
@@ -92,10 +107,8 @@ KernelRow kernel_row(char const* name) {
   using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule>;
   static_assert(sizeof(SharedStorage<Traits>) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
-  constexpr DataType kType =
-      std::is_same_v<Element, cutlass::half_t> ? DataType::kFloat16 : DataType::kBFloat16;
   KernelRow row;
-  row.info.key = {Arch::kSm90, kType, HeadDim, mechanism_index<Mechanism>()};
+  row.info.key = {Arch::kSm90, data_type(Element{}), HeadDim, mechanism_index<Mechanism>()};
   row.info.name = name;
   row.info.mechanism = Mechanism::kName;
   row.info.tile_q = TileQ;

@@ -1,0 +1,41 @@
+"""Sparse attention in one fused kernel family, on the CPU and on Hopper GPUs.
+
+Tensors have their heads last: `[B, *L, H, D]`, where `*L` is one axis of tokens (a sequence) or the
+one to three axes of a grid.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sparse_fmha import _ops, reference
+from sparse_fmha.attention import attention, neighborhood_attention
+
+try:
+    __version__ = version("sparse-fmha")
+except PackageNotFoundError:  # run from the source tree
+    __version__ = "0.0.0+tree"
+
+__all__ = [
+    "attention",
+    "build_info",
+    "kernels",
+    "neighborhood_attention",
+    "reference",
+]
+
+_ops.register()
+
+
+def kernels() -> list[dict]:
+    """The compiled kernels, one dict each; prints as a table. See `_build.kernels`."""
+    from sparse_fmha import _build
+
+    return _build.kernels()
+
+
+def build_info() -> dict:
+    """Versions and compiler figures of the installed library. See `_build.build_info`."""
+    from sparse_fmha import _build
+
+    return _build.build_info()

@@ -1,0 +1,142 @@
+"""The public functions: they check their arguments and call the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    skip_threshold: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Dense or causal attention: softmax(scale * q k^T) v.
+
+    The forward of FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1), which never
+    stores the scores.
+
+    Args:
+        q: `[B, Lq, Hq, D]`; fp16 or bf16, on the CPU also fp32 and fp64. D is a multiple of 8 up to
+            256. Any strides with a unit last one; on CUDA the others must be multiples of 8
+            elements and the data 16-byte aligned.
+        k: `[B, Lkv, Hkv, D]`, of q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
+        v: like k.
+        causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        skip_threshold: 0; softmax skipping is not there yet.
+        return_lse: also return the log-sum-exp.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, Lq, Hq]` in fp32: the natural log of the sum of exp(scale * q.k) over the visible keys.
+        A query that sees no key has out 0 and lse -inf.
+
+    Under `torch.autocast` the inputs are cast to its dtype. There is no backward pass yet: it
+    raises NotImplementedError.
+
+    Raises:
+        ValueError: a shape, stride, device or number that is not allowed.
+        TypeError: an argument of the wrong type, or a dtype that is not allowed.
+        NotImplementedError: `skip_threshold` other than 0.
+        RuntimeError: CUDA tensors that no compiled kernel takes.
+    """
+    q, k, v = _autocast(q, k, v)
+    _checks.check_qkv(q, k, v, axes=1)
+    _checks.require(
+        isinstance(causal, bool), f"causal is {causal!r}; True or False is needed", TypeError
+    )
+    _checks.check_skip_threshold(skip_threshold)
+    scale = _checks.finite("scale", scale)
+    out, lse = torch.ops.sparse_fmha.fmha_fwd(q, k, v, causal, scale)
+    return (out, lse) if return_lse else out
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Generalized neighborhood attention on a grid of one to three axes.
+
+    Every query sees a window of W keys on each axis, around it where `stride` is 1, or around the
+    leader of its group of `stride` queries; at the borders the window shifts and keeps its size
+    (Hassani et al. 2025, "Generalized Neighborhood Attention", arXiv:2504.16922). With dilation d a
+    query sees the keys of its own residue modulo d. On a causal axis it sees no key behind it.
+
+    Args:
+        q: `[B, *L, Hq, D]` with one to three token axes `*L`; dtypes, strides and D as `attention`.
+        k: `[B, *L, Hkv, D]` on the same grid; Hq is a multiple of Hkv.
+        v: like k.
+        window: W of each axis in tokens, at least 2; W * dilation may not pass the axis's length.
+        stride: of each axis, 1 (neighborhood attention) to W (blocked attention).
+        dilation: of each axis, at least 1.
+        causal: of each axis.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        extra_k: `[B, N, Hkv, D]`: tokens without a place on the grid that every query sees too.
+        extra_v: like extra_k.
+        skip_threshold: 0; softmax skipping is not there yet.
+        return_lse: also return the log-sum-exp.
+
+        One int (or bool) for window, stride, dilation or causal serves all axes.
+
+    Returns:
+        `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, *L, Hq]` in fp32, natural log, as `attention`.
+
+    Runs on the CPU; CUDA tensors raise RuntimeError, as the GPU kernel is not there yet. Autocast
+    and gradients as `attention`.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a window
+            larger than the grid, a stride over the window, a tuple of the wrong length.
+    """
+    q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
+    _checks.check_qkv(q, k, v)
+    axes = q.dim() - 3
+    grid = list(q.shape[1:-2])
+    _checks.require(
+        grid == list(k.shape[1:-2]),
+        f"k has the grid {list(k.shape[1:-2])}, q has {grid}; they must be the same",
+    )
+    _checks.check_extra(extra_k, extra_v, q, k)
+    windows = _checks.per_axis("window", window, axes)
+    strides = _checks.per_axis("stride", stride, axes)
+    dilations = _checks.per_axis("dilation", dilation, axes)
+    _checks.check_neighborhood(grid, windows, strides, dilations)
+    causals = _checks.per_axis("causal", causal, axes, bool)
+    _checks.check_skip_threshold(skip_threshold)
+    scale = _checks.finite("scale", scale)
+    out, lse = torch.ops.sparse_fmha.neighborhood_fwd(
+        q, k, v, windows, strides, dilations, causals, scale, extra_k, extra_v
+    )
+    return (out, lse) if return_lse else out
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype that `torch.autocast` asks for on q's device, where it is active."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "meta"
+    if device not in _checks.DTYPES or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    cast = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in cast else t for t in tensors)
