@@ -254,16 +254,16 @@ def show(results: dict[str, Result], truth: torch.Tensor, noisy: torch.Tensor, c
     """Prints the table; a speedup compares runs over the same tokens."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("PSNR", "tokens", "keys each", "GFLOP", "time", "GFLOP/s", "speedup"):
+    for heading in ("PSNR dB", "tokens", "keys", "GFLOP", "time", "GFLOP/s", "speedup"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row("noisy", f"{psnr(noisy, truth):.2f} dB")
+    table.add_row("noisy", f"{psnr(noisy, truth):.2f}")
     slow = list(results.values())[-1]
     for name, result in results.items():
         same = result.pixels.shape == slow.pixels.shape
         target = truth[(slice(None), *crop)] if same else truth
         table.add_row(
             name,
-            f"{psnr(result.pixels, target):.2f} dB",
+            f"{psnr(result.pixels, target):.2f}",
             f"{math.prod(result.pixels.shape[1:]):,}",
             f"{result.keys:,}",
             f"{result.flops / 1e9:,.1f}",
@@ -271,8 +271,8 @@ def show(results: dict[str, Result], truth: torch.Tensor, noisy: torch.Tensor, c
             f"{result.flops / result.seconds / 1e9:,.0f}",
             f"{slow.seconds / result.seconds:.1f}x" if same else "",
         )
-    Console().print(table)
-    say("GFLOP: 4 x head dim for each pair of a query and a key that it sees")
+    Console(width=max(Console().width, 90)).print(table)
+    say("keys: what a query sees. GFLOP: useful ones, 4 x head dim for each query and key it sees.")
     if slow.pixels.shape != truth.shape:
         height, width = slow.pixels.shape[1:]
-        say(f"crop: {width}x{height} pixels in the centre; dense attention of all takes too long")
+        say(f"crop: {width}x{height} pixels in the centre; dense attention of all takes too long.")

@@ -54,9 +54,11 @@ def built_with(build: dict) -> Iterable[str]:
 
 
 def cell(row: dict, column: str) -> str:
-    """As text; a tile size of 0 is one chosen at run time."""
+    """As text; 0 stands for a tile that is chosen at run time, and for no stages."""
     value = row.get(column, "")
-    return "auto" if value == 0 and column.startswith("tile") else str(value)
+    if value != 0:
+        return str(value)
+    return {"tile_q": "auto", "tile_k": "auto", "stages": "-"}.get(column, "0")
 
 
 def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
@@ -110,10 +112,11 @@ def would_run() -> list[str]:
     for device, text in devices().items():
         dtypes: dict[str, list[str]] = {}
         for row in rows_for(device):
-            names = dtypes.setdefault(row["mechanism"], [])
-            if row["dtype"] not in names:
-                names.append(row["dtype"])
-        kernels = "; ".join(f"{name} in {', '.join(of)}" for name, of in dtypes.items())
+            dtypes.setdefault(row["mechanism"], []).append(row["dtype"])
+        mechanisms: dict[str, list[str]] = {}
+        for mechanism, names in dtypes.items():
+            mechanisms.setdefault(", ".join(dict.fromkeys(names)), []).append(mechanism)
+        kernels = "; ".join(f"{', '.join(of)} in {names}" for names, of in mechanisms.items())
         lines.append(f"{device}: {text}: {kernels or 'no kernel'}")
     return lines
 

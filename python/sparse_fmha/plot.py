@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 ACCENT = "#ff7f0e"
-COLUMN = 2.6  # inches
+COLUMN = 2.35  # inches
 
 
 class Panel(NamedTuple):
