@@ -24,11 +24,9 @@ std::vector<KernelRow> make_table() {
 #define SPARSE_FMHA_ROW(name) rows.push_back(name());
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
-#ifndef SPARSE_FMHA_NO_CPU
   for (KernelRow& row : cpu_kernel_rows()) {
     rows.push_back(std::move(row));
   }
-#endif
   return rows;
 }
 
