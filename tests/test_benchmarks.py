@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from sparse_fmha import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -236,6 +239,17 @@ def test_readme_of_the_repository_is_current():
         pytest.skip("benchmarks/results has files that git does not track: a run of one's own")
     done = python("benchmarks.readme", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_readme_example_computes_attention():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    q, k, v, out, lse = (names[x].cpu() for x in ("q", "k", "v", "out", "lse"))
+    length = q.shape[1]
+    exact, exact_lse = reference.attention(q, k, v, torch.ones(length, length).tril().bool())
+    assert (out.double() - exact).norm() < 5e-3 * exact.norm()  # bf16
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-3)
 
 
 def test_plain_table_without_rich():
