@@ -1,0 +1,305 @@
+"""The definition of every result, in fp64 and token by token: the oracle of the tests.
+
+Nothing here knows how the kernels work. A mechanism is a boolean mask (True: the query sees the
+key) built from the formulas of docs/design.md; `attention` is exact softmax attention under any
+mask. Memory is bounded by chunks of query rows, plus the mask. Everything runs on any device and
+is differentiable.
+
+Masks index tokens; a grid is flattened in row-major order.
+"""
+
+import itertools
+
+import torch
+
+_CHUNK = 1 << 24  # scores held at a time
+
+
+def attention(q, k, v, visible, scale=None):
+    """Exact softmax attention under a mask.
+
+    Args:
+        q: [B, *Lq, Hq, D], any floating dtype. The token axes are flattened to Lq tokens.
+        k, v: [B, *Lk, Hkv, D]; Hq is a multiple of Hkv, and q head h reads head h * Hkv // Hq.
+        visible: bool, broadcastable to [B, Hq, Lq, Lk].
+        scale: factor of q.k; D**-0.5 by default.
+
+    Returns:
+        out [B, *Lq, Hq, D] fp64, and lse [B, *Lq, Hq] fp64, the natural logarithm of the sum of
+        exp(scale * q.k) over the visible keys. A row that sees no key has out 0 and lse -inf.
+
+    Raises:
+        TypeError: visible is not bool.
+        ValueError: the shapes do not fit each other.
+    """
+    shape = q.shape
+    q, k, v = _flatten(q, k, v)
+    (batch, len_q, heads, dim), (len_kv, heads_kv) = q.shape, k.shape[1:3]
+    visible = _expand(visible, (batch, heads, len_q, len_kv))
+    scale = dim**-0.5 if scale is None else scale
+    group = heads // heads_kv
+    out = q.new_zeros(q.shape, dtype=torch.float64)
+    lse = q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float64)
+    rows = max(1, _CHUNK // max(1, group * len_kv))
+    for b in range(batch if len_kv else 0):
+        for h in range(heads_kv):
+            own = slice(h * group, (h + 1) * group)
+            keys, values = k[b, :, h].double(), v[b, :, h].double()
+            for i in range(0, len_q, rows):
+                part = slice(i, i + rows)
+                scores = scale * (q[b, part, own].double().transpose(0, 1) @ keys.T)
+                scores = scores.masked_fill(~visible[b, own, part], -torch.inf)
+                total = scores.logsumexp(-1)
+                weights = (scores - total.masked_fill(total == -torch.inf, 0)[..., None]).exp()
+                out[b, part, own] = (weights @ values).transpose(0, 1)
+                lse[b, part, own] = total.T
+    return out.reshape(shape), lse.reshape(shape[:-1])
+
+
+def skip_attention(q, k, v, visible, skip_threshold, row_groups=64, key_tiles=128, scale=None):
+    """Attention that leaves out key tiles whose scores are far below the running maximum (BLASST).
+
+    A row group visits the key tiles that hold a key visible to it, in ascending rank. Let mt be a
+    row's maximum of scale * q.k over the visible keys of the tile, and m its maximum over the
+    tiles visited before. The tile is skipped iff mt - m < ln(skip_threshold) for every row of the
+    group that sees a key of it. So the first tile is never skipped, a skipped tile never raises m,
+    and the result is exact attention over the keys that are left.
+
+    Args:
+        q, k, v, visible, scale: as for `attention`.
+        skip_threshold: lambda, 0 <= lambda < 1: a float, or a tensor [B]. 0 skips nothing.
+        row_groups: the group of each query row: int64 [Lq], or an int for runs of so many rows.
+        key_tiles: the rank in visiting order of each key's tile: int64 [Lk], or [groups, Lk] where
+            groups differ, or an int for runs of so many keys in ascending order. See `tile_ranks`.
+
+    Returns:
+        out and lse as `attention`, and skipped, bool [B, Hq, groups, tiles]. A tile that a group
+        has no visible key in is not visited, so not skipped either.
+
+    Raises:
+        TypeError, ValueError: as `attention`, or a threshold outside [0, 1).
+    """
+    shape = q.shape
+    q, k, v = _flatten(q, k, v)
+    (batch, len_q, heads, dim), (len_kv, heads_kv) = q.shape, k.shape[1:3]
+    visible = _expand(visible, (batch, heads, len_q, len_kv)).clone()
+    limit = torch.as_tensor(skip_threshold, dtype=torch.float64, device=q.device)
+    if not bool(((limit >= 0) & (limit < 1)).all()):
+        raise ValueError(f"skip_threshold is {skip_threshold}; 0 <= skip_threshold < 1 is needed")
+    if isinstance(row_groups, int):
+        row_groups = tile_ranks(len_q, row_groups, device=q.device)
+    if isinstance(key_tiles, int):
+        key_tiles = tile_ranks(len_kv, key_tiles, device=q.device)
+    groups = int(row_groups.max()) + 1 if len_q else 0
+    tiles = int(key_tiles.max()) + 1 if len_kv else 0
+    key_tiles = key_tiles.expand(groups, len_kv)
+    limit = limit.log().expand(batch)[:, None, None, None]
+    scale = dim**-0.5 if scale is None else scale
+    keys = k.double().transpose(1, 2).repeat_interleave(heads // heads_kv, dim=1)
+    skipped = torch.zeros(batch, heads, groups, tiles, dtype=torch.bool, device=q.device)
+    for g in range(groups if tiles else 0):
+        rows = (row_groups == g).nonzero()[:, 0]
+        seen = visible[:, :, rows]
+        scores = scale * (q[:, rows].double().transpose(1, 2) @ keys.mT)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        tile = key_tiles[g].expand_as(scores)
+        top = scores.new_full((*scores.shape[:3], tiles), -torch.inf)
+        top = top.scatter_reduce(-1, tile, scores, "amax")
+        before = top.cummax(-1).values.roll(1, -1)
+        before[..., 0] = -torch.inf
+        unseen = top == -torch.inf
+        skipped[:, :, g] = (unseen | (top - before < limit)).all(2) & ~unseen.all(2)
+        visible[:, :, rows] = seen & ~skipped[:, :, g].gather(-1, tile[:, :, 0])[:, :, None]
+    out, lse = attention(q, k, v, visible, scale)
+    return out.reshape(shape), lse.reshape(shape[:-1]), skipped
+
+
+def tile_ranks(length, size, descending=False, device=None):
+    """The rank of each token's tile, int64 [length], when tiles are runs of `size` tokens.
+
+    Tiles are visited from the first to the last, or with `descending` from the last to the first.
+    """
+    ranks = torch.arange(length, device=device) // size
+    return (length - 1) // size - ranks if descending else ranks
+
+
+def causal_mask(len_q, len_kv, device=None):
+    """Bool [len_q, len_kv]: the last query sees every key, each earlier one a key less."""
+    i = torch.arange(len_q, device=device)[:, None]
+    j = torch.arange(len_kv, device=device)
+    return j <= i + (len_kv - len_q)
+
+
+def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0, device=None):
+    """The mask of generalized neighborhood attention (arXiv 2504.16922).
+
+    Args:
+        grid: tokens per axis, a tuple (or an int for one axis).
+        window, stride, dilation, causal: one value for all axes, or one per axis.
+        extra: so many keys that every query sees follow the grid's keys. They are what
+            torch.cat([k.flatten(1, -3), extra_k], 1) puts there.
+
+    Returns:
+        bool [tokens, tokens + extra].
+
+    Raises:
+        ValueError: on some axis not (2 <= window, 1 <= stride <= window, 1 <= dilation,
+            window * dilation <= tokens), or the number of values is not the number of axes.
+    """
+    grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    named = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
+    options = [_per_axis(name, value, len(grid)) for name, value in named.items()]
+    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+    for length, *axis in zip(grid, *options, strict=True):
+        one = _axis_mask(length, *axis, device)
+        mask = mask[:, None, :, None] & one[None, :, None, :]
+        mask = mask.flatten(2, 3).flatten(0, 1)
+    return torch.nn.functional.pad(mask, (0, extra), value=True)
+
+
+def _axis_mask(length, window, stride, dilation, causal, device):
+    if not (
+        window >= 2 and 1 <= stride <= window and dilation >= 1 and window * dilation <= length
+    ):
+        raise ValueError(
+            f"window {window}, stride {stride}, dilation {dilation} on an axis of {length} tokens; "
+            "2 <= window, 1 <= stride <= window, 1 <= dilation and window * dilation <= tokens "
+            "are needed"
+        )
+    i = torch.arange(length, device=device)[:, None]
+    j = torch.arange(length, device=device)
+    residue, p, t = i % dilation, i // dilation, j // dilation
+    count = length // dilation + (residue < length % dilation)  # tokens of this residue
+    if causal:
+        leader = torch.minimum(p // stride * stride + stride - 1, count - 1)
+        begin, end = (leader - window + 1).clamp(min=0), p + 1
+    else:
+        leader = torch.minimum(p // stride * stride + stride // 2, count - 1)
+        begin = torch.minimum((leader - window // 2).clamp(min=0), count - window)
+        end = begin + window
+    return (j % dilation == residue) & (begin <= t) & (t < end)
+
+
+def block_sparse_mask(
+    counts,
+    indices,
+    q_len,
+    kv_len,
+    block_q,
+    block_kv,
+    partial_counts=None,
+    partial_indices=None,
+    partial_masks=None,
+    causal=False,
+):
+    """The mask of block lists. Queries and keys are cut in blocks; the last may be ragged.
+
+    Args:
+        counts: int [B|1, H|1, nQ], the length of each query block's list of full key blocks.
+        indices: int [B|1, H|1, nQ, max], the lists; what is beyond the count is ignored.
+        partial_counts, partial_indices: the same for the partial key blocks.
+        partial_masks: bool [B|1, H|1, nQ, max, block_q, block_kv], their visible pairs.
+        causal: key j is visible to query i only if j <= i + kv_len - q_len.
+
+    Returns:
+        bool [B|1, H|1, q_len, kv_len]
+
+    Raises:
+        ValueError: the lists of a query block name a block that is not there, or one twice.
+    """
+    blocks_q, blocks_kv = -(-q_len // block_q), -(-kv_len // block_kv)
+    mask = torch.zeros(
+        *counts.shape[:2],
+        blocks_q * block_q,
+        blocks_kv * block_kv,
+        dtype=torch.bool,
+        device=counts.device,
+    )
+    for b, h, n in itertools.product(*map(range, counts.shape)):
+        entries = [(i, True) for i in indices[b, h, n, : counts[b, h, n]].tolist()]
+        if partial_counts is not None:
+            listed = partial_indices[b, h, n, : partial_counts[b, h, n]].tolist()
+            entries += zip(listed, partial_masks[b, h, n], strict=False)
+        _check_list("indices", (b, h, n), [i for i, _ in entries], blocks_kv)
+        for i, pairs in entries:
+            mask[b, h, n * block_q :, i * block_kv :][:block_q, :block_kv] = pairs
+    mask = mask[:, :, :q_len, :kv_len]
+    return mask & causal_mask(q_len, kv_len, mask.device) if causal else mask
+
+
+def stripe_mask(
+    columns,
+    counts,
+    q_len,
+    kv_len,
+    block_q,
+    range_starts=None,
+    range_counts=None,
+    range_size=64,
+    causal=False,
+):
+    """The mask of stripes: key positions listed one by one, and runs of keys.
+
+    Args:
+        columns: int [B|1, H|1, groups, max], key positions seen by a group of block_q query rows;
+            ascending. What is beyond the count is ignored.
+        counts: int [B|1, H|1, groups].
+        range_starts, range_counts: the same for the first keys of runs of range_size keys; a run
+            may reach beyond the last key.
+        causal: key j is visible to query i only if j <= i + kv_len - q_len.
+
+    Returns:
+        bool [B|1, H|1, q_len, kv_len]
+
+    Raises:
+        ValueError: a position that is not there, or one listed twice in columns and runs together.
+    """
+    mask = torch.zeros(*counts.shape[:2], q_len, kv_len, dtype=torch.bool, device=counts.device)
+    for b, h, n in itertools.product(*map(range, counts.shape)):
+        listed = columns[b, h, n, : counts[b, h, n]].tolist()
+        if range_starts is not None:
+            for start in range_starts[b, h, n, : range_counts[b, h, n]].tolist():
+                listed += range(start, max(start + 1, min(start + range_size, kv_len)))
+        _check_list("columns and ranges", (b, h, n), listed, kv_len)
+        mask[b, h, n * block_q : (n + 1) * block_q, listed] = True
+    return mask & causal_mask(q_len, kv_len, mask.device) if causal else mask
+
+
+def _check_list(name, where, listed, end):
+    if len(set(listed)) < len(listed) or any(not 0 <= i < end for i in listed):
+        raise ValueError(
+            f"{name} of (batch, head, query block) {where} are {listed}; each of 0 to {end - 1} "
+            "may be there once"
+        )
+
+
+def _per_axis(name, value, axes):
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes:
+        raise ValueError(f"{name} is {value}; the grid has {axes} axes")
+    return values
+
+
+def _flatten(q, k, v):
+    """The tensors with one token axis, and their shapes checked."""
+    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if min(q.dim(), k.dim(), v.dim()) < 4:
+        raise ValueError(f"{shapes}; [B, *L, H, D] is needed")
+    q, k, v = (x.flatten(1, -3) for x in (q, k, v))
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"{shapes}; equal B and D, and as many keys as values, are needed")
+    if q.shape[2] % max(1, k.shape[2]):
+        raise ValueError(f"{shapes}; q's heads must be a multiple of k's")
+    return q, k, v
+
+
+def _expand(visible, shape):
+    if visible.dtype != torch.bool:
+        raise TypeError(f"visible is {visible.dtype}; torch.bool is needed")
+    try:
+        return visible.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"visible has shape {tuple(visible.shape)}; it must broadcast to [B, Hq, Lq, Lk] = "
+            f"{list(shape)}"
+        ) from None

@@ -1,0 +1,98 @@
+"""How results are judged: against fp64, by the error that PyTorch itself makes.
+
+Everything is a session fixture, so that Hypothesis tests can use it.
+"""
+
+import contextlib
+
+import hypothesis
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparse_fmha import reference
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def randn():
+    """randn(*shape, dtype, device, seed): normal values, the same for a seed on every device."""
+
+    def make(*shape, dtype=torch.float32, device="cpu", seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def poisoned():
+    """A context in which new tensors hold NaN, so that what a kernel leaves out is seen."""
+
+    @contextlib.contextmanager
+    def poison():
+        before = torch.are_deterministic_algorithms_enabled()
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+            torch.utils.deterministic.fill_uninitialized_memory = filled
+
+    return poison
+
+
+@pytest.fixture(scope="session")
+def agrees():
+    """agrees(out, lse, q, k, v, visible, scale): assert that (out, lse) is attention.
+
+    The largest and the root mean square error of out against fp64 are at most twice those of
+    PyTorch's eager attention in the same dtype under the same mask, plus two units in the last
+    place of the largest value. lse is held to fp32 rounding. k and v may hold more tokens than q.
+    """
+
+    def check(out, lse, q, k, v, visible, scale=None):
+        visible = visible.to(q.device)
+        exact, exact_lse = reference.attention(q, k, v, visible, scale)
+        assert out.shape == q.shape
+        assert out.dtype == q.dtype
+        assert lse.shape == q.shape[:-1]
+        assert lse.dtype == torch.float32
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-5)
+        eager = _eager(q, k, v, visible, scale).reshape(q.shape)
+        assert out.isfinite().all()
+        if exact.numel() == 0:
+            return
+        floor = 2 * torch.finfo(q.dtype).eps * exact.abs().max().item()
+        ours, theirs = (out.double() - exact).abs(), (eager.double() - exact).abs()
+        for name, figure in {"max": torch.max, "rms": _rms}.items():
+            allowed = 2 * figure(theirs).item() + floor
+            assert figure(ours).item() <= allowed, (
+                f"{name} error {figure(ours):.3g}, {allowed:.3g} is allowed; "
+                f"worst at {_where(ours)} of {tuple(ours.shape)}"
+            )
+
+    return check
+
+
+def _eager(q, k, v, visible, scale):
+    """PyTorch's attention without fusion, in q's dtype; rows that see no key are 0."""
+    q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
+    visible = visible.expand(*q.shape[:3], k.shape[2])
+    with sdpa_kernel(SDPBackend.MATH):
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, scale=scale, enable_gqa=True
+        )
+    return out.masked_fill(~visible.any(-1, keepdim=True), 0).transpose(1, 2)
+
+
+def _rms(x):
+    return x.square().mean().sqrt()
+
+
+def _where(error):
+    return tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
