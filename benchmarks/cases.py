@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+WARPGROUP_ROWS = 64
 TOKENS = 32 * 1024  # batch x length of a GPU case
 
 
@@ -62,17 +63,17 @@ class Case:
 
     def executed_flops(self, kernel: dict) -> int | None:
         """Of the tiles that `kernel` (a row of the kernel table) computes, masked pairs and the
-        padding of lengths and head dim included; None where tiles are chosen at run time."""
+        padding of lengths and head dim included; None where tiles are chosen at run time. Each
+        warpgroup passes over the key tiles that none of its rows sees."""
         tile_q, tile_k = kernel["tile_q"], kernel["tile_k"]
         if not tile_q or not tile_k or self.window:
             return None
         tiles = 0
-        for first in range(0, self.length, tile_q):
-            last_key = min(first + tile_q, self.length) if self.causal else self.length
+        for first in range(0, -(-self.length // tile_q) * tile_q, WARPGROUP_ROWS):
+            last_key = min(first + WARPGROUP_ROWS, self.length) if self.causal else self.length
             tiles += -(-last_key // tile_k)
-        pairs = tiles * tile_q * tile_k
-        head_dim = self.head_dim if kernel["arch"] == "cpu" else kernel["head_dim"]
-        return 4 * self.batch * self.heads_q * head_dim * pairs
+        pairs = tiles * WARPGROUP_ROWS * tile_k
+        return 4 * self.batch * self.heads_q * kernel["head_dim"] * pairs
 
     def shape(self) -> dict:
         fields = asdict(self)
