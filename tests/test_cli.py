@@ -86,9 +86,9 @@ def test_too_large_a_picture(capsys, tmp_path):
     Image.new("L", (4000, 3000), 128).save(path)
     status, message = error_of(capsys, ["--image", path])
     assert status == 2
-    assert "4000x3000 is 12.00 megapixels, the limit with a 21x21 window is 1.77" in message
+    assert "4000x3000 is 12.00 megapixels, the limit with a 21x21 window is 1.81" in message
     size = int(message.split()[-1])
-    assert size**2 <= 1.7715e6 < (size + 1) ** 2
+    assert size**2 * 441 <= demo.MAX_PAIRS < (size + 1) ** 2 * 441
 
 
 def test_far_too_large_to_decode(capsys, tmp_path, monkeypatch):
@@ -109,8 +109,8 @@ def test_too_small_a_picture(capsys, picture):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--window", 1], "--window 1: must be from 2 to 167"),
-        (["--window", 168], "--window 168: must be from 2 to 167"),
+        (["--window", 1], "--window 1: must be from 2 to 168"),
+        (["--window", 169], "--window 169: must be from 2 to 168"),
         (["--sigma", "nan"], "--sigma nan: must be from 1 to 255"),
         (["--sigma", 0], "--sigma 0: must be from 1 to 255"),
         (["--resize", 20], "--resize 20: must be at least the window, 21"),

@@ -121,7 +121,7 @@ def test_seed_decides_the_noise(tmp_path):
 
 
 def test_dense_falls_back_to_a_stated_crop(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(demo.DENSE_LIMIT, "cpu", 4.0 * 32 * (30 * 30) ** 2)
+    monkeypatch.setitem(demo.DENSE_TOKENS, "cpu", 30 * 30)
     results = demo.run(out=tmp_path / "a.png", window=9, resize=60)
     assert list(results) == ["neighborhood 9x9", "neighborhood, crop", "dense, crop"]
     assert results["neighborhood 9x9"].pixels.shape == (3, 60, 60)
@@ -135,6 +135,25 @@ def test_dense_falls_back_to_a_stated_crop(tmp_path, monkeypatch, capsys):
     expected = (tokens.scale * q @ k.T).softmax(1) @ v[:, :3]
     got = results["dense, crop"].pixels.flatten(1).T.double()
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ((256, 256), (256, 256)),
+        ((1024, 1024), (256, 256)),
+        ((21, 80000), (21, 3120)),
+        ((80000, 21), (3120, 21)),
+        ((30, 2000), (30, 2000)),
+    ],
+)
+def test_dense_region_is_within_the_limit(grid, expected):
+    token = torch.zeros(1).expand(1, *grid, 1, 32)
+    tokens = demo.Tokens(token, token, token, 1.0, 3)
+    rows, columns = demo.dense_region(tokens, 21, "cpu")
+    assert tokens.crop(rows, columns).grid == expected
+    assert abs(rows.start - (grid[0] - rows.stop)) <= 1
+    assert abs(columns.start - (grid[1] - columns.stop)) <= 1
 
 
 # Pictures of every kind. The left half is darker than the right half.

@@ -31,9 +31,9 @@ from sparse_fmha.photo import InputError, UnavailableError, psnr
 PATCH = 3  # side, pixels
 BANDWIDTH = 0.75  # h, in units of the distance that noise puts between equal patches
 SAMPLE_QUERY = 100, 133  # the pixel of the sample photograph whose window is drawn
-# Useful FLOPs; what two CPU cores do in well under a minute.
-NEIGHBORHOOD_LIMIT = 10**11
-DENSE_LIMIT = {"cpu": 6e11, "cuda": 1e15}
+# What two CPU cores do in well under a minute.
+MAX_PAIRS = 8 * 10**8  # of a query and a key in its window
+DENSE_TOKENS = {"cpu": 2**16, "cuda": 2**20}
 
 Call = Callable[[], Iterator[torch.Tensor]]  # yields [1, rows, X, 1, D], top to bottom
 Crop = tuple[slice, slice]  # rows, columns
@@ -148,21 +148,22 @@ def measure(
 
 
 def dense_region(tokens: Tokens, window: int, device: str) -> Crop:
-    """The largest centred crop whose dense attention is within the limit."""
-    most = math.sqrt(DENSE_LIMIT[device] / (4 * tokens.q.shape[-1]))
-    shrink = min(1.0, math.sqrt(most / math.prod(tokens.grid)))
+    """The largest centred crop that dense attention may have."""
+    limit = DENSE_TOKENS[device]
+    shrink = min(1.0, math.sqrt(limit / math.prod(tokens.grid)))
+    width = max(window, int(tokens.grid[1] * shrink))
+    height = max(window, min(int(tokens.grid[0] * shrink), limit // width))
+    width = min(width, limit // height)  # where a narrow picture kept its full height
 
-    def middle(extent: int) -> slice:
-        size = max(window, int(extent * shrink))
+    def middle(extent: int, size: int) -> slice:
         return slice((extent - size) // 2, (extent - size) // 2 + size)
 
-    return middle(tokens.grid[0]), middle(tokens.grid[1])
+    return middle(tokens.grid[0], height), middle(tokens.grid[1], width)
 
 
 def check(out: Path, device: str, window: int, sigma: float, resize: int | None) -> int:
     """Raises where an option is wrong; returns the most pixels that a picture may have."""
-    window_flops = 4 * head_dim(3) * window**2
-    largest = math.isqrt(math.isqrt(NEIGHBORHOOD_LIMIT // (4 * head_dim(3))))
+    largest = math.isqrt(math.isqrt(MAX_PAIRS))  # the smallest picture has one window
     if not 2 <= window <= largest:
         raise InputError(f"--window {window}: must be from 2 to {largest}")
     if not 1 <= sigma <= 255:
@@ -177,7 +178,7 @@ def check(out: Path, device: str, window: int, sigma: float, resize: int | None)
         raise InputError(f"--out {out}: cannot be written")
     if device == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("--device cuda: torch sees no CUDA device")
-    return NEIGHBORHOOD_LIMIT // window_flops
+    return MAX_PAIRS // window**2
 
 
 def run(

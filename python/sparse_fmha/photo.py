@@ -22,7 +22,7 @@ class UnavailableError(RuntimeError):
 
 
 def sample() -> Image.Image:
-    """Rear Admiral Grace Hopper (United States Navy, public domain), shipped with matplotlib."""
+    """Grace Hopper (official portrait, United States Navy, public domain), from matplotlib."""
     path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
     if not path.is_file():
         raise UnavailableError(f"{path} is missing from this matplotlib; pass --image PATH")
