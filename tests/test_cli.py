@@ -10,6 +10,7 @@ from PIL import Image
 
 import sparse_fmha
 from sparse_fmha import cli, demo, info
+from sparse_fmha._build import KernelTable
 
 
 @pytest.fixture
@@ -176,19 +177,34 @@ def test_info_as_a_command():
 
 def test_info_shows_registers_and_unused_kernels(monkeypatch):
     row = {"name": "sm90_dense_float16_d64", "arch": "sm90", "mechanism": "dense"}
-    row |= {"dtype": "float16", "head_dim": 64, "tile_q": 128, "tile_k": 0, "stages": 2}
-    figures = {"registers": 168, "spill_store_bytes": 0, "spill_load_bytes": 0}
-    monkeypatch.setattr(sparse_fmha, "kernels", lambda: [row])
-    build = {"cutlass": "4.2.0", "kernels": {row["name"]: figures}}
-    monkeypatch.setattr(sparse_fmha, "build_info", lambda: build)
+    row |= {"dtype": "float16", "registers": 168, "spill_bytes": 0}
+    monkeypatch.setattr(sparse_fmha, "kernels", lambda: KernelTable([row]))
+    monkeypatch.setattr(sparse_fmha, "build_info", lambda: {"cutlass": "4.2.0"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    lines = [" ".join(line.split()) for line in info.report().splitlines()]
-    assert "sm90_dense_float16_d64 sm90 dense float16 64 128 auto 2 168 0 0" in lines
     text = info.report()
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "sm90_dense_float16_d64 sm90 dense float16 168 0" in lines
     assert "CUTLASS 4.2.0" in text
     assert "cpu: no kernel was compiled for it" in text
     assert "cuda: GPU kernels are compiled in, but torch" in text
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "problem"),
+    [((9, 0), "dense in float16", None), ((8, 0), "no kernel", "cuda:0: no kernel for it")],
+)
+def test_which_gpu_a_kernel_runs_on(monkeypatch, capability, kernels, problem):
+    row = {"name": "sm90_dense_float16_d64", "arch": "sm90", "mechanism": "dense"}
+    row |= {"dtype": "float16"}
+    monkeypatch.setattr(sparse_fmha, "kernels", lambda: KernelTable([row]))
+    monkeypatch.setattr(info, "devices", lambda: {"cpu": "a CPU", "cuda:0": "a GPU"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert info.would_run() == ["cpu: a CPU: no kernel", f"cuda:0: a GPU: {kernels}"]
+    found = [line for line in info.problems() if line.startswith("cuda:0")]
+    assert bool(found) == bool(problem)
+    assert not problem or found[0].startswith(problem)
 
 
 def test_limits_are_as_documented():

@@ -12,20 +12,11 @@ import sparse_fmha
 
 # The compute capability that an architecture of the kernel table needs.
 CAPABILITY = {"sm90": (9, 0)}
-COLUMNS = ("name", "arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages")
-PTXAS_COLUMNS = ("registers", "spill_store_bytes", "spill_load_bytes")
 
 
 def report() -> str:
     """Versions, devices, compiled kernels, and a line for every problem."""
     build = sparse_fmha.build_info()
-    rows = kernel_rows()
-    figures = build.get("kernels", {})
-    columns = COLUMNS if not figures else COLUMNS + PTXAS_COLUMNS
-    table = [
-        [cell(row | figures.get(row["name"], {}), column) for column in columns] for row in rows
-    ]
-    headings = [column.replace("_", " ") for column in columns]
     versions = {
         "sparse_fmha": sparse_fmha.__version__,
         "python": platform.python_version(),
@@ -36,7 +27,7 @@ def report() -> str:
         "Versions": aligned(versions.items()),
         "Devices": aligned(devices().items())
         + ([] if torch.cuda.is_available() else [f"no GPU: {no_gpu()}"]),
-        "Kernels": aligned([headings, *table]),
+        "Kernels (a tile of 0 is chosen at run time)": str(sparse_fmha.kernels()).splitlines(),
         "Problems": problems() or ["none"],
     }
     return "\n\n".join(
@@ -53,14 +44,6 @@ def built_with(build: dict) -> Iterable[str]:
         yield f"CPU code for {', '.join(build['cpu_isas'])}"
 
 
-def cell(row: dict, column: str) -> str:
-    """As text; 0 stands for a tile that is chosen at run time, and for no stages."""
-    value = row.get(column, "")
-    if value != 0:
-        return str(value)
-    return {"tile_q": "auto", "tile_k": "auto", "stages": "-"}.get(column, "0")
-
-
 def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
     lines = list(lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,10 +51,6 @@ def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-
-
-def kernel_rows() -> list[dict]:
-    return [dict(row) for row in sparse_fmha.kernels()]
 
 
 def devices() -> dict[str, str]:
@@ -103,7 +82,7 @@ def rows_for(device: str) -> list[dict]:
             return arch == "cpu"
         return torch.cuda.get_device_capability(device) == CAPABILITY.get(arch)
 
-    return [row for row in kernel_rows() if runs(row["arch"])]
+    return [row for row in sparse_fmha.kernels() if runs(row["arch"])]
 
 
 def would_run() -> list[str]:
@@ -124,7 +103,7 @@ def would_run() -> list[str]:
 def problems() -> list[str]:
     """What keeps a device, or a compiled kernel, from being used; a line each."""
     found = []
-    archs = sorted({row["arch"] for row in kernel_rows()})
+    archs = sorted({row["arch"] for row in sparse_fmha.kernels()})
     if "cpu" not in archs:
         found.append("cpu: no kernel was compiled for it")
     if set(archs) & set(CAPABILITY) and not torch.cuda.is_available():
