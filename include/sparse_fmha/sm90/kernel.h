@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     smem.ring_k.init(Traits::kConsumerWarps);
     smem.ring_v.init(Traits::kConsumerWarps);
-    smem.ring_work.init(Traits::kConsumerWarps);
+    smem.ring_work.init(Traits::kConsumerWarps + Traits::kConsumers);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
@@ -28,8 +28,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    if (threadIdx.x == 0) {
-      Producer<Traits, Mechanism>{params, smem, {}}.run();
+    int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    Producer<Traits, Mechanism> producer{params, smem};
+    if (threadIdx.x % 32 == 0) {
+      if (warp == 0) {
+        producer.run_keys();
+      } else if (warp <= Traits::kConsumers) {
+        producer.run_queries(warp - 1);
+      }
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();

@@ -1,4 +1,5 @@
-// The producer warp: walks the key tiles of a query tile and keeps the stages filled.
+// The producer warps: one walks the key tiles and keeps their stages filled, and one for each
+// consumer loads its queries, so that no consumer waits for another to be done with its own.
 #pragma once
 
 #include "sparse_fmha/sm90/cute.h"
@@ -11,7 +12,7 @@ namespace sparse_fmha::sm90 {
 inline constexpr auto kReadOnce = cute::TMA::CacheHintSm90::EVICT_FIRST;
 inline constexpr auto kReadByMany = cute::TMA::CacheHintSm90::EVICT_LAST;
 
-// One thread runs this.
+// Each role is for one thread of a warp of its own.
 template <class Traits, class Mechanism>
 struct Producer {
   using Params = KernelParams<Mechanism>;
@@ -21,10 +22,10 @@ struct Producer {
 
   Params const& params;
   Storage& smem;
-  RingState<kStages> state;  // of the next key tile; its value tile will take the same place
 
-  __device__ __forceinline__ void run() {
-    RingState<1> state_q;
+  // Hands out the query tiles and loads their keys and values.
+  __device__ __forceinline__ void run_keys() {
+    RingState<kStages> state;
     RingState<1> state_work;
     int32_t index = blockIdx.x;
     while (true) {
@@ -37,7 +38,26 @@ struct Producer {
         return;
       }
       index = params.scheduler.take();  // early, so that its latency passes under the copies
-      load(work, state_q);
+      load_keys(work, state);
+    }
+  }
+
+  // Loads the 64 queries of each tile that are one consumer's.
+  __device__ __forceinline__ void run_queries(int consumer) {
+    RingState<1> state;  // of the work and of the queries: one of each a tile
+    auto& ring = smem.ring_q[consumer];
+    while (true) {
+      smem.ring_work.wait(state);
+      WorkTile const work = smem.work;
+      smem.ring_work.empty[0].arrive();
+      if (work.batch < 0) {
+        return;
+      }
+      QueryTile const q = Mechanism::query_tile(params.sparsity, Traits::tile_shape(), work.q_tile);
+      ring.acquire(state, Traits::kBytesQ / Traits::kConsumers);
+      copy(params.q, ring.full[0], smem.q + consumer * 64 * 64, Traits::kTileQ,
+           q.origin[2] + consumer * 64, work.head, work.batch, kReadOnce);
+      state.advance();
     }
   }
 
@@ -63,7 +83,7 @@ struct Producer {
   }
 
   // In the order of use: a consumer multiplies the next key tile before the present value tile.
-  __device__ __forceinline__ void load(WorkTile const& work, RingState<1>& state_q) {
+  __device__ __forceinline__ void load_keys(WorkTile const& work, RingState<kStages>& state) {
     TileShape const shape = Traits::tile_shape();
     QueryTile const q = Mechanism::query_tile(params.sparsity, shape, work.q_tile);
     auto const walk = Mechanism::walk(params.sparsity, shape, q);
@@ -78,25 +98,12 @@ struct Producer {
       if (i > 0) {
         load_stage(params.v, smem.ring_v, previous, smem.v, walk.tile(i - 1)[2], head_kv,
                    work.batch);
-      } else {
-        load_q(work, q, state_q);
       }
       previous = state;
       if (i < tiles) {
         state.advance();
       }
     }
-  }
-
-  __device__ __forceinline__ void load_q(WorkTile const& work, QueryTile const& q,
-                                         RingState<1>& state_q) {
-    CUTE_NO_UNROLL
-    for (int w = 0; w < Traits::kConsumers; ++w) {
-      smem.ring_q[w].acquire(state_q, Traits::kBytesQ / Traits::kConsumers);
-      copy(params.q, smem.ring_q[w].full[0], smem.q + w * 64 * 64, Traits::kTileQ,
-           q.origin[2] + w * 64, work.head, work.batch, kReadOnce);
-    }
-    state_q.advance();
   }
 };
 
