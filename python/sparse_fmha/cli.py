@@ -15,7 +15,9 @@ DEMO_MODULES = {"PIL", "matplotlib", "numpy", "rich"}
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="sparse_fmha", description="Sparse attention kernels.")
+    top = argparse.ArgumentParser(
+        prog="python -m sparse_fmha", description="Sparse attention kernels."
+    )
     commands = top.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
@@ -25,13 +27,20 @@ def parser() -> argparse.ArgumentParser:
         "2-D neighborhood attention and as dense attention. Writes a picture, prints a table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--image", type=Path, metavar="PATH", help="your own picture")
-    demo.add_argument("--out", type=Path, default=Path("demo.png"), metavar="PATH")
-    demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    absent = argparse.SUPPRESS  # help shows no default where there is none
+    demo.add_argument("--image", type=Path, metavar="PATH", default=absent, help="your own picture")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo.png"), metavar="PATH", help="PNG to write"
+    )
+    demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to attend")
     demo.add_argument("--window", type=int, default=21, metavar="W", help="W x W pixels attended")
-    demo.add_argument("--sigma", type=float, default=25.0, help="noise, of a range of 0 to 255")
-    demo.add_argument("--seed", type=int, default=0, help="of the noise")
-    demo.add_argument("--resize", type=int, metavar="N", help="shrink the longer side to N pixels")
+    demo.add_argument(
+        "--sigma", type=float, default=25.0, metavar="S", help="noise, of a range of 0 to 255"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise")
+    demo.add_argument(
+        "--resize", type=int, metavar="N", default=absent, help="shrink the longer side to N pixels"
+    )
 
     commands.add_parser("info", help="versions, devices and compiled kernels")
     return top
