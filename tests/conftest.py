@@ -51,11 +51,13 @@ def agrees():
     """agrees(out, lse, q, k, v, visible, scale): assert that (out, lse) is attention.
 
     The largest and the root mean square error of out against fp64 are at most twice those of
-    PyTorch's eager attention in the same dtype under the same mask, plus two units in the last
-    place of the largest value. lse is held to fp32 rounding. k and v may hold more tokens than q.
+    PyTorch's eager attention in the same dtype under the same mask, plus what rounding the result
+    and the scores once makes unavoidable. lse is held to fp32 rounding. k and v may hold more
+    tokens than q.
     """
 
     def check(out, lse, q, k, v, visible, scale=None):
+        __tracebackhide__ = True
         visible = visible.to(q.device)
         exact, exact_lse = reference.attention(q, k, v, visible, scale)
         assert out.shape == q.shape
@@ -63,17 +65,23 @@ def agrees():
         assert lse.shape == q.shape[:-1]
         assert lse.dtype == torch.float32
         torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-5)
-        eager = _eager(q, k, v, visible, scale).reshape(q.shape)
         assert out.isfinite().all()
-        if exact.numel() == 0:
+        if exact.numel() == 0 or v.numel() == 0:
+            assert out.eq(0).all()
             return
+        # Scores of size s have a rounding error of s * eps, which the weights inherit. PyTorch's
+        # error has it too, but with few rows it may be small by chance.
+        size = 1 + exact_lse.nan_to_num(0, 0, 0).abs().max().item()
+        accumulator = torch.promote_types(q.dtype, torch.float32)
         floor = 2 * torch.finfo(q.dtype).eps * exact.abs().max().item()
+        floor += torch.finfo(accumulator).eps * size * v.abs().max().item()
+        eager = _eager(q, k, v, visible, scale).reshape(q.shape)
         ours, theirs = (out.double() - exact).abs(), (eager.double() - exact).abs()
-        for name, figure in {"max": torch.max, "rms": _rms}.items():
-            allowed = 2 * figure(theirs).item() + floor
-            assert figure(ours).item() <= allowed, (
-                f"{name} error {figure(ours):.3g}, {allowed:.3g} is allowed; "
-                f"worst at {_where(ours)} of {tuple(ours.shape)}"
+        for name, figure in {"largest": torch.max, "rms": _rms}.items():
+            error, allowed = figure(ours).item(), 2 * figure(theirs).item() + floor
+            assert error <= allowed, (
+                f"{name} error {error:.3g}, {allowed:.3g} is allowed; worst at {_where(ours)} "
+                f"of out {tuple(out.shape)} {out.dtype}"
             )
 
     return check
