@@ -1,0 +1,177 @@
+"""attention on the GPU: where its tensors lie, and which it turns down."""
+
+import pytest
+import torch
+
+import sparse_fmha
+
+pytestmark = pytest.mark.gpu
+
+OPS = torch.ops.sparse_fmha
+
+
+def packed(q, k, v):
+    """Slices of one [B, L, 3, H, D] tensor."""
+    return torch.stack((q, k, v), dim=2).unbind(2)
+
+
+def heads_first(q, k, v):
+    """[B, H, L, D] in memory."""
+    return tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+
+
+def length_first(q, k, v):
+    """[L, B, H, D] in memory."""
+    return tuple(x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))
+
+
+def amid_nan(q, k, v):
+    """Views of larger tensors that are NaN all around them, on each axis."""
+    return tuple(_amid_nan(x) for x in (q, k, v))
+
+
+def _amid_nan(x):
+    b, n, h, d = x.shape
+    buffer = x.new_full((b + 2, n + 300, h + 2, d + 16), torch.nan)
+    view = buffer[1 : b + 1, 100 : n + 100, 1 : h + 1, 8 : d + 8]
+    return view.copy_(x)
+
+
+def every_other_head(q, k, v):
+    return tuple(x.repeat_interleave(2, dim=2)[:, :, ::2] for x in (q, k, v))
+
+
+LAYOUTS = (packed, heads_first, length_first, amid_nan, every_other_head)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dim", [40, 64, 128, 192, 256])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides(make_qkv, attend, agrees, layout, dim, causal):
+    q, k, v = layout(*make_qkv(2, 333, 333, 4, 4, dim))
+    agrees(*attend(q, k, v, causal=causal), q, k, v, causal)
+
+
+def test_strides_of_one_entry_do_not_matter(make_qkv, attend, agrees):
+    q, k, v = (x.as_strided(x.shape, (3, 64, 5, 1)) for x in make_qkv(1, 200, 200, 1, 1, 64))
+    agrees(*attend(q, k, v), q, k, v)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("axis", [0, 2], ids=["batch", "heads"])
+def test_expanded_keys(make_qkv, attend, agrees, axis, causal):
+    """Stride 0: one batch or head of keys and values stands for all."""
+    q, k, v = make_qkv(3, 200, 300, 4, 4, 128)
+    k, v = (x.narrow(axis, 0, 1).expand_as(x) for x in (k, v))
+    agrees(*attend(q, k, v, causal=causal), q, k, v, causal)
+
+
+def test_expanded_queries(make_qkv, attend, agrees):
+    q, k, v = make_qkv(3, 200, 300, 4, 4, 128)
+    q = q[:, :, :1].expand_as(q)
+    agrees(*attend(q, k, v), q, k, v)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
+def test_misaligned_start(make_qkv, place):
+    tensors = list(make_qkv(1, 64, 64, 2, 2, 64))
+    x = tensors[place]
+    tensors[place] = x.new_empty(x.numel() + 4)[4:].view(x.shape).copy_(x)
+    with pytest.raises(RuntimeError, match=rf"\b{'qkv'[place]} .*16 bytes"):
+        sparse_fmha.attention(*tensors)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
+def test_misaligned_stride(make_qkv, place, axis):
+    tensors = list(make_qkv(2, 64, 64, 2, 2, 64))
+    strides = [16384, 256, 128, 1]
+    strides[axis] += 4
+    tensors[place] = torch.ones(40000, device="cuda", dtype=torch.bfloat16).as_strided(
+        (2, 64, 2, 64), strides
+    )
+    with pytest.raises(
+        RuntimeError, match=rf"\b{'qkv'[place]} has stride {strides[axis]} .*multiples of 8"
+    ):
+        sparse_fmha.attention(*tensors)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_strides_beyond_32_bits(cuda, randn, agrees_at, causal):
+    """Tokens 65536 elements apart: 2^32 elements from the first to the last, 8 GiB."""
+    length, pitch, dim = 65536, 65536, 128
+    buffer = torch.empty(length, pitch, dtype=torch.bfloat16, device=cuda)
+    q, k, v = (buffer[:, i * 1024 :][:, :dim].view(1, length, 1, dim) for i in range(3))
+    for seed, x in enumerate((q, k, v)):
+        x.copy_(randn(*x.shape, seed=seed))
+    out, lse = sparse_fmha.attention(q, k, v, causal=causal, return_lse=True)
+    rows = torch.tensor([0, 1, 30000, 32767, 32768, 32769, 65000, 65535], device=cuda)
+    agrees_at(rows, out, lse, q, k, v, causal)
+
+
+def test_output_beyond_32_bits(cuda, randn, agrees_at):
+    """2.2e9 elements of q and of out."""
+    length, heads, dim = 1 << 17, 132, 128
+    q = torch.empty(1, length, heads, dim, dtype=torch.bfloat16, device=cuda).normal_()
+    k, v = (randn(1, 100, 1, dim, seed=s) for s in (1, 2))
+    assert q.numel() > 1 << 31
+    out, lse = sparse_fmha.attention(q, k, v, return_lse=True)
+    rows = torch.tensor([0, 1, 63550, 127099, 127101, length - 1], device=cuda)
+    agrees_at(rows, out, lse, q, k, v)
+
+
+@pytest.fixture
+def agrees_at(agrees):
+    """agrees(), for the query rows listed: each is attention of one query."""
+
+    def check(rows, out, lse, q, k, v, causal=False):
+        for row in rows.tolist():
+            seen = row + 1 + k.shape[1] - q.shape[1] if causal else k.shape[1]
+            at = slice(row, row + 1)
+            one = [x[:, at].contiguous() for x in (out, lse, q)]
+            agrees(*one, k[:, :seen], v[:, :seen])
+
+    yield check
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_dtypes_have_no_kernel(make_qkv, dtype):
+    q, k, v = make_qkv(1, 64, 64, 2, 2, 64, dtype)
+    with pytest.raises(TypeError, match=f"q has dtype {dtype}; .*float16, .*bfloat16"):
+        sparse_fmha.attention(q, k, v)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(RuntimeError, match=f"no kernel for arch=sm90, .*dtype={name}") as raised:
+        OPS.fmha_fwd(q, k, v)
+    assert "sm90_dense_bfloat16_d128" in str(raised.value)
+
+
+def test_neighborhood_has_no_kernel(make_qkv):
+    q, k, v = make_qkv(1, 64, 64, 2, 2, 64)
+    with pytest.raises(RuntimeError, match="neighborhood attention has no CUDA kernel"):
+        sparse_fmha.neighborhood_attention(q, k, v, 8)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
+def test_mixed_devices(make_qkv, place):
+    tensors = list(make_qkv(1, 64, 64, 2, 2, 64))
+    tensors[place] = tensors[place].cpu()
+    with pytest.raises(ValueError, match="on cpu"):
+        sparse_fmha.attention(*tensors)
+    with pytest.raises(RuntimeError, match=r"\b[qkv] and q are on different devices"):
+        OPS.fmha_fwd(*tensors)
+
+
+def test_second_device(make_qkv, attend, agrees):
+    """Tensors on a device that is not the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    q, k, v = make_qkv(2, 333, 333, 4, 2, 128)
+    expected, _ = attend(q, k, v)
+    there = [x.to("cuda:1") for x in (q, k, v)]
+    out, lse = attend(*there)
+    assert out.device == lse.device == there[0].device
+    assert torch.cuda.current_device() == 0
+    assert out.cpu().equal(expected.cpu())
+    with pytest.raises(ValueError, match="k is on cuda:0, q on cuda:1"):
+        sparse_fmha.attention(there[0], k, v)
