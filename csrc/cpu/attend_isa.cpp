@@ -24,10 +24,14 @@ constexpr IsaKernel kByMechanism[] = {instance<Dense, Element>(), instance<Causa
 
 IsaKernel kernel(DataType dtype, size_t mechanism) {
   switch (dtype) {
-    case DataType::kFloat16: return kByMechanism<Half>[mechanism];
-    case DataType::kBFloat16: return kByMechanism<BFloat16>[mechanism];
-    case DataType::kFloat32: return kByMechanism<float>[mechanism];
-    case DataType::kFloat64: return kByMechanism<double>[mechanism];
+    case DataType::kFloat16:
+      return kByMechanism<Half>[mechanism];
+    case DataType::kBFloat16:
+      return kByMechanism<BFloat16>[mechanism];
+    case DataType::kFloat32:
+      return kByMechanism<float>[mechanism];
+    case DataType::kFloat64:
+      return kByMechanism<double>[mechanism];
   }
   return {};
 }

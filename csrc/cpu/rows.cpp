@@ -50,13 +50,11 @@ struct Job {
 
 void launch(FmhaProblem const& problem, ExecutionContext const& context) {
   int const threads = context.parallel == nullptr ? 1 : context.parallel->num_threads();
-  TileShape const shape = cpu::choose_tiles(problem, threads);
+  cpu::Tiling const tiling = cpu::choose_tiles(problem, threads);
   int64_t const heads = static_cast<int64_t>(problem.batch) * problem.heads_q;
-  Job job{problem,
-          std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity),
-          shape,
-          isa_kernel(problem.dtype, problem.sparsity.index()),
-          heads * cpu::num_query_tiles(problem, shape)};
+  Job job{problem, std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity),
+          tiling.shape, isa_kernel(problem.dtype, problem.sparsity.index()),
+          heads * tiling.query_tiles};
   if (threads == 1) {
     job.work();
     return;
@@ -71,8 +69,8 @@ std::vector<KernelRow> cpu_kernel_rows() {
   std::vector<KernelRow> rows;
   char const* const mechanisms[] = {Dense::kName, Causal::kName, Neighborhood::kName};
   for (size_t m = 0; m < std::size(mechanisms); ++m) {
-    for (DataType dtype : {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32,
-                           DataType::kFloat64}) {
+    for (DataType dtype :
+         {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
       KernelRow row;
       row.info.key = {Arch::kCpu, dtype, kMaxHeadDim, static_cast<int32_t>(m)};
       row.info.mechanism = mechanisms[m];

@@ -6,10 +6,10 @@
 // Gimelshein, "Online normalizer calculation for softmax" (2018), in units of log2.
 #pragma once
 
+#include <type_traits>
 #include "sparse_fmha/cpu/element.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/params.h"
-#include <type_traits>
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
@@ -127,8 +127,8 @@ class Attend {
   static Element const* row_of(TensorView const& t, int64_t batch, Coord const& token,
                                int64_t head) {
     return static_cast<Element const*>(t.data) + batch * t.batch_stride +
-           token[0] * t.axis_stride[0] + token[1] * t.axis_stride[1] +
-           token[2] * t.axis_stride[2] + head * t.head_stride;
+           token[0] * t.axis_stride[0] + token[1] * t.axis_stride[1] + token[2] * t.axis_stride[2] +
+           head * t.head_stride;
   }
 
   void load_queries(QueryTile const& q) {
@@ -151,7 +151,7 @@ class Attend {
                      }
                    });
     // The lanes behind the last query compute along, on numbers that do no harm.
-    for (int lane = num_queries_; lane < round_up(num_queries_, kLanes); ++lane) {
+    for (int lane = num_queries_; lane < round_up(num_queries_, kWidth<T>); ++lane) {
       T* to = queries_ + panel_of(lane) * extents_.dim + lane % kLanes;
       for (int d = 0; d < extents_.dim; ++d) {
         to[d * kLanes] = 0;
@@ -192,16 +192,10 @@ class Attend {
     return keys;
   }
   void load_key(int key, Element const* k, Element const* v) {
-    T* const to_k = keys_ + static_cast<int64_t>(key) * extents_.dim;
-    for (int d = 0; d < extents_.dim; ++d) {
-      to_k[d] = widen(k[d]);
-    }
+    widen_row(k, extents_.dim, keys_ + static_cast<int64_t>(key) * extents_.dim);
     for (int first = 0; first < extents_.dim; first += kLanes) {
-      T* const to_v = values_ + static_cast<int64_t>(first) * extents_.keys + key * kLanes;
-      int const count = min_int(extents_.dim - first, kLanes);
-      for (int d = 0; d < count; ++d) {
-        to_v[d] = widen(v[first + d]);
-      }
+      widen_row(v + first, min_int(extents_.dim - first, kLanes),
+                values_ + static_cast<int64_t>(first) * extents_.keys + key * kLanes);
     }
   }
 
@@ -219,7 +213,7 @@ class Attend {
       if constexpr (kMasked) {
         mask(first, keys);
       }
-      update_softmax(first, keys, vectors);
+      with_vectors(vectors, [&](auto count) { update_softmax<count.value>(first, keys); });
       rescale_out(first, lanes);
       for (int d = 0; d < extents_.dim; d += kLanes) {
         int const columns = (min_int(extents_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
@@ -249,29 +243,42 @@ class Attend {
   }
 
   // Turns scores into weights relative to the running maximum.
-  void update_softmax(int first, int keys, int vectors) {
-    for (int v = 0; v < vectors; ++v) {
-      V* const scores = reinterpret_cast<V*>(scores_) + v;
-      V& max_seen = reinterpret_cast<V*>(max_ + first)[v];
-      V& sum = reinterpret_cast<V*>(sum_ + first)[v];
-      V top = max_seen;
-      for (int key = 0; key < keys; ++key) {
-        top = max(top, scores[key * kPanelVectors]);
+  template <int kVectors>
+  void update_softmax(int first, int keys) {
+    V* const max_seen = reinterpret_cast<V*>(max_ + first);
+    V* const sum = reinterpret_cast<V*>(sum_ + first);
+    V top[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      top[v] = max_seen[v];
+    }
+    for (int key = 0; key < keys; ++key) {
+      V const* const scores = reinterpret_cast<V const*>(scores_ + key * kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        top[v] = max(top[v], scores[v]);
       }
+    }
+    V base[kVectors];
+    V total[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
       // Finite, so that neither a row without keys nor an overflow makes inf - inf.
-      V const bounded = top > kLargest ? broadcast(kLargest) : top;
-      V const base = bounded < -kLargest ? V{} : bounded;
-      V const rescale = exp2<T>(max_seen - base);
-      V total = V{};
-      for (int key = 0; key < keys; ++key) {
-        V const x = scores[key * kPanelVectors] - base;
-        V const weight = exp2<T>(x > T(0) ? V{} : x);
-        scores[key * kPanelVectors] = weight;
-        total += weight;
-      }
-      sum = sum * rescale + total;
-      max_seen = bounded;
+      top[v] = top[v] > kLargest ? broadcast(kLargest) : top[v];
+      base[v] = top[v] < -kLargest ? V{} : top[v];
+      V const rescale = exp2<T>(max_seen[v] - base[v]);
       reinterpret_cast<V*>(rescale_)[v] = rescale;
+      sum[v] *= rescale;
+      max_seen[v] = top[v];
+      total[v] = V{};
+    }
+    for (int key = 0; key < keys; ++key) {
+      V* const scores = reinterpret_cast<V*>(scores_ + key * kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        V const x = scores[v] - base[v];
+        scores[v] = exp2<T>(x > T(0) ? V{} : x);
+        total[v] += scores[v];
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] += total[v];
     }
   }
 
@@ -300,8 +307,9 @@ class Attend {
         narrow(from[d] * factor, to + d);
       }
       Coord const grid = problem_.grid_q;
-      int64_t const index = ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] +
-                             token[1]) * grid[2] + token[2];
+      int64_t const index =
+          ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] + token[1]) * grid[2] +
+          token[2];
       double const lse = (max_[lane] + __builtin_log2(sum)) * kLn2;
       problem_.lse[index * problem_.heads_q + head_] = static_cast<float>(lse);
     }

@@ -35,6 +35,16 @@ inline float widen(Half x) {
   return from_bits(scaled | special | (x.bits & 0x8000u) << 16);
 }
 
+// `count` is a multiple of 8, as head dims are.
+template <class Element, class T>
+inline void widen_row(Element const* __restrict from, int count, T* __restrict to) {
+  for (int i = 0; i < count; i += 8) {
+    for (int j = 0; j < 8; ++j) {
+      to[i + j] = widen(from[i + j]);
+    }
+  }
+}
+
 // Round to nearest even.
 inline void narrow(double x, double* to) { *to = x; }
 inline void narrow(float x, float* to) { *to = x; }

@@ -44,16 +44,13 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
 template <bool kAccumulate, class T>
 inline void multiply(Factor<T> a, int rows, T const* b, int vectors, int depth, T* c,
                      int64_t c_stride) {
-  for (int r = 0; r < rows; r += kPanelRows) {
-    Factor<T> const block{a.data + r * a.row_stride, a.row_stride, a.step_stride};
-    T* const to = c + r * c_stride;
-    switch (vectors) {
-      case 1: multiply_block<kAccumulate, 1>(block, b, depth, to, c_stride); break;
-      case 2: multiply_block<kAccumulate, 2>(block, b, depth, to, c_stride); break;
-      case 3: multiply_block<kAccumulate, kPanelVectors - 1>(block, b, depth, to, c_stride); break;
-      default: multiply_block<kAccumulate, kPanelVectors>(block, b, depth, to, c_stride); break;
+  with_vectors(vectors, [&](auto count) {
+    for (int r = 0; r < rows; r += kPanelRows) {
+      multiply_block<kAccumulate, count.value>(
+          {a.data + r * a.row_stride, a.row_stride, a.step_stride}, b, depth, c + r * c_stride,
+          c_stride);
     }
-  }
+  });
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

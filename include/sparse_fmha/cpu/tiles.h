@@ -5,9 +5,12 @@
 
 namespace sparse_fmha::cpu {
 
-// `threads` is how many query tiles should at least be there to work on.
-TileShape choose_tiles(FmhaProblem const& problem, int threads);
+struct Tiling {
+  TileShape shape;
+  int32_t query_tiles;
+};
 
-int32_t num_query_tiles(FmhaProblem const& problem, TileShape const& shape);
+// The shape whose walks take the least time, by a cost model of the kernel, on that many threads.
+Tiling choose_tiles(FmhaProblem const& problem, int threads);
 
 }  // namespace sparse_fmha::cpu

@@ -57,6 +57,21 @@ inline Vector<T> broadcast(T x) {
   return x - Vector<T>{};
 }
 
+// Calls body with the number of vectors as a compile-time constant.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <int n = 1, class Body>
+inline void with_vectors(int vectors, Body body) {
+  if constexpr (n < kPanelVectors) {
+    if (vectors > n) {
+      return with_vectors<n + 1>(vectors, body);
+    }
+  }
+  body(Count<n>{});
+}
+
 template <class V>
 inline V max(V x, V y) {
   return y > x ? y : x;
@@ -70,8 +85,15 @@ template <>
 struct Exp2<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr float kLowest = -126;
-  static constexpr float kRound = 0x1.8p23f + 127;  // adding it leaves round(x) + bias in the low bits
-  static constexpr float kCoefficients[] = {1.0f, 0.693147205737f, 0.240226468906f, 0.0555032877711f, 0.00961848895634f, 0.00133999311772f, 0.000153458121613f};
+  static constexpr float kRound =
+      0x1.8p23f + 127;  // adding it leaves round(x) + bias in the low bits
+  static constexpr float kCoefficients[] = {1.0f,
+                                            0.693147205737f,
+                                            0.240226468906f,
+                                            0.0555032877711f,
+                                            0.00961848895634f,
+                                            0.00133999311772f,
+                                            0.000153458121613f};
 };
 
 template <>
@@ -79,7 +101,18 @@ struct Exp2<double> {
   static constexpr int kMantissaBits = 52;
   static constexpr double kLowest = -1022;
   static constexpr double kRound = 0x1.8p52 + 1023;
-  static constexpr double kCoefficients[] = {1.0, 0.69314718055994533, 0.240226506959101562, 0.0555041086648199216, 0.00961812910758833524, 0.00133335581467899217, 0.000154035304625144321, 1.52527334899885256e-5, 1.32154330896763992e-6, 1.01781980216719308e-7, 7.0741056135081428e-9, 4.43528270695727715e-10};
+  static constexpr double kCoefficients[] = {1.0,
+                                             0.69314718055994533,
+                                             0.240226506959101562,
+                                             0.0555041086648199216,
+                                             0.00961812910758833524,
+                                             0.00133335581467899217,
+                                             0.000154035304625144321,
+                                             1.52527334899885256e-5,
+                                             1.32154330896763992e-6,
+                                             1.01781980216719308e-7,
+                                             7.0741056135081428e-9,
+                                             4.43528270695727715e-10};
 };
 
 // 2^x for x <= 0; 0 below the normal numbers and for -inf.
