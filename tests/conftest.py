@@ -4,13 +4,18 @@ Everything is a session fixture, so that Hypothesis tests can use it.
 """
 
 import contextlib
+import os
 
-import hypothesis
-import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+# Read when torch loads. Threads that spin while they wait slow small problems down tenfold where
+# other processes run too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from sparse_fmha import reference
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from sparse_fmha import reference  # noqa: E402
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")

@@ -51,14 +51,14 @@ def test_new_tensors_are_poisoned(poisoned):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 def test_dtypes_and_head_dims(check, qkv, dim, dtype, causal):
-    check(*qkv(2, 151, 151, 2, 2, dim, dtype), causal)
+    check(*qkv(1, 151, 151, 2, 2, dim, dtype), causal)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "heads_kv"), [(6, 6), (6, 2), (5, 1)])
 def test_shared_key_heads(check, qkv, heads, heads_kv, dtype, causal):
-    check(*qkv(2, 70, 133, heads, heads_kv, 64, dtype), causal)
+    check(*qkv(2, 70, 133, heads, heads_kv, 32, dtype), causal)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_lengths(check, qkv, len_q, len_kv, causal):
         assert lse[:, blind:].isfinite().all()
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     batch=st.integers(1, 2),
     len_q=st.integers(1, 300),

@@ -101,7 +101,7 @@ def cases(draw, rank):
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(case=cases(1))
 @example(Case((150,), (9,), causal=True))  # the sliding window
 @example(Case((150,), (16,), stride=16))  # blocked attention
@@ -110,7 +110,7 @@ def test_one_axis(check, case):
     check(case)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(case=cases(2))
 @example(Case((21, 19), (7, 5), extra=5))
 def test_two_axes(check, case):
