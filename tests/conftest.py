@@ -10,12 +10,12 @@ import os
 # other processes run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+import hypothesis
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparse_fmha import reference  # noqa: E402
+from sparse_fmha import reference
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")

@@ -101,7 +101,7 @@ def cases(draw, rank):
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=100)
 @given(case=cases(1))
 @example(Case((150,), (9,), causal=True))  # the sliding window
 @example(Case((150,), (16,), stride=16))  # blocked attention
@@ -110,14 +110,14 @@ def test_one_axis(check, case):
     check(case)
 
 
-@settings(max_examples=30)
+@settings(max_examples=100)
 @given(case=cases(2))
 @example(Case((21, 19), (7, 5), extra=5))
 def test_two_axes(check, case):
     check(case)
 
 
-@settings(max_examples=30)
+@settings(max_examples=100)
 @given(case=cases(3))
 @example(Case((6, 9, 11), (3, 4, 5), (2, 4, 1), (2, 1, 2), (True, False, False), extra=3))
 def test_three_axes(check, case):
