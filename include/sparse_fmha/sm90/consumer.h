@@ -46,11 +46,7 @@ struct Consumer {
       give_turn_to(0);
     }
     while (true) {
-      smem.ring_work.wait(state_work);
-      WorkTile const work = smem.work;
-      __syncwarp();
-      smem.ring_work.release(state_work);
-      state_work.advance();
+      WorkTile const work = next_work(state_work);
       if (work.batch < 0) {
         break;
       }
@@ -62,6 +58,17 @@ struct Consumer {
  private:
   using Row = typename Mechanism::Row;
   using Store = Epilogue<Traits, Mechanism>;
+
+  // Read by one lane for all of its warp.
+  __device__ __forceinline__ WorkTile next_work(RingState<1>& state_work) {
+    WorkTile work = {};
+    if (threadIdx.x % 32 == 0) {
+      work = smem.work.get(state_work);
+    }
+    state_work.advance();
+    return {__shfl_sync(0xffffffff, work.q_tile, 0), __shfl_sync(0xffffffff, work.head, 0),
+            __shfl_sync(0xffffffff, work.batch, 0)};
+  }
 
   // One query tile.
   __device__ __forceinline__ void attend(WorkTile const& work, RingState<1>& state_q) {
@@ -234,9 +241,10 @@ struct Consumer {
   // softmax(-x) of Q.K is softmax(x) of -Q.K, and the maximum is then the right one.
   __device__ __forceinline__ void negate_q(Store& store) {
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      auto* words = reinterpret_cast<uint32_t*>(smem.q + d * Traits::kTileQ + warpgroup * 64 * 64);
+      auto volatile* words =
+          reinterpret_cast<uint32_t*>(smem.q + d * Traits::kTileQ + warpgroup * 64 * 64);
       for (int i = threadIdx.x % 128; i < 64 * 64 / 2; i += 128) {
-        words[i] ^= 0x80008000u;
+        words[i] = words[i] ^ 0x80008000u;
       }
     }
     cutlass::arch::fence_view_async_shared();

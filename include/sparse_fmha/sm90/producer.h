@@ -30,10 +30,7 @@ struct Producer {
     int32_t index = blockIdx.x;
     while (true) {
       WorkTile const work = params.scheduler.decode(index);
-      smem.ring_work.empty[0].wait(state_work.phase ^ 1);
-      smem.work = work;
-      smem.ring_work.full[0].arrive();
-      state_work.advance();
+      smem.work.put(state_work, work);
       if (work.batch < 0) {
         return;
       }
@@ -47,9 +44,7 @@ struct Producer {
     RingState<1> state;  // of the work and of the queries: one of each a tile
     auto& ring = smem.ring_q[consumer];
     while (true) {
-      smem.ring_work.wait(state);
-      WorkTile const work = smem.work;
-      smem.ring_work.empty[0].arrive();
+      WorkTile const work = smem.work.get(state);
       if (work.batch < 0) {
         return;
       }

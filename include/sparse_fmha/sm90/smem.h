@@ -48,6 +48,31 @@ struct Ring {
   }
 };
 
+// The query tile at hand, from the producer to all others. The barriers that guard it do not order
+// ordinary memory accesses for the compiler; volatile ones keep their place among them.
+struct WorkSlot {
+  Ring<1> ring;
+  volatile int32_t q_tile;
+  volatile int32_t head;
+  volatile int32_t batch;
+
+  __device__ __forceinline__ void put(RingState<1>& state, WorkTile const& work) {
+    ring.empty[0].wait(state.phase ^ 1);
+    q_tile = work.q_tile;
+    head = work.head;
+    batch = work.batch;
+    ring.full[0].arrive();
+    state.advance();
+  }
+  // For one thread of a warp: the one that reads is the one that hands the slot back.
+  __device__ __forceinline__ WorkTile get(RingState<1> const& state) {
+    ring.wait(state);
+    WorkTile const work = {q_tile, head, batch};
+    ring.empty[0].arrive();
+    return work;
+  }
+};
+
 template <class Traits>
 struct SharedStorage {
   using Element = typename Traits::Element;
@@ -61,8 +86,7 @@ struct SharedStorage {
   Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
-  Ring<1> ring_work;
-  WorkTile work;
+  WorkSlot work;
 
   __device__ __forceinline__ Element* out() { return Traits::kOutputReplacesQ ? q : out_own; }
 };
