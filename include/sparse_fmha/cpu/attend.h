@@ -38,7 +38,7 @@ class Attend {
   static constexpr int kRowWords = sizeof(Row) / sizeof(int32_t);
   static constexpr T kInfinity = __builtin_inf();
   static constexpr T kLargest = sizeof(T) == 4 ? __FLT_MAX__ : static_cast<T>(__DBL_MAX__);
-  static constexpr T kLog2e = 1.44269504088896340736;
+  static constexpr double kLog2e = 1.44269504088896340736;
   static constexpr double kLn2 = 0.693147180559945309417;
 
  public:
@@ -56,7 +56,22 @@ class Attend {
 
  private:
   Attend(FmhaProblem const& problem, typename M::Params const& params, TileShape const& shape)
-      : problem_(problem), params_(params), shape_(shape), extents_(problem, shape) {}
+      : problem_(problem),
+        params_(params),
+        shape_(shape),
+        extents_(problem, shape),
+        scale_log2_(scale_log2(problem.scale)) {}
+
+  // Not 0, where the mask's -inf would become NaN: the queries are 0 then.
+  static T scale_log2(double scale) {
+    double const magnitude = __builtin_fabs(scale) * kLog2e;
+    return magnitude > kLargest                ? kLargest
+           : static_cast<T>(magnitude) == T(0) ? T(1)
+                                               : static_cast<T>(magnitude);
+  }
+  static T sign(double scale) {
+    return static_cast<T>(scale * kLog2e) == T(0) ? T(0) : scale < 0 ? T(-1) : T(1);
+  }
 
   // Lays the buffers out in `memory`; returns their size.
   size_t place(char* memory) {
@@ -79,7 +94,6 @@ class Attend {
     take(key_position_, keys);
     take(scores_, keys * kLanes);
     take(rescale_, kLanes);
-    take(row_buffer_, extents_.panel_dim);
     return used;
   }
   static size_t round_up_bytes(size_t n) { return (n + 63) / 64 * 64; }
@@ -133,7 +147,8 @@ class Attend {
 
   void load_queries(QueryTile const& q) {
     num_queries_ = 0;
-    T const scale = static_cast<T>(problem_.scale) * kLog2e;
+    // Only the sign of the scale here; the rest comes in the exponent, where it rounds least.
+    T const factor = sign(problem_.scale);
     for_each_token(problem_.grid_q, q.residue, q.origin, shape_.q,
                    [&](Coord const& position, Coord const& token) {
                      int const lane = num_queries_++;
@@ -147,7 +162,7 @@ class Attend {
                      Element const* from = row_of(problem_.q, batch_, token, head_);
                      T* to = queries_ + panel_of(lane) * extents_.dim + lane % kLanes;
                      for (int d = 0; d < extents_.dim; ++d) {
-                       to[d * kLanes] = widen(from[d]) * scale;
+                       to[d * kLanes] = widen(from[d]) * factor;
                      }
                    });
     // The lanes behind the last query compute along, on numbers that do no harm.
@@ -249,7 +264,7 @@ class Attend {
     V* const sum = reinterpret_cast<V*>(sum_ + first);
     V top[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      top[v] = max_seen[v];
+      top[v] = broadcast(-kInfinity);
     }
     for (int key = 0; key < keys; ++key) {
       V const* const scores = reinterpret_cast<V const*>(scores_ + key * kLanes);
@@ -261,18 +276,19 @@ class Attend {
     V total[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       // Finite, so that neither a row without keys nor an overflow makes inf - inf.
-      top[v] = top[v] > kLargest ? broadcast(kLargest) : top[v];
-      base[v] = top[v] < -kLargest ? V{} : top[v];
-      V const rescale = exp2<T>(max_seen[v] - base[v]);
+      V const most = max(max_seen[v], top[v]);
+      V const bounded = most > kLargest ? broadcast(kLargest) : most;
+      base[v] = bounded < -kLargest ? V{} : bounded;
+      V const rescale = exp2<T>((max_seen[v] - base[v]) * scale_log2_);
       reinterpret_cast<V*>(rescale_)[v] = rescale;
       sum[v] *= rescale;
-      max_seen[v] = top[v];
+      max_seen[v] = bounded;
       total[v] = V{};
     }
     for (int key = 0; key < keys; ++key) {
       V* const scores = reinterpret_cast<V*>(scores_ + key * kLanes);
       for (int v = 0; v < kVectors; ++v) {
-        V const x = scores[v] - base[v];
+        V const x = (scores[v] - base[v]) * scale_log2_;
         scores[v] = exp2<T>(x > T(0) ? V{} : x);
         total[v] += scores[v];
       }
@@ -310,7 +326,7 @@ class Attend {
       int64_t const index =
           ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] + token[1]) * grid[2] +
           token[2];
-      double const lse = (max_[lane] + __builtin_log2(sum)) * kLn2;
+      double const lse = (double{max_[lane]} * scale_log2_ + __builtin_log2(sum)) * kLn2;
       problem_.lse[index * problem_.heads_q + head_] = static_cast<float>(lse);
     }
   }
@@ -319,6 +335,7 @@ class Attend {
   typename M::Params const params_;
   TileShape const shape_;
   Extents<T> const extents_;
+  T const scale_log2_;
   int32_t batch_ = 0;
   int32_t head_ = 0;
   int num_queries_ = 0;
@@ -333,7 +350,6 @@ class Attend {
   Coord* key_position_;
   T* scores_;
   T* rescale_;
-  T* row_buffer_;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -35,11 +35,12 @@ inline float widen(Half x) {
   return from_bits(scaled | special | (x.bits & 0x8000u) << 16);
 }
 
-// `count` is a multiple of 8, as head dims are.
+// `count` is a head dim or a panel of one: either way a multiple of the step.
 template <class Element, class T>
 inline void widen_row(Element const* __restrict from, int count, T* __restrict to) {
-  for (int i = 0; i < count; i += 8) {
-    for (int j = 0; j < 8; ++j) {
+  constexpr int kStep = kPanel<T> < 8 ? kPanel<T> : 8;
+  for (int i = 0; i < count; i += kStep) {
+    for (int j = 0; j < kStep; ++j) {
       to[i + j] = widen(from[i + j]);
     }
   }
