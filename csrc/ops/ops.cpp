@@ -69,8 +69,6 @@ std::tuple<Tensor, Tensor> neighborhood_fwd(
   for (int a = 0; a < kGridAxes - axes; ++a) {
     params.causal[a] = 0;
   }
-  require(!q.is_cuda(),
-          "neighborhood attention has no CUDA kernel yet; move the tensors to the CPU");
   check_neighborhood(params, axes);
   problem.sparsity = params;
   return run(problem, q);

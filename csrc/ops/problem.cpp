@@ -11,6 +11,7 @@ namespace sparse_fmha {
 namespace {
 
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 
 DataType data_type(Tensor const& q) {
   switch (q.scalar_type()) {
@@ -25,16 +26,26 @@ DataType data_type(Tensor const& q) {
     default:
       break;
   }
-  throw std::runtime_error(
-      "sparse_fmha: q has a dtype other than float16, bfloat16, float32 and float64");
+  require(false, "q has a dtype other than float16, bfloat16, float32 and float64: ",
+          toString(q.scalar_type()));
+  return {};
+}
+
+std::string device_of(Tensor const& t) {
+  if (t.is_cuda()) {
+    return "cuda:" + std::to_string(t.get_device_index());
+  }
+  return t.is_cpu() ? "cpu" : "neither cpu nor cuda";
 }
 
 // What any operand must share with q, besides its shape.
 void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
-  require(t.scalar_type() == q.scalar_type(), name, " and q differ in dtype; all must have one");
-  require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
-              t.get_device_index() == q.get_device_index(),
-          name, " and q are on different devices; all must be on one");
+  require(t.scalar_type() == q.scalar_type(), name,
+          " and q differ in dtype; all must have one: ", toString(t.scalar_type()), ", ",
+          toString(q.scalar_type()));
+  require(device_of(t) == device_of(q), name,
+          " and q are on different devices; all must be on one: ", device_of(t), ", ",
+          device_of(q));
 }
 
 // The layout that kernels can read: a unit last stride, and on CUDA what the tensor copy engine

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -69,11 +71,24 @@ Arch arch_of(Tensor const& q) {
   return Arch::kSm90;
 }
 
+KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
+  KernelKey const key = {arch_of(q), problem.dtype, problem.head_dim,
+                         static_cast<int32_t>(problem.sparsity.index())};
+  try {
+    return find_kernel(key);
+  } catch (std::runtime_error const& miss) {
+    if (key.arch == Arch::kCpu) {
+      throw;
+    }
+    throw std::runtime_error(std::string(miss.what()) +
+                             "\nThe CUDA kernel is not there yet; the CPU takes this request.");
+  }
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
-  KernelRow const& kernel = find_kernel({arch_of(q), problem.dtype, problem.head_dim,
-                                         static_cast<int32_t>(problem.sparsity.index())});
+  KernelRow const& kernel = kernel_for(problem, q);
   std::optional<torch::stable::accelerator::DeviceGuard> guard;
   if (q.is_cuda()) {
     guard.emplace(q.get_device_index());

@@ -1,4 +1,7 @@
-"""Checks of arguments. Messages name the argument, its value, and what is allowed."""
+"""Checks of arguments. Messages name the argument, its value, and what is allowed.
+
+A message is made only where it is raised: torch.compile cannot print a symbolic number.
+"""
 
 from __future__ import annotations
 
@@ -16,133 +19,133 @@ DTYPES = {
 MAX_HEAD_DIM = 256
 
 
-def require(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
-    if not condition:
-        raise error(message)
-
-
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """A tensor of a dtype and on a device that some kernel takes, with a unit last stride."""
-    require(
-        isinstance(tensor, Tensor), f"{name} is a {type(tensor).__name__}, not a tensor", TypeError
-    )
+    """A tensor of a dtype and on a device that some kernel takes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
     device = tensor.device.type
-    require(device in DTYPES, f"{name} is on {tensor.device}; allowed are: {', '.join(DTYPES)}")
-    require(
-        tensor.dtype in DTYPES[device],
-        f"{name} has dtype {tensor.dtype}; allowed on {device} are: "
-        + ", ".join(map(str, DTYPES[device])),
-        TypeError,
-    )
+    if device not in DTYPES:
+        raise ValueError(f"{name} is on {tensor.device}; allowed are: {', '.join(DTYPES)}")
+    if tensor.dtype not in DTYPES[device]:
+        allowed = ", ".join(map(str, DTYPES[device]))
+        raise TypeError(f"{name} has dtype {tensor.dtype}; allowed on {device} are: {allowed}")
 
 
 def check_like(name: str, tensor: Tensor, q: Tensor) -> None:
-    """What an operand shares with q besides its shape."""
+    """What an operand shares with q besides its shape, and a unit last stride."""
     check_tensor(name, tensor)
-    require(
-        tensor.dtype == q.dtype,
-        f"{name} has dtype {tensor.dtype}, q has {q.dtype}; all must have one",
-        TypeError,
-    )
-    require(
-        tensor.device == q.device,
-        f"{name} is on {tensor.device}, q on {q.device}; all must be on one device",
-    )
-    require(
-        tensor.numel() == 0 or tensor.stride(-1) == 1,
-        f"{name} has stride {tensor.stride(-1)} in its last dimension; 1 is needed",
-    )
+    if tensor.dtype != q.dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}, q has {q.dtype}; all must have one")
+    if tensor.device != q.device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, q on {q.device}; all must be on one device"
+        )
+    if tensor.numel() and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{name} has stride {tensor.stride(-1)} in its last dimension; 1 is needed"
+        )
 
 
-def check_qkv(q: Tensor, k: Tensor, v: Tensor, axes: int | None = None) -> None:
-    """q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`; `axes` token axes, None: one to three."""
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, axes: Sequence[int]) -> None:
+    """q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`, with a number of token axes in `axes`."""
     check_tensor("q", q)
-    ranks = range(4, 7) if axes is None else (axes + 3,)
-    require(
-        q.dim() in ranks,
-        f"q has shape {list(q.shape)}; {' to '.join(str(r) for r in {min(ranks), max(ranks)})} "
-        "dimensions are needed: batch, tokens, heads, head dim",
-    )
+    if q.dim() - 3 not in axes:
+        ranks = " to ".join(str(n + 3) for n in (axes[0], axes[-1])[: len(axes)])
+        raise ValueError(
+            f"q has shape {list(q.shape)}; {ranks} dimensions are needed: batch, tokens, heads, "
+            "head dim"
+        )
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_like(name, tensor, q)
-        shape = list(tensor.shape)
-        require(tensor.dim() == q.dim(), f"{name} has shape {shape}; q has {q.dim()} dimensions")
-        require(shape[0] == q.shape[0], f"{name} has batch {shape[0]}, q has {q.shape[0]}")
-        require(shape[-1] == q.shape[-1], f"{name} has head dim {shape[-1]}, q has {q.shape[-1]}")
-    require(
-        k.shape == v.shape,
-        f"k has shape {list(k.shape)}, v has {list(v.shape)}; they must be the same",
-    )
+        shape = tensor.shape
+        if len(shape) != q.dim():
+            raise ValueError(f"{name} has shape {list(shape)}; q has {q.dim()} dimensions")
+        if shape[0] != q.shape[0]:
+            raise ValueError(f"{name} has batch {shape[0]}, q has {q.shape[0]}")
+        if shape[-1] != q.shape[-1]:
+            raise ValueError(f"{name} has head dim {shape[-1]}, q has {q.shape[-1]}")
+    if k.shape != v.shape:
+        raise ValueError(
+            f"k has shape {list(k.shape)}, v has {list(v.shape)}; they must be the same"
+        )
     head_dim, heads, heads_kv = q.shape[-1], q.shape[-2], k.shape[-2]
-    require(
-        8 <= head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0,
-        f"q has head dim {head_dim}; multiples of 8 from 8 to {MAX_HEAD_DIM} are allowed",
-    )
-    require(
-        heads % heads_kv == 0 if heads_kv else heads == 0,
-        f"q has {heads} heads, k and v have {heads_kv}; q's must be a multiple of theirs",
-    )
+    if not 8 <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
+        raise ValueError(
+            f"q has head dim {head_dim}; multiples of 8 from 8 to {MAX_HEAD_DIM} are allowed"
+        )
+    if heads % heads_kv if heads_kv else heads:
+        raise ValueError(
+            f"q has {heads} heads, k and v have {heads_kv}; q's must be a multiple of theirs"
+        )
+
+
+def check_grid(q: Tensor, k: Tensor) -> None:
+    """q and k on the same grid."""
+    if q.shape[1:-2] != k.shape[1:-2]:
+        raise ValueError(
+            f"k has the grid {list(k.shape[1:-2])}, q has {list(q.shape[1:-2])}; "
+            "they must be the same"
+        )
 
 
 def check_extra(extra_k: Tensor | None, extra_v: Tensor | None, q: Tensor, k: Tensor) -> None:
     """Extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
-    given, missing = ("k", "v") if extra_v is None else ("v", "k")
-    require(
-        (extra_k is None) == (extra_v is None),
-        f"extra_{given} is given without extra_{missing}; both or neither",
-    )
+    if (extra_k is None) != (extra_v is None):
+        given, missing = ("k", "v") if extra_v is None else ("v", "k")
+        raise ValueError(f"extra_{given} is given without extra_{missing}; both or neither")
     if extra_k is None or extra_v is None:
         return
     for name, tensor in (("extra_k", extra_k), ("extra_v", extra_v)):
         check_like(name, tensor, q)
-        require(
-            tensor.dim() == 4
-            and (tensor.shape[0], *tensor.shape[2:]) == (q.shape[0], *k.shape[-2:]),
-            f"{name} has shape {list(tensor.shape)}; "
-            f"[{q.shape[0]}, any, {k.shape[-2]}, {k.shape[-1]}] is needed",
+        if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (k.shape[0], *k.shape[-2:]):
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; "
+                f"[{k.shape[0]}, any, {k.shape[-2]}, {k.shape[-1]}] is needed"
+            )
+    if extra_k.shape != extra_v.shape:
+        raise ValueError(
+            f"extra_k has shape {list(extra_k.shape)}, extra_v has {list(extra_v.shape)}; "
+            "they must be the same"
         )
-    require(
-        extra_k.shape == extra_v.shape,
-        f"extra_k has shape {list(extra_k.shape)}, extra_v has {list(extra_v.shape)}; "
-        "they must be the same",
-    )
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; True or False is needed")
 
 
 def finite(name: str, value: float | None) -> float | None:
     """A finite number as a float; None stays None."""
     if value is None:
         return None
-    require(
-        isinstance(value, Real),
-        f"{name} is {value!r}; a finite number or None is needed",
-        TypeError,
-    )
-    require(math.isfinite(value), f"{name} is {value}; a finite number is needed")
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; a finite number is needed")
     return float(value)
 
 
 def check_skip_threshold(value: float) -> None:
     """In [0, 1); and for now 0."""
-    require(isinstance(value, Real), f"skip_threshold is {value!r}; a number is needed", TypeError)
-    require(0 <= value < 1, f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")
-    require(
-        value == 0,
-        f"skip_threshold is {value}; softmax skipping is not there yet, only 0 works",
-        NotImplementedError,
-    )
+    if not isinstance(value, Real):
+        raise TypeError(f"skip_threshold is {value!r}; a number is needed")
+    if not 0 <= value < 1:
+        raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")
+    if value != 0:
+        raise NotImplementedError(
+            f"skip_threshold is {value}; softmax skipping is not there yet, only 0 works"
+        )
 
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
     """One entry for each token axis, from one value or a sequence of them."""
     values = list(value) if isinstance(value, Sequence) else [value] * axes
-    wanted = "a bool" if kind is bool else "an int"
     for entry in values:
-        fits = isinstance(entry, kind) and (kind is bool or not isinstance(entry, bool))
-        require(fits, f"{name} is {value!r}; {wanted} or a tuple of them is needed", TypeError)
-    require(
-        len(values) == axes,
-        f"{name} is {value!r}: {len(values)} entries, but q has {axes} token axes",
-    )
+        if not isinstance(entry, kind) or (kind is not bool and isinstance(entry, bool)):
+            wanted = "a bool" if kind is bool else "an int"
+            raise TypeError(f"{name} is {value!r}; {wanted} or a tuple of them is needed")
+    if len(values) != axes:
+        raise ValueError(f"{name} is {value!r}: {len(values)} entries, but q has {axes} token axes")
     return [int(entry) for entry in values]
 
 
@@ -151,11 +154,14 @@ def check_neighborhood(
 ) -> None:
     """The rules of generalized neighborhood attention on each axis."""
     for axis, (length, w, s, d) in enumerate(zip(grid, window, stride, dilation, strict=True)):
-        require(d >= 1, f"dilation[{axis}] is {d}; at least 1 is needed")
-        require(w >= 2, f"window[{axis}] is {w}; at least 2 is needed")
-        require(
-            w * d <= length,
-            f"window[{axis}] * dilation[{axis}] is {w} * {d}; "
-            f"the grid has {length} tokens on that axis",
-        )
-        require(1 <= s <= w, f"stride[{axis}] is {s}; 1 to window[{axis}] = {w} are allowed")
+        if d < 1:
+            raise ValueError(f"dilation[{axis}] is {d}; at least 1 is needed")
+        if w < 2:
+            raise ValueError(f"window[{axis}] is {w}; at least 2 is needed")
+        if w * d > length:
+            raise ValueError(
+                f"window[{axis}] * dilation[{axis}] is {w} * {d}; "
+                f"the grid has {length} tokens on that axis"
+            )
+        if not 1 <= s <= w:
+            raise ValueError(f"stride[{axis}] is {s}; 1 to window[{axis}] = {w} are allowed")

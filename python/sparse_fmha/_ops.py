@@ -1,4 +1,4 @@
-"""Loads the ops, and adds what Python adds to them: shapes for tracing, and autograd."""
+"""Loads the ops, and adds what Python adds to them: shapes for tracing, autograd, autocast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from torch import Tensor
 from sparse_fmha import _library
 
 NAMES = ("fmha_fwd", "neighborhood_fwd")
+AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+_library_of_casts = torch.library.Library("sparse_fmha", "IMPL")
 
 
 def _outputs(q: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
@@ -25,9 +28,33 @@ def _backward_of(name: str):
     return backward
 
 
+def cast(device: str, *args: object) -> tuple:
+    """The arguments, with tensors of that device in the dtype `torch.autocast` asks for there.
+
+    As PyTorch's own ops under autocast, fp64 is left alone.
+    """
+    dtype = torch.get_autocast_dtype(device)
+    casts = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(
+        a.to(dtype) if isinstance(a, Tensor) and a.device.type == device and a.dtype in casts else a
+        for a in args
+    )
+
+
+def _autocast_of(name: str, device: str):
+    def run(*args: object) -> tuple[Tensor, Tensor]:
+        args = cast(device, *args)
+        with torch.autocast(device, enabled=False):
+            return getattr(torch.ops.sparse_fmha, name)(*args)
+
+    return run
+
+
 def register() -> None:
     """Registers the ops with torch; once a process."""
     _library.load()
     for name in NAMES:
         torch.library.register_fake(f"sparse_fmha::{name}", _outputs)
         torch.library.register_autograd(f"sparse_fmha::{name}", _backward_of(name))
+        for device, key in AUTOCAST_KEYS.items():
+            _library_of_casts.impl(name, _autocast_of(name, device), key)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
+from sparse_fmha import _checks, _ops
 
 
 def attention(
@@ -51,10 +51,8 @@ def attention(
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
     q, k, v = _autocast(q, k, v)
-    _checks.check_qkv(q, k, v, axes=1)
-    _checks.require(
-        isinstance(causal, bool), f"causal is {causal!r}; True or False is needed", TypeError
-    )
+    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_flag("causal", causal)
     _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
     out, lse = torch.ops.sparse_fmha.fmha_fwd(q, k, v, causal, scale)
@@ -111,18 +109,14 @@ def neighborhood_attention(
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
     q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
-    _checks.check_qkv(q, k, v)
-    axes = q.dim() - 3
-    grid = list(q.shape[1:-2])
-    _checks.require(
-        grid == list(k.shape[1:-2]),
-        f"k has the grid {list(k.shape[1:-2])}, q has {grid}; they must be the same",
-    )
+    _checks.check_qkv(q, k, v, axes=(1, 2, 3))
+    _checks.check_grid(q, k)
     _checks.check_extra(extra_k, extra_v, q, k)
+    axes = q.dim() - 3
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
     dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(grid, windows, strides, dilations)
+    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
     causals = _checks.per_axis("causal", causal, axes, bool)
     _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
@@ -132,11 +126,9 @@ def neighborhood_attention(
     return (out, lse) if return_lse else out
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the dtype that `torch.autocast` asks for on q's device, where it is active."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "meta"
-    if device not in _checks.DTYPES or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    cast = (torch.float16, torch.bfloat16, torch.float32)
-    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in cast else t for t in tensors)
+def _autocast(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as the op would cast them, so that what is checked is what it gets."""
+    device = q.device.type if isinstance(q, Tensor) else "none"
+    if device not in _ops.AUTOCAST_KEYS or not torch.is_autocast_enabled(device):
+        return q, *others
+    return _ops.cast(device, q, *others)

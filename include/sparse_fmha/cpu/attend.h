@@ -7,6 +7,7 @@
 #pragma once
 
 #include <type_traits>
+
 #include "sparse_fmha/cpu/element.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/params.h"
@@ -229,13 +230,12 @@ class Attend {
         mask(first, keys);
       }
       with_vectors(vectors, [&](auto count) { update_softmax<count.value>(first, keys); });
-      rescale_out(first, lanes);
       for (int d = 0; d < extents_.dim; d += kLanes) {
         int const columns = (min_int(extents_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
         multiply<true>(Factor<T>{scores_, 1, kLanes}, round_up(lanes, kPanelRows),
                        values_ + static_cast<int64_t>(d) * extents_.keys, columns, keys,
                        out_ + static_cast<int64_t>(first) * extents_.panel_dim + d,
-                       extents_.panel_dim);
+                       extents_.panel_dim, rescale_);
       }
     }
   }
@@ -295,19 +295,6 @@ class Attend {
     }
     for (int v = 0; v < kVectors; ++v) {
       sum[v] += total[v];
-    }
-  }
-
-  void rescale_out(int first, int lanes) {
-    for (int lane = 0; lane < lanes; ++lane) {
-      T const factor = rescale_[lane];
-      if (factor == T(1)) {
-        continue;
-      }
-      V* const out = reinterpret_cast<V*>(out_ + (first + lane) * int64_t{extents_.panel_dim});
-      for (int v = 0; v < extents_.panel_dim / kWidth<T>; ++v) {
-        out[v] *= factor;
-      }
     }
   }
 

@@ -13,15 +13,17 @@ struct Factor {
   int64_t step_stride;
 };
 
-// c[kPanelRows][kVectors] (+)= a[kPanelRows][depth] * b[depth][kVectors], in registers throughout.
-// The rows of b are kPanel apart.
+// c = keep * c + a * b, or without kAccumulate c = a * b, in registers throughout, where a is
+// [kPanelRows][depth], b is [depth][kVectors] with rows kPanel apart, and keep[row] is a factor.
+// Adding to c last keeps the rounding errors of long sums small.
 template <bool kAccumulate, int kVectors, class T>
-inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_stride) {
+inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_stride,
+                           T const* keep) {
   using V = Vector<T>;
   V sum[kPanelRows][kVectors];
   for (int r = 0; r < kPanelRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kAccumulate ? reinterpret_cast<V const*>(c + r * c_stride)[v] : V{};
+      sum[r][v] = V{};
     }
   }
   for (int step = 0; step < depth; ++step) {
@@ -34,8 +36,12 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
     }
   }
   for (int r = 0; r < kPanelRows; ++r) {
+    V* const to = reinterpret_cast<V*>(c + r * c_stride);
     for (int v = 0; v < kVectors; ++v) {
-      reinterpret_cast<V*>(c + r * c_stride)[v] = sum[r][v];
+      if constexpr (kAccumulate) {
+        sum[r][v] += keep[r] * to[v];
+      }
+      to[v] = sum[r][v];
     }
   }
 }
@@ -43,12 +49,12 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
 // The same for any number of rows (a multiple of kPanelRows) and of vectors up to kPanelVectors.
 template <bool kAccumulate, class T>
 inline void multiply(Factor<T> a, int rows, T const* b, int vectors, int depth, T* c,
-                     int64_t c_stride) {
+                     int64_t c_stride, T const* keep = nullptr) {
   with_vectors(vectors, [&](auto count) {
     for (int r = 0; r < rows; r += kPanelRows) {
-      multiply_block<kAccumulate, count.value>(
-          {a.data + r * a.row_stride, a.row_stride, a.step_stride}, b, depth, c + r * c_stride,
-          c_stride);
+      Factor<T> const block{a.data + r * a.row_stride, a.row_stride, a.step_stride};
+      multiply_block<kAccumulate, count.value>(block, b, depth, c + r * c_stride, c_stride,
+                                               kAccumulate ? keep + r : keep);
     }
   });
 }
