@@ -96,8 +96,9 @@ def test_moving_maximum(make_qkv, attend, agrees, dtype, dim, scale, order):
 
 
 def test_one_key_wins(make_qkv, attend):
-    """Scores of 1e5 and more in log2 units, where fp32 has steps of 2^-7: the weight of the best key
-    is 1 to one unit of the last place of the result, that of all others 0."""
+    """Scores of 1e5 in log2 units, where fp32 has steps of 2^-7: the weight of the best key is 1 to
+    one unit of the last place of the result, that of all others 0.
+    """
     q, k, v = make_qkv(1, 192, 500, 2, 2, 128)
     winner = torch.arange(192, device=q.device) * 7 % 500
     k[:, winner] = 32 * q
