@@ -120,7 +120,7 @@ def finite(name: str, value: float | None) -> float | None:
         return None
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} is {value}; a finite number is needed")
     return float(value)
 
