@@ -63,7 +63,7 @@ def agrees():
 
     The largest and the root mean square error of out against fp64 are at most twice those of
     attention in fp32 with the two roundings that a fused kernel cannot avoid, of the weights
-    and of the result; plus two units in the last place of the largest result.
+    and of the result; plus one unit in the last place. lse is held to 1e-3.
     """
 
     def check(out, lse, q, k, v, causal=False, scale=None):
@@ -79,11 +79,13 @@ def agrees():
         # At equal places -inf is close to -inf, and to nothing else.
         torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-3)
         assert out.isfinite().all(), f"{(~out.isfinite()).sum()} entries are not finite"
-        ours = (out.double() - exact).abs()
-        theirs = (_fused(q, k, v, visible, scale).double() - exact).abs()
-        floor = 2 * torch.finfo(q.dtype).eps * exact.abs().max().item()
+        # A token's errors in units of its largest output: tokens with many keys have small ones.
+        size = exact.abs().amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        ours = (out.double() - exact).abs() / size
+        theirs = (_fused(q, k, v, visible, scale).double() - exact).abs() / size
         for name, figure in (("largest", torch.amax), ("rms", _rms)):
-            error, allowed = figure(ours).item(), 2 * figure(theirs).item() + floor
+            error = figure(ours).item()
+            allowed = 2 * figure(theirs).item() + torch.finfo(q.dtype).eps
             assert error <= allowed, (
                 f"{name} error {error:.3g}, {allowed:.3g} is allowed; worst at "
                 f"{tuple(map(int, torch.unravel_index(ours.argmax(), ours.shape)))}"
