@@ -46,7 +46,8 @@ struct Consumer {
       give_turn_to(0);
     }
     while (true) {
-      WorkTile const work = next_work(state_work);
+      WorkTile const work = smem.work.get(state_work);
+      state_work.advance();
       if (work.batch < 0) {
         break;
       }
@@ -58,17 +59,6 @@ struct Consumer {
  private:
   using Row = typename Mechanism::Row;
   using Store = Epilogue<Traits, Mechanism>;
-
-  // Read by one lane for all of its warp.
-  __device__ __forceinline__ WorkTile next_work(RingState<1>& state_work) {
-    WorkTile work = {};
-    if (threadIdx.x % 32 == 0) {
-      work = smem.work.get(state_work);
-    }
-    state_work.advance();
-    return {__shfl_sync(0xffffffff, work.q_tile, 0), __shfl_sync(0xffffffff, work.head, 0),
-            __shfl_sync(0xffffffff, work.batch, 0)};
-  }
 
   // One query tile.
   __device__ __forceinline__ void attend(WorkTile const& work, RingState<1>& state_q) {

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     smem.ring_k.init(Traits::kConsumerWarps);
     smem.ring_v.init(Traits::kConsumerWarps);
-    smem.work.ring.init(Traits::kConsumerWarps + Traits::kConsumers);
+    smem.work.init(Traits::kConsumerThreads + Traits::kConsumers);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

@@ -48,28 +48,35 @@ struct Ring {
   }
 };
 
-// The query tile at hand, from the producer to all others. The barriers that guard it do not order
-// ordinary memory accesses for the compiler; volatile ones keep their place among them.
+// Keeps the compiler from moving memory accesses across a barrier operation, which alone does not.
+__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
+
+// The query tile at hand, from the producer to all others. Every reader reads it itself, from one
+// address: the compiler then knows that a warp agrees on it, and keeps the loops over its key tiles
+// in uniform registers.
 struct WorkSlot {
   Ring<1> ring;
-  volatile int32_t q_tile;
-  volatile int32_t head;
-  volatile int32_t batch;
+  WorkTile work;
 
-  __device__ __forceinline__ void put(RingState<1>& state, WorkTile const& work) {
+  __device__ __forceinline__ void init(int readers) {
+    ring.full[0].init(1);
+    ring.empty[0].init(readers);
+  }
+  __device__ __forceinline__ void put(RingState<1>& state, WorkTile const& next) {
     ring.empty[0].wait(state.phase ^ 1);
-    q_tile = work.q_tile;
-    head = work.head;
-    batch = work.batch;
+    compiler_fence();
+    work = next;
+    compiler_fence();
     ring.full[0].arrive();
     state.advance();
   }
-  // For one thread of a warp: the one that reads is the one that hands the slot back.
   __device__ __forceinline__ WorkTile get(RingState<1> const& state) {
     ring.wait(state);
-    WorkTile const work = {q_tile, head, batch};
+    compiler_fence();
+    WorkTile const result = work;
+    compiler_fence();
     ring.empty[0].arrive();
-    return work;
+    return result;
   }
 };
 

@@ -15,6 +15,14 @@
 //   row(Params, residue, q)                       what `visible` needs to know of one query
 //   visible(Params, Row, k)                       whether that query sees key position k
 //
+// For the Hopper kernel also:
+//
+//   Row::relative_to(origin)                      the row when keys are counted from `origin`
+//   kPartsAreSuffixes                             whether some rows of a query tile visit the last
+//                                                 key tiles of the whole tile's walk and no others;
+//                                                 walk() is then also asked for parts beyond the
+//                                                 last query, and answers with no tiles
+//
 // Positions. A mechanism with dilation splits the grid in residue classes that never see each
 // other. `residue` names the class; positions q and k count inside it. Token = position * dilation
 // + residue, which `token(Params, residue, position)` computes. Without dilation residue is 0 and
