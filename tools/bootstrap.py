@@ -32,6 +32,8 @@ sys.path.insert(0, "tools")
 import build_backend
 build_backend.build_wheel("dist", {"--global-option": "--quiet"})
 """
+# clang_format is no module that `python -m` runs.
+CLANG_FORMAT = "import clang_format; clang_format.clang_format()"
 
 
 class SetupError(Exception):
@@ -172,15 +174,15 @@ def checks(python: Path) -> list[str]:
     sources = (p for folder in CXX_FOLDERS for p in sorted((ROOT / folder).rglob("*")))
     cxx = [p for p in sources if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     commands = {
-        "ruff check": ["ruff", "check"],
-        "ruff format": ["ruff", "format", "--check"],
-        "clang-format": ["clang_format", "--dry-run", "-Werror", *cxx],
-        "pytest": ["pytest"],
+        "ruff check": ["-m", "ruff", "check"],
+        "ruff format": ["-m", "ruff", "format", "--check"],
+        "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
+        "pytest": ["-m", "pytest"],
     }
     failed = []
     for name, command in commands.items():
         say(name)
-        if subprocess.call([str(c) for c in (python, "-m", *command)], cwd=ROOT):
+        if subprocess.call([str(c) for c in (python, *command)], cwd=ROOT):
             failed.append(name)
     return failed
 
