@@ -6,8 +6,9 @@
 
 namespace sparse_fmha::sm90 {
 
-// Puts acc (+)= a * b on the matrix unit; the registers are not to be touched before a wait.
-template <bool kAccumulate, class Mma, class A, class B, class C>
+// Puts acc (+)= a * b over the first kSteps slices on the matrix unit; the registers are not to be
+// touched before a wait.
+template <bool kAccumulate, int kSteps, class Mma, class A, class B, class C>
 __device__ __forceinline__ void issue_mma(Mma mma, A& a, B const& b, C& acc) {
   using namespace cute;
   if constexpr (!is_base_of<GMMA::DescriptorIterator, typename A::engine_type::iterator>::value) {
@@ -17,7 +18,7 @@ __device__ __forceinline__ void issue_mma(Mma mma, A& a, B const& b, C& acc) {
   warpgroup_arrive();
   mma.accumulate_ = kAccumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
   CUTE_UNROLL
-  for (int k = 0; k < size<2>(a); ++k) {
+  for (int k = 0; k < kSteps; ++k) {
     gemm(mma, a(_, _, k), b(_, _, k), acc);
     mma.accumulate_ = GMMA::ScaleOut::One;
   }
@@ -170,7 +171,7 @@ struct Consumer {
     {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       smem.ring_k.wait(state);
-      issue_mma<false>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
@@ -190,9 +191,10 @@ struct Consumer {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       smem.ring_k.wait(state);
       wait_for_turn();
-      issue_mma<false>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       smem.ring_v.wait(previous);
-      issue_mma<true>(MmaPV{}, weights, frag_v(_, _, _, previous.index), output);
+      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
+                                           output);
       pass_turn();
       warpgroup_wait<1>();
       warpgroup_fence_operand(scores);
@@ -221,7 +223,7 @@ struct Consumer {
     }
 
     smem.ring_v.wait(state);
-    issue_mma<true>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
+    issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
     warpgroup_wait<0>();
     warpgroup_fence_operand(output);
     smem.ring_v.release(state);

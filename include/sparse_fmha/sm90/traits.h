@@ -13,14 +13,15 @@ enum class Schedule { kTurns, kFree };
 template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule>
 struct KernelTraits {
   using Element = Element_;
-  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kHeadDim = (HeadDim + 63) / 64 * 64;  // columns in shared memory
+  static constexpr int kScoreSteps = HeadDim / 16;           // of Q.K; columns beyond are zero
   static constexpr int kTileQ = TileQ;
   static constexpr int kTileK = TileK;
   static constexpr int kStages = Stages;
   static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, TileQ}, {1, 1, TileK}}; }
 
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
-  static_assert(HeadDim % 64 == 0 && HeadDim <= 256, "a copy box is 64 elements of the head wide");
+  static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "Q.K steps over 16 elements of the head");
   static_assert(TileQ == 128 || TileQ == 192, "two or three consumer warpgroups of 64 rows each");
   static_assert(TileK % 16 == 0 && TileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
 
@@ -38,31 +39,31 @@ struct KernelTraits {
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
   using LayoutQ = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<HeadDim>>{}));
+      RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<kHeadDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<HeadDim>, cute::Int<Stages>>{}));
+      RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<kHeadDim>, cute::Int<Stages>>{}));
   // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK,
   // HeadDim].
   using LayoutVt = decltype(cute::tile_to_shape(
-      TransposedAtom{}, cute::Shape<cute::Int<HeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
+      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
 
   // Each consumer warpgroup multiplies its own 64 rows.
   using MmaQK = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<TileK>, cute::Int<HeadDim>>,
+                                 cute::Shape<cute::_64, cute::Int<TileK>, cute::Int<kHeadDim>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using MmaPV = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<HeadDim>, cute::Int<TileK>>,
+                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<TileK>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
   static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == TileK &&
-                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == HeadDim,
+                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
                 "one matrix instruction is as wide as the tile");
 
-  static constexpr int kBytesQ = TileQ * HeadDim * 2;
-  static constexpr int kBytesK = TileK * HeadDim * 2;  // of one stage
+  static constexpr int kBytesQ = TileQ * kHeadDim * 2;
+  static constexpr int kBytesK = TileK * kHeadDim * 2;  // of one stage
   static constexpr int kSmemLimit = 227 * 1024;
   // The output tile has shared memory of its own where that fits; else it takes the place of Q,
   // and the next Q is loaded after the output has left.
