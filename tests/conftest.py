@@ -5,20 +5,58 @@ Everything is a session fixture, so that Hypothesis tests can use it.
 
 import contextlib
 import os
+import re
+import shlex
 
 # Read when torch loads. Threads that spin while they wait slow small problems down tenfold where
 # other processes run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import hypothesis
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparse_fmha import reference
 
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("default")
+try:
+    import hypothesis
+except ImportError:  # the GPU tests need neither it nor what is here
+    hypothesis = None
+
+
+def pytest_addoption(parser):
+    parser.addoption("--example", metavar="ARGS", help="the only arguments of Hypothesis tests")
+
+
+def pytest_configure(config):
+    if hypothesis:
+        only = (
+            {"phases": [hypothesis.Phase.explicit]} if config.getoption("--example", None) else {}
+        )
+        hypothesis.settings.register_profile("default", deadline=None, **only)
+        hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config, items):
+    example = config.getoption("--example", None)
+    for item in items if example else ():
+        if hypothesis.is_hypothesis_test(item.obj):
+            item.obj.hypothesis_explicit_examples = []
+            hypothesis.example(**eval(f"dict({example})", vars(item.module)))(item.obj)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Prints the configuration that Hypothesis found to fail as the command that repeats it."""
+    report = yield
+    for note in getattr(call.excinfo and call.excinfo.value, "__notes__", ()):
+        if note.startswith(("Failing", "Falsifying")):
+            lines = [re.sub(r"\s+# .*", "", line).strip() for line in note.splitlines()[1:-1]]
+            drawn = [line for line in lines if line.partition("=")[0] not in item.fixturenames]
+            example = ["--example", " ".join(drawn).rstrip(",")]
+            command = shlex.join(["python", "-m", "pytest", item.nodeid, *example])
+            report.sections.append(("The failing configuration as a command", command))
+    return report
 
 
 @pytest.fixture(scope="session")
