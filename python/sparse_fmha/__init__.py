@@ -6,7 +6,9 @@ one to three axes of a grid.
 
 from __future__ import annotations
 
+import platform
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 from sparse_fmha import _ops, reference
 from sparse_fmha.attention import attention, neighborhood_attention
@@ -28,14 +30,30 @@ _ops.register()
 
 
 def kernels() -> list[dict]:
-    """The compiled kernels, one dict each; prints as a table. See `_build.kernels`."""
-    from sparse_fmha import _build
+    """The compiled kernels, one dict each; prints as a table. See `_build.kernels`.
 
-    return _build.kernels()
+    Raises:
+        ImportError: the extension `_C` is not there for this Python; the ops work without it.
+    """
+    return _with_extension().kernels()
 
 
 def build_info() -> dict:
-    """Versions and compiler figures of the installed library. See `_build.build_info`."""
-    from sparse_fmha import _build
+    """Versions and compiler figures of the installed library. See `_build.build_info`.
 
-    return _build.build_info()
+    Raises:
+        ImportError: as `kernels`.
+    """
+    return _with_extension().build_info()
+
+
+def _with_extension() -> ModuleType:
+    try:
+        from sparse_fmha import _build
+    except ImportError as error:
+        raise ImportError(
+            f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
+            "and kernels() and build_info() need it; install the package with `pip install .` "
+            f"({error})"
+        ) from error
+    return _build
