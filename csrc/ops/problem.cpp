@@ -74,18 +74,6 @@ int32_t narrow(char const* name, Tensor const& t, int64_t dim) {
   return static_cast<int32_t>(t.size(dim));
 }
 
-TensorView view(Tensor const& t) {
-  int64_t const axes = t.dim() - 3;
-  TensorView result;
-  result.data = t.data_ptr();
-  result.batch_stride = t.stride(0);
-  result.head_stride = t.stride(1 + axes);
-  for (int64_t a = 0; a < axes; ++a) {
-    result.axis_stride[kGridAxes - axes + a] = t.stride(1 + a);
-  }
-  return result;
-}
-
 Coord grid_of(char const* name, Tensor const& t) {
   int64_t const axes = t.dim() - 3;
   Coord grid = {1, 1, 1};
@@ -100,6 +88,18 @@ Coord grid_of(char const* name, Tensor const& t) {
 }
 
 }  // namespace
+
+TensorView view(Tensor const& t) {
+  int64_t const axes = t.dim() - 3;
+  TensorView result;
+  result.data = t.data_ptr();
+  result.batch_stride = t.stride(0);
+  result.head_stride = t.stride(1 + axes);
+  for (int64_t a = 0; a < axes; ++a) {
+    result.axis_stride[kGridAxes - axes + a] = t.stride(1 + a);
+  }
+  return result;
+}
 
 std::string shape_of(Tensor const& tensor) {
   std::string text = "[";

@@ -21,6 +21,9 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
 void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
                       std::optional<Tensor> const& extra_v);
 
+// Address and strides of a [B, *L, H, D] tensor.
+TensorView view(Tensor const& tensor);
+
 std::string shape_of(Tensor const& tensor);
 
 }  // namespace sparse_fmha

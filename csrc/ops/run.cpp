@@ -41,21 +41,6 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
   return sizes;
 }
 
-// Strides of a contiguous [B, *grid, H, D] tensor, and no others, in the problem's terms.
-TensorView contiguous_view(Tensor const& t, Coord const& grid) {
-  int64_t const rank = t.dim();
-  TensorView result;
-  result.data = t.data_ptr();
-  result.head_stride = t.size(rank - 1);
-  int64_t stride = t.size(rank - 2) * t.size(rank - 1);
-  for (int a = kGridAxes - 1; a >= 0; --a) {
-    result.axis_stride[a] = stride;
-    stride *= grid[a];
-  }
-  result.batch_stride = stride;
-  return result;
-}
-
 Arch arch_of(Tensor const& q) {
   if (q.is_cpu()) {
     return Arch::kCpu;
@@ -105,7 +90,7 @@ std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
     return {out, lse};
   }
-  problem.out = contiguous_view(out, problem.grid_q);
+  problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
 
   ExecutionContext context;
