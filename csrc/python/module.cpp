@@ -9,6 +9,7 @@
 namespace py = pybind11;
 
 void bind_walks(py::module_& m);
+void bind_tiles(py::module_& m);
 
 namespace {
 
@@ -78,4 +79,5 @@ PYBIND11_MODULE(_C, m) {
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");
   bind_walks(m);
+  bind_tiles(m);
 }

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from sparse_fmha import _ops, reference
+from sparse_fmha._simulate import Simulation, simulate
 from sparse_fmha.attention import attention, neighborhood_attention
 
 try:
@@ -19,11 +20,13 @@ except PackageNotFoundError:  # run from the source tree
     __version__ = "0.0.0+tree"
 
 __all__ = [
+    "Simulation",
     "attention",
     "build_info",
     "kernels",
     "neighborhood_attention",
     "reference",
+    "simulate",
 ]
 
 _ops.register()
@@ -53,7 +56,7 @@ def _with_extension() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-            "and kernels() and build_info() need it; install the package with `pip install .` "
-            f"({error})"
+            "and kernels(), build_info() and simulate() need it; install the package with "
+            f"`pip install .` ({error})"
         ) from error
     return _build

@@ -15,13 +15,19 @@
 //   row(Params, residue, q)                       what `visible` needs to know of one query
 //   visible(Params, Row, k)                       whether that query sees key position k
 //
-// For the Hopper kernel also:
+// For the Hopper kernel also kOnGrid. Where it is false, tiles are runs of tokens, and
 //
 //   Row::relative_to(origin)                      the row when keys are counted from `origin`
 //   kPartsAreSuffixes                             whether some rows of a query tile visit the last
 //                                                 key tiles of the whole tile's walk and no others;
 //                                                 walk() is then also asked for parts beyond the
 //                                                 last query, and answers with no tiles
+//
+// Where it is true, tiles are boxes, and what a query sees is one, too:
+//
+//   length(Params, axis, residue)                 positions of a class on one axis
+//   window(Params, axis, length, q)               the interval that position q sees there; q may be
+//                                                 behind the last position
 //
 // Positions. A mechanism with dilation splits the grid in residue classes that never see each
 // other. `residue` names the class; positions q and k count inside it. Token = position * dilation
@@ -46,6 +52,12 @@ namespace sparse_fmha {
 struct TileShape {
   Coord q;
   Coord k;
+};
+
+// Positions [begin, end) on one axis.
+struct Interval {
+  int32_t begin;
+  int32_t end;
 };
 
 struct QueryTile {

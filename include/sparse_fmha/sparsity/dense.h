@@ -55,6 +55,7 @@ struct Prefix {
     return {{0, 0, 0}, {0, 0, i * t.k[2]}};
   }
 
+  static constexpr bool kOnGrid = false;
   // Rows [a, b) of a query tile visit the last tiles of the whole tile's walk, and no others.
   static constexpr bool kPartsAreSuffixes = true;
 

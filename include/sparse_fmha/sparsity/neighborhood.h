@@ -10,12 +10,6 @@
 
 namespace sparse_fmha {
 
-// Positions [begin, end) on one axis.
-struct Interval {
-  int32_t begin;
-  int32_t end;
-};
-
 // A box of tiles, of which a box inside (`full_first`, `full`) needs no element mask. The rest is
 // visited first: the slabs outside it along axis 0, then along axis 1, then along axis 2.
 struct BoxWalk {
@@ -28,38 +22,35 @@ struct BoxWalk {
   Coord full;  // full tiles per axis; all three are 0 when there is none
 
   SPARSE_FMHA_HD Coord tile(int32_t i) const {
-    int32_t slab = 0;  // the axis along which the tile is outside; kGridAxes: inside
-    Coord extent = slab_extent(slab);
-    while (slab < kGridAxes && i >= volume(extent)) {
-      i -= static_cast<int32_t>(volume(extent));
-      extent = slab_extent(++slab);
-    }
-    Coord position = box_offset(extent, i);
-    for (int axis = 0; axis < kGridAxes; ++axis) {
-      if (axis < slab) {
-        position[axis] += full_first[axis];
-      } else if (axis == slab && position[axis] >= full_first[axis]) {
-        position[axis] += full[axis];
-      }
-      position[axis] = origin[axis] + position[axis] * step[axis];
-    }
-    return position;
-  }
-
- private:
-  SPARSE_FMHA_HD Coord slab_extent(int slab) const {
-    Coord extent{};
-    for (int axis = 0; axis < kGridAxes; ++axis) {
-      extent[axis] = axis < slab    ? full[axis]
-                     : axis == slab ? count[axis] - full[axis]
-                                    : count[axis];
-    }
-    return extent;
+    // Written without arrays that are indexed by run-time values, which live in slow memory on
+    // GPUs.
+    int32_t const slab0 = (count[0] - full[0]) * count[1] * count[2];
+    int32_t const slab1 = full[0] * (count[1] - full[1]) * count[2];
+    int32_t const slab2 = full[0] * full[1] * (count[2] - full[2]);
+    int32_t const slab = (i >= slab0) + (i >= slab0 + slab1) + (i >= slab0 + slab1 + slab2);
+    i -= (slab > 0 ? slab0 : 0) + (slab > 1 ? slab1 : 0) + (slab > 2 ? slab2 : 0);
+    Coord const extent = {0,
+                          slab == 0   ? count[1]
+                          : slab == 1 ? count[1] - full[1]
+                                      : full[1],
+                          slab < 2    ? count[2]
+                          : slab == 2 ? count[2] - full[2]
+                                      : full[2]};
+    Coord const place = box_offset(extent, i);
+    auto position = [&](int axis) {
+      int32_t const skipped = axis < slab                                       ? full_first[axis]
+                              : axis == slab && place[axis] >= full_first[axis] ? full[axis]
+                                                                                : 0;
+      return origin[axis] + (place[axis] + skipped) * step[axis];
+    };
+    return {position(0), position(1), position(2)};
   }
 };
 
 struct Neighborhood {
   static constexpr char const* kName = "neighborhood";
+  static constexpr bool kOnGrid = true;
+  using Walk = BoxWalk;
 
   // Axes that the user's grid lacks have length 1, window 1, stride 1, dilation 1, not causal.
   struct Params {
@@ -149,19 +140,35 @@ struct Neighborhood {
     return box<KeyTile>(p, t.k, i);
   }
 
+  // One axis of a walk. The full tiles of a box are those that are full on every axis; `full` is
+  // zero or less where this one has none.
+  struct AxisWalk {
+    int32_t origin;  // position of the first key tile
+    int32_t count;
+    int32_t full_first;
+    int32_t full;
+  };
+
   // Key tiles from the window's very edge on, wherever that is.
+  static SPARSE_FMHA_HD AxisWalk axis_walk(Params const& p, int axis, int32_t len, int32_t step_q,
+                                           int32_t step_k, int32_t q_origin) {
+    Interval const first = window(p, axis, len, q_origin);
+    Interval const last = window(p, axis, len, min_int(q_origin + step_q, len) - 1);
+    int32_t const full_first = ceil_div(last.begin - first.begin, step_k);
+    return {first.begin, ceil_div(last.end - first.begin, step_k), full_first,
+            (first.end - first.begin) / step_k - full_first};
+  }
+
   static SPARSE_FMHA_HD BoxWalk walk(Params const& p, TileShape const& t, QueryTile const& q) {
     BoxWalk walk{};
     walk.step = t.k;
     for (int axis = 0; axis < kGridAxes; ++axis) {
-      int32_t const len = length(p, axis, q.residue[axis]);
-      int32_t const step = t.k[axis];
-      Interval const first = window(p, axis, len, q.origin[axis]);
-      Interval const last = window(p, axis, len, min_int(q.origin[axis] + t.q[axis], len) - 1);
-      walk.origin[axis] = first.begin;
-      walk.count[axis] = ceil_div(last.end - first.begin, step);
-      walk.full_first[axis] = ceil_div(last.begin - first.begin, step);
-      walk.full[axis] = (first.end - first.begin) / step - walk.full_first[axis];
+      AxisWalk const a = axis_walk(p, axis, length(p, axis, q.residue[axis]), t.q[axis], t.k[axis],
+                                   q.origin[axis]);
+      walk.origin[axis] = a.origin;
+      walk.count[axis] = a.count;
+      walk.full_first[axis] = a.full_first;
+      walk.full[axis] = a.full;
     }
     return counted(walk);
   }
