@@ -28,21 +28,66 @@ SHAPES = [
     (1, 300, 40, 1, 1, False),
 ]
 
+# grid, (window, stride, dilation, causal) by axis, extra tokens, batch, query heads, key heads,
+# strided: ragged tiles on each axis, residues of two lengths, full tiles, blocks, batches of grids.
+NEIGHBORHOODS = [
+    ((333,), [(32, 1, 1, True)], 0, 1, 1, 1, False),
+    ((333,), [(37, 5, 9, False)], 7, 2, 2, 1, True),
+    ((17, 23), [(5, 2, 2, False), (6, 1, 1, True)], 0, 1, 1, 1, False),
+    ((20, 19), [(2, 2, 9, True), (2, 1, 9, False)], 130, 2, 2, 1, True),
+    ((16, 24), [(16, 1, 1, False), (24, 1, 1, False)], 3, 1, 1, 1, False),
+    ((5, 7, 9), [(3, 1, 1, False), (4, 2, 1, False), (5, 5, 1, False)], 0, 2, 1, 1, True),
+    ((9, 6, 5), [(2, 1, 2, False), (3, 3, 2, False), (2, 1, 2, True)], 9, 3, 2, 1, True),
+    ((18, 4, 6), [(2, 1, 9, False), (2, 1, 2, False), (6, 3, 1, False)], 0, 2, 2, 2, False),
+]
 
-def tensor(batch: int, length: int, heads: int, head_dim: int, dtype, strided: bool):
-    """[B, L, H, D]; strided is a transposed slice of a larger tensor."""
+
+def tensor(batch: int, grid: tuple[int, ...], heads: int, head_dim: int, dtype, strided: bool):
+    """[B, *L, H, D]; strided is a transposed slice of a larger tensor."""
     if not strided:
-        return torch.randn(batch, length, heads, head_dim, dtype=dtype, device="cuda")
-    storage = torch.randn(batch, heads, length + 3, head_dim + 8, dtype=dtype, device="cuda")
-    return storage[:, :, :length, :head_dim].transpose(1, 2)
+        return torch.randn(batch, *grid, heads, head_dim, dtype=dtype, device="cuda")
+    *rest, last = grid
+    storage = torch.randn(batch, heads, *rest, last + 3, head_dim + 8, dtype=dtype, device="cuda")
+    return storage[..., :last, :head_dim].movedim(1, -2)
 
 
-def relative_error(q, k, v, causal: bool) -> float:
-    out, lse = sparse_fmha.attention(q, k, v, causal=causal, return_lse=True)
-    q, k, v = (x.cpu() for x in (q, k, v))
-    i = torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1]
-    visible = torch.arange(k.shape[1]) <= i if causal else torch.ones_like(i, dtype=torch.bool)
-    exact, exact_lse = reference.attention(q, k, v, visible.expand(q.shape[1], k.shape[1]))
+def dense_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
+    batch, len_q, len_kv, heads_q, heads_kv, strided = shape
+    q = tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
+    k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
+    results = sparse_fmha.attention(q, k, v, causal=causal, return_lse=True)
+    i = torch.arange(len_q)[:, None] + len_kv - len_q
+    visible = torch.arange(len_kv) <= i if causal else torch.ones_like(i, dtype=torch.bool)
+    return relative_error(*results, q, k, v, visible.expand(len_q, len_kv))
+
+
+def neighborhood_error(
+    grid: tuple[int, ...],
+    axes: list,
+    extra: int,
+    batch,
+    heads_q,
+    heads_kv,
+    strided,
+    head_dim,
+    dtype,
+) -> float:
+    q = tensor(batch, grid, heads_q, head_dim, dtype, strided)
+    k, v = (tensor(batch, grid, heads_kv, head_dim, dtype, strided) for _ in range(2))
+    more = [tensor(batch, (extra,), heads_kv, head_dim, dtype, strided) for _ in range(2)]
+    per_axis = zip(*axes, strict=True)
+    options = dict(zip(("window", "stride", "dilation", "causal"), per_axis, strict=True))
+    results = sparse_fmha.neighborhood_attention(
+        q, k, v, extra_k=more[0], extra_v=more[1], return_lse=True, **options
+    )
+    k, v = (torch.cat([x.flatten(1, -3), y], 1) for x, y in zip((k, v), more, strict=True))
+    visible = reference.neighborhood_mask(grid, extra=extra, **options)
+    return relative_error(*results, q, k, v, visible)
+
+
+def relative_error(out, lse, q, k, v, visible) -> float:
+    """Against fp64; of lse the largest absolute error."""
+    exact, exact_lse = reference.attention(q.cpu(), k.cpu(), v.cpu(), visible)
     lse, seen = lse.cpu().double(), exact_lse.isfinite()
     if not torch.equal(lse.isfinite(), seen):
         return float("inf")
@@ -53,16 +98,14 @@ def relative_error(q, k, v, causal: bool) -> float:
 def main() -> int:
     torch.manual_seed(0)
     failed = count = 0
-    options = itertools.product(HEAD_DIMS, TOLERANCE, (False, True), SHAPES)
-    for head_dim, dtype, causal, shape in options:
-        batch, len_q, len_kv, heads_q, heads_kv, strided = shape
-        q = tensor(batch, len_q, heads_q, head_dim, dtype, strided)
-        k, v = (tensor(batch, len_kv, heads_kv, head_dim, dtype, strided) for _ in range(2))
-        error = relative_error(q, k, v, causal)
+    problems = [(dense_error, case) for case in itertools.product(SHAPES, (False, True))]
+    problems += [(neighborhood_error, case) for case in NEIGHBORHOODS]
+    for head_dim, dtype, (error_of, case) in itertools.product(HEAD_DIMS, TOLERANCE, problems):
+        error = error_of(*case, head_dim, dtype)
         count += 1
         if not error <= TOLERANCE[dtype]:
             failed += 1
-            print(f"error {error:.1e}: {dtype}, D={head_dim}, causal={causal}, shape {shape}")
+            print(f"error {error:.1e}: {dtype}, D={head_dim}, {error_of.__name__}{case}")
     print(f"{count} problems, {failed} wrong")
     return int(failed > 0)
 

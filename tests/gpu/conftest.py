@@ -3,6 +3,7 @@ library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
 """
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -47,26 +48,50 @@ def make_qkv(randn):
 
 
 @pytest.fixture(scope="session")
-def attend():
-    """attend(q, k, v, **options): (out, lse), computed in memory that held NaN before."""
+def tensors(randn):
+    """tensors(case, seed): q, k, v, extra_k, extra_v; no extra tensors without extra tokens."""
 
-    def run(q, k, v, **options):
+    def make(case, seed=0):
+        def one(place, *tokens, heads=case.heads_kv):
+            shape = case.batch, *tokens, heads, case.dim
+            return randn(*shape, dtype=case.dtype, seed=5 * seed + place)
+
+        extra = (one(3, case.extra), one(4, case.extra)) if case.extra else (None, None)
+        return one(0, *case.grid, heads=case.heads), one(1, *case.grid), one(2, *case.grid), *extra
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def attend():
+    """attend(q, k, v, window, **options): (out, lse), computed in memory that held NaN before.
+
+    Of neighborhood attention where a window is given.
+    """
+
+    def run(q, k, v, window=None, **options):
+        function = sparse_fmha.attention
+        if window is not None:
+            function = functools.partial(sparse_fmha.neighborhood_attention, window=window)
         with _poisoned():
-            return sparse_fmha.attention(q, k, v, return_lse=True, **options)
+            return function(q, k, v, return_lse=True, **options)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def agrees():
-    """agrees(out, lse, q, k, v, causal, scale): assert that (out, lse) is attention.
+    """agrees(out, lse, q, k, v, causal, scale, visible): assert that (out, lse) is attention.
+
+    The tokens may lie on a grid; k and v may have more of them than q. Without a mask `visible`
+    attention is dense or causal.
 
     The largest and the root mean square error of out against fp64 are at most twice those of
     attention in fp32 with the two roundings that a fused kernel cannot avoid, of the weights
     and of the result; plus one unit in the last place. lse is held to 1e-3.
     """
 
-    def check(out, lse, q, k, v, causal=False, scale=None):
+    def check(out, lse, q, k, v, causal=False, scale=None, visible=None):
         __tracebackhide__ = True
         assert out.shape == q.shape
         assert out.dtype == q.dtype
@@ -74,7 +99,10 @@ def agrees():
         assert lse.shape == q.shape[:-1]
         assert lse.dtype == torch.float32
         assert lse.is_contiguous()
-        visible = _visible(q.shape[1], k.shape[1], causal, q.device)
+        out, q, k, v = (x.flatten(1, -3) for x in (out, q, k, v))
+        lse = lse.flatten(1, -2)
+        if visible is None:
+            visible = _visible(q.shape[1], k.shape[1], causal, q.device)
         exact, exact_lse = reference.attention(q, k, v, visible, scale)
         # At equal places -inf is close to -inf, and to nothing else.
         torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-3)
@@ -92,6 +120,22 @@ def agrees():
             )
 
     return check
+
+
+@pytest.fixture(scope="session")
+def check(tensors, attend, agrees):
+    """check(case, given): (out, lse) of the case, on the tensors given, which agree with fp64."""
+
+    def run(case, given=None):
+        __tracebackhide__ = True
+        q, k, v, extra_k, extra_v = given or tensors(case)
+        out, lse = attend(q, k, v, extra_k=extra_k, extra_v=extra_v, **case.options())
+        if case.extra:
+            k, v = (torch.cat([x.flatten(1, -3), y], 1) for x, y in ((k, extra_k), (v, extra_v)))
+        agrees(out, lse, q, k, v, scale=case.scale, visible=case.visible(q.device))
+        return out, lse
+
+    return run
 
 
 @contextlib.contextmanager

@@ -146,12 +146,6 @@ def test_wide_dtypes_have_no_kernel(make_qkv, dtype):
     assert "sm90_dense_bfloat16_d128" in str(raised.value)
 
 
-def test_neighborhood_has_no_kernel(make_qkv):
-    q, k, v = make_qkv(1, 64, 64, 2, 2, 64)
-    with pytest.raises(RuntimeError, match=r"(?s)mechanism=neighborhood.*CUDA kernel is not there"):
-        sparse_fmha.neighborhood_attention(q, k, v, 8)
-
-
 @pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
 def test_mixed_devices(make_qkv, place):
     tensors = list(make_qkv(1, 64, 64, 2, 2, 64))

@@ -4,6 +4,7 @@
 #include <cudaTypedefs.h>
 
 #include <array>
+#include <cstddef>
 
 #include "sparse_fmha/host/check.h"
 #include "sparse_fmha/params.h"
@@ -25,36 +26,53 @@ inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   return encode;
 }
 
-// The [B, L, H, D] tensor as (D, L, H, B), read and written in boxes of 64 elements of D by `rows`
-// tokens of one head, in the 128-byte swizzle. What lies outside reads as zero and is not written,
-// so neither D nor L need be padded.
-inline CUtensorMap sequence_tensor_map(TensorView const& view, DataType dtype, int64_t length,
-                                       int64_t heads, int64_t batch, int64_t head_dim,
-                                       uint32_t rows) {
-  constexpr int kRank = 4;
+// One axis of a tensor map behind that of the head's elements.
+struct MapAxis {
+  int64_t extent;
+  int64_t stride;               // in elements of the tensor
+  uint32_t box = 1;             // extent of the boxes copied
+  uint32_t element_stride = 1;  // between the elements of a box, at most 8
+};
+
+// A 16-bit tensor read and written in boxes whose rows are 64 elements of the head in the 128-byte
+// swizzle. What lies outside reads as zero and is not written, so nothing need be padded.
+template <std::size_t kAxes>
+CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
+                            std::array<MapAxis, kAxes> const& axes) {
   constexpr int kBytes = 2;
-  // An extent of one leaves its stride free, but the encoder wants a multiple of 16 all the same.
-  auto stride = [](int64_t extent, int64_t elements) -> cuuint64_t {
-    return extent == 1 ? 16 : static_cast<cuuint64_t>(elements) * kBytes;
-  };
-  std::array<cuuint64_t, kRank> const dims = {
-      static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(length),
-      static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
-  std::array<cuuint64_t, kRank - 1> const strides = {stride(length, view.axis_stride[2]),
-                                                     stride(heads, view.head_stride),
-                                                     stride(batch, view.batch_stride)};
-  std::array<cuuint32_t, kRank> const box = {64, rows, 1, 1};
-  std::array<cuuint32_t, kRank> const element_strides = {1, 1, 1, 1};
+  std::array<cuuint64_t, kAxes + 1> dims = {static_cast<cuuint64_t>(head_dim)};
+  std::array<cuuint64_t, kAxes> strides;
+  std::array<cuuint32_t, kAxes + 1> box = {64};
+  std::array<cuuint32_t, kAxes + 1> element_strides = {1};
+  for (std::size_t i = 0; i < kAxes; ++i) {
+    dims[i + 1] = static_cast<cuuint64_t>(axes[i].extent);
+    // An extent of one leaves its stride free, but the encoder wants a multiple of 16 all the same.
+    strides[i] = axes[i].extent == 1 ? 16 : static_cast<cuuint64_t>(axes[i].stride) * kBytes;
+    box[i + 1] = axes[i].box * axes[i].element_stride;
+    element_strides[i + 1] = axes[i].element_stride;
+  }
+  // Fetching more than a row at once pays where the row's other half is asked for next.
+  auto const promotion =
+      head_dim > 64 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   CUtensorMap map;
   check_cuda(tensor_map_encoder()(&map,
                                   dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                                  kRank, view.data, dims.data(), strides.data(), box.data(),
+                                  kAxes + 1, data, dims.data(), strides.data(), box.data(),
                                   element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                  CU_TENSOR_MAP_SWIZZLE_128B, promotion,
                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
              "encoding a tensor map");
   return map;
+}
+
+// The [B, L, H, D] tensor as (D, L, H, B), in boxes of `rows` tokens of one head.
+inline CUtensorMap sequence_tensor_map(TensorView const& view, DataType dtype, int64_t length,
+                                       int64_t heads, int64_t batch, int64_t head_dim,
+                                       uint32_t rows) {
+  return make_tensor_map<3>(view.data, dtype, head_dim,
+                            {MapAxis{length, view.axis_stride[2], rows},
+                             MapAxis{heads, view.head_stride}, MapAxis{batch, view.batch_stride}});
 }
 
 }  // namespace sparse_fmha

@@ -3,6 +3,7 @@
 
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/epilogue.h"
+#include "sparse_fmha/sm90/params.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -25,18 +26,17 @@ __device__ __forceinline__ void issue_mma(Mma mma, A& a, B const& b, C& acc) {
   warpgroup_commit_batch();
 }
 
-template <class Traits, class Mechanism>
+template <class Traits, class Geometry, class Mechanism>
 struct Consumer {
-  using Params = KernelParams<Mechanism>;
-  using Storage = SharedStorage<Traits>;
   using Element = typename Traits::Element;
   using MmaQK = typename Traits::MmaQK;
   using MmaPV = typename Traits::MmaPV;
   using HeadDim = cute::Int<Traits::kHeadDim>;
   using TileK = cute::Int<Traits::kTileK>;
 
-  Params const& params;
-  Storage& smem;
+  KernelParams<Geometry, Mechanism> const& params;
+  SharedStorage<Traits, Geometry>& smem;
+  Geometry const geometry;
   int const warpgroup;               // among the consumers
   RingState<Traits::kStages> state;  // of the key tile at hand; its value tile has the same
 
@@ -47,40 +47,34 @@ struct Consumer {
       give_turn_to(0);
     }
     while (true) {
-      WorkTile const work = smem.work.get(state_work);
+      Work const work = smem.work.get(state_work);
       state_work.advance();
-      if (work.batch < 0) {
+      if (work.tile.batch < 0) {
         break;
       }
       attend(work, state_q);
     }
-    Store{params, smem, warpgroup}.wait_for_store();
+    Store{geometry, smem, warpgroup}.wait_for_store();
   }
 
  private:
-  using Row = typename Mechanism::Row;
-  using Store = Epilogue<Traits, Mechanism>;
+  using Work = typename Geometry::Work;
+  using Store = Epilogue<Traits, Geometry>;
 
   // One query tile.
-  __device__ __forceinline__ void attend(WorkTile const& work, RingState<1>& state_q) {
-    TileShape const shape = Traits::tile_shape();
-    QueryTile const q = Mechanism::query_tile(params.sparsity, shape, work.q_tile);
-    auto walk = Mechanism::walk(params.sparsity, shape, q);
-    int const loaded = walk.num_partial + walk.num_full;
-    if constexpr (Mechanism::kPartsAreSuffixes) {
-      walk = Mechanism::walk(params.sparsity, {{1, 1, 64}, shape.k},
-                             {q.residue, {0, 0, q.origin[2] + warpgroup * 64}});
-    }
+  __device__ __forceinline__ void attend(Work const& work, RingState<1>& state_q) {
+    auto const walk = geometry.part_walk(work, warpgroup);
+    int const loaded = geometry.tiles_loaded(work);
     int const tiles = walk.num_partial + walk.num_full;
 
     auto output = cute::partition_fragment_C(MmaPV{}, cute::Shape<cute::_64, HeadDim>{});
     OnlineSoftmax softmax(params.scale_log2);
-    Store store{params, smem, warpgroup};
+    Store store{geometry, smem, warpgroup};
     cute::clear(output);
     pass_over(loaded - tiles, loaded);
     smem.ring_q[warpgroup].wait(state_q);
     if (tiles > 0) {
-      accumulate(q, walk, tiles, state_q, store, softmax, output);
+      accumulate(work, walk, tiles, state_q, store, softmax, output);
     } else if constexpr (!Traits::kOutputReplacesQ) {
       smem.ring_q[warpgroup].release(state_q);
     }
@@ -89,7 +83,7 @@ struct Consumer {
     float lse[kRowsPerThread];
     softmax.finish(rescale, lse);
     rescale_rows(output, rescale);
-    store.store(output, lse, work, q.origin[2]);
+    store.store(output, lse, work);
     if constexpr (Traits::kOutputReplacesQ) {
       store.wait_for_store();
       store.sync();
@@ -116,29 +110,12 @@ struct Consumer {
 
   // The sum over the walk's key tiles, not yet normalised.
   template <class Walk, class Output>
-  __device__ __forceinline__ void accumulate(QueryTile const& q, Walk const& walk, int tiles,
+  __device__ __forceinline__ void accumulate(Work const& work, Walk const& walk, int tiles,
                                              RingState<1> const& state_q, Store& store,
                                              OnlineSoftmax& softmax, Output& output) {
     using namespace cute;
-    AccumulatorPosition const position;
-    Row rows[kRowsPerThread];
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      int const row = warpgroup * 64 + position.row + 8 * r;
-      rows[r] = Mechanism::row(params.sparsity, q.residue, {0, 0, q.origin[2] + row});
-    }
-    auto mask = [&](auto& scores, Coord tile) {
-      tile[2] += position.column;
-      Row const local[kRowsPerThread] = {rows[0].relative_to(tile), rows[1].relative_to(tile)};
-      CUTE_UNROLL
-      for (int i = 0; i < size(scores); ++i) {
-        if (!Mechanism::visible(params.sparsity, local[AccumulatorPosition::row_of(i)],
-                                {0, 0, AccumulatorPosition::column_of(i)})) {
-          scores(i) = -INFINITY;
-        }
-      }
-    };
-
+    typename Geometry::Mask mask(geometry, warpgroup);
+    mask.set(work);
     auto thread_qk = MmaQK{}.get_slice(threadIdx.x % 128);
     auto thread_pv = MmaPV{}.get_slice(threadIdx.x % 128);
     auto smem_q = local_tile(make_tensor(make_smem_ptr(smem.q), typename Traits::LayoutQ{}),
@@ -171,62 +148,115 @@ struct Consumer {
     {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       smem.ring_k.wait(state);
+      auto const box = geometry.box(walk, 0, state);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      auto const seen = mask.look_up(work, box);
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
       if (walk.num_partial > 0) {
-        mask(scores, walk.tile(0));
+        mask.apply(scores, seen);
       }
       softmax.template update<true>(scores, rescale);
       take_weights(scores);
     }
 
-    // Scores of the i-th tile while the weights of the tile before it meet their values.
-    auto step = [&](int i, auto masked) {
+    // The weights at hand meet their values.
+    auto finish_weights = [&] {
+      smem.ring_v.wait(state);
+      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(output);
+      smem.ring_v.release(state);
+    };
+    // Scores of the i-th tile while the weights of the tile before it, if any are at hand, meet
+    // their values.
+    auto step = [&](int i, auto masked, auto has_weights) {
       constexpr bool kMasked = decltype(masked)::value;
+      constexpr bool kWeights = decltype(has_weights)::value;
       RingState<Traits::kStages> const previous = state;
       state.advance();
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       smem.ring_k.wait(state);
+      [[maybe_unused]] typename Geometry::Box box;
+      if constexpr (kMasked) {
+        box = geometry.box(walk, i, state);
+      }
       wait_for_turn();
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
-      smem.ring_v.wait(previous);
-      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
-                                           output);
+      if constexpr (kWeights) {
+        smem.ring_v.wait(previous);
+        issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
+                                             output);
+      }
       pass_turn();
-      warpgroup_wait<1>();
+      [[maybe_unused]] typename Geometry::Mask::Seen seen;
+      if constexpr (kMasked && Traits::kMaskAhead) {
+        seen = mask.look_up(work, box);
+      }
+      warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(i + 1 == tiles);
       if constexpr (kMasked) {
-        mask(scores, walk.tile(i));
+        if constexpr (!Traits::kMaskAhead) {
+          seen = mask.look_up(work, box);
+        }
+        mask.apply(scores, seen);
       }
       bool const moved = softmax.template update<kMasked>(scores, rescale);
-      warpgroup_wait<0>();
-      warpgroup_fence_operand(output);
-      smem.ring_v.release(previous);
+      if constexpr (kWeights) {
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(output);
+        smem.ring_v.release(previous);
+      }
       take_weights(scores);
       if (moved) {
         rescale_rows(output, rescale);
       }
     };
     int i = 1;
-    CUTE_NO_UNROLL
-    for (; i < walk.num_partial; ++i) {
-      step(i, true_type{});
+    if constexpr (Geometry::kSkips) {
+      // Some of the partial tiles are for the other warpgroups alone.
+      bool has_weights = true;
+      CUTE_NO_UNROLL
+      for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
+        RingState<Traits::kStages> next = state;
+        next.advance();
+        smem.ring_k.wait(next);
+        if (!geometry.needs(warpgroup, next)) {
+          if (has_weights) {
+            finish_weights();
+            has_weights = false;
+          }
+          smem.ring_k.release(next);
+          release_q(i + 1 == tiles);
+          smem.ring_v.wait(next);
+          smem.ring_v.release(next);
+          state = next;
+        } else if (has_weights) {
+          step(i, true_type{}, true_type{});
+        } else {
+          step(i, true_type{}, false_type{});
+          has_weights = true;
+        }
+      }
+      if (!has_weights) {
+        state.advance();
+        return;
+      }
+    } else {
+      CUTE_NO_UNROLL
+      for (; i < walk.num_partial; ++i) {
+        step(i, true_type{}, true_type{});
+      }
     }
     CUTE_NO_UNROLL
     for (; i < tiles; ++i) {
-      step(i, false_type{});
+      step(i, false_type{}, true_type{});
     }
-
-    smem.ring_v.wait(state);
-    issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
-    warpgroup_wait<0>();
-    warpgroup_fence_operand(output);
-    smem.ring_v.release(state);
+    finish_weights();
     state.advance();
   }
 
@@ -243,6 +273,8 @@ struct Consumer {
     store.sync();
   }
 
+  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
+                "warpgroups in turns do equal numbers of steps");
   static constexpr int kTurnThreads = 256;  // one warpgroup waits, one arrives
   __device__ __forceinline__ void give_turn_to(int consumer) {
     cutlass::arch::NamedBarrier::arrive(kTurnThreads, consumer);

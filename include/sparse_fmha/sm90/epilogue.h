@@ -3,7 +3,6 @@
 #pragma once
 
 #include "sparse_fmha/sm90/cute.h"
-#include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
 
@@ -20,19 +19,21 @@ __device__ __forceinline__ auto convert(Source const& source) {
   return result;
 }
 
-template <class Traits, class Mechanism>
+template <class Traits, class Geometry>
 struct Epilogue {
   using Element = typename Traits::Element;
-  KernelParams<Mechanism> const& params;
-  SharedStorage<Traits>& smem;
+  Geometry const& geometry;
+  SharedStorage<Traits, Geometry>& smem;
   int const warpgroup;  // among the consumers
 
-  // `first_token`: of the query tile. The warpgroup's threads call this together.
+  // The warpgroup's threads call this together.
   template <class Output>
   __device__ __forceinline__ void store(Output const& output, float const (&lse)[kRowsPerThread],
-                                        WorkTile const& work, int first_token) {
+                                        typename Geometry::Work const& work) {
     using namespace cute;
-    store_lse(lse, work, first_token + warpgroup * 64);
+    if (threadIdx.x % 4 == 0) {  // four threads hold the same rows
+      geometry.store_lse(lse, work, warpgroup, AccumulatorPosition().row);
+    }
 
     if constexpr (!Traits::kOutputReplacesQ) {
       wait_for_store();
@@ -49,11 +50,7 @@ struct Epilogue {
     tma_store_fence();
     sync();
     if (threadIdx.x % 128 == 0) {
-      CUTE_UNROLL
-      for (int d = 0; d < Traits::kHeadDim; d += 64) {
-        SM90_TMA_STORE_4D::copy(&params.out, smem.out() + d * Traits::kTileQ + warpgroup * 64 * 64,
-                                d, first_token + warpgroup * 64, work.head, work.batch);
-      }
+      geometry.store_out(smem.out() + warpgroup * 64 * 64, work, warpgroup);
       tma_store_arrive();
     }
   }
@@ -68,22 +65,6 @@ struct Epilogue {
   __device__ __forceinline__ void sync() {
     constexpr int kFirstBarrier = 3;  // after the consumers' turns
     cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
-  }
-
- private:
-  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread],
-                                            WorkTile const& work, int first_token) {
-    if (threadIdx.x % 4 != 0) {
-      return;
-    }
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      int const token = first_token + AccumulatorPosition().row + 8 * r;
-      if (token < params.len_q) {
-        params.lse[(int64_t(work.batch) * params.len_q + token) * params.heads_q + work.head] =
-            lse[r];
-      }
-    }
   }
 };
 

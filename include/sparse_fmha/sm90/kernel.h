@@ -8,11 +8,12 @@
 
 namespace sparse_fmha::sm90 {
 
-template <class Traits, class Mechanism>
+template <class Traits, class Geometry, class Mechanism>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    attention_kernel(KernelParams<Mechanism> const __grid_constant__ params) {
+    attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
-  auto& smem = *reinterpret_cast<SharedStorage<Traits>*>(raw_smem);
+  auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
+  Geometry const geometry{params, smem.geometry};
 
   if (threadIdx.x == 0) {
     for (auto& ring : smem.ring_q) {
@@ -20,26 +21,29 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     smem.ring_k.init(Traits::kConsumerWarps);
     smem.ring_v.init(Traits::kConsumerWarps);
-    smem.work.init(Traits::kConsumerThreads + Traits::kConsumers);
+    smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
     cutlass::arch::fence_barrier_init();
   }
+  geometry.init();
   __syncthreads();
 
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    Producer<Traits, Mechanism> producer{params, smem};
-    if (threadIdx.x % 32 == 0) {
-      if (warp == 0) {
-        producer.run_keys();
+    Producer<Traits, Geometry, Mechanism> producer{params, smem, geometry};
+    if (warp == 0) {
+      producer.run_keys();
+    } else if (threadIdx.x % 32 == 0) {
+      if (warp == 1) {
+        producer.run_work();
       } else if (warp <= Traits::kConsumers) {
         producer.run_queries(warp - 1);
       }
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    Consumer<Traits, Mechanism>{params, smem, warpgroup - 1, {}}.run();
+    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, warpgroup - 1, {}}.run();
   }
 }
 

@@ -7,16 +7,10 @@
 
 namespace sparse_fmha::sm90 {
 
-template <class Mechanism>
+template <class Geometry, class Mechanism>
 struct KernelParams {
-  CUtensorMap q;    // (D, Lq, Hq, B)
-  CUtensorMap k;    // (D, Lkv, Hkv, B)
-  CUtensorMap v;    // (D, Lkv, Hkv, B)
-  CUtensorMap out;  // (D, Lq, Hq, B)
-  float* lse;       // [B, Lq, Hq]
+  typename Geometry::Params geometry;  // tensors and tile shapes
   typename Mechanism::Params sparsity;
-  int32_t len_q;
-  int32_t heads_q;
   int32_t heads_per_kv;  // query heads that share a key head
   float scale_log2;      // |scale| * log2(e), never zero
   bool negate;           // the scale is negative

@@ -1,5 +1,6 @@
 // The producer warps: one walks the key tiles and keeps their stages filled, and one for each
-// consumer loads its queries, so that no consumer waits for another to be done with its own.
+// consumer loads its queries, so that no consumer waits for another to be done with its own. The
+// first of these hands out the query tiles, too: what that takes passes while a tile is computed.
 #pragma once
 
 #include "sparse_fmha/sm90/cute.h"
@@ -8,94 +9,104 @@
 
 namespace sparse_fmha::sm90 {
 
-// Cache policies as the copy instructions encode them.
-inline constexpr auto kReadOnce = cute::TMA::CacheHintSm90::EVICT_FIRST;
-inline constexpr auto kReadByMany = cute::TMA::CacheHintSm90::EVICT_LAST;
-
-// Each role is for one thread of a warp of its own.
-template <class Traits, class Mechanism>
+template <class Traits, class Geometry, class Mechanism>
 struct Producer {
-  using Params = KernelParams<Mechanism>;
-  using Storage = SharedStorage<Traits>;
-  using Element = typename Traits::Element;
+  using Storage = SharedStorage<Traits, Geometry>;
+  using Work = typename Geometry::Work;
   static constexpr int kStages = Traits::kStages;
+  static constexpr int kThreads = 32 + Traits::kConsumers - 1;  // that read the work slot
 
-  Params const& params;
+  KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
+  Geometry const geometry;
 
-  // Hands out the query tiles and loads their keys and values.
+  // For a whole warp: loads the keys and values of each query tile.
   __device__ __forceinline__ void run_keys() {
     RingState<kStages> state;
     RingState<1> state_work;
-    int32_t index = blockIdx.x;
     while (true) {
-      WorkTile const work = params.scheduler.decode(index);
-      smem.work.put(state_work, work);
-      if (work.batch < 0) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
         return;
       }
-      index = params.scheduler.take();  // early, so that its latency passes under the copies
       load_keys(work, state);
+      state_work.advance();
     }
   }
 
-  // Loads the 64 queries of each tile that are one consumer's.
-  __device__ __forceinline__ void run_queries(int consumer) {
-    RingState<1> state;  // of the work and of the queries: one of each a tile
-    auto& ring = smem.ring_q[consumer];
+  // For one thread: hands out the query tiles and loads the first consumer's queries.
+  __device__ __forceinline__ void run_work() {
+    RingState<1> state;
+    int32_t index = blockIdx.x;
     while (true) {
-      WorkTile const work = smem.work.get(state);
-      if (work.batch < 0) {
+      smem.work.put(state, [&](Work& work) {
+        geometry.prepare(work, params.scheduler.decode(index), state);
+      });
+      Work const& work = smem.work.work;  // stays there: this thread has few registers
+      if (work.tile.batch < 0) {
         return;
       }
-      QueryTile const q = Mechanism::query_tile(params.sparsity, Traits::tile_shape(), work.q_tile);
-      ring.acquire(state, Traits::kBytesQ / Traits::kConsumers);
-      copy(params.q, ring.full[0], smem.q + consumer * 64 * 64, Traits::kTileQ,
-           q.origin[2] + consumer * 64, work.head, work.batch, kReadOnce);
+      load_queries(work, 0, state);
+      // Now, when this query tile begins: a block that takes its next one earlier than it must
+      // leaves others idle at the end.
+      index = params.scheduler.take();
+      state.advance();
+    }
+  }
+
+  // For one thread: loads the queries of another consumer.
+  __device__ __forceinline__ void run_queries(int consumer) {
+    RingState<1> state;  // of the work and of the queries: one of each a tile
+    while (true) {
+      Work const work = smem.work.get(state);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      load_queries(work, consumer, state);
       state.advance();
     }
   }
 
  private:
-  // A box of tokens of one head, 64 columns at a time. `rows`: of the shared-memory tile.
-  __device__ __forceinline__ void copy(CUtensorMap const& map, FullBarrier& barrier,
-                                       Element* destination, int rows, int token, int head,
-                                       int batch, cute::TMA::CacheHintSm90 hint) {
-    CUTE_UNROLL
-    for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&barrier),
-                                   static_cast<uint64_t>(hint), destination + d * rows, d, token,
-                                   head, batch);
-    }
-  }
-
-  __device__ __forceinline__ void load_stage(CUtensorMap const& map, Ring<kStages>& ring,
-                                             RingState<kStages> const& place, Element* stages,
-                                             int token, int head, int batch) {
-    ring.acquire(place, Traits::kBytesK);
-    copy(map, ring.full[place.index], stages + place.index * Storage::kTileElements, Traits::kTileK,
-         token, head, batch, kReadByMany);
+  __device__ __forceinline__ void load_queries(Work const& work, int consumer,
+                                               RingState<1> const& state) {
+    auto& ring = smem.ring_q[consumer];
+    ring.acquire(state);
+    ring.expect(state, Traits::kBytesQ / Traits::kConsumers);
+    geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
   }
 
   // In the order of use: a consumer multiplies the next key tile before the present value tile.
-  __device__ __forceinline__ void load_keys(WorkTile const& work, RingState<kStages>& state) {
-    TileShape const shape = Traits::tile_shape();
-    QueryTile const q = Mechanism::query_tile(params.sparsity, shape, work.q_tile);
-    auto const walk = Mechanism::walk(params.sparsity, shape, q);
-    int const tiles = walk.num_partial + walk.num_full;
-    int const head_kv = work.head / params.heads_per_kv;
+  __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
+    bool const leads = threadIdx.x % 32 == 0;
+    auto boxes = geometry.boxes(work);
     RingState<kStages> previous;
+    typename Geometry::Source source{};
     CUTE_NO_UNROLL
-    for (int i = 0; i <= tiles; ++i) {
-      if (i < tiles) {
-        load_stage(params.k, smem.ring_k, state, smem.k, walk.tile(i)[2], head_kv, work.batch);
+    for (int i = 0; i <= boxes.count; ++i) {
+      auto const previous_source = source;
+      if (i < boxes.count) {
+        // Nothing that takes time stands between a stage that is free and its copy.
+        auto const box = boxes.next(i);
+        source = geometry.source(work, box);
+        smem.ring_k.acquire(state);
+        if (leads) {
+          geometry.publish(box, state);
+          smem.ring_k.expect(state, Traits::kBytesK);
+          geometry.load_k(smem.ring_k.full[state.index],
+                          smem.k + state.index * Storage::kTileElements, source);
+        }
       }
       if (i > 0) {
-        load_stage(params.v, smem.ring_v, previous, smem.v, walk.tile(i - 1)[2], head_kv,
-                   work.batch);
+        smem.ring_v.acquire(previous);
+        if (leads) {
+          smem.ring_v.expect(previous, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[previous.index],
+                          smem.v + previous.index * Storage::kTileElements, previous_source);
+        }
       }
       previous = state;
-      if (i < tiles) {
+      if (i < boxes.count) {
         state.advance();
       }
     }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "sparse_fmha/sm90/cute.h"
-#include "sparse_fmha/sm90/scheduler.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -34,9 +33,12 @@ struct Ring {
       empty[i].init(consumer_warps);
     }
   }
-  // Producer: the stage is free, and `bytes` are about to land in it.
-  __device__ __forceinline__ void acquire(RingState<Stages> const& s, uint32_t bytes) {
+  // Producer: returns when the stage is free.
+  __device__ __forceinline__ void acquire(RingState<Stages> const& s) {
     empty[s.index].wait(s.phase ^ 1);
+  }
+  // Producer: `bytes` are about to land in the stage.
+  __device__ __forceinline__ void expect(RingState<Stages> const& s, uint32_t bytes) {
     full[s.index].arrive_and_expect_tx(bytes);
   }
   __device__ __forceinline__ void wait(RingState<Stages> const& s) { full[s.index].wait(s.phase); }
@@ -54,33 +56,34 @@ __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory")
 // The query tile at hand, from the producer to all others. Every reader reads it itself, from one
 // address: the compiler then knows that a warp agrees on it, and keeps the loops over its key tiles
 // in uniform registers.
+template <class Work>
 struct WorkSlot {
   Ring<1> ring;
-  WorkTile work;
+  Work work;
 
   __device__ __forceinline__ void init(int readers) {
     ring.full[0].init(1);
     ring.empty[0].init(readers);
   }
-  __device__ __forceinline__ void put(RingState<1>& state, WorkTile const& next) {
+  template <class Fill>
+  __device__ __forceinline__ void put(RingState<1> const& state, Fill fill) {
     ring.empty[0].wait(state.phase ^ 1);
     compiler_fence();
-    work = next;
+    fill(work);
     compiler_fence();
     ring.full[0].arrive();
-    state.advance();
   }
-  __device__ __forceinline__ WorkTile get(RingState<1> const& state) {
+  __device__ __forceinline__ Work get(RingState<1> const& state) {
     ring.wait(state);
     compiler_fence();
-    WorkTile const result = work;
+    Work const result = work;
     compiler_fence();
     ring.empty[0].arrive();
     return result;
   }
 };
 
-template <class Traits>
+template <class Traits, class Geometry>
 struct SharedStorage {
   using Element = typename Traits::Element;
   static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
@@ -93,7 +96,8 @@ struct SharedStorage {
   Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
-  WorkSlot work;
+  WorkSlot<typename Geometry::Work> work;
+  typename Geometry::Shared geometry;
 
   __device__ __forceinline__ Element* out() { return Traits::kOutputReplacesQ ? q : out_own; }
 };

@@ -34,6 +34,9 @@ struct KernelTraits {
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
 
+  // Whether a thread has registers for the mask of scores that are still being computed.
+  static constexpr bool kMaskAhead = kHeadDim <= 128;
+
   static constexpr bool kTakeTurns = kSchedule == Schedule::kTurns;
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;

@@ -1,0 +1,347 @@
+// Tokens on a grid of up to three axes: a tile is a box of them, and its shape is a run-time value.
+//
+// Boxes are copied straight from the tensor that the user has and may start at any token. A dilated
+// box has strides between its elements. The names are explained in sequence.h.
+#pragma once
+
+#include "sparse_fmha/sm90/box_mask.h"
+#include "sparse_fmha/sm90/copy.h"
+#include "sparse_fmha/sm90/cute.h"
+#include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/smem.h"
+#include "sparse_fmha/sm90/softmax.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct Grid {
+  using Element = typename Traits::Element;
+
+  // A tensor copy takes five axes. With three token axes the batch has none left: each of its
+  // entries is a tensor of its own, and a launch takes this many.
+  static constexpr int kMaxMaps = 6;
+
+  struct Params {
+    CUtensorMap q[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    CUtensorMap k[kMaxMaps];
+    CUtensorMap v[kMaxMaps];
+    CUtensorMap out[kMaxMaps];
+    CUtensorMap extra_k;  // (D, N, H, B)
+    CUtensorMap extra_v;
+    TileShape shape;
+    BoxBits q_bits;  // of shape.q
+    BoxBits k_bits;  // of shape.k
+    bool map_per_batch;
+    int32_t first_batch;
+    int32_t extra_len;
+    float* lse;  // strides in elements; that of a head is 1
+    int64_t lse_batch;
+    int64_t lse_axis[kGridAxes];
+  };
+
+  static_assert(Traits::kConsumers == 2, "tiles with powers of two on the sides");
+  static constexpr bool kSkips = true;  // consumers skip the key tiles that needs() denies
+
+  // A key tile: a box at a position of the grid, or a run of extra tokens from origin[2] on.
+  struct Box {
+    Coord origin;
+    int32_t extra;
+    int32_t needed;  // bit w: by consumer w
+  };
+
+  // Where a box lies: which tensors, and its place in them behind the head.
+  struct Source {
+    int32_t map;  // negative: the extra tokens
+    int32_t head;
+    int32_t place[3];
+  };
+
+  struct Work {
+    WorkTile tile;
+    QueryTile q;
+    Coord length;  // positions per axis in the dilation class
+    int32_t num_partial;
+    int32_t num_full;
+    int32_t walk;  // which of the shared ones
+    int32_t head_kv;
+  };
+
+  // The boxes of the mechanism's walk and the extra tokens; their ragged tile comes first.
+  struct Walk {
+    int32_t num_partial;
+    int32_t num_full;
+    int32_t ragged;  // 0 or 1
+    int32_t extra_len;
+    typename Mechanism::Walk boxes;
+    Interval parts[Traits::kConsumers][kGridAxes];  // what some row of a consumer sees
+    __device__ __forceinline__ Box tile(int32_t i) const {
+      constexpr int32_t kAll = (1 << Traits::kConsumers) - 1;
+      int32_t const visited = boxes.num_partial + boxes.num_full;
+      if (i < ragged) {
+        return {{0, 0, extra_len / Traits::kTileK * Traits::kTileK}, 1, kAll};
+      }
+      if (i - ragged < visited) {
+        Box box{boxes.tile(i - ragged), 0, kAll};
+        for (int w = 0; w < Traits::kConsumers; ++w) {
+          for (int axis = 0; axis < kGridAxes; ++axis) {
+            bool const apart = box.origin[axis] >= parts[w][axis].end ||
+                               box.origin[axis] + boxes.step[axis] <= parts[w][axis].begin;
+            box.needed &= ~(apart << w);
+          }
+        }
+        return box;
+      }
+      return {{0, 0, (i - ragged - visited) * Traits::kTileK}, 1, kAll};
+    }
+  };
+  struct Counts {
+    int32_t num_partial;
+    int32_t num_full;
+  };
+
+  struct Shared {
+    Box boxes[Traits::kStages];
+    Walk walks[2];  // of this work and the next
+    Interval windows[Traits::kTileQ][kGridAxes];
+    PrefixTable<Traits::kTileK> table;
+  };
+
+  KernelParams<Grid, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ void init() const {
+    shared.table.fill(params.geometry.shape.k, params.geometry.k_bits);
+  }
+
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& state) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    work.q = Mechanism::query_tile(params.sparsity, params.geometry.shape, tile.q_tile);
+    compiler_fence();  // read it again from there: registers are few
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      work.length[axis] = Mechanism::length(params.sparsity, axis, work.q.residue[axis]);
+    }
+    auto const boxes = Mechanism::walk(params.sparsity, params.geometry.shape, work.q);
+    int32_t const extra_len = params.geometry.extra_len;
+    int32_t const ragged = extra_len % Traits::kTileK != 0;
+    work.num_partial = boxes.num_partial + ragged;
+    work.num_full = boxes.num_full + extra_len / Traits::kTileK;
+    work.walk = static_cast<int32_t>(state.phase);
+    work.head_kv = tile.head / params.heads_per_kv;
+    Walk& walk = shared.walks[state.phase];
+    walk.num_partial = work.num_partial;
+    walk.num_full = work.num_full;
+    walk.ragged = ragged;
+    walk.extra_len = extra_len;
+    walk.boxes = boxes;
+    for (int i = 0; i < Traits::kConsumers * kGridAxes; ++i) {
+      int const w = i / kGridAxes;
+      int const axis = i % kGridAxes;
+      auto window = [&](int row) {
+        Coord const offset = params.geometry.q_bits.offset(row);
+        return Mechanism::window(params.sparsity, axis, work.length[axis],
+                                 work.q.origin[axis] + (axis == 0   ? offset[0]
+                                                        : axis == 1 ? offset[1]
+                                                                    : offset[2]));
+      };
+      walk.parts[w][axis] = {window(w * 64).begin, window(w * 64 + 63).end};
+    }
+  }
+
+  // A tile takes many instructions to find, so the lanes of the warp find the next 32.
+  struct Boxes {
+    Walk const& walk;
+    int count;
+    Box mine;
+    __device__ __forceinline__ Box next(int i) {
+      if (i % 32 == 0) {
+        mine = walk.tile(min(i + static_cast<int>(threadIdx.x % 32), count - 1));
+      }
+      auto from = [&](int32_t x) { return __shfl_sync(0xffffffff, x, i % 32); };
+      return {{from(mine.origin[0]), from(mine.origin[1]), from(mine.origin[2])},
+              from(mine.extra),
+              from(mine.needed)};
+    }
+  };
+  __device__ __forceinline__ Boxes boxes(Work const& work) const {
+    return {shared.walks[work.walk], tiles_loaded(work), {}};
+  }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const {
+    return work.num_partial + work.num_full;
+  }
+  __device__ __forceinline__ Counts part_walk(Work const& work, int /*warpgroup*/) const {
+    return {work.num_partial, work.num_full};
+  }
+
+  __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
+    if (box.extra) {
+      return {-1, work.head_kv, {box.origin[2], 0, params.geometry.first_batch + work.tile.batch}};
+    }
+    return source(work, box.origin, work.head_kv);
+  }
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
+                                         Work const& work, int warpgroup) const {
+    auto const from = source(work, part(work, warpgroup), work.tile.head);
+    load(params.geometry.q[from.map], barrier, destination, Traits::kTileQ, from, kReadOnce);
+  }
+  __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    auto const& g = params.geometry;
+    load_keys(g.k, g.extra_k, barrier, destination, source);
+  }
+  __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    auto const& g = params.geometry;
+    load_keys(g.v, g.extra_v, barrier, destination, source);
+  }
+
+  // Consumers read the box that the producer has left with the stage, before they release it.
+  __device__ __forceinline__ void publish(Box const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    shared.boxes[place.index] = box;
+    compiler_fence();
+  }
+  __device__ __forceinline__ Box box(Counts const& /*walk*/, int /*i*/,
+                                     RingState<Traits::kStages> const& place) const {
+    compiler_fence();
+    Box const result = shared.boxes[place.index];
+    __syncwarp();  // one lane releases the stage for all
+    return result;
+  }
+
+  // Whether a consumer has rows that see any of the box in a stage.
+  __device__ __forceinline__ bool needs(int warpgroup,
+                                        RingState<Traits::kStages> const& place) const {
+    compiler_fence();
+    bool const result = shared.boxes[place.index].needed >> warpgroup & 1;
+    __syncwarp();  // one lane releases the stage for all
+    return result;
+  }
+
+  // The windows of a consumer's rows are kept in shared memory, where the warp that needs them puts
+  // them; three of the four lanes of a row work out one axis each.
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(Grid const& geometry, int warpgroup)
+        : geometry_(geometry), row_(warpgroup * 64 + AccumulatorPosition().row) {}
+    // For the rows of another query tile.
+    __device__ __forceinline__ void set(Work const& work) {
+      auto const& params = geometry_.params;
+      int const axis = threadIdx.x % 4;
+      __syncwarp();  // the last query tile's windows have been read
+      if (axis < kGridAxes) {
+        auto pick = [&](Coord const& c) { return axis == 0 ? c[0] : axis == 1 ? c[1] : c[2]; };
+        CUTE_UNROLL
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          int const row = row_ + 8 * r;
+          geometry_.shared.windows[row][axis] =
+              Mechanism::window(params.sparsity, axis, pick(work.length),
+                                pick(work.q.origin) + pick(params.geometry.q_bits.offset(row)));
+        }
+      }
+      __syncwarp();
+    }
+    // Bit by bit which of a thread's columns each of its two rows sees.
+    struct Seen {
+      uint32_t bits[kRowsPerThread];
+    };
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+      auto const& shared = geometry_.shared;
+      auto const& g = geometry_.params.geometry;
+      Seen seen;
+      if (box.extra) {
+        seen.bits[0] = seen.bits[1] = shared.table.first(g.extra_len - box.origin[2]);
+      } else {
+        CUTE_UNROLL
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          seen.bits[r] = shared.table.inside(shared.windows[row_ + 8 * r], box.origin, g.shape.k);
+        }
+      }
+      return seen;
+    }
+    template <class Scores>
+    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(scores); ++i) {
+        if ((seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1) == 0) {
+          scores(i) = -INFINITY;
+        }
+      }
+    }
+
+   private:
+    Grid const& geometry_;
+    int const row_;  // the thread's first
+  };
+
+  // The rows of a consumer, clipped to the tensor.
+  __device__ __forceinline__ void store_out(Element const* from, Work const& work,
+                                            int warpgroup) const {
+    auto const to = source(work, part(work, warpgroup), work.tile.head);
+    CUTE_UNROLL
+    for (int d = 0; d < Traits::kHeadDim; d += 64) {
+      cute::SM90_TMA_STORE_5D::copy(&params.geometry.out[to.map], from + d * Traits::kTileQ, d,
+                                    to.head, to.place[0], to.place[1], to.place[2]);
+    }
+  }
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
+                                            int warpgroup, int row) const {
+    auto const& g = params.geometry;
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      Coord position = g.q_bits.offset(warpgroup * 64 + row + 8 * r);
+      bool inside = true;
+      CUTE_UNROLL
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        position[axis] += work.q.origin[axis];
+        inside &= position[axis] < work.length[axis];
+      }
+      if (inside) {
+        Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
+        int64_t offset = (g.first_batch + work.tile.batch) * g.lse_batch + work.tile.head;
+        CUTE_UNROLL
+        for (int axis = 0; axis < kGridAxes; ++axis) {
+          offset += token[axis] * g.lse_axis[axis];
+        }
+        g.lse[offset] = lse[r];
+      }
+    }
+  }
+
+ private:
+  // Position of a consumer's first row; its 64 rows are a box.
+  __device__ __forceinline__ Coord part(Work const& work, int warpgroup) const {
+    Coord const offset = params.geometry.q_bits.offset(warpgroup * 64);
+    return {work.q.origin[0] + offset[0], work.q.origin[1] + offset[1],
+            work.q.origin[2] + offset[2]};
+  }
+  __device__ __forceinline__ Source source(Work const& work, Coord const& position,
+                                           int32_t head) const {
+    Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
+    bool const per_batch = params.geometry.map_per_batch;
+    return {per_batch ? work.tile.batch : 0,
+            head,
+            {token[2], token[1], per_batch ? token[0] : work.tile.batch}};
+  }
+  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
+                                              Element* destination, int rows, Source const& from,
+                                              cute::TMA::CacheHintSm90 hint) {
+    load_box<Traits::kHeadDim>(map, barrier, destination, rows, hint, from.head, from.place[0],
+                               from.place[1], from.place[2]);
+  }
+  static __device__ __forceinline__ void load_keys(CUtensorMap const (&maps)[kMaxMaps],
+                                                   CUtensorMap const& extra, FullBarrier& barrier,
+                                                   Element* destination, Source const& from) {
+    if (from.map < 0) {
+      load_box<Traits::kHeadDim>(extra, barrier, destination, Traits::kTileK, kReadByMany,
+                                 from.place[0], from.head, from.place[2]);
+    } else {
+      load(maps[from.map], barrier, destination, Traits::kTileK, from, kReadByMany);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90
