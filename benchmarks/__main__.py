@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=["cuda", "cpu"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--peers", default="auto", metavar="NAMES",
-                   help="auto (all that need no compilation), none, or a list: fa3,cudnn,flex")
+                   help="auto (all that need no compilation), none, or a list: fa3,sta,flex_tiled")
     p.add_argument("--l2", choices=["cold", "warm", "both"],
                    help="state of the L2 cache before each call (default: both; cold with --quick)")
     p.add_argument("--iterations", type=int, default=20, metavar="N",
@@ -61,7 +61,7 @@ def describe(results: dict, record: dict) -> str:
     ours, *others = report.by_op(record, results["settings"]["l2"][0]).values()
     text = f"{report.number(ours['useful_tflops'] * scale)} {name}"
     if others:
-        best = max(others, key=lambda run: run["useful_tflops"])
+        best = min(others, key=lambda run: run["ms"]["median"])
         text += f", {best['op']} {report.number(best['useful_tflops'] * scale)}"
     return text
 

@@ -1,17 +1,21 @@
 """The cases that are measured, and the work that each of them is.
 
-A name says what is computed: fmha/d128/causal/8k. Lengths are tokens in units of 1024.
+A name says what is computed: fmha/d128/causal/8k. Lengths are tokens in units of 1024. On a grid it
+ends with the stride instead: na/hunyuan/s16x8x8.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+
+from benchmarks import grids
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 WARPGROUP_ROWS = 64
-TOKENS = 32 * 1024  # batch x length of a GPU case
+TOKENS = 32 * 1024  # batch x length of a GPU case on sequences
+DENSE_FLOPS = 5 * 10**14  # what each dense kernel may spend on a grid's tokens: 0.7 s
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,12 @@ class Case:
     heads_q: int
     heads_kv: int
     head_dim: int
-    causal: bool = False
+    causal: bool | tuple[bool, ...] = False  # of each axis where there is a grid
     grid: tuple[int, ...] = ()  # of a neighborhood case; its product is the length
     window: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    dense_iterations: int = 0  # timed calls of dense attention over a grid's tokens
     quick: bool = False
 
     @property
@@ -43,10 +50,27 @@ class Case:
         return "neighborhood" if self.window else "causal" if self.causal else "dense"
 
     @property
+    def axes(self) -> tuple[grids.Axis, ...]:
+        """Length, window, stride, dilation and causal of each axis of a grid."""
+        options = (self.grid, self.window, self.stride, self.dilation, self.causal)
+        return tuple(zip(*options, strict=True)) if self.window else ()
+
+    @property
+    def options(self) -> dict[str, tuple]:
+        """What neighborhood_attention takes besides tensors and the window."""
+        return {"stride": self.stride, "dilation": self.dilation, "causal": self.causal}
+
+    @property
+    def dense(self) -> Case:
+        """Dense attention over the same tokens as one sequence."""
+        none = {"grid": (), "window": (), "stride": (), "dilation": ()}
+        return replace(self, causal=False, dense_iterations=0, **none)
+
+    @property
     def visible_pairs(self) -> int:
         """(query, key) pairs of one head that take part in the softmax."""
         if self.window:
-            return self.length * math.prod(self.window)
+            return grids.visible_pairs(self.axes)
         return self.length * (self.length + 1) // 2 if self.causal else self.length**2
 
     @property
@@ -63,8 +87,9 @@ class Case:
 
     def executed_flops(self, kernel: dict) -> int | None:
         """Of the tiles that `kernel` (a row of the kernel table) computes, masked pairs and the
-        padding of lengths and head dim included; None where tiles are chosen at run time. Each
-        warpgroup passes over the key tiles that none of its rows sees."""
+        padding of lengths and head dim included; None where tiles are chosen at run time, and on
+        grids, where sparse_fmha.simulate counts. Each warpgroup passes over the key tiles that none
+        of its rows sees."""
         tile_q, tile_k = kernel["tile_q"], kernel["tile_k"]
         if not tile_q or not tile_k or self.window:
             return None
@@ -77,7 +102,7 @@ class Case:
 
     def shape(self) -> dict:
         fields = asdict(self)
-        return {k: fields[k] for k in fields if k not in ("name", "quick")}
+        return {k: fields[k] for k in fields if k not in ("name", "quick", "dense_iterations")}
 
 
 def _gpu(label: str, head_dim: int, heads_q: int, heads_kv: int, causal: bool, kilo: int, **more):
@@ -97,12 +122,54 @@ def _cpu(label: str, length: int, causal: bool = False, **more):
     return Case(name=name, device="cpu", length=length, causal=causal, **fields)
 
 
+def _grid(device: str, name: str, grid: tuple[int, ...], window: tuple[int, ...], **more):
+    """A neighborhood case; the causal flag, like the others, is of each axis."""
+    one = (1,) * len(grid)
+    fields = {"stride": one, "dilation": one, "causal": (False,) * len(grid), "batch": 1} | more
+    length = math.prod(grid)
+    return Case(name, device, length=length, grid=grid, window=window, **fields)
+
+
 def _neighborhood_cpu(side: int, window: int):
-    return Case(
-        name=f"cpu/na2d-w{window}/full/{side}x{side}", device="cpu", dtype="float32", batch=1,
-        length=side * side, heads_q=2, heads_kv=2, head_dim=64, grid=(side, side),
-        window=(window, window),
+    return _grid(
+        "cpu", f"cpu/na2d-w{window}/full/{side}x{side}", (side, side), (window, window),
+        dtype="float32", heads_q=2, heads_kv=2, head_dim=64,
     )  # fmt: skip
+
+
+def _na(
+    label: str, grid: tuple[int, ...], heads: int, window: tuple[int, ...],
+    stride: tuple[int, ...] | None = None, head_dim: int = 128, **more,
+):  # fmt: skip
+    stride = stride or (1,) * len(grid)
+    shown = "1" if set(stride) == {1} else "x".join(map(str, stride))
+    dense_flops = 4 * heads * head_dim * math.prod(grid) ** 2
+    return _grid(
+        "cuda", f"na/{label}/s{shown}", grid, window, stride=stride, dtype="bfloat16",
+        heads_q=heads, heads_kv=heads, head_dim=head_dim,
+        dense_iterations=min(max(DENSE_FLOPS // dense_flops, 3), 20), **more,
+    )  # fmt: skip
+
+
+def _neighborhoods() -> list[Case]:
+    """The models that published figures are for, and a few that stand for the rest."""
+    flux, hunyuan, cosmos, wan = (256, 256), (30, 48, 80), (16, 44, 80), (18, 48, 80)
+    text = (32 * 1024,)
+    return [
+        _na("flux", flux, 24, (80, 80), quick=True),
+        _na("flux", flux, 24, (80, 80), (16, 16)),
+        _na("flux-d64", flux, 24, (80, 80), head_dim=64),
+        _na("flux-d256", flux, 12, (80, 80), head_dim=256),
+        _na("hunyuan", hunyuan, 24, (18, 24, 24)),
+        _na("hunyuan", hunyuan, 24, (18, 24, 24), (16, 8, 8), quick=True),
+        _na("cosmos", cosmos, 32, (16, 24, 16)),
+        _na("cosmos", cosmos, 32, (16, 32, 48), (1, 8, 16)),
+        *(_na("1d", text, 16, (2048,), (stride,)) for stride in (1, 256, 2048)),
+        _na("1d-causal", text, 16, (4096,), causal=(True,)),
+        _na("2d-dilated", (128, 128), 16, (32, 32), dilation=(4, 4)),
+        # Sliding tile attention of 3x3x3 tiles of 6x8x8 tokens, on the grid its kernel knows.
+        _na("wan", wan, 24, (18, 24, 24), (6, 8, 8)),
+    ]
 
 
 def _all() -> list[Case]:
@@ -114,6 +181,7 @@ def _all() -> list[Case]:
     cases += [_gpu("d96", 96, 16, 16, False, n) for n in lengths]
     cases += [_gpu("d128-fp16", 128, 16, 16, False, 8, dtype="float16")]
     cases += [_gpu("d128-gqa4", 128, 32, 8, True, 8)]
+    cases += _neighborhoods()
     cases += [_cpu("d64", 256, quick=True), _cpu("d64", 1024, causal=True, quick=True)]
     cases += [_cpu("d64", 1024), _cpu("d64", 4096), _cpu("d64", 4096, causal=True)]
     cases += [_cpu("d64-bf16", 1024, dtype="bfloat16")]

@@ -16,11 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.cases import Case
-from benchmarks.names import OURS
-
-
-class UnavailableError(RuntimeError):
-    """Why a peer cannot run a case."""
+from benchmarks.flex import flex, flex_tiled
+from benchmarks.names import OURS, UnavailableError
+from benchmarks.sta import sta
 
 
 def sparse_fmha(case: Case, q, k, v):
@@ -28,8 +26,8 @@ def sparse_fmha(case: Case, q, k, v):
 
     if case.window:
         q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
-        op = lambda: library.neighborhood_attention(q, k, v, case.window)  # noqa: E731
-        return lambda: op().flatten(1, len(case.grid))
+        attend = library.neighborhood_attention
+        return lambda: attend(q, k, v, case.window, **case.options).flatten(1, -3)
     return lambda: library.attention(q, k, v, causal=case.causal)
 
 
@@ -39,9 +37,12 @@ def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
     if case.heads_q != case.heads_kv:
         options["enable_gqa"] = True
     if case.window:
+        if backend is not None:
+            raise UnavailableError(NO_MASK)
         from sparse_fmha import reference
 
-        options["attn_mask"] = reference.neighborhood_mask(case.grid, case.window)
+        mask = reference.neighborhood_mask(case.grid, case.window, **case.options)
+        options |= {"attn_mask": mask, "is_causal": False}
 
     def op():
         if backend is None:
@@ -69,6 +70,8 @@ def fa3(case: Case, q, k, v):
         raise UnavailableError("the package fa3-fwd is not installed")
     if case.dtype != "bfloat16":
         raise UnavailableError("fa3-fwd takes bfloat16 only")
+    if case.window:
+        raise UnavailableError(NO_MASK)
     from fa3_fwd_interface import flash_attn_func
 
     def op():
@@ -78,27 +81,29 @@ def fa3(case: Case, q, k, v):
     return op
 
 
-def flex(case: Case, q, k, v):
-    if case.window:
-        raise UnavailableError("not written for neighborhood cases")
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None
-    if case.causal:
-        visible = lambda b, h, i, j: i >= j  # noqa: E731
-        mask = create_block_mask(visible, None, None, case.length, case.length, device=q.device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    gqa = case.heads_q != case.heads_kv
-    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=gqa).transpose(1, 2)
-
-
+PACKAGES = (
+    "torch",
+    "triton",
+    "fa3-fwd",
+    "fastvideo-kernel",
+    "sparse-fmha",
+    "nvidia-cudnn-cu13",
+)
+NO_MASK = "has no neighborhood mask"
 Build = Callable[..., Callable[[], torch.Tensor]]
 PEERS: dict[str, dict[str, Build]] = {
-    "cuda": {"cudnn": cudnn, "flash2": flash2, "fa3": fa3, "flex": flex},
-    "cpu": {"torch": torch_cpu, "flex": flex},
+    "cuda": {
+        "cudnn": cudnn,
+        "flash2": flash2,
+        "fa3": fa3,
+        "sta": sta,
+        "flex": flex,
+        "flex_tiled": flex_tiled,
+    },
+    "cpu": {"torch": torch_cpu, "flex": flex, "flex_tiled": flex_tiled},
 }
-ON_REQUEST = {"flex"}  # compiles for tens of seconds per case
+ON_REQUEST = {"flex", "flex_tiled"}  # they compile for tens of seconds per case
+DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
 
 def choose(device: str, wanted: str) -> dict[str, Build]:
@@ -120,7 +125,7 @@ def choose(device: str, wanted: str) -> dict[str, Build]:
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers."""
     found = {}
-    for package in ("torch", "triton", "fa3-fwd", "sparse-fmha", "nvidia-cudnn-cu13"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,8 @@
 """Writes the measured numbers into README.md: python -m benchmarks.readme [--check]
 
-The newest results file of each kind of device becomes a table between the markers. Each cell is
-the rate over visible pairs, and the speed relative to the fastest peer of the same run.
+Two tables for each kind of device go between the markers, each from the newest results file that
+has such cases: sequences, with the rate over visible pairs and the speed relative to the fastest
+peer of the same run in each cell; and grids, a line for each case.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.names import MATMUL
-from benchmarks.report import by_op, load, number, unit
+from benchmarks.names import DENSE, MATMUL, OURS
+from benchmarks.published import NATTEN_MS
+from benchmarks.report import by_op, load, number, percent_of_dense, predicted, unit
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured numbers: written by python -m benchmarks.readme -->"
@@ -23,19 +25,29 @@ PEER_NAMES = {
     "cudnn": "cuDNN",
     "flash2": "FlashAttention-2",
     "flex": "FlexAttention",
+    "flex_tiled": "FlexAttention in tiles",
+    "sta": "sliding tile attention",
     "torch": "torch",
 }
 
 
-def newest(folder: Path) -> list[dict]:
-    """The last results of each type of device, GPUs first."""
-    latest: dict[str, dict] = {}
-    for path in sorted(folder.glob("*.json")):
-        results = load(path)
-        kind = results["device"]["type"]
-        if kind not in latest or latest[kind]["timestamp"] < results["timestamp"]:
-            latest[kind] = results
-    return [latest[kind] for kind in sorted(latest, reverse=True)]
+GRID_PEERS = {"over FlashAttention-3 dense": "fa3" + DENSE, "over sliding tile attention": "sta"}
+GRID_COLUMNS = (  # of which those are shown that have a number
+    *("case", "grid", "window", "stride", "ms", "useful {unit}", "executed {unit}"),
+    *("of our dense rate", *GRID_PEERS, "NATTEN, ms", "simulated / measured"),
+)
+
+
+def newest(folder: Path) -> dict[tuple[str, bool], dict]:
+    """By type of device and by whether there is a grid, the last results that have such cases, and
+    those cases alone. GPUs are first, sequences before grids."""
+    latest: dict[tuple[str, bool], dict] = {}
+    for results in sorted(map(load, folder.glob("*.json")), key=lambda r: r["timestamp"]):
+        for on_grid in (False, True):
+            cases = [c for c in results["cases"] if bool(c["shape"]["window"]) == on_grid]
+            if cases:
+                latest[results["device"]["type"], on_grid] = results | {"cases": cases}
+    return dict(sorted(latest.items(), key=lambda item: (item[0][0] != "cuda", item[0][1])))
 
 
 def cell(case: dict, l2: str, scale: float) -> str:
@@ -51,21 +63,30 @@ def cell(case: dict, l2: str, scale: float) -> str:
 def row_name(case: dict) -> str:
     s = case["shape"]
     mask = "causal" if s["causal"] else "full"
-    if s["window"]:
-        mask = "window " + "x".join(map(str, s["window"]))
     heads = str(s["heads_q"])
     if s["heads_q"] != s["heads_kv"]:
         heads += f"/{s['heads_kv']}"
     return f"D={s['head_dim']}, {heads} heads, {mask}, {s['dtype']}"
 
 
-def caption(results: dict) -> str:
-    name, scale = unit(results)
+def source(results: dict) -> str:
+    """Where, when and of what the numbers are."""
     device = results["device"]
     where = device["name"]
     if "threads" in device:
         where += f" ({device['threads']} threads)"
     commit = (results["commit"] or "unknown")[:10] + (" with changes" if results["dirty"] else "")
+    version = results["versions"]["torch"]
+    return f"{where}, torch {version}, {results['timestamp'][:10]}, commit {commit}"
+
+
+def measured(results: dict) -> str:
+    settings = results["settings"]
+    return f"median of {settings['iterations']}, {settings['l2'][0]} cache"
+
+
+def caption(results: dict) -> str:
+    name, scale = unit(results)
     dtype = results["cases"][0]["shape"]["dtype"]
     matmul = statistics.median(
         run["useful_tflops"] * scale
@@ -73,12 +94,10 @@ def caption(results: dict) -> str:
         for run in case["runs"]
         if run["op"] == MATMUL and case["shape"]["dtype"] == dtype
     )
-    settings = results["settings"]
     return (
-        f"{where}, torch {results['versions']['torch']}, {results['timestamp'][:10]}, commit "
-        f"{commit}. {name} over the visible pairs, median of {settings['iterations']}, "
-        f"{settings['l2'][0]} cache; and the speed relative to the fastest other kernel in the "
-        f"same run. A {dtype} matrix product ran at {number(matmul)} {name}."
+        f"{source(results)}. {name} over the visible pairs, {measured(results)}; and the speed "
+        f"relative to the fastest other kernel in the same run. A {dtype} matrix product ran at "
+        f"{number(matmul)} {name}."
     )
 
 
@@ -100,8 +119,68 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def grid_caption(results: dict) -> str:
+    name, _ = unit(results)
+    dtypes = ", ".join(dict.fromkeys(case["shape"]["dtype"] for case in results["cases"]))
+    return (
+        f"Neighborhood attention, {dtypes}, whole ops. {source(results)}. Times are the "
+        f"{measured(results)}. Useful {name} are over the visible pairs, executed ones over all "
+        "pairs of the tiles that are computed, also relative to the rate of the dense kernel on "
+        "the same tokens. The simulated time is the tile simulator's. NATTEN's times are published "
+        "ones, of its whole op on another H100 in fp16."
+    )
+
+
+def grid_row(case: dict, l2: str, scale: float) -> dict[str, str]:
+    """What is known of a case, by column."""
+    s, runs = case["shape"], by_op(case, l2)
+    ours, ms = runs[OURS], runs[OURS]["ms"]["median"]
+    stride, dilation, causal = (
+        [one] * len(s["grid"]) if s.get(name) in (None, one) else s[name]
+        for name, one in (("stride", 1), ("dilation", 1), ("causal", False))
+    )
+    window = "x".join(map(str, s["window"]))
+    if set(dilation) != {1}:
+        window += ", dilation " + "x".join(map(str, dilation))
+    if any(causal):
+        axes = ", ".join(str(axis) for axis, flag in enumerate(causal) if flag)
+        window += ", causal" if all(causal) else f", causal on axis {axes}"
+    row = {
+        "case": case["name"],
+        "grid": f"{'x'.join(map(str, s['grid']))}, {s['heads_q']} heads, D={s['head_dim']}",
+        "window": window,
+        "stride": "1" if set(stride) == {1} else "x".join(map(str, stride)),
+        "ms": f"{ms:.3g}",
+        "useful {unit}": number(ours["useful_tflops"] * scale),
+    }
+    if "executed_tflops" in ours:
+        row["executed {unit}"] = number(ours["executed_tflops"] * scale)
+    if percent := percent_of_dense(runs):
+        row["of our dense rate"] = f"{percent:.0f}%"
+    for column, op in GRID_PEERS.items():
+        if op in runs:
+            row[column] = f"{runs[op]['ms']['median'] / ms:.2f}x"
+    if case["name"] in NATTEN_MS:
+        row["NATTEN, ms"] = f"{NATTEN_MS[case['name']]:.1f}"
+    if ratio := predicted(ours):
+        row["simulated / measured"] = f"{ratio:.2f}"
+    return row
+
+
+def grid_table(results: dict) -> str:
+    name, scale = unit(results)
+    rows = [grid_row(case, results["settings"]["l2"][0], scale) for case in results["cases"]]
+    columns = [column for column in GRID_COLUMNS if any(column in row for row in rows)]
+    lines = [" | ".join(columns).format(unit=name), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(row.get(column, "") for column in columns) for row in rows]
+    return "\n".join([grid_caption(results), "", *(f"| {line} |" for line in lines)])
+
+
 def section(folder: Path) -> str:
-    tables = [table(results) for results in newest(folder)]
+    tables = [
+        (grid_table if on_grid else table)(results)
+        for (_, on_grid), results in newest(folder).items()
+    ]
     return "\n\n".join(tables) or NONE_YET
 
 

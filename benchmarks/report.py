@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.names import MATMUL, OURS
+from benchmarks.names import DENSE, MATMUL, OURS
 
 SCHEMA = 1
 
@@ -45,16 +45,29 @@ def by_op(case: dict, l2: str) -> dict[str, dict]:
     return {OURS: runs.pop(OURS)} | runs
 
 
+def percent_of_dense(runs: dict[str, dict]) -> float | None:
+    """The rate over executed tiles relative to that of our dense kernel on the same tokens."""
+    executed, dense = runs[OURS].get("executed_tflops"), runs.get(OURS + DENSE)
+    return 100 * executed / dense["useful_tflops"] if executed and dense else None
+
+
+def predicted(ours: dict) -> float | None:
+    """The simulated time relative to the measured one."""
+    return ours["predicted_ms"] / ours["ms"]["median"] if "predicted_ms" in ours else None
+
+
 def table_rows(results: dict) -> tuple[list[str], list[list[str]]]:
     """One row for each case: ours, then each peer's rate and how much faster ours is."""
     name, scale = unit(results)
     first, *others = results["settings"]["l2"]
     peers = list(dict.fromkeys(op for c in results["cases"] for op in by_op(c, first)))[1:]
     header = ["case", "ms", "p10..p90", name, *others, "executed", "% matmul", "GB/s", "error"]
-    header += [*peers, "error / best"]
+    on_grid = any(case["shape"]["window"] for case in results["cases"])
+    header += [*(["% dense", "predicted"] if on_grid else []), *peers, "error / best"]
     rows = []
     for case in results["cases"]:
-        ours, *rest = by_op(case, first).values()
+        runs = by_op(case, first)
+        ours, *rest = runs.values()
         ms = ours["ms"]
         row = [
             case["name"],
@@ -67,14 +80,18 @@ def table_rows(results: dict) -> tuple[list[str], list[list[str]]]:
             number(ours["gbps"]),
             f"{ours['error']['rel_rms']:.1e}",
         ]
-        runs = {run["op"]: run for run in rest}
+        if on_grid:
+            percent, ratio = percent_of_dense(runs), predicted(ours)
+            row.append("" if percent is None else number(percent))
+            row.append("" if ratio is None else f"{ratio:.2f}x")
         for peer in peers:
             text = ""
             if peer in runs:
                 ratio = runs[peer]["ms"]["median"] / ms["median"]
                 text = f"{number(runs[peer]['useful_tflops'] * scale)} {ratio:.2f}x"
             row.append(text)
-        best = min((run["error"]["rel_rms"] for run in rest), default=0)
+        same = [run for run in rest if not run["op"].endswith(DENSE)]
+        best = min((run["error"]["rel_rms"] for run in same), default=0)
         row.append(f"{ours['error']['rel_rms'] / best:.2f}" if best else "")
         rows.append(row)
     return header, rows
@@ -99,7 +116,7 @@ def print_table(results: dict) -> None:
             table.add_row(*row)
         console = Console()
         if not console.is_terminal:  # a log file: no wrapping
-            console = Console(width=200)
+            console = Console(width=250)
         console.print(table)
     for name, reason in sorted({x for c in results["cases"] for x in c["skipped"].items()}):
         print(f"not measured: {name}: {reason}")

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import torch
 
+import sparse_fmha
 from benchmarks.cases import Case
 from benchmarks.errors import Oracle
-from benchmarks.names import MATMUL, OURS
-from benchmarks.peers import Build
+from benchmarks.names import DENSE, MATMUL, OURS, UnavailableError
+from benchmarks.peers import DENSE_TOO, Build
 from benchmarks.timing import measure
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -49,6 +50,54 @@ def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
     return min(rows, key=lambda row: row["head_dim"], default=None)
 
 
+def simulated(case: Case) -> dict:
+    """What the library's tile simulator says of a neighborhood case on the GPU, {} of others.
+
+    UnavailableError where the library, or its extension for this Python, has no simulator.
+    """
+    if case.device != "cuda" or not case.window:
+        return {}
+    try:
+        result = sparse_fmha.simulate(
+            case.grid, case.window, heads=case.heads_q, batch=case.batch, head_dim=case.head_dim,
+            **case.options,
+        )  # fmt: skip
+        names = ("executed_flops", "useful_flops", "predicted_ms", "tile_q", "tile_k")
+        return {name: getattr(result, name) for name in names}
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise UnavailableError(problem) from problem
+
+
+def variants(case: Case, builders: dict[str, Build]) -> dict[str, tuple[Case, Build]]:
+    """By name, the ops of a case and what each computes: a neighborhood case is compared with dense
+    attention over the same tokens, which does other work and has another result."""
+    found = {}
+    for name, build in builders.items():
+        found[name] = case, build
+        if case.dense_iterations and name in DENSE_TOO:
+            found[name + DENSE] = case.dense, build
+    return found
+
+
+def run_of(
+    name: str, case: Case, of: Case, kernels: list[dict], simulation: dict, ms: float
+) -> dict:
+    """What one op's time says; it computed `of`, which is `case` or dense attention instead."""
+    run = {"useful_tflops": of.useful_flops / ms * 1e-9, "gbps": of.min_bytes / ms * 1e-6}
+    if of != case:
+        run["useful_flops"] = of.useful_flops
+    kernel = kernel_of(of, kernels) if name.removesuffix(DENSE) == OURS else None
+    if kernel:
+        run["kernel"] = kernel["name"]
+    executed = of.executed_flops(kernel) if kernel else None
+    if name == OURS and simulation:
+        executed = simulation["executed_flops"]
+        run |= {key: simulation[key] for key in ("predicted_ms", "tile_q", "tile_k")}
+    if executed:
+        run["executed_tflops"] = executed / ms * 1e-9
+    return run
+
+
 def run_case(
     case: Case, builders: dict[str, Build], kernels: list[dict], *,
     l2: list[str], iterations: int, warmup: int, seed: int,
@@ -56,25 +105,33 @@ def run_case(
     """The case's record in the results file. A peer that cannot run the case is in `skipped` with
     its reason; RuntimeError when ours cannot."""
     q, k, v = tensors(case, seed)
-    oracle = Oracle(case, q, k, v)
+    work = variants(case, builders)
+    oracles = {of: Oracle(of, q, k, v) for of in {of for of, _ in work.values()}}
     ops = {MATMUL: matmul(case)}
     errors, skipped = {}, {}
-    for name, build in builders.items():
+    for name, (of, build) in work.items():
         try:
-            op = build(case, q, k, v)
-            errors[name] = oracle.error(op())
+            op = build(of, q, k, v)
+            errors[name] = oracles[of].error(op())
         except RuntimeError as problem:
             if name == OURS:
                 raise
             skipped[name] = str(problem).strip().splitlines()[0]
             continue
         ops[name] = op
-    kernel = kernel_of(case, kernels)
+    simulation = {}
+    try:
+        simulation = simulated(case)
+    except UnavailableError as problem:
+        skipped["simulator"] = str(problem)
+    slow = {name for name in ops if name.endswith(DENSE)}
+    fewer = dict.fromkeys(slow, min(case.dense_iterations, iterations))
     runs = []
     for state in l2:
         times = measure(
-            ops, device=case.device, l2=state, iterations=iterations, warmup=warmup, seed=seed
-        )
+            ops, device=case.device, l2=state, iterations=iterations, warmup=warmup, seed=seed,
+            fewer=fewer,
+        )  # fmt: skip
         matmul_flops = 2 * MATMUL_SIZE[case.device] ** 3
         matmul_tflops = matmul_flops / times[MATMUL].median * 1e-9
         for name, spread in times.items():
@@ -82,17 +139,11 @@ def run_case(
             if name == MATMUL:
                 run["useful_tflops"] = matmul_tflops
             else:
-                run["useful_tflops"] = case.useful_flops / spread.median * 1e-9
+                run |= run_of(name, case, work[name][0], kernels, simulation, spread.median)
                 run["percent_of_matmul"] = 100 * run["useful_tflops"] / matmul_tflops
-                run["gbps"] = case.min_bytes / spread.median * 1e-6
                 run["error"] = errors[name]
-            if name == OURS and kernel:
-                run["kernel"] = kernel["name"]
-                executed = case.executed_flops(kernel)
-                if executed:
-                    run["executed_tflops"] = executed / spread.median * 1e-9
             runs.append(run)
-    return {
+    record = {
         "name": case.name,
         "shape": case.shape(),
         "useful_flops": case.useful_flops,
@@ -100,3 +151,4 @@ def run_case(
         "runs": runs,
         "skipped": skipped,
     }
+    return record | ({"simulated": simulation} if simulation else {})

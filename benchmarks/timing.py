@@ -74,18 +74,30 @@ class CpuClock:
         return times
 
 
+def _is_turn(round_: int, turns: int, rounds: int) -> bool:
+    """Whether an op that has `turns` turns in so many rounds, evenly spread, is due in this one."""
+    return round_ >= 0 and (round_ + 1) * turns // rounds > round_ * turns // rounds
+
+
 def measure(
-    ops: dict[str, Op], *, device: str, l2: str, iterations: int, warmup: int, seed: int = 0
-) -> dict[str, Spread]:
-    """Runs every op warmup + iterations times, round by round; the first op opens each round."""
+    ops: dict[str, Op], *, device: str, l2: str, iterations: int, warmup: int, seed: int = 0,
+    fewer: dict[str, int] | None = None,
+) -> dict[str, Spread]:  # fmt: skip
+    """Runs every op warmup + iterations times, round by round; the first op opens each round.
+
+    The ops that `fewer` names run so many times instead, spread over the rounds that count.
+    """
     clock = CudaClock() if device == "cuda" else CpuClock()
     flush = torch.empty(FLUSH_BYTES[device], dtype=torch.int8, device=device)
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in ops}
     first, *rest = ops
+    fewer = fewer or {}
     for round_ in range(warmup + iterations):
         order.shuffle(rest)
         for name in (first, *rest):
+            if name in fewer and not _is_turn(round_ - warmup, fewer[name], iterations):
+                continue
             if l2 == "cold":
                 flush.zero_()
             else:
