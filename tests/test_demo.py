@@ -1,6 +1,8 @@
 """The demo computes what it says: Gaussian non-local means, on pictures of every kind."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,40 @@ def test_16_bit_tokens_keep_the_distances(dtype):
     exact = -0.5 * tokens.scale * torch.cdist(patches, patches).square()
     per_query = (logits - exact).diagonal()[:, None]
     assert (logits - exact - per_query).abs().max() < 5e-3
+
+
+def test_frames_are_pictures_of_one_shift():
+    """What is the same in two frames has the same tokens; each frame alone is as a picture."""
+    pictures = noisy_crop(12, 15).repeat(2, 1, 1, 1)
+    pictures[1, :, :, 8:] = 1
+    tokens = demo.as_tokens(pictures, SIGMA, torch.float64)
+    assert tokens.q.shape == (2, 12, 15, 1, 32)
+    assert torch.equal(tokens.q[0, :, :7], tokens.q[1, :, :7])
+    outs = torch.cat(list(demo.neighborhood(tokens, 5)()))
+    for picture, out in zip(pictures, outs, strict=True):
+        alone = demo.as_tokens(picture, SIGMA, torch.float64)
+        want = pixels_of(demo.neighborhood(alone, 5), alone)
+        np.testing.assert_allclose(out[..., 0, :3].movedim(-1, 0), want, atol=1e-6)
+
+
+def test_video_example(tmp_path, capsys):
+    path = Path(__file__).parent.parent / "examples" / "video_neighborhood.py"
+    spec = importlib.util.spec_from_file_location("video_neighborhood", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    small = ["--frames", "5", "--size", "48", "--window", "5", "9", "9"]
+    assert example.main([*small, "--out", str(tmp_path / "a.gif")]) == 0
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 5
+    assert example.main([*small, "--out", str(tmp_path / "a.png")]) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (4 * 240 + 3 * 4, 3 * (240 + 14) + 2 * 4)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    noisy, flat, deep = (
+        next(float(row[at]) for row in rows if row and row[0].startswith(name))
+        for name, at in (("noisy", 1), ("2-D", 4), ("3-D", 2))
+    )
+    assert noisy + 3 < flat + 0.3 < deep
 
 
 @pytest.fixture(scope="module")

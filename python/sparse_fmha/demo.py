@@ -41,7 +41,7 @@ Crop = tuple[slice, slice]  # rows, columns
 
 @dataclass
 class Tokens:
-    """A picture as attention inputs, each [1, Y, X, 1, D]."""
+    """Pictures as attention inputs, each [F, Y, X, 1, D]; a single one is F = 1."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -77,13 +77,14 @@ def as_tokens(noisy: torch.Tensor, sigma: float, dtype: torch.dtype) -> Tokens:
     """Attention inputs whose softmax weights are those of non-local means.
 
     Args:
-        noisy: [C, Y, X].
+        noisy: [C, Y, X], or the frames of a video, [F, C, Y, X].
         sigma: standard deviation of the noise, in the unit of `noisy`.
         dtype: of the tokens.
     """
-    channels, height, width = noisy.shape
+    noisy = noisy.view(-1, *noisy.shape[-3:])
+    frames, channels, height, width = noisy.shape
     border = [PATCH // 2] * 4
-    patches = F.unfold(F.pad(noisy[None], border, mode="reflect"), PATCH)[0].T
+    patches = F.unfold(F.pad(noisy, border, mode="reflect"), PATCH).mT.flatten(0, 1)
     # Distances do not see the shift, and small numbers lose least in 16 bits.
     patches = (patches - patches.mean()).to(dtype)
     norm = patches.double().square().sum(1, keepdim=True) / -2
@@ -93,12 +94,12 @@ def as_tokens(noisy: torch.Tensor, sigma: float, dtype: torch.dtype) -> Tokens:
     def tokens(*columns: torch.Tensor) -> torch.Tensor:
         rows = torch.cat(columns, 1)
         rows = F.pad(rows, (0, head_dim(channels) - rows.shape[1]))
-        return rows.view(1, height, width, 1, -1)
+        return rows.view(frames, height, width, 1, -1)
 
     one = torch.ones_like(high)
     q = tokens(patches, one, one)
     k = tokens(patches, high, low)
-    v = tokens(noisy.flatten(1).T.to(dtype))
+    v = tokens(noisy.flatten(2).mT.flatten(0, 1).to(dtype))
     # Equal patches of n values are sqrt(2 n) sigma apart under noise.
     h_squared = BANDWIDTH**2 * 2 * patches.shape[1] * sigma**2
     return Tokens(q, k, v, 2 / h_squared, channels)
@@ -225,8 +226,11 @@ def run(
         step(slow, dense(part, bands), part, math.prod(part.grid), repeats, parts)
 
     show(results, truth, noisy, crop)
-    for line in info.would_run():
-        say(line)
+    try:
+        for line in info.would_run():
+            say(line)
+    except ImportError as error:  # the ops work without the extension that lists the kernels
+        say(str(error))
     canvas = torch.ones_like(truth)
     inside = (slice(None), *crop)
     canvas[inside] = results[slow].pixels
