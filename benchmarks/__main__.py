@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=["cuda", "cpu"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--peers", default="auto", metavar="NAMES",
-                   help="auto (all that need no compilation), none, or a list: fa3,sta,flex_tiled")
+                   help="auto (those that are quick and safe), none, or a list: fa3,sta,flex_tiled")
     p.add_argument("--l2", choices=["cold", "warm", "both"],
                    help="state of the L2 cache before each call (default: both; cold with --quick)")
     p.add_argument("--iterations", type=int, default=20, metavar="N",

@@ -102,7 +102,9 @@ PEERS: dict[str, dict[str, Build]] = {
     },
     "cpu": {"torch": torch_cpu, "flex": flex, "flex_tiled": flex_tiled},
 }
-ON_REQUEST = {"flex", "flex_tiled"}  # they compile for tens of seconds per case
+# The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
+# own: where that is newer than the driver its kernel ends the process's CUDA context.
+ON_REQUEST = {"flex", "flex_tiled", "sta"}
 DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
 
