@@ -71,9 +71,9 @@ TileCount count_axis(Params const& p, int axis, int32_t step_q, int32_t step_k, 
 class AxisCounts {
  public:
   AxisCounts(Params const& params, int32_t rows_q, int32_t rows_k, KeyTiling tiling)
-      : params_(params), tiling_(tiling), columns_(log2(rows_k) + 1) {
+      : params_(params), tiling_(tiling), columns_(log2_floor(rows_k) + 1) {
     for (auto& table : tables_) {
-      table.resize((log2(rows_q) + 1) * columns_);
+      table.resize((log2_floor(rows_q) + 1) * columns_);
     }
   }
 
@@ -82,12 +82,10 @@ class AxisCounts {
   }
 
  private:
-  static std::size_t log2(int32_t n) { return 31 - __builtin_clz(static_cast<uint32_t>(n)); }
-
   TileCount const& at(int axis, TileShape const& shape) {
     int32_t const q = shape.q[axis];
     int32_t const k = shape.k[axis];
-    TileCount& entry = tables_[axis][log2(q) * columns_ + log2(k)];
+    TileCount& entry = tables_[axis][log2_floor(q) * columns_ + log2_floor(k)];
     if (entry.query_tiles == 0) {
       entry = count_axis(params_, axis, q, k, tiling_);
     }

@@ -28,6 +28,7 @@ SPARSE_FMHA_HD bool operator==(Coord const& a, Coord const& b) {
 }
 
 SPARSE_FMHA_HD constexpr int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+inline int32_t log2_floor(int32_t n) { return 31 - __builtin_clz(static_cast<uint32_t>(n)); }
 SPARSE_FMHA_HD constexpr int32_t min_int(int32_t a, int32_t b) { return a < b ? a : b; }
 SPARSE_FMHA_HD constexpr int32_t max_int(int32_t a, int32_t b) { return a > b ? a : b; }
 

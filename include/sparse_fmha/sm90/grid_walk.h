@@ -27,7 +27,7 @@ struct GridWalk {
   int32_t num_full;
   int32_t ragged;  // 0 or 1
   int32_t extra_len;
-  typename Mechanism::Walk boxes;
+  decltype(Mechanism::walk({}, {}, {})) boxes;
   Interval parts[Traits::kConsumers][kGridAxes];  // what some row of a consumer sees
   __device__ __forceinline__ KeyBox tile(int32_t i) const {
     constexpr int32_t kAll = (1 << Traits::kConsumers) - 1;

@@ -25,8 +25,7 @@ inline TensorView interleaved(TensorView view, Coord const& first, Coord const& 
 
 // log2 of the extents, which are powers of two.
 inline BoxBits box_bits(Coord const& extent) {
-  auto log2 = [](int32_t n) { return 31 - __builtin_clz(static_cast<uint32_t>(n)); };
-  return {log2(extent[1]), log2(extent[2])};
+  return {log2_floor(extent[1]), log2_floor(extent[2])};
 }
 
 // The extents of 64 rows of a box, from a multiple of 64 on.

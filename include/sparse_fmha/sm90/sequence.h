@@ -2,9 +2,9 @@
 //
 // A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
 // from and to global memory, and how the elements of a partial tile are masked. Its names are those
-// that the producer and the consumer use: Params, Shared, Work, Box, Source, Mask, init, prepare,
-// boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, store_out,
-// store_lse.
+// that the producer and the consumer use: kSkips (with needs), Params, Shared, Work, Box, Source,
+// Mask, init, prepare, boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish,
+// box, store_out, store_lse.
 #pragma once
 
 #include "sparse_fmha/sm90/copy.h"
