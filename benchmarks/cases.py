@@ -1,7 +1,8 @@
 """The cases that are measured, and the work that each of them is.
 
 A name says what is computed: fmha/d128/causal/8k. Lengths are tokens in units of 1024. On a grid it
-ends with the stride instead: na/hunyuan/s16x8x8.
+ends with the stride instead: na/hunyuan/s16x8x8; of block lists with the percentage of the blocks
+that are listed: bs/128x128/25.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
 from benchmarks import grids
+from benchmarks.block_lists import Lists
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 WARPGROUP_ROWS = 64
 TOKENS = 32 * 1024  # batch x length of a GPU case on sequences
-DENSE_FLOPS = 5 * 10**14  # what each dense kernel may spend on a grid's tokens: 0.7 s
+DENSE_FLOPS = 5 * 10**14  # what each dense kernel may spend beside a sparse case: 0.7 s
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Case:
     window: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    dense_iterations: int = 0  # timed calls of dense attention over a grid's tokens
+    lists: Lists | None = None  # of a block-sparse case
+    dense_iterations: int = 0  # timed calls of dense attention over the same tokens
     quick: bool = False
 
     @property
@@ -47,6 +50,8 @@ class Case:
 
     @property
     def mechanism(self) -> str:
+        if self.lists:
+            return "selection" if self.lists.kind == "selected" else "block_sparse"
         return "neighborhood" if self.window else "causal" if self.causal else "dense"
 
     @property
@@ -63,7 +68,7 @@ class Case:
     @property
     def dense(self) -> Case:
         """Dense attention over the same tokens as one sequence."""
-        none = {"grid": (), "window": (), "stride": (), "dilation": ()}
+        none = {"grid": (), "window": (), "stride": (), "dilation": (), "lists": None}
         return replace(self, causal=False, dense_iterations=0, **none)
 
     @property
@@ -71,25 +76,42 @@ class Case:
         """(query, key) pairs of one head that take part in the softmax."""
         if self.window:
             return grids.visible_pairs(self.axes)
+        if self.lists:
+            return self.lists.visible_pairs(self.length)
         return self.length * (self.length + 1) // 2 if self.causal else self.length**2
 
     @property
     def useful_flops(self) -> int:
-        """Of both matrix products, visible pairs only; a multiply-add counts two."""
+        """Of both matrix products, visible pairs only; a multiply-add counts two. Of the product of
+        the pooled rows where a mask is made."""
+        if self.mechanism == "selection":
+            return 2 * self.batch * self.heads_q * self.head_dim * math.prod(self._blocks)
         return 4 * self.batch * self.heads_q * self.head_dim * self.visible_pairs
 
     @property
+    def _blocks(self) -> tuple[int, int]:
+        return self.lists.grid(self.length)
+
+    @property
     def min_bytes(self) -> int:
-        """q, k, v read once, out and lse written once."""
+        """q, k, v read once, out and lse written once; where a mask is made q and k, and lists."""
         rows = self.batch * self.length
+        if self.mechanism == "selection":
+            read = rows * (self.heads_q + self.heads_kv) * self.head_dim * BYTES[self.dtype]
+            return read + 4 * self.batch * self.heads_q * self.lists.total(self.length)
         elements = 2 * rows * (self.heads_q + self.heads_kv) * self.head_dim
         return elements * BYTES[self.dtype] + 4 * rows * self.heads_q
 
-    def executed_flops(self, kernel: dict) -> int | None:
+    def executed_flops(self, kernel: dict | None) -> int | None:
         """Of the tiles that `kernel` (a row of the kernel table) computes, masked pairs and the
-        padding of lengths and head dim included; None where tiles are chosen at run time, and on
-        grids, where sparse_fmha.simulate counts. Each warpgroup passes over the key tiles that none
-        of its rows sees."""
+        padding of lengths and head dim included; None where it is not known, where tiles are chosen
+        at run time, and on grids, where sparse_fmha.simulate counts. Each warpgroup passes over the
+        key tiles that none of its rows sees. Of block lists what is listed, by any kernel."""
+        if self.mechanism == "block_sparse":
+            pairs = self.lists.listed_pairs(self.length)
+            return 4 * self.batch * self.heads_q * self.head_dim * pairs
+        if not kernel or self.lists:
+            return None
         tile_q, tile_k = kernel["tile_q"], kernel["tile_k"]
         if not tile_q or not tile_k or self.window:
             return None
@@ -172,6 +194,42 @@ def _neighborhoods() -> list[Case]:
     ]
 
 
+def _bs(label: str, lists: Lists, head_dim: int = 128, **more):
+    length, heads = 32 * 1024, 24
+    dense_flops = 4 * heads * head_dim * length**2
+    return Case(
+        f"bs/{label}/{round(100 * lists.density)}", "cuda", "bfloat16", 1, length, heads, heads,
+        head_dim, lists=lists, dense_iterations=min(max(DENSE_FLOPS // dense_flops, 3), 20), **more,
+    )  # fmt: skip
+
+
+def _block_lists() -> list[Case]:
+    """Random lists of each head by block and density, and the kinds that differ."""
+    cases = []
+    for block_q, block_kv in ((128, 128), (64, 64), (128, 16)):
+        for density in (0.5, 0.25, 0.1, 0.05):
+            lists = Lists(block_q, block_kv, density)
+            cases.append(_bs(f"{block_q}x{block_kv}", lists, quick=density == 0.25))
+    cases += [_bs(kind, Lists(128, 128, 0.1, kind)) for kind in ("uniform", "heavy")]
+    cases += [_bs("partial", Lists(128, 128, 0.25, "partial"))]
+    cases += [_bs("d64", Lists(128, 128, 0.25), head_dim=64)]
+    # All of the heads, also of the dense kernel beside it: 0.4 s.
+    select = Lists(128, 128, 0.1, "selected")
+    cases += [
+        Case("select/128k", "cuda", "bfloat16", 1, 128 * 1024, 32, 32, 128, lists=select,
+             dense_iterations=3),
+    ]  # fmt: skip
+    return cases
+
+
+def _block_lists_cpu(density: float, kind: str = "random"):
+    label = "bs" if kind == "random" else f"bs-{kind}"
+    return Case(
+        f"cpu/{label}/128x128/{round(100 * density)}", "cpu", "float32", 1, 4096, 2, 2, 64,
+        lists=Lists(128, 128, density, kind), dense_iterations=20,
+    )  # fmt: skip
+
+
 def _all() -> list[Case]:
     lengths = (4, 8, 16, 32)
     cases = []
@@ -182,10 +240,13 @@ def _all() -> list[Case]:
     cases += [_gpu("d128-fp16", 128, 16, 16, False, 8, dtype="float16")]
     cases += [_gpu("d128-gqa4", 128, 32, 8, True, 8)]
     cases += _neighborhoods()
+    cases += _block_lists()
     cases += [_cpu("d64", 256, quick=True), _cpu("d64", 1024, causal=True, quick=True)]
     cases += [_cpu("d64", 1024), _cpu("d64", 4096), _cpu("d64", 4096, causal=True)]
     cases += [_cpu("d64-bf16", 1024, dtype="bfloat16")]
     cases += [_neighborhood_cpu(64, 8), _neighborhood_cpu(64, 16), _neighborhood_cpu(64, 32)]
+    cases += [_block_lists_cpu(density) for density in (0.5, 0.25, 0.1)]
+    cases += [_block_lists_cpu(0.25, "partial"), _block_lists_cpu(0.1, "selected")]
     return cases
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -9,9 +10,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import versions
-
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    "torch",
+    "triton",
+    "fa3-fwd",
+    "fastvideo-kernel",
+    "sparse-fmha",
+    "nvidia-cudnn-cu13",
+)
 
 
 def _output(*command: str) -> str | None:
@@ -43,13 +50,33 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def nvidia_smi(*fields: str) -> list[str] | None:
+    """What the driver says of the first GPU; None where it cannot be asked."""
+    query = _output(
+        "nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"
+    )
+    return [x.strip() for x in query.split(",")] if query else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return found
+
+
 def device(kind: str) -> dict:
     if kind == "cpu":
         return {"type": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(0)
-    query = _output("nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm",
-                    "--format=csv,noheader,nounits", "--id=0")  # fmt: skip
-    driver, watts, mhz = [x.strip() for x in query.split(",")] if query else (None,) * 3
+    said = nvidia_smi("driver_version", "power.limit", "clocks.max.sm")
+    driver, watts, mhz = said or (None,) * 3
     return {
         "type": "cuda", "name": properties.name, "sms": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size, "memory_bytes": properties.total_memory,

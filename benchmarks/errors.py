@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import grids
+from benchmarks import block_lists, grids
 from benchmarks.cases import Case
 from sparse_fmha import reference
 
@@ -29,6 +29,9 @@ class Oracle:
     def _visible(self, case: Case) -> torch.Tensor:
         if case.window:
             return grids.row_masks(case.axes, self._rows)
+        if case.lists:
+            heads = torch.tensor(self._heads, device=self._rows.device)
+            return block_lists.row_masks(case, heads, self._rows)
         keys = torch.arange(case.length, device=self._rows.device)
         if case.causal:
             return keys <= self._rows[:, None]

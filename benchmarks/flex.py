@@ -1,4 +1,5 @@
-"""FlexAttention as a peer, with the neighborhood mask on tokens in their order or in tiles."""
+"""FlexAttention as a peer: masks of block lists, and of neighborhoods on tokens in their order or
+in tiles."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import torch
 import torch._dynamo
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from benchmarks import grids
+from benchmarks import block_lists, grids
 from benchmarks.cases import Case
 from benchmarks.names import UnavailableError
 
@@ -17,15 +18,18 @@ BOXES = {2: [(16, 8), (8, 16)], 3: [(2, 8, 8), (4, 4, 8)]}
 
 def flex(case: Case, q, k, v):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None
-    if case.window:
+    mask, options = None, None
+    if case.lists:
+        mask, options = lists_mask(case), kernel_options(case)
+    elif case.window:
         mask = block_mask(case, torch.arange(case.length, device=q.device))
     elif case.causal:
         visible = lambda b, h, i, j: i >= j  # noqa: E731
         mask = create_block_mask(visible, None, None, case.length, case.length, device=q.device)
     compiled = _compiled(flex_attention)
     gqa = case.heads_q != case.heads_kv
-    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=gqa).transpose(1, 2)
+    more = {"block_mask": mask, "enable_gqa": gqa, "kernel_options": options}
+    return lambda: compiled(q, k, v, **more).transpose(1, 2)
 
 
 def flex_tiled(case: Case, q, k, v):
@@ -51,6 +55,8 @@ def _compiled(function):
 
 
 def box_of(case: Case) -> tuple[int, ...]:
+    if case.lists:
+        raise UnavailableError("the lists are of tokens in their order: flex is the same")
     if len(case.grid) < 2:
         raise UnavailableError("a sequence is in tiles already: flex is the same")
     if set(case.dilation) != {1}:
@@ -70,11 +76,47 @@ def block_mask(case: Case, order: torch.Tensor) -> BlockMask:
     )  # fmt: skip
 
 
+def lists_mask(case: Case) -> BlockMask:
+    """The lists of a block-sparse case as they are; the mask_mod is asked in partial blocks, and
+    everywhere where the op is not compiled."""
+    block_q, block_kv = case.lists.block_q, case.lists.block_kv
+    blocks, bits = block_lists.draw(case.lists, case.heads_q, case.length, case.device)
+    listed, none = _lists(blocks), _lists(torch.zeros_like(blocks))
+
+    def is_listed(batch, head, i, j):
+        return blocks[head, i // block_q, j // block_kv]
+
+    mask_mod = is_listed
+    if bits is not None:
+        slot = block_lists.slots(blocks)
+
+        def mask_mod(batch, head, i, j):
+            n, m = i // block_q, j // block_kv
+            byte = bits[head, n, slot[head, n, m], i % block_q, j % block_kv // 8]
+            return blocks[head, n, m] & (((byte >> (j % 8)) & 1) == 1)
+
+    return BlockMask.from_kv_blocks(
+        *(none if bits is None else listed), *(listed if bits is None else none),
+        BLOCK_SIZE=(block_q, block_kv), mask_mod=mask_mod, seq_lengths=(case.length, case.length),
+    )  # fmt: skip
+
+
+def kernel_options(case: Case) -> dict[str, int] | None:
+    """Its tiles must divide the blocks; those it would choose are of 128 queries and 64 keys or
+    more."""
+    lists = case.lists
+    if lists.block_q >= BLOCK and lists.block_kv >= BLOCK:
+        return None
+    return {"BLOCK_M": min(lists.block_q, BLOCK), "BLOCK_N": min(lists.block_kv, BLOCK // 2)}
+
+
 def _lists(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts [1, 1, rows] and indices [1, 1, rows, blocks] of what is set in each row."""
-    counts = blocks.sum(1, dtype=torch.int32)
-    indices = blocks.int().argsort(dim=1, descending=True, stable=True).int()
-    return counts[None, None], indices[None, None]
+    """Counts [1, heads, rows] and indices [1, heads, rows, columns] of what is set in each row; of
+    one head where `blocks` has none."""
+    if blocks.dim() == 2:
+        blocks = blocks[None]
+    counts, indices = block_lists.compact(blocks)
+    return counts[None], indices[None]
 
 
 def visible(case: Case, order: torch.Tensor):

@@ -7,7 +7,6 @@ reason where it cannot run the case. Views, masks and compilation are made outsi
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 
@@ -15,15 +14,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import block_lists, selection
 from benchmarks.cases import Case
 from benchmarks.flex import flex, flex_tiled
 from benchmarks.names import OURS, UnavailableError
 from benchmarks.sta import sta
+from benchmarks.vsa import vsa
 
 
 def sparse_fmha(case: Case, q, k, v):
     import sparse_fmha as library
 
+    if case.mechanism == "selection":
+        return selection.select(case, q, k, v)
+    if case.lists:
+        mask = block_lists.mask(case)
+        return lambda: library.block_sparse_attention(q, k, v, mask)
     if case.window:
         q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
         attend = library.neighborhood_attention
@@ -36,13 +42,10 @@ def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
     options = {"is_causal": case.causal}
     if case.heads_q != case.heads_kv:
         options["enable_gqa"] = True
-    if case.window:
+    if case.window or case.lists:
         if backend is not None:
             raise UnavailableError(NO_MASK)
-        from sparse_fmha import reference
-
-        mask = reference.neighborhood_mask(case.grid, case.window, **case.options)
-        options |= {"attn_mask": mask, "is_causal": False}
+        options |= {"attn_mask": _token_mask(case), "is_causal": False}
 
     def op():
         if backend is None:
@@ -51,6 +54,15 @@ def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
             return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
 
     return op
+
+
+def _token_mask(case: Case) -> torch.Tensor:
+    if case.lists:
+        heads, rows = torch.arange(case.heads_q), torch.arange(case.length)
+        return block_lists.row_masks(case, heads, rows)
+    from sparse_fmha import reference
+
+    return reference.neighborhood_mask(case.grid, case.window, **case.options)
 
 
 def torch_cpu(case: Case, q, k, v):
@@ -70,7 +82,7 @@ def fa3(case: Case, q, k, v):
         raise UnavailableError("the package fa3-fwd is not installed")
     if case.dtype != "bfloat16":
         raise UnavailableError("fa3-fwd takes bfloat16 only")
-    if case.window:
+    if case.window or case.lists:
         raise UnavailableError(NO_MASK)
     from fa3_fwd_interface import flash_attn_func
 
@@ -81,21 +93,14 @@ def fa3(case: Case, q, k, v):
     return op
 
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "fa3-fwd",
-    "fastvideo-kernel",
-    "sparse-fmha",
-    "nvidia-cudnn-cu13",
-)
-NO_MASK = "has no neighborhood mask"
+NO_MASK = "has no mask"
 Build = Callable[..., Callable[[], torch.Tensor]]
 PEERS: dict[str, dict[str, Build]] = {
     "cuda": {
         "cudnn": cudnn,
         "flash2": flash2,
         "fa3": fa3,
+        "vsa": vsa,
         "sta": sta,
         "flex": flex,
         "flex_tiled": flex_tiled,
@@ -103,7 +108,7 @@ PEERS: dict[str, dict[str, Build]] = {
     "cpu": {"torch": torch_cpu, "flex": flex, "flex_tiled": flex_tiled},
 }
 # The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
-# own: where that is newer than the driver its kernel ends the process's CUDA context.
+# own: where that is newer than the driver its kernel ends the process's CUDA context (vsa looks).
 ON_REQUEST = {"flex", "flex_tiled", "sta"}
 DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
@@ -122,16 +127,3 @@ def choose(device: str, wanted: str) -> dict[str, Build]:
             allowed = ", ".join([*known, "auto", "none"])
             raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
     return {OURS: sparse_fmha} | {name: known[name] for name in names}
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if torch.version.cuda:
-        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
-    return found

@@ -1,5 +1,5 @@
-"""A picture of a results file, one panel for each group of cases: rate over length, or on grids
-over the stride."""
+"""A picture of a results file, one panel for each group of cases: rate over length, on grids over
+the stride, of block lists over the density."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _draw(axis, op: str, points: list[tuple[int, dict]], color: str) -> None:
 
 def _place(axis, cases: list[dict]) -> dict[str, int]:
     """Where on the horizontal axis each case is, by its name; also sets the ticks."""
-    if any(case["shape"]["window"] for case in cases):
+    if any(case["shape"]["window"] or case["shape"].get("lists") for case in cases):
         places = {case["name"]: place for place, case in enumerate(cases)}
         axis.set_xticks(range(len(cases)), [name.rsplit("/", 1)[1] for name in places])
         return places

@@ -1,8 +1,8 @@
 """Writes the measured numbers into README.md: python -m benchmarks.readme [--check]
 
-Two tables for each kind of device go between the markers, each from the newest results file that
+Three tables for each kind of device go between the markers, each from the newest results file that
 has such cases: sequences, with the rate over visible pairs and the speed relative to the fastest
-peer of the same run in each cell; and grids, a line for each case.
+peer of the same run in each cell; and grids and block lists, a line for each case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from pathlib import Path
 
 from benchmarks.names import DENSE, MATMUL, OURS
 from benchmarks.published import NATTEN_MS
-from benchmarks.report import by_op, load, number, percent_of_dense, predicted, unit
+from benchmarks.report import (
+    by_op,
+    load,
+    number,
+    percent_of_dense,
+    predicted,
+    share_of_dense,
+    target,
+    unit,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured numbers: written by python -m benchmarks.readme -->"
@@ -27,6 +36,7 @@ PEER_NAMES = {
     "flex": "FlexAttention",
     "flex_tiled": "FlexAttention in tiles",
     "sta": "sliding tile attention",
+    "vsa": "fastvideo-kernel",
     "torch": "torch",
 }
 
@@ -38,16 +48,34 @@ GRID_COLUMNS = (  # of which those are shown that have a number
 )
 
 
-def newest(folder: Path) -> dict[tuple[str, bool], dict]:
-    """By type of device and by whether there is a grid, the last results that have such cases, and
-    those cases alone. GPUs are first, sequences before grids."""
-    latest: dict[tuple[str, bool], dict] = {}
+BLOCK_PEERS = {
+    "over FlashAttention-3 dense": "fa3" + DENSE,
+    "over FlexAttention": "flex",
+    "over fastvideo-kernel": "vsa",
+}
+BLOCK_COLUMNS = (
+    *("case", "blocks", "listed", "ms", "of our dense time", "of our dense rate", "target"),
+    *BLOCK_PEERS,
+)
+
+
+def kind(case: dict) -> str:
+    """Which table a case is in."""
+    shape = case["shape"]
+    return "blocks" if shape.get("lists") else "grid" if shape["window"] else "sequence"
+
+
+def newest(folder: Path) -> dict[tuple[str, str], dict]:
+    """By type of device and kind of case, the last results that have such cases, and those cases
+    alone. GPUs are first; then the order is that of TABLES."""
+    latest: dict[tuple[str, str], dict] = {}
     for results in sorted(map(load, folder.glob("*.json")), key=lambda r: r["timestamp"]):
-        for on_grid in (False, True):
-            cases = [c for c in results["cases"] if bool(c["shape"]["window"]) == on_grid]
+        for one in TABLES:
+            cases = [c for c in results["cases"] if kind(c) == one]
             if cases:
-                latest[results["device"]["type"], on_grid] = results | {"cases": cases}
-    return dict(sorted(latest.items(), key=lambda item: (item[0][0] != "cuda", item[0][1])))
+                latest[results["device"]["type"], one] = results | {"cases": cases}
+    order = list(TABLES)
+    return dict(sorted(latest.items(), key=lambda x: (x[0][0] != "cuda", order.index(x[0][1]))))
 
 
 def cell(case: dict, l2: str, scale: float) -> str:
@@ -170,17 +198,64 @@ def grid_row(case: dict, l2: str, scale: float) -> dict[str, str]:
 def grid_table(results: dict) -> str:
     name, scale = unit(results)
     rows = [grid_row(case, results["settings"]["l2"][0], scale) for case in results["cases"]]
-    columns = [column for column in GRID_COLUMNS if any(column in row for row in rows)]
-    lines = [" | ".join(columns).format(unit=name), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(row.get(column, "") for column in columns) for row in rows]
-    return "\n".join([grid_caption(results), "", *(f"| {line} |" for line in lines)])
+    return lines_of(grid_caption(results), GRID_COLUMNS, rows).replace("{unit}", name)
+
+
+def lines_of(caption: str, columns: tuple[str, ...], rows: list[dict[str, str]]) -> str:
+    """A line for each row, with the columns that some row has."""
+    shown = [column for column in columns if any(column in row for row in rows)]
+    lines = [" | ".join(shown), " | ".join("---" for _ in shown)]
+    lines += [" | ".join(row.get(column, "") for column in shown) for row in rows]
+    return "\n".join([caption, "", *(f"| {line} |" for line in lines)])
+
+
+def block_caption(results: dict) -> str:
+    dtypes = ", ".join(dict.fromkeys(case["shape"]["dtype"] for case in results["cases"]))
+    return (
+        f"Block-sparse attention, {dtypes}, whole ops; the time of a selection is that of making "
+        f"the mask, from q and k to the lists. {source(results)}. Times are the "
+        f"{measured(results)}. The rate counts the listed blocks, and is relative to that of our "
+        "dense kernel on the same tokens in the same run: at 100% the time is the dense one times "
+        "the share that is listed. Lists are random, other ones for each head; heavy: a tenth of "
+        "the rows hold half of the blocks; partial: half of the pairs of each listed block are "
+        "visible, by a bitmask."
+    )
+
+
+def block_row(case: dict, cases: list[dict], l2: str) -> dict[str, str]:
+    """What is known of a case, by column."""
+    s, runs = case["shape"], by_op(case, l2)
+    lists, ms = s["lists"], runs[OURS]["ms"]["median"]
+    row = {
+        "case": case["name"],
+        "blocks": f"{lists['block_q']}x{lists['block_kv']} of {s['length']} tokens, "
+        f"{s['heads_q']} heads, D={s['head_dim']}",
+        "listed": f"{100 * lists['density']:.3g}%",
+        "ms": f"{ms:.3g}",
+    }
+    if share := share_of_dense(runs):
+        row["of our dense time"] = f"{share:.1f}%"
+    if percent := percent_of_dense(runs):
+        row["of our dense rate"] = f"{percent:.0f}%"
+    if text := target(case, cases, l2):
+        row["target"] = text
+    for column, op in BLOCK_PEERS.items():
+        if op in runs and lists["kind"] != "selected":
+            row[column] = f"{runs[op]['ms']['median'] / ms:.2f}x"
+    return row
+
+
+def block_table(results: dict) -> str:
+    cases, l2 = results["cases"], results["settings"]["l2"][0]
+    rows = [block_row(case, cases, l2) for case in cases]
+    return lines_of(block_caption(results), BLOCK_COLUMNS, rows)
+
+
+TABLES = {"sequence": table, "grid": grid_table, "blocks": block_table}
 
 
 def section(folder: Path) -> str:
-    tables = [
-        (grid_table if on_grid else table)(results)
-        for (_, on_grid), results in newest(folder).items()
-    ]
+    tables = [TABLES[one](results) for (_, one), results in newest(folder).items()]
     return "\n\n".join(tables) or NONE_YET
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import targets
 from benchmarks.names import DENSE, MATMUL, OURS
 
 SCHEMA = 1
@@ -51,6 +52,22 @@ def percent_of_dense(runs: dict[str, dict]) -> float | None:
     return 100 * executed / dense["useful_tflops"] if executed and dense else None
 
 
+def share_of_dense(runs: dict[str, dict]) -> float | None:
+    """The time in percent of that of our dense kernel on the same tokens."""
+    dense = runs.get(OURS + DENSE)
+    return 100 * runs[OURS]["ms"]["median"] / dense["ms"]["median"] if dense else None
+
+
+def target(case: dict, cases: list[dict], l2: str) -> str:
+    """What a case with block lists is to reach, as text; empty where nothing is asked. Some targets
+    are relative to others of the same run."""
+    if case["name"] in targets.SHARES:
+        return f"time < {targets.SHARES[case['name']]}%"
+    rates = {c["name"]: percent_of_dense(by_op(c, l2)) for c in cases}
+    percent = targets.rate(case["name"], {name: rate for name, rate in rates.items() if rate})
+    return f"rate >= {percent:.0f}%" if percent else ""
+
+
 def predicted(ours: dict) -> float | None:
     """The simulated time relative to the measured one."""
     return ours["predicted_ms"] / ours["ms"]["median"] if "predicted_ms" in ours else None
@@ -62,8 +79,10 @@ def table_rows(results: dict) -> tuple[list[str], list[list[str]]]:
     first, *others = results["settings"]["l2"]
     peers = list(dict.fromkeys(op for c in results["cases"] for op in by_op(c, first)))[1:]
     header = ["case", "ms", "p10..p90", name, *others, "executed", "% matmul", "GB/s", "error"]
-    on_grid = any(case["shape"]["window"] for case in results["cases"])
-    header += [*(["% dense", "predicted"] if on_grid else []), *peers, "error / best"]
+    sparse = any(c["shape"]["window"] or c["shape"].get("lists") for c in results["cases"])
+    header += ["% dense", "predicted"] if sparse else []
+    lists = any(case["shape"].get("lists") for case in results["cases"])
+    header += [*(["% dense time", "target"] if lists else []), *peers, "error / best"]
     rows = []
     for case in results["cases"]:
         runs = by_op(case, first)
@@ -80,10 +99,14 @@ def table_rows(results: dict) -> tuple[list[str], list[list[str]]]:
             number(ours["gbps"]),
             f"{ours['error']['rel_rms']:.1e}",
         ]
-        if on_grid:
+        if sparse:
             percent, ratio = percent_of_dense(runs), predicted(ours)
             row.append("" if percent is None else number(percent))
             row.append("" if ratio is None else f"{ratio:.2f}x")
+        if lists:
+            share = share_of_dense(runs)
+            row.append("" if share is None else f"{share:.3g}")
+            row.append(target(case, results["cases"], first))
         for peer in peers:
             text = ""
             if peer in runs:

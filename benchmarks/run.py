@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 import sparse_fmha
+from benchmarks import selection
 from benchmarks.cases import Case
 from benchmarks.errors import Oracle
 from benchmarks.names import DENSE, MATMUL, OURS, UnavailableError
@@ -69,14 +70,21 @@ def simulated(case: Case) -> dict:
 
 
 def variants(case: Case, builders: dict[str, Build]) -> dict[str, tuple[Case, Build]]:
-    """By name, the ops of a case and what each computes: a neighborhood case is compared with dense
-    attention over the same tokens, which does other work and has another result."""
+    """By name, the ops of a case and what each computes: a sparse case is compared with dense
+    attention over the same tokens, which does other work and has another result. Nobody but us
+    makes a mask of ours."""
     found = {}
     for name, build in builders.items():
-        found[name] = case, build
+        if name == OURS or case.mechanism != "selection":
+            found[name] = case, build
         if case.dense_iterations and name in DENSE_TOO:
             found[name + DENSE] = case.dense, build
     return found
+
+
+def oracle_of(case: Case, q, k, v) -> Oracle | selection.Oracle:
+    """What knows the error of a result of the case."""
+    return (selection.Oracle if case.mechanism == "selection" else Oracle)(case, q, k, v)
 
 
 def run_of(
@@ -86,10 +94,11 @@ def run_of(
     run = {"useful_tflops": of.useful_flops / ms * 1e-9, "gbps": of.min_bytes / ms * 1e-6}
     if of != case:
         run["useful_flops"] = of.useful_flops
-    kernel = kernel_of(of, kernels) if name.removesuffix(DENSE) == OURS else None
+    ours = name.removesuffix(DENSE) == OURS
+    kernel = kernel_of(of, kernels) if ours else None
     if kernel:
         run["kernel"] = kernel["name"]
-    executed = of.executed_flops(kernel) if kernel else None
+    executed = of.executed_flops(kernel) if ours else None
     if name == OURS and simulation:
         executed = simulation["executed_flops"]
         run |= {key: simulation[key] for key in ("predicted_ms", "tile_q", "tile_k")}
@@ -106,7 +115,7 @@ def run_case(
     its reason; RuntimeError when ours cannot."""
     q, k, v = tensors(case, seed)
     work = variants(case, builders)
-    oracles = {of: Oracle(of, q, k, v) for of in {of for of, _ in work.values()}}
+    oracles = {of: oracle_of(of, q, k, v) for of in {of for of, _ in work.values()}}
     ops = {MATMUL: matmul(case)}
     errors, skipped = {}, {}
     for name, (of, build) in work.items():

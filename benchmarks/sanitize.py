@@ -14,6 +14,7 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # a tensor's end is an alloc
 import torch
 
 import sparse_fmha
+from benchmarks.block_lists import compact
 from sparse_fmha import reference
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -39,6 +40,20 @@ NEIGHBORHOODS = [
     ((5, 7, 9), [(3, 1, 1, False), (4, 2, 1, False), (5, 5, 1, False)], 0, 2, 1, 1, True),
     ((9, 6, 5), [(2, 1, 2, False), (3, 3, 2, False), (2, 1, 2, True)], 9, 3, 2, 1, True),
     ((18, 4, 6), [(2, 1, 9, False), (2, 1, 2, False), (6, 3, 1, False)], 0, 2, 2, 2, False),
+]
+
+# length of queries, length of keys, blocks, shares of full and of partial blocks, causal, batch,
+# query heads, key heads, strided: one tile, granules, an odd number of 64-row blocks, bits alone,
+# ragged ends, rows that list nothing, nothing at all.
+BLOCK_LISTS = [
+    (128, 128, (128, 128), 1.0, 0.0, False, 1, 1, 1, False),
+    (333, 420, (64, 16), 0.3, 0.3, True, 2, 4, 2, True),
+    (321, 200, (64, 128), 0.4, 0.0, False, 1, 2, 1, False),
+    (200, 333, (128, 32), 0.0, 0.5, True, 1, 2, 2, False),
+    (77, 201, (64, 64), 0.3, 0.3, False, 2, 2, 1, True),
+    (300, 450, (128, 16), 0.02, 0.02, False, 2, 4, 4, True),
+    (450, 300, (64, 32), 0.05, 0.0, True, 1, 3, 1, False),
+    (130, 300, (128, 64), 0.0, 0.0, False, 1, 1, 1, False),
 ]
 
 
@@ -85,6 +100,28 @@ def neighborhood_error(
     return relative_error(*results, q, k, v, visible)
 
 
+def block_sparse_error(
+    len_q, len_kv, blocks, full, partial, causal, batch, heads_q, heads_kv, strided, head_dim, dtype
+) -> float:
+    q = tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
+    k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
+    block_q, block_kv = blocks
+    drawn = torch.rand(batch, heads_q, -(-len_q // block_q), -(-len_kv // block_kv))
+    lists = [*compact(drawn < full), None, None]
+    pairs = bits = None
+    if partial:
+        lists[2:] = compact((drawn >= full) & (drawn < full + partial))
+        pairs = torch.rand(*lists[3].shape, *blocks) < 0.5
+        places = torch.arange(8, dtype=torch.uint8)
+        bits = (pairs.unflatten(-1, (-1, 8)).to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
+    on_device = [None if x is None else x.cuda() for x in (*lists, bits)]
+    results = torch.ops.sparse_fmha.block_sparse_fwd(q, k, v, *on_device, *blocks, causal)
+    visible = reference.block_sparse_mask(
+        *lists[:2], len_q, len_kv, *blocks, *lists[2:], pairs, causal
+    )
+    return relative_error(*results, q, k, v, visible)
+
+
 def relative_error(out, lse, q, k, v, visible) -> float:
     """Against fp64; of lse the largest absolute error."""
     exact, exact_lse = reference.attention(q.cpu(), k.cpu(), v.cpu(), visible)
@@ -92,7 +129,8 @@ def relative_error(out, lse, q, k, v, visible) -> float:
     if not torch.equal(lse.isfinite(), seen):
         return float("inf")
     lse_error = (lse - exact_lse)[seen].abs().max().item() if seen.any() else 0.0
-    return max(((out.cpu().double() - exact).norm() / exact.norm()).item(), lse_error)
+    difference, size = (out.cpu().double() - exact).norm(), exact.norm()
+    return max((difference / size if size else difference).item(), lse_error)
 
 
 def main() -> int:
@@ -100,6 +138,7 @@ def main() -> int:
     failed = count = 0
     problems = [(dense_error, case) for case in itertools.product(SHAPES, (False, True))]
     problems += [(neighborhood_error, case) for case in NEIGHBORHOODS]
+    problems += [(block_sparse_error, case) for case in BLOCK_LISTS]
     for head_dim, dtype, (error_of, case) in itertools.product(HEAD_DIMS, TOLERANCE, problems):
         error = error_of(*case, head_dim, dtype)
         count += 1

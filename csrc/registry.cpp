@@ -16,7 +16,8 @@ namespace sparse_fmha {
 namespace {
 
 // In the order of Sparsity.
-constexpr std::array kMechanisms = {Dense::kName, Causal::kName, Neighborhood::kName};
+constexpr std::array kMechanisms = {Dense::kName, Causal::kName, Neighborhood::kName,
+                                    BlockSparse::kName};
 static_assert(kMechanisms.size() == std::variant_size_v<Sparsity>, "one name per mechanism");
 
 std::vector<KernelRow> make_table() {

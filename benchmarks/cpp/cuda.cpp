@@ -74,7 +74,7 @@ class Cuda : public Machine {
 
  private:
   Memory scratch_{kFlushBytes};
-  Memory workspace_{kWorkspaceBytes};
+  Memory workspace_{kCounterBytes};
   Event start_;
   Event end_;
   std::vector<std::unique_ptr<Memory>> blocks_;

@@ -18,7 +18,8 @@ constexpr IsaKernel instance() {
 
 template <class Element>
 constexpr IsaKernel kByMechanism[] = {instance<Dense, Element>(), instance<Causal, Element>(),
-                                      instance<Neighborhood, Element>()};
+                                      instance<Neighborhood, Element>(),
+                                      instance<BlockSparse, Element>()};
 
 }  // namespace
 

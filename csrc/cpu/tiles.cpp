@@ -77,6 +77,11 @@ Tiling choose(FmhaProblem const& problem, typename M::Params const& params, int 
   return best;
 }
 
+Tiling tiles_of_blocks(BlockSparse::Params const& p) {
+  TileShape const shape{{1, 1, p.block_q}, {1, 1, min_int(p.block_kv, int32_t{kMaxKeys})}};
+  return {shape, BlockSparse::num_query_tiles(p, shape)};
+}
+
 }  // namespace
 
 Tiling choose_tiles(FmhaProblem const& problem, int threads) {
@@ -85,8 +90,10 @@ Tiling choose_tiles(FmhaProblem const& problem, int threads) {
       return choose<Dense>(problem, std::get<0>(problem.sparsity), threads);
     case 1:
       return choose<Causal>(problem, std::get<1>(problem.sparsity), threads);
-    default:
+    case 2:
       return choose<Neighborhood>(problem, std::get<2>(problem.sparsity), threads);
+    default:
+      return tiles_of_blocks(std::get<3>(problem.sparsity));
   }
 }
 

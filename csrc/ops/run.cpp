@@ -97,7 +97,8 @@ std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
   TorchThreads const threads;
   std::optional<Tensor> workspace;
   if (q.is_cuda()) {
-    workspace = new_tensor(q, {kWorkspaceBytes}, ScalarType::Byte);
+    auto const bytes = static_cast<int64_t>(kernel.workspace_bytes(problem));
+    workspace = new_tensor(q, {bytes}, ScalarType::Byte);
     context.workspace = workspace->data_ptr();
     context.stream = current_cuda_stream(q.get_device_index());
   } else {

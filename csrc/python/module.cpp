@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 void bind_walks(py::module_& m);
 void bind_tiles(py::module_& m);
+void bind_lists(py::module_& m);
 
 namespace {
 
@@ -80,4 +81,5 @@ PYBIND11_MODULE(_C, m) {
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");
   bind_walks(m);
   bind_tiles(m);
+  bind_lists(m);
 }

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "sparse_fmha/config.h"
+#include "sparse_fmha/sparsity/block_sparse.h"
 #include "sparse_fmha/sparsity/dense.h"
 #include "sparse_fmha/sparsity/neighborhood.h"
 
@@ -22,7 +23,8 @@ struct TensorView {
 };
 
 // The mechanism of sparsity with its parameters; the index of the alternative is the registry key.
-using Sparsity = std::variant<Dense::Params, Causal::Params, Neighborhood::Params>;
+using Sparsity =
+    std::variant<Dense::Params, Causal::Params, Neighborhood::Params, BlockSparse::Params>;
 
 struct FmhaProblem {
   DataType dtype = DataType::kFloat32;

@@ -1,6 +1,7 @@
 // The table of what was compiled in, and the look-up that either finds a row or names them all.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,12 @@ struct ParallelFor {
                    void* arg) const = 0;
 };
 
-inline constexpr int kWorkspaceBytes = 16;
+// Of every workspace the first bytes are the counter that hands out query tiles.
+inline constexpr size_t kCounterBytes = 16;
 
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
-  void* workspace = nullptr;              // kWorkspaceBytes of device memory; unused on the CPU
+  void* workspace = nullptr;              // device memory of the row's size; unused on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 
@@ -48,6 +50,7 @@ struct KernelInfo {
 struct KernelRow {
   KernelInfo info;
   void (*launch)(FmhaProblem const&, ExecutionContext const&);  // throws std::runtime_error
+  size_t (*workspace_bytes)(FmhaProblem const&) = [](FmhaProblem const&) { return kCounterBytes; };
 };
 
 std::vector<KernelRow> const& kernel_table();

@@ -12,7 +12,8 @@ from types import ModuleType
 
 from sparse_fmha import _ops, reference
 from sparse_fmha._simulate import Simulation, simulate
-from sparse_fmha.attention import attention, neighborhood_attention
+from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.block_mask import BlockMask
 
 try:
     __version__ = version("sparse-fmha")
@@ -20,8 +21,10 @@ except PackageNotFoundError:  # run from the source tree
     __version__ = "0.0.0+tree"
 
 __all__ = [
+    "BlockMask",
     "Simulation",
     "attention",
+    "block_sparse_attention",
     "build_info",
     "kernels",
     "neighborhood_attention",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks, _ops
+from sparse_fmha import _block_checks, _checks, _ops
+from sparse_fmha.block_mask import BlockMask
 
 
 def attention(
@@ -101,8 +102,7 @@ def neighborhood_attention(
         `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, *L, Hq]` in fp32, natural log, as `attention`.
 
-    Runs on the CPU; CUDA tensors raise RuntimeError, as the GPU kernel is not there yet. Autocast
-    and gradients as `attention`.
+    Autocast and gradients as `attention`.
 
     Raises:
         ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a window
@@ -122,6 +122,66 @@ def neighborhood_attention(
     scale = _checks.finite("scale", scale)
     out, lse = torch.ops.sparse_fmha.neighborhood_fwd(
         q, k, v, windows, strides, dilations, causals, scale, extra_k, extra_v
+    )
+    return (out, lse) if return_lse else out
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the key blocks that a mask lists for each block of queries.
+
+    Time goes with the blocks listed. A full block costs what it does in dense attention; a partial
+    one, one at the causal diagonal and the last, ragged one are masked pair by pair.
+
+    Args:
+        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
+        v: like k.
+        mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
+            heads. Blocks that there are not, and entries behind the list's width, are as if they
+            were not listed; a block twice in one row counts twice or once. `BlockMask.validate`
+            finds all these.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        skip_threshold: 0; softmax skipping is not there yet.
+        return_lse: also return the log-sum-exp.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
+
+    Autocast and gradients as `attention`. Nothing waits for the device, so the way from scores to a
+    mask to the output can be captured in a CUDA graph.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a mask of
+            other lengths, another device, or lists for another number of heads or batch entries.
+    """
+    q, k, v = _autocast(q, k, v)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    _block_checks.check_mask(mask, q, k)
+    _checks.check_skip_threshold(skip_threshold)
+    scale = _checks.finite("scale", scale)
+    out, lse = torch.ops.sparse_fmha.block_sparse_fwd(
+        q,
+        k,
+        v,
+        mask.counts,
+        mask.indices,
+        mask.partial_counts,
+        mask.partial_indices,
+        mask.partial_bits,
+        mask.block_q,
+        mask.block_kv,
+        mask.causal,
+        scale,
     )
     return (out, lse) if return_lse else out
 

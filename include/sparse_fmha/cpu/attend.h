@@ -104,6 +104,9 @@ class Attend {
     int64_t const head_index = item / tiles;
     head_ = static_cast<int32_t>(head_index % problem_.heads_q);
     batch_ = static_cast<int32_t>(head_index / problem_.heads_q);
+    if constexpr (M::kByLists) {
+      params_ = M::for_head(params_, batch_, head_);
+    }
     // From the last tile down: under a causal mask it is the heaviest.
     QueryTile const q =
         M::query_tile(params_, shape_, tiles - 1 - static_cast<int32_t>(item % tiles));
@@ -114,7 +117,15 @@ class Attend {
       visit<true>(load_tile(q.residue, walk.tile(i)));
     }
     for (int32_t i = walk.num_partial; i < walk.num_partial + walk.num_full; ++i) {
-      visit<false>(load_tile(q.residue, walk.tile(i)));
+      Coord const tile = walk.tile(i);
+      int const keys = load_tile(q.residue, tile);
+      if constexpr (M::kByLists) {
+        if (walk.is_cut(tile)) {
+          visit<true>(keys);
+          continue;
+        }
+      }
+      visit<false>(keys);
     }
     for (int32_t first = 0; first < problem_.extra_len; first += extents_.keys) {
       visit<false>(load_extra(first));
@@ -172,11 +183,13 @@ class Attend {
       for (int d = 0; d < extents_.dim; ++d) {
         to[d * kLanes] = 0;
       }
+    }
+    int const lanes = round_up(num_queries_, kLanes);
+    for (int lane = num_queries_; lane < lanes; ++lane) {
       for (int i = 0; i < kRowWords; ++i) {
         rows_[i * extents_.lanes + lane] = 0;
       }
     }
-    int const lanes = round_up(num_queries_, kLanes);
     for (int lane = 0; lane < lanes; ++lane) {
       max_[lane] = -kInfinity;
       sum_[lane] = 0;
@@ -319,7 +332,7 @@ class Attend {
   }
 
   FmhaProblem const& problem_;
-  typename M::Params const params_;
+  typename M::Params params_;
   TileShape const shape_;
   Extents<T> const extents_;
   T const scale_log2_;

@@ -71,12 +71,18 @@ struct Consumer {
     OnlineSoftmax softmax(params.scale_log2);
     Store store{geometry, smem, warpgroup};
     cute::clear(output);
-    pass_over(loaded - tiles, loaded);
+    if constexpr (!Geometry::kPassesOver) {
+      pass_over(loaded - tiles, loaded);
+    }
     smem.ring_q[warpgroup].wait(state_q);
     if (tiles > 0) {
       accumulate(work, walk, tiles, state_q, store, softmax, output);
     } else if constexpr (!Traits::kOutputReplacesQ) {
       smem.ring_q[warpgroup].release(state_q);
+    }
+
+    if constexpr (Geometry::kPassesOver) {
+      pass_over(loaded - (tiles > 0 ? walk.position(tiles - 1) + 1 : 0), loaded);
     }
 
     float rescale[kRowsPerThread];
@@ -92,7 +98,7 @@ struct Consumer {
     state_q.advance();
   }
 
-  // The first `count` of the `loaded` key tiles are for other warpgroups.
+  // The next `count` of the `loaded` key tiles are for other warpgroups.
   __device__ __forceinline__ void pass_over(int count, int loaded) {
     CUTE_NO_UNROLL
     for (int i = 0; i < count; ++i) {
@@ -106,6 +112,32 @@ struct Consumer {
         pass_turn();
       }
     }
+  }
+
+  // From the stage before the i-th of the walk to that.
+  template <class Walk>
+  __device__ __forceinline__ void enter(Walk const& walk, int i) {
+    if constexpr (Geometry::kPassesOver) {
+      if (walk.follows_other(i)) {
+        state.advance();
+      }
+    }
+  }
+  // Until the i-th stage of the walk, which is at `place`, has landed. The stage that is passed
+  // over on the way is given back here, keys and values each in their time: the products do not
+  // wait.
+  template <class Walk>
+  __device__ __forceinline__ void wait(Ring<Traits::kStages>& ring, Walk const& walk, int i,
+                                       RingState<Traits::kStages> const& place) {
+    if constexpr (Geometry::kPassesOver) {
+      if (walk.follows_other(i)) {
+        auto passed = place;
+        passed.retreat();
+        ring.wait(passed);
+        ring.release(passed);
+      }
+    }
+    ring.wait(place);
   }
 
   // The sum over the walk's key tiles, not yet normalised.
@@ -147,7 +179,8 @@ struct Consumer {
     }
     {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      smem.ring_k.wait(state);
+      enter(walk, 0);
+      wait(smem.ring_k, walk, 0, state);
       auto const box = geometry.box(walk, 0, state);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       auto const seen = mask.look_up(work, box);
@@ -155,7 +188,7 @@ struct Consumer {
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
-      if (walk.num_partial > 0) {
+      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(box)) {
         mask.apply(scores, seen);
       }
       softmax.template update<true>(scores, rescale);
@@ -163,8 +196,8 @@ struct Consumer {
     }
 
     // The weights at hand meet their values.
-    auto finish_weights = [&] {
-      smem.ring_v.wait(state);
+    auto finish_weights = [&](int i) {
+      wait(smem.ring_v, walk, i, state);
       issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
       warpgroup_wait<0>();
       warpgroup_fence_operand(output);
@@ -177,8 +210,9 @@ struct Consumer {
       constexpr bool kWeights = decltype(has_weights)::value;
       RingState<Traits::kStages> const previous = state;
       state.advance();
+      enter(walk, i);
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      smem.ring_k.wait(state);
+      wait(smem.ring_k, walk, i, state);
       [[maybe_unused]] typename Geometry::Box box;
       if constexpr (kMasked) {
         box = geometry.box(walk, i, state);
@@ -186,24 +220,33 @@ struct Consumer {
       wait_for_turn();
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       if constexpr (kWeights) {
-        smem.ring_v.wait(previous);
+        wait(smem.ring_v, walk, i - 1, previous);
         issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
                                              output);
       }
       pass_turn();
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked && Traits::kMaskAhead) {
-        seen = mask.look_up(work, box);
+        if (is_masked(box)) {
+          seen = mask.look_up(work, box);
+        }
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
+      if constexpr (Geometry::kMasksSome && !Traits::kMaskAhead) {
+        if (is_masked(box)) {
+          seen = mask.look_up(work, box);  // from the stage: before that is released
+        }
+      }
       smem.ring_k.release(state);
       release_q(i + 1 == tiles);
       if constexpr (kMasked) {
-        if constexpr (!Traits::kMaskAhead) {
+        if constexpr (!Geometry::kMasksSome && !Traits::kMaskAhead) {
           seen = mask.look_up(work, box);
         }
-        mask.apply(scores, seen);
+        if (is_masked(box)) {
+          mask.apply(scores, seen);
+        }
       }
       bool const moved = softmax.template update<kMasked>(scores, rescale);
       if constexpr (kWeights) {
@@ -227,7 +270,7 @@ struct Consumer {
         smem.ring_k.wait(next);
         if (!geometry.needs(warpgroup, next)) {
           if (has_weights) {
-            finish_weights();
+            finish_weights(i - 1);
             has_weights = false;
           }
           smem.ring_k.release(next);
@@ -254,10 +297,19 @@ struct Consumer {
     }
     CUTE_NO_UNROLL
     for (; i < tiles; ++i) {
-      step(i, false_type{}, true_type{});
+      step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
     }
-    finish_weights();
+    finish_weights(tiles - 1);
     state.advance();
+  }
+
+  // Whether a key tile that may be partial is.
+  static __device__ __forceinline__ bool is_masked(typename Geometry::Box const& box) {
+    if constexpr (Geometry::kMasksSome) {
+      return box.masked;
+    } else {
+      return true;
+    }
   }
 
   // softmax(-x) of Q.K is softmax(x) of -Q.K, and the maximum is then the right one.

@@ -42,6 +42,9 @@ struct Grid {
 
   static_assert(Traits::kConsumers == 2, "tiles with powers of two on the sides");
   static constexpr bool kSkips = true;  // consumers skip the key tiles that needs() denies
+  static constexpr bool kWarpLoads = false;
+  static constexpr bool kPassesOver = false;
+  static constexpr bool kMasksSome = false;
 
   using Box = KeyBox;
   using Source = BoxSource;

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "sparse_fmha/sm90/launch_grid.h"
+#include "sparse_fmha/sm90/launch_lists.h"
 #include "sparse_fmha/sm90/launch_sequence.h"
 
 namespace sparse_fmha::sm90 {
@@ -27,8 +28,9 @@ template <class Mechanism, class Element, int HeadDim, int TileQ, int TileK, int
           Schedule kSchedule>
 KernelRow kernel_row(char const* name) {
   using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule>;
-  using Geometry =
-      std::conditional_t<Mechanism::kOnGrid, Grid<Traits, Mechanism>, Sequence<Traits, Mechanism>>;
+  using OnOneAxis = std::conditional_t<Mechanism::kByLists, Lists<Traits, Mechanism>,
+                                       Sequence<Traits, Mechanism>>;
+  using Geometry = std::conditional_t<Mechanism::kOnGrid, Grid<Traits, Mechanism>, OnOneAxis>;
   using Storage = SharedStorage<Traits, Geometry>;
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
@@ -43,6 +45,9 @@ KernelRow kernel_row(char const* name) {
   row.info.smem_bytes = sizeof(Storage);
   if constexpr (Mechanism::kOnGrid) {
     row.launch = &launch_grid<Traits, Mechanism>;
+  } else if constexpr (Mechanism::kByLists) {
+    row.launch = &launch_lists<Traits, Mechanism>;
+    row.workspace_bytes = &lists_workspace<Mechanism>;
   } else {
     row.launch = &launch_sequence<Traits, Mechanism>;
   }

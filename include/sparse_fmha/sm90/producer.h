@@ -90,17 +90,26 @@ struct Producer {
         auto const box = boxes.next(i);
         source = geometry.source(work, box);
         smem.ring_k.acquire(state);
-        if (leads) {
+        auto& full = smem.ring_k.full[state.index];
+        auto* const destination = smem.k + state.index * Storage::kTileElements;
+        if constexpr (Geometry::kWarpLoads) {
+          uint32_t const bytes = Traits::kBytesK + geometry.publish(box, state, full);
+          if (leads) {
+            smem.ring_k.expect(state, bytes);
+          }
+          geometry.load_k(full, destination, source);
+        } else if (leads) {
           geometry.publish(box, state);
           smem.ring_k.expect(state, Traits::kBytesK);
-          geometry.load_k(smem.ring_k.full[state.index],
-                          smem.k + state.index * Storage::kTileElements, source);
+          geometry.load_k(full, destination, source);
         }
       }
       if (i > 0) {
         smem.ring_v.acquire(previous);
         if (leads) {
           smem.ring_v.expect(previous, Traits::kBytesK);
+        }
+        if (Geometry::kWarpLoads || leads) {
           geometry.load_v(smem.ring_v.full[previous.index],
                           smem.v + previous.index * Storage::kTileElements, previous_source);
         }

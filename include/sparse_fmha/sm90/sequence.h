@@ -10,6 +10,7 @@
 #include "sparse_fmha/sm90/copy.h"
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/rows.h"
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
 
@@ -40,7 +41,10 @@ struct Sequence {
     int32_t batch;
   };
 
-  static constexpr bool kSkips = false;  // whether needs() is to be asked
+  static constexpr bool kSkips = false;      // whether needs() is to be asked
+  static constexpr bool kWarpLoads = false;  // whether the whole warp is to call publish and load_*
+  static constexpr bool kPassesOver = false;  // whether some stages are for one consumer alone
+  static constexpr bool kMasksSome = false;   // whether stages say themselves if they are masked
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;
@@ -142,23 +146,14 @@ struct Sequence {
   // The 64 rows of a consumer, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
-    CUTE_UNROLL
-    for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_4D::copy(&params.geometry.out, source + d * Traits::kTileQ, d,
-                                    first_token(work, warpgroup), work.tile.head, work.tile.batch);
-    }
+    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
+                                                 first_token(work, warpgroup), work.tile);
   }
   // For a thread that holds whole rows of the warpgroup: `row` and 8 below it.
   __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
                                             int warpgroup, int row) const {
     auto const& g = params.geometry;
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      int const token = first_token(work, warpgroup) + row + 8 * r;
-      if (token < g.len_q) {
-        g.lse[(int64_t(work.tile.batch) * g.len_q + token) * g.heads_q + work.tile.head] = lse[r];
-      }
-    }
+    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, g.len_q, g.heads_q);
   }
 
  private:

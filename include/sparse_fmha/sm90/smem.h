@@ -19,6 +19,12 @@ struct RingState {
       phase ^= 1;
     }
   }
+  __device__ __forceinline__ void retreat() {
+    if (--index < 0) {
+      index = Stages - 1;
+      phase ^= 1;
+    }
+  }
 };
 
 // Stages of one operand between the producer and the consumers.

@@ -29,6 +29,12 @@
 //   window(Params, axis, length, q)               the interval that position q sees there; q may be
 //                                                 behind the last position
 //
+// kByLists: the parameters point to lists that may differ by batch entry and head. A mechanism by
+// lists has no walk_transposed and no key tiling, but
+//
+//   for_head(Params, batch, head)                 the parameters of one of them, for all the above
+//   Walk::is_cut(tile)                            whether a full tile has to be masked all the same
+//
 // Positions. A mechanism with dilation splits the grid in residue classes that never see each
 // other. `residue` names the class; positions q and k count inside it. Token = position * dilation
 // + residue, which `token(Params, residue, position)` computes. Without dilation residue is 0 and

@@ -56,6 +56,7 @@ struct Prefix {
   }
 
   static constexpr bool kOnGrid = false;
+  static constexpr bool kByLists = false;
   // Rows [a, b) of a query tile visit the last tiles of the whole tile's walk, and no others.
   static constexpr bool kPartsAreSuffixes = true;
 

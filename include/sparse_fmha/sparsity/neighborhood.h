@@ -50,6 +50,7 @@ struct BoxWalk {
 struct Neighborhood {
   static constexpr char const* kName = "neighborhood";
   static constexpr bool kOnGrid = true;
+  static constexpr bool kByLists = false;
 
   // Axes that the user's grid lacks have length 1, window 1, stride 1, dilation 1, not causal.
   struct Params {

@@ -1,0 +1,126 @@
+// The op of block lists: what it adds to the common problem.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "run.h"
+
+namespace sparse_fmha {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+std::string sizes_text(std::vector<int64_t> const& sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + (sizes[i] < 0 ? "any" : std::to_string(sizes[i]));
+  }
+  return text + "]";
+}
+
+// Lists are read as plain memory: the shape (negative: any), the dtype, the device and the strides
+// must be what the kernels take for granted.
+void check_list(char const* name, Tensor const& t, ScalarType dtype,
+                std::vector<int64_t> const& sizes, Tensor const& q) {
+  require(t.scalar_type() == dtype, name, " has dtype ",
+          torch::headeronly::toString(t.scalar_type()), "; ", torch::headeronly::toString(dtype),
+          " is needed");
+  bool fits = t.dim() == static_cast<int64_t>(sizes.size());
+  for (size_t i = 0; fits && i < sizes.size(); ++i) {
+    fits = sizes[i] < 0 || t.size(static_cast<int64_t>(i)) == sizes[i];
+  }
+  require(fits, name, " has shape ", shape_of(t), "; ", sizes_text(sizes), " is needed");
+  require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
+              (!t.is_cuda() || t.get_device_index() == q.get_device_index()),
+          name, " and q are on different devices; all must be on one");
+  int64_t stride = 1;
+  for (int64_t i = t.dim() - 1; i >= 0; --i) {
+    require(t.size(i) <= 1 || t.numel() == 0 || t.stride(i) == stride, name, " has stride ",
+            t.stride(i), " in dimension ", i, "; a contiguous tensor is needed");
+    stride *= t.size(i);
+  }
+}
+
+BlockSparse::Lists lists_of(char const* name, Tensor const& counts, Tensor const& indices) {
+  int64_t const width = indices.size(3);
+  require(width <= INT32_MAX / 2, name, " has lists of ", width,
+          " entries; at most 2^30 are allowed");
+  return {static_cast<int32_t const*>(counts.data_ptr()),
+          static_cast<int32_t const*>(indices.data_ptr()), static_cast<int32_t>(width)};
+}
+
+// 1, or as many as q has.
+int64_t check_shared(char const* what, int64_t size, int64_t whole) {
+  require(size == 1 || size == whole, "counts has ", size, " in its ", what,
+          " dimension; 1 or that of q, ", whole, ", is needed");
+  return size;
+}
+
+std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts,
+                                            Tensor indices, std::optional<Tensor> partial_counts,
+                                            std::optional<Tensor> partial_indices,
+                                            std::optional<Tensor> partial_bits, int64_t block_q,
+                                            int64_t block_kv, bool causal,
+                                            std::optional<double> scale) {
+  FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
+  require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
+          block_kv, "; 16, 32, 64 or 128 is needed");
+  BlockSparse::Params params = {};
+  params.len_q = problem.grid_q[kGridAxes - 1];
+  params.len_kv = problem.grid_kv[kGridAxes - 1];
+  params.block_q = static_cast<int32_t>(block_q);
+  params.block_kv = static_cast<int32_t>(block_kv);
+  params.causal = causal;
+  require(params.len_kv <= (1 << 30), "k has ", params.len_kv, " tokens; at most 2^30 are allowed");
+
+  require(counts.dim() == 3, "counts has shape ", shape_of(counts),
+          "; 3 dimensions are needed: batch or 1, heads or 1, query blocks");
+  int64_t const batch = check_shared("batch", counts.size(0), problem.batch);
+  int64_t const heads = check_shared("head", counts.size(1), problem.heads_q);
+  int64_t const blocks = (params.len_q + block_q - 1) / block_q;
+  check_list("counts", counts, ScalarType::Int, {batch, heads, blocks}, q);
+  check_list("indices", indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
+  params.full = lists_of("indices", counts, indices);
+  require(
+      partial_counts.has_value() == partial_indices.has_value() &&
+          partial_counts.has_value() == partial_bits.has_value(),
+      "some of partial_counts, partial_indices and partial_bits are given; all or none must be");
+  if (partial_counts) {
+    int64_t const width = partial_indices->dim() == 4 ? partial_indices->size(3) : -1;
+    check_list("partial_counts", *partial_counts, ScalarType::Int, {batch, heads, blocks}, q);
+    check_list("partial_indices", *partial_indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
+    check_list("partial_bits", *partial_bits, ScalarType::Byte,
+               {batch, heads, blocks, width, block_q, block_kv / 8}, q);
+    require(reinterpret_cast<std::uintptr_t>(partial_bits->data_ptr()) % 16 == 0,
+            "partial_bits does not start at a multiple of 16 bytes");
+    params.partial = lists_of("partial_indices", *partial_counts, *partial_indices);
+    params.bits = static_cast<uint8_t const*>(partial_bits->data_ptr());
+  }
+  params.head_stride = heads == 1 ? 0 : blocks;
+  params.batch_stride = batch == 1 ? 0 : heads * blocks;
+  problem.sparsity = params;
+  return run(problem, q);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
+  m.def(
+      "block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
+      " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits, int block_q,"
+      " int block_kv, bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
+  m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
+  m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
+}
+
+}  // namespace sparse_fmha

@@ -1,0 +1,271 @@
+// Tokens on one axis, whose key blocks are named by lists in device memory.
+//
+// A stage holds several boxes of keys, so the matrix tile does not depend on the block size: lane g
+// of the producer's warp reads the list for box g and copies it. Boxes that a list has not, in the
+// last stage of a stream, are copied from behind the last key, which reads as zeros. Query blocks
+// of 64 rows have a consumer each; what both need is one stream of stages, what one of them needs
+// is another, which the other consumer passes over. The names are explained in sequence.h.
+#pragma once
+
+#include "sparse_fmha/sm90/bit_mask.h"
+#include "sparse_fmha/sm90/copy.h"
+#include "sparse_fmha/sm90/cute.h"
+#include "sparse_fmha/sm90/list_stages.h"
+#include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/rows.h"
+#include "sparse_fmha/sm90/smem.h"
+#include "sparse_fmha/sm90/softmax.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct Lists {
+  using Element = typename Traits::Element;
+  static constexpr int kMaxBoxes = Traits::kTileK / 16;  // of a stage
+  static constexpr int kBitsBytes = 128 * 16;            // bitmasks of a stage
+
+  struct Params {
+    CUtensorMap q;    // (D, Lq, Hq, B)
+    CUtensorMap k;    // (D, Lkv, Hkv, B)
+    CUtensorMap v;    // (D, Lkv, Hkv, B)
+    CUtensorMap out;  // (D, Lq, Hq, B)
+    float* lse;       // [B, Lq, Hq]
+    int32_t heads_q;
+    int32_t q_tiles;
+    BoxSizes sizes;
+    ListPlan plan;
+  };
+
+  static_assert(Traits::kConsumers == 2, "a query tile is one block of 128 rows or two of 64");
+  static constexpr bool kSkips = false;
+  static constexpr bool kWarpLoads = true;   // the lanes of the producer's warp copy a box each
+  static constexpr bool kPassesOver = true;  // consumers have stages of their own
+  static constexpr bool kMasksSome = true;   // each stage says whether it is to be masked
+
+  struct Work {
+    WorkTile tile;
+    int32_t head_kv;
+    int32_t q_tile;
+    int32_t streams;  // which of the shared ones
+    StreamStages stages;
+  };
+  struct Stage {
+    int32_t masked;
+    uint32_t with_bits;         // which boxes have a bitmask
+    int32_t origin[kMaxBoxes];  // the first token of each box
+  };
+  struct Shared {
+    alignas(128) uint8_t bits[Traits::kStages][kBitsBytes];
+    Stage stages[Traits::kStages];
+    ListStream streams[2][3];  // of this work and the next
+  };
+  // One lane's box of a stage, as the producer sees it.
+  struct Source {
+    int32_t origin;
+    int32_t head;
+    int32_t batch;
+  };
+  struct StageBox {
+    Source source;
+    uint8_t const* bits;  // nullptr: none
+    bool masked;          // whether any lane's is
+  };
+  struct Box {  // and as the consumers do
+    bool masked;
+    int32_t place;
+  };
+
+  KernelParams<Lists, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ void init() const {}
+
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& state) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    auto const& g = params.geometry;
+    work.head_kv = tile.head / params.heads_per_kv;
+    work.streams = static_cast<int32_t>(state.phase);
+    // The scheduler counts down.
+    int64_t const tiles = tile.batch * g.plan.batch_stride + tile.head * g.plan.head_stride;
+    work.q_tile = g.plan.order[tiles + g.q_tiles - 1 - tile.q_tile];
+    auto& streams = shared.streams[state.phase];
+    find_streams(params.sparsity, g.plan, tile.batch, tile.head, work.q_tile, streams);
+    work.stages = count_stages(g.sizes, streams);
+  }
+
+  // The stages of a query tile one after another. A stage's list entries are read while the one
+  // before it is copied.
+  class Boxes {
+   public:
+    int const count;
+    __device__ __forceinline__ Boxes(Lists const& lists, Work const& work)
+        : count(work.stages.total()), lists_(lists), work_(work) {
+      fetch(0);
+    }
+    __device__ __forceinline__ StageBox next(int i) {
+      StageBox const box = lists_.box_of(work_, stream_, box_);
+      fetch(i + 1);
+      return box;
+    }
+
+   private:
+    __device__ __forceinline__ void fetch(int i) {
+      if (i < count && lists_.copies()) {
+        StreamPlace const place = stream_place(work_.stages, i);
+        stream_ = place.stream;
+        box_ = list_box(lists_.params.geometry.sizes,
+                        lists_.shared.streams[work_.streams][place.stream], place.index,
+                        static_cast<int32_t>(threadIdx.x % 32));
+      }
+    }
+    Lists const& lists_;
+    Work const work_;
+    int32_t stream_ = 0;
+    ListBox box_{};
+  };
+  __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const {
+    return work.stages.total();
+  }
+  __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
+    return list_walk(work.stages, warpgroup);
+  }
+
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
+                                         Work const& work, int warpgroup) const {
+    load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
+                               first_token(work, warpgroup), work.tile.head, work.tile.batch);
+  }
+  __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
+    return box.source;
+  }
+  __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.k, barrier, destination, source);
+  }
+  __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.v, barrier, destination, source);
+  }
+
+  // For the whole warp: what consumers have to know of the stage, and its bitmasks. Returns how
+  // many bytes of these come to the barrier.
+  __device__ __forceinline__ uint32_t publish(StageBox const& box,
+                                              RingState<Traits::kStages> const& place,
+                                              FullBarrier& barrier) const {
+    auto const& s = params.sparsity;
+    Stage& stage = shared.stages[place.index];
+    uint32_t const lane = threadIdx.x % 32;
+    uint32_t const with_bits = __ballot_sync(0xffffffff, box.bits != nullptr);
+    uint32_t const bytes = BlockSparse::bits_bytes(s);
+    if (copies()) {
+      stage.origin[lane] = box.source.origin;
+    }
+    if (lane == 0) {
+      stage.masked = box.masked;
+      stage.with_bits = with_bits;
+    }
+    if (box.bits != nullptr) {
+      cute::SM90_BULK_COPY_G2S::copy(box.bits, reinterpret_cast<uint64_t*>(&barrier),
+                                     shared.bits[place.index] + lane * bytes, bytes);
+    }
+    __syncwarp();
+    compiler_fence();
+    return __popc(with_bits) * bytes;
+  }
+  // Consumers read this before they release the stage.
+  __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
+                                     RingState<Traits::kStages> const& place) const {
+    compiler_fence();
+    bool const masked = shared.stages[place.index].masked;
+    __syncwarp();  // one lane releases the stage for all
+    return {masked, place.index};
+  }
+
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(Lists const& lists, int warpgroup)
+        : lists_(lists), warpgroup_(warpgroup) {}
+    __device__ __forceinline__ void set(Work const& work) {
+      int32_t const query = lists_.first_token(work, warpgroup_) + AccumulatorPosition().row;
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        limit_[r] = BlockSparse::limit(lists_.params.sparsity, query + 8 * r);
+      }
+    }
+    using Seen = ColumnBits<Traits::kTileK>;
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+      auto const& s = lists_.params.sparsity;
+      Stage const& stage = lists_.shared.stages[box.place];
+      int32_t const row = AccumulatorPosition().row + (s.block_q == 128 ? 64 * warpgroup_ : 0);
+      Seen seen;
+      CUTE_UNROLL
+      for (int word = 0; word < Seen::kWords; ++word) {
+        CUTE_UNROLL
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          seen.set(r, word,
+                   seen_columns(s, lists_.params.geometry.sizes, stage.origin, stage.with_bits,
+                                lists_.shared.bits[box.place], row + 8 * r, limit_[r], word));
+        }
+      }
+      __syncwarp();  // one lane releases the stage for all
+      return seen;
+    }
+    template <class Scores>
+    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
+      seen.apply(scores);
+    }
+
+   private:
+    Lists const& lists_;
+    int const warpgroup_;
+    int32_t limit_[kRowsPerThread];  // keys [0, limit) are there and not behind the row
+  };
+
+  __device__ __forceinline__ void store_out(Element const* source, Work const& work,
+                                            int warpgroup) const {
+    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
+                                                 first_token(work, warpgroup), work.tile);
+  }
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
+                                            int warpgroup, int row) const {
+    auto const& g = params.geometry;
+    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, params.sparsity.len_q,
+                   g.heads_q);
+  }
+
+ private:
+  __device__ __forceinline__ bool copies() const {
+    return threadIdx.x % 32 < (1u << params.geometry.sizes.log2_boxes);
+  }
+  __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
+    return work.q_tile * Traits::kTileQ + warpgroup * 64;
+  }
+  __device__ __forceinline__ StageBox box_of(Work const& work, int32_t stream,
+                                             ListBox const& box) const {
+    auto const& s = params.sparsity;
+    auto const& sizes = params.geometry.sizes;
+    Source const source = {copies() ? box_origin(s, sizes, box) : kAbsent, work.head_kv,
+                           work.tile.batch};
+    ListStream const& from = shared.streams[work.streams][stream];
+    bool const partial = source.origin != kAbsent && box.entry < from.partials;
+    int32_t const first_query = first_token(work, stream == 2 ? 1 : 0);
+    bool const masked = partial || reaches_limit(s, sizes, source.origin, first_query);
+    return {source, partial ? from.bits + int64_t(box.entry) * BlockSparse::bits_bytes(s) : nullptr,
+            __any_sync(0xffffffff, copies() && masked) != 0};
+  }
+  __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
+                                       Element* destination, Source const& source) const {
+    if (copies()) {
+      int const row = (threadIdx.x % 32) << params.geometry.sizes.log2_box;
+      load_box<Traits::kHeadDim>(map, barrier, destination + row * 64, Traits::kTileK, kReadByMany,
+                                 source.origin, source.head, source.batch);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,353 @@
+"""Masks of key blocks for `block_sparse_attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_checks, _block_lists
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
+
+TENSORS = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
+
+
+class BlockMask:
+    """For each block of queries, which blocks of keys it sees.
+
+    Query rows are cut in blocks of `block_q`, keys in blocks of `block_kv`; the last ones may be
+    ragged. nQ and nK are the numbers of blocks. Each (batch entry or all, query head or all, query
+    block) has a list of full key blocks, of which it sees every key, and one of partial key blocks,
+    each with a bitmask. With `causal` query i sees key j only if `j <= i + kv_len - q_len`, too.
+
+    Attributes:
+        counts: int32 `[B|1, H|1, nQ]`, the lengths of the lists of full blocks.
+        indices: int32 `[B|1, H|1, nQ, width]`, these lists; what is behind a count is ignored.
+        partial_counts, partial_indices: the same for the partial blocks, or None.
+        partial_bits: uint8 `[B|1, H|1, nQ, partial width, block_q, block_kv / 8]` or None: column c
+            of a row is bit `c % 8` of byte `c // 8`.
+        q_len, kv_len: tokens. block_q: 64 or 128. block_kv: 16, 32, 64 or 128. causal: bool.
+
+    Making a mask from device tensors neither waits for the device nor makes shapes that depend on
+    data, unless the constructor says so: scores, lists and attention fit in one CUDA graph.
+
+    Args:
+        counts, indices, q_len, kv_len, block_q, block_kv, partial_counts, partial_indices,
+            partial_bits, causal: as the attributes. The tensors are kept, not copied.
+        validate: check the lists completely (`validate()`), which waits for the device.
+
+    Raises:
+        TypeError: a dtype or type that is not allowed.
+        ValueError: shapes that do not fit, block sizes that are not allowed, tensors on different
+            devices, some but not all partial tensors; with `validate`, lists that are not right.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        indices: Tensor,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        partial_counts: Tensor | None = None,
+        partial_indices: Tensor | None = None,
+        partial_bits: Tensor | None = None,
+        causal: bool = False,
+        validate: bool = False,
+    ) -> None:
+        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
+        self.q_len, self.kv_len = int(q_len), int(kv_len)
+        self.block_q, self.block_kv = int(block_q), int(block_kv)
+        self.causal = causal
+        self.counts, self.indices = counts, indices
+        self.partial_counts, self.partial_indices = partial_counts, partial_indices
+        self.partial_bits = partial_bits
+        _block_checks.check_tensors(self)
+        for name in TENSORS:
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.contiguous())
+        if validate:
+            self.validate()
+
+    @property
+    def blocks_q(self) -> int:
+        """nQ."""
+        return _block_lists.ceil_div(self.q_len, self.block_q)
+
+    @property
+    def blocks_kv(self) -> int:
+        """nK."""
+        return _block_lists.ceil_div(self.kv_len, self.block_kv)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch entries or 1, query heads or 1, q_len, kv_len."""
+        return (*self.counts.shape[:2], self.q_len, self.kv_len)
+
+    @property
+    def device(self) -> torch.device:
+        return self.counts.device
+
+    @staticmethod
+    def from_blocks(
+        blocks: Tensor,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        causal: bool = False,
+        width: int | None = None,
+    ) -> BlockMask:
+        """Every pair of the blocks that are set; with `causal` none above the diagonal.
+
+        Args:
+            blocks: bool `[B|1, H|1, nQ, nK]`.
+            width: capacity of the lists, default nK. A row with more blocks loses its last ones.
+        """
+        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
+        _block_checks.check_blocks(blocks, q_len, kv_len, block_q, block_kv)
+        if causal:
+            sizes = (q_len, kv_len, block_q, block_kv)
+            blocks = blocks & _block_lists.reachable_blocks(*sizes, True, blocks.device)
+        counts, indices = _block_lists.list_blocks(blocks, width)
+        return BlockMask(counts, indices, q_len, kv_len, block_q, block_kv, causal=causal)
+
+    @staticmethod
+    def from_indices(
+        counts: Tensor | None,
+        indices: Tensor,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        causal: bool = False,
+        validate: bool = False,
+    ) -> BlockMask:
+        """Lists of full blocks in any order, -1 as padding anywhere; repeated ones count once.
+
+        Args:
+            counts: int32 `[B|1, H|1, nQ]`, how many slots of each list to read; None: all.
+            indices: int32 `[B|1, H|1, nQ, width]`.
+            validate: raise ValueError where a list has a block twice or one that there is not
+                (-1 apart), or a count is not in [0, width]; waits for the device. Without it such
+                blocks are left out.
+        """
+        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
+        if counts is None and isinstance(indices, Tensor) and indices.dim() == 4:
+            counts = torch.full(
+                indices.shape[:3], indices.shape[3], dtype=torch.int32, device=indices.device
+            )
+        _block_checks.check_lists("", counts, indices, q_len, block_q)
+        blocks_kv = _block_lists.ceil_div(kv_len, block_kv)
+        if validate:
+            _block_checks.validate_unordered(counts, indices, blocks_kv)
+        blocks = _block_lists.block_map(counts, indices, blocks_kv)
+        return BlockMask.from_blocks(
+            blocks, q_len, kv_len, block_q, block_kv, causal=causal, width=indices.shape[-1]
+        )
+
+    @staticmethod
+    def from_dense(
+        visible: Tensor,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        partial_width: int | None = None,
+    ) -> BlockMask:
+        """Exactly the pairs of a token mask: full blocks and bitmasks.
+
+        Args:
+            visible: bool `[B|1, H|1, q_len, kv_len]`.
+            partial_width: capacity of the lists of partial blocks; a row with more loses its last
+                ones. By default as many as the fullest row has, which waits for the device.
+        """
+        _block_checks.check_dense(visible)
+        q_len, kv_len = visible.shape[2:]
+        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
+        pad = (0, -kv_len % block_kv, 0, -q_len % block_q)
+
+        def in_blocks(value: bool) -> Tensor:
+            padded = torch.nn.functional.pad(visible, pad, value=value)
+            parts = padded.unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q))
+            return parts.transpose(3, 4)  # [B|1, H|1, nQ, nK, block_q, block_kv]
+
+        seen = in_blocks(False)
+        full = in_blocks(True).flatten(-2).all(-1)
+        partial = seen.flatten(-2).any(-1) & ~full
+        if partial_width is None:
+            partial_width = int(partial.sum(-1).max()) if partial.numel() else 0
+        partial_counts, partial_indices = _block_lists.list_blocks(partial, partial_width)
+        slots = partial_indices.clamp(min=0).long()[..., None, None]
+        masks = seen.gather(3, slots.expand(*slots.shape[:4], block_q, block_kv))
+        return BlockMask(
+            *_block_lists.list_blocks(full),
+            q_len,
+            kv_len,
+            block_q,
+            block_kv,
+            partial_counts=partial_counts,
+            partial_indices=partial_indices,
+            partial_bits=_block_lists.pack_bits(masks),
+        )
+
+    @staticmethod
+    def from_mask_mod(
+        mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        batch: int,
+        heads: int,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> BlockMask:
+        """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it, evaluated in slices.
+
+        `batch` and `heads` are 1 where the function does not look at them. Waits for the device.
+        """
+        from sparse_fmha._block_flex import from_mask_mod
+
+        sizes = (q_len, kv_len, block_q, block_kv)
+        return from_mask_mod(BlockMask, mask_mod, batch, heads, *sizes, device)
+
+    @staticmethod
+    def from_flex(mask: FlexBlockMask) -> BlockMask:
+        """The mask of `torch.nn.attention.flex_attention`; its `mask_mod` fills the bitmasks.
+
+        Raises:
+            ValueError: its BLOCK_SIZE is not one of ours.
+        """
+        from sparse_fmha._block_flex import from_flex
+
+        return from_flex(BlockMask, mask)
+
+    def to_flex(self) -> FlexBlockMask:
+        """The same mask for `torch.nn.attention.flex_attention`."""
+        from sparse_fmha._block_flex import to_flex
+
+        return to_flex(self)
+
+    def __or__(self, other: BlockMask) -> BlockMask:
+        """What either sees: forced blocks are put into a mask so.
+
+        A block that is full in one is full; the bitmasks of blocks that are partial in both are
+        joined. One batch entry or head serves all. The lists can hold what both had.
+
+        Raises:
+            TypeError: other is no BlockMask.
+            ValueError: the masks differ in lengths, block sizes, causal or device.
+        """
+        if not isinstance(other, BlockMask):
+            return NotImplemented
+        from sparse_fmha._block_union import union
+
+        return union(self, other)
+
+    def blocks(self) -> Tensor:
+        """Bool `[B|1, H|1, nQ, nK]`: the blocks that are listed, full or partial."""
+        listed = _block_lists.block_map(self.counts, self.indices, self.blocks_kv)
+        if self.partial_counts is None:
+            return listed
+        partial = _block_lists.block_map(self.partial_counts, self.partial_indices, self.blocks_kv)
+        return listed | partial
+
+    def to_dense(self) -> Tensor:
+        """Bool `[B|1, H|1, q_len, kv_len]`: the visible pairs."""
+        full = _block_lists.block_map(self.counts, self.indices, self.blocks_kv)
+        lead = full.shape[:3]
+        dense = full[:, :, :, None, :, None].repeat(1, 1, 1, self.block_q, 1, self.block_kv)
+        if self.partial_counts is not None:
+            slots = _block_lists.slot_map(self.partial_counts, self.partial_indices, self.blocks_kv)
+            for n in range(self.blocks_kv):
+                bits = _block_lists.take_slots(self.partial_bits, slots[..., n : n + 1])
+                masks = _block_lists.unpack_bits(bits)
+                dense[:, :, :, :, n] |= masks.view(*lead, self.block_q, self.block_kv)
+        dense = dense.flatten(4).flatten(2, 3)[:, :, : self.q_len, : self.kv_len]
+        if self.causal:
+            limit = self._limits()[: self.q_len]
+            dense = dense & (torch.arange(self.kv_len, device=self.device) < limit[:, None])
+        return dense.contiguous()
+
+    @property
+    def density(self) -> float:
+        """Visible pairs over all pairs; 0 without tokens. Waits for the device."""
+        pairs = self.q_len * self.kv_len
+        lists = self.counts.shape[0] * self.counts.shape[1]
+        return self.visible_pairs() / (pairs * lists) if pairs * lists else 0.0
+
+    @property
+    def block_density(self) -> float:
+        """Listed blocks over all blocks; 0 without tokens. Waits for the device."""
+        blocks = self.blocks()
+        return blocks.double().mean().item() if blocks.numel() else 0.0
+
+    def visible_pairs(self) -> int:
+        """Visible pairs of all lists together. Waits for the device."""
+        limits = self._limits().view(-1, self.block_q)
+        first = torch.arange(self.blocks_kv, device=self.device) * self.block_kv
+        table = torch.zeros(self.blocks_q, self.blocks_kv, dtype=torch.int64, device=self.device)
+        for row in limits.T:  # of each query block the same row
+            table += (row[:, None] - first).clamp(0, self.block_kv)
+        full = _block_lists.block_map(self.counts, self.indices, self.blocks_kv)
+        pairs = int((full * table).sum())
+        if self.partial_counts is None:
+            return pairs
+        listed = _block_lists.is_listed(self.partial_counts, self.partial_indices, self.blocks_kv)
+        columns = torch.arange(self.block_kv, device=self.device)
+        for slot in range(self.partial_indices.shape[-1]):
+            keys = self.partial_indices[..., slot, None].long() * self.block_kv + columns
+            seen = keys[..., None, :] < limits[..., None]
+            seen &= _block_lists.unpack_bits(self.partial_bits[..., slot, :, :])
+            pairs += int((seen & listed[..., slot, None, None]).sum())
+        return pairs
+
+    def validate(self) -> None:
+        """Checks the lists completely; waits for the device.
+
+        Raises:
+            ValueError: a count that is not in [0, width], a block that there is not, a list that
+                does not ascend or has a block twice, a block that is full and partial; the message
+                names the first place.
+        """
+        _block_checks.validate(self)
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The mask on another device."""
+        moved = {
+            name: None if getattr(self, name) is None else getattr(self, name).to(device)
+            for name in TENSORS
+        }
+        counts, indices = moved.pop("counts"), moved.pop("indices")
+        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
+        return BlockMask(counts, indices, *sizes, causal=self.causal, **moved)
+
+    def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
+        """Writes a PNG: the blocks of one head, and how many each row of all heads has."""
+        from sparse_fmha.plot_blocks import plot
+
+        plot(self, path, batch=batch, head=head)
+
+    def __repr__(self) -> str:
+        """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
+        batch, heads, *_ = self.shape
+        partial = "" if self.partial_counts is None else ", with partial blocks"
+        return (
+            f"BlockMask(q_len={self.q_len}, kv_len={self.kv_len}, "
+            f"blocks of {self.block_q}x{self.block_kv}, lists for {batch}x{heads} (batch x heads), "
+            f"{self.block_density:.1%} of blocks listed{partial}"
+            f"{', causal' if self.causal else ''}, {self.device})"
+        )
+
+    def _limits(self) -> Tensor:
+        rows = self.blocks_q * self.block_q
+        return _block_lists.key_limits(self.q_len, self.kv_len, self.causal, rows, self.device)

@@ -1,0 +1,198 @@
+"""The stages between the Hopper kernel's producer and its two consumers, played on the host.
+
+Barriers count arrivals and bytes as the hardware's do and tell only two phases apart. Producer and
+consumers take turns at random and copies land when they like; then no consumer may ever find
+another stage than the one it is at, no barrier get an arrival too many, and all must end.
+The order of the stages is the kernel's own code; the steps are those of producer.h and consumer.h.
+"""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+_C = pytest.importorskip("sparse_fmha._C")
+
+
+class Barrier:
+    def __init__(self, arrivals):
+        self.arrivals = self.pending = arrivals
+        self.phase = 0
+        self.bytes = 0
+
+    def arrive(self, count=1, expect=0):
+        self.bytes += expect
+        self.pending -= count
+        assert self.pending >= 0, "more arrivals than the barrier counts"
+        self._turn()
+
+    def land(self, count):
+        self.bytes -= count
+        self._turn()
+
+    def _turn(self):
+        if self.pending == 0 and self.bytes == 0:
+            self.phase += 1
+            self.pending = self.arrivals
+
+    def passed(self, parity):
+        """What try_wait.parity answers: whether the phase of that parity is the completed one."""
+        return self.phase % 2 != parity
+
+
+class Ring:
+    def __init__(self, stages):
+        self.full = [Barrier(1) for _ in range(stages)]
+        self.empty = [Barrier(2) for _ in range(stages)]
+        self.content = [None] * stages
+
+
+class State:
+    def __init__(self, stages, count=0):
+        self.stages, self.count = stages, count
+
+    @property
+    def index(self):
+        return self.count % self.stages
+
+    @property
+    def phase(self):
+        return self.count // self.stages % 2
+
+    def plus(self, n):
+        return State(self.stages, self.count + n)
+
+
+def producer(k, v, tiles, flights):
+    state = State(len(k.full))
+
+    def load(ring, at, what):
+        yield lambda: ring.empty[at.index].passed(at.phase ^ 1)
+        ring.content[at.index] = "in flight"
+        flights.append((ring, at.index, what))
+        ring.full[at.index].arrive(expect=1)
+
+    for tile, stages in enumerate(tiles):
+        count = sum(stages)
+        for i in range(count + 1):
+            if i < count:
+                yield from load(k, state, (tile, i))
+            if i > 0:
+                yield from load(v, state.plus(-1), (tile, i - 1))
+            if i < count:
+                state = state.plus(1)
+
+
+def consumer(k, v, tiles, who):
+    state = State(len(k.full))
+
+    def wait(ring, at):
+        yield lambda: ring.full[at.index].passed(at.phase)
+
+    def read(ring, at, what):
+        assert ring.content[at.index] == what
+        yield lambda: True  # others run while it is being read
+        assert ring.content[at.index] == what, "overwritten while it was read"
+
+    def release(ring, at):
+        ring.empty[at.index].arrive()
+
+    def enter(ring, at, follows_other):
+        if follows_other:
+            yield from wait(ring, at.plus(-1))
+            release(ring, at.plus(-1))
+        yield from wait(ring, at)
+
+    for tile, stages in enumerate(tiles):
+        places = _C.consumer_places(stages, who)
+        total = sum(stages)
+        first = state
+        previous = None
+        for i, (place, follows) in enumerate(places):
+            state = state.plus(1 if i else 0).plus(1 if follows else 0)
+            assert state.count == first.count + place
+            yield from enter(k, state, follows)
+            yield from read(k, state, (tile, place))
+            if previous:
+                yield from enter(v, previous[0], previous[2])
+                yield from read(v, previous[0], (tile, previous[1]))
+            release(k, state)
+            if previous:
+                release(v, previous[0])
+            previous = (state, place, follows)
+        if previous:
+            yield from enter(v, previous[0], previous[2])
+            yield from read(v, previous[0], (tile, previous[1]))
+            release(v, previous[0])
+            state = state.plus(1)
+        while state.count < first.count + total:  # pass_over()
+            for ring in (k, v):
+                yield from wait(ring, state)
+                release(ring, state)
+            state = state.plus(1)
+
+
+def play(tiles, stages, seed):
+    rng = random.Random(seed)
+    k, v, flights = Ring(stages), Ring(stages), []
+    actors = [producer(k, v, tiles, flights), *(consumer(k, v, tiles, w) for w in range(2))]
+    waits = [lambda: True] * 3
+    speeds = [rng.choice([1, 1, 5, 25]) for _ in range(4)]
+    alive = {0, 1, 2}
+    while alive or flights:
+        ready = [a for a in alive if waits[a]()] + ([3] if flights else [])
+        assert ready, f"nobody can go on: {tiles}"
+        who = rng.choices(ready, [speeds[a] for a in ready])[0]
+        if who == 3:
+            ring, index, what = flights.pop(rng.randrange(min(2, len(flights))))
+            ring.content[index] = what
+            ring.full[index].land(1)
+            continue
+        try:
+            waits[who] = next(actors[who])
+        except StopIteration:
+            alive.remove(who)
+
+
+counts = st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 9))
+
+
+@given(st.lists(counts, max_size=6), st.sampled_from([2, 3]), st.integers(0, 1 << 30))
+def test_stages_go_round(tiles, stages, seed):
+    for s in range(5):
+        play(tiles, stages, seed + s)
+
+
+@given(counts)
+def test_order_of_stages(stages):
+    """Each stage of each stream comes once, and those of a consumer's own in ascending order."""
+    order = _C.stream_places(stages)
+    assert sorted(order) == [(s, i) for s, n in enumerate(stages) for i in range(n)]
+    for who in range(2):
+        own = [order[place] for place, _ in _C.consumer_places(stages, who)]
+        assert own == [(0, i) for i in range(stages[0])] + [
+            (1 + who, i) for i in range(stages[1 + who])
+        ]
+        before = -1
+        for place, follows in _C.consumer_places(stages, who):
+            assert place == before + 1 + follows
+            before = place
+
+
+def test_a_consumer_that_passes_over_in_silence_is_caught():
+    """The game would tell: one that does not give stages of the other back stops everything."""
+
+    def deaf(k, v, tiles, who):
+        for _ in tiles:
+            yield lambda: True
+
+    original = globals()["consumer"]
+    try:
+        globals()["consumer"] = lambda k, v, tiles, who: (original if who == 0 else deaf)(
+            k, v, tiles, who
+        )
+        with pytest.raises(AssertionError, match="nobody can go on"):
+            play([(0, 9, 0)], 2, 0)
+    finally:
+        globals()["consumer"] = original

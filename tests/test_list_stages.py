@@ -1,0 +1,171 @@
+"""Which keys each consumer of the Hopper kernel sees through block lists, proved on the host.
+
+The kernel's own integer code is asked stage by stage, and every (query, key) pair counted; the
+oracle is the mask of sparse_fmha.reference.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_fmha import reference
+
+_C = pytest.importorskip("sparse_fmha._C")
+
+ABSENT = 1 << 30
+
+
+def pairs_seen(problem, q_tile, consumer, tile_k, len_q, len_kv):
+    """How often each of a consumer's 64 rows meets each key; what is beyond the ends is dropped."""
+    both, first, second = problem.stages
+    count = np.zeros((64, len_kv), dtype=int)
+    own = (first, second)[consumer]
+    for stream, stages in ((0, both), (1 + consumer, own)):
+        for stage in range(stages):
+            origins = problem.origins(stream, stage)
+            box = tile_k // len(origins)
+            masked, words = problem.seen(stream, stage, consumer)
+            keys = np.concatenate([np.arange(o, o + box) for o in origins])
+            if masked:
+                bits = np.array(words, dtype=np.uint32)[:, :, None] >> np.arange(32) & 1
+                seen = bits.reshape(64, tile_k).astype(bool)
+            else:
+                seen = np.ones((64, tile_k), dtype=bool)
+            outside = keys >= len_kv
+            assert not seen[:, outside].any(), "a row sees a key that is not there"
+            inside = ~outside
+            np.add.at(count, (slice(None), keys[inside]), seen[:, inside])
+    rows = min(64, max(0, len_q - q_tile * 128 - consumer * 64))
+    return count[:rows]
+
+
+def packed(masks):
+    """Bitmasks [..., block_q, block_kv] as bytes, the lowest bit first."""
+    return np.packbits(masks, axis=-1, bitorder="little")
+
+
+SIZES = [(q, kv, tile_k) for q in (64, 128) for kv in (16, 32, 64, 128) for tile_k in (64, 128)]
+
+
+@st.composite
+def problems(draw, block_q, block_kv, tile_k):
+    len_q = draw(st.integers(1, 400))
+    len_kv = draw(st.integers(1, 500))
+    blocks_q, blocks_kv = -(-len_q // block_q), -(-len_kv // block_kv)
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    kind = rng.choice(3, (blocks_q, blocks_kv), p=draw(st.sampled_from(
+        [(0.5, 0.3, 0.2), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.4, 0.0, 0.6), (1.0, 0.0, 0.0)]
+    )))  # fmt: skip
+    if draw(st.booleans()) and blocks_q > 1:
+        kind[1::2] = kind[0::2][: len(kind[1::2])]  # pairs of query blocks with one list
+    lists = {}
+    for value, name in ((1, "full"), (2, "partial")):
+        width = draw(st.integers(0, 2)) + max(1, int((kind == value).sum(-1).max(initial=0)))
+        counts = np.zeros(blocks_q, dtype=np.int32)
+        indices = np.full((blocks_q, width), -7, dtype=np.int32)  # garbage behind the count
+        for i, row in enumerate(kind):
+            listed = rng.permutation(np.flatnonzero(row == value))
+            counts[i] = len(listed)
+            indices[i, : len(listed)] = listed
+        lists[name] = (counts, indices)
+    masks = rng.random((*lists["partial"][1].shape, block_q, block_kv)) < 0.5
+    return dict(
+        len_q=len_q,
+        len_kv=len_kv,
+        block_q=block_q,
+        block_kv=block_kv,
+        causal=draw(st.booleans()),
+        **lists,
+        masks=masks,
+        tile_k=tile_k,
+    )
+
+
+def bound(p, q_tile):
+    counts, indices = p["full"]
+    partial_counts, partial_indices = p["partial"]
+    return _C.QueryTileLists(
+        *(p[name] for name in ("len_q", "len_kv", "block_q", "block_kv", "causal", "tile_k")),
+        q_tile,
+        counts,
+        indices,
+        indices.shape[1],
+        partial_counts,
+        partial_indices,
+        packed(p["masks"]),
+        partial_indices.shape[1],
+    )
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@given(data=st.data())
+def test_every_pair_is_met_once(sizes, data):
+    p = data.draw(problems(*sizes))
+    problem = [p[name] for name in ("len_q", "len_kv", "block_q", "block_kv")]
+    (counts, indices), (partial_counts, partial_indices) = (
+        [torch.from_numpy(x)[None, None] for x in p[name]] for name in ("full", "partial")
+    )
+    mask = reference.block_sparse_mask(
+        counts,
+        indices,
+        *problem,
+        partial_counts,
+        partial_indices,
+        torch.from_numpy(p["masks"])[None, None],
+        causal=p["causal"],
+    )[0, 0].numpy()
+    for q_tile in range(-(-p["len_q"] // 128)):
+        problem = bound(p, q_tile)
+        for consumer in range(2):
+            count = pairs_seen(problem, q_tile, consumer, p["tile_k"], p["len_q"], p["len_kv"])
+            first = q_tile * 128 + consumer * 64
+            np.testing.assert_array_equal(count, mask[first : first + 64].astype(int))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@given(data=st.data())
+def test_stages_are_no_more_than_the_lists_need(sizes, data):
+    p = data.draw(problems(*sizes))
+    per_stage = p["tile_k"] / p["block_kv"]
+    for q_tile in range(-(-p["len_q"] // 128)):
+        stages = bound(p, q_tile).stages
+        blocks = range(
+            q_tile * 128 // p["block_q"], min(-(-p["len_q"] // p["block_q"]), 2 + q_tile * 2)
+        )
+        if p["block_q"] == 128:
+            listed = p["full"][0][q_tile] + p["partial"][0][q_tile]
+            assert stages == (-(-int(listed) // per_stage), 0, 0)
+        else:
+            full = [set(p["full"][1][b, : p["full"][0][b]].tolist()) for b in blocks]
+            full.append(set())
+            both = full[0] & full[1]
+            own = [len(full[w] - both) + int(p["partial"][0][b]) for w, b in enumerate(blocks)]
+            expected = [len(both), *own, 0][:3]
+            assert stages == tuple(-(-n // per_stage) for n in expected)
+
+
+def test_blocks_that_are_not_there_are_not_seen():
+    indices = np.array([[0, 9, -1, 2, 1]], dtype=np.int32)
+    p = dict(len_q=64, len_kv=70, block_q=64, block_kv=32, causal=False, tile_k=128)
+    p["full"] = (np.array([4], dtype=np.int32), indices)
+    p["partial"] = (np.zeros(1, dtype=np.int32), np.zeros((1, 1), dtype=np.int32))
+    p["masks"] = np.zeros((1, 1, 64, 32), dtype=bool)
+    problem = bound(p, 0)
+    assert problem.stages == (0, 1, 0)
+    assert problem.origins(1, 0) == [0, 64, ABSENT, ABSENT]
+    count = pairs_seen(problem, 0, 0, 128, 64, 70)
+    assert (count == np.r_[np.ones(32), np.zeros(32), np.ones(6)]).all()
+    p["block_q"], p["masks"] = 128, np.zeros((1, 1, 128, 32), dtype=bool)
+    assert bound(p, 0).origins(0, 0) == [0, ABSENT, ABSENT, 64]
+
+
+def test_counts_are_held_to_the_width():
+    p = dict(len_q=128, len_kv=64, block_q=128, block_kv=16, causal=False, tile_k=128)
+    p["full"] = (np.array([99], dtype=np.int32), np.array([[1, 3]], dtype=np.int32))
+    p["partial"] = (np.array([-5], dtype=np.int32), np.zeros((1, 1), dtype=np.int32))
+    p["masks"] = np.zeros((1, 1, 128, 16), dtype=bool)
+    problem = bound(p, 0)
+    assert problem.stages == (1, 0, 0)
+    assert problem.origins(0, 0)[:3] == [16, 48, ABSENT]
