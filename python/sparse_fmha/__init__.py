@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from sparse_fmha import _ops, reference
+from sparse_fmha._explain import Explanation, explain
 from sparse_fmha._simulate import Simulation, simulate
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.block_mask import BlockMask
@@ -22,10 +23,12 @@ except PackageNotFoundError:  # run from the source tree
 
 __all__ = [
     "BlockMask",
+    "Explanation",
     "Simulation",
     "attention",
     "block_sparse_attention",
     "build_info",
+    "explain",
     "kernels",
     "neighborhood_attention",
     "reference",
@@ -59,7 +62,7 @@ def _with_extension() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-            "and kernels(), build_info() and simulate() need it; install the package with "
-            f"`pip install .` ({error})"
+            "and kernels(), build_info(), explain() and simulate() need it; install the package "
+            f"with `pip install .` ({error})"
         ) from error
     return _build

@@ -19,21 +19,23 @@ DTYPES = {
 MAX_HEAD_DIM = 256
 
 
-def check_tensor(name: str, tensor: Tensor) -> None:
+def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPES)) -> None:
     """A tensor of a dtype and on a device that some kernel takes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
     device = tensor.device.type
-    if device not in DTYPES:
-        raise ValueError(f"{name} is on {tensor.device}; allowed are: {', '.join(DTYPES)}")
-    if tensor.dtype not in DTYPES[device]:
+    if device not in devices:
+        raise ValueError(f"{name} is on {tensor.device}; allowed are: {', '.join(devices)}")
+    if tensor.dtype not in DTYPES.get(device, DTYPES["cuda"]):
         allowed = ", ".join(map(str, DTYPES[device]))
         raise TypeError(f"{name} has dtype {tensor.dtype}; allowed on {device} are: {allowed}")
 
 
-def check_like(name: str, tensor: Tensor, q: Tensor) -> None:
+def check_like(
+    name: str, tensor: Tensor, q: Tensor, devices: Sequence[str] = tuple(DTYPES)
+) -> None:
     """What an operand shares with q besides its shape, and a unit last stride."""
-    check_tensor(name, tensor)
+    check_tensor(name, tensor, devices)
     if tensor.dtype != q.dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}, q has {q.dtype}; all must have one")
     if tensor.device != q.device:
@@ -46,9 +48,15 @@ def check_like(name: str, tensor: Tensor, q: Tensor) -> None:
         )
 
 
-def check_qkv(q: Tensor, k: Tensor, v: Tensor, axes: Sequence[int]) -> None:
+def check_qkv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axes: Sequence[int],
+    devices: Sequence[str] = tuple(DTYPES),
+) -> None:
     """q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`, with a number of token axes in `axes`."""
-    check_tensor("q", q)
+    check_tensor("q", q, devices)
     if q.dim() - 3 not in axes:
         ranks = " to ".join(str(n + 3) for n in (axes[0], axes[-1])[: len(axes)])
         raise ValueError(
@@ -56,7 +64,7 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, axes: Sequence[int]) -> None:
             "head dim"
         )
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        check_like(name, tensor, q)
+        check_like(name, tensor, q, devices)
         shape = tensor.shape
         if len(shape) != q.dim():
             raise ValueError(f"{name} has shape {list(shape)}; q has {q.dim()} dimensions")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
 import sparse_fmha
+from sparse_fmha._cost import makespan
 from sparse_fmha._tile_problem import Coord, Problem, check_problem, check_tile, joined
-
-MULTIPROCESSORS = 132  # of an H100 SXM
 
 
 class Tiles(NamedTuple):
@@ -264,23 +263,8 @@ def _with_tiles(problem: Problem, q: Coord, k: Coord) -> Simulation:
         speedup_bound=dense_queries * dense_keys / total,
         speedup_bound_worst=dense_keys / visited.worst,
         perfect_bound=dense / useful,
-        predicted_ms=_makespan((count * heads, us) for count, _, us in groups) / 1e3,
+        predicted_ms=makespan((count * heads, us) for count, _, us in groups) / 1e3,
     )
-
-
-def _makespan(groups: Iterable[tuple[int, float]]) -> float:
-    """The least time for (number, duration) of jobs on all multiprocessors.
-
-    They cannot be done before their sum is shared out evenly, nor before the multiprocessor that
-    has the most of the n longest jobs has done those. Heaviest first, as the kernel takes them,
-    comes close to the larger of the two.
-    """
-    total, number, longest = 0.0, 0, 0.0
-    for count, duration in sorted(groups, key=lambda group: -group[1]):
-        total += count * duration
-        number += count
-        longest = max(longest, -(-number // MULTIPROCESSORS) * duration)
-    return max(total / MULTIPROCESSORS, longest)
 
 
 def _shown(tile: Coord, axes: int) -> Coord:

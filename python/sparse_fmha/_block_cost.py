@@ -1,0 +1,92 @@
+"""What block lists cost on an H100: stages of keys, counted as the Hopper kernel packs them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_lists, _cost
+from sparse_fmha._tile_problem import ROWS
+from sparse_fmha.block_mask import BlockMask
+
+QUERY_TILE = 128
+# Keys and values from the L2 cache to one multiprocessor, bytes per microsecond: 8.1 TB/s over all.
+L2_BYTES = 8.1e6 / _cost.MULTIPROCESSORS
+
+
+class Stages(NamedTuple):
+    """Of each query tile of 128 rows, int64 `[B|1, H|1, tiles]`."""
+
+    both: Tensor  # for all its rows
+    own: Tensor  # for 64 of them alone
+    masked: Tensor  # of all of these, those that are masked
+
+
+def count_stages(mask: BlockMask, tile_k: int) -> Stages:
+    """Stages of `tile_k` keys; reads the lists."""
+    full = _block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
+    partials = torch.zeros_like(mask.counts, dtype=torch.int64)
+    if mask.partial_counts is not None:
+        partials = _block_lists.block_map(
+            mask.partial_counts, mask.partial_indices, mask.blocks_kv
+        ).sum(-1)
+    cut = full & _cut_blocks(mask)
+
+    def stages(blocks: Tensor) -> Tensor:
+        return -(-(blocks * mask.block_kv) // tile_k)
+
+    if mask.block_q == QUERY_TILE:
+        both = stages(full.sum(-1) + partials)
+        masked = torch.minimum(stages(cut.sum(-1) + partials), both)
+        return Stages(both, torch.zeros_like(both), masked)
+    first, second = (_every_other(full, n) for n in (0, 1))
+    cut_first, cut_second = (_every_other(cut, n) for n in (0, 1))
+    shared = first & second
+    both = stages(shared.sum(-1))
+    masked = stages((shared & (cut_first | cut_second)).sum(-1))
+    own = torch.zeros_like(both)
+    for n, (alone, alone_cut) in enumerate(
+        [(first & ~shared, cut_first), (second & ~shared, cut_second)]
+    ):
+        partial = _every_other(partials[..., None], n)[..., 0]
+        mine = stages(alone.sum(-1) + partial)
+        own += mine
+        masked += torch.minimum(stages((alone & alone_cut).sum(-1) + partial), mine)
+    return Stages(both, own, torch.minimum(masked, both + own))
+
+
+def block_sparse_us(mask: BlockMask, batch: int, heads: int, head_dim: int) -> tuple[float, float]:
+    """Microseconds of `block_sparse_attention` on an H100: for the stages, and for query tiles."""
+    from sparse_fmha._simulate import tile_simulator
+
+    row, _, tile_k = next(r for r in ROWS if r[0] >= head_dim)
+    full_us, masked_us, tile_us = tile_simulator().costs(row)
+    stages = count_stages(mask, tile_k)
+    # Two of them are as much work as one for both, and each has to be fetched.
+    fetched_us = 4 * tile_k * row / L2_BYTES
+    own_us = max(full_us / 2, fetched_us)
+    times = stages.both * full_us + stages.own * own_us + stages.masked * (masked_us - full_us)
+    lists = times.shape[0] * times.shape[1]
+    times, counts = (times.double() + tile_us).flatten().unique(return_counts=True)
+    repeats = batch * heads // max(1, lists)
+    groups = [(n * repeats, us) for n, us in zip(counts.tolist(), times.tolist(), strict=True)]
+    total = _cost.makespan(groups)
+    tiles = tile_us * sum(n for n, _ in groups) / _cost.MULTIPROCESSORS
+    return total - min(tiles, total), min(tiles, total)
+
+
+def _cut_blocks(mask: BlockMask) -> Tensor:
+    """Bool `[nQ, nK]`: blocks of which some row of the query block sees a part only."""
+    rows = mask.blocks_q * mask.block_q
+    limits = _block_lists.key_limits(mask.q_len, mask.kv_len, mask.causal, rows, mask.device)
+    first_row = limits.view(-1, mask.block_q)[:, 0]
+    ends = torch.arange(1, mask.blocks_kv + 1, device=mask.device) * mask.block_kv
+    return ends > first_row[:, None]
+
+
+def _every_other(rows: Tensor, first: int) -> Tensor:
+    """Query blocks first, first + 2, ... of `[..., nQ, n]`; zeros where the last one lacks."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[-2] % 2))
+    return padded[..., first::2, :]

@@ -1,0 +1,63 @@
+"""How long the Hopper kernels take on an H100 by a small model: costs of stages and query tiles.
+
+Each multiprocessor works on one query tile at a time, and a tile takes a fixed time and some for
+each stage of keys. The costs are fitted to files of benchmarks/results (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MULTIPROCESSORS = 132
+
+
+class DenseCosts(NamedTuple):
+    head_dim: int  # the largest of the row
+    tile_q: int
+    tile_k: int
+    stage_us: float
+    tile_us: float
+
+
+# Fitted to dense and causal attention at 4k to 32k tokens: within 4% of each.
+DENSE = (
+    DenseCosts(64, 192, 128, 1.463, 1.54),
+    DenseCosts(96, 192, 80, 1.260, 2.81),
+    DenseCosts(128, 192, 80, 1.329, 3.04),
+    DenseCosts(256, 128, 80, 1.723, 5.55),
+)
+# A stage that the causal diagonal cuts is computed by a part of the consumers.
+CUT_STAGE = 0.85
+
+
+def dense_us(batch: int, heads: int, q_len: int, kv_len: int, head_dim: int, causal: bool) -> float:
+    """Microseconds of `attention`."""
+    costs = next(row for row in DENSE if row.head_dim >= head_dim)
+    times = []
+    for first in range(0, q_len, costs.tile_q):
+        last = min(first + costs.tile_q, q_len) - 1
+        sees_first, sees_last = kv_len, kv_len
+        if causal:
+            sees_first, sees_last = (
+                min(max(q + 1 + kv_len - q_len, 0), kv_len) for q in (first, last)
+            )
+        full = sees_first // costs.tile_k
+        cut = -(-sees_last // costs.tile_k) - full
+        times.append(costs.tile_us + costs.stage_us * (full + CUT_STAGE * cut))
+    return makespan((batch * heads, us) for us in times)
+
+
+def makespan(groups: Iterable[tuple[int, float]]) -> float:
+    """The least time for (number, duration) of jobs on all multiprocessors.
+
+    They cannot be done before their sum is shared out evenly, nor before the multiprocessor that
+    has the most of the n longest jobs has done those. Heaviest first, as the kernels take them,
+    comes close to the larger of the two.
+    """
+    total, number, longest = 0.0, 0, 0.0
+    for count, duration in sorted(groups, key=lambda group: -group[1]):
+        total += count * duration
+        number += count
+        longest = max(longest, -(-number // MULTIPROCESSORS) * duration)
+    return max(total / MULTIPROCESSORS, longest)
