@@ -17,7 +17,7 @@ namespace {
 
 // In the order of Sparsity.
 constexpr std::array kMechanisms = {Dense::kName, Causal::kName, Neighborhood::kName,
-                                    BlockSparse::kName};
+                                    BlockSparse::kName, Stripe::kName};
 static_assert(kMechanisms.size() == std::variant_size_v<Sparsity>, "one name per mechanism");
 
 std::vector<KernelRow> make_table() {

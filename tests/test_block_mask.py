@@ -239,7 +239,7 @@ ERRORS = {
     "q_len is -1; at least 0": (ValueError, {"q_len": -1}),
     "kv_len is 1.5; an int is needed": (TypeError, {"kv_len": 1.5}),
     "causal is 1; True or False": (TypeError, {"causal": 1}),
-    "2 query blocks are needed for q_len 70 in blocks of 64": (ValueError, {"q_len": 70}),
+    "counts has shape .*; 2 query blocks of 64 are needed": (ValueError, {"q_len": 70}),
     "partial_bits has shape .* 64, 8. is needed": (ValueError, {"block_kv": 64}),
     "partial_bits missing; partial tensors are given all or none": (
         ValueError,

@@ -17,9 +17,9 @@ constexpr IsaKernel instance() {
 }
 
 template <class Element>
-constexpr IsaKernel kByMechanism[] = {instance<Dense, Element>(), instance<Causal, Element>(),
-                                      instance<Neighborhood, Element>(),
-                                      instance<BlockSparse, Element>()};
+constexpr IsaKernel kByMechanism[] = {
+    instance<Dense, Element>(), instance<Causal, Element>(), instance<Neighborhood, Element>(),
+    instance<BlockSparse, Element>(), instance<Stripe, Element>()};
 
 }  // namespace
 

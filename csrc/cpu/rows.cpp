@@ -68,7 +68,7 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context) {
 std::vector<KernelRow> cpu_kernel_rows() {
   std::vector<KernelRow> rows;
   char const* const mechanisms[] = {Dense::kName, Causal::kName, Neighborhood::kName,
-                                    BlockSparse::kName};
+                                    BlockSparse::kName, Stripe::kName};
   for (size_t m = 0; m < std::size(mechanisms); ++m) {
     for (DataType dtype :
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {

@@ -82,6 +82,13 @@ Tiling tiles_of_blocks(BlockSparse::Params const& p) {
   return {shape, BlockSparse::num_query_tiles(p, shape)};
 }
 
+// Groups are cut where they have more rows than a tile is best at.
+Tiling tiles_of_stripes(Stripe::Params const& p) {
+  int32_t const rows = p.block_q % 256 == 0 ? 256 : p.block_q % 128 == 0 ? 128 : 64;
+  TileShape const shape{{1, 1, rows}, {1, 1, int32_t{kMaxKeys}}};
+  return {shape, Stripe::num_query_tiles(p, shape)};
+}
+
 }  // namespace
 
 Tiling choose_tiles(FmhaProblem const& problem, int threads) {
@@ -92,8 +99,10 @@ Tiling choose_tiles(FmhaProblem const& problem, int threads) {
       return choose<Causal>(problem, std::get<1>(problem.sparsity), threads);
     case 2:
       return choose<Neighborhood>(problem, std::get<2>(problem.sparsity), threads);
-    default:
+    case 3:
       return tiles_of_blocks(std::get<3>(problem.sparsity));
+    default:
+      return tiles_of_stripes(std::get<4>(problem.sparsity));
   }
 }
 

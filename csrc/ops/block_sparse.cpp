@@ -1,63 +1,14 @@
 // The op of block lists: what it adds to the common problem.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
-#include <vector>
 
 #include "check.h"
+#include "lists.h"
 #include "run.h"
 
 namespace sparse_fmha {
 namespace {
-
-using torch::headeronly::ScalarType;
-
-std::string sizes_text(std::vector<int64_t> const& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + (sizes[i] < 0 ? "any" : std::to_string(sizes[i]));
-  }
-  return text + "]";
-}
-
-// Lists are read as plain memory: the shape (negative: any), the dtype, the device and the strides
-// must be what the kernels take for granted.
-void check_list(char const* name, Tensor const& t, ScalarType dtype,
-                std::vector<int64_t> const& sizes, Tensor const& q) {
-  require(t.scalar_type() == dtype, name, " has dtype ",
-          torch::headeronly::toString(t.scalar_type()), "; ", torch::headeronly::toString(dtype),
-          " is needed");
-  bool fits = t.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t i = 0; fits && i < sizes.size(); ++i) {
-    fits = sizes[i] < 0 || t.size(static_cast<int64_t>(i)) == sizes[i];
-  }
-  require(fits, name, " has shape ", shape_of(t), "; ", sizes_text(sizes), " is needed");
-  require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
-              (!t.is_cuda() || t.get_device_index() == q.get_device_index()),
-          name, " and q are on different devices; all must be on one");
-  int64_t stride = 1;
-  for (int64_t i = t.dim() - 1; i >= 0; --i) {
-    require(t.size(i) <= 1 || t.numel() == 0 || t.stride(i) == stride, name, " has stride ",
-            t.stride(i), " in dimension ", i, "; a contiguous tensor is needed");
-    stride *= t.size(i);
-  }
-}
-
-BlockSparse::Lists lists_of(char const* name, Tensor const& counts, Tensor const& indices) {
-  int64_t const width = indices.size(3);
-  require(width <= INT32_MAX / 2, name, " has lists of ", width,
-          " entries; at most 2^30 are allowed");
-  return {static_cast<int32_t const*>(counts.data_ptr()),
-          static_cast<int32_t const*>(indices.data_ptr()), static_cast<int32_t>(width)};
-}
-
-// 1, or as many as q has.
-int64_t check_shared(char const* what, int64_t size, int64_t whole) {
-  require(size == 1 || size == whole, "counts has ", size, " in its ", what,
-          " dimension; 1 or that of q, ", whole, ", is needed");
-  return size;
-}
 
 std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts,
                                             Tensor indices, std::optional<Tensor> partial_counts,
@@ -79,8 +30,8 @@ std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor
 
   require(counts.dim() == 3, "counts has shape ", shape_of(counts),
           "; 3 dimensions are needed: batch or 1, heads or 1, query blocks");
-  int64_t const batch = check_shared("batch", counts.size(0), problem.batch);
-  int64_t const heads = check_shared("head", counts.size(1), problem.heads_q);
+  int64_t const batch = check_shared("counts", "batch", counts.size(0), problem.batch);
+  int64_t const heads = check_shared("counts", "head", counts.size(1), problem.heads_q);
   int64_t const blocks = (params.len_q + block_q - 1) / block_q;
   check_list("counts", counts, ScalarType::Int, {batch, heads, blocks}, q);
   check_list("indices", indices, ScalarType::Int, {batch, heads, blocks, -1}, q);

@@ -8,6 +8,7 @@
 #include "sparse_fmha/sparsity/block_sparse.h"
 #include "sparse_fmha/sparsity/dense.h"
 #include "sparse_fmha/sparsity/neighborhood.h"
+#include "sparse_fmha/sparsity/stripe.h"
 
 namespace sparse_fmha {
 
@@ -23,8 +24,8 @@ struct TensorView {
 };
 
 // The mechanism of sparsity with its parameters; the index of the alternative is the registry key.
-using Sparsity =
-    std::variant<Dense::Params, Causal::Params, Neighborhood::Params, BlockSparse::Params>;
+using Sparsity = std::variant<Dense::Params, Causal::Params, Neighborhood::Params,
+                              BlockSparse::Params, Stripe::Params>;
 
 struct FmhaProblem {
   DataType dtype = DataType::kFloat32;

@@ -13,8 +13,15 @@ from types import ModuleType
 from sparse_fmha import _ops, reference
 from sparse_fmha._explain import Explanation, explain
 from sparse_fmha._simulate import Simulation, simulate
-from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.attention import (
+    attention,
+    block_sparse_attention,
+    neighborhood_attention,
+    stripe_attention,
+)
 from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.merge import merge
+from sparse_fmha.stripe_mask import StripeMask
 
 try:
     __version__ = version("sparse-fmha")
@@ -25,14 +32,17 @@ __all__ = [
     "BlockMask",
     "Explanation",
     "Simulation",
+    "StripeMask",
     "attention",
     "block_sparse_attention",
     "build_info",
     "explain",
     "kernels",
+    "merge",
     "neighborhood_attention",
     "reference",
     "simulate",
+    "stripe_attention",
 ]
 
 _ops.register()

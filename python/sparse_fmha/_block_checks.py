@@ -12,18 +12,17 @@ from sparse_fmha import _block_lists, _checks
 
 if TYPE_CHECKING:
     from sparse_fmha.block_mask import BlockMask
+    from sparse_fmha.stripe_mask import StripeMask
 
 BLOCKS_Q = (64, 128)
 BLOCKS_KV = (16, 32, 64, 128)
+ROWS = "(batch, head, query block) {0}"
 
 
 def check_sizes(q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool) -> None:
     named = {"q_len": q_len, "kv_len": kv_len, "block_q": block_q, "block_kv": block_kv}
     for name, value in named.items():
-        if isinstance(value, torch.SymInt):
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; an int is needed")
+        check_int(name, value)
         if value < 0:
             raise ValueError(f"{name} is {value}; at least 0 is needed")
     for name, allowed in (("block_q", BLOCKS_Q), ("block_kv", BLOCKS_KV)):
@@ -31,6 +30,11 @@ def check_sizes(q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bo
             shown = ", ".join(map(str, allowed))
             raise ValueError(f"{name} is {named[name]}; allowed are: {shown}")
     _checks.check_flag("causal", causal)
+
+
+def check_int(name: str, value: int) -> None:
+    if not isinstance(value, Integral | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; an int is needed")
 
 
 def check_list_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
@@ -42,25 +46,30 @@ def check_list_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 def check_lists(prefix: str, counts: Tensor, indices: Tensor, q_len: int, block_q: int) -> None:
     """counts `[B|1, H|1, nQ]` and indices `[B|1, H|1, nQ, width]`, int32, on one device."""
-    for name, tensor, axes in ((f"{prefix}counts", counts, 3), (f"{prefix}indices", indices, 4)):
-        check_list_tensor(name, tensor, torch.int32)
+    rows = _block_lists.ceil_div(q_len, block_q)
+    what = f"query blocks of {block_q}"
+    check_list_pair(f"{prefix}counts", counts, f"{prefix}indices", indices, rows, what)
+
+
+def check_list_pair(
+    counts_name: str, counts: Tensor, name: str, indices: Tensor, rows: int, what: str
+) -> None:
+    """counts `[B|1, H|1, rows]` and indices `[B|1, H|1, rows, width]`, int32, on one device."""
+    for each, tensor, axes in ((counts_name, counts, 3), (name, indices, 4)):
+        check_list_tensor(each, tensor, torch.int32)
         if tensor.dim() != axes:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; {axes} dimensions are needed")
-        blocks = _block_lists.ceil_div(q_len, block_q)
-        if tensor.shape[2] != blocks:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; {blocks} query blocks are needed for "
-                f"q_len {q_len} in blocks of {block_q}"
-            )
+            raise ValueError(f"{each} has shape {list(tensor.shape)}; {axes} dimensions are needed")
+        if tensor.shape[2] != rows:
+            raise ValueError(f"{each} has shape {list(tensor.shape)}; {rows} {what} are needed")
     if indices.shape[:3] != counts.shape:
         raise ValueError(
-            f"{prefix}indices has shape {list(indices.shape)}, {prefix}counts has "
-            f"{list(counts.shape)}; they must agree but for the last dimension"
+            f"{name} has shape {list(indices.shape)}, {counts_name} has {list(counts.shape)}; they "
+            "must agree but for the last dimension"
         )
     if counts.device != indices.device:
         raise ValueError(
-            f"{prefix}counts is on {counts.device}, {prefix}indices on {indices.device}; all must "
-            "be on one device"
+            f"{counts_name} is on {counts.device}, {name} on {indices.device}; all must be on one "
+            "device"
         )
 
 
@@ -119,6 +128,11 @@ def check_mask(mask: BlockMask, q: Tensor, k: Tensor, on_device: bool = True) ->
 
     if not isinstance(mask, BlockMask):
         raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask is needed")
+    check_fits(mask, q, k, on_device)
+
+
+def check_fits(mask: BlockMask | StripeMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
+    """A mask's lengths, lists and device against q and k."""
     for name, of_mask, given in (("q", mask.q_len, q.shape[1]), ("k", mask.kv_len, k.shape[1])):
         if of_mask != given:
             raise ValueError(f"mask is for {of_mask} tokens of {name}; {name} has {given}")
@@ -139,49 +153,54 @@ def validate(mask: BlockMask) -> None:
     validate_ordered("partial_", mask.partial_counts, mask.partial_indices, blocks)
     full = _block_lists.block_map(mask.counts, mask.indices, blocks)
     partial = _block_lists.block_map(mask.partial_counts, mask.partial_indices, blocks)
-    _refuse(full & partial, "block {3} of (batch, head, query block) {0} is full and partial")
+    refuse(full & partial, f"block {{3}} of {ROWS} is full and partial")
 
 
 def validate_ordered(prefix: str, counts: Tensor, indices: Tensor, blocks: int) -> None:
     """Counts within the width, blocks that there are, in ascending order."""
-    _validate_counts(prefix, counts, indices)
-    read = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
-    _validate_range(prefix, indices, read, blocks)
-    descends = (indices[..., 1:] <= indices[..., :-1]) & read[..., 1:]
-    _refuse(
-        descends,
-        f"{prefix}indices of (batch, head, query block) {{0}} do not ascend after slot {{3}}; each "
-        "block may be there once",
-    )
+    validate_counts(f"{prefix}counts", counts, indices, ROWS)
+    read = slots_read(counts, indices)
+    validate_range(f"{prefix}indices", indices, read, blocks, "key block", ROWS)
+    validate_order(f"{prefix}indices", indices, read, "block", ROWS)
 
 
 def validate_unordered(counts: Tensor, indices: Tensor, blocks: int) -> None:
     """As `validate_ordered`, with blocks in any order and -1 among them."""
-    _validate_counts("", counts, indices)
-    read = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
-    read &= indices != _block_lists.ABSENT
-    _validate_range("", indices, read, blocks)
+    validate_counts("counts", counts, indices, ROWS)
+    read = slots_read(counts, indices) & (indices != _block_lists.ABSENT)
+    validate_range("indices", indices, read, blocks, "key block", ROWS)
     ordered = torch.where(read, indices, blocks).sort(-1).values
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] < blocks)
-    _refuse(twice, "indices of (batch, head, query block) {0} have a block twice")
+    refuse(twice, f"indices of {ROWS} have a block twice")
 
 
-def _validate_counts(prefix: str, counts: Tensor, indices: Tensor) -> None:
+def slots_read(counts: Tensor, indices: Tensor) -> Tensor:
+    """Bool like indices: the slots before the count."""
+    return torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
+
+
+def validate_counts(name: str, counts: Tensor, indices: Tensor, rows: str) -> None:
     width = indices.shape[-1]
     wrong = ((counts < 0) | (counts > width))[..., None]
-    message = f"{prefix}counts of (batch, head, query block) {{0}} is not in 0 to {width}, "
-    _refuse(wrong, message + "the width of the list")
+    refuse(wrong, f"{name} of {rows} is not in 0 to {width}, the width of the list")
 
 
-def _validate_range(prefix: str, indices: Tensor, read: Tensor, blocks: int) -> None:
-    _refuse(
-        read & ((indices < 0) | (indices >= blocks)),
-        f"{prefix}indices of (batch, head, query block) {{0}} has no key block in slot {{3}}; 0 to "
-        f"{blocks - 1} are allowed",
+def validate_range(
+    name: str, indices: Tensor, read: Tensor, end: int, what: str, rows: str
+) -> None:
+    wrong = read & ((indices < 0) | (indices >= end))
+    refuse(wrong, f"{name} of {rows} has no {what} in slot {{3}}; 0 to {end - 1} are allowed")
+
+
+def validate_order(name: str, indices: Tensor, read: Tensor, what: str, rows: str) -> None:
+    descends = (indices[..., 1:] <= indices[..., :-1]) & read[..., 1:]
+    refuse(
+        descends,
+        f"{name} of {rows} do not ascend after slot {{3}}; each {what} may be there once",
     )
 
 
-def _refuse(wrong: Tensor, message: str) -> None:
+def refuse(wrong: Tensor, message: str) -> None:
     """Raises where any is set: {0} in the message is the (batch, head, row), {3} the last index."""
     places = wrong.nonzero()
     if len(places):

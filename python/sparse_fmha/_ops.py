@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_fmha import _library
 
-NAMES = ("fmha_fwd", "neighborhood_fwd", "block_sparse_fwd")
+NAMES = ("fmha_fwd", "neighborhood_fwd", "block_sparse_fwd", "stripe_fwd")
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library_of_casts = torch.library.Library("sparse_fmha", "IMPL")

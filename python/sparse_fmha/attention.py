@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _checks, _ops
+from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks
 from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.stripe_mask import StripeMask
 
 
 def attention(
@@ -180,6 +181,65 @@ def block_sparse_attention(
         mask.partial_bits,
         mask.block_q,
         mask.block_kv,
+        mask.causal,
+        scale,
+    )
+    return (out, lse) if return_lse else out
+
+
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float = 0.0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over single keys and short runs of keys that a mask lists for groups of queries.
+
+    The third stage of AnchorAttention (Zhang et al. 2025, arXiv:2505.23520), and what
+    vertical-slash patterns need (Jiang et al. 2024, arXiv:2407.02490): keys are gathered one by
+    one, runs are read as they lie, and one softmax is over both.
+
+    Args:
+        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
+        v: like k.
+        mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
+            heads. Keys that there are not are as if they were not listed; one that is listed twice
+            counts twice. `StripeMask.validate` finds both.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        skip_threshold: 0; softmax skipping is not there yet.
+        return_lse: also return the log-sum-exp.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
+
+    Runs on the CPU; CUDA tensors raise RuntimeError, as there is no GPU kernel yet. Autocast and
+    gradients as `attention`.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a mask of
+            other lengths, another device, or lists for another number of heads or batch entries.
+    """
+    q, k, v = _autocast(q, k, v)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    _stripe_checks.check_mask(mask, q, k)
+    _checks.check_skip_threshold(skip_threshold)
+    scale = _checks.finite("scale", scale)
+    out, lse = torch.ops.sparse_fmha.stripe_fwd(
+        q,
+        k,
+        v,
+        mask.columns,
+        mask.counts,
+        mask.range_starts,
+        mask.range_counts,
+        mask.block_q,
+        mask.range_size,
         mask.causal,
         scale,
     )

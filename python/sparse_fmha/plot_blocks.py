@@ -10,12 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from sparse_fmha import _block_lists
 from sparse_fmha.plot import ACCENT
 
 if TYPE_CHECKING:
     from sparse_fmha.block_mask import BlockMask
+    from sparse_fmha.stripe_mask import StripeMask
 
 COLORS = {"not listed": "white", "full": "#1f77b4", "partial": ACCENT}
 
@@ -32,14 +34,30 @@ def plot(mask: BlockMask, path: str | Path, *, batch: int = 0, head: int = 0) ->
         IndexError: there is no such batch entry or head.
         ImportError: matplotlib is not there.
     """
-    shape = mask.counts.shape
-    for name, value, size in (("batch", batch, shape[0]), ("head", head, shape[1])):
-        if not 0 <= value < size:
-            raise IndexError(f"{name} is {value}; the mask has lists for {size}")
     full = _block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     listed = mask.blocks()
-    kinds = listed.int() + (listed & ~full).int()  # 0, 1 full, 2 partial
+    _draw(
+        path,
+        (batch, head),
+        listed.int() + (listed & ~full).int(),
+        f"key block ({mask.block_kv} tokens)",
+        f"query block ({mask.block_q} tokens)",
+    )
 
+
+def plot_stripes(mask: StripeMask, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
+    """As `plot`, of the keys that each group of queries sees."""
+    rows = f"group of {mask.block_q} queries"
+    _draw(path, (batch, head), mask.seen().int(), "key", rows)
+
+
+def _draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, row: str) -> None:
+    """kinds `[B|1, H|1, rows, columns]`: 0, 1 full, 2 partial."""
+    batch, head = place
+    for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
+        if not 0 <= value < size:
+            raise IndexError(f"{name} is {value}; the mask has lists for {size}")
+    listed = kinds > 0
     figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -52,8 +70,8 @@ def plot(mask: BlockMask, path: str | Path, *, batch: int = 0, head: int = 0) ->
         interpolation="nearest",
     )
     left.set_title(f"batch {batch}, head {head}: {listed[batch, head].float().mean():.1%} listed")
-    left.set_xlabel(f"key block ({mask.block_kv} tokens)")
-    left.set_ylabel(f"query block ({mask.block_q} tokens)")
+    left.set_xlabel(column)
+    left.set_ylabel(row)
     left.legend(
         handles=[Patch(facecolor=c, edgecolor="gray", label=name) for name, c in COLORS.items()],
         fontsize=7,
@@ -63,6 +81,6 @@ def plot(mask: BlockMask, path: str | Path, *, batch: int = 0, head: int = 0) ->
     bins = torch.arange(int(per_row.max()) + 2) - 0.5
     right.hist(per_row.numpy(), bins=bins.numpy() if len(bins) < 100 else 50, color=COLORS["full"])
     right.set_title("all heads")
-    right.set_xlabel("key blocks of a query block")
-    right.set_ylabel("query blocks")
+    right.set_xlabel(f"{column.split()[0]}s of a {row.split()[0]}")
+    right.set_ylabel("rows of lists")
     figure.savefig(path)

@@ -204,7 +204,11 @@ class Attend {
     int32_t const head = head_ / (problem_.heads_q / problem_.heads_kv);
     for_each_token(problem_.grid_kv, residue, origin, shape_.k,
                    [&](Coord const& position, Coord const& token) {
-                     key_position_[keys] = position;
+                     if constexpr (M::kByLists) {
+                       key_position_[keys] = M::key_position(position, token);
+                     } else {
+                       key_position_[keys] = position;
+                     }
                      load_key(keys++, row_of(problem_.k, batch_, token, head),
                               row_of(problem_.v, batch_, token, head));
                    });

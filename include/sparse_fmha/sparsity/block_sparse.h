@@ -70,6 +70,9 @@ struct BlockSparse {
     int64_t const byte = (entry * p.block_q + r.q % p.block_q) * (p.block_kv / 8) + column / 8;
     return k[2] < r.limit && (p.bits[byte] >> column % 8 & 1) != 0;
   }
+  static SPARSE_FMHA_HD Coord key_position(Coord const& position, Coord const& /*token*/) {
+    return position;
+  }
   static SPARSE_FMHA_HD Coord token(Params const& /*p*/, Coord const& /*residue*/,
                                     Coord const& pos) {
     return {0, 0, pos[2]};
@@ -114,7 +117,6 @@ struct BlockSparse {
     return {p, q.origin[2], parts, count(p.partial, row) * parts, count(p.full, row) * parts};
   }
 
- private:
   static SPARSE_FMHA_HD Lists from_row(Lists const& lists, int64_t row) {
     return {lists.counts + row, lists.indices + row * lists.width, lists.width};
   }

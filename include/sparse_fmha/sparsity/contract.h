@@ -33,6 +33,7 @@
 // lists has no walk_transposed and no key tiling, but
 //
 //   for_head(Params, batch, head)                 the parameters of one of them, for all the above
+//   key_position(position, token)                 what visible() is asked of a key
 //   Walk::is_cut(tile)                            whether a full tile has to be masked all the same
 //
 // Positions. A mechanism with dilation splits the grid in residue classes that never see each

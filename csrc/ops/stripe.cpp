@@ -1,0 +1,65 @@
+// The op of stripes: what it adds to the common problem.
+#include <torch/csrc/stable/library.h>
+
+#include "check.h"
+#include "lists.h"
+#include "run.h"
+
+namespace sparse_fmha {
+namespace {
+
+std::tuple<Tensor, Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,
+                                      std::optional<Tensor> range_starts,
+                                      std::optional<Tensor> range_counts, int64_t block_q,
+                                      int64_t range_size, bool causal,
+                                      std::optional<double> scale) {
+  FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  require(block_q >= 64 && block_q <= 2048 && block_q % 64 == 0, "block_q is ", block_q,
+          "; a multiple of 64 from 64 to 2048 is needed");
+  require(range_size == 64 || range_size == 128, "range_size is ", range_size,
+          "; 64 or 128 is needed");
+  Stripe::Params params = {};
+  params.len_q = problem.grid_q[kGridAxes - 1];
+  params.len_kv = problem.grid_kv[kGridAxes - 1];
+  params.block_q = static_cast<int32_t>(block_q);
+  params.range_size = static_cast<int32_t>(range_size);
+  params.causal = causal;
+  require(params.len_kv <= (1 << 30), "k has ", params.len_kv, " tokens; at most 2^30 are allowed");
+
+  require(counts.dim() == 3, "counts has shape ", shape_of(counts),
+          "; 3 dimensions are needed: batch or 1, heads or 1, groups of queries");
+  int64_t const batch = check_shared("counts", "batch", counts.size(0), problem.batch);
+  int64_t const heads = check_shared("counts", "head", counts.size(1), problem.heads_q);
+  int64_t const groups = (params.len_q + block_q - 1) / block_q;
+  check_list("counts", counts, ScalarType::Int, {batch, heads, groups}, q);
+  check_list("columns", columns, ScalarType::Int, {batch, heads, groups, -1}, q);
+  params.columns = lists_of("columns", counts, columns);
+  require(range_starts.has_value() == range_counts.has_value(),
+          range_starts ? "range_starts is given without range_counts"
+                       : "range_counts is given without range_starts",
+          "; both or neither");
+  if (range_starts) {
+    check_list("range_counts", *range_counts, ScalarType::Int, {batch, heads, groups}, q);
+    check_list("range_starts", *range_starts, ScalarType::Int, {batch, heads, groups, -1}, q);
+    params.ranges = lists_of("range_starts", *range_counts, *range_starts);
+  }
+  params.head_stride = heads == 1 ? 0 : groups;
+  params.batch_stride = batch == 1 ? 0 : heads * groups;
+  problem.sparsity = params;
+  return run(problem, q);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
+  m.def(
+      "stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
+      " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
+      " bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) { m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd)); }
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) { m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd)); }
+
+}  // namespace sparse_fmha

@@ -1,0 +1,45 @@
+"""Attention over parts of the keys, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The attention over all keys, of attentions over disjoint parts of them.
+
+    `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`: exact, since a softmax
+    over all keys is a weighted mean of those over parts (Milakov and Gimelshein 2018,
+    arXiv:1805.02867). Computed in fp32, or fp64 for fp64 outputs.
+
+    Args:
+        outs: at least one `[B, *L, H, D]`, all of one shape, dtype and device.
+        lses: as many `[B, *L, H]`, natural logs; -inf where a part has no key for a query.
+
+    Returns:
+        out, in the dtype of outs, and lse, in that of lses. A query without keys in any part has
+        out 0 and lse -inf.
+
+    Raises:
+        ValueError: no parts, not as many of one as of the other, or shapes that do not fit.
+        TypeError: outs of different dtypes.
+    """
+    if not outs or len(outs) != len(lses):
+        raise ValueError(f"outs has {len(outs)} parts, lses {len(lses)}; as many, at least one")
+    for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
+        if out.shape != outs[0].shape or lse.shape != out.shape[:-1]:
+            raise ValueError(
+                f"outs[{i}] has shape {list(out.shape)}, lses[{i}] {list(lse.shape)}; outs[0] has "
+                f"{list(outs[0].shape)}, and lses lack its last dimension"
+            )
+        if out.dtype != outs[0].dtype:
+            raise TypeError(f"outs[{i}] has dtype {out.dtype}, outs[0] {outs[0].dtype}")
+    wide = torch.promote_types(outs[0].dtype, torch.float32)
+    stacked = torch.stack([lse.to(wide) for lse in lses])
+    total = stacked.logsumexp(0)
+    weights = (stacked - total.masked_fill(total == -torch.inf, 0)).exp()
+    out = sum(w[..., None] * o for w, o in zip(weights, outs, strict=True))
+    return out.to(outs[0].dtype), total.to(lses[0].dtype)
