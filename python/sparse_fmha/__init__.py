@@ -10,7 +10,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from sparse_fmha import _ops, reference
+from sparse_fmha import _ops, patterns, reference, selection
 from sparse_fmha._explain import Explanation, explain
 from sparse_fmha._simulate import Simulation, simulate
 from sparse_fmha.attention import (
@@ -19,6 +19,7 @@ from sparse_fmha.attention import (
     neighborhood_attention,
     stripe_attention,
 )
+from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
 from sparse_fmha.stripe_mask import StripeMask
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # run from the source tree
     __version__ = "0.0.0+tree"
 
 __all__ = [
+    "BlockGrid",
     "BlockMask",
     "Explanation",
     "Simulation",
@@ -40,7 +42,9 @@ __all__ = [
     "kernels",
     "merge",
     "neighborhood_attention",
+    "patterns",
     "reference",
+    "selection",
     "simulate",
     "stripe_attention",
 ]

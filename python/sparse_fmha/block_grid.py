@@ -1,0 +1,153 @@
+"""Maps of the blocks that a mask always has, or may have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_checks, _block_lists
+from sparse_fmha._pattern_checks import check_int, check_q_and_k
+from sparse_fmha.block_mask import BlockMask
+
+
+class BlockGrid:
+    """The blocks of a mask, and maps of those that are forced or allowed.
+
+    A map is bool `[nQ, nK]`. It has a block if the block holds one of the named pairs of tokens:
+    tokens are rounded outwards to blocks. Query i stands at the position of key
+    `i + kv_len - q_len`. Maps are joined by `|` with each other and with what `selection` chooses:
+
+        grid = BlockGrid(q_len, kv_len, 128, 128, causal=True, device=q.device)
+        mask = grid.mask(top_k_blocks(scores, 16) | grid.sink(64) | grid.local(256))
+
+    No method waits for the device.
+
+    Args:
+        q_len, kv_len, block_q, block_kv, causal: as of `BlockMask`.
+        device: where maps are made.
+
+    Raises:
+        ValueError, TypeError: sizes as `BlockMask`; a number of tokens below 0.
+    """
+
+    def __init__(
+        self,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        *,
+        causal: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
+        self.q_len, self.kv_len = q_len, kv_len
+        self.block_q, self.block_kv = block_q, block_kv
+        self.causal = causal
+        self.device = torch.device(device)
+
+    @classmethod
+    def of(
+        cls, q: Tensor, k: Tensor, block_q: int = 128, block_kv: int = 128, *, causal: bool = False
+    ) -> BlockGrid:
+        """The grid of q `[B, q_len, Hq, D]` and k `[B, kv_len, Hkv, D]`, on their device."""
+        check_q_and_k(q, k)
+        return cls(q.shape[1], k.shape[1], block_q, block_kv, causal=causal, device=q.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """nQ, nK."""
+        ceil_div = _block_lists.ceil_div
+        return ceil_div(self.q_len, self.block_q), ceil_div(self.kv_len, self.block_kv)
+
+    def reachable(self) -> Tensor:
+        """Blocks that hold a pair which `causal` allows; all blocks without `causal`."""
+        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
+        return _block_lists.reachable_blocks(*sizes, self.causal, self.device)
+
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest `query position - key` in each block, int64 `[nQ, nK]`."""
+        first_q, last_q = self._query_positions()
+        first_k, last_k = self._key_positions()
+        return first_q[:, None] - last_k, last_q[:, None] - first_k
+
+    def none(self) -> Tensor:
+        """No block."""
+        return torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+
+    def sink(self, n: int) -> Tensor:
+        """The first n keys, for all queries."""
+        return self.keys(0, check_int("n", n))
+
+    def local(self, n: int) -> Tensor:
+        """Keys less than n away from a query: itself, and n - 1 before it and (not causal) behind.
+
+        `local((b - 1) * block + 1)` is the band of b blocks with the diagonal's.
+        """
+        check_int("n", n)
+        if n == 0:
+            return self.none()
+        least, most = self.distances()
+        return (least < n) & (most >= (0 if self.causal else 1 - n))
+
+    def diagonal(self) -> Tensor:
+        """The key at each query's own position."""
+        return self.local(1)
+
+    def keys(self, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Keys start to stop - 1 for all queries; counted as a slice's, also from the end."""
+        start, stop, _ = slice(start, stop).indices(self.kv_len)
+        first, last = self._key_positions()
+        columns = (first < stop) & (last >= start) & (start < stop)
+        return columns.expand(self.shape).clone()
+
+    def queries(self, start: int | None = None, stop: int | None = None) -> Tensor:
+        """All keys for queries start to stop - 1; counted as a slice's, also from the end."""
+        start, stop, _ = slice(start, stop).indices(self.q_len)
+        first, last = self._query_positions()
+        shift = self.kv_len - self.q_len
+        rows = (first < stop + shift) & (last >= start + shift) & (start < stop)
+        return rows[:, None].expand(self.shape).clone()
+
+    def last_queries(self, n: int) -> Tensor:
+        """All keys for the last n queries."""
+        return self.queries(max(self.q_len - check_int("n", n), 0), self.q_len)
+
+    def tokens(self, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Global tokens, as text in a video: all queries see them, and they see all keys.
+
+        Args:
+            start, stop: positions of keys, counted as a slice's; `tokens(-n)` are the last n.
+        """
+        start, stop, _ = slice(start, stop).indices(self.kv_len)
+        shift = self.kv_len - self.q_len
+        rows = self.queries(max(start - shift, 0), max(stop - shift, 0))
+        return self.keys(start, stop) | rows
+
+    def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
+        """`BlockMask.from_blocks` of bool `[nQ, nK]`, `[H|1, nQ, nK]` or `[B|1, H|1, nQ, nK]`."""
+        if isinstance(blocks, Tensor) and 2 <= blocks.dim() < 4:
+            blocks = blocks[(None,) * (4 - blocks.dim())]
+        return BlockMask.from_blocks(
+            blocks,
+            self.q_len,
+            self.kv_len,
+            self.block_q,
+            self.block_kv,
+            causal=self.causal,
+            width=width,
+        )
+
+    def _query_positions(self) -> tuple[Tensor, Tensor]:
+        first, last = _ends(self.q_len, self.block_q, self.device)
+        shift = self.kv_len - self.q_len
+        return first + shift, last + shift
+
+    def _key_positions(self) -> tuple[Tensor, Tensor]:
+        return _ends(self.kv_len, self.block_kv, self.device)
+
+
+def _ends(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last token of each block."""
+    first = torch.arange(_block_lists.ceil_div(length, block), device=device) * block
+    return first, (first + block).clamp(max=length) - 1

@@ -1,0 +1,38 @@
+"""Published sparse attention methods as masks for `block_sparse_attention`.
+
+Each function makes a `BlockMask` and nothing else; its docstring has the formula, the source and
+the published defaults. docs/patterns.md has them in one table.
+"""
+
+from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
+from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
+from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
+from sparse_fmha.patterns.longformer import longformer
+from sparse_fmha.patterns.minference import minference_block_sparse
+from sparse_fmha.patterns.moa import moa
+from sparse_fmha.patterns.power_attention import power_attention
+from sparse_fmha.patterns.regions import RegionOrder
+from sparse_fmha.patterns.s2_attention import s2_attention
+from sparse_fmha.patterns.seer_attention import SeerAttentionGate
+from sparse_fmha.patterns.seer_truth import seer_ground_truth
+from sparse_fmha.patterns.streaming_llm import streaming_llm
+
+__all__ = [
+    "AnchorResult",
+    "BiFormerLayout",
+    "RegionOrder",
+    "SeerAttentionGate",
+    "anchor_attention",
+    "biformer",
+    "bigbird",
+    "flexprefill_query_aware",
+    "image_regions",
+    "longformer",
+    "minference_block_sparse",
+    "moa",
+    "power_attention",
+    "s2_attention",
+    "seer_ground_truth",
+    "streaming_llm",
+]

@@ -1,0 +1,120 @@
+"""BiFormer: regions of an image see the regions that their means match best."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_lists
+from sparse_fmha._checks import check_flag
+from sparse_fmha._pattern_checks import check_int, check_q_and_k
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.patterns.regions import RegionOrder
+from sparse_fmha.selection import pooled_scores, top_k_blocks
+
+
+def image_regions(
+    height: int, width: int, regions: int = 7, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The region of each token of an image, int64 `[height * width]`, row by row.
+
+    `regions` regions to a side, of `ceil(height / regions) x ceil(width / regions)` tokens; the
+    last ones may be smaller, or empty. BiFormer's padding gives these regions; 7 for ImageNet at
+    224, 8 for ADE20K at 512, 16 for COCO.
+    """
+    for name, value in (("height", height), ("width", width), ("regions", regions)):
+        check_int(name, value, 1)
+    y = torch.arange(height, device=device) // _block_lists.ceil_div(height, regions)
+    x = torch.arange(width, device=device) // _block_lists.ceil_div(width, regions)
+    return (y[:, None] * regions + x).flatten()
+
+
+class BiFormerLayout:
+    """Where tokens go for attention between regions: queries and keys in region order.
+
+    Queries are padded to blocks of `block_q` and keys to blocks of `block_kv`, so a small
+    `block_kv` wastes little on regions that are not multiples of anything.
+
+    Attributes:
+        queries, keys: `RegionOrder`.
+
+    Args:
+        region: integers `[tokens]`, as of `image_regions`; any partition. Read by the host.
+        regions: default the largest of `region` and one.
+        block_q, block_kv: of the mask.
+        device: default that of `region`.
+    """
+
+    def __init__(
+        self,
+        region: Tensor,
+        *,
+        regions: int | None = None,
+        block_q: int = 64,
+        block_kv: int = 64,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.queries = RegionOrder(region, block_q, regions=regions, device=device)
+        self.keys = RegionOrder(region, block_kv, regions=regions, device=device)
+
+
+def biformer(
+    q: Tensor, k: Tensor, layout: BiFormerLayout, *, top_k: int, per_head: bool = False
+) -> BlockMask:
+    """Bi-level routing attention: the mask for tokens in the layout's order.
+
+        A[R, S] = mean of q over region R . mean of k over region S, heads concatenated;
+        a token of R sees all tokens of the `top_k` regions S with the largest A[R, S].
+
+    Source: Zhu et al. 2023, "BiFormer: Vision Transformer with Bi-Level Routing Attention",
+    arXiv:2303.08810, section 3.2; top_k there 1, 4, 16 and all regions in its
+    four stages. Padding is masked by bitmasks; the authors' later code gives it weight instead.
+
+        layout = BiFormerLayout(image_regions(56, 56, 7, device=q.device))
+        mask = biformer(q, k, layout, top_k=4)
+        permuted = layout.queries.permute(q), layout.keys.permute(k), layout.keys.permute(v)
+        out = layout.queries.undo(block_sparse_attention(*permuted, mask))
+
+    BiFormer's scale is that of all heads together, `(heads * D)**-0.5`.
+
+    Args:
+        q: `[B, tokens, Hq, D]`, in the image's order. k: `[B, tokens, Hkv, D]`.
+        layout: of these tokens, on their device.
+        top_k: regions; an empty one is never taken.
+        per_head: route each query head by its own scores.
+
+    Returns:
+        A mask of `layout.queries.length` queries and `layout.keys.length` keys, with lists for each
+        batch entry and for all heads, or with `per_head` for each; made without waiting for the
+        device.
+
+    Raises:
+        ValueError, TypeError: tensors that do not fit the layout, sizes that are not allowed.
+    """
+    check_q_and_k(q, k)
+    check_int("top_k", top_k, 1)
+    check_flag("per_head", per_head)
+    queries, keys = layout.queries, layout.keys
+    scores = pooled_scores(queries.means(q), keys.means(k), scale=1.0)
+    if not per_head:
+        scores = scores.sum(1, keepdim=True)
+    routed = top_k_blocks(scores.masked_fill(keys.sizes == 0, -torch.inf), top_k)
+    blocks = routed.index_select(2, queries.block_region).index_select(3, keys.block_region)
+    whole = keys.present.all(1)
+    width = min(top_k, keys.regions) * keys.most_blocks
+    lists = _block_lists.list_blocks(blocks & whole, width)
+    sizes = (queries.length, keys.length, queries.block, keys.block)
+    if not keys.padded:
+        return BlockMask(*lists, *sizes)
+    # At most one block of a region has padding.
+    counts, indices = _block_lists.list_blocks(blocks & ~whole, min(top_k, keys.regions))
+    columns = pack_columns(keys.present)[indices.clamp(min=0).long()]
+    bits = columns[..., None, :].expand(*indices.shape, queries.block, -1)
+    partial = {"partial_counts": counts, "partial_indices": indices, "partial_bits": bits}
+    return BlockMask(*lists, *sizes, **partial)
+
+
+def pack_columns(present: Tensor) -> Tensor:
+    """Bool `[n, block]` as uint8 `[n, block / 8]`, the lowest bit first; nothing from the host."""
+    bits = present.unflatten(-1, (-1, 8)).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1).to(torch.uint8)

@@ -1,0 +1,58 @@
+"""FlexPrefill's query-aware branch: a share of the whole map's estimated probability."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparse_fmha._checks import check_flag
+from sparse_fmha._pattern_checks import check_number
+from sparse_fmha.block_grid import BlockGrid
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.selection import block_scores, top_p_blocks
+
+
+def flexprefill_query_aware(
+    q: Tensor,
+    k: Tensor,
+    *,
+    gamma: float = 0.9,
+    forced: bool = True,
+    causal: bool = True,
+    scale: float | None = None,
+    block_q: int = 128,
+    block_kv: int = 128,
+) -> BlockMask:
+    """The mask of a query-aware head of FlexPrefill.
+
+        P = softmax over J of scale * mean of q over block I . mean of k over block J,
+        the fewest pairs (I, J) of the whole map whose P add up to gamma * the number of rows.
+
+    The budget is one for the head, so rows with spread probability take more blocks than others.
+    Source: Lai et al. 2025, "FlexPrefill: A Context-Aware Sparse Attention Mechanism for Efficient
+    Long-Sequence Inference", arXiv:2502.20766, section 3, query-aware index search; defaults of its
+    code: blocks of 128, gamma 0.9. The test that makes a head query-aware (tau) and the
+    vertical-slash branch are not here.
+
+    Args:
+        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`.
+        gamma: share of the probability, 0 to 1.
+        forced: also the first key block and the diagonal, as the released code does; without
+            them a query may see nothing.
+        causal, scale: as of `block_sparse_attention`.
+        block_q, block_kv: of the mask.
+
+    Returns:
+        A mask with lists for each batch entry and query head, made without waiting for the device.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    check_number("gamma", gamma, 0, 1)
+    check_flag("forced", forced)
+    grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    scores = block_scores(q, k, grid, scale=scale, softmax=True)
+    rows = grid.reachable().any(-1).sum()  # with fewer keys than queries some see none
+    blocks = top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)
+    if forced:
+        blocks = blocks | grid.sink(1) | grid.diagonal()
+    return grid.mask(blocks)

@@ -1,0 +1,45 @@
+"""MInference's block-sparse heads: the blocks with the largest products of means."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparse_fmha.block_grid import BlockGrid
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.selection import block_scores, top_k_blocks
+
+
+def minference_block_sparse(
+    q: Tensor,
+    k: Tensor,
+    *,
+    top_k: int = 100,
+    causal: bool = True,
+    block_q: int = 64,
+    block_kv: int = 64,
+) -> BlockMask:
+    """The block-sparse pattern of MInference, for each head and input.
+
+        S[I, J] = mean of q over block I . mean of k over block J, J not above the diagonal;
+        query block I sees the `top_k` key blocks with the largest S[I, J].
+
+    Source: Jiang et al. 2024, "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
+    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 3; defaults: blocks of
+    64, the top 100. No block is forced, also not the diagonal: a query may see nothing where it
+    is not chosen. Join `BlockGrid(...).mask(grid.diagonal())` by `|` to force it. The mean over the
+    last, ragged block is over its tokens; the reference divides it by the block's size.
+
+    Args:
+        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`.
+        top_k: key blocks of each query block.
+        causal: as of `BlockMask`.
+        block_q, block_kv: of the mask.
+
+    Returns:
+        A mask with lists for each batch entry and query head, made without waiting for the device.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or sizes that are not allowed.
+    """
+    grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    return grid.mask(top_k_blocks(block_scores(q, k, grid), top_k), top_k)

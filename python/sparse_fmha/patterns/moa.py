@@ -1,0 +1,77 @@
+"""MoA: a sink and a band, whose span each head has its own rule for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+
+from sparse_fmha._pattern_checks import check_int
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.patterns._static import pattern_blocks
+
+
+def moa(
+    q_len: int,
+    kv_len: int,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    *,
+    sink: int = 64,
+    min_span: int = 128,
+    block: int = 64,
+    block_q: int = 64,
+    block_kv: int = 64,
+    device: torch.device | str = "cpu",
+) -> BlockMask:
+    """The causal mask of MoA, mixture of sparse attention.
+
+    Head h sees of a sequence of N = kv_len tokens a span of
+
+        S_h = alpha_h + beta_h * N, clipped to [min_span, N] and rounded up to blocks:
+
+    the first `sink` tokens and a sliding band of the other `S_h - sink`. In blocks, with
+    `g = sink / block` and `b_h = S_h / block - g`, query block I sees the key blocks `J <= I` with
+    `J < g` or `I - J < b_h`. Source: Fu et al. 2024, "MoA: Mixture of Sparse Attention for
+    Automatic Large Language Model Compression", arXiv:2406.14909; blocks of 64, sink and shortest
+    span as in its code. There alpha and beta come from a search on calibration data.
+
+    Args:
+        q_len, kv_len: tokens; query i stands at position `i + kv_len - q_len`.
+        alphas, betas: of each query head, in tokens and tokens per token.
+        sink: tokens, a multiple of `block`. min_span: more than `sink`.
+        block: tokens of a block of the formula, a multiple of `block_q` and `block_kv`.
+        block_q, block_kv, device: of the mask.
+
+    Raises:
+        ValueError, TypeError: sizes that are not allowed, lists of different lengths, numbers that
+            are not finite.
+    """
+    check_int("block", block, 1)
+    check_int("sink", sink)
+    check_int("min_span", min_span, sink + 1)
+    if sink % block:
+        raise ValueError(f"sink is {sink}; a multiple of block = {block} is needed")
+    if len(alphas) != len(betas) or not len(alphas):
+        raise ValueError(
+            f"{len(alphas)} alphas and {len(betas)} betas are given; one of each is needed for "
+            "each query head"
+        )
+    for name, values in (("alphas", alphas), ("betas", betas)):
+        for value in values:
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} has {value!r}; numbers are needed")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} has {value}; finite numbers are needed")
+    spans = [
+        max(min(alpha + beta * kv_len, kv_len), min_span)
+        for alpha, beta in zip(alphas, betas, strict=True)
+    ]
+    band = [math.ceil(span / block) - sink // block for span in spans]
+    rows, columns = pattern_blocks(q_len, kv_len, block, block_q, block_kv, device)
+    bands = torch.tensor(band, device=device)[:, None, None]
+    blocks = (columns <= rows) & ((columns < sink // block) | (rows - columns < bands))
+    sizes = (q_len, kv_len, block_q, block_kv)
+    return BlockMask.from_blocks(blocks[None], *sizes, causal=True)

@@ -1,0 +1,99 @@
+"""Tokens in the order of regions of any size, each padded to whole blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._pattern_checks import check_floats, check_int
+from sparse_fmha.selection import pool_blocks, without_autocast
+
+
+class RegionOrder:
+    """A permutation that brings the tokens of each region together, and its inverse.
+
+    Region by region in ascending order, the tokens of each in their own order; then padding up to
+    a whole block, so that a block has tokens of one region only.
+
+    Attributes:
+        length: tokens with the padding, a multiple of `block`. tokens: without. block: tokens.
+        regions: number of regions; some may be empty.
+        padded: whether there is padding.
+        slots: int64 `[tokens]`, where each token goes.
+        sizes: int64 `[regions]`, tokens of each.
+        block_region: int64 `[length / block]`, the region of each block.
+        present: bool `[length / block, block]`, False for padding.
+        most_blocks: of a region.
+
+    Args:
+        region: integers `[tokens]`, the region of each token. It is read by the host.
+        block: at least 1; of a mask's `block_q` for queries, `block_kv` for keys.
+        regions: default the largest of `region` and one.
+        device: of the tensors; default that of `region`.
+
+    Raises:
+        ValueError: another rank, a region that is not in [0, regions), a block below 1.
+        TypeError: no integer tensor.
+    """
+
+    def __init__(
+        self,
+        region: Tensor,
+        block: int,
+        *,
+        regions: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(region, Tensor) or region.is_floating_point() or region.is_complex():
+            raise TypeError(f"region is {region!r:.80}; a tensor of integers is needed")
+        if region.dim() != 1 or not len(region):
+            raise ValueError(f"region has shape {list(region.shape)}; [tokens] is needed")
+        check_int("block", block, 1)
+        device = region.device if device is None else torch.device(device)
+        region = region.cpu().long()
+        least, most = int(region.min()), int(region.max())
+        regions = most + 1 if regions is None else check_int("regions", regions, 1)
+        if least < 0 or most >= regions:
+            raise ValueError(f"region has {least} to {most}; 0 to {regions - 1} are allowed")
+        sizes = region.bincount(minlength=regions)
+        blocks = (sizes + block - 1) // block
+        first_slot = (blocks.cumsum(0) - blocks) * block
+        order = region.argsort(stable=True)
+        ordered = region[order]
+        rank = torch.arange(len(region)) - (sizes.cumsum(0) - sizes)[ordered]
+        slots = torch.empty_like(region)
+        slots[order] = first_slot[ordered] + rank
+        self.tokens, self.block, self.regions = len(region), block, regions
+        self.length = int(blocks.sum()) * block
+        self.padded = self.length > self.tokens
+        self.most_blocks = int(blocks.max())
+        present = torch.zeros(self.length, dtype=torch.bool)
+        present[slots] = True
+        self.slots = slots.to(device)
+        self.sizes = sizes.to(device)
+        self.block_region = torch.arange(regions).repeat_interleave(blocks).to(device)
+        self.present = present.view(-1, block).to(device)
+
+    def permute(self, x: Tensor) -> Tensor:
+        """`[B, tokens, ...]` in region order: `[B, length, ...]`, padding 0."""
+        self._check(x, self.tokens)
+        padded = x.new_zeros(x.shape[0], self.length, *x.shape[2:])
+        return padded.index_copy_(1, self.slots, x)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Inverse of `permute`: `[B, length, ...]` as `[B, tokens, ...]`, without the padding."""
+        self._check(x, self.length)
+        return x.index_select(1, self.slots)
+
+    def means(self, x: Tensor) -> Tensor:
+        """The mean of each region: `[B, tokens, H, D]` as fp32 `[B, regions, H, D]`; 0 of none."""
+        check_floats("x", x, 4, "[batch, tokens, heads, head dim]")
+        sums = pool_blocks(self.permute(x), self.block) * self.block
+        number = torch.arange(self.regions, device=self.slots.device)[:, None]
+        weights = (number == self.block_region) / self.sizes.clamp(min=1)[:, None]
+        with without_autocast(x.device):
+            return (weights @ sums.flatten(2)).unflatten(2, x.shape[2:])
+
+    def _check(self, x: Tensor, tokens: int) -> None:
+        if x.dim() < 2 or x.shape[1] != tokens:
+            raise ValueError(f"x has shape {list(x.shape)}; {tokens} tokens are needed")

@@ -1,0 +1,196 @@
+"""SeerAttention's gate: a small learned layer that predicts which blocks matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_fmha._pattern_checks import check_choice, check_int, check_number, check_q_and_k
+from sparse_fmha.block_grid import BlockGrid
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.selection import POOLS, pool_blocks, pooled_scores, top_k_blocks
+
+THRESHOLD = 2e-3
+
+
+class SeerAttentionGate(nn.Module):
+    """The AttnGate of SeerAttention, for prefill.
+
+        Qg = RoPE(W_q . pools of q over blocks), Kg = RoPE(W_k . pools of k over blocks),
+        A = softmax(Qg Kg^T / sqrt(gate_dim)) over the key blocks that causality allows.
+
+    Pools are concatenated along the head dim. RoPE turns block n by the position of its first
+    token, with halves (d, d + gate_dim / 2) as pairs. With one pool of q and
+    `gate_dim == head_dim` (the default) there is no W_q, and W_k has a matrix for each query head;
+    else W_q has one for each query head and W_k one for each key head. Source: Gao et al. 2024,
+    "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs", arXiv:2410.13276;
+    defaults as published: blocks of 64, gate dim 128, mean of q; max, min and mean of k. It learns
+    from `seer_ground_truth`, as target of the KL divergence from the softmax of `forward`.
+
+    Args:
+        heads, heads_kv, head_dim: of q and k.
+        gate_dim: even.
+        block: tokens of a query and of a key block: 64 or 128.
+        q_pools, k_pools: of "mean", "max", "min", at least one.
+        rope_base: of the model's RoPE.
+        inv_freq: `[gate_dim / 2]`, in place of `rope_base ** -(2 i / gate_dim)`.
+        device, dtype: of the weights.
+
+    Attributes:
+        weight_q: `[heads, len(q_pools) * head_dim, gate_dim]` or None.
+        weight_k: `[heads or heads_kv, len(k_pools) * head_dim, gate_dim]`.
+
+    Raises:
+        ValueError, TypeError: sizes or pools that are not allowed.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        heads_kv: int,
+        head_dim: int,
+        *,
+        gate_dim: int = 128,
+        block: int = 64,
+        q_pools: Sequence[str] = ("mean",),
+        k_pools: Sequence[str] = ("max", "min", "mean"),
+        rope_base: float = 10000.0,
+        inv_freq: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"heads": heads, "heads_kv": heads_kv, "head_dim": head_dim, "gate_dim": gate_dim}
+        for name, value in sizes.items():
+            check_int(name, value, 1)
+        if heads % heads_kv:
+            raise ValueError(f"heads is {heads}; a multiple of heads_kv = {heads_kv} is needed")
+        if gate_dim % 2:
+            raise ValueError(f"gate_dim is {gate_dim}; an even number is needed")
+        BlockGrid(0, 0, block, block)  # checks it
+        for name, pools in (("q_pools", q_pools), ("k_pools", k_pools)):
+            if not pools:
+                raise ValueError(f"{name} is empty; at least one is needed")
+            for pool in pools:
+                check_choice(name, pool, POOLS)
+        self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
+        self.gate_dim, self.block = gate_dim, block
+        self.q_pools, self.k_pools = tuple(q_pools), tuple(k_pools)
+        factory = {"device": device, "dtype": dtype}
+        project_q = len(q_pools) > 1 or gate_dim != head_dim
+        shape_k = (heads_kv if project_q else heads, len(k_pools) * head_dim, gate_dim)
+        shape_q = (heads, len(q_pools) * head_dim, gate_dim)
+        self.weight_k = nn.Parameter(torch.empty(shape_k, **factory))
+        self.weight_q = nn.Parameter(torch.empty(shape_q, **factory)) if project_q else None
+        if inv_freq is None:
+            half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
+            inv_freq = rope_base ** -(half / gate_dim)
+        elif inv_freq.shape != (gate_dim // 2,):
+            raise ValueError(
+                f"inv_freq has shape {list(inv_freq.shape)}; [{gate_dim // 2}] is needed"
+            )
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal, with the variance 1 / (inputs of a head)."""
+        for weight in (self.weight_q, self.weight_k):
+            if weight is not None:
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+
+    def forward(
+        self, q: Tensor, k: Tensor, *, causal: bool = True, softmax: bool = False
+    ) -> Tensor:
+        """Scores of the blocks.
+
+        Args:
+            q: `[B, Lq, heads, head_dim]` before RoPE. k: `[B, Lkv, heads_kv, head_dim]`, too.
+            causal: -inf (with `softmax` 0) for blocks wholly above the diagonal.
+            softmax: A rather than its logits.
+
+        Returns:
+            fp32 `[B, heads, nQ, nK]`.
+        """
+        check_q_and_k(q, k)
+        for name, x, heads in (("q", q, self.heads), ("k", k, self.heads_kv)):
+            if x.shape[2:] != (heads, self.head_dim):
+                raise ValueError(
+                    f"{name} has shape {list(x.shape)}; {heads} heads of {self.head_dim} are needed"
+                )
+        grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
+        gate_q, gate_k = self._pool(q, self.q_pools), self._pool(k, self.k_pools)
+        if self.weight_q is None:
+            gate_k = gate_k.repeat_interleave(self.heads // self.heads_kv, 2)
+        else:
+            gate_q = _project(gate_q, self.weight_q)
+        gate_k = _project(gate_k, self.weight_k)
+        gate_q = self._rotate(gate_q, grid.kv_len - grid.q_len)
+        allowed = grid.reachable() if causal else None
+        return pooled_scores(gate_q, self._rotate(gate_k, 0), allowed=allowed, softmax=softmax)
+
+    @torch.no_grad()
+    def mask(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        nz_ratio: float | None = None,
+        dense_rows: int = 2,
+        causal: bool = True,
+    ) -> BlockMask:
+        """The blocks that the gate opens, in blocks of `block` queries and keys.
+
+        Args:
+            q, k: before RoPE, as of `forward`.
+            threshold: blocks with `A > threshold`; the default, with 2e-3 (5e-4 to 5e-3 published).
+            top_k: in its place the k largest of each row.
+            nz_ratio: in its place a share r of the causal blocks: top_k of
+                `max(1, int((1 - sqrt(1 - r)) * nK))`.
+            dense_rows: the last query blocks that see everything. No diagonal is forced.
+            causal: as of `BlockMask`.
+
+        Returns:
+            A mask for each batch entry and query head, made without waiting for the device.
+
+        Raises:
+            ValueError: more than one of threshold, top_k and nz_ratio; numbers not allowed.
+        """
+        given = [x for x in (threshold, top_k, nz_ratio) if x is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"threshold is {threshold}, top_k {top_k}, nz_ratio {nz_ratio}; one is allowed"
+            )
+        check_int("dense_rows", dense_rows)
+        grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
+        rows, columns = grid.shape
+        if nz_ratio is not None:
+            share = 1 - math.sqrt(1 - check_number("nz_ratio", nz_ratio, 0, 1))
+            top_k = max(1, int(share * columns))
+        if top_k is not None:
+            blocks = top_k_blocks(self(q, k, causal=causal), check_int("top_k", top_k, 1))
+        else:
+            limit = THRESHOLD if threshold is None else check_number("threshold", threshold, 0, 1)
+            blocks = self(q, k, causal=causal, softmax=True) > limit
+        dense = torch.arange(rows, device=blocks.device) >= rows - dense_rows
+        return grid.mask(blocks | dense[:, None])
+
+    def _pool(self, x: Tensor, pools: Sequence[str]) -> Tensor:
+        return torch.cat([pool_blocks(x, self.block, pool) for pool in pools], -1)
+
+    def _rotate(self, x: Tensor, first: int) -> Tensor:
+        """RoPE of blocks `[B, n, H, gate_dim]` at positions first, first + block, ..."""
+        position = torch.arange(x.shape[1], device=x.device) * self.block + first
+        angle = position[:, None, None] * self.inv_freq.float()
+        low, high = x.float().chunk(2, -1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    """`[B, n, H, in]` by a matrix for each head, `[H, in, out]`."""
+    return torch.einsum("bnhi,hio->bnho", x.to(weight.dtype), weight)
