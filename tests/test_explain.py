@@ -129,6 +129,18 @@ def test_break_even():
     assert on_cpu.kernel == "cpu_block_sparse_bfloat16"
 
 
+def test_stripes_have_no_gpu_kernel_and_no_model():
+    q = tokens(1, 100, 2, 64)
+    lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)
+    mask = sparse_fmha.StripeMask(*lists, 100, 100, 64)
+    found = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="sm90")
+    assert found.kernel is None
+    assert found.why == "this build has no stripe kernel for sm90: the call raises"
+    assert found.predicted_ms is None
+    on_cpu = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="cpu")
+    assert on_cpu.kernel == "cpu_stripe_bfloat16"
+
+
 def test_errors():
     q = tokens(1, 64, 2, 64)
     with pytest.raises(ValueError, match="allowed are: attention, neighborhood_attention"):

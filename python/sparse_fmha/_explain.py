@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import sparse_fmha
-from sparse_fmha import _block_checks, _checks, _cost
+from sparse_fmha import _block_checks, _checks, _cost, _stripe_checks
 from sparse_fmha._block_cost import block_sparse_us
 from sparse_fmha.block_mask import BlockMask
 
@@ -25,7 +25,7 @@ class Explanation:
     kernel: str | None  # the row that the call takes; None: it raises
     why: str  # what decided
     rejected: dict[str, str]  # the other rows of this mechanism and architecture, and why not they
-    predicted_ms: float | None  # on an H100; None on the CPU, for which there is no model
+    predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
     dense_ms: float | None  # of `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
     break_even_density: float | None  # at which block lists would take as long as dense attention
@@ -65,7 +65,8 @@ def explain(
     their device.
 
     Args:
-        function: `sparse_fmha.attention`, `neighborhood_attention` or `block_sparse_attention`.
+        function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
+            `stripe_attention`, for which there is no model yet.
         args, kwargs: as for the function; they are checked as there.
         arch: "cpu" or "sm90"; default that of q's device.
 
@@ -79,6 +80,7 @@ def explain(
         sparse_fmha.attention: _dense,
         sparse_fmha.neighborhood_attention: _neighborhood,
         sparse_fmha.block_sparse_attention: _block_sparse,
+        sparse_fmha.stripe_attention: _stripe,
     }
     if function not in described:
         names = ", ".join(f.__name__ for f in described)
@@ -151,6 +153,12 @@ def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     break_even = density * (dense - tiles) / stages if stages else None
     notes = ("the costs are those of neighborhood tiles: block lists have not been measured yet",)
     return "block_sparse", _Times(stages + tiles, dense, density, break_even), notes
+
+
+def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+    q, k = _checked(given, (1,))
+    _stripe_checks.check_mask(given["mask"], q, k, on_device=False)
+    return "stripe", None, ()
 
 
 def _on(arch: str, times: _Times) -> _Times | None:

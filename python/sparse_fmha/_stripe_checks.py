@@ -82,10 +82,10 @@ def validate(mask: StripeMask) -> None:
     _block_checks.refuse(times > 1, f"key {{3}} of {ROWS} is listed more than once")
 
 
-def check_mask(mask: StripeMask, q: Tensor, k: Tensor) -> None:
-    """A mask for q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`, on q's device."""
+def check_mask(mask: StripeMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
+    """A mask for q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`; on q's device, too."""
     from sparse_fmha.stripe_mask import StripeMask
 
     if not isinstance(mask, StripeMask):
         raise TypeError(f"mask is a {type(mask).__name__}; a StripeMask is needed")
-    _block_checks.check_fits(mask, q, k)
+    _block_checks.check_fits(mask, q, k, on_device)
