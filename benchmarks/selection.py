@@ -18,16 +18,15 @@ def pooled_scores(case: Case, q, k, dtype: torch.dtype) -> torch.Tensor:
 
 
 def select(case: Case, q, k, v):
-    """The op is all of the way from q and k to a BlockMask, in ops of torch and of the library."""
-    from sparse_fmha import BlockMask
+    """The op is all of the way from q and k to a BlockMask."""
+    from sparse_fmha import BlockGrid, selection
 
     lists = case.lists
     width = lists.width(case.length)
-    sizes = case.length, case.length, lists.block_q, lists.block_kv
 
     def op():
-        top = pooled_scores(case, q, k, torch.float32).topk(width).indices.int()
-        return BlockMask.from_indices(None, top, *sizes)
+        grid = BlockGrid.of(q, k, lists.block_q, lists.block_kv)
+        return grid.mask(selection.top_k_blocks(selection.block_scores(q, k, grid), width), width)
 
     return op
 

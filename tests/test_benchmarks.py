@@ -250,6 +250,8 @@ def test_readme_example_computes_attention():
     exact, exact_lse = reference.attention(q, k, v, torch.ones(length, length).tril().bool())
     assert (out.double() - exact).norm() < 5e-3 * exact.norm()  # bf16
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-3)
+    exact, _ = reference.attention(q, k, v, names["mask"].to_dense().cpu())
+    assert (names["sparse"].cpu().double() - exact).norm() < 5e-3 * exact.norm()
 
 
 def test_plain_table_without_rich():
