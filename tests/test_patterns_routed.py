@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparse_fmha import block_sparse_attention, patterns, reference
@@ -136,6 +136,7 @@ def sides(side, regions):
     st.booleans(),
     st.integers(0, 99),
 )
+@example(3, 11, 1, 1, (64, 16), (1, 1), False, 0)  # regions of several blocks and a part
 def test_biformer(height, width, count, top_k, sizes, heads, per_head, seed):
     region = patterns.image_regions(height, width, count)
     expected = [y * count + x for y in sides(height, count) for x in sides(width, count)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparse_fmha import patterns
@@ -123,6 +123,7 @@ def test_moa(data, tiles, rules, sink):
 
 @FEW
 @given(st.integers(1, 500), st.integers(1, 500), TILES, st.integers(1, 300), st.integers(0, 150))
+@example(256, 256, (64, 64), 127, 0)  # the edge is on a block's corner
 def test_streaming_llm(q_len, kv_len, tiles, window, sink):
     sizes = {"block_q": tiles[0], "block_kv": tiles[1]}
     mask = patterns.streaming_llm(q_len, kv_len, window=window, sink=sink, **sizes)
@@ -175,7 +176,7 @@ def test_longformer_by_default():
     i, j = positions(2048, 2048)
     agrees(mask, (abs(i - j) <= 256) | (i == 0) | (j == 0))
     assert mask.counts[0, 0].tolist()[4:12] == [3] * 8
-    whole = patterns.longformer(300, global_tokens=range(300))
+    whole = patterns.longformer(300, window=2, global_tokens=range(300))
     assert whole.partial_counts is None
     assert whole.to_dense().all()
 

@@ -181,6 +181,13 @@ def test_top_p(rows, p, least, more, by_row, slices):
         assert blocks.nonzero()[:, 0].tolist() == sorted(expected)
 
 
+def test_ties_of_long_rows():
+    """Where sorting is not stable by chance."""
+    first = torch.arange(5000) < 100
+    assert torch.equal(top_k_blocks(torch.zeros(3, 5000), 100)[2], first)
+    assert torch.equal(top_p_blocks(torch.full((3, 5000), 1 / 4096), 100 / 4096)[2], first)
+
+
 def test_top_p_takes_one_at_least_and_all_at_most():
     rows = normal(4, 50).softmax(-1)
     assert torch.equal(top_p_blocks(rows, 0), rows == rows.amax(-1, keepdim=True))

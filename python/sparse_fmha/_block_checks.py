@@ -22,9 +22,7 @@ ROWS = "(batch, head, query block) {0}"
 def check_sizes(q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool) -> None:
     named = {"q_len": q_len, "kv_len": kv_len, "block_q": block_q, "block_kv": block_kv}
     for name, value in named.items():
-        check_int(name, value)
-        if value < 0:
-            raise ValueError(f"{name} is {value}; at least 0 is needed")
+        check_count(name, value)
     for name, allowed in (("block_q", BLOCKS_Q), ("block_kv", BLOCKS_KV)):
         if named[name] not in allowed:
             shown = ", ".join(map(str, allowed))
@@ -37,11 +35,27 @@ def check_int(name: str, value: int) -> None:
         raise TypeError(f"{name} is {value!r}; an int is needed")
 
 
-def check_list_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+def check_count(name: str, value: int) -> None:
+    check_int(name, value)
+    if value < 0:
+        raise ValueError(f"{name} is {value}; at least 0 is needed")
+
+
+def check_width(name: str, width: int | None) -> None:
+    """Capacity of lists; None where it is not given."""
+    if width is not None:
+        check_count(name, width)
+
+
+def check_list_tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype, axes: int | None = None
+) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}; {dtype} is needed")
+    if axes is not None and tensor.dim() != axes:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; {axes} dimensions are needed")
 
 
 def check_lists(prefix: str, counts: Tensor, indices: Tensor, q_len: int, block_q: int) -> None:
@@ -56,9 +70,7 @@ def check_list_pair(
 ) -> None:
     """counts `[B|1, H|1, rows]` and indices `[B|1, H|1, rows, width]`, int32, on one device."""
     for each, tensor, axes in ((counts_name, counts, 3), (name, indices, 4)):
-        check_list_tensor(each, tensor, torch.int32)
-        if tensor.dim() != axes:
-            raise ValueError(f"{each} has shape {list(tensor.shape)}; {axes} dimensions are needed")
+        check_list_tensor(each, tensor, torch.int32, axes)
         if tensor.shape[2] != rows:
             raise ValueError(f"{each} has shape {list(tensor.shape)}; {rows} {what} are needed")
     if indices.shape[:3] != counts.shape:
@@ -172,6 +184,12 @@ def validate_unordered(counts: Tensor, indices: Tensor, blocks: int) -> None:
     ordered = torch.where(read, indices, blocks).sort(-1).values
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] < blocks)
     refuse(twice, f"indices of {ROWS} have a block twice")
+
+
+def validate_width(blocks: Tensor, width: int) -> None:
+    """No row has more blocks than its list can hold; waits for the device."""
+    wrong = (blocks.sum(-1) > width)[..., None]
+    refuse(wrong, f"blocks of {ROWS} are more than width {width} can hold")
 
 
 def slots_read(counts: Tensor, indices: Tensor) -> Tensor:

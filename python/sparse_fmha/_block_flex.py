@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _block_checks, _block_lists
+from sparse_fmha.block_mask import BlockMask
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
-    from sparse_fmha.block_mask import BlockMask
-
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SLICE = 1 << 24  # pairs evaluated at a time
+SLICE = 1 << 24  # pairs evaluated at a time, but at least those of one block of queries
 
 
 def from_mask_mod(
-    cls: type[BlockMask],
     mask_mod: MaskMod,
     batch: int,
     heads: int,
@@ -32,58 +30,34 @@ def from_mask_mod(
 ) -> BlockMask:
     """See `BlockMask.from_mask_mod`."""
     _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
+    for name, value in (("batch", batch), ("heads", heads)):
+        _block_checks.check_count(name, value)
+    if not callable(mask_mod):
+        raise TypeError(f"mask_mod is {mask_mod!r}; a function of (b, h, q, kv) is needed")
+    sizes = (q_len, kv_len, block_q, block_kv)
     rows = _block_lists.ceil_div(q_len, block_q)
     columns = _block_lists.ceil_div(kv_len, block_kv)
     full = torch.zeros(batch, heads, rows, columns, dtype=torch.bool, device=device)
     partial = torch.zeros_like(full)
-    step = max(1, SLICE // max(1, batch * heads * block_q * kv_len))
     keys = torch.arange(columns * block_kv, device=device)
-    for first in range(0, rows, step):
-        block_rows = slice(first, min(first + step, rows))
-        queries = torch.arange(first * block_q, block_rows.stop * block_q, device=device)
-        seen = evaluate(mask_mod, batch, heads, queries, keys, q_len, kv_len)
-        there = (queries < q_len)[:, None] & (keys < kv_len)
-        blocked = (2, (-1, block_q)), (4, (-1, block_kv))
-
-        def in_blocks(pairs: Tensor, blocked=blocked) -> Tensor:
-            for axis, parts in blocked:
-                pairs = pairs.unflatten(axis, parts)
-            return pairs.transpose(3, 4).flatten(4)
-
-        full[:, :, block_rows] = in_blocks(seen | ~there).all(-1)
-        partial[:, :, block_rows] = in_blocks(seen).any(-1)
+    step = max(1, SLICE // max(1, block_q * kv_len))
+    for first in range(0, full[..., :1].numel(), step):
+        lists = torch.arange(first, min(first + step, batch * heads * rows), device=device)
+        seen, there = pairs(mask_mod, lists, keys, heads, rows, *sizes)
+        in_blocks = (-1, block_q, columns, block_kv)
+        one = slice(first, first + len(lists))
+        full.view(-1, columns)[one] = (seen | ~there).view(in_blocks).all(3).all(1)
+        partial.view(-1, columns)[one] = seen.view(in_blocks).any(3).any(1)
     partial &= ~full
     width = int(partial.sum(-1).max()) if partial.numel() else 0
     counts, indices = _block_lists.list_blocks(partial, width)
-    bits = block_bits(mask_mod, counts, indices, q_len, kv_len, block_q, block_kv)
-    return cls(
+    return BlockMask(
         *_block_lists.list_blocks(full),
-        q_len,
-        kv_len,
-        block_q,
-        block_kv,
+        *sizes,
         partial_counts=counts,
         partial_indices=indices,
-        partial_bits=bits,
+        partial_bits=block_bits(mask_mod, counts, indices, *sizes),
     )
-
-
-def evaluate(
-    mask_mod: MaskMod,
-    batch: int,
-    heads: int,
-    queries: Tensor,
-    keys: Tensor,
-    q_len: int,
-    kv_len: int,
-) -> Tensor:
-    """Bool `[batch, heads, queries, keys]`; False where a token is not there."""
-    device = queries.device
-    b = torch.arange(batch, device=device)[:, None, None, None]
-    h = torch.arange(heads, device=device)[:, None, None]
-    q, k = queries[:, None].clamp(max=max(q_len - 1, 0)), keys.clamp(max=max(kv_len - 1, 0))
-    seen = mask_mod(b, h, q, k).expand(batch, heads, len(queries), len(keys))
-    return seen & (queries < q_len)[:, None] & (keys < kv_len)
 
 
 def block_bits(
@@ -95,26 +69,75 @@ def block_bits(
     block_q: int,
     block_kv: int,
 ) -> Tensor:
-    """The bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks."""
-    batch, heads, rows, width = indices.shape
+    """The bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks.
+
+    Waits for the device: most lists are shorter than the longest, and only what is listed is
+    evaluated.
+    """
+    _, heads, rows, width = indices.shape
     device = indices.device
-    b = torch.arange(batch, device=device)[:, None, None, None, None]
-    h = torch.arange(heads, device=device)[:, None, None, None]
-    q = torch.arange(rows * block_q, device=device).view(rows, block_q, 1)
     bits = torch.zeros(*indices.shape, block_q, block_kv // 8, dtype=torch.uint8, device=device)
     listed = _block_lists.is_listed(counts, indices, _block_lists.ceil_div(kv_len, block_kv))
-    for slot in range(width):
-        first = indices[..., slot].long().clamp(min=0)[..., None, None] * block_kv
-        k = first + torch.arange(block_kv, device=device)
-        seen = mask_mod(b, h, q.clamp(max=max(q_len - 1, 0)), k.clamp(max=max(kv_len - 1, 0)))
-        seen = seen & (q < q_len) & (k < kv_len) & listed[..., slot, None, None]
-        whole = seen.expand(batch, heads, rows, block_q, block_kv)
-        bits[:, :, :, slot] = _block_lists.pack_bits(whole)
+    slots = listed.flatten().nonzero()[:, 0]
+    columns = torch.arange(block_kv, device=device)
+    step = max(1, SLICE // (block_q * block_kv))
+    for first in range(0, len(slots), step):
+        some = slots[first : first + step]
+        keys = indices.flatten()[some, None].long() * block_kv + columns
+        sizes = (q_len, kv_len, block_q, block_kv)
+        seen, _ = pairs(mask_mod, some // width, keys, heads, rows, *sizes)
+        bits.view(-1, block_q, block_kv // 8)[some] = _block_lists.pack_bits(seen)
     return bits
 
 
-def from_flex(cls: type[BlockMask], mask: FlexBlockMask) -> BlockMask:
+def pairs(
+    mask_mod: MaskMod,
+    lists: Tensor,
+    keys: Tensor,
+    heads: int,
+    rows: int,
+    q_len: int,
+    kv_len: int,
+    block_q: int,
+    block_kv: int,
+) -> tuple[Tensor, Tensor]:
+    """What the queries of some lists see, and which pairs there are.
+
+    The function is asked as FlexAttention asks it, by vmap: it may index tensors in ways that do
+    not broadcast, such as `table[b][q]`. Tokens that there are not are held to the last that is.
+
+    Args:
+        lists: int64 `[n]`, numbers of (batch entry, head, block of queries).
+        keys: int64 `[keys]`, or `[n, keys]` of each list.
+
+    Returns:
+        bool `[n, block_q, keys]`, both; the second may be broadcast.
+    """
+    b, h, row = lists // (heads * rows), lists // rows % heads, lists % rows
+    queries = row[:, None] * block_q + torch.arange(block_q, device=lists.device)
+    of_keys = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
+    of_queries = torch.vmap(of_keys, in_dims=(None, None, 0, None))
+    of_lists = torch.vmap(of_queries, in_dims=(0, 0, 0, 0 if keys.dim() == 2 else None))
+    seen = of_lists(b, h, queries.clamp(max=q_len - 1), keys.clamp(max=kv_len - 1))
+    if seen.dtype != torch.bool:
+        raise TypeError(f"mask_mod returns {seen.dtype}; torch.bool is needed")
+    if seen.dim() != 3:
+        raise ValueError(
+            f"mask_mod returns shape {list(seen.shape[3:])} for one pair; a scalar is needed"
+        )
+    there = (queries < q_len)[..., None] & (keys < kv_len).unsqueeze(-2)
+    return seen & there, there
+
+
+def from_flex(mask: FlexBlockMask) -> BlockMask:
     """See `BlockMask.from_flex`."""
+    from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
+
+    if not isinstance(mask, FlexBlockMask):
+        raise TypeError(
+            f"mask is a {type(mask).__name__}; a BlockMask of torch.nn.attention.flex_attention is "
+            "needed"
+        )
     block_q, block_kv = mask.BLOCK_SIZE
     q_len, kv_len = mask.seq_lengths
     if block_q not in _block_checks.BLOCKS_Q or block_kv not in _block_checks.BLOCKS_KV:
@@ -131,7 +154,7 @@ def from_flex(cls: type[BlockMask], mask: FlexBlockMask) -> BlockMask:
         full = _block_lists.block_map(mask.full_kv_num_blocks, mask.full_kv_indices, blocks_kv)
     width = int(partial.sum(-1).max()) if partial.numel() else 0
     counts, indices = _block_lists.list_blocks(partial, width)
-    return cls(
+    return BlockMask(
         *_block_lists.list_blocks(full),
         *sizes,
         partial_counts=counts,
@@ -144,6 +167,9 @@ def to_flex(mask: BlockMask) -> FlexBlockMask:
     """See `BlockMask.to_flex`."""
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
+    for name, length in (("q_len", mask.q_len), ("kv_len", mask.kv_len)):
+        if length == 0:
+            raise ValueError(f"{name} is 0; FlexAttention's masks need at least 1 token")
     blocks_kv = mask.blocks_kv
     full = _block_lists.block_map(mask.counts, mask.indices, blocks_kv)
     partial = torch.zeros_like(full)
@@ -167,16 +193,28 @@ def to_flex(mask: BlockMask) -> FlexBlockMask:
         seen = full[(*row, block)] | ((slot >= 0) & ((byte >> column % 8) & 1).bool())
         return seen & (k <= q + offset) if mask.causal else seen
 
-    # The diagonal may cut any full block: FlexAttention then has to ask for each pair.
-    asked = full | partial if mask.causal else partial
-    lists = [_block_lists.list_blocks(asked)]
-    if not mask.causal:
-        lists.append(_block_lists.list_blocks(full))
+    asked, whole = partial, full
+    if mask.causal:
+        # FlexAttention has to ask for each pair of a block that the diagonal cuts.
+        sizes = (mask.q_len, mask.kv_len, mask.block_q, mask.block_kv)
+        whole = full & ~cut_blocks(*sizes, full.device)
+        reachable = _block_lists.reachable_blocks(*sizes, True, full.device)
+        asked = (partial | full & ~whole) & reachable
+    lists = (*_block_lists.list_blocks(asked), *_block_lists.list_blocks(whole))
     # It wants indices of blocks that there are behind the counts, too.
-    lists = [tensor for counts, indices in lists for tensor in (counts, indices.clamp(min=0))]
     return FlexBlockMask.from_kv_blocks(
-        *lists,
+        *(tensor.clamp(min=0) for tensor in lists),
         BLOCK_SIZE=(mask.block_q, mask.block_kv),
         mask_mod=mask_mod,
         seq_lengths=(mask.q_len, mask.kv_len),
     )
+
+
+def cut_blocks(
+    q_len: int, kv_len: int, block_q: int, block_kv: int, device: torch.device
+) -> Tensor:
+    """Bool `[nQ, nK]`: blocks with a pair that `causal` forbids."""
+    sizes = q_len, kv_len, True, _block_lists.ceil_div(q_len, block_q) * block_q, device
+    least = _block_lists.key_limits(*sizes)[::block_q, None]  # of a block's rows the first one's
+    blocks = torch.arange(1, _block_lists.ceil_div(kv_len, block_kv) + 1, device=device)
+    return (blocks * block_kv).clamp(max=kv_len) > least

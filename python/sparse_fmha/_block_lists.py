@@ -28,9 +28,10 @@ def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tenso
     """
     n = blocks.shape[-1]
     width = n if width is None else min(width, n)
-    place = blocks.cumsum(-1) - 1
-    # What is not listed goes to a column of its own, which is dropped.
-    place = torch.where(blocks & (place < width), place, width)
+    # In place, as these are the largest tensors on the way. What is not listed goes to a column of
+    # its own, which is dropped.
+    place = blocks.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
+    place = place.masked_fill_(~blocks, width).long()
     indices = torch.full(
         (*blocks.shape[:-1], width + 1), ABSENT, dtype=torch.int32, device=blocks.device
     )
@@ -69,8 +70,8 @@ def slot_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
 
 def pack_bits(visible: Tensor) -> Tensor:
     """Bool `[..., n]`, n a multiple of 8, as uint8 `[..., n / 8]`, the lowest bit first."""
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=visible.device)
-    bits = visible.unflatten(-1, (-1, 8)) * weights
+    shifts = torch.arange(8, dtype=torch.uint8, device=visible.device)
+    bits = visible.to(torch.uint8).unflatten(-1, (-1, 8)) << shifts
     return bits.sum(-1, dtype=torch.uint8)
 
 

@@ -105,18 +105,23 @@ class BlockMask:
         *,
         causal: bool = False,
         width: int | None = None,
+        validate: bool = False,
     ) -> BlockMask:
         """Every pair of the blocks that are set; with `causal` none above the diagonal.
 
         Args:
             blocks: bool `[B|1, H|1, nQ, nK]`.
             width: capacity of the lists, default nK. A row with more blocks loses its last ones.
+            validate: raise ValueError where a row has more than `width`; waits for the device.
         """
         _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
         _block_checks.check_blocks(blocks, q_len, kv_len, block_q, block_kv)
+        _block_checks.check_width("width", width)
         if causal:
             sizes = (q_len, kv_len, block_q, block_kv)
             blocks = blocks & _block_lists.reachable_blocks(*sizes, True, blocks.device)
+        if validate and width is not None:
+            _block_checks.validate_width(blocks, width)
         counts, indices = _block_lists.list_blocks(blocks, width)
         return BlockMask(counts, indices, q_len, kv_len, block_q, block_kv, causal=causal)
 
@@ -142,7 +147,8 @@ class BlockMask:
                 blocks are left out.
         """
         _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
-        if counts is None and isinstance(indices, Tensor) and indices.dim() == 4:
+        if counts is None:
+            _block_checks.check_list_tensor("indices", indices, torch.int32, axes=4)
             counts = torch.full(
                 indices.shape[:3], indices.shape[3], dtype=torch.int32, device=indices.device
             )
@@ -170,34 +176,9 @@ class BlockMask:
             partial_width: capacity of the lists of partial blocks; a row with more loses its last
                 ones. By default as many as the fullest row has, which waits for the device.
         """
-        _block_checks.check_dense(visible)
-        q_len, kv_len = visible.shape[2:]
-        _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
-        pad = (0, -kv_len % block_kv, 0, -q_len % block_q)
+        from sparse_fmha._block_dense import from_dense
 
-        def in_blocks(value: bool) -> Tensor:
-            padded = torch.nn.functional.pad(visible, pad, value=value)
-            parts = padded.unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q))
-            return parts.transpose(3, 4)  # [B|1, H|1, nQ, nK, block_q, block_kv]
-
-        seen = in_blocks(False)
-        full = in_blocks(True).flatten(-2).all(-1)
-        partial = seen.flatten(-2).any(-1) & ~full
-        if partial_width is None:
-            partial_width = int(partial.sum(-1).max()) if partial.numel() else 0
-        partial_counts, partial_indices = _block_lists.list_blocks(partial, partial_width)
-        slots = partial_indices.clamp(min=0).long()[..., None, None]
-        masks = seen.gather(3, slots.expand(*slots.shape[:4], block_q, block_kv))
-        return BlockMask(
-            *_block_lists.list_blocks(full),
-            q_len,
-            kv_len,
-            block_q,
-            block_kv,
-            partial_counts=partial_counts,
-            partial_indices=partial_indices,
-            partial_bits=_block_lists.pack_bits(masks),
-        )
+        return from_dense(visible, block_q, block_kv, partial_width)
 
     @staticmethod
     def from_mask_mod(
@@ -211,47 +192,68 @@ class BlockMask:
         *,
         device: torch.device | str = "cpu",
     ) -> BlockMask:
-        """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it, evaluated in slices.
+        """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it; waits for the device.
 
-        `batch` and `heads` are 1 where the function does not look at them. Waits for the device.
+        The function is evaluated at some millions of pairs at a time, so that memory stays small.
+
+        Args:
+            mask_mod: of four scalar index tensors, to a bool scalar; it runs under `torch.vmap`.
+            batch, heads: 1 where the function does not look at them.
+
+        Raises:
+            TypeError: mask_mod cannot be called, or what it returns is not bool.
+            ValueError: what it returns for one pair is no scalar.
         """
         from sparse_fmha._block_flex import from_mask_mod
 
         sizes = (q_len, kv_len, block_q, block_kv)
-        return from_mask_mod(BlockMask, mask_mod, batch, heads, *sizes, device)
+        return from_mask_mod(mask_mod, batch, heads, *sizes, device)
 
     @staticmethod
     def from_flex(mask: FlexBlockMask) -> BlockMask:
-        """The mask of `torch.nn.attention.flex_attention`; its `mask_mod` fills the bitmasks.
+        """The mask of `torch.nn.attention.flex_attention`; waits for the device.
+
+        Its `mask_mod` is evaluated in its partial blocks and fills their bitmasks. What `causal`
+        would say is in there, too, so the mask that is returned is not causal.
 
         Raises:
+            TypeError: mask is not of that class.
             ValueError: its BLOCK_SIZE is not one of ours.
         """
         from sparse_fmha._block_flex import from_flex
 
-        return from_flex(BlockMask, mask)
+        return from_flex(mask)
 
     def to_flex(self) -> FlexBlockMask:
-        """The same mask for `torch.nn.attention.flex_attention`."""
+        """The same mask for `torch.nn.attention.flex_attention`; its `mask_mod` reads this one.
+
+        FlexAttention takes a mask for one batch entry or head for all, as ours.
+
+        Raises:
+            ValueError: there are no queries or no keys, which FlexAttention has no masks for.
+        """
         from sparse_fmha._block_flex import to_flex
 
         return to_flex(self)
 
-    def __or__(self, other: BlockMask) -> BlockMask:
-        """What either sees: forced blocks are put into a mask so.
+    @staticmethod
+    def union(*masks: BlockMask) -> BlockMask:
+        """What any of the masks shows, as `a | b`: forced blocks are put into a mask so.
 
-        A block that is full in one is full; the bitmasks of blocks that are partial in both are
-        joined. One batch entry or head serves all. The lists can hold what both had.
+        A block that is full in one is full; the bitmasks of blocks that are partial in several are
+        joined. One batch entry or head serves all. The lists can hold what all had.
 
         Raises:
-            TypeError: other is no BlockMask.
-            ValueError: the masks differ in lengths, block sizes, causal or device.
+            TypeError: one of them is no BlockMask.
+            ValueError: none given; they differ in lengths, block sizes, causal or device.
         """
-        if not isinstance(other, BlockMask):
-            return NotImplemented
         from sparse_fmha._block_union import union
 
-        return union(self, other)
+        return union(masks)
+
+    def __or__(self, other: BlockMask) -> BlockMask:
+        """`union` of two."""
+        return BlockMask.union(self, other) if isinstance(other, BlockMask) else NotImplemented
 
     def blocks(self) -> Tensor:
         """Bool `[B|1, H|1, nQ, nK]`: the blocks that are listed, full or partial."""
@@ -263,20 +265,9 @@ class BlockMask:
 
     def to_dense(self) -> Tensor:
         """Bool `[B|1, H|1, q_len, kv_len]`: the visible pairs."""
-        full = _block_lists.block_map(self.counts, self.indices, self.blocks_kv)
-        lead = full.shape[:3]
-        dense = full[:, :, :, None, :, None].repeat(1, 1, 1, self.block_q, 1, self.block_kv)
-        if self.partial_counts is not None:
-            slots = _block_lists.slot_map(self.partial_counts, self.partial_indices, self.blocks_kv)
-            for n in range(self.blocks_kv):
-                bits = _block_lists.take_slots(self.partial_bits, slots[..., n : n + 1])
-                masks = _block_lists.unpack_bits(bits)
-                dense[:, :, :, :, n] |= masks.view(*lead, self.block_q, self.block_kv)
-        dense = dense.flatten(4).flatten(2, 3)[:, :, : self.q_len, : self.kv_len]
-        if self.causal:
-            limit = self._limits()[: self.q_len]
-            dense = dense & (torch.arange(self.kv_len, device=self.device) < limit[:, None])
-        return dense.contiguous()
+        from sparse_fmha._block_dense import to_dense
+
+        return to_dense(self)
 
     @property
     def density(self) -> float:
@@ -289,27 +280,13 @@ class BlockMask:
     def block_density(self) -> float:
         """Listed blocks over all blocks; 0 without tokens. Waits for the device."""
         blocks = self.blocks()
-        return blocks.double().mean().item() if blocks.numel() else 0.0
+        return blocks.sum().item() / blocks.numel() if blocks.numel() else 0.0
 
     def visible_pairs(self) -> int:
         """Visible pairs of all lists together. Waits for the device."""
-        limits = self._limits().view(-1, self.block_q)
-        first = torch.arange(self.blocks_kv, device=self.device) * self.block_kv
-        table = torch.zeros(self.blocks_q, self.blocks_kv, dtype=torch.int64, device=self.device)
-        for row in limits.T:  # of each query block the same row
-            table += (row[:, None] - first).clamp(0, self.block_kv)
-        full = _block_lists.block_map(self.counts, self.indices, self.blocks_kv)
-        pairs = int((full * table).sum())
-        if self.partial_counts is None:
-            return pairs
-        listed = _block_lists.is_listed(self.partial_counts, self.partial_indices, self.blocks_kv)
-        columns = torch.arange(self.block_kv, device=self.device)
-        for slot in range(self.partial_indices.shape[-1]):
-            keys = self.partial_indices[..., slot, None].long() * self.block_kv + columns
-            seen = keys[..., None, :] < limits[..., None]
-            seen &= _block_lists.unpack_bits(self.partial_bits[..., slot, :, :])
-            pairs += int((seen & listed[..., slot, None, None]).sum())
-        return pairs
+        from sparse_fmha._block_dense import visible_pairs
+
+        return visible_pairs(self)
 
     def validate(self) -> None:
         """Checks the lists completely; waits for the device.
@@ -340,14 +317,12 @@ class BlockMask:
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
         batch, heads, *_ = self.shape
-        partial = "" if self.partial_counts is None else ", with partial blocks"
+        listed = ""
+        if self.device.type != "meta":
+            listed = f"{self.block_density:.1%} of blocks listed, "
+        partial = "" if self.partial_counts is None else "with partial blocks, "
         return (
             f"BlockMask(q_len={self.q_len}, kv_len={self.kv_len}, "
             f"blocks of {self.block_q}x{self.block_kv}, lists for {batch}x{heads} (batch x heads), "
-            f"{self.block_density:.1%} of blocks listed{partial}"
-            f"{', causal' if self.causal else ''}, {self.device})"
+            f"{listed}{partial}{'causal, ' if self.causal else ''}{self.device})"
         )
-
-    def _limits(self) -> Tensor:
-        rows = self.blocks_q * self.block_q
-        return _block_lists.key_limits(self.q_len, self.kv_len, self.causal, rows, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def plot(mask: BlockMask, path: str | Path, *, batch: int = 0, head: int = 0) ->
 
     Raises:
         IndexError: there is no such batch entry or head.
+        ValueError: path does not end in .png.
         ImportError: matplotlib is not there.
     """
     full = _block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
@@ -57,19 +59,24 @@ def _draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, 
     for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
         if not 0 <= value < size:
             raise IndexError(f"{name} is {value}; the mask has lists for {size}")
+    if not fspath(path).endswith(".png"):
+        raise ValueError(f"path is {fspath(path)}; it must end in .png")
     listed = kinds > 0
+    own = kinds[batch, head].cpu()
     figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.imshow(
-        kinds[batch, head].cpu().numpy(),
-        cmap=ListedColormap(list(COLORS.values())),
-        vmin=0,
-        vmax=2,
-        aspect="auto",
-        interpolation="nearest",
-    )
-    left.set_title(f"batch {batch}, head {head}: {listed[batch, head].float().mean():.1%} listed")
+    if own.numel():  # without tokens there is no picture
+        left.imshow(
+            own.numpy(),
+            cmap=ListedColormap(list(COLORS.values())),
+            vmin=0,
+            vmax=2,
+            aspect="auto",
+            interpolation="nearest",
+        )
+    share = own.count_nonzero().item() / max(1, own.numel())
+    left.set_title(f"batch {batch}, head {head}: {share:.1%} listed")
     left.set_xlabel(column)
     left.set_ylabel(row)
     left.legend(
@@ -78,7 +85,7 @@ def _draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, 
         loc="upper right",
     )
     per_row = listed.sum(-1).flatten().cpu()
-    bins = torch.arange(int(per_row.max()) + 2) - 0.5
+    bins = torch.arange(max(per_row.tolist(), default=0) + 2) - 0.5
     right.hist(per_row.numpy(), bins=bins.numpy() if len(bins) < 100 else 50, color=COLORS["full"])
     right.set_title("all heads")
     right.set_xlabel(f"{column.split()[0]}s of a {row.split()[0]}")

@@ -116,9 +116,8 @@ def pooled_scores(
         return scores.softmax(-1) if softmax else scores
     if not softmax:
         return scores.masked_fill_(~allowed, -torch.inf)
-    # A row of -inf alone would be NaN, also for gradients.
-    some = allowed.any(-1, keepdim=True)
-    return scores.masked_fill_(~allowed & some, -torch.inf).softmax(-1).masked_fill(~some, 0)
+    none = ~allowed.any(-1, keepdim=True)  # whose softmax is NaN
+    return scores.masked_fill_(~allowed, -torch.inf).softmax(-1).masked_fill(none, 0)
 
 
 def block_scores(

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _block_flex, _block_lists
+from sparse_fmha import _block_checks, _block_lists
 from sparse_fmha.block_mask import BlockMask
+
+AT_ONCE = 512  # blocks of which all pairs are evaluated together
 
 
 def pattern_blocks(
@@ -65,20 +67,25 @@ def from_rules(
     sizes = (q_len, kv_len, block_q, block_kv)
     if width == 0:
         return BlockMask(*lists, *sizes, causal=causal)
-    counts, indices = (x.to(device) for x in _block_lists.list_blocks(partial[None], width))
-    bits = []
+    counts, indices = _block_lists.list_blocks(partial[None], width)
+    shape = (*indices.shape, block_q, block_kv // 8)
+    bits = torch.zeros(shape, dtype=torch.uint8, device=device)
+    tokens_q, tokens_k = (torch.arange(n, device=device) for n in (block_q, block_kv))
     for head, rule in enumerate(rules):
-        own = slice(head, head + 1)
-
-        def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor, rule=rule) -> Tensor:
-            return rule(q, k)
-
-        bits.append(_block_flex.block_bits(mask_mod, counts[:, own], indices[:, own], *sizes))
+        # Most lists are shorter than the longest: only what is listed is evaluated.
+        listed = torch.arange(width) < counts[0, head, :, None]
+        for rows, slots in zip(*(x.split(AT_ONCE) for x in torch.where(listed)), strict=True):
+            columns = indices[0, head, rows, slots].to(device).long()
+            rows, slots = rows.to(device), slots.to(device)
+            q = (rows[:, None] * block_q + tokens_q)[:, :, None]
+            k = (columns[:, None] * block_kv + tokens_k)[:, None]
+            seen = rule(q.clamp(max=q_len - 1), k.clamp(max=kv_len - 1))
+            bits[0, head, rows, slots] = _block_lists.pack_bits(seen & (q < q_len) & (k < kv_len))
     return BlockMask(
         *lists,
         *sizes,
-        partial_counts=counts,
-        partial_indices=indices,
-        partial_bits=torch.cat(bits, 1),
+        partial_counts=counts.to(device),
+        partial_indices=indices.to(device),
+        partial_bits=bits,
         causal=causal,
     )
