@@ -28,7 +28,7 @@ def build_info() -> dict:
     Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `cpu_isas`,
     `compiler`, `torch` (the headers; any torch >= 2.10 runs it), `cuda` and `cutlass` (empty for a
     CPU-only build), and `kernels`: by kernel name the figures of ptxas, in registers per thread
-    and bytes.
+    and bytes; also of `list_plan`, which prepares block lists and is no row of `kernels()`.
     """
     return _C.build_info()
 
