@@ -244,6 +244,22 @@ def test_keys_that_are_not_there_are_ignored():
         torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("absent", [-1, 200])
+@pytest.mark.parametrize("columns", [[3, 50], list(range(0, 128, 2)), list(range(100))], ids=len)
+def test_absent_last_column_does_not_uncover_the_future(randn, absent, columns):
+    """Whether a tile is masked is told by its last column."""
+    q, k, v = (randn(1, 128, 1, 16, seed=s) for s in range(3))
+
+    def run(listed):
+        table = torch.tensor(listed, dtype=torch.int32).expand(1, 1, 2, -1)
+        counts = torch.full((1, 1, 2), len(listed), dtype=torch.int32)
+        mask = StripeMask(table, counts, 128, 128, 64, causal=True)
+        return sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)
+
+    for found, expected in zip(run([*columns, absent]), run(columns), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_errors_of_the_function(randn):
     q, k = randn(2, 100, 2, 16), randn(2, 200, 1, 16)
     case = Drawn(100, 200, heads=2)

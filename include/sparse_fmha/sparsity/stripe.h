@@ -97,6 +97,9 @@ struct Stripe {
       if (tile[0] == 1) {
         last = min_int(last, BlockSparse::count(params.columns, tile[1]) - 1);
         last = params.columns.indices[int64_t{tile[1]} * params.columns.width + last];
+        if (last < 0) {
+          return true;  // no key lies there, which tells nothing of those before
+        }
       }
       return min_int(last, params.len_kv - 1) >= limit(params, first_query);
     }
