@@ -84,7 +84,10 @@ Tiling tiles_of_blocks(BlockSparse::Params const& p) {
 
 // Groups are cut where they have more rows than a tile is best at.
 Tiling tiles_of_stripes(Stripe::Params const& p) {
-  int32_t const rows = p.block_q % 256 == 0 ? 256 : p.block_q % 128 == 0 ? 128 : 64;
+  int32_t rows = static_cast<int32_t>(kMaxQueries);
+  while (p.block_q % rows != 0) {
+    rows -= 64;
+  }
   TileShape const shape{{1, 1, rows}, {1, 1, int32_t{kMaxKeys}}};
   return {shape, Stripe::num_query_tiles(p, shape)};
 }
