@@ -1,7 +1,8 @@
-"""Published sparse attention methods as masks for `block_sparse_attention`.
+"""Published sparse attention methods as masks.
 
-Each function makes a `BlockMask` and nothing else; its docstring has the formula, the source and
-the published defaults. docs/patterns.md has them in one table.
+Each function makes a `BlockMask`, `vertical_slash` a `StripeMask`, and nothing else, but for
+`anchor_attention`, which is the whole method; its docstring has the formula, the source and the
+published defaults. docs/patterns.md has them in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
@@ -17,6 +18,11 @@ from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.streaming_llm import streaming_llm
+from sparse_fmha.patterns.vertical_slash import (
+    last_query_sums,
+    vertical_slash,
+    vertical_slash_mask,
+)
 
 __all__ = [
     "AnchorResult",
@@ -28,6 +34,7 @@ __all__ = [
     "bigbird",
     "flexprefill_query_aware",
     "image_regions",
+    "last_query_sums",
     "longformer",
     "minference_block_sparse",
     "moa",
@@ -35,4 +42,6 @@ __all__ = [
     "s2_attention",
     "seer_ground_truth",
     "streaming_llm",
+    "vertical_slash",
+    "vertical_slash_mask",
 ]

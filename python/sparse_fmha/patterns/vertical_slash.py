@@ -1,0 +1,267 @@
+"""MInference's vertical-slash heads: columns of keys and diagonals, found by the last queries."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_checks, _block_lists, _checks, _stripe_checks
+from sparse_fmha._pattern_checks import check_int, check_q_and_k
+from sparse_fmha.selection import SLICE, top_k_blocks, without_autocast
+from sparse_fmha.stripe_mask import StripeMask
+
+KEYS = 1 << 14  # that are widened to fp32 at a time
+
+
+def vertical_slash(
+    q: Tensor,
+    k: Tensor,
+    *,
+    vertical: int = 1000,
+    slash: int = 6096,
+    last: int = 64,
+    first_columns: int = 30,
+    last_diagonals: int = 100,
+    scale: float | None = None,
+    block_q: int = 64,
+    range_size: int = 64,
+) -> StripeMask:
+    """The vertical-slash pattern of MInference, for each head and input, causal.
+
+        A = softmax of the `last` queries over the keys they may see,
+        column j has the weight sum over i of A[i, j],
+        diagonal s has the weight sum over i of A[i, p_i - s], p_i the position of query i;
+        the `vertical` heaviest columns and the `slash` heaviest diagonals are taken.
+
+    Source: Jiang et al. 2024, "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
+    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 2; defaults of its code: 64 queries, the
+    first 30 columns and the last 100 diagonals forced, 1000 columns and 6096 diagonals where no
+    search has said better. `vertical_slash_mask` has how they become keys. Of equal weights the
+    lowest column, and the diagonal nearest to the query, is taken.
+
+    Args:
+        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
+        vertical, slash: how many columns and diagonals, the forced ones among them; forced ones
+            are taken even if they are more.
+        last: queries that decide; Lq if there are fewer.
+        first_columns, last_diagonals: forced; the last diagonals are those nearest to the query.
+        scale: of q.k; default `D**-0.5`.
+        block_q, range_size: of the mask.
+
+    Returns:
+        A mask with lists for each batch entry and query head, made without waiting for the device.
+        Its lists take `4 * (vertical + range_size + runs)` bytes for each group of queries and
+        head, where runs is the smaller of `slash * ceil(block_q / range_size)` and
+        `Lkv / range_size`; finding them `4 * last * Lkv` bytes.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    for name, value in (("vertical", vertical), ("slash", slash)):
+        check_int(name, value)
+    check_int("first_columns", first_columns)
+    check_int("last_diagonals", last_diagonals)
+    columns, diagonals = last_query_sums(q, k, last, scale=scale)
+    sizes = q.shape[1], block_q, range_size
+    vertical, slash = max(vertical, first_columns), max(slash, last_diagonals)
+    columns[..., :first_columns].fill_(torch.inf)
+    diagonals[..., :last_diagonals].fill_(torch.inf)
+    chosen = top_k_blocks(columns, vertical), top_k_blocks(diagonals, slash)
+    return vertical_slash_mask(*chosen, *sizes, max_columns=vertical, max_diagonals=slash)
+
+
+def last_query_sums(
+    q: Tensor, k: Tensor, last: int = 64, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the causal softmax of the last queries, along columns and along diagonals.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
+        last: queries; Lq if there are fewer.
+        scale: of q.k; default `D**-0.5`.
+
+    Returns:
+        fp32 `[B, Hq, Lkv]` twice: at j the weight on key j, and at s that on the key s before each
+        query's own. Held at a time are `last * Lkv` scores, or `SLICE` if that is more.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    check_q_and_k(q, k)
+    batch, q_len, heads, dim = q.shape
+    kv_len, heads_kv = k.shape[1:3]
+    if kv_len < q_len:
+        raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+    rows = min(check_int("last", last, 1), q_len)
+    scale = _checks.finite("scale", scale)
+    scale = dim**-0.5 if scale is None else scale
+    sums = torch.zeros(2, batch, heads, kv_len, dtype=torch.float32, device=q.device)
+    if not rows:
+        return sums[0], sums[1]
+    group = heads // heads_kv
+    step = max(1, SLICE // (rows * kv_len))
+    with torch.no_grad(), without_autocast(q.device):
+        for b, head_kv in itertools.product(range(batch), range(heads_kv)):
+            end = (head_kv + 1) * group
+            for first in range(end - group, end, step):
+                own = slice(first, min(first + step, end))
+                queries = q[b, q_len - rows :, own].transpose(0, 1).float() * scale
+                weights = _causal_softmax(queries, k[b, :, head_kv])
+                sums[0, b, own] = weights.sum(1)
+                sums[1, b, own] = _diagonal_sums(weights)
+    return sums[0], sums[1]
+
+
+def vertical_slash_mask(
+    columns: Tensor,
+    diagonals: Tensor,
+    q_len: int,
+    block_q: int = 64,
+    range_size: int = 64,
+    *,
+    max_columns: int | None = None,
+    max_diagonals: int | None = None,
+) -> StripeMask:
+    """Columns and diagonals as lists for groups of queries, causal.
+
+    A group of queries sees of a diagonal s more than the one key that is s before each query: all
+    `block_q` keys that end s before the last query, as in MInference. Where such intervals meet
+    they are joined. Counted in distance from the group's last query, the first run of `range_size`
+    keys begins at the nearest diagonal; each next one where the last ended if that is in an
+    interval, else at the next diagonal. So runs start at any token, do not overlap, and reach past
+    the end of joined intervals by less than a run, to keys further back; MInference rounds towards
+    the query instead. A run that the first key cuts becomes columns. Columns in runs are left out.
+
+    The runs of a head are found once, for all groups, by doubling: log2(kv_len / range_size) steps
+    over `[kv_len]`.
+
+    Args:
+        columns: bool `[B|1, H|1, kv_len]`, the keys that all later queries see.
+        diagonals: bool `[B|1, H|1, kv_len]`: at s, the key s before each query's own.
+        q_len: queries, the last of which stand at the last keys; at most kv_len.
+        block_q, range_size: of the mask.
+        max_columns, max_diagonals: at most so many are set; default kv_len. A head that has more
+            columns loses its last ones, one with more diagonals may lose the furthest ones.
+
+    Returns:
+        A mask with lists for the batch entries and heads of the maps, made without waiting for the
+        device.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    for name, tensor in (("columns", columns), ("diagonals", diagonals)):
+        _block_checks.check_list_tensor(name, tensor, torch.bool)
+    if columns.dim() != 3 or columns.shape != diagonals.shape:
+        raise ValueError(
+            f"columns has shape {list(columns.shape)}, diagonals {list(diagonals.shape)}; both "
+            "[batch or 1, heads or 1, kv_len] are needed"
+        )
+    kv_len = columns.shape[2]
+    _stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
+    if kv_len < q_len:
+        raise ValueError(f"columns is for {kv_len} keys, q_len is {q_len}; it may not be larger")
+    limits = []
+    for name, limit in (("max_columns", max_columns), ("max_diagonals", max_diagonals)):
+        limits.append(kv_len if limit is None else min(check_int(name, limit), kv_len))
+    runs = limits[1] * _block_lists.ceil_div(block_q, range_size)
+    runs = min(runs, _block_lists.ceil_div(kv_len, range_size))
+    groups = _block_lists.ceil_div(q_len, block_q)
+    # Behind the key of each group's last query.
+    ends = torch.arange(1, groups + 1, device=columns.device) * block_q
+    ends = ends.clamp(max=q_len) + (kv_len - q_len)
+    step = max(1, SLICE // max(1, groups * (limits[0] + runs), kv_len))
+    parts = zip(columns.flatten(0, 1).split(step), diagonals.flatten(0, 1).split(step), strict=True)
+    made = [_lists(*part, ends, block_q, range_size, limits[0], runs) for part in parts]
+    tables = (torch.cat(parts) for parts in zip(*made, strict=True))
+    lists = [table.unflatten(0, columns.shape[:2]) for table in tables]
+    return StripeMask(*lists[:2], q_len, kv_len, block_q, *lists[2:], range_size, causal=True)
+
+
+def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
+    """Of scaled queries `[n, rows, D]`, the last `rows`, over keys `[L, D]`: `[n, rows, L]`."""
+    n, rows, _ = queries.shape
+    length = keys.shape[0]
+    scores = queries.new_empty(n, rows, length)
+    for first in range(0, length, KEYS):
+        part = slice(first, first + KEYS)
+        scores[..., part] = queries @ keys[part].float().T
+    later = torch.ones(rows, rows - 1, dtype=torch.bool, device=keys.device).triu()
+    scores[..., length - rows + 1 :].masked_fill_(later, -torch.inf)
+    scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return scores.div_(scores.sum(-1, keepdim=True))
+
+
+def _diagonal_sums(weights: Tensor) -> Tensor:
+    """`[n, L]`: at s the sum of `weights[:, i, L - rows + i - s]`; weights `[n, rows, L]`."""
+    n, rows, length = weights.shape
+    base = length - rows  # the first query's own key
+    # A step of a row and a column in memory is one along a diagonal. First those that the first
+    # query has a key on, from its first key up; then those that begin below it.
+    inner = weights.as_strided((n, rows, base + 1), (rows * length, length + 1, 1)).sum(1)
+    corner = torch.nn.functional.pad(weights[..., :rows], (rows, 0)).contiguous()
+    outer = corner.as_strided((n, rows, rows), (2 * rows * rows, 2 * rows + 1, 1)).sum(1)
+    return torch.cat([inner.flip(-1), outer[:, 1:].flip(-1)], -1)
+
+
+def _lists(
+    columns: Tensor,
+    diagonals: Tensor,
+    ends: Tensor,
+    block_q: int,
+    range_size: int,
+    max_columns: int,
+    max_runs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """columns, counts, range_starts, range_counts `[n, groups, ..]` of maps `[n, kv_len]`."""
+    kv_len = columns.shape[1]
+    begins = _run_begins(diagonals, block_q, range_size)
+    begins = begins & (begins.cumsum(-1) <= max_runs)
+    count, distances = _block_lists.list_blocks(begins, max_runs)
+    starts = ends[:, None] - range_size - distances[:, None]  # [n, groups, runs]
+    listed = torch.arange(max_runs, device=ends.device) < count[:, None, None]
+    whole = listed & (starts >= 0)  # a head of the list: distances ascend
+    range_starts = torch.where(whole, starts, _block_lists.ABSENT).int()
+    range_counts = whole.sum(-1, dtype=torch.int32)
+    # The keys [0, cut) are in a run that begins before the first key; there is one at most.
+    cut = torch.where(listed & ~whole, starts + range_size, 0).clamp(min=0).sum(-1)
+
+    count, keys = _block_lists.list_blocks(columns, max_columns)
+    distances = ends[:, None] - 1 - keys[:, None]  # [n, groups, columns]
+    in_run = _reached(begins, range_size)[:, None].expand(-1, len(ends), -1)
+    in_run = in_run.gather(-1, distances.clamp(0, max(0, kv_len - 1)))
+    own = torch.arange(max_columns, device=ends.device) < count[:, None, None]
+    own = own & (distances >= 0) & ~in_run
+    width = min(kv_len, max_columns + range_size - 1)
+    slots = torch.arange(width + 1, device=ends.device)
+    table = torch.where(slots < cut[..., None], slots, _block_lists.ABSENT).int()
+    # What is not listed goes to a slot of its own, which is dropped.
+    place = torch.where(own, cut[..., None] + own.cumsum(-1) - 1, width)
+    table.scatter_(-1, place, keys[:, None].expand(own.shape))
+    counts = (cut + own.sum(-1)).int()
+    return table[..., :width].contiguous(), counts, range_starts, range_counts
+
+
+def _reached(begins: Tensor, size: int) -> Tensor:
+    """Bool `[n, L]`: what is in an interval of `size` that begins where `begins` is set."""
+    seen = begins.cumsum(-1)
+    return seen > torch.nn.functional.pad(seen, (size, 0))[..., : begins.shape[-1]]
+
+
+def _run_begins(diagonals: Tensor, block_q: int, range_size: int) -> Tensor:
+    """Bool `[n, L]`: the distances at which runs begin, for `diagonals` `[n, L]`."""
+    n, length = diagonals.shape
+    places = torch.arange(length + 1, device=diagonals.device)  # the last one is behind all
+    inside = torch.nn.functional.pad(_reached(diagonals, block_q), (0, 1))
+    at = torch.where(torch.nn.functional.pad(diagonals, (0, 1)), places, length)
+    nearest = at.flip(-1).cummin(-1).values.flip(-1)  # the first diagonal from there on
+    behind = (places + range_size).clamp(max=length)
+    jump = torch.where(inside[:, behind], behind, nearest[:, behind])
+    begins = torch.zeros(n, length + 1, dtype=torch.bool, device=diagonals.device)
+    begins.scatter_(-1, nearest[:, :1], True)
+    for _ in range(_block_lists.ceil_div(length, range_size).bit_length()):
+        begins.scatter_(-1, torch.where(begins, jump, length), True)
+        jump = jump.gather(-1, jump)
+    return begins[:, :length]
