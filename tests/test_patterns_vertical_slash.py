@@ -112,6 +112,16 @@ def test_keys_of_columns_and_diagonals(case):
     mask.validate()
     dense = mask.to_dense()
     assert dense.equal(case.definition(columns, diagonals))
+    # Lists are short: nothing behind the last query, and columns for less than a run.
+    read = torch.arange(mask.columns.shape[-1]) < mask.counts[..., None]
+    ends = torch.arange(1, mask.groups + 1).mul(case.block_q).clamp(max=case.q_len) + case.past
+    assert not (read & (mask.columns >= ends[:, None])).any()
+    spare = mask.counts - columns.sum(-1, keepdim=True)
+    assert (spare < case.range_size).all()
+    if not case.columns:
+        assert (mask.counts < case.range_size).all()
+        own = mask.seen().sum(-1) - mask.counts
+        assert own.equal(mask.range_counts * case.range_size)
     # Nothing that was asked for is missing.
     for h in range(2):
         for s in diagonals[0, h].nonzero().flatten().tolist():

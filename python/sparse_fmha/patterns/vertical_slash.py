@@ -54,7 +54,10 @@ def vertical_slash(
         A mask with lists for each batch entry and query head, made without waiting for the device.
         Its lists take `4 * (vertical + range_size + runs)` bytes for each group of queries and
         head, where runs is the smaller of `slash * ceil(block_q / range_size)` and
-        `Lkv / range_size`; finding them `4 * last * Lkv` bytes.
+        `Lkv / range_size`; finding them `4 * last * Lkv` bytes. With 1000 columns and 200
+        diagonals, 128k tokens and four query heads to a key head (bf16, D = 128) lists for groups
+        of 64 are 62% of K and V; for groups of 1024 with runs of 128 they are 7%, and each diagonal
+        covers 1024 keys.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
