@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from test_patterns_capture import Watch
 
 from sparse_fmha import reference
+from sparse_fmha.patterns import anchor
 from sparse_fmha.patterns.anchor import anchor_attention
 
 
@@ -81,6 +83,44 @@ def test_scale_and_width(randn, agrees):
     assert widest > 3
     assert anchor_attention(q, k, v, **options, width=widest + 9).out.equal(found.out)
     assert anchor_attention(q, k, v, **options, width=3).kept.max() == 3
+
+
+def test_few_scores_at_a_time(randn, monkeypatch):
+    q, k, v = (randn(2, 700, 4, 16, seed=s)[:, :, :h] for s, h in enumerate((4, 2, 2)))
+    options = {"theta": 2.5, "step": 2, "block": 64}
+    expected = anchor_attention(q, k, v, **options)
+    monkeypatch.setattr(anchor, "SLICE", 1000)
+    found = anchor_attention(q, k, v, **options)
+    assert found.kept.equal(expected.kept)
+    assert found.out.equal(expected.out)
+
+
+def test_neither_the_host_nor_pairs_of_tokens(monkeypatch):
+    """With room for the lists given. The means are scored in slices, the anchors by blocks."""
+    length, block, step = 4096, 64, 2
+    q = torch.randn(1, length, 4, 16, generator=torch.Generator().manual_seed(0))
+    k = q[:, :, :2] + 1
+    monkeypatch.setattr(anchor, "SLICE", 1 << 15)
+    with Watch() as watch:
+        found = anchor_attention(q, k, k, theta=5.0, step=step, block=block, width=300)
+    assert watch.largest <= max(2 * q.numel(), 4 * block * (step + 2) * block)
+    assert found.kept.sum() > 0
+    assert found.kept.max() <= 300
+
+
+def test_autocast_leaves_the_choice_alone(randn):
+    q, k, v = (randn(1, 700, 2, 16, seed=s).bfloat16() for s in range(3))
+    options = {"theta": 2.5, "step": 2, "block": 64}
+    expected = anchor_attention(q, k, v, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = anchor_attention(q, k, v, **options)
+    assert found.kept.equal(expected.kept)
+
+
+def test_empty():
+    for shape in ((0, 300, 2, 16), (1, 0, 2, 16)):
+        q = torch.zeros(shape)
+        assert anchor_attention(q, q, q, step=1, block=64).out.shape == q.shape
 
 
 def test_errors(randn):

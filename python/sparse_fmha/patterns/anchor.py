@@ -11,6 +11,7 @@ from sparse_fmha import _block_lists, _checks
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
+from sparse_fmha.selection import SLICE, without_autocast
 from sparse_fmha.stripe_mask import StripeMask
 
 BLOCKS = (64, 128)
@@ -63,9 +64,10 @@ def anchor_attention(
     Returns:
         out, lse and statistics, as `AnchorResult`.
 
-    Besides the outputs it takes 4 bytes for each superblock, head and list entry: at 128k tokens,
-    superblocks of 2048 and 4096 kept keys 1 MiB a head, 1.6% of that head's keys and values in
-    bf16 at D = 128. Finding the keys takes one bit a key and superblock as a byte.
+    Besides the outputs of both parts, lists take 4 bytes for each superblock, head and entry: with
+    superblocks of 2048, four query heads to a key head, bf16 and D = 128, lists of 1310 keys are
+    2% of K and V at any length. Finding the keys holds the scores of one block with its anchor
+    keys, then `SLICE` scores of means.
 
     Raises:
         ValueError: lengths of q and k differ, a number out of range; else as `attention`.
@@ -87,10 +89,8 @@ def anchor_attention(
         anchor_blocks(length, block, step, q.device), length, length, block, block, causal=True
     )
     parts = [block_sparse_attention(q, k, v, near, scale=scale, return_lse=True)]
-    seen = distant_keys(q, k, theta, step, block, scale)
-    if width is None:
-        width = int(seen.sum(-1).max()) if seen.numel() else 0
-    far = StripeMask.from_columns(seen, length, step * block, width=width)
+    columns, counts = distant_keys(q, k, theta, step, block, scale, width)
+    far = StripeMask(columns, counts, length, length, step * block)
     parts.append(stripe_attention(q, k, v, far, scale=scale, return_lse=True))
     out, lse = merge(*zip(*parts, strict=True))
     share = None
@@ -110,48 +110,68 @@ def anchor_blocks(length: int, block: int, step: int, device: torch.device) -> T
     return (near & (columns <= rows))[None, None]
 
 
-def distant_keys(q: Tensor, k: Tensor, theta: float, step: int, block: int, scale: float) -> Tensor:
-    """Bool `[B, Hq, superblocks, L]`: the keys that are kept.
+def distant_keys(
+    q: Tensor, k: Tensor, theta: float, step: int, block: int, scale: float, width: int | None
+) -> tuple[Tensor, Tensor]:
+    """The keys that are kept: int32 columns `[B, Hq, superblocks, width]` and their counts.
 
-    Scores are held for one superblock at a time: `step * L` of mean queries, and those of one block
-    with its anchor keys.
+    Ascending, by a running count, so that what is kept has one order. Without `width` it waits for
+    the device at each superblock.
     """
-    length, heads_kv = q.shape[1], k.shape[2]
+    batch, length, heads, _ = q.shape
     size = step * block
-    count = _block_lists.ceil_div(length, size)
-    seen = torch.zeros((q.shape[0], q.shape[2], count, length), dtype=torch.bool, device=q.device)
-    keys = k.permute(0, 2, 3, 1).float()  # [B, Hkv, D, L]
-    for u in range(1, count):
-        first, last = u * size, min((u + 1) * size, length)
-        candidates = slice(block, first - block)
-        if candidates.start >= candidates.stop:
-            continue
-        means, anchors = [], []
-        for start in range(first, last, block):
-            rows = q[:, start : min(start + block, last)].float().unflatten(2, (heads_kv, -1))
-            rows = rows.permute(0, 2, 3, 1, 4)  # [B, Hkv, group, rows, D]
-            means.append(rows.mean(3))
-            anchors.append(_anchors(rows, keys, start, first, block, scale).mean(3))
-        mean, anchor = torch.stack(means, 3), torch.stack(anchors, 3)
-        scores = mean @ keys[:, :, None, :, candidates] * scale
-        kept = (scores + theta >= anchor[..., None]).any(3)
-        seen[:, :, u, candidates] = kept.flatten(1, 2)
-    return seen
+    columns, counts = [], []
+    with torch.no_grad(), without_autocast(q.device):
+        for first in range(0, length, size):
+            kept = _kept(q, k, theta, slice(first, min(first + size, length)), block, scale)
+            room = width
+            if room is None:
+                room = int(kept.sum(-1).max()) if kept.numel() else 0
+            count, keys = _block_lists.list_blocks(kept, room)
+            counts.append(count)
+            columns.append(torch.where(keys < 0, keys, keys + block))
+    if not counts:
+        none = torch.zeros(batch, heads, 0, width or 0, dtype=torch.int32, device=q.device)
+        return none, none.sum(-1, dtype=torch.int32)
+    widest = max(part.shape[-1] for part in columns)
+    shape = (batch, heads, len(columns), widest)
+    table = torch.full(shape, _block_lists.ABSENT, dtype=torch.int32, device=q.device)
+    for u, part in enumerate(columns):
+        table[:, :, u, : part.shape[-1]] = part
+    return table, torch.stack(counts, -1)
 
 
-def _anchors(
-    rows: Tensor, keys: Tensor, start: int, first: int, block: int, scale: float
-) -> Tensor:
-    """The largest score of each row with its anchor keys; rows `[B, Hkv, group, n, D]`."""
-    n = rows.shape[3]
-    positions = [
-        torch.arange(block, device=rows.device),
-        torch.arange(first - block, first, device=rows.device),
-        torch.arange(first, start + n, device=rows.device),
-    ]
-    if first == block:  # the block before the superblock is the first one
-        positions.pop(1)
-    position = torch.cat(positions)
-    scores = rows @ keys[:, :, None, :, position] * scale
-    query = torch.arange(start, start + n, device=rows.device)[:, None]
-    return scores.masked_fill(position > query, -torch.inf).amax(-1)
+def _kept(q: Tensor, k: Tensor, theta: float, rows: slice, block: int, scale: float) -> Tensor:
+    """Bool `[B, Hq, candidates]` of the superblock `rows`; the first candidate is key `block`."""
+    batch, _, heads, dim = q.shape
+    heads_kv = k.shape[2]
+    candidates = max(0, rows.start - 2 * block)
+    kept = torch.zeros(batch, heads, candidates, dtype=torch.bool, device=q.device)
+    if not kept.numel():
+        return kept
+
+    def products(queries: Tensor, keys: Tensor) -> Tensor:
+        """`[B, Hq, rows, keys]` of queries `[B, Hq, rows, D]` and keys `[B, keys, Hkv, D]`."""
+        grouped = queries.unflatten(1, (heads_kv, -1)).flatten(2, 3)
+        scores = grouped @ keys.permute(0, 2, 3, 1).float()
+        return scores.view(batch, heads, queries.shape[2], -1)
+
+    before = rows.start - block
+    anchor_keys = torch.cat([k[:, :block], k[:, before : rows.stop]], 1)
+    means, anchors = [], []
+    for start in range(rows.start, rows.stop, block):
+        stop = min(start + block, rows.stop)
+        queries = q[:, start:stop].transpose(1, 2).float() * scale
+        scores = products(queries, anchor_keys[:, : block + stop - before])
+        n = stop - start
+        later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+        scores[..., -n:].masked_fill_(later, -torch.inf)
+        means.append(queries.mean(2))
+        anchors.append(scores.amax(-1).mean(-1))
+    mean, least = torch.stack(means, 2), torch.stack(anchors, 2) - theta
+    piece = max(1, SLICE // (batch * max(heads * mean.shape[2], heads_kv * dim)))
+    for first in range(0, candidates, piece):
+        last = min(first + piece, candidates)
+        scores = products(mean, k[:, block + first : block + last])
+        kept[..., first:last] = (scores >= least[..., None]).any(2)
+    return kept
