@@ -39,6 +39,11 @@ if [[ -n ${WHEELS:-} ]]; then
   trap 'rm -rf "$site"' EXIT
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl ||
     die "could not unpack the wheels in WHEELS=$WHEELS"
+  # fastvideo-kernel brings a libcuda of its own, which fails on an older driver.
+  driver=$(ldconfig -p | awk '/libcuda\.so\.1 .*x86-64/ { print $NF; exit }')
+  for file in "$site"/fastvideo_kernel.libs/libcuda-*; do
+    [[ -e $file && -n $driver ]] && ln -sf "$driver" "$file"
+  done
   PYTHONPATH="$PYTHONPATH:$site"
 fi
 

