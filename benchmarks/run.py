@@ -41,11 +41,11 @@ def matmul(case: Case) -> Callable[[], torch.Tensor]:
 def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
     """The row of the kernel table that serves the case."""
     arch = "cpu" if case.device == "cpu" else "sm90"
-    wanted = (arch, case.dtype, case.mechanism)
+    wanted = (arch, case.dtype, case.mechanism, False)
     rows = [
         row
         for row in kernels
-        if (row["arch"], row["dtype"], row["mechanism"]) == wanted
+        if (row["arch"], row["dtype"], row["mechanism"], row["skips"]) == wanted
         and row["head_dim"] >= case.head_dim
     ]
     return min(rows, key=lambda row: row["head_dim"], default=None)

@@ -92,14 +92,17 @@ function(add_gpu_kernels core def)
       endif()
       string(REGEX REPLACE "[ \t]*,[ \t]*" ";" fields "${CMAKE_MATCH_1}")
       list(LENGTH fields count)
-      if(NOT count EQUAL 8)
-        message(FATAL_ERROR "kernels.def: ${count} fields where 8 belong: ${line}")
+      if(NOT count EQUAL 9)
+        message(FATAL_ERROR "kernels.def: ${count} fields where 9 belong: ${line}")
       endif()
-      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages schedule)
+      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages schedule skipping)
       if(NOT arch STREQUAL wanted)
         continue()
       endif()
       kernel_name(name ${arch} ${mechanism} ${element} ${head_dim})
+      if(skipping STREQUAL "kByThreshold")
+        string(APPEND name "_skip")
+      endif()
       if(name IN_LIST kernels)
         message(FATAL_ERROR "kernels.def: a second row for ${name}")
       endif()
@@ -108,7 +111,7 @@ function(add_gpu_kernels core def)
 
 namespace sparse_fmha {
 KernelRow @name@() {
-  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@, @arch@::Schedule::@schedule@>(\"@name@\");
+  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@, @arch@::Schedule::@schedule@, @arch@::Skipping::@skipping@>(\"@name@\");
 }
 }  // namespace sparse_fmha
 ")

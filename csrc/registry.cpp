@@ -33,7 +33,8 @@ std::vector<KernelRow> make_table() {
 
 bool serves(KernelKey const& row, KernelKey const& request) {
   return row.arch == request.arch && row.dtype == request.dtype &&
-         row.mechanism == request.mechanism && row.head_dim >= request.head_dim;
+         row.mechanism == request.mechanism && row.skips == request.skips &&
+         row.head_dim >= request.head_dim;
 }
 
 }  // namespace
@@ -65,7 +66,8 @@ KernelRow const& find_kernel(KernelKey const& request) {
 std::string to_string(KernelKey const& key) {
   std::ostringstream text;
   text << "arch=" << to_string(key.arch) << ", mechanism=" << kMechanisms.at(key.mechanism)
-       << ", dtype=" << to_string(key.dtype) << ", head_dim=" << key.head_dim;
+       << ", dtype=" << to_string(key.dtype) << ", head_dim=" << key.head_dim
+       << (key.skips ? ", with skipping" : "");
   return text.str();
 }
 

@@ -173,8 +173,6 @@ def test_errors_of_the_function(randn):
         attend(replace(CASE, batch=3).mask())
     with pytest.raises(ValueError, match="mask is on meta, q on cpu; all must be on one device"):
         attend(CASE.mask().to("meta"))
-    with pytest.raises(NotImplementedError, match=r"skip_threshold is 0.5"):
-        attend(CASE.mask(), skip_threshold=0.5)
     with pytest.raises(ValueError, match="scale is inf"):
         attend(CASE.mask(), scale=float("inf"))
 

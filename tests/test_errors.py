@@ -193,23 +193,6 @@ def test_causal_is_no_bool():
         sparse_fmha.neighborhood_attention(*qkv(), 4, causal=1)
 
 
-@pytest.mark.parametrize(
-    ("threshold", "error", "message"),
-    [
-        (0.01, NotImplementedError, "skip_threshold is 0.01; .*only 0"),
-        (1.0, ValueError, "skip_threshold is 1.0; 0 <= skip_threshold < 1 is needed"),
-        (-0.5, ValueError, "skip_threshold is -0.5; 0 <= skip_threshold < 1 is needed"),
-        (float("nan"), ValueError, "skip_threshold is nan; 0 <= skip_threshold < 1 is needed"),
-        ("0", TypeError, "skip_threshold is '0'; a number is needed"),
-    ],
-)
-def test_skip_threshold(threshold, error, message):
-    with pytest.raises(error, match=f"^{message}"):
-        sparse_fmha.attention(*qkv(), skip_threshold=threshold)
-    with pytest.raises(error, match=f"^{message}"):
-        sparse_fmha.neighborhood_attention(*qkv(), 4, skip_threshold=threshold)
-
-
 # On a grid of 8 x 12 tokens: window, stride, dilation; what is said of them. On the first or on the
 # second axis, so that a message with the wrong index is seen.
 BAD_WINDOWS = {

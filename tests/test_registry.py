@@ -11,13 +11,14 @@ import sparse_fmha
 from sparse_fmha import _C
 
 KERNELS_DEF = Path(__file__).resolve().parents[1] / "csrc" / "kernels.def"
-COLUMNS = ("arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages")
+COLUMNS = ("arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages", "skips")
 DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
 
 
 def test_gpu_rows_are_those_of_kernels_def():
     wanted = re.findall(
-        r"^SPARSE_FMHA_KERNEL\((\w+), *(\w+), *(\w+), *(\d+), *(\d+), *(\d+), *(\d+), *\w+\)$",
+        r"^SPARSE_FMHA_KERNEL\((\w+), *(\w+), *(\w+)"
+        r", *(\d+), *(\d+), *(\d+), *(\d+), *\w+, *(\w+)\)$",
         KERNELS_DEF.read_text(),
         re.M,
     )
@@ -31,8 +32,8 @@ def test_gpu_rows_are_those_of_kernels_def():
         assert rows == set()
         return
     assert rows == {
-        (arch, snake_case(mechanism), DTYPES[element], *map(int, numbers))
-        for arch, mechanism, element, *numbers in wanted
+        (arch, snake_case(mechanism), DTYPES[element], *map(int, numbers), skips == "kByThreshold")
+        for arch, mechanism, element, *numbers, skips in wanted
     }
 
 
@@ -50,7 +51,7 @@ def snake_case(name):
 
 @pytest.mark.parametrize("row", sparse_fmha.kernels(), ids=lambda row: row["name"])
 def test_a_request_takes_the_smallest_head_dim_that_fits(row):
-    key = {name: row[name] for name in ("arch", "mechanism", "dtype")}
+    key = {name: row[name] for name in ("arch", "mechanism", "dtype", "skips")}
     fitting = {
         r["head_dim"]: r["name"]
         for r in sparse_fmha.kernels()

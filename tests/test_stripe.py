@@ -270,7 +270,6 @@ def test_errors_of_the_function(randn):
         (ValueError, "mask is for 201 tokens of k", Drawn(100, 201).mask(), {}),
         (ValueError, "mask has lists for 3 heads", Drawn(100, 200, heads=3).mask(), {}),
         (ValueError, "mask is on meta, q on cpu", case.mask().to("meta"), {}),
-        (NotImplementedError, "skip_threshold is 0.5", case.mask(), {"skip_threshold": 0.5}),
     ):
         with pytest.raises(error, match=message):
             sparse_fmha.stripe_attention(q, k, k, mask, **options)

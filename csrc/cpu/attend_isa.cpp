@@ -10,29 +10,35 @@
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
 
-template <class M, class Element>
+template <class M, class Element, bool kSkips>
 constexpr IsaKernel instance() {
   static_assert(is_mechanism<M>());
-  return {Attend<M, Element>::scratch_bytes, Attend<M, Element>::run};
+  return {Attend<M, Element, kSkips>::scratch_bytes, Attend<M, Element, kSkips>::run};
 }
 
-template <class Element>
+template <class Element, bool kSkips>
 constexpr IsaKernel kByMechanism[] = {
-    instance<Dense, Element>(), instance<Causal, Element>(), instance<Neighborhood, Element>(),
-    instance<BlockSparse, Element>(), instance<Stripe, Element>()};
+    instance<Dense, Element, kSkips>(), instance<Causal, Element, kSkips>(),
+    instance<Neighborhood, Element, kSkips>(), instance<BlockSparse, Element, kSkips>(),
+    instance<Stripe, Element, kSkips>()};
+
+template <class Element>
+IsaKernel of_element(size_t mechanism, bool skips) {
+  return skips ? kByMechanism<Element, true>[mechanism] : kByMechanism<Element, false>[mechanism];
+}
 
 }  // namespace
 
-IsaKernel kernel(DataType dtype, size_t mechanism) {
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips) {
   switch (dtype) {
     case DataType::kFloat16:
-      return kByMechanism<Half>[mechanism];
+      return of_element<Half>(mechanism, skips);
     case DataType::kBFloat16:
-      return kByMechanism<BFloat16>[mechanism];
+      return of_element<BFloat16>(mechanism, skips);
     case DataType::kFloat32:
-      return kByMechanism<float>[mechanism];
+      return of_element<float>(mechanism, skips);
     case DataType::kFloat64:
-      return kByMechanism<double>[mechanism];
+      return of_element<double>(mechanism, skips);
   }
   return {};
 }

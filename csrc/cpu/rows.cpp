@@ -13,17 +13,17 @@ namespace {
 
 constexpr int kMaxHeadDim = 256;
 
-cpu::IsaKernel isa_kernel(DataType dtype, size_t mechanism) {
+cpu::IsaKernel isa_kernel(DataType dtype, size_t mechanism, bool skips) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return cpu::avx512::kernel(dtype, mechanism);
+    return cpu::avx512::kernel(dtype, mechanism, skips);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return cpu::avx2::kernel(dtype, mechanism);
+    return cpu::avx2::kernel(dtype, mechanism, skips);
   }
 #endif
-  return cpu::baseline::kernel(dtype, mechanism);
+  return cpu::baseline::kernel(dtype, mechanism, skips);
 }
 
 struct AlignedDelete {
@@ -53,7 +53,8 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context) {
   cpu::Tiling const tiling = cpu::choose_tiles(problem, threads);
   int64_t const heads = static_cast<int64_t>(problem.batch) * problem.heads_q;
   Job job{problem, std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity),
-          tiling.shape, isa_kernel(problem.dtype, problem.sparsity.index()),
+          tiling.shape,
+          isa_kernel(problem.dtype, problem.sparsity.index(), problem.skip_threshold != nullptr),
           heads * tiling.query_tiles};
   if (threads == 1) {
     job.work();
@@ -72,12 +73,15 @@ std::vector<KernelRow> cpu_kernel_rows() {
   for (size_t m = 0; m < std::size(mechanisms); ++m) {
     for (DataType dtype :
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
-      KernelRow row;
-      row.info.key = {Arch::kCpu, dtype, kMaxHeadDim, static_cast<int32_t>(m)};
-      row.info.mechanism = mechanisms[m];
-      row.info.name = "cpu_" + row.info.mechanism + "_" + to_string(dtype);
-      row.launch = launch;
-      rows.push_back(row);
+      for (bool skips : {false, true}) {
+        KernelRow row;
+        row.info.key = {Arch::kCpu, dtype, kMaxHeadDim, static_cast<int32_t>(m), skips};
+        row.info.mechanism = mechanisms[m];
+        row.info.name = "cpu_" + row.info.mechanism + "_" + to_string(dtype);
+        row.info.name += skips ? "_skip" : "";
+        row.launch = launch;
+        rows.push_back(row);
+      }
     }
   }
   return rows;

@@ -1,6 +1,10 @@
 #include "sparse_fmha/cpu/tiles.h"
 
 #include <cmath>
+#include <cstring>
+
+#include "sparse_fmha/cpu/groups.h"
+#include "sparse_fmha/host/tiling.h"
 
 namespace sparse_fmha::cpu {
 namespace {
@@ -92,9 +96,69 @@ Tiling tiles_of_stripes(Stripe::Params const& p) {
   return {shape, Stripe::num_query_tiles(p, shape)};
 }
 
+// Of the Hopper kernel that leaves tiles out; of the usual one where there is none.
+struct KernelTile {
+  int32_t head_dim;
+  int32_t tile_k;
+};
+KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
+  enum { kNever, kByThreshold };
+  struct {
+    char const* mechanism;
+    KernelTile tile;
+    bool skips;
+  } constexpr kRows[] = {
+#define SPARSE_FMHA_KERNEL(arch, mechanism, element, head_dim, tile_q, tile_k, stages, schedule, \
+                           skipping)                                                             \
+  {mechanism::kName, {head_dim, tile_k}, skipping == kByThreshold},
+#include "../kernels.def"
+#undef SPARSE_FMHA_KERNEL
+  };
+  for (auto const& row : kRows) {  // ascending head dims
+    if (row.skips && row.tile.head_dim >= head_dim && std::strcmp(row.mechanism, mechanism) == 0) {
+      return row.tile;
+    }
+  }
+  return {128, 128};
+}
+
+// What groups.h is told of each mechanism.
+template <class M>
+Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
+  auto const [head_dim, tile_k] = kernel_tile(M::kName, problem.head_dim);
+  TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
+  if constexpr (std::is_same_v<M, Neighborhood>) {
+    // As launch_grid.h does for the first of the interleaved grids.
+    Neighborhood::Params first = params;
+    Coord const inside = element_strides(params.grid, params.dilation);
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      int32_t const step = params.dilation[axis] / inside[axis];
+      first.grid[axis] = ceil_div(params.grid[axis], step);
+      first.dilation[axis] = inside[axis];
+    }
+    shape = sparse_fmha::choose_tiles(first, 2 * kGroupRows, tile_k, max_box(first.grid, inside),
+                                      tile_costs(head_dim));
+  } else if constexpr (std::is_same_v<M, BlockSparse>) {
+    int32_t const box = min_int(params.block_kv, tile_k);
+    shape.k = {1, tile_k / box, box};
+  }
+  return {shape, Group<M>::count(params, shape)};
+}
+
+template <class M>
+Tiling groups_of(FmhaProblem const& problem) {
+  return groups<M>(problem, std::get<typename M::Params>(problem.sparsity));
+}
+
 }  // namespace
 
 Tiling choose_tiles(FmhaProblem const& problem, int threads) {
+  if (problem.skip_threshold != nullptr) {
+    Tiling (*const of_mechanism[])(FmhaProblem const&) = {
+        groups_of<Dense>, groups_of<Causal>, groups_of<Neighborhood>, groups_of<BlockSparse>,
+        groups_of<Stripe>};
+    return of_mechanism[problem.sparsity.index()](problem);
+  }
   switch (problem.sparsity.index()) {
     case 0:
       return choose<Dense>(problem, std::get<0>(problem.sparsity), threads);

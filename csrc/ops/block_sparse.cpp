@@ -10,12 +10,11 @@
 namespace sparse_fmha {
 namespace {
 
-std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts,
-                                            Tensor indices, std::optional<Tensor> partial_counts,
-                                            std::optional<Tensor> partial_indices,
-                                            std::optional<Tensor> partial_bits, int64_t block_q,
-                                            int64_t block_kv, bool causal,
-                                            std::optional<double> scale) {
+FmhaProblem block_sparse(Tensor const& q, Tensor const& k, Tensor const& v, Tensor const& counts,
+                         Tensor const& indices, std::optional<Tensor> const& partial_counts,
+                         std::optional<Tensor> const& partial_indices,
+                         std::optional<Tensor> const& partial_bits, int64_t block_q,
+                         int64_t block_kv, bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
   require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
@@ -54,7 +53,28 @@ std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor
   params.head_stride = heads == 1 ? 0 : blocks;
   params.batch_stride = batch == 1 ? 0 : heads * blocks;
   problem.sparsity = params;
+  return problem;
+}
+
+std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts,
+                                            Tensor indices, std::optional<Tensor> partial_counts,
+                                            std::optional<Tensor> partial_indices,
+                                            std::optional<Tensor> partial_bits, int64_t block_q,
+                                            int64_t block_kv, bool causal,
+                                            std::optional<double> scale) {
+  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
+                                     partial_bits, block_q, block_kv, causal, scale);
   return run(problem, q);
+}
+
+std::tuple<Tensor, Tensor, Tensor> block_sparse_skip_fwd(
+    Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor counts, Tensor indices,
+    std::optional<Tensor> partial_counts, std::optional<Tensor> partial_indices,
+    std::optional<Tensor> partial_bits, int64_t block_q, int64_t block_kv, bool causal,
+    std::optional<double> scale) {
+  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
+                                     partial_bits, block_q, block_kv, causal, scale);
+  return run_skipping(problem, q, skip_threshold);
 }
 
 }  // namespace
@@ -64,14 +84,21 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
       "block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
       " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits, int block_q,"
       " int block_kv, bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "block_sparse_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor counts,"
+      " Tensor indices, Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
+      " int block_q, int block_kv, bool causal=False, float? scale=None)"
+      " -> (Tensor out, Tensor lse, Tensor tiles)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
   m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
+  m.impl("block_sparse_skip_fwd", TORCH_BOX(&block_sparse_skip_fwd));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
   m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
+  m.impl("block_sparse_skip_fwd", TORCH_BOX(&block_sparse_skip_fwd));
 }
 
 }  // namespace sparse_fmha

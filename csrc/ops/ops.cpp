@@ -9,8 +9,8 @@
 namespace sparse_fmha {
 namespace {
 
-std::tuple<Tensor, Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal,
-                                    std::optional<double> scale) {
+FmhaProblem fmha(Tensor const& q, Tensor const& k, Tensor const& v, bool causal,
+                 std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   int32_t const len_q = problem.grid_q[kGridAxes - 1];
   int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
@@ -19,7 +19,20 @@ std::tuple<Tensor, Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal,
   } else {
     problem.sparsity = Dense::Params{len_q, len_kv};
   }
+  return problem;
+}
+
+std::tuple<Tensor, Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal,
+                                    std::optional<double> scale) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale);
   return run(problem, q);
+}
+
+std::tuple<Tensor, Tensor, Tensor> fmha_skip_fwd(Tensor q, Tensor k, Tensor v,
+                                                 Tensor skip_threshold, bool causal,
+                                                 std::optional<double> scale) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale);
+  return run_skipping(problem, q, skip_threshold);
 }
 
 // One entry for each of the user's axes, placed behind the axes that a grid of rank 3 adds.
@@ -49,10 +62,11 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
   }
 }
 
-std::tuple<Tensor, Tensor> neighborhood_fwd(
-    Tensor q, Tensor k, Tensor v, std::vector<int64_t> window, std::vector<int64_t> stride,
-    std::vector<int64_t> dilation, std::vector<int64_t> causal, std::optional<double> scale,
-    std::optional<Tensor> extra_k, std::optional<Tensor> extra_v) {
+FmhaProblem neighborhood(Tensor const& q, Tensor const& k, Tensor const& v,
+                         std::vector<int64_t> const& window, std::vector<int64_t> const& stride,
+                         std::vector<int64_t> const& dilation, std::vector<int64_t> const& causal,
+                         std::optional<double> scale, std::optional<Tensor> const& extra_k,
+                         std::optional<Tensor> const& extra_v) {
   int const axes = static_cast<int>(q.dim()) - 3;
   require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
           "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");
@@ -71,7 +85,25 @@ std::tuple<Tensor, Tensor> neighborhood_fwd(
   }
   check_neighborhood(params, axes);
   problem.sparsity = params;
+  return problem;
+}
+
+std::tuple<Tensor, Tensor> neighborhood_fwd(
+    Tensor q, Tensor k, Tensor v, std::vector<int64_t> window, std::vector<int64_t> stride,
+    std::vector<int64_t> dilation, std::vector<int64_t> causal, std::optional<double> scale,
+    std::optional<Tensor> extra_k, std::optional<Tensor> extra_v) {
+  FmhaProblem problem =
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
   return run(problem, q);
+}
+
+std::tuple<Tensor, Tensor, Tensor> neighborhood_skip_fwd(
+    Tensor q, Tensor k, Tensor v, Tensor skip_threshold, std::vector<int64_t> window,
+    std::vector<int64_t> stride, std::vector<int64_t> dilation, std::vector<int64_t> causal,
+    std::optional<double> scale, std::optional<Tensor> extra_k, std::optional<Tensor> extra_v) {
+  FmhaProblem problem =
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
+  return run_skipping(problem, q, skip_threshold);
 }
 
 }  // namespace
@@ -81,19 +113,30 @@ STABLE_TORCH_LIBRARY(sparse_fmha, m) {
       "fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None)"
       " -> (Tensor out, Tensor lse)");
   m.def(
+      "fmha_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, bool causal=False,"
+      " float? scale=None) -> (Tensor out, Tensor lse, Tensor tiles)");
+  m.def(
       "neighborhood_fwd(Tensor q, Tensor k, Tensor v, int[] window, int[] stride, int[] dilation,"
       " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None)"
       " -> (Tensor out, Tensor lse)");
+  m.def(
+      "neighborhood_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, int[] window,"
+      " int[] stride, int[] dilation, int[] causal, float? scale=None, Tensor? extra_k=None,"
+      " Tensor? extra_v=None) -> (Tensor out, Tensor lse, Tensor tiles)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
   m.impl("fmha_fwd", TORCH_BOX(&fmha_fwd));
+  m.impl("fmha_skip_fwd", TORCH_BOX(&fmha_skip_fwd));
   m.impl("neighborhood_fwd", TORCH_BOX(&neighborhood_fwd));
+  m.impl("neighborhood_skip_fwd", TORCH_BOX(&neighborhood_skip_fwd));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
   m.impl("fmha_fwd", TORCH_BOX(&fmha_fwd));
+  m.impl("fmha_skip_fwd", TORCH_BOX(&fmha_skip_fwd));
   m.impl("neighborhood_fwd", TORCH_BOX(&neighborhood_fwd));
+  m.impl("neighborhood_skip_fwd", TORCH_BOX(&neighborhood_skip_fwd));
 }
 
 }  // namespace sparse_fmha

@@ -58,7 +58,8 @@ Arch arch_of(Tensor const& q) {
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
   KernelKey const key = {arch_of(q), problem.dtype, problem.head_dim,
-                         static_cast<int32_t>(problem.sparsity.index())};
+                         static_cast<int32_t>(problem.sparsity.index()),
+                         problem.skip_threshold != nullptr};
   try {
     return find_kernel(key);
   } catch (std::runtime_error const& miss) {
@@ -70,7 +71,30 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
   }
 }
 
+void check_threshold(Tensor const& threshold, Tensor const& q) {
+  require(threshold.scalar_type() == ScalarType::Float,
+          "skip_threshold has a dtype other than float32");
+  require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
+          shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
+  require(threshold.is_cpu() == q.is_cpu() &&
+              (q.is_cpu() || threshold.get_device_index() == q.get_device_index()),
+          "skip_threshold and q are on different devices");
+  require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
+}
+
 }  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor const& q,
+                                                Tensor const& threshold) {
+  check_threshold(threshold, q);
+  Tensor counts = new_tensor(q, {problem.batch, problem.heads_q, 2}, ScalarType::Long);
+  torch::stable::fill_(counts, 0.0);
+  static float const nowhere = 0;  // an empty tensor may have no address
+  problem.skip_threshold = q.size(0) == 0 ? &nowhere : static_cast<float*>(threshold.data_ptr());
+  problem.skip_counts = static_cast<int64_t*>(counts.data_ptr());
+  auto [out, lse] = run(problem, q);
+  return {out, lse, counts};
+}
 
 std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
   KernelRow const& kernel = kernel_for(problem, q);

@@ -8,11 +8,10 @@
 namespace sparse_fmha {
 namespace {
 
-std::tuple<Tensor, Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,
-                                      std::optional<Tensor> range_starts,
-                                      std::optional<Tensor> range_counts, int64_t block_q,
-                                      int64_t range_size, bool causal,
-                                      std::optional<double> scale) {
+FmhaProblem stripe(Tensor const& q, Tensor const& k, Tensor const& v, Tensor const& columns,
+                   Tensor const& counts, std::optional<Tensor> const& range_starts,
+                   std::optional<Tensor> const& range_counts, int64_t block_q, int64_t range_size,
+                   bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   require(block_q >= 64 && block_q <= 2048 && block_q % 64 == 0, "block_q is ", block_q,
           "; a multiple of 64 from 64 to 2048 is needed");
@@ -46,7 +45,26 @@ std::tuple<Tensor, Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor colum
   params.head_stride = heads == 1 ? 0 : groups;
   params.batch_stride = batch == 1 ? 0 : heads * groups;
   problem.sparsity = params;
+  return problem;
+}
+
+std::tuple<Tensor, Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,
+                                      std::optional<Tensor> range_starts,
+                                      std::optional<Tensor> range_counts, int64_t block_q,
+                                      int64_t range_size, bool causal,
+                                      std::optional<double> scale) {
+  FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
+                               range_size, causal, scale);
   return run(problem, q);
+}
+
+std::tuple<Tensor, Tensor, Tensor> stripe_skip_fwd(
+    Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor columns, Tensor counts,
+    std::optional<Tensor> range_starts, std::optional<Tensor> range_counts, int64_t block_q,
+    int64_t range_size, bool causal, std::optional<double> scale) {
+  FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
+                               range_size, causal, scale);
+  return run_skipping(problem, q, skip_threshold);
 }
 
 }  // namespace
@@ -56,10 +74,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
       "stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
       " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
       " bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "stripe_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor columns,"
+      " Tensor counts, Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
+      " bool causal=False, float? scale=None) -> (Tensor out, Tensor lse, Tensor tiles)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) { m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd)); }
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
+  m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd));
+  m.impl("stripe_skip_fwd", TORCH_BOX(&stripe_skip_fwd));
+}
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) { m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd)); }
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
+  m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd));
+  m.impl("stripe_skip_fwd", TORCH_BOX(&stripe_skip_fwd));
+}
 
 }  // namespace sparse_fmha

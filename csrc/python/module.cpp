@@ -20,11 +20,12 @@ constexpr char const* kBuildInfo =
 
 py::dict describe(sparse_fmha::KernelInfo const& info) {
   using namespace py::literals;
-  return py::dict(
-      "name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
-      "mechanism"_a = info.mechanism, "dtype"_a = sparse_fmha::to_string(info.key.dtype),
-      "head_dim"_a = info.key.head_dim, "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k,
-      "stages"_a = info.stages, "threads"_a = info.threads, "smem_bytes"_a = info.smem_bytes);
+  return py::dict("name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
+                  "mechanism"_a = info.mechanism,
+                  "dtype"_a = sparse_fmha::to_string(info.key.dtype),
+                  "head_dim"_a = info.key.head_dim, "skips"_a = info.key.skips,
+                  "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
+                  "threads"_a = info.threads, "smem_bytes"_a = info.smem_bytes);
 }
 
 py::list kernel_table() {
@@ -57,14 +58,15 @@ int mechanism_index(std::string const& name) {
 }
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
-                     std::string const& dtype, int head_dim) {
+                     std::string const& dtype, int head_dim, bool skips) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   Arch const on = parse(arch, {Arch::kCpu, Arch::kSm90}, "arch");
   DataType const of = parse(
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
-  return describe(sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism)}).info);
+  return describe(
+      sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism), skips}).info);
 }
 
 }  // namespace
@@ -74,7 +76,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernel_table", &kernel_table,
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
-        py::arg("head_dim"),
+        py::arg("head_dim"), py::arg("skips") = false,
         "The row that an op takes for this request; RuntimeError names the rows there are.");
   m.def(
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },

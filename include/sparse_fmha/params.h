@@ -44,6 +44,9 @@ struct FmhaProblem {
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
+  // For kernels that leave key tiles out, else nullptr:
+  float const* skip_threshold = nullptr;  // [B]
+  int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and left out of them
   Sparsity sparsity;
 };
 

@@ -16,6 +16,7 @@ struct KernelKey {
   DataType dtype;
   int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
   int32_t mechanism;  // index in Sparsity
+  bool skips;         // whether key tiles are left out by a threshold
 };
 
 // Runs body(begin, end) over [0, n) on as many threads as the caller owns.

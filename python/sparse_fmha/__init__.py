@@ -22,6 +22,7 @@ from sparse_fmha.attention import (
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
+from sparse_fmha.skipping import SkipStats
 from sparse_fmha.stripe_mask import StripeMask
 
 try:
@@ -34,6 +35,7 @@ __all__ = [
     "BlockMask",
     "Explanation",
     "Simulation",
+    "SkipStats",
     "StripeMask",
     "attention",
     "block_sparse_attention",

@@ -133,18 +133,6 @@ def finite(name: str, value: float | None) -> float | None:
     return float(value)
 
 
-def check_skip_threshold(value: float) -> None:
-    """In [0, 1); and for now 0."""
-    if not isinstance(value, Real):
-        raise TypeError(f"skip_threshold is {value!r}; a number is needed")
-    if not 0 <= value < 1:
-        raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")
-    if value != 0:
-        raise NotImplementedError(
-            f"skip_threshold is {value}; softmax skipping is not there yet, only 0 works"
-        )
-
-
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
     """One entry for each token axis, from one value or a sequence of them."""
     values = list(value) if isinstance(value, Sequence) else [value] * axes

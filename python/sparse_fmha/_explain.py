@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import sparse_fmha
-from sparse_fmha import _block_checks, _checks, _cost, _stripe_checks
+from sparse_fmha import _block_checks, _checks, _cost, _stripe_checks, skipping
 from sparse_fmha._block_cost import block_sparse_us
 from sparse_fmha.block_mask import BlockMask
 
@@ -97,7 +97,11 @@ def explain(
             f"arch is {arch}, q is on {q.device}; {' or '.join(ARCHS.values())} is needed"
         )
     mechanism, times, notes = described[function](given, arch)
-    return _choose(mechanism, arch, q, times, notes)
+    skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
+    skips = skips or given["return_stats"]
+    if skips and times is not None:
+        notes = (*notes, "what skipping key tiles saves is not in the time")
+    return _choose(mechanism, arch, q, skips, times, notes)
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def _checked(given: dict, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """q and k, checked as the functions do; on device meta as if they were on the GPU."""
     q, k, v = (given[name] for name in "qkv")
     _checks.check_qkv(q, k, v, axes=axes, devices=("cpu", "cuda", "meta"))
-    _checks.check_skip_threshold(given["skip_threshold"])
+    skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
     return q, k
 
@@ -180,13 +184,18 @@ def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def _choose(
-    mechanism: str, arch: str, q: Tensor, times: _Times | None, notes: tuple[str, ...]
+    mechanism: str,
+    arch: str,
+    q: Tensor,
+    skips: bool,
+    times: _Times | None,
+    notes: tuple[str, ...],
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
     rows = [
         row
         for row in sparse_fmha.kernels()
-        if row["arch"] == arch and row["mechanism"] == mechanism
+        if (row["arch"], row["mechanism"], row["skips"]) == (arch, mechanism, skips)
     ]
     fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
     best = min(fits, key=lambda row: row["head_dim"], default=None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from sparse_fmha import _library
 
-NAMES = ("fmha_fwd", "neighborhood_fwd", "block_sparse_fwd", "stripe_fwd")
+MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
+THRESHOLD = 3  # place of the threshold among the arguments of the ops that skip
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library_of_casts = torch.library.Library("sparse_fmha", "IMPL")
@@ -16,6 +19,12 @@ _library_of_casts = torch.library.Library("sparse_fmha", "IMPL")
 def _outputs(q: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
     """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous."""
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _outputs_and_tiles(q: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
+    """Also the tiles visited and skipped, `[B, Hq, 2]`."""
+    tiles = q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64)
+    return *_outputs(q, *args, **kwargs), tiles
 
 
 def _backward_of(name: str):
@@ -41,9 +50,12 @@ def cast(device: str, *args: object) -> tuple:
     )
 
 
-def _autocast_of(name: str, device: str):
-    def run(*args: object) -> tuple[Tensor, Tensor]:
+def _autocast_of(name: str, device: str, skips: bool):
+    def run(*args: object) -> tuple[Tensor, ...]:
+        threshold = args[THRESHOLD] if skips else None
         args = cast(device, *args)
+        if skips:
+            args = (*args[:THRESHOLD], threshold, *args[THRESHOLD + 1 :])
         with torch.autocast(device, enabled=False):
             return getattr(torch.ops.sparse_fmha, name)(*args)
 
@@ -53,8 +65,10 @@ def _autocast_of(name: str, device: str):
 def register() -> None:
     """Registers the ops with torch; once a process."""
     _library.load()
-    for name in NAMES:
-        torch.library.register_fake(f"sparse_fmha::{name}", _outputs)
+    for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
+        name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
+        fake = _outputs_and_tiles if skips else _outputs
+        torch.library.register_fake(f"sparse_fmha::{name}", fake)
         torch.library.register_autograd(f"sparse_fmha::{name}", _backward_of(name))
         for device, key in AUTOCAST_KEYS.items():
-            _library_of_casts.impl(name, _autocast_of(name, device), key)
+            _library_of_casts.impl(name, _autocast_of(name, device, skips), key)

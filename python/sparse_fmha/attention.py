@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks
+from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks, skipping
 from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.skipping import SkipStats
 from sparse_fmha.stripe_mask import StripeMask
+
+# out, then lse and the counts of tiles where they are asked for.
+Output = Tensor | tuple[Tensor, Tensor | SkipStats] | tuple[Tensor, Tensor, SkipStats]
 
 
 def attention(
@@ -19,9 +23,10 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
-    skip_threshold: float = 0.0,
+    skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Output:
     """Dense or causal attention: softmax(scale * q k^T) v.
 
     The forward of FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1), which never
@@ -35,13 +40,19 @@ def attention(
         v: like k.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
         scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold: 0; softmax skipping is not there yet.
+        skip_threshold: lambda, 0 <= lambda < 1, or fp32 `[B]` on q's device, which counts as held
+            to that range (NaN as 0): key tiles whose weights are all below lambda times the largest
+            so far are left out (BLASST, arXiv:2512.12087): tiles go from the last
+            key to the first, and 64 query rows decide together. 0 leaves out nothing.
+            `sparse_fmha.calibration` finds a lambda; `reference.skip_attention` has the rule.
         return_lse: also return the log-sum-exp.
+        return_stats: also return how many tiles were visited and skipped.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
-        `[B, Lq, Hq]` in fp32: the natural log of the sum of exp(scale * q.k) over the visible keys.
-        A query that sees no key has out 0 and lse -inf.
+        `[B, Lq, Hq]` in fp32: the natural log of the sum of exp(scale * q.k) over the visible keys
+        that are not left out; with `return_stats` last a `SkipStats`. A query that sees no key has
+        out 0 and lse -inf.
 
     Under `torch.autocast` the inputs are cast to its dtype. There is no backward pass yet: it
     raises NotImplementedError.
@@ -49,16 +60,14 @@ def attention(
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        NotImplementedError: `skip_threshold` other than 0.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
     q, k, v = _autocast(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     _checks.check_flag("causal", causal)
-    _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
-    out, lse = torch.ops.sparse_fmha.fmha_fwd(q, k, v, causal, scale)
-    return (out, lse) if return_lse else out
+    returned = skip_threshold, return_lse, return_stats
+    return _run("fmha", q, k, v, (causal, scale), *returned)
 
 
 def neighborhood_attention(
@@ -73,9 +82,10 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    skip_threshold: float = 0.0,
+    skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Output:
     """Generalized neighborhood attention on a grid of one to three axes.
 
     Every query sees a window of W keys on each axis, around it where `stride` is 1, or around the
@@ -94,8 +104,7 @@ def neighborhood_attention(
         scale: of q.k; default `D**-0.5`. May be negative.
         extra_k: `[B, N, Hkv, D]`: tokens without a place on the grid that every query sees too.
         extra_v: like extra_k.
-        skip_threshold: 0; softmax skipping is not there yet.
-        return_lse: also return the log-sum-exp.
+        skip_threshold, return_lse, return_stats: as `attention`.
 
         One int (or bool) for window, stride, dilation or causal serves all axes.
 
@@ -106,7 +115,7 @@ def neighborhood_attention(
     Autocast and gradients as `attention`.
 
     Raises:
-        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a window
+        ValueError, TypeError, RuntimeError: as `attention`; also for a window
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
     q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
@@ -119,12 +128,9 @@ def neighborhood_attention(
     dilations = _checks.per_axis("dilation", dilation, axes)
     _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
     causals = _checks.per_axis("causal", causal, axes, bool)
-    _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
-    out, lse = torch.ops.sparse_fmha.neighborhood_fwd(
-        q, k, v, windows, strides, dilations, causals, scale, extra_k, extra_v
-    )
-    return (out, lse) if return_lse else out
+    rest = windows, strides, dilations, causals, scale, extra_k, extra_v
+    return _run("neighborhood", q, k, v, rest, skip_threshold, return_lse, return_stats)
 
 
 def block_sparse_attention(
@@ -134,9 +140,10 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
-    skip_threshold: float = 0.0,
+    skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Output:
     """Attention over the key blocks that a mask lists for each block of queries.
 
     Time goes with the blocks listed. A full block costs what it does in dense attention; a partial
@@ -151,8 +158,7 @@ def block_sparse_attention(
             were not listed; a block twice in one row counts twice or once. `BlockMask.validate`
             finds all these.
         scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold: 0; softmax skipping is not there yet.
-        return_lse: also return the log-sum-exp.
+        skip_threshold, return_lse, return_stats: as `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
@@ -162,18 +168,14 @@ def block_sparse_attention(
     mask to the output can be captured in a CUDA graph.
 
     Raises:
-        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a mask of
+        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
     q, k, v = _autocast(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     _block_checks.check_mask(mask, q, k)
-    _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
-    out, lse = torch.ops.sparse_fmha.block_sparse_fwd(
-        q,
-        k,
-        v,
+    rest = (
         mask.counts,
         mask.indices,
         mask.partial_counts,
@@ -184,7 +186,7 @@ def block_sparse_attention(
         mask.causal,
         scale,
     )
-    return (out, lse) if return_lse else out
+    return _run("block_sparse", q, k, v, rest, skip_threshold, return_lse, return_stats)
 
 
 def stripe_attention(
@@ -194,9 +196,10 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
-    skip_threshold: float = 0.0,
+    skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_stats: bool = False,
+) -> Output:
     """Attention over single keys and short runs of keys that a mask lists for groups of queries.
 
     The third stage of AnchorAttention (Zhang et al. 2025, arXiv:2505.23520), and what
@@ -211,8 +214,7 @@ def stripe_attention(
             heads. Keys that there are not are as if they were not listed; one that is listed twice
             counts twice. `StripeMask.validate` finds both.
         scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold: 0; softmax skipping is not there yet.
-        return_lse: also return the log-sum-exp.
+        skip_threshold, return_lse, return_stats: as `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
@@ -222,18 +224,14 @@ def stripe_attention(
     gradients as `attention`.
 
     Raises:
-        ValueError, TypeError, NotImplementedError, RuntimeError: as `attention`; also for a mask of
+        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
     q, k, v = _autocast(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     _stripe_checks.check_mask(mask, q, k)
-    _checks.check_skip_threshold(skip_threshold)
     scale = _checks.finite("scale", scale)
-    out, lse = torch.ops.sparse_fmha.stripe_fwd(
-        q,
-        k,
-        v,
+    rest = (
         mask.columns,
         mask.counts,
         mask.range_starts,
@@ -243,6 +241,29 @@ def stripe_attention(
         mask.causal,
         scale,
     )
+    return _run("stripe", q, k, v, rest, skip_threshold, return_lse, return_stats)
+
+
+def _run(
+    mechanism: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: tuple,
+    skip_threshold: float | Tensor,
+    return_lse: bool,
+    return_stats: bool,
+) -> Output:
+    """Calls the mechanism's op, or that which skips, and returns what is asked for."""
+    threshold = skipping.threshold_of(skip_threshold, q, return_stats)
+    if threshold is None:
+        out, lse = getattr(torch.ops.sparse_fmha, f"{mechanism}_fwd")(q, k, v, *rest)
+        return (out, lse) if return_lse else out
+    op = getattr(torch.ops.sparse_fmha, f"{mechanism}_skip_fwd")
+    out, lse, tiles = op(q, k, v, threshold, *rest)
+    if return_stats:
+        stats = skipping.SkipStats(*tiles.unbind(-1))
+        return (out, lse, stats) if return_lse else (out, stats)
     return (out, lse) if return_lse else out
 
 

@@ -9,7 +9,9 @@
 #include <type_traits>
 
 #include "sparse_fmha/cpu/element.h"
+#include "sparse_fmha/cpu/groups.h"
 #include "sparse_fmha/cpu/multiply.h"
+#include "sparse_fmha/cpu/softmax.h"
 #include "sparse_fmha/params.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
@@ -30,16 +32,19 @@ struct Extents {
         panel_dim(round_up(problem.head_dim, kPanel<T>)) {}
 };
 
-template <class M, class Element>
+// kSkips: key tiles that are too small to count are left out, by 64 rows that agree on it
+// (groups.h; the rule is reference.skip_attention's).
+template <class M, class Element, bool kSkips>
 class Attend {
   using T = typename ComputeOf<Element>::type;
   using V = Vector<T>;
   using Row = typename M::Row;
   static constexpr int kLanes = kPanel<T>;
+  static constexpr int kGroup = kSkips ? kGroupRows : kLanes;  // rows whose scores are held
+  static_assert(kGroup % kLanes == 0, "whole panels of scores");
   static constexpr int kRowWords = sizeof(Row) / sizeof(int32_t);
-  static constexpr T kInfinity = __builtin_inf();
-  static constexpr T kLargest = sizeof(T) == 4 ? __FLT_MAX__ : static_cast<T>(__DBL_MAX__);
   static constexpr double kLog2e = 1.44269504088896340736;
+  static constexpr double kBelowOne = 1 - 0x1p-24;
   static constexpr double kLn2 = 0.693147180559945309417;
 
  public:
@@ -66,7 +71,7 @@ class Attend {
   // Not 0, where the mask's -inf would become NaN: the queries are 0 then.
   static T scale_log2(double scale) {
     double const magnitude = __builtin_fabs(scale) * kLog2e;
-    return magnitude > kLargest                ? kLargest
+    return magnitude > kLargest<T>             ? kLargest<T>
            : static_cast<T>(magnitude) == T(0) ? T(1)
                                                : static_cast<T>(magnitude);
   }
@@ -93,14 +98,23 @@ class Attend {
     take(keys_, keys * extents_.dim);
     take(values_, keys * extents_.panel_dim);
     take(key_position_, keys);
-    take(scores_, keys * kLanes);
+    take(scores_, keys * kGroup);
     take(rescale_, kLanes);
+    if constexpr (kSkips) {
+      take(top_, kGroup);
+      take(group_scratch_, Group<M>::scratch_words(problem_));
+    }
     return used;
   }
   static size_t round_up_bytes(size_t n) { return (n + 63) / 64 * 64; }
 
   void query_tile(int64_t item) {
-    int32_t const tiles = M::num_query_tiles(params_, shape_);
+    int32_t tiles;
+    if constexpr (kSkips) {
+      tiles = Group<M>::count(params_, shape_);
+    } else {
+      tiles = M::num_query_tiles(params_, shape_);
+    }
     int64_t const head_index = item / tiles;
     head_ = static_cast<int32_t>(head_index % problem_.heads_q);
     batch_ = static_cast<int32_t>(head_index / problem_.heads_q);
@@ -108,17 +122,25 @@ class Attend {
       params_ = M::for_head(params_, batch_, head_);
     }
     // From the last tile down: under a causal mask it is the heaviest.
-    QueryTile const q =
-        M::query_tile(params_, shape_, tiles - 1 - static_cast<int32_t>(item % tiles));
-    load_queries(q);
+    int32_t const index = tiles - 1 - static_cast<int32_t>(item % tiles);
+    if constexpr (kSkips) {
+      visit_group(index);
+    } else {
+      QueryTile const q = M::query_tile(params_, shape_, index);
+      load_queries(q, shape_.q);
+      visit_tiles(q);
+    }
+    store();
+  }
 
+  void visit_tiles(QueryTile const& q) {
     auto const walk = M::walk(params_, shape_, q);
     for (int32_t i = 0; i < walk.num_partial; ++i) {
-      visit<true>(load_tile(q.residue, walk.tile(i)));
+      visit<true>(load_tile(q.residue, walk.tile(i), shape_.k));
     }
     for (int32_t i = walk.num_partial; i < walk.num_partial + walk.num_full; ++i) {
       Coord const tile = walk.tile(i);
-      int const keys = load_tile(q.residue, tile);
+      int const keys = load_tile(q.residue, tile, shape_.k);
       if constexpr (M::kByLists) {
         if (walk.is_cut(tile)) {
           visit<true>(keys);
@@ -130,7 +152,38 @@ class Attend {
     for (int32_t first = 0; first < problem_.extra_len; first += extents_.keys) {
       visit<false>(load_extra(first));
     }
-    store();
+  }
+
+  void visit_group(int32_t index) {
+    Group<M> const group(params_, shape_, index, group_scratch_);
+    load_queries(group.rows, group.extent);
+    if (num_queries_ == 0) {
+      return;
+    }
+    double const given = problem_.skip_threshold[batch_];
+    double const threshold = given > 0 ? (given < kBelowOne ? given : kBelowOne) : 0;
+    margin_ = static_cast<T>(__builtin_log2(threshold)) / scale_log2_;
+    visited_ = skipped_ = 0;
+    int const tile_keys = static_cast<int>(volume(shape_.k));
+    int const whole = problem_.extra_len / tile_keys * tile_keys;
+    if (whole < problem_.extra_len) {
+      visit<false>(load_extra(whole));
+    }
+    int keys = 0;
+    group.for_each_tile(
+        [&](Coord const& origin, Coord const& extent) {
+          keys = load_tile(group.rows.residue, origin, extent, keys);
+        },
+        [&](bool masked) {
+          masked ? visit<true>(keys) : visit<false>(keys);
+          keys = 0;
+        });
+    for (int32_t first = 0; first < whole; first += tile_keys) {
+      visit<false>(load_extra(first, tile_keys));
+    }
+    int64_t* const counts = problem_.skip_counts + (int64_t{batch_} * problem_.heads_q + head_) * 2;
+    __atomic_fetch_add(counts, visited_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(counts + 1, skipped_, __ATOMIC_RELAXED);
   }
 
   // Calls body(position, token) for every in-range token of a box.
@@ -157,11 +210,11 @@ class Attend {
            head * t.head_stride;
   }
 
-  void load_queries(QueryTile const& q) {
+  void load_queries(QueryTile const& q, Coord const& extent) {
     num_queries_ = 0;
     // Only the sign of the scale here; the rest comes in the exponent, where it rounds least.
     T const factor = sign(problem_.scale);
-    for_each_token(problem_.grid_q, q.residue, q.origin, shape_.q,
+    for_each_token(problem_.grid_q, q.residue, q.origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      int const lane = num_queries_++;
                      Row const row = M::row(params_, q.residue, position);
@@ -191,18 +244,17 @@ class Attend {
       }
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      max_[lane] = -kInfinity;
+      max_[lane] = -kInfinity<T>;
       sum_[lane] = 0;
     }
     std::memset(out_, 0, sizeof(T) * lanes * extents_.panel_dim);
   }
   static int64_t panel_of(int lane) { return lane - lane % kLanes; }
 
-  // Returns the number of keys loaded.
-  int load_tile(Coord const& residue, Coord const& origin) {
-    int keys = 0;
+  // Loads keys behind the `keys` that there are; returns how many there are then.
+  int load_tile(Coord const& residue, Coord const& origin, Coord const& extent, int keys = 0) {
     int32_t const head = head_ / (problem_.heads_q / problem_.heads_kv);
-    for_each_token(problem_.grid_kv, residue, origin, shape_.k,
+    for_each_token(problem_.grid_kv, residue, origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      if constexpr (M::kByLists) {
                        key_position_[keys] = M::key_position(position, token);
@@ -214,10 +266,11 @@ class Attend {
                    });
     return keys;
   }
-  int load_extra(int32_t first) {
+  int load_extra(int32_t first) { return load_extra(first, extents_.keys); }
+  int load_extra(int32_t first, int most) {
     int keys = 0;
     int32_t const head = head_ / (problem_.heads_q / problem_.heads_kv);
-    for (int32_t i = first; i < problem_.extra_len && keys < extents_.keys; ++i) {
+    for (int32_t i = first; i < problem_.extra_len && keys < most; ++i) {
       Coord const token{0, 0, i};
       load_key(keys++, row_of(problem_.extra_k, batch_, token, head),
                row_of(problem_.extra_v, batch_, token, head));
@@ -237,30 +290,76 @@ class Attend {
     if (keys == 0) {
       return;
     }
-    for (int first = 0; first < num_queries_; first += kLanes) {
-      int const lanes = min_int(num_queries_ - first, kLanes);
-      int const vectors = (lanes + kWidth<T> - 1) / kWidth<T>;
-      multiply<false>(Factor<T>{keys_, extents_.dim, 1}, round_up(keys, kPanelRows),
-                      queries_ + static_cast<int64_t>(first) * extents_.dim, vectors, extents_.dim,
-                      scores_, kLanes);
-      if constexpr (kMasked) {
-        mask(first, keys);
+    for (int group = 0; group < num_queries_; group += kGroup) {
+      int const end = min_int(group + kGroup, num_queries_);
+      for (int first = group; first < end; first += kLanes) {
+        T* const scores = scores_of(first);
+        multiply<false>(Factor<T>{keys_, extents_.dim, 1}, round_up(keys, kPanelRows),
+                        queries_ + static_cast<int64_t>(first) * extents_.dim, vectors(first),
+                        extents_.dim, scores, kLanes);
+        if constexpr (kMasked) {
+          mask(first, keys);
+        }
       }
-      with_vectors(vectors, [&](auto count) { update_softmax<count.value>(first, keys); });
-      for (int d = 0; d < extents_.dim; d += kLanes) {
-        int const columns = (min_int(extents_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
-        multiply<true>(Factor<T>{scores_, 1, kLanes}, round_up(lanes, kPanelRows),
-                       values_ + static_cast<int64_t>(d) * extents_.keys, columns, keys,
-                       out_ + static_cast<int64_t>(first) * extents_.panel_dim + d,
-                       extents_.panel_dim, rescale_);
+      if constexpr (kSkips) {
+        if (is_left_out(keys)) {
+          continue;
+        }
+      }
+      for (int first = group; first < end; first += kLanes) {
+        weigh(first, keys);
       }
     }
+  }
+  int vectors(int first) const {
+    return (min_int(num_queries_ - first, kLanes) + kWidth<T> - 1) / kWidth<T>;
+  }
+  // [key][lane] of the panel that begins at query `first`.
+  T* scores_of(int first) const {
+    return scores_ + static_cast<int64_t>(first % kGroup) * extents_.keys;
+  }
+
+  // Adds the values of a tile with the weights that its scores become.
+  void weigh(int first, int keys) {
+    int const lanes = min_int(num_queries_ - first, kLanes);
+    with_vectors(vectors(first), [&](auto count) {
+      update_softmax<T, count.value>(scores_of(first), keys, scale_log2_, max_ + first,
+                                     sum_ + first, rescale_);
+    });
+    for (int d = 0; d < extents_.dim; d += kLanes) {
+      int const columns = (min_int(extents_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
+      multiply<true>(Factor<T>{scores_of(first), 1, kLanes}, round_up(lanes, kPanelRows),
+                     values_ + static_cast<int64_t>(d) * extents_.keys, columns, keys,
+                     out_ + static_cast<int64_t>(first) * extents_.panel_dim + d,
+                     extents_.panel_dim, rescale_);
+    }
+  }
+
+  // The vote of the rows at hand: whether none of them has a score that comes within the threshold
+  // of its largest one so far.
+  bool is_left_out(int keys) {
+    for (int first = 0; first < num_queries_; first += kLanes) {
+      with_vectors(vectors(first), [&](auto count) {
+        row_tops<T, count.value>(scores_of(first), keys, reinterpret_cast<V*>(top_ + first));
+      });
+    }
+    bool visited = false;
+    bool counts = false;
+    for (int lane = 0; lane < num_queries_; ++lane) {
+      visited |= top_[lane] != -kInfinity<T>;
+      // A row that has seen nothing keeps any score but -inf, and every row what is no number.
+      T const least = max_[lane] + margin_;
+      counts |= !(top_[lane] < (least > -kLargest<T> ? least : -kLargest<T>));
+    }
+    visited_ += visited;
+    skipped_ += visited && !counts;
+    return !counts;
   }
 
   void mask(int first, int keys) {
     for (int key = 0; key < keys; ++key) {
       Coord const position = key_position_[key];
-      T* const scores = scores_ + key * kLanes;
+      T* const scores = scores_of(first) + key * kLanes;
       int32_t const* const rows = rows_ + first;
       for (int lane = 0; lane < kLanes; ++lane) {
         int32_t words[kRowWords];
@@ -269,49 +368,8 @@ class Attend {
         }
         Row row;
         std::memcpy(&row, words, sizeof row);
-        scores[lane] = M::visible(params_, row, position) ? scores[lane] : -kInfinity;
+        scores[lane] = M::visible(params_, row, position) ? scores[lane] : -kInfinity<T>;
       }
-    }
-  }
-
-  // Turns scores into weights relative to the running maximum.
-  template <int kVectors>
-  void update_softmax(int first, int keys) {
-    V* const max_seen = reinterpret_cast<V*>(max_ + first);
-    V* const sum = reinterpret_cast<V*>(sum_ + first);
-    V top[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      top[v] = broadcast(-kInfinity);
-    }
-    for (int key = 0; key < keys; ++key) {
-      V const* const scores = reinterpret_cast<V const*>(scores_ + key * kLanes);
-      for (int v = 0; v < kVectors; ++v) {
-        top[v] = max(top[v], scores[v]);
-      }
-    }
-    V base[kVectors];
-    V total[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      // Finite, so that neither a row without keys nor an overflow makes inf - inf.
-      V const most = max(max_seen[v], top[v]);
-      V const bounded = most > kLargest ? broadcast(kLargest) : most;
-      base[v] = bounded < -kLargest ? V{} : bounded;
-      V const rescale = exp2<T>((max_seen[v] - base[v]) * scale_log2_);
-      reinterpret_cast<V*>(rescale_)[v] = rescale;
-      sum[v] *= rescale;
-      max_seen[v] = bounded;
-      total[v] = V{};
-    }
-    for (int key = 0; key < keys; ++key) {
-      V* const scores = reinterpret_cast<V*>(scores_ + key * kLanes);
-      for (int v = 0; v < kVectors; ++v) {
-        V const x = (scores[v] - base[v]) * scale_log2_;
-        scores[v] = exp2<T>(x > T(0) ? V{} : x);
-        total[v] += scores[v];
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      sum[v] += total[v];
     }
   }
 
@@ -352,8 +410,14 @@ class Attend {
   T* keys_;
   T* values_;
   Coord* key_position_;
-  T* scores_;
+  T* scores_;  // [panel of the group][key][lane]
   T* rescale_;
+  // Where tiles are left out:
+  T* top_ = nullptr;
+  uint32_t* group_scratch_ = nullptr;
+  T margin_ = 0;  // ln(threshold), in raw scores
+  int64_t visited_ = 0;
+  int64_t skipped_ = 0;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

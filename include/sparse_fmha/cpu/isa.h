@@ -15,15 +15,16 @@ struct IsaKernel {
                  void* scratch);
 };
 
-// `mechanism` is the index in Sparsity; `params` above are that mechanism's Params.
+// `mechanism` is the index in Sparsity; `params` above are that mechanism's Params. With `skips` a
+// query tile is a group of 64 rows (groups.h).
 namespace baseline {
-IsaKernel kernel(DataType dtype, size_t mechanism);
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
 }
 namespace avx2 {
-IsaKernel kernel(DataType dtype, size_t mechanism);
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
 }
 namespace avx512 {
-IsaKernel kernel(DataType dtype, size_t mechanism);
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
 }
 
 }  // namespace sparse_fmha::cpu

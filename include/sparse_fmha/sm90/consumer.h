@@ -4,6 +4,7 @@
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/epilogue.h"
 #include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/skip.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -172,7 +173,12 @@ struct Consumer {
         smem.ring_q[warpgroup].release(state_q);
       }
     };
+    [[maybe_unused]] float high[kRowsPerThread];
     float rescale[kRowsPerThread];
+    std::conditional_t<Traits::kVotes, TileVote, NoVote> vote(
+        params.skip, work.tile, softmax.scale_log2, warpgroup, [&](int r) {
+          return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
+        });
 
     if (params.negate) {
       negate_q(store);
@@ -191,7 +197,13 @@ struct Consumer {
       if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(box)) {
         mask.apply(scores, seen);
       }
-      softmax.template update<true>(scores, rescale);
+      if constexpr (Traits::kVotes) {
+        softmax.row_tops(scores, high);
+        vote.template leaves_out<true>(high);  // never the first: only counted
+        softmax.template update<true>(scores, high, rescale);
+      } else {
+        softmax.template update<true>(scores, rescale);
+      }
       take_weights(scores);
     }
 
@@ -203,8 +215,13 @@ struct Consumer {
       warpgroup_fence_operand(output);
       smem.ring_v.release(state);
     };
+    // Gives back values that no weights meet.
+    auto drop_values = [&](int i, RingState<Traits::kStages> const& place) {
+      wait(smem.ring_v, walk, i, place);
+      smem.ring_v.release(place);
+    };
     // Scores of the i-th tile while the weights of the tile before it, if any are at hand, meet
-    // their values.
+    // their values. Tells whether there are weights then: the tile may have been left out.
     auto step = [&](int i, auto masked, auto has_weights) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
@@ -225,6 +242,9 @@ struct Consumer {
                                              output);
       }
       pass_turn();
+      if constexpr (Traits::kVotes && !kWeights) {
+        drop_values(i - 1, previous);
+      }
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked && Traits::kMaskAhead) {
         if (is_masked(box)) {
@@ -248,7 +268,21 @@ struct Consumer {
           mask.apply(scores, seen);
         }
       }
-      bool const moved = softmax.template update<kMasked>(scores, rescale);
+      bool moved;
+      if constexpr (Traits::kVotes) {
+        softmax.row_tops(scores, high);
+        if (vote.template leaves_out<kMasked>(high)) {
+          if constexpr (kWeights) {
+            warpgroup_wait<0>();
+            warpgroup_fence_operand(output);
+            smem.ring_v.release(previous);
+          }
+          return false;
+        }
+        moved = softmax.template update<kMasked>(scores, high, rescale);
+      } else {
+        moved = softmax.template update<kMasked>(scores, rescale);
+      }
       if constexpr (kWeights) {
         warpgroup_wait<0>();
         warpgroup_fence_operand(output);
@@ -258,48 +292,89 @@ struct Consumer {
       if (moved) {
         rescale_rows(output, rescale);
       }
+      return true;
     };
     int i = 1;
-    if constexpr (Geometry::kSkips) {
-      // Some of the partial tiles are for the other warpgroups alone.
-      bool has_weights = true;
-      CUTE_NO_UNROLL
-      for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
-        RingState<Traits::kStages> next = state;
-        next.advance();
-        smem.ring_k.wait(next);
-        if (!geometry.needs(warpgroup, next)) {
-          if (has_weights) {
-            finish_weights(i - 1);
-            has_weights = false;
-          }
-          smem.ring_k.release(next);
-          release_q(i + 1 == tiles);
-          smem.ring_v.wait(next);
-          smem.ring_v.release(next);
-          state = next;
-        } else if (has_weights) {
-          step(i, true_type{}, true_type{});
-        } else {
-          step(i, true_type{}, false_type{});
-          has_weights = true;
-        }
-      }
-      if (!has_weights) {
-        state.advance();
-        return;
-      }
-    } else {
+    bool has_weights = true;
+    if constexpr (Traits::kVotes) {
+      // The values of the tile before are always still to be met or given back.
+      auto visit = [&](auto masked) {
+        has_weights = has_weights ? step(i, masked, true_type{}) : step(i, masked, false_type{});
+      };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
-        step(i, true_type{}, true_type{});
+        if constexpr (Geometry::kSkips) {
+          RingState<Traits::kStages> next = state;
+          next.advance();
+          smem.ring_k.wait(next);
+          if (!geometry.needs(warpgroup, next)) {
+            has_weights ? finish_weights(i - 1) : drop_values(i - 1, state);
+            has_weights = false;
+            smem.ring_k.release(next);
+            release_q(i + 1 == tiles);
+            state = next;
+            continue;
+          }
+        }
+        visit(true_type{});
+      }
+      // Loops of their own for both cases keep the stages in uniform registers.
+      constexpr bool_constant<Geometry::kMasksSome> kRest{};
+      CUTE_NO_UNROLL
+      while (i < tiles) {
+        if (has_weights) {
+          CUTE_NO_UNROLL
+          while (i < tiles && has_weights) {
+            has_weights = step(i++, kRest, true_type{});
+          }
+        } else {
+          CUTE_NO_UNROLL
+          while (i < tiles && !has_weights) {
+            has_weights = step(i++, kRest, false_type{});
+          }
+        }
+      }
+      has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
+      vote.add_to(params.skip, work.tile);
+    } else {
+      if constexpr (Geometry::kSkips) {
+        // Some of the partial tiles are for the other warpgroups alone.
+        CUTE_NO_UNROLL
+        for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
+          RingState<Traits::kStages> next = state;
+          next.advance();
+          smem.ring_k.wait(next);
+          if (!geometry.needs(warpgroup, next)) {
+            if (has_weights) {
+              finish_weights(i - 1);
+              has_weights = false;
+            }
+            smem.ring_k.release(next);
+            release_q(i + 1 == tiles);
+            smem.ring_v.wait(next);
+            smem.ring_v.release(next);
+            state = next;
+          } else if (has_weights) {
+            step(i, true_type{}, true_type{});
+          } else {
+            step(i, true_type{}, false_type{});
+            has_weights = true;
+          }
+        }
+      } else {
+        CUTE_NO_UNROLL
+        for (; i < walk.num_partial; ++i) {
+          step(i, true_type{}, true_type{});
+        }
+      }
+      CUTE_NO_UNROLL
+      for (; i < tiles; ++i) {
+        step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
+      }
+      if (has_weights) {
+        finish_weights(tiles - 1);
       }
     }
-    CUTE_NO_UNROLL
-    for (; i < tiles; ++i) {
-      step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
-    }
-    finish_weights(tiles - 1);
     state.advance();
   }
 

@@ -243,6 +243,15 @@ struct Grid {
     int const row_;  // the thread's first
   };
 
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    Coord const offset = params.geometry.q_bits.offset(warpgroup * 64 + row);
+    bool inside = true;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      inside &= work.q.origin[axis] + offset[axis] < work.length[axis];
+    }
+    return inside;
+  }
   // The rows of a consumer, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* from, Work const& work,
                                             int warpgroup) const {

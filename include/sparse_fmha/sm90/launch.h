@@ -25,9 +25,9 @@ inline DataType data_type(cutlass::half_t) { return DataType::kFloat16; }
 inline DataType data_type(cutlass::bfloat16_t) { return DataType::kBFloat16; }
 
 template <class Mechanism, class Element, int HeadDim, int TileQ, int TileK, int Stages,
-          Schedule kSchedule>
+          Schedule kSchedule, Skipping kSkipping>
 KernelRow kernel_row(char const* name) {
-  using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule>;
+  using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule, kSkipping>;
   using OnOneAxis = std::conditional_t<Mechanism::kByLists, Lists<Traits, Mechanism>,
                                        Sequence<Traits, Mechanism>>;
   using Geometry = std::conditional_t<Mechanism::kOnGrid, Grid<Traits, Mechanism>, OnOneAxis>;
@@ -35,7 +35,8 @@ KernelRow kernel_row(char const* name) {
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
   KernelRow row;
-  row.info.key = {Arch::kSm90, data_type(Element{}), HeadDim, mechanism_index<Mechanism>()};
+  row.info.key = {Arch::kSm90, data_type(Element{}), HeadDim, mechanism_index<Mechanism>(),
+                  Traits::kVotes};
   row.info.name = name;
   row.info.mechanism = Mechanism::kName;
   row.info.tile_q = TileQ;

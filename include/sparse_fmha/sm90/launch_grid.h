@@ -98,7 +98,13 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
       g.out[i] = map(p.out, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
     }
     params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group, context);
-    run_kernel<Traits>(params, p, context);
+    FmhaProblem part = p;
+    part.batch = batch;
+    if (p.skip_threshold != nullptr) {
+      part.skip_threshold += g.first_batch;
+      part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;
+    }
+    run_kernel<Traits>(params, part, context);
   }
 }
 

@@ -226,6 +226,9 @@ struct Lists {
     int32_t limit_[kRowsPerThread];  // keys [0, limit) are there and not behind the row
   };
 
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    return first_token(work, warpgroup) + row < params.sparsity.len_q;
+  }
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
     store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,

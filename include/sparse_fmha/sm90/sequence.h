@@ -2,9 +2,9 @@
 //
 // A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
 // from and to global memory, and how the elements of a partial tile are masked. Its names are those
-// that the producer and the consumer use: kSkips (with needs), Params, Shared, Work, Box, Source,
-// Mask, init, prepare, boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish,
-// box, store_out, store_lse.
+// that the producer and the consumer use: kSkips (with needs), kWarpLoads, kPassesOver, kMasksSome,
+// Params, Shared, Work, Box, Source, Mask, init, prepare, boxes, tiles_loaded, part_walk, source,
+// load_q, load_k, load_v, publish, box, has_row, store_out, store_lse.
 #pragma once
 
 #include "sparse_fmha/sm90/copy.h"
@@ -143,6 +143,10 @@ struct Sequence {
     int const warpgroup_;
   };
 
+  // Whether the tensor goes on to a row of a consumer.
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    return first_token(work, warpgroup) + row < params.geometry.len_q;
+  }
   // The 64 rows of a consumer, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {

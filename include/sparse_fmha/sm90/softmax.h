@@ -59,17 +59,56 @@ struct OnlineSoftmax {
     }
   }
 
+  // The largest score of each row.
+  template <class Scores>
+  static __device__ __forceinline__ void row_tops(Scores const& s, float (&high)[kRowsPerThread]) {
+    fold_rows(s, high, larger);
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      high[r] = reduce_quad(high[r], larger);
+    }
+  }
+
   // Replaces the scores by exp2(scale * (s - reference)) and tells whether the output so far is to
   // be multiplied with `rescale` first. kMasked: a row may not have seen any key yet.
   template <bool kMasked, class Scores>
   __device__ __forceinline__ bool update(Scores& s, float (&rescale)[kRowsPerThread]) {
-    float high[kRowsPerThread];
-    fold_rows(s, high, [](float a, float b) { return fmaxf(a, b); });
+    float part[kRowsPerThread];
+    fold_rows(s, part, larger);
+    return follow<kMasked>(s, [&](int r) { return reduce_quad(part[r], larger); }, rescale);
+  }
+  // The same where row_tops() has been asked for.
+  template <bool kMasked, class Scores>
+  __device__ __forceinline__ bool update(Scores& s, float const (&high)[kRowsPerThread],
+                                         float (&rescale)[kRowsPerThread]) {
+    return follow<kMasked>(s, [&](int r) { return high[r]; }, rescale);
+  }
+  // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
+  // log-sum-exp; a row without keys gets zero and -inf.
+  __device__ __forceinline__ void finish(float (&rescale)[kRowsPerThread],
+                                         float (&lse)[kRowsPerThread]) {
+    constexpr float kLn2 = 0.69314718055994530942f;
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      float const sum = reduce_quad(row_sum[r], [](float a, float b) { return a + b; });
+      bool const empty = sum == 0.f;
+      rescale[r] = empty ? 0.f : 1.f / sum;
+      lse[r] = empty ? -INFINITY : (row_max[r] * scale_log2 + log2f(sum)) * kLn2;
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+
+  template <bool kMasked, class Scores, class TopOf>
+  __device__ __forceinline__ bool follow(Scores& s, TopOf top_of,
+                                         float (&rescale)[kRowsPerThread]) {
     bool moved = false;
+    float high[kRowsPerThread];
     float offset[kRowsPerThread];
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      high[r] = reduce_quad(high[r], [](float a, float b) { return fmaxf(a, b); });
+      high[r] = top_of(r);
       rescale[r] = 1.f;
       if ((high[r] - row_max[r]) * scale_log2 > kSlack) {
         rescale[r] = exp2_approx((row_max[r] - high[r]) * scale_log2);
@@ -90,20 +129,6 @@ struct OnlineSoftmax {
       row_sum[r] = row_sum[r] * rescale[r] + sum[r];
     }
     return moved;
-  }
-
-  // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
-  // log-sum-exp; a row without keys gets zero and -inf.
-  __device__ __forceinline__ void finish(float (&rescale)[kRowsPerThread],
-                                         float (&lse)[kRowsPerThread]) {
-    constexpr float kLn2 = 0.69314718055994530942f;
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      float const sum = reduce_quad(row_sum[r], [](float a, float b) { return a + b; });
-      bool const empty = sum == 0.f;
-      rescale[r] = empty ? 0.f : 1.f / sum;
-      lse[r] = empty ? -INFINITY : (row_max[r] * scale_log2 + log2f(sum)) * kLn2;
-    }
   }
 };
 

@@ -10,7 +10,11 @@ namespace sparse_fmha::sm90 {
 // other's products for certain, or as each one's data arrive.
 enum class Schedule { kTurns, kFree };
 
-template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule>
+// Whether a consumer leaves out key tiles whose weights are below a threshold.
+enum class Skipping { kNever, kByThreshold };
+
+template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule,
+          Skipping kSkipping>
 struct KernelTraits {
   using Element = Element_;
   static constexpr int kHeadDim = (HeadDim + 63) / 64 * 64;  // columns in shared memory
@@ -37,6 +41,7 @@ struct KernelTraits {
   // Whether a thread has registers for the mask of scores that are still being computed.
   static constexpr bool kMaskAhead = kHeadDim <= 128;
 
+  static constexpr bool kVotes = kSkipping == Skipping::kByThreshold;
   static constexpr bool kTakeTurns = kSchedule == Schedule::kTurns;
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
