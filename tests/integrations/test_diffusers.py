@@ -233,10 +233,19 @@ def test_backend_by_name(tiny):
     expected = tiny()
     sparse.enable(tiny.model, "neighborhood", window=tiny.window, dense_layers=[0])
     windowed = tiny()
-    with attention_backend("native"):
+    differs(windowed, expected)
+    with attention_backend("native"):  # set_attention_backend sets the default, too
         tiny.model.set_attention_backend("native")
-        assert not tiny().equal(windowed)
         close(tiny(), expected)
-        if tiny.name != "HunyuanVideoTransformer3DModel":
-            tiny.model.set_attention_backend("sparse_fmha")
-            close(tiny(), windowed)
+        tiny.model.set_attention_backend("sparse_fmha")
+        close(tiny(), windowed)
+
+
+def test_compiled():
+    """Hooks break the graph; the result is the same. Dynamo runs them as they are."""
+    tiny = make("wan")
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
+    expected = tiny()
+    tiny.model = torch.compile(tiny.model, backend="eager")
+    close(tiny(), expected)
+    torch.compiler.reset()

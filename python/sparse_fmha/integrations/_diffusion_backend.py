@@ -6,7 +6,6 @@ context variables: hooks set one around a transformer's forward, the other aroun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -107,23 +106,26 @@ def backend(
             "call sparse_fmha.integrations.diffusers.enable(model, ...) first, or choose another "
             "backend"
         )
+    _refuse(call, {"context parallelism": _parallel_config})
     if layer is not None and call.dense:
         return _original(layer, query, key, value, attn_mask, dropout_p, is_causal, scale)
-    _refuse(call, dropout_p, is_causal, _parallel_config)
-    if layer is None:  # chosen by name for all of the model: cross-attention and dense layers
+    _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    here = {x.shape[1] for x in (query, key)} == {call.layout.tokens}
+    if layer is None and not here:  # chosen by name for all of the model: cross-attention
         if attn_mask is not None:
             raise NotImplementedError(
                 f"attn_mask {attn_mask.dtype} {list(attn_mask.shape)} of {call.model} outside of "
                 f"the self-attention over its grid: backend {NAME!r} has no masks there"
             )
         return attention(query, key, value, scale=scale)
-    for name, x in (("queries", query), ("keys", key)):
-        if x.shape[1] != call.layout.tokens:
-            raise ValueError(
-                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
-            )
-    lengths: Sequence[int] = call.text_lengths(attn_mask, query.shape[0])
-    return call.method(query, key, value, call.layout, lengths, scale)
+    if not here:
+        raise ValueError(
+            f"{call.layout}; layer {layer.index} of {call.model} has {query.shape[1]} queries and "
+            f"{key.shape[1]} keys"
+        )
+    lengths = call.text_lengths(attn_mask, query.shape[0])
+    method = call.method if layer is not None else Dense()  # by name in a dense layer
+    return method(query, key, value, call.layout, lengths, scale)
 
 
 def _original(layer: Layer, query, key, value, attn_mask, dropout_p, is_causal, scale) -> Tensor:
@@ -134,9 +136,8 @@ def _original(layer: Layer, query, key, value, attn_mask, dropout_p, is_causal, 
     return dispatch_attention_fn(query, key, value, attn_mask, **options, backend=original)
 
 
-def _refuse(call: Call, dropout_p: float, is_causal: bool, parallel: object) -> None:
-    named = {"dropout_p": dropout_p, "is_causal": is_causal, "context parallelism": parallel}
-    for name, value in named.items():
+def _refuse(call: Call, options: dict[str, object]) -> None:
+    for name, value in options.items():
         if value:
             raise NotImplementedError(f"{name} of {call.model} is not supported by {NAME!r}")
 

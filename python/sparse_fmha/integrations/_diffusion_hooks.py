@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextvars import Token
+from contextvars import ContextVar
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sparse_fmha.integrations._diffusion_backend import CALL, LAYER, Call, Layer
-from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
 from sparse_fmha.integrations._diffusion_models import Model
 
 
@@ -71,26 +71,21 @@ class Hooks:
         for layer, original in self.originals:
             layer.set_processor(original)
 
-    def _around(self, module: nn.Module, context: Callable, variable) -> None:
-        tokens: list[Token] = []
-
+    def _around(self, module: nn.Module, context: Callable, variable: ContextVar) -> None:
         def before(module, args, kwargs):
-            tokens.append(variable.set(context(module, args, kwargs)))
+            variable.set(context(module, args, kwargs))
 
-        def after(module, args, kwargs, out):
-            if tokens:  # empty where `before` raised
-                variable.reset(tokens.pop())
+        def after(module, args, out):
+            variable.set(None)
 
         self.handles += [
             module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, with_kwargs=True, always_call=True),
+            module.register_forward_hook(after, always_call=True),  # after an error, too
         ]
 
     def _call(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> Call:
         given = self.signature.bind(model, *args, **kwargs).arguments
-        layout = self.row.layout(model, given)
-        if self.grid is not None:
-            layout = Layout(self.grid, layout.text, layout.text_first)
+        layout = self.row.layout(model, given, self.grid)
         self.method.check(layout)
         return Call(self.name, layout, self.method, self.steps.is_dense(given["timestep"]))
 

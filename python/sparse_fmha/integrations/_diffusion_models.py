@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_fmha.integrations._diffusion_methods import Layout
 
@@ -21,14 +21,24 @@ class Model:
     Attributes:
         axes: of the grid.
         layers: its self-attention modules in the order of the blocks.
-        layout: of a call, from the module and the arguments of `forward` by name.
+        grid: tokens per axis of a call, from the module and the arguments of `forward` by name.
+        text: where text tokens are in the self-attention, "first", "last" or nowhere.
         processors: names of the processor classes whose self-attention can be replaced.
     """
 
     axes: int
     layers: Callable[[nn.Module], list[nn.Module]]
-    layout: Callable[[nn.Module, dict[str, object]], Layout]
+    grid: Callable[[nn.Module, dict[str, object]], tuple[int, ...]]
+    text: str | None
     processors: tuple[str, ...]
+
+    def layout(
+        self, model: nn.Module, given: dict[str, object], grid: tuple[int, ...] | None = None
+    ) -> Layout:
+        """The tokens of a call; `grid` where they are known otherwise."""
+        grid = self.grid(model, given) if grid is None else grid
+        text = given["encoder_hidden_states"].shape[1] if self.text else 0
+        return Layout(grid, text, text_first=self.text == "first")
 
 
 def find(model: nn.Module) -> tuple[str, Model] | None:
@@ -45,21 +55,16 @@ def _two_streams(model: nn.Module) -> list[nn.Module]:
     return [block.attn for block in blocks]
 
 
-def _flux(model: nn.Module, given: dict[str, object]) -> Layout:
-    """Latents come packed, so the grid is read from the position ids."""
+def _flux(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
     ids = given["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    text = given["encoder_hidden_states"].shape[1]
-    return Layout(_grid_of_ids(ids), text, text_first=True)
-
-
-def _grid_of_ids(ids: Tensor) -> tuple[int, int]:
-    """(height, width) of ids `[height * width, 3]` that count rows and columns of one image."""
     places = ids[:, 1:].long().cpu()
-    height, width = (places.amax(0) - places.amin(0) + 1).tolist()
+    places = places - places.amin(0)
+    height, width = (places.amax(0) + 1).tolist()
     expected = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     one_image = bool((ids[:, 0] == ids[0, 0]).all())
-    if not one_image or not expected.equal(places - places.amin(0)):
+    if not one_image or not expected.equal(places):
         raise ValueError(
             f"img_ids of {ids.shape[0]} tokens are not those of one image, row by row (they span "
             f"{height}x{width}); reference images beside it are not supported"
@@ -67,25 +72,22 @@ def _grid_of_ids(ids: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _wan(model: nn.Module, given: dict[str, object]) -> Layout:
-    """Text is in cross-attention only. Latents are `[B, C, T, Y, X]`."""
-    sizes = given["hidden_states"].shape[2:]
-    return Layout(_patches(sizes, model.config.patch_size))
+def _wan(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, C, T, Y, X]`."""
+    return _patches(given["hidden_states"].shape[2:], model.config.patch_size)
 
 
-def _hunyuan_video(model: nn.Module, given: dict[str, object]) -> Layout:
-    """Text behind the video's tokens. Latents are `[B, C, T, Y, X]`."""
+def _hunyuan_video(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, C, T, Y, X]`."""
     patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
-    text = given["encoder_hidden_states"].shape[1]
-    return Layout(_patches(given["hidden_states"].shape[2:], patch), text)
+    return _patches(given["hidden_states"].shape[2:], patch)
 
 
-def _cogvideox(model: nn.Module, given: dict[str, object]) -> Layout:
-    """Text before the video's tokens. Latents are `[B, T, C, Y, X]`."""
+def _cogvideox(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, T, C, Y, X]`; CogVideoX 1.0 has no patches in time."""
     _, frames, _, height, width = given["hidden_states"].shape
     patch = (model.config.patch_size_t or 1, model.config.patch_size, model.config.patch_size)
-    text = given["encoder_hidden_states"].shape[1]
-    return Layout(_patches((frames, height, width), patch), text, text_first=True)
+    return _patches((frames, height, width), patch)
 
 
 def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -93,17 +95,18 @@ def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 MODELS = {
-    "FluxTransformer2DModel": Model(2, _two_streams, _flux, ("FluxAttnProcessor",)),
+    "FluxTransformer2DModel": Model(2, _two_streams, _flux, "first", ("FluxAttnProcessor",)),
     "HunyuanVideoTransformer3DModel": Model(
-        3, _two_streams, _hunyuan_video, ("HunyuanVideoAttnProcessor2_0",)
+        3, _two_streams, _hunyuan_video, "last", ("HunyuanVideoAttnProcessor2_0",)
     ),
     "WanTransformer3DModel": Model(
-        3, lambda model: [block.attn1 for block in model.blocks], _wan, ("WanAttnProcessor",)
+        3, lambda model: [block.attn1 for block in model.blocks], _wan, None, ("WanAttnProcessor",)
     ),
     "CogVideoXTransformer3DModel": Model(
         3,
         lambda model: [block.attn1 for block in model.transformer_blocks],
         _cogvideox,
+        "first",
         ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0"),
     ),
 }
