@@ -6,6 +6,7 @@ context variables: hooks set one around a transformer's forward, the other aroun
 
 from __future__ import annotations
 
+import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -17,7 +18,6 @@ from sparse_fmha.attention import attention
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
 
 try:
-    from diffusers.models import attention_dispatch
     from diffusers.models.attention_dispatch import (
         AttentionBackendName,
         _AttentionBackendRegistry,
@@ -27,6 +27,11 @@ except ImportError as error:
     raise ImportError(
         f"diffusers {diffusers.__version__} has no attention backends; 0.36 or newer is needed"
     ) from error
+if "parallel_config" not in inspect.signature(dispatch_attention_fn).parameters:  # 0.35
+    raise ImportError(
+        f"diffusers {diffusers.__version__} has not all models behind attention backends; 0.36 or "
+        "newer is needed"
+    )
 
 NAME = "sparse_fmha"
 
@@ -155,10 +160,8 @@ def register() -> object:
     try:
         member = str.__new__(AttentionBackendName, NAME)
         member._name_, member._value_ = NAME.upper(), NAME
-        member.__objclass__, member._sort_order_ = (
-            AttentionBackendName,
-            len(AttentionBackendName),
-        )
+        member.__objclass__ = AttentionBackendName
+        member._sort_order_ = len(AttentionBackendName)
         setattr(AttentionBackendName, NAME.upper(), member)  # before the map makes it read-only
         AttentionBackendName._member_map_[NAME.upper()] = member
         AttentionBackendName._value2member_map_[NAME] = member
@@ -166,7 +169,7 @@ def register() -> object:
         _AttentionBackendRegistry.register(member)(backend)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"diffusers {diffusers.__version__}: {attention_dispatch.__name__} does not register "
-            f"backends as it did: {error}"
+            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
+            f"{error}"
         ) from error
     return member

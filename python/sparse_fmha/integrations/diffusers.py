@@ -142,10 +142,8 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
 
 def _processor(original: object) -> object:
     """The model's own processor with our backend; a copy, as modules may share one."""
-    if hasattr(type(original), "_attention_backend"):
-        processor = copy.copy(original)
-    else:
-        processor = CogVideoXProcessor(original)
+    cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
+    processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
     processor._attention_backend = BACKEND
     return processor
 
