@@ -26,9 +26,8 @@ def tiny(request):
     return make(request.param)
 
 
-def test_four_models_are_supported():
-    assert {make(name).name for name in MODELS} <= set(sparse.supported_models())
-    assert len(MODELS) == 4
+def test_all_supported_models_are_tested():
+    assert sorted(make(name).name for name in MODELS) == sorted(sparse.supported_models())
 
 
 def test_window_of_the_whole_grid_is_the_original(tiny):
@@ -59,6 +58,24 @@ def test_dense_is_the_original(tiny):
     out = tiny()
     assert not out.equal(expected)
     close(out, expected)
+
+
+@pytest.mark.parametrize("method", ["neighborhood", "block_sparse", "dense"])
+def test_bfloat16(tiny, method):
+    """The error to fp32 is that of the original in bfloat16."""
+    options = {"neighborhood": {"window": tiny.grid}, "block_sparse": {"mask": all_blocks}}
+    exact = tiny()
+    for parameter in tiny.model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    kept = ("timestep", "img_ids", "txt_ids")
+    for name, x in tiny.inputs.items():
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and name not in kept:
+            tiny.inputs[name] = x.bfloat16()
+    allowed = 2 * (tiny().float() - exact).norm()
+    sparse.enable(tiny.model, method, **options.get(method, {}))
+    out = tiny()
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).norm() < allowed
 
 
 def all_blocks(q, k):

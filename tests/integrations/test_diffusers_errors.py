@@ -130,21 +130,6 @@ def test_backend_before_enable(name):
             tiny()
 
 
-def test_masks_of_cross_attention(wan):
-    """Chosen by name for the whole model, the backend is dense there and has no masks."""
-    sparse.enable(wan.model, "dense")
-    cross = wan.model.blocks[0].attn2
-
-    def with_mask(module, args):
-        return (*args[:2], torch.ones(2, 1, 1, 10, dtype=torch.bool), *args[3:])
-
-    cross.register_forward_pre_hook(with_mask)
-    with attention_backend("native"):
-        wan.model.set_attention_backend("sparse_fmha")
-        with pytest.raises(NotImplementedError, match=r"attn_mask torch\.bool .* outside of"):
-            wan()
-
-
 @pytest.mark.parametrize(
     ("mask", "match"),
     [
@@ -169,6 +154,29 @@ def test_padded_text_before_the_image():
     given = {"joint_attention_kwargs": {"attention_mask": mask.expand(2, 1, 1, 109)}}
     expected = tiny(**given)
     sparse.enable(tiny.model, "neighborhood", window=tiny.grid)
+    torch.testing.assert_close(tiny(**given), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_of_several_images():
+    tiny = make("qwen_image")
+    sparse.enable(tiny.model, "dense")
+    for shapes in ([[(1, 9, 5), (1, 9, 6)]] * 2, [[(1, 9, 11)], [(1, 11, 9)]], [[(3, 3, 11)]] * 2):
+        with pytest.raises(ValueError, match="not those of one image of one size"):
+            tiny(img_shapes=shapes)
+
+
+def test_calls_that_show_no_grid():
+    tiny = make("ltx")
+    given = {
+        **dict.fromkeys(("num_frames", "height", "width")),
+        "video_coords": torch.ones(2, 3, 120),
+    }
+    expected = tiny(**given)
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid)
+    with pytest.raises(ValueError, match=r"shows no grid; enable\(\.\.\., grid="):
+        tiny(**given)
+    sparse.disable(tiny.model)
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid, grid=tiny.grid)
     torch.testing.assert_close(tiny(**given), expected, rtol=1e-4, atol=1e-4)
 
 

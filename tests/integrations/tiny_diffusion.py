@@ -11,7 +11,10 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     FluxTransformer2DModel,
     HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    QwenImageTransformer2DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 from sparse_fmha import reference
@@ -40,10 +43,10 @@ class Tiny:
         self.options = {n: getattr(self, n) for n in ("window", "stride", "dilation")}
 
     def __call__(self, timestep=None, **changed):
-        """The output; timestep of 0 to 1000, which is 0 to 1 for Flux."""
+        """The output; timestep of 0 to 1000, which is 0 to 1 for images."""
         inputs = {**self.inputs, **changed}
         if timestep is not None:
-            timestep = timestep / 1000 if "img_ids" in inputs else timestep
+            timestep = timestep / 1000 if inputs["timestep"].is_floating_point() else timestep
             inputs["timestep"] = torch.full_like(inputs["timestep"], timestep)
         with torch.no_grad():
             return self.model(**inputs, return_dict=False)[0]
@@ -183,7 +186,82 @@ def cogvideox(layers=2, patch_size_t=None):
     return Tiny(name, model, inputs, (4, 5, 6), TEXT, True, layers, **VIDEO)
 
 
-MAKERS = {"flux": flux, "wan": wan, "hunyuan_video": hunyuan_video, "cogvideox": cogvideox}
+def wan_vace(layers=1):
+    model = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        vace_layers=list(range(layers)),
+        vace_in_channels=6,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 4, 4, 10, 12),
+        "control_hidden_states": torch.randn(BATCH, 6, 4, 10, 12),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+    }
+    name = "WanVACETransformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), 0, False, 2 * layers, **VIDEO)
+
+
+def ltx(layers=2):
+    model = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=layers,
+        caption_channels=12,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 120, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.ones(BATCH, TEXT),
+        "timestep": torch.full((BATCH,), 700),
+        "num_frames": 4,
+        "height": 5,
+        "width": 6,
+    }
+    inputs["encoder_attention_mask"][1, 4:] = 0  # of cross-attention
+    return Tiny("LTXVideoTransformer3DModel", model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+def qwen_image(layers=2, lengths=(TEXT, 4)):
+    model = QwenImageTransformer2DModel(
+        in_channels=8,
+        out_channels=2,
+        num_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 6, 6),
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 99, 8),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "encoder_hidden_states_mask": torch.arange(TEXT) < torch.tensor(lengths)[:, None],
+        "timestep": torch.full((BATCH,), 0.7),
+        "img_shapes": [[(1, 9, 11)]] * BATCH,
+    }
+    shape = {"window": (4, 5), "stride": (1, 2), "dilation": (2, 1)}
+    return Tiny("QwenImageTransformer2DModel", model, inputs, (9, 11), TEXT, True, layers, **shape)
+
+
+MAKERS = {
+    "flux": flux,
+    "wan": wan,
+    "hunyuan_video": hunyuan_video,
+    "cogvideox": cogvideox,
+    "wan_vace": wan_vace,
+    "ltx": ltx,
+    "qwen_image": qwen_image,
+}
 
 
 def make(name, **options):
@@ -191,6 +269,7 @@ def make(name, **options):
     tiny = MAKERS[name](**options)
     tiny.model.eval()
     # As initialised, some models hardly listen to attention: gates and projections are small.
-    for parameter in tiny.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.25)
+    for name, parameter in tiny.model.named_parameters():
+        sharp = name.endswith(("norm_q.weight", "norm_k.weight"))
+        torch.nn.init.normal_(parameter, mean=2.0 if sharp else 0.0, std=0.25)
     return tiny

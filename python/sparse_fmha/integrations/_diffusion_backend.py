@@ -14,7 +14,6 @@ import diffusers
 import torch
 from torch import Tensor
 
-from sparse_fmha.attention import attention
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
 
 try:
@@ -112,30 +111,23 @@ def backend(
             "backend"
         )
     _refuse(call, {"context parallelism": _parallel_config})
-    if layer is not None and call.dense:
-        return _original(layer, query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if layer is None or call.dense:
+        original = layer and layer.original
+        return _original(original, query, key, value, attn_mask, dropout_p, is_causal, scale)
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
-    here = {x.shape[1] for x in (query, key)} == {call.layout.tokens}
-    if layer is None and not here:  # chosen by name for all of the model: cross-attention
-        if attn_mask is not None:
-            raise NotImplementedError(
-                f"attn_mask {attn_mask.dtype} {list(attn_mask.shape)} of {call.model} outside of "
-                f"the self-attention over its grid: backend {NAME!r} has no masks there"
+    for name, x in (("queries", query), ("keys", key)):
+        if x.shape[1] != call.layout.tokens:
+            raise ValueError(
+                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
             )
-        return attention(query, key, value, scale=scale)
-    if not here:
-        raise ValueError(
-            f"{call.layout}; layer {layer.index} of {call.model} has {query.shape[1]} queries and "
-            f"{key.shape[1]} keys"
-        )
     lengths = call.text_lengths(attn_mask, query.shape[0])
-    method = call.method if layer is not None else Dense()  # by name in a dense layer
-    return method(query, key, value, call.layout, lengths, scale)
+    return call.method(query, key, value, call.layout, lengths, scale)
 
 
-def _original(layer: Layer, query, key, value, attn_mask, dropout_p, is_causal, scale) -> Tensor:
-    original = layer.original or _AttentionBackendRegistry.get_active_backend()[0]
-    if original == NAME:  # made the default by set_attention_backend: do not call ourselves
+def _original(original, query, key, value, attn_mask, dropout_p, is_causal, scale) -> Tensor:
+    """What stays dense: steps and layers by option, and all that is not over the grid."""
+    original = original or _AttentionBackendRegistry.get_active_backend()[0]
+    if original == NAME:  # chosen by name for all of the model, and as the default
         original = AttentionBackendName.NATIVE
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
     return dispatch_attention_fn(query, key, value, attn_mask, **options, backend=original)

@@ -90,23 +90,60 @@ def _cogvideox(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
     return _patches((frames, height, width), patch)
 
 
+def _ltx(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, T * Y * X, C]`, with their sizes beside them."""
+    sizes = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+    if None in sizes:
+        raise ValueError(
+            "a call with video_coords in place of num_frames, height and width shows no grid; "
+            "enable(..., grid=(frames, height, width)) is needed"
+        )
+    return sizes
+
+
+def _qwen_image(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
+    shapes = given["img_shapes"]
+    images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
+    if len(images) != 1 or len(image := images.pop()) != 1 or image[0][0] != 1:
+        raise ValueError(
+            f"img_shapes {shapes} are not those of one image of one size; reference images, layers "
+            "and batches of different sizes are not supported"
+        )
+    return tuple(image[0][1:])
+
+
 def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size // p for size, p in zip(sizes, patch, strict=True))
 
 
+def _first_attentions(model: nn.Module) -> list[nn.Module]:
+    blocks = model.blocks if hasattr(model, "blocks") else model.transformer_blocks
+    return [block.attn1 for block in blocks]
+
+
+def _vace(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the control branch run before the others."""
+    return [block.attn1 for block in (*model.vace_blocks, *model.blocks)]
+
+
+def _joint(model: nn.Module) -> list[nn.Module]:
+    return [block.attn for block in model.transformer_blocks]
+
+
+_COGVIDEOX = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
 MODELS = {
     "FluxTransformer2DModel": Model(2, _two_streams, _flux, "first", ("FluxAttnProcessor",)),
+    "QwenImageTransformer2DModel": Model(
+        2, _joint, _qwen_image, "first", ("QwenDoubleStreamAttnProcessor2_0",)
+    ),
     "HunyuanVideoTransformer3DModel": Model(
         3, _two_streams, _hunyuan_video, "last", ("HunyuanVideoAttnProcessor2_0",)
     ),
-    "WanTransformer3DModel": Model(
-        3, lambda model: [block.attn1 for block in model.blocks], _wan, None, ("WanAttnProcessor",)
-    ),
-    "CogVideoXTransformer3DModel": Model(
-        3,
-        lambda model: [block.attn1 for block in model.transformer_blocks],
-        _cogvideox,
-        "first",
-        ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0"),
+    "WanTransformer3DModel": Model(3, _first_attentions, _wan, None, ("WanAttnProcessor",)),
+    "WanVACETransformer3DModel": Model(3, _vace, _wan, None, ("WanAttnProcessor",)),
+    "CogVideoXTransformer3DModel": Model(3, _first_attentions, _cogvideox, "first", _COGVIDEOX),
+    "LTXVideoTransformer3DModel": Model(
+        3, _first_attentions, _ltx, None, ("LTXVideoAttnProcessor",)
     ),
 }

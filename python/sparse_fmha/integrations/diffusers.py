@@ -53,7 +53,7 @@ def enable(
     """Replaces the self-attention over image or video tokens; `disable` takes it back.
 
     Tokens of the image see each other as the method says. Text tokens that are in the same
-    attention (all models but Wan) are seen by every query, and see everything themselves; those
+    attention (not in Wan and LTX) are seen by every query, and see everything themselves; those
     that are padding are seen by none. Cross-attention stays as it is.
 
     Args:
@@ -61,8 +61,9 @@ def enable(
             of a Wan 2.2 pipeline are enabled, and count steps together.
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
-            dilation, tokens per axis: (height, width) for Flux, (frames, height, width) for the
-            others, or one int for all axes. On an axis with one token a window of 1 is needed.
+            dilation, tokens per axis: (height, width) for Flux and Qwen-Image, (frames, height,
+            width) for the others, or one int for all axes. On an axis with one token a window of 1
+            is needed.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
             of the tokens of the grid, row by row and without text, or a function that makes one
             from q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
@@ -70,7 +71,8 @@ def enable(
         first_dense_steps: so many denoising steps of each run stay the original. A step is a new
             value of `timestep`, a run begins where it grows; reading it waits for the device.
         dense_layers: indices of blocks that stay the original. Blocks of Flux and HunyuanVideo are
-            counted through both streams: `transformer_blocks`, then `single_transformer_blocks`.
+            counted through both streams: `transformer_blocks`, then `single_transformer_blocks`;
+            those of VACE from `vace_blocks` on.
         grid: tokens per axis, for calls that do not show them; by default read from each call.
 
     Calls then raise ValueError for a grid that is not as many tokens as the attention has or a
