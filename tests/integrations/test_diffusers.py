@@ -1,5 +1,8 @@
 """Sparse attention in the transformers of diffusers, against torch's attention under a mask."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -241,6 +244,42 @@ def test_pipeline_with_two_transformers():
     differs(late(400), dense[1])
     sparse.disable(pipe)
     assert late(400).equal(dense[1])
+
+
+def test_steps_of_timesteps_that_differ_by_token():
+    """Wan 2.2 from an image: the given frame has timestep 0 throughout."""
+    tiny = make("wan")
+
+    def at(t):
+        tiny.inputs["timestep"] = torch.full((BATCH, tiny.image), t)
+        tiny.inputs["timestep"][:, :30] = 0
+        return tiny()
+
+    expected = [at(t) for t in (900, 500)]
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window, first_dense_steps=1)
+    assert at(900).equal(expected[0])
+    differs(at(500), expected[1])
+
+
+def test_processors_that_modules_share():
+    """One processor for self- and cross-attention: the latter stays as it is."""
+    tiny = make("wan")
+    expected = tiny()
+    tiny.model.set_attn_processor(type(tiny.model.blocks[0].attn1.processor)())
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid)
+    close(tiny(), expected)
+    sparse.disable(tiny.model)
+    assert len(set(tiny.model.attn_processors.values())) == 1
+
+
+def test_models_are_not_kept_alive():
+    tiny = make("wan")
+    sparse.enable(tiny.model, "dense")
+    tiny()
+    model = weakref.ref(tiny.model)
+    del tiny
+    gc.collect()
+    assert model() is None
 
 
 def test_backend_by_name(tiny):

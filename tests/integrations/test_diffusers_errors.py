@@ -1,5 +1,8 @@
 """What the bridge to diffusers refuses, and that it changes nothing when it does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -219,3 +222,8 @@ def test_no_backward(wan):
     out = wan.model(**wan.inputs, return_dict=False)[0]
     with pytest.raises(NotImplementedError, match="backward"):
         out.sum().backward()
+
+
+def test_the_package_does_not_import_diffusers():
+    code = "import sys, sparse_fmha.integrations; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -124,7 +124,16 @@ def backend(
     return call.method(query, key, value, call.layout, lengths, scale)
 
 
-def _original(original, query, key, value, attn_mask, dropout_p, is_causal, scale) -> Tensor:
+def _original(
+    original: object,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
     """What stays dense: steps and layers by option, and all that is not over the grid."""
     original = original or _AttentionBackendRegistry.get_active_backend()[0]
     if original == NAME:  # chosen by name for all of the model, and as the default

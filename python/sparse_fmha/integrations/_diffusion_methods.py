@@ -76,8 +76,18 @@ class Dense:
     def check(self, layout: Layout) -> None:
         pass
 
-    def __call__(self, q, k, v, layout: Layout, lengths: Sequence[int], scale) -> Tensor:
-        def dense(n, q, k, v):
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """q, k, v `[B, tokens, H, D]` to out like q; `lengths` of the text of each batch entry."""
+
+        def dense(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q, layout.seen(k, n), layout.seen(v, n), scale=scale)
 
         return by_length(lengths, dense, q, k, v)
@@ -89,10 +99,28 @@ class Sparse:
     def check(self, layout: Layout) -> None:
         """Raises before the model computes anything."""
 
-    def image(self, q, k, v, layout: Layout, lengths: Sequence[int], scale) -> Tensor:
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """The rows of the grid's tokens."""
         raise NotImplementedError
 
-    def __call__(self, q, k, v, layout: Layout, lengths: Sequence[int], scale) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """As `Dense`."""
         image = self.image(q, k, v, layout, lengths, scale)
         if not layout.text:
             return image
@@ -131,11 +159,19 @@ class Neighborhood(Sparse):
         except ValueError as error:
             raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
 
-    def image(self, q, k, v, layout: Layout, lengths: Sequence[int], scale) -> Tensor:
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
         grid, options = self.axes(layout.grid)
         image_q = layout.split(q)[0]
 
-        def attend(n, q, k, v):
+        def attend(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
             extra = {"extra_k": extra_k[:, :n], "extra_v": extra_v[:, :n]} if n else {}
             q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
@@ -159,7 +195,15 @@ class BlockSparse(Sparse):
                         f"mask is for {length} {name}; {layout}, and the mask is of the grid's"
                     )
 
-    def image(self, q, k, v, layout: Layout, lengths: Sequence[int], scale) -> Tensor:
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
         (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
         mask = self.mask
         if not isinstance(mask, BlockMask):
@@ -173,7 +217,7 @@ class BlockSparse(Sparse):
         out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
 
         # A mask of the grid alone serves any number of text tokens; they are merged in exactly.
-        def with_text(n, out, lse, q, k, v):
+        def with_text(n: int, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if not n:
                 return out
             text = attention(q, k[:, :n], v[:, :n], scale=scale, return_lse=True)
