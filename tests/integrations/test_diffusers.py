@@ -246,6 +246,17 @@ def test_pipeline_with_two_transformers():
     assert late(400).equal(dense[1])
 
 
+def test_dense_steps_of_cogvideox_are_its_own():
+    """Its processor calls torch whatever backend is active; so do dense steps, not sparse ones."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    tiny = make("cogvideox")
+    expected = tiny()
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window, first_dense_steps=1)
+    with attention_backend("_native_math"):
+        assert tiny().equal(expected)
+
+
 def test_steps_of_timesteps_that_differ_by_token():
     """Wan 2.2 from an image: the given frame has timestep 0 throughout."""
     tiny = make("wan")

@@ -48,7 +48,7 @@ class Call:
     def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
         """Text tokens that are no padding, of each batch entry.
 
-        All layers of a call are given one mask, so the device is waited for once.
+        Most models give all layers of a call one mask, so the device is waited for once.
         """
         if mask is None:
             return [self.layout.text] * batch
@@ -112,8 +112,9 @@ def backend(
         )
     _refuse(call, {"context parallelism": _parallel_config})
     if layer is None or call.dense:
-        original = layer and layer.original
-        return _original(original, query, key, value, attn_mask, dropout_p, is_causal, scale)
+        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        options.update(enable_gqa=enable_gqa, backend=_original(layer))
+        return dispatch_attention_fn(query, key, value, attn_mask, **options)
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
     for name, x in (("queries", query), ("keys", key)):
         if x.shape[1] != call.layout.tokens:
@@ -124,22 +125,12 @@ def backend(
     return call.method(query, key, value, call.layout, lengths, scale)
 
 
-def _original(
-    original: object,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> Tensor:
-    """What stays dense: steps and layers by option, and all that is not over the grid."""
+def _original(layer: Layer | None) -> object:
+    """The backend of what stays dense: steps and layers by option, all that is not over the grid."""
+    original = layer and layer.original
     original = original or _AttentionBackendRegistry.get_active_backend()[0]
-    if original == NAME:  # chosen by name for all of the model, and as the default
-        original = AttentionBackendName.NATIVE
-    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-    return dispatch_attention_fn(query, key, value, attn_mask, **options, backend=original)
+    # Ours where it was chosen by name for all of the model, or as the default.
+    return AttentionBackendName.NATIVE if original == NAME else original
 
 
 def _refuse(call: Call, options: dict[str, object]) -> None:

@@ -26,7 +26,7 @@ class Steps:
         self.dense = dense
         self.step, self.last = 0, None
 
-    def is_dense(self, timestep: Tensor | float) -> bool:
+    def is_dense(self, timestep: Tensor | float | None) -> bool:
         if not self.dense:
             return False
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
@@ -87,7 +87,7 @@ class Hooks:
         given = self.signature.bind(model, *args, **kwargs).arguments
         layout = self.row.layout(model, given, self.grid)
         self.method.check(layout)
-        return Call(self.name, layout, self.method, self.steps.is_dense(given["timestep"]))
+        return Call(self.name, layout, self.method, self.steps.is_dense(given.get("timestep")))
 
     def _layer(self, context: Layer, processor: object, layer: nn.Module, *_) -> Layer:
         if layer.processor is not processor:
