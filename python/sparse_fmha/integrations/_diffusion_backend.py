@@ -126,7 +126,7 @@ def backend(
 
 
 def _original(layer: Layer | None) -> object:
-    """The backend of what stays dense: steps and layers by option, all that is not over the grid."""
+    """The backend of what stays dense: steps, layers, and all that is not over the grid."""
     original = layer and layer.original
     original = original or _AttentionBackendRegistry.get_active_backend()[0]
     # Ours where it was chosen by name for all of the model, or as the default.
