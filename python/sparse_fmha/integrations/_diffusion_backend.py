@@ -1,0 +1,167 @@
+"""The attention backend "sparse_fmha" of diffusers, and what tells it where it is called from.
+
+diffusers hands a backend q, k, v and a mask, and neither layer nor grid nor step, so these are
+context variables: hooks set one around a transformer's forward, the other around self-attention.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import diffusers
+import torch
+from torch import Tensor
+
+from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
+
+try:
+    from diffusers.models.attention_dispatch import (
+        AttentionBackendName,
+        _AttentionBackendRegistry,
+        dispatch_attention_fn,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"diffusers {diffusers.__version__} has no attention backends; 0.36 or newer is needed"
+    ) from error
+if "parallel_config" not in inspect.signature(dispatch_attention_fn).parameters:  # 0.35
+    raise ImportError(
+        f"diffusers {diffusers.__version__} has not all models behind attention backends; 0.36 or "
+        "newer is needed"
+    )
+
+NAME = "sparse_fmha"
+
+
+@dataclass
+class Call:
+    """One forward of an enabled transformer."""
+
+    model: str
+    layout: Layout
+    method: Dense | Sparse
+    dense: bool  # this step is the original
+    lengths: dict[int, tuple[Tensor, list[int]]] = field(default_factory=dict)
+
+    def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
+        """Text tokens that are no padding, of each batch entry.
+
+        Most models give all layers of a call one mask, so the device is waited for once.
+        """
+        if mask is None:
+            return [self.layout.text] * batch
+        if id(mask) not in self.lengths:  # kept with its tensor, so that the id stays its own
+            self.lengths[id(mask)] = mask, _text_lengths(mask, self, batch)
+        return self.lengths[id(mask)][1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A self-attention module, and the backend that it had."""
+
+    index: int
+    original: object
+
+
+CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
+LAYER: ContextVar[Layer | None] = ContextVar("sparse_fmha_layer", default=None)
+
+
+def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
+    layout = call.layout
+    where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
+    keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
+    if mask.dtype != torch.bool or not keys or mask.shape[-1] != layout.tokens:
+        raise NotImplementedError(
+            f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
+            "supported"
+        )
+    image, text = layout.split(mask.reshape(-1, layout.tokens))
+    lengths = text.sum(1)
+    prefix = text == (torch.arange(layout.text, device=text.device) < lengths[:, None])
+    right = image.all() & prefix.all()
+    *lengths, right = torch.cat([lengths, right[None]]).tolist()
+    if not right:
+        raise NotImplementedError(
+            f"{where} hides image tokens or text tokens before others; only padding at the end of "
+            "the text is supported"
+        )
+    return lengths * batch if len(lengths) == 1 else lengths
+
+
+def backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    _parallel_config: object = None,
+) -> Tensor:
+    """What diffusers calls: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q."""
+    call, layer = CALL.get(), LAYER.get()
+    if call is None:
+        raise RuntimeError(
+            f"the attention backend {NAME!r} was called outside of a model that it is enabled for; "
+            "call sparse_fmha.integrations.diffusers.enable(model, ...) first, or choose another "
+            "backend"
+        )
+    _refuse(call, {"context parallelism": _parallel_config})
+    if layer is None or call.dense:
+        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        options.update(enable_gqa=enable_gqa, backend=_original(layer))
+        return dispatch_attention_fn(query, key, value, attn_mask, **options)
+    _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    for name, x in (("queries", query), ("keys", key)):
+        if x.shape[1] != call.layout.tokens:
+            raise ValueError(
+                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+            )
+    lengths = call.text_lengths(attn_mask, query.shape[0])
+    return call.method(query, key, value, call.layout, lengths, scale)
+
+
+def _original(layer: Layer | None) -> object:
+    """The backend of what stays dense: steps, layers, and all that is not over the grid."""
+    original = layer and layer.original
+    original = original or _AttentionBackendRegistry.get_active_backend()[0]
+    # Ours where it was chosen by name for all of the model, or as the default.
+    return AttentionBackendName.NATIVE if original == NAME else original
+
+
+def _refuse(call: Call, options: dict[str, object]) -> None:
+    for name, value in options.items():
+        if value:
+            raise NotImplementedError(f"{name} of {call.model} is not supported by {NAME!r}")
+
+
+def register() -> object:
+    """Adds the backend to the registry of diffusers, once; returns its name there.
+
+    diffusers has a closed enum of names and no call to extend it.
+
+    Raises:
+        RuntimeError: this version of diffusers keeps its registry in another way.
+    """
+    if NAME in AttentionBackendName._value2member_map_:
+        return AttentionBackendName(NAME)
+    try:
+        member = str.__new__(AttentionBackendName, NAME)
+        member._name_, member._value_ = NAME.upper(), NAME
+        member.__objclass__ = AttentionBackendName
+        member._sort_order_ = len(AttentionBackendName)
+        setattr(AttentionBackendName, NAME.upper(), member)  # before the map makes it read-only
+        AttentionBackendName._member_map_[NAME.upper()] = member
+        AttentionBackendName._value2member_map_[NAME] = member
+        AttentionBackendName._member_names_.append(NAME.upper())
+        _AttentionBackendRegistry.register(member)(backend)
+    except (AttributeError, TypeError) as error:
+        raise RuntimeError(
+            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
+            f"{error}"
+        ) from error
+    return member

@@ -1,0 +1,62 @@
+"""CogVideoX's processor, which in diffusers calls torch's attention and no backend."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from sparse_fmha.integrations._diffusion_backend import CALL
+
+
+class CogVideoXProcessor:
+    """Joint attention over text and video tokens, through the chosen attention backend.
+
+    Computes what `CogVideoXAttnProcessor2_0` and its fused variant do; dense steps are theirs.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, original: object) -> None:
+        self.original = original
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        call = CALL.get()
+        if call is not None and call.dense:
+            given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            return self.original(attn, *given)
+        text = encoder_hidden_states.shape[1]
+        x = torch.cat([encoder_hidden_states, hidden_states], 1)
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(x).chunk(3, -1)
+        else:
+            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = (y.unflatten(-1, (attn.heads, -1)) for y in (q, k, v))
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        if image_rotary_emb is not None:
+            q, k = (_rotate(y, text, image_rotary_emb) for y in (q, k))
+        out = dispatch_attention_fn(
+            q,
+            k,
+            v,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        out = attn.to_out[1](attn.to_out[0](out.flatten(2).to(q.dtype)))
+        return out[:, text:], out[:, :text]
+
+
+def _rotate(x: Tensor, text: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    turned = apply_rotary_emb(x[:, text:], rotary, sequence_dim=1)
+    return torch.cat([x[:, :text], turned], 1)

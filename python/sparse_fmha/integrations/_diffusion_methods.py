@@ -1,0 +1,256 @@
+"""What replaces self-attention over a token grid and text tokens beside it.
+
+Every method has the rules of one place: image queries see image tokens as the method says and all
+text tokens; text queries see everything; text tokens that are padding are seen by nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks
+from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.merge import merge
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of one self-attention: the grid's, row by row, before or behind the text's."""
+
+    grid: tuple[int, ...]
+    text: int = 0
+    text_first: bool = False
+
+    @property
+    def image(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        return self.image + self.text
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of `[B, tokens, ...]`: image tokens, text tokens."""
+        if self.text_first:
+            return x[:, self.text :], x[:, : self.text]
+        return x[:, : self.image], x[:, self.image :]
+
+    def join(self, image: Tensor, text: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        if not text.shape[1]:
+            return image
+        return torch.cat([text, image] if self.text_first else [image, text], 1)
+
+    def seen(self, x: Tensor, length: int) -> Tensor:
+        """`[B, tokens, ...]` without the text tokens from `length` on."""
+        if length == self.text:
+            return x
+        if not self.text_first:
+            return x[:, : self.image + length]  # a view: nothing is copied for right padding
+        image, text = self.split(x)
+        return self.join(image, text[:, :length])
+
+    def __str__(self) -> str:
+        grid = "x".join(map(str, self.grid))
+        return f"the grid {grid} has {self.image} tokens, with {self.text} of text {self.tokens}"
+
+
+def by_length(lengths: Sequence[int], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`compute(length, *tensors)` of the batch, or entry by entry where text lengths differ."""
+    if len(set(lengths)) == 1:
+        return compute(lengths[0], *tensors)
+    rows = [compute(n, *(x[i : i + 1] for x in tensors)) for i, n in enumerate(lengths)]
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Everything sees everything, by `sparse_fmha.attention`."""
+
+    def check(self, layout: Layout) -> None:
+        pass
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """q, k, v `[B, tokens, H, D]` to out like q; `lengths` of the text of each batch entry."""
+
+        def dense(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(q, layout.seen(k, n), layout.seen(v, n), scale=scale)
+
+        return by_length(lengths, dense, q, k, v)
+
+
+class Sparse:
+    """Text queries are dense; `image` says what the queries of the grid do."""
+
+    def check(self, layout: Layout) -> None:
+        """Raises before the model computes anything."""
+
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """The rows of the grid's tokens."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        """As `Dense`."""
+        image = self.image(q, k, v, layout, lengths, scale)
+        if not layout.text:
+            return image
+        text = Dense()(layout.split(q)[1], k, v, layout, lengths, scale)
+        return layout.join(image, text)
+
+
+@dataclass(frozen=True)
+class Neighborhood(Sparse):
+    """A window of the grid around each query, by `neighborhood_attention`."""
+
+    window: int | Sequence[int]
+    stride: int | Sequence[int] = 1
+    dilation: int | Sequence[int] = 1
+
+    def axes(self, grid: Sequence[int]) -> tuple[list[int], dict[str, list[int]]]:
+        """The grid and the options without axes of one token, which no window needs."""
+        options = {}
+        for name in ("window", "stride", "dilation"):
+            options[name] = _checks.per_axis(name, getattr(self, name), len(grid))
+        for axis, length in enumerate(grid):
+            if length == 1 and isinstance(self.window, Sequence) and options["window"][axis] != 1:
+                raise ValueError(
+                    f"window is {self.window!r} on the grid {tuple(grid)}, which has one token on "
+                    f"axis {axis}; 1 is needed there"
+                )
+        kept = [axis for axis, length in enumerate(grid) if length > 1]
+        return [grid[a] for a in kept], {n: [o[a] for a in kept] for n, o in options.items()}
+
+    def check(self, layout: Layout) -> None:
+        grid, options = self.axes(layout.grid)
+        if not grid:
+            raise ValueError(f"the grid {layout.grid} has one token; it has no neighborhoods")
+        try:
+            _checks.check_neighborhood(grid, **options)
+        except ValueError as error:
+            raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
+
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        grid, options = self.axes(layout.grid)
+        image_q = layout.split(q)[0]
+
+        def attend(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
+            extra = {"extra_k": extra_k[:, :n], "extra_v": extra_v[:, :n]} if n else {}
+            q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
+            out = neighborhood_attention(q, k, v, **options, scale=scale, **extra)
+            return out.flatten(1, -3)
+
+        return by_length(lengths, attend, image_q, k, v)
+
+
+@dataclass(frozen=True)
+class BlockSparse(Sparse):
+    """The blocks of the grid's tokens that a mask lists, by `block_sparse_attention`."""
+
+    mask: BlockMask | Callable[[Tensor, Tensor], BlockMask]
+
+    def check(self, layout: Layout) -> None:
+        if isinstance(self.mask, BlockMask):
+            for name, length in (("queries", self.mask.q_len), ("keys", self.mask.kv_len)):
+                if length != layout.image:
+                    raise ValueError(
+                        f"mask is for {length} {name}; {layout}, and the mask is of the grid's"
+                    )
+
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        lengths: Sequence[int],
+        scale: float | None,
+    ) -> Tensor:
+        (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
+        mask = self.mask
+        if not isinstance(mask, BlockMask):
+            mask = mask(q, k)
+            if not isinstance(mask, BlockMask):
+                raise TypeError(
+                    f"mask(q, k) returned a {type(mask).__name__}; a BlockMask is needed"
+                )
+        if not layout.text:
+            return block_sparse_attention(q, k, v, mask, scale=scale)
+        out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
+
+        # A mask of the grid alone serves any number of text tokens; they are merged in exactly.
+        def with_text(n: int, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if not n:
+                return out
+            text = attention(q, k[:, :n], v[:, :n], scale=scale, return_lse=True)
+            return merge(*zip((out, lse), text, strict=True))[0]
+
+        return by_length(lengths, with_text, out, lse, q, text_k, text_v)
+
+
+METHODS = {"neighborhood": Neighborhood, "block_sparse": BlockSparse, "dense": Dense}
+
+
+def make(method: str, options: dict[str, object]) -> Dense | Sparse:
+    """The method of a name, with its options checked as far as they can be without a grid."""
+    if not isinstance(method, str):
+        raise TypeError(f"method is a {type(method).__name__}; one of {list(METHODS)} is needed")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; there are {list(METHODS)}")
+    kind = METHODS[method]
+    allowed = list(kind.__dataclass_fields__)
+    for name in options:
+        if name not in allowed:
+            raise TypeError(f"method {method!r} has no option {name!r}; it has {allowed}")
+    if kind is Neighborhood:
+        if "window" not in options:
+            raise TypeError("method 'neighborhood' needs window, tokens per axis of the grid")
+        for name, value in options.items():
+            axes = len(value) if isinstance(value, Sequence) else 1
+            _checks.per_axis(name, value, axes)
+    if kind is BlockSparse:
+        mask = options.get("mask")
+        if not isinstance(mask, BlockMask) and not callable(mask):
+            raise TypeError(
+                f"mask is a {type(mask).__name__}; a BlockMask or a function (q, k) -> BlockMask "
+                "is needed"
+            )
+    return kind(**options)

@@ -1,0 +1,149 @@
+"""Where the supported transformers keep self-attention, and how their calls show the grid.
+
+Written against diffusers 0.42 from the `forward` of each class; a new model is a new row of MODELS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparse_fmha.integrations._diffusion_methods import Layout
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer class.
+
+    Attributes:
+        axes: of the grid.
+        layers: its self-attention modules in the order of the blocks.
+        grid: tokens per axis of a call, from the module and the arguments of `forward` by name.
+        text: where text tokens are in the self-attention, "first", "last" or nowhere.
+        processors: names of the processor classes whose self-attention can be replaced.
+    """
+
+    axes: int
+    layers: Callable[[nn.Module], list[nn.Module]]
+    grid: Callable[[nn.Module, dict[str, object]], tuple[int, ...]]
+    text: str | None
+    processors: tuple[str, ...]
+
+    def layout(
+        self, model: nn.Module, given: dict[str, object], grid: tuple[int, ...] | None = None
+    ) -> Layout:
+        """The tokens of a call; `grid` where they are known otherwise."""
+        grid = self.grid(model, given) if grid is None else grid
+        text = given["encoder_hidden_states"].shape[1] if self.text else 0
+        return Layout(grid, text, text_first=self.text == "first")
+
+
+def find(model: nn.Module) -> tuple[str, Model] | None:
+    """The name and the row of the supported class that a module is of, by name and not by import:
+    older versions of diffusers lack some."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in MODELS and cls.__module__.partition(".")[0] == "diffusers":
+            return cls.__name__, MODELS[cls.__name__]
+    return None
+
+
+def _two_streams(model: nn.Module) -> list[nn.Module]:
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    return [block.attn for block in blocks]
+
+
+def _flux(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
+    ids = given["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    places = ids[:, 1:].long().cpu()
+    places = places - places.amin(0)
+    height, width = (places.amax(0) + 1).tolist()
+    expected = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    one_image = bool((ids[:, 0] == ids[0, 0]).all())
+    if not one_image or not expected.equal(places):
+        raise ValueError(
+            f"img_ids of {ids.shape[0]} tokens are not those of one image, row by row (they span "
+            f"{height}x{width}); reference images beside it are not supported"
+        )
+    return height, width
+
+
+def _wan(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, C, T, Y, X]`."""
+    return _patches(given["hidden_states"].shape[2:], model.config.patch_size)
+
+
+def _hunyuan_video(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, C, T, Y, X]`."""
+    patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
+    return _patches(given["hidden_states"].shape[2:], patch)
+
+
+def _cogvideox(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents are `[B, T, C, Y, X]`; CogVideoX 1.0 has no patches in time."""
+    _, frames, _, height, width = given["hidden_states"].shape
+    patch = (model.config.patch_size_t or 1, model.config.patch_size, model.config.patch_size)
+    return _patches((frames, height, width), patch)
+
+
+def _ltx(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, T * Y * X, C]`, with their sizes beside them."""
+    sizes = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+    if None in sizes:
+        raise ValueError(
+            "a call with video_coords in place of num_frames, height and width shows no grid; "
+            "enable(..., grid=(frames, height, width)) is needed"
+        )
+    return sizes
+
+
+def _qwen_image(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+    """Latents come packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
+    shapes = given["img_shapes"]
+    images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
+    if len(images) != 1 or len(image := images.pop()) != 1 or image[0][0] != 1:
+        raise ValueError(
+            f"img_shapes {shapes} are not those of one image of one size; reference images, layers "
+            "and batches of different sizes are not supported"
+        )
+    return tuple(image[0][1:])
+
+
+def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size // p for size, p in zip(sizes, patch, strict=True))
+
+
+def _first_attentions(model: nn.Module) -> list[nn.Module]:
+    blocks = model.blocks if hasattr(model, "blocks") else model.transformer_blocks
+    return [block.attn1 for block in blocks]
+
+
+def _vace(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the control branch run before the others."""
+    return [block.attn1 for block in (*model.vace_blocks, *model.blocks)]
+
+
+def _joint(model: nn.Module) -> list[nn.Module]:
+    return [block.attn for block in model.transformer_blocks]
+
+
+_COGVIDEOX = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
+MODELS = {
+    "FluxTransformer2DModel": Model(2, _two_streams, _flux, "first", ("FluxAttnProcessor",)),
+    "QwenImageTransformer2DModel": Model(
+        2, _joint, _qwen_image, "first", ("QwenDoubleStreamAttnProcessor2_0",)
+    ),
+    "HunyuanVideoTransformer3DModel": Model(
+        3, _two_streams, _hunyuan_video, "last", ("HunyuanVideoAttnProcessor2_0",)
+    ),
+    "WanTransformer3DModel": Model(3, _first_attentions, _wan, None, ("WanAttnProcessor",)),
+    "WanVACETransformer3DModel": Model(3, _vace, _wan, None, ("WanAttnProcessor",)),
+    "CogVideoXTransformer3DModel": Model(3, _first_attentions, _cogvideox, "first", _COGVIDEOX),
+    "LTXVideoTransformer3DModel": Model(
+        3, _first_attentions, _ltx, None, ("LTXVideoAttnProcessor",)
+    ),
+}

@@ -1,0 +1,229 @@
+"""What the bridge to diffusers refuses, and that it changes nothing when it does."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from tiny_diffusion import MAKERS, make
+
+import sparse_fmha
+from sparse_fmha.integrations import diffusers as sparse
+
+
+@pytest.fixture
+def wan():
+    return make("wan")
+
+
+def hooks(model):
+    return [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("other", [torch.nn.Linear(8, 8), object(), None], ids=repr)
+def test_other_models(other):
+    with pytest.raises(TypeError, match=r"supported are \['FluxTransformer2DModel'"):
+        sparse.enable(other, "dense")
+
+
+def test_a_class_of_the_same_name_elsewhere():
+    other = type("WanTransformer3DModel", (torch.nn.Module,), {})()
+    with pytest.raises(TypeError, match=r"WanTransformer3DModel is not supported"):
+        sparse.enable(other, "dense")
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "method", "options"),
+    [
+        (TypeError, "method is a int", 3, {}),
+        (ValueError, r"method is 'sliding'; there are \['neighborhood'", "sliding", {}),
+        (TypeError, "'neighborhood' needs window", "neighborhood", {}),
+        (TypeError, "'dense' has no option 'window'", "dense", {"window": 3}),
+        (TypeError, "'neighborhood' has no option 'mask'", "neighborhood", {"mask": None}),
+        (TypeError, r"window is 2\.5", "neighborhood", {"window": 2.5}),
+        (TypeError, "stride is 'a'", "neighborhood", {"window": 3, "stride": "a"}),
+        (ValueError, "window is .* 2 entries", "neighborhood", {"window": (3, 3)}),
+        (ValueError, "dilation is .* 1 entries", "neighborhood", {"window": 3, "dilation": (1,)}),
+        (TypeError, "mask is a Tensor", "block_sparse", {"mask": torch.ones(1)}),
+        (TypeError, "mask is a NoneType", "block_sparse", {}),
+        (TypeError, "first_dense_steps is 1.5", "dense", {"first_dense_steps": 1.5}),
+        (ValueError, "first_dense_steps is -1", "dense", {"first_dense_steps": -1}),
+        (TypeError, "dense_layers is 1;", "dense", {"dense_layers": 1}),
+        (TypeError, "dense_layers is 'a'", "dense", {"dense_layers": ["a"]}),
+        (ValueError, "dense_layers has 2; .* blocks 0 to 1", "dense", {"dense_layers": [0, 2]}),
+        (TypeError, "grid is 120", "dense", {"grid": 120}),
+        (ValueError, "grid is .* 2 entries", "dense", {"grid": (4, 30)}),
+    ],
+)
+def test_arguments(wan, error, match, method, options):
+    with pytest.raises(error, match=match):
+        sparse.enable(wan.model, method, **options)
+    assert not hooks(wan.model)
+    assert not sparse.is_enabled(wan.model)
+
+
+def test_twice_and_never(wan):
+    with pytest.raises(RuntimeError, match="is not enabled; call enable"):
+        sparse.disable(wan.model)
+    sparse.enable(wan.model, "dense")
+    with pytest.raises(RuntimeError, match=r"enabled already; call disable\(\) first"):
+        sparse.enable(wan.model, "dense")
+
+
+def test_a_pipeline_is_enabled_as_a_whole_or_not(wan):
+    class Pipeline:
+        transformer = wan.model
+        transformer_2 = make("wan", layers=1).model
+
+    with pytest.raises(ValueError, match="dense_layers has 1"):
+        sparse.enable(Pipeline(), "dense", dense_layers=[1])
+    assert not hooks(wan.model)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_grid_that_is_not_the_tokens(name):
+    tiny = make(name)
+    sparse.enable(tiny.model, "neighborhood", window=2, grid=(2,) * len(tiny.grid))
+    tokens = tiny.image + tiny.text
+    with pytest.raises(ValueError, match=f"the grid 2x2.* layer 0 of {tiny.name} has {tokens} que"):
+        tiny()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_window_larger_than_the_grid(name):
+    tiny = make(name)
+    window = (*tiny.grid[:-1], tiny.grid[-1] + 1)
+    sparse.enable(tiny.model, "neighborhood", window=window)
+    with pytest.raises(ValueError, match=rf"grid \({tiny.grid[0]}, .* window\[.\] \* dilation"):
+        tiny()
+    sparse.disable(tiny.model)
+    tiny()
+
+
+def test_window_on_an_axis_of_one_token():
+    tiny = make("wan", frames=1)
+    sparse.enable(tiny.model, "neighborhood", window=(2, 3, 3))
+    with pytest.raises(ValueError, match="one token on axis 0; 1 is needed"):
+        tiny()
+
+
+def test_masks_of_another_length_or_type(wan):
+    blocks = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    mask = sparse_fmha.BlockMask.from_blocks(blocks, 64, 64, 64, 64)
+    sparse.enable(wan.model, "block_sparse", mask=mask)
+    with pytest.raises(ValueError, match="mask is for 64 queries; the grid 4x5x6 has 120 tokens"):
+        wan()
+    sparse.disable(wan.model)
+    sparse.enable(wan.model, "block_sparse", mask=lambda q, k: q)
+    with pytest.raises(TypeError, match=r"mask\(q, k\) returned a Tensor"):
+        wan()
+
+
+@pytest.mark.parametrize("name", [n for n in MAKERS if n != "cogvideox"])
+def test_backend_before_enable(name):
+    tiny = make(name)
+    with attention_backend("native"):
+        tiny.model.set_attention_backend("sparse_fmha")
+        with pytest.raises(RuntimeError, match=r"'sparse_fmha' was called outside.*enable\(model"):
+            tiny()
+
+
+@pytest.mark.parametrize(
+    ("mask", "match"),
+    [
+        (torch.zeros(2, 1, 1, 109), "attn_mask torch.float32 .* of FluxTransformer2DModel: only"),
+        (torch.ones(2, 1, 109, 109, dtype=torch.bool), r"only a mask of padded text keys.*109\]"),
+        (torch.ones(2, 1, 1, 99, dtype=torch.bool), "only a mask of padded text keys"),
+        (torch.arange(109).expand(2, 1, 1, 109) < 60, "hides image tokens"),
+        (torch.arange(109).expand(2, 1, 1, 109) > 1, "hides .* text tokens before others"),
+    ],
+    ids=["additive", "pairs", "short", "image", "left"],
+)
+def test_other_attention_masks(mask, match):
+    tiny = make("flux")
+    sparse.enable(tiny.model, "neighborhood", window=3)
+    with pytest.raises(NotImplementedError, match=match):
+        tiny(joint_attention_kwargs={"attention_mask": mask})
+
+
+def test_padded_text_before_the_image():
+    tiny = make("flux")
+    mask = (torch.arange(109) < 6) | (torch.arange(109) >= 10)
+    given = {"joint_attention_kwargs": {"attention_mask": mask.expand(2, 1, 1, 109)}}
+    expected = tiny(**given)
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid)
+    torch.testing.assert_close(tiny(**given), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_of_several_images():
+    tiny = make("qwen_image")
+    sparse.enable(tiny.model, "dense")
+    for shapes in ([[(1, 9, 5), (1, 9, 6)]] * 2, [[(1, 9, 11)], [(1, 11, 9)]], [[(3, 3, 11)]] * 2):
+        with pytest.raises(ValueError, match="not those of one image of one size"):
+            tiny(img_shapes=shapes)
+
+
+def test_calls_that_show_no_grid():
+    tiny = make("ltx")
+    given = {
+        **dict.fromkeys(("num_frames", "height", "width")),
+        "video_coords": torch.ones(2, 3, 120),
+    }
+    expected = tiny(**given)
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid)
+    with pytest.raises(ValueError, match=r"shows no grid; enable\(\.\.\., grid="):
+        tiny(**given)
+    sparse.disable(tiny.model)
+    sparse.enable(tiny.model, "neighborhood", window=tiny.grid, grid=tiny.grid)
+    torch.testing.assert_close(tiny(**given), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_several_images():
+    tiny = make("flux")
+    ids = tiny.inputs["img_ids"].clone()
+    ids[50:, 0] = 1  # as Flux Kontext marks the tokens of its reference image
+    sparse.enable(tiny.model, "dense")
+    for changed in (ids, tiny.inputs["img_ids"].flip(0)):
+        with pytest.raises(ValueError, match="img_ids of 99 tokens are not those of one image"):
+            tiny(img_ids=changed)
+
+
+def test_processors_of_others():
+    tiny = make("flux")
+    block = tiny.model.transformer_blocks[0].attn
+    block.set_processor(FluxIPAdapterAttnProcessor(32, 12))
+    with pytest.raises(NotImplementedError, match=r"block 0 of Flux.* is a FluxIPAdapterAttn"):
+        sparse.enable(tiny.model, "dense")
+
+
+def test_processor_replaced_after_enable(wan):
+    sparse.enable(wan.model, "dense")
+    layer = wan.model.blocks[1].attn1
+    layer.set_processor(type(layer.processor)())
+    with pytest.raises(RuntimeError, match=r"processor of block 1 .* was replaced by a WanAttnPro"):
+        wan()
+
+
+def test_an_error_leaves_the_model_usable(wan):
+    expected = wan()
+    sparse.enable(wan.model, "neighborhood", window=wan.grid)
+    with pytest.raises(RuntimeError):
+        wan(encoder_hidden_states=torch.randn(2, 10, 7))
+    torch.testing.assert_close(wan(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_backward(wan):
+    sparse.enable(wan.model, "neighborhood", window=3)
+    out = wan.model(**wan.inputs, return_dict=False)[0]
+    with pytest.raises(NotImplementedError, match="backward"):
+        out.sum().backward()
+
+
+def test_the_package_does_not_import_diffusers():
+    code = "import sys, sparse_fmha.integrations; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
