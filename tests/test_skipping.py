@@ -182,14 +182,16 @@ def neighborhood_tiles(grid, window, extra, stride=1, dilation=1, causal=False):
 
 @pytest.mark.parametrize("blocks", [(64, 16), (64, 128), (128, 32), (128, 64), (128, 128)], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("threshold", [1e-3, 0.3])
-def test_block_sparse(threshold, causal, blocks):
+@pytest.mark.parametrize(
+    ("threshold", "dim", "tile_k"), [(1e-3, 128, 128), (0.3, 96, 128), (0.3, 136, 32)]
+)
+def test_block_sparse(threshold, dim, tile_k, causal, blocks):
     drawn = block_masks.Drawn(450, 600, *blocks, 2, 2, causal, kinds=(0.3, 0.5, 0.2))
     mask, visible = drawn.mask(), drawn.dense()
-    q, k, v = inputs(450, 600, heads=2, heads_kv=1, dim=128)
+    q, k, v = inputs(450, 600, heads=2, heads_kv=1, dim=dim)
     for b in range(2):
         one = dataclasses.replace(drawn, seed=0)
-        tiles = torch.stack([block_tiles(mask, b, h) for h in range(2)])
+        tiles = torch.stack([block_tiles(mask, b, h, tile_k) for h in range(2)])
         part = BlockMask(
             *(mask.counts[b : b + 1], mask.indices[b : b + 1], *one.sizes),
             causal=causal,
@@ -206,8 +208,8 @@ def test_block_sparse(threshold, causal, blocks):
             assert (stats.skipped > 0).any()
 
 
-def block_tiles(mask, b, h):
-    """Stages of 128 keys for each 64 rows of one head, [groups, Lkv]."""
+def block_tiles(mask, b, h, tile_k):
+    """Stages of `tile_k` keys for each 64 rows of one head, [groups, Lkv]."""
     result = []
     for group in range(-(-mask.q_len // 64)):
         row = group * 64 // mask.block_q
@@ -222,25 +224,30 @@ def block_tiles(mask, b, h):
             streams = [sorted(set(full) & set(other)), partial + sorted(set(full) - set(other))]
         else:
             streams = [partial + full]
-        result.append(ranked(streams, 128 // mask.block_kv, mask.block_kv, mask.kv_len))
+        firsts = [[block * mask.block_kv for block in stream] for stream in streams]
+        result.append(ranked(firsts, tile_k, mask.block_kv, mask.kv_len))
     return torch.stack(result)
 
 
-def ranked(streams, in_tile, size, kv_len):
-    """Ranks of keys, where tiles hold `in_tile` runs of `size` keys; each stream ends a tile."""
+def ranked(streams, tile_k, size, kv_len):
+    """Ranks of keys, where tiles hold runs of `size` keys, or parts; each stream ends a tile."""
     ranks, rank = torch.full((kv_len,), -1), 0
+    part = min(size, tile_k)
     for stream in streams:
-        for i in range(0, len(stream), in_tile):
-            for block in stream[i : i + in_tile]:
-                ranks[block * size : (block + 1) * size] = rank
+        parts = [first + n for first in stream for n in range(0, size, part)]
+        for i in range(0, len(parts), tile_k // part):
+            for first in parts[i : i + tile_k // part]:
+                ranks[first : first + part] = rank
             rank += 1
     return ranks
 
 
 @pytest.mark.parametrize("range_size", [None, 64, 128])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("threshold", [1e-3, 0.3])
-def test_stripe(threshold, causal, range_size):
+@pytest.mark.parametrize(
+    ("threshold", "dim", "tile_k"), [(1e-3, 128, 128), (0.3, 96, 128), (0.3, 136, 32)]
+)
+def test_stripe(threshold, dim, tile_k, causal, range_size):
     generator = torch.Generator().manual_seed(1)
     length, groups = 600, 3
     columns = torch.stack([torch.randperm(300, generator=generator)[:250] for _ in range(groups)])
@@ -256,21 +263,15 @@ def test_stripe(threshold, causal, range_size):
     mask = StripeMask(
         columns, counts, length, length, 256, causal=causal, range_size=range_size or 64, **ranges
     )
-    q, k, v = inputs(length, dim=128)
+    q, k, v = inputs(length, dim=dim)
     tiles = []
     for group in range(-(-length // 64)):
         at = group * 64 // 256
-        ranks = torch.full((length,), -1)
-        in_tile, rank = 128 // (range_size or 64), 0
         runs = starts[at, : number[at]].tolist() if ranges else []
-        for i in range(0, len(runs), in_tile):
-            for start in runs[i : i + in_tile]:
-                ranks[start : start + range_size] = rank
-            rank += 1
+        ranks = ranked([runs], tile_k, range_size or 64, length)
         listed = columns[0, 0, at, : counts[0, 0, at]].long()
-        for i in range(0, len(listed), 128):
-            ranks[listed[i : i + 128]] = rank
-            rank += 1
+        for i in range(0, len(listed), tile_k):
+            ranks[listed[i : i + tile_k]] = ranks.max() + 1
         tiles.append(ranks)
     stats = check(
         sparse_fmha.stripe_attention, q, k, v, mask.to_dense(), rows(length),

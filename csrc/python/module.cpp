@@ -11,6 +11,7 @@ namespace py = pybind11;
 void bind_walks(py::module_& m);
 void bind_tiles(py::module_& m);
 void bind_lists(py::module_& m);
+void bind_stripes(py::module_& m);
 
 namespace {
 
@@ -84,4 +85,5 @@ PYBIND11_MODULE(_C, m) {
   bind_walks(m);
   bind_tiles(m);
   bind_lists(m);
+  bind_stripes(m);
 }

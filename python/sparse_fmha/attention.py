@@ -220,8 +220,7 @@ def stripe_attention(
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
 
-    Runs on the CPU; CUDA tensors raise RuntimeError, as there is no GPU kernel yet. Autocast and
-    gradients as `attention`.
+    Autocast and gradients as `attention`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of

@@ -228,9 +228,9 @@ class Group<Stripe> {
 
   template <class Load, class Visit>
   SPARSE_FMHA_HD void for_each_tile(Load load, Visit visit) const {
-    Coord const runs = {1, 1, params_.range_size};
+    Coord const runs = {1, 1, min_int(params_.range_size, keys_)};
     auto const walk = Stripe::walk(params_, {extent, runs}, rows);
-    int32_t const in_tile = keys_ / params_.range_size;
+    int32_t const in_tile = keys_ / runs[2];
     bool masked = false;
     for (int32_t i = 0; i < walk.num_ranges; ++i) {
       Coord const run = walk.tile(i);

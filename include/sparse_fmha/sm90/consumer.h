@@ -139,6 +139,9 @@ struct Consumer {
       }
     }
     ring.wait(place);
+    if constexpr (Geometry::kGathers) {
+      cutlass::arch::fence_view_async_shared();  // the matrix unit reads what threads have copied
+    }
   }
 
   // The sum over the walk's key tiles, not yet normalised.

@@ -19,17 +19,21 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     for (auto& ring : smem.ring_q) {
       ring.init(4);
     }
-    smem.ring_k.init(Traits::kConsumerWarps);
-    smem.ring_v.init(Traits::kConsumerWarps);
+    // Where rows are gathered each lane arrives, and one of them also for tensor copies.
+    constexpr int kProducers = Geometry::kGathers ? 33 : 1;
+    smem.ring_k.init(Traits::kConsumerWarps, kProducers);
+    smem.ring_v.init(Traits::kConsumerWarps, kProducers);
     smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
     cutlass::arch::fence_barrier_init();
   }
   geometry.init();
   __syncthreads();
 
+  // Gathering takes registers, from each of two consumers.
+  constexpr int kMoved = Geometry::kGathers ? 8 : 0;
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+    cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters + 2 * kMoved>();
     int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     Producer<Traits, Geometry, Mechanism> producer{params, smem, geometry};
     if (warp == 0) {
@@ -42,7 +46,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       }
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters - kMoved>();
     Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, warpgroup - 1, {}}.run();
   }
 }

@@ -6,6 +6,7 @@
 #include "sparse_fmha/sm90/launch_grid.h"
 #include "sparse_fmha/sm90/launch_lists.h"
 #include "sparse_fmha/sm90/launch_sequence.h"
+#include "sparse_fmha/sm90/launch_stripes.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -28,8 +29,10 @@ template <class Mechanism, class Element, int HeadDim, int TileQ, int TileK, int
           Schedule kSchedule, Skipping kSkipping>
 KernelRow kernel_row(char const* name) {
   using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule, kSkipping>;
-  using OnOneAxis = std::conditional_t<Mechanism::kByLists, Lists<Traits, Mechanism>,
-                                       Sequence<Traits, Mechanism>>;
+  constexpr bool kByStripes = std::is_same_v<Mechanism, Stripe>;
+  using ByLists =
+      std::conditional_t<kByStripes, Stripes<Traits, Mechanism>, Lists<Traits, Mechanism>>;
+  using OnOneAxis = std::conditional_t<Mechanism::kByLists, ByLists, Sequence<Traits, Mechanism>>;
   using Geometry = std::conditional_t<Mechanism::kOnGrid, Grid<Traits, Mechanism>, OnOneAxis>;
   using Storage = SharedStorage<Traits, Geometry>;
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
@@ -46,6 +49,8 @@ KernelRow kernel_row(char const* name) {
   row.info.smem_bytes = sizeof(Storage);
   if constexpr (Mechanism::kOnGrid) {
     row.launch = &launch_grid<Traits, Mechanism>;
+  } else if constexpr (kByStripes) {
+    row.launch = &launch_stripes<Traits, Mechanism>;
   } else if constexpr (Mechanism::kByLists) {
     row.launch = &launch_lists<Traits, Mechanism>;
     row.workspace_bytes = &lists_workspace<Mechanism>;

@@ -99,7 +99,6 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
     }
     params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group, context);
     FmhaProblem part = p;
-    part.batch = batch;
     if (p.skip_threshold != nullptr) {
       part.skip_threshold += g.first_batch;
       part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;

@@ -38,7 +38,8 @@ struct Lists {
 
   static_assert(Traits::kConsumers == 2, "a query tile is one block of 128 rows or two of 64");
   static constexpr bool kSkips = false;
-  static constexpr bool kWarpLoads = true;   // the lanes of the producer's warp copy a box each
+  static constexpr bool kWarpLoads = true;  // the lanes of the producer's warp copy a box each
+  static constexpr bool kGathers = false;
   static constexpr bool kPassesOver = true;  // consumers have stages of their own
   static constexpr bool kMasksSome = true;   // each stage says whether it is to be masked
 
@@ -140,8 +141,12 @@ struct Lists {
     load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
                                first_token(work, warpgroup), work.tile.head, work.tile.batch);
   }
-  __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
+  __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box,
+                                           RingState<Traits::kStages> const& /*place*/) const {
     return box.source;
+  }
+  __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/) const {
+    return Traits::kBytesK;
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {

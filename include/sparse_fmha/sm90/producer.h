@@ -88,12 +88,12 @@ struct Producer {
       if (i < boxes.count) {
         // Nothing that takes time stands between a stage that is free and its copy.
         auto const box = boxes.next(i);
-        source = geometry.source(work, box);
+        source = geometry.source(work, box, state);
         smem.ring_k.acquire(state);
         auto& full = smem.ring_k.full[state.index];
         auto* const destination = smem.k + state.index * Storage::kTileElements;
         if constexpr (Geometry::kWarpLoads) {
-          uint32_t const bytes = Traits::kBytesK + geometry.publish(box, state, full);
+          uint32_t const bytes = geometry.copied_bytes(source) + geometry.publish(box, state, full);
           if (leads) {
             smem.ring_k.expect(state, bytes);
           }
@@ -107,7 +107,7 @@ struct Producer {
       if (i > 0) {
         smem.ring_v.acquire(previous);
         if (leads) {
-          smem.ring_v.expect(previous, Traits::kBytesK);
+          smem.ring_v.expect(previous, geometry.copied_bytes(previous_source));
         }
         if (Geometry::kWarpLoads || leads) {
           geometry.load_v(smem.ring_v.full[previous.index],

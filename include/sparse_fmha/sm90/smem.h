@@ -33,9 +33,9 @@ struct Ring {
   FullBarrier full[Stages];
   EmptyBarrier empty[Stages];
 
-  __device__ __forceinline__ void init(int consumer_warps) {
+  __device__ __forceinline__ void init(int consumer_warps, int producers = 1) {
     for (int i = 0; i < Stages; ++i) {
-      full[i].init(1);
+      full[i].init(producers);
       empty[i].init(consumer_warps);
     }
   }

@@ -1,0 +1,108 @@
+"""The stages of the Hopper kernel for stripes, proved against the mask token by token.
+
+Each consumer of each query tile plays its walk: which keys lie in its stages, and which of them it
+sees where the stage says that it is masked.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_fmha import reference
+
+_C = pytest.importorskip("sparse_fmha._C")
+ABSENT = 1 << 30
+
+
+@st.composite
+def problems(draw):
+    len_q, len_kv = draw(st.integers(1, 400)), draw(st.integers(1, 400))
+    block_q = draw(st.sampled_from([64, 128, 192, 256]))
+    range_size = draw(st.sampled_from([64, 128]))
+    groups = -(-len_q // block_q)
+    seed = draw(st.integers(0, 99))
+    generator = torch.Generator().manual_seed(seed)
+    width = draw(st.integers(0, 150))
+    columns, starts = [], []
+    for _ in range(groups):
+        # Disjoint: runs in the first half, columns where there are no runs; some lists end early.
+        run = torch.randperm(len_kv, generator=generator)[:3].sort().values.tolist()
+        run = [r for i, r in enumerate(run) if i == 0 or r - run[i - 1] >= range_size]
+        run = run[: draw(st.integers(0, 3))]
+        covered = {k for r in run for k in range(r, r + range_size)}
+        free = [k for k in range(len_kv) if k not in covered]
+        keep = torch.rand(len(free), generator=generator) < draw(st.sampled_from([0.1, 0.6, 1.0]))
+        columns.append([k for k, kept in zip(free, keep.tolist(), strict=True) if kept][:width])
+        starts.append(run)
+    return len_q, len_kv, block_q, range_size, draw(st.booleans()), columns, starts
+
+
+def padded(rows, filler):
+    width = max(map(len, rows))
+    return [row + [filler] * (width - len(row)) for row in rows]
+
+
+@settings(max_examples=150, deadline=None)
+@given(problem=problems(), tile_k=st.sampled_from([32, 64, 128]), filler=st.sampled_from([-1, 0]))
+def test_every_visible_pair_is_met_once(problem, tile_k, filler):
+    len_q, len_kv, block_q, range_size, causal, columns, starts = problem
+    counts, range_counts = ([len(row) for row in rows] for rows in (columns, starts))
+    lists = counts, padded(columns, filler), range_counts, padded(starts, filler)
+    met = Counter()
+    for q_tile in range(-(-len_q // 128)):
+        tile = _C.QueryTileStripes(
+            len_q, len_kv, block_q, range_size, causal, tile_k, q_tile, *lists
+        )
+        for consumer in (0, 1):
+            first = q_tile * 128 + consumer * 64
+            if first >= len_q:
+                continue
+            own = tile.stages[1 + consumer]
+            places = _C.consumer_places(tile.stages, consumer)
+            assert len(places) == tile.stages[0] + own
+            streams = _C.stream_places(tile.stages)
+            for place, _ in places:
+                stream, index = streams[place]
+                assert stream in (0, 1 + consumer)
+                keys, masked = tile.keys(stream, index)
+                assert len(keys) == tile_k
+                for row in range(first, min(first + 64, len_q)):
+                    limit = tile.limit(row)
+                    met.update((row, key) for key in keys if not masked or key < limit)
+    assert all(key < len_kv for _, key in met)
+    columns_t, starts_t = (
+        torch.tensor(padded(rows, -1), dtype=torch.int32).view(1, 1, len(rows), -1)
+        for rows in (columns, starts)
+    )
+    mask = reference.stripe_mask(
+        columns_t,
+        torch.tensor(counts).int().view(1, 1, -1),
+        len_q,
+        len_kv,
+        block_q,
+        starts_t,
+        torch.tensor(range_counts).int().view(1, 1, -1),
+        range_size,
+        causal=causal,
+    )[0, 0]
+    assert met == Counter(map(tuple, mask.nonzero().tolist()))
+
+
+def test_what_is_not_there_is_absent():
+    """Beyond counts, negative, behind the last key; and a run that ends behind it."""
+    tile = _C.QueryTileStripes(
+        64, 100, 64, 64, False, 128, 0, [4], [[3, -7, 100, 99, 5]], [3], [[60, -1, 100]]
+    )
+    assert tile.stages == (3, 0, 0)
+    keys, masked = tile.keys(0, 0)
+    assert keys[:64] == list(range(60, 124))
+    assert min(keys[64:]) >= ABSENT
+    assert masked
+    keys, masked = tile.keys(0, 1)
+    assert min(keys) >= ABSENT
+    keys, masked = tile.keys(0, 2)
+    assert keys == [3, ABSENT, ABSENT, 99] + [ABSENT] * 124
+    assert masked
