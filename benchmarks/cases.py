@@ -2,7 +2,7 @@
 
 A name says what is computed: fmha/d128/causal/8k. Lengths are tokens in units of 1024. On a grid it
 ends with the stride instead: na/hunyuan/s16x8x8; of block lists with the percentage of the blocks
-that are listed: bs/128x128/25.
+that are listed: bs/128x128/25; of softmax skipping with that of the tiles: skip/full-32k/50.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Case:
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     lists: Lists | None = None  # of a block-sparse case
+    skip: int = 0  # percent of the key tiles that the inputs let a threshold skip
     dense_iterations: int = 0  # timed calls of dense attention over the same tokens
     quick: bool = False
 
@@ -67,9 +68,10 @@ class Case:
 
     @property
     def dense(self) -> Case:
-        """Dense attention over the same tokens as one sequence."""
-        none = {"grid": (), "window": (), "stride": (), "dilation": (), "lists": None}
-        return replace(self, causal=False, dense_iterations=0, **none)
+        """Dense attention over the same tokens as one sequence; causal beside a case that skips."""
+        none = {"grid": (), "window": (), "stride": (), "dilation": (), "lists": None, "skip": 0}
+        causal = self.causal if self.skip else False
+        return replace(self, causal=causal, dense_iterations=0, **none)
 
     @property
     def visible_pairs(self) -> int:
@@ -222,6 +224,19 @@ def _block_lists() -> list[Case]:
     return cases
 
 
+def _skips() -> list[Case]:
+    """Prefill of 64k tokens and full attention of 32k, by the share of tiles that is skipped."""
+    kinds = (("causal", 64, 64, 4), ("full", 32, 24, 24))
+    return [
+        Case(
+            f"skip/{kind}-{kilo}k/{percent}", "cuda", "bfloat16", 1, kilo * 1024, heads, heads_kv,
+            128, causal=kind == "causal", skip=percent, dense_iterations=3, quick=percent == 50,
+        )
+        for kind, kilo, heads, heads_kv in kinds
+        for percent in (10, 50, 75, 90)
+    ]  # fmt: skip
+
+
 def _block_lists_cpu(density: float, kind: str = "random"):
     label = "bs" if kind == "random" else f"bs-{kind}"
     return Case(
@@ -241,6 +256,7 @@ def _all() -> list[Case]:
     cases += [_gpu("d128-gqa4", 128, 32, 8, True, 8)]
     cases += _neighborhoods()
     cases += _block_lists()
+    cases += _skips()
     cases += [_cpu("d64", 256, quick=True), _cpu("d64", 1024, causal=True, quick=True)]
     cases += [_cpu("d64", 1024), _cpu("d64", 4096), _cpu("d64", 4096, causal=True)]
     cases += [_cpu("d64-bf16", 1024, dtype="bfloat16")]

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks import block_lists, selection
+from benchmarks import block_lists, selection, skipping
 from benchmarks.cases import Case
 from benchmarks.flex import flex, flex_tiled
 from benchmarks.names import OURS, UnavailableError
@@ -34,6 +34,9 @@ def sparse_fmha(case: Case, q, k, v):
         q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
         attend = library.neighborhood_attention
         return lambda: attend(q, k, v, case.window, **case.options).flatten(1, -3)
+    if case.skip:
+        options = {"causal": case.causal, "skip_threshold": skipping.THRESHOLD}
+        return lambda: library.attention(q, k, v, **options)
     return lambda: library.attention(q, k, v, causal=case.causal)
 
 

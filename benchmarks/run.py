@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 import sparse_fmha
-from benchmarks import selection
+from benchmarks import selection, skipping
 from benchmarks.cases import Case
 from benchmarks.errors import Oracle
 from benchmarks.names import DENSE, MATMUL, OURS, UnavailableError
@@ -41,7 +41,7 @@ def matmul(case: Case) -> Callable[[], torch.Tensor]:
 def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
     """The row of the kernel table that serves the case."""
     arch = "cpu" if case.device == "cpu" else "sm90"
-    wanted = (arch, case.dtype, case.mechanism, False)
+    wanted = (arch, case.dtype, case.mechanism, bool(case.skip))
     rows = [
         row
         for row in kernels
@@ -77,7 +77,8 @@ def variants(case: Case, builders: dict[str, Build]) -> dict[str, tuple[Case, Bu
     for name, build in builders.items():
         if name == OURS or case.mechanism != "selection":
             found[name] = case, build
-        if case.dense_iterations and name in DENSE_TOO:
+        # Where tiles are skipped the peers compute the dense result already.
+        if case.dense_iterations and name in ({OURS} if case.skip else DENSE_TOO):
             found[name + DENSE] = case.dense, build
     return found
 
@@ -114,6 +115,8 @@ def run_case(
     """The case's record in the results file. A peer that cannot run the case is in `skipped` with
     its reason; RuntimeError when ours cannot."""
     q, k, v = tensors(case, seed)
+    if case.skip:
+        skipping.shape_scores(case, q, k, seed)
     work = variants(case, builders)
     oracles = {of: oracle_of(of, q, k, v) for of in {of for of, _ in work.values()}}
     ops = {MATMUL: matmul(case)}
@@ -152,6 +155,10 @@ def run_case(
                 run["percent_of_matmul"] = 100 * run["useful_tflops"] / matmul_tflops
                 run["error"] = errors[name]
             runs.append(run)
+    if case.skip:
+        for run in runs:
+            if run["op"] == OURS:
+                run["skipped_tiles"] = skipping.share(case, q, k, v)
     record = {
         "name": case.name,
         "shape": case.shape(),

@@ -57,6 +57,16 @@ BLOCK_LISTS = [
 ]
 
 
+# length of queries, length of keys, rows of a group, keys of a run, causal, batch, query heads, key
+# heads, strided: groups of one and of both halves of a tile, runs that end behind the last key.
+STRIPES = [
+    (128, 128, 128, 64, False, 1, 1, 1, False),
+    (333, 420, 64, 128, True, 2, 4, 2, True),
+    (450, 300, 192, 64, True, 1, 2, 1, False),
+    (65, 500, 1024, 128, False, 2, 2, 2, True),
+]
+
+
 def tensor(batch: int, grid: tuple[int, ...], heads: int, head_dim: int, dtype, strided: bool):
     """[B, *L, H, D]; strided is a transposed slice of a larger tensor."""
     if not strided:
@@ -122,6 +132,37 @@ def block_sparse_error(
     return relative_error(*results, q, k, v, visible)
 
 
+def stripe_error(
+    len_q, len_kv, block_q, range_size, causal, batch, heads_q, heads_kv, strided, head_dim, dtype
+) -> float:
+    q = tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
+    k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
+    lists = batch, heads_q, -(-len_q // block_q)
+    # Runs in the last part of the keys, one of them cut by the end; columns before them.
+    starts = len_kv - torch.tensor([range_size + 40, 40])
+    starts = starts.clamp(min=0).int().expand(*lists, 2).contiguous()
+    runs = (torch.rand(lists) * 3).int() * int(len_kv > range_size + 40)
+    before = torch.arange(len_kv) < len_kv - range_size - 40
+    counts, columns = compact((torch.rand(*lists, len_kv) < 0.4) & before)
+    given = (x.cuda() for x in (columns, counts, starts, runs))
+    results = torch.ops.sparse_fmha.stripe_fwd(q, k, v, *given, block_q, range_size, causal)
+    visible = reference.stripe_mask(
+        columns, counts, len_q, len_kv, block_q, starts, runs, range_size, causal
+    )
+    return relative_error(*results, q, k, v, visible)
+
+
+def skipping_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
+    """A threshold this small skips what fp16 does not show."""
+    batch, len_q, len_kv, heads_q, heads_kv, strided = shape
+    q = 6 * tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
+    k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
+    results = sparse_fmha.attention(q, k, v, causal=causal, skip_threshold=1e-6, return_lse=True)
+    i = torch.arange(len_q)[:, None] + len_kv - len_q
+    visible = torch.arange(len_kv) <= i if causal else torch.ones_like(i, dtype=torch.bool)
+    return relative_error(*results, q, k, v, visible.expand(len_q, len_kv))
+
+
 def relative_error(out, lse, q, k, v, visible) -> float:
     """Against fp64; of lse the largest absolute error."""
     exact, exact_lse = reference.attention(q.cpu(), k.cpu(), v.cpu(), visible)
@@ -139,6 +180,8 @@ def main() -> int:
     problems = [(dense_error, case) for case in itertools.product(SHAPES, (False, True))]
     problems += [(neighborhood_error, case) for case in NEIGHBORHOODS]
     problems += [(block_sparse_error, case) for case in BLOCK_LISTS]
+    problems += [(stripe_error, case) for case in STRIPES]
+    problems += [(skipping_error, case) for case in itertools.product(SHAPES, (False, True))]
     for head_dim, dtype, (error_of, case) in itertools.product(HEAD_DIMS, TOLERANCE, problems):
         error = error_of(*case, head_dim, dtype)
         count += 1

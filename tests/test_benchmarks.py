@@ -6,19 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import sparse_fmha
 from sparse_fmha import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import peers, readme, report  # noqa: E402
+from benchmarks import peers, readme, report, skipping  # noqa: E402
 from benchmarks.cases import CASES, Case, select  # noqa: E402
-from benchmarks.run import run_case  # noqa: E402
+from benchmarks.run import run_case, tensors  # noqa: E402
 from benchmarks.timing import measure, spread  # noqa: E402
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\ntail\n"
@@ -257,3 +259,36 @@ def test_readme_example_computes_attention():
 def test_plain_table_without_rich():
     table = report.plain_table(["a", "long"], [["1234", "5"]])
     assert table.splitlines() == ["a     long", "1234  5"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "causal"), [(10, False), (50, False), (90, False), (10, True), (50, True)]
+)
+def test_the_share_of_tiles_that_inputs_let_skip(causal, percent):
+    case = Case(
+        "skip/x/1", "cpu", "bfloat16", 1, 4096, 2, 1, 128, causal=causal, skip=percent,
+        dense_iterations=1,
+    )  # fmt: skip
+    q, k, v = tensors(case, 0)
+    skipping.shape_scores(case, q, k, 0)
+    assert skipping.share(case, q, k, v) == pytest.approx(percent / 100, abs=0.15)
+    assert case.dense == replace(case, skip=0, dense_iterations=0)
+
+
+def test_a_case_that_skips_is_compared_with_dense_attention():
+    case = Case(
+        "skip/full/50", "cpu", "float32", 1, 512, 2, 1, 128, skip=50, dense_iterations=1
+    )  # fmt: skip
+    record = run_case(
+        case, {"sparse_fmha": peers.sparse_fmha}, sparse_fmha.kernels(),
+        l2=["warm"], iterations=1, warmup=0, seed=0,
+    )  # fmt: skip
+    ours, dense = (
+        next(r for r in record["runs"] if r["op"] == op)
+        for op in ("sparse_fmha", "sparse_fmha dense")
+    )
+    assert ours["kernel"] == "cpu_dense_float32_skip"
+    assert dense["kernel"] == "cpu_dense_float32"
+    assert 0 < ours["skipped_tiles"] < 1
+    assert ours["error"]["rel_rms"] < 1e-3  # what is skipped weighs little
+    assert "skipped_tiles" not in dense
