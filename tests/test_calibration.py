@@ -62,10 +62,10 @@ def test_thresholds_out_of_range(threshold):
         tile_sparsity(q, k, [0.5, threshold])
 
 
-def by_the_law(alpha, beta, phase="prefill", lengths=(1000, 4000)):
+def by_the_law(alpha, beta, phase="prefill", lengths=(1000, 4000), gamma=1.0):
     for length in lengths:
         for sparsity in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95):
-            threshold = alpha * math.exp(beta * sparsity) / length
+            threshold = alpha * math.exp(beta * sparsity) / length**gamma
             yield Point(phase, length, threshold, sparsity, 100)
 
 
@@ -78,7 +78,21 @@ def test_the_fit_finds_the_law():
     assert found.fit("decode")[:2] == pytest.approx((2.0, 3.0))
     assert found.threshold_for(0.5, 8000) == pytest.approx(0.5 * math.exp(3.5) / 8000)
     assert found.threshold_for(0, 8000) == 0
-    assert found.threshold_for(0.99, 1) == 1 - 2**-24
+    assert found.fit(gamma=None)[:3] == pytest.approx((0.5, 7.0, 1.0))
+    with pytest.raises(ValueError, match=r"99% at 100 keys would take .* of 5.11; .* at most 76%"):
+        found.threshold_for(0.99, 100)
+
+
+def test_another_exponent_of_the_length():
+    found = Calibration(by_the_law(0.01, 4.0, gamma=0.3))
+    assert found.fit(gamma=None)[:3] == pytest.approx((0.01, 4.0, 0.3))
+    assert found.fit(gamma=0.3)[:2] == pytest.approx((0.01, 4.0))
+    assert found.fit().error > 0.01
+    wanted = 0.01 * math.exp(2.0) / 9000**0.3
+    assert found.threshold_for(0.5, 9000, gamma=None) == pytest.approx(wanted)
+    one_length = Calibration(by_the_law(1.0, 5.0, lengths=(1000,)))
+    with pytest.raises(ValueError, match="gamma is None, and all points are of one length"):
+        one_length.fit(gamma=None)
 
 
 def test_points_of_one_place_are_put_together():
@@ -183,3 +197,18 @@ def test_a_model_without_calls():
             [x],
             progress=False,
         )
+
+
+def test_a_picture(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.image")
+    from sparse_fmha.plot_calibration import plot
+
+    path = tmp_path / "law.png"
+    plot(Calibration(by_the_law(0.5, 7.0)), path)
+    picture = pyplot.imread(path)
+    assert picture.shape[:2] == (340, 520)
+    assert picture[..., :3].std() > 0.05
+    with pytest.raises(ValueError, match=r"law.jpg; a name that ends in .png is needed"):
+        plot(Calibration(by_the_law(0.5, 7.0)), tmp_path / "law.jpg")
+    with pytest.raises(ValueError, match="there are 0 points of decode"):
+        plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")

@@ -43,10 +43,11 @@ class Point(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """`lambda * L = alpha * exp(beta * S)`."""
+    """`lambda * L**gamma = alpha * exp(beta * S)`; gamma is 1 in the paper."""
 
     alpha: float
     beta: float
+    gamma: float
     points: int
     error: float  # root of the mean squared difference in S
 
@@ -135,10 +136,14 @@ class Calibration:
 
     Args:
         points: measurements; `add` and `collect` bring more.
+        thresholds: what is tried on each attention call.
     """
 
-    def __init__(self, points: Iterable[Point] = ()) -> None:
+    def __init__(
+        self, points: Iterable[Point] = (), *, thresholds: Sequence[float] = THRESHOLDS
+    ) -> None:
         self.points = [Point(*point) for point in points]
+        self.thresholds = tuple(thresholds)
 
     def add(
         self,
@@ -147,17 +152,16 @@ class Calibration:
         *,
         causal: bool = False,
         scale: float | None = None,
-        thresholds: Sequence[float] = THRESHOLDS,
     ) -> None:
         """Measures one attention call, all heads and batch entries together.
 
         Its phase is "decode" where q has one token, else "prefill". Arguments and errors as
         `tile_sparsity`. Waits for the device.
         """
-        skipped, visited = tile_sparsity(q, k, thresholds, causal=causal, scale=scale)
+        skipped, visited = tile_sparsity(q, k, self.thresholds, causal=causal, scale=scale)
         tiles = int(visited.sum())
         phase = PHASES[q.shape[1] == 1]
-        for threshold, count in zip(thresholds, skipped.sum((0, 1)).tolist(), strict=True):
+        for threshold, count in zip(self.thresholds, skipped.sum((0, 1)).tolist(), strict=True):
             share = count / max(1, tiles)
             self.points.append(Point(phase, k.shape[1], float(threshold), share, tiles))
 
@@ -201,14 +205,20 @@ class Calibration:
             )
         return collector
 
-    def fit(self, phase: str = "prefill") -> Fit:
-        """The law for a phase, by least squares in ln(lambda * L).
+    def fit(self, phase: str = "prefill", gamma: float | None = 1.0) -> Fit:
+        """The law for a phase, by least squares in ln(lambda).
 
         Measurements of one length and threshold are put together first. Those with 10% to 90% of
         the tiles skipped count.
 
+        Args:
+            phase: "prefill" or "decode".
+            gamma: how the threshold falls with the length; None fits that too, from several
+                lengths. 1 is the paper's, where attention gets sparser in proportion to length.
+
         Raises:
-            ValueError: an unknown phase, or fewer than two such points that differ.
+            ValueError: an unknown phase, fewer than two such points that differ, or points of one
+                length where gamma is to be fitted.
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}; {' or '.join(PHASES)} is needed")
@@ -226,16 +236,31 @@ class Calibration:
                 "tiles skipped; two that differ are needed: add longer inputs or other thresholds"
             )
         sparsity = np.array(list(used.values()))
-        log = np.array([math.log(length * threshold) for length, threshold in used])
-        beta, log_alpha = np.polyfit(sparsity, log, 1)
-        error = float(np.sqrt(np.mean(((log - log_alpha) / beta - sparsity) ** 2)))
-        return Fit(float(math.exp(log_alpha)), float(beta), len(used), error)
+        log_length, log_threshold = np.log(np.array(list(used))).T
+        columns = [np.ones_like(sparsity), sparsity]
+        known = log_threshold
+        if gamma is None:
+            if len(set(log_length)) < 2:
+                raise ValueError("gamma is None, and all points are of one length; two are needed")
+            columns.append(-log_length)
+        else:
+            known = log_threshold + gamma * log_length
+        (log_alpha, beta, *free), *_ = np.linalg.lstsq(np.stack(columns, 1), known, rcond=None)
+        gamma = float(free[0]) if gamma is None else float(gamma)
+        found = (log_threshold + gamma * log_length - log_alpha) / beta
+        error = float(np.sqrt(np.mean((found - sparsity) ** 2)))
+        return Fit(float(math.exp(log_alpha)), float(beta), gamma, len(used), error)
 
-    def threshold_for(self, sparsity: float, length: int, phase: str = "prefill") -> float:
-        """The threshold that skips a share `sparsity` of the tiles at `length` keys, below 1.
+    def threshold_for(
+        self, sparsity: float, length: int, phase: str = "prefill", gamma: float | None = 1.0
+    ) -> float:
+        """The threshold that skips a share `sparsity` of the tiles at `length` keys.
+
+        `phase` and `gamma` as `fit`.
 
         Raises:
-            ValueError: a sparsity outside [0, 1), a length below 1, or as `fit`.
+            ValueError: a sparsity outside [0, 1), a length below 1, a threshold of 1 or more, which
+                the rule of skipping does not have, or as `fit`.
         """
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity is {sparsity}; 0 <= sparsity < 1 is needed")
@@ -243,8 +268,15 @@ class Calibration:
             raise ValueError(f"length is {length}; at least 1 is needed")
         if sparsity == 0:
             return 0.0
-        fit = self.fit(phase)
-        return min(fit.alpha * math.exp(fit.beta * sparsity) / length, 1 - 2**-24)
+        fit = self.fit(phase, gamma)
+        threshold = fit.alpha * math.exp(fit.beta * sparsity) / length**fit.gamma
+        if threshold >= 1:
+            most = (fit.gamma * math.log(length) - math.log(fit.alpha)) / fit.beta
+            raise ValueError(
+                f"a sparsity of {sparsity:.0%} at {length} keys would take a threshold of "
+                f"{threshold:.3g}; below 1 there is at most {max(0.0, most):.0%}"
+            )
+        return threshold
 
     def save(self, path: str | Path) -> None:
         """Writes the points, and for the reader the fits, as JSON."""
@@ -256,7 +288,7 @@ class Calibration:
                 continue  # too few points of it
         content = {
             "version": VERSION,
-            "law": "threshold * length = alpha * exp(beta * sparsity)",
+            "law": "threshold * length**gamma = alpha * exp(beta * sparsity)",
             "fits": fits,
             "points": [point._asdict() for point in self.points],
         }
