@@ -1,6 +1,6 @@
 """Published sparse attention methods as masks.
 
-Each function makes a `BlockMask`, `vertical_slash` a `StripeMask`, and nothing else, but for
+Each function makes a `BlockMask`, or a `StripeMask` where keys are taken one by one, but for
 `anchor_attention`, which is the whole method; its docstring has the formula, the source and the
 published defaults. docs/patterns.md has them in one table.
 """
@@ -18,6 +18,7 @@ from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.streaming_llm import streaming_llm
+from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
     last_query_sums,
     vertical_slash,
@@ -42,6 +43,8 @@ __all__ = [
     "s2_attention",
     "seer_ground_truth",
     "streaming_llm",
+    "token_top_k",
+    "token_top_k_mask",
     "vertical_slash",
     "vertical_slash_mask",
 ]

@@ -1,0 +1,158 @@
+"""The best tokens for each group of queries, besides a local window."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _block_lists, _stripe_checks
+from sparse_fmha._pattern_checks import check_floats, check_int, check_q_and_k
+from sparse_fmha.selection import SLICE, top_k_blocks, without_autocast
+from sparse_fmha.stripe_mask import StripeMask
+
+
+def token_top_k(
+    q: Tensor,
+    k: Tensor,
+    keys: int,
+    *,
+    local: int = 128,
+    first: int = 0,
+    block_q: int = 64,
+    range_size: int = 64,
+) -> StripeMask:
+    """For each group of queries the keys with the largest products with its mean query, causal.
+
+        score of key j for group g = mean of q over g . k_j
+
+    Source: the token-level selection of DHSA (Xiong et al. 2025, arXiv:2510.24606), with a key for
+    each of its chunks and a list for each head where it averages heads; local tokens and the top of
+    what is before them. `token_top_k_mask` takes other scores, as the learned ones of trainable
+    dynamic mask attention.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
+        keys, local, first, block_q, range_size: as `token_top_k_mask`.
+
+    Returns:
+        A mask with lists for each batch entry and query head, made without waiting for the device.
+        Held at a time are `SLICE` scores, or those of one group.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    check_q_and_k(q, k)
+    batch, q_len, heads, _ = q.shape
+    kv_len, group = k.shape[1], heads // k.shape[2]
+    check_int("keys", keys)
+    window = _Window(q_len, kv_len, local, first, block_q, range_size)
+    step = max(1, SLICE // max(1, kv_len))
+    made = []
+    with torch.no_grad(), without_autocast(q.device):
+        for b, h in itertools.product(range(batch), range(heads)):
+            columns = k[b, :, h // group].float().T
+            parts = []
+            for g in range(0, window.groups, step):
+                rows = q[b, g * block_q : (g + step) * block_q, h].float()
+                means = torch.stack([part.mean(0) for part in rows.split(block_q)])
+                chosen = window.choose((means @ columns)[None, None], g, keys)
+                parts.append(_block_lists.list_blocks(chosen, min(keys, kv_len)))
+            made.append([torch.cat(part, 2) for part in zip(*parts, strict=True)])
+    if not made or not window.groups:
+        sizes = batch, heads, window.groups
+        counts = torch.zeros(sizes, dtype=torch.int32, device=q.device)
+        columns = counts.new_full((*sizes, min(keys, kv_len)), _block_lists.ABSENT)
+        return window.mask(columns, counts)
+    counts, columns = (
+        torch.cat(part, 1).unflatten(1, (batch, heads))[0] for part in zip(*made, strict=True)
+    )
+    return window.mask(columns, counts)
+
+
+def token_top_k_mask(
+    scores: Tensor,
+    keys: int,
+    q_len: int,
+    *,
+    local: int = 128,
+    first: int = 0,
+    block_q: int = 64,
+    range_size: int = 64,
+) -> StripeMask:
+    """A local window, and before it the keys with the largest scores, causal.
+
+    Args:
+        scores: `[B|1, H|1, groups, kv_len]`, or with one group for all, as a score of keys alone.
+            A key of -inf is never taken; of equal ones the first is.
+        keys: how many are taken for each group of queries; fewer where fewer lie before the window.
+        q_len: queries, the last of which stand at the last keys; at most kv_len.
+        local: keys before a group's first query that it sees in any case, up to whole runs more.
+        first: so many first keys are taken before all others; they count among `keys`.
+        block_q, range_size: of the mask.
+
+    Returns:
+        A mask with lists for the batch entries and heads of the scores, made without waiting for
+        the device.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+    """
+    check_floats("scores", scores, 4, "[batch or 1, heads or 1, groups or 1, kv_len]")
+    check_int("keys", keys)
+    window = _Window(q_len, scores.shape[3], local, first, block_q, range_size)
+    if scores.shape[2] not in (1, window.groups):
+        raise ValueError(
+            f"scores has {scores.shape[2]} groups; 1 or {window.groups} are needed, for {q_len} "
+            f"queries in groups of {block_q}"
+        )
+    scores = scores.expand(-1, -1, window.groups, -1)
+    with torch.no_grad():
+        chosen = window.choose(scores, 0, keys)
+    counts, columns = _block_lists.list_blocks(chosen, min(keys, scores.shape[3]))
+    return window.mask(columns, counts)
+
+
+class _Window:
+    """The runs around each group's queries, from multiples of a run's length on."""
+
+    def __init__(
+        self, q_len: int, kv_len: int, local: int, first: int, block_q: int, range_size: int
+    ) -> None:
+        _stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
+        if kv_len < q_len:
+            raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+        self.sizes = q_len, kv_len, block_q, range_size
+        self.local, self.first = check_int("local", local), check_int("first", first)
+        self.groups = _block_lists.ceil_div(q_len, block_q)
+
+    def begins(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """First key of each group's window, and the key behind its last query, int64 [groups]."""
+        q_len, kv_len, block_q, size = self.sizes
+        group = torch.arange(self.groups, device=device)
+        at = group * block_q + (kv_len - q_len)
+        begin = (at - self.local).clamp(min=0) // size * size
+        return begin, ((group + 1) * block_q).clamp(max=q_len) + (kv_len - q_len)
+
+    def choose(self, scores: Tensor, group: int, keys: int) -> Tensor:
+        """The keys taken before the window, bool like the scores of groups from `group` on."""
+        begin, _ = self.begins(scores.device)
+        key = torch.arange(scores.shape[3], device=scores.device)
+        before = key < begin[group : group + scores.shape[2], None]
+        scores = torch.where(key < self.first, torch.inf, scores.float())
+        return top_k_blocks(scores.masked_fill(~before, -torch.inf), keys)
+
+    def mask(self, columns: Tensor, counts: Tensor) -> StripeMask:
+        q_len, kv_len, block_q, size = self.sizes
+        begin, end = self.begins(counts.device)
+        width = _block_lists.ceil_div(block_q + self.local, size) + 1
+        starts = begin[:, None] + size * torch.arange(width, device=counts.device)
+        listed = starts < end[:, None]
+        starts = torch.where(listed, starts, _block_lists.ABSENT).int()
+        number = listed.sum(-1, dtype=torch.int32)
+        lists = counts.shape[:2]
+        return StripeMask(
+            columns, counts, q_len, kv_len, block_q,
+            starts.expand(*lists, -1, -1), number.expand(*lists, -1), size, causal=True,
+        )  # fmt: skip
