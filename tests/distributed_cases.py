@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import sparse_fmha
 import sparse_fmha.distributed as sd
-from sparse_fmha import BlockMask, StripeMask
+from sparse_fmha import BlockGrid, BlockMask, StripeMask
 
 LENGTH = 512
 
@@ -52,6 +52,13 @@ def stripe_mask(batch=1, heads=8, *, causal=False):
     )
     mask.validate()
     return mask
+
+
+def top_blocks(q, k):
+    """A causal mask that depends on the values."""
+    grid = BlockGrid.of(q, k, 64, 64, causal=True)
+    scores = sparse_fmha.selection.block_scores(q, k, grid)
+    return grid.mask(sparse_fmha.selection.top_k_blocks(scores, 2) | grid.diagonal())
 
 
 def agrees(ranks, call, function, tensors, mask=None, shard=None, tolerance=(1e-5, 1e-6), **kw):
@@ -138,6 +145,43 @@ def ulysses_masks(ranks):
             agrees(ranks, sd.ulysses, sparse_fmha.block_sparse_attention, qkv(), mask)
             mask = stripe_mask(batch, heads, causal=causal)
             agrees(ranks, sd.ulysses, sparse_fmha.stripe_attention, qkv(), mask)
+
+
+@case(2, 4)
+def masks_made_from_scores(ranks):
+    for heads_kv in (8, 4):
+        q, k, v = qkv(heads_kv=heads_kv)
+        mask = top_blocks(q, k)
+        assert 0 < mask.block_density < 0.5
+        expected = sparse_fmha.block_sparse_attention(q, k, v, mask)
+        parts = [ranks.part(x) for x in (q, k, v)]
+        ranks.same(sd.ulysses(*parts, mask=top_blocks), expected)
+        ranks.same(sd.all_gather_kv(*parts, mask=top_blocks, causal=True), expected)
+        parts = [sd.zigzag_shard(x) for x in (q, k, v)]
+        out = sd.all_gather_kv(*parts, mask=top_blocks, causal=True, zigzag=True)
+        torch.testing.assert_close(out, sd.zigzag_shard(expected))
+
+
+@case(2, 4)
+def ulysses_mask_of_the_heads_of_a_rank(ranks):
+    mask = block_mask(2, 8)
+    local = 8 // ranks.world
+    blocks = mask.blocks()[:, ranks.rank * local :][:, :local]
+    own = BlockMask.from_blocks(blocks, LENGTH, LENGTH, 64, 32)
+    whole = BlockMask.from_blocks(mask.blocks(), LENGTH, LENGTH, 64, 32)
+    out = sd.ulysses(*(ranks.part(x) for x in qkv()), mask=own)
+    ranks.same(out, sparse_fmha.block_sparse_attention(*qkv(), whole))
+
+
+@case(2)
+def autocast(ranks):
+    parts = [ranks.part(x) for x in qkv()]
+    for call in (sd.ulysses, sd.all_gather_kv):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = call(*parts)
+            expected = sparse_fmha.attention(*qkv())
+        assert out.dtype == torch.bfloat16
+        ranks.same(out, expected, rtol=2e-2, atol=2e-2)
 
 
 @case(2, 4)
@@ -230,6 +274,19 @@ def zigzag_order(ranks):
     assert sd.zigzag_unshard(part).equal(x)
     assert sd.zigzag_unshard(sd.zigzag_shard(x.t(), 0), 0).equal(x.t())
     assert sd.zigzag_unshard(sd.zigzag_shard(x, -1), -1).equal(x)
+    assert sd.zigzag_unshard(sd.zigzag_shard(x[:, :0])).shape == (3, 0)
+
+
+@case(2)
+def no_tokens(ranks):
+    parts = [x[:, :0] for x in qkv()]
+    for call, options in (
+        (sd.ulysses, {}),
+        (sd.all_gather_kv, {}),
+        (sd.all_gather_kv, {"causal": True, "zigzag": True}),
+    ):
+        out, lse = call(*parts, return_lse=True, **options)
+        assert (out.shape, lse.shape) == ((2, 0, 8, 16), (2, 0, 8))
 
 
 @case(2, 4)
@@ -277,7 +334,8 @@ def meshes_and_groups(ranks):
 def bytes_sent(ranks):
     """What docs/distributed.md says each rank sends to the others."""
     sent = 0
-    all_to_all, all_gather = dist.all_to_all_single, dist.all_gather_into_tensor
+    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    all_to_all, all_gather = dist.all_to_all_single, getattr(dist, gather)
 
     def counting_all_to_all(output, tensor, **kwargs):
         nonlocal sent
@@ -293,7 +351,7 @@ def bytes_sent(ranks):
     others = ranks.world - 1
     with (
         mock.patch.object(dist, "all_to_all_single", counting_all_to_all),
-        mock.patch.object(dist, "all_gather_into_tensor", counting_all_gather),
+        mock.patch.object(dist, gather, counting_all_gather),
     ):
         for heads_kv in (8, 4, 1):
             parts = [ranks.part(x) for x in qkv(heads_kv=heads_kv, batch=1)]

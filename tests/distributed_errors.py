@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_cases import LENGTH, block_mask, qkv
+from distributed_cases import LENGTH, block_mask, qkv, top_blocks
 from distributed_ranks import case
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -98,10 +98,14 @@ def masks_that_do_not_fit(ranks):
             call(*tensors, mask=short)
         with pytest.raises(TypeError, match="mask is a Tensor"):
             call(*tensors, mask=torch.ones(2, 2))
-        with pytest.raises(ValueError, match="lists for 4 heads"):
-            call(*tensors, mask=block_mask(heads=4))
+        with pytest.raises(ValueError, match="lists for 3 heads"):
+            call(*tensors, mask=block_mask(heads=3))
+        with pytest.raises(TypeError, match=r"mask\(q, k\) returned a Tensor"):
+            call(*tensors, mask=lambda q, k: q)
     with pytest.raises(ValueError, match="mask's own causal"):
         sd.all_gather_kv(*tensors, mask=block_mask(causal=True), causal=True)
+    with pytest.raises(ValueError, match="a mask with causal True; causal is False"):
+        sd.all_gather_kv(*tensors, mask=top_blocks)
 
 
 @case(4)

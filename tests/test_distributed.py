@@ -1,5 +1,9 @@
 """Sequence parallel attention and DTensor on 2 and 4 processes, against one process."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,13 +18,17 @@ import sparse_fmha.distributed as sd
 
 
 @pytest.fixture(scope="session")
-def outcome(tmp_path_factory):
-    """outcome(name, world): the tracebacks of a case; all cases of a world run at once."""
+def outcome(tmp_path_factory, request):
+    """outcome(name, world): the tracebacks of a case; all selected cases of a world run at once."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [call.params for call in calls if call and {"name", "world"} == set(call.params)]
     found = {}
 
     def of(name, world):
         if world not in found:
-            found[world] = distributed_ranks.run(world, tmp_path_factory.mktemp(f"world{world}"))
+            names = [params["name"] for params in chosen if params["world"] == world]
+            folder = tmp_path_factory.mktemp(f"world{world}")
+            found[world] = distributed_ranks.run(world, names, folder)
         return found[world][name]
 
     return of
@@ -46,9 +54,6 @@ def test_zigzag_without_process_group(call):
 
 
 def test_is_imported_only_when_asked_for():
-    import subprocess
-    import sys
-
     script = "import sys, sparse_fmha; assert 'sparse_fmha.distributed' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -60,3 +65,20 @@ def test_register_sharding_again_does_nothing(monkeypatch):
     monkeypatch.setattr("sparse_fmha.distributed._dtensor.register_with_torch", refuse)
     sd.register_sharding()
     assert sparse_fmha.distributed is sd
+
+
+def test_example():
+    """As its docstring says to run it."""
+    script = Path(__file__).parent.parent / "examples" / "two_processes.py"
+    done = subprocess.run(
+        [sys.executable, script, "--length", "512"], capture_output=True, text=True, check=True
+    )
+    errors = [float(line.split()[-1]) for line in done.stdout.splitlines()[1:]]
+    assert len(errors) == 5
+    assert max(errors) < 1e-5
+    wrong = subprocess.run(
+        [sys.executable, script, "--length", "100"], capture_output=True, text=True
+    )
+    assert (wrong.returncode, wrong.stderr) == (
+        1, "error: --length 100: a multiple of 256 is needed\n"
+    )  # fmt: skip

@@ -19,7 +19,7 @@ def all_gather_kv(
     k: Tensor,
     v: Tensor,
     attention: Callable[..., object] | None = None,
-    mask: BlockMask | StripeMask | None = None,
+    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
     *,
     causal: bool = False,
     zigzag: bool = False,
@@ -45,8 +45,11 @@ def all_gather_kv(
             may see. Default: by the mask `attention`, `block_sparse_attention` or
             `stripe_attention` of sparse_fmha.
         mask: for the whole sequence, the same on every rank; its rows are cut here. The parts, with
-            `zigzag` the chunks, must be multiples of its block_q.
-        causal: without a mask: query i sees key j only if `j <= i + (Lkv - Lq)`.
+            `zigzag` the chunks, must be multiples of its block_q. Or a function that makes one
+            from part of the queries and the keys: a selection by scores. It is called for each
+            part, with the keys that `causal` lets it see.
+        causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own; of one that a
+            function makes it must be the same.
         zigzag: the order of tokens that has as much causal work for each rank.
         group: process group or mesh of one dimension; default all ranks.
         return_lse: also return the log-sum-exp.
@@ -76,14 +79,14 @@ def all_gather_kv(
         )
     for name, flag in (("causal", causal), ("zigzag", zigzag)):
         _checks.check_flag(name, flag)
-    if causal and mask is not None:
+    if causal and isinstance(mask, _masks.Mask):
         raise ValueError("causal is given beside a mask; the mask's own causal counts")
     flags = {"causal": int(causal), "zigzag": int(zigzag)}
+    q, k, v = _ulysses.autocast(q, k, v)
     _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
     if zigzag:
         _zigzag.check_even("q", q.shape[1])
         _zigzag.check_even("k", k.shape[1])
-    attention = attention or _ulysses.default_attention(mask)
     options["return_lse"] = return_lse
 
     tokens, tokens_kv = q.shape[1] * world, k.shape[1] * world
@@ -93,8 +96,8 @@ def all_gather_kv(
     length = parts[0].shape[1]
     numbers = (rank, 2 * world - 1 - rank) if ordered else (rank,)
     spans = [(n * length, (n + 1) * length) for n in numbers]
-    masks = [None for _ in spans]
-    if mask is not None:
+    masks = [mask for _ in spans]
+    if isinstance(mask, _masks.Mask):
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
@@ -102,14 +105,22 @@ def all_gather_kv(
     k, v = _zigzag.gather(both, 1, group, world, ordered).chunk(2, 2)
     results = []
     for part, span, rows in zip(parts, spans, masks, strict=True):
-        if rows is not None:
-            keys = rows.kv_len
-            results.append(attention(part, k[:, :keys], v[:, :keys], rows, **options))
-        elif causal:
+        keys = tokens_kv
+        if causal:
             keys = _masks.visible_keys(span[1], tokens, tokens_kv)
-            results.append(attention(part, k[:, :keys], v[:, :keys], causal=True, **options))
-        else:
-            results.append(attention(part, k, v, **options))
+        elif isinstance(rows, _masks.Mask):
+            keys = rows.kv_len
+        seen_k, seen_v = k[:, :keys], v[:, :keys]
+        if callable(rows):
+            rows = _masks.made(rows, part, seen_k)
+            if rows.causal != causal:
+                raise ValueError(
+                    f"mask(q, k) made a mask with causal {rows.causal}; causal is {causal}, and "
+                    "the keys are given by that"
+                )
+        if rows is None and causal:
+            options["causal"] = True
+        results.append(_ulysses.attend(attention, part, seen_k, seen_v, rows, **options))
     if not return_lse:
         return torch.cat(results, 1) if len(results) > 1 else results[0]
     outs, lses = zip(*results, strict=True)

@@ -58,7 +58,8 @@ def distribute_mask(
         TypeError: mask is neither mask.
         ValueError: another placement, or not one for each dimension of the mesh.
     """
-    _masks.check_kind(mask)
+    if not isinstance(mask, BlockMask | StripeMask):
+        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
     if len(placements) != mesh.ndim:
         raise ValueError(f"{len(placements)} placements; the mesh has {mesh.ndim} dimensions")
     of_list: list[Placement] = []

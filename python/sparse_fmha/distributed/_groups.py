@@ -9,9 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from sparse_fmha import _checks
-from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.distributed import _masks
-from sparse_fmha.stripe_mask import StripeMask
 
 Group = dist.ProcessGroup | DeviceMesh | None
 
@@ -50,6 +48,13 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
     return group, dist.get_rank(group), dist.get_world_size(group)
 
 
+def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+    """The parts of all ranks, one behind the other along the first dimension."""
+    # torch 2.13 renamed it, and warns about the name that older ones have.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part, group=group)
+
+
 def check_local(**tensors: Tensor) -> None:
     """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without gradient."""
     for name, tensor in tensors.items():
@@ -71,13 +76,13 @@ def check_local(**tensors: Tensor) -> None:
             )
 
 
-def check_options(options: dict[str, object], allowed_here: str) -> None:
+def check_options(options: dict[str, object], function: str) -> None:
     if options.pop("return_stats", False):
-        raise ValueError(f"return_stats is not there in {allowed_here}; the ranks' counts differ")
+        raise ValueError(f"{function} has no return_stats; each rank has counts of its own")
 
 
 def check_agreement(
-    q: Tensor, k: Tensor, mask: BlockMask | StripeMask | None, flags: dict[str, int],
+    q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int,
 ) -> None:  # fmt: skip
     """Every rank has the same shapes, dtype, mask sizes and flags; waits for the device.
@@ -88,14 +93,15 @@ def check_agreement(
         "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
         "q's head dim": q.shape[3], "k's tokens": k.shape[1], "k's heads": k.shape[2],
         "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
-        "kind of mask": 0 if mask is None else 1 + isinstance(mask, StripeMask),
+        "kind of mask": _masks.kind(mask),
     }  # fmt: skip
-    sizes = (0,) * 6 if mask is None else (*mask.shape, mask.block_q, int(mask.causal))
+    lists = isinstance(mask, _masks.Mask)
+    sizes = (*mask.shape, mask.block_q, int(mask.causal)) if lists else (0,) * 6
     names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
     sent = torch.tensor(list(mine.values()), device=q.device)
     received = sent.new_empty(world * len(mine))
-    dist.all_gather_into_tensor(received, sent, group=group)
+    all_gather(received, sent, group)
     first, *others = received.view(world, -1).tolist()
     for rank, row in enumerate(others, 1):
         for name, size, expected in zip(mine, row, first, strict=True):
@@ -108,16 +114,14 @@ def check_agreement(
 
 
 def check_inputs(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | StripeMask | None, flags: dict[str, int],
+    q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int, validate: bool,
 ) -> None:  # fmt: skip
     """All checks that do not depend on the function; shapes across the ranks first."""
     check_local(q=q, k=k, v=v)
-    if mask is not None:
-        _masks.check_kind(mask)
+    _masks.kind(mask)
     if validate:
         check_agreement(q, k, mask, flags, group, world)
     _checks.check_qkv(q, k, v, axes=(1,))
-    if mask is not None:
-        lengths = q.shape[1] * world, k.shape[1] * world
-        _masks.check_whole(mask, *lengths, q.shape[2], q.shape[0])
+    if isinstance(mask, _masks.Mask):
+        _masks.check_whole(mask, q.shape[1] * world, k.shape[1] * world)

@@ -11,25 +11,41 @@ from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.stripe_mask import StripeMask
 
 Mask = BlockMask | StripeMask
+MaskOrFunction = Mask | Callable[[Tensor, Tensor], Mask] | None
 
 
-def check_kind(mask: Mask) -> None:
-    if not isinstance(mask, BlockMask | StripeMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
+def kind(mask: MaskOrFunction) -> int:
+    """What it is, as a number that ranks can compare."""
+    if mask is None:
+        return 0
+    if isinstance(mask, Mask):
+        return 1 if isinstance(mask, BlockMask) else 2
+    if callable(mask):
+        return 3
+    raise TypeError(
+        f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask or a function of q and k that "
+        "makes one is needed"
+    )
 
 
-def check_whole(mask: Mask, tokens: int, tokens_kv: int, heads: int, batch: int) -> None:
-    """A mask for the whole sequence of all ranks, with all heads."""
+def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
+    """A mask for the sequence of all ranks."""
     for name, of_mask, given in (("q", mask.q_len, tokens), ("k", mask.kv_len, tokens_kv)):
         if of_mask != given:
             raise ValueError(
                 f"mask is for {of_mask} tokens of {name}; the ranks together have {given}. It is "
                 "to be the mask of the whole sequence on every rank"
             )
-    named = ("batch entries", batch), ("heads", heads)
-    for (what, whole), size in zip(named, mask.counts.shape[:2], strict=True):
-        if size not in (1, whole):
-            raise ValueError(f"mask has lists for {size} {what}; 1 or q's {whole} is needed")
+
+
+def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
+    """The mask that the user's function makes."""
+    lists = mask(q, k)
+    if not isinstance(lists, Mask):
+        raise TypeError(
+            f"mask(q, k) returned a {type(lists).__name__}; a BlockMask or StripeMask is needed"
+        )
+    return lists
 
 
 def with_tensors(
@@ -55,11 +71,17 @@ def with_tensors(
     )
 
 
-def heads(mask: Mask, start: int, stop: int) -> Mask:
-    """The mask of query heads [start, stop); one that serves all heads is itself."""
-    if mask.counts.shape[1] == 1:
+def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
+    """The mask of one rank's heads; one that serves all heads, or has only these, is itself."""
+    listed, local = mask.counts.shape[1], whole // world
+    if listed in (1, local):
         return mask
-    return with_tensors(mask, lambda lists: lists[:, start:stop])
+    if listed != whole:
+        raise ValueError(
+            f"mask has lists for {listed} heads; 1, q's {whole} or the {local} of this rank are "
+            "needed"
+        )
+    return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
 
 
 def check_rows(mask: Mask, rows: int) -> None:

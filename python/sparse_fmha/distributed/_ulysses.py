@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import sparse_fmha
+from sparse_fmha.attention import _autocast as autocast
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.distributed import _groups, _masks
 from sparse_fmha.stripe_mask import StripeMask
@@ -20,7 +21,7 @@ def ulysses(
     k: Tensor,
     v: Tensor,
     attention: Callable[..., object] | None = None,
-    mask: BlockMask | StripeMask | None = None,
+    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
@@ -43,8 +44,10 @@ def ulysses(
         attention: the function to run, called as `attention(q, k, v, **options)`, with a mask as
             `attention(q, k, v, mask, **options)`. Default: by the mask `attention`,
             `block_sparse_attention` or `stripe_attention` of sparse_fmha.
-        mask: for the whole sequence and all heads, the same on every rank; lists for each head
-            are cut here.
+        mask: for the whole sequence on every rank, with lists for 1, for all Hq or for the
+            Hq / world heads of the rank. Or a function that makes one for this rank's heads from q
+            and k of the whole sequence, `[B, Lq, Hq / world, D]` and `[B, Lkv, heads of this rank,
+            D]`: a selection by scores.
         group: process group or mesh of one dimension; default all ranks.
         grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
         return_lse: also return the log-sum-exp.
@@ -66,18 +69,17 @@ def ulysses(
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
+    q, k, v = autocast(q, k, v)
     _groups.check_inputs(q, k, v, mask, {}, group, world, validate)
     copies = key_head_copies(q.shape[2], k.shape[2], world)
-    heads, heads_kv = q.shape[2] // world, k.shape[2] * copies // world
-    attention = attention or default_attention(mask)
+    heads_kv = k.shape[2] * copies // world
+    if isinstance(mask, _masks.Mask):
+        mask = _masks.heads(mask, rank, world, q.shape[2])
     if grid is not None and math.prod(grid) != q.shape[1] * world:
         raise ValueError(
             f"grid {list(grid)} has {math.prod(grid)} tokens; the ranks together have "
             f"{q.shape[1] * world}"
         )
-    arguments = []
-    if mask is not None:
-        arguments.append(_masks.heads(mask, rank * heads, (rank + 1) * heads))
     first = rank * k.shape[2] // world
     for name in ("extra_k", "extra_v"):
         if options.get(name) is not None:
@@ -89,9 +91,11 @@ def ulysses(
         q, k, v = _to_heads([q, k, v], group, world)
     else:
         (q,), (k, v) = _to_heads([q], group, world), _to_heads([k, v], group, world)
+    if callable(mask):
+        mask = _masks.made(mask, q, k)
     if grid is not None:
         q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
-    result = attention(q, k, v, *arguments, return_lse=return_lse, **options)
+    result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
     outs = result if return_lse else (result,)
     if grid is not None:
         outs = [x.flatten(1, len(grid)) for x in outs]
@@ -99,12 +103,21 @@ def ulysses(
     return tuple(outs) if return_lse else outs[0]
 
 
-def default_attention(mask: BlockMask | StripeMask | None) -> Callable[..., object]:
+def attend(
+    attention: Callable[..., object] | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | StripeMask | None,
+    **options: object,
+) -> object:
+    """The function that is given, or the one that the mask is for."""
     if mask is None:
-        return sparse_fmha.attention
-    if isinstance(mask, BlockMask):
-        return sparse_fmha.block_sparse_attention
-    return sparse_fmha.stripe_attention
+        return (attention or sparse_fmha.attention)(q, k, v, **options)
+    if attention is None:
+        blocks = isinstance(mask, BlockMask)
+        attention = sparse_fmha.block_sparse_attention if blocks else sparse_fmha.stripe_attention
+    return attention(q, k, v, mask, **options)
 
 
 def key_head_copies(heads: int, heads_kv: int, world: int) -> int:

@@ -34,7 +34,7 @@ def zigzag_shard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> Ten
             f"x has {x.shape[dim]} tokens in dimension {dim}; a multiple of 2 * world = "
             f"{2 * world} is needed"
         )
-    chunks = x.chunk(2 * world, dim) if x.shape[dim] else (x,) * 2 * world
+    chunks = x.tensor_split(2 * world, dim)  # chunk() makes one of no tokens
     return torch.cat([chunks[rank], chunks[2 * world - 1 - rank]], dim)
 
 
@@ -69,9 +69,9 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bo
     """The ranks' parts along a dimension, in the order of the sequence."""
     part = x.movedim(dim, 0).contiguous()
     whole = part.new_empty(world * part.shape[0], *part.shape[1:])
-    dist.all_gather_into_tensor(whole, part, group=group)
+    _groups.all_gather(whole, part, group)
     if zigzag:
         # Early chunks lie in the order of the ranks, late ones in the reverse.
-        early, late = whole.unflatten(0, (world, 2, -1)).unbind(1)
+        early, late = whole.unflatten(0, (world, 2, part.shape[0] // 2)).unbind(1)
         whole = torch.cat([early, late.flip(0)]).flatten(0, 1)
     return whole.movedim(0, dim)
