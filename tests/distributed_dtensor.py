@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed_cases import block_mask, qkv, skipped_qkv, stripe_mask
+from distributed_inputs import block_mask, qkv, skipped_qkv, stripe_mask
 from distributed_ranks import case
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor

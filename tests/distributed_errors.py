@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_cases import LENGTH, block_mask, qkv, top_blocks
+from distributed_inputs import LENGTH, block_mask, qkv, top_blocks
 from distributed_ranks import case
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor

@@ -13,7 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-MODULES = ("distributed_cases", "distributed_errors", "distributed_dtensor")
+MODULES = (
+    "distributed_ulysses",
+    "distributed_all_gather",
+    "distributed_cases",
+    "distributed_errors",
+    "distributed_dtensor",
+)
 TIMEOUT = datetime.timedelta(seconds=60)
 
 _cases = {}

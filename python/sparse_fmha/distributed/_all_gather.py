@@ -101,8 +101,8 @@ def all_gather_kv(
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
-    both = torch.cat([k, v], 2)  # one message
-    k, v = _zigzag.gather(both, 1, group, world, ordered).chunk(2, 2)
+    # One message for both.
+    k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
     results = []
     for part, span, rows in zip(parts, spans, masks, strict=True):
         keys = tokens_kv

@@ -96,6 +96,7 @@ def ulysses(
     if grid is not None:
         q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
     result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
+    del q, k, v  # what they hold is as large as what comes
     outs = result if return_lse else (result,)
     if grid is not None:
         outs = [x.flatten(1, len(grid)) for x in outs]

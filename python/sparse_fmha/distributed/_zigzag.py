@@ -72,6 +72,6 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bo
     _groups.all_gather(whole, part, group)
     if zigzag:
         # Early chunks lie in the order of the ranks, late ones in the reverse.
-        early, late = whole.unflatten(0, (world, 2, part.shape[0] // 2)).unbind(1)
-        whole = torch.cat([early, late.flip(0)]).flatten(0, 1)
+        chunks = whole.tensor_split(2 * world)
+        whole = torch.cat([*chunks[::2], *chunks[::-2]])
     return whole.movedim(0, dim)
