@@ -1,5 +1,6 @@
 """Cases of both sequence parallel functions."""
 
+import functools
 from unittest import mock
 
 import torch
@@ -99,3 +100,18 @@ def bytes_sent(ranks):
             sent = 0
             sd.all_gather_kv(*parts, validate=False)
             assert sent == share * 2 * heads_kv * others
+
+
+@case(2)
+def compiled_in_one_graph(ranks):
+    parts = [ranks.part(x) for x in qkv()]
+    for call, options in (
+        (sd.ulysses, {"causal": True}),
+        (sd.all_gather_kv, {"causal": True}),
+        (sd.all_gather_kv, {"causal": True, "zigzag": True}),
+    ):
+        run = functools.partial(call, validate=False, return_lse=True, **options)
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            for one, other in zip(compiled(*parts), run(*parts), strict=True):
+                torch.testing.assert_close(one, other)

@@ -10,6 +10,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import sparse_fmha
 import sparse_fmha.distributed as sd
+from sparse_fmha import StripeMask
 
 BATCH, HEADS = Shard(0), Shard(2)
 
@@ -81,8 +82,14 @@ def dtensor_batch_and_heads(ranks):
     tensors = qkv(batch=4)
     check(mesh, [BATCH, HEADS], sparse_fmha.attention, tensors, causal=True)
     mask = block_mask(4, 1)
-    lists = sd.distribute_mask(mask, mesh, [BATCH, HEADS]).counts
-    assert lists.placements == (Shard(0), Replicate())
+    spread = sd.distribute_mask(mask, mesh, [BATCH, HEADS])
+    assert spread.counts.placements == (Shard(0), Replicate())
+    assert "lists for 4x1 (batch x heads), with partial blocks, cpu" in repr(spread)
+    assert "4x1 (batch x heads), cpu" in repr(
+        sd.distribute_mask(
+            StripeMask.from_columns(torch.ones(4, 1, 8, 512).bool(), 512, 64), mesh, [BATCH, HEADS]
+        )
+    )
     check(mesh, [BATCH, HEADS], sparse_fmha.block_sparse_attention, tensors, mask)
     # 2 key heads serve the second dimension of the mesh, and not both.
     check(mesh, [BATCH, HEADS], sparse_fmha.attention, qkv(8, 2, batch=4))
@@ -139,3 +146,14 @@ def dtensor_mask_errors(ranks):
         sd.distribute_mask(mask, mesh, [BATCH, HEADS])
     with pytest.raises(TypeError, match="mask is a Tensor"):
         sd.distribute_mask(mask.counts, mesh, [BATCH])
+
+
+@case(2)
+def dtensor_compiled_in_one_graph(ranks):
+    tensors = qkv(batch=4)
+    spread = [distribute_tensor(x, mesh_of(ranks), [HEADS]) for x in tensors]
+    compiled = torch.compile(sparse_fmha.attention, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        out = compiled(*spread, causal=True)
+    assert out.placements == (HEADS,)
+    torch.testing.assert_close(out.full_tensor(), sparse_fmha.attention(*tensors, causal=True))

@@ -52,7 +52,8 @@ def distribute_mask(
             or `Replicate()`. Lists for all batch entries or all heads are replicated there.
 
     Returns:
-        A mask for `block_sparse_attention` or `stripe_attention` of DTensors.
+        A mask for `block_sparse_attention` or `stripe_attention` of DTensors; what it lists is to
+        be asked of the whole one.
 
     Raises:
         TypeError: mask is neither mask.
