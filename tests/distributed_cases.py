@@ -107,11 +107,10 @@ def compiled_in_one_graph(ranks):
     parts = [ranks.part(x) for x in qkv()]
     for call, options in (
         (sd.ulysses, {"causal": True}),
-        (sd.all_gather_kv, {"causal": True}),
         (sd.all_gather_kv, {"causal": True, "zigzag": True}),
     ):
         run = functools.partial(call, validate=False, return_lse=True, **options)
-        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(run, fullgraph=True, backend="eager")
         with torch.no_grad():
             for one, other in zip(compiled(*parts), run(*parts), strict=True):
                 torch.testing.assert_close(one, other)

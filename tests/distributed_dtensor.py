@@ -66,14 +66,14 @@ def dtensor_neighborhood(ranks):
 @case(2, 4)
 def dtensor_masks(ranks):
     tensors = qkv(batch=4)
-    for placement in (BATCH, HEADS, Replicate()):
+    blocks, stripes = sparse_fmha.block_sparse_attention, sparse_fmha.stripe_attention
+    mesh = mesh_of(ranks)
+    for placement in (BATCH, HEADS):
         for batch, heads in ((1, 1), (4, 1), (1, 8), (4, 8)):
-            for make, function in (
-                (block_mask, sparse_fmha.block_sparse_attention),
-                (stripe_mask, sparse_fmha.stripe_attention),
-            ):
-                mask = make(batch, heads, causal=heads == 8)
-                check(mesh_of(ranks), [placement], function, tensors, mask)
+            check(mesh, [placement], blocks, tensors, block_mask(batch, heads, causal=heads == 8))
+        for batch, heads in ((4, 1), (1, 8)):
+            check(mesh, [placement], stripes, tensors, stripe_mask(batch, heads, causal=heads == 8))
+    check(mesh, [Replicate()], blocks, tensors, block_mask(4, 8))
 
 
 @case(4)
