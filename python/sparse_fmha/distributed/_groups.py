@@ -35,7 +35,7 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
         if group.get_coordinate() is None:
             raise ValueError("this process is not in the mesh that is given as group")
         group = group.get_group()
-    # torch's marker for a group that this process is not in is an int, and not its group's.
+    # What new_group returns to a process that is not in the group; it is no ProcessGroup.
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("this process is not in the group that is given")
     if group is None:
