@@ -318,7 +318,7 @@ class BlockMask:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
         batch, heads, *_ = self.shape
         listed = ""
-        if self.device.type != "meta":
+        if type(self.counts) is Tensor and self.device.type != "meta":  # no DTensor
             listed = f"{self.block_density:.1%} of blocks listed, "
         partial = "" if self.partial_counts is None else "with partial blocks, "
         return (

@@ -35,7 +35,7 @@ def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | No
         return value.contiguous()
     if value == 0 and not counted:
         return None
-    return torch.full(q.shape[:1], float(value), dtype=torch.float32, device=q.device)
+    return q.new_full(q.shape[:1], float(value), dtype=torch.float32)  # a DTensor if q is
 
 
 def check(value: float | Tensor, q: Tensor) -> None:

@@ -160,12 +160,15 @@ class StripeMask:
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
         batch, heads, *_ = self.shape
-        seen = self.seen()
-        listed = seen.double().mean().item() if seen.numel() else 0.0
+        listed = ""
+        if type(self.counts) is Tensor and self.device.type != "meta":  # no DTensor
+            seen = self.seen()
+            share = seen.double().mean().item() if seen.numel() else 0.0
+            listed = f", {share:.1%} of keys listed"
         runs = "" if self.range_starts is None else f", runs of {self.range_size}"
         return (
             f"StripeMask(q_len={self.q_len}, kv_len={self.kv_len}, groups of {self.block_q}, lists "
-            f"for {batch}x{heads} (batch x heads), {listed:.1%} of keys listed{runs}"
+            f"for {batch}x{heads} (batch x heads){listed}{runs}"
             f"{', causal' if self.causal else ''}, {self.device})"
         )
 

@@ -1,0 +1,27 @@
+"""Attention over several GPUs: sequence parallel functions, and sharding rules for DTensor.
+
+`import sparse_fmha.distributed` registers the rules. docs/distributed.md says which way to take.
+"""
+
+from __future__ import annotations
+
+import torch.distributed
+
+if not torch.distributed.is_available():
+    raise ImportError("sparse_fmha.distributed needs a PyTorch built with torch.distributed")
+
+from sparse_fmha.distributed._all_gather import all_gather_kv
+from sparse_fmha.distributed._dtensor import distribute_mask, register_sharding
+from sparse_fmha.distributed._ulysses import ulysses
+from sparse_fmha.distributed._zigzag import zigzag_shard, zigzag_unshard
+
+__all__ = [
+    "all_gather_kv",
+    "distribute_mask",
+    "register_sharding",
+    "ulysses",
+    "zigzag_shard",
+    "zigzag_unshard",
+]
+
+register_sharding()

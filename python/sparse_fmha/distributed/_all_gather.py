@@ -1,0 +1,127 @@
+"""Sequence parallel attention by all-gather: each rank keeps its queries and gets all keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import sparse_fmha
+from sparse_fmha import _checks
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.distributed import _groups, _masks, _ulysses, _zigzag
+from sparse_fmha.stripe_mask import StripeMask
+
+
+def all_gather_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., object] | None = None,
+    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
+    *,
+    causal: bool = False,
+    zigzag: bool = False,
+    group: _groups.Group = None,
+    return_lse: bool = False,
+    validate: bool = True,
+    **options: object,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over a sequence that is sharded over ranks, each of which computes its queries.
+
+    Keys and values are gathered on every rank, as in the context parallelism of Llama 3 (Dubey et
+    al. 2024, arXiv:2407.21783, section 3.3.2). The result is that of the function on the whole
+    sequence. Any number of heads will do.
+
+    Args:
+        q: `[B, Lq / world, Hq, D]`, as many tokens on each rank: rank r has tokens r * Lq / world
+            and on, or with `zigzag` chunks r and 2 * world - 1 - r of 2 * world, as
+            `zigzag_shard` makes them. Dtypes, strides and D as `sparse_fmha.attention`.
+        k: `[B, Lkv / world, Hkv, D]`, in the same order.
+        v: like k.
+        attention: the function to run, called as `attention(q, k, v, **options)`, with a mask as
+            `attention(q, k, v, mask, **options)`, on parts of the queries with the keys that they
+            may see. Default: by the mask `attention`, `block_sparse_attention` or
+            `stripe_attention` of sparse_fmha.
+        mask: for the whole sequence, the same on every rank; its rows are cut here. The parts, with
+            `zigzag` the chunks, must be multiples of its block_q. Or a function that makes one
+            from part of the queries and the keys: a selection by scores. It is called for each
+            part, with the keys that `causal` lets it see.
+        causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own; of one that a
+            function makes it must be the same.
+        zigzag: the order of tokens that has as much causal work for each rank.
+        group: process group or mesh of one dimension; default all ranks.
+        return_lse: also return the log-sum-exp.
+        validate: compare the ranks' shapes first, which waits for the device; without it ranks of
+            different shapes are undefined, and may wait for ever.
+        options: to the function, such as `scale`.
+
+    Returns:
+        `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
+        `[B, Lq / world, Hq]` in fp32, as of the function.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        ValueError: ranks that do not agree, a mask of another length or with blocks that are cut,
+            an odd number of tokens with `zigzag`, `causal` beside a mask, a mesh of several
+            dimensions, a group without this process; `neighborhood_attention`, which `ulysses`
+            takes; `return_stats`.
+        TypeError: a DTensor, another type of mask, group or tensor.
+        NotImplementedError: an input that requires grad.
+    """
+    group, rank, world = _groups.resolve(group)
+    _groups.check_options(options, "all_gather_kv")
+    if attention is sparse_fmha.neighborhood_attention:
+        raise ValueError(
+            "neighborhood_attention takes q and k on one grid, so all_gather_kv cannot give it "
+            "some of the queries; use ulysses"
+        )
+    for name, flag in (("causal", causal), ("zigzag", zigzag)):
+        _checks.check_flag(name, flag)
+    if causal and isinstance(mask, _masks.Mask):
+        raise ValueError("causal is given beside a mask; the mask's own causal counts")
+    flags = {"causal": int(causal), "zigzag": int(zigzag)}
+    q, k, v = _ulysses.autocast(q, k, v)
+    _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
+    if zigzag:
+        _zigzag.check_even("q", q.shape[1])
+        _zigzag.check_even("k", k.shape[1])
+    options["return_lse"] = return_lse
+
+    tokens, tokens_kv = q.shape[1] * world, k.shape[1] * world
+    # Without a causal mask or lists, which number the keys, any order of the keys will do.
+    ordered = zigzag and (causal or mask is not None)
+    parts = q.chunk(2, 1) if ordered else (q,)
+    length = parts[0].shape[1]
+    numbers = (rank, 2 * world - 1 - rank) if ordered else (rank,)
+    spans = [(n * length, (n + 1) * length) for n in numbers]
+    masks = [mask for _ in spans]
+    if isinstance(mask, _masks.Mask):
+        _masks.check_rows(mask, length)
+        masks = [_masks.query_rows(mask, *span) for span in spans]
+
+    # One message for both.
+    k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
+    results = []
+    for part, span, rows in zip(parts, spans, masks, strict=True):
+        keys = tokens_kv
+        if causal:
+            keys = _masks.visible_keys(span[1], tokens, tokens_kv)
+        elif isinstance(rows, _masks.Mask):
+            keys = rows.kv_len
+        seen_k, seen_v = k[:, :keys], v[:, :keys]
+        if callable(rows):
+            rows = _masks.made(rows, part, seen_k)
+            if rows.causal != causal:
+                raise ValueError(
+                    f"mask(q, k) made a mask with causal {rows.causal}; causal is {causal}, and "
+                    "the keys are given by that"
+                )
+        if rows is None and causal:
+            options["causal"] = True
+        results.append(_ulysses.attend(attention, part, seen_k, seen_v, rows, **options))
+    if not return_lse:
+        return torch.cat(results, 1) if len(results) > 1 else results[0]
+    outs, lses = zip(*results, strict=True)
+    return torch.cat(outs, 1), torch.cat(lses, 1)

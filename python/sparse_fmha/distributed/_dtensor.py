@@ -1,0 +1,126 @@
+"""How the ops run on DTensors: sharded over the batch and over heads, without communication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.experimental import register_sharding as register_with_torch
+
+from sparse_fmha import _ops
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.distributed import _masks
+from sparse_fmha.stripe_mask import StripeMask
+
+TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
+OUTPUT_HEADS = {"out": -2, "lse": -1, "tiles": -2}  # where the heads are
+WITHOUT_HEADS = ("skip_threshold",)  # [B]
+
+_registered = False
+
+
+def register_sharding() -> None:
+    """Registers the ops with DTensor; done when `sparse_fmha.distributed` is imported.
+
+    All ops, those that skip too, are sharded over the batch or over heads; a mesh of several
+    dimensions may do both. Lists of a mask that serve all batch entries or all heads are replicated
+    there. With fewer key heads than query heads, heads are sharded only where the key heads divide
+    evenly. Tensors that are placed otherwise are redistributed by DTensor, as for its own ops.
+    Repeated calls do nothing.
+    """
+    global _registered
+    if _registered:
+        return
+    for mechanism in _ops.MECHANISMS:
+        for name in (f"{mechanism}_fwd", f"{mechanism}_skip_fwd"):
+            op = getattr(torch.ops.sparse_fmha, name).default
+            register_with_torch(op)(_shardings_of(op._schema))
+    _registered = True
+
+
+def distribute_mask(
+    mask: BlockMask | StripeMask, mesh: DeviceMesh, placements: Sequence[Placement]
+) -> BlockMask | StripeMask:
+    """The mask with DTensor lists, for a q `[B, Lq, Hq, D]` that has the placements.
+
+    Args:
+        mask: whole and the same on every rank of the mesh.
+        mesh: q's.
+        placements: q's, one for each dimension of the mesh: `Shard(0)` (batch), `Shard(2)` (heads)
+            or `Replicate()`. Lists for all batch entries or all heads are replicated there.
+
+    Returns:
+        A mask for `block_sparse_attention` or `stripe_attention` of DTensors; what it lists is to
+        be asked of the whole one.
+
+    Raises:
+        TypeError: mask is neither mask.
+        ValueError: another placement, or not one for each dimension of the mesh.
+    """
+    if not isinstance(mask, BlockMask | StripeMask):
+        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
+    if len(placements) != mesh.ndim:
+        raise ValueError(f"{len(placements)} placements; the mesh has {mesh.ndim} dimensions")
+    of_list: list[Placement] = []
+    for placement in placements:
+        list_dim = {Replicate(): None, Shard(0): 0, Shard(2): 1}.get(placement, -1)
+        if list_dim == -1:
+            raise ValueError(
+                f"q is placed as {placement}; Shard(0) (batch), Shard(2) (heads) and Replicate() "
+                "are allowed"
+            )
+        whole = list_dim is None or mask.counts.shape[list_dim] == 1
+        of_list.append(Replicate() if whole else Shard(list_dim))
+    return _masks.with_tensors(mask, lambda lists: distribute_tensor(lists, mesh, of_list))
+
+
+def _shardings_of(schema: torch.FunctionSchema) -> Callable[..., list]:
+    """The placements of (outputs, inputs) on one dimension of a mesh that an op can run with."""
+    names = [argument.name for argument in schema.arguments]
+    outputs = [output.name for output in schema.returns]
+
+    def shardings(*args: object) -> list[tuple[list, list]]:
+        given = dict(zip(names, args, strict=False))
+        q, k = given["q"], given["k"]
+        replicated = [Replicate() if _is_tensor(arg) else None for arg in args]
+        found = [([Replicate() for _ in outputs], replicated)]
+        by_batch = [_place(name, arg, 0) for name, arg in given.items()]
+        found.append(([Shard(0) for _ in outputs], by_batch))
+        if _heads_divide(q.shape[-2], k.shape[-2], q.mesh.shape):
+            ranks = {"out": len(q.shape), "lse": len(q.shape) - 1, "tiles": 3}
+            by_heads = [_place(name, arg, 1) for name, arg in given.items()]
+            found.append(([Shard(ranks[name] + OUTPUT_HEADS[name]) for name in outputs], by_heads))
+        return found
+
+    return shardings
+
+
+def _is_tensor(arg: object) -> bool:
+    return hasattr(arg, "placements")  # DTensor passes specs in the place of tensors
+
+
+def _place(name: str, arg: object, axis: int) -> Placement | None:
+    """Of an argument, where the op is sharded over the batch (axis 0) or heads (axis 1)."""
+    if not _is_tensor(arg):
+        return None
+    if name in TOKENS:
+        return Shard(0 if axis == 0 else len(arg.shape) - 2)
+    if name in WITHOUT_HEADS:
+        return Shard(0) if axis == 0 else Replicate()
+    return Replicate() if arg.shape[axis] == 1 else Shard(axis)
+
+
+def _heads_divide(heads: int, heads_kv: int, mesh: Sequence[int]) -> bool:
+    """Whether every shard of query heads has its key heads in the same shard.
+
+    Heads may be sharded over any of the mesh's dimensions. DTensor itself leaves out those of more
+    ranks than there are heads.
+    """
+    if heads == heads_kv:
+        return True
+    ways = {1}
+    for size in mesh:
+        ways |= {size * other for other in ways}
+    return all(heads_kv % way == 0 for way in ways if way <= heads_kv)

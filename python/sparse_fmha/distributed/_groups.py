@@ -1,0 +1,127 @@
+"""Which ranks take part, and whether they agree."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from sparse_fmha import _checks
+from sparse_fmha.distributed import _masks
+
+Group = dist.ProcessGroup | DeviceMesh | None
+
+
+def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
+    """The process group, this process's rank in it and its size.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        TypeError: neither a process group nor a mesh.
+        ValueError: a mesh of several dimensions, or a group that this process is not in.
+    """
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "torch.distributed is not initialised; call torch.distributed.init_process_group first"
+        )
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"group is a mesh of {group.ndim} dimensions, {group.mesh_dim_names or ''}; give "
+                "the one that the sequence is sharded over, such as mesh['cp']"
+            )
+        if group.get_coordinate() is None:
+            raise ValueError("this process is not in the mesh that is given as group")
+        group = group.get_group()
+    # What new_group returns to a process that is not in the group; it is no ProcessGroup.
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this process is not in the group that is given")
+    if group is None:
+        group = dist.group.WORLD
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"group is a {type(group).__name__}; a ProcessGroup, a DeviceMesh of one dimension or "
+            "None is needed"
+        )
+    return group, dist.get_rank(group), dist.get_world_size(group)
+
+
+def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+    """The parts of all ranks, one behind the other along the first dimension."""
+    # torch 2.13 renamed it, and warns about the name that older ones have.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part, group=group)
+
+
+def check_local(**tensors: Tensor) -> None:
+    """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without gradient."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        if isinstance(tensor, DTensor):
+            raise TypeError(
+                f"{name} is a DTensor; give this rank's part of the sequence, {name}.to_local()"
+            )
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; [batch, tokens of this rank, heads, head "
+                "dim] is needed"
+            )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{name} requires grad, and there is no backward pass yet; call it under "
+                "torch.no_grad(), or detach the inputs"
+            )
+
+
+def check_options(options: dict[str, object], function: str) -> None:
+    if options.pop("return_stats", False):
+        raise ValueError(f"{function} has no return_stats; each rank has counts of its own")
+
+
+def check_agreement(
+    q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
+    group: dist.ProcessGroup, world: int,
+) -> None:  # fmt: skip
+    """Every rank has the same shapes, dtype, mask sizes and flags; waits for the device.
+
+    All ranks raise the same error, so that none waits for the others.
+    """
+    mine = {
+        "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
+        "q's head dim": q.shape[3], "k's tokens": k.shape[1], "k's heads": k.shape[2],
+        "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
+        "kind of mask": _masks.kind(mask),
+    }  # fmt: skip
+    lists = isinstance(mask, _masks.Mask)
+    sizes = (*mask.shape, mask.block_q, int(mask.causal)) if lists else (0,) * 6
+    names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
+    mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
+    sent = torch.tensor(list(mine.values()), device=q.device)
+    received = sent.new_empty(world * len(mine))
+    all_gather(received, sent, group)
+    first, *others = received.view(world, -1).tolist()
+    for rank, row in enumerate(others, 1):
+        for name, size, expected in zip(mine, row, first, strict=True):
+            if size != expected:
+                raise ValueError(
+                    f"rank {rank} of the group has another {name} than rank 0, {size} and "
+                    f"{expected}; all ranks need the same. A sequence that does not divide by the "
+                    f"{world} ranks is to be padded"
+                )
+
+
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
+    group: dist.ProcessGroup, world: int, validate: bool,
+) -> None:  # fmt: skip
+    """All checks that do not depend on the function; shapes across the ranks first."""
+    check_local(q=q, k=k, v=v)
+    _masks.kind(mask)
+    if validate:
+        check_agreement(q, k, mask, flags, group, world)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    if isinstance(mask, _masks.Mask):
+        _masks.check_whole(mask, q.shape[1] * world, k.shape[1] * world)

@@ -1,0 +1,110 @@
+"""Parts of masks: some heads, some rows of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from sparse_fmha import block_mask, stripe_mask
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.stripe_mask import StripeMask
+
+Mask = BlockMask | StripeMask
+MaskOrFunction = Mask | Callable[[Tensor, Tensor], Mask] | None
+
+
+def kind(mask: MaskOrFunction) -> int:
+    """What it is, as a number that ranks can compare."""
+    if mask is None:
+        return 0
+    if isinstance(mask, Mask):
+        return 1 if isinstance(mask, BlockMask) else 2
+    if callable(mask):
+        return 3
+    raise TypeError(
+        f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask or a function of q and k that "
+        "makes one is needed"
+    )
+
+
+def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
+    """A mask for the sequence of all ranks."""
+    for name, of_mask, given in (("q", mask.q_len, tokens), ("k", mask.kv_len, tokens_kv)):
+        if of_mask != given:
+            raise ValueError(
+                f"mask is for {of_mask} tokens of {name}; the ranks together have {given}. It is "
+                "to be the mask of the whole sequence on every rank"
+            )
+
+
+def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
+    """The mask that the user's function makes."""
+    lists = mask(q, k)
+    if not isinstance(lists, Mask):
+        raise TypeError(
+            f"mask(q, k) returned a {type(lists).__name__}; a BlockMask or StripeMask is needed"
+        )
+    return lists
+
+
+def with_tensors(
+    mask: Mask,
+    part: Callable[[Tensor], Tensor],
+    q_len: int | None = None,
+    kv_len: int | None = None,
+) -> Mask:
+    """A mask of the parts of all tensors, for other lengths where they are given."""
+    module = block_mask if isinstance(mask, BlockMask) else stripe_mask
+    tensors = {
+        name: None if getattr(mask, name) is None else part(getattr(mask, name))
+        for name in module.TENSORS
+    }
+    size = "block_kv" if isinstance(mask, BlockMask) else "range_size"
+    return type(mask)(
+        q_len=mask.q_len if q_len is None else q_len,
+        kv_len=mask.kv_len if kv_len is None else kv_len,
+        block_q=mask.block_q,
+        causal=mask.causal,
+        **{size: getattr(mask, size)},
+        **tensors,
+    )
+
+
+def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
+    """The mask of one rank's heads; one that serves all heads, or has only these, is itself."""
+    listed, local = mask.counts.shape[1], whole // world
+    if listed in (1, local):
+        return mask
+    if listed != whole:
+        raise ValueError(
+            f"mask has lists for {listed} heads; 1, q's {whole} or the {local} of this rank are "
+            "needed"
+        )
+    return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
+
+
+def check_rows(mask: Mask, rows: int) -> None:
+    """Parts of so many queries cut no block; the answer is the same on every rank."""
+    if rows % mask.block_q and rows != mask.q_len:
+        raise ValueError(
+            f"parts of {rows} queries cut blocks of the mask, which has block_q {mask.block_q}; "
+            "pad the sequence so that each part (with zigzag each half of one) is a multiple of it"
+        )
+
+
+def query_rows(mask: Mask, start: int, stop: int) -> Mask:
+    """The mask of query rows [start, stop), which `check_rows` has seen.
+
+    A causal one is aligned to its last key, so it is cut behind the last key that row stop - 1 may
+    see: its `kv_len` says how many keys to give. Blocks and keys behind that are still listed, and
+    count as not listed, since they do not exist.
+    """
+    rows = slice(start // mask.block_q, -(-stop // mask.block_q))
+    keys = visible_keys(stop, mask.q_len, mask.kv_len) if mask.causal else mask.kv_len
+    return with_tensors(mask, lambda lists: lists[:, :, rows], stop - start, keys)
+
+
+def visible_keys(stop: int, q_len: int, kv_len: int) -> int:
+    """How many keys query stop - 1 of q_len sees under a causal mask that is aligned to the end."""
+    return min(max(stop + kv_len - q_len, 0), kv_len)

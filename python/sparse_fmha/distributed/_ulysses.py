@@ -1,0 +1,159 @@
+"""Sequence parallel attention by all-to-all: tokens are sharded outside, heads inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import sparse_fmha
+from sparse_fmha.attention import _autocast as autocast
+from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.distributed import _groups, _masks
+from sparse_fmha.stripe_mask import StripeMask
+
+
+def ulysses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., object] | None = None,
+    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
+    *,
+    group: _groups.Group = None,
+    grid: Sequence[int] | None = None,
+    return_lse: bool = False,
+    validate: bool = True,
+    **options: object,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over a sequence that is sharded over ranks, each of which computes some heads.
+
+    An all-to-all gives every rank the whole sequence of Hq / world heads, the function runs on
+    them, and another one shards its result as q was (DeepSpeed-Ulysses, Jacobs et al. 2023,
+    arXiv:2309.14509). The result is that of the function on the whole sequence.
+
+    Args:
+        q: `[B, Lq / world, Hq, D]`: rank r has tokens r * Lq / world and on; as many on each rank.
+            Hq is a multiple of world. Dtypes, strides and D as `sparse_fmha.attention`.
+        k: `[B, Lkv / world, Hkv, D]`. Hkv is a multiple of world, or divides it: then world / Hkv
+            ranks have the same key head, and it is sent so many times.
+        v: like k.
+        attention: the function to run, called as `attention(q, k, v, **options)`, with a mask as
+            `attention(q, k, v, mask, **options)`. Default: by the mask `attention`,
+            `block_sparse_attention` or `stripe_attention` of sparse_fmha.
+        mask: for the whole sequence on every rank, with lists for 1, for all Hq or for the
+            Hq / world heads of the rank. Or a function that makes one for this rank's heads from q
+            and k of the whole sequence, `[B, Lq, Hq / world, D]` and `[B, Lkv, heads of this rank,
+            D]`: a selection by scores.
+        group: process group or mesh of one dimension; default all ranks.
+        grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
+        return_lse: also return the log-sum-exp.
+        validate: compare the ranks' shapes first, which waits for the device; without it ranks of
+            different shapes are undefined, and may wait for ever.
+        options: to the function, such as `causal`, `scale` or `window`. `extra_k` and `extra_v`
+            `[B, N, Hkv, D]` are whole and the same on every rank.
+
+    Returns:
+        `out`, `[B, Lq / world, Hq, D]`, contiguous; with `return_lse` also `lse`,
+        `[B, Lq / world, Hq]` in fp32, as of the function.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
+            length, a mesh of several dimensions, a group without this process; `return_stats`.
+        TypeError: a DTensor, another type of mask, group or tensor.
+        NotImplementedError: an input that requires grad.
+    """
+    group, rank, world = _groups.resolve(group)
+    _groups.check_options(options, "ulysses")
+    q, k, v = autocast(q, k, v)
+    _groups.check_inputs(q, k, v, mask, {}, group, world, validate)
+    copies = key_head_copies(q.shape[2], k.shape[2], world)
+    heads_kv = k.shape[2] * copies // world
+    if isinstance(mask, _masks.Mask):
+        mask = _masks.heads(mask, rank, world, q.shape[2])
+    if grid is not None and math.prod(grid) != q.shape[1] * world:
+        raise ValueError(
+            f"grid {list(grid)} has {math.prod(grid)} tokens; the ranks together have "
+            f"{q.shape[1] * world}"
+        )
+    first = rank * k.shape[2] // world
+    for name in ("extra_k", "extra_v"):
+        if options.get(name) is not None:
+            options[name] = options[name][:, :, first : first + heads_kv]
+
+    if copies > 1:
+        k, v = (x.repeat_interleave(copies, 2) for x in (k, v))
+    if q.shape[1] == k.shape[1]:
+        q, k, v = _to_heads([q, k, v], group, world)
+    else:
+        (q,), (k, v) = _to_heads([q], group, world), _to_heads([k, v], group, world)
+    if callable(mask):
+        mask = _masks.made(mask, q, k)
+    if grid is not None:
+        q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
+    result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
+    del q, k, v  # what they hold is as large as what comes
+    outs = result if return_lse else (result,)
+    if grid is not None:
+        outs = [x.flatten(1, len(grid)) for x in outs]
+    outs = [_to_tokens(x, group, world) for x in outs]
+    return tuple(outs) if return_lse else outs[0]
+
+
+def attend(
+    attention: Callable[..., object] | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | StripeMask | None,
+    **options: object,
+) -> object:
+    """The function that is given, or the one that the mask is for."""
+    if mask is None:
+        return (attention or sparse_fmha.attention)(q, k, v, **options)
+    if attention is None:
+        blocks = isinstance(mask, BlockMask)
+        attention = sparse_fmha.block_sparse_attention if blocks else sparse_fmha.stripe_attention
+    return attention(q, k, v, mask, **options)
+
+
+def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
+    """How often each key head is sent, so that every rank has those of its query heads."""
+    if heads % world:
+        raise ValueError(
+            f"q has {heads} heads, the group {world} ranks; ulysses shards heads, so q's must be a "
+            "multiple of the ranks. all_gather_kv has no such rule"
+        )
+    if heads_kv % world == 0:
+        return 1
+    if world % heads_kv:
+        raise ValueError(
+            f"k and v have {heads_kv} heads, the group {world} ranks; one must be a multiple of "
+            "the other. all_gather_kv has no such rule"
+        )
+    return world // heads_kv
+
+
+def _to_heads(parts: list[Tensor], group: dist.ProcessGroup, world: int) -> list[Tensor]:
+    """`[B, L / world, H, D]` each to `[B, L, H / world, D]`, in one message.
+
+    The results are strided views of one tensor.
+    """
+    heads = [x.shape[2] // world for x in parts]
+    sent = torch.cat([x.unflatten(2, (world, -1)).movedim(2, 0) for x in parts], 3)
+    received = torch.empty_like(sent, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, sent.contiguous(), group=group)
+    # [world, B, L / world, H / world, D]: for one batch entry already in order.
+    return list(received.movedim(0, 1).flatten(1, 2).split(heads, 2))
+
+
+def _to_tokens(x: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
+    """`[B, L, H / world, ...]` to `[B, L / world, H, ...]`, contiguous."""
+    sent = x.unflatten(1, (world, -1)).movedim(1, 0).contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return received.movedim(0, 2).flatten(2, 3).contiguous()
