@@ -156,16 +156,30 @@ def test_break_even():
     assert on_cpu.kernel == "cpu_block_sparse_bfloat16"
 
 
-def test_stripes_have_no_gpu_kernel_and_no_model():
+def test_stripes_have_no_model():
     q = tokens(1, 100, 2, 64)
     lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)
     mask = sparse_fmha.StripeMask(*lists, 100, 100, 64)
     found = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="sm90")
-    assert found.kernel is None
-    assert found.why == "this build has no stripe kernel for sm90: the call raises"
+    if sparse_fmha.build_info()["archs"]:
+        assert found.kernel == "sm90_stripe_bfloat16_d64"
+    else:
+        assert found.why == "this build has no stripe kernel for sm90: the call raises"
     assert found.predicted_ms is None
     on_cpu = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="cpu")
     assert on_cpu.kernel == "cpu_stripe_bfloat16"
+
+
+@pytest.mark.parametrize("given", [{"skip_threshold": 0.1}, {"return_stats": True}])
+def test_calls_that_skip_take_rows_that_do(given):
+    q = tokens(1, 100, 2, 128)
+    found = explain(sparse_fmha.attention, q, q, q, causal=True, arch="cpu", **given)
+    assert found.kernel == "cpu_causal_bfloat16_skip"
+    found = explain(sparse_fmha.attention, q, q, q, causal=True, arch="sm90", **given)
+    assert "what skipping key tiles saves is not in the time" in str(found)
+    if sparse_fmha.build_info()["archs"]:
+        assert found.kernel == "sm90_causal_bfloat16_d128_skip"
+        assert "sm90_causal_bfloat16_d128" not in found.rejected
 
 
 def test_errors():
