@@ -22,6 +22,7 @@ from sparse_fmha.attention import (
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
+from sparse_fmha.sdpa import route_sdpa, sdpa
 from sparse_fmha.skipping import SkipStats
 from sparse_fmha.stripe_mask import StripeMask
 
@@ -46,6 +47,8 @@ __all__ = [
     "neighborhood_attention",
     "patterns",
     "reference",
+    "route_sdpa",
+    "sdpa",
     "selection",
     "simulate",
     "stripe_attention",
