@@ -1,0 +1,166 @@
+"""Tiny random models of transformers: the same numbers as with torch's SDPA."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers as hf
+
+from sparse_fmha.integrations import transformers as sparse
+
+SMALL = {
+    "vocab_size": 90, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 512,
+}  # fmt: skip
+DECODER = SMALL | {"num_key_value_heads": 2, "pad_token_id": 0}
+MODELS = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER)),
+    "qwen": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER)),
+    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**DECODER, head_dim=16)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**DECODER, sliding_window=40)),
+    "bert": lambda: hf.BertModel(hf.BertConfig(**SMALL)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    sparse.register()
+
+
+def model(name):
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def ids(length=150, batch=2, seed=0):
+    return torch.randint(1, 90, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def run(net, implementation, calls, **inputs):
+    """The first output of a model; `calls` gets the names of our functions that it called."""
+    net.set_attn_implementation(implementation)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("attention", "block_sparse_attention", "sdpa_attention_forward"):
+            function = getattr(sparse, name)
+
+            def noted(*args, function=function, name=name, **kwargs):
+                calls.append(name)
+                return function(*args, **kwargs)
+
+            patch.setattr(sparse, name, noted)
+        return net(**inputs)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("padding", ["none", "all ones", "right", "left"])
+def test_as_sdpa(name, padding):
+    net, tokens = model(name), ids()
+    inputs = {"input_ids": tokens}
+    seen = torch.ones_like(tokens)
+    if padding == "right":
+        seen[0, 100:] = 0
+    if padding == "left":
+        seen[1, :60] = 0
+    if padding != "none":
+        inputs["attention_mask"] = seen
+    calls = []
+    found = run(net, "sparse_fmha", calls, **inputs)
+    wanted = run(net, "sdpa", [], **inputs)
+    real = seen.bool()
+    torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-5)
+    dense = padding in ("none", "all ones") and name != "mistral"
+    assert calls == ["attention" if dense else "block_sparse_attention"] * 2
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_generation_token_by_token(name, padded):
+    """The prompt by our kernels, then single queries by torch's."""
+    net, tokens = model(name), ids(60)
+    seen = torch.ones_like(tokens)
+    if padded:
+        tokens[0, :20], seen[0, :20] = 0, 0
+    options = {"attention_mask": seen, "max_new_tokens": 12, "do_sample": False}
+    results = []
+    for implementation in ("sdpa", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        results.append(net.generate(tokens, **options))
+    assert results[0].equal(results[1])
+
+
+def test_a_prompt_in_two_parts():
+    """The second part's queries stand behind a cache."""
+    net, tokens = model("llama"), ids(130, batch=1)
+    net.set_attn_implementation("sparse_fmha")
+    with torch.no_grad():
+        whole = net(tokens).logits
+        first = net(tokens[:, :70], use_cache=True)
+        second = net(tokens[:, 70:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(second.logits, whole[:, 70:], rtol=1e-4, atol=1e-5)
+
+
+def test_packed_sequences():
+    """Positions that begin again are sequences of their own."""
+    net, tokens = model("llama"), ids(90, batch=1)
+    positions = torch.cat([torch.arange(50), torch.arange(40)])[None]
+    inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
+    found = run(net, "sparse_fmha", [], **inputs)
+    wanted = run(net, "sdpa", [], **inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_and_keys_arrive_as_views(monkeypatch):
+    seen = []
+
+    def watched(q, k, v, **options):
+        seen.append((q.shape, k.shape, v.is_contiguous()))
+        return attention(q, k, v, **options)
+
+    attention = sparse.attention
+    monkeypatch.setattr(sparse, "attention", watched)
+    run(model("llama"), "sparse_fmha", [], input_ids=ids())
+    assert [(q, k) for q, k, _ in seen] == [((2, 150, 4, 16), (2, 150, 2, 16))] * 2
+    assert not any(contiguous for *_, contiguous in seen)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("softcap", 50.0, "asks for logit soft-capping, which sparse_fmha does not have"),
+        ("s_aux", torch.zeros(4), "asks for attention sinks"),
+        ("position_bias", torch.zeros(1), "asks for position_bias"),
+        ("dropout", 0.1, "asks for attention dropout 0.1, .* call model.eval"),
+    ],
+)
+def test_options_that_are_not_there(option, value, message):
+    q = torch.zeros(1, 4, 20, 16)
+    with pytest.raises(NotImplementedError, match=f"Linear {message}"):
+        sparse.attend(torch.nn.Linear(1, 1), q, q, q, None, **{option: value})
+
+
+def test_a_model_with_soft_capping():
+    config = hf.Gemma2Config(**DECODER, head_dim=16, attn_logit_softcapping=20.0)
+    net = hf.Gemma2ForCausalLM(config).eval()
+    net.set_attn_implementation("sparse_fmha")
+    with pytest.raises(NotImplementedError, match="Gemma2Attention asks for logit soft-capping"):
+        net(ids())
+
+
+@pytest.mark.parametrize("name", ["my_flash", "org/kernel"])
+def test_names_that_transformers_reads_in_its_own_way(name):
+    with pytest.raises(ValueError, match=f"name is '{name}'; transformers takes names"):
+        sparse.register(name)
+
+
+def test_compiled():
+    net = model("llama")
+    net.set_attn_implementation("sparse_fmha")
+    tokens = ids()
+    torch.compiler.reset()
+    with torch.no_grad():
+        wanted = net(tokens, use_cache=False).logits
+        compiled = torch.compile(net, backend="aot_eager")
+        found = compiled(tokens, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
