@@ -1,5 +1,7 @@
 """Tiny random models of transformers: the same numbers as with torch's SDPA."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ pytest.importorskip("transformers")
 
 import transformers as hf
 
+from sparse_fmha.integrations import _layers
 from sparse_fmha.integrations import transformers as sparse
 
 SMALL = {
@@ -164,3 +167,75 @@ def test_compiled():
         compiled = torch.compile(net, backend="aot_eager")
         found = compiled(tokens, use_cache=False).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+LAYERS = {
+    "dense": {"default": {"method": "dense"}},
+    "nothing skipped": {"default": {"method": "skip", "threshold": 0.0}},
+    "all blocks": {"layers 0-1": {"method": "block_topk", "blocks": 2, "block_kv": 64}},
+    "all keys": {"layer 0": {"method": "vertical_slash", "vertical": 150, "slash": 150}},
+    "theta that keeps all": {"default": {"method": "anchor", "theta": 1e4, "block": 64}},
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_methods_that_leave_nothing_out(tmp_path, layers, as_file):
+    net, tokens = model("llama"), ids(120)
+    wanted = run(net, "sdpa", [], input_ids=tokens)
+    if as_file:
+        path = tmp_path / "methods.json"
+        path.write_text(json.dumps(layers))
+        layers = path
+    sparse.register("sparse_by_layer", layers)
+    found = run(net, "sparse_by_layer", [], input_ids=tokens)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_each_layer_has_its_own_method(monkeypatch):
+    """Layer 1 alone leaves blocks out; a padded pass is exact."""
+    seen = []
+
+    def watched(q, k, v, mask, **options):
+        seen.append(mask.block_density)
+        return block_sparse_attention(q, k, v, mask, **options)
+
+    block_sparse_attention = _layers.block_sparse_attention
+    monkeypatch.setattr(_layers, "block_sparse_attention", watched)
+    options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
+    sparse.register("sparse_by_layer", {"layer 1": options})
+    net, tokens = model("llama"), ids(300)
+    found = run(net, "sparse_by_layer", [], input_ids=tokens)
+    wanted = run(net, "sdpa", [], input_ids=tokens)
+    assert len(seen) == 1
+    assert seen[0] < 0.5
+    assert (found - wanted).abs().max() > 1e-4
+    padded = torch.ones_like(tokens)
+    padded[0, 200:] = 0
+    inputs = {"input_ids": tokens, "attention_mask": padded}
+    found = run(net, "sparse_by_layer", [], **inputs)
+    wanted = run(net, "sdpa", [], **inputs)
+    torch.testing.assert_close(found[padded.bool()], wanted[padded.bool()], rtol=1e-4, atol=1e-5)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        ({"layer x": {"method": "dense"}}, ValueError, "layers has the key 'layer x'; 'default'"),
+        ({"layers 5-2": {"method": "dense"}}, ValueError, "which ends before it begins"),
+        ({"default": {"method": "magic"}}, ValueError, r"layers\['default'\] is .*dense, skip"),
+        ({"default": "dense"}, ValueError, "a mapping with a method is needed"),
+        ({"default": {"method": "skip"}}, ValueError, "skip: missing a required argument"),
+        ({"default": {"method": "dense", "x": 1}}, ValueError, "dense: got an unexpected keyword"),
+        (
+            {"layers 0-3": {"method": "dense"}, "layer 2": {"method": "dense"}},
+            ValueError,
+            "layers names layer 2 twice, the second time by 'layer 2'",
+        ),
+        (3, TypeError, "layers is a int; a mapping or a path is needed"),
+    ],
+)
+def test_layers_that_do_not_make_sense(layers, error, message):
+    with pytest.raises(error, match=message):
+        sparse.register("sparse_by_layer", layers)

@@ -11,8 +11,10 @@ evaluated block by block, and blocks that nobody sees cost nothing. No mask of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from transformers.masking_utils import (
 
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.integrations._layers import parse
 
 NAME = "sparse_fmha"
 # Options of models that are not there, by the keyword that brings them.
@@ -45,7 +48,9 @@ class Plan:
     mask: BlockMask | None = field(default=None, repr=False)
 
 
-def register(name: str = NAME) -> None:
+def register(
+    name: str = NAME, layers: Mapping[str, Mapping] | str | PathLike | None = None
+) -> None:
     """Makes `attn_implementation=name` known to transformers, attention and masks together.
 
     Prefill and encoders run on `attention` and `block_sparse_attention`. A forward pass of one
@@ -54,15 +59,21 @@ def register(name: str = NAME) -> None:
 
     Args:
         name: without "flash" or "/", which transformers reads in its own way.
+        layers: sparse methods by layer, for causal prefill without padding or a window; other
+            passes stay exact, in all layers. `{"default": {"method": "dense"}, "layers 8-31":
+            {"method": "skip", "threshold": 1e-3}}`, or the path of such a JSON file. Methods:
+            dense; skip(threshold); block_topk(blocks, block_q, block_kv); anchor(theta, step,
+            block); vertical_slash(vertical, slash).
 
     Raises:
-        ValueError: such a name.
+        ValueError: such a name; layers, methods or options that there are not.
     """
     if "flash" in name or "/" in name:
         raise ValueError(
             f"name is {name!r}; transformers takes names with 'flash' or '/' for its own"
         )
-    AttentionInterface.register(name, attend)
+    method_of = None if layers is None else parse(layers)
+    AttentionInterface.register(name, functools.partial(attend, method_of=method_of))
     AttentionMaskInterface.register(name, plan)
 
 
@@ -126,6 +137,8 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    *,
+    method_of: Callable | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer.
@@ -135,6 +148,7 @@ def attend(
             unit last one.
         attention_mask: what `plan` made; None where the model asks for none, then `is_causal`, or
             that of the module, decides.
+        method_of: the method of a layer's index, where not all are dense.
 
     Returns:
         `[B, Lq, Hq, D]`, and None for the weights, which are never there.
@@ -161,7 +175,9 @@ def attend(
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
         attention_mask = Plan(causal=bool(wanted))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    if attention_mask.mask is not None:
+    if method_of is not None and attention_mask.causal and q.shape[1] == k.shape[1]:
+        out = method_of(module.layer_idx)(q, k, v, scaling)
+    elif attention_mask.mask is not None:
         out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling)
     else:
         out = attention(q, k, v, causal=attention_mask.causal, scale=scaling)

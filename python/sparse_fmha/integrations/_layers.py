@@ -1,0 +1,118 @@
+"""Which method each layer of a language model takes, from a dict or a JSON file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+
+from torch import Tensor
+
+from sparse_fmha import patterns, selection
+from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
+from sparse_fmha.block_grid import BlockGrid
+
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
+
+
+def dense() -> Attend:
+    """Causal attention over all keys."""
+    return lambda q, k, v, scale: attention(q, k, v, causal=True, scale=scale)
+
+
+def skip(threshold: float) -> Attend:
+    """Softmax skipping; `calibration.Calibration.threshold_for` finds a threshold."""
+
+    def attend(q, k, v, scale):
+        return attention(q, k, v, causal=True, scale=scale, skip_threshold=threshold)
+
+    return attend
+
+
+def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Attend:
+    """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
+
+    def attend(q, k, v, scale):
+        grid = BlockGrid.of(q, k, block_q, block_kv, causal=True)
+        chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), blocks)
+        mask = grid.mask(chosen | grid.sink(1) | grid.diagonal())
+        return block_sparse_attention(q, k, v, mask, scale=scale)
+
+    return attend
+
+
+def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Attend:
+    """`patterns.anchor_attention`."""
+
+    def attend(q, k, v, scale):
+        options = {"theta": theta, "step": step, "block": block, "scale": scale}
+        return patterns.anchor_attention(q, k, v, **options).out
+
+    return attend
+
+
+def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Attend:
+    """`patterns.vertical_slash`."""
+
+    def attend(q, k, v, scale):
+        mask = patterns.vertical_slash(q, k, vertical=vertical, slash=slash, scale=scale)
+        return stripe_attention(q, k, v, mask, scale=scale)
+
+    return attend
+
+
+METHODS = {f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)}
+
+
+def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Attend]:
+    """The method of each layer index.
+
+    Args:
+        layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
+            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" other layers
+            are dense.
+
+    Raises:
+        ValueError: a key, a method or an option that there is not, a layer that two keys name.
+        TypeError: no mapping.
+    """
+    if isinstance(layers, (str, PathLike)):
+        layers = json.loads(Path(layers).read_text())
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers is a {type(layers).__name__}; a mapping or a path is needed")
+    default, of_layer = dense(), {}
+    for key, value in layers.items():
+        method = _method(key, value)
+        if key == "default":
+            default = method
+            continue
+        found = LAYERS.fullmatch(key)
+        if not found:
+            raise ValueError(f"layers has the key {key!r}; 'default', 'layer 3' or 'layers 8-31'")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise ValueError(f"layers has the key {key!r}, which ends before it begins")
+        for index in range(first, last + 1):
+            if index in of_layer:
+                raise ValueError(f"layers names layer {index} twice, the second time by {key!r}")
+            of_layer[index] = method
+    return lambda index: of_layer.get(index, default)
+
+
+def _method(key: str, value: Mapping) -> Attend:
+    if not isinstance(value, Mapping) or value.get("method") not in METHODS:
+        raise ValueError(
+            f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "
+            + ", ".join(METHODS)
+        )
+    options = {name: given for name, given in value.items() if name != "method"}
+    make = METHODS[value["method"]]
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as problem:
+        raise ValueError(f"layers[{key!r}], {value['method']}: {problem}") from problem
+    return make(**options)
