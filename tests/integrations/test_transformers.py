@@ -193,7 +193,7 @@ def test_methods_that_leave_nothing_out(tmp_path, layers, as_file):
 
 
 def test_each_layer_has_its_own_method(monkeypatch):
-    """Layer 1 alone leaves blocks out; a padded pass is exact."""
+    """Layer 1 alone leaves blocks out, and says where it cannot."""
     seen = []
 
     def watched(q, k, v, mask, **options):
@@ -212,11 +212,28 @@ def test_each_layer_has_its_own_method(monkeypatch):
     assert (found - wanted).abs().max() > 1e-4
     padded = torch.ones_like(tokens)
     padded[0, 200:] = 0
+    with pytest.raises(NotImplementedError, match=r"layer 1 has a sparse method, .* not padding"):
+        run(net, "sparse_by_layer", [], input_ids=tokens, attention_mask=padded)
+    assert len(seen) == 1
+    sparse.register("sparse_by_layer", {"layer 1": {"method": "dense"}})
     inputs = {"input_ids": tokens, "attention_mask": padded}
     found = run(net, "sparse_by_layer", [], **inputs)
     wanted = run(net, "sdpa", [], **inputs)
     torch.testing.assert_close(found[padded.bool()], wanted[padded.bool()], rtol=1e-4, atol=1e-5)
-    assert len(seen) == 1
+
+
+def test_a_static_cache_is_an_error_that_says_so():
+    net = model("llama")
+    net.set_attn_implementation("sparse_fmha")
+    with pytest.raises(NotImplementedError, match=r"cache_implementation='static'"):
+        net.generate(ids(20), max_new_tokens=3, do_sample=False, cache_implementation="static")
+
+
+def test_a_key_twice_in_a_file(tmp_path):
+    path = tmp_path / "methods.json"
+    path.write_text('{"layer 1": {"method": "dense"}, "layer 1": {"method": "dense"}}')
+    with pytest.raises(ValueError, match="has the key 'layer 1' twice in one object"):
+        sparse.register("sparse_by_layer", path)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +250,8 @@ def test_each_layer_has_its_own_method(monkeypatch):
             ValueError,
             "layers names layer 2 twice, the second time by 'layer 2'",
         ),
+        ({"default": {"method": "skip", "threshold": 7}}, ValueError, "threshold is 7; 0 to"),
+        ({"default": {"method": "block_topk", "blocks": 0}}, ValueError, "blocks is 0; at least 1"),
         (3, TypeError, "layers is a int; a mapping or a path is needed"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sparse_fmha import patterns, selection
+from sparse_fmha._pattern_checks import check_int, check_number
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_grid import BlockGrid
 
@@ -19,13 +20,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
 
 
-def dense() -> Attend:
-    """Causal attention over all keys."""
-    return lambda q, k, v, scale: attention(q, k, v, causal=True, scale=scale)
+def dense() -> None:
+    """Nothing is left out; any kind of pass."""
+    return None
 
 
 def skip(threshold: float) -> Attend:
     """Softmax skipping; `calibration.Calibration.threshold_for` finds a threshold."""
+    check_number("threshold", threshold, 0, 1 - 2**-24)
 
     def attend(q, k, v, scale):
         return attention(q, k, v, causal=True, scale=scale, skip_threshold=threshold)
@@ -35,6 +37,7 @@ def skip(threshold: float) -> Attend:
 
 def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Attend:
     """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
+    check_int("blocks", blocks, 1)
 
     def attend(q, k, v, scale):
         grid = BlockGrid.of(q, k, block_q, block_kv, causal=True)
@@ -68,8 +71,8 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Attend:
 METHODS = {f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)}
 
 
-def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Attend]:
-    """The method of each layer index.
+def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Attend | None]:
+    """The method of each layer index; None where it is dense.
 
     Args:
         layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
@@ -81,10 +84,10 @@ def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Att
         TypeError: no mapping.
     """
     if isinstance(layers, (str, PathLike)):
-        layers = json.loads(Path(layers).read_text())
+        layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
     if not isinstance(layers, Mapping):
         raise TypeError(f"layers is a {type(layers).__name__}; a mapping or a path is needed")
-    default, of_layer = dense(), {}
+    default, of_layer = None, {}
     for key, value in layers.items():
         method = _method(key, value)
         if key == "default":
@@ -103,7 +106,16 @@ def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Att
     return lambda index: of_layer.get(index, default)
 
 
-def _method(key: str, value: Mapping) -> Attend:
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object whose keys differ."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the file of layers has the key {key!r} twice in one object")
+    return dict(pairs)
+
+
+def _method(key: str, value: Mapping) -> Attend | None:
     if not isinstance(value, Mapping) or value.get("method") not in METHODS:
         raise ValueError(
             f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "

@@ -47,6 +47,17 @@ class Plan:
     causal: bool = False
     mask: BlockMask | None = field(default=None, repr=False)
 
+    def contiguous(self) -> Plan:
+        """Asked for where transformers makes masks ahead of the model's call, which takes tensors.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{NAME} does not take caches that are compiled (cache_implementation='static'); "
+            "generate with the default cache, or with attn_implementation='sdpa'"
+        )
+
 
 def register(
     name: str = NAME, layers: Mapping[str, Mapping] | str | PathLike | None = None
@@ -59,9 +70,10 @@ def register(
 
     Args:
         name: without "flash" or "/", which transformers reads in its own way.
-        layers: sparse methods by layer, for causal prefill without padding or a window; other
-            passes stay exact, in all layers. `{"default": {"method": "dense"}, "layers 8-31":
-            {"method": "skip", "threshold": 1e-3}}`, or the path of such a JSON file. Methods:
+        layers: sparse methods by layer, for causal prefill without padding or a window; in other
+            passes, but for decoding, such a layer raises NotImplementedError. A dict as
+            `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
+            1e-3}}`, or the path of such a JSON file. Methods:
             dense; skip(threshold); block_topk(blocks, block_q, block_kv); anchor(theta, step,
             block); vertical_slash(vertical, slash).
 
@@ -154,7 +166,8 @@ def attend(
         `[B, Lq, Hq, D]`, and None for the weights, which are never there.
 
     Raises:
-        NotImplementedError: dropout, or an option of the model that is not there, by its name.
+        NotImplementedError: dropout, or an option of the model that is not there, by its name; a
+            layer with a sparse method in another pass than causal prefill.
     """
     for option, what in REFUSED.items():
         if kwargs.get(option) is not None:
@@ -175,8 +188,15 @@ def attend(
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
         attention_mask = Plan(causal=bool(wanted))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    if method_of is not None and attention_mask.causal and q.shape[1] == k.shape[1]:
-        out = method_of(module.layer_idx)(q, k, v, scaling)
+    method = None if method_of is None else method_of(module.layer_idx)
+    if method is not None:
+        if not attention_mask.causal or q.shape[1] != k.shape[1]:
+            raise NotImplementedError(
+                f"layer {module.layer_idx} has a sparse method, which takes causal prefill alone: "
+                "not padding, windows, packed positions, encoders or a prompt behind a cache, nor "
+                "what torch.compile traces with use_cache=False"
+            )
+        out = method(q, k, v, scaling)
     elif attention_mask.mask is not None:
         out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling)
     else:
