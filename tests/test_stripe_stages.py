@@ -67,7 +67,7 @@ def test_every_visible_pair_is_met_once(problem, tile_k, filler):
             for place, _ in places:
                 stream, index = streams[place]
                 assert stream in (0, 1 + consumer)
-                keys, masked = tile.keys(stream, index)
+                keys, masked = tile.keys(stream, index, consumer)
                 assert len(keys) == tile_k
                 for row in range(first, min(first + 64, len_q)):
                     limit = tile.limit(row)
@@ -97,12 +97,12 @@ def test_what_is_not_there_is_absent():
         64, 100, 64, 64, False, 128, 0, [4], [[3, -7, 100, 99, 5]], [3], [[60, -1, 100]]
     )
     assert tile.stages == (3, 0, 0)
-    keys, masked = tile.keys(0, 0)
+    keys, masked = tile.keys(0, 0, 0)
     assert keys[:64] == list(range(60, 124))
     assert min(keys[64:]) >= ABSENT
     assert masked
-    keys, masked = tile.keys(0, 1)
+    keys, masked = tile.keys(0, 1, 0)
     assert min(keys) >= ABSENT
-    keys, masked = tile.keys(0, 2)
+    keys, masked = tile.keys(0, 2, 0)
     assert keys == [3, ABSENT, ABSENT, 99] + [ABSENT] * 124
     assert masked

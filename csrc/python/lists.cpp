@@ -31,7 +31,7 @@ std::vector<std::pair<int32_t, int32_t>> stream_places(Counts const& counts) {
 
 // Of each stage of a consumer: its place among all, and whether it follows one of the other's.
 std::vector<std::pair<int32_t, bool>> consumer_places(Counts const& counts, int32_t consumer) {
-  ListWalk const walk = list_walk(stages_of(counts), consumer);
+  ListWalk const walk = list_walk(stages_of(counts), {}, {}, consumer);
   std::vector<std::pair<int32_t, bool>> places;
   for (int32_t i = 0; i < walk.num_full; ++i) {
     places.emplace_back(walk.position(i), walk.follows_other(i));
@@ -75,12 +75,10 @@ class QueryTileLists {
     // The plan has the tiles before this one as well, which are not looked at.
     ListPlan const plan = {nullptr, merged_.data(), merged_counts_.data(), 0, 0};
     find_streams(params_, plan, 0, 0, q_tile, streams_);
+    stages_ = count_stages(sizes_, streams_);
   }
 
-  Counts stages() const {
-    StreamStages const s = count_stages(sizes_, streams_);
-    return {s.both, s.first, s.second};
-  }
+  Counts stages() const { return {stages_.both, stages_.first, stages_.second}; }
 
   // First keys of the boxes of a stage; 2^30 for a box that is not there.
   std::vector<int32_t> origins(int32_t stream, int32_t stage) const {
@@ -98,12 +96,10 @@ class QueryTileLists {
     std::vector<int32_t> const origin = origins(stream, stage);
     std::vector<uint8_t> bits(128 * 16);  // as the producer lays them out
     uint32_t with_bits = 0;
-    int32_t const first_query = q_tile_ * 128 + (stream == 2 ? 64 : 0);
-    bool masked = false;
+    bool const masked = walk(consumer).is_masked(stage + (stream == 0 ? 0 : stages_.both));
     for (size_t b = 0; b < origin.size(); ++b) {
       ListBox const box = list_box(sizes_, streams_[stream], stage, static_cast<int32_t>(b));
       bool const partial = origin[b] != kAbsent && box.entry < streams_[stream].partials;
-      masked |= partial || reaches_limit(params_, sizes_, origin[b], first_query);
       if (partial) {
         with_bits |= 1u << b;
         uint8_t const* const from =
@@ -127,6 +123,20 @@ class QueryTileLists {
   }
 
  private:
+  // As Lists::look_through() does.
+  WholeStages whole(int32_t stream) const {
+    ListStream const& from = streams_[stream];
+    int32_t const first_query = q_tile_ * 128 + (stream == 2 ? 64 : 0);
+    int32_t i = 0;
+    while (i < from.entries - from.partials && is_whole(params_, from.full[i], first_query)) {
+      ++i;
+    }
+    return whole_stages(sizes_, from, i);
+  }
+  ListWalk walk(int32_t consumer) const {
+    return list_walk(stages_, whole(0), whole(1 + consumer), consumer);
+  }
+
   // As csrc/sm90/list_plan.cu does on the device, for this tile.
   void merge() {
     int32_t const blocks = ceil_div(params_.len_q, 64);
@@ -163,6 +173,7 @@ class QueryTileLists {
   std::vector<int32_t> merged_;
   std::vector<int32_t> merged_counts_;
   ListStream streams_[3] = {};
+  StreamStages stages_ = {};
 };
 
 }  // namespace

@@ -48,30 +48,50 @@ class QueryTileStripes {
   }
 
   std::tuple<int32_t, int32_t, int32_t> stages() const {
-    return {stages_of(sizes_, tile_k_, streams_[0]), stages_of(sizes_, tile_k_, streams_[1]),
-            stages_of(sizes_, tile_k_, streams_[2])};
+    StreamStages const s = stream_stages();
+    return {s.both, s.first, s.second};
   }
 
-  // The key of each row of a stage, 2^30 or more where there is none, and whether it is masked.
-  std::pair<std::vector<int32_t>, bool> keys(int32_t stream, int32_t stage) const {
+  // The key of each row of a stage, 2^30 or more where there is none, and whether a consumer masks
+  // it.
+  std::pair<std::vector<int32_t>, bool> keys(int32_t stream, int32_t stage,
+                                             int32_t consumer) const {
     StripeStream const& from = streams_[stream];
     int32_t const runs = run_stages(sizes_, from);
-    int32_t const limit = Stripe::limit(params_, q_tile_ * 128 + (stream == 2 ? 64 : 0));
+    StreamStages const stages = stream_stages();
+    ListWalk const walk = list_walk(stages, whole(0), whole(1 + consumer), consumer);
     std::vector<int32_t> keys;
-    bool masked = false;
     for (int32_t row = 0; row < tile_k_; ++row) {
       int32_t const box = row >> sizes_.log2_box;
       keys.push_back(stage < runs ? run_origin(params_, sizes_, from, stage, box) +
                                         (row & ((1 << sizes_.log2_box) - 1))
                                   : column_key(params_, from, (stage - runs) * tile_k_ + row));
-      masked |= keys.back() >= limit;
     }
-    return {keys, masked};
+    return {keys, walk.is_masked(stage + (stream == 0 ? 0 : stages.both))};
   }
 
   int32_t limit(int32_t query) const { return Stripe::limit(params_, query); }
 
  private:
+  StreamStages stream_stages() const {
+    auto stages = [&](int i) { return stages_of(sizes_, tile_k_, streams_[i]); };
+    return {stages(0), stages(1), stages(2)};
+  }
+  // As Stripes::look_through() does.
+  WholeStages whole(int32_t stream) const {
+    StripeStream const& from = streams_[stream];
+    int32_t const limit = Stripe::limit(params_, q_tile_ * 128 + (stream == 2 ? 64 : 0));
+    int32_t runs = 0;
+    while (runs < from.num_runs && is_whole_run(params_, from.runs[runs], limit)) {
+      ++runs;
+    }
+    int32_t columns = 0;
+    while (columns < from.num_columns && is_whole_column(from.columns[columns], limit)) {
+      ++columns;
+    }
+    return whole_stages(sizes_, tile_k_, from, runs, columns);
+  }
+
   static std::vector<int32_t> flat(Rows const& rows) {
     std::vector<int32_t> all;
     for (auto const& row : rows) {
@@ -100,6 +120,7 @@ void bind_stripes(py::module_& m) {
            py::arg("causal"), py::arg("tile_k"), py::arg("q_tile"), py::arg("counts"),
            py::arg("columns"), py::arg("range_counts"), py::arg("ranges"))
       .def_property_readonly("stages", &QueryTileStripes::stages)
-      .def("keys", &QueryTileStripes::keys, py::arg("stream"), py::arg("stage"))
+      .def("keys", &QueryTileStripes::keys, py::arg("stream"), py::arg("stage"),
+           py::arg("consumer"))
       .def("limit", &QueryTileStripes::limit, py::arg("query"));
 }

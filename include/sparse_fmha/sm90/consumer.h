@@ -197,7 +197,7 @@ struct Consumer {
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
-      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(box)) {
+      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(walk, 0)) {
         mask.apply(scores, seen);
       }
       if constexpr (Traits::kVotes) {
@@ -223,16 +223,21 @@ struct Consumer {
       wait(smem.ring_v, walk, i, place);
       smem.ring_v.release(place);
     };
-    // Scores of the i-th tile while the weights of the tile before it, if any are at hand, meet
-    // their values. Tells whether there are weights then: the tile may have been left out.
+    RingState<Traits::kStages> previous;
+    // Until the keys of the i-th tile are there.
+    auto reach = [&](int i) {
+      previous = state;
+      state.advance();
+      enter(walk, i);
+      wait(smem.ring_k, walk, i, state);
+    };
+    // Scores of the i-th tile, which has been reached, while the weights of the tile before it, if
+    // any are at hand, meet their values. Tells whether there are weights then: the tile may have
+    // been left out.
     auto step = [&](int i, auto masked, auto has_weights) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
-      RingState<Traits::kStages> const previous = state;
-      state.advance();
-      enter(walk, i);
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      wait(smem.ring_k, walk, i, state);
       [[maybe_unused]] typename Geometry::Box box;
       if constexpr (kMasked) {
         box = geometry.box(walk, i, state);
@@ -250,14 +255,14 @@ struct Consumer {
       }
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked && Traits::kMaskAhead) {
-        if (is_masked(box)) {
+        if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);
         }
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
-      if constexpr (Geometry::kMasksSome && !Traits::kMaskAhead) {
-        if (is_masked(box)) {
+      if constexpr (kMasked && Geometry::kMasksSome && !Traits::kMaskAhead) {
+        if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);  // from the stage: before that is released
         }
       }
@@ -267,7 +272,7 @@ struct Consumer {
         if constexpr (!Geometry::kMasksSome && !Traits::kMaskAhead) {
           seen = mask.look_up(work, box);
         }
-        if (is_masked(box)) {
+        if (is_masked(walk, i)) {
           mask.apply(scores, seen);
         }
       }
@@ -302,6 +307,7 @@ struct Consumer {
     if constexpr (Traits::kVotes) {
       // The values of the tile before are always still to be met or given back.
       auto visit = [&](auto masked) {
+        reach(i);
         has_weights = has_weights ? step(i, masked, true_type{}) : step(i, masked, false_type{});
       };
       CUTE_NO_UNROLL
@@ -328,11 +334,13 @@ struct Consumer {
         if (has_weights) {
           CUTE_NO_UNROLL
           while (i < tiles && has_weights) {
+            reach(i);
             has_weights = step(i++, kRest, true_type{});
           }
         } else {
           CUTE_NO_UNROLL
           while (i < tiles && !has_weights) {
+            reach(i);
             has_weights = step(i++, kRest, false_type{});
           }
         }
@@ -358,8 +366,10 @@ struct Consumer {
             smem.ring_v.release(next);
             state = next;
           } else if (has_weights) {
+            reach(i);
             step(i, true_type{}, true_type{});
           } else {
+            reach(i);
             step(i, true_type{}, false_type{});
             has_weights = true;
           }
@@ -367,12 +377,33 @@ struct Consumer {
       } else {
         CUTE_NO_UNROLL
         for (; i < walk.num_partial; ++i) {
+          reach(i);
           step(i, true_type{}, true_type{});
         }
       }
-      CUTE_NO_UNROLL
-      for (; i < tiles; ++i) {
-        step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
+      if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
+        // The first and the last ones are masked.
+        int masked_end = walk.whole.begin;
+        CUTE_NO_UNROLL
+        while (i < tiles) {
+          CUTE_NO_UNROLL
+          for (; i < masked_end; ++i) {
+            reach(i);
+            step(i, true_type{}, true_type{});
+          }
+          CUTE_NO_UNROLL
+          for (; i < walk.whole.end; ++i) {
+            reach(i);
+            step(i, false_type{}, true_type{});
+          }
+          masked_end = tiles;
+        }
+      } else {
+        CUTE_NO_UNROLL
+        for (; i < tiles; ++i) {
+          reach(i);
+          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
+        }
       }
       if (has_weights) {
         finish_weights(tiles - 1);
@@ -382,9 +413,10 @@ struct Consumer {
   }
 
   // Whether a key tile that may be partial is.
-  static __device__ __forceinline__ bool is_masked(typename Geometry::Box const& box) {
+  template <class Walk>
+  static __device__ __forceinline__ bool is_masked(Walk const& walk, int i) {
     if constexpr (Geometry::kMasksSome) {
-      return box.masked;
+      return walk.is_masked(i);
     } else {
       return true;
     }

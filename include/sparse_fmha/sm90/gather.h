@@ -1,5 +1,5 @@
-// Rows of a tensor, found one by one, into a stage: with asynchronous copies of 16 bytes by a warp,
-// in the layout that a tensor copy would have left.
+// Rows of a tensor, found one by one, into a stage: with asynchronous copies of 16 bytes, in the
+// layout that a tensor copy would have left.
 #pragma once
 
 #include <cutlass/arch/memory_sm80.h>
@@ -26,33 +26,60 @@ constexpr SPARSE_FMHA_HD int swizzled_place(int row, int column, int rows) {
   return column / 64 * rows * 64 + row * 64 + ((column % 64 / 8) ^ (row % 8)) * 8 + column % 8;
 }
 
-// Row r of the stage is token `keys[r]`. The whole warp calls this; eight lanes copy 128 bytes of a
-// row together. Each lane arrives once at the barrier when its copies have
-// landed.
-template <int kHeadDim, int kRows, class Element>
-__device__ __forceinline__ void gather_rows(RowSource const& from, int32_t batch, int32_t head,
-                                            int32_t const* keys, Element* destination,
-                                            FullBarrier& barrier) {
-  constexpr int kChunk = 8;  // elements of a copy
-  static_assert(sizeof(Element) == 2, "copies of 16 bytes are 8 elements");
-  int const lane = threadIdx.x % 32;
-  int const chunk = lane % 8;
-  auto const* const base = static_cast<Element const*>(from.data) + batch * from.batch_stride +
-                           head * from.head_stride + chunk * kChunk;
-#pragma unroll 4
-  for (int i = 0; i < kRows / 4; ++i) {
-    int const r = i * 4 + lane / 8;
-    int32_t const key = keys[r];
-    bool const there = key < from.length;
-    auto const* const row = base + (there ? key : 0) * from.token_stride;  // not read if not there
-    Element* const to = destination + swizzled_place(r, chunk * kChunk, kRows);
+inline constexpr uint32_t kNoRow = 0xffffffff;
+
+// What a lane gathers of rows: 16 bytes of each fourth one, and of those the same in each part of
+// 64 columns.
+template <int kHeadDim, class Element>
+class RowGather {
+ public:
+  __device__ __forceinline__ RowGather(RowSource const& from, int32_t batch, int32_t head)
+      : from_(static_cast<Element const*>(from.data) + batch * from.batch_stride +
+              head * from.head_stride + chunk() * kChunk),
+        stride_(static_cast<uint32_t>(from.token_stride / kChunk)),
+        columns_(from.head_dim - chunk() * kChunk),
+        length_(from.length) {}
+
+  // Of a token: where its row begins, in chunks of 16 bytes; kNoRow where there is none.
+  __device__ __forceinline__ uint32_t row_of(int32_t token) const {
+    return token < length_ ? static_cast<uint32_t>(token) * stride_ : kNoRow;
+  }
+
+  // Rows [first, first + 32) of a stage of kTileRows, by a whole warp: lane i has row_of() of row
+  // first + i.
+  template <int kTileRows>
+  __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
+    static_assert(kTileRows % 32 == 0 && sizeof(Element) == 2, "8 elements are 16 bytes");
+    int const four = threadIdx.x % 32 / 8;  // of four rows that are copied together
+    // The swizzle repeats after eight rows: two copies.
+    Element* const even = stage + swizzled_place(first + four, chunk() * kChunk, kTileRows);
+    Element* const odd = stage + swizzled_place(first + 4 + four, chunk() * kChunk, kTileRows);
     CUTE_UNROLL
-    for (int d = 0; d < kHeadDim; d += 64) {
-      bool const in_row = there && d + chunk * kChunk < from.head_dim;
-      cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(to + d * kRows,
-                                                                               row + d, in_row);
+    for (int i = 0; i < 8; ++i) {
+      uint32_t const start = __shfl_sync(0xffffffff, row, i * 4 + four);
+      bool const there = start != kNoRow;
+      Element const* const source = from_ + uint64_t(there ? start : 0) * kChunk;
+      Element* const to = (i % 2 == 0 ? even : odd) + i / 2 * 8 * 64;
+      CUTE_UNROLL
+      for (int d = 0; d < kHeadDim; d += 64) {
+        cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
+            to + d * kTileRows, source + d, there && d < columns_);
+      }
     }
   }
+
+ private:
+  static constexpr int kChunk = 8;  // elements of a copy
+  static __device__ __forceinline__ int chunk() { return threadIdx.x % 8; }
+
+  Element const* from_;
+  uint32_t stride_;
+  int32_t columns_;  // of the head from the lane's first one on; those beyond are zero
+  int32_t length_;
+};
+
+// For each lane, once: the barrier is told when the copies so far have landed.
+__device__ __forceinline__ void arrive_when_gathered(FullBarrier& barrier) {
   cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<uint64_t*>(&barrier));
 }
 

@@ -44,6 +44,7 @@ struct Grid {
   static constexpr bool kSkips = true;  // consumers skip the key tiles that needs() denies
   static constexpr bool kWarpLoads = false;
   static constexpr bool kGathers = false;
+  static constexpr int kGatherWarps = 0;
   static constexpr bool kPassesOver = false;
   static constexpr bool kMasksSome = false;
 
@@ -143,8 +144,7 @@ struct Grid {
     return {work.num_partial, work.num_full};
   }
 
-  __device__ __forceinline__ Source source(Work const& work, Box const& box,
-                                           RingState<Traits::kStages> const& /*place*/) const {
+  __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
     if (box.extra) {
       return {-1, work.head_kv, {box.origin[2], 0, params.geometry.first_batch + work.tile.batch}};
     }
@@ -154,9 +154,6 @@ struct Grid {
                                          Work const& work, int warpgroup) const {
     auto const from = source(work, part(work, warpgroup), work.tile.head);
     load(params.geometry.q[from.map], barrier, destination, Traits::kTileQ, from, kReadOnce);
-  }
-  __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/) const {
-    return Traits::kBytesK;
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {

@@ -8,8 +8,12 @@
 
 namespace sparse_fmha::sm90 {
 
+// The producer's warpgroup, the consumers', and one that gathers rows where that is needed.
+template <class Traits, class Geometry>
+inline constexpr int kBlockThreads = Traits::kThreads + 32 * Geometry::kGatherWarps;
+
 template <class Traits, class Geometry, class Mechanism>
-__global__ void __launch_bounds__(Traits::kThreads, 1)
+__global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
   auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
@@ -19,8 +23,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     for (auto& ring : smem.ring_q) {
       ring.init(4);
     }
-    // Where rows are gathered each lane arrives, and one of them also for tensor copies.
-    constexpr int kProducers = Geometry::kGathers ? 33 : 1;
+    // Each lane that gathers arrives, and one for tensor copies. Half of the warps are for keys.
+    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps / 2 : 1;
+    constexpr int kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);
     smem.ring_k.init(Traits::kConsumerWarps, kProducers);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);
     smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
@@ -29,15 +34,31 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   geometry.init();
   __syncthreads();
 
-  // Gathering takes registers, from each of two consumers.
+  // The warpgroup that gathers takes registers from both consumers, and so does looking up its
+  // rows.
+  constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
   constexpr int kMoved = Geometry::kGathers ? 8 : 0;
+  constexpr int kProducerRegisters = Traits::kProducerRegisters + 2 * kMoved;
+  constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved - (kMoreWarps ? 16 : 0);
+  using Producers = Producer<Traits, Geometry, Mechanism>;
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters + 2 * kMoved>();
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    Producer<Traits, Geometry, Mechanism> producer{params, smem, geometry};
+    Producers producer{params, smem, geometry};
     if (warp == 0) {
-      producer.run_keys();
+      if constexpr (Geometry::kWarpLoads) {
+        producer.template run_boxes<false>();
+      } else {
+        producer.run_keys();
+      }
+    } else if (Geometry::kWarpLoads && warp == 3) {
+      static_assert(!Geometry::kWarpLoads || Traits::kConsumers == 2, "a warp is left for values");
+      if constexpr (Geometry::kWarpLoads) {
+        producer.template run_boxes<true>();
+      }
+    } else if (warp == 1 && Geometry::kWarpLoads) {
+      producer.run_work();
     } else if (threadIdx.x % 32 == 0) {
       if (warp == 1) {
         producer.run_work();
@@ -45,8 +66,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
         producer.run_queries(warp - 1);
       }
     }
+  } else if (kMoreWarps && warpgroup > Traits::kConsumers) {
+    if constexpr (kMoreWarps) {
+      cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+      int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0);
+      Producers{params, smem, geometry}.run_rows(warp);
+    }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters - kMoved>();
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, warpgroup - 1, {}}.run();
   }
 }

@@ -45,7 +45,7 @@ KernelRow kernel_row(char const* name) {
   row.info.tile_q = TileQ;
   row.info.tile_k = TileK;
   row.info.stages = Stages;
-  row.info.threads = Traits::kThreads;
+  row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);
   if constexpr (Mechanism::kOnGrid) {
     row.launch = &launch_grid<Traits, Mechanism>;

@@ -18,6 +18,11 @@ void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
     return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   };
   auto rows = [&](TensorView const& view) {
+    // A row's place is counted in 16 bytes.
+    if (int64_t{sparsity.len_kv} * view.axis_stride[kGridAxes - 1] / 8 >= UINT32_MAX) {
+      throw std::runtime_error(
+          "sparse_fmha: the keys of one head span more than 64 GB, too much for stripes");
+    }
     return RowSource{view.data,        view.batch_stride, view.axis_stride[kGridAxes - 1],
                      view.head_stride, p.head_dim,        sparsity.len_kv};
   };

@@ -59,8 +59,8 @@ SPARSE_FMHA_HD void find_streams(BlockSparse::Params const& p, ListPlan const& p
     int64_t const row = lists + q_tile;
     streams[0] =
         list_stream(p, row, p.full.indices + row * p.full.width, BlockSparse::count(p.full, row));
-    streams[1].entries = 0;
-    streams[2].entries = 0;
+    streams[1] = {};
+    streams[2] = {};
     return;
   }
   int64_t const row = lists + 2 * q_tile;
@@ -74,7 +74,7 @@ SPARSE_FMHA_HD void find_streams(BlockSparse::Params const& p, ListPlan const& p
   if ((2 * q_tile + 1) * 64 < p.len_q) {
     streams[2] = list_stream(p, row + 1, full, counts[2]);
   } else {
-    streams[2].entries = 0;
+    streams[2] = {};
   }
 }
 
@@ -116,10 +116,22 @@ SPARSE_FMHA_HD int32_t box_origin(BlockSparse::Params const& p, BoxSizes const& 
   return there ? box.block * p.block_kv + (box.part << sizes.log2_box) : kAbsent;
 }
 
-// Whether some row, of which `first_query` is the first, might not see all of a box without bits.
-SPARSE_FMHA_HD bool reaches_limit(BlockSparse::Params const& p, BoxSizes const& sizes,
-                                  int32_t origin, int32_t first_query) {
-  return origin + (1 << sizes.log2_box) > BlockSparse::limit(p, first_query);
+// Whether all rows from `first_query` on see all of a key block without bits.
+SPARSE_FMHA_HD bool is_whole(BlockSparse::Params const& p, int32_t block, int32_t first_query) {
+  return block >= 0 && block < BlockSparse::limit(p, first_query) / p.block_kv;
+}
+
+// Of a stream without the boxes from `boxes` on, which of the first `masked` ones on are whole.
+SPARSE_FMHA_HD WholeStages whole_stages(int32_t log2_boxes, int32_t masked, int32_t boxes) {
+  int32_t const begin = (masked + (1 << log2_boxes) - 1) >> log2_boxes;
+  int32_t const end = boxes >> log2_boxes;
+  return {begin, end > begin ? end : begin};
+}
+// `first_masked`: of the full blocks, the first one that is not whole, or how many there are.
+SPARSE_FMHA_HD WholeStages whole_stages(BoxSizes const& sizes, ListStream const& stream,
+                                        int32_t first_masked) {
+  return whole_stages(sizes.log2_boxes, stream.partials << sizes.log2_split,
+                      (stream.partials + first_masked) << sizes.log2_split);
 }
 
 // The first n of 32 columns, for any n.

@@ -34,14 +34,22 @@ SPARSE_FMHA_HD StreamPlace stream_place(StreamStages const& stages, int32_t i) {
   return {stages.first > paired ? 1 : 2, rest - paired};
 }
 
+// Of the stages of a stream those that every row sees all of: [begin, end).
+struct WholeStages {
+  int32_t begin;
+  int32_t end;
+};
+
 // The stages of one consumer.
 struct ListWalk {
-  static constexpr int32_t num_partial = 0;  // each stage says itself whether it is to be masked
+  static constexpr int32_t num_partial = 0;  // is_masked() says which ones are
   int32_t num_full;
+  WholeStages whole;
   int32_t both;
   int32_t others;  // stages of the other consumer alone
   int32_t consumer;
 
+  SPARSE_FMHA_HD bool is_masked(int32_t i) const { return i < whole.begin || i >= whole.end; }
   // Place of the consumer's i-th stage among all stages of the query tile.
   SPARSE_FMHA_HD int32_t position(int32_t i) const {
     return i < both ? i : i + min_int(i - both + consumer, others);
@@ -53,10 +61,18 @@ struct ListWalk {
   }
 };
 
-SPARSE_FMHA_HD ListWalk list_walk(StreamStages const& stages, int32_t consumer) {
-  int32_t const own = consumer == 0 ? stages.first : stages.second;
+// `whole`: of the stages for both, and of the consumer's own. What lies between masked stages may
+// be masked, too.
+SPARSE_FMHA_HD ListWalk list_walk(StreamStages const& stages, WholeStages both, WholeStages own,
+                                  int32_t consumer) {
+  int32_t const num_own = consumer == 0 ? stages.first : stages.second;
   int32_t const others = consumer == 0 ? stages.second : stages.first;
-  return {stages.both + own, stages.both, others, consumer};
+  WholeStages whole = both;
+  if (num_own > 0) {
+    bool const joined = both.end == stages.both && own.begin == 0;
+    whole = {joined ? both.begin : stages.both + own.begin, stages.both + own.end};
+  }
+  return {stages.both + num_own, whole, stages.both, others, consumer};
 }
 
 }  // namespace sparse_fmha::sm90

@@ -11,6 +11,7 @@
 #include "sparse_fmha/sm90/copy.h"
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/list_stages.h"
+#include "sparse_fmha/sm90/look_through.h"
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/rows.h"
 #include "sparse_fmha/sm90/smem.h"
@@ -40,8 +41,9 @@ struct Lists {
   static constexpr bool kSkips = false;
   static constexpr bool kWarpLoads = true;  // the lanes of the producer's warp copy a box each
   static constexpr bool kGathers = false;
+  static constexpr int kGatherWarps = 0;
   static constexpr bool kPassesOver = true;  // consumers have stages of their own
-  static constexpr bool kMasksSome = true;   // each stage says whether it is to be masked
+  static constexpr bool kMasksSome = true;   // the walk says which stages are masked
 
   struct Work {
     WorkTile tile;
@@ -49,16 +51,16 @@ struct Lists {
     int32_t q_tile;
     int32_t streams;  // which of the shared ones
     StreamStages stages;
+    WholeStages whole[3];  // of each stream
   };
   struct Stage {
-    int32_t masked;
     uint32_t with_bits;         // which boxes have a bitmask
     int32_t origin[kMaxBoxes];  // the first token of each box
   };
   struct Shared {
     alignas(128) uint8_t bits[Traits::kStages][kBitsBytes];
-    Stage stages[Traits::kStages];
-    ListStream streams[2][3];  // of this work and the next
+    Stage stages[2 * Traits::kStages];  // written while the stages before are in use
+    ListStream streams[2][3];           // of this work and the next
   };
   // One lane's box of a stage, as the producer sees it.
   struct Source {
@@ -69,11 +71,10 @@ struct Lists {
   struct StageBox {
     Source source;
     uint8_t const* bits;  // nullptr: none
-    bool masked;          // whether any lane's is
   };
-  struct Box {  // and as the consumers do
-    bool masked;
-    int32_t place;
+  struct Box {      // and as the consumers do
+    int32_t place;  // of what is published
+    int32_t stage;
   };
 
   KernelParams<Lists, Mechanism> const& params;
@@ -96,6 +97,23 @@ struct Lists {
     auto& streams = shared.streams[state.phase];
     find_streams(params.sparsity, g.plan, tile.batch, tile.head, work.q_tile, streams);
     work.stages = count_stages(g.sizes, streams);
+  }
+
+  // For the whole warp that hands out query tiles: which of the stages no row needs a mask for.
+  __device__ __forceinline__ void look_through(Work& work, RingState<1> const& state) const {
+    auto const& sizes = params.geometry.sizes;
+    CUTE_UNROLL
+    for (int n = 0; n < 3; ++n) {
+      ListStream const& stream = shared.streams[state.phase][n];
+      int32_t const first_query = first_token(work, n == 2 ? 1 : 0);
+      int32_t const fulls = stream.entries - stream.partials;
+      int32_t const first_masked = first_of_warp(fulls, [&](int32_t i) {
+        return !is_whole(params.sparsity, stream.full[i], first_query);
+      });
+      if (threadIdx.x % 32 == 0) {
+        work.whole[n] = whole_stages(sizes, stream, first_masked);
+      }
+    }
   }
 
   // The stages of a query tile one after another. A stage's list entries are read while the one
@@ -133,7 +151,8 @@ struct Lists {
     return work.stages.total();
   }
   __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
-    return list_walk(work.stages, warpgroup);
+    return list_walk(work.stages, work.whole[0], warpgroup == 0 ? work.whole[1] : work.whole[2],
+                     warpgroup);
   }
 
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
@@ -141,8 +160,7 @@ struct Lists {
     load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
                                first_token(work, warpgroup), work.tile.head, work.tile.batch);
   }
-  __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box,
-                                           RingState<Traits::kStages> const& /*place*/) const {
+  __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
     return box.source;
   }
   __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/) const {
@@ -157,38 +175,39 @@ struct Lists {
     load(params.geometry.v, barrier, destination, source);
   }
 
-  // For the whole warp: what consumers have to know of the stage, and its bitmasks. Returns how
-  // many bytes of these come to the barrier.
-  __device__ __forceinline__ uint32_t publish(StageBox const& box,
-                                              RingState<Traits::kStages> const& place,
-                                              FullBarrier& barrier) const {
-    auto const& s = params.sparsity;
-    Stage& stage = shared.stages[place.index];
+  static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
+    return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  // For the whole warp: what consumers have to know of the stage.
+  __device__ __forceinline__ void publish(StageBox const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    Stage& stage = shared.stages[published_place(place)];
     uint32_t const lane = threadIdx.x % 32;
     uint32_t const with_bits = __ballot_sync(0xffffffff, box.bits != nullptr);
-    uint32_t const bytes = BlockSparse::bits_bytes(s);
     if (copies()) {
       stage.origin[lane] = box.source.origin;
     }
     if (lane == 0) {
-      stage.masked = box.masked;
       stage.with_bits = with_bits;
     }
+    __syncwarp();
+    compiler_fence();
+  }
+  // For the whole warp: the stage's bitmasks. Returns how many bytes come to the barrier.
+  __device__ __forceinline__ uint32_t copy_bits(StageBox const& box,
+                                                RingState<Traits::kStages> const& place,
+                                                FullBarrier& barrier) const {
+    uint32_t const lane = threadIdx.x % 32;
+    uint32_t const bytes = BlockSparse::bits_bytes(params.sparsity);
     if (box.bits != nullptr) {
       cute::SM90_BULK_COPY_G2S::copy(box.bits, reinterpret_cast<uint64_t*>(&barrier),
                                      shared.bits[place.index] + lane * bytes, bytes);
     }
-    __syncwarp();
-    compiler_fence();
-    return __popc(with_bits) * bytes;
+    return __popc(__ballot_sync(0xffffffff, box.bits != nullptr)) * bytes;
   }
-  // Consumers read this before they release the stage.
   __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
                                      RingState<Traits::kStages> const& place) const {
-    compiler_fence();
-    bool const masked = shared.stages[place.index].masked;
-    __syncwarp();  // one lane releases the stage for all
-    return {masked, place.index};
+    return {published_place(place), place.index};
   }
 
   class Mask {
@@ -205,6 +224,7 @@ struct Lists {
     using Seen = ColumnBits<Traits::kTileK>;
     __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
       auto const& s = lists_.params.sparsity;
+      compiler_fence();
       Stage const& stage = lists_.shared.stages[box.place];
       int32_t const row = AccumulatorPosition().row + (s.block_q == 128 ? 64 * warpgroup_ : 0);
       Seen seen;
@@ -214,7 +234,7 @@ struct Lists {
         for (int r = 0; r < kRowsPerThread; ++r) {
           seen.set(r, word,
                    seen_columns(s, lists_.params.geometry.sizes, stage.origin, stage.with_bits,
-                                lists_.shared.bits[box.place], row + 8 * r, limit_[r], word));
+                                lists_.shared.bits[box.stage], row + 8 * r, limit_[r], word));
         }
       }
       __syncwarp();  // one lane releases the stage for all
@@ -255,16 +275,13 @@ struct Lists {
   }
   __device__ __forceinline__ StageBox box_of(Work const& work, int32_t stream,
                                              ListBox const& box) const {
-    auto const& s = params.sparsity;
-    auto const& sizes = params.geometry.sizes;
-    Source const source = {copies() ? box_origin(s, sizes, box) : kAbsent, work.head_kv,
-                           work.tile.batch};
+    int32_t const origin =
+        copies() ? box_origin(params.sparsity, params.geometry.sizes, box) : kAbsent;
     ListStream const& from = shared.streams[work.streams][stream];
-    bool const partial = source.origin != kAbsent && box.entry < from.partials;
-    int32_t const first_query = first_token(work, stream == 2 ? 1 : 0);
-    bool const masked = partial || reaches_limit(s, sizes, source.origin, first_query);
-    return {source, partial ? from.bits + int64_t(box.entry) * BlockSparse::bits_bytes(s) : nullptr,
-            __any_sync(0xffffffff, copies() && masked) != 0};
+    bool const partial = origin != kAbsent && box.entry < from.partials;
+    return {{origin, work.head_kv, work.tile.batch},
+            partial ? from.bits + int64_t(box.entry) * BlockSparse::bits_bytes(params.sparsity)
+                    : nullptr};
   }
   __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
                                        Element* destination, Source const& source) const {

@@ -14,7 +14,10 @@ struct Producer {
   using Storage = SharedStorage<Traits, Geometry>;
   using Work = typename Geometry::Work;
   static constexpr int kStages = Traits::kStages;
-  static constexpr int kThreads = 32 + Traits::kConsumers - 1;  // that read the work slot
+  // That read the work slot.
+  static constexpr int kKeyWarps = Geometry::kWarpLoads ? 2 : 1;
+  static constexpr int kThreads =
+      32 * (kKeyWarps + Geometry::kGatherWarps) + Traits::kConsumers - 1;
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
@@ -34,22 +37,103 @@ struct Producer {
     }
   }
 
-  // For one thread: hands out the query tiles and loads the first consumer's queries.
+  // For a whole warp, where its lanes copy a box of a stage each: loads the keys, or the values.
+  template <bool kValues>
+  __device__ __forceinline__ void run_boxes() {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    bool const leads = threadIdx.x % 32 == 0;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto boxes = geometry.boxes(work);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        // Nothing that takes time stands between a stage that is free and its copy.
+        auto const box = boxes.next(i);
+        auto const source = geometry.source(work, box);
+        uint32_t bytes = geometry.copied_bytes(source);
+        auto& ring = kValues ? smem.ring_v : smem.ring_k;
+        auto& full = ring.full[state.index];
+        if constexpr (!kValues) {
+          geometry.publish(box, state);
+        }
+        ring.acquire(state);
+        if constexpr (!kValues) {
+          bytes += geometry.copy_bits(box, state, full);
+        }
+        if (leads) {
+          ring.expect(state, bytes);
+        }
+        if constexpr (kValues) {
+          geometry.load_v(full, stage_of(smem.v, state), source);
+        } else {
+          geometry.load_k(full, stage_of(smem.k, state), source);
+        }
+        state.advance();
+      }
+      state_work.advance();
+    }
+  }
+
+  // For a whole warp, where rows are gathered: its half of the rows, of the keys or of the values.
+  __device__ __forceinline__ void run_rows(int warp) {
+    bool const values = warp % 2 != 0;
+    auto& ring = values ? smem.ring_v : smem.ring_k;
+    auto* const stages = values ? smem.v : smem.k;
+    RingState<kStages> state;
+    RingState<1> state_work;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto rows = geometry.rows(work, values, warp / 2);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < rows.count; ++i) {
+        auto const keys = rows.next(i);
+        ring.acquire(state);
+        rows.gather(keys, stage_of(stages, state), ring.full[state.index]);
+        state.advance();
+      }
+      state_work.advance();
+    }
+  }
+
+  // For one thread: hands out the query tiles and loads the first consumer's queries. Where there
+  // are lists to look through, for its warp.
   __device__ __forceinline__ void run_work() {
     RingState<1> state;
     int32_t index = blockIdx.x;
+    bool const leads = threadIdx.x % 32 == 0;
     while (true) {
       smem.work.put(state, [&](Work& work) {
-        geometry.prepare(work, params.scheduler.decode(index), state);
+        if (leads) {
+          geometry.prepare(work, params.scheduler.decode(index), state);
+        }
+        if constexpr (Geometry::kWarpLoads) {
+          __syncwarp();
+          if (work.tile.batch >= 0) {
+            geometry.look_through(work, state);
+          }
+          __syncwarp();
+        }
       });
       Work const& work = smem.work.work;  // stays there: this thread has few registers
       if (work.tile.batch < 0) {
         return;
       }
-      load_queries(work, 0, state);
-      // Now, when this query tile begins: a block that takes its next one earlier than it must
-      // leaves others idle at the end.
-      index = params.scheduler.take();
+      if (leads) {
+        load_queries(work, 0, state);
+        // Now, when this query tile begins: a block that takes its next one earlier than it must
+        // leaves others idle at the end.
+        index = params.scheduler.take();
+      }
+      if constexpr (Geometry::kWarpLoads) {
+        __syncwarp();  // nobody prepares the next one before all have read this one
+      }
       state.advance();
     }
   }
@@ -88,17 +172,11 @@ struct Producer {
       if (i < boxes.count) {
         // Nothing that takes time stands between a stage that is free and its copy.
         auto const box = boxes.next(i);
-        source = geometry.source(work, box, state);
+        source = geometry.source(work, box);
         smem.ring_k.acquire(state);
         auto& full = smem.ring_k.full[state.index];
-        auto* const destination = smem.k + state.index * Storage::kTileElements;
-        if constexpr (Geometry::kWarpLoads) {
-          uint32_t const bytes = geometry.copied_bytes(source) + geometry.publish(box, state, full);
-          if (leads) {
-            smem.ring_k.expect(state, bytes);
-          }
-          geometry.load_k(full, destination, source);
-        } else if (leads) {
+        auto* const destination = stage_of(smem.k, state);
+        if (leads) {
           geometry.publish(box, state);
           smem.ring_k.expect(state, Traits::kBytesK);
           geometry.load_k(full, destination, source);
@@ -107,11 +185,9 @@ struct Producer {
       if (i > 0) {
         smem.ring_v.acquire(previous);
         if (leads) {
-          smem.ring_v.expect(previous, geometry.copied_bytes(previous_source));
-        }
-        if (Geometry::kWarpLoads || leads) {
-          geometry.load_v(smem.ring_v.full[previous.index],
-                          smem.v + previous.index * Storage::kTileElements, previous_source);
+          smem.ring_v.expect(previous, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[previous.index], stage_of(smem.v, previous),
+                          previous_source);
         }
       }
       previous = state;
@@ -119,6 +195,12 @@ struct Producer {
         state.advance();
       }
     }
+  }
+
+  template <class Element>
+  static __device__ __forceinline__ Element* stage_of(Element* stages,
+                                                      RingState<kStages> const& place) {
+    return stages + place.index * Storage::kTileElements;
   }
 };
 

@@ -66,7 +66,7 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
              "raising the shared-memory limit");
   int const blocks =
       std::min(params.scheduler.num_tiles, device_attribute(cudaDevAttrMultiProcessorCount));
-  kernel<<<blocks, Traits::kThreads, kSmemBytes, stream>>>(params);
+  kernel<<<blocks, kBlockThreads<Traits, Geometry>, kSmemBytes, stream>>>(params);
   check_cuda(cudaGetLastError(), "launching the attention kernel");
 }
 

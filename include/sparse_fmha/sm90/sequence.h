@@ -2,10 +2,11 @@
 //
 // A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
 // from and to global memory, and how the elements of a partial tile are masked. Its names are those
-// that the producer and the consumer use: kSkips (with needs), kWarpLoads, kGathers, kPassesOver,
-// kMasksSome, Params, Shared, Work, Box, Source, Mask, init, prepare, boxes, tiles_loaded,
-// part_walk, source, copied_bytes, load_q, load_k, load_v, publish, box, has_row, store_out,
-// store_lse.
+// that the producer and the consumer use: kSkips (with needs), kWarpLoads, kGathers, kGatherWarps,
+// kPassesOver, kMasksSome, Params, Shared, Work, Box, Source, Mask, init, prepare, boxes,
+// tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, has_row, store_out,
+// store_lse; with kWarpLoads also look_through, copied_bytes and copy_bits, and with kGatherWarps
+// rows.
 #pragma once
 
 #include "sparse_fmha/sm90/copy.h"
@@ -44,9 +45,11 @@ struct Sequence {
 
   static constexpr bool kSkips = false;      // whether needs() is to be asked
   static constexpr bool kWarpLoads = false;  // whether the whole warp is to call publish and load_*
-  static constexpr bool kGathers = false;    // whether every lane of the producer's warp arrives
+  static constexpr bool kGathers = false;    // whether rows are copied one by one
+  static constexpr int kGatherWarps = 0;     // that copy rows one by one
   static constexpr bool kPassesOver = false;  // whether some stages are for one consumer alone
-  static constexpr bool kMasksSome = false;   // whether stages say themselves if they are masked
+  static constexpr bool kMasksSome =
+      false;  // whether the walk says which stages are masked (is_masked)
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;
@@ -83,12 +86,8 @@ struct Sequence {
     load(params.geometry.q, barrier, destination, Traits::kTileQ, first_token(work, warpgroup),
          work.tile.head, work.tile.batch, kReadOnce);
   }
-  __device__ __forceinline__ Source source(Work const& work, Box const& box,
-                                           RingState<Traits::kStages> const& /*place*/) const {
+  __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
     return {box[2], work.head_kv, work.tile.batch};
-  }
-  __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/) const {
-    return Traits::kBytesK;
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {

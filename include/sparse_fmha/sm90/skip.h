@@ -10,7 +10,7 @@ namespace sparse_fmha::sm90 {
 
 // Whether any thread of a warpgroup says yes; all 128 call this.
 __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {
-  constexpr int kFirstBarrier = 6;  // after the epilogues'
+  constexpr int kFirstBarrier = 1;  // as the hardware counts; CUTLASS's begin at 8
   uint32_t any;
   asm volatile(
       "{\n"

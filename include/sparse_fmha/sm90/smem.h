@@ -77,7 +77,9 @@ struct WorkSlot {
     compiler_fence();
     fill(work);
     compiler_fence();
-    ring.full[0].arrive();
+    if (threadIdx.x % 32 == 0) {
+      ring.full[0].arrive();
+    }
   }
   __device__ __forceinline__ Work get(RingState<1> const& state) {
     ring.wait(state);

@@ -50,6 +50,21 @@ SPARSE_FMHA_HD int32_t stages_of(BoxSizes const& sizes, int32_t tile_k,
   return run_stages(sizes, stream) + ceil_div(stream.num_columns, tile_k);
 }
 
+// Whether rows that see keys up to `limit` and more see all of a run, or a column.
+SPARSE_FMHA_HD bool is_whole_run(Stripe::Params const& p, int32_t start, int32_t limit) {
+  return start >= 0 && start <= limit - p.range_size;
+}
+SPARSE_FMHA_HD bool is_whole_column(int32_t key, int32_t limit) { return key >= 0 && key < limit; }
+
+// `runs`, `columns`: how many of each, from the first on, all rows see all of.
+SPARSE_FMHA_HD WholeStages whole_stages(BoxSizes const& sizes, int32_t tile_k,
+                                        StripeStream const& stream, int32_t runs, int32_t columns) {
+  int32_t const stages = run_stages(sizes, stream);
+  bool const masks_runs =
+      runs < stream.num_runs || stages << sizes.log2_boxes != stream.num_runs << sizes.log2_split;
+  return {masks_runs ? stages : 0, stages + columns / tile_k};
+}
+
 // First key of a box of runs; kAbsent where there is none.
 SPARSE_FMHA_HD int32_t run_origin(Stripe::Params const& p, BoxSizes const& sizes,
                                   StripeStream const& stream, int32_t stage, int32_t box) {

@@ -1,14 +1,16 @@
 // Tokens on one axis, whose keys are named by lists in device memory, one by one and in runs.
 //
-// A stage holds runs, which lanes of the producer's warp copy as boxes, or single keys, which the
-// warp gathers. Consumers of different groups of queries have streams of stages of their own, as in
-// lists.h. The names are explained in sequence.h.
+// A stage holds runs, which lanes of the producer's warps copy as boxes, or single keys, whose rows
+// four more warps gather; for large heads, whose consumers need the registers, the producer's.
+// Consumers of different groups of queries have streams of stages of their
+// own, as in lists.h. The names are explained in sequence.h.
 #pragma once
 
 #include "sparse_fmha/sm90/bit_mask.h"
 #include "sparse_fmha/sm90/copy.h"
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/gather.h"
+#include "sparse_fmha/sm90/look_through.h"
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/rows.h"
 #include "sparse_fmha/sm90/smem.h"
@@ -21,7 +23,10 @@ template <class Traits, class Mechanism>
 struct Stripes {
   using Element = typename Traits::Element;
   static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
-  static constexpr int32_t kGathered = -1;            // no first key of a run
+  static constexpr bool kGathers = true;
+  static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
+  static constexpr int kPartRows = Traits::kTileK / 2;  // that one of them gathers
+  static constexpr int32_t kGathered = -1;              // no first key of a run, or no row
 
   struct Params {
     CUtensorMap q;    // (D, Lq, Hq, B)
@@ -41,7 +46,6 @@ struct Stripes {
                 "rows are gathered into the layout that tensor copies leave");
   static constexpr bool kSkips = false;
   static constexpr bool kWarpLoads = true;
-  static constexpr bool kGathers = true;
   static constexpr bool kPassesOver = true;
   static constexpr bool kMasksSome = true;
 
@@ -50,29 +54,27 @@ struct Stripes {
     int32_t head_kv;
     int32_t streams;  // which of the shared ones
     StreamStages stages;
+    WholeStages whole[3];  // of each stream
   };
   struct Stage {
-    int32_t masked;
     alignas(8) int32_t keys[Traits::kTileK];  // of each row; kAbsent: of none
   };
   struct Shared {
-    Stage stages[Traits::kStages];
-    StripeStream streams[2][3];  // of this work and the next
+    Stage stages[2 * Traits::kStages];  // written while the stages before are in use
+    StripeStream streams[2][3];         // of this work and the next
   };
   struct Source {
-    int32_t place;   // of the stage, whose keys stay there until its values have been loaded
     int32_t origin;  // of the lane's box of a run; kGathered where there are single keys
     int32_t head;
     int32_t batch;
+    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // these, where the producer's warps gather
   };
   // One lane's part of a stage, as the producer sees it.
   struct StageBox {
     int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...
     int32_t origin;
-    bool masked;  // whether any lane's is
   };
   struct Box {  // and as the consumers do
-    bool masked;
     int32_t place;
   };
 
@@ -97,6 +99,24 @@ struct Stripes {
     work.stages = {stages(0), stages(1), stages(2)};
   }
 
+  // For the whole warp that hands out query tiles: which of the stages no row needs a mask for.
+  __device__ __forceinline__ void look_through(Work& work, RingState<1> const& state) const {
+    auto const& s = params.sparsity;
+    CUTE_UNROLL
+    for (int n = 0; n < 3; ++n) {
+      StripeStream const& stream = shared.streams[state.phase][n];
+      int32_t const limit = Stripe::limit(s, first_token(work, n == 2 ? 1 : 0));
+      int32_t const runs = first_of_warp(
+          stream.num_runs, [&](int32_t i) { return !is_whole_run(s, stream.runs[i], limit); });
+      int32_t const columns = first_of_warp(stream.num_columns, [&](int32_t i) {
+        return !is_whole_column(stream.columns[i], limit);
+      });
+      if (threadIdx.x % 32 == 0) {
+        work.whole[n] = whole_stages(params.geometry.sizes, Traits::kTileK, stream, runs, columns);
+      }
+    }
+  }
+
   // The stages of a query tile one after another. A stage's list entries are read while the one
   // before it is copied.
   class Boxes {
@@ -107,7 +127,7 @@ struct Stripes {
       fetch(0);
     }
     __device__ __forceinline__ StageBox next(int i) {
-      StageBox const box = stripes_.complete(work_, stream_, found_);
+      StageBox const box = stripes_.with_keys(found_);
       fetch(i + 1);
       return box;
     }
@@ -116,13 +136,11 @@ struct Stripes {
     __device__ __forceinline__ void fetch(int i) {
       if (i < count) {
         StreamPlace const place = stream_place(work_.stages, i);
-        stream_ = place.stream;
         stripes_.find(stripes_.shared.streams[work_.streams][place.stream], place.index, found_);
       }
     }
     Stripes const& stripes_;
-    Work const work_;
-    int32_t stream_ = 0;
+    Work const& work_;
     StageBox found_{};
   };
   __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
@@ -130,7 +148,8 @@ struct Stripes {
     return work.stages.total();
   }
   __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
-    return list_walk(work.stages, warpgroup);
+    return list_walk(work.stages, work.whole[0], warpgroup == 0 ? work.whole[1] : work.whole[2],
+                     warpgroup);
   }
 
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
@@ -138,9 +157,15 @@ struct Stripes {
     load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
                                first_token(work, warpgroup), work.tile.head, work.tile.batch);
   }
-  __device__ __forceinline__ Source source(Work const& work, StageBox const& box,
-                                           RingState<Traits::kStages> const& place) const {
-    return {place.index, box.origin, work.head_kv, work.tile.batch};
+  __device__ __forceinline__ Source source(Work const& work, StageBox const& box) const {
+    Source source{box.origin, work.head_kv, work.tile.batch, {}};
+    if constexpr (kGatherWarps == 0) {
+      CUTE_UNROLL
+      for (int w = 0; w < kWords; ++w) {
+        source.keys[w] = box.keys[w];
+      }
+    }
+    return source;
   }
   // Bytes that tensor copies bring.
   __device__ __forceinline__ uint32_t copied_bytes(Source const& source) const {
@@ -155,30 +180,93 @@ struct Stripes {
     load(params.geometry.v, params.geometry.v_rows, barrier, destination, source);
   }
 
-  // For the whole warp: what consumers have to know of the stage.
-  __device__ __forceinline__ uint32_t publish(StageBox const& box,
-                                              RingState<Traits::kStages> const& place,
-                                              FullBarrier& /*barrier*/) const {
-    Stage& stage = shared.stages[place.index];
-    uint32_t const lane = threadIdx.x % 32;
-    if (lane == 0) {
-      stage.masked = box.masked;
+  // The rows of the stages of a query tile, for one of the warps that gather: lane i has the keys
+  // of its rows i, i + 32, ..., which are read while those of the stage before it are gathered.
+  class Rows {
+   public:
+    struct Keys {
+      int32_t of[kPartRows / 32];
+    };
+    int const count;
+    __device__ __forceinline__ Rows(Stripes const& stripes, Work const& work, bool values, int part)
+        : count(work.stages.total()),
+          stripes_(stripes),
+          work_(work),
+          from_(values ? stripes.params.geometry.v_rows : stripes.params.geometry.k_rows,
+                work.tile.batch, work.head_kv),
+          part_(part) {
+      fetch(0);
     }
+    __device__ __forceinline__ Keys next(int i) {
+      Keys const keys = keys_;
+      fetch(i + 1);
+      return keys;
+    }
+    // Each lane arrives once, also for stages that tensor copies fill.
+    __device__ __forceinline__ void gather(Keys const& keys, Element* destination,
+                                           FullBarrier& barrier) const {
+      if (__any_sync(0xffffffff, keys.of[0] == kGathered)) {
+        barrier.arrive();
+        return;
+      }
+      CUTE_UNROLL
+      for (int n = 0; n < kPartRows / 32; ++n) {
+        from_.template gather<Traits::kTileK>(from_.row_of(keys.of[n]), part_ * kPartRows + n * 32,
+                                              destination);
+      }
+      arrive_when_gathered(barrier);
+    }
+
+   private:
+    __device__ __forceinline__ void fetch(int i) {
+      if (i >= count) {
+        return;
+      }
+      StreamPlace const place = stream_place(work_.stages, i);
+      auto const& stream = stripes_.shared.streams[work_.streams][place.stream];
+      int32_t const stage = place.index - run_stages(stripes_.params.geometry.sizes, stream);
+      CUTE_UNROLL
+      for (int n = 0; n < kPartRows / 32; ++n) {
+        int32_t const row = part_ * kPartRows + n * 32 + threadIdx.x % 32;
+        keys_.of[n] =
+            stage < 0 ? kGathered
+                      : column_key(stripes_.params.sparsity, stream, stage * Traits::kTileK + row);
+      }
+    }
+    Stripes const& stripes_;
+    Work const& work_;
+    RowGather<Traits::kHeadDim, Element> const from_;
+    int const part_;
+    Keys keys_;
+  };
+  __device__ __forceinline__ Rows rows(Work const& work, bool values, int part) const {
+    return {*this, work, values, part};
+  }
+
+  static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
+    return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  // For the whole warp: what consumers have to know of the stage.
+  __device__ __forceinline__ void publish(StageBox const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    Stage& stage = shared.stages[published_place(place)];
+    uint32_t const lane = threadIdx.x % 32;
     CUTE_UNROLL
     for (int w = 0; w < kWords; ++w) {
       stage.keys[w * 32 + lane] = box.keys[w];
     }
     __syncwarp();
     compiler_fence();
+  }
+  // There are no bitmasks.
+  __device__ __forceinline__ uint32_t copy_bits(StageBox const& /*box*/,
+                                                RingState<Traits::kStages> const& /*place*/,
+                                                FullBarrier& /*barrier*/) const {
     return 0;
   }
-  // Consumers read this before they release the stage.
   __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
                                      RingState<Traits::kStages> const& place) const {
-    compiler_fence();
-    bool const masked = shared.stages[place.index].masked;
-    __syncwarp();  // one lane releases the stage for all
-    return {masked, place.index};
+    return {published_place(place)};
   }
 
   class Mask {
@@ -194,6 +282,7 @@ struct Stripes {
     }
     using Seen = ColumnBits<Traits::kTileK>;
     __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+      compiler_fence();
       Stage const& stage = stripes_.shared.stages[box.place];
       int const first = AccumulatorPosition().column;
       Seen seen;
@@ -267,39 +356,39 @@ struct Stripes {
       found.keys[w] = column_key(params.sparsity, stream, i);
     }
   }
-  // With the keys of runs, and whether there is a mask.
-  __device__ __forceinline__ StageBox complete(Work const& work, int32_t stream,
-                                               StageBox box) const {
+  // With the keys of runs.
+  __device__ __forceinline__ StageBox with_keys(StageBox box) const {
     int32_t const log2_box = params.geometry.sizes.log2_box;
-    int32_t const limit = Stripe::limit(params.sparsity, first_token(work, stream == 2 ? 1 : 0));
-    int32_t last = -1;
-    CUTE_UNROLL
-    for (int w = 0; w < kWords; ++w) {
-      if (box.origin != kGathered) {
+    if (box.origin != kGathered) {
+      CUTE_UNROLL
+      for (int w = 0; w < kWords; ++w) {
         int32_t const row = w * 32 + threadIdx.x % 32;
         int32_t const origin = __shfl_sync(0xffffffff, box.origin, row >> log2_box);
         box.keys[w] = origin + (row & ((1 << log2_box) - 1));
       }
-      last = max(last, box.keys[w]);
     }
-    box.masked = __any_sync(0xffffffff, last >= limit) != 0;
     return box;
   }
-  // Each lane arrives once, besides the one that expects the bytes of tensor copies.
   __device__ __forceinline__ void load(CUtensorMap const& map, RowSource const& rows,
                                        FullBarrier& barrier, Element* destination,
                                        Source const& source) const {
-    if (source.origin == kGathered) {
-      gather_rows<Traits::kHeadDim, Traits::kTileK>(
-          rows, source.batch, source.head, shared.stages[source.place].keys, destination, barrier);
-      return;
+    if constexpr (kGatherWarps == 0) {
+      if (source.origin == kGathered) {
+        RowGather<Traits::kHeadDim, Element> const from(rows, source.batch, source.head);
+        CUTE_UNROLL
+        for (int w = 0; w < kWords; ++w) {
+          from.template gather<Traits::kTileK>(from.row_of(source.keys[w]), w * 32, destination);
+        }
+        arrive_when_gathered(barrier);
+        return;
+      }
+      barrier.arrive();
     }
-    if (copies()) {
+    if (source.origin != kGathered && copies()) {
       int const row = (threadIdx.x % 32) << params.geometry.sizes.log2_box;
       load_box<Traits::kHeadDim>(map, barrier, destination + row * 64, Traits::kTileK, kReadByMany,
                                  source.origin, source.head, source.batch);
     }
-    barrier.arrive();
   }
 };
 
