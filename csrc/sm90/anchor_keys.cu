@@ -111,8 +111,9 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   __syncthreads();
   // Warps that no rows are left for share those of the others and take different keys.
   int const num_rows = heads * grid.step;
-  int const warps_of_rows = num_rows <= 16 ? 1 : num_rows <= 32 ? 2 : 4;
-  int const warp_row = warp % warps_of_rows * kWarpRows;
+  int const log2_sharers = num_rows <= 16 ? 2 : num_rows <= 32 ? 1 : 0;
+  int const first_word = warp % (1 << log2_sharers);
+  int const warp_row = (warp >> log2_sharers) * kWarpRows;
   MmaRows<kDim> rows[2];
   rows[0].load(tiles, warp_row);
   rows[1].load(tiles + kRows * kDim, warp_row);
@@ -122,13 +123,11 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   auto const* const keys =
       static_cast<Element const*>(p.k.data) + batch * p.k.batch_stride + head_kv * p.k.head_stride;
   int32_t const num_tiles = ceil_div(end - first_candidate, kTileKeys);
+  int64_t const k_stride = p.k.axis_stride[kGridAxes - 1];
   auto copy_tile = [&](int32_t t) {
     int32_t const first = grid.block + first_candidate + t * kTileKeys;
-    copy_rows<kDim, kTileKeys>(
-        tiles + t % 2 * kTileKeys * kDim, p.head_dim, p.k.data, [&](int row) -> Element const* {
-          int32_t const key = first + row;
-          return key < grid.length ? keys + key * p.k.axis_stride[kGridAxes - 1] : nullptr;
-        });
+    copy_rows<kDim, kTileKeys>(tiles + t % 2 * kTileKeys * kDim, keys + first * k_stride, k_stride,
+                               grid.length - first, p.head_dim);
     cutlass::arch::cp_async_fence();
   };
   // A head keeps what any of its blocks keeps.
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
     if (t > 0) {
       store(t - 1);
     }
-    for (int word = warp / warps_of_rows; word < kWords; word += kMmaWarps / warps_of_rows) {
+    for (int word = first_word; word < kWords; word += 1 << log2_sharers) {
       MmaScores scores;
       multiply(rows, tiles + t % 2 * kTileKeys * kDim, word * 32, scores);
       uint32_t kept[2] = {0, 0};  // of rows g and g + 8; key 8n + 2t + i is bit 8n + i for now

@@ -28,6 +28,24 @@ __device__ __forceinline__ Element const* row_of(TensorView const& t, int32_t ba
          token * t.axis_stride[kGridAxes - 1] + head * t.head_stride;
 }
 
+// Takes out the scores with keys behind the query; the first key is `ahead` tokens behind the first
+// query.
+__device__ __forceinline__ void mask_later(MmaScores& scores, int32_t ahead) {
+  int const lane = threadIdx.x % 32;
+#pragma unroll
+  for (int set = 0; set < 2; ++set) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        int32_t const key = ahead + 8 * n + lane % 4 * 2 + r % 2;
+        int32_t const query = 16 * set + r / 2 * 8 + lane / 4;
+        scores[set][n][r] = key > query ? -INFINITY : scores[set][n][r];
+      }
+    }
+  }
+}
+
 template <class Element, int kDim>
 __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
     anchor_means_kernel(AnchorMeans const p) {
@@ -52,19 +70,25 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   int32_t const rows_here = min_int(kRows, group * grid.block - first_row);
   int32_t const first_token = block * grid.block;
 
-  copy_rows<kDim, kRows>(tiles, p.head_dim, p.q.data, [&](int row) -> Element const* {
-    int32_t const token = first_token + row % grid.block;
-    return row < rows_here && token < grid.length
-               ? row_of<Element>(p.q, batch, token, first_head + row / grid.block)
-               : nullptr;
-  });
+  // 64 rows are of one head.
+  int64_t const q_stride = p.q.axis_stride[kGridAxes - 1];
+  for (int half = 0; half < kRows; half += kRows / 2) {
+    int32_t const token = first_token + half % grid.block;
+    int32_t const there = half < rows_here ? grid.length - token : 0;
+    copy_rows<kDim, kRows / 2>(
+        tiles + half * kDim,
+        there > 0 ? row_of<Element>(p.q, batch, token, first_head + half / grid.block)
+                  : static_cast<Element const*>(p.q.data),
+        q_stride, there, p.head_dim);
+  }
   cutlass::arch::cp_async_fence();
   cutlass::arch::cp_async_wait<0>();
   __syncthreads();
-  // Where there are 64 rows alone, two warps share them and take different keys.
-  int const warps_of_rows = rows_here / kWarpRows;
-  int const warp_row = warp % warps_of_rows * kWarpRows;
-  int const part = warp / warps_of_rows;
+  // Where there are 64 rows alone, two warps share them and take keys by turns.
+  bool const shares_rows = rows_here < kRows;
+  int const warp_row = (shares_rows ? warp % 2 : warp) * kWarpRows;
+  int const part = shares_rows ? warp / 2 : 0;
+  int const chunk_step = shares_rows ? 64 : 32;
   MmaRows<kDim> rows[2];
   for (int set = 0; set < 2; ++set) {
     rows[set].load(tiles, warp_row + 16 * set);
@@ -75,13 +99,12 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   __syncthreads();
 
   auto const* const keys = row_of<Element>(p.k, batch, 0, head_kv);
+  int64_t const k_stride = p.k.axis_stride[kGridAxes - 1];
   auto copy_tile = [&](int32_t t) {
-    int32_t const first = grid.anchor_tile(block, t);
-    copy_rows<kDim, kKeys>(
-        tiles + t % 2 * kKeys * kDim, p.head_dim, p.k.data, [&](int row) -> Element const* {
-          int32_t const key = first + row;
-          return key < grid.length ? keys + key * p.k.axis_stride[kGridAxes - 1] : nullptr;
-        });
+    int32_t const first = grid.anchor_tile(block, t);  // a last block may end before its last tile
+    copy_rows<kDim, kKeys>(tiles + t % 2 * kKeys * kDim,
+                           keys + min_int(first, grid.length - 1) * k_stride, k_stride,
+                           grid.length - first, p.head_dim);
     cutlass::arch::cp_async_fence();
   };
   float top[2][2];  // of rows g and g + 8 of each set
@@ -97,27 +120,23 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
     if (t + 1 < num_tiles) {
       copy_tile(t + 1);
     }
-    for (int chunk = part * 32; chunk < kKeys; chunk += kMmaWarps / warps_of_rows * 32) {
+    for (int chunk = part * 32; chunk < kKeys; chunk += chunk_step) {
       int32_t const first_key = grid.anchor_tile(block, t) + chunk;
       if (first_key >= warp_token + kWarpRows) {
         continue;  // behind all queries of the warp
       }
       MmaScores scores;
       multiply(rows, tiles + t % 2 * kKeys * kDim, chunk, scores);
-      bool const masked = first_key + 31 > warp_token;
+      if (first_key + 31 > warp_token) {
+        mask_later(scores, first_key - warp_token);
+      }
 #pragma unroll
       for (int set = 0; set < 2; ++set) {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            float score = scores[set][n][r];
-            if (masked) {
-              int32_t const key = first_key + 8 * n + lane % 4 * 2 + r % 2;
-              int32_t const token = warp_token + 16 * set + r / 2 * 8 + lane / 4;
-              score = key > token ? -INFINITY : score;
-            }
-            top[set][r / 2] = larger(top[set][r / 2], score);
+            top[set][r / 2] = larger(top[set][r / 2], scores[set][n][r]);
           }
         }
       }
@@ -143,8 +162,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
     float sum = 0;
     for (int row = lane; row < num_tokens; row += 32) {
       float const one = tops[0][warp * grid.block + row];
-      bool const shared_rows = warps_of_rows < kMmaWarps;
-      sum += shared_rows ? larger(one, tops[1][warp * grid.block + row]) : one;
+      sum += shares_rows ? larger(one, tops[1][warp * grid.block + row]) : one;
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {

@@ -30,24 +30,26 @@ constexpr SPARSE_FMHA_HD int chunk_place(int row, int chunk) {
   return row * kDim + (chunk ^ (row % 8)) * 8;
 }
 
-// Row r of `to` is what source(r) points at, zeros where that is nullptr and in the columns from
+// Row r of `to` is what from + r * stride points at, zeros from row `count` and in the columns from
 // `head_dim` on. All threads of the block take part; the copies are left under way.
-template <int kDim, int kRows, class Element, class Source>
-__device__ __forceinline__ void copy_rows(Element* to, int32_t head_dim, void const* somewhere,
-                                          Source source) {
+template <int kDim, int kRows, class Element>
+__device__ __forceinline__ void copy_rows(Element* to, Element const* from, int64_t stride,
+                                          int32_t count, int32_t head_dim) {
   constexpr int kChunks = kDim / 8;
   constexpr int kRowsAtOnce = kMmaThreads / kChunks;
   static_assert(sizeof(Element) == 2 && kRows % kRowsAtOnce == 0, "whole passes of 16-byte chunks");
   int const chunk = threadIdx.x % kChunks;
-  bool const in_row = chunk * 8 < head_dim;
-#pragma unroll 4
+  int const first = threadIdx.x / kChunks;
+  int32_t const last = chunk * 8 < head_dim ? count : 0;
+  Element const* row = from + first * stride + chunk * 8;
+#pragma unroll
   for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
-    int const row = i * kRowsAtOnce + static_cast<int>(threadIdx.x) / kChunks;
-    Element const* const from = source(row);
-    bool const there = in_row && from != nullptr;
+    int const r = first + i * kRowsAtOnce;
+    bool const there = r < last;
     // Where nothing is there nothing is read, but an address is asked for all the same.
     cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
-        to + chunk_place<kDim>(row, chunk), there ? from + chunk * 8 : somewhere, there);
+        to + chunk_place<kDim>(r, chunk), there ? row : from, there);
+    row += kRowsAtOnce * stride;
   }
 }
 
