@@ -191,6 +191,12 @@ def test_nan_keeps_nothing(randn):
     case = 700, 64, 2, 1, 1, 16
     q, k = drawn(randn, case)
     expected = OPS.anchor_means(q, k, 64, 2, 0.25)
+    k_with_nan = k.clone()
+    k_with_nan[:, 130] = torch.nan  # its own superblock alone sees it, and other keys after it
+    found = OPS.anchor_means(q, k_with_nan, 64, 2, 0.25)
+    assert found[..., 2:4].isnan().all()
+    found[..., 2:4] = expected[..., 2:4]
+    assert found.equal(expected)
     q[:, 300] = torch.nan
     found = OPS.anchor_means(q, k, 64, 2, 0.25)
     assert found[..., 4].isnan().all()

@@ -155,6 +155,12 @@ def test_layouts(make_qkv, layout):
 def test_nan_has_no_anchor(make_qkv):
     q, k = drawn(make_qkv, CASES[0], 64, torch.bfloat16)
     expected = OPS.anchor_means(q, k, 64, 2, 0.2)
+    k_with_nan = k.clone()
+    k_with_nan[:, 130] = torch.nan  # its own superblock alone sees it, and other keys after it
+    found = OPS.anchor_means(q, k_with_nan, 64, 2, 0.2)
+    assert found[..., 2:4].isnan().all()
+    found[..., 2:4] = expected[..., 2:4]
+    assert found.equal(expected)
     q[:, 300] = torch.nan
     found = OPS.anchor_means(q, k, 64, 2, 0.2)
     assert found[..., 4].isnan().all()
