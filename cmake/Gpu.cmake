@@ -121,6 +121,8 @@ KernelRow @name@() {
     endforeach()
     file(GLOB helpers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/${wanted}/*.cu")
     add_kernel_objects(${core} ${target_arch} ${sources} ${helpers})
+    string(TOUPPER "SPARSE_FMHA_HAS_${wanted}" has)
+    target_compile_definitions(${core} PRIVATE ${has})
   endforeach()
   file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/kernel_rows.inc" CONTENT "${rows}" @ONLY)
   set(GPU_KERNELS "${kernels}" PARENT_SCOPE)

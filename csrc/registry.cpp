@@ -5,6 +5,9 @@
 #include <stdexcept>
 
 #include "sparse_fmha/cpu/rows.h"
+#ifdef SPARSE_FMHA_HAS_SM90
+#include "sparse_fmha/sm90/anchor.h"
+#endif
 
 namespace sparse_fmha {
 
@@ -61,6 +64,17 @@ KernelRow const& find_kernel(KernelKey const& request) {
     message << "\n  " << row.info.name << " (head_dim <= " << row.info.key.head_dim << ")";
   }
   throw std::runtime_error(message.str());
+}
+
+AnchorKernels anchor_kernels(Arch arch) {
+  if (arch == Arch::kCpu) {
+    return cpu_anchor_kernels();
+  }
+#ifdef SPARSE_FMHA_HAS_SM90
+  return sm90::anchor_kernels();
+#else
+  throw std::runtime_error("sparse_fmha: this build has no GPU kernels");
+#endif
 }
 
 std::string to_string(KernelKey const& key) {

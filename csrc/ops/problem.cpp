@@ -13,8 +13,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 
-DataType data_type(Tensor const& q) {
-  switch (q.scalar_type()) {
+DataType data_type(char const* name, Tensor const& t) {
+  switch (t.scalar_type()) {
     case ScalarType::Half:
       return DataType::kFloat16;
     case ScalarType::BFloat16:
@@ -26,8 +26,8 @@ DataType data_type(Tensor const& q) {
     default:
       break;
   }
-  require(false, "q has a dtype other than float16, bfloat16, float32 and float64: ",
-          toString(q.scalar_type()));
+  require(false, name, " has a dtype other than float16, bfloat16, float32 and float64: ",
+          toString(t.scalar_type()));
   return {};
 }
 
@@ -68,6 +68,11 @@ void check_layout(char const* name, Tensor const& t) {
   }
 }
 
+void check_head_dim(char const* name, int64_t dim) {
+  require(dim >= 8 && dim <= 256 && dim % 8 == 0, name, " has head dim ", dim,
+          "; multiples of 8 from 8 to 256 are allowed");
+}
+
 int32_t narrow(char const* name, Tensor const& t, int64_t dim) {
   require(t.size(dim) <= INT32_MAX, name, " has ", t.size(dim), " entries in dimension ", dim,
           "; at most 2^31 - 1 are allowed");
@@ -88,6 +93,15 @@ Coord grid_of(char const* name, Tensor const& t) {
 }
 
 }  // namespace
+
+DataType check_operand(char const* name, Tensor const& t, int64_t rank) {
+  require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank, " dimensions are needed");
+  require(t.is_cpu() || t.is_cuda(), name, " is on a device that is neither cpu nor cuda");
+  DataType const dtype = data_type(name, t);
+  check_head_dim(name, t.size(rank - 1));
+  check_layout(name, t);
+  return dtype;
+}
 
 TensorView view(Tensor const& t) {
   int64_t const axes = t.dim() - 3;
@@ -123,7 +137,7 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
   }
   require(q.is_cpu() || q.is_cuda(), "q is on a device that is neither cpu nor cuda");
   FmhaProblem p;
-  p.dtype = data_type(q);
+  p.dtype = data_type("q", q);
   for (auto const& [name, t] : operands) {
     check_like_q(name, t, q);
     require(t.size(0) == q.size(0), name, " has batch ", t.size(0), ", q has ", q.size(0));
@@ -134,8 +148,7 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
   require(shape_of(k) == shape_of(v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
           "; they must be the same");
   int64_t const dim = q.size(rank - 1);
-  require(dim >= 8 && dim <= 256 && dim % 8 == 0, "q has head dim ", dim,
-          "; multiples of 8 from 8 to 256 are allowed");
+  check_head_dim("q", dim);
   int64_t const heads_q = q.size(heads);
   int64_t const heads_kv = k.size(heads);
   require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,

@@ -21,6 +21,11 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
 void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
                       std::optional<Tensor> const& extra_v);
 
+// What any operand that kernels read in its own dtype must be: a dtype that is computed with, a
+// device that there is, `rank` dimensions, a head dim that is allowed, and a layout that can be
+// read.
+DataType check_operand(char const* name, Tensor const& t, int64_t rank);
+
 // Address and strides of a [B, *L, H, D] tensor.
 TensorView view(Tensor const& tensor);
 

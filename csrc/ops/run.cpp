@@ -2,16 +2,13 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "check.h"
-#include "sparse_fmha/registry.h"
 #include "stream.h"
 
 namespace sparse_fmha {
@@ -19,7 +16,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// PyTorch's own thread pool.
 class TorchThreads : public ParallelFor {
  public:
   int num_threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
@@ -29,31 +25,12 @@ class TorchThreads : public ParallelFor {
   }
 };
 
-Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
-}
-
 std::vector<int64_t> sizes_of(Tensor const& t) {
   std::vector<int64_t> sizes(t.dim());
   for (int64_t d = 0; d < t.dim(); ++d) {
     sizes[d] = t.size(d);
   }
   return sizes;
-}
-
-Arch arch_of(Tensor const& q) {
-  if (q.is_cpu()) {
-    return Arch::kCpu;
-  }
-  auto const& table = kernel_table();
-  bool const any = std::any_of(table.begin(), table.end(), [](KernelRow const& row) {
-    return row.info.key.arch == Arch::kSm90;
-  });
-  require(
-      any,
-      "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is found, "
-      "with SPARSE_FMHA_ARCHS=90a, or move the tensors to the CPU");
-  return Arch::kSm90;
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
@@ -83,6 +60,30 @@ void check_threshold(Tensor const& threshold, Tensor const& q) {
 }
 
 }  // namespace
+
+Arch arch_of(Tensor const& q) {
+  if (q.is_cpu()) {
+    return Arch::kCpu;
+  }
+  auto const& table = kernel_table();
+  bool const any = std::any_of(table.begin(), table.end(), [](KernelRow const& row) {
+    return row.info.key.arch == Arch::kSm90;
+  });
+  require(
+      any,
+      "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is found, "
+      "with SPARSE_FMHA_ARCHS=90a, or move the tensors to the CPU");
+  return Arch::kSm90;
+}
+
+ParallelFor const& torch_threads() {
+  static TorchThreads const threads;
+  return threads;
+}
+
+Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+}
 
 std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor const& q,
                                                 Tensor const& threshold) {
@@ -118,7 +119,6 @@ std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
   problem.lse = static_cast<float*>(lse.data_ptr());
 
   ExecutionContext context;
-  TorchThreads const threads;
   std::optional<Tensor> workspace;
   if (q.is_cuda()) {
     auto const bytes = static_cast<int64_t>(kernel.workspace_bytes(problem));
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
     context.workspace = workspace->data_ptr();
     context.stream = current_cuda_stream(q.get_device_index());
   } else {
-    context.parallel = &threads;
+    context.parallel = &torch_threads();
   }
   kernel.launch(problem, context);
   return {out, lse};

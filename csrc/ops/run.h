@@ -1,12 +1,25 @@
 // From a described problem to its outputs.
 #pragma once
 
+#include <torch/headeronly/core/ScalarType.h>
+
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "problem.h"
+#include "sparse_fmha/registry.h"
 
 namespace sparse_fmha {
+
+// Which kernels take tensors on q's device; throws where this build has none.
+Arch arch_of(Tensor const& q);
+
+// PyTorch's own thread pool.
+ParallelFor const& torch_threads();
+
+Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
+                  torch::headeronly::ScalarType dtype);
 
 // Allocates out like q and lse [B, *L, Hq] fp32, and runs the kernel that the registry has for the
 // problem on q's device and its current stream.

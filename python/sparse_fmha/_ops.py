@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _library
+from sparse_fmha._block_lists import ceil_div
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
 THRESHOLD = 3  # place of the threshold among the arguments of the ops that skip
@@ -25,6 +26,39 @@ def _outputs_and_tiles(q: Tensor, *args: object, **kwargs: object) -> tuple[Tens
     """Also the tiles visited and skipped, `[B, Hq, 2]`."""
     tiles = q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64)
     return *_outputs(q, *args, **kwargs), tiles
+
+
+def _anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:
+    """`[B, Hq, blocks]` in fp32."""
+    shape = (q.shape[0], q.shape[2], ceil_div(q.shape[1], block))
+    return q.new_empty(shape, dtype=torch.float32)
+
+
+def _anchor_keys(
+    q_mean: Tensor, k: Tensor, least: Tensor, block: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Bits `[B, Hq, superblocks, words]` and counts, as int32."""
+    superblocks = ceil_div(q_mean.shape[2], step)
+    words = anchor_words(q_mean.shape[2], block, step)
+    shape = (*q_mean.shape[:2], superblocks)
+    return k.new_empty((*shape, words), dtype=torch.int32), k.new_empty(shape, dtype=torch.int32)
+
+
+def _anchor_columns(bits: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """Columns `[B, Hq, superblocks, width]` and counts."""
+    return bits.new_empty((*bits.shape[:3], width)), bits.new_empty(bits.shape[:3])
+
+
+def anchor_words(blocks: int, block: int, step: int) -> int:
+    """32-bit words with a bit for each candidate of the last superblock of `anchor_keys`."""
+    return max(0, (ceil_div(blocks, step) - 1) * step - 2) * block // 32
+
+
+ANCHOR_OPS = {
+    "anchor_means": _anchor_means,
+    "anchor_keys": _anchor_keys,
+    "anchor_columns": _anchor_columns,
+}
 
 
 def _backward_of(name: str):
@@ -72,3 +106,6 @@ def register() -> None:
         torch.library.register_autograd(f"sparse_fmha::{name}", _backward_of(name))
         for device, key in AUTOCAST_KEYS.items():
             _library_of_casts.impl(name, _autocast_of(name, device, skips), key)
+    for name, fake in ANCHOR_OPS.items():
+        torch.library.register_fake(f"sparse_fmha::{name}", fake)
+    torch.library.register_autograd("sparse_fmha::anchor_means", _backward_of("anchor_means"))

@@ -1,9 +1,9 @@
-// What rows.cpp calls of the code that is compiled once per instruction set.
+// What rows.cpp and anchor.cpp call of the code that is compiled once per instruction set.
 #pragma once
 
 #include <cstddef>
 
-#include "sparse_fmha/params.h"
+#include "sparse_fmha/anchor.h"
 
 namespace sparse_fmha::cpu {
 
@@ -15,16 +15,29 @@ struct IsaKernel {
                  void* scratch);
 };
 
+struct AnchorIsa {
+  // Bytes of scratch memory, aligned to 64, that a thread needs.
+  size_t (*means_scratch)(AnchorMeans const&);
+  size_t (*keys_scratch)(AnchorKeys const&);
+  // One block of queries: item = (batch * heads_q + head) * blocks + block.
+  void (*means)(AnchorMeans const&, int64_t item, void* scratch);
+  // One superblock: item = (batch * heads_q + head) * superblocks + superblock.
+  void (*keys)(AnchorKeys const&, int64_t item, void* scratch);
+};
+
 // `mechanism` is the index in Sparsity; `params` above are that mechanism's Params. With `skips` a
 // query tile is a group of 64 rows (groups.h).
 namespace baseline {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-}
+AnchorIsa anchor(DataType dtype);
+}  // namespace baseline
 namespace avx2 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-}
+AnchorIsa anchor(DataType dtype);
+}  // namespace avx2
 namespace avx512 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-}
+AnchorIsa anchor(DataType dtype);
+}  // namespace avx512
 
 }  // namespace sparse_fmha::cpu

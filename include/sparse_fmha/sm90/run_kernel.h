@@ -5,29 +5,11 @@
 #include <cmath>
 #include <string>
 
-#include "sparse_fmha/host/check.h"
+#include "sparse_fmha/host/device.h"
 #include "sparse_fmha/registry.h"
 #include "sparse_fmha/sm90/kernel.h"
 
 namespace sparse_fmha::sm90 {
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-inline void check_compute_capability() {
-  int const major = device_attribute(cudaDevAttrComputeCapabilityMajor);
-  int const minor = device_attribute(cudaDevAttrComputeCapabilityMinor);
-  if (major != 9 || minor != 0) {
-    throw std::runtime_error("sparse_fmha: the GPU has compute capability " +
-                             std::to_string(major) + "." + std::to_string(minor) +
-                             "; the compiled kernels need 9.0");
-  }
-}
 
 // Heads go in equal groups of at most `largest`.
 inline Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t q_tiles, int32_t largest,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _block_lists, _checks
+from sparse_fmha._ops import anchor_words
+from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
-from sparse_fmha.selection import SLICE, without_autocast
+from sparse_fmha.selection import pool_blocks, without_autocast
 from sparse_fmha.stripe_mask import StripeMask
 
 BLOCKS = (64, 128)
@@ -66,8 +68,9 @@ def anchor_attention(
 
     Besides the outputs of both parts, lists take 4 bytes for each superblock, head and entry: with
     superblocks of 2048, four query heads to a key head, bf16 and D = 128, lists of 1310 keys are
-    2% of K and V at any length. Finding the keys holds the scores of one block with its anchor
-    keys, then `SLICE` scores of means.
+    2% of K and V at any length. Finding the keys holds no scores, but the mean of each block's
+    queries in fp32, at blocks of 128 1.6% of q, and a bit for each superblock, head and token,
+    which at 128k tokens are 3% of q and grow with the length.
 
     Raises:
         ValueError: lengths of q and k differ, a number out of range; else as `attention`.
@@ -81,6 +84,8 @@ def anchor_attention(
         raise ValueError(f"block is {block}; allowed are: {', '.join(map(str, BLOCKS))}")
     if not 1 <= step <= 2048 // block:
         raise ValueError(f"step is {step}; 1 to {2048 // block} blocks of {block} are allowed")
+    if width is not None:
+        width = check_int("width", width)
     theta = _checks.finite("theta", theta)
     scale = _checks.finite("scale", scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -115,63 +120,18 @@ def distant_keys(
 ) -> tuple[Tensor, Tensor]:
     """The keys that are kept: int32 columns `[B, Hq, superblocks, width]` and their counts.
 
-    Ascending, by a running count, so that what is kept has one order. Without `width` it waits for
-    the device at each superblock.
+    Ascending, -1 behind the count. Without `width` it waits for the device, once.
     """
-    batch, length, heads, _ = q.shape
-    size = step * block
-    columns, counts = [], []
+    blocks = _block_lists.ceil_div(q.shape[1], block)
+    candidates = 32 * anchor_words(blocks, block, step)  # of the last superblock
+    if not candidates or not q.numel():
+        shape = (q.shape[0], q.shape[2], _block_lists.ceil_div(blocks, step))
+        counts = torch.zeros(shape, dtype=torch.int32, device=q.device)
+        return counts.new_empty(*shape, 0), counts
+    ops = torch.ops.sparse_fmha
     with torch.no_grad(), without_autocast(q.device):
-        for first in range(0, length, size):
-            kept = _kept(q, k, theta, slice(first, min(first + size, length)), block, scale)
-            room = width
-            if room is None:
-                room = int(kept.sum(-1).max()) if kept.numel() else 0
-            count, keys = _block_lists.list_blocks(kept, room)
-            counts.append(count)
-            columns.append(torch.where(keys < 0, keys, keys + block))
-    if not counts:
-        none = torch.zeros(batch, heads, 0, width or 0, dtype=torch.int32, device=q.device)
-        return none, none.sum(-1, dtype=torch.int32)
-    widest = max(part.shape[-1] for part in columns)
-    shape = (batch, heads, len(columns), widest)
-    table = torch.full(shape, _block_lists.ABSENT, dtype=torch.int32, device=q.device)
-    for u, part in enumerate(columns):
-        table[:, :, u, : part.shape[-1]] = part
-    return table, torch.stack(counts, -1)
-
-
-def _kept(q: Tensor, k: Tensor, theta: float, rows: slice, block: int, scale: float) -> Tensor:
-    """Bool `[B, Hq, candidates]` of the superblock `rows`; the first candidate is key `block`."""
-    batch, _, heads, dim = q.shape
-    heads_kv = k.shape[2]
-    candidates = max(0, rows.start - 2 * block)
-    kept = torch.zeros(batch, heads, candidates, dtype=torch.bool, device=q.device)
-    if not kept.numel():
-        return kept
-
-    def products(queries: Tensor, keys: Tensor) -> Tensor:
-        """`[B, Hq, rows, keys]` of queries `[B, Hq, rows, D]` and keys `[B, keys, Hkv, D]`."""
-        grouped = queries.unflatten(1, (heads_kv, -1)).flatten(2, 3)
-        scores = grouped @ keys.permute(0, 2, 3, 1).float()
-        return scores.view(batch, heads, queries.shape[2], -1)
-
-    before = rows.start - block
-    anchor_keys = torch.cat([k[:, :block], k[:, before : rows.stop]], 1)
-    means, anchors = [], []
-    for start in range(rows.start, rows.stop, block):
-        stop = min(start + block, rows.stop)
-        queries = q[:, start:stop].transpose(1, 2).float() * scale
-        scores = products(queries, anchor_keys[:, : block + stop - before])
-        n = stop - start
-        later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores[..., -n:].masked_fill_(later, -torch.inf)
-        means.append(queries.mean(2))
-        anchors.append(scores.amax(-1).mean(-1))
-    mean, least = torch.stack(means, 2), torch.stack(anchors, 2) - theta
-    piece = max(1, SLICE // (batch * max(heads * mean.shape[2], heads_kv * dim)))
-    for first in range(0, candidates, piece):
-        last = min(first + piece, candidates)
-        scores = products(mean, k[:, block + first : block + last])
-        kept[..., first:last] = (scores >= least[..., None]).any(2)
-    return kept
+        mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
+        least = ops.anchor_means(q, k, block, step, scale).sub_(theta)
+        bits, counts = ops.anchor_keys(mean, k, least, block, step)
+        room = int(counts.max()) if width is None else min(width, candidates)
+        return ops.anchor_columns(bits, block, room)

@@ -1,0 +1,169 @@
+// The ops with which AnchorAttention chooses distant keys (sparse_fmha/anchor.h).
+#include "sparse_fmha/anchor.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "check.h"
+#include "lists.h"
+#include "run.h"
+#include "stream.h"
+
+namespace sparse_fmha {
+namespace {
+
+AnchorGrid grid_of(int64_t length, int64_t block, int64_t step) {
+  require(block == 64 || block == 128, "block is ", block, "; 64 or 128 is needed");
+  require(step >= 1 && step <= 2048 / block, "step is ", step, "; 1 to ", 2048 / block,
+          " blocks of ", block, " are allowed");
+  require(length <= (1 << 30), "k has ", length, " tokens; at most 2^30 are allowed");
+  return {static_cast<int32_t>(length), static_cast<int32_t>(block), static_cast<int32_t>(step)};
+}
+
+void check_heads(char const* name, int64_t heads_q, int64_t heads_kv) {
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, name, " has ", heads_q,
+          " heads, k has ", heads_kv, "; ", name, "'s must be a multiple of k's");
+  require(heads_q <= INT32_MAX, name, " has ", heads_q, " heads; at most 2^31 - 1 are allowed");
+}
+
+// On q's device and its current stream, or torch's threads.
+template <class Problem>
+void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext const&),
+            Problem const& problem, Tensor const& q) {
+  ExecutionContext context;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (q.is_cuda()) {
+    guard.emplace(q.get_device_index());
+    context.stream = current_cuda_stream(q.get_device_index());
+  } else {
+    context.parallel = &torch_threads();
+  }
+  (anchor_kernels(arch_of(q)).*kernel)(problem, context);
+}
+
+void check_dtype_on_device(char const* name, Tensor const& t, DataType dtype) {
+  require(t.is_cpu() || dtype == DataType::kFloat16 || dtype == DataType::kBFloat16, name,
+          " has dtype ", torch::headeronly::toString(t.scalar_type()),
+          "; on CUDA float16 or bfloat16 is needed");
+}
+
+Tensor anchor_means(Tensor q, Tensor k, int64_t block, int64_t step, double scale) {
+  FmhaProblem const problem = make_problem(q, k, k, /*axes=*/1, scale);
+  require(q.size(1) == k.size(1), "q has ", q.size(1), " tokens, k has ", k.size(1),
+          "; they must be the same");
+  check_dtype_on_device("q", q, problem.dtype);
+  AnchorGrid const grid = grid_of(k.size(1), block, step);
+  Tensor means = new_tensor(q, {q.size(0), q.size(2), grid.blocks()}, ScalarType::Float);
+  if (means.numel() != 0) {
+    AnchorMeans const p = {grid,
+                           problem.dtype,
+                           problem.batch,
+                           problem.heads_q,
+                           problem.heads_kv,
+                           problem.head_dim,
+                           problem.q,
+                           problem.k,
+                           static_cast<float>(scale),
+                           static_cast<float*>(means.data_ptr())};
+    launch(&AnchorKernels::means, p, q);
+  }
+  return means;
+}
+
+// q_mean [B, H, blocks, D], whose last stride alone is fixed.
+TensorView means_view(Tensor const& t) {
+  TensorView view;
+  view.data = t.data_ptr();
+  view.batch_stride = t.stride(0);
+  view.head_stride = t.stride(1);
+  view.axis_stride[kGridAxes - 1] = t.stride(2);
+  return view;
+}
+
+std::tuple<Tensor, Tensor> anchor_keys(Tensor q_mean, Tensor k, Tensor least, int64_t block,
+                                       int64_t step) {
+  DataType const dtype = check_operand("k", k, 4);
+  check_dtype_on_device("k", k, dtype);
+  AnchorGrid const grid = grid_of(k.size(1), block, step);
+  require(q_mean.dim() == 4 && q_mean.size(0) == k.size(0) && q_mean.size(2) == grid.blocks() &&
+              q_mean.size(3) == k.size(3),
+          "q_mean has shape ", shape_of(q_mean), "; [", k.size(0), ", any, ", grid.blocks(), ", ",
+          k.size(3), "] is needed: batch, heads, query blocks, head dim");
+  int64_t const heads = q_mean.size(1);
+  check_heads("q_mean", heads, k.size(2));
+  require(q_mean.scalar_type() == ScalarType::Float, "q_mean has dtype ",
+          torch::headeronly::toString(q_mean.scalar_type()), "; Float is needed");
+  require(q_mean.numel() == 0 || q_mean.stride(3) == 1, "q_mean has stride ", q_mean.stride(3),
+          " in its last dimension; 1 is needed");
+  require(q_mean.is_cuda() == k.is_cuda() && q_mean.is_cpu() == k.is_cpu() &&
+              (!k.is_cuda() || q_mean.get_device_index() == k.get_device_index()),
+          "q_mean and k are on different devices; all must be on one");
+  check_list("least", least, ScalarType::Float, {k.size(0), heads, grid.blocks()}, q_mean);
+
+  Tensor bits =
+      new_tensor(k, {k.size(0), heads, grid.superblocks(), grid.words()}, ScalarType::Int);
+  Tensor counts = new_tensor(k, {k.size(0), heads, grid.superblocks()}, ScalarType::Int);
+  if (counts.numel() != 0) {
+    AnchorKeys const p = {grid,
+                          dtype,
+                          static_cast<int32_t>(k.size(0)),
+                          static_cast<int32_t>(heads),
+                          static_cast<int32_t>(k.size(2)),
+                          static_cast<int32_t>(k.size(3)),
+                          means_view(q_mean),
+                          view(k),
+                          static_cast<float const*>(least.data_ptr()),
+                          static_cast<uint32_t*>(bits.data_ptr()),
+                          static_cast<int32_t*>(counts.data_ptr())};
+    launch(&AnchorKernels::keys, p, k);
+  }
+  return {bits, counts};
+}
+
+std::tuple<Tensor, Tensor> anchor_columns(Tensor bits, int64_t first, int64_t width) {
+  require(bits.is_cpu() || bits.is_cuda(), "bits is on a device that is neither cpu nor cuda");
+  check_list("bits", bits, ScalarType::Int, {-1, -1, -1, -1}, bits);
+  require(width >= 0 && width <= (1 << 30), "width is ", width, "; 0 to 2^30 are allowed");
+  require(first >= 0 && bits.size(3) <= (1 << 25) && first <= (1 << 30), "first is ", first,
+          " and bits has ", bits.size(3), " words; at most 2^30 and 2^25 are allowed");
+  Tensor columns =
+      new_tensor(bits, {bits.size(0), bits.size(1), bits.size(2), width}, ScalarType::Int);
+  Tensor counts = new_tensor(bits, {bits.size(0), bits.size(1), bits.size(2)}, ScalarType::Int);
+  if (counts.numel() != 0) {
+    AnchorColumns const p = {counts.numel(),
+                             static_cast<int32_t>(bits.size(3)),
+                             static_cast<int32_t>(first),
+                             static_cast<int32_t>(width),
+                             static_cast<uint32_t const*>(bits.data_ptr()),
+                             static_cast<int32_t*>(columns.data_ptr()),
+                             static_cast<int32_t*>(counts.data_ptr())};
+    launch(&AnchorKernels::columns, p, bits);
+  }
+  return {columns, counts};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
+  m.def("anchor_means(Tensor q, Tensor k, int block, int step, float scale) -> Tensor");
+  m.def(
+      "anchor_keys(Tensor q_mean, Tensor k, Tensor least, int block, int step)"
+      " -> (Tensor bits, Tensor counts)");
+  m.def("anchor_columns(Tensor bits, int first, int width) -> (Tensor columns, Tensor counts)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
+  m.impl("anchor_means", TORCH_BOX(&anchor_means));
+  m.impl("anchor_keys", TORCH_BOX(&anchor_keys));
+  m.impl("anchor_columns", TORCH_BOX(&anchor_columns));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
+  m.impl("anchor_means", TORCH_BOX(&anchor_means));
+  m.impl("anchor_keys", TORCH_BOX(&anchor_keys));
+  m.impl("anchor_columns", TORCH_BOX(&anchor_columns));
+}
+
+}  // namespace sparse_fmha

@@ -1,0 +1,63 @@
+// How work gets to the code that is compiled once per instruction set, and to all threads.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <new>
+
+#include "sparse_fmha/registry.h"
+
+// `call`, an expression that begins with a function of the instruction set's namespace, for the
+// best set that this CPU has.
+#if defined(__x86_64__)
+#define SPARSE_FMHA_BEST_ISA(call)                      \
+  (::sparse_fmha::cpu::has_avx512() ? cpu::avx512::call \
+   : ::sparse_fmha::cpu::has_avx2() ? cpu::avx2::call   \
+                                    : cpu::baseline::call)
+#else
+#define SPARSE_FMHA_BEST_ISA(call) cpu::baseline::call
+#endif
+
+namespace sparse_fmha::cpu {
+
+#if defined(__x86_64__)
+inline bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+struct AlignedDelete {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+};
+
+// Calls body(item, scratch) for items 0 to n - 1, on the caller's threads, each with
+// `scratch_bytes` of its own, aligned to 64.
+template <class Body>
+void share(ExecutionContext const& context, int64_t n, size_t scratch_bytes, Body const& body) {
+  struct Job {
+    int64_t n;
+    size_t scratch_bytes;
+    Body const& body;
+    std::atomic<int64_t> next{0};
+
+    void work() {
+      std::unique_ptr<void, AlignedDelete> const scratch(
+          ::operator new(scratch_bytes, std::align_val_t{64}));
+      for (int64_t item = next++; item < n; item = next++) {
+        body(item, scratch.get());
+      }
+    }
+  };
+  int const threads = context.parallel == nullptr ? 1 : context.parallel->num_threads();
+  Job job{n, scratch_bytes, body};
+  if (threads == 1) {
+    job.work();
+    return;
+  }
+  context.parallel->run(
+      threads, [](void* job, int64_t, int64_t) { static_cast<Job*>(job)->work(); }, &job);
+}
+
+}  // namespace sparse_fmha::cpu
