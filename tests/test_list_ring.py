@@ -1,6 +1,6 @@
-"""The stages between the Hopper kernel's producer and its two consumers, played on the host.
+"""The stages between the Hopper kernel's producers and its two consumers, played on the host.
 
-Barriers count arrivals and bytes as the hardware's do and tell only two phases apart. Producer and
+Barriers count arrivals and bytes as the hardware's do and tell only two phases apart. Producers and
 consumers take turns at random and copies land when they like; then no consumer may ever find
 another stage than the one it is at, no barrier get an arrival too many, and all must end.
 The order of the stages is the kernel's own code; the steps are those of producer.h and consumer.h.
@@ -46,6 +46,7 @@ class Ring:
         self.full = [Barrier(1) for _ in range(stages)]
         self.empty = [Barrier(2) for _ in range(stages)]
         self.content = [None] * stages
+        self.published = [None] * (2 * stages)  # of keys: what a mask is looked up in
 
 
 class State:
@@ -64,24 +65,22 @@ class State:
         return State(self.stages, self.count + n)
 
 
-def producer(k, v, tiles, flights):
-    state = State(len(k.full))
+def slot(at):
+    """published_place()"""
+    return at.index + at.phase * at.stages
 
-    def load(ring, at, what):
-        yield lambda: ring.empty[at.index].passed(at.phase ^ 1)
-        ring.content[at.index] = "in flight"
-        flights.append((ring, at.index, what))
-        ring.full[at.index].arrive(expect=1)
 
+def producer(ring, tiles, flights):
+    """Of the keys, or of the values."""
+    at = State(len(ring.full))
     for tile, stages in enumerate(tiles):
-        count = sum(stages)
-        for i in range(count + 1):
-            if i < count:
-                yield from load(k, state, (tile, i))
-            if i > 0:
-                yield from load(v, state.plus(-1), (tile, i - 1))
-            if i < count:
-                state = state.plus(1)
+        for i in range(sum(stages)):
+            ring.published[slot(at)] = (tile, i)  # before the stage is free
+            yield lambda: ring.empty[at.index].passed(at.phase ^ 1)
+            ring.content[at.index] = "in flight"
+            flights.append((ring, at.index, (tile, i)))
+            ring.full[at.index].arrive(expect=1)
+            at = at.plus(1)
 
 
 def consumer(k, v, tiles, who):
@@ -91,9 +90,10 @@ def consumer(k, v, tiles, who):
         yield lambda: ring.full[at.index].passed(at.phase)
 
     def read(ring, at, what):
-        assert ring.content[at.index] == what
+        assert ring.content[at.index] == ring.published[slot(at)] == what
         yield lambda: True  # others run while it is being read
         assert ring.content[at.index] == what, "overwritten while it was read"
+        assert ring.published[slot(at)] == what, "overwritten while it was read"
 
     def release(ring, at):
         ring.empty[at.index].arrive()
@@ -136,15 +136,16 @@ def consumer(k, v, tiles, who):
 def play(tiles, stages, seed):
     rng = random.Random(seed)
     k, v, flights = Ring(stages), Ring(stages), []
-    actors = [producer(k, v, tiles, flights), *(consumer(k, v, tiles, w) for w in range(2))]
-    waits = [lambda: True] * 3
-    speeds = [rng.choice([1, 1, 5, 25]) for _ in range(4)]
-    alive = {0, 1, 2}
+    actors = [producer(ring, tiles, flights) for ring in (k, v)]
+    actors += [consumer(k, v, tiles, w) for w in range(2)]
+    waits = [lambda: True] * 4
+    speeds = [rng.choice([1, 1, 5, 25]) for _ in range(5)]
+    alive = {0, 1, 2, 3}
     while alive or flights:
-        ready = [a for a in alive if waits[a]()] + ([3] if flights else [])
+        ready = [a for a in alive if waits[a]()] + ([4] if flights else [])
         assert ready, f"nobody can go on: {tiles}"
         who = rng.choices(ready, [speeds[a] for a in ready])[0]
-        if who == 3:
+        if who == 4:
             ring, index, what = flights.pop(rng.randrange(min(2, len(flights))))
             ring.content[index] = what
             ring.full[index].land(1)

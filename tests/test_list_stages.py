@@ -169,3 +169,45 @@ def test_counts_are_held_to_the_width():
     problem = bound(p, 0)
     assert problem.stages == (1, 0, 0)
     assert problem.origins(0, 0)[:3] == [16, 48, ABSENT]
+
+
+def test_only_stages_at_the_limits_are_masked():
+    """Full lists under a causal mask: the last block of each query tile, and what is ragged."""
+    n = 4
+    p = dict(block_q=128, block_kv=128, causal=True, tile_k=128, len_q=n * 128, len_kv=n * 128)
+    counts, indices = np.arange(1, n + 1, dtype=np.int32), np.tile(np.arange(n), (n, 1))
+    p["full"] = (counts, indices.astype(np.int32))
+    p["partial"] = (np.zeros(n, dtype=np.int32), np.zeros((n, 1), dtype=np.int32))
+    p["masks"] = np.zeros((n, 1, 128, 128), dtype=bool)
+
+    def masked(q_tile):
+        tile = bound(p, q_tile)
+        return [tile.seen(0, stage, 1)[0] for stage in range(tile.stages[0])]
+
+    assert [masked(t) for t in range(n)] == [[False] * t + [True] for t in range(n)]
+    p["causal"] = False
+    assert [masked(t) for t in range(n)] == [[False] * (t + 1) for t in range(n)]
+    p["partial"] = (np.ones(n, dtype=np.int32), np.full((n, 1), n - 1, dtype=np.int32))
+    p["full"] = (counts - 1, p["full"][1])
+    assert [masked(t) for t in range(n)] == [[True] + [False] * t for t in range(n)]
+    p["len_kv"] -= 1
+    p["partial"] = (np.zeros(n, dtype=np.int32), p["partial"][1])
+    p["full"] = (counts, p["full"][1])
+    assert [masked(t) for t in range(n)] == [[False] * (t + 1) for t in range(n - 1)] + [
+        [False] * (n - 1) + [True]
+    ]
+
+
+def test_a_stage_that_is_not_filled_is_masked():
+    p = dict(block_q=64, block_kv=16, causal=False, tile_k=128, len_q=128, len_kv=512)
+    both, first, second = range(0, 9), range(9, 17), range(17, 26)
+    rows = [[*both, *first, -1], [*both, *second]]
+    p["full"] = (np.array([17, 18], dtype=np.int32), np.array(rows, dtype=np.int32))
+    p["partial"] = (np.zeros(2, dtype=np.int32), np.zeros((2, 1), dtype=np.int32))
+    p["masks"] = np.zeros((2, 1, 64, 16), dtype=bool)
+    tile = bound(p, 0)
+    assert tile.stages == (2, 1, 2)
+    # There are two masked spans, at the beginning and at the end: the first one is all of `both`.
+    assert [tile.seen(0, i, 0)[0] for i in range(2)] == [True, True]
+    assert not tile.seen(1, 0, 0)[0]
+    assert [tile.seen(2, i, 1)[0] for i in range(2)] == [False, True]
