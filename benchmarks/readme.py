@@ -1,8 +1,9 @@
 """Writes the measured numbers into README.md: python -m benchmarks.readme [--check]
 
-Three tables for each kind of device go between the markers, each from the newest results file that
-has such cases: sequences, with the rate over visible pairs and the speed relative to the fastest
-peer of the same run in each cell; and grids and block lists, a line for each case.
+Tables for each kind of device go between the markers, each from the newest results file that has
+such cases: sequences, with the rate over visible pairs and the speed relative to the fastest peer
+of the same run in each cell; and grids, block lists and skipping, a line for each case. Stripes
+have results files of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from benchmarks import skip_table, stripe_table
 from benchmarks.names import DENSE, MATMUL, OURS
 from benchmarks.published import NATTEN_MS
 from benchmarks.report import (
@@ -62,6 +64,8 @@ BLOCK_COLUMNS = (
 def kind(case: dict) -> str:
     """Which table a case is in."""
     shape = case["shape"]
+    if shape.get("skip"):
+        return "skip"
     return "blocks" if shape.get("lists") else "grid" if shape["window"] else "sequence"
 
 
@@ -251,11 +255,25 @@ def block_table(results: dict) -> str:
     return lines_of(block_caption(results), BLOCK_COLUMNS, rows)
 
 
-TABLES = {"sequence": table, "grid": grid_table, "blocks": block_table}
+def skipping_table(results: dict) -> str:
+    rows = [skip_table.row(case, results["settings"]["l2"][0]) for case in results["cases"]]
+    caption = skip_table.caption(source(results), measured(results))
+    return lines_of(caption, skip_table.COLUMNS, rows)
+
+
+TABLES = {
+    "sequence": table,
+    "grid": grid_table,
+    "blocks": block_table,
+    "skip": skipping_table,
+}
 
 
 def section(folder: Path) -> str:
     tables = [TABLES[one](results) for (_, one), results in newest(folder).items()]
+    if stripes := stripe_table.newest(folder / "stripes"):
+        caption = stripe_table.caption(stripes, source(stripes))
+        tables.append(lines_of(caption, stripe_table.COLUMNS, stripe_table.rows(stripes)))
     return "\n\n".join(tables) or NONE_YET
 
 
