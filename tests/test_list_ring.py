@@ -76,7 +76,7 @@ def producer(ring, tiles, flights):
     for tile, stages in enumerate(tiles):
         for i in range(sum(stages)):
             ring.published[slot(at)] = (tile, i)  # before the stage is free
-            yield lambda: ring.empty[at.index].passed(at.phase ^ 1)
+            yield lambda at=at: ring.empty[at.index].passed(at.phase ^ 1)
             ring.content[at.index] = "in flight"
             flights.append((ring, at.index, (tile, i)))
             ring.full[at.index].arrive(expect=1)
