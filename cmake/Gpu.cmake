@@ -6,6 +6,8 @@ set(GPU_KERNELS "")  # names of the rows that get built
 # Supported architectures, and for each the name it has in kernels.def.
 set(GPU_SUPPORTED 90a)
 set(GPU_NAME_90a sm90)
+# Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/cute.h).
+set(GPU_MMA_WIDTHS "16|32|64|96|128|192|256")
 # First nvcc that has cudaGetDriverEntryPointByVersion.
 set(GPU_MIN_CUDA 12.5)
 
@@ -106,8 +108,12 @@ function(add_gpu_kernels core def)
       if(name IN_LIST kernels)
         message(FATAL_ERROR "kernels.def: a second row for ${name}")
       endif()
+      set(widths "")
+      if(NOT tile_k MATCHES "^(${GPU_MMA_WIDTHS})$")
+        set(widths "#define SPARSE_FMHA_ALL_MMA_WIDTHS\n")
+      endif()
       file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/${name}.cu" @ONLY CONTENT
-"#include \"sparse_fmha/@arch@/launch.h\"
+"@widths@#include \"sparse_fmha/@arch@/launch.h\"
 
 namespace sparse_fmha {
 KernelRow @name@() {

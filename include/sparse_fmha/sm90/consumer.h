@@ -124,9 +124,8 @@ struct Consumer {
       }
     }
   }
-  // Until the i-th stage of the walk, which is at `place`, has landed. The stage that is passed
-  // over on the way is given back here, keys and values each in their time: the products do not
-  // wait.
+  // Until the i-th stage of the walk, at `place`, has landed. The one that is passed over on the
+  // way is given back here, keys and values each in their time: the products do not wait.
   template <class Walk>
   __device__ __forceinline__ void wait(Ring<Traits::kStages>& ring, Walk const& walk, int i,
                                        RingState<Traits::kStages> const& place) {
@@ -231,9 +230,9 @@ struct Consumer {
       enter(walk, i);
       wait(smem.ring_k, walk, i, state);
     };
-    // Scores of the i-th tile, which has been reached, while the weights of the tile before it, if
-    // any are at hand, meet their values. Tells whether there are weights then: the tile may have
-    // been left out.
+    // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
+    // are at hand, meet their values. Tells whether there are weights then, or the tile was left
+    // out.
     auto step = [&](int i, auto masked, auto has_weights) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
