@@ -3,29 +3,13 @@
 
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/epilogue.h"
+#include "sparse_fmha/sm90/issue.h"
 #include "sparse_fmha/sm90/params.h"
+#include "sparse_fmha/sm90/scores_again.h"
 #include "sparse_fmha/sm90/skip.h"
+#include "sparse_fmha/sm90/turns.h"
 
 namespace sparse_fmha::sm90 {
-
-// Puts acc (+)= a * b over the first kSteps slices on the matrix unit; the registers are not to be
-// touched before a wait.
-template <bool kAccumulate, int kSteps, class Mma, class A, class B, class C>
-__device__ __forceinline__ void issue_mma(Mma mma, A& a, B const& b, C& acc) {
-  using namespace cute;
-  if constexpr (!is_base_of<GMMA::DescriptorIterator, typename A::engine_type::iterator>::value) {
-    warpgroup_fence_operand(a);
-  }
-  warpgroup_fence_operand(acc);
-  warpgroup_arrive();
-  mma.accumulate_ = kAccumulate ? GMMA::ScaleOut::One : GMMA::ScaleOut::Zero;
-  CUTE_UNROLL
-  for (int k = 0; k < kSteps; ++k) {
-    gemm(mma, a(_, _, k), b(_, _, k), acc);
-    mma.accumulate_ = GMMA::ScaleOut::One;
-  }
-  warpgroup_commit_batch();
-}
 
 template <class Traits, class Geometry, class Mechanism>
 struct Consumer {
@@ -34,6 +18,9 @@ struct Consumer {
   using MmaPV = typename Traits::MmaPV;
   using HeadDim = cute::Int<Traits::kHeadDim>;
   using TileK = cute::Int<Traits::kTileK>;
+
+  // A warpgroup that gave registers to those that gather has none left for it.
+  static constexpr bool kReferenceLags = Traits::kReferenceLags && !Geometry::kGathers;
 
   KernelParams<Geometry, Mechanism> const& params;
   SharedStorage<Traits, Geometry>& smem;
@@ -44,8 +31,8 @@ struct Consumer {
   __device__ __forceinline__ void run() {
     RingState<1> state_q;
     RingState<1> state_work;
-    if (Traits::kTakeTurns && warpgroup == 0) {
-      give_turn_to(0);
+    if (warpgroup == 0) {
+      Turns::give_to(0);
     }
     while (true) {
       Work const work = smem.work.get(state_work);
@@ -59,8 +46,12 @@ struct Consumer {
   }
 
  private:
+  using Storage = SharedStorage<Traits, Geometry>;
   using Work = typename Geometry::Work;
   using Store = Epilogue<Traits, Geometry>;
+  using Turns = sm90::Turns<Traits>;
+  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
+                "warpgroups in turns do equal numbers of steps");
 
   // One query tile.
   __device__ __forceinline__ void attend(Work const& work, RingState<1>& state_q) {
@@ -109,8 +100,8 @@ struct Consumer {
       smem.ring_v.release(state);
       state.advance();
       if (i + 1 < loaded) {
-        wait_for_turn();
-        pass_turn();
+        Turns::wait(warpgroup);
+        Turns::pass(warpgroup);
       }
     }
   }
@@ -233,22 +224,25 @@ struct Consumer {
     // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
     // are at hand, meet their values. Tells whether there are weights then, or the tile was left
     // out.
-    auto step = [&](int i, auto masked, auto has_weights) {
+    auto step = [&](int i, auto masked, auto has_weights, auto lags) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
+      constexpr bool kLags = decltype(lags)::value && kReferenceLags;
+      static_assert(!kMasked || !kLags, "only scores without a mask have a reference");
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::Box box;
       if constexpr (kMasked) {
         box = geometry.box(walk, i, state);
       }
-      wait_for_turn();
+      bool const open = kLags && softmax.is_open();
+      Turns::wait(warpgroup);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       if constexpr (kWeights) {
         wait(smem.ring_v, walk, i - 1, previous);
         issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
                                              output);
       }
-      pass_turn();
+      Turns::pass(warpgroup);
       if constexpr (Traits::kVotes && !kWeights) {
         drop_values(i - 1, previous);
       }
@@ -260,6 +254,13 @@ struct Consumer {
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
+      bool moved;
+      if constexpr (kLags) {
+        moved = softmax.template weigh<Element>(scores, rescale, open, [&] {
+          scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
+                               scores);
+        });
+      }
       if constexpr (kMasked && Geometry::kMasksSome && !Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);  // from the stage: before that is released
@@ -275,7 +276,6 @@ struct Consumer {
           mask.apply(scores, seen);
         }
       }
-      bool moved;
       if constexpr (Traits::kVotes) {
         softmax.row_tops(scores, high);
         if (vote.template leaves_out<kMasked>(high)) {
@@ -287,7 +287,7 @@ struct Consumer {
           return false;
         }
         moved = softmax.template update<kMasked>(scores, high, rescale);
-      } else {
+      } else if constexpr (!kLags) {
         moved = softmax.template update<kMasked>(scores, rescale);
       }
       if constexpr (kWeights) {
@@ -307,7 +307,8 @@ struct Consumer {
       // The values of the tile before are always still to be met or given back.
       auto visit = [&](auto masked) {
         reach(i);
-        has_weights = has_weights ? step(i, masked, true_type{}) : step(i, masked, false_type{});
+        has_weights = has_weights ? step(i, masked, true_type{}, false_type{})
+                                  : step(i, masked, false_type{}, false_type{});
       };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
@@ -334,13 +335,13 @@ struct Consumer {
           CUTE_NO_UNROLL
           while (i < tiles && has_weights) {
             reach(i);
-            has_weights = step(i++, kRest, true_type{});
+            has_weights = step(i++, kRest, true_type{}, false_type{});
           }
         } else {
           CUTE_NO_UNROLL
           while (i < tiles && !has_weights) {
             reach(i);
-            has_weights = step(i++, kRest, false_type{});
+            has_weights = step(i++, kRest, false_type{}, false_type{});
           }
         }
       }
@@ -366,10 +367,10 @@ struct Consumer {
             state = next;
           } else if (has_weights) {
             reach(i);
-            step(i, true_type{}, true_type{});
+            step(i, true_type{}, true_type{}, false_type{});
           } else {
             reach(i);
-            step(i, true_type{}, false_type{});
+            step(i, true_type{}, false_type{}, false_type{});
             has_weights = true;
           }
         }
@@ -377,7 +378,7 @@ struct Consumer {
         CUTE_NO_UNROLL
         for (; i < walk.num_partial; ++i) {
           reach(i);
-          step(i, true_type{}, true_type{});
+          step(i, true_type{}, true_type{}, false_type{});
         }
       }
       if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
@@ -388,12 +389,20 @@ struct Consumer {
           CUTE_NO_UNROLL
           for (; i < masked_end; ++i) {
             reach(i);
-            step(i, true_type{}, true_type{});
+            step(i, true_type{}, true_type{}, false_type{});
           }
+          if constexpr (kReferenceLags) {
+            CUTE_NO_UNROLL
+            for (; i < walk.whole.end && walk.both == tiles; ++i) {
+              reach(i);
+              step(i, false_type{}, true_type{}, true_type{});
+            }
+          }
+          // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
           CUTE_NO_UNROLL
           for (; i < walk.whole.end; ++i) {
             reach(i);
-            step(i, false_type{}, true_type{});
+            step(i, false_type{}, true_type{}, false_type{});
           }
           masked_end = tiles;
         }
@@ -401,7 +410,8 @@ struct Consumer {
         CUTE_NO_UNROLL
         for (; i < tiles; ++i) {
           reach(i);
-          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
+          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{},
+               bool_constant<!Geometry::kMasksSome>{});
         }
       }
       if (has_weights) {
@@ -432,23 +442,6 @@ struct Consumer {
     }
     cutlass::arch::fence_view_async_shared();
     store.sync();
-  }
-
-  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
-                "warpgroups in turns do equal numbers of steps");
-  static constexpr int kTurnThreads = 256;  // one warpgroup waits, one arrives
-  __device__ __forceinline__ void give_turn_to(int consumer) {
-    cutlass::arch::NamedBarrier::arrive(kTurnThreads, consumer);
-  }
-  __device__ __forceinline__ void wait_for_turn() {
-    if constexpr (Traits::kTakeTurns) {
-      cutlass::arch::NamedBarrier::sync(kTurnThreads, warpgroup);
-    }
-  }
-  __device__ __forceinline__ void pass_turn() {
-    if constexpr (Traits::kTakeTurns) {
-      give_turn_to(warpgroup + 1 == Traits::kConsumers ? 0 : warpgroup + 1);
-    }
   }
 };
 

@@ -19,6 +19,11 @@
 
 namespace sparse_fmha::sm90 {
 
+template <class Element>
+using WarpMma =
+    std::conditional_t<std::is_same_v<Element, cutlass::half_t>, cute::SM80_16x8x16_F32F16F16F32_TN,
+                       cute::SM80_16x8x16_F32BF16BF16F32_TN>;
+
 inline constexpr int kMmaWarps = 4;
 inline constexpr int kMmaThreads = 32 * kMmaWarps;
 inline constexpr uint32_t kWholeWarp = 0xffffffff;
@@ -90,9 +95,7 @@ using MmaScores = float[2][4][4];
 template <int kDim, class Element>
 __device__ __forceinline__ void multiply(MmaRows<kDim> const (&rows)[2], Element const* tile,
                                          int first_key, MmaScores& scores) {
-  using Mma =
-      std::conditional_t<std::is_same_v<Element, cutlass::half_t>,
-                         cute::SM80_16x8x16_F32F16F16F32_TN, cute::SM80_16x8x16_F32BF16BF16F32_TN>;
+  using Mma = WarpMma<Element>;
   int const lane = threadIdx.x % 32;
 #pragma unroll
   for (int set = 0; set < 2; ++set) {

@@ -1,6 +1,8 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
 #pragma once
 
+#include <type_traits>
+
 #include "sparse_fmha/sm90/cute.h"
 
 namespace sparse_fmha::sm90 {
@@ -43,6 +45,14 @@ __device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRows
   result[1] = op(chain[2], chain[3]);
 }
 
+template <class Matrix>
+__device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[kRowsPerThread]) {
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(m); ++i) {
+    m(i) *= rescale[AccumulatorPosition::row_of(i)];
+  }
+}
+
 struct OnlineSoftmax {
   // The reference follows the maximum only when it is this far behind, in log2 units: the output is
   // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
@@ -83,6 +93,40 @@ struct OnlineSoftmax {
                                          float (&rescale)[kRowsPerThread]) {
     return follow<kMasked>(s, [&](int r) { return high[r]; }, rescale);
   }
+  // Whether a row of the warp has not seen any key yet.
+  __device__ __forceinline__ bool is_open() const {
+    return __any_sync(0xffffffff, fminf(row_max[0], row_max[1]) == -INFINITY);
+  }
+  // The same for scores without a mask, against the reference as it stands: nothing waits for the
+  // maximum, which is not looked for either. Weights may then be anything, and their sum tells: up
+  // to kLargest they stay, a larger sum becomes the reference, and what is out of an Element's
+  // range is worked out anew from the scores that `again` brings back. `open`: is_open().
+  template <class Element, class Scores, class Again>
+  __device__ __forceinline__ bool weigh(Scores& s, float (&rescale)[kRowsPerThread], bool open,
+                                        Again again) {
+    constexpr float kLargest = 1024.f;
+    constexpr float kInRange = std::is_same_v<Element, cutlass::half_t> ? 0x1p15f : 0x1p120f;
+    if (open) {
+      return update<true>(s, rescale);
+    }
+    float sum[kRowsPerThread];
+    exponentiate(s, sum, [&](int r) { return row_max[r] * scale_log2; });
+    float const largest = fmaxf(sum[0], sum[1]);
+    bool const moved = __any_sync(0xffffffff, largest > kLargest);
+    if (moved) {
+      if (__any_sync(0xffffffff, largest > kInRange)) {
+        again();
+        return update<true>(s, rescale);
+      }
+      follow_sums(sum, rescale, kLargest);
+      rescale_rows(s, rescale);
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      row_sum[r] += sum[r];
+    }
+    return moved;
+  }
   // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
   // log-sum-exp; a row without keys gets zero and -inf.
   __device__ __forceinline__ void finish(float (&rescale)[kRowsPerThread],
@@ -92,13 +136,42 @@ struct OnlineSoftmax {
     for (int r = 0; r < kRowsPerThread; ++r) {
       float const sum = reduce_quad(row_sum[r], [](float a, float b) { return a + b; });
       bool const empty = sum == 0.f;
-      rescale[r] = empty ? 0.f : 1.f / sum;
-      lse[r] = empty ? -INFINITY : (row_max[r] * scale_log2 + log2f(sum)) * kLn2;
+      rescale[r] = empty ? 0.f : __fdividef(1.f, sum);
+      lse[r] = empty ? -INFINITY : (row_max[r] * scale_log2 + __log2f(sum)) * kLn2;
     }
   }
 
  private:
   static __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+
+  // Replaces scores by exp2(scale * s - offset) and adds them up.
+  template <class Scores, class OffsetOf>
+  __device__ __forceinline__ void exponentiate(Scores& s, float (&sum)[kRowsPerThread],
+                                               OffsetOf offset_of) const {
+    float const offset[kRowsPerThread] = {offset_of(0), offset_of(1)};
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(s); ++i) {
+      s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset[AccumulatorPosition::row_of(i)]));
+    }
+    fold_rows(s, sum, [](float a, float b) { return a + b; });
+  }
+
+  // Moves the reference of a row up by the logarithm of a sum that is too large.
+  __device__ __forceinline__ void follow_sums(float (&sum)[kRowsPerThread],
+                                              float (&rescale)[kRowsPerThread], float largest) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      float const total = reduce_quad(sum[r], [](float a, float b) { return a + b; });
+      rescale[r] = 1.f;
+      if (total > largest) {
+        float const reference = row_max[r] + __log2f(total) / scale_log2;
+        rescale[r] = exp2_approx((row_max[r] - reference) * scale_log2);
+        row_max[r] = reference;
+        sum[r] *= rescale[r];
+        row_sum[r] *= rescale[r];
+      }
+    }
+  }
 
   template <bool kMasked, class Scores, class TopOf>
   __device__ __forceinline__ bool follow(Scores& s, TopOf top_of,
@@ -118,12 +191,8 @@ struct OnlineSoftmax {
       offset[r] = kMasked && row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
     }
     moved = __any_sync(0xffffffff, moved);
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(s); ++i) {
-      s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset[AccumulatorPosition::row_of(i)]));
-    }
     float sum[kRowsPerThread];
-    fold_rows(s, sum, [](float a, float b) { return a + b; });
+    exponentiate(s, sum, [&](int r) { return offset[r]; });
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       row_sum[r] = row_sum[r] * rescale[r] + sum[r];
@@ -131,13 +200,5 @@ struct OnlineSoftmax {
     return moved;
   }
 };
-
-template <class Output>
-__device__ __forceinline__ void rescale_rows(Output& o, float const (&rescale)[kRowsPerThread]) {
-  CUTE_UNROLL
-  for (int i = 0; i < cute::size(o); ++i) {
-    o(i) *= rescale[AccumulatorPosition::row_of(i)];
-  }
-}
 
 }  // namespace sparse_fmha::sm90
