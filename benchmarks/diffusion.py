@@ -14,15 +14,19 @@ trained model: the difference shows whether what sees all keys agrees with torch
 from __future__ import annotations
 
 import argparse
+import datetime
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks import environment, timing
+from benchmarks import environment, report, timing
+
+RESULTS = Path(__file__).resolve().parent / "results" / "diffusion"
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--repeats", type=int, default=5, metavar="N")
     p.add_argument("--tiny", action="store_true", help="few tokens and channels, to try it")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="JSON file, or folder for one (default: benchmarks/results/diffusion; with --tiny "
+        "nothing is written)",
+    )
     return p
 
 
@@ -272,16 +283,44 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit("error: --layers and --repeats: at least 1 is needed")
     import diffusers
 
-    chip = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    results = {
+        "schema": report.SCHEMA,
+        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **environment.describe(args.device),
+        "settings": {
+            "iterations": args.repeats,
+            "seed": args.seed,
+            "l2": "cold",
+            "dtype": args.dtype,
+        },
+        "models": [],
+    }
+    results["versions"]["diffusers"] = diffusers.__version__
     print(
-        f"{chip}, torch {torch.__version__}, diffusers {diffusers.__version__}, {args.dtype}, "
-        f"commit {environment.commit()['commit']}"
+        f"{results['device']['name']}, torch {torch.__version__}, "
+        f"diffusers {diffusers.__version__}, {args.dtype}, commit {results['commit']}"
     )
     for name in args.case or CASES:
         case = tiny(CASES[name]) if args.tiny else CASES[name]
-        print(f"\n{table(case, run(case, args), args.layers)}", flush=True)
+        rows = run(case, args)
+        print(f"\n{table(case, rows, args.layers)}", flush=True)
+        facts = ("what", "grid", "window", "stride", "text", "heads", "dim")
+        results["models"].append(
+            {
+                "case": name,
+                **{fact: getattr(case, fact) for fact in facts},
+                "blocks": sum(case.cut(args.layers)),
+                "all_blocks": sum(case.layers),
+                "rows": rows,
+            }
+        )
         if args.device == "cuda":
             torch.cuda.empty_cache()
+    out = args.out or (None if args.tiny else RESULTS)
+    if out is not None:
+        path = out if out.suffix == ".json" else out / report.file_name(results)
+        report.save(results, path)
+        print(f"results: {path}")
     return 0
 
 

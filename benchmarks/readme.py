@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks import skip_table, stripe_table
+from benchmarks import diffusion_table, report, skip_table, stripe_table
 from benchmarks.names import DENSE, MATMUL, OURS
 from benchmarks.published import NATTEN_MS
 from benchmarks.report import (
@@ -271,9 +271,12 @@ TABLES = {
 
 def section(folder: Path) -> str:
     tables = [TABLES[one](results) for (_, one), results in newest(folder).items()]
-    if stripes := stripe_table.newest(folder / "stripes"):
+    if stripes := report.newest(folder / "stripes"):
         caption = stripe_table.caption(stripes, source(stripes))
         tables.append(lines_of(caption, stripe_table.COLUMNS, stripe_table.rows(stripes)))
+    if models := report.newest(folder / "diffusion"):
+        caption = diffusion_table.caption(models, source(models))
+        tables.append(lines_of(caption, diffusion_table.COLUMNS, diffusion_table.rows(models)))
     return "\n\n".join(tables) or NONE_YET
 
 

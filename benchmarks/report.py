@@ -30,6 +30,13 @@ def load(path: Path) -> dict:
     return results
 
 
+def newest(folder: Path) -> dict | None:
+    """The newest run on a GPU in a folder."""
+    runs = sorted(map(load, folder.glob("*.json")), key=lambda r: r["timestamp"])
+    gpu = [r for r in runs if r["device"]["type"] == "cuda"]
+    return gpu[-1] if gpu else None
+
+
 def unit(results: dict) -> tuple[str, float]:
     """The unit that a device's rates are shown in, and how many of it make a TFLOP/s."""
     return ("TFLOP/s", 1) if results["device"]["type"] == "cuda" else ("GFLOP/s", 1000)

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from benchmarks import report
-
 COLUMNS = ("case", "op", "ms", "TFLOP/s", "of contiguous blocks", "over dense")
-
-
-def newest(folder: Path) -> dict | None:
-    runs = sorted(map(report.load, folder.glob("*.json")), key=lambda r: r["timestamp"])
-    gpu = [r for r in runs if r["device"]["type"] == "cuda"]
-    return gpu[-1] if gpu else None
 
 
 def caption(results: dict, source: str) -> str:

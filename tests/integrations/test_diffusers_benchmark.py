@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import diffusion  # noqa: E402
+from benchmarks import diffusion, diffusion_table, report  # noqa: E402
 
 
 def test_help_needs_no_diffusers():
@@ -22,10 +22,13 @@ def test_help_needs_no_diffusers():
     assert "--tiny" in shown
 
 
-def test_tiny(capsys):
+def test_tiny(capsys, tmp_path):
+    path = tmp_path / "run.json"
     arguments = ["--tiny", "--layers", "1", "--repeats", "1", "--dtype", "float32"]
-    assert diffusion.main(arguments) == 0
-    _, *tables = capsys.readouterr().out.split("\n\n")
+    assert diffusion.main([*arguments, "--out", str(path)]) == 0
+    printed, _, where = capsys.readouterr().out.rpartition("results: ")
+    assert where.strip() == str(path)
+    _, *tables = printed.rstrip().split("\n\n")
     assert len(tables) == len(diffusion.CASES)
     for text in tables:
         _, _, *rows = text.splitlines()
@@ -34,6 +37,13 @@ def test_tiny(capsys):
         torch_, dense, window, strided = (float(row.split()[-1]) for row in rows)
         assert torch_ == 0
         assert dense < 1e-5 < min(window, strided)
+    results = report.load(path)
+    assert results["versions"]["diffusers"]
+    assert [model["case"] for model in results["models"]] == list(diffusion.CASES)
+    lines = diffusion_table.rows(results)
+    assert [line["attention"] for line in lines[:4]] == names
+    assert lines[0]["speedup"] == "1.00x"
+    assert "blocks" in diffusion_table.caption(results, "source")
 
 
 @pytest.mark.parametrize("name", diffusion.CASES)
