@@ -153,13 +153,7 @@ struct Consumer {
     auto frag_v = thread_pv.partition_fragment_B(smem_v);
     // The accumulator of Q.K is, register for register, the first operand of P.V.
     auto weights = make_tensor<Element>(Layout<Shape<Shape<_2, _2, _2>, _1, Int<TileK{} / 16>>>{});
-    auto take_weights = [&](auto const& scores) {
-      auto const rounded = convert<Element>(scores);
-      CUTE_UNROLL
-      for (int i = 0; i < size(rounded); ++i) {
-        weights(i) = rounded(i);
-      }
-    };
+    auto take_weights = [&](auto const& scores) { convert_into(scores, weights); };
     // The next tile's queries can come as soon as the last scores are there.
     auto release_q = [&](bool last) {
       if (!Traits::kOutputReplacesQ && last) {
@@ -286,7 +280,14 @@ struct Consumer {
           }
           return false;
         }
-        moved = softmax.template update<kMasked>(scores, high, rescale);
+        if constexpr (kReferenceLags && !kMasked) {
+          // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
+          // known.
+          bool const far = softmax.template is_far_behind<Element>(high);
+          moved = softmax.template weigh<Element>(scores, rescale, far, [] {});
+        } else {
+          moved = softmax.template update<kMasked>(scores, high, rescale);
+        }
       } else if constexpr (!kLags) {
         moved = softmax.template update<kMasked>(scores, rescale);
       }

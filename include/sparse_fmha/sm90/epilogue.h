@@ -19,6 +19,15 @@ __device__ __forceinline__ auto convert(Source const& source) {
   return result;
 }
 
+template <class Source, class Target>
+__device__ __forceinline__ void convert_into(Source const& source, Target& target) {
+  auto const rounded = convert<typename Target::value_type>(source);
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(rounded); ++i) {
+    target(i) = rounded(i);
+  }
+}
+
 template <class Traits, class Geometry>
 struct Epilogue {
   using Element = typename Traits::Element;

@@ -1,8 +1,6 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
 #pragma once
 
-#include <type_traits>
-
 #include "sparse_fmha/sm90/cute.h"
 
 namespace sparse_fmha::sm90 {
@@ -53,6 +51,18 @@ __device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[k
   }
 }
 
+// What a sum of weights may reach before one of them is too large for an Element.
+template <class Element>
+struct WeightRange {
+  static constexpr float kLargest = 0x1p120f;
+  static constexpr float kLog2 = 120.f;
+};
+template <>
+struct WeightRange<cutlass::half_t> {
+  static constexpr float kLargest = 0x1p15f;
+  static constexpr float kLog2 = 15.f;
+};
+
 struct OnlineSoftmax {
   // The reference follows the maximum only when it is this far behind, in log2 units: the output is
   // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
@@ -97,6 +107,13 @@ struct OnlineSoftmax {
   __device__ __forceinline__ bool is_open() const {
     return __any_sync(0xffffffff, fminf(row_max[0], row_max[1]) == -INFINITY);
   }
+  // Whether that, or the largest scores would make weights that are out of an Element's range.
+  template <class Element>
+  __device__ __forceinline__ bool is_far_behind(float const (&high)[kRowsPerThread]) const {
+    constexpr float kMost = WeightRange<Element>::kLog2 - 6.f;  // a thread adds up to 64 of a row
+    float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
+    return __any_sync(0xffffffff, !(ahead <= kMost));
+  }
   // The same for scores without a mask, against the reference as it stands: nothing waits for the
   // maximum, which is not looked for either. Weights may then be anything, and their sum tells: up
   // to kLargest they stay, a larger sum becomes the reference, and what is out of an Element's
@@ -105,7 +122,6 @@ struct OnlineSoftmax {
   __device__ __forceinline__ bool weigh(Scores& s, float (&rescale)[kRowsPerThread], bool open,
                                         Again again) {
     constexpr float kLargest = 1024.f;
-    constexpr float kInRange = std::is_same_v<Element, cutlass::half_t> ? 0x1p15f : 0x1p120f;
     if (open) {
       return update<true>(s, rescale);
     }
@@ -114,7 +130,7 @@ struct OnlineSoftmax {
     float const largest = fmaxf(sum[0], sum[1]);
     bool const moved = __any_sync(0xffffffff, largest > kLargest);
     if (moved) {
-      if (__any_sync(0xffffffff, largest > kInRange)) {
+      if (__any_sync(0xffffffff, largest > WeightRange<Element>::kLargest)) {
         again();
         return update<true>(s, rescale);
       }

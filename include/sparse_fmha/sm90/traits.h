@@ -47,7 +47,7 @@ struct KernelTraits {
   // Whether scores that need no mask become weights before their maximum is known. At 64 columns
   // the unit for exponentials is as busy as the matrix unit, at 256 a thread has no registers for
   // it.
-  static constexpr bool kReferenceLags = kHeadDim == 128 && !kVotes;
+  static constexpr bool kReferenceLags = kHeadDim == 128;
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
