@@ -1,6 +1,7 @@
 """Tiny random models of transformers: the same numbers as with torch's SDPA."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ pytest.importorskip("transformers")
 
 import transformers as hf
 
+from sparse_fmha.calibration import Calibration, Point
 from sparse_fmha.integrations import _layers
 from sparse_fmha.integrations import transformers as sparse
 
@@ -45,7 +47,8 @@ def run(net, implementation, calls, **inputs):
     """The first output of a model; `calls` gets the names of our functions that it called."""
     net.set_attn_implementation(implementation)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("attention", "block_sparse_attention", "sdpa_attention_forward"):
+        ours = "attention", "neighborhood_attention", "block_sparse_attention"
+        for name in (*ours, "sdpa_attention_forward"):
             function = getattr(sparse, name)
 
             def noted(*args, function=function, name=name, **kwargs):
@@ -73,8 +76,9 @@ def test_as_sdpa(name, padding):
     wanted = run(net, "sdpa", [], **inputs)
     real = seen.bool()
     torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-5)
-    dense = padding in ("none", "all ones") and name != "mistral"
-    assert calls == ["attention" if dense else "block_sparse_attention"] * 2
+    plain = "neighborhood_attention" if name == "mistral" else "attention"
+    whole = padding in ("none", "all ones")
+    assert calls == [plain if whole else "block_sparse_attention"] * 2
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
@@ -210,16 +214,79 @@ def test_each_layer_has_its_own_method(monkeypatch):
     assert len(seen) == 1
     assert seen[0] < 0.5
     assert (found - wanted).abs().max() > 1e-4
-    padded = torch.ones_like(tokens)
-    padded[0, 200:] = 0
-    with pytest.raises(NotImplementedError, match=r"layer 1 has a sparse method, .* not padding"):
-        run(net, "sparse_by_layer", [], input_ids=tokens, attention_mask=padded)
-    assert len(seen) == 1
-    sparse.register("sparse_by_layer", {"layer 1": {"method": "dense"}})
-    inputs = {"input_ids": tokens, "attention_mask": padded}
-    found = run(net, "sparse_by_layer", [], **inputs)
-    wanted = run(net, "sdpa", [], **inputs)
-    torch.testing.assert_close(found[padded.bool()], wanted[padded.bool()], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_change_what_a_method_chooses(side):
+    options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
+    sparse.register("sparse_by_layer", {"layer 1": options})
+    net, tokens = model("llama"), ids(300)
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    entry = slice(100, None) if side == "left" else slice(200)
+    real[0] = False
+    real[0, entry] = True
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    inputs = {"attention_mask": real.long(), "position_ids": positions}
+    found = run(net, "sparse_by_layer", [], input_ids=tokens, **inputs)
+    alone = run(net, "sparse_by_layer", [], input_ids=tokens[:1, entry])
+    torch.testing.assert_close(found[:1, entry], alone, rtol=1e-4, atol=1e-5)
+    whole = run(net, "sparse_by_layer", [], input_ids=tokens[1:])
+    torch.testing.assert_close(found[1:], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_where_a_method_is_an_error():
+    sparse.register("sparse_by_layer", {"layer 1": {"method": "anchor"}})
+    tokens = ids(100)
+    holes = torch.ones_like(tokens)
+    holes[0, 40] = 0
+    cases = [
+        ("llama", {"attention_mask": holes}, "padding between tokens"),
+        ("mistral", {}, "a sliding window"),
+        ("bert", {}, "attention that is not causal"),
+    ]
+    for name, inputs, reason in cases:
+        with pytest.raises(NotImplementedError, match=f"layer 1 has a sparse .* here is {reason}"):
+            run(model(name), "sparse_by_layer", [], input_ids=tokens, **inputs)
+    net = model("llama")
+    net.set_attn_implementation("sparse_by_layer")
+    cache = net(tokens[:, :60], use_cache=True).past_key_values
+    with pytest.raises(NotImplementedError, match="here is 40 queries and 100 keys, as behind"):
+        net(tokens[:, 60:], past_key_values=cache)
+
+
+def calibration(path):
+    """A law of threshold * length = 2 exp(3 sparsity), saved."""
+    points = [
+        Point("prefill", length, 2 * math.exp(3 * s) / length, s, 1000)
+        for length in (1024, 4096)
+        for s in (0.2, 0.5, 0.8)
+    ]
+    Calibration(points).save(path)
+    return path
+
+
+def test_a_sparsity_in_place_of_a_threshold(tmp_path, monkeypatch):
+    path = calibration(tmp_path / "calibration.json")
+    row = {"method": "skip", "sparsity": 0.4, "calibration": str(path)}
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps({"layer 1": row}))
+    sparse.register("sparse_by_layer", file)
+    given = []
+
+    def watched(*args, skip_threshold, **options):
+        given.append(skip_threshold)
+        return attention(*args, skip_threshold=skip_threshold, **options)
+
+    attention = _layers.attention
+    monkeypatch.setattr(_layers, "attention", watched)
+    for length in (150, 300):
+        run(model("llama"), "sparse_by_layer", [], input_ids=ids(length))
+    assert given == pytest.approx([2 * math.exp(1.2) / 150, 2 * math.exp(1.2) / 300], rel=1e-4)
+
+
+def test_weights_are_not_there():
+    with pytest.raises(NotImplementedError, match="output_attentions=True asks LlamaAttention"):
+        run(model("llama"), "sparse_fmha", [], input_ids=ids(), output_attentions=True)
 
 
 def test_a_static_cache_is_an_error_that_says_so():
@@ -243,7 +310,28 @@ def test_a_key_twice_in_a_file(tmp_path):
         ({"layers 5-2": {"method": "dense"}}, ValueError, "which ends before it begins"),
         ({"default": {"method": "magic"}}, ValueError, r"layers\['default'\] is .*dense, skip"),
         ({"default": "dense"}, ValueError, "a mapping with a method is needed"),
-        ({"default": {"method": "skip"}}, ValueError, "skip: missing a required argument"),
+        ({"default": {"method": "skip"}}, ValueError, "skip takes a threshold, or a sparsity"),
+        (
+            {"default": {"method": "skip", "threshold": 0.1, "sparsity": 0.5}},
+            ValueError,
+            "skip takes a threshold, or a sparsity",
+        ),
+        (
+            {"default": {"method": "skip", "sparsity": 0.5}},
+            ValueError,
+            "skip takes sparsity and calibration together",
+        ),
+        (
+            {"default": {"method": "skip", "sparsity": 1.5, "calibration": "x"}},
+            ValueError,
+            "sparsity is 1.5; 0 to",
+        ),
+        (
+            {"default": {"method": "skip", "sparsity": 0.5, "calibration": "no-such-file"}},
+            OSError,
+            "no-such-file",
+        ),
+        ({"default": {"method": "block_topk"}}, ValueError, "block_topk: missing a required arg"),
         ({"default": {"method": "dense", "x": 1}}, ValueError, "dense: got an unexpected keyword"),
         (
             {"layers 0-3": {"method": "dense"}, "layer 2": {"method": "dense"}},

@@ -15,6 +15,7 @@ from sparse_fmha import patterns, selection
 from sparse_fmha._pattern_checks import check_int, check_number
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_grid import BlockGrid
+from sparse_fmha.calibration import Calibration
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
@@ -25,12 +26,33 @@ def dense() -> None:
     return None
 
 
-def skip(threshold: float) -> Attend:
-    """Softmax skipping; `calibration.Calibration.threshold_for` finds a threshold."""
-    check_number("threshold", threshold, 0, 1 - 2**-24)
+def skip(
+    threshold: float | None = None,
+    *,
+    sparsity: float | None = None,
+    calibration: Calibration | str | PathLike | None = None,
+) -> Attend:
+    """Softmax skipping by a threshold, or by the share of tiles to skip and what measured it.
+
+    A calibration, or the path of a saved one, says the threshold for each call's number of keys.
+    """
+    if (threshold is None) == (sparsity is None):
+        raise ValueError("skip takes a threshold, or a sparsity and a calibration")
+    if (sparsity is None) != (calibration is None):
+        raise ValueError("skip takes sparsity and calibration together")
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1 - 2**-24)
+    else:
+        check_number("sparsity", sparsity, 0, 1 - 2**-24)
+        if not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
+        calibration.fit()  # points that no law fits are an error here, not in a model's call
 
     def attend(q, k, v, scale):
-        return attention(q, k, v, causal=True, scale=scale, skip_threshold=threshold)
+        chosen = threshold
+        if chosen is None:
+            chosen = calibration.threshold_for(sparsity, k.shape[1])
+        return attention(q, k, v, causal=True, scale=scale, skip_threshold=chosen)
 
     return attend
 
@@ -80,7 +102,9 @@ def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Att
             are dense.
 
     Raises:
-        ValueError: a key, a method or an option that there is not, a layer that two keys name.
+        ValueError: a key, a method or an option that there is not, a layer that two keys name, a
+            file that is no calibration or too few points in it.
+        OSError: a file that cannot be read.
         TypeError: no mapping.
     """
     if isinstance(layers, (str, PathLike)):

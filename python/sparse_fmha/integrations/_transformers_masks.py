@@ -1,0 +1,290 @@
+"""What the queries of a forward pass see: transformers' mask functions as plans.
+
+transformers says a mask as a function of indices, made of parts that are known. Causal masks,
+sliding windows and packed sequences are read from these parts, and with the padding become block
+lists; only the blocks that an edge cuts are looked at pair by pair. Any other function is evaluated
+at all pairs, some millions at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import masking_utils as hf
+
+from sparse_fmha._block_lists import ceil_div
+from sparse_fmha.block_grid import BlockGrid
+from sparse_fmha.block_mask import TENSORS, BlockMask
+from sparse_fmha.patterns._static import from_rules
+
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Made once for a forward pass and read by each layer; `mask` comes before the others.
+
+    Attributes:
+        causal: the last query sees the last key.
+        window: a causal sliding window of as many keys, over as many queries as keys.
+        mask: blocks, where neither says it.
+        keys: how many there are, None for all; a cache may have room behind them.
+        runs: of each batch entry the first key that is no padding, and the one behind the last;
+            None where there is no padding.
+        special: what else than causal and padding there is, or None.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    mask: BlockMask | None = field(default=None, repr=False)
+    keys: int | None = None
+    runs: tuple[tuple[int, int], ...] | None = None
+    special: str | None = None
+
+    def contiguous(self) -> Plan:
+        """Asked for where transformers makes masks ahead of the model's call, which takes tensors.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "sparse_fmha does not take caches that are compiled (cache_implementation='static'); "
+            "generate with the default cache, or with attn_implementation='sdpa'"
+        )
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of a mask function that is known: what has to hold for a pair to be visible."""
+
+    causal: bool = False
+    window: int | None = None  # key > query - window
+    sequences: Tensor | None = None  # int64 [B, tokens]: query and key are of the same one
+    positions: Tensor | None = None  # [B, tokens], of which causal and window are said
+
+
+def plan(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = hf.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: object,
+) -> Plan | Tensor | None:
+    """What transformers calls once for each kind of mask of a forward pass.
+
+    Of one query it is the mask of `sdpa_mask`, else a `Plan`. Padding, and packed sequences, are
+    read, which waits for the device.
+
+    Args:
+        batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device, kwargs: as of
+            `sdpa_mask`.
+        attention_mask: bool `[B, tokens seen]`, False is padding; or None.
+    """
+    if q_length == 1:
+        return hf.sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            device=device,
+            **kwargs,
+        )
+    q_offset = int(q_offset)  # of a static cache it is a tensor
+    keys = q_offset + q_length - kv_offset  # that the last query may see
+    form = read(mask_function)
+    if form is not None and not _fits(form, batch_size, q_length, kv_length, keys):
+        form = None
+    if form is None or not form.causal:
+        keys = kv_length
+    real = _padding(attention_mask, keys, kv_offset, device)
+    if form is None:
+        mask = _evaluated(
+            mask_function, real, batch_size, q_length, keys, q_offset, kv_offset, device
+        )
+        return Plan(mask=mask, keys=keys, special="a mask of its own")
+    if form.window is not None and form.window >= keys:
+        form = replace(form, window=None)
+    if form.sequences is not None and bool((form.sequences == form.sequences[:, :1]).all()):
+        form = replace(form, sequences=None)  # torch.compile has them in any case
+    runs = None if real is None else _runs(real)
+    made = Plan(causal=form.causal, keys=keys, runs=runs, special=_special(form, real, runs))
+    if real is None and form.window is None and form.sequences is None:
+        return made
+    # neighborhood_attention has windows of 2 keys or more, and as many queries as keys.
+    alone = real is None and form.sequences is None and q_length == keys
+    if alone and form.window >= 2:
+        return replace(made, causal=False, window=form.window)
+    return replace(made, mask=block_mask(form, real, q_length, keys, torch.device(device)))
+
+
+def read(function: Callable) -> Form | None:
+    """The form of a mask function of transformers, None for one that is not known.
+
+    Its parts are told by the function that made them and what they hold. Should another version
+    make them in another way they are not known, and their masks as right as before.
+    """
+    if function is hf.bidirectional_mask_function:
+        return Form()
+    if function is hf.causal_mask_function:
+        return Form(causal=True)
+    if not inspect.isfunction(function) or function.__module__ != hf.__name__:
+        return None
+    made_by = function.__qualname__.partition(".<locals>")[0]
+    held = inspect.getclosurevars(function).nonlocals
+    if made_by == "sliding_window_overlay" and isinstance(held.get("sliding_window"), int):
+        return Form(window=held["sliding_window"])
+    if made_by == "packed_sequence_mask_function" and "packed_sequence_mask" in held:
+        return Form(sequences=held["packed_sequence_mask"])
+    if made_by == "remap_positions_for_packed_sequence" and held.keys() >= {
+        "mask_function",
+        "position_ids",
+    }:
+        form = read(held["mask_function"])
+        if form is not None and form.sequences is None and form.positions is None:
+            return replace(form, positions=held["position_ids"])
+    if made_by == "and_masks" and "mask_functions" in held:
+        parts = [read(part) for part in held["mask_functions"]]
+        if all(part is not None for part in parts):
+            return _joined(parts)
+    return None
+
+
+def _joined(parts: list[Form]) -> Form | None:
+    windows = [part.window for part in parts if part.window is not None]
+    sequences = [part.sequences for part in parts if part.sequences is not None]
+    positions = [part.positions for part in parts if part.positions is not None]
+    if len(sequences) > 1 or len(positions) > 1:
+        return None
+    return Form(
+        causal=any(part.causal for part in parts),
+        window=min(windows, default=None),
+        sequences=(*sequences, None)[0],
+        positions=(*positions, None)[0],
+    )
+
+
+def _fits(form: Form, batch: int, q_len: int, kv_len: int, keys: int) -> bool:
+    """Whether `block_mask` can say it of these lengths."""
+    if form.sequences is None and form.positions is not None:
+        return False
+    if not form.causal:
+        return form.window is None and form.sequences is None
+    if not q_len <= keys <= kv_len:
+        return False
+    if form.sequences is None:
+        return True
+    if form.sequences.shape != (batch, q_len) or q_len != keys:
+        return False
+    if form.positions is None:
+        return True
+    # Where positions count up within each sequence, they differ as indices do.
+    new, step = form.sequences.diff(dim=1), form.positions.diff(dim=1)
+    return bool(((new > 0) | ((new == 0) & (step == 1))).all())
+
+
+def _padding(
+    attention_mask: Tensor | None, keys: int, offset: int, device: torch.device | str
+) -> Tensor | None:
+    """Bool `[B, keys]`, or None where all are real."""
+    if attention_mask is None:
+        return None
+    real = attention_mask.to(device=device, dtype=torch.bool)[:, offset : offset + keys]
+    if real.shape[1] < keys:  # of a cache that is longer than what has been seen
+        real = torch.nn.functional.pad(real, (0, keys - real.shape[1]))
+    return None if bool(real.all()) else real
+
+
+def _runs(real: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """First and behind the last of each entry's real tokens; None if there is padding between."""
+    count = real.sum(1)
+    first = real.int().argmax(1)
+    last = real.shape[1] - real.flip(1).int().argmax(1)
+    rows = torch.stack([count, first, last], 1).tolist()
+    if any(0 < n != stop - start for n, start, stop in rows):
+        return None
+    return tuple((start, stop) if n else (0, 0) for n, start, stop in rows)
+
+
+def _special(form: Form, real: Tensor | None, runs: tuple | None) -> str | None:
+    if form.window is not None:
+        return "a sliding window"
+    if form.sequences is not None:
+        return "packed sequences"
+    return "padding between tokens" if real is not None and runs is None else None
+
+
+def block_mask(
+    form: Form, real: Tensor | None, q_len: int, keys: int, device: torch.device
+) -> BlockMask:
+    """The lists of a known form; the last query stands at the last key if it is causal."""
+    grid = BlockGrid(q_len, keys, BLOCK, BLOCK, causal=form.causal)
+    shift = keys - q_len
+    full = some = grid.reachable()[None]
+    if form.window is not None:
+        least, most = grid.distances()
+        full, some = full & (most < form.window), some & (least < form.window)
+    if form.sequences is not None:
+        low, high = _ends(form.sequences.cpu())
+        one = (low == high)[:, :, None] & (low == high)[:, None]
+        full = full & one & (low[:, :, None] == low[:, None])
+        some = some & (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
+    if real is not None:
+        low, high = _ends(real.int().cpu())
+        full, some = full & (low == 1)[:, None], some & (high == 1)[:, None]
+
+    def rule(entry: int) -> Callable[[Tensor, Tensor], Tensor]:
+        def visible(q: Tensor, k: Tensor) -> Tensor:
+            # What causal leaves out comes on top.
+            window = keys if form.window is None else form.window
+            seen = k > q + shift - window
+            if form.sequences is not None:
+                seen = seen & (form.sequences[entry, q] == form.sequences[entry, k])
+            return seen if real is None else seen & real[entry, k]
+
+        return visible
+
+    rules = [rule(entry) for entry in range(full.shape[0])]
+    # from_rules has a list for each head; here it is one for each batch entry.
+    mask = from_rules(rules, full, some, q_len, keys, BLOCK, BLOCK, form.causal, device)
+    lists = {
+        name: None if getattr(mask, name) is None else getattr(mask, name).transpose(0, 1)
+        for name in TENSORS
+    }
+    sizes = {"q_len": q_len, "kv_len": keys, "block_q": BLOCK, "block_kv": BLOCK}
+    return BlockMask(**lists, **sizes, causal=form.causal)
+
+
+def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest of each block of `[B, tokens]`."""
+    missing = ceil_div(values.shape[1], BLOCK) * BLOCK - values.shape[1]
+    last = values[:, -1:].expand(-1, missing)
+    blocks = torch.cat([values, last], 1).unflatten(1, (-1, BLOCK))
+    return blocks.amin(2), blocks.amax(2)
+
+
+def _evaluated(
+    function: Callable,
+    real: Tensor | None,
+    batch: int,
+    q_len: int,
+    keys: int,
+    q_offset: int,
+    kv_offset: int,
+    device: torch.device | str,
+) -> BlockMask:
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = function(b, h, q + q_offset, k + kv_offset)
+        return seen if real is None else seen & real[b, k]
+
+    return BlockMask.from_mask_mod(visible, batch, 1, q_len, keys, device=device)
