@@ -5,6 +5,7 @@ Each is also checked against the fp64 reference, so a run that computes nothing 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import sys
@@ -174,14 +175,23 @@ def relative_error(out, lse, q, k, v, visible) -> float:
     return max((difference / size if size else difference).item(), lse_error)
 
 
-def main() -> int:
+DENSE = list(itertools.product(SHAPES, (False, True)))
+PROBLEMS = {
+    "dense": (dense_error, DENSE),
+    "neighborhood": (neighborhood_error, NEIGHBORHOODS),
+    "block_sparse": (block_sparse_error, BLOCK_LISTS),
+    "stripe": (stripe_error, STRIPES),
+    "skipping": (skipping_error, DENSE),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser.add_argument("--only", choices=PROBLEMS, action="append", help="default: all")
+    names = parser.parse_args(argv).only or PROBLEMS
     torch.manual_seed(0)
     failed = count = 0
-    problems = [(dense_error, case) for case in itertools.product(SHAPES, (False, True))]
-    problems += [(neighborhood_error, case) for case in NEIGHBORHOODS]
-    problems += [(block_sparse_error, case) for case in BLOCK_LISTS]
-    problems += [(stripe_error, case) for case in STRIPES]
-    problems += [(skipping_error, case) for case in itertools.product(SHAPES, (False, True))]
+    problems = [(PROBLEMS[name][0], case) for name in names for case in PROBLEMS[name][1]]
     for head_dim, dtype, (error_of, case) in itertools.product(HEAD_DIMS, TOLERANCE, problems):
         error = error_of(*case, head_dim, dtype)
         count += 1
