@@ -14,7 +14,7 @@ SCHEMA = 1
 
 def file_name(results: dict) -> str:
     device = re.sub(r"[^a-z0-9]+", "-", results["device"]["name"].lower()).strip("-")
-    stamp = re.sub(r"[-:]", "", results["timestamp"])[:13].replace("T", "-")
+    stamp = re.sub(r"[-:]", "", results["timestamp"])[:15].replace("T", "-")
     return f"{stamp}-{device[:40].strip('-')}.json"
 
 
