@@ -64,12 +64,12 @@ struct WeightRange<cutlass::half_t> {
 };
 
 struct OnlineSoftmax {
-  // The reference follows the maximum only when it is this far behind, in log2 units: the output is
+  // The reference follows a maximum only when it is this far behind, in log2 units: the output is
   // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
   static constexpr float kSlack = 8.f;
 
   float const scale_log2;
-  float row_max[kRowsPerThread];  // the reference, in raw scores: the maximum but for kSlack
+  float row_max[kRowsPerThread];  // the reference, in raw scores; near the maximum
   float row_sum[kRowsPerThread];  // this thread's share
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) {
