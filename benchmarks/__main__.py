@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from pathlib import Path
 
@@ -89,14 +88,13 @@ def main(argv: list[str] | None = None) -> int:
         "seed": args.seed,
     }
     results = {
-        "schema": report.SCHEMA,
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **report.stamp(),
         **environment.describe(args.device),
         "settings": settings,
         "cases": [],
         "failed": {},
     }
-    path = args.out if args.out.suffix == ".json" else args.out / report.file_name(results)
+    path = report.place(results, args.out)
     kernels = kernel_table()
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.name}", end=" ", file=sys.stderr, flush=True)

@@ -14,7 +14,6 @@ trained model: the difference shows whether what sees all keys agrees with torch
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import sys
 from collections.abc import Callable
@@ -284,8 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     import diffusers
 
     results = {
-        "schema": report.SCHEMA,
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **report.stamp(),
         **environment.describe(args.device),
         "settings": {
             "iterations": args.repeats,
@@ -316,11 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if args.device == "cuda":
             torch.cuda.empty_cache()
-    out = args.out or (None if args.tiny else RESULTS)
-    if out is not None:
-        path = out if out.suffix == ".json" else out / report.file_name(results)
-        report.save(results, path)
-        print(f"results: {path}")
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,25 @@ def file_name(results: dict) -> str:
     device = re.sub(r"[^a-z0-9]+", "-", results["device"]["name"].lower()).strip("-")
     stamp = re.sub(r"[-:]", "", results["timestamp"])[:15].replace("T", "-")
     return f"{stamp}-{device[:40].strip('-')}.json"
+
+
+def stamp() -> dict:
+    """What a run's results begin with."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"schema": SCHEMA, "timestamp": now.isoformat(timespec="seconds")}
+
+
+def place(results: dict, out: Path) -> Path:
+    """`out`, or in that folder a file of the run's own."""
+    return out if out.suffix == ".json" else out / file_name(results)
+
+
+def keep(results: dict, out: Path | None) -> None:
+    """Saves a finished run at its place, if it has one, and says where."""
+    if out is not None:
+        path = place(results, out)
+        save(results, path)
+        print(f"results: {path}")
 
 
 def save(results: dict, path: Path) -> None:

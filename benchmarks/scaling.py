@@ -11,7 +11,6 @@ overlaps, so the rest is computing. The difference is that to one GPU, root mean
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import os
 import sys
@@ -253,8 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit(f"error: --iterations is at least 1, --length a multiple of {unit}, "
                  "--density in (0, 1]")  # fmt: skip
     results = {
-        "schema": report.SCHEMA,
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **report.stamp(),
         **environment.describe("cpu" if args.tiny else "cuda"),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "op")},
         "rows": [],
@@ -265,11 +263,7 @@ def main(argv: list[str] | None = None) -> int:
             results["rows"] += run_op(name, groups, args)
     if first:
         print(table(results["rows"]), flush=True)
-        folder = args.out or (None if args.tiny else RESULTS)
-        if folder is not None:
-            path = folder if folder.suffix == ".json" else folder / report.file_name(results)
-            report.save(results, path)
-            print(f"results: {path}")
+        report.keep(results, args.out or (None if args.tiny else RESULTS))
     dist.destroy_process_group()
     return 0
 

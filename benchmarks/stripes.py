@@ -11,7 +11,6 @@ blocks of 128 x 128 a block mask has to list to see the same keys.
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -246,8 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     size = SIZES["tiny" if args.tiny else "full"]
     results = {
-        "schema": report.SCHEMA,
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **report.stamp(),
         **environment.describe(device),
         "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
         "rows": [],
@@ -258,11 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     results["rows"] += rows
     print(table(results["rows"]))
     print(", ".join(f"{name} {value:.4g}" for name, value in results["anchor"].items()))
-    folder = args.out or (None if args.tiny else RESULTS)
-    if folder is not None:
-        path = folder if folder.suffix == ".json" else folder / report.file_name(results)
-        report.save(results, path)
-        print(f"results: {path}")
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
     return 0
 
 
