@@ -10,7 +10,7 @@
 namespace sparse_fmha {
 namespace {
 
-FmhaProblem block_sparse(Tensor const& q, Tensor const& k, Tensor const& v, Tensor const& counts,
+FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          Tensor const& indices, std::optional<Tensor> const& partial_counts,
                          std::optional<Tensor> const& partial_indices,
                          std::optional<Tensor> const& partial_bits, int64_t block_q,

@@ -9,8 +9,7 @@
 namespace sparse_fmha {
 namespace {
 
-FmhaProblem fmha(Tensor const& q, Tensor const& k, Tensor const& v, bool causal,
-                 std::optional<double> scale) {
+FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   int32_t const len_q = problem.grid_q[kGridAxes - 1];
   int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
@@ -62,11 +61,10 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
   }
 }
 
-FmhaProblem neighborhood(Tensor const& q, Tensor const& k, Tensor const& v,
-                         std::vector<int64_t> const& window, std::vector<int64_t> const& stride,
-                         std::vector<int64_t> const& dilation, std::vector<int64_t> const& causal,
-                         std::optional<double> scale, std::optional<Tensor> const& extra_k,
-                         std::optional<Tensor> const& extra_v) {
+FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> const& window,
+                         std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
+                         std::vector<int64_t> const& causal, std::optional<double> scale,
+                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v) {
   int const axes = static_cast<int>(q.dim()) - 3;
   require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
           "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");

@@ -1,5 +1,6 @@
 #include "problem.h"
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cmath>
@@ -48,23 +49,29 @@ void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
           device_of(q));
 }
 
-// The layout that kernels can read: a unit last stride, and on CUDA what the tensor copy engine
-// asks for.
-void check_layout(char const* name, Tensor const& t) {
+// What the tensor copy engine asks of an address and of strides, in bytes and in elements.
+constexpr int64_t kAlignment = 16;
+constexpr int64_t kStrideUnit = 8;
+
+bool fits_copy_engine(Tensor const& t) {
+  bool fits = reinterpret_cast<std::uintptr_t>(t.data_ptr()) % kAlignment == 0;
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) {
+    fits &= t.size(d) == 1 || t.stride(d) % kStrideUnit == 0;
+  }
+  return fits;
+}
+
+// Refuses a layout that no kernel reads, and copies what the copy engine does not. A copy has
+// strides that fit, since its head dim is a multiple of the unit.
+void make_readable(char const* name, Tensor& t) {
   if (t.numel() == 0) {
     return;
   }
   int64_t const last = t.dim() - 1;
   require(t.size(last) == 1 || t.stride(last) == 1, name, " has stride ", t.stride(last),
           " in its last dimension; 1 is needed");
-  if (!t.is_cuda()) {
-    return;
-  }
-  require(reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0, name,
-          " does not start at a multiple of 16 bytes, as CUDA tensors must");
-  for (int64_t d = 0; d < last; ++d) {
-    require(t.size(d) == 1 || t.stride(d) % 8 == 0, name, " has stride ", t.stride(d),
-            " in dimension ", d, "; CUDA tensors need multiples of 8 elements");
+  if (t.is_cuda() && !fits_copy_engine(t)) {
+    t = torch::stable::clone(t);
   }
 }
 
@@ -94,12 +101,12 @@ Coord grid_of(char const* name, Tensor const& t) {
 
 }  // namespace
 
-DataType check_operand(char const* name, Tensor const& t, int64_t rank) {
+DataType check_operand(char const* name, Tensor& t, int64_t rank) {
   require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank, " dimensions are needed");
   require(t.is_cpu() || t.is_cuda(), name, " is on a device that is neither cpu nor cuda");
   DataType const dtype = data_type(name, t);
   check_head_dim(name, t.size(rank - 1));
-  check_layout(name, t);
+  make_readable(name, t);
   return dtype;
 }
 
@@ -123,13 +130,12 @@ std::string shape_of(Tensor const& tensor) {
   return text + "]";
 }
 
-FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int axes,
-                         std::optional<double> scale) {
+FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optional<double> scale) {
   int64_t const rank = axes + 3;
   int64_t const heads = rank - 2;
   struct {
     char const* name;
-    Tensor const& tensor;
+    Tensor& tensor;
   } const operands[] = {{"q", q}, {"k", k}, {"v", v}};
   for (auto const& [name, t] : operands) {
     require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank,
@@ -143,12 +149,14 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
     require(t.size(0) == q.size(0), name, " has batch ", t.size(0), ", q has ", q.size(0));
     require(t.size(rank - 1) == q.size(rank - 1), name, " has head dim ", t.size(rank - 1),
             ", q has ", q.size(rank - 1));
-    check_layout(name, t);
   }
   require(shape_of(k) == shape_of(v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
           "; they must be the same");
   int64_t const dim = q.size(rank - 1);
   check_head_dim("q", dim);
+  for (auto const& [name, t] : operands) {
+    make_readable(name, t);
+  }
   int64_t const heads_q = q.size(heads);
   int64_t const heads_kv = k.size(heads);
   require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,
@@ -168,8 +176,8 @@ FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int 
   return p;
 }
 
-void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
-                      std::optional<Tensor> const& extra_v) {
+void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& extra_k,
+                      std::optional<Tensor>& extra_v) {
   require(extra_k.has_value() == extra_v.has_value(), "extra_", extra_k ? "k" : "v",
           " is given without extra_", extra_k ? "v" : "k", "; both or neither");
   if (!extra_k) {
@@ -177,7 +185,7 @@ void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tenso
   }
   struct {
     char const* name;
-    Tensor const& tensor;
+    Tensor& tensor;
   } const operands[] = {{"extra_k", *extra_k}, {"extra_v", *extra_v}};
   for (auto const& [name, t] : operands) {
     require(t.dim() == 4 && t.size(0) == problem.batch && t.size(2) == problem.heads_kv &&
@@ -185,7 +193,7 @@ void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tenso
             name, " has shape ", shape_of(t), "; [", problem.batch, ", any, ", problem.heads_kv,
             ", ", problem.head_dim, "] is needed");
     check_like_q(name, t, q);
-    check_layout(name, t);
+    make_readable(name, t);
   }
   require(extra_k->size(1) == extra_v->size(1), "extra_k has ", extra_k->size(1),
           " tokens, extra_v has ", extra_v->size(1), "; they must be the same");

@@ -13,18 +13,19 @@ namespace sparse_fmha {
 using torch::stable::Tensor;
 
 // Checks q, k, v [B, *L, H, D] with `axes` token axes and describes all but the outputs and the
-// sparsity. Throws with the argument's name, its value, and what is allowed.
-FmhaProblem make_problem(Tensor const& q, Tensor const& k, Tensor const& v, int axes,
-                         std::optional<double> scale);
+// sparsity. Throws with the argument's name, its value, and what is allowed. A CUDA tensor whose
+// address or strides the tensor copy engine cannot take is replaced by a copy, here and below: the
+// problem points into it, so the arguments must live until the launch.
+FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optional<double> scale);
 
 // Adds extra_k, extra_v [B, N, Hkv, D] to a problem; both or neither.
-void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor> const& extra_k,
-                      std::optional<Tensor> const& extra_v);
+void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& extra_k,
+                      std::optional<Tensor>& extra_v);
 
 // What any operand that kernels read in its own dtype must be: a dtype that is computed with, a
 // device that there is, `rank` dimensions, a head dim that is allowed, and a layout that can be
 // read.
-DataType check_operand(char const* name, Tensor const& t, int64_t rank);
+DataType check_operand(char const* name, Tensor& t, int64_t rank);
 
 // Address and strides of a [B, *L, H, D] tensor.
 TensorView view(Tensor const& tensor);

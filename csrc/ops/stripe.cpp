@@ -8,8 +8,8 @@
 namespace sparse_fmha {
 namespace {
 
-FmhaProblem stripe(Tensor const& q, Tensor const& k, Tensor const& v, Tensor const& columns,
-                   Tensor const& counts, std::optional<Tensor> const& range_starts,
+FmhaProblem stripe(Tensor& q, Tensor& k, Tensor& v, Tensor const& columns, Tensor const& counts,
+                   std::optional<Tensor> const& range_starts,
                    std::optional<Tensor> const& range_counts, int64_t block_q, int64_t range_size,
                    bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);

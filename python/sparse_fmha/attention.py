@@ -34,8 +34,8 @@ def attention(
 
     Args:
         q: `[B, Lq, Hq, D]`; fp16 or bf16, on the CPU also fp32 and fp64. D is a multiple of 8 up to
-            256. Any strides with a unit last one; on CUDA the others must be multiples of 8
-            elements and the data 16-byte aligned.
+            256. Any strides with a unit last one. On CUDA a tensor whose other strides are no
+            multiples of 8 elements, or whose data are not 16-byte aligned, is copied first.
         k: `[B, Lkv, Hkv, D]`, of q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
         v: like k.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.

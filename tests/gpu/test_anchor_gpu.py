@@ -277,12 +277,20 @@ def test_errors(make_qkv):
         ("k has dtype Double; on CUDA", lambda: OPS.anchor_keys(q_mean, k.double(), least, 64, 2)),
         ("q_mean and k are on", lambda: OPS.anchor_keys(q_mean.cpu(), k, least, 64, 2)),
         ("least and q are on", lambda: OPS.anchor_keys(q_mean, k, least.cpu(), 64, 2)),
-        ("k does not start", lambda: OPS.anchor_keys(q_mean[..., :56], k[..., 4:60], least, 64, 2)),
     ):
         with pytest.raises(RuntimeError, match=message):
             call()
     with pytest.raises(TypeError, match=r"q has dtype torch\.float32"):
         anchor_attention(q.float(), k.float(), k.float())
+
+
+def test_keys_that_are_not_aligned(make_qkv):
+    q, k = drawn(make_qkv, CASES[0], 64, torch.bfloat16)
+    q_mean = pooled(q, 64, 1.0)[..., :56]
+    least = thresholds(q_mean, k[..., 4:60])
+    expected = OPS.anchor_keys(q_mean, k[..., 4:60].contiguous(), least, 64, 2)
+    found = OPS.anchor_keys(q_mean, k[..., 4:60], least, 64, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_current_stream(make_qkv):

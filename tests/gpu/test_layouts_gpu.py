@@ -72,28 +72,45 @@ def test_expanded_queries(make_qkv, attend, agrees):
     agrees(*attend(q, k, v), q, k, v)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
-def test_misaligned_start(make_qkv, place):
-    tensors = list(make_qkv(1, 64, 64, 2, 2, 64))
-    x = tensors[place]
-    tensors[place] = x.new_empty(x.numel() + 4)[4:].view(x.shape).copy_(x)
-    with pytest.raises(RuntimeError, match=rf"\b{'qkv'[place]} .*16 bytes"):
-        sparse_fmha.attention(*tensors)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
-def test_misaligned_stride(make_qkv, place, axis):
-    tensors = list(make_qkv(2, 64, 64, 2, 2, 64))
-    strides = [16384, 256, 128, 1]
+def off_by_four(x, axis):
+    """x with data that no multiple of 16 bytes starts (axis None), or such a stride on an axis."""
+    if axis is None:
+        return x.new_empty(x.numel() + 4)[4:].view(x.shape).copy_(x)
+    strides = [2 * s for s in x.stride()[:-1]] + [1]
     strides[axis] += 4
-    tensors[place] = torch.ones(40000, device="cuda", dtype=torch.bfloat16).as_strided(
-        (2, 64, 2, 64), strides
-    )
-    with pytest.raises(
-        RuntimeError, match=rf"\b{'qkv'[place]} has stride {strides[axis]} .*multiples of 8"
-    ):
-        sparse_fmha.attention(*tensors)
+    return x.new_empty(4 * x.numel() + 64).as_strided(x.shape, strides).copy_(x)
+
+
+@pytest.mark.parametrize("skip_threshold", [0.0, 0.01])
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1, 2], ids="qkv".__getitem__)
+def test_layouts_that_the_copy_engine_does_not_take(make_qkv, place, axis, skip_threshold):
+    tensors = list(make_qkv(2, 64, 64, 2, 2, 128))
+    expected = sparse_fmha.attention(*tensors, skip_threshold=skip_threshold, return_lse=True)
+    tensors[place] = off_by_four(tensors[place], axis)
+    result = sparse_fmha.attention(*tensors, skip_threshold=skip_threshold, return_lse=True)
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "packed", "odd"])
+def test_what_is_copied(make_qkv, layout):
+    """Only what has to be: the output, and a tensor that the copy engine does not take."""
+    b, length, heads, dim = 2, 1024, 4, 128
+    q, k, v = make_qkv(b, length, length, heads, heads, dim)
+    if layout == "transposed":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    elif layout == "packed":
+        q, k, v = torch.stack((q, k, v), 3).unbind(3)
+    else:
+        q = off_by_four(q, 2)
+    sparse_fmha.attention(q, k, v)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sparse_fmha.attention(q, k, v)
+    tensor = b * length * heads * dim * 2
+    tensors = (torch.cuda.max_memory_allocated() - before) // tensor
+    assert tensors == (2 if layout == "odd" else 1)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -218,23 +218,17 @@ def small(device="cuda", dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("place", range(5), ids=NAMES.__getitem__)
-def test_misaligned_start(place):
-    x = small()[place]
-    x = x.new_ones(x.numel() + 4)[4:].view(x.shape)
-    with pytest.raises(RuntimeError, match=rf"\b{NAMES[place]} .*16 bytes"):
-        sparse_fmha.neighborhood_attention(window=3, **replaced(place, x))
-
-
-@pytest.mark.parametrize("place", range(5), ids=NAMES.__getitem__)
-def test_misaligned_stride(place):
-    x = small()[place]
+def test_layouts_that_the_copy_engine_does_not_take(place):
+    x = torch.randn_like(small()[place])
+    expected = sparse_fmha.neighborhood_attention(window=3, **replaced(place, x))
+    odd = [x.new_empty(x.numel() + 4)[4:].view(x.shape).copy_(x)]
     for dim in range(x.dim() - 1):
         strides = [2 * s for s in x.stride()[:-1]] + [1]
         strides[dim] += 4
-        bad = x.new_ones(4 * x.numel()).as_strided(x.shape, strides)
-        message = rf"\b{NAMES[place]} has stride {strides[dim]} in dimension {dim}.*multiples of 8"
-        with pytest.raises(RuntimeError, match=message):
-            sparse_fmha.neighborhood_attention(window=3, **replaced(place, bad))
+        odd.append(x.new_empty(4 * x.numel()).as_strided(x.shape, strides).copy_(x))
+    for view in odd:
+        result = sparse_fmha.neighborhood_attention(window=3, **replaced(place, view))
+        assert torch.equal(result, expected), view.stride()
 
 
 @pytest.mark.parametrize("place", range(5), ids=NAMES.__getitem__)

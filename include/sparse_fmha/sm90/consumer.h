@@ -106,10 +106,10 @@ struct Consumer {
     }
   }
 
-  // From the stage before the i-th of the walk to that.
-  template <class Walk>
+  // From the stage before the i-th of the walk to that; kOthers: the other's may lie between them.
+  template <bool kOthers = Geometry::kPassesOver, class Walk>
   __device__ __forceinline__ void enter(Walk const& walk, int i) {
-    if constexpr (Geometry::kPassesOver) {
+    if constexpr (kOthers) {
       if (walk.follows_other(i)) {
         state.advance();
       }
@@ -117,10 +117,10 @@ struct Consumer {
   }
   // Until the i-th stage of the walk, at `place`, has landed. The one that is passed over on the
   // way is given back here, keys and values each in their time: the products do not wait.
-  template <class Walk>
+  template <bool kOthers = Geometry::kPassesOver, class Walk>
   __device__ __forceinline__ void wait(Ring<Traits::kStages>& ring, Walk const& walk, int i,
                                        RingState<Traits::kStages> const& place) {
-    if constexpr (Geometry::kPassesOver) {
+    if constexpr (kOthers) {
       if (walk.follows_other(i)) {
         auto passed = place;
         passed.retreat();
@@ -209,11 +209,12 @@ struct Consumer {
     };
     RingState<Traits::kStages> previous;
     // Until the keys of the i-th tile are there.
-    auto reach = [&](int i) {
+    constexpr bool_constant<Geometry::kPassesOver> kOthers{};
+    auto reach = [&](int i, auto others) {
       previous = state;
       state.advance();
-      enter(walk, i);
-      wait(smem.ring_k, walk, i, state);
+      enter<others.value>(walk, i);
+      wait<others.value>(smem.ring_k, walk, i, state);
     };
     // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
     // are at hand, meet their values. Tells whether there are weights then, or the tile was left
@@ -232,7 +233,7 @@ struct Consumer {
       Turns::wait(warpgroup);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
       if constexpr (kWeights) {
-        wait(smem.ring_v, walk, i - 1, previous);
+        wait<Geometry::kPassesOver && !kLags>(smem.ring_v, walk, i - 1, previous);
         issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
                                              output);
       }
@@ -307,7 +308,7 @@ struct Consumer {
     if constexpr (Traits::kVotes) {
       // The values of the tile before are always still to be met or given back.
       auto visit = [&](auto masked) {
-        reach(i);
+        reach(i, kOthers);
         has_weights = has_weights ? step(i, masked, true_type{}, false_type{})
                                   : step(i, masked, false_type{}, false_type{});
       };
@@ -335,13 +336,13 @@ struct Consumer {
         if (has_weights) {
           CUTE_NO_UNROLL
           while (i < tiles && has_weights) {
-            reach(i);
+            reach(i, kOthers);
             has_weights = step(i++, kRest, true_type{}, false_type{});
           }
         } else {
           CUTE_NO_UNROLL
           while (i < tiles && !has_weights) {
-            reach(i);
+            reach(i, kOthers);
             has_weights = step(i++, kRest, false_type{}, false_type{});
           }
         }
@@ -367,10 +368,10 @@ struct Consumer {
             smem.ring_v.release(next);
             state = next;
           } else if (has_weights) {
-            reach(i);
+            reach(i, kOthers);
             step(i, true_type{}, true_type{}, false_type{});
           } else {
-            reach(i);
+            reach(i, kOthers);
             step(i, true_type{}, false_type{}, false_type{});
             has_weights = true;
           }
@@ -378,7 +379,7 @@ struct Consumer {
       } else {
         CUTE_NO_UNROLL
         for (; i < walk.num_partial; ++i) {
-          reach(i);
+          reach(i, kOthers);
           step(i, true_type{}, true_type{}, false_type{});
         }
       }
@@ -389,20 +390,20 @@ struct Consumer {
         while (i < tiles) {
           CUTE_NO_UNROLL
           for (; i < masked_end; ++i) {
-            reach(i);
+            reach(i, kOthers);
             step(i, true_type{}, true_type{}, false_type{});
           }
           if constexpr (kReferenceLags) {
             CUTE_NO_UNROLL
             for (; i < walk.whole.end && walk.both == tiles; ++i) {
-              reach(i);
+              reach(i, false_type{});
               step(i, false_type{}, true_type{}, true_type{});
             }
           }
           // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
           CUTE_NO_UNROLL
           for (; i < walk.whole.end; ++i) {
-            reach(i);
+            reach(i, kOthers);
             step(i, false_type{}, true_type{}, false_type{});
           }
           masked_end = tiles;
@@ -410,7 +411,7 @@ struct Consumer {
       } else {
         CUTE_NO_UNROLL
         for (; i < tiles; ++i) {
-          reach(i);
+          reach(i, kOthers);
           step(i, bool_constant<Geometry::kMasksSome>{}, true_type{},
                bool_constant<!Geometry::kMasksSome>{});
         }
