@@ -12,7 +12,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
-    "torch",
     "triton",
     "fa3-fwd",
     "fastvideo-kernel",
@@ -60,7 +59,7 @@ def nvidia_smi(*fields: str) -> list[str] | None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers."""
-    found = {}
+    found = {"torch": torch.__version__}  # the package's own version may lack the build's variant
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

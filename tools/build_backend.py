@@ -7,6 +7,7 @@ CUTLASS the same way, but where it is missing and GPU kernels get built, it is r
         package index: headers of 30 MB.
 """
 
+import setuptools
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import (  # noqa: F401
     build_editable,
@@ -18,6 +19,15 @@ from setuptools.build_meta import (  # noqa: F401
 )
 
 import locate
+
+# pip asks for the requirements of a build only where it isolates it.
+OLDEST_SETUPTOOLS = 77
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"error: setuptools {setuptools.__version__} is too old; building takes "
+        f"{OLDEST_SETUPTOOLS} or newer: "
+        "pip install -U setuptools, or leave out --no-build-isolation"
+    )
 
 
 def get_requires_for_build_wheel(config_settings=None):

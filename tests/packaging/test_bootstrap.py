@@ -81,3 +81,16 @@ def test_unreachable_package_index(machine):
     assert status != 0
     assert len(errors) == 1
     assert errors[0].startswith(f"error: cannot reach the package index {index}: check the network")
+
+
+def test_old_setuptools():
+    """As in a new environment of Python 3.10, where pip builds without isolation."""
+    script = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT / "tools", capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: setuptools 65.5.0 is too old; building takes 77 or newer: "
+        "pip install -U setuptools, or leave out --no-build-isolation"
+    ]
