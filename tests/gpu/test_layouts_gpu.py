@@ -76,9 +76,11 @@ def off_by_four(x, axis):
     """x with data that no multiple of 16 bytes starts (axis None), or such a stride on an axis."""
     if axis is None:
         return x.new_empty(x.numel() + 4)[4:].view(x.shape).copy_(x)
-    strides = [2 * s for s in x.stride()[:-1]] + [1]
-    strides[axis] += 4
-    return x.new_empty(4 * x.numel() + 64).as_strided(x.shape, strides).copy_(x)
+    strides = [1]
+    for at, size in ((2, x.shape[3]), (1, x.shape[2]), (0, x.shape[1])):
+        whole = -(-size * strides[0] // 8) * 8
+        strides.insert(0, whole + 4 * (axis == at))
+    return x.new_empty(x.shape[0] * strides[0]).as_strided(x.shape, strides).copy_(x)
 
 
 @pytest.mark.parametrize("skip_threshold", [0.0, 0.01])
