@@ -73,8 +73,8 @@ def test_example():
     done = subprocess.run(
         [sys.executable, script, "--length", "512"], capture_output=True, text=True, check=True
     )
-    errors = [float(line.split()[-1]) for line in done.stdout.splitlines()[1:]]
-    assert len(errors) == 5
+    # Gloo may have said something before.
+    errors = [float(line.split()[-1]) for line in done.stdout.splitlines()[-5:]]
     assert max(errors) < 1e-5
     wrong = subprocess.run(
         [sys.executable, script, "--length", "100"], capture_output=True, text=True

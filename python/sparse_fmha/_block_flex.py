@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,8 @@ def pairs(
     of_keys = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
     of_queries = torch.vmap(of_keys, in_dims=(None, None, 0, None))
     of_lists = torch.vmap(of_queries, in_dims=(0, 0, 0, 0 if keys.dim() == 2 else None))
-    seen = of_lists(b, h, queries.clamp(max=q_len - 1), keys.clamp(max=kv_len - 1))
+    with _indexing():
+        seen = of_lists(b, h, queries.clamp(max=q_len - 1), keys.clamp(max=kv_len - 1))
     if seen.dtype != torch.bool:
         raise TypeError(f"mask_mod returns {seen.dtype}; torch.bool is needed")
     if seen.dim() != 3:
@@ -127,6 +129,15 @@ def pairs(
         )
     there = (queries < q_len)[..., None] & (keys < kv_len).unsqueeze(-2)
     return seen & there, there
+
+
+def _indexing() -> contextlib.AbstractContextManager:
+    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too."""
+    try:
+        from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+    except ImportError:
+        return contextlib.nullcontext()
+    return TransformGetItemToIndex()
 
 
 def from_flex(mask: FlexBlockMask) -> BlockMask:

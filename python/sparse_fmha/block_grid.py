@@ -96,14 +96,14 @@ class BlockGrid:
 
     def keys(self, start: int | None = None, stop: int | None = None) -> Tensor:
         """Keys start to stop - 1 for all queries; counted as a slice's, also from the end."""
-        start, stop, _ = slice(start, stop).indices(self.kv_len)
+        start, stop = _bounds(start, stop, self.kv_len)
         first, last = self._key_positions()
         columns = (first < stop) & (last >= start) & (start < stop)
         return columns.expand(self.shape).clone()
 
     def queries(self, start: int | None = None, stop: int | None = None) -> Tensor:
         """All keys for queries start to stop - 1; counted as a slice's, also from the end."""
-        start, stop, _ = slice(start, stop).indices(self.q_len)
+        start, stop = _bounds(start, stop, self.q_len)
         first, last = self._query_positions()
         shift = self.kv_len - self.q_len
         rows = (first < stop + shift) & (last >= start + shift) & (start < stop)
@@ -119,7 +119,7 @@ class BlockGrid:
         Args:
             start, stop: positions of keys, counted as a slice's; `tokens(-n)` are the last n.
         """
-        start, stop, _ = slice(start, stop).indices(self.kv_len)
+        start, stop = _bounds(start, stop, self.kv_len)
         shift = self.kv_len - self.q_len
         rows = self.queries(max(start - shift, 0), max(stop - shift, 0))
         return self.keys(start, stop) | rows
@@ -151,3 +151,12 @@ def _ends(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor
     """First and last token of each block."""
     first = torch.arange(_block_lists.ceil_div(length, block), device=device) * block
     return first, (first + block).clamp(max=length) - 1
+
+
+def _bounds(start: int | None, stop: int | None, length: int) -> tuple[int, int]:
+    """As `slice(start, stop).indices(length)`, which torch.compile before 2.13 does not trace."""
+    any_int = -(1 << 62)
+    start = 0 if start is None else check_int("start", start, any_int)
+    stop = length if stop is None else check_int("stop", stop, any_int)
+    start, stop = (x + length if x < 0 else x for x in (start, stop))
+    return min(max(start, 0), length), min(max(stop, 0), length)

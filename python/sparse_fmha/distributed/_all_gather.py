@@ -79,7 +79,7 @@ def all_gather_kv(
         )
     for name, flag in (("causal", causal), ("zigzag", zigzag)):
         _checks.check_flag(name, flag)
-    if causal and isinstance(mask, _masks.Mask):
+    if causal and isinstance(mask, _masks.MASKS):
         raise ValueError("causal is given beside a mask; the mask's own causal counts")
     flags = {"causal": int(causal), "zigzag": int(zigzag)}
     q, k, v = _ulysses.autocast(q, k, v)
@@ -97,7 +97,7 @@ def all_gather_kv(
     numbers = (rank, 2 * world - 1 - rank) if ordered else (rank,)
     spans = [(n * length, (n + 1) * length) for n in numbers]
     masks = [mask for _ in spans]
-    if isinstance(mask, _masks.Mask):
+    if isinstance(mask, _masks.MASKS):
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
@@ -108,7 +108,7 @@ def all_gather_kv(
         keys = tokens_kv
         if causal:
             keys = _masks.visible_keys(span[1], tokens, tokens_kv)
-        elif isinstance(rows, _masks.Mask):
+        elif isinstance(rows, _masks.MASKS):
             keys = rows.kv_len
         seen_k, seen_v = k[:, :keys], v[:, :keys]
         if callable(rows):

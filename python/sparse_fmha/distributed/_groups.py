@@ -95,7 +95,7 @@ def check_agreement(
         "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
         "kind of mask": _masks.kind(mask),
     }  # fmt: skip
-    lists = isinstance(mask, _masks.Mask)
+    lists = isinstance(mask, _masks.MASKS)
     sizes = (*mask.shape, mask.block_q, int(mask.causal)) if lists else (0,) * 6
     names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
@@ -123,5 +123,5 @@ def check_inputs(
     if validate:
         check_agreement(q, k, mask, flags, group, world)
     _checks.check_qkv(q, k, v, axes=(1,))
-    if isinstance(mask, _masks.Mask):
+    if isinstance(mask, _masks.MASKS):
         _masks.check_whole(mask, q.shape[1] * world, k.shape[1] * world)

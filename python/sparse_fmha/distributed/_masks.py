@@ -11,6 +11,7 @@ from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.stripe_mask import StripeMask
 
 Mask = BlockMask | StripeMask
+MASKS = (BlockMask, StripeMask)  # torch.compile before 2.11 does not trace isinstance of a union
 MaskOrFunction = Mask | Callable[[Tensor, Tensor], Mask] | None
 
 
@@ -18,7 +19,7 @@ def kind(mask: MaskOrFunction) -> int:
     """What it is, as a number that ranks can compare."""
     if mask is None:
         return 0
-    if isinstance(mask, Mask):
+    if isinstance(mask, MASKS):
         return 1 if isinstance(mask, BlockMask) else 2
     if callable(mask):
         return 3
@@ -41,7 +42,7 @@ def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
 def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
     """The mask that the user's function makes."""
     lists = mask(q, k)
-    if not isinstance(lists, Mask):
+    if not isinstance(lists, MASKS):
         raise TypeError(
             f"mask(q, k) returned a {type(lists).__name__}; a BlockMask or StripeMask is needed"
         )

@@ -73,7 +73,7 @@ def ulysses(
     _groups.check_inputs(q, k, v, mask, {}, group, world, validate)
     copies = key_head_copies(q.shape[2], k.shape[2], world)
     heads_kv = k.shape[2] * copies // world
-    if isinstance(mask, _masks.Mask):
+    if isinstance(mask, _masks.MASKS):
         mask = _masks.heads(mask, rank, world, q.shape[2])
     if grid is not None and math.prod(grid) != q.shape[1] * world:
         raise ValueError(
