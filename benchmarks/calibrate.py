@@ -39,12 +39,7 @@ SIZES = {
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
-        "--out",
-        type=Path,
-        help=f"results file, or the folder to put it in; without it {RESULTS}, with --tiny none",
-    )
+    report.add_options(p, RESULTS)
     return p
 
 

@@ -258,14 +258,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layers", type=int, default=4, metavar="N", help="blocks of each kind")
     p.add_argument("--repeats", type=int, default=5, metavar="N")
     p.add_argument("--tiny", action="store_true", help="few tokens and channels, to try it")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help="JSON file, or folder for one (default: benchmarks/results/diffusion; with --tiny "
-        "nothing is written)",
-    )
+    report.add_options(p, RESULTS)
     return p
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import re
@@ -23,6 +24,17 @@ def stamp() -> dict:
     """What a run's results begin with."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {"schema": SCHEMA, "timestamp": now.isoformat(timespec="seconds")}
+
+
+def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """--seed and --out, for a benchmark whose results have a folder of their own."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help=f"results file, or the folder to put it in; without it {folder}, with --tiny none",
+    )
 
 
 def place(results: dict, out: Path) -> Path:

@@ -72,14 +72,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--density", type=float, default=0.1, help="of random blocks of 128x128")
     p.add_argument("--iterations", type=int, default=20, metavar="N", help="timed calls")
     p.add_argument("--warmup", type=int, default=3, metavar="N", help="untimed calls before them")
-    p.add_argument("--seed", type=int, default=0)
     p.add_argument("--tiny", action="store_true", help="small shapes on the CPU, to try it")
-    p.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help=f"results file, or the folder to put it in; without it {RESULTS}, with --tiny none",
-    )
+    report.add_options(p, RESULTS)
     return p
 
 
