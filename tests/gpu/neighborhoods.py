@@ -93,7 +93,18 @@ def crop(x):
     return amid_nan(x, *range(x.dim()))
 
 
-LAYOUTS = (contiguous, heads_first, axes_reversed, every_other_head, wide_head_dim, crop)
+def unaligned(x):
+    """Neither the address nor any stride is a multiple of 16 bytes: read through a copy."""
+    flat = x.new_full((x.shape[:-2].numel(), x.shape[-2] * (x.shape[-1] + 4) + 4), float("nan"))
+    rows = flat.as_strided(
+        (flat.shape[0], x.shape[-2], x.shape[-1]), (flat.shape[1], x.shape[-1] + 4, 1), 4
+    )
+    return rows.copy_(x.flatten(0, -3)).unflatten(0, x.shape[:-2])
+
+
+LAYOUTS = (
+    contiguous, heads_first, axes_reversed, every_other_head, wide_head_dim, crop, unaligned
+)  # fmt: skip
 
 
 def laid_out(layout, given):

@@ -15,6 +15,7 @@ from neighborhoods import (
     every_other_head,
     heads_first,
     laid_out,
+    unaligned,
     wide_head_dim,
 )
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 SEED = os.environ.get("SPARSE_FMHA_SEED") or str(random.randrange(10**9))
 NUMBER = 300
-LAYOUTS = (contiguous, contiguous, heads_first, every_other_head, wide_head_dim, crop)
+LAYOUTS = (contiguous, contiguous, heads_first, every_other_head, wide_head_dim, crop, unaligned)
 
 
 @pytest.fixture(scope="session")

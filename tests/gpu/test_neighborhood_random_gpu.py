@@ -16,12 +16,13 @@ from neighborhoods import (
     every_other_head,
     heads_first,
     laid_out,
+    unaligned,
     wide_head_dim,
 )
 
 pytestmark = pytest.mark.gpu
 
-LAYOUTS = [contiguous, heads_first, axes_reversed, every_other_head, wide_head_dim, crop]
+LAYOUTS = [contiguous, heads_first, axes_reversed, every_other_head, wide_head_dim, crop, unaligned]
 LONGEST = {1: 2000, 2: 50, 3: 13}
 
 
