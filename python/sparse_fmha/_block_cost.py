@@ -23,12 +23,12 @@ class StageCosts(NamedTuple):
     own: float  # for 64 of the rows; fetching it is what takes the time
 
 
-TILE_US = 4.4
+TILE_US = 4.8
 # Measured: D = 128, and full stages at 64. The others are in the ratio that neighborhoods have.
 COSTS = {
-    64: StageCosts(1.57, 1.82, 2.60, 1.24),
-    96: StageCosts(1.60, 1.85, 2.65, 1.26),
-    128: StageCosts(1.60, 1.85, 2.65, 1.26),
+    64: StageCosts(1.54, 1.66, 2.30, 1.18),
+    96: StageCosts(1.575, 1.67, 2.34, 1.20),
+    128: StageCosts(1.575, 1.67, 2.34, 1.20),
     256: StageCosts(1.76, 1.91, 2.33, 1.22),
 }
 
