@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
-constexpr int kOrderThreads = 1024;
+constexpr int kOrderWarps = 32;
+constexpr int kOrderThreads = kOrderWarps * kWarp;
 constexpr int kMaxBitmapBytes = 48 * 1024;
 
 // One warp for each query tile, over two bitmaps of the key blocks in shared memory.
@@ -69,13 +70,17 @@ __global__ void merge_pairs(BlockSparse::Params params, ListSizes sizes, int32_t
   }
 }
 
-// One block for each list of query tiles: the place of a tile is the number of tiles that come
-// before it. Tiles of equal weight keep their order, in which neighbours share keys; the last ones
-// come first, as everywhere.
-__global__ void order_tiles(BlockSparse::Params params, ListSizes sizes,
-                            int32_t const* merged_counts, int32_t* order) {
+// The place of a tile is the number of tiles of its list that come before it, which a warp counts;
+// a block is for 32 neighbours. Tiles of equal weight keep their order, in which neighbours share
+// keys; the last ones come first, as everywhere.
+__global__ void __launch_bounds__(kOrderThreads)
+    order_tiles(BlockSparse::Params params, ListSizes sizes, int32_t const* merged_counts,
+                int32_t* order) {
   __shared__ int32_t weights[kOrderThreads];
-  int64_t const list = blockIdx.x;
+  int32_t const groups = ceil_div(sizes.q_tiles, kOrderWarps);
+  int64_t const list = blockIdx.x / groups;
+  int32_t const thread = static_cast<int32_t>(threadIdx.x);
+  int32_t const mine = static_cast<int32_t>(blockIdx.x % groups) * kOrderWarps + thread / kWarp;
   auto partials = [&](int64_t row) { return BlockSparse::count(params.partial, row); };
   auto weight = [&](int32_t tile) {
     if (params.block_q == 128) {
@@ -87,24 +92,22 @@ __global__ void order_tiles(BlockSparse::Params params, ListSizes sizes,
     int32_t const second = 2 * tile + 1 < sizes.blocks ? partials(row + 1) : 0;
     return 2 * counts[0] + counts[1] + counts[2] + partials(row) + second;
   };
+  int32_t const my_weight = mine < sizes.q_tiles ? weight(mine) : 0;
+  int32_t before = 0;
   for (int32_t first = 0; first < sizes.q_tiles; first += kOrderThreads) {
-    int32_t const mine = first + static_cast<int32_t>(threadIdx.x);
-    int32_t const my_weight = mine < sizes.q_tiles ? weight(mine) : 0;
-    int32_t place = 0;
-    for (int32_t other = 0; other < sizes.q_tiles; other += kOrderThreads) {
-      int32_t const count = min(kOrderThreads, sizes.q_tiles - other);
-      __syncthreads();
-      if (static_cast<int32_t>(threadIdx.x) < count) {
-        weights[threadIdx.x] = weight(other + static_cast<int32_t>(threadIdx.x));
-      }
-      __syncthreads();
-      for (int32_t i = 0; i < count; ++i) {
-        place += weights[i] > my_weight || (weights[i] == my_weight && other + i > mine);
-      }
+    int32_t const count = min(kOrderThreads, sizes.q_tiles - first);
+    __syncthreads();  // the last ones have been read
+    if (thread < count) {
+      weights[thread] = weight(first + thread);
     }
-    if (mine < sizes.q_tiles) {
-      order[list * sizes.q_tiles + place] = mine;
+    __syncthreads();
+    for (int32_t i = thread % kWarp; i < count; i += kWarp) {
+      before += weights[i] > my_weight || (weights[i] == my_weight && first + i > mine);
     }
+  }
+  before = __reduce_add_sync(kAll, before);
+  if (thread % kWarp == 0 && mine < sizes.q_tiles) {
+    order[list * sizes.q_tiles + before] = mine;
   }
 }
 
@@ -141,7 +144,9 @@ ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, v
                                                                         merged, counts);
     check_cuda(cudaGetLastError(), "launching the merging of lists");
   }
-  order_tiles<<<sizes.lists, kOrderThreads, 0, stream>>>(params, sizes, counts, order);
+  int64_t const groups = int64_t{sizes.lists} * ceil_div(sizes.q_tiles, kOrderWarps);
+  order_tiles<<<static_cast<unsigned>(groups), kOrderThreads, 0, stream>>>(params, sizes, counts,
+                                                                           order);
   check_cuda(cudaGetLastError(), "launching the ordering of query tiles");
   return {order, merged, counts,
           params.batch_stride == 0 ? 0 : int64_t{sizes.heads} * sizes.q_tiles,
