@@ -42,8 +42,8 @@ class Barrier:
 
 
 class Ring:
-    def __init__(self, stages):
-        self.full = [Barrier(1) for _ in range(stages)]
+    def __init__(self, stages, producers):
+        self.full = [Barrier(producers) for _ in range(stages)]
         self.empty = [Barrier(2) for _ in range(stages)]
         self.content = [None] * stages
         self.published = [None] * (2 * stages)  # of keys: what a mask is looked up in
@@ -70,17 +70,35 @@ def slot(at):
     return at.index + at.phase * at.stages
 
 
-def producer(ring, tiles, flights):
-    """Of the keys, or of the values."""
+def producer(ring, tiles, flights, gathers):
+    """Of the keys, or of the values. With `gathers` it only says what the stage is."""
     at = State(len(ring.full))
     for tile, stages in enumerate(tiles):
         for i in range(sum(stages)):
             ring.published[slot(at)] = (tile, i)  # before the stage is free
             yield lambda at=at: ring.empty[at.index].passed(at.phase ^ 1)
-            ring.content[at.index] = "in flight"
-            flights.append((ring, at.index, (tile, i)))
-            ring.full[at.index].arrive(expect=1)
+            if not gathers:
+                ring.content[at.index] = "in flight"
+                flights.append((ring, at.index, (tile, i), lambda full: full.land(1)))
+            ring.full[at.index].arrive(expect=0 if gathers else 1)
             at = at.plus(1)
+
+
+def gatherer(k, v, tiles, flights):
+    """Copies rows of both in the order of use; a copy arrives when it has landed."""
+    at = State(len(k.full))
+    for tile, stages in enumerate(tiles):
+        total = sum(stages)
+        for i in range(total + 1):
+            for ring, behind in ((k, 0), (v, 1)):
+                if 0 <= i - behind < total:
+                    place = at.plus(-behind)
+                    yield lambda r=ring, p=place: r.empty[p.index].passed(p.phase ^ 1)
+                    ring.content[place.index] = "in flight"
+                    what = (tile, i - behind)
+                    flights.append((ring, place.index, what, lambda full: full.arrive()))
+            if i < total:
+                at = at.plus(1)
 
 
 def consumer(k, v, tiles, who):
@@ -133,22 +151,25 @@ def consumer(k, v, tiles, who):
             state = state.plus(1)
 
 
-def play(tiles, stages, seed):
+def play(tiles, stages, seed, gathers=False):
     rng = random.Random(seed)
-    k, v, flights = Ring(stages), Ring(stages), []
-    actors = [producer(ring, tiles, flights) for ring in (k, v)]
+    k, v, flights = Ring(stages, 1 + gathers), Ring(stages, 1 + gathers), []
+    actors = [producer(ring, tiles, flights, gathers) for ring in (k, v)]
     actors += [consumer(k, v, tiles, w) for w in range(2)]
-    waits = [lambda: True] * 4
-    speeds = [rng.choice([1, 1, 5, 25]) for _ in range(5)]
-    alive = {0, 1, 2, 3}
+    if gathers:
+        actors.append(gatherer(k, v, tiles, flights))
+    landing = len(actors)
+    waits = [lambda: True] * len(actors)
+    speeds = [rng.choice([1, 1, 5, 25]) for _ in range(landing + 1)]
+    alive = set(range(landing))
     while alive or flights:
-        ready = [a for a in alive if waits[a]()] + ([4] if flights else [])
+        ready = [a for a in alive if waits[a]()] + ([landing] if flights else [])
         assert ready, f"nobody can go on: {tiles}"
         who = rng.choices(ready, [speeds[a] for a in ready])[0]
-        if who == 4:
-            ring, index, what = flights.pop(rng.randrange(min(2, len(flights))))
+        if who == landing:
+            ring, index, what, land = flights.pop(rng.randrange(min(2, len(flights))))
             ring.content[index] = what
-            ring.full[index].land(1)
+            land(ring.full[index])
             continue
         try:
             waits[who] = next(actors[who])
@@ -159,10 +180,12 @@ def play(tiles, stages, seed):
 counts = st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 9))
 
 
-@given(st.lists(counts, max_size=6), st.sampled_from([2, 3]), st.integers(0, 1 << 30))
-def test_stages_go_round(tiles, stages, seed):
+@given(
+    st.lists(counts, max_size=6), st.sampled_from([2, 3]), st.integers(0, 1 << 30), st.booleans()
+)
+def test_stages_go_round(tiles, stages, seed, gathers):
     for s in range(5):
-        play(tiles, stages, seed + s)
+        play(tiles, stages, seed + s, gathers)
 
 
 @given(counts)

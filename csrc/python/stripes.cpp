@@ -63,9 +63,10 @@ class QueryTileStripes {
     std::vector<int32_t> keys;
     for (int32_t row = 0; row < tile_k_; ++row) {
       int32_t const box = row >> sizes_.log2_box;
-      keys.push_back(stage < runs ? run_origin(params_, sizes_, from, stage, box) +
-                                        (row & ((1 << sizes_.log2_box) - 1))
-                                  : column_key(params_, from, (stage - runs) * tile_k_ + row));
+      keys.push_back(
+          stage < runs
+              ? run_origin(params_, sizes_, from, stage, box) + (row & ((1 << sizes_.log2_box) - 1))
+              : column_key(params_, listed_column(from, (stage - runs) * tile_k_ + row)));
     }
     return {keys, walk.is_masked(stage + (stream == 0 ? 0 : stages.both))};
   }

@@ -19,9 +19,6 @@ struct Consumer {
   using HeadDim = cute::Int<Traits::kHeadDim>;
   using TileK = cute::Int<Traits::kTileK>;
 
-  // A warpgroup that gave registers to those that gather has none left for it.
-  static constexpr bool kReferenceLags = Traits::kReferenceLags && !Geometry::kGathers;
-
   KernelParams<Geometry, Mechanism> const& params;
   SharedStorage<Traits, Geometry>& smem;
   Geometry const geometry;
@@ -222,7 +219,7 @@ struct Consumer {
     auto step = [&](int i, auto masked, auto has_weights, auto lags) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
-      constexpr bool kLags = decltype(lags)::value && kReferenceLags;
+      constexpr bool kLags = decltype(lags)::value && Traits::kReferenceLags;
       static_assert(!kMasked || !kLags, "only scores without a mask have a reference");
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::Box box;
@@ -281,7 +278,7 @@ struct Consumer {
           }
           return false;
         }
-        if constexpr (kReferenceLags && !kMasked) {
+        if constexpr (Traits::kReferenceLags && !kMasked) {
           // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
           // known.
           bool const far = softmax.template is_far_behind<Element>(high);
@@ -393,7 +390,7 @@ struct Consumer {
             reach(i, kOthers);
             step(i, true_type{}, true_type{}, false_type{});
           }
-          if constexpr (kReferenceLags) {
+          if constexpr (Traits::kReferenceLags) {
             CUTE_NO_UNROLL
             for (; i < walk.whole.end && walk.both == tiles; ++i) {
               reach(i, false_type{});

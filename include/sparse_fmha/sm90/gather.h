@@ -34,11 +34,14 @@ template <int kHeadDim, class Element>
 class RowGather {
  public:
   __device__ __forceinline__ RowGather(RowSource const& from, int32_t batch, int32_t head)
-      : from_(static_cast<Element const*>(from.data) + batch * from.batch_stride +
-              head * from.head_stride + chunk() * kChunk),
+      : from_(reinterpret_cast<uint64_t>(static_cast<Element const*>(from.data) +
+                                         batch * from.batch_stride + head * from.head_stride +
+                                         chunk() * kChunk)),
         stride_(static_cast<uint32_t>(from.token_stride / kChunk)),
         columns_(from.head_dim - chunk() * kChunk),
-        length_(from.length) {}
+        length_(from.length) {
+    asm volatile("" : "+l"(from_));  // one product finds a row, not one for each of these
+  }
 
   // Of a token: where its row begins, in chunks of 16 bytes; kNoRow where there is none.
   __device__ __forceinline__ uint32_t row_of(int32_t token) const {
@@ -49,6 +52,22 @@ class RowGather {
   // first + i.
   template <int kTileRows>
   __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
+    bool const whole = row != kNoRow && columns_ > kHeadDim - 64;
+    if (__all_sync(0xffffffff, whole)) {
+      gather<kTileRows, true>(row, first, stage);
+    } else {
+      gather<kTileRows, false>(row, first, stage);
+    }
+  }
+
+ private:
+  static constexpr int kChunk = 8;  // elements of a copy
+  static constexpr int kChunkBytes = 16;
+  static __device__ __forceinline__ int chunk() { return threadIdx.x % 8; }
+
+  // kWhole: all rows are there, and all columns of them.
+  template <int kTileRows, bool kWhole>
+  __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
     static_assert(kTileRows % 32 == 0 && sizeof(Element) == 2, "8 elements are 16 bytes");
     int const four = threadIdx.x % 32 / 8;  // of four rows that are copied together
     // The swizzle repeats after eight rows: two copies.
@@ -57,22 +76,19 @@ class RowGather {
     CUTE_UNROLL
     for (int i = 0; i < 8; ++i) {
       uint32_t const start = __shfl_sync(0xffffffff, row, i * 4 + four);
-      bool const there = start != kNoRow;
-      Element const* const source = from_ + uint64_t(there ? start : 0) * kChunk;
+      bool const there = kWhole || start != kNoRow;
+      auto const* const source =
+          reinterpret_cast<Element const*>(from_ + uint64_t(there ? start : 0) * kChunkBytes);
       Element* const to = (i % 2 == 0 ? even : odd) + i / 2 * 8 * 64;
       CUTE_UNROLL
       for (int d = 0; d < kHeadDim; d += 64) {
-        cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
-            to + d * kTileRows, source + d, there && d < columns_);
+        cutlass::arch::cp_async_zfill<kChunkBytes, cutlass::arch::CacheOperation::Global>(
+            to + d * kTileRows, source + d, kWhole || (there && d < columns_));
       }
     }
   }
 
- private:
-  static constexpr int kChunk = 8;  // elements of a copy
-  static __device__ __forceinline__ int chunk() { return threadIdx.x % 8; }
-
-  Element const* from_;
+  uint64_t from_;  // address of the lane's first chunk of token 0
   uint32_t stride_;
   int32_t columns_;  // of the head from the lane's first one on; those beyond are zero
   int32_t length_;

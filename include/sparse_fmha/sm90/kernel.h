@@ -23,8 +23,8 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     for (auto& ring : smem.ring_q) {
       ring.init(4);
     }
-    // Each lane that gathers arrives, and one for tensor copies. Half of the warps are for keys.
-    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps / 2 : 1;
+    // Each lane that gathers arrives, and one for tensor copies.
+    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
     constexpr int kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);
     smem.ring_k.init(Traits::kConsumerWarps, kProducers);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);
@@ -34,12 +34,13 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
   geometry.init();
   __syncthreads();
 
-  // The warpgroup that gathers takes registers from both consumers, and so does looking up its
-  // rows.
+  // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
   constexpr int kMoved = Geometry::kGathers ? 8 : 0;
-  constexpr int kProducerRegisters = Traits::kProducerRegisters + 2 * kMoved;
-  constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved - (kMoreWarps ? 16 : 0);
+  constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
+  constexpr int kGatherRegisters = 32;
+  constexpr int kProducerRegisters =
+      kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
   using Producers = Producer<Traits, Geometry, Mechanism>;
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     }
   } else if (kMoreWarps && warpgroup > Traits::kConsumers) {
     if constexpr (kMoreWarps) {
-      cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+      cutlass::arch::warpgroup_reg_dealloc<kGatherRegisters>();
       int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0);
       Producers{params, smem, geometry}.run_rows(warp);
     }

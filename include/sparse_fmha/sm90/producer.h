@@ -78,11 +78,8 @@ struct Producer {
     }
   }
 
-  // For a whole warp, where rows are gathered: its half of the rows, of the keys or of the values.
+  // For a whole warp, where rows are gathered: its part of the rows, in the order of use.
   __device__ __forceinline__ void run_rows(int warp) {
-    bool const values = warp % 2 != 0;
-    auto& ring = values ? smem.ring_v : smem.ring_k;
-    auto* const stages = values ? smem.v : smem.k;
     RingState<kStages> state;
     RingState<1> state_work;
     while (true) {
@@ -90,13 +87,26 @@ struct Producer {
       if (work.tile.batch < 0) {
         return;
       }
-      auto rows = geometry.rows(work, values, warp / 2);
+      auto rows = geometry.rows(work, warp);
+      int32_t previous_key = 0;
       CUTE_NO_UNROLL
-      for (int i = 0; i < rows.count; ++i) {
-        auto const keys = rows.next(i);
-        ring.acquire(state);
-        rows.gather(keys, stage_of(stages, state), ring.full[state.index]);
-        state.advance();
+      for (int i = 0; i <= rows.count; ++i) {
+        int32_t key = 0;
+        if (i < rows.count) {
+          key = rows.next(i);
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if (i > 0) {
+          auto previous = state;
+          previous.retreat();
+          smem.ring_v.acquire(previous);
+          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
+        }
+        previous_key = key;
+        if (i < rows.count) {
+          state.advance();
+        }
       }
       state_work.advance();
     }

@@ -79,10 +79,18 @@ SPARSE_FMHA_HD int32_t run_origin(Stripe::Params const& p, BoxSizes const& sizes
   return there ? start + (part << sizes.log2_box) : kAbsent;
 }
 
-// The i-th listed column; kAbsent where there is none.
-SPARSE_FMHA_HD int32_t column_key(Stripe::Params const& p, StripeStream const& stream, int32_t i) {
-  int32_t const key = i < stream.num_columns ? stream.columns[i] : -1;
-  return key >= 0 && key < p.len_kv ? key : kAbsent;
+// The i-th entry of the list of columns, as it stands in memory; kAbsent behind the last one. What
+// it means is asked later (column_key), so that nothing waits for the memory here.
+SPARSE_FMHA_HD int32_t listed_column(StripeStream const& stream, int32_t i) {
+  int32_t listed = kAbsent;
+  if (i < stream.num_columns) {
+    listed = stream.columns[i];
+  }
+  return listed;
+}
+// The key that is listed; kAbsent where there is none.
+SPARSE_FMHA_HD int32_t column_key(Stripe::Params const& p, int32_t listed) {
+  return listed >= 0 && listed < p.len_kv ? listed : kAbsent;
 }
 
 }  // namespace sparse_fmha::sm90

@@ -25,8 +25,7 @@ struct Stripes {
   static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
   static constexpr bool kGathers = true;
   static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
-  static constexpr int kPartRows = Traits::kTileK / 2;  // that one of them gathers
-  static constexpr int32_t kGathered = -1;              // no first key of a run, or no row
+  static constexpr int32_t kGathered = -1;  // no first key of a run, or no row
 
   struct Params {
     CUtensorMap q;    // (D, Lq, Hq, B)
@@ -71,7 +70,7 @@ struct Stripes {
   };
   // One lane's part of a stage, as the producer sees it.
   struct StageBox {
-    int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...
+    int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...; before next(), as they are listed
     int32_t origin;
   };
   struct Box {  // and as the consumers do
@@ -180,41 +179,42 @@ struct Stripes {
     load(params.geometry.v, params.geometry.v_rows, barrier, destination, source);
   }
 
-  // The rows of the stages of a query tile, for one of the warps that gather: lane i has the keys
-  // of its rows i, i + 32, ..., which are read while those of the stage before it are gathered.
+  // The rows of the stages of a query tile, 32 of each for one of the warps that gather: a lane has
+  // the key of one, which is read while those of the stage before it are gathered.
   class Rows {
    public:
-    struct Keys {
-      int32_t of[kPartRows / 32];
-    };
     int const count;
-    __device__ __forceinline__ Rows(Stripes const& stripes, Work const& work, bool values, int part)
-        : count(work.stages.total()),
-          stripes_(stripes),
-          work_(work),
-          from_(values ? stripes.params.geometry.v_rows : stripes.params.geometry.k_rows,
-                work.tile.batch, work.head_kv),
-          part_(part) {
+    __device__ __forceinline__ Rows(Stripes const& stripes, Work const& work, int part)
+        : count(work.stages.total()), stripes_(stripes), work_(work), part_(part) {
+      static_assert(kGatherWarps == 0 || Traits::kTileK == 32 * kGatherWarps,
+                    "a row for each lane");
       fetch(0);
     }
-    __device__ __forceinline__ Keys next(int i) {
-      Keys const keys = keys_;
+    // The lane's key of the i-th stage; kGathered for all lanes where runs are there.
+    __device__ __forceinline__ int32_t next(int i) {
+      int32_t const listed = listed_;
+      bool const lone = lone_;
       fetch(i + 1);
-      return keys;
+      return lone ? column_key(stripes_.params.sparsity, listed) : kGathered;
     }
     // Each lane arrives once, also for stages that tensor copies fill.
-    __device__ __forceinline__ void gather(Keys const& keys, Element* destination,
+    __device__ __forceinline__ void gather(RowSource const& rows, int32_t key, Element* destination,
                                            FullBarrier& barrier) const {
-      if (__any_sync(0xffffffff, keys.of[0] == kGathered)) {
+      if (__any_sync(0xffffffff, key == kGathered)) {
         barrier.arrive();
         return;
       }
-      CUTE_UNROLL
-      for (int n = 0; n < kPartRows / 32; ++n) {
-        from_.template gather<Traits::kTileK>(from_.row_of(keys.of[n]), part_ * kPartRows + n * 32,
-                                              destination);
-      }
+      RowGather<Traits::kHeadDim, Element> const from(rows, work_.tile.batch, work_.head_kv);
+      from.template gather<Traits::kTileK>(from.row_of(key), part_ * 32, destination);
       arrive_when_gathered(barrier);
+    }
+    __device__ __forceinline__ void gather_k(int32_t key, Element* destination,
+                                             FullBarrier& barrier) const {
+      gather(stripes_.params.geometry.k_rows, key, destination, barrier);
+    }
+    __device__ __forceinline__ void gather_v(int32_t key, Element* destination,
+                                             FullBarrier& barrier) const {
+      gather(stripes_.params.geometry.v_rows, key, destination, barrier);
     }
 
    private:
@@ -223,24 +223,22 @@ struct Stripes {
         return;
       }
       StreamPlace const place = stream_place(work_.stages, i);
-      auto const& stream = stripes_.shared.streams[work_.streams][place.stream];
+      StripeStream const stream = stripes_.shared.streams[work_.streams][place.stream];
       int32_t const stage = place.index - run_stages(stripes_.params.geometry.sizes, stream);
-      CUTE_UNROLL
-      for (int n = 0; n < kPartRows / 32; ++n) {
-        int32_t const row = part_ * kPartRows + n * 32 + threadIdx.x % 32;
-        keys_.of[n] =
-            stage < 0 ? kGathered
-                      : column_key(stripes_.params.sparsity, stream, stage * Traits::kTileK + row);
+      lone_ = stage >= 0;
+      if (lone_) {
+        int32_t const row = part_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
+        listed_ = listed_column(stream, stage * Traits::kTileK + row);
       }
     }
     Stripes const& stripes_;
     Work const& work_;
-    RowGather<Traits::kHeadDim, Element> const from_;
     int const part_;
-    Keys keys_;
+    int32_t listed_ = 0;
+    bool lone_ = false;
   };
-  __device__ __forceinline__ Rows rows(Work const& work, bool values, int part) const {
-    return {*this, work, values, part};
+  __device__ __forceinline__ Rows rows(Work const& work, int part) const {
+    return {*this, work, part};
   }
 
   static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
@@ -350,22 +348,21 @@ struct Stripes {
       return;
     }
     found.origin = kGathered;
+    StripeStream const columns = stream;
     CUTE_UNROLL
     for (int w = 0; w < kWords; ++w) {
-      int32_t const i = (stage - runs) * Traits::kTileK + w * 32 + lane;
-      found.keys[w] = column_key(params.sparsity, stream, i);
+      found.keys[w] = listed_column(columns, (stage - runs) * Traits::kTileK + w * 32 + lane);
     }
   }
-  // With the keys of runs.
+  // With the keys of runs, and those that are listed.
   __device__ __forceinline__ StageBox with_keys(StageBox box) const {
     int32_t const log2_box = params.geometry.sizes.log2_box;
-    if (box.origin != kGathered) {
-      CUTE_UNROLL
-      for (int w = 0; w < kWords; ++w) {
-        int32_t const row = w * 32 + threadIdx.x % 32;
-        int32_t const origin = __shfl_sync(0xffffffff, box.origin, row >> log2_box);
-        box.keys[w] = origin + (row & ((1 << log2_box) - 1));
-      }
+    CUTE_UNROLL
+    for (int w = 0; w < kWords; ++w) {
+      int32_t const row = w * 32 + threadIdx.x % 32;
+      int32_t const origin = __shfl_sync(0xffffffff, box.origin, row >> log2_box);
+      box.keys[w] = box.origin == kGathered ? column_key(params.sparsity, box.keys[w])
+                                            : origin + (row & ((1 << log2_box) - 1));
     }
     return box;
   }
