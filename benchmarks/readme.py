@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks import diffusion_table, report, skip_table, stripe_table
+from benchmarks import diffusion_table, report, scaling_table, skip_table, stripe_table
 from benchmarks.names import DENSE, MATMUL, OURS
 from benchmarks.published import NATTEN_MS
 from benchmarks.report import (
@@ -269,14 +269,16 @@ TABLES = {
 }
 
 
+# Results of benchmarks of their own, by folder.
+FOLDERS = {"stripes": stripe_table, "diffusion": diffusion_table, "scaling": scaling_table}
+
+
 def section(folder: Path) -> str:
     tables = [TABLES[one](results) for (_, one), results in newest(folder).items()]
-    if stripes := report.newest(folder / "stripes"):
-        caption = stripe_table.caption(stripes, source(stripes))
-        tables.append(lines_of(caption, stripe_table.COLUMNS, stripe_table.rows(stripes)))
-    if models := report.newest(folder / "diffusion"):
-        caption = diffusion_table.caption(models, source(models))
-        tables.append(lines_of(caption, diffusion_table.COLUMNS, diffusion_table.rows(models)))
+    for name, kind in FOLDERS.items():
+        if results := report.newest(folder / name):
+            caption = kind.caption(results, source(results))
+            tables.append(lines_of(caption, kind.COLUMNS, kind.rows(results)))
     return "\n\n".join(tables) or NONE_YET
 
 

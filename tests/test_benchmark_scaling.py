@@ -16,7 +16,7 @@ if not dist.is_available() or not dist.is_gloo_available():
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import scaling  # noqa: E402
+from benchmarks import readme, report, scaling  # noqa: E402
 
 
 def run(*command, **options):
@@ -67,3 +67,26 @@ def test_tiny(tmp_path):
             assert row["communication_ms"]["median"] > 0
             heads = {"ulysses": (2 * 8 + 2 * 4) / 2, "all_gather_kv": 8, "zigzag": 8}[row["way"]]
             assert row["sent_bytes"] == 512 * 16 * 4 * heads
+
+
+def test_readme_table(tmp_path):
+    def row(way, ranks, ms, communication=None):
+        moved = communication and {"median": communication}
+        return {"op": "full", "way": way, "ranks": ranks, "ms": {"median": ms},
+                "communication_ms": moved}  # fmt: skip
+
+    results = {
+        "schema": report.SCHEMA, "timestamp": "2026-01-02T00:00:00+00:00", "commit": "0123456789ab", "dirty": False,
+        "device": {"type": "cuda", "name": "NVIDIA H100"}, "versions": {"torch": "2.11.0"},
+        "settings": {"length": 131072, "heads": 32, "heads_kv": 8, "head_dim": 128,
+                     "dtype": "bfloat16", "density": 0.1, "iterations": 20},
+        "rows": [row("one rank", 1, 100.0), row("ulysses", 2, 80.0, 8.0)],
+    }  # fmt: skip
+    report.save(results, tmp_path / "scaling" / "x.json")
+    text = readme.section(tmp_path)
+    assert "128k tokens, 32/8 heads" in text
+    assert "commit 0123456789" in text
+    assert text.splitlines()[-2:] == [
+        "| full | one rank | 1 | 100 | 1.00x | 100% |  |",
+        "| full | ulysses | 2 | 80 | 1.25x | 62% | 10% |",
+    ]
