@@ -76,7 +76,8 @@ def test_readme_table(tmp_path):
                 "communication_ms": moved}  # fmt: skip
 
     results = {
-        "schema": report.SCHEMA, "timestamp": "2026-01-02T00:00:00+00:00", "commit": "0123456789ab", "dirty": False,
+        "schema": report.SCHEMA, "timestamp": "2026-01-02T00:00:00+00:00", "commit": "0123456789ab",
+        "dirty": False,
         "device": {"type": "cuda", "name": "NVIDIA H100"}, "versions": {"torch": "2.11.0"},
         "settings": {"length": 131072, "heads": 32, "heads_kv": 8, "head_dim": 128,
                      "dtype": "bfloat16", "density": 0.1, "iterations": 20},
