@@ -268,7 +268,6 @@ TABLES = {
     "skip": skipping_table,
 }
 
-
 # Results of benchmarks of their own, by folder.
 FOLDERS = {"stripes": stripe_table, "diffusion": diffusion_table, "scaling": scaling_table}
 

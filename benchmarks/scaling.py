@@ -24,7 +24,7 @@ from torch import Tensor
 
 import sparse_fmha
 import sparse_fmha.distributed as sd
-from benchmarks import environment, report, timing
+from benchmarks import environment, report, scaling_table, timing
 from sparse_fmha import BlockMask
 
 RESULTS = Path("benchmarks/results/scaling")
@@ -200,18 +200,14 @@ def run_op(name: str, groups: dict[int, dist.ProcessGroup], args: argparse.Names
 
 
 def table(rows: list[dict]) -> str:
-    alone = {row["op"]: row["ms"]["median"] for row in rows if row["ranks"] == 1}
     lines = []
-    for row in rows:
-        ms, moved = row["ms"], row["communication_ms"]
-        speedup = alone[row["op"]] / ms["median"]
+    for row, speedup, efficiency, share in scaling_table.compared(rows):
+        ms = row["ms"]
         rate = row["useful_flops"] / row["ranks"] / ms["median"] * 1e-9
-        share = f"{moved['median'] / ms['median']:.0%}" if moved else ""
         lines.append([
             row["op"], row["way"], str(row["ranks"]),
-            *(f"{ms[x]:.3g}" for x in ("median", "p10", "p90")), f"{speedup:.2f}x",
-            f"{speedup / row['ranks']:.0%}", f"{rate:.3g}", share,
-            f"{row['sent_bytes'] * 1e-6:.3g}", f"{row['difference']:.1e}",
+            *(f"{ms[x]:.3g}" for x in ("median", "p10", "p90")), speedup, efficiency,
+            f"{rate:.3g}", share, f"{row['sent_bytes'] * 1e-6:.3g}", f"{row['difference']:.1e}",
         ])  # fmt: skip
     return report.plain_table(HEADER, lines)
 

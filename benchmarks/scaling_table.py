@@ -16,20 +16,21 @@ def caption(results: dict, source: str) -> str:
     )
 
 
-def rows(results: dict) -> list[dict[str, str]]:
-    alone = {row["op"]: row["ms"]["median"] for row in results["rows"] if row["ranks"] == 1}
+def compared(rows: list[dict]) -> list[tuple[dict, str, str, str]]:
+    """Each row of the results with its speedup over one GPU, efficiency, and communication."""
+    alone = {row["op"]: row["ms"]["median"] for row in rows if row["ranks"] == 1}
     found = []
-    for row in results["rows"]:
+    for row in rows:
         ms, moved = row["ms"]["median"], row["communication_ms"]
         speedup = alone[row["op"]] / ms
-        values = (
-            row["op"],
-            row["way"],
-            str(row["ranks"]),
-            f"{ms:.4g}",
-            f"{speedup:.2f}x",
-            f"{speedup / row['ranks']:.0%}",
-            f"{moved['median'] / ms:.0%}" if moved else "",
-        )
+        share = f"{moved['median'] / ms:.0%}" if moved else ""
+        found.append((row, f"{speedup:.2f}x", f"{speedup / row['ranks']:.0%}", share))
+    return found
+
+
+def rows(results: dict) -> list[dict[str, str]]:
+    found = []
+    for row, *compare in compared(results["rows"]):
+        values = (row["op"], row["way"], str(row["ranks"]), f"{row['ms']['median']:.4g}", *compare)
         found.append(dict(zip(COLUMNS, values, strict=True)))
     return found
