@@ -4,6 +4,7 @@
 #include "sparse_fmha/sm90/cute.h"
 #include "sparse_fmha/sm90/epilogue.h"
 #include "sparse_fmha/sm90/issue.h"
+#include "sparse_fmha/sm90/negate.h"
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/scores_again.h"
 #include "sparse_fmha/sm90/skip.h"
@@ -49,6 +50,10 @@ struct Consumer {
   using Turns = sm90::Turns<Traits>;
   static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
                 "warpgroups in turns do equal numbers of steps");
+  // Whether scores that a mask has cut become weights before their maximum is known, too: where the
+  // mask is looked up ahead of them.
+  static constexpr bool kMaskedLag =
+      Traits::kReferenceLags && Geometry::kSkips && Traits::kMaskAhead;
 
   // One query tile.
   __device__ __forceinline__ void attend(Work const& work, RingState<1>& state_q) {
@@ -165,7 +170,8 @@ struct Consumer {
         });
 
     if (params.negate) {
-      negate_q(store);
+      negate_rows<Traits>(smem.q, warpgroup);
+      store.sync();
     }
     {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
@@ -220,7 +226,7 @@ struct Consumer {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kLags = decltype(lags)::value && Traits::kReferenceLags;
-      static_assert(!kMasked || !kLags, "only scores without a mask have a reference");
+      static_assert(!kMasked || !kLags || kMaskedLag, "the mask is applied a second time");
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::Box box;
       if constexpr (kMasked) {
@@ -248,9 +254,16 @@ struct Consumer {
       warpgroup_fence_operand(scores);
       bool moved;
       if constexpr (kLags) {
+        auto hide = [&] {
+          if constexpr (kMasked) {
+            mask.apply(scores, seen);
+          }
+        };
+        hide();
         moved = softmax.template weigh<Element>(scores, rescale, open, [&] {
           scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
                                scores);
+          hide();
         });
       }
       if constexpr (kMasked && Geometry::kMasksSome && !Traits::kMaskAhead) {
@@ -260,7 +273,7 @@ struct Consumer {
       }
       smem.ring_k.release(state);
       release_q(i + 1 == tiles);
-      if constexpr (kMasked) {
+      if constexpr (kMasked && !kLags) {
         if constexpr (!Geometry::kMasksSome && !Traits::kMaskAhead) {
           seen = mask.look_up(work, box);
         }
@@ -278,7 +291,7 @@ struct Consumer {
           }
           return false;
         }
-        if constexpr (Traits::kReferenceLags && !kMasked) {
+        if constexpr (Traits::kReferenceLags && (!kMasked || kMaskedLag)) {
           // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
           // known.
           bool const far = softmax.template is_far_behind<Element>(high);
@@ -366,10 +379,10 @@ struct Consumer {
             state = next;
           } else if (has_weights) {
             reach(i, kOthers);
-            step(i, true_type{}, true_type{}, false_type{});
+            step(i, true_type{}, true_type{}, bool_constant<kMaskedLag>{});
           } else {
             reach(i, kOthers);
-            step(i, true_type{}, false_type{}, false_type{});
+            step(i, true_type{}, false_type{}, bool_constant<kMaskedLag>{});
             has_weights = true;
           }
         }
@@ -428,19 +441,6 @@ struct Consumer {
     } else {
       return true;
     }
-  }
-
-  // softmax(-x) of Q.K is softmax(x) of -Q.K, and the maximum is then the right one.
-  __device__ __forceinline__ void negate_q(Store& store) {
-    for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      auto volatile* words =
-          reinterpret_cast<uint32_t*>(smem.q + d * Traits::kTileQ + warpgroup * 64 * 64);
-      for (int i = threadIdx.x % 128; i < 64 * 64 / 2; i += 128) {
-        words[i] = words[i] ^ 0x80008000u;
-      }
-    }
-    cutlass::arch::fence_view_async_shared();
-    store.sync();
   }
 };
 

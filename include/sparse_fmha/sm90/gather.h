@@ -14,10 +14,10 @@ namespace sparse_fmha::sm90 {
 struct RowSource {
   void const* data;
   int64_t batch_stride;
-  int64_t token_stride;
   int64_t head_stride;
-  int32_t head_dim;  // columns beyond are zero
-  int32_t length;    // tokens beyond are zero
+  uint32_t row_chunks;  // from one token to the next, in copies of 16 bytes
+  int32_t head_dim;     // columns beyond are zero
+  int32_t length;       // tokens beyond are zero
 };
 
 // Element (row, column) of a stage of `rows` rows: parts of 64 columns lie one behind the other,
@@ -33,27 +33,25 @@ inline constexpr uint32_t kNoRow = 0xffffffff;
 template <int kHeadDim, class Element>
 class RowGather {
  public:
-  __device__ __forceinline__ RowGather(RowSource const& from, int32_t batch, int32_t head)
-      : from_(reinterpret_cast<uint64_t>(static_cast<Element const*>(from.data) +
-                                         batch * from.batch_stride + head * from.head_stride +
-                                         chunk() * kChunk)),
-        stride_(static_cast<uint32_t>(from.token_stride / kChunk)),
-        columns_(from.head_dim - chunk() * kChunk),
-        length_(from.length) {
+  __device__ __forceinline__ RowGather(RowSource const& rows, int32_t batch, int32_t head)
+      : rows_(rows),
+        from_(reinterpret_cast<uint64_t>(static_cast<Element const*>(rows.data) +
+                                         batch * rows.batch_stride + head * rows.head_stride +
+                                         chunk() * kChunk)) {
     asm volatile("" : "+l"(from_));  // one product finds a row, not one for each of these
   }
 
-  // Of a token: where its row begins, in chunks of 16 bytes; kNoRow where there is none.
-  __device__ __forceinline__ uint32_t row_of(int32_t token) const {
-    return token < length_ ? static_cast<uint32_t>(token) * stride_ : kNoRow;
-  }
+  // Of 32 rows that a warp gathers, the one whose token this lane names: the eight that a lane
+  // copies of are named by the eight lanes beside it.
+  static __device__ __forceinline__ int lane_row() { return chunk() * 4 + four(); }
 
-  // Rows [first, first + 32) of a stage of kTileRows, by a whole warp: lane i has row_of() of row
-  // first + i.
+  // Rows [first, first + 32) of a stage of kTileRows, by a whole warp: `token` of row
+  // first + lane_row(). There is no row where the tensor has no such token.
   template <int kTileRows>
-  __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
-    bool const whole = row != kNoRow && columns_ > kHeadDim - 64;
-    if (__all_sync(0xffffffff, whole)) {
+  __device__ __forceinline__ void gather(int32_t token, int first, Element* stage) const {
+    bool const there = static_cast<uint32_t>(token) < static_cast<uint32_t>(rows_.length);
+    uint32_t const row = there ? static_cast<uint32_t>(token) * rows_.row_chunks : kNoRow;
+    if (__all_sync(0xffffffff, there && columns() > kHeadDim - 64)) {
       gather<kTileRows, true>(row, first, stage);
     } else {
       gather<kTileRows, false>(row, first, stage);
@@ -64,18 +62,20 @@ class RowGather {
   static constexpr int kChunk = 8;  // elements of a copy
   static constexpr int kChunkBytes = 16;
   static __device__ __forceinline__ int chunk() { return threadIdx.x % 8; }
+  static __device__ __forceinline__ int four() { return threadIdx.x % 32 / 8; }
+  // Of the head from the lane's first one on; those beyond are zero.
+  __device__ __forceinline__ int32_t columns() const { return rows_.head_dim - chunk() * kChunk; }
 
   // kWhole: all rows are there, and all columns of them.
   template <int kTileRows, bool kWhole>
   __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
     static_assert(kTileRows % 32 == 0 && sizeof(Element) == 2, "8 elements are 16 bytes");
-    int const four = threadIdx.x % 32 / 8;  // of four rows that are copied together
-    // The swizzle repeats after eight rows: two copies.
-    Element* const even = stage + swizzled_place(first + four, chunk() * kChunk, kTileRows);
-    Element* const odd = stage + swizzled_place(first + 4 + four, chunk() * kChunk, kTileRows);
+    // Four rows are copied together. The swizzle repeats after eight rows: two copies.
+    Element* const even = stage + swizzled_place(first + four(), chunk() * kChunk, kTileRows);
+    Element* const odd = stage + swizzled_place(first + 4 + four(), chunk() * kChunk, kTileRows);
     CUTE_UNROLL
     for (int i = 0; i < 8; ++i) {
-      uint32_t const start = __shfl_sync(0xffffffff, row, i * 4 + four);
+      uint32_t const start = __shfl_sync(0xffffffff, row, i, 8);
       bool const there = kWhole || start != kNoRow;
       auto const* const source =
           reinterpret_cast<Element const*>(from_ + uint64_t(there ? start : 0) * kChunkBytes);
@@ -83,15 +83,13 @@ class RowGather {
       CUTE_UNROLL
       for (int d = 0; d < kHeadDim; d += 64) {
         cutlass::arch::cp_async_zfill<kChunkBytes, cutlass::arch::CacheOperation::Global>(
-            to + d * kTileRows, source + d, kWhole || (there && d < columns_));
+            to + d * kTileRows, source + d, kWhole || (there && d < columns()));
       }
     }
   }
 
+  RowSource const& rows_;
   uint64_t from_;  // address of the lane's first chunk of token 0
-  uint32_t stride_;
-  int32_t columns_;  // of the head from the lane's first one on; those beyond are zero
-  int32_t length_;
 };
 
 // For each lane, once: the barrier is told when the copies so far have landed.

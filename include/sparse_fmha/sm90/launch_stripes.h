@@ -23,8 +23,9 @@ void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
       throw std::runtime_error(
           "sparse_fmha: the keys of one head span more than 64 GB, too much for stripes");
     }
-    return RowSource{view.data,        view.batch_stride, view.axis_stride[kGridAxes - 1],
-                     view.head_stride, p.head_dim,        sparsity.len_kv};
+    return RowSource{view.data,        view.batch_stride,
+                     view.head_stride, static_cast<uint32_t>(view.axis_stride[kGridAxes - 1] / 8),
+                     p.head_dim,       sparsity.len_kv};
   };
   params.geometry = {map(p.q, sparsity.len_q, p.heads_q, 64),
                      map(p.k, sparsity.len_kv, p.heads_kv, box),

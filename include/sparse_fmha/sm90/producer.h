@@ -88,10 +88,10 @@ struct Producer {
         return;
       }
       auto rows = geometry.rows(work, warp);
-      int32_t previous_key = 0;
+      typename decltype(rows)::Key previous_key{};
       CUTE_NO_UNROLL
       for (int i = 0; i <= rows.count; ++i) {
-        int32_t key = 0;
+        auto key = previous_key;
         if (i < rows.count) {
           key = rows.next(i);
           smem.ring_k.acquire(state);

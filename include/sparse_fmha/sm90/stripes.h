@@ -15,6 +15,7 @@
 #include "sparse_fmha/sm90/rows.h"
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
+#include "sparse_fmha/sm90/stripe_rows.h"
 #include "sparse_fmha/sm90/stripe_stages.h"
 
 namespace sparse_fmha::sm90 {
@@ -72,6 +73,7 @@ struct Stripes {
   struct StageBox {
     int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...; before next(), as they are listed
     int32_t origin;
+    bool masked;  // whether the consumers may ask for the keys
   };
   struct Box {  // and as the consumers do
     int32_t place;
@@ -135,6 +137,9 @@ struct Stripes {
     __device__ __forceinline__ void fetch(int i) {
       if (i < count) {
         StreamPlace const place = stream_place(work_.stages, i);
+        // Where both consumers share all stages it is known which ones they mask.
+        WholeStages const& whole = work_.whole[0];
+        found_.masked = work_.stages.both < count || i < whole.begin || i >= whole.end;
         stripes_.find(stripes_.shared.streams[work_.streams][place.stream], place.index, found_);
       }
     }
@@ -179,64 +184,7 @@ struct Stripes {
     load(params.geometry.v, params.geometry.v_rows, barrier, destination, source);
   }
 
-  // The rows of the stages of a query tile, 32 of each for one of the warps that gather: a lane has
-  // the key of one, which is read while those of the stage before it are gathered.
-  class Rows {
-   public:
-    int const count;
-    __device__ __forceinline__ Rows(Stripes const& stripes, Work const& work, int part)
-        : count(work.stages.total()), stripes_(stripes), work_(work), part_(part) {
-      static_assert(kGatherWarps == 0 || Traits::kTileK == 32 * kGatherWarps,
-                    "a row for each lane");
-      fetch(0);
-    }
-    // The lane's key of the i-th stage; kGathered for all lanes where runs are there.
-    __device__ __forceinline__ int32_t next(int i) {
-      int32_t const listed = listed_;
-      bool const lone = lone_;
-      fetch(i + 1);
-      return lone ? column_key(stripes_.params.sparsity, listed) : kGathered;
-    }
-    // Each lane arrives once, also for stages that tensor copies fill.
-    __device__ __forceinline__ void gather(RowSource const& rows, int32_t key, Element* destination,
-                                           FullBarrier& barrier) const {
-      if (__any_sync(0xffffffff, key == kGathered)) {
-        barrier.arrive();
-        return;
-      }
-      RowGather<Traits::kHeadDim, Element> const from(rows, work_.tile.batch, work_.head_kv);
-      from.template gather<Traits::kTileK>(from.row_of(key), part_ * 32, destination);
-      arrive_when_gathered(barrier);
-    }
-    __device__ __forceinline__ void gather_k(int32_t key, Element* destination,
-                                             FullBarrier& barrier) const {
-      gather(stripes_.params.geometry.k_rows, key, destination, barrier);
-    }
-    __device__ __forceinline__ void gather_v(int32_t key, Element* destination,
-                                             FullBarrier& barrier) const {
-      gather(stripes_.params.geometry.v_rows, key, destination, barrier);
-    }
-
-   private:
-    __device__ __forceinline__ void fetch(int i) {
-      if (i >= count) {
-        return;
-      }
-      StreamPlace const place = stream_place(work_.stages, i);
-      StripeStream const stream = stripes_.shared.streams[work_.streams][place.stream];
-      int32_t const stage = place.index - run_stages(stripes_.params.geometry.sizes, stream);
-      lone_ = stage >= 0;
-      if (lone_) {
-        int32_t const row = part_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
-        listed_ = listed_column(stream, stage * Traits::kTileK + row);
-      }
-    }
-    Stripes const& stripes_;
-    Work const& work_;
-    int const part_;
-    int32_t listed_ = 0;
-    bool lone_ = false;
-  };
+  using Rows = StripeRows<Traits, Stripes>;
   __device__ __forceinline__ Rows rows(Work const& work, int part) const {
     return {*this, work, part};
   }
@@ -247,6 +195,9 @@ struct Stripes {
   // For the whole warp: what consumers have to know of the stage.
   __device__ __forceinline__ void publish(StageBox const& box,
                                           RingState<Traits::kStages> const& place) const {
+    if (!box.masked) {
+      return;
+    }
     Stage& stage = shared.stages[published_place(place)];
     uint32_t const lane = threadIdx.x % 32;
     CUTE_UNROLL
@@ -337,6 +288,9 @@ struct Stripes {
   __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
     return work.tile.q_tile * Traits::kTileQ + warpgroup * 64;
   }
+  static __device__ __forceinline__ bool needs_keys(StageBox const& box) {
+    return box.masked || kGatherWarps == 0;
+  }
   // A lane's list entries of a stage.
   __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,
                                        StageBox& found) const {
@@ -348,6 +302,9 @@ struct Stripes {
       return;
     }
     found.origin = kGathered;
+    if (!needs_keys(found)) {
+      return;
+    }
     StripeStream const columns = stream;
     CUTE_UNROLL
     for (int w = 0; w < kWords; ++w) {
@@ -357,6 +314,9 @@ struct Stripes {
   // With the keys of runs, and those that are listed.
   __device__ __forceinline__ StageBox with_keys(StageBox box) const {
     int32_t const log2_box = params.geometry.sizes.log2_box;
+    if (!needs_keys(box)) {
+      return box;
+    }
     CUTE_UNROLL
     for (int w = 0; w < kWords; ++w) {
       int32_t const row = w * 32 + threadIdx.x % 32;
@@ -374,7 +334,8 @@ struct Stripes {
         RowGather<Traits::kHeadDim, Element> const from(rows, source.batch, source.head);
         CUTE_UNROLL
         for (int w = 0; w < kWords; ++w) {
-          from.template gather<Traits::kTileK>(from.row_of(source.keys[w]), w * 32, destination);
+          int32_t const token = __shfl_sync(0xffffffff, source.keys[w], from.lane_row());
+          from.template gather<Traits::kTileK>(token, w * 32, destination);
         }
         arrive_when_gathered(barrier);
         return;
