@@ -18,14 +18,13 @@ void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
     return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   };
   auto rows = [&](TensorView const& view) {
-    // A row's place is counted in 16 bytes.
-    if (int64_t{sparsity.len_kv} * view.axis_stride[kGridAxes - 1] / 8 >= UINT32_MAX) {
+    int64_t const chunks = view.axis_stride[kGridAxes - 1] / 8;  // a row's place is counted in them
+    if (sparsity.len_kv * chunks >= UINT32_MAX) {
       throw std::runtime_error(
           "sparse_fmha: the keys of one head span more than 64 GB, too much for stripes");
     }
-    return RowSource{view.data,        view.batch_stride,
-                     view.head_stride, static_cast<uint32_t>(view.axis_stride[kGridAxes - 1] / 8),
-                     p.head_dim,       sparsity.len_kv};
+    return RowSource{view.data,  view.batch_stride, view.head_stride, static_cast<uint32_t>(chunks),
+                     p.head_dim, sparsity.len_kv};
   };
   params.geometry = {map(p.q, sparsity.len_q, p.heads_q, 64),
                      map(p.k, sparsity.len_kv, p.heads_kv, box),

@@ -62,7 +62,6 @@ class StripeRows {
     from.template gather<Traits::kTileK>(key.token, first_, destination);
     arrive_when_gathered(barrier);
   }
-  // What the key means is asked when it is used: nothing waits for the memory here.
   __device__ __forceinline__ void fetch(int i) {
     if (i >= count) {
       return;
@@ -74,19 +73,16 @@ class StripeRows {
     int32_t const stage = place.index - run_stages_;
     key_.lone = stage >= 0;
     if (key_.lone) {
-      key_.token = kAbsent;
-      if (stage * Traits::kTileK < num_listed_) {
-        key_.token = listed_[stage * Traits::kTileK];
-      }
+      key_.token = listed_column(columns_, stage * Traits::kTileK);
     }
   }
   __device__ __forceinline__ void enter(int32_t index) {
     stream_ = index;
-    StripeStream const stream = stripes_.shared.streams[work_.streams][index];
+    columns_ = stripes_.shared.streams[work_.streams][index];
+    run_stages_ = run_stages(stripes_.params.geometry.sizes, columns_);
     int const row = first_ + Gather::lane_row();
-    run_stages_ = run_stages(stripes_.params.geometry.sizes, stream);
-    listed_ = stream.columns + row;
-    num_listed_ = stream.num_columns - row;
+    columns_.columns += row;
+    columns_.num_columns -= row;
   }
 
   Stripes const& stripes_;
@@ -96,8 +92,7 @@ class StripeRows {
   Gather const values_;
   int32_t stream_ = -1;  // the one at hand
   int32_t run_stages_;
-  int32_t num_listed_;  // columns from the lane's first one on
-  int32_t const* listed_;
+  StripeStream columns_;  // its, from the lane's first one on
   Key key_{};
 };
 

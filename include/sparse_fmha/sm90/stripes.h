@@ -26,7 +26,7 @@ struct Stripes {
   static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
   static constexpr bool kGathers = true;
   static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
-  static constexpr int32_t kGathered = -1;  // no first key of a run, or no row
+  static constexpr int32_t kGathered = -1;  // no first key of a run
 
   struct Params {
     CUtensorMap q;    // (D, Lq, Hq, B)
