@@ -1,8 +1,9 @@
 // Which columns of a key box lie inside a window, as bit masks from a table in shared memory.
 //
 // A thread holds the same columns of every score tile. For each axis and each coordinate v the
-// table has, as one word, which of them have a coordinate below v; the columns inside an interval
-// are then two words apart, those inside a window three such pairs, whatever the rank.
+// table has, as one word, which of them have a coordinate below v: the columns inside an interval
+// are two words apart. Rows of a query tile that share a coordinate share an interval, so a warp
+// works these out for each key tile, and a row sees what three of them have in common.
 #pragma once
 
 #include "sparse_fmha/sm90/cute.h"
@@ -20,6 +21,12 @@ struct BoxBits {
   }
 };
 
+// One bit for each column that a thread holds, for four neighbouring lanes; other lanes hold the
+// same columns as these.
+struct alignas(16) LaneColumns {
+  uint32_t of[4];
+};
+
 template <int kColumns>
 class PrefixTable {
  public:
@@ -27,8 +34,8 @@ class PrefixTable {
 
   // All threads of the block call this, and synchronise afterwards.
   __device__ __forceinline__ void fill(Coord const& extent, BoxBits const& bits) {
-    for (int i = threadIdx.x; i < kWords; i += blockDim.x) {
-      int const quad = i % 4;
+    for (int i = threadIdx.x; i < 4 * kEntries; i += blockDim.x) {
+      int const lane = i % 4;
       int v = i / 4;
       int axis = 0;
       CUTE_UNROLL
@@ -39,48 +46,48 @@ class PrefixTable {
       }
       uint32_t word = 0;
       for (int bit = 0; axis < kGridAxes && bit < kColumns / 4; ++bit) {
-        int const column = bit / 2 * 8 + quad * 2 + bit % 2;
+        int const column = bit / 2 * 8 + lane * 2 + bit % 2;
         Coord const c = bits.offset(column);
         word |= uint32_t((axis == 0 ? c[0] : axis == 1 ? c[1] : c[2]) < v) << bit;
       }
-      words_[i] = word;
+      entries_[i / 4].of[lane] = word;
     }
   }
 
-  // Columns of the box at `origin` that lie in the window.
-  __device__ __forceinline__ uint32_t inside(Interval const (&window)[kGridAxes],
-                                             Coord const& origin, Coord const& extent) const {
-    uint32_t seen = 0xffffffff;
-    int axis_words = 0;
+  // The first entry of each axis.
+  static __device__ __forceinline__ Coord entries(Coord const& extent) {
+    return {0, extent[0] + 1, extent[0] + extent[1] + 2};
+  }
+  // Columns with a coordinate in [low, high) on the axis whose entries begin at `entry`.
+  __device__ __forceinline__ LaneColumns between(int entry, int low, int high) const {
+    LaneColumns const below_low = entries_[entry + low];
+    LaneColumns const below_high = entries_[entry + high];
+    LaneColumns result;
     CUTE_UNROLL
-    for (int axis = 0; axis < kGridAxes; ++axis) {
-      int const low = min(max(window[axis].begin - origin[axis], 0), extent[axis]);
-      int const high = min(max(window[axis].end - origin[axis], 0), extent[axis]);
-      seen &= word(axis_words + high) & ~word(axis_words + low);
-      axis_words += extent[axis] + 1;
+    for (int lane = 0; lane < 4; ++lane) {
+      result.of[lane] = below_high.of[lane] & ~below_low.of[lane];
     }
-    return seen;
+    return result;
   }
 
   // The first n columns.
-  __device__ __forceinline__ uint32_t first(int n) const {
-    uint32_t seen = 0;
-    int const quad = threadIdx.x % 4;
+  static __device__ __forceinline__ LaneColumns first(int n) {
+    LaneColumns result;
     CUTE_UNROLL
-    for (int bit = 0; bit < kColumns / 4; ++bit) {
-      seen |= uint32_t(bit / 2 * 8 + quad * 2 + bit % 2 < n) << bit;
+    for (int lane = 0; lane < 4; ++lane) {
+      result.of[lane] = 0;
+      CUTE_UNROLL
+      for (int bit = 0; bit < kColumns / 4; ++bit) {
+        result.of[lane] |= uint32_t(bit / 2 * 8 + lane * 2 + bit % 2 < n) << bit;
+      }
     }
-    return seen;
+    return result;
   }
 
  private:
-  __device__ __forceinline__ uint32_t word(int entry) const {
-    return words_[entry * 4 + threadIdx.x % 4];
-  }
-
   // Sides of powers of two add up to most when two of them are 1.
-  static constexpr int kWords = 4 * (kColumns + 1 + 2 + 2);
-  uint32_t words_[kWords];
+  static constexpr int kEntries = kColumns + 1 + 2 + 2;
+  LaneColumns entries_[kEntries];
 };
 
 }  // namespace sparse_fmha::sm90

@@ -267,7 +267,7 @@ struct Consumer {
           hide();
         });
       }
-      if constexpr (kMasked && Geometry::kMasksSome && !Traits::kMaskAhead) {
+      if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);  // from the stage: before that is released
         }
@@ -275,7 +275,7 @@ struct Consumer {
       smem.ring_k.release(state);
       release_q(i + 1 == tiles);
       if constexpr (kMasked && !kLags) {
-        if constexpr (!Geometry::kMasksSome && !Traits::kMaskAhead) {
+        if constexpr (!Geometry::kMaskInStage && !Traits::kMaskAhead) {
           seen = mask.look_up(work, box);
         }
         if (is_masked(walk, i)) {

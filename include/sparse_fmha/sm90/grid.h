@@ -11,6 +11,7 @@
 #include "sparse_fmha/sm90/params.h"
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
+#include "sparse_fmha/sm90/window_mask.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -47,8 +48,10 @@ struct Grid {
   static constexpr int kGatherWarps = 0;
   static constexpr bool kPassesOver = false;
   static constexpr bool kMasksSome = false;
+  static constexpr bool kMaskWarp = true;     // a warp works out masks while keys are copied
+  static constexpr bool kMaskInStage = true;  // so they come and go with the keys
 
-  using Box = KeyBox;
+  using Box = int;  // what a consumer's mask looks at: one of WindowWords::inside
   using Source = BoxSource;
   using Walk = GridWalk<Traits, Mechanism>;
 
@@ -68,18 +71,19 @@ struct Grid {
   };
 
   struct Shared {
-    Box boxes[Traits::kStages];
-    Walk walks[2];  // of this work and the next
-    Interval windows[Traits::kTileQ][kGridAxes];
-    PrefixTable<Traits::kTileK> table;
+    int32_t needed[Traits::kStages];  // of its box
+    Walk walks[2];                    // of this work and the next
+    WindowWords<Traits> words;
   };
 
   KernelParams<Grid, Mechanism> const& params;
   Shared& shared;
 
-  __device__ __forceinline__ void init() const {
-    shared.table.fill(params.geometry.shape.k, params.geometry.k_bits);
-  }
+  // For the warp that works out masks.
+  using Masks = WindowMasks<Traits, Mechanism, KernelParams<Grid, Mechanism>>;
+  __device__ __forceinline__ Masks masks() const { return {params, shared.words}; }
+
+  __device__ __forceinline__ void init() const { masks().init(); }
 
   __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
                                           RingState<1> const& state) const {
@@ -123,8 +127,8 @@ struct Grid {
   struct Boxes {
     Walk const& walk;
     int count;
-    Box mine;
-    __device__ __forceinline__ Box next(int i) {
+    KeyBox mine;
+    __device__ __forceinline__ KeyBox next(int i) {
       if (i % 32 == 0) {
         mine = walk.tile(min(i + static_cast<int>(threadIdx.x % 32), count - 1));
       }
@@ -144,7 +148,7 @@ struct Grid {
     return {work.num_partial, work.num_full};
   }
 
-  __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
+  __device__ __forceinline__ Source source(Work const& work, KeyBox const& box) const {
     if (box.extra) {
       return {-1, work.head_kv, {box.origin[2], 0, params.geometry.first_batch + work.tile.batch}};
     }
@@ -166,83 +170,39 @@ struct Grid {
     load_keys(g.v, g.extra_v, barrier, destination, source);
   }
 
-  // Consumers read the box that the producer has left with the stage, before they release it.
-  __device__ __forceinline__ void publish(Box const& box,
+  // Consumers read what a producer has left with the stage before they release it.
+  __device__ __forceinline__ void publish(KeyBox const& box,
                                           RingState<Traits::kStages> const& place) const {
-    shared.boxes[place.index] = box;
+    shared.needed[place.index] = box.needed;
     compiler_fence();
   }
-  __device__ __forceinline__ Box box(Counts const& /*walk*/, int /*i*/,
+  // A full one is asked for, too, behind others that were passed over.
+  __device__ __forceinline__ Box box(Counts const& walk, int i,
                                      RingState<Traits::kStages> const& place) const {
-    compiler_fence();
-    Box const result = shared.boxes[place.index];
-    __syncwarp();  // one lane releases the stage for all
-    return result;
+    return i < walk.num_partial ? WindowWords<Traits>::mask_of(place) : WindowWords<Traits>::kMasks;
   }
 
   // Whether a consumer has rows that see any of the box in a stage.
   __device__ __forceinline__ bool needs(int warpgroup,
                                         RingState<Traits::kStages> const& place) const {
     compiler_fence();
-    bool const result = shared.boxes[place.index].needed >> warpgroup & 1;
+    bool const result = shared.needed[place.index] >> warpgroup & 1;
     __syncwarp();  // one lane releases the stage for all
     return result;
   }
 
-  // The windows of a consumer's rows are kept in shared memory, where the warp that needs them puts
-  // them; three of the four lanes of a row work out one axis each.
-  class Mask {
-   public:
-    __device__ __forceinline__ Mask(Grid const& geometry, int warpgroup)
-        : geometry_(geometry), row_(warpgroup * 64 + AccumulatorPosition().row) {}
-    // For the rows of another query tile.
-    __device__ __forceinline__ void set(Work const& work) {
-      auto const& params = geometry_.params;
-      int const axis = threadIdx.x % 4;
-      __syncwarp();  // the last query tile's windows have been read
-      if (axis < kGridAxes) {
-        auto pick = [&](Coord const& c) { return axis == 0 ? c[0] : axis == 1 ? c[1] : c[2]; };
-        CUTE_UNROLL
-        for (int r = 0; r < kRowsPerThread; ++r) {
-          int const row = row_ + 8 * r;
-          geometry_.shared.windows[row][axis] =
-              Mechanism::window(params.sparsity, axis, pick(work.length),
-                                pick(work.q.origin) + pick(params.geometry.q_bits.offset(row)));
-        }
-      }
-      __syncwarp();
-    }
-    // Bit by bit which of a thread's columns each of its two rows sees.
-    struct Seen {
-      uint32_t bits[kRowsPerThread];
-    };
-    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
-      auto const& shared = geometry_.shared;
-      auto const& g = geometry_.params.geometry;
-      Seen seen;
-      if (box.extra) {
-        seen.bits[0] = seen.bits[1] = shared.table.first(g.extra_len - box.origin[2]);
-      } else {
-        CUTE_UNROLL
-        for (int r = 0; r < kRowsPerThread; ++r) {
-          seen.bits[r] = shared.table.inside(shared.windows[row_ + 8 * r], box.origin, g.shape.k);
-        }
-      }
-      return seen;
-    }
-    template <class Scores>
-    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
-      CUTE_UNROLL
-      for (int i = 0; i < cute::size(scores); ++i) {
-        if ((seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1) == 0) {
-          scores(i) = -INFINITY;
-        }
-      }
-    }
+  class Mask : public WindowRows<Traits> {
+    using Rows = WindowRows<Traits>;
 
-   private:
-    Grid const& geometry_;
-    int const row_;  // the thread's first
+   public:
+    using typename Rows::Seen;
+    __device__ __forceinline__ Mask(Grid const& geometry, int warpgroup)
+        : Rows(geometry.shared.words, geometry.params.geometry.shape.q,
+               geometry.params.geometry.q_bits, warpgroup) {}
+    __device__ __forceinline__ void set(Work const& /*work*/) {}
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box box) const {
+      return Rows::look_up(box);
+    }
   };
 
   __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {

@@ -23,10 +23,10 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     for (auto& ring : smem.ring_q) {
       ring.init(4);
     }
-    // Each lane that gathers arrives, and one for tensor copies.
+    // Each lane that gathers or works out masks arrives, and one for tensor copies.
     constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
     constexpr int kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);
-    smem.ring_k.init(Traits::kConsumerWarps, kProducers);
+    smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * Geometry::kMaskWarp);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);
     smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
     cutlass::arch::fence_barrier_init();
@@ -57,6 +57,11 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
       static_assert(!Geometry::kWarpLoads || Traits::kConsumers == 2, "a warp is left for values");
       if constexpr (Geometry::kWarpLoads) {
         producer.template run_boxes<true>();
+      }
+    } else if (Geometry::kMaskWarp && warp == 3) {
+      static_assert(!Geometry::kMaskWarp || Traits::kConsumers == 2, "a warp is left for masks");
+      if constexpr (Geometry::kMaskWarp) {
+        producer.run_masks();
       }
     } else if (warp == 1 && Geometry::kWarpLoads) {
       producer.run_work();

@@ -44,6 +44,8 @@ struct Lists {
   static constexpr int kGatherWarps = 0;
   static constexpr bool kPassesOver = true;  // consumers have stages of their own
   static constexpr bool kMasksSome = true;   // the walk says which stages are masked
+  static constexpr bool kMaskWarp = false;
+  static constexpr bool kMaskInStage = true;
 
   struct Work {
     WorkTile tile;

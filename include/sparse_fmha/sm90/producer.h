@@ -17,7 +17,7 @@ struct Producer {
   // That read the work slot.
   static constexpr int kKeyWarps = Geometry::kWarpLoads ? 2 : 1;
   static constexpr int kThreads =
-      32 * (kKeyWarps + Geometry::kGatherWarps) + Traits::kConsumers - 1;
+      32 * (kKeyWarps + Geometry::kGatherWarps + Geometry::kMaskWarp) + Traits::kConsumers - 1;
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
@@ -107,6 +107,31 @@ struct Producer {
         if (i < rows.count) {
           state.advance();
         }
+      }
+      state_work.advance();
+    }
+  }
+
+  // For a whole warp, where masks are worked out beside the copies: those of the partial tiles.
+  __device__ __forceinline__ void run_masks() {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto const masks = geometry.masks();
+      auto boxes = geometry.boxes(work);
+      masks.find_windows(work);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        if (i < work.num_partial) {  // before the stage is free: there are more masks
+          masks.publish(boxes.next(i), state);
+        }
+        smem.ring_k.acquire(state);
+        smem.ring_k.full[state.index].arrive();
+        state.advance();
       }
       state_work.advance();
     }

@@ -3,10 +3,10 @@
 // A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
 // from and to global memory, and how the elements of a partial tile are masked. Its names are those
 // that the producer and the consumer use: kSkips (with needs), kWarpLoads, kGathers, kGatherWarps,
-// kPassesOver, kMasksSome, Params, Shared, Work, Box, Source, Mask, init, prepare, boxes,
-// tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, has_row, store_out,
-// store_lse; with kWarpLoads also look_through, copied_bytes and copy_bits, and with kGatherWarps
-// rows.
+// kPassesOver, kMasksSome, kMaskWarp, kMaskInStage, Params, Shared, Work, Box, Source, Mask, init,
+// prepare, boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, has_row,
+// store_out, store_lse; with kWarpLoads also look_through, copied_bytes and copy_bits, with
+// kGatherWarps rows, and with kMaskWarp masks.
 #pragma once
 
 #include "sparse_fmha/sm90/copy.h"
@@ -50,6 +50,8 @@ struct Sequence {
   static constexpr bool kPassesOver = false;  // whether some stages are for one consumer alone
   static constexpr bool kMasksSome =
       false;  // whether the walk says which stages are masked (is_masked)
+  static constexpr bool kMaskWarp = false;     // whether a warp works out masks beside the copies
+  static constexpr bool kMaskInStage = false;  // whether a mask is lost when its stage is released
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;

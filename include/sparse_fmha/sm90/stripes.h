@@ -48,6 +48,8 @@ struct Stripes {
   static constexpr bool kWarpLoads = true;
   static constexpr bool kPassesOver = true;
   static constexpr bool kMasksSome = true;
+  static constexpr bool kMaskWarp = false;
+  static constexpr bool kMaskInStage = true;
 
   struct Work {
     WorkTile tile;
