@@ -12,6 +12,11 @@
 
 namespace sparse_fmha::sm90 {
 
+// c[axis] for an axis that is not known to the compiler: Coords stay in registers.
+SPARSE_FMHA_HD int32_t pick(Coord const& c, int axis) {
+  return axis == 0 ? c[0] : axis == 1 ? c[1] : c[2];
+}
+
 // box_offset() for a box with powers of two on the sides.
 struct BoxBits {
   int32_t y;  // log2 of the extents
@@ -48,7 +53,7 @@ class PrefixTable {
       for (int bit = 0; axis < kGridAxes && bit < kColumns / 4; ++bit) {
         int const column = bit / 2 * 8 + lane * 2 + bit % 2;
         Coord const c = bits.offset(column);
-        word |= uint32_t((axis == 0 ? c[0] : axis == 1 ? c[1] : c[2]) < v) << bit;
+        word |= uint32_t(pick(c, axis) < v) << bit;
       }
       entries_[i / 4].of[lane] = word;
     }

@@ -115,9 +115,7 @@ struct Grid {
       auto window = [&](int row) {
         Coord const offset = params.geometry.q_bits.offset(row);
         return Mechanism::window(params.sparsity, axis, work.length[axis],
-                                 work.q.origin[axis] + (axis == 0   ? offset[0]
-                                                        : axis == 1 ? offset[1]
-                                                                    : offset[2]));
+                                 work.q.origin[axis] + pick(offset, axis));
       };
       walk.parts[w][axis] = {window(w * 64).begin, window(w * 64 + 63).end};
     }

@@ -27,13 +27,8 @@ struct Producer {
   __device__ __forceinline__ void run_keys() {
     RingState<kStages> state;
     RingState<1> state_work;
-    while (true) {
-      Work const work = smem.work.get(state_work);
-      if (work.tile.batch < 0) {
-        return;
-      }
+    for (Work work; take_work(work, state_work); state_work.advance()) {
       load_keys(work, state);
-      state_work.advance();
     }
   }
 
@@ -43,11 +38,7 @@ struct Producer {
     RingState<kStages> state;
     RingState<1> state_work;
     bool const leads = threadIdx.x % 32 == 0;
-    while (true) {
-      Work const work = smem.work.get(state_work);
-      if (work.tile.batch < 0) {
-        return;
-      }
+    for (Work work; take_work(work, state_work); state_work.advance()) {
       auto boxes = geometry.boxes(work);
       CUTE_NO_UNROLL
       for (int i = 0; i < boxes.count; ++i) {
@@ -74,7 +65,6 @@ struct Producer {
         }
         state.advance();
       }
-      state_work.advance();
     }
   }
 
@@ -82,11 +72,7 @@ struct Producer {
   __device__ __forceinline__ void run_rows(int warp) {
     RingState<kStages> state;
     RingState<1> state_work;
-    while (true) {
-      Work const work = smem.work.get(state_work);
-      if (work.tile.batch < 0) {
-        return;
-      }
+    for (Work work; take_work(work, state_work); state_work.advance()) {
       auto rows = geometry.rows(work, warp);
       typename decltype(rows)::Key previous_key{};
       CUTE_NO_UNROLL
@@ -108,7 +94,6 @@ struct Producer {
           state.advance();
         }
       }
-      state_work.advance();
     }
   }
 
@@ -116,11 +101,7 @@ struct Producer {
   __device__ __forceinline__ void run_masks() {
     RingState<kStages> state;
     RingState<1> state_work;
-    while (true) {
-      Work const work = smem.work.get(state_work);
-      if (work.tile.batch < 0) {
-        return;
-      }
+    for (Work work; take_work(work, state_work); state_work.advance()) {
       auto const masks = geometry.masks();
       auto boxes = geometry.boxes(work);
       masks.find_windows(work);
@@ -133,7 +114,6 @@ struct Producer {
         smem.ring_k.full[state.index].arrive();
         state.advance();
       }
-      state_work.advance();
     }
   }
 
@@ -176,17 +156,18 @@ struct Producer {
   // For one thread: loads the queries of another consumer.
   __device__ __forceinline__ void run_queries(int consumer) {
     RingState<1> state;  // of the work and of the queries: one of each a tile
-    while (true) {
-      Work const work = smem.work.get(state);
-      if (work.tile.batch < 0) {
-        return;
-      }
+    for (Work work; take_work(work, state); state.advance()) {
       load_queries(work, consumer, state);
-      state.advance();
     }
   }
 
  private:
+  // The query tile at hand; false where none is left.
+  __device__ __forceinline__ bool take_work(Work& work, RingState<1> const& state) {
+    work = smem.work.get(state);
+    return work.tile.batch >= 0;
+  }
+
   __device__ __forceinline__ void load_queries(Work const& work, int consumer,
                                                RingState<1> const& state) {
     auto& ring = smem.ring_q[consumer];

@@ -71,7 +71,7 @@ struct WindowMasks {
       for (int i = threadIdx.x % 32; i < sides(); i += 32) {
         inside[i] = columns;
       }
-      return;
+      return;  // not the other side of a ?: below, of which both sides would be worked out
     }
     Coord const entries = words.table.entries(g.shape.k);
     CUTE_NO_UNROLL
@@ -86,9 +86,6 @@ struct WindowMasks {
   }
 
  private:
-  static __device__ __forceinline__ int32_t pick(Coord const& c, int axis) {
-    return axis == 0 ? c[0] : axis == 1 ? c[1] : c[2];
-  }
   __device__ __forceinline__ int sides() const {
     Coord const& side = params.geometry.shape.q;
     return side[0] + side[1] + side[2];
