@@ -17,15 +17,10 @@ class ColumnBits {
   __device__ __forceinline__ void set(int row, int word, uint32_t bits) {
     words_[row][word] = bits >> AccumulatorPosition().column;
   }
-  template <class Scores>
-  __device__ __forceinline__ void apply(Scores& scores) const {
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(scores); ++i) {
-      int const column = AccumulatorPosition::column_of(i);
-      if ((words_[AccumulatorPosition::row_of(i)][column / 32] >> (column % 32) & 1) == 0) {
-        scores(i) = -INFINITY;
-      }
-    }
+  // Whether the i-th element of the accumulator is in one of them.
+  __device__ __forceinline__ bool sees(int i) const {
+    int const column = AccumulatorPosition::column_of(i);
+    return words_[AccumulatorPosition::row_of(i)][column / 32] >> (column % 32) & 1;
   }
 
  private:

@@ -186,7 +186,7 @@ struct Consumer {
       smem.ring_k.release(state);
       release_q(tiles == 1);
       if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(walk, 0)) {
-        mask.apply(scores, seen);
+        hide_scores(scores, hidden_by(mask, seen));
       }
       if constexpr (Traits::kVotes) {
         softmax.row_tops(scores, high);
@@ -255,17 +255,12 @@ struct Consumer {
       warpgroup_fence_operand(scores);
       bool moved;
       if constexpr (kLags) {
-        auto hide = [&] {
-          if constexpr (kMasked) {
-            mask.apply(scores, seen);
-          }
-        };
-        hide();
-        moved = softmax.template weigh<Element>(scores, rescale, open, [&] {
+        auto again = [&] {
           scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
                                scores);
-          hide();
-        });
+        };
+        auto const hide = hidden_by<kMasked>(mask, seen);
+        moved = softmax.template weigh<Element>(scores, rescale, open, hide, again);
       }
       if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
@@ -279,7 +274,7 @@ struct Consumer {
           seen = mask.look_up(work, box);
         }
         if (is_masked(walk, i)) {
-          mask.apply(scores, seen);
+          hide_scores(scores, hidden_by(mask, seen));
         }
       }
       if constexpr (Traits::kVotes) {
@@ -296,7 +291,7 @@ struct Consumer {
           // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
           // known.
           bool const far = softmax.template is_far_behind<Element>(high);
-          moved = softmax.template weigh<Element>(scores, rescale, far, [] {});
+          moved = softmax.template weigh<Element>(scores, rescale, far, HideNone{}, [] {});
         } else {
           moved = softmax.template update<kMasked>(scores, high, rescale);
         }

@@ -242,10 +242,7 @@ struct Lists {
       __syncwarp();  // one lane releases the stage for all
       return seen;
     }
-    template <class Scores>
-    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
-      seen.apply(scores);
-    }
+    static __device__ __forceinline__ bool sees(Seen const& seen, int i) { return seen.sees(i); }
 
    private:
     Lists const& lists_;

@@ -111,7 +111,7 @@ struct Sequence {
     return walk.tile(i);
   }
 
-  // Sets the scores of the pairs that do not see each other to -inf.
+  // Which pairs see each other: sees(seen, i) for the i-th score of a thread.
   class Mask {
    public:
     __device__ __forceinline__ Mask(Sequence const& geometry, int warpgroup)
@@ -133,16 +133,10 @@ struct Sequence {
       }
       return seen;
     }
-    template <class Scores>
-    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
-      CUTE_UNROLL
-      for (int i = 0; i < cute::size(scores); ++i) {
-        if (!Mechanism::visible(geometry_.params.sparsity,
+    __device__ __forceinline__ bool sees(Seen const& seen, int i) const {
+      return Mechanism::visible(geometry_.params.sparsity,
                                 seen.rows[AccumulatorPosition::row_of(i)],
-                                {0, 0, AccumulatorPosition::column_of(i)})) {
-          scores(i) = -INFINITY;
-        }
-      }
+                                {0, 0, AccumulatorPosition::column_of(i)});
     }
 
    private:

@@ -43,6 +43,29 @@ __device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRows
   result[1] = op(chain[2], chain[3]);
 }
 
+// hide(i, x) is x, or -inf where a mask hides the i-th score.
+template <class Scores, class Hide>
+__device__ __forceinline__ void hide_scores(Scores& s, Hide hide) {
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(s); ++i) {
+    s(i) = hide(i, s(i));
+  }
+}
+
+struct HideNone {
+  __device__ __forceinline__ float operator()(int /*i*/, float x) const { return x; }
+};
+
+// What a mask hides of what it has looked up.
+template <bool kMasked = true, class Mask, class Seen>
+__device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
+  if constexpr (kMasked) {
+    return [&](int i, float x) { return mask.sees(seen, i) ? x : -INFINITY; };
+  } else {
+    return HideNone{};
+  }
+}
+
 template <class Matrix>
 __device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[kRowsPerThread]) {
   CUTE_UNROLL
@@ -118,20 +141,23 @@ struct OnlineSoftmax {
   // maximum, which is not looked for either. Weights may then be anything, and their sum tells: up
   // to kLargest they stay, a larger sum becomes the reference, and what is out of an Element's
   // range is worked out anew from the scores that `again` brings back. `open`: is_open().
-  template <class Element, class Scores, class Again>
+  // `hide`: as in hide_scores().
+  template <class Element, class Scores, class Hide, class Again>
   __device__ __forceinline__ bool weigh(Scores& s, float (&rescale)[kRowsPerThread], bool open,
-                                        Again again) {
+                                        Hide hide, Again again) {
     constexpr float kLargest = 1024.f;
     if (open) {
+      hide_scores(s, hide);
       return update<true>(s, rescale);
     }
     float sum[kRowsPerThread];
-    exponentiate(s, sum, [&](int r) { return row_max[r] * scale_log2; });
+    exponentiate_in_order(s, sum, hide);
     float const largest = fmaxf(sum[0], sum[1]);
     bool const moved = __any_sync(0xffffffff, largest > kLargest);
     if (moved) {
       if (__any_sync(0xffffffff, largest > WeightRange<Element>::kLargest)) {
         again();
+        hide_scores(s, hide);
         return update<true>(s, rescale);
       }
       follow_sums(sum, rescale, kLargest);
@@ -170,6 +196,45 @@ struct OnlineSoftmax {
       s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset[AccumulatorPosition::row_of(i)]));
     }
     fold_rows(s, sum, [](float a, float b) { return a + b; });
+  }
+
+  // Replaces scores by exp2(scale * (s - reference)), as `hide` has it, and adds them up, a few at
+  // a time. ptxas would put nearly all multiply-adds and masks before the exponentials, which take
+  // long enough to run beside them. So the scale for a group is one that seems to hang on the sums
+  // of the group before the last; but no sum of exponentials has the sign bit that it takes from
+  // it.
+  template <class Scores, class Hide>
+  __device__ __forceinline__ void exponentiate_in_order(Scores& s, float (&sum)[kRowsPerThread],
+                                                        Hide hide) const {
+    constexpr int kGroup = 4;
+    constexpr int kAhead = 2 * kGroup;
+    constexpr int kSize = decltype(cute::size(s))::value;
+    static_assert(kSize % kGroup == 0 && kSize >= kAhead, "whole groups of scores");
+    constexpr uint32_t kSign = 0x80000000;
+    float const offset[kRowsPerThread] = {row_max[0] * scale_log2, row_max[1] * scale_log2};
+    float chain[kGroup] = {};
+    uint32_t scale = __float_as_uint(scale_log2);
+    CUTE_UNROLL
+    for (int i = 0; i < kSize + kAhead; i += kGroup) {
+      if (i >= kAhead) {
+        CUTE_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          float const weight = s(i - kAhead + j);
+          chain[j] = i == kAhead ? weight : chain[j] + weight;
+        }
+        scale |= __float_as_uint(chain[i / kGroup % kGroup]) & kSign;
+      }
+      if (i < kSize) {
+        CUTE_UNROLL
+        for (int j = i; j < i + kGroup; ++j) {
+          float const x =
+              fmaf(s(j), __uint_as_float(scale), -offset[AccumulatorPosition::row_of(j)]);
+          s(j) = exp2_approx(hide(j, x));
+        }
+      }
+    }
+    sum[0] = chain[0] + chain[1];
+    sum[1] = chain[2] + chain[3];
   }
 
   // Moves the reference of a row up by the logarithm of a sum that is too large.

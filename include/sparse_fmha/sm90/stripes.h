@@ -257,10 +257,7 @@ struct Stripes {
       __syncwarp();  // one lane releases the stage for all
       return seen;
     }
-    template <class Scores>
-    __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) const {
-      seen.apply(scores);
-    }
+    static __device__ __forceinline__ bool sees(Seen const& seen, int i) { return seen.sees(i); }
 
    private:
     Stripes const& stripes_;

@@ -136,14 +136,8 @@ class WindowRows {
     return seen;
   }
 
-  template <class Scores>
-  static __device__ __forceinline__ void apply(Scores& scores, Seen const& seen) {
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(scores); ++i) {
-      if ((seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1) == 0) {
-        scores(i) = -INFINITY;
-      }
-    }
+  static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
+    return seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1;
   }
 
  private:
