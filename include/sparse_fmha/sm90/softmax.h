@@ -56,7 +56,7 @@ struct HideNone {
   __device__ __forceinline__ float operator()(int /*i*/, float x) const { return x; }
 };
 
-// What a mask hides of what it has looked up.
+// What a mask hides by what it has looked up; nothing where a tile has no mask.
 template <bool kMasked = true, class Mask, class Seen>
 __device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
   if constexpr (kMasked) {
@@ -137,11 +137,11 @@ struct OnlineSoftmax {
     float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
     return __any_sync(0xffffffff, !(ahead <= kMost));
   }
-  // The same for scores without a mask, against the reference as it stands: nothing waits for the
+  // What update() does, against the reference as it stands: nothing waits for the
   // maximum, which is not looked for either. Weights may then be anything, and their sum tells: up
   // to kLargest they stay, a larger sum becomes the reference, and what is out of an Element's
   // range is worked out anew from the scores that `again` brings back. `open`: is_open().
-  // `hide`: as in hide_scores().
+  // `hide`, as in hide_scores(): what is still to be hidden of the scores.
   template <class Element, class Scores, class Hide, class Again>
   __device__ __forceinline__ bool weigh(Scores& s, float (&rescale)[kRowsPerThread], bool open,
                                         Hide hide, Again again) {
@@ -202,7 +202,8 @@ struct OnlineSoftmax {
   // a time. ptxas would put nearly all multiply-adds and masks before the exponentials, which take
   // long enough to run beside them. So the scale for a group is one that seems to hang on the sums
   // of the group before the last; but no sum of exponentials has the sign bit that it takes from
-  // it.
+  // it. A group has one score of each of the chains that fold_rows() has, so that sums are the
+  // same.
   template <class Scores, class Hide>
   __device__ __forceinline__ void exponentiate_in_order(Scores& s, float (&sum)[kRowsPerThread],
                                                         Hide hide) const {
