@@ -3,7 +3,8 @@
 Barriers count arrivals and bytes as the hardware's do and tell only two phases apart. Producers and
 consumers take turns at random and copies land when they like; then no consumer may ever find
 another stage than the one it is at, no barrier get an arrival too many, and all must end.
-The order of the stages is the kernel's own code; the steps are those of producer.h and consumer.h.
+The order of the stages is the kernel's own code; the steps are those of
+producer.h, stages.h and accumulation.h.
 """
 
 import random

@@ -58,6 +58,22 @@ def test_neighborhood(rising, attend, agrees, dtype, stride, rise):
     agrees(*attend(q, k, v, window=640, stride=stride), q, k, v, visible=visible)
 
 
+@pytest.mark.parametrize("level", [0.0, 400.0, -400.0])
+@pytest.mark.parametrize("rise", RISES)
+@pytest.mark.parametrize("grid", [(32, 32), (16, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_neighborhood_rows_that_see_nothing_at_first(
+    rising, attend, agrees, dtype, grid, rise, level
+):
+    """Of a box many rows see no key of the first tiles; their first scores may be anything."""
+    q, k, v = rising(rise, 128, dtype)
+    k[..., 0] += level * 128**0.5 / 16
+    q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
+    window = (5, 11, 7)[-len(grid) :]
+    visible = reference.neighborhood_mask(grid, window).to(q.device)
+    agrees(*attend(q, k, v, window=window), q, k, v, visible=visible)
+
+
 @pytest.mark.parametrize("rise", RISES)
 @pytest.mark.parametrize("block_q", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

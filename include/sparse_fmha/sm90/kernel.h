@@ -80,7 +80,9 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, warpgroup - 1, {}}.run();
+    int const consumer = warpgroup - 1;
+    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, consumer, {smem, consumer, {}}}
+        .run();
   }
 }
 

@@ -15,9 +15,6 @@ __device__ __forceinline__ void scores_again(typename Traits::Element const* q,
                                              typename Traits::Element const* k, int warpgroup,
                                              Scores& scores) {
   using Mma = WarpMma<typename Traits::Element>;
-  int const group = threadIdx.x % 32 / 4;
-  int const pair = threadIdx.x % 4 * 2;
-  int const query = warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + group;
   auto two = [](auto const* tile, int rows, int row, int column) {
     int const place = (column / 64 * rows + row) * 64 + ((column % 64) ^ (row % 8 * 8));
     return *reinterpret_cast<uint32_t const*>(tile + place);
@@ -25,8 +22,17 @@ __device__ __forceinline__ void scores_again(typename Traits::Element const* q,
   CUTE_UNROLL
   for (int n = 0; n < Traits::kTileK / 8; ++n) {
     float c[4] = {};
+    int lane = threadIdx.x;
+    asm volatile("" : "+r"(lane));  // anew for each n: addresses of all of them are too many
+    int const group = lane % 32 / 4;
+    int const pair = lane % 4 * 2;
+    // A loop that lanes might leave one by one costs ptxas the uniform registers of the whole
+    // kernel where a step is there more than once; where it is not, this loop fits 160 registers.
+    int const first = Traits::kRoundsAhead ? 0 : pair;
+    int const query = warpgroup * 64 + lane % 128 / 32 * 16 + group;
     CUTE_NO_UNROLL
-    for (int d = pair; d < Traits::kScoreSteps * 16; d += 16) {
+    for (int slice = first; slice < Traits::kScoreSteps * 16; slice += 16) {
+      int const d = slice + (pair - first);
       uint32_t a[4];
       uint32_t b[2];
       CUTE_UNROLL

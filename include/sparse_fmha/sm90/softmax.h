@@ -25,6 +25,14 @@ struct AccumulatorPosition {
   static constexpr __device__ int column_of(int i) { return i / 4 * 8 + i % 2; }
 };
 
+// Keeps a wait that follows behind the computation of `weight`. That is never negative, so nothing
+// arrives anywhere; but ptxas cannot know, and moves no wait over what may be an arrival.
+__device__ __forceinline__ void stay_behind(float weight) {
+  if (weight < 0.f) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(0) : "memory");
+  }
+}
+
 template <class Op>
 __device__ __forceinline__ float reduce_quad(float x, Op op) {
   x = op(x, __shfl_xor_sync(0xffffffff, x, 2));
@@ -66,6 +74,16 @@ __device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
   }
 }
 
+// Whether the thread sees a score of row r.
+template <bool kMasked = true, class Mask, class Seen>
+__device__ __forceinline__ auto seen_by(Mask const& mask, Seen const& seen) {
+  if constexpr (kMasked) {
+    return [&](int r) { return mask.sees_any(seen, r); };
+  } else {
+    return [](int /*r*/) { return true; };
+  }
+}
+
 template <class Matrix>
 __device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[kRowsPerThread]) {
   CUTE_UNROLL
@@ -73,18 +91,6 @@ __device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[k
     m(i) *= rescale[AccumulatorPosition::row_of(i)];
   }
 }
-
-// What a sum of weights may reach before one of them is too large for an Element.
-template <class Element>
-struct WeightRange {
-  static constexpr float kLargest = 0x1p120f;
-  static constexpr float kLog2 = 120.f;
-};
-template <>
-struct WeightRange<cutlass::half_t> {
-  static constexpr float kLargest = 0x1p15f;
-  static constexpr float kLog2 = 15.f;
-};
 
 struct OnlineSoftmax {
   // The reference follows a maximum only when it is this far behind, in log2 units: the output is
@@ -126,48 +132,73 @@ struct OnlineSoftmax {
                                          float (&rescale)[kRowsPerThread]) {
     return follow<kMasked>(s, [&](int r) { return high[r]; }, rescale);
   }
-  // Whether a row of the warp has not seen any key yet.
-  __device__ __forceinline__ bool is_open() const {
-    return __any_sync(0xffffffff, fminf(row_max[0], row_max[1]) == -INFINITY);
+  // What update() does, against the reference as it stands: nothing waits for the maximum, which is
+  // not looked for either. Weights may then be anything, and their sum tells; the reference of a
+  // row that has not seen any key is zero (kOpen) or -inf. Where all is well take() is to follow,
+  // else settle(). `hide`, as in hide_scores(): what is still to be hidden. `sees(r)`: whether the
+  // thread sees a score of row r. `meanwhile` is called when most is done.
+  template <bool kOpen, class Scores, class Hide, class Sees, class Meanwhile>
+  __device__ __forceinline__ bool weigh(Scores& s, float (&sum)[kRowsPerThread], Hide hide,
+                                        Sees sees, Meanwhile meanwhile) const {
+    bool const opens = kOpen && ((is_open(0) & sees(0)) | (is_open(1) & sees(1)));
+    exponentiate_in_order<kOpen>(s, sum, hide, meanwhile);
+    return !__any_sync(0xffffffff, opens | (fmaxf(sum[0], sum[1]) > kLargestSum));
   }
-  // Whether that, or the largest scores would make weights that are out of an Element's range.
-  template <class Element>
-  __device__ __forceinline__ bool is_far_behind(float const (&high)[kRowsPerThread]) const {
-    constexpr float kMost = WeightRange<Element>::kLog2 - 6.f;  // a thread adds up to 64 of a row
-    float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
-    return __any_sync(0xffffffff, !(ahead <= kMost));
-  }
-  // What update() does, against the reference as it stands: nothing waits for the
-  // maximum, which is not looked for either. Weights may then be anything, and their sum tells: up
-  // to kLargest they stay, a larger sum becomes the reference, and what is out of an Element's
-  // range is worked out anew from the scores that `again` brings back. `open`: is_open().
-  // `hide`, as in hide_scores(): what is still to be hidden of the scores.
-  template <class Element, class Scores, class Hide, class Again>
-  __device__ __forceinline__ bool weigh(Scores& s, float (&rescale)[kRowsPerThread], bool open,
-                                        Hide hide, Again again) {
-    constexpr float kLargest = 1024.f;
-    if (open) {
-      hide_scores(s, hide);
-      return update<true>(s, rescale);
-    }
-    float sum[kRowsPerThread];
-    exponentiate_in_order(s, sum, hide);
-    float const largest = fmaxf(sum[0], sum[1]);
-    bool const moved = __any_sync(0xffffffff, largest > kLargest);
-    if (moved) {
-      if (__any_sync(0xffffffff, largest > WeightRange<Element>::kLargest)) {
-        again();
-        hide_scores(s, hide);
-        return update<true>(s, rescale);
-      }
-      follow_sums(sum, rescale, kLargest);
-      rescale_rows(s, rescale);
-    }
+  __device__ __forceinline__ void take(float const (&sum)[kRowsPerThread]) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       row_sum[r] += sum[r];
     }
-    return moved;
+  }
+  // Makes sums that are too large, or the first of their row, its reference. Weights that may have
+  // been out of range are worked out anew, from the scores that `again` brings back.
+  template <class Scores, class Hide, class Sees, class Again>
+  __device__ __forceinline__ void settle(Scores& s, float (&sum)[kRowsPerThread],
+                                         float (&rescale)[kRowsPerThread], Hide hide, Sees sees,
+                                         Again again) {
+    constexpr float kRange = 0x1p120f;
+    bool is_lost = false;
+    float total[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      total[r] = reduce_quad(sum[r], [](float a, float b) { return a + b; });
+      is_lost |= total[r] > kRange || (is_open(r) && sees(r) && total[r] < 1.f / kRange);
+    }
+    if (__any_sync(0xffffffff, is_lost)) {
+      again();
+      hide_scores(s, hide);
+      update<true>(s, rescale);
+      return;
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      rescale[r] = 1.f;
+      if (total[r] > (is_open(r) ? 0.f : kLargestSum)) {
+        float const ahead = __log2f(total[r]);
+        row_max[r] = (is_open(r) ? 0.f : row_max[r]) + ahead / scale_log2;
+        rescale[r] = exp2_approx(-ahead);
+      }
+      row_sum[r] = (row_sum[r] + sum[r]) * rescale[r];
+    }
+    rescale_rows(s, rescale);
+  }
+  // weigh() and what it asks for, where row_tops() has been asked for.
+  template <class Scores>
+  __device__ __forceinline__ bool weigh_known(Scores& s, float const (&high)[kRowsPerThread],
+                                              float (&rescale)[kRowsPerThread]) {
+    constexpr float kMost = 100.f;  // log2 of a weight that is in settle()'s range for certain
+    float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
+    if (__any_sync(0xffffffff, !(ahead <= kMost))) {
+      return update<true>(s, high, rescale);
+    }
+    auto const none = [](auto) { return false; };  // no row is open here
+    float sum[kRowsPerThread];
+    if (weigh<false>(s, sum, HideNone{}, none, [](float) {})) {
+      take(sum);
+      return false;
+    }
+    settle(s, sum, rescale, HideNone{}, none, [] {});
+    return true;
   }
   // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
   // log-sum-exp; a row without keys gets zero and -inf.
@@ -184,6 +215,11 @@ struct OnlineSoftmax {
   }
 
  private:
+  static constexpr float kLargestSum = 1024.f;
+
+  // Whether a row has not seen any key yet.
+  __device__ __forceinline__ bool is_open(int r) const { return row_max[r] == -INFINITY; }
+
   static __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 
   // Replaces scores by exp2(scale * s - offset) and adds them up.
@@ -204,15 +240,19 @@ struct OnlineSoftmax {
   // of the group before the last; but no sum of exponentials has the sign bit that it takes from
   // it. A group has one score of each of the chains that fold_rows() has, so that sums are the
   // same.
-  template <class Scores, class Hide>
+  template <bool kOpen, class Scores, class Hide, class Meanwhile>
   __device__ __forceinline__ void exponentiate_in_order(Scores& s, float (&sum)[kRowsPerThread],
-                                                        Hide hide) const {
+                                                        Hide hide, Meanwhile meanwhile) const {
     constexpr int kGroup = 4;
     constexpr int kAhead = 2 * kGroup;
     constexpr int kSize = decltype(cute::size(s))::value;
     static_assert(kSize % kGroup == 0 && kSize >= kAhead, "whole groups of scores");
     constexpr uint32_t kSign = 0x80000000;
-    float const offset[kRowsPerThread] = {row_max[0] * scale_log2, row_max[1] * scale_log2};
+    float offset[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      offset[r] = kOpen && is_open(r) ? 0.f : row_max[r] * scale_log2;
+    }
     float chain[kGroup] = {};
     uint32_t scale = __float_as_uint(scale_log2);
     CUTE_UNROLL
@@ -225,6 +265,9 @@ struct OnlineSoftmax {
         }
         scale |= __float_as_uint(chain[i / kGroup % kGroup]) & kSign;
       }
+      if (i == kSize) {
+        meanwhile(chain[i / kGroup % kGroup]);
+      }
       if (i < kSize) {
         CUTE_UNROLL
         for (int j = i; j < i + kGroup; ++j) {
@@ -236,23 +279,6 @@ struct OnlineSoftmax {
     }
     sum[0] = chain[0] + chain[1];
     sum[1] = chain[2] + chain[3];
-  }
-
-  // Moves the reference of a row up by the logarithm of a sum that is too large.
-  __device__ __forceinline__ void follow_sums(float (&sum)[kRowsPerThread],
-                                              float (&rescale)[kRowsPerThread], float largest) {
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      float const total = reduce_quad(sum[r], [](float a, float b) { return a + b; });
-      rescale[r] = 1.f;
-      if (total > largest) {
-        float const reference = row_max[r] + __log2f(total) / scale_log2;
-        rescale[r] = exp2_approx((row_max[r] - reference) * scale_log2);
-        row_max[r] = reference;
-        sum[r] *= rescale[r];
-        row_sum[r] *= rescale[r];
-      }
-    }
   }
 
   template <bool kMasked, class Scores, class TopOf>

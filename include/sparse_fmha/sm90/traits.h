@@ -49,6 +49,10 @@ struct KernelTraits {
   // it.
   static constexpr bool kReferenceLags = kHeadDim == 128;
 
+  // Whether these are rounded before their sum is judged, while they could still become others: a
+  // thread has registers for both.
+  static constexpr bool kRoundsAhead = kConsumers == 2;
+
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
   using LayoutQ = decltype(cute::tile_to_shape(

@@ -139,6 +139,10 @@ class WindowRows {
   static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
     return seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1;
   }
+  // Whether the thread sees any column of its r-th row.
+  static __device__ __forceinline__ bool sees_any(Seen const& seen, int r) {
+    return seen.bits[r] != 0;
+  }
 
  private:
   static constexpr int kPlaceBits = 10;
