@@ -69,7 +69,7 @@ def test_neighborhood_rows_that_see_nothing_at_first(
     q, k, v = rising(rise, 128, dtype)
     k[..., 0] += level * 128**0.5 / 16
     q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
-    window = (5, 11, 7)[-len(grid) :]
+    window = (5, 7, 5)[-len(grid) :]
     visible = reference.neighborhood_mask(grid, window).to(q.device)
     agrees(*attend(q, k, v, window=window), q, k, v, visible=visible)
 
