@@ -38,6 +38,10 @@ struct Accumulation {
   static constexpr bool kMaskedLag =
       Traits::kReferenceLags && Geometry::kSkips && Traits::kMaskAhead;
 
+  // Whether P.V is waited for behind the first exponentials, for rounding beside the others. ptxas
+  // would do so behind the last ones; where three consumers share the matrix unit, it may.
+  static constexpr bool kWaitsEarly = Geometry::kSkips && Traits::kHeadDim == 64;
+
   // The sum over the walk's key tiles, not yet normalised.
   template <class Walk, class Output>
   __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
@@ -122,12 +126,25 @@ struct Accumulation {
       stages.template enter<others.value>(walk, i);
       stages.template wait<others.value>(smem.ring_k, walk, i, state);
     };
+    // Until the weights before these have met their values.
+    auto end_multiply = [&] {
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(output);
+      smem.ring_v.release(previous);
+    };
     // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
-    // are at hand, meet their values; and, ahead of them, what a mask shows.
-    auto multiply = [&](int i, auto masked, auto has_weights, auto others, auto& box, auto& seen,
-                        auto& scores) {
+    // are at hand, meet their values; then new weights. kAhead: of scores against the reference as
+    // it stands, not against their maximum. Tells whether that was all there is to do (kAhead), or
+    // whether there are weights, or the tile was left out. One lambda for both: parts of it in
+    // others made ptxas put the wait for P.V elsewhere, which took 5% at 64 columns.
+    auto step = [&](int i, auto masked, auto has_weights, auto ahead, auto others) {
+      constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
-      if constexpr (masked.value) {
+      constexpr bool kAhead = decltype(ahead)::value;
+      auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
+      [[maybe_unused]] typename Geometry::Box box;
+      [[maybe_unused]] typename Geometry::Mask::Seen seen;
+      if constexpr (kMasked) {
         box = geometry.box(walk, i, state);
       }
       Turns::wait(warpgroup);
@@ -141,133 +158,115 @@ struct Accumulation {
       if constexpr (Traits::kVotes && !kWeights) {
         drop_values(i - 1, previous);
       }
-      if constexpr (masked.value && Traits::kMaskAhead) {
+      if constexpr (kMasked && Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);
         }
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
-      if constexpr (masked.value && Geometry::kMaskInStage && !Traits::kMaskAhead) {
+      if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
           seen = mask.look_up(work, box);  // from the stage: before that is released
         }
       }
-    };
-    // Until the weights before these have met their values.
-    auto end_multiply = [&] {
-      warpgroup_wait<0>();
-      warpgroup_fence_operand(output);
-      smem.ring_v.release(previous);
-    };
-    // A step with the i-th tile, its maximum first. Tells whether there are weights then, or the
-    // tile was left out.
-    auto step = [&](int i, auto masked, auto has_weights) {
-      constexpr bool kMasked = decltype(masked)::value;
-      constexpr bool kWeights = decltype(has_weights)::value;
-      auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      [[maybe_unused]] typename Geometry::Box box;
-      [[maybe_unused]] typename Geometry::Mask::Seen seen;
-      multiply(i, masked, has_weights, kOthers, box, seen, scores);
-      smem.ring_k.release(state);
-      release_q(i + 1 == tiles);
-      if constexpr (kMasked && !Geometry::kMaskInStage && !Traits::kMaskAhead) {
-        seen = mask.look_up(work, box);
-      }
-      if (kMasked && is_masked(walk, i)) {
-        hide_scores(scores, hidden_by<kMasked>(mask, seen));
-      }
-      bool moved;
-      if constexpr (Traits::kVotes) {
-        softmax.row_tops(scores, high);
-        if (vote.template leaves_out<kMasked>(high)) {
+      if constexpr (kAhead) {
+        auto const hide = hidden_by<kMasked>(mask, seen);
+        auto const sees = seen_by<kMasked>(mask, seen);
+        auto meet_values = [&] {
           if constexpr (kWeights) {
             end_multiply();
           }
-          return false;
-        }
-        if constexpr (Traits::kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
-          // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
-          // known.
-          moved = softmax.weigh_known(scores, high, rescale);
+        };
+        float sum[kRowsPerThread];
+        auto settle = [&] {
+          softmax.settle(scores, sum, rescale, hide, sees, [&] {
+            scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
+                                 scores);
+          });
+          rescale_rows(output, rescale);
+        };
+        auto release_keys = [&] {
+          smem.ring_k.release(state);
+          release_q(i + 1 == tiles);
+        };
+        if constexpr (Traits::kRoundsAhead) {
+          bool const all = softmax.template weigh<true>(scores, sum, hide, sees, [&](float weight) {
+            stay_behind(weight);
+            meet_values();
+          });
+          take_weights(scores);
+          if (all) {
+            softmax.take(sum);
+          } else {
+            settle();
+            take_weights(scores);
+          }
+          release_keys();
+          return all;
         } else {
-          moved = softmax.template update<kMasked>(scores, high, rescale);
+          if (!softmax.template weigh<false>(scores, sum, hide, sees, [](float) {})) {
+            meet_values();
+            settle();
+            release_keys();
+            take_weights(scores);
+            return false;
+          }
+          softmax.take(sum);
+          release_keys();
+          meet_values();
+          take_weights(scores);
+          return true;
         }
       } else {
-        moved = softmax.template update<kMasked>(scores, rescale);
-      }
-      if constexpr (kWeights) {
-        end_multiply();
-      }
-      take_weights(scores);
-      if (moved) {
-        rescale_rows(output, rescale);
-      }
-      return true;
-    };
-    int i = 1;
-    // A step with the i-th tile, its weights first: of scores against the reference as it stands.
-    // Tells whether that was all. The weights before these have met their values by the time of the
-    // last exponentials; it is then that these are rounded, and only then that their sum decides.
-    [[maybe_unused]] auto step_ahead = [&](int i, auto masked, auto has_weights, auto others) {
-      constexpr bool kMasked = decltype(masked)::value;
-      auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      [[maybe_unused]] typename Geometry::Box box;
-      [[maybe_unused]] typename Geometry::Mask::Seen seen;
-      multiply(i, masked, has_weights, others, box, seen, scores);
-      auto const hide = hidden_by<kMasked>(mask, seen);
-      auto const sees = seen_by<kMasked>(mask, seen);
-      auto meet_values = [&] {
-        if constexpr (has_weights.value) {
-          end_multiply();
-        }
-      };
-      float sum[kRowsPerThread];
-      auto settle = [&] {
-        softmax.settle(scores, sum, rescale, hide, sees, [&] {
-          scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
-                               scores);
-        });
-        rescale_rows(output, rescale);
-      };
-      auto release_keys = [&] {
         smem.ring_k.release(state);
         release_q(i + 1 == tiles);
-      };
-      if constexpr (Traits::kRoundsAhead) {
-        bool const all = softmax.template weigh<true>(scores, sum, hide, sees, [&](float weight) {
-          stay_behind(weight);
-          meet_values();
-        });
-        take_weights(scores);
-        if (all) {
-          softmax.take(sum);
+        if constexpr (kMasked && !Geometry::kMaskInStage && !Traits::kMaskAhead) {
+          seen = mask.look_up(work, box);
+        }
+        if (kMasked && is_masked(walk, i)) {
+          hide_scores(scores, hidden_by<kMasked>(mask, seen));
+        }
+        bool moved;
+        if constexpr (Traits::kVotes) {
+          softmax.row_tops(scores, high);
+          if (vote.template leaves_out<kMasked>(high)) {
+            if constexpr (kWeights) {
+              end_multiply();
+            }
+            return false;
+          }
+          if constexpr (Traits::kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
+            // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
+            // known.
+            moved = softmax.weigh_known(scores, high, rescale);
+          } else {
+            moved = softmax.template update<kMasked>(scores, high, rescale);
+          }
         } else {
-          settle();
-          take_weights(scores);
+          moved = softmax.template update<kMasked>(scores, rescale);
         }
-        release_keys();
-        return all;
-      } else {
-        if (!softmax.template weigh<false>(scores, sum, hide, sees, [](float) {})) {
-          meet_values();
-          settle();
-          release_keys();
-          take_weights(scores);
-          return false;
+        if constexpr (kWeights) {
+          if constexpr (kWaitsEarly) {
+            stay_behind(scores(6));
+          }
+          end_multiply();
         }
-        softmax.take(sum);
-        release_keys();
-        meet_values();
         take_weights(scores);
+        if (moved) {
+          rescale_rows(output, rescale);
+        }
         return true;
       }
     };
+    int i = 1;
+    constexpr true_type kAhead{};
+    constexpr false_type kMaximumFirst{};
     [[maybe_unused]] auto step_masked = [&](int i, auto has_weights) {
       if constexpr (kMaskedLag) {
-        step_ahead(i, true_type{}, has_weights, kOthers);
+        step(i, true_type{}, has_weights, kAhead, kOthers);
       } else {
-        step(i, true_type{}, has_weights);
+        step(i, true_type{}, has_weights, kMaximumFirst, kOthers);
       }
     };
     // Such steps up to `end`. What happens rarely ends them, so that ptxas has no code for it in
@@ -276,7 +275,7 @@ struct Accumulation {
       CUTE_NO_UNROLL
       for (; i < end; ++i) {
         reach(i, others);
-        if (!step_ahead(i, false_type{}, true_type{}, others)) {
+        if (!step(i, false_type{}, true_type{}, kAhead, others)) {
           ++i;
           break;
         }
@@ -312,7 +311,8 @@ struct Accumulation {
       // The values of the tile before are always still to be met or given back.
       auto visit = [&](auto masked) {
         reach(i, kOthers);
-        has_weights = has_weights ? step(i, masked, true_type{}) : step(i, masked, false_type{});
+        has_weights = has_weights ? step(i, masked, true_type{}, kMaximumFirst, kOthers)
+                                  : step(i, masked, false_type{}, kMaximumFirst, kOthers);
       };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
@@ -329,13 +329,13 @@ struct Accumulation {
           CUTE_NO_UNROLL
           while (i < tiles && has_weights) {
             reach(i, kOthers);
-            has_weights = step(i++, kRest, true_type{});
+            has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
           }
         } else {
           CUTE_NO_UNROLL
           while (i < tiles && !has_weights) {
             reach(i, kOthers);
-            has_weights = step(i++, kRest, false_type{});
+            has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
           }
         }
       }
@@ -361,7 +361,7 @@ struct Accumulation {
         CUTE_NO_UNROLL
         for (; i < walk.num_partial; ++i) {
           reach(i, kOthers);
-          step(i, true_type{}, true_type{});
+          step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
         }
       }
       if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
@@ -372,7 +372,7 @@ struct Accumulation {
           CUTE_NO_UNROLL
           for (; i < masked_end; ++i) {
             reach(i, kOthers);
-            step(i, true_type{}, true_type{});
+            step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
           }
           if constexpr (Traits::kReferenceLags) {
             CUTE_NO_UNROLL
@@ -384,7 +384,7 @@ struct Accumulation {
           CUTE_NO_UNROLL
           for (; i < walk.whole.end; ++i) {
             reach(i, kOthers);
-            step(i, false_type{}, true_type{});
+            step(i, false_type{}, true_type{}, kMaximumFirst, kOthers);
           }
           masked_end = tiles;
         }
@@ -397,7 +397,7 @@ struct Accumulation {
         CUTE_NO_UNROLL
         for (; i < tiles; ++i) {
           reach(i, kOthers);
-          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{});
+          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{}, kMaximumFirst, kOthers);
         }
       }
       if (has_weights) {

@@ -26,13 +26,12 @@ __device__ __forceinline__ void scores_again(typename Traits::Element const* q,
     asm volatile("" : "+r"(lane));  // anew for each n: addresses of all of them are too many
     int const group = lane % 32 / 4;
     int const pair = lane % 4 * 2;
-    // A loop that lanes might leave one by one costs ptxas the uniform registers of the whole
-    // kernel where a step is there more than once; where it is not, this loop fits 160 registers.
-    int const first = Traits::kRoundsAhead ? 0 : pair;
     int const query = warpgroup * 64 + lane % 128 / 32 * 16 + group;
+    // Not from `pair` on: a loop that lanes might leave one by one costs ptxas the uniform
+    // registers of the whole kernel.
     CUTE_NO_UNROLL
-    for (int slice = first; slice < Traits::kScoreSteps * 16; slice += 16) {
-      int const d = slice + (pair - first);
+    for (int step = 0; step < Traits::kScoreSteps; ++step) {
+      int const d = step * 16 + pair;
       uint32_t a[4];
       uint32_t b[2];
       CUTE_UNROLL
