@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "sparse_fmha/host/tile_order.h"
 #include "sparse_fmha/host/tiling.h"
 
 namespace py = pybind11;
@@ -84,6 +85,20 @@ void bind_tiles(py::module_& m) {
         return triple(max_box(coord(grid), element_strides(coord(grid), coord(dilation))));
       },
       py::arg("grid"), py::arg("dilation"), "The largest box that the copy engine takes.");
+  tiles.def(
+      "order",
+      [](Problem const& problem, Shape const& shape, int blocks) {
+        Neighborhood::Params const p = params(problem);
+        TileShape const tile_shape{coord(shape.first), coord(shape.second)};
+        TileOrder const order = choose_order(p, tile_shape, blocks);
+        std::vector<int32_t> indices(Neighborhood::num_query_tiles(p, tile_shape));
+        for (size_t i = 0; i < indices.size(); ++i) {
+          indices[i] = order.at(static_cast<int32_t>(i), static_cast<int32_t>(indices.size()));
+        }
+        return indices;
+      },
+      py::arg("problem"), py::arg("shape"), py::arg("blocks"),
+      "Row-major indices of a head's query tiles, the one that is taken last first.");
   tiles.def(
       "boxes",
       [](int rows, Triple const& max_extent) {

@@ -26,10 +26,10 @@ class StageCosts(NamedTuple):
 TILE_US = 4.8
 # Measured: D = 128, and full stages at 64. The others are in the ratio that neighborhoods have.
 COSTS = {
-    64: StageCosts(1.54, 1.66, 2.30, 1.18),
-    96: StageCosts(1.575, 1.67, 2.34, 1.20),
-    128: StageCosts(1.575, 1.67, 2.34, 1.20),
-    256: StageCosts(1.76, 1.91, 2.33, 1.22),
+    64: StageCosts(1.46, 1.58, 2.19, 1.17),
+    96: StageCosts(1.49, 1.63, 2.24, 1.19),
+    128: StageCosts(1.49, 1.63, 2.24, 1.19),
+    256: StageCosts(1.66, 1.81, 2.20, 1.21),
 }
 
 

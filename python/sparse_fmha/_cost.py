@@ -22,10 +22,10 @@ class DenseCosts(NamedTuple):
 
 # Fitted to dense and causal attention at 4k to 32k tokens. The power limit moves cases by 15%.
 DENSE = (
-    DenseCosts(64, 192, 128, 1.463, 1.54),
-    DenseCosts(96, 192, 80, 1.215, 2.81),
-    DenseCosts(128, 192, 80, 1.285, 3.04),
-    DenseCosts(256, 128, 80, 1.723, 5.55),
+    DenseCosts(64, 192, 128, 1.425, 1.50),
+    DenseCosts(96, 192, 80, 1.100, 2.60),
+    DenseCosts(128, 192, 80, 1.240, 2.20),
+    DenseCosts(256, 128, 80, 1.680, 5.20),
 )
 # A stage that the causal diagonal cuts is computed by a part of the consumers.
 CUT_STAGE = 0.85

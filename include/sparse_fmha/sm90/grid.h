@@ -12,6 +12,7 @@
 #include "sparse_fmha/sm90/smem.h"
 #include "sparse_fmha/sm90/softmax.h"
 #include "sparse_fmha/sm90/window_mask.h"
+#include "sparse_fmha/sparsity/tile_order.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -31,8 +32,9 @@ struct Grid {
     CUtensorMap extra_k;  // (D, N, H, B)
     CUtensorMap extra_v;
     TileShape shape;
-    BoxBits q_bits;  // of shape.q
-    BoxBits k_bits;  // of shape.k
+    TileOrder order;  // of query tiles
+    BoxBits q_bits;   // of shape.q
+    BoxBits k_bits;   // of shape.k
     bool map_per_batch;
     int32_t first_batch;
     int32_t extra_len;
@@ -91,7 +93,8 @@ struct Grid {
     if (tile.batch < 0) {
       return;
     }
-    work.q = Mechanism::query_tile(params.sparsity, params.geometry.shape, tile.q_tile);
+    int32_t const q_tile = params.geometry.order.at(tile.q_tile, params.scheduler.q_tiles);
+    work.q = Mechanism::query_tile(params.sparsity, params.geometry.shape, q_tile);
     compiler_fence();  // read it again from there: registers are few
     for (int axis = 0; axis < kGridAxes; ++axis) {
       work.length[axis] = Mechanism::length(params.sparsity, axis, work.q.residue[axis]);

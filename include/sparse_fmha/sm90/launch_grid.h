@@ -7,6 +7,7 @@
 #pragma once
 
 #include "sparse_fmha/host/tensor_map.h"
+#include "sparse_fmha/host/tile_order.h"
 #include "sparse_fmha/host/tiling.h"
 #include "sparse_fmha/sm90/grid.h"
 #include "sparse_fmha/sm90/run_kernel.h"
@@ -88,6 +89,8 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   double const kv_bytes = 4.0 * volume(sparsity.grid) * p.head_dim;
   int32_t const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
+  g.order =
+      choose_order(sparsity, g.shape, device_attribute(cudaDevAttrMultiProcessorCount) / group);
   int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
   for (g.first_batch = 0; g.first_batch < p.batch; g.first_batch += batch_step) {
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
