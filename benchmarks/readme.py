@@ -43,7 +43,13 @@ PEER_NAMES = {
 }
 
 
-GRID_PEERS = {"over FlashAttention-3 dense": "fa3" + DENSE, "over sliding tile attention": "sta"}
+GRID_PEERS = {
+    "over FlashAttention-3 dense": "fa3" + DENSE,
+    "over cuDNN dense": "cudnn" + DENSE,
+    "over FlexAttention": "flex",
+    "over FlexAttention in tiles": "flex_tiled",
+    "over sliding tile attention": "sta",
+}
 GRID_COLUMNS = (  # of which those are shown that have a number
     *("case", "grid", "window", "stride", "ms", "useful {unit}", "executed {unit}"),
     *("of our dense rate", *GRID_PEERS, "NATTEN, ms", "simulated / measured"),
