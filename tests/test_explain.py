@@ -140,18 +140,24 @@ def test_stages_are_those_of_the_kernel(block_q, block_kv, causal, tile_k):
             assert abs(stages.masked[0, head, tile] - sum(masked)) <= few
 
 
-def test_break_even():
-    length = 16384
+@pytest.mark.parametrize("length", [1024, 3072, 4096, 9216, 16384])
+def test_break_even(length):
     q = tokens(1, length, 8, 128)
-    few, many = (drawn(128, 128, d, length=length, heads=8) for d in (0.1, 1.0))
+    none, few, many = (drawn(128, 128, d, length=length, heads=8) for d in (0, 0.1, 1.0))
     found = explain(sparse_fmha.block_sparse_attention, q, q, q, few, arch="sm90")
     whole = explain(sparse_fmha.block_sparse_attention, q, q, q, many, arch="sm90")
     assert found.density == pytest.approx(few.block_density)
-    assert found.speedup > 4
-    assert whole.speedup < 1
-    assert 0.6 < found.break_even_density < 1
-    assert found.break_even_density == pytest.approx(whole.break_even_density, rel=0.1)
-    assert "as long as dense attention at" in str(found)
+    assert found.speedup > 1
+    assert 0.5 < found.break_even_density < 1.5
+    assert found.break_even_density == pytest.approx(whole.break_even_density)
+    # Dense attention has fewer and longer query tiles: at some lengths they fill the last round
+    # of the multiprocessors so badly that lists of all blocks are faster.
+    assert (found.break_even_density > 1) == (whole.speedup > 1)
+    always = "faster than dense attention at any density"
+    until = f"as long as dense attention at {found.break_even_density:.1%}"
+    assert (always if found.break_even_density > 1 else until) in str(found)
+    empty = explain(sparse_fmha.block_sparse_attention, q, q, q, none, arch="sm90")
+    assert empty.break_even_density is None
     on_cpu = explain(sparse_fmha.block_sparse_attention, q, q, q, few, arch="cpu")
     assert on_cpu.predicted_ms is None
     assert on_cpu.kernel == "cpu_block_sparse_bfloat16"

@@ -78,19 +78,47 @@ def count_stages(mask: BlockMask, tile_k: int) -> Stages:
 
 def block_sparse_us(mask: BlockMask, batch: int, heads: int, head_dim: int) -> tuple[float, float]:
     """Microseconds of `block_sparse_attention` on an H100: for the stages, and for query tiles."""
-    row, _, tile_k = next(r for r in ROWS if r[0] >= head_dim)
-    costs = COSTS[row]
-    full_us = costs.small if mask.block_kv == 16 else costs.full
-    stages = count_stages(mask, tile_k)
-    times = stages.both * full_us + stages.own * max(costs.own, full_us / 2)
-    times = times + stages.masked * (costs.masked - costs.full) + TILE_US
-    lists = times.shape[0] * times.shape[1]
-    times, counts = times.double().flatten().unique(return_counts=True)
-    repeats = batch * heads // max(1, lists)
-    groups = [(n * repeats, us) for n, us in zip(counts.tolist(), times.tolist(), strict=True)]
+    groups = _groups(mask, batch, heads, head_dim)
     total = _cost.makespan(groups)
     tiles = TILE_US * sum(n for n, _ in groups) / _cost.MULTIPROCESSORS
     return total - min(tiles, total), min(tiles, total)
+
+
+def break_even_density(
+    mask: BlockMask, batch: int, heads: int, head_dim: int, dense_us: float
+) -> float | None:
+    """Share of blocks listed at which lists of this kind would take `dense_us`.
+
+    Query tiles cost what they do at any density; the stages go with it. Lists that are nearly full
+    fill the multiprocessors as full ones do, which sparse ones that vary more may do better. None
+    for lists with no block.
+    """
+    groups = _groups(mask, batch, heads, head_dim)
+    number = sum(n for n, _ in groups)
+    stages = sum(n * (us - TILE_US) for n, us in groups)
+    if stages <= 0:
+        return None
+    every = torch.ones(1, 1, mask.blocks_q, mask.blocks_kv, dtype=torch.bool, device=mask.device)
+    sizes = mask.q_len, mask.kv_len, mask.block_q, mask.block_kv
+    whole = _groups(
+        BlockMask.from_blocks(every, *sizes, causal=mask.causal), batch, heads, head_dim
+    )
+    filled = sum(n * us for n, us in whole) / _cost.makespan(whole)  # in multiprocessors
+    return mask.block_density * (dense_us * filled - TILE_US * number) / stages
+
+
+def _groups(mask: BlockMask, batch: int, heads: int, head_dim: int) -> list[tuple[int, float]]:
+    """Query tiles that take the same time: how many, and the microseconds."""
+    row, _, tile_k = next(r for r in ROWS if r[0] >= head_dim)
+    costs = COSTS[row]
+    full_us = costs.small if mask.block_kv == 16 else costs.full
+    stages = Stages(*(count.double() for count in count_stages(mask, tile_k)))
+    times = stages.both * full_us + stages.own * max(costs.own, full_us / 2)
+    times = times + stages.masked * (costs.masked - costs.full) + TILE_US
+    lists = times.shape[0] * times.shape[1]
+    times, counts = times.flatten().unique(return_counts=True)
+    repeats = batch * heads // max(1, lists)
+    return [(n * repeats, us) for n, us in zip(counts.tolist(), times.tolist(), strict=True)]
 
 
 def _cut_blocks(mask: BlockMask) -> Tensor:
