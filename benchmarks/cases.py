@@ -251,6 +251,7 @@ def _all() -> list[Case]:
     for head_dim, heads in ((128, 16), (64, 32), (256, 8)):
         for causal in (False, True):
             cases += [_gpu(f"d{head_dim}", head_dim, heads, heads, causal, n) for n in lengths]
+    cases += [_gpu("d128", 128, 16, 16, False, 2)]  # the work of na/1d/s2048
     cases += [_gpu("d96", 96, 16, 16, False, n) for n in lengths]
     cases += [_gpu("d128-fp16", 128, 16, 16, False, 8, dtype="float16")]
     cases += [_gpu("d128-gqa4", 128, 32, 8, True, 8)]
