@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -76,39 +77,43 @@ def count_stages(mask: BlockMask, tile_k: int) -> Stages:
     return Stages(both, own, torch.minimum(masked, both + own))
 
 
-def block_sparse_us(mask: BlockMask, batch: int, heads: int, head_dim: int) -> tuple[float, float]:
-    """Microseconds of `block_sparse_attention` on an H100: for the stages, and for query tiles."""
-    groups = _groups(mask, batch, heads, head_dim)
-    total = _cost.makespan(groups)
-    tiles = TILE_US * sum(n for n, _ in groups) / _cost.MULTIPROCESSORS
-    return total - min(tiles, total), min(tiles, total)
+class BlockSparseCost(NamedTuple):
+    us: float
+    density: float  # share of blocks listed
+    break_even_density: float | None  # at which `attention` takes as long; see block_sparse_cost
 
 
-def break_even_density(
+def block_sparse_cost(
     mask: BlockMask, batch: int, heads: int, head_dim: int, dense_us: float
-) -> float | None:
-    """Share of blocks listed at which lists of this kind would take `dense_us`.
+) -> BlockSparseCost:
+    """`block_sparse_attention` on an H100, beside dense attention that takes `dense_us`.
 
-    Query tiles cost what they do at any density; the stages go with it. Lists that are nearly full
-    fill the multiprocessors as full ones do, which sparse ones that vary more may do better. None
-    for lists with no block.
+    For the break-even density, query tiles cost what they do at any density; the stages go with it.
+    Lists that are nearly full fill the multiprocessors as full ones do, which sparse ones that vary
+    more may do better. Infinite where lists of all blocks (that causality leaves) are still faster,
+    None for lists with no block.
     """
-    groups = _groups(mask, batch, heads, head_dim)
-    number = sum(n for n, _ in groups)
-    stages = sum(n * (us - TILE_US) for n, us in groups)
-    if stages <= 0:
-        return None
+    groups = query_tiles(mask, batch, heads, head_dim)
+    us, density = _cost.makespan(groups), mask.block_density
+    fixed = TILE_US * sum(n for n, _ in groups)
+    stages = sum(n * (tile_us - TILE_US) for n, tile_us in groups)
+    if not stages:
+        return BlockSparseCost(us, density, None)
     every = torch.ones(1, 1, mask.blocks_q, mask.blocks_kv, dtype=torch.bool, device=mask.device)
     sizes = mask.q_len, mask.kv_len, mask.block_q, mask.block_kv
-    whole = _groups(
-        BlockMask.from_blocks(every, *sizes, causal=mask.causal), batch, heads, head_dim
-    )
-    filled = sum(n * us for n, us in whole) / _cost.makespan(whole)  # in multiprocessors
-    return mask.block_density * (dense_us * filled - TILE_US * number) / stages
+    whole = BlockMask.from_blocks(every, *sizes, causal=mask.causal)
+    groups = query_tiles(whole, batch, heads, head_dim)
+    filled = sum(n * tile_us for n, tile_us in groups) / _cost.makespan(
+        groups
+    )  # in multiprocessors
+    break_even = density * (dense_us * filled - fixed) / stages
+    if break_even > whole.block_density:
+        break_even = math.inf
+    return BlockSparseCost(us, density, break_even)
 
 
-def _groups(mask: BlockMask, batch: int, heads: int, head_dim: int) -> list[tuple[int, float]]:
-    """Query tiles that take the same time: how many, and the microseconds."""
+def query_tiles(mask: BlockMask, batch: int, heads: int, head_dim: int) -> list[tuple[int, float]]:
+    """Those that take the same time: how many, and the microseconds of each."""
     row, _, tile_k = next(r for r in ROWS if r[0] >= head_dim)
     costs = COSTS[row]
     full_us = costs.small if mask.block_kv == 16 else costs.full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import sparse_fmha
 from sparse_fmha import _block_checks, _checks, _cost, _stripe_checks, skipping
-from sparse_fmha._block_cost import block_sparse_us, break_even_density
+from sparse_fmha._block_cost import block_sparse_cost
 from sparse_fmha.block_mask import BlockMask
 
 ARCHS = {"cpu": "cpu", "cuda": "sm90"}
@@ -28,7 +29,7 @@ class Explanation:
     predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
     dense_ms: float | None  # of `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
-    break_even_density: float | None  # where block lists take as long as dense; above 1: nowhere
+    break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
 
     @property
@@ -46,9 +47,11 @@ class Explanation:
                 f"{self.dense_ms:.3f} ms: {self.speedup:.2f}x"
             )
         if self.break_even_density is not None:
-            until = f"as long as dense attention at {self.break_even_density:.1%}"
-            if self.break_even_density > 1:
-                until = "faster than dense attention at any density"
+            until = (
+                "faster than dense attention at any density"
+                if self.break_even_density == math.inf
+                else f"as long as dense attention at {self.break_even_density:.1%}"
+            )
             lines.append(f"  {self.density:.1%} of blocks are listed; {until}")
         lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
         lines += [f"  note: {note}" for note in self.notes]
@@ -150,11 +153,10 @@ def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     if arch != "sm90":
         return "block_sparse", None, ()
     batch, heads, q_len, kv_len, head_dim = _problem(q, k)
-    stages, tiles = block_sparse_us(mask, batch, heads, head_dim)
     dense = _cost.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
-    density = mask.block_density
-    break_even = break_even_density(mask, batch, heads, head_dim, dense)
-    return "block_sparse", _Times(stages + tiles, dense, density, break_even), ()
+    cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
+    times = _Times(cost.us, dense, cost.density, cost.break_even_density)
+    return "block_sparse", times, ()
 
 
 def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
