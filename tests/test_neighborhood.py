@@ -80,8 +80,8 @@ def cases(draw, rank):
     longest = {1: 160, 2: 20, 3: 9}[rank]
     grid, window, stride, dilation = [], [], [], []
     for _ in range(rank):
-        grid.append(draw(st.integers(2, longest)))
-        window.append(draw(st.integers(2, grid[-1])))
+        grid.append(draw(st.integers(1, longest)))
+        window.append(draw(st.integers(1, grid[-1])))
         stride.append(draw(st.integers(1, window[-1])))
         dilation.append(draw(st.integers(1, grid[-1] // window[-1])))
     heads_kv = draw(st.integers(1, 2))
@@ -106,6 +106,7 @@ def cases(draw, rank):
 @example(Case((150,), (9,), causal=True))  # the sliding window
 @example(Case((150,), (16,), stride=16))  # blocked attention
 @example(Case((7,), (3,), stride=2, dilation=2, causal=True))
+@example(Case((150,), (1,), extra=3))
 def test_one_axis(check, case):
     check(case)
 
@@ -113,6 +114,7 @@ def test_one_axis(check, case):
 @settings(max_examples=100)
 @given(case=cases(2))
 @example(Case((21, 19), (7, 5), extra=5))
+@example(Case((21, 19), (1, 5), causal=(True, False)))
 def test_two_axes(check, case):
     check(case)
 
@@ -217,6 +219,24 @@ def test_views(tensors, check, dtype):
         out, _ = check(case, given)
         assert out.is_contiguous()
         assert out.equal(expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_window_of_one_is_the_key_itself(tensors, check, axes, causal):
+    case = Case((7, 5, 6)[:axes], (1,) * axes, causal=(causal,) * axes)
+    out, _ = check(case)
+    _, _, v, *_ = tensors(case)
+    assert out.equal(v.expand_as(out))
+
+
+def test_window_of_one_leaves_the_other_axes_free(tensors, check):
+    """Rows of a picture that do not see each other: a sequence each."""
+    case = Case((6, 40), (1, 9), heads=2, heads_kv=2)
+    out, _ = check(case)
+    q, k, v, *_ = (x if x is None else x.flatten(0, 1) for x in tensors(case))
+    rows = sparse_fmha.neighborhood_attention(q, k, v, 9)
+    torch.testing.assert_close(out.flatten(0, 1), rows, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

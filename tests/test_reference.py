@@ -100,6 +100,8 @@ def test_causal_mask_ends_at_the_last_key():
 
 
 WINDOWS = {  # 1-D: (length, window, stride, dilation, causal) -> drawing
+    (4, 1, 1, 1, False): "#... .#.. ..#. ...#",
+    (4, 1, 1, 3, True): "#... .#.. ..#. ...#",
     (7, 3, 1, 1, False): "###.... ###.... .###... ..###.. ...###. ....### ....###",
     (7, 4, 1, 1, False): "####... ####... ####... .####.. ..####. ...#### ...####",
     # Groups {0 1} {2 3} {4 5} {6} around their leaders 1, 3, 5, 6 (7 is beyond the end).
@@ -144,7 +146,7 @@ def test_extra_keys_come_last_and_are_always_seen():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"window": 1},
+        {"window": 0},
         {"window": 8},
         {"stride": 4},
         {"stride": 0},

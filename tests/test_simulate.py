@@ -177,7 +177,7 @@ def test_text():
     ("arguments", "error", "words"),
     [
         ({"window": 9}, ValueError, r"window\[0\] \* dilation\[0\] is 9 \* 1; the grid has 8"),
-        ({"window": 1}, ValueError, r"window\[0\] is 1; at least 2"),
+        ({"window": 0}, ValueError, r"window\[0\] is 0; at least 1"),
         ({"window": (3, 3, 3)}, ValueError, r"window is \(3, 3, 3\): 3 entries"),
         ({"window": 3.5}, TypeError, "window is 3.5"),
         ({"stride": 4}, ValueError, r"stride\[0\] is 4; 1 to window"),

@@ -212,9 +212,9 @@ def neighborhoods(draw, rank):
     longest = {1: 120, 2: 18, 3: 7}[rank]
     axes = [(1, 1, 1, 1, 0, 1, 1)] * (3 - rank)
     for _ in range(rank):
-        length = draw(st.integers(2, longest))
-        dilation = draw(st.integers(1, length // 2))
-        window = draw(st.integers(2, length // dilation))
+        length = draw(st.integers(1, longest))
+        dilation = draw(st.integers(1, length))
+        window = draw(st.integers(1, length // dilation))
         axes.append(
             (
                 length,

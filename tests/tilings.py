@@ -14,9 +14,9 @@ def problems(draw, longest=((1, 90), (2, 14), (3, 7))):
     rank, length = draw(st.sampled_from(longest))
     axes = [(1, 1, 1, 1, 0)] * (3 - rank)
     for _ in range(rank):
-        tokens = draw(st.integers(2, length))
-        dilation = draw(st.integers(1, tokens // 2))
-        window = draw(st.integers(2, tokens // dilation))
+        tokens = draw(st.integers(1, length))
+        dilation = draw(st.integers(1, tokens))
+        window = draw(st.integers(1, tokens // dilation))
         stride = draw(st.integers(1, window))
         axes.append((tokens, window, stride, dilation, draw(st.integers(0, 1))))
     return tuple(zip(*axes, strict=True)), rank

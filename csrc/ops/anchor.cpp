@@ -1,12 +1,12 @@
 // The ops with which AnchorAttention chooses distant keys (sparse_fmha/anchor.h).
 #include "sparse_fmha/anchor.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
 
 #include "check.h"
+#include "device_scope.h"
 #include "lists.h"
 #include "run.h"
 #include "stream.h"
@@ -32,15 +32,15 @@ void check_heads(char const* name, int64_t heads_q, int64_t heads_kv) {
 template <class Problem>
 void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext const&),
             Problem const& problem, Tensor const& q) {
+  auto const run = anchor_kernels(arch_of(q)).*kernel;
+  DeviceScope const scope(q);
   ExecutionContext context;
-  std::optional<torch::stable::accelerator::DeviceGuard> guard;
   if (q.is_cuda()) {
-    guard.emplace(q.get_device_index());
     context.stream = current_cuda_stream(q.get_device_index());
   } else {
     context.parallel = &torch_threads();
   }
-  (anchor_kernels(arch_of(q)).*kernel)(problem, context);
+  run(problem, context);
 }
 
 void check_dtype_on_device(char const* name, Tensor const& t, DataType dtype) {

@@ -1,7 +1,6 @@
 // The op of block lists: what it adds to the common problem.
 #include <torch/csrc/stable/library.h>
-
-#include <cstdint>
+#include <torch/csrc/stable/ops.h>
 
 #include "check.h"
 #include "lists.h"
@@ -10,11 +9,16 @@
 namespace sparse_fmha {
 namespace {
 
+// What bulk copies ask of an address, in bytes.
+constexpr int64_t kCopyAlignment = 16;
+
+// Points into the tensors, which must live until the launch; bits that the copy engine does not
+// read where they are, are replaced by a copy.
 FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          Tensor const& indices, std::optional<Tensor> const& partial_counts,
                          std::optional<Tensor> const& partial_indices,
-                         std::optional<Tensor> const& partial_bits, int64_t block_q,
-                         int64_t block_kv, bool causal, std::optional<double> scale) {
+                         std::optional<Tensor>& partial_bits, int64_t block_q, int64_t block_kv,
+                         bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
   require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
@@ -45,8 +49,9 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
     check_list("partial_indices", *partial_indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
     check_list("partial_bits", *partial_bits, ScalarType::Byte,
                {batch, heads, blocks, width, block_q, block_kv / 8}, q);
-    require(reinterpret_cast<std::uintptr_t>(partial_bits->data_ptr()) % 16 == 0,
-            "partial_bits does not start at a multiple of 16 bytes");
+    if (partial_bits->is_cuda() && !is_aligned(*partial_bits, kCopyAlignment)) {
+      partial_bits = torch::stable::clone(*partial_bits);
+    }
     params.partial = lists_of("partial_indices", *partial_counts, *partial_indices);
     params.bits = static_cast<uint8_t const*>(partial_bits->data_ptr());
   }

@@ -30,6 +30,8 @@ void check_list(char const* name, Tensor const& t, ScalarType dtype,
   require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
               (!t.is_cuda() || t.get_device_index() == q.get_device_index()),
           name, " and q are on different devices; all must be on one");
+  require(is_aligned(t, t.element_size()), name, " does not start at a multiple of ",
+          t.element_size(), " bytes, the size of its entries; copy it");
   int64_t stride = 1;
   for (int64_t i = t.dim() - 1; i >= 0; --i) {
     require(t.size(i) <= 1 || t.numel() == 0 || t.stride(i) == stride, name, " has stride ",

@@ -51,7 +51,7 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
   for (int a = 0; a < axes; ++a) {
     int const g = kGridAxes - axes + a;
     require(p.dilation[g] >= 1, "dilation[", a, "] is ", p.dilation[g], "; at least 1 is needed");
-    require(p.window[g] >= 2, "window[", a, "] is ", p.window[g], "; at least 2 is needed");
+    require(p.window[g] >= 1, "window[", a, "] is ", p.window[g], "; at least 1 is needed");
     require(static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g], "window[", a, "] * ",
             "dilation[", a, "] is ", p.window[g], " * ", p.dilation[g], "; the grid has ",
             p.grid[g], " tokens on that axis");

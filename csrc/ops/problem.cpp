@@ -54,15 +54,15 @@ constexpr int64_t kAlignment = 16;
 constexpr int64_t kStrideUnit = 8;
 
 bool fits_copy_engine(Tensor const& t) {
-  bool fits = reinterpret_cast<std::uintptr_t>(t.data_ptr()) % kAlignment == 0;
+  bool fits = is_aligned(t, kAlignment);
   for (int64_t d = 0; d + 1 < t.dim(); ++d) {
     fits &= t.size(d) == 1 || t.stride(d) % kStrideUnit == 0;
   }
   return fits;
 }
 
-// Refuses a layout that no kernel reads, and copies what the copy engine does not. A copy has
-// strides that fit, since its head dim is a multiple of the unit.
+// Refuses a layout that no kernel reads, and copies what the copy engine, or C++, does not take. A
+// copy has strides that fit, since its head dim is a multiple of the unit.
 void make_readable(char const* name, Tensor& t) {
   if (t.numel() == 0) {
     return;
@@ -70,7 +70,8 @@ void make_readable(char const* name, Tensor& t) {
   int64_t const last = t.dim() - 1;
   require(t.size(last) == 1 || t.stride(last) == 1, name, " has stride ", t.stride(last),
           " in its last dimension; 1 is needed");
-  if (t.is_cuda() && !fits_copy_engine(t)) {
+  bool const fits = t.is_cuda() ? fits_copy_engine(t) : is_aligned(t, t.element_size());
+  if (!fits) {
     t = torch::stable::clone(t);
   }
 }
@@ -120,6 +121,10 @@ TensorView view(Tensor const& t) {
     result.axis_stride[kGridAxes - axes + a] = t.stride(1 + a);
   }
   return result;
+}
+
+bool is_aligned(Tensor const& tensor, int64_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % bytes == 0;
 }
 
 std::string shape_of(Tensor const& tensor) {

@@ -30,6 +30,9 @@ DataType check_operand(char const* name, Tensor& t, int64_t rank);
 // Address and strides of a [B, *L, H, D] tensor.
 TensorView view(Tensor const& tensor);
 
+// Whether the data start at a multiple of `bytes`.
+bool is_aligned(Tensor const& tensor, int64_t bytes);
+
 std::string shape_of(Tensor const& tensor);
 
 }  // namespace sparse_fmha

@@ -1,6 +1,5 @@
 #include "run.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <string>
 
 #include "check.h"
+#include "device_scope.h"
 #include "stream.h"
 
 namespace sparse_fmha {
@@ -99,10 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor con
 
 std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
   KernelRow const& kernel = kernel_for(problem, q);
-  std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (q.is_cuda()) {
-    guard.emplace(q.get_device_index());
-  }
+  DeviceScope const scope(q);
   std::vector<int64_t> sizes = sizes_of(q);
   Tensor out = new_tensor(q, sizes, q.scalar_type());
   sizes.pop_back();

@@ -152,8 +152,8 @@ def check_neighborhood(
     for axis, (length, w, s, d) in enumerate(zip(grid, window, stride, dilation, strict=True)):
         if d < 1:
             raise ValueError(f"dilation[{axis}] is {d}; at least 1 is needed")
-        if w < 2:
-            raise ValueError(f"window[{axis}] is {w}; at least 2 is needed")
+        if w < 1:
+            raise ValueError(f"window[{axis}] is {w}; at least 1 is needed")
         if w * d > length:
             raise ValueError(
                 f"window[{axis}] * dilation[{axis}] is {w} * {d}; "

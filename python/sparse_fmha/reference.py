@@ -143,7 +143,7 @@ def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0,
         bool [tokens, tokens + extra].
 
     Raises:
-        ValueError: on some axis not (2 <= window, 1 <= stride <= window, 1 <= dilation,
+        ValueError: on some axis not (1 <= window, 1 <= stride <= window, 1 <= dilation,
             window * dilation <= tokens), or the number of values is not the number of axes.
     """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
@@ -159,11 +159,11 @@ def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0,
 
 def _axis_mask(length, window, stride, dilation, causal, device):
     if not (
-        window >= 2 and 1 <= stride <= window and dilation >= 1 and window * dilation <= length
+        window >= 1 and 1 <= stride <= window and dilation >= 1 and window * dilation <= length
     ):
         raise ValueError(
             f"window {window}, stride {stride}, dilation {dilation} on an axis of {length} tokens; "
-            "2 <= window, 1 <= stride <= window, 1 <= dilation and window * dilation <= tokens "
+            "1 <= window, 1 <= stride <= window, 1 <= dilation and window * dilation <= tokens "
             "are needed"
         )
     i = torch.arange(length, device=device)[:, None]

@@ -254,8 +254,8 @@ def test_wide_dtypes_have_no_kernel(dtype):
 
 def test_grids_without_a_window_are_named():
     q, k, v, *_ = small()
-    with pytest.raises(ValueError, match=r"window\[0\] is 1; at least 2"):
-        sparse_fmha.neighborhood_attention(q, k, v, (1, 3))
+    with pytest.raises(ValueError, match=r"window\[0\] is 0; at least 1"):
+        sparse_fmha.neighborhood_attention(q, k, v, (0, 3))
     with pytest.raises(ValueError, match=r"window\[0\] \* dilation\[0\] is 2 \* 1; .* 1 tokens"):
         sparse_fmha.neighborhood_attention(q[:, :1], k[:, :1], v[:, :1], (2, 3))
     with pytest.raises(RuntimeError, match=r"window\[1\] \* dilation\[1\] is 9 \* 2"):

@@ -30,10 +30,14 @@ LONGEST = {1: 2000, 2: 50, 3: 13}
 def cases(draw, rank):
     grid, window, stride, dilation = [], [], [], []
     for _ in range(rank):
-        grid.append(draw(st.integers(2, LONGEST[rank])))
-        fits = [d for d in (1, 1, 1, 2, 3, 4, 7, 8, 9, 11, 16, grid[-1] // 2) if 2 * d <= grid[-1]]
+        grid.append(draw(st.integers(1, LONGEST[rank])))
+        fits = [
+            d
+            for d in (1, 1, 1, 2, 3, 4, 7, 8, 9, 11, 16, grid[-1] // 2, grid[-1])
+            if 0 < d <= grid[-1]
+        ]
         dilation.append(draw(st.sampled_from(fits)))
-        window.append(draw(st.integers(2, grid[-1] // dilation[-1])))
+        window.append(draw(st.integers(1, grid[-1] // dilation[-1])))
         stride.append(draw(st.just(1) | st.integers(1, window[-1])))
     heads_kv = draw(st.integers(1, 3))
     return Case(
