@@ -230,6 +230,18 @@ def test_window_of_one_is_the_key_itself(tensors, check, axes, causal):
     assert out.equal(v.expand_as(out))
 
 
+@pytest.mark.parametrize("skip_threshold", [0.0, 0.01])
+@pytest.mark.parametrize("grid", [(1,), (1, 1), (1, 1, 1), (300,), (1, 1, 5)], ids=str)
+@pytest.mark.parametrize("dilated", [False, True])
+def test_window_of_one_and_any_dilation(tensors, grid, dilated, skip_threshold):
+    q, k, v, *_ = tensors(Case(grid, (1,) * len(grid)))
+    dilation = grid if dilated else 1
+    out = sparse_fmha.neighborhood_attention(
+        q, k, v, 1, dilation=dilation, skip_threshold=skip_threshold
+    )
+    assert out.equal(v.expand_as(out))
+
+
 def test_window_of_one_leaves_the_other_axes_free(tensors, check):
     """Rows of a picture that do not see each other: a sequence each."""
     case = Case((6, 40), (1, 9), heads=2, heads_kv=2)

@@ -49,6 +49,13 @@ def test_grid_smaller_than_a_tile():
     assert math.prod(found.tile_q) == math.prod(found.tile_k) == 128
 
 
+def as_run(problem):
+    """Without the dilation of axes with a window of 1, where it makes no difference."""
+    grid, window, stride, dilation, causal = problem
+    dilation = tuple(1 if w == 1 else d for w, d in zip(window, dilation, strict=True))
+    return grid, window, stride, dilation, causal
+
+
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.data())
 def test_simulation_adds_up(drawn, data):
@@ -65,7 +72,7 @@ def test_simulation_adds_up(drawn, data):
     keys = math.prod(tile_k)
     visits = [
         (partial + (extra % keys > 0), full + extra // keys)
-        for partial, full in walks(problem, shape)
+        for partial, full in walks(as_run(problem), shape)
     ]
     partial, full = (np.array(numbers) for numbers in zip(*visits, strict=True))
     visited = partial + full

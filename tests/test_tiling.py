@@ -82,6 +82,8 @@ def test_boxes(rows, limits):
 @pytest.mark.parametrize(
     ("grid", "dilation", "box"),
     [
+        ((1, 1, 1), (1, 1, 1), (1, 1, 256)),  # a tile has to lie somewhere
+        ((5, 1, 1), (1, 1, 1), (256, 1, 1)),
         ((1, 1, 300), (1, 1, 1), (1, 1, 256)),
         ((1, 1, 300), (1, 1, 6), (1, 1, 128)),  # a single axis keeps room for a whole tile
         ((1, 1, 300), (1, 1, 7), (1, 1, 256)),
@@ -91,7 +93,7 @@ def test_boxes(rows, limits):
 )
 def test_largest_box(grid, dilation, box):
     """No box is longer than 1 on an axis of length 1: tensor maps may lack that axis, and a copy of
-    fewer tokens than the kernel waits for never ends."""
+    fewer tokens than the kernel waits for never ends. The last axis is in every map."""
     assert _C.tiles.max_box(grid, dilation) == box
 
 

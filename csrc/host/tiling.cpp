@@ -225,7 +225,9 @@ Coord element_strides(Coord const& grid, Coord const& dilation) {
 Coord max_box(Coord const& grid, Coord const& strides) {
   Coord largest;
   for (int axis = 0; axis < kGridAxes; ++axis) {
-    largest[axis] = grid[axis] == 1 ? 1 : kMaxBoxExtent / strides[axis];
+    bool const last = axis + 1 == kGridAxes;
+    bool const only = last && volume(grid) == 1;
+    largest[axis] = grid[axis] == 1 && !only ? 1 : kMaxBoxExtent / strides[axis];
   }
   return largest;
 }

@@ -82,6 +82,10 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
     params.causal[a] = 0;
   }
   check_neighborhood(params, axes);
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    // A window of 1 is the query's own place whatever the dilation, and kernels do less for 1.
+    params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];
+  }
   problem.sparsity = params;
   return problem;
 }

@@ -65,6 +65,8 @@ def check_problem(
     strides = _checks.per_axis("stride", stride, axes)
     dilations = _checks.per_axis("dilation", dilation, axes)
     _checks.check_neighborhood(grid, windows, strides, dilations)
+    # As the op does: with a window of 1 there is nothing between which a dilation could lie.
+    dilations = [1 if w == 1 else d for w, d in zip(windows, dilations, strict=True)]
     causals = _checks.per_axis("causal", causal, axes, bool)
     for name, value, least in (("heads", heads, 1), ("batch", batch, 1), ("extra", extra, 0)):
         _check_int(name, value)

@@ -64,7 +64,8 @@ double cost(TileCount const& count, TileCosts const& costs);
 // factor is the number of interleaved grids that are launched one after another.
 Coord element_strides(Coord const& grid, Coord const& dilation);
 // The largest box that the copy engine takes with these strides between the elements. An axis of
-// length 1 may be none of the tensor map's: no box is longer there.
+// length 1 may be none of the tensor map's: no box is longer there, but along the last axis, which
+// every map has, on a grid of a single token.
 Coord max_box(Coord const& grid, Coord const& element_strides);
 
 // All boxes of exactly `rows` tokens whose sides are powers of two, at most max_extent.
