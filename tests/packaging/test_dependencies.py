@@ -42,6 +42,15 @@ def test_needed_libraries_are_on_the_allow_list(libraries, name):
 
 
 @pytest.mark.parametrize("name", ALLOWED)
+def test_the_cxx_runtime_is_the_shared_one(libraries, name):
+    """Two copies of libstdc++ in a process crash in the first number written to a stream."""
+    assert "[libstdc++.so.6]" in dynamic(libraries[name])
+    assert [
+        s for s in symbols(libraries[name], "--defined-only") if s.startswith("std::num_put")
+    ] == []
+
+
+@pytest.mark.parametrize("name", ALLOWED)
 def test_no_path_of_the_build_machine(libraries, name):
     run_paths = re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", dynamic(libraries[name]))
     assert run_paths == ([] if name == "libsparse_fmha" else ["$ORIGIN"])
