@@ -37,7 +37,9 @@ def attention(
             256. Any strides with a unit last one. On CUDA a tensor whose other strides are no
             multiples of 8 elements, or whose data are not 16-byte aligned, is copied first.
         k: `[B, Lkv, Hkv, D]`, of q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
-        v: like k.
+        v: like k. NaN or infinity here can reach queries that do not see the key, in this and all
+            other functions: hidden keys have weight 0, and 0 times NaN is NaN. Set the values of
+            padding to 0; k may hold anything there.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
         scale: of q.k; default `D**-0.5`. May be negative.
         skip_threshold: lambda, 0 <= lambda < 1, or fp32 `[B]` on q's device, which counts as held
