@@ -18,6 +18,22 @@ MIXED = [
     Case((9, 10, 11), (3, 4, 5), (2, 1, 5), (2, 1, 2), (True, False, False)),
 ]
 
+# A window of 1 on some axes or on all; grids and axes of a single token.
+ONES = [
+    Case((1,), 1),
+    Case((1, 1), 1),
+    Case((1, 1, 1), 1, causal=True),
+    Case((1000,), 1),
+    Case((1000,), 1, causal=True),
+    Case((1000,), 1, dilation=1000),
+    Case((1, 300), (1, 31)),
+    Case((300, 1), (31, 1), (2, 1), (3, 1)),
+    Case((20, 300), (1, 31), dilation=(20, 3)),
+    Case((31, 1, 17), (5, 1, 1), causal=(True, False, True)),
+    Case((7, 19, 23), (1, 5, 6), (1, 2, 1)),
+    Case((7, 19, 23), (7, 1, 23)),
+]
+
 ONE_AXIS = [
     Case((2,), 2),
     Case((2,), 2, 2, causal=True),
@@ -102,14 +118,14 @@ DILATED = [
 
 
 @pytest.mark.parametrize(("dim", "dtype"), ROWS, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("case", ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
+@pytest.mark.parametrize("case", ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
 def test_configurations(check, case, dim, dtype):
     check(case.with_(dim=dim, dtype=dtype))
 
 
 @pytest.mark.parametrize("extra", [0, 77])
 @pytest.mark.parametrize(("dim", "dtype"), ROWS, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("case", ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
+@pytest.mark.parametrize("case", ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
 def test_every_visible_key_counts_once(tensors, attend, case, dim, dtype, extra):
     """Scores of 0 and values of one-hot rows: the outputs are counts of keys, to be hit exactly."""
     case = case.with_(extra=extra, dim=dim, dtype=dtype)
