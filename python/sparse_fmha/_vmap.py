@@ -17,7 +17,7 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
         mapped, first = info.batch_size, in_dims[0]
         batch = args[0].shape[0] if first is None else args[0].movedim(first, 0).shape[1]
         pairs = list(zip(args, in_dims, strict=True))
-        lists = any(dim is not None and not arg.is_floating_point() for arg, dim in pairs)
+        lists = any(_is_list(arg) and dim is not None for arg, dim in pairs)
         results = op(*(_fold(arg, dim, mapped, batch, lists) for arg, dim in pairs))
         if isinstance(results, Tensor):
             return results.unflatten(0, (mapped, batch)), 0
@@ -34,7 +34,7 @@ def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) ->
     """
     if not isinstance(arg, Tensor):
         return arg
-    is_list = not arg.is_floating_point()
+    is_list = _is_list(arg)
     if dim is None and is_list and not lists and arg.shape[0] == 1:
         return arg
     arg = arg.expand(mapped, *arg.shape) if dim is None else arg.movedim(dim, 0)
@@ -43,3 +43,8 @@ def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) ->
     folded = arg.flatten(0, 1)
     has_strides = not is_list and folded.dim() >= 4  # q, k and v; the ops read others as contiguous
     return folded if has_strides else folded.contiguous()
+
+
+def _is_list(arg: object) -> bool:
+    """Whether it is a part of a mask."""
+    return isinstance(arg, Tensor) and not arg.is_floating_point()
