@@ -93,14 +93,14 @@ def register() -> None:
     for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
         name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
         op = _overload(name)
-        torch.library.register_fake(op, _outputs_and_tiles if skips else _outputs)
+        torch.library.register_fake(op.name(), _outputs_and_tiles if skips else _outputs)
         _derivatives.register(_registrations, op)
         _vmap.register(_registrations, op)
         for device, key in AUTOCAST_KEYS.items():
             _registrations.impl(name, _autocast_of(name, device, skips), key)
     for name, fake in ANCHOR_OPS.items():
         op = _overload(name)
-        torch.library.register_fake(op, fake)
+        torch.library.register_fake(op.name(), fake)
         _vmap.register(_registrations, op)
         if name in FLOAT_ANCHOR_OPS:
             _derivatives.register(_registrations, op)
