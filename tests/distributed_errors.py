@@ -65,6 +65,17 @@ def groups_that_are_none(ranks):
             sd.zigzag_shard(tensors[0], group=first)
 
 
+@case(2)
+def gathering_has_no_derivative(ranks):
+    x = parts(ranks)[0]
+    with pytest.raises(NotImplementedError, match="x requires grad"):
+        sd.zigzag_unshard(x.clone().requires_grad_())
+    with pytest.raises(NotImplementedError, match="x carries a tangent"):
+        torch.func.jvp(sd.zigzag_unshard, (x,), (x,))
+    with torch.no_grad():
+        assert not sd.zigzag_unshard(x.clone().requires_grad_()).requires_grad
+
+
 @case(2, 4)
 def tensors_of_another_kind(ranks):
     q, k, v = parts(ranks)
@@ -83,6 +94,8 @@ def tensors_of_another_kind(ranks):
             call(q.clone().requires_grad_(), k, v)
         with torch.no_grad():
             assert call(q.clone().requires_grad_(), k, v).shape == q.shape
+        with pytest.raises(NotImplementedError, match="k carries a tangent"):
+            torch.func.jvp(lambda k, call=call: call(q, k, v), (k,), (k,))
         with pytest.raises(ValueError, match="return_stats"):
             call(q, k, v, return_stats=True)
 

@@ -1,4 +1,4 @@
-"""Loads the ops, and adds what Python adds to them: shapes for tracing, autograd, autocast."""
+"""Loads the ops, and adds what Python adds: shapes for tracing, derivatives, vmap, autocast."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import itertools
 import torch
 from torch import Tensor
 
-from sparse_fmha import _library
+from sparse_fmha import _derivatives, _library, _vmap
 from sparse_fmha._block_lists import ceil_div
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
 THRESHOLD = 3  # place of the threshold among the arguments of the ops that skip
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
-_library_of_casts = torch.library.Library("sparse_fmha", "IMPL")
+_registrations = torch.library.Library("sparse_fmha", "IMPL")
 
 
 def _outputs(q: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
@@ -59,16 +59,7 @@ ANCHOR_OPS = {
     "anchor_keys": _anchor_keys,
     "anchor_columns": _anchor_columns,
 }
-
-
-def _backward_of(name: str):
-    def backward(ctx: object, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"sparse_fmha::{name} has no backward pass yet; call it under torch.no_grad(), "
-            "or detach its inputs"
-        )
-
-    return backward
+FLOAT_ANCHOR_OPS = ("anchor_means",)  # the others return lists of integers
 
 
 def cast(device: str, *args: object) -> tuple:
@@ -101,11 +92,21 @@ def register() -> None:
     _library.load()
     for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
         name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
-        fake = _outputs_and_tiles if skips else _outputs
-        torch.library.register_fake(f"sparse_fmha::{name}", fake)
-        torch.library.register_autograd(f"sparse_fmha::{name}", _backward_of(name))
+        op = _overload(name)
+        torch.library.register_fake(op.name(), _outputs_and_tiles if skips else _outputs)
+        _derivatives.register(_registrations, op)
+        _vmap.register(_registrations, op)
         for device, key in AUTOCAST_KEYS.items():
-            _library_of_casts.impl(name, _autocast_of(name, device, skips), key)
+            _registrations.impl(name, _autocast_of(name, device, skips), key)
     for name, fake in ANCHOR_OPS.items():
-        torch.library.register_fake(f"sparse_fmha::{name}", fake)
-    torch.library.register_autograd("sparse_fmha::anchor_means", _backward_of("anchor_means"))
+        op = _overload(name)
+        torch.library.register_fake(op.name(), fake)
+        _vmap.register(_registrations, op)
+        if name in FLOAT_ANCHOR_OPS:
+            _derivatives.register(_registrations, op)
+        else:
+            _derivatives.register_no_derivative(_registrations, op)
+
+
+def _overload(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.sparse_fmha, name).default

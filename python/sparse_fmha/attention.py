@@ -56,8 +56,8 @@ def attention(
         that are not left out; with `return_stats` last a `SkipStats`. A query that sees no key has
         out 0 and lse -inf.
 
-    Under `torch.autocast` the inputs are cast to its dtype. There is no backward pass yet: it
-    raises NotImplementedError.
+    Under `torch.autocast` the inputs are cast to its dtype. There are no derivatives yet: asking
+    for one, in reverse or forward mode, raises NotImplementedError. `torch.vmap` works.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.

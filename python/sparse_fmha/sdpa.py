@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sparse_fmha import _derivatives
 from sparse_fmha._checks import DTYPES, MAX_HEAD_DIM
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.block_mask import BlockMask
@@ -45,7 +46,7 @@ def sdpa(
         Like query. A query that sees no key has 0, as in torch.
 
     Raises:
-        NotImplementedError: dropout, a mask of numbers, gradients, what no kernel takes.
+        NotImplementedError: dropout, a mask of numbers, derivatives, what no kernel takes.
         ValueError: both a mask and `is_causal`, heads that do not fit, shapes; as `attention`.
     """
     reason = unsupported(query, key, value, attn_mask, dropout_p)
@@ -100,8 +101,10 @@ def unsupported(
         return f"dropout_p is {dropout_p}; only 0 is there"
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         return f"attn_mask has dtype {attn_mask.dtype}; only torch.bool is there"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if any(map(_derivatives.requires_grad, tensors)):
         return "gradients are asked for; there is no backward pass yet"
+    if any(map(_derivatives.has_tangent, tensors)):
+        return "forward-mode derivatives are asked for; there are none"
     return None
 
 

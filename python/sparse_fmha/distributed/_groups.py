@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from sparse_fmha import _checks
+from sparse_fmha import _checks, _derivatives
 from sparse_fmha.distributed import _masks
 
 Group = dist.ProcessGroup | DeviceMesh | None
@@ -69,11 +69,20 @@ def check_local(**tensors: Tensor) -> None:
                 f"{name} has shape {list(tensor.shape)}; [batch, tokens of this rank, heads, head "
                 "dim] is needed"
             )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"{name} requires grad, and there is no backward pass yet; call it under "
-                "torch.no_grad(), or detach the inputs"
-            )
+        check_no_derivative(name, tensor)
+
+
+def check_no_derivative(name: str, tensor: Tensor) -> None:
+    """Communication into a buffer would lose derivatives silently."""
+    if _derivatives.requires_grad(tensor):
+        raise NotImplementedError(
+            f"{name} requires grad, and there is no backward pass yet; call it under "
+            "torch.no_grad(), or detach the inputs"
+        )
+    if _derivatives.has_tangent(tensor):
+        raise NotImplementedError(
+            f"{name} carries a tangent, and there is no forward-mode derivative; detach the inputs"
+        )
 
 
 def check_options(options: dict[str, object], function: str) -> None:

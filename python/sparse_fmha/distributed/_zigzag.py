@@ -51,8 +51,10 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
 
     Raises:
         ValueError, RuntimeError: as `zigzag_shard`.
+        NotImplementedError: a derivative of the result is asked for.
     """
     group, _, world = _groups.resolve(group)
+    _groups.check_no_derivative("x", x)
     check_even("x", x.shape[dim])
     return gather(x, dim, group, world, zigzag=True)
 

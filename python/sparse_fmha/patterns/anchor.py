@@ -129,7 +129,8 @@ def distant_keys(
         counts = torch.zeros(shape, dtype=torch.int32, device=q.device)
         return counts.new_empty(*shape, 0), counts
     ops = torch.ops.sparse_fmha
-    with torch.no_grad(), without_autocast(q.device):
+    q, k = q.detach(), k.detach()  # the choice has no derivative, in forward mode either
+    with without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
         least = ops.anchor_means(q, k, block, step, scale).sub_(theta)
         bits, counts = ops.anchor_keys(mean, k, least, block, step)

@@ -1,0 +1,133 @@
+"""Derivatives of the ops, under autograd and the transforms of torch.func."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._library.utils import fill_defaults
+from torch.autograd import forward_ad
+
+Backward = Callable[..., Sequence[Tensor | None]]
+SetupContext = Callable[..., None]
+
+
+def register(
+    library: torch.library.Library,
+    op: torch._ops.OpOverload,
+    backward: Backward | None = None,
+    setup_context: SetupContext | None = None,
+) -> None:
+    """Registers the derivatives of an op. Those that it lacks raise NotImplementedError.
+
+    It takes the place of `torch.library.register_autograd`, whose ops drop forward-mode tangents
+    silently and fail under the transforms of torch.func.
+
+    Args:
+        library: keeps the registration alive.
+        op: a functional op without keyword-only arguments.
+        backward: `backward(ctx, *grads)` returns one gradient or None for each argument of the
+            schema. Without it the op has no backward pass. For a second derivative, ops that it
+            calls must be registered too.
+        setup_context: `setup_context(ctx, inputs, output)`, as of `torch.autograd.Function`.
+    """
+    apply = _apply_of(op, backward, setup_context)
+
+    def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
+        keyset = keyset & torch._C._after_autograd_keyset
+        grad_mode = torch.is_grad_enabled()
+        # forward_ad does not know of levels that a compiled graph opens, but tracing needs a mode.
+        may_have_tangents = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
+        if may_have_tangents or (grad_mode and torch._C._any_requires_grad(*args)):
+            with enable_single_level_autograd_function():
+                return apply(*args, functools.partial(_redispatch, op, keyset, grad_mode))
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset, *args)
+
+    library.impl(op._opname, run, "Autograd", with_keyset=True)
+
+
+def register_no_derivative(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
+    """Registers that no output depends on the inputs differentiably, as of `torch.argmax`."""
+    library.impl(op._opname, torch.library.fallthrough_kernel, "Autograd")
+
+
+def requires_grad(tensor: Tensor) -> bool:
+    """Whether autograd or a transform of torch.func records what is done with the tensor."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in _levels(tensor))
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether the tensor carries a tangent of a forward-mode derivative."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None
+        for x in _levels(tensor)
+        if not is_batchedtensor(x)  # whose tangent is that of what it wraps
+    )
+
+
+def _levels(tensor: Tensor) -> list[Tensor]:
+    """The tensor as each of the nested transforms of torch.func sees it, and without them.
+
+    torch.compile traces only the first; there the ops raise.
+    """
+    levels = [tensor]
+    while not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(levels[-1]):
+        levels.append(get_unwrapped(levels[-1]))
+    return levels
+
+
+def _redispatch(
+    op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, grad_mode: bool, *args: object
+) -> object:
+    """Runs the op below autograd, which includes the outer ones of nested transforms.
+
+    They need the modes that autograd.Function switches off while it runs `forward`.
+    """
+    with (
+        torch.set_grad_enabled(grad_mode),
+        forward_ad._set_fwd_grad_enabled(True),
+        torch._C._AutoDispatchBelowAutograd(),
+    ):
+        return op.redispatch(keyset, *args)
+
+
+def _apply_of(
+    op: torch._ops.OpOverload, backward: Backward | None, setup_context: SetupContext | None
+) -> Callable[..., object]:
+    """`apply` of the op's autograd.Function. Its last argument runs the op."""
+    schema = op._schema
+
+    def forward(ctx, *inputs):
+        *args, redispatch = inputs
+        output = redispatch(*args)
+        if setup_context is not None:
+            setup_context(ctx, fill_defaults(schema, args, {})[0], output)
+        return output
+
+    def run_backward(ctx, *grads):
+        if backward is None:
+            raise NotImplementedError(
+                f"{schema.name} has no backward pass yet; call it under torch.no_grad(), or "
+                "detach its inputs"
+            )
+        return *backward(ctx, *grads), None
+
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(
+            f"{schema.name} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, "
+            "torch.autograd.forward_ad); detach its inputs"
+        )
+
+    methods = {"forward": forward, "backward": run_backward, "jvp": jvp}
+    function = type(
+        schema.name.replace("::", "_"),
+        (torch.autograd.Function,),
+        {name: staticmethod(method) for name, method in methods.items()},
+    )
+    # Function.apply itself goes through all transforms; the dispatcher is already inside one.
+    return super(torch.autograd.Function, function).apply

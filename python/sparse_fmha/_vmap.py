@@ -1,0 +1,50 @@
+"""torch.vmap over the ops: the mapped dimension becomes a part of the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._functorch.autograd_function import VmapInfo
+
+
+def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
+    """Registers vmap for an op whose tensors all have the batch as their first dimension.
+
+    The first argument has the whole batch. Integer tensors may have 1 there, which serves all.
+    """
+
+    def run(info: VmapInfo, in_dims: tuple[int | None, ...], *args: object) -> tuple:
+        mapped, first = info.batch_size, in_dims[0]
+        batch = args[0].shape[0] if first is None else args[0].movedim(first, 0).shape[1]
+        pairs = list(zip(args, in_dims, strict=True))
+        lists = any(_is_list(arg) and dim is not None for arg, dim in pairs)
+        results = op(*(_fold(arg, dim, mapped, batch, lists) for arg, dim in pairs))
+        if isinstance(results, Tensor):
+            return results.unflatten(0, (mapped, batch)), 0
+        unfolded = tuple(result.unflatten(0, (mapped, batch)) for result in results)
+        return unfolded, (0,) * len(unfolded)
+
+    torch.library.register_vmap(op._schema.name, run, lib=library)
+
+
+def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) -> object:
+    """A tensor `[batch, ...]`, mapped over `dim` or not, as `[mapped * batch, ...]`.
+
+    lists: some integer tensor is mapped, so that no list of the mask serves all.
+    """
+    if not isinstance(arg, Tensor):
+        return arg
+    is_list = _is_list(arg)
+    if dim is None and is_list and not lists and arg.shape[0] == 1:
+        return arg
+    arg = arg.expand(mapped, *arg.shape) if dim is None else arg.movedim(dim, 0)
+    if is_list and arg.shape[1] == 1:
+        arg = arg.expand(-1, batch, *arg.shape[2:])
+    folded = arg.flatten(0, 1)
+    has_strides = not is_list and folded.dim() >= 4  # q, k and v; the ops read others as contiguous
+    return folded if has_strides else folded.contiguous()
+
+
+def _is_list(arg: object) -> bool:
+    """Whether it is a part of a mask."""
+    return isinstance(arg, Tensor) and not arg.is_floating_point()
