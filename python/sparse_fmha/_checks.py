@@ -122,6 +122,11 @@ def check_flag(name: str, value: bool) -> None:
         raise TypeError(f"{name} is {value!r}; True or False is needed")
 
 
+def as_int(value: int) -> int:
+    """An int of another type as Python's; a symbolic one stays, or its graph would be for it."""
+    return value if isinstance(value, torch.SymInt) else int(value)
+
+
 def finite(name: str, value: float | None) -> float | None:
     """A finite number as a float; None stays None."""
     if value is None:
