@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from sparse_fmha import _library
+from sparse_fmha import _library, _symbolic
 from sparse_fmha._block_lists import ceil_div
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
@@ -102,10 +102,14 @@ def register() -> None:
     for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
         name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
         fake = _outputs_and_tiles if skips else _outputs
-        torch.library.register_fake(f"sparse_fmha::{name}", fake)
-        torch.library.register_autograd(f"sparse_fmha::{name}", _backward_of(name))
-        for device, key in AUTOCAST_KEYS.items():
-            _library_of_casts.impl(name, _autocast_of(name, device, skips), key)
+        for each in (name, _symbolic.define(name)):
+            torch.library.register_fake(f"sparse_fmha::{each}", fake)
+            torch.library.register_autograd(f"sparse_fmha::{each}", _backward_of(name))
+            for device, key in AUTOCAST_KEYS.items():
+                _library_of_casts.impl(each, _autocast_of(each, device, skips), key)
     for name, fake in ANCHOR_OPS.items():
         torch.library.register_fake(f"sparse_fmha::{name}", fake)
-    torch.library.register_autograd("sparse_fmha::anchor_means", _backward_of("anchor_means"))
+    means = _symbolic.define("anchor_means")
+    torch.library.register_fake(f"sparse_fmha::{means}", _anchor_means)
+    for each in ("anchor_means", means):
+        torch.library.register_autograd(f"sparse_fmha::{each}", _backward_of("anchor_means"))

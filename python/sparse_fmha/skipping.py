@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_fmha import _symbolic
+
 
 class SkipStats(NamedTuple):
     """How many key tiles were visited and skipped, int64 `[B, Hq]` on q's device.
@@ -35,6 +37,8 @@ def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | No
         return value.contiguous()
     if value == 0 and not counted:
         return None
+    if _symbolic.is_symbolic(value):  # a product, in which it stays a variable
+        return q.new_ones(q.shape[:1], dtype=torch.float32) * value
     return q.new_full(q.shape[:1], float(value), dtype=torch.float32)  # a DTensor if q is
 
 
@@ -50,7 +54,7 @@ def check(value: float | Tensor, q: Tensor) -> None:
             )
         if value.device != q.device:
             raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
-    elif not isinstance(value, Real) or isinstance(value, bool):
+    elif not isinstance(value, Real | torch.SymFloat) or isinstance(value, bool):
         raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
     elif not 0 <= value < 1:
         raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _checks, _tensor_fields
+from sparse_fmha import _block_lists, _checks, _symbolic, _tensor_fields
 from sparse_fmha._ops import anchor_words
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha._tensor_fields import TensorFields
@@ -138,7 +138,7 @@ def distant_keys(
     ops = torch.ops.sparse_fmha
     with torch.no_grad(), without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
-        least = ops.anchor_means(q, k, block, step, scale).sub_(theta)
+        least = _symbolic.call("anchor_means", q, k, block, step, scale).sub_(theta)
         bits, counts = ops.anchor_keys(mean, k, least, block, step)
         room = int(counts.max()) if width is None else min(width, candidates)
         return ops.anchor_columns(bits, block, room)
