@@ -131,7 +131,7 @@ def finite(name: str, value: float | None) -> float | None:
     """A finite number as a float, a symbolic one as a symbolic float; None stays None."""
     if value is None:
         return None
-    if isinstance(value, torch.SymFloat | torch.SymInt):
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; a finite number or None is needed")

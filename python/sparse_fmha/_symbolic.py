@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 SUFFIX = "_symbolic"
+SYMBOLIC = (torch.SymFloat, torch.SymInt)
 
 _library = torch.library.Library("sparse_fmha", "FRAGMENT")
 
@@ -45,8 +45,9 @@ def define(name: str) -> str:
 
     def run(*args: object) -> Tensor | tuple[Tensor, ...]:
         args = list(args)
-        for i in range(places.scale, len(args))[:1]:  # defaults at the end are not given
-            args[i] = None if args[i] is None else args[i].item()
+        # The dispatcher leaves out defaults at the end.
+        if places.scale < len(args) and args[places.scale] is not None:
+            args[places.scale] = args[places.scale].item()
         return op(*args)
 
     _library.impl(made, run, "CompositeExplicitAutograd")
@@ -56,14 +57,13 @@ def define(name: str) -> str:
 def call(name: str, q: Tensor, *others: object) -> Tensor | tuple[Tensor, ...]:
     """Calls the op, or that of symbolic numbers where a graph has one of them as a variable.
 
-    DTensors are given to the op itself, whose sharding is registered, and the graph is for these
-    numbers.
+    DTensors always go to the op itself, whose sharding is registered: a graph for each value.
     """
     args = [q, *others]
     scale, lists = _places[name]
-    if not (is_symbolic(args[scale]) or any(is_symbolic(n) for i in lists for n in args[i])):
-        return getattr(torch.ops.sparse_fmha, name)(*args)
-    if is_traceable_wrapper_subclass(q):
+    symbolic = is_symbolic(args[scale]) or any(is_symbolic(n) for i in lists for n in args[i])
+    # Asked of the type: torch.compile does not see the attributes of a DTensor.
+    if not symbolic or hasattr(type(q), "__tensor_flatten__"):
         return getattr(torch.ops.sparse_fmha, name)(*args)
     if args[scale] is not None:
         args[scale] = torch.ones((), dtype=torch.float64, device="cpu") * args[scale]
@@ -72,7 +72,7 @@ def call(name: str, q: Tensor, *others: object) -> Tensor | tuple[Tensor, ...]:
 
 def is_symbolic(value: float | None) -> bool:
     """Whether a graph that is being traced has the number as a variable."""
-    if isinstance(value, torch.SymFloat | torch.SymInt):
+    if isinstance(value, SYMBOLIC):
         return True
     if value is None or not torch.compiler.is_compiling():
         return False

@@ -42,7 +42,8 @@ class TensorFields:
         """
         self._check_target(device, dtype)
         return self._map_tensors(
-            lambda tensor: tensor.to(device=device, non_blocking=non_blocking, copy=copy)
+            lambda tensor: tensor.to(device=device, non_blocking=non_blocking, copy=copy),
+            may_be_self=not copy,
         )
 
     def pin_memory(self: T) -> T:
@@ -60,14 +61,18 @@ class TensorFields:
             raise ValueError(f"the saved {type(self).__name__} has no {', '.join(missing)}")
         for name, value in state.items():
             object.__setattr__(self, name, value)
-        self._check()
+        self._check_fields()
 
-    def _repr_of_fields(self) -> str:
-        """For fields that hold anything, as `tree_map` may put there."""
-        fields = (f"{name}={getattr(self, name)!r}" for name in (*self.TENSORS, *self.PLAIN))
-        return f"{type(self).__name__}({', '.join(fields)})"
+    def _repr_of_unfit(self) -> str | None:
+        """None where they fit together; `tree_map` and vmap may put anything there."""
+        try:
+            self._check_fields()
+        except (TypeError, ValueError):
+            fields = (f"{name}={getattr(self, name)!r}" for name in (*self.TENSORS, *self.PLAIN))
+            return f"{type(self).__name__}({', '.join(fields)})"
+        return None
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         """Raises where the fields do not fit together; never waits for the device."""
 
     def _check_target(self, device: object, dtype: object) -> None:
@@ -78,12 +83,12 @@ class TensorFields:
                 "is allowed"
             )
 
-    def _map_tensors(self: T, function: Callable[[Any], Any]) -> T:
+    def _map_tensors(self: T, function: Callable[[Any], Any], may_be_self: bool = True) -> T:
         fields = {name: getattr(self, name) for name in self.TENSORS}
         mapped = {
             name: None if value is None else function(value) for name, value in fields.items()
         }
-        if all(mapped[name] is fields[name] for name in fields):
+        if may_be_self and all(mapped[name] is fields[name] for name in fields):
             return self
         return _build(type(self), {**self.__dict__, **mapped})
 

@@ -157,7 +157,7 @@ class BlockGrid(TensorFields):
             width=width,
         )
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         sizes = self.q_len, self.kv_len, self.block_q, self.block_kv
         _block_checks.check_sizes(*sizes, self.causal)
         if not isinstance(self.device, torch.device):

@@ -315,8 +315,8 @@ class BlockMask(TensorFields):
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
-        if not isinstance(self.counts, Tensor):
-            return self._repr_of_fields()
+        if unfit := self._repr_of_unfit():
+            return unfit
         batch, heads, *_ = self.shape
         listed = ""
         if _tensor_fields.has_values(self.counts):
@@ -328,7 +328,7 @@ class BlockMask(TensorFields):
             f"{listed}{partial}{'causal, ' if self.causal else ''}{self.device})"
         )
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         _block_checks.check_sizes(self.q_len, self.kv_len, self.block_q, self.block_kv, self.causal)
         _block_checks.check_tensors(self)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sparse_fmha import _symbolic
 
@@ -25,6 +26,10 @@ class SkipStats(NamedTuple):
     def sparsity(self) -> Tensor:
         """Share of the visited tiles that were skipped, fp32 `[B, Hq]`; 0 where there were none."""
         return self.skipped / self.visited.clamp(min=1)
+
+
+pytree._register_namedtuple(SkipStats, serialized_type_name="sparse_fmha.SkipStats")
+torch.serialization.add_safe_globals([SkipStats])
 
 
 def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | None:
@@ -54,7 +59,7 @@ def check(value: float | Tensor, q: Tensor) -> None:
             )
         if value.device != q.device:
             raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
-    elif not isinstance(value, Real | torch.SymFloat) or isinstance(value, bool):
+    elif not isinstance(value, (Real, torch.SymFloat)) or isinstance(value, bool):
         raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
     elif not 0 <= value < 1:
         raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")

@@ -154,8 +154,8 @@ class StripeMask(TensorFields):
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
-        if not isinstance(self.counts, Tensor):
-            return self._repr_of_fields()
+        if unfit := self._repr_of_unfit():
+            return unfit
         batch, heads, *_ = self.shape
         listed = ""
         if _tensor_fields.has_values(self.counts):
@@ -173,7 +173,7 @@ class StripeMask(TensorFields):
         rows = self.groups * self.block_q
         return _block_lists.key_limits(self.q_len, self.kv_len, self.causal, rows, self.device)
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         sizes = self.q_len, self.kv_len, self.block_q, self.range_size
         _stripe_checks.check_sizes(*sizes, self.causal)
         _stripe_checks.check_tensors(self)
