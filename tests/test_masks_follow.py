@@ -75,7 +75,7 @@ def test_to_moves_all_tensors(kind, data):
 def test_a_dtype_is_refused(kind, data):
     value = data.draw(KINDS[kind])
     for args in ((torch.float16,), ("cpu", torch.float16)):
-        with pytest.raises(TypeError, match="dtype is torch.float16; the dtypes of a .* are fixed"):
+        with pytest.raises(TypeError, match=r"dtype is torch\.float16; the dtypes"):
             value.to(*args)
 
 

@@ -132,7 +132,7 @@ def test_an_exported_program_is_saved_and_takes_other_masks(make, strict):
     for seed in range(2):
         mask = make(100, 150, seed)
         torch.testing.assert_close(module(q, k, v, mask), attend(q, k, v, mask))
-    with pytest.raises(Exception, match="(?i)tree"):
+    with pytest.raises(Exception, match=r"(?i)tree"):
         module(*inputs(101, 150), make(101, 150))
 
 
