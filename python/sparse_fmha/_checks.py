@@ -122,10 +122,17 @@ def check_flag(name: str, value: bool) -> None:
         raise TypeError(f"{name} is {value!r}; True or False is needed")
 
 
+def as_int(value: int) -> int:
+    """An int of another type as Python's; a symbolic one stays, or its graph would be for it."""
+    return value if isinstance(value, torch.SymInt) else int(value)
+
+
 def finite(name: str, value: float | None) -> float | None:
-    """A finite number as a float; None stays None."""
+    """A finite number as a float, a symbolic one as a symbolic float; None stays None."""
     if value is None:
         return None
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
     if not -math.inf < value < math.inf:
@@ -137,12 +144,14 @@ def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list
     """One entry for each token axis, from one value or a sequence of them."""
     values = list(value) if isinstance(value, Sequence) else [value] * axes
     for entry in values:
+        if kind is Integral and isinstance(entry, torch.SymInt):
+            continue
         if not isinstance(entry, kind) or (kind is not bool and isinstance(entry, bool)):
             wanted = "a bool" if kind is bool else "an int"
             raise TypeError(f"{name} is {value!r}; {wanted} or a tuple of them is needed")
     if len(values) != axes:
         raise ValueError(f"{name} is {value!r}: {len(values)} entries, but q has {axes} token axes")
-    return [int(entry) for entry in values]
+    return [as_int(entry) for entry in values]
 
 
 def check_neighborhood(

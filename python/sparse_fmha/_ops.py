@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sparse_fmha import _derivatives, _library, _vmap
+from sparse_fmha import _derivatives, _library, _symbolic, _vmap
 from sparse_fmha._block_lists import ceil_div
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
@@ -92,21 +93,23 @@ def register() -> None:
     _library.load()
     for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
         name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
-        op = _overload(name)
-        torch.library.register_fake(op.name(), _outputs_and_tiles if skips else _outputs)
-        _derivatives.register(_registrations, op)
-        _vmap.register(_registrations, op)
-        for device, key in AUTOCAST_KEYS.items():
-            _registrations.impl(name, _autocast_of(name, device, skips), key)
-    for name, fake in ANCHOR_OPS.items():
-        op = _overload(name)
-        torch.library.register_fake(op.name(), fake)
-        _vmap.register(_registrations, op)
-        if name in FLOAT_ANCHOR_OPS:
+        fake = _outputs_and_tiles if skips else _outputs
+        for each in (name, _symbolic.define(name)):
+            op = _register(each, fake)
             _derivatives.register(_registrations, op)
+            for device, key in AUTOCAST_KEYS.items():
+                _registrations.impl(each, _autocast_of(each, device, skips), key)
+    for name, fake in ANCHOR_OPS.items():
+        if name in FLOAT_ANCHOR_OPS:
+            for each in (name, _symbolic.define(name)):
+                _derivatives.register(_registrations, _register(each, fake))
         else:
-            _derivatives.register_no_derivative(_registrations, op)
+            _derivatives.register_no_derivative(_registrations, _register(name, fake))
 
 
-def _overload(name: str) -> torch._ops.OpOverload:
-    return getattr(torch.ops.sparse_fmha, name).default
+def _register(name: str, fake: Callable[..., object]) -> torch._ops.OpOverload:
+    """What every op has: shapes for tracing, and vmap."""
+    op = getattr(torch.ops.sparse_fmha, name).default
+    torch.library.register_fake(op.name(), fake)
+    _vmap.register(_registrations, op)
+    return op

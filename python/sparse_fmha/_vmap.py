@@ -32,7 +32,7 @@ def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) ->
 
     lists: some integer tensor is mapped, so that no list of the mask serves all.
     """
-    if not isinstance(arg, Tensor):
+    if not isinstance(arg, Tensor) or (dim is None and arg.dim() == 0):  # a number
         return arg
     is_list = _is_list(arg)
     if dim is None and is_list and not lists and arg.shape[0] == 1:

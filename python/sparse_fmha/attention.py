@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks, skipping
+from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks, _symbolic, skipping
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.skipping import SkipStats
 from sparse_fmha.stripe_mask import StripeMask
@@ -259,10 +259,9 @@ def _run(
     """Calls the mechanism's op, or that which skips, and returns what is asked for."""
     threshold = skipping.threshold_of(skip_threshold, q, return_stats)
     if threshold is None:
-        out, lse = getattr(torch.ops.sparse_fmha, f"{mechanism}_fwd")(q, k, v, *rest)
+        out, lse = _symbolic.call(f"{mechanism}_fwd", q, k, v, *rest)
         return (out, lse) if return_lse else out
-    op = getattr(torch.ops.sparse_fmha, f"{mechanism}_skip_fwd")
-    out, lse, tiles = op(q, k, v, threshold, *rest)
+    out, lse, tiles = _symbolic.call(f"{mechanism}_skip_fwd", q, k, v, threshold, *rest)
     if return_stats:
         stats = skipping.SkipStats(*tiles.unbind(-1))
         return (out, lse, stats) if return_lse else (out, stats)

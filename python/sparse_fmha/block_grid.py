@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _block_lists
+from sparse_fmha import _block_checks, _block_lists, _tensor_fields
 from sparse_fmha._pattern_checks import check_int, check_q_and_k
+from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.block_mask import BlockMask
 
 
-class BlockGrid:
+class BlockGrid(TensorFields):
     """The blocks of a mask, and maps of those that are forced or allowed.
 
     A map is bool `[nQ, nK]`. It has a block if the block holds one of the named pairs of tokens:
@@ -20,7 +21,8 @@ class BlockGrid:
         grid = BlockGrid(q_len, kv_len, 128, 128, causal=True, device=q.device)
         mask = grid.mask(top_k_blocks(scores, 16) | grid.sink(64) | grid.local(256))
 
-    No method waits for the device.
+    No method waits for the device. `to`, saving and use as a pytree node (without leaves) as
+    `BlockMask`.
 
     Args:
         q_len, kv_len, block_q, block_kv, causal: as of `BlockMask`.
@@ -29,6 +31,8 @@ class BlockGrid:
     Raises:
         ValueError, TypeError: sizes as `BlockMask`; a number of tokens below 0.
     """
+
+    PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal", "device")
 
     def __init__(
         self,
@@ -59,6 +63,21 @@ class BlockGrid:
         """nQ, nK."""
         ceil_div = _block_lists.ceil_div
         return ceil_div(self.q_len, self.block_q), ceil_div(self.kv_len, self.block_kv)
+
+    def to(
+        self,
+        device: torch.device | str | int | None = None,
+        dtype: None = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+    ) -> BlockGrid:
+        """The grid whose maps are made on another device; arguments as of `BlockMask.to`."""
+        self._check_target(device, dtype)
+        device = self.device if device is None else torch.device(device)
+        if device == self.device and not copy:
+            return self
+        sizes = self.q_len, self.kv_len, self.block_q, self.block_kv
+        return BlockGrid(*sizes, causal=self.causal, device=device)
 
     def reachable(self) -> Tensor:
         """Blocks that hold a pair which `causal` allows; all blocks without `causal`."""
@@ -138,6 +157,12 @@ class BlockGrid:
             width=width,
         )
 
+    def _check_fields(self) -> None:
+        sizes = self.q_len, self.kv_len, self.block_q, self.block_kv
+        _block_checks.check_sizes(*sizes, self.causal)
+        if not isinstance(self.device, torch.device):
+            raise TypeError(f"device is {self.device!r}; a torch.device is needed")
+
     def _query_positions(self) -> tuple[Tensor, Tensor]:
         first, last = _ends(self.q_len, self.block_q, self.device)
         shift = self.kv_len - self.q_len
@@ -145,6 +170,9 @@ class BlockGrid:
 
     def _key_positions(self) -> tuple[Tensor, Tensor]:
         return _ends(self.kv_len, self.block_kv, self.device)
+
+
+_tensor_fields.register(BlockGrid, "sparse_fmha.BlockGrid")
 
 
 def _ends(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:

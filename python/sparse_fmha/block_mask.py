@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _block_lists
+from sparse_fmha import _block_checks, _block_lists, _checks, _tensor_fields
+from sparse_fmha._tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 TENSORS = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
 
 
-class BlockMask:
+class BlockMask(TensorFields):
     """For each block of queries, which blocks of keys it sees.
 
     Query rows are cut in blocks of `block_q`, keys in blocks of `block_kv`; the last ones may be
@@ -33,6 +34,11 @@ class BlockMask:
             of a row is bit `c % 8` of byte `c // 8`.
         q_len, kv_len: tokens. block_q: 64 or 128. block_kv: 16, 32, 64 or 128. causal: bool.
 
+    `to` moves a mask, `torch.save` and `torch.load(weights_only=True)` take it, and it is a pytree
+    node: an input of `torch.export` and of compiled and checkpointed functions. A module does not
+    move a mask that it keeps as a plain attribute: call `mask.to(q.device)` where the mask is used,
+    which returns the mask itself on the same device.
+
     Making a mask from device tensors neither waits for the device nor makes shapes that depend on
     data, unless the constructor says so: scores, lists and attention fit in one CUDA graph.
 
@@ -46,6 +52,9 @@ class BlockMask:
         ValueError: shapes that do not fit, block sizes that are not allowed, tensors on different
             devices, some but not all partial tensors; with `validate`, lists that are not right.
     """
+
+    TENSORS = TENSORS
+    PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal")
 
     def __init__(
         self,
@@ -63,7 +72,7 @@ class BlockMask:
         validate: bool = False,
     ) -> None:
         _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
-        self.q_len, self.kv_len = int(q_len), int(kv_len)
+        self.q_len, self.kv_len = _checks.as_int(q_len), _checks.as_int(kv_len)
         self.block_q, self.block_kv = int(block_q), int(block_kv)
         self.causal = causal
         self.counts, self.indices = counts, indices
@@ -298,16 +307,6 @@ class BlockMask:
         """
         _block_checks.validate(self)
 
-    def to(self, device: torch.device | str) -> BlockMask:
-        """The mask on another device."""
-        moved = {
-            name: None if getattr(self, name) is None else getattr(self, name).to(device)
-            for name in TENSORS
-        }
-        counts, indices = moved.pop("counts"), moved.pop("indices")
-        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
-        return BlockMask(counts, indices, *sizes, causal=self.causal, **moved)
-
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
         """Writes a PNG: the blocks of one head, and how many each row of all heads has."""
         from sparse_fmha.plot_blocks import plot
@@ -316,9 +315,11 @@ class BlockMask:
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
+        if unfit := self._repr_of_unfit():
+            return unfit
         batch, heads, *_ = self.shape
         listed = ""
-        if type(self.counts) is Tensor and self.device.type != "meta":  # no DTensor
+        if _tensor_fields.has_values(self.counts):
             listed = f"{self.block_density:.1%} of blocks listed, "
         partial = "" if self.partial_counts is None else "with partial blocks, "
         return (
@@ -326,3 +327,10 @@ class BlockMask:
             f"blocks of {self.block_q}x{self.block_kv}, lists for {batch}x{heads} (batch x heads), "
             f"{listed}{partial}{'causal, ' if self.causal else ''}{self.device})"
         )
+
+    def _check_fields(self) -> None:
+        _block_checks.check_sizes(self.q_len, self.kv_len, self.block_q, self.block_kv, self.causal)
+        _block_checks.check_tensors(self)
+
+
+_tensor_fields.register(BlockMask, "sparse_fmha.BlockMask")

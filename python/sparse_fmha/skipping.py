@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sparse_fmha import _symbolic
 
 
 class SkipStats(NamedTuple):
@@ -25,6 +28,10 @@ class SkipStats(NamedTuple):
         return self.skipped / self.visited.clamp(min=1)
 
 
+pytree._register_namedtuple(SkipStats, serialized_type_name="sparse_fmha.SkipStats")
+torch.serialization.add_safe_globals([SkipStats])
+
+
 def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | None:
     """The thresholds of the batch entries, fp32 `[B]`, or None where nothing is to be skipped.
 
@@ -35,6 +42,8 @@ def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | No
         return value.contiguous()
     if value == 0 and not counted:
         return None
+    if _symbolic.is_symbolic(value):  # a product, in which it stays a variable
+        return q.new_ones(q.shape[:1], dtype=torch.float32) * value
     return q.new_full(q.shape[:1], float(value), dtype=torch.float32)  # a DTensor if q is
 
 
@@ -50,7 +59,7 @@ def check(value: float | Tensor, q: Tensor) -> None:
             )
         if value.device != q.device:
             raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
-    elif not isinstance(value, Real) or isinstance(value, bool):
+    elif not isinstance(value, (Real, torch.SymFloat)) or isinstance(value, bool):
         raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
     elif not 0 <= value < 1:
         raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _stripe_checks
+from sparse_fmha import _block_lists, _checks, _stripe_checks, _tensor_fields
+from sparse_fmha._tensor_fields import TensorFields
 
 TENSORS = ("columns", "counts", "range_starts", "range_counts")
 
 
-class StripeMask:
+class StripeMask(TensorFields):
     """For each group of queries, which keys it sees, one by one and in runs.
 
     Query rows are cut in groups of `block_q`; the last one may be ragged. Each (batch entry or all,
@@ -20,6 +21,8 @@ class StripeMask:
     keys that start at any token and may reach behind the last key. No key is listed twice. With
     `causal` query i sees key j only if `j <= i + kv_len - q_len`, too. AnchorAttention, vertical-
     slash patterns and token-level top-k selection are such masks.
+
+    `to`, saving and use as a pytree node as `BlockMask`.
 
     Attributes:
         columns: int32 `[B|1, H|1, groups, width]`, ascending; what is behind a count is ignored.
@@ -38,6 +41,9 @@ class StripeMask:
             devices; with `validate`, lists that are not right.
     """
 
+    TENSORS = TENSORS
+    PLAIN = ("q_len", "kv_len", "block_q", "range_size", "causal")
+
     def __init__(
         self,
         columns: Tensor,
@@ -52,7 +58,7 @@ class StripeMask:
         validate: bool = False,
     ) -> None:
         _stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, causal)
-        self.q_len, self.kv_len = int(q_len), int(kv_len)
+        self.q_len, self.kv_len = _checks.as_int(q_len), _checks.as_int(kv_len)
         self.block_q, self.range_size = int(block_q), int(range_size)
         self.causal = causal
         self.columns, self.counts = columns, counts
@@ -140,17 +146,6 @@ class StripeMask:
         """
         _stripe_checks.validate(self)
 
-    def to(self, device: torch.device | str) -> StripeMask:
-        """The mask on another device."""
-        columns, counts, starts, range_counts = (
-            None if getattr(self, name) is None else getattr(self, name).to(device)
-            for name in TENSORS
-        )
-        sizes = (self.q_len, self.kv_len, self.block_q)
-        return StripeMask(
-            columns, counts, *sizes, starts, range_counts, self.range_size, self.causal
-        )
-
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
         """Writes a PNG: the keys of one head, and how many each group of all heads has."""
         from sparse_fmha.plot_blocks import plot_stripes
@@ -159,9 +154,11 @@ class StripeMask:
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
+        if unfit := self._repr_of_unfit():
+            return unfit
         batch, heads, *_ = self.shape
         listed = ""
-        if type(self.counts) is Tensor and self.device.type != "meta":  # no DTensor
+        if _tensor_fields.has_values(self.counts):
             seen = self.seen()
             share = seen.double().mean().item() if seen.numel() else 0.0
             listed = f", {share:.1%} of keys listed"
@@ -175,3 +172,11 @@ class StripeMask:
     def _limits(self) -> Tensor:
         rows = self.groups * self.block_q
         return _block_lists.key_limits(self.q_len, self.kv_len, self.causal, rows, self.device)
+
+    def _check_fields(self) -> None:
+        sizes = self.q_len, self.kv_len, self.block_q, self.range_size
+        _stripe_checks.check_sizes(*sizes, self.causal)
+        _stripe_checks.check_tensors(self)
+
+
+_tensor_fields.register(StripeMask, "sparse_fmha.StripeMask")

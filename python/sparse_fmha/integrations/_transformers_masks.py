@@ -11,12 +11,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers import masking_utils as hf
 
+from sparse_fmha import _tensor_fields
 from sparse_fmha._block_lists import ceil_div
+from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import TENSORS, BlockMask
 from sparse_fmha.patterns._static import from_rules
@@ -25,8 +28,10 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(TensorFields):
     """Made once for a forward pass and read by each layer; `mask` comes before the others.
+
+    `to` moves it with its mask: accelerate's hooks do so for layers on other devices.
 
     Attributes:
         causal: the last query sees the last key.
@@ -37,6 +42,9 @@ class Plan:
             None where there is no padding.
         special: what else than causal and padding there is, or None.
     """
+
+    TENSORS: ClassVar = ("mask",)
+    PLAIN: ClassVar = ("causal", "window", "keys", "runs", "special")
 
     causal: bool = False
     window: int | None = None
@@ -55,6 +63,9 @@ class Plan:
             "sparse_fmha does not take caches that are compiled (cache_implementation='static'); "
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
+
+
+_tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 
 
 @dataclass(frozen=True)

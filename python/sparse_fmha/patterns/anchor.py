@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _checks
+from sparse_fmha import _block_lists, _checks, _symbolic, _tensor_fields
 from sparse_fmha._ops import anchor_words
 from sparse_fmha._pattern_checks import check_int
+from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.merge import merge
@@ -20,13 +22,18 @@ BLOCKS = (64, 128)
 
 
 @dataclass(frozen=True)
-class AnchorResult:
+class AnchorResult(TensorFields):
     """What `anchor_attention` computed besides its output."""
+
+    TENSORS: ClassVar = ("out", "lse", "kept", "recall")
 
     out: Tensor  # [B, L, Hq, D]
     lse: Tensor  # [B, L, Hq] fp32, natural log, over the keys that were computed
     kept: Tensor  # int32 [B, Hq, superblocks]: distant keys of each superblock
     recall: Tensor | None  # [B, L, Hq]: the share of the full softmax's weight on computed keys
+
+
+_tensor_fields.register(AnchorResult, "sparse_fmha.patterns.AnchorResult")
 
 
 def anchor_attention(
@@ -132,7 +139,7 @@ def distant_keys(
     q, k = q.detach(), k.detach()  # the choice has no derivative, in forward mode either
     with without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
-        least = ops.anchor_means(q, k, block, step, scale).sub_(theta)
+        least = _symbolic.call("anchor_means", q, k, block, step, scale).sub_(theta)
         bits, counts = ops.anchor_keys(mean, k, least, block, step)
         room = int(counts.max()) if width is None else min(width, candidates)
         return ops.anchor_columns(bits, block, room)

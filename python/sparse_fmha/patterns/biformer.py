@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists
+from sparse_fmha import _block_lists, _tensor_fields
 from sparse_fmha._checks import check_flag
 from sparse_fmha._pattern_checks import check_int, check_q_and_k
+from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
@@ -29,11 +30,13 @@ def image_regions(
     return (y[:, None] * regions + x).flatten()
 
 
-class BiFormerLayout:
+class BiFormerLayout(TensorFields):
     """Where tokens go for attention between regions: queries and keys in region order.
 
     Queries are padded to blocks of `block_q` and keys to blocks of `block_kv`, so a small
     `block_kv` wastes little on regions that are not multiples of anything.
+
+    `to`, saving and use as a pytree node as `BlockMask`.
 
     Attributes:
         queries, keys: `RegionOrder`.
@@ -44,6 +47,8 @@ class BiFormerLayout:
         block_q, block_kv: of the mask.
         device: default that of `region`.
     """
+
+    TENSORS = ("queries", "keys")
 
     def __init__(
         self,
@@ -56,6 +61,9 @@ class BiFormerLayout:
     ) -> None:
         self.queries = RegionOrder(region, block_q, regions=regions, device=device)
         self.keys = RegionOrder(region, block_kv, regions=regions, device=device)
+
+
+_tensor_fields.register(BiFormerLayout, "sparse_fmha.patterns.BiFormerLayout")
 
 
 def biformer(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_fmha import _tensor_fields
 from sparse_fmha._pattern_checks import check_floats, check_int
+from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.selection import pool_blocks, without_autocast
 
 
-class RegionOrder:
+class RegionOrder(TensorFields):
     """A permutation that brings the tokens of each region together, and its inverse.
 
     Region by region in ascending order, the tokens of each in their own order; then padding up to
     a whole block, so that a block has tokens of one region only.
+
+    `to`, saving and use as a pytree node as `BlockMask`.
 
     Attributes:
         length: tokens with the padding, a multiple of `block`. tokens: without. block: tokens.
@@ -35,6 +39,9 @@ class RegionOrder:
         ValueError: another rank, a region that is not in [0, regions), a block below 1.
         TypeError: no integer tensor.
     """
+
+    TENSORS = ("slots", "sizes", "block_region", "present")
+    PLAIN = ("length", "tokens", "block", "regions", "padded", "most_blocks")
 
     def __init__(
         self,
@@ -97,3 +104,6 @@ class RegionOrder:
     def _check(self, x: Tensor, tokens: int) -> None:
         if x.dim() < 2 or x.shape[1] != tokens:
             raise ValueError(f"x has shape {list(x.shape)}; {tokens} tokens are needed")
+
+
+_tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")
