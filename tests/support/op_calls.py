@@ -7,7 +7,6 @@ import torch
 from sparse_fmha import BlockMask, StripeMask
 
 OPS = torch.ops.sparse_fmha
-LENGTH, DIM = 200, 32
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,17 @@ def _values(*shape, seed, device, dtype):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
-def _qkv(device, dtype, *grid):
-    heads = {"q": 4, "k": 2, "v": 2}
+def _operands(shapes, *like):
     return {
-        name: _values(2, *grid, n, DIM, seed=seed, device=device, dtype=dtype)
-        for seed, (name, n) in enumerate(heads.items())
+        name: _values(*shape, seed=seed, device=like[0], dtype=like[1])
+        for seed, (name, shape) in enumerate(shapes.items())
     }
 
 
-def _block_lists(device):
+def _block_lists(length, device):
     """Full and partial blocks of 64 x 64, other lists for each head."""
     generator = torch.Generator().manual_seed(3)
-    visible = torch.rand(1, 4, LENGTH, LENGTH, generator=generator) < 0.5
+    visible = torch.rand(1, 2, length, length, generator=generator) < 0.5
     visible[..., 64:128] = True  # a column of full blocks
     mask = BlockMask.from_dense(visible.to(device), 64, 64)
     return {
@@ -71,46 +69,72 @@ def _block_lists(device):
     }
 
 
-def _stripe_lists(device):
+def _stripe_lists(length, device):
+    """Lists for groups of 64 queries, which differ between heads, and a run for each."""
     generator = torch.Generator().manual_seed(4)
-    seen = torch.rand(1, 4, 2, LENGTH, generator=generator) < 0.2
-    seen[..., 20:84] = False  # where the run is
-    mask = StripeMask.from_columns(seen.to(device), LENGTH, 128)
+    groups = -(-length // 64)
+    seen = torch.rand(1, 2, groups, length, generator=generator) < 0.2
+    seen[..., 5:69] = False  # where the run is
+    mask = StripeMask.from_columns(seen.to(device), length, 64)
+    lists = 1, 2, groups
     return {
         "columns": mask.columns,
         "counts": mask.counts,
-        "range_starts": torch.full((1, 4, 2, 1), 20, dtype=torch.int32, device=device),
-        "range_counts": torch.ones(1, 4, 2, dtype=torch.int32, device=device),
-        "block_q": 128,
+        "range_starts": torch.full((*lists, 1), 5, dtype=torch.int32, device=device),
+        "range_counts": torch.ones(lists, dtype=torch.int32, device=device),
+        "block_q": 64,
     }
 
 
-def op_calls(device="cpu", dtype=torch.float32):
-    """The calls by the name of their op."""
-    line, grid = _qkv(device, dtype, LENGTH), _qkv(device, dtype, 13, 14)
-    extra = {
-        name: _values(2, 5, 2, DIM, seed=seed, device=device, dtype=dtype)
-        for seed, name in ((5, "extra_k"), (6, "extra_v"))
+def _anchor_calls(device, dtype):
+    qk = _operands({"q": (2, 384, 1, 8), "k": (2, 384, 1, 8)}, device, dtype)
+    mean = _operands({"q_mean": (2, 2, 6, 8)}, device, torch.float32)
+    least = _values(2, 2, 6, seed=7, device=device, dtype=torch.float32)
+    bits = torch.randint(2**31 - 1, (2, 4, 7, 9), generator=torch.Generator().manual_seed(8))
+    steps = {"block": 64, "step": 1}
+    return {
+        "anchor_means": {**qk, **steps, "scale": 0.3},
+        "anchor_keys": {**mean, "k": qk["k"], "least": least, **steps},
+        "anchor_columns": {"bits": bits.to(device, torch.int32), "first": 64, "width": 150},
     }
+
+
+def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32):
+    """The calls by the name of their op. Arguments are in the order of the schema."""
+    line, plane = (
+        _operands({"q": (2, *axes, 2, dim), "k": (2, *axes, 1, dim), "v": (2, *axes, 1, dim)},
+                  device, dtype)
+        for axes in ((length,), grid)
+    )  # fmt: skip
     window = {"window": [5, 6], "stride": [1, 2], "dilation": [2, 1], "causal": [0, 1]}
+    extra = _operands({"extra_k": (2, 3, 1, dim), "extra_v": (2, 3, 1, dim)}, device, dtype)
     mechanisms = {
-        "fmha": {**line, "causal": True},
-        "neighborhood": {**grid, **window, **extra},
-        "block_sparse": {**line, **_block_lists(device)},
-        "stripe": {**line, **_stripe_lists(device)},
+        "fmha": {**line, "causal": True, "scale": 0.3},
+        "neighborhood": {**plane, **window, "scale": None, **extra},
+        "block_sparse": {**line, **_block_lists(length, device)},
+        "stripe": {**line, **_stripe_lists(length, device)},
     }
     calls = {}
     for name, arguments in mechanisms.items():
-        threshold = torch.full((2,), 0.05, device=device)
+        threshold = torch.tensor([0.05, 0.2], device=device)
+        places = dict.fromkeys(("q", "k", "v")) | {"skip_threshold": threshold}
         calls[f"{name}_fwd"] = arguments
-        calls[f"{name}_skip_fwd"] = {**arguments, "skip_threshold": threshold}
-    blocks = {"block": 64, "step": 1}
-    long = _qkv(device, dtype, 400)
-    q_mean = long["q"].float().unflatten(1, (-1, 50)).mean(2).transpose(1, 2)[:, :, :7].contiguous()
-    least = torch.full(q_mean.shape[:3], 0.1, device=device)
-    keys = {"q_mean": q_mean, "k": long["k"], "least": least, **blocks}
-    calls["anchor_means"] = {"q": long["q"], "k": long["k"], "scale": 0.2, **blocks}
-    calls["anchor_keys"] = keys
-    bits = _values(2, 4, 7, 9, seed=8, device=device, dtype=torch.float64).mul(2**30).int()
-    calls["anchor_columns"] = {"bits": bits, "first": 64, "width": 150}
+        calls[f"{name}_skip_fwd"] = places | arguments
+    calls |= _anchor_calls(device, dtype)
     return {name: Call(getattr(OPS, name), arguments) for name, arguments in calls.items()}
+
+
+# Small ones on the CPU: the arguments of each op by their names.
+CALLS = {n: call.arguments for n, call in op_calls(length=70, grid=(10, 7), dim=8).items()}
+INTEGER_OPS = ("anchor_keys", "anchor_columns")  # with integers as results
+
+
+def floats(name):
+    """The arguments of an op that a derivative could be taken by."""
+    tensors = Call(name, CALLS[name]).tensors()
+    return [key for key, value in tensors.items() if value.is_floating_point()]
+
+
+def run(name, **changes):
+    """All results of the op, as a tuple."""
+    return Call(getattr(OPS, name), CALLS[name])(**changes)
