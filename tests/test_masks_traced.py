@@ -1,6 +1,5 @@
 """Masks as inputs of compiled, exported and checkpointed functions."""
 
-import copy
 import functools
 import io
 
@@ -87,7 +86,7 @@ class Attend(torch.nn.Module):
 
 
 def through_a_tree(q, k, v, mask):
-    return attend(q, k, v, copy.copy(pytree.tree_map(torch.clone, mask).to(q.device)))
+    return attend(q, k, v, pytree.tree_map(torch.clone, mask).to(q.device, copy=True))
 
 
 @masks

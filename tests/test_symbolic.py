@@ -116,14 +116,16 @@ for name, attend in MECHANISMS.items():
     OF_NUMBERS[f"both of {name}"] = with_both(attend), (-0.3, *FLOATS)
     OF_LENGTHS[f"scale of {name}"] = of_length(with_scale(attend))
     OF_LENGTHS[f"threshold of {name}"] = of_length(with_threshold(attend))
-of_numbers = pytest.mark.parametrize(("function", "values"), OF_NUMBERS.values(), ids=OF_NUMBERS)
 of_lengths = pytest.mark.parametrize("function", OF_LENGTHS.values(), ids=OF_LENGTHS)
 
 
-@of_numbers
+@pytest.mark.parametrize("name", OF_NUMBERS)
 @torch._dynamo.config.patch(error_on_recompile=True)
 @torch.fx.experimental._config.patch(use_duck_shape=False)  # numbers may be equal by chance
-def test_one_graph_serves_all_values(function, values):
+def test_one_graph_serves_all_values(name):
+    if name == "scale that is computed" and torch.__version__ < "2.11":
+        pytest.skip("torch 2.10 takes sums with floats for constants")
+    function, values = OF_NUMBERS[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     for value in values:
         q = tokens(100)

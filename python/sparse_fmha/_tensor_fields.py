@@ -90,7 +90,8 @@ class TensorFields:
         }
         if may_be_self and all(mapped[name] is fields[name] for name in fields):
             return self
-        return _build(type(self), {**self.__dict__, **mapped})
+        plain = {name: getattr(self, name) for name in self.PLAIN}
+        return _build(type(self), plain | mapped)
 
 
 def register(cls: type[T], name: str) -> None:
