@@ -69,9 +69,9 @@ def test_nothing_is_copied():
 REFUSED = [
     ({"dropout_p": 0.1}, {}, "dropout_p is 0.1; only 0 is there"),
     ({"attn_mask": torch.zeros(20, 20)}, {}, "attn_mask has dtype torch.float32"),
-    ({}, {"dim": 12}, "head dim 12; multiples of 8 up to 256"),
-    ({}, {"dim": 264}, "head dim 264"),
-    ({}, {"dtype": torch.complex64}, "query has dtype torch.complex64 on cpu"),
+    ({}, {"dim": 12}, "q has head dim 12; multiples of 8 from 8 to 256"),
+    ({}, {"dim": 264}, "q has head dim 264"),
+    ({}, {"dtype": torch.complex64}, "q has dtype torch.complex64; allowed on cpu are"),
     ({}, {"grad": True}, "gradients are asked for"),
     ({}, {"lead": (2,)}, "query has 5 dimensions; 3 or 4 are taken"),
 ]
