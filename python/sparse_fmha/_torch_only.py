@@ -45,18 +45,21 @@ def check_readable() -> None:
 
 
 def check_values(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> None:
-    """Values on the CPU for which every kernel has the same result.
+    """Numbers for which every kernel has the same result.
 
-    Where values are not finite, or scores overflow, torch's result is that of the kernel it takes.
-    On other devices nothing is read: that would wait for them.
+    With others torch's result is that of the kernel it takes: several multiply hidden scores, -inf,
+    by a scale that is 0, also after rounding, or less. Values that are not finite and scores that
+    overflow are looked for on the CPU only: reading them elsewhere would wait for the device.
     """
+    numbers = torch.finfo(torch.promote_types(q.dtype, torch.float32))
+    if scale is not None and scale < numbers.tiny:
+        raise NotImplementedError("a scale of 0 or less, for which torch's kernels differ")
     if q.device.type != "cpu" or _python_dispatch._get_current_dispatch_mode() is not None:
         return
-    limit = torch.finfo(torch.promote_types(q.dtype, torch.float32)).max
     largest_q, largest_k, largest_v = (_largest(x) for x in (q, k, v))
     factor = 1.0 if scale is None else max(1.0, abs(scale))
     score = largest_q * largest_k * q.shape[-1] * factor
-    if not (factor <= limit and score <= limit and largest_v * k.shape[1] <= limit):
+    if not all(x <= numbers.max for x in (factor, score, largest_v * k.shape[1])):
         raise NotImplementedError("values that are not finite, or scores that overflow")
 
 

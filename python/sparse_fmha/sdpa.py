@@ -39,7 +39,7 @@ def sdpa(
         enable_gqa: heads of key and value may be fewer.
 
     Returns:
-        Like query. A query that sees no key has 0, as in torch.
+        Like query, in memory as `[B, L, H, D]`. A query that sees no key has 0, as in torch.
 
     Raises:
         NotImplementedError: dropout, a mask of numbers, gradients, another number of dimensions,
@@ -62,9 +62,10 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
 
     A call that `sdpa` refuses goes to torch as it is and is counted by the reason, and so are calls
     inside `torch.compile` (each once, when it is compiled), `torch.jit.trace` and transforms of
-    `torch.func`, those on subclasses of tensors that handle torch's functions themselves, and on
-    the CPU those whose scores overflow or whose values are not finite. Not seen are calls that torch
-    makes within its own functions, as in `nn.MultiheadAttention`.
+    `torch.func`, those on subclasses of tensors that handle torch's functions themselves, those
+    with a scale of 0 or less, and on the CPU those whose scores overflow or whose values are not
+    finite. Not seen are calls that torch makes within its own functions, as in
+    `nn.MultiheadAttention`.
 
     Attributes:
         routed: calls that went to `sdpa`.
