@@ -1,4 +1,4 @@
-"""Checks of what a calibration is made of; messages name the argument, value and what is allowed."""
+"""Checks of what a calibration is made of: they name the argument, its value, what is allowed."""
 
 from __future__ import annotations
 

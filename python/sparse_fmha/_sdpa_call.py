@@ -185,5 +185,5 @@ def _problem_with(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            return str(error)
+            return str(error).partition("\n")[0]
     return None
