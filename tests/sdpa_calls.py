@@ -71,7 +71,8 @@ def draw(seed: int) -> Call:
         options["is_causal"] = True
     if rng.random() < 0.25:
         options["scale"] = rng.choice((0.5, 1, 0.0, -0.3, None, 2.5))
-    if len(shapes.heads) == 3 and shapes.heads[0] != shapes.heads[1] and rng.random() < 0.8:
+    heads = shapes.heads
+    if heads and heads[1] not in (0, heads[0]) and rng.random() < 0.8:
         options["enable_gqa"] = True
     call = Call(tensors, options)
     if rng.random() < 0.4:
