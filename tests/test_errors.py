@@ -398,5 +398,5 @@ def test_tensors_without_strides(place, new, message):
 
 @pytest.mark.parametrize("scale", [10**400, -(10**400)])
 def test_a_scale_that_no_float_holds(scale):
-    with pytest.raises(ValueError, match="scale is -?10+; a finite number is needed"):
+    with pytest.raises(ValueError, match=r"scale is -?10+; a finite number is needed"):
         sparse_fmha.attention(*qkv(), scale=scale)
