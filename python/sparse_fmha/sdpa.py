@@ -64,8 +64,8 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
     inside `torch.compile` (each once, when it is compiled), `torch.jit.trace` and transforms of
     `torch.func`, those on subclasses of tensors that handle torch's functions themselves, those
     with a scale of 0 or less, and on the CPU those whose scores overflow or whose values are not
-    finite. Not seen are calls that torch makes within its own functions, as in
-    `nn.MultiheadAttention`.
+    finite. `torch.nn.attention.sdpa_kernel` chooses for those calls only. Not seen are calls that
+    torch makes within its own functions, as in `nn.MultiheadAttention`.
 
     Attributes:
         routed: calls that went to `sdpa`.
