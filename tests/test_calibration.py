@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import sparse_fmha
 from sparse_fmha import calibration
 from sparse_fmha.calibration import Calibration, Point, tile_sparsity
+from sparse_fmha.integrations._layers import skip
 
 
 def along_a_way(length, heads=2, heads_kv=1, dim=32, q_len=None, seed=0):
@@ -125,7 +127,15 @@ def test_files(tmp_path):
     saved.save(path)
     assert Calibration.load(path).points == saved.points
     assert json.loads(path.read_text())["fits"]["prefill"]["beta"] == pytest.approx(7.0)
-    for text in ('{"version": 99, "points": []}', "[]", '{"version": 1}'):
+    wrong = {"phase": "prefill", "length": 9, "threshold": 0.1, "sparsity": None, "tiles": 1}
+    for text in (
+        '{"version": 99, "points": []}',
+        "[]",
+        '{"version": 1}',
+        "no JSON",
+        '{"version": 1, "points": null}',
+        json.dumps({"version": 1, "points": [wrong]}),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match="is no calibration"):
             Calibration.load(path)
@@ -199,6 +209,130 @@ def test_a_model_without_calls():
         )
 
 
+PASSED_OVER = [
+    ((2, 50, 12), {}, "q has head dim 12; multiples of 8 from 8 to 256 are allowed"),
+    ((2, 50, 512), {}, "q has head dim 512; multiples of 8 from 8 to 256 are allowed"),
+    ((2, 50, 16), {"attn_mask": torch.zeros(50, 50)}, "a mask tensor"),
+    ((5, 2, 50, 16), {}, "query has 5 dimensions; 3 or 4 are taken, as many for all"),
+    ((2, 50, 16), {"scale": math.inf}, "scale is inf; a finite number is needed"),
+]
+
+
+@pytest.mark.parametrize(("shape", "options", "reason"), PASSED_OVER)
+def test_calls_that_are_passed_over(shape, options, reason):
+    """They return what they do without."""
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    found = Calibration()
+    with found.collecting() as collector:
+        out = sdpa(x, x, x, **options)
+    torch.testing.assert_close(out, sdpa(x, x, x, **options), rtol=0, atol=0, equal_nan=True)
+    assert (collector.measured, collector.passed_over) == (0, {reason: 1})
+    assert not found.points
+
+
+def test_calls_that_raise_are_not_measured():
+    x, found = torch.randn(1, 2, 20, 16), Calibration()
+    with found.collecting() as collector:
+        with pytest.raises(RuntimeError, match="dropout probability has to be between 0 and 1"):
+            torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=1.5)
+        with pytest.raises(ValueError, match="k has head dim 8"):
+            sparse_fmha.attention(x, x[..., :8], x)
+    assert (collector.measured, found.points) == (0, [])
+
+
+def test_dropout_and_gradients_do_not_change_scores():
+    x, found = torch.randn(1, 2, 20, 16, requires_grad=True), Calibration()
+    with found.collecting() as collector:
+        out = torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+        out.sum().backward()
+    assert collector.measured == 1
+    assert x.grad.ne(0).any()
+
+
+def test_compiled_calls_are_reported():
+    torch.compiler.reset()
+    x, found = torch.randn(1, 2, 20, 16), Calibration()
+    model = torch.compile(Layer(), backend="aot_eager", fullgraph=True)
+    with found.collecting() as collector:
+        model(x)
+        model(x)
+    torch.compiler.reset()
+    assert collector.measured == 0
+    assert collector.passed_over == {"inside torch.compile, counted when it was compiled": 4}
+
+
+NO_EFFECT = [
+    (lambda c: Calibration(thresholds=()), "thresholds is []; at least one above 0"),
+    (lambda c: Calibration(thresholds=(0.0,)), "thresholds is [0.0]; at least one above 0"),
+    (lambda c: Calibration(thresholds=(0.1, 1.0)), "thresholds[1] is 1.0; 0 <= threshold < 1"),
+    (lambda c: Calibration([("train", 9, 0.1, 0.5, 1)]), "points[0].phase is 'train'; allowed"),
+    (lambda c: Calibration([("decode", -1, 0.1, 0.5, 1)]), "points[0].length is -1; at least 0"),
+    (lambda c: Calibration([("decode", 9, -0.1, 0.5, 1)]), "points[0].threshold is -0.1; 0 to"),
+    (lambda c: Calibration([("decode", 9, 0.1, math.nan, 1)]), "points[0].sparsity is nan; "),
+    (lambda c: Calibration([("decode", 0, 0.1, 0.5, 1)]), "points[0] has 1 tiles of 0 keys"),
+    (lambda c: c.fit(gamma=-1.0), "gamma is -1.0; 0 to"),
+    (lambda c: c.fit(gamma=math.inf), "gamma is inf; 0 to"),
+    (lambda c: c.threshold_for(0, 10, "training"), "phase is 'training'; prefill or decode"),
+    (lambda c: c.threshold_for(0, 10, gamma=math.nan), "gamma is nan; 0 to"),
+    (lambda c: tile_sparsity(*along_a_way(9)[:2], tile_k=0), "tile_k is 0; at least 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), NO_EFFECT)
+def test_options_without_an_effect(call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call(Calibration(by_the_law(1.0, 5.0)))
+
+
+WRONG_TYPES = [
+    (lambda c: Calibration(thresholds=0.5), "thresholds is 0.5; a sequence of numbers"),
+    (lambda c: Calibration(thresholds="0.5"), "thresholds[0] is '0'; a number"),
+    (lambda c: Calibration([("decode", "9", 0.1, 0.5, 1)]), "points[0].length is '9'; an int"),
+    (lambda c: Calibration([("decode", 9, 0.1, None, 1)]), "points[0].sparsity is None; a number"),
+    (lambda c: c.fit(gamma="x"), "gamma is 'x'; a number"),
+    (lambda c: c.threshold_for("x", 10), "sparsity is 'x'; a number"),
+    (lambda c: c.threshold_for(0.5, 10.5), "length is 10.5; an int"),
+    (lambda c: c.collect(None, [1], progress=False), "run is None; a function of one input"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_TYPES)
+def test_wrong_types(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        call(Calibration(by_the_law(1.0, 5.0)))
+
+
+@pytest.mark.parametrize("found", [Calibration(), Calibration([("prefill", 9, 0.1, 0.05, 0)])])
+def test_no_usable_point(found, tmp_path):
+    """Each use says so; what is saved can be read and collected into."""
+    for use in (
+        lambda: found.fit(),
+        lambda: found.threshold_for(0.5, 1000),
+        lambda: skip(sparsity=0.5, calibration=found),
+    ):
+        with pytest.raises(ValueError, match="there are 0 points of prefill"):
+            use()
+    found.save(tmp_path / "empty.json")
+    again = Calibration.load(tmp_path / "empty.json")
+    assert again.points == found.points
+    again.collect(Layer(), [torch.randn(1, 2, 90, 16)], progress=False)
+    assert len(again.points) > len(found.points)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.5, 0.3), (0.8, 0.2), (0.5, 0.5 - 1e-9)], ids=["falls", "falls fast", "steep"]
+)
+def test_points_that_follow_no_law(shares):
+    """Larger thresholds that skip less; a threshold would be nonsense, or overflow."""
+    points = [("prefill", 100, t, s, 10) for t, s in zip((0.01, 0.1), shares, strict=True)]
+    with pytest.raises(ValueError, match="the 2 points of prefill follow no law: alpha would be"):
+        Calibration(points).threshold_for(0.4, 1000)
+    rising = [("prefill", 100, t, s, 10) for t, s in zip((0.1, 0.01), shares, strict=True)]
+    if shares[0] - shares[1] > 0.1:
+        assert Calibration(rising).threshold_for(0.4, 1000) > 0
+
+
 def test_a_picture(tmp_path):
     pyplot = pytest.importorskip("matplotlib.image")
     from sparse_fmha.plot_calibration import plot
@@ -210,5 +344,7 @@ def test_a_picture(tmp_path):
     assert picture[..., :3].std() > 0.05
     with pytest.raises(ValueError, match=r"law.jpg; a name that ends in .png is needed"):
         plot(Calibration(by_the_law(0.5, 7.0)), tmp_path / "law.jpg")
+    with pytest.raises(TypeError, match="calibration is a NoneType; a Calibration is needed"):
+        plot(None, path)
     with pytest.raises(ValueError, match="there are 0 points of decode"):
         plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")

@@ -374,3 +374,29 @@ def test_library(tmp_path, library, message):
     assert last.startswith("ImportError: sparse_fmha's op library")
     assert str(tmp_path) in last
     assert re.search(message, last)
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "message"),
+    [
+        (0, lambda x: torch.nested.as_nested_tensor(list(x)), "q is nested; a dense"),
+        (
+            1,
+            lambda x: torch.nested.as_nested_tensor(x, layout=torch.jagged),
+            "k is nested; a dense",
+        ),
+        (2, lambda x: x.to_sparse(), "v is of layout torch.sparse_coo; a dense"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_without_strides(place, new, message):
+    tensors = qkv()
+    tensors[place] = new(tensors[place])
+    with pytest.raises(TypeError, match=f"^{message}"):
+        sparse_fmha.attention(*tensors)
+
+
+@pytest.mark.parametrize("scale", [10**400, -(10**400)])
+def test_a_scale_that_no_float_holds(scale):
+    with pytest.raises(ValueError, match=r"scale is -?10+; a finite number is needed"):
+        sparse_fmha.attention(*qkv(), scale=scale)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparse_fmha
-from sparse_fmha import route_sdpa, sdpa
+from sparse_fmha import _sdpa_call, route_sdpa, sdpa
 
 torch_sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -42,10 +45,16 @@ def test_three_dimensions():
         torch.testing.assert_close(sdpa(q, k, v, **options), torch_sdpa(q, k, v, **options))
 
 
-def test_grouped_heads():
-    q, k, v = given((2, 8, 50, 16), (2, 2, 50, 16), (2, 2, 50, 16))
-    options = {"is_causal": True, "enable_gqa": True}
+@pytest.mark.parametrize(("heads_kv", "enable_gqa"), [(2, True), (1, True), (1, False)])
+def test_grouped_heads(heads_kv, enable_gqa):
+    """Torch broadcasts one head, also where grouped heads are not asked for."""
+    q, k, v = given((2, 8, 50, 16), (2, heads_kv, 50, 16), (2, heads_kv, 50, 16))
+    options = {"is_causal": True, "enable_gqa": enable_gqa}
     torch.testing.assert_close(sdpa(q, k, v, **options), torch_sdpa(q, k, v, **options))
+
+
+def test_heads_that_do_not_fit():
+    q, k, v = given((2, 8, 50, 16), (2, 2, 50, 16), (2, 2, 50, 16))
     with pytest.raises(ValueError, match=r"query has 8 heads, key has 2; .* enable_gqa"):
         sdpa(q, k, v)
 
@@ -69,9 +78,9 @@ def test_nothing_is_copied():
 REFUSED = [
     ({"dropout_p": 0.1}, {}, "dropout_p is 0.1; only 0 is there"),
     ({"attn_mask": torch.zeros(20, 20)}, {}, "attn_mask has dtype torch.float32"),
-    ({}, {"dim": 12}, "head dim 12; multiples of 8 up to 256"),
-    ({}, {"dim": 264}, "head dim 264"),
-    ({}, {"dtype": torch.complex64}, "query has dtype torch.complex64 on cpu"),
+    ({}, {"dim": 12}, "q has head dim 12; multiples of 8 from 8 to 256"),
+    ({}, {"dim": 264}, "q has head dim 264"),
+    ({}, {"dtype": torch.complex64}, "q has dtype torch.complex64; allowed on cpu are"),
     ({}, {"grad": True}, "gradients are asked for"),
     ({}, {"lead": (2,)}, "query has 5 dimensions; 3 or 4 are taken"),
 ]
@@ -118,6 +127,132 @@ def test_routing():
     assert "1 left to torch: attn_mask has dtype" in str(routes)
     model(q)
     assert routes.routed == 2
+
+
+WRONG = [
+    ((None,), {}, TypeError, "query is a NoneType, not a tensor"),
+    (("nested",), {}, TypeError, "query is nested; a dense"),
+    (("sparse",), {}, TypeError, "query is of layout torch.sparse_coo; a dense"),
+    ((), {"is_causal": 1}, TypeError, "is_causal is 1; True or False"),
+    ((), {"enable_gqa": 1}, TypeError, "enable_gqa is 1; True or False"),
+    ((), {"dropout_p": None}, TypeError, "dropout_p is None; a float is needed"),
+    ((), {"scale": "x"}, TypeError, "scale is 'x'; a float is needed"),
+    ((), {"scale": 10**400}, NotImplementedError, "scale is 10+; a finite number"),
+    ((), {"attn_mask": [[True]]}, TypeError, "attn_mask is a list, not a tensor"),
+    ((), {"attn_mask": torch.ones(20).bool()}, ValueError, r"attn_mask has shape \[20\]; 2 to 4"),
+    ((), {"attn_mask": torch.ones(20, 19).bool()}, ValueError, r"attn_mask has shape \[20, 19\]"),
+    ((), {"attn_mask": torch.ones(3, 20, 20).bool()}, ValueError, r"broadcast to \[1, 2, 20, 20\]"),
+]
+
+
+@pytest.mark.parametrize(("first", "options", "error", "message"), WRONG)
+def test_wrong_arguments(first, options, error, message):
+    q = refused()
+    made = {"nested": torch.nested.nested_tensor([q[0]]), "sparse": q.to_sparse(), None: None}
+    with pytest.raises(error, match=message):
+        sdpa(*[made[name] for name in first] or [q], q, q, **options)
+
+
+def test_forward_mode():
+    q = refused()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, q)
+        with pytest.raises(NotImplementedError, match="key has a tangent"):
+            sdpa(q, dual, q)
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """The ops raise as in a build without kernels for the device, and on another GPU."""
+
+    def raises(*args, **kwargs):
+        raise RuntimeError("sparse_fmha: no kernel for this; compiled in are:\n  none")
+
+    _sdpa_call._problem_with.cache_clear()
+    for name in ("attention", "block_sparse_attention"):
+        monkeypatch.setattr(_sdpa_call, name, raises)
+    yield
+    _sdpa_call._problem_with.cache_clear()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_kernel(no_kernel, masked):
+    q = refused()
+    mask = torch.ones(20, 20).bool() if masked else None
+    with route_sdpa() as routes:
+        out = torch_sdpa(q, q, q, mask)
+    assert out.equal(torch_sdpa(q, q, q, mask))
+    assert routes.left == {"sparse_fmha: no kernel for this; compiled in are:": 1}
+    with pytest.raises(RuntimeError, match="no kernel for this"):
+        sdpa(q, q, q, mask)
+
+
+@pytest.fixture
+def graphs():
+    """A backend that counts what it compiles, which is then seen by no mode."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    yield counter
+    torch.compiler.reset()
+
+
+def test_a_compiled_model(graphs):
+    """Compiled once, whatever the counts are; the calls inside are torch's and are reported."""
+    q = refused()
+    mask = torch.rand(20, 20, generator=torch.Generator().manual_seed(1)) < 0.7
+    model = torch.compile(
+        lambda x: torch_sdpa(torch_sdpa(x, x, x, is_causal=True), x, x, mask),
+        backend=graphs,
+        fullgraph=True,
+    )
+    with route_sdpa() as outer, route_sdpa() as routes:
+        outs = [model(q) for _ in range(3)]
+        torch_sdpa(q, q, q)
+    plain = torch_sdpa(torch_sdpa(q, q, q, is_causal=True), q, q, mask)
+    for out in outs:
+        torch.testing.assert_close(out, plain)
+    assert graphs.frame_count == 1
+    assert routes.routed == 1
+    assert outer.routed == 0
+    assert sum(routes.left.values()) == 4  # two calls that two modes see
+    assert list(routes.left) == ["inside torch.compile, counted when it was compiled"]
+
+
+def test_routing_inside_a_compiled_function(graphs):
+    q = refused()
+
+    def model(x):
+        with route_sdpa():
+            return torch_sdpa(x, x, x)
+
+    with pytest.warns(UserWarning, match="route_sdpa was entered inside a compiled function"):
+        out = torch.compile(model, backend=graphs)(q)
+    torch.testing.assert_close(out, torch_sdpa(q, q, q))
+
+
+def test_a_traced_model():
+    """A trace would hold lengths and masks as they were."""
+    q, longer = given((1, 2, 20, 16), (1, 2, 30, 16))
+    model = lambda x: torch_sdpa(x, x[:, :, :15], x[:, :, :15], is_causal=True)  # noqa: E731
+    with route_sdpa() as routes:
+        traced = torch.jit.trace(model, q)
+    assert set(routes.left) == {"inside torch.jit.trace"}
+    torch.testing.assert_close(traced(longer), model(longer))
+
+
+def test_dispatch_modes():
+    """Masks are evaluated, so they must be there: not while something else is recorded."""
+    q = refused()
+    mask = torch.ones(20, 20).bool()
+    with FlopCounterMode(display=False), route_sdpa() as routes:
+        torch_sdpa(q, q, q)
+        torch_sdpa(q, q, q, mask)
+    assert routes.routed == 1
+    assert routes.left == {"values cannot be read inside a TorchDispatchMode": 1}
+    with FakeTensorMode() as fake, route_sdpa() as routes:
+        x = fake.from_tensor(q)
+        assert torch_sdpa(x, x, x, fake.from_tensor(mask)).shape == q.shape
+    assert routes.left == {"FakeTensor handles torch's functions itself": 1}
 
 
 def test_it_is_exported():

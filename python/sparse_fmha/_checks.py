@@ -5,7 +5,7 @@ A message is made only where it is raised: torch.compile cannot print a symbolic
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -17,12 +17,21 @@ DTYPES = {
     "cuda": (torch.float16, torch.bfloat16),
 }
 MAX_HEAD_DIM = 256
+LARGEST_FLOAT = sys.float_info.max
+
+
+def check_strided(name: str, tensor: Tensor) -> None:
+    """A tensor with one stride for each dimension: not nested, not sparse."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else f"of layout {tensor.layout}"
+        raise TypeError(f"{name} is {kind}; a dense (strided) tensor is needed")
 
 
 def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPES)) -> None:
-    """A tensor of a dtype and on a device that some kernel takes."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    """A strided tensor of a dtype and on a device that some kernel takes."""
+    check_strided(name, tensor)
     device = tensor.device.type
     if device not in devices:
         raise ValueError(f"{name} is on {tensor.device}; allowed are: {', '.join(devices)}")
@@ -87,6 +96,15 @@ def check_qkv(
         )
 
 
+def check_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+) -> float | None:
+    """What `attention` asks of its arguments, skipping apart; the scale as a float or None."""
+    check_qkv(q, k, v, axes=(1,))
+    check_flag("causal", causal)
+    return finite("scale", scale)
+
+
 def check_grid(q: Tensor, k: Tensor) -> None:
     """q and k on the same grid."""
     if q.shape[1:-2] != k.shape[1:-2]:
@@ -135,7 +153,7 @@ def finite(name: str, value: float | None) -> float | None:
         return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
-    if not -math.inf < value < math.inf:
+    if not abs(value) <= LARGEST_FLOAT:  # also of an int that no float can hold
         raise ValueError(f"{name} is {value}; a finite number is needed")
     return float(value)
 

@@ -2,73 +2,94 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from sparse_fmha import _checks, _torch_only
+from sparse_fmha._call_mode import CallMode, count_compiled
+from sparse_fmha._sdpa_call import Refusal, arrange, refusals
 
 Measure = Callable[..., None]  # (q, k, causal=, scale=), heads last
+Measured = tuple[Tensor, Tensor, bool, float | None]
 
 
-class Collector(TorchFunctionMode):
-    """While it is entered, each attention call is measured and then goes on as it would.
+class Collector(CallMode):
+    """While it is entered, each attention call runs as it would and is measured afterwards.
 
     Seen are torch's `scaled_dot_product_attention` and `sparse_fmha.attention`, wherever the model
-    makes them. A call that cannot be measured is counted in `passed_over`, by its reason.
+    makes them. A call that cannot be measured is counted in `passed_over`, by its reason; one that
+    raises is not counted.
     """
 
     def __init__(self, measure: Measure) -> None:
         super().__init__()
         self.measured = 0
-        self.passed_over: Counter[str] = Counter()
         self._measure = measure
-        ops = torch.ops.sparse_fmha
-        self._of = {
-            torch.nn.functional.scaled_dot_product_attention: self._sdpa,
-            ops.fmha_fwd: self._ours,
-            ops.fmha_skip_fwd: self._ours_that_skips,
-        }
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """The calls that could not be measured, by their reason."""
+        return self.left
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in self._of:
-            self._of[func](*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _sdpa(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
-        """Heads are second, as torch has them; a mask is causal from the first query on."""
-        reason = None
-        if attn_mask is not None:
-            reason = "a mask tensor"
-        elif is_causal and query.shape[-2] != key.shape[-2]:
-            reason = "causal, with queries and keys of different lengths"
-        elif query.dim() != 4 or query.shape[0] != key.shape[0]:
-            reason = "not [batch, heads, tokens, head dim]"
-        if reason is not None:
-            self.passed_over[reason] += 1
-            return
-        q, k = (x.detach().transpose(1, 2) for x in (query, key))
-        self._take(q, k, is_causal, scale)
-
-    def _ours(self, q: Tensor, k: Tensor, v: Tensor, causal=False, scale=None) -> None:
-        self._take(q.detach(), k.detach(), causal, scale)
-
-    def _ours_that_skips(self, q, k, v, threshold, causal=False, scale=None) -> None:
-        self._ours(q, k, v, causal, scale)
-
-    def _take(self, q: Tensor, k: Tensor, causal: bool, scale: float | None) -> None:
-        self.measured += 1
+        of_call = _OF.get(func)
+        if of_call is None:
+            return func(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            count_compiled("Collector")
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        try:
+            with refusals(), torch.no_grad():
+                _torch_only.check_eager([*args, *kwargs.values()])
+                _torch_only.check_readable()
+                q, k, causal, scale = of_call(*args, **kwargs)
+        except Refusal as refusal:
+            self.left[str(refusal)] += 1
+            return result
         with torch._C.DisableTorchFunction():
-            self._measure(q, k, causal=causal, scale=scale)
+            self._measure(q.detach(), k.detach(), causal=causal, scale=scale)
+        self.measured += 1
+        return result
+
+
+def _of_torch(*args: object, **kwargs: object) -> Measured:
+    """Of torch's function: queries and keys are all that is measured, so dropout is left out."""
+    bound = inspect.signature(arrange).bind(*args, **kwargs)
+    if bound.arguments.get("attn_mask") is not None:
+        raise NotImplementedError("a mask tensor")
+    bound.arguments["dropout_p"] = 0.0
+    call = arrange(*bound.args, **bound.kwargs)
+    if call.causal and call.q.shape[1] != call.k.shape[1]:
+        # torch counts from the first query, `tile_sparsity` from the last.
+        raise NotImplementedError("causal, with queries and keys of different lengths")
+    return call.q, call.k, call.causal, call.scale
+
+
+def _of_ours(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, scale: float | None = None
+) -> Measured:
+    return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
+
+
+def _of_ours_that_skips(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    threshold: Tensor,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Measured:
+    return _of_ours(q, k, v, causal, scale)
+
+
+_OF = {
+    torch.nn.functional.scaled_dot_product_attention: _of_torch,
+    torch.ops.sparse_fmha.fmha_fwd: _of_ours,
+    torch.ops.sparse_fmha.fmha_skip_fwd: _of_ours_that_skips,
+}

@@ -65,9 +65,7 @@ def attention(
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
     q, k, v = _autocast(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    _checks.check_flag("causal", causal)
-    scale = _checks.finite("scale", scale)
+    scale = _checks.check_attention(q, k, v, causal, scale)
     returned = skip_threshold, return_lse, return_stats
     return _run("fmha", q, k, v, (causal, scale), *returned)
 

@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
+from sparse_fmha import _calibration_checks, _checks
+from sparse_fmha._calibration_checks import PHASES
 from sparse_fmha._collect import Collector
+from sparse_fmha._pattern_checks import check_int, check_number
 from sparse_fmha.selection import SLICE, without_autocast
 
 GROUP = 64  # query rows that skip together
 TILE_K = 80  # keys of a tile of the dense kernels
 # Twenty thresholds, evenly spaced in the exponent.
 THRESHOLDS = tuple(float(t) for t in np.geomspace(1e-7, 0.9, 20))
-PHASES = ("prefill", "decode")
 # Points that are fitted: beyond these shares the law does not hold.
 LEAST, MOST = 0.1, 0.9
 VERSION = 1
@@ -77,14 +78,12 @@ def tile_sparsity(
         skipped, int64 `[B, Hq, thresholds]`, and visited, int64 `[B, Hq]`, as `SkipStats` counts.
 
     Raises:
-        ValueError, TypeError: as `attention`, for q and k; a threshold out of range.
+        ValueError, TypeError: as `attention`, for q and k; a threshold out of range, a `tile_k`
+            below 1.
     """
-    _checks.check_qkv(q, k, k, axes=(1,))
-    _checks.check_flag("causal", causal)
-    scale = _checks.finite("scale", scale)
-    for i, threshold in enumerate(thresholds):
-        if not 0 <= threshold < 1:
-            raise ValueError(f"thresholds[{i}] is {threshold}; 0 <= threshold < 1 is needed")
+    scale = _checks.check_attention(q, k, k, causal, scale)
+    thresholds = _calibration_checks.check_thresholds(thresholds)
+    check_int("tile_k", tile_k, 1)
     (batch, q_len, heads, dim), (kv_len, heads_kv) = q.shape, k.shape[1:3]
     scale = dim**-0.5 if scale is None else scale
     limits = torch.tensor([math.log(t) if t > 0 else -math.inf for t in thresholds])
@@ -136,14 +135,20 @@ class Calibration:
 
     Args:
         points: measurements; `add` and `collect` bring more.
-        thresholds: what is tried on each attention call.
+        thresholds: what is tried on each attention call; in [0, 1), at least one above 0.
+
+    Raises:
+        ValueError: a threshold or a number of a point that is out of range, another phase.
+        TypeError: points or thresholds of another type.
     """
 
     def __init__(
         self, points: Iterable[Point] = (), *, thresholds: Sequence[float] = THRESHOLDS
     ) -> None:
         self.points = [Point(*point) for point in points]
-        self.thresholds = tuple(thresholds)
+        for i, point in enumerate(self.points):
+            _calibration_checks.check_point(f"points[{i}]", point)
+        self.thresholds = _calibration_checks.check_fitted_thresholds(thresholds)
 
     def add(
         self,
@@ -163,7 +168,7 @@ class Calibration:
         phase = PHASES[q.shape[1] == 1]
         for threshold, count in zip(self.thresholds, skipped.sum((0, 1)).tolist(), strict=True):
             share = count / max(1, tiles)
-            self.points.append(Point(phase, k.shape[1], float(threshold), share, tiles))
+            self.points.append(Point(phase, k.shape[1], threshold, share, tiles))
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Collector]:
@@ -171,8 +176,10 @@ class Calibration:
 
         Seen are `torch.nn.functional.scaled_dot_product_attention` and `sparse_fmha.attention`; the
         collector that is returned has `measured`, the number of calls, and `passed_over`, those
-        that could not be measured by their reason, such as a mask tensor. Compiled graphs are not
-        seen.
+        that could not be measured by their reason, such as a mask tensor. Each call returns or
+        raises what it would without; one that raises is not measured. What `sdpa` would refuse is
+        passed over, but for dropout and gradients, which do not change the scores. Calls inside
+        `torch.compile` are passed over when they are compiled.
         """
         with Collector(self.add) as collector:
             yield collector
@@ -189,11 +196,20 @@ class Calibration:
 
         Raises:
             ValueError: not one attention call could be measured.
+            TypeError: run cannot be called.
+            ImportError: a bar is to be shown, and rich is not there.
         """
+        if not callable(run):
+            raise TypeError(f"run is {run!r}; a function of one input is needed")
         shown = inputs
         if progress:
-            from rich.progress import track
-
+            try:
+                from rich.progress import track
+            except ImportError as error:
+                raise ImportError(
+                    "progress is True and rich is not installed; install sparse_fmha[demo] or "
+                    "pass progress=False"
+                ) from error
             shown = track(inputs, description="calibrating")
         with self.collecting() as collector:
             for x in shown:
@@ -213,15 +229,18 @@ class Calibration:
 
         Args:
             phase: "prefill" or "decode".
-            gamma: how the threshold falls with the length; None fits that too, from several
-                lengths. 1 is the paper's, where attention gets sparser in proportion to length.
+            gamma: how the threshold falls with the length, at least 0; None fits that too, from
+                several lengths. 1 is the paper's, where attention gets sparser in proportion to
+                length.
 
         Raises:
-            ValueError: an unknown phase, fewer than two such points that differ, or points of one
-                length where gamma is to be fitted.
+            ValueError: an unknown phase, a gamma below 0, fewer than two such points that differ,
+                points of one length where gamma is to be fitted, or points that a larger threshold
+                does not make sparser.
+            TypeError: gamma is no number.
         """
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}; {' or '.join(PHASES)} is needed")
+        _calibration_checks.check_phase(phase)
+        _calibration_checks.check_gamma(gamma)
         sums: dict[tuple[int, float], list[float]] = {}
         for point in self.points:
             if point.phase == phase and point.tiles:
@@ -247,9 +266,16 @@ class Calibration:
             known = log_threshold + gamma * log_length
         (log_alpha, beta, *free), *_ = np.linalg.lstsq(np.stack(columns, 1), known, rcond=None)
         gamma = float(free[0]) if gamma is None else float(gamma)
+        with np.errstate(over="ignore"):
+            alpha = float(np.exp(log_alpha))
+        if not (beta > 0 and 0 < alpha < math.inf):
+            raise ValueError(
+                f"the {len(used)} points of {phase} follow no law: alpha would be {alpha:.3g} and "
+                f"beta {beta:.3g}, and both must be positive; add inputs or other thresholds"
+            )
         found = (log_threshold + gamma * log_length - log_alpha) / beta
         error = float(np.sqrt(np.mean((found - sparsity) ** 2)))
-        return Fit(float(math.exp(log_alpha)), float(beta), gamma, len(used), error)
+        return Fit(alpha, float(beta), gamma, len(used), error)
 
     def threshold_for(
         self, sparsity: float, length: int, phase: str = "prefill", gamma: float | None = 1.0
@@ -261,17 +287,22 @@ class Calibration:
         Raises:
             ValueError: a sparsity outside [0, 1), a length below 1, a threshold of 1 or more, which
                 the rule of skipping does not have, or as `fit`.
+            TypeError: a sparsity that is no number, a length that is no int; as `fit`.
         """
-        if not 0 <= sparsity < 1:
+        check_number("sparsity", sparsity, 0, 1)
+        if sparsity == 1:
             raise ValueError(f"sparsity is {sparsity}; 0 <= sparsity < 1 is needed")
-        if length < 1:
-            raise ValueError(f"length is {length}; at least 1 is needed")
+        check_int("length", length, 1)
+        _calibration_checks.check_phase(phase)
+        _calibration_checks.check_gamma(gamma)
         if sparsity == 0:
             return 0.0
         fit = self.fit(phase, gamma)
-        threshold = fit.alpha * math.exp(fit.beta * sparsity) / length**fit.gamma
+        free = fit.gamma * math.log(length) - math.log(fit.alpha)  # beta * sparsity at threshold 1
+        with np.errstate(over="ignore"):
+            threshold = float(np.exp(fit.beta * sparsity - free))
         if threshold >= 1:
-            most = (fit.gamma * math.log(length) - math.log(fit.alpha)) / fit.beta
+            most = free / fit.beta
             raise ValueError(
                 f"a sparsity of {sparsity:.0%} at {length} keys would take a threshold of "
                 f"{threshold:.3g}; below 1 there is at most {max(0.0, most):.0%}"
@@ -299,14 +330,17 @@ class Calibration:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: a file of another version or shape, or no JSON.
+            ValueError: a file of another version or shape, numbers out of range, or no JSON.
         """
-        content = json.loads(Path(path).read_text())
+        try:
+            content = json.loads(Path(path).read_text())
+        except ValueError as problem:
+            raise ValueError(f"{path} is no calibration: {problem}") from problem
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise ValueError(f"{path} is no calibration of version {VERSION}")
         try:
             return cls(Point(**point) for point in content["points"])
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError, ValueError) as problem:
             raise ValueError(f"{path} is no calibration: {problem}") from problem
 
     def __repr__(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_fmha._pattern_checks import check_floats
+
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The attention over all keys, of attentions over disjoint parts of them.
@@ -26,23 +28,37 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     Differentiable any number of times, in forward and reverse mode.
 
     Raises:
-        ValueError: no parts, not as many of one as of the other, or shapes that do not fit.
-        TypeError: outs of different dtypes.
+        ValueError: no parts, not as many of one as of the other, shapes that do not fit, or tensors
+            on different devices.
+        TypeError: parts that are no floating point tensors, outs or lses of different dtypes.
     """
-    if not outs or len(outs) != len(lses):
+    if not len(outs) or len(outs) != len(lses):
         raise ValueError(f"outs has {len(outs)} parts, lses {len(lses)}; as many, at least one")
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
-        if out.shape != outs[0].shape or lse.shape != out.shape[:-1]:
-            raise ValueError(
-                f"outs[{i}] has shape {list(out.shape)}, lses[{i}] {list(lse.shape)}; outs[0] has "
-                f"{list(outs[0].shape)}, and lses lack its last dimension"
-            )
-        if out.dtype != outs[0].dtype:
-            raise TypeError(f"outs[{i}] has dtype {out.dtype}, outs[0] {outs[0].dtype}")
+        _check_part(i, out, lse, outs[0], lses[0])
     wide = torch.promote_types(outs[0].dtype, torch.float32)
     stacked = torch.stack([lse.to(wide) for lse in lses])
     empty = (stacked == -torch.inf).all(0)
     total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are
     weights = (stacked - total).exp()
-    out = sum(w[..., None] * o for w, o in zip(weights, outs, strict=True))
-    return out.to(outs[0].dtype), total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
+    # A part without keys counts for nothing, whatever it holds.
+    merged = sum(
+        (w[..., None] * out).masked_fill(w[..., None] == 0, 0)
+        for w, out in zip(weights, outs, strict=True)
+    )
+    return merged.to(outs[0].dtype), total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
+
+
+def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tensor) -> None:
+    for name, tensor, like in ((f"outs[{i}]", out, first), (f"lses[{i}]", lse, first_lse)):
+        check_floats(name, tensor)
+        if tensor.dtype != like.dtype:
+            what = name.partition("[")[0]
+            raise TypeError(f"{name} has dtype {tensor.dtype}, {what}[0] {like.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}, outs[0] on {first.device}")
+    if out.shape != first.shape or lse.shape != out.shape[:-1]:
+        raise ValueError(
+            f"outs[{i}] has shape {list(out.shape)}, lses[{i}] {list(lse.shape)}; outs[0] has "
+            f"{list(first.shape)}, and lses lack its last dimension"
+        )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sparse_fmha.calibration import Calibration
 from sparse_fmha.plot import ACCENT
-
-if TYPE_CHECKING:
-    from sparse_fmha.calibration import Calibration
 
 
 def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> None:
@@ -26,8 +23,11 @@ def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> 
 
     Raises:
         ValueError: path does not end in .png, or as `Calibration.fit`.
+        TypeError: calibration is no Calibration.
         ImportError: matplotlib is not there.
     """
+    if not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration is a {type(calibration).__name__}; a Calibration is needed")
     if not fspath(path).lower().endswith(".png"):
         raise ValueError(f"path is {fspath(path)}; a name that ends in .png is needed")
     fit = calibration.fit(phase)

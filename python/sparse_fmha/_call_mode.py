@@ -1,0 +1,48 @@
+"""What modes that see a model's calls have in common: calls in graphs are reported, too."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+COMPILED = "inside torch.compile, counted when it was compiled"
+
+_entered: list[CallMode] = []
+
+
+class CallMode(TorchFunctionMode):
+    """A mode that counts the calls that it leaves alone, by their reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: Counter[str] = Counter()
+
+    def __enter__(self) -> CallMode:
+        if not torch.compiler.is_compiling():
+            _entered.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        if not torch.compiler.is_compiling():
+            _entered.remove(self)
+        super().__exit__(*exception)
+
+
+@torch.compiler.assume_constant_result
+def count_compiled(name: str) -> None:
+    """Counts a call in the innermost mode of the class of that name, while it is compiled.
+
+    A compiled graph that counted would be compiled again for each number.
+    """
+    modes = [mode for mode in _entered if type(mode).__name__ == name]
+    if modes:
+        modes[-1].left[COMPILED] += 1
+    else:
+        warnings.warn(
+            f"{name} was entered inside a compiled function: its calls stay torch's and are not "
+            "counted",
+            stacklevel=2,
+        )

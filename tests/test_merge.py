@@ -1,0 +1,114 @@
+"""`merge` of what the public functions return, over keys that are cut anywhere."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparse_fmha
+from sparse_fmha import BlockMask, StripeMask, merge
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def by_dense(q, k, v, visible):
+    """Only of all keys or none of them."""
+    if not visible.all():
+        k, v = k[:, :0], v[:, :0]
+    return sparse_fmha.attention(q, k, v, return_lse=True)
+
+
+def by_blocks(q, k, v, visible):
+    mask = BlockMask.from_dense(visible)
+    return sparse_fmha.block_sparse_attention(q, k, v, mask, return_lse=True)
+
+
+def by_stripes(q, k, v, visible):
+    """A column list for each group of 64 queries, which see the same."""
+    rows = visible[:, :, ::64]
+    columns = rows.int().argsort(dim=-1, descending=True, stable=True).int()
+    mask = StripeMask(columns, rows.sum(-1).int(), q.shape[1], k.shape[1], 64)
+    return sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)
+
+
+FUNCTIONS = (by_dense, by_blocks, by_stripes)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 90), max_size=4),
+    functions=st.lists(st.sampled_from(FUNCTIONS), min_size=5, max_size=5),
+    share=st.sampled_from((0.0, 0.3, 1.0)),
+    q_len=st.sampled_from((0, 1, 70)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_parts_are_the_whole(randn, cuts, functions, share, q_len, dtype, seed):
+    """Each part by another function; some without keys, for some queries or for all."""
+    q = randn(2, q_len, 4, 16, dtype=dtype, seed=seed)
+    k, v = (randn(2, 90, 2, 16, dtype=dtype, seed=seed + n) for n in (1, 2))
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.rand(1, 4, -(-q_len // 64), 90, generator=generator) < share
+    visible = groups.repeat_interleave(64, 2)[:, :, :q_len]
+    edges = [0, *sorted(cuts), 90]
+    parts = []
+    for start, end, function in zip(edges, edges[1:], functions, strict=False):
+        part = visible[..., start:end]
+        if function is by_dense:  # sees all of its keys or none
+            part[:] = visible[..., start:end].all()
+        parts.append(function(q, k[:, start:end], v[:, start:end], part.contiguous()))
+    out, lse = merge(*zip(*parts, strict=True))
+    exact, exact_lse = sparse_fmha.reference.attention(q, k, v, visible)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    eps = max(4 * torch.finfo(dtype).eps, 2e-6)
+    torch.testing.assert_close(out.double(), exact, rtol=eps, atol=eps)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_the_whole_grid_in_parts(randn):
+    """Two halves of the extra tokens' keys, beside a grid: ranks above four."""
+    q, k, v = (randn(1, 6, 7, 2, 16, seed=n) for n in range(3))
+    near = sparse_fmha.neighborhood_attention(q, k, v, (3, 4), return_lse=True)
+    flat = q.flatten(1, 2)
+    text, text_v = (randn(1, 5, 2, 16, seed=n) for n in (3, 4))
+    far = sparse_fmha.attention(flat, text, text_v, return_lse=True)
+    far = [x.unflatten(1, (6, 7)) for x in far]
+    out, lse = merge(*zip(near, far, strict=True))
+    together = sparse_fmha.neighborhood_attention(
+        q, k, v, (3, 4), extra_k=text, extra_v=text_v, return_lse=True
+    )
+    torch.testing.assert_close((out, lse), together, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_part_without_keys_may_hold_anything(randn, value):
+    out = randn(1, 5, 2, 8)
+    lse = randn(1, 5, 2)
+    nothing = torch.full_like(out, value), torch.full_like(lse, -torch.inf)
+    for parts in ([(out, lse), nothing], [nothing, (out, lse), nothing]):
+        torch.testing.assert_close(merge(*zip(*parts, strict=True)), (out, lse))
+    merged, merged_lse = merge(*zip(nothing, nothing, strict=True))
+    assert merged.eq(0).all()
+    assert merged_lse.eq(-torch.inf).all()
+
+
+OUT, LSE = torch.zeros(1, 5, 2, 8), torch.zeros(1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("outs", "lses", "error", "message"),
+    [
+        ((), (), ValueError, "outs has 0 parts, lses 0"),
+        ((OUT, None), (LSE, LSE), TypeError, r"outs\[1\] is a NoneType, not a tensor"),
+        ((OUT, OUT), (LSE, 0.0), TypeError, r"lses\[1\] is a float, not a tensor"),
+        ((OUT.int(),), (LSE,), TypeError, r"outs\[0\] has dtype torch.int32; a floating point"),
+        ((OUT,), (LSE.long(),), TypeError, r"lses\[0\] has dtype torch.int64; a floating point"),
+        ((OUT, OUT), (LSE, LSE.double()), TypeError, r"lses\[1\] has dtype .*64, lses\[0\] .*32"),
+        ((OUT, OUT.to("meta")), (LSE, LSE), ValueError, r"outs\[1\] is on meta, outs\[0\] on cpu"),
+        ((OUT,), (LSE.to("meta"),), ValueError, r"lses\[0\] is on meta, outs\[0\] on cpu"),
+        ((OUT, OUT[:, :1]), (LSE, LSE), ValueError, r"outs\[1\] has shape \[1, 1, 2, 8\]"),
+    ],
+)
+def test_errors(outs, lses, error, message):
+    with pytest.raises(error, match=message):
+        merge(outs, lses)
