@@ -114,10 +114,8 @@ def test_routed_calls_are_left_to_torch(randn, way):
             found = WAYS[way](lambda x: TORCH_SDPA(x, q, q), q)
     torch.testing.assert_close(found, expected)
     assert routes.routed == (1 if way in ("vjp", "linearize") else 0)  # these also compute f alone
-    assert set(routes.left) <= {
-        "gradients are asked for; there is no backward pass yet",
-        "forward-mode derivatives are asked for; there are none",
-    }
+    reasons = ("gradients are asked for", "forward-mode derivatives", "inside a transform")
+    assert all(reason.startswith(reasons) for reason in routes.left)
     assert routes.left.total() == 1
 
 
