@@ -63,8 +63,7 @@ class Run:
     text: StorageWeakRef | None = None
     model: int | None = None
     new_text: bool = True  # the text was there in one step only
-    begun: int = 0  # by the count of calls
-    used: int = 0
+    used: int = 0  # by the count of calls
 
     @property
     def last(self) -> float:
@@ -74,8 +73,15 @@ class Run:
     def step(self) -> int:
         return len(self.times) - 1
 
-    def begins_as(self, other: Run) -> bool:
-        return self.times[: len(other.times)] == other.times
+    def begins_as(self, times: tuple[float, ...]) -> bool:
+        return self.times[: len(times)] == times
+
+    def text_is_gone(self) -> bool:
+        return self.text is None or self.text.expired()
+
+    def is_over(self) -> bool:
+        """A text that is gone after several steps does not come again."""
+        return not self.new_text and self.text is not None and self.text.expired()
 
 
 @dataclass(eq=False)
@@ -141,57 +147,67 @@ class Steps:
 
     def _of_text(self, text: StorageWeakRef | None, model: int, now: float) -> Run:
         here = _thread()
-        # A text that is gone after several steps will not come again.
-        self.runs = [r for r in self.runs if r.new_text or r.text is None or not r.text.expired()]
-        near = [r for r in self.runs if r.thread() in (here, None)]
-        own = [r for r in near if r.text == text]
-        run = self._next([r for r in own if r.last > now], now)
+        mine = [r for r in self.runs if r.thread() is here]
+        left = [r for r in self.runs if r.thread() is None]  # by threads that have ended
+        near = mine or left
+        before = max(near, key=lambda r: r.used, default=None)
+        own = [r for r in mine if r.text == text] or [r for r in left if r.text == text]
+        run = self._next(own, now) if own else self._with_new_text(near, before, model, now)
         if run is not None:
-            run.new_text = False
-        elif not own:
-            run = _of_new_text(near, model, now)
-        if run is not None:
+            run.new_text = not own
             run.times += (now,)
         else:
-            run = self._another(own, near, now)
-            self.runs = [*sorted(self.runs, key=lambda r: -r.used)[: KEPT - 1], run]
+            run = self._another(own, before, now)
+            kept = [r for r in self.runs if r is before or not r.is_over()]
+            self.runs = [*sorted(kept, key=lambda r: -r.used)[: KEPT - 1], run]
         run.thread, run.text, run.model = ref(here), text, model
         return run
 
-    def _next(self, ahead: list[Run], now: float) -> Run | None:
-        """Which of the runs of one text and thread goes on: the one that is nearest.
+    def _next(self, runs: list[Run], now: float) -> Run | None:
+        """Which of the runs of one text and thread goes on.
 
-        Of runs with one schedule none overtakes another, so that is right. Runs with other
-        schedules count if they took turns with it.
+        Runs of one schedule do not overtake each other, so of those it is the nearest. Of others it
+        is the one that was called last, as where a run was given up; where it matters, an error.
         """
+        ahead = [r for r in runs if r.last > now]
         if not ahead:
             return None
         latest = max(ahead, key=lambda r: r.used)
-        turns = [r for r in ahead if r.used >= latest.begun or r.begins_as(latest)]
-        best = min(turns, key=lambda r: (r.last, -r.used))
-        for other in turns:
-            same = other.step == best.step or min(other.step, best.step) + 1 >= self.dense
-            if not same and other.last > best.last and not best.begins_as(other):
+        best = min((r for r in ahead if r.begins_as(latest.times)), key=lambda r: (r.last, -r.used))
+        steps = {r.step + 1: f"of one at {r.last:g}" for r in ahead if not best.begins_as(r.times)}
+        if now > max(runs, key=lambda r: r.used).last and not _seen(best, now, runs):
+            steps[0] = "of one that begins"
+        for step, other in steps.items():
+            if step != best.step + 1 and min(step, best.step + 1) < self.dense:
                 raise RuntimeError(
                     f"first_dense_steps is {self.dense}, and a call at timestep {now:g} is step "
-                    f"{best.step + 1} of a run at {best.last:g} or step {other.step + 1} of one at "
-                    f"{other.last:g}, which take turns; make each call of a run inside `with "
-                    "request:`, its own sparse_fmha.integrations.diffusers.Request()"
+                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}: runs with "
+                    "one text in one thread are told apart while they have one schedule; make each "
+                    "call of a run inside `with request:`, its own "
+                    "sparse_fmha.integrations.diffusers.Request()"
                 )
         return best
 
-    def _another(self, own: list[Run], near: list[Run], now: float) -> Run:
+    def _with_new_text(
+        self, near: list[Run], before: Run | None, model: int, now: float
+    ) -> Run | None:
+        """The run that goes on with a text not seen before: one that has another in each step, or
+        one that changes to another model."""
+        runs = [r for r in near if r.model != model or (r.new_text and r.text_is_gone())]
+        if before is not None and now > before.last:
+            runs = [r for r in runs if _seen(r, now, near)]
+        return self._next(runs, now)
+
+    def _another(self, own: list[Run], before: Run | None, now: float) -> Run:
         """A call of the same step as one before, or the first of a run."""
-        before = max(near, key=lambda r: r.used, default=None)
-        same = [r for r in own if r.last == now]
-        if not same and not own and before is not None and before.last == now:
-            same = [before]  # the same step with another text
+        latest = max(own, key=lambda r: r.used, default=before)
+        same = [r for r in own if r.last == now and (r is latest or r.begins_as(latest.times))]
+        if latest is not None and latest.last == now:
+            same.append(latest)
         if same:
-            times = max(same, key=lambda r: r.used).times
-        else:
-            self._report_dense(before)
-            times = (now,)
-        return Run(times, begun=self.calls)
+            return Run(same[-1].times)
+        self._report_dense(before)
+        return Run((now,))
 
     def _report_dense(self, before: Run | None) -> None:
         if before is not None and not self.sparse:
@@ -202,13 +218,6 @@ class Steps:
             )
 
 
-def _of_new_text(near: list[Run], model: int, now: float) -> Run | None:
-    """The run that a text not seen before goes on with.
-
-    That is one whose text is new in every step and gone after it, or one in another model.
-    """
-    left = [r for r in near if r.last > now]
-    left = [
-        r for r in left if r.model != model or (r.new_text and (r.text is None or r.text.expired()))
-    ]
-    return min(left, key=lambda r: r.last, default=None)
+def _seen(run: Run, now: float, runs: list[Run]) -> bool:
+    """Whether another run with the same schedule has gone on to `now`."""
+    return any(r.begins_as((*run.times, now)) for r in runs)
