@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 from sparse_fmha.integrations._diffusion_backend import CALL, NAME, Call, Layer
-from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
 from sparse_fmha.integrations._diffusion_models import MODELS
 from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
@@ -157,12 +157,24 @@ class Hooks:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
         layout = MODELS[self.name].layout(model, given, self.grid)
         self.method.check(layout)
-        for message in self.method.without_effect(layout):
-            self.reports(f"{self.name}: {message}")
+        self._report(layout)
         text = given.get("encoder_hidden_states")
         dense = self.steps.is_dense(given.get("timestep"), text, model)
         outer = _without(model)
         CALL.set(Call(model, self.key, self.name, layout, self.method, dense, outer))
+
+    def _report(self, layout: Layout) -> None:
+        """What has no effect in a call."""
+        for option, message in self.method.without_effect(layout):
+            self.reports(option, f"{self.name}: {message}")
+        for _, hooks, _ in self.layers:
+            if (backend := hooks.processor._attention_backend) != NAME:
+                chosen = getattr(backend, "value", backend)
+                self.reports(
+                    "backend",
+                    f"{hooks.where} has the attention backend {chosen!r}, chosen after enable(), "
+                    f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
+                )
 
     def after(self, model: nn.Module, args: tuple, out: object) -> None:
         call = CALL.get()

@@ -76,7 +76,7 @@ class Dense:
     def check(self, layout: Layout) -> None:
         pass
 
-    def without_effect(self, layout: Layout) -> Iterator[str]:
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         yield from ()
 
     def __call__(
@@ -102,8 +102,8 @@ class Sparse:
     def check(self, layout: Layout) -> None:
         """Raises before the model computes anything."""
 
-    def without_effect(self, layout: Layout) -> Iterator[str]:
-        """Says which options do nothing in a call that `check` takes."""
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
+        """Options that do nothing in a call that `check` takes, and what is said of them."""
         yield from ()
 
     def image(
@@ -167,15 +167,19 @@ class Neighborhood(Sparse):
         except ValueError as error:
             raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
 
-    def without_effect(self, layout: Layout) -> Iterator[str]:
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         grid, options = self.axes(layout.grid)
         covered = [w == n for w, n in zip(options["window"], grid, strict=True)]
         if all(covered):
-            yield f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out"
+            yield (
+                "window",
+                f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out",
+            )
         elif any(c and s > 1 for c, s in zip(covered, options["stride"], strict=True)):
             yield (
+                "stride",
                 f"stride is {self.stride!r}, and has no effect where window, {self.window!r}, is "
-                f"all of an axis of the grid {layout.grid}"
+                f"all of an axis of the grid {layout.grid}",
             )
 
     def image(

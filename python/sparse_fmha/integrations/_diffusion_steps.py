@@ -212,9 +212,9 @@ class Steps:
     def _report_dense(self, before: Run | None) -> None:
         if before is not None and not self.sparse:
             self.reports(
+                "first_dense_steps",
                 f"first_dense_steps is {self.dense}, and no step was sparse before another run "
                 f"began; the one before it had {before.step + 1} steps",
-                key="first_dense_steps",
             )
 
 

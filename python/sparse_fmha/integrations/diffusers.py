@@ -106,7 +106,9 @@ def enable(
     reports = Reports()
     for model, name, row in found:
         if len(dense_layers) == len(row.layers(model)):
-            reports(f"dense_layers has all blocks of {name}: {method!r} is used in none")
+            reports(
+                "dense_layers", f"dense_layers has all blocks of {name}: {method!r} is used in none"
+            )
     steps, done = Steps(first_dense_steps), []
     try:
         for model, name, _ in found:
