@@ -207,6 +207,14 @@ class Steps:
         if same:
             return Run(same[-1].times)
         self._report_dense(before)
+        if not own and before is not None and before.last > now:
+            self.reports(
+                "text",
+                f"first_dense_steps is {self.dense}, and a call at timestep {now:g}, after one at "
+                f"{before.last:g}, begins a run: its text embeddings were not there before. Where "
+                "each step has others, make the calls of a run inside `with request:`, its own "
+                "sparse_fmha.integrations.diffusers.Request()",
+            )
         return Run((now,))
 
     def _report_dense(self, before: Run | None) -> None:
