@@ -151,7 +151,7 @@ class Hooks:
             else:
                 del processor._attention_backend
         if self.active != NAME and _AttentionBackendRegistry.get_active_backend()[0] == NAME:
-            _AttentionBackendRegistry.set_active_backend(self.active)
+            _AttentionBackendRegistry._active_backend = self.active
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
