@@ -151,6 +151,20 @@ assert not sparse.is_enabled(model)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_model_with_the_backend_by_name_is_loaded_in_another_process(tmp_path):
+    tiny = make("wan")
+    with attention_backend("native"):
+        tiny.model.set_attention_backend(NAME)
+        torch.save((tiny.model, tiny.inputs, tiny()), tmp_path / "model")
+    code = f"""
+import torch
+model, inputs, expected = torch.load({str(tmp_path / "model")!r}, weights_only=False)
+with torch.no_grad():
+    assert model(**inputs, return_dict=False)[0].equal(expected)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_other_models_while_the_backend_is_the_default(tiny):
     """`set_attention_backend` of one model makes it the default of the process."""
     other = make("wan" if tiny.name != "WanTransformer3DModel" else "ltx")
