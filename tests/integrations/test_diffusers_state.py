@@ -330,6 +330,31 @@ def test_a_model_that_calls_another():
     assert not within.equal(dense)
 
 
+def test_other_models_compile_to_one_graph():
+    """Where the backend is the default, and another model is enabled."""
+    tiny, other = make("wan"), make("ltx")
+    expected = other()
+    windowed(tiny)
+    tiny()
+    with attention_backend(NAME):
+        other.model = torch.compile(other.model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(other(), expected)
+    torch.compiler.reset()
+
+
+def test_an_enabled_model_counts_steps_when_compiled():
+    tiny, times = make("wan"), (900, 900, 700, 400, 900, 700)
+    windowed(tiny, first_dense_steps=2)
+    expected = [tiny(t) for t in times]
+    model = tiny.model
+    sparse.disable(model)
+    windowed(tiny, first_dense_steps=2)
+    tiny.model = torch.compile(model, backend="eager")
+    for t, out in zip(times, expected, strict=True):
+        torch.testing.assert_close(tiny(t), out)
+    torch.compiler.reset()
+
+
 def test_pipelines_that_share_a_transformer():
     one, two = make("wan"), make("wan")
     dense = one()

@@ -71,6 +71,9 @@ class Call:
 
 
 CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
+# The calls under way by id, of all threads. torch.compile does not trace context variables; without
+# a call none is asked for, and other models compile to one graph.
+UNDER_WAY: dict[int, Call] = {}
 
 
 def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
@@ -111,7 +114,7 @@ def backend(
     Outside of a model that it is enabled for it is torch's attention: `set_attention_backend` of
     one model makes a backend the default of all others.
     """
-    call = CALL.get()
+    call = CALL.get() if UNDER_WAY else None
     layer = call and call.layer
     if layer is None or call.dense:
         if call is not None:

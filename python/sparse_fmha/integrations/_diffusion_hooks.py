@@ -10,10 +10,11 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 
+import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
-from sparse_fmha.integrations._diffusion_backend import CALL, NAME, Call, Layer
+from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
 from sparse_fmha.integrations._diffusion_models import MODELS
 from sparse_fmha.integrations._diffusion_steps import Steps
@@ -28,6 +29,7 @@ class LayerHooks:
     def __init__(self, key: object, where: str, layer: Layer, processor: object) -> None:
         self.key, self.where, self.layer, self.processor = key, where, layer, processor
 
+    @torch.compiler.disable
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if module.processor is not self.processor:
             raise RuntimeError(
@@ -36,6 +38,7 @@ class LayerHooks:
             )
         self._set(self.layer)
 
+    @torch.compiler.disable
     def after(self, module: nn.Module, args: tuple, out: object) -> None:
         self._set(None)
 
@@ -111,7 +114,7 @@ class Hooks:
     def remove(self, model: nn.Module) -> None:
         """Takes them out, and puts back those that were there before."""
         self._take()
-        CALL.set(_without(model))  # of a call that was interrupted
+        _drop(model)  # a call that was interrupted
         self._restore_backends()
         if self.previous is not None:
             self.previous._put(model)
@@ -153,6 +156,7 @@ class Hooks:
         if self.active != NAME and _AttentionBackendRegistry.get_active_backend()[0] == NAME:
             _AttentionBackendRegistry._active_backend = self.active
 
+    @torch.compiler.disable
     def before(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
         layout = MODELS[self.name].layout(model, given, self.grid)
@@ -160,8 +164,10 @@ class Hooks:
         self._report(layout)
         text = given.get("encoder_hidden_states")
         dense = self.steps.is_dense(given.get("timestep"), text, model)
-        outer = _without(model)
-        CALL.set(Call(model, self.key, self.name, layout, self.method, dense, outer))
+        _drop(model)
+        call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
+        UNDER_WAY[id(call)] = call
+        CALL.set(call)
 
     def _report(self, layout: Layout) -> None:
         """What has no effect in a call."""
@@ -176,18 +182,23 @@ class Hooks:
                     f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
                 )
 
+    @torch.compiler.disable
     def after(self, model: nn.Module, args: tuple, out: object) -> None:
-        call = CALL.get()
-        if call is not None and call.module is model:  # not where `before` raised
-            CALL.set(call.outer)
+        _drop(model)
 
 
-def _without(model: nn.Module) -> Call | None:
-    """The calls under way, but for one of this model: torch runs no hook after KeyboardInterrupt,
-    so it is one that was left behind, and what is inside it too."""
-    call = inner = CALL.get()
-    while inner is not None:
-        if inner.module is model:
-            call = inner.outer
-        inner = inner.outer
-    return call
+def _drop(model: nn.Module) -> None:
+    """Ends the call of a model, if one is under way, and what is inside it: torch runs no hooks
+    after KeyboardInterrupt, so calls are left behind."""
+    outermost = None
+    call = CALL.get()
+    while call is not None:
+        outermost = call if call.module is model else outermost
+        call = call.outer
+    if outermost is None:
+        return
+    call = CALL.get()
+    CALL.set(outermost.outer)
+    while call is not outermost.outer:
+        UNDER_WAY.pop(id(call), None)
+        call = call.outer
