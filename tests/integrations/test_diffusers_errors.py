@@ -8,7 +8,6 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from tiny_diffusion import MAKERS, make
 
@@ -56,6 +55,7 @@ def test_a_class_of_the_same_name_elsewhere():
         (TypeError, "dense_layers is 1;", "dense", {"dense_layers": 1}),
         (TypeError, "dense_layers is 'a'", "dense", {"dense_layers": ["a"]}),
         (ValueError, "dense_layers has 2; .* blocks 0 to 1", "dense", {"dense_layers": [0, 2]}),
+        (ValueError, "dense_layers has 1 twice", "dense", {"dense_layers": [1, 0, 1]}),
         (TypeError, "grid is 120", "dense", {"grid": 120}),
         (ValueError, "grid is .* 2 entries", "dense", {"grid": (4, 30)}),
     ],
@@ -67,12 +67,9 @@ def test_arguments(wan, error, match, method, options):
     assert not sparse.is_enabled(wan.model)
 
 
-def test_twice_and_never(wan):
+def test_disable_before_enable(wan):
     with pytest.raises(RuntimeError, match="is not enabled; call enable"):
         sparse.disable(wan.model)
-    sparse.enable(wan.model, "dense")
-    with pytest.raises(RuntimeError, match=r"enabled already; call disable\(\) first"):
-        sparse.enable(wan.model, "dense")
 
 
 def test_a_pipeline_is_enabled_as_a_whole_or_not(wan):
@@ -105,10 +102,12 @@ def test_window_larger_than_the_grid(name):
     tiny()
 
 
-def test_window_on_an_axis_of_one_token():
+@pytest.mark.parametrize("option", ["window", "stride", "dilation"])
+def test_options_on_an_axis_of_one_token(option):
     tiny = make("wan", frames=1)
-    sparse.enable(tiny.model, "neighborhood", window=(2, 3, 3))
-    with pytest.raises(ValueError, match="one token on axis 0; 1 is needed"):
+    options = {"window": (1, 3, 3), option: (2, 3, 1)}
+    sparse.enable(tiny.model, "neighborhood", **options)
+    with pytest.raises(ValueError, match=rf"{option} is .* one token on axis 0; 1 is needed"):
         tiny()
 
 
@@ -122,15 +121,6 @@ def test_masks_of_another_length_or_type(wan):
     sparse.enable(wan.model, "block_sparse", mask=lambda q, k: q)
     with pytest.raises(TypeError, match=r"mask\(q, k\) returned a Tensor"):
         wan()
-
-
-@pytest.mark.parametrize("name", [n for n in MAKERS if n != "cogvideox"])
-def test_backend_before_enable(name):
-    tiny = make(name)
-    with attention_backend("native"):
-        tiny.model.set_attention_backend("sparse_fmha")
-        with pytest.raises(RuntimeError, match=r"'sparse_fmha' was called outside.*enable\(model"):
-            tiny()
 
 
 @pytest.mark.parametrize(

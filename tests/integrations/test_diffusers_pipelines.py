@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,54 @@ def test_pipeline(kind):
     assert all(error > 0 for error in errors[:-1])
     assert errors[-1] == 0
     assert sample().equal(expected)
+
+
+@pytest.mark.parametrize("kind", [wan, flux])
+@pytest.mark.parametrize("inside", ["a thread", "a step"])
+def test_pipelines_that_share_a_transformer_take_turns(kind, inside):
+    """A run in another thread, or inside a step of the first: each has its own dense steps."""
+    cls, tiny, parts, given = kind()
+    pipes = [
+        cls(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=tiny.model, **parts)
+        for _ in range(2)
+    ]
+    prompts, steps = torch.randn(2, 1, 1, 10, 12).unbind(), (STEPS, STEPS + 3)
+    prompts = [prompt[0].clone() for prompt in prompts]
+    guidance = "negative_prompt_embeds"
+
+    def sample(i, after=None):
+        options = {"output_type": "latent", "return_dict": False, "num_inference_steps": steps[i]}
+        if guidance in given:
+            options[guidance] = given[guidance].clone()
+        if after is not None:
+            options["callback_on_step_end"] = after
+        pipes[i].set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(i)
+        return pipes[i](**{**given, **options}, prompt_embeds=prompts[i], generator=generator)[0]
+
+    sparse.enable(pipes[0], "neighborhood", window=tiny.window, first_dense_steps=2)
+    assert sparse.is_enabled(pipes[1])
+    expected = [sample(i) for i in range(2)]
+    out = [None, None]
+
+    def other(pipe, step, timestep, tensors):
+        def run():
+            out[1] = sample(1)
+
+        if step == 1:
+            if inside == "a thread":
+                thread = threading.Thread(target=run)
+                thread.start()
+                thread.join()
+            else:
+                run()
+        return tensors
+
+    out[0] = sample(0, after=other)
+    sparse.disable(pipes[1])
+    assert out[0].equal(expected[0])
+    assert out[1].equal(expected[1])
+    assert not sample(0).equal(expected[0])
 
 
 def test_example(capsys, monkeypatch):

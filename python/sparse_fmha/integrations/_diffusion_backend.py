@@ -1,7 +1,8 @@
 """The attention backend "sparse_fmha" of diffusers, and what tells it where it is called from.
 
-diffusers hands a backend q, k, v and a mask, and neither layer nor grid nor step, so these are
-context variables: hooks set one around a transformer's forward, the other around self-attention.
+diffusers hands a backend q, k, v and a mask, and neither layer nor grid nor step, so these are a
+context variable, set by hooks around a transformer's forward and its self-attention. Where it is
+not set, the backend is torch's attention.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
 
@@ -35,14 +36,26 @@ if "parallel_config" not in inspect.signature(dispatch_attention_fn).parameters:
 NAME = "sparse_fmha"
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A self-attention module, and the backend that it had."""
+
+    index: int
+    original: object
+
+
 @dataclass
 class Call:
     """One forward of an enabled transformer."""
 
+    module: nn.Module
+    key: object  # of the hooks that are in it
     model: str
     layout: Layout
     method: Dense | Sparse
     dense: bool  # this step is the original
+    outer: Call | None = None  # the forward that this one is inside of
+    layer: Layer | None = None  # the self-attention that it is in
     lengths: dict[int, tuple[Tensor, list[int]]] = field(default_factory=dict)
 
     def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
@@ -57,16 +70,10 @@ class Call:
         return self.lengths[id(mask)][1]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A self-attention module, and the backend that it had."""
-
-    index: int
-    original: object
-
-
 CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
-LAYER: ContextVar[Layer | None] = ContextVar("sparse_fmha_layer", default=None)
+# The calls under way by id, of all threads. torch.compile does not trace context variables; without
+# a call none is asked for, and other models compile to one graph.
+UNDER_WAY: dict[int, Call] = {}
 
 
 def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
@@ -102,19 +109,21 @@ def backend(
     enable_gqa: bool = False,
     _parallel_config: object = None,
 ) -> Tensor:
-    """What diffusers calls: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q."""
-    call, layer = CALL.get(), LAYER.get()
-    if call is None:
-        raise RuntimeError(
-            f"the attention backend {NAME!r} was called outside of a model that it is enabled for; "
-            "call sparse_fmha.integrations.diffusers.enable(model, ...) first, or choose another "
-            "backend"
-        )
-    _refuse(call, {"context parallelism": _parallel_config})
+    """What diffusers calls: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
+
+    Outside of a model that it is enabled for it is torch's attention: `set_attention_backend` of
+    one model makes a backend the default of all others.
+    """
+    call = CALL.get() if UNDER_WAY else None
+    layer = call and call.layer
     if layer is None or call.dense:
+        if call is not None:
+            _refuse(call, {"context parallelism": _parallel_config})
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-        options.update(enable_gqa=enable_gqa, backend=_original(layer))
-        return dispatch_attention_fn(query, key, value, attn_mask, **options)
+        options.update(enable_gqa=enable_gqa, parallel_config=_parallel_config)
+        original = AttentionBackendName.NATIVE if call is None else _original(layer)
+        return dispatch_attention_fn(query, key, value, attn_mask, **options, backend=original)
+    _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
     for name, x in (("queries", query), ("keys", key)):
         if x.shape[1] != call.layout.tokens:
@@ -154,6 +163,8 @@ def register() -> object:
         member._name_, member._value_ = NAME.upper(), NAME
         member.__objclass__ = AttentionBackendName
         member._sort_order_ = len(AttentionBackendName)
+        # Processors hold it. Loading one imports this module, so that the name is there.
+        member.__reduce_ex__ = lambda protocol: (register, ())
         setattr(AttentionBackendName, NAME.upper(), member)  # before the map makes it read-only
         AttentionBackendName._member_map_[NAME.upper()] = member
         AttentionBackendName._value2member_map_[NAME] = member

@@ -1,98 +1,204 @@
-"""Hooks on a transformer and its self-attention modules that set the context of the backend."""
+"""Hooks on a transformer and its self-attention modules that set the context of the backend.
+
+All that `enable` changes is kept in them. They are plain objects and belong to their modules, so a
+copy of a model, or one that was saved as a whole, has its own.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor, nn
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import nn
 
-from sparse_fmha.integrations._diffusion_backend import CALL, LAYER, Call, Layer
-from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
-from sparse_fmha.integrations._diffusion_models import Model
+from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
+from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
+from sparse_fmha.integrations._diffusion_models import MODELS
+from sparse_fmha.integrations._diffusion_steps import Steps
+from sparse_fmha.integrations._reports import Reports
+
+_signature = functools.cache(inspect.signature)
 
 
-class Steps:
-    """Counts denoising steps: a new timestep is a new step, one that grows begins a new run.
+class LayerHooks:
+    """Around one self-attention module."""
 
-    So the calls of one step, with and without the prompt, are one step. Where each token has its
-    timestep, the largest counts: those of given frames are 0 throughout.
-    """
+    def __init__(self, key: object, where: str, layer: Layer, processor: object) -> None:
+        self.key, self.where, self.layer, self.processor = key, where, layer, processor
 
-    def __init__(self, dense: int) -> None:
-        self.dense = dense
-        self.step, self.last = 0, None
+    @torch.compiler.disable
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module.processor is not self.processor:
+            raise RuntimeError(
+                f"the attention processor of {self.where} was replaced by a "
+                f"{type(module.processor).__name__} after enable(); disable() and enable() again"
+            )
+        self._set(self.layer)
 
-    def is_dense(self, timestep: Tensor | float | None) -> bool:
-        if not self.dense:
-            return False
-        now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
-        if self.last is None or now > self.last:
-            self.step = 0
-        elif now < self.last:
-            self.step += 1
-        self.last = now
-        return self.step < self.dense
+    @torch.compiler.disable
+    def after(self, module: nn.Module, args: tuple, out: object) -> None:
+        self._set(None)
+
+    def _set(self, layer: Layer | None) -> None:
+        call = CALL.get()
+        if call is not None and call.key is self.key:  # not where it is called by itself
+            call.layer = layer
 
 
 class Hooks:
-    """What `enable` put into one transformer; `remove` takes it out."""
+    """What one `enable` put into one transformer; `remove` takes it out."""
 
     def __init__(
         self,
         name: str,
-        row: Model,
-        signature: inspect.Signature,
         method: Dense | Sparse,
         steps: Steps,
         grid: tuple[int, ...] | None,
+        reports: Reports,
     ) -> None:
-        self.name, self.row, self.signature = name, row, signature
-        self.method, self.steps, self.grid = method, steps, grid
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.originals: list[tuple[nn.Module, object]] = []
+        self.name, self.method, self.steps, self.grid = name, method, steps, grid
+        self.reports = reports
+        self.key = object()
+        self.layers: list[tuple[nn.Module, LayerHooks, object]] = []
+        self.handles = []
+        self.previous: Hooks | None = None
+        self.active: object = None
+        self.backends: list[tuple[object, bool, object]] = []
 
-    def on_model(self, model: nn.Module) -> None:
-        self._around(model, self._call, CALL)
+    @staticmethod
+    def of(model: nn.Module) -> Hooks | None:
+        """The hooks that are in a model."""
+        for hook in model._forward_pre_hooks.values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, Hooks):
+                return owner
+        return None
 
-    def on_layer(self, index: int, layer: nn.Module, processor: object) -> None:
-        original = layer.processor
-        self.originals.append((layer, original))
-        layer.set_processor(processor)
-        context = Layer(index, getattr(original, "_attention_backend", None))
-        self._around(layer, partial(self._layer, context, processor), LAYER)
+    def add(
+        self,
+        model: nn.Module,
+        dense_layers: Collection[int],
+        make: Callable[[object], object],
+    ) -> None:
+        """Puts them in, in place of those that are there; all of it or nothing.
 
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        for layer, original in self.originals:
+        Args:
+            make: our processor, from the module's own.
+        """
+        self.previous = Hooks.of(model)
+        try:
+            if self.previous is not None:
+                self.previous._take()
+            self._note_backends(model)
+            for index, layer in enumerate(MODELS[self.name].layers(model)):
+                if index in dense_layers:
+                    continue
+                original = layer.processor
+                processor = make(original)
+                context = Layer(index, getattr(original, "_attention_backend", None))
+                where = f"block {index} of {self.name}"
+                hooks = LayerHooks(self.key, where, context, processor)
+                self.layers.append((layer, hooks, original))
+            self._put(model)
+        except BaseException:
+            self.remove(model)
+            raise
+
+    def originals(self) -> dict[nn.Module, object]:
+        """The processors that modules had."""
+        return {layer: original for layer, _, original in self.layers}
+
+    def remove(self, model: nn.Module) -> None:
+        """Takes them out, and puts back those that were there before."""
+        self._take()
+        _drop(model)  # a call that was interrupted
+        self._restore_backends()
+        if self.previous is not None:
+            self.previous._put(model)
+
+    def _put(self, model: nn.Module) -> None:
+        self._around(model, self)
+        for layer, hooks, _ in self.layers:
+            layer.set_processor(hooks.processor)
+            self._around(layer, hooks)
+
+    def _take(self) -> None:
+        while self.handles:
+            self.handles.pop().remove()
+        for layer, _, original in reversed(self.layers):
             layer.set_processor(original)
 
-    def _around(self, module: nn.Module, context: Callable, variable: ContextVar) -> None:
-        def before(module, args, kwargs):
-            variable.set(context(module, args, kwargs))
+    def _around(self, module: nn.Module, hooks: Hooks | LayerHooks) -> None:
+        handle = module.register_forward_pre_hook(hooks.before, with_kwargs=True)
+        self.handles.append(handle)  # at once: the next line may be interrupted
+        self.handles.append(module.register_forward_hook(hooks.after, always_call=True))
 
-        def after(module, args, out):
-            variable.set(None)
+    def _note_backends(self, model: nn.Module) -> None:
+        self.active = _AttentionBackendRegistry.get_active_backend()[0]
+        for processor in {id(p): p for p in model.attn_processors.values()}.values():
+            if hasattr(processor, "_attention_backend"):
+                own = "_attention_backend" in vars(processor)
+                self.backends.append((processor, own, processor._attention_backend))
 
-        self.handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, always_call=True),  # after an error, too
-        ]
+    def _restore_backends(self) -> None:
+        """Where ours was chosen by name since, which `set_attention_backend` does for all of a
+        model and as the default."""
+        for processor, own, backend in self.backends:
+            if processor._attention_backend != NAME or backend == NAME:
+                continue
+            if own:
+                processor._attention_backend = backend
+            else:
+                del processor._attention_backend
+        if self.active != NAME and _AttentionBackendRegistry.get_active_backend()[0] == NAME:
+            _AttentionBackendRegistry._active_backend = self.active
 
-    def _call(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> Call:
-        given = self.signature.bind(model, *args, **kwargs).arguments
-        layout = self.row.layout(model, given, self.grid)
+    @torch.compiler.disable
+    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
+        given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        layout = MODELS[self.name].layout(model, given, self.grid)
         self.method.check(layout)
-        return Call(self.name, layout, self.method, self.steps.is_dense(given.get("timestep")))
+        self._report(layout)
+        text = given.get("encoder_hidden_states")
+        dense = self.steps.is_dense(given.get("timestep"), text, model)
+        _drop(model)
+        call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
+        UNDER_WAY[id(call)] = call
+        CALL.set(call)
 
-    def _layer(self, context: Layer, processor: object, layer: nn.Module, *_) -> Layer:
-        if layer.processor is not processor:
-            raise RuntimeError(
-                f"the attention processor of block {context.index} of {self.name} was replaced by "
-                f"a {type(layer.processor).__name__} after enable(); disable() and enable() again"
-            )
-        return context
+    def _report(self, layout: Layout) -> None:
+        """What has no effect in a call."""
+        for option, message in self.method.without_effect(layout):
+            self.reports(option, f"{self.name}: {message}")
+        for _, hooks, _ in self.layers:
+            if (backend := hooks.processor._attention_backend) != NAME:
+                chosen = getattr(backend, "value", backend)
+                self.reports(
+                    "backend",
+                    f"{hooks.where} has the attention backend {chosen!r}, chosen after enable(), "
+                    f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
+                )
+
+    @torch.compiler.disable
+    def after(self, model: nn.Module, args: tuple, out: object) -> None:
+        _drop(model)
+
+
+def _drop(model: nn.Module) -> None:
+    """Ends the call of a model, if one is under way, and what is inside it: torch runs no hooks
+    after KeyboardInterrupt, so calls are left behind."""
+    outermost = None
+    call = CALL.get()
+    while call is not None:
+        outermost = call if call.module is model else outermost
+        call = call.outer
+    if outermost is None:
+        return
+    call = CALL.get()
+    CALL.set(outermost.outer)
+    while call is not outermost.outer:
+        UNDER_WAY.pop(id(call), None)
+        call = call.outer

@@ -7,8 +7,8 @@ text tokens; text queries see everything; text tokens that are padding are seen 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -76,6 +76,9 @@ class Dense:
     def check(self, layout: Layout) -> None:
         pass
 
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
+        yield from ()
+
     def __call__(
         self,
         q: Tensor,
@@ -98,6 +101,10 @@ class Sparse:
 
     def check(self, layout: Layout) -> None:
         """Raises before the model computes anything."""
+
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
+        """Options that do nothing in a call that `check` takes, and what is said of them."""
+        yield from ()
 
     def image(
         self,
@@ -140,13 +147,14 @@ class Neighborhood(Sparse):
         """The grid and the options without axes of one token, which no window needs."""
         options = {}
         for name in ("window", "stride", "dilation"):
-            options[name] = _checks.per_axis(name, getattr(self, name), len(grid))
-        for axis, length in enumerate(grid):
-            if length == 1 and isinstance(self.window, Sequence) and options["window"][axis] != 1:
-                raise ValueError(
-                    f"window is {self.window!r} on the grid {tuple(grid)}, which has one token on "
-                    f"axis {axis}; 1 is needed there"
-                )
+            given = getattr(self, name)
+            options[name] = _checks.per_axis(name, given, len(grid))
+            for axis, length in enumerate(grid):
+                if length == 1 and isinstance(given, Sequence) and options[name][axis] != 1:
+                    raise ValueError(
+                        f"{name} is {given!r} on the grid {tuple(grid)}, which has one token on "
+                        f"axis {axis}; 1 is needed there"
+                    )
         kept = [axis for axis, length in enumerate(grid) if length > 1]
         return [grid[a] for a in kept], {n: [o[a] for a in kept] for n, o in options.items()}
 
@@ -158,6 +166,21 @@ class Neighborhood(Sparse):
             _checks.check_neighborhood(grid, **options)
         except ValueError as error:
             raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
+
+    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
+        grid, options = self.axes(layout.grid)
+        covered = [w == n for w, n in zip(options["window"], grid, strict=True)]
+        if all(covered):
+            yield (
+                "window",
+                f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out",
+            )
+        elif any(c and s > 1 for c, s in zip(covered, options["stride"], strict=True)):
+            yield (
+                "stride",
+                f"stride is {self.stride!r}, and has no effect where window, {self.window!r}, is "
+                f"all of an axis of the grid {layout.grid}",
+            )
 
     def image(
         self,
@@ -186,6 +209,9 @@ class BlockSparse(Sparse):
     """The blocks of the grid's tokens that a mask lists, by `block_sparse_attention`."""
 
     mask: BlockMask | Callable[[Tensor, Tensor], BlockMask]
+    on: dict[torch.device, BlockMask] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # copies of the mask
 
     def check(self, layout: Layout) -> None:
         if isinstance(self.mask, BlockMask):
@@ -206,7 +232,12 @@ class BlockSparse(Sparse):
     ) -> Tensor:
         (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
         mask = self.mask
-        if not isinstance(mask, BlockMask):
+        if isinstance(mask, BlockMask):
+            if mask.device != q.device:  # the model was moved
+                if q.device not in self.on:
+                    self.on[q.device] = mask.to(q.device)
+                mask = self.on[q.device]
+        else:
             mask = mask(q, k)
             if not isinstance(mask, BlockMask):
                 raise TypeError(
@@ -236,7 +267,7 @@ def make(method: str, options: dict[str, object]) -> Dense | Sparse:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; there are {list(METHODS)}")
     kind = METHODS[method]
-    allowed = list(kind.__dataclass_fields__)
+    allowed = [option.name for option in fields(kind) if option.init]
     for name in options:
         if name not in allowed:
             raise TypeError(f"method {method!r} has no option {name!r}; it has {allowed}")

@@ -1,24 +1,41 @@
-"""Which method each layer of a language model takes, from a dict or a JSON file."""
+"""The sparse methods that layers of a language model can take, for causal prefill.
+
+Each is made of its options, and gives two functions of a call: what computes it, and what says
+which options do nothing in it.
+"""
 
 from __future__ import annotations
 
 import inspect
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 from torch import Tensor
 
 from sparse_fmha import patterns, selection
+from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._pattern_checks import check_int, check_number
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
 from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.calibration import Calibration
+from sparse_fmha.calibration import LEAST, MOST, Calibration
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
-LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
+# Of a number of keys: names of options, and what is said of them.
+WithoutEffect = Callable[[int], Iterator[tuple[str, str]]]
+Made = tuple[Attend, WithoutEffect]
+
+
+@dataclass(frozen=True)
+class Method:
+    """q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` and a scale to out like q."""
+
+    attend: Attend
+    without_effect: WithoutEffect
+    name: str  # and the key of it
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        return self.attend(q, k, v, scale)
 
 
 def dense() -> None:
@@ -31,7 +48,7 @@ def skip(
     *,
     sparsity: float | None = None,
     calibration: Calibration | str | PathLike | None = None,
-) -> Attend:
+) -> Made:
     """Softmax skipping by a threshold, or by the share of tiles to skip and what measured it.
 
     A calibration, or the path of a saved one, says the threshold for each call's number of keys.
@@ -40,6 +57,7 @@ def skip(
         raise ValueError("skip takes a threshold, or a sparsity and a calibration")
     if (sparsity is None) != (calibration is None):
         raise ValueError("skip takes sparsity and calibration together")
+    lengths = shares = ()
     if threshold is not None:
         check_number("threshold", threshold, 0, 1 - 2**-24)
     else:
@@ -47,6 +65,9 @@ def skip(
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
         calibration.fit()  # points that no law fits are an error here, not in a model's call
+        points = [p for p in calibration.points if p.phase == "prefill" and p.tiles]
+        points = [p for p in points if LEAST <= p.sparsity <= MOST]
+        lengths, shares = [p.length for p in points], [p.sparsity for p in points]
 
     def attend(q, k, v, scale):
         chosen = threshold
@@ -54,10 +75,26 @@ def skip(
             chosen = calibration.threshold_for(sparsity, k.shape[1])
         return attention(q, k, v, causal=True, scale=scale, skip_threshold=chosen)
 
-    return attend
+    def without_effect(keys):
+        if threshold == 0 or sparsity == 0:
+            name = "threshold" if sparsity is None else "sparsity"
+            yield name, f"{name} is 0: nothing is skipped"
+        elif shares and not min(shares) <= sparsity <= max(shares):
+            yield (
+                "sparsity",
+                f"sparsity is {sparsity}, outside of what the calibration was fitted to, "
+                f"{min(shares):.3g} to {max(shares):.3g}",
+            )
+        if sparsity and lengths and not min(lengths) <= keys <= max(lengths):
+            yield (
+                "calibration",
+                f"calibration was fitted to {min(lengths)} to {max(lengths)} keys; here are {keys}",
+            )
+
+    return attend, without_effect
 
 
-def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Attend:
+def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
     """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
     check_int("blocks", blocks, 1)
 
@@ -67,88 +104,54 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Attend:
         mask = grid.mask(chosen | grid.sink(1) | grid.diagonal())
         return block_sparse_attention(q, k, v, mask, scale=scale)
 
-    return attend
+    def without_effect(keys):
+        if blocks * block_kv >= keys:
+            yield (
+                "blocks",
+                f"blocks is {blocks} of {block_kv} keys, and here are {keys}: nothing is left out",
+            )
+
+    return attend, without_effect
 
 
-def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Attend:
+def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
     """`patterns.anchor_attention`."""
 
     def attend(q, k, v, scale):
         options = {"theta": theta, "step": step, "block": block, "scale": scale}
         return patterns.anchor_attention(q, k, v, **options).out
 
-    return attend
+    def without_effect(keys):
+        # Distant are blocks after the first one that are two or more before a superblock.
+        if (ceil_div(keys, block) - 1) // step * step <= 2:
+            yield (
+                "step",
+                f"step is {step} and block is {block}, and {keys} keys are all near: nothing is "
+                "left out",
+            )
+
+    return attend, without_effect
 
 
-def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Attend:
+def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     """`patterns.vertical_slash`."""
+    options = inspect.signature(patterns.vertical_slash).parameters
+    forced = {"vertical": "first_columns", "slash": "last_diagonals"}
+    forced = {name: options[least].default for name, least in forced.items()}
+    given = {"vertical": vertical, "slash": slash}
 
     def attend(q, k, v, scale):
-        mask = patterns.vertical_slash(q, k, vertical=vertical, slash=slash, scale=scale)
+        mask = patterns.vertical_slash(q, k, **given, scale=scale)
         return stripe_attention(q, k, v, mask, scale=scale)
 
-    return attend
+    def without_effect(keys):
+        for name, value in given.items():
+            if max(value, forced[name]) >= keys:
+                yield name, f"{name} is {value}, and here are {keys} keys: nothing is left out"
+            elif value < forced[name]:
+                yield name, f"{name} is {value}; {forced[name]} are always taken"
+
+    return attend, without_effect
 
 
 METHODS = {f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)}
-
-
-def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Callable[[int], Attend | None]:
-    """The method of each layer index; None where it is dense.
-
-    Args:
-        layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" other layers
-            are dense.
-
-    Raises:
-        ValueError: a key, a method or an option that there is not, a layer that two keys name, a
-            file that is no calibration or too few points in it.
-        OSError: a file that cannot be read.
-        TypeError: no mapping.
-    """
-    if isinstance(layers, (str, PathLike)):
-        layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
-    if not isinstance(layers, Mapping):
-        raise TypeError(f"layers is a {type(layers).__name__}; a mapping or a path is needed")
-    default, of_layer = None, {}
-    for key, value in layers.items():
-        method = _method(key, value)
-        if key == "default":
-            default = method
-            continue
-        found = LAYERS.fullmatch(key)
-        if not found:
-            raise ValueError(f"layers has the key {key!r}; 'default', 'layer 3' or 'layers 8-31'")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise ValueError(f"layers has the key {key!r}, which ends before it begins")
-        for index in range(first, last + 1):
-            if index in of_layer:
-                raise ValueError(f"layers names layer {index} twice, the second time by {key!r}")
-            of_layer[index] = method
-    return lambda index: of_layer.get(index, default)
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object whose keys differ."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the file of layers has the key {key!r} twice in one object")
-    return dict(pairs)
-
-
-def _method(key: str, value: Mapping) -> Attend | None:
-    if not isinstance(value, Mapping) or value.get("method") not in METHODS:
-        raise ValueError(
-            f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "
-            + ", ".join(METHODS)
-        )
-    options = {name: given for name, given in value.items() if name != "method"}
-    make = METHODS[value["method"]]
-    try:
-        inspect.signature(make).bind(**options)
-    except TypeError as problem:
-        raise ValueError(f"layers[{key!r}], {value['method']}: {problem}") from problem
-    return make(**options)

@@ -10,10 +10,8 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -21,14 +19,15 @@ from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
-from sparse_fmha.integrations._diffusion_hooks import Hooks, Steps
+from sparse_fmha.integrations._diffusion_hooks import Hooks
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_steps import Request, Steps
+from sparse_fmha.integrations._reports import Reports
 
-__all__ = ["disable", "enable", "is_enabled", "supported_models"]
+__all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
 
 BACKEND = register()
 PARTS = ("transformer", "transformer_2")  # of a pipeline; Wan 2.2 has a second one for late steps
-_enabled: WeakKeyDictionary[nn.Module, Hooks] = WeakKeyDictionary()
 
 
 def supported_models() -> list[str]:
@@ -37,8 +36,8 @@ def supported_models() -> list[str]:
 
 
 def is_enabled(pipe_or_transformer: object) -> bool:
-    """Whether `enable` was called for all its transformers and `disable` was not."""
-    return all(model in _enabled for model, _, _ in _transformers(pipe_or_transformer))
+    """Whether all its transformers are enabled, by whichever pipeline."""
+    return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
 
 
 def enable(
@@ -46,11 +45,15 @@ def enable(
     method: str,
     *,
     first_dense_steps: int = 0,
-    dense_layers: Sequence[int] = (),
+    dense_layers: Collection[int] = (),
     grid: Sequence[int] | None = None,
     **options: int | Sequence[int] | BlockMask | Callable[[Tensor, Tensor], BlockMask],
 ) -> None:
     """Replaces the self-attention over image or video tokens; `disable` takes it back.
+
+    What it sets belongs to the transformer: all pipelines that share it are enabled, and a copy, or
+    a model that was saved as a whole, is enabled by itself. A second `enable` holds until its own
+    `disable`, then the first one again. Where this raises, nothing has changed.
 
     Tokens of the image see each other as the method says. Text tokens that are in the same
     attention (not in Wan and LTX) are seen by every query, and see everything themselves; those
@@ -69,7 +72,9 @@ def enable(
             from q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
             "dense": `sparse_fmha.attention`.
         first_dense_steps: so many denoising steps of each run stay the original. A step is a new
-            value of `timestep`, a run begins where it grows; reading it waits for the device.
+            value of `timestep`, a run begins where it grows; reading it waits for the device. Runs
+            that take turns are told apart by the tensor of their text embeddings and their thread,
+            or by a `Request`.
         dense_layers: indices of blocks that stay the original. Blocks of Flux and HunyuanVideo are
             counted through both streams: `transformer_blocks`, then `single_transformer_blocks`;
             those of VACE from `vace_blocks` on.
@@ -77,55 +82,67 @@ def enable(
 
     Calls then raise ValueError for a grid that is not as many tokens as the attention has or a
     window larger than the grid, NotImplementedError for masks other than of padded text, dropout
-    and context parallelism, and what the functions named above raise.
+    and context parallelism, RuntimeError for runs that cannot be told apart, and what the functions
+    named above raise. What has no effect is a warning, once: a window of the whole grid, a stride
+    where the window is all of an axis, all blocks in dense_layers, runs that are over before
+    first_dense_steps are.
 
     Raises:
         TypeError: an argument of the wrong type, an option that the method does not have, a model
             that is not supported.
-        ValueError: an unknown method, a layer that there is not, values for another number of axes.
+        ValueError: an unknown method, a layer that there is not or that is named twice, values for
+            another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
-        RuntimeError: it is enabled already.
     """
     chosen = methods.make(method, options)
     _check_count("first_dense_steps", first_dense_steps)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
     for model, name, row in found:  # everything is checked before anything changes
-        if model in _enabled:
-            raise RuntimeError(f"{name} is enabled already; call disable() first")
         _check_axes(chosen, grid, name, row)
         layers = row.layers(model)
         _check_layers(dense_layers, len(layers), name)
-        _check_processors(layers, name, row)
-    steps = Steps(first_dense_steps)
+        _check_processors(layers, Hooks.of(model), name, row)
+    reports = Reports()
     for model, name, row in found:
-        signature = inspect.signature(type(model).forward)
-        hooks = Hooks(name, row, signature, chosen, steps, grid)
-        hooks.on_model(model)
-        for index, layer in enumerate(row.layers(model)):
-            if index not in dense_layers:
-                hooks.on_layer(index, layer, _processor(layer.processor))
-        _enabled[model] = hooks
+        if len(dense_layers) == len(row.layers(model)):
+            reports(
+                "dense_layers", f"dense_layers has all blocks of {name}: {method!r} is used in none"
+            )
+    steps, done = Steps(first_dense_steps), []
+    try:
+        for model, name, _ in found:
+            hooks = Hooks(name, chosen, steps, grid, reports)
+            hooks.add(model, dense_layers, _processor)
+            done.append((model, hooks))
+    except BaseException:
+        for model, hooks in reversed(done):
+            hooks.remove(model)
+        raise
 
 
 def disable(pipe_or_transformer: object) -> None:
-    """Takes back what `enable` did: the processors that were there, and no hooks.
+    """Takes back the last `enable` of each transformer: what was there before it is there again.
+
+    That is the very processors, no hooks, and where "sparse_fmha" was chosen by name since, the
+    backends that were chosen before.
 
     Raises:
         TypeError: a model that is not supported.
-        RuntimeError: it is not enabled.
+        RuntimeError: none of its transformers is enabled.
     """
-    found = _transformers(pipe_or_transformer)
-    for model, name, _ in found:
-        if model not in _enabled:
-            raise RuntimeError(f"{name} is not enabled; call enable() before disable()")
-    for model, _, _ in found:
-        _enabled.pop(model).remove()
+    found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
+    if not any(hooks for _, hooks in found):
+        names = " and ".join(type(model).__name__ for model, _ in found)
+        raise RuntimeError(f"{names} is not enabled; call enable() before disable()")
+    for model, hooks in found:
+        if hooks is not None:
+            hooks.remove(model)
 
 
 def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
-    models = [model for model in models if model is not None]
+    models = list({id(model): model for model in models if model is not None}.values())
     if not models:
         raise TypeError(
             f"{type(given).__name__} is neither a transformer nor a pipeline with one; supported "
@@ -175,18 +192,22 @@ def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Mode
             )
 
 
-def _check_layers(dense_layers: Sequence[int], count: int, name: str) -> None:
+def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
     if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
         raise TypeError(f"dense_layers is {dense_layers!r}; indices of blocks are needed")
     for index in dense_layers:
         _check_count("dense_layers", index)
         if index >= count:
             raise ValueError(f"dense_layers has {index}; {name} has blocks 0 to {count - 1}")
+    for index in dense_layers:
+        if list(dense_layers).count(index) > 1:
+            raise ValueError(f"dense_layers has {index} twice")
 
 
-def _check_processors(layers: list[nn.Module], name: str, row: Model) -> None:
+def _check_processors(layers: list[nn.Module], hooks: Hooks | None, name: str, row: Model) -> None:
+    originals = {} if hooks is None else hooks.originals()
     for index, layer in enumerate(layers):
-        kind = type(layer.processor).__name__
+        kind = type(originals.get(layer, layer.processor)).__name__
         if kind not in row.processors:
             raise NotImplementedError(
                 f"the attention processor of block {index} of {name} is a {kind}; supported are "

@@ -12,7 +12,7 @@ and blocks that nobody sees cost nothing. No mask of all pairs is made.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 
 import torch
@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
-from sparse_fmha.integrations._layers import Attend, parse
+from sparse_fmha.integrations._layer_table import Layers, parse
+from sparse_fmha.integrations._layers import Method
 from sparse_fmha.integrations._transformers_masks import Plan, plan
 
 __all__ = ["Plan", "attend", "plan", "register"]
@@ -54,7 +55,10 @@ def register(
             1e-3}}`, or the path of such a JSON file. Methods:
             dense; skip(threshold), or skip(sparsity, calibration) with the file that a
             `calibration.Calibration` was saved in; block_topk(blocks, block_q, block_kv);
-            anchor(theta, step, block); vertical_slash(vertical, slash).
+            anchor(theta, step, block); vertical_slash(vertical, slash). Layers that a model does
+            not have are an error in its first call. What has no effect is a warning, once: a
+            default that no layer takes, options that leave nothing out of a call, a calibration
+            outside of what it was fitted to, decoding, which is dense.
 
     Raises:
         ValueError: such a name; layers, methods or options that there are not.
@@ -78,7 +82,7 @@ def attend(
     scaling: float | None = None,
     is_causal: bool | None = None,
     *,
-    method_of: Callable | None = None,
+    method_of: Layers | Callable[[int], Method | None] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer.
@@ -96,6 +100,7 @@ def attend(
     Raises:
         NotImplementedError: dropout, output_attentions, or an option of the model that is not
             there, by its name; a layer with a sparse method in another pass than causal prefill.
+        ValueError: layers of `method_of` that the model does not have.
     """
     for option, what in REFUSED.items():
         if kwargs.get(option) is not None:
@@ -108,7 +113,16 @@ def attend(
             f"{WEIGHTS}=True asks {type(module).__name__} for its weights, which {NAME} never has; "
             "load the model with attn_implementation='eager'"
         )
+    index = getattr(module, "layer_idx", None)
+    if isinstance(method_of, Layers):
+        method_of.check(module)
+    method = None if method_of is None else method_of(index)
     if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
+        if method is not None and query.shape[2] > 1:
+            raise _not_for(index, "a mask tensor of one's own")
+        if method is not None:
+            message = "a pass of one query, as in decoding, is dense"
+            _report(method_of, method, [("decoding", message)])
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
@@ -122,9 +136,10 @@ def attend(
         attention_mask = Plan(causal=bool(wanted))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     k, v = (x[:, : attention_mask.keys] for x in (k, v))
-    method = None if method_of is None else method_of(module.layer_idx)
     if method is not None:
-        out = _sparse(method, module.layer_idx, q, k, v, attention_mask, scaling)
+        out = _sparse(method, index, q, k, v, attention_mask, scaling)
+        runs = attention_mask.runs or [(0, k.shape[1])]
+        _report(method_of, method, method.without_effect(max(stop - start for start, stop in runs)))
     elif attention_mask.mask is not None:
         out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling)
     elif attention_mask.window is not None:
@@ -135,8 +150,8 @@ def attend(
 
 
 def _sparse(
-    method: Attend,
-    layer: int,
+    method: Method,
+    layer: int | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -150,10 +165,7 @@ def _sparse(
     if reason is None and q.shape[1] != k.shape[1]:
         reason = f"{q.shape[1]} queries and {k.shape[1]} keys, as behind a cache"
     if reason is not None:
-        raise NotImplementedError(
-            f"layer {layer} has a sparse method, which takes causal prefill alone, with or without "
-            f"padding; here is {reason}. Give the layer the method 'dense'"
-        )
+        raise _not_for(layer, reason)
     if plan.runs is None:
         return method(q, k, v, scale)
     out = None
@@ -165,3 +177,16 @@ def _sparse(
             out = rows.new_zeros(q.shape)
         out[entry, start:stop] = rows[0]
     return q.new_zeros(q.shape) if out is None else out
+
+
+def _report(method_of: object, method: Method, options: Iterable[tuple[str, str]]) -> None:
+    if isinstance(method_of, Layers):
+        for option, message in options:
+            method_of.reports(f"{method.name}, {option}", f"{method.name}: {message}")
+
+
+def _not_for(layer: int | None, reason: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"layer {layer} has a sparse method, which takes causal prefill alone, with or without "
+        f"padding; here is {reason}. Give the layer the method 'dense'"
+    )

@@ -1,0 +1,231 @@
+"""Which denoising step a call of a transformer is, of several runs that may take turns.
+
+A transformer is told a timestep and not whose it is. A run is known by what stays the same in it:
+the `Request` it is called in, else the tensor of its text embeddings and its thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from sparse_fmha.integrations._reports import Reports
+
+KEPT = 256  # runs; of more, those that were called longest ago are forgotten
+_requests: ContextVar[tuple[Request, ...]] = ContextVar("sparse_fmha_requests", default=())
+_local = threading.local()
+
+
+class Request:
+    """One denoising run: calls of transformers inside it are its steps, and no others'.
+
+        request = Request()
+        for t in timesteps:
+            with request:
+                noise = transformer(latents, timestep=t, ...)
+
+    It can be entered again, from any thread. Do not yield to another run inside the `with` of one.
+    """
+
+    def __init__(self) -> None:
+        self._runs: WeakKeyDictionary[Steps, Run] = WeakKeyDictionary()
+
+    def __enter__(self) -> Request:
+        _requests.set((*_requests.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _requests.set(_requests.get()[:-1])
+
+
+class Thread:
+    """Stands for a thread, and ends with it; idents of threads are used again."""
+
+
+def _thread() -> Thread:
+    if not hasattr(_local, "thread"):
+        _local.thread = Thread()
+    return _local.thread
+
+
+@dataclass(eq=False)
+class Run:
+    """The timesteps of a run so far, and who asked for them."""
+
+    times: tuple[float, ...]
+    thread: ref[Thread] | None = None
+    text: StorageWeakRef | None = None
+    model: int | None = None
+    new_text: bool = True  # the text was there in one step only
+    used: int = 0  # by the count of calls
+
+    @property
+    def last(self) -> float:
+        return self.times[-1]
+
+    @property
+    def step(self) -> int:
+        return len(self.times) - 1
+
+    def begins_as(self, times: tuple[float, ...]) -> bool:
+        return self.times[: len(times)] == times
+
+    def text_is_gone(self) -> bool:
+        return self.text is None or self.text.expired()
+
+    def is_over(self) -> bool:
+        """A text that is gone after several steps does not come again."""
+        return not self.new_text and self.text is not None and self.text.expired()
+
+
+@dataclass(eq=False)
+class Steps:
+    """Tells the first `dense` steps of each run.
+
+    A smaller timestep is the next step of a run, a larger one begins another run. So the calls of
+    one step, with and without the prompt, are one step. Where each token has its timestep, the
+    largest counts: those of given frames are 0 throughout. A copy has seen no run.
+    """
+
+    dense: int
+    reports: Reports = field(default_factory=Reports)
+    runs: list[Run] = field(default_factory=list)
+    calls: int = 0
+    sparse: bool = False  # whether any step was
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return Steps, (self.dense,)
+
+    def is_dense(self, timestep: Tensor | float | None, text: object, model: object) -> bool:
+        """Whether a call is one of the first steps of its run, which goes on by it.
+
+        Args:
+            timestep: of the call, or of each batch entry or token.
+            text: the embeddings; calls of one run hand over the same tensor, or a view of it.
+            model: a run may go on in another one.
+
+        Raises:
+            RuntimeError: runs that take turns cannot be told apart, and it matters.
+        """
+        if not self.dense:
+            return False
+        if timestep is None:
+            raise ValueError(
+                f"first_dense_steps is {self.dense}, and the call has no timestep to count by"
+            )
+        now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
+        with self.lock:
+            self.calls += 1
+            requests = _requests.get()
+            if requests:
+                run = self._of_request(requests[-1], now)
+            else:
+                text = StorageWeakRef(text.untyped_storage()) if torch.is_tensor(text) else None
+                run = self._of_text(text, id(model), now)
+            run.used = self.calls
+            dense = run.step < self.dense
+            self.sparse |= not dense
+        return dense
+
+    def _of_request(self, request: Request, now: float) -> Run:
+        run = request._runs.get(self)
+        if run is None or now > run.last:
+            self._report_dense(run)
+            run = request._runs[self] = Run((now,))
+        elif now < run.last:
+            run.times += (now,)
+        return run
+
+    def _of_text(self, text: StorageWeakRef | None, model: int, now: float) -> Run:
+        here = _thread()
+        mine = [r for r in self.runs if r.thread() is here]
+        left = [r for r in self.runs if r.thread() is None]  # by threads that have ended
+        near = mine or left
+        before = max(near, key=lambda r: r.used, default=None)
+        own = [r for r in mine if r.text == text] or [r for r in left if r.text == text]
+        run = self._next(own, now) if own else self._with_new_text(near, before, model, now)
+        if run is not None:
+            run.new_text = not own
+            run.times += (now,)
+        else:
+            run = self._another(own, before, now)
+            kept = [r for r in self.runs if r is before or not r.is_over()]
+            self.runs = [*sorted(kept, key=lambda r: -r.used)[: KEPT - 1], run]
+        run.thread, run.text, run.model = ref(here), text, model
+        return run
+
+    def _next(self, runs: list[Run], now: float) -> Run | None:
+        """Which of the runs of one text and thread goes on.
+
+        Runs of one schedule do not overtake each other, so of those it is the nearest. Of others it
+        is the one that was called last, as where a run was given up; where it matters, an error.
+        """
+        ahead = [r for r in runs if r.last > now]
+        if not ahead:
+            return None
+        latest = max(ahead, key=lambda r: r.used)
+        best = min((r for r in ahead if r.begins_as(latest.times)), key=lambda r: (r.last, -r.used))
+        steps = {r.step + 1: f"of one at {r.last:g}" for r in ahead if not best.begins_as(r.times)}
+        if now > max(runs, key=lambda r: r.used).last and not _seen(best, now, runs):
+            steps[0] = "of one that begins"
+        for step, other in steps.items():
+            if step != best.step + 1 and min(step, best.step + 1) < self.dense:
+                raise RuntimeError(
+                    f"first_dense_steps is {self.dense}, and a call at timestep {now:g} is step "
+                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}: runs with "
+                    "one text in one thread are told apart while they have one schedule; make each "
+                    "call of a run inside `with request:`, its own "
+                    "sparse_fmha.integrations.diffusers.Request()"
+                )
+        return best
+
+    def _with_new_text(
+        self, near: list[Run], before: Run | None, model: int, now: float
+    ) -> Run | None:
+        """The run that goes on with a text not seen before: one that has another in each step, or
+        one that changes to another model."""
+        runs = [r for r in near if r.model != model or (r.new_text and r.text_is_gone())]
+        if before is not None and now > before.last:
+            runs = [r for r in runs if _seen(r, now, near)]
+        return self._next(runs, now)
+
+    def _another(self, own: list[Run], before: Run | None, now: float) -> Run:
+        """A call of the same step as one before, or the first of a run."""
+        latest = max(own, key=lambda r: r.used, default=before)
+        same = [r for r in own if r.last == now and (r is latest or r.begins_as(latest.times))]
+        if latest is not None and latest.last == now:
+            same.append(latest)
+        if same:
+            return Run(same[-1].times)
+        self._report_dense(before)
+        if not own and before is not None and before.last > now:
+            self.reports(
+                "text",
+                f"first_dense_steps is {self.dense}, and a call at timestep {now:g}, after one at "
+                f"{before.last:g}, begins a run: its text embeddings were not there before. Where "
+                "each step has others, make the calls of a run inside `with request:`, its own "
+                "sparse_fmha.integrations.diffusers.Request()",
+            )
+        return Run((now,))
+
+    def _report_dense(self, before: Run | None) -> None:
+        if before is not None and not self.sparse:
+            self.reports(
+                "first_dense_steps",
+                f"first_dense_steps is {self.dense}, and no step was sparse before another run "
+                f"began; the one before it had {before.step + 1} steps",
+            )
+
+
+def _seen(run: Run, now: float, runs: list[Run]) -> bool:
+    """Whether another run with the same schedule has gone on to `now`."""
+    return any(r.begins_as((*run.times, now)) for r in runs)
