@@ -56,6 +56,11 @@ class Plan:
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
 
+    @property
+    def ndim(self) -> int:
+        """What older versions ask for there; raises as `contiguous`."""
+        return self.contiguous().ndim
+
 
 @dataclass(frozen=True)
 class Form:
