@@ -1,7 +1,8 @@
 """Drives CMake and Ninja; everything else is in pyproject.toml.
 
 Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SPARSE_FMHA_TORCH,
-CMAKE_ARGS, MAX_JOBS. The CMake tree is kept in build/, so that a second build is quick.
+CMAKE_ARGS, MAX_JOBS. The CMake trees are kept in build/, so that a second build is quick, also
+after one for other architectures.
 """
 
 import importlib.util
@@ -17,6 +18,8 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import locate  # noqa: E402
 
 
 def tool(name: str) -> str:
@@ -37,6 +40,19 @@ def jobs() -> int:
     return int(os.environ.get("MAX_JOBS") or fit)
 
 
+def tree() -> Path:
+    """The CMake tree. One with fewer architectures than all is apart: CMake deletes the objects of
+    targets that are gone, and the kernels are half an hour of work."""
+    try:
+        archs, _ = locate.archs()
+    except LookupError as error:
+        raise SystemExit(f"error: {error}") from None
+    name = ["cmake", sys.implementation.cache_tag]
+    if set(archs) != set(locate.ARCHS):
+        name += sorted(archs) or ["none"]
+    return ROOT / "build" / "-".join(name)
+
+
 class Build(build):
     def run(self):
         # setuptools never removes a module here that was removed from the source.
@@ -47,18 +63,17 @@ class Build(build):
 class CMakeBuild(build_ext):
     def run(self):
         package_dir = Path(self.get_ext_fullpath("sparse_fmha._C")).resolve().parent
-        tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        cmake = tool("cmake")
+        cmake, folder = tool("cmake"), tree()
         archs = os.environ.get("SPARSE_FMHA_ARCHS", "")
         configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
+            *(cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSE_FMHA_ARCHS={archs}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        install = [cmake, "--install", str(tree), "--prefix", str(package_dir.parent), "--strip"]
-        for command in (configure, [cmake, "--build", str(tree), "-j", str(jobs())], install):
+        install = [cmake, "--install", str(folder), "--prefix", str(package_dir.parent), "--strip"]
+        for command in (configure, [cmake, "--build", str(folder), "-j", str(jobs())], install):
             status = subprocess.call(command)
             if status:
                 raise SystemExit(f"failed ({status}): {shlex.join(command)}")

@@ -18,6 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import gpus
 import locate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +73,13 @@ def check_compiler() -> None:
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(f"{names[0]} does not compile C++17: {reason}")
+
+
+def check_archs() -> None:
+    try:
+        locate.archs()
+    except LookupError as error:
+        raise SetupError(error) from None
 
 
 def importable_torch() -> str | None:
@@ -195,8 +203,12 @@ def main() -> None:
     options = parser.parse_args()
 
     check_compiler()
+    check_archs()
     environment = Environment((ROOT / options.venv).absolute(), options.torch)
     environment.create()
+    if options.goal == "demo":
+        os.environ["SPARSE_FMHA_ARCHS"], line = gpus.choose(environment.python)
+        say(line)
     environment.build({"build": "", "demo": "demo", "test": "test"}[options.goal])
     if options.goal == "demo":
         say("Running the demo")

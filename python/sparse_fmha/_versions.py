@@ -12,7 +12,7 @@ FLOORS = {
     "matplotlib": "3.8",
     "pillow": "10.1",
     "rich": "13.0",
-    "diffusers": "0.36",
+    "diffusers": "0.37",
     "transformers": "5.4",
 }
 MODULES = {"pillow": "PIL"}  # where the name is another one
