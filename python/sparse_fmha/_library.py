@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ def load() -> None:
     """Loads the op library once.
 
     Raises:
-        ImportError: torch is too old, or the library is missing or does not load.
+        ImportError: torch or numpy is too old, or the library is missing or does not load.
     """
     require("torch")
+    if "numpy" in sys.modules:  # torch imports it where it is there
+        require("numpy")
     if not LIBRARY.exists():
         raise ImportError(
             f"sparse_fmha's op library {LIBRARY} is missing; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 
 # As in pyproject.toml, which a test compares; tools/versions.py runs the tests with these.
@@ -47,13 +48,14 @@ def require(*packages: str, by: str = "sparse_fmha", extra: str = "") -> None:
         wanted = f"'sparse-fmha[{extra}]'" if extra else f"'{package}>={FLOORS[package]}'"
         needs = f"{by} needs {package} >= {FLOORS[package]}"
         try:
-            version = importlib.import_module(name).__version__
+            module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
             raise ModuleNotFoundError(
                 f"{needs}, which is not installed: pip install {wanted}", name=name
             ) from None
+        version = getattr(module, "__version__", None) or importlib.metadata.version(package)
         if not is_supported(package, version):
             raise ImportError(
                 f"{needs}; {package} {version} is installed: pip install -U {wanted}", name=name

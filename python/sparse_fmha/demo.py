@@ -20,6 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from sparse_fmha._versions import require
+
+require("pillow", "matplotlib", "rich", by=__name__, extra="demo")
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
