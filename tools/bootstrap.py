@@ -33,6 +33,8 @@ sys.path.insert(0, "tools")
 import build_backend
 build_backend.build_wheel("dist", {"--global-option": "--quiet"})
 """
+# The packages that models come from, on the tests of the integrations.
+VERSIONS = ("tools/versions.py", "--only", "packages", "--end")
 # clang_format is no module that `python -m` runs.
 CLANG_FORMAT = "import clang_format; clang_format.clang_format()"
 
@@ -186,6 +188,8 @@ def checks(python: Path) -> list[str]:
         "ruff format": ["-m", "ruff", "format", "--check"],
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "pytest": ["-m", "pytest"],
+        "lowest versions": [*VERSIONS, "lowest"],
+        "newest versions": [*VERSIONS, "newest"],
     }
     failed = []
     for name, command in commands.items():
