@@ -23,7 +23,7 @@ def test_every_declared_dependency_has_a_floor_and_both_rows():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("row", versions.rows(), ids=lambda row: f"{row.name}-{row.end}")
+@pytest.mark.parametrize("row", list(versions.rows()), ids=lambda row: f"{row.name}-{row.end}")
 def test_rows_ask_for_the_floors_and_run_tests_that_are_there(row):
     assert [re.split("=", wanted)[0] for wanted in versions.requirements(row)] == list(row.packages)
     for wanted in versions.requirements(row):
