@@ -37,7 +37,18 @@ def jobs() -> int:
     """One compiler per core, as far as 3 GB of memory for each will go; MAX_JOBS overrides it."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fit = min(len(os.sched_getaffinity(0)), max(1, memory // (3 << 30)))
-    return int(os.environ.get("MAX_JOBS") or fit)
+    wanted = os.environ.get("MAX_JOBS") or str(fit)
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SystemExit(f"error: MAX_JOBS={wanted}: a number of at least 1 is needed")
+    return int(wanted)
+
+
+def cmake_options() -> list[str]:
+    """Those of CMAKE_ARGS."""
+    try:
+        return shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    except ValueError as error:
+        raise SystemExit(f"error: CMAKE_ARGS={os.environ['CMAKE_ARGS']}: {error}") from None
 
 
 def tree() -> Path:
@@ -70,7 +81,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSE_FMHA_ARCHS={archs}",
-            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+            *cmake_options(),
         ]
         install = [cmake, "--install", str(folder), "--prefix", str(package_dir.parent), "--strip"]
         for command in (configure, [cmake, "--build", str(folder), "-j", str(jobs())], install):

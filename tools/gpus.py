@@ -16,6 +16,8 @@ for n in range(torch.cuda.device_count()):
     print(f"{p.name}, {p.major}.{p.minor}")
 """
 
+HAS_CUDA = "import sys, torch; sys.exit(torch.version.cuda is None)"
+
 
 def seen(python: Path) -> dict[str, str]:
     """Compute capabilities by name, such as 9.0: what nvidia-smi lists, else torch of `python`."""
@@ -58,5 +60,7 @@ def choose(python: Path) -> tuple[str, str]:
         return "none", f"CPU ops alone: {names} is not supported, {supported} is{ask}"
     if not buildable:
         return "none", f"CPU ops alone, though there is {names}: {reason}"
-    minutes = "minutes on 16 cores, half an hour on two"
-    return ",".join(runs), f"GPU kernels for {', '.join(runs)}: {names}; {minutes}"
+    line = f"GPU kernels for {', '.join(runs)}: {names}; minutes on 16 cores, half an hour on two"
+    if subprocess.run([python, "-c", HAS_CUDA], capture_output=True).returncode:
+        line += ". The torch here is a CPU build, which cannot run them: TORCH chooses another"
+    return ",".join(runs), line

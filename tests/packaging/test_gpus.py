@@ -23,7 +23,8 @@ SCRIPT = "#!/bin/sh\n[ {status} = 0 ] && printf '{text}'\nexit {status}\n"
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Returns a function that fakes nvidia-smi, torch and nvcc; None is one that is not there."""
+    """Returns a function that fakes nvidia-smi, torch and nvcc; None is one that is not
+    there, of torch one that does not load."""
 
     def program(name: str, text: str | None, status: int = 0) -> Path:
         path = tmp_path / name
@@ -37,7 +38,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setenv("SPARSE_FMHA_ARCHS", env.get("archs", ""))
         monkeypatch.setenv("CUDACXX", str(program("nvcc", nvcc)))
         program("nvidia-smi", smi, env.get("smi_status", 0))
-        return program("python", torch, int(torch is None))
+        return program("python", torch or "", int(torch is None))
 
     return fake
 
@@ -48,7 +49,8 @@ def machine(monkeypatch, tmp_path):
         ({"smi": None}, "none", "no GPU is seen here; SPARSE_FMHA_ARCHS=90a builds the GPU"),
         ({"smi": None, "torch": None}, "none", "no GPU is seen here"),
         ({"smi": "No devices were found", "smi_status": 6}, "none", "no GPU is seen here"),
-        ({"smi": H100}, "90a", r"GPU kernels for 90a: NVIDIA H100 80GB HBM3 .*9\.0"),
+        ({"smi": H100}, "90a", r"GPU kernels for 90a: NVIDIA H100 80GB HBM3 .*9\.0.* on two$"),
+        ({"smi": H100, "torch": None}, "90a", r"90a: .*is a CPU build, which cannot run them: TOR"),
         ({"smi": A100 + H100}, "90a", "A100.*H100"),
         ({"smi": "", "smi_status": 9, "torch": H100}, "90a", "H100"),
         ({"smi": None, "torch": H100}, "90a", "H100"),
@@ -117,17 +119,39 @@ def test_archs_that_cannot_be_built_stop_every_goal_first(machine, goal, name, h
     assert "\n" not in str(caught.value)
 
 
-def test_each_set_of_architectures_has_its_build_tree(machine, monkeypatch):
-    """CMake deletes the objects of targets that are gone, so one tree would lose the kernels."""
+@pytest.fixture
+def setup_script(monkeypatch):
+    """What setup.py defines."""
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    tree = runpy.run_path(str(ROOT / "setup.py"))["tree"]
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_each_set_of_architectures_has_its_build_tree(machine, setup_script):
+    """CMake deletes the objects of targets that are gone, so one tree would lose the kernels."""
     trees = {}
     for archs, nvcc in [("", "release 13.0"), ("90a", "release 13.0"), ("none", ""), ("", None)]:
         machine(None, nvcc=nvcc, archs=archs)
-        trees[archs, nvcc] = tree()
+        trees[archs, nvcc] = setup_script["tree"]()
     everything, asked, none, absent = trees.values()
     assert everything == asked == ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     assert none == absent == everything.with_name(f"{everything.name}-none")
+
+
+@pytest.mark.parametrize(
+    ("function", "variable", "value", "words"),
+    [
+        ("jobs", "MAX_JOBS", "many", "MAX_JOBS=many: a number of at least 1 is needed"),
+        ("jobs", "MAX_JOBS", "0", "MAX_JOBS=0: a number of at least 1"),
+        ("cmake_options", "CMAKE_ARGS", "-DA='b", "CMAKE_ARGS=-DA='b: No closing quotation"),
+        ("tree", "SPARSE_FMHA_ARCHS", "70", "SPARSE_FMHA_ARCHS=70: 70 is not supported"),
+    ],
+)
+def test_variables_that_setup_cannot_use(
+    setup_script, monkeypatch, function, variable, value, words
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=f"^error: {words}"):
+        setup_script[function]()
 
 
 def test_supported_architectures_have_names_in_the_build():
