@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -247,12 +247,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="these rows")
     parser.add_argument("--python", action="append", default=[], metavar="3.X", help="and these")
     parser.add_argument("--end", choices=ENDS, help="one of the two (default: both)")
+    parser.add_argument("--tests", nargs="+", metavar="PATH", help="these instead of a row's own")
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     options = parser.parse_args(argv)
     try:
         chosen = choose(options.only, options.python, options.end)
+        absent = [p for p in options.tests or () if not (ROOT / p.partition("::")[0]).exists()]
+        if absent:
+            raise ValueError(f"--tests {' '.join(absent)}: no such file")
     except ValueError as error:
         parser.error(str(error))
+    if options.tests:
+        chosen = [replace(row, tests=tuple(options.tests)) for row in chosen]
     if options.list:
         for row in chosen:
             print(f"{row.name}, {row.end}: {' '.join(requirements(row))}")

@@ -53,6 +53,7 @@ def test_a_dependency_without_a_plain_floor(requirement):
     [
         (["--only", "tarnsformers"], "no row tarnsformers; there are: packages, "),
         (["--only", "numpy", "--only", "none"], "no row none; there are: "),
+        (["--only", "numpy", "--tests", "tests/none.py"], "--tests tests/none.py: no such file"),
         (["--python", "3.9"], "no row python 3.9; there are: "),
         (["--python", "3.12", "--end", "lowest"], "--end lowest: python 3.12 has no such row"),
     ],
