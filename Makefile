@@ -1,13 +1,14 @@
-# make demo    build, then denoise a photograph by attention
-# make test    build, then every check that continuous integration runs
+# make demo    build what this machine can run, then denoise a photograph by attention
+# make test    build everything, then every check that continuous integration runs
 #
 # Both work in a virtual environment of their own, .venv. They need python3 >= 3.10 and a C++17
-# compiler; GPU kernels are built where nvcc is found.
+# compiler. GPU kernels are built where nvcc is found; for the demo only where there is also a GPU
+# of a supported architecture.
 #
 #   PYTHON=python3.12       another interpreter
 #   TORCH=torch==2.12.0     this torch, from the package index; the default is a torch >= 2.10 that
 #                           PYTHON can import, else the CPU build of torch 2.13.0
-#   SPARSE_FMHA_ARCHS=none  no GPU kernels
+#   SPARSE_FMHA_ARCHS=none  no GPU kernels; 90a: GPU kernels for Hopper, whatever GPU there is
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,7 +1,8 @@
 """Drives CMake and Ninja; everything else is in pyproject.toml.
 
 Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SPARSE_FMHA_TORCH,
-CMAKE_ARGS, MAX_JOBS. The CMake tree is kept in build/, so that a second build is quick.
+CMAKE_ARGS, MAX_JOBS. The CMake trees are kept in build/, so that a second build is quick, also
+after one for other architectures.
 """
 
 import importlib.util
@@ -17,6 +18,8 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import locate  # noqa: E402
 
 
 def tool(name: str) -> str:
@@ -34,7 +37,31 @@ def jobs() -> int:
     """One compiler per core, as far as 3 GB of memory for each will go; MAX_JOBS overrides it."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fit = min(len(os.sched_getaffinity(0)), max(1, memory // (3 << 30)))
-    return int(os.environ.get("MAX_JOBS") or fit)
+    wanted = os.environ.get("MAX_JOBS") or str(fit)
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SystemExit(f"error: MAX_JOBS={wanted}: a number of at least 1 is needed")
+    return int(wanted)
+
+
+def cmake_options() -> list[str]:
+    """Those of CMAKE_ARGS."""
+    try:
+        return shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    except ValueError as error:
+        raise SystemExit(f"error: CMAKE_ARGS={os.environ['CMAKE_ARGS']}: {error}") from None
+
+
+def tree() -> Path:
+    """The CMake tree. One with fewer architectures than all is apart: CMake deletes the objects of
+    targets that are gone, and the kernels are half an hour of work."""
+    try:
+        archs, _ = locate.archs()
+    except LookupError as error:
+        raise SystemExit(f"error: {error}") from None
+    name = ["cmake", sys.implementation.cache_tag]
+    if set(archs) != set(locate.ARCHS):
+        name += sorted(archs) or ["none"]
+    return ROOT / "build" / "-".join(name)
 
 
 class Build(build):
@@ -47,18 +74,17 @@ class Build(build):
 class CMakeBuild(build_ext):
     def run(self):
         package_dir = Path(self.get_ext_fullpath("sparse_fmha._C")).resolve().parent
-        tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        cmake = tool("cmake")
+        cmake, folder = tool("cmake"), tree()
         archs = os.environ.get("SPARSE_FMHA_ARCHS", "")
         configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
+            *(cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSE_FMHA_ARCHS={archs}",
-            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+            *cmake_options(),
         ]
-        install = [cmake, "--install", str(tree), "--prefix", str(package_dir.parent), "--strip"]
-        for command in (configure, [cmake, "--build", str(tree), "-j", str(jobs())], install):
+        install = [cmake, "--install", str(folder), "--prefix", str(package_dir.parent), "--strip"]
+        for command in (configure, [cmake, "--build", str(folder), "-j", str(jobs())], install):
             status = subprocess.call(command)
             if status:
                 raise SystemExit(f"failed ({status}): {shlex.join(command)}")

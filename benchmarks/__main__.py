@@ -12,6 +12,7 @@ import sparse_fmha
 from benchmarks import environment, peers, report
 from benchmarks.cases import select
 from benchmarks.run import run_case
+from sparse_fmha.cli import one_line_errors
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
                    help="untimed calls before them (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help="a few cases that stand for the rest")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS, metavar="PATH",
+    p.add_argument("--out", type=report.out_path, default=RESULTS, metavar="PATH",
                    help="results file, or the folder to put it in (default: benchmarks/results)")
     p.add_argument("--plot", action="store_true", help="a picture beside the file (matplotlib)")
     # fmt: on
@@ -72,11 +73,15 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--device cuda: torch finds no GPU; --device cpu runs the CPU cases")
     if args.iterations < 1 or args.warmup < 0:
         p.error("--iterations is at least 1 and --warmup at least 0")
+    if args.quick and args.case and args.l2:
+        p.error("--quick changes nothing beside --case and --l2")
     try:
         cases = select(args.device, args.case, args.quick)
         builders = peers.choose(args.device, args.peers)
     except ValueError as problem:
         p.error(str(problem))
+    if args.plot:
+        from benchmarks.plot import plot  # matplotlib is optional
     if args.list:
         print("\n".join(c.name for c in cases))
         return 0
@@ -110,13 +115,15 @@ def main(argv: list[str] | None = None) -> int:
     if not results["cases"]:
         return 1
     if args.plot:
-        from benchmarks.plot import plot  # matplotlib is optional
-
         plot(results, path.with_suffix(".png"))
     report.print_table(results)
     print(f"results: {path}")
-    return int(bool(results["failed"]))
+    idle = peers.idle(args.peers, results["cases"])
+    for name, reason in idle.items():
+        print(f"error: --peers {name}: it ran no case: {reason}", file=sys.stderr)
+    return int(bool(results["failed"] or idle))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors(install="sparse-fmha[demo]"):
+        sys.exit(main())

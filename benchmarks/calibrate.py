@@ -21,6 +21,7 @@ from torch import Tensor
 import sparse_fmha
 from benchmarks import environment, report
 from sparse_fmha.calibration import GROUP, TILE_K, Calibration
+from sparse_fmha.cli import one_line_errors
 
 RESULTS = Path(__file__).parent / "results" / "calibration"
 SPARSITIES = (0.25, 0.5, 0.75)
@@ -187,4 +188,5 @@ def _skipped(entry: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -271,14 +271,14 @@ CASES = _all()
 
 
 def select(device: str, globs: list[str], quick: bool) -> list[Case]:
-    """The cases of a device whose name matches any glob; ValueError when that leaves none."""
+    """The cases of a device whose name matches any glob. ValueError where a glob has none."""
     mine = [c for c in CASES if c.device == device]
-    chosen = [c for c in mine if not globs or any(fnmatchcase(c.name, g) for g in globs)]
-    if quick and not globs:
-        chosen = [c for c in chosen if c.quick]
-    if not chosen:
-        raise ValueError(
-            f"--case {' '.join(globs)}: no {device} case has such a name; there are: "
-            + ", ".join(c.name for c in mine)
-        )
-    return chosen
+    for glob in globs:
+        if not any(fnmatchcase(c.name, glob) for c in mine):
+            raise ValueError(
+                f"--case {glob}: no {device} case has such a name; there are: "
+                + ", ".join(c.name for c in mine)
+            )
+    if globs:
+        return [c for c in mine if any(fnmatchcase(c.name, g) for g in globs)]
+    return [c for c in mine if c.quick or not quick]

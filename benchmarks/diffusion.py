@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import environment, report, timing
+from sparse_fmha.cli import one_line_errors
 
 RESULTS = Path(__file__).resolve().parent / "results" / "diffusion"
 
@@ -312,4 +313,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors(install="sparse-fmha[diffusers]"):
+        sys.exit(main())

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import block_lists, selection, skipping
 from benchmarks.cases import Case
 from benchmarks.flex import flex, flex_tiled
-from benchmarks.names import OURS, UnavailableError
+from benchmarks.names import DENSE, OURS, UnavailableError
 from benchmarks.sta import sta
 from benchmarks.vsa import vsa
 
@@ -113,11 +113,20 @@ PEERS: dict[str, dict[str, Build]] = {
 # The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
 # own: where that is newer than the driver its kernel ends the process's CUDA context (vsa looks).
 ON_REQUEST = {"flex", "flex_tiled", "sta"}
+# Module and package of peers that are no part of torch.
+PACKAGES = {
+    "fa3": ("fa3_fwd_interface", "fa3-fwd"),
+    "sta": ("fastvideo_kernel", "fastvideo-kernel"),
+    "vsa": ("fastvideo_kernel", "fastvideo-kernel"),
+}
 DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
 
 def choose(device: str, wanted: str) -> dict[str, Build]:
-    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first."""
+    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first.
+
+    ValueError for a name that there is not, and one in a list whose package is not installed.
+    """
     known = PEERS[device]
     if wanted == "auto":
         names = [name for name in known if name not in ON_REQUEST]
@@ -129,4 +138,19 @@ def choose(device: str, wanted: str) -> dict[str, Build]:
         if name not in known:
             allowed = ", ".join([*known, "auto", "none"])
             raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
+        module, package = PACKAGES.get(name, ("torch", "torch"))
+        if wanted != "auto" and importlib.util.find_spec(module) is None:
+            raise ValueError(f"--peers {name}: the package {package} is not installed")
     return {OURS: sparse_fmha} | {name: known[name] for name in names}
+
+
+def idle(wanted: str, records: list[dict]) -> dict[str, str]:
+    """Of the peers that were asked for by name, those that ran no case, with the last reason."""
+    asked = [] if wanted in ("auto", "none") else wanted.split(",")
+    ran = {run["op"] for record in records for run in record["runs"]}
+    skipped = {name: why for record in records for name, why in record["skipped"].items()}
+    return {
+        name: skipped.get(name, "no case is for it")
+        for name in asked
+        if not {name, name + DENSE} & ran
+    }

@@ -26,6 +26,7 @@ from benchmarks.report import (
     target,
     unit,
 )
+from sparse_fmha.cli import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured numbers: written by python -m benchmarks.readme -->"
@@ -301,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--readme", type=Path, default=ROOT / "README.md")
     p.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     args = p.parse_args(argv)
+    if not args.results.is_dir():
+        raise ValueError(f"--results {args.results}: no such folder")
     old = args.readme.read_text()
     new = rewrite(old, section(args.results))
     if args.check:
@@ -312,4 +315,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

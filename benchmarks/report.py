@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=out_path,
         metavar="PATH",
         help=f"results file, or the folder to put it in; without it {folder}, with --tiny none",
     )
@@ -40,6 +40,16 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
 def place(results: dict, out: Path) -> Path:
     """`out`, or in that folder a file of the run's own."""
     return out if out.suffix == ".json" else out / file_name(results)
+
+
+def out_path(text: str) -> Path:
+    """The type of an option --out: what `place` takes, known before anything is measured."""
+    out = Path(text).absolute()
+    file = out.suffix == ".json"
+    above = [*out.parents] if file else [out, *out.parents]
+    if (file and out.is_dir()) or any(f.exists() and not f.is_dir() for f in above):
+        raise argparse.ArgumentTypeError(f"{text}: a folder, or a file NAME.json, is needed")
+    return Path(text)
 
 
 def keep(results: dict, out: Path | None) -> None:

@@ -17,6 +17,7 @@ import torch
 import sparse_fmha
 from benchmarks.block_lists import compact
 from sparse_fmha import reference
+from sparse_fmha.cli import one_line_errors
 
 HEAD_DIMS = (64, 96, 128, 256)
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}  # about two units of the last place
@@ -189,6 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
     parser.add_argument("--only", choices=PROBLEMS, action="append", help="default: all")
     names = parser.parse_args(argv).only or PROBLEMS
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch finds no GPU")
     torch.manual_seed(0)
     failed = count = 0
     problems = [(PROBLEMS[name][0], case) for name in names for case in PROBLEMS[name][1]]
@@ -203,4 +206,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

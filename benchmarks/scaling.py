@@ -26,6 +26,7 @@ import sparse_fmha
 import sparse_fmha.distributed as sd
 from benchmarks import environment, report, scaling_table, timing
 from sparse_fmha import BlockMask
+from sparse_fmha.cli import one_line_errors
 
 RESULTS = Path("benchmarks/results/scaling")
 BLOCK = 128
@@ -82,10 +83,14 @@ def sizes(world: int) -> list[int]:
     return sorted({2**i for i in range(1, world.bit_length()) if 2**i < world} | {world})
 
 
+def divides(ranks: int, args: argparse.Namespace) -> bool:
+    """Whether ulysses takes the numbers of heads."""
+    return args.heads % ranks == 0 and (args.heads_kv % ranks == 0 or ranks % args.heads_kv == 0)
+
+
 def ways(op: Op, ranks: int, args: argparse.Namespace) -> list[str]:
     """Those that take the numbers of heads."""
-    evenly = args.heads % ranks == 0 and (args.heads_kv % ranks == 0 or ranks % args.heads_kv == 0)
-    return [way for way in op.ways if evenly or way != "ulysses"]
+    return [way for way in op.ways if divides(ranks, args) or way != "ulysses"]
 
 
 def tensors(args: argparse.Namespace, device: str) -> list[Tensor]:
@@ -232,9 +237,15 @@ def start(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    changed = {name for name, value in vars(args).items() if value != p.get_default(name)}
     if args.tiny:
+        for name in sorted(changed & TINY.keys()):
+            p.error(f"--{name.replace('_', '-')} is of --tiny's own choice")
         vars(args).update(TINY)
+    if "density" in changed and not any(OPS[name].masked for name in args.op or OPS):
+        p.error(f"--density changes nothing for --op {' '.join(args.op)}")
     start(args)
     world, first = dist.get_world_size(), dist.get_rank() == 0
     unit = 2 * BLOCK * math.lcm(*sizes(world))
@@ -247,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "op")},
         "rows": [],
     }
+    uneven = [n for n in sizes(world) if not divides(n, args)]
+    if uneven and first:
+        ranks = ", ".join(map(str, uneven))
+        heads = f"--heads {args.heads} --heads-kv {args.heads_kv}"
+        print(f"{heads}: ulysses does not take them on {ranks} ranks", file=sys.stderr)
     groups = {n: dist.new_group(list(range(n))) for n in sizes(world)}
     with torch.no_grad():
         for name in args.op or OPS:
@@ -259,4 +275,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

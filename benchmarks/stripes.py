@@ -20,6 +20,7 @@ import torch
 import sparse_fmha
 from benchmarks import environment, report, timing
 from sparse_fmha import BlockMask, StripeMask, reference
+from sparse_fmha.cli import one_line_errors
 from sparse_fmha.patterns import anchor
 
 RESULTS = Path(__file__).parent / "results" / "stripes"
@@ -256,4 +257,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -3,57 +3,20 @@
 set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
 set(GPU_KERNELS "")  # names of the rows that get built
 
-# Supported architectures, and for each the name it has in kernels.def.
-set(GPU_SUPPORTED 90a)
+# The name that each supported architecture (tools/locate.py) has in kernels.def.
 set(GPU_NAME_90a sm90)
 # Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/cute.h).
 set(GPU_MMA_WIDTHS "16|32|64|96|128|192|256")
-# First nvcc that has cudaGetDriverEntryPointByVersion.
-set(GPU_MIN_CUDA 12.5)
-
-function(nvcc_version nvcc out)
-  execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE text ERROR_QUIET)
-  string(REGEX MATCH "release ([0-9.]+)" _ "${text}")
-  set(${out} "${CMAKE_MATCH_1}" PARENT_SCOPE)
-endfunction()
-
-locate(nvcc nvcc no_nvcc)
-set(GPU_CUDA_VERSION "")
-if(nvcc)
-  nvcc_version("${nvcc}" GPU_CUDA_VERSION)
-endif()
-
-if(SPARSE_FMHA_ARCHS STREQUAL "none")
+# A list, or "none: " and the reason.
+locate(archs GPU_ARCHS)
+if(GPU_ARCHS MATCHES "^none: ")
+  string(REPLACE "none: " "" reason "${GPU_ARCHS}")
+  message(STATUS "GPU kernels: none, ${reason}")
   set(GPU_ARCHS "")
-  message(STATUS "GPU kernels: none, as asked (SPARSE_FMHA_ARCHS)")
-elseif(SPARSE_FMHA_ARCHS STREQUAL "")
-  if(NOT nvcc)
-    set(GPU_ARCHS "")
-    message(STATUS "GPU kernels: none, ${no_nvcc}")
-  elseif(GPU_CUDA_VERSION VERSION_LESS GPU_MIN_CUDA)
-    set(GPU_ARCHS "")
-    message(STATUS "GPU kernels: none, ${nvcc} is ${GPU_CUDA_VERSION}; ${GPU_MIN_CUDA} is needed")
-  else()
-    set(GPU_ARCHS "${GPU_SUPPORTED}")
-  endif()
-else()
-  string(REPLACE "," ";" GPU_ARCHS "${SPARSE_FMHA_ARCHS}")
-  foreach(arch IN LISTS GPU_ARCHS)
-    if(NOT arch IN_LIST GPU_SUPPORTED)
-      message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS}: ${arch} is not supported; "
-                          "allowed are none, or a list of: ${GPU_SUPPORTED}")
-    endif()
-  endforeach()
-  if(NOT nvcc)
-    message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS} needs nvcc >= ${GPU_MIN_CUDA}: "
-                        "${no_nvcc}; set CUDACXX, or SPARSE_FMHA_ARCHS=none")
-  elseif(GPU_CUDA_VERSION VERSION_LESS GPU_MIN_CUDA)
-    message(FATAL_ERROR "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS} needs nvcc >= ${GPU_MIN_CUDA}; "
-                        "${nvcc} is ${GPU_CUDA_VERSION}")
-  endif()
 endif()
 
 if(GPU_ARCHS)
+  locate(nvcc nvcc)
   set(CMAKE_CUDA_COMPILER "${nvcc}")
   set(CMAKE_CUDA_ARCHITECTURES OFF)  # set for each target
   enable_language(CUDA)

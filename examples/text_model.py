@@ -1,31 +1,49 @@
 """A random small Llama with sparse methods by layer, beside torch's attention. On a CPU in seconds:
 
 pip install sparse-fmha[transformers]
-python examples/text_model.py
+python examples/text_model.py [--tokens 4096]
 """
 
+from __future__ import annotations
+
+import argparse
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_fmha.integrations import transformers as sparse
+from sparse_fmha.cli import one_line_errors
 
-TOKENS = 4096
+with one_line_errors(install="sparse-fmha[transformers]"):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sparse_fmha.integrations import transformers as sparse
+
 LAYERS = {
     "default": {"method": "dense"},
     "layers 1-3": {"method": "block_topk", "blocks": 4},
 }
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0].partition(" On a")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--tokens", type=int, default=4096, metavar="N", help="of the prompt")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    length = parser().parse_args(argv).tokens
+    if length < 1:
+        raise ValueError(f"--tokens {length}: at least 1 is needed")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=TOKENS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=length,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    tokens = torch.randint(0, 1000, (1, TOKENS))
+    tokens = torch.randint(0, 1000, (1, length))
     sparse.register()
     sparse.register("sparse_by_layer", LAYERS)
     results = {}
@@ -40,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -17,8 +17,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import sparse_fmha
-import sparse_fmha.distributed as sd
 from sparse_fmha import BlockGrid, BlockMask
+from sparse_fmha.cli import one_line_errors
+
+with one_line_errors():
+    import sparse_fmha.distributed as sd
 
 RANKS = 2
 HEADS, HEADS_KV, HEAD_DIM = 8, 2, 64
@@ -91,7 +94,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")

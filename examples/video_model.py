@@ -16,9 +16,13 @@ import time
 import warnings
 
 import torch
-from diffusers import WanTransformer3DModel
 
-from sparse_fmha.integrations import diffusers as sparse
+from sparse_fmha.cli import one_line_errors
+
+with one_line_errors(install="sparse-fmha[diffusers]"):
+    from diffusers import WanTransformer3DModel
+
+    from sparse_fmha.integrations import diffusers as sparse
 
 REPEATS = 3
 
@@ -65,7 +69,11 @@ def call(transformer: WanTransformer3DModel, inputs: dict) -> tuple[torch.Tensor
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: torch sees no CUDA device")
+        raise RuntimeError("--device cuda: torch sees no CUDA device")
+    if args.layers < 1:
+        raise ValueError(f"--layers {args.layers}: at least 1 is needed")
+    if min(args.grid) < 2:
+        raise ValueError(f"--grid {' '.join(map(str, args.grid))}: at least 2 on each axis")
     torch.manual_seed(args.seed)
     transformer = model(args.layers, args.device)
     frames, height, width = args.grid
@@ -94,4 +102,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

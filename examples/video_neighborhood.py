@@ -16,12 +16,16 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.table import Table
 
 import sparse_fmha
-from sparse_fmha import demo, photo
+from sparse_fmha.cli import one_line_errors
+
+with one_line_errors(install="sparse-fmha[demo]"):
+    from PIL import Image, ImageDraw
+    from rich.console import Console
+    from rich.table import Table
+
+    from sparse_fmha import demo, photo
 
 REPEATS = 3
 SHOWN = 224  # least side of a frame in the picture, pixels
@@ -110,6 +114,12 @@ def main(argv: list[str] | None = None) -> int:
         raise photo.UnavailableError("--device cuda: torch sees no CUDA device")
     if args.out.suffix.lower() not in (".png", ".gif"):
         raise photo.InputError(f"--out {args.out}: must end in .png or .gif")
+    if not args.out.absolute().parent.is_dir():
+        raise photo.InputError(f"--out {args.out}: no such folder")
+    for option, least in (("frames", 1), ("size", 2), ("pan", 0), ("sigma", 1)):
+        value = getattr(args, option)
+        if not value >= least:
+            raise photo.InputError(f"--{option} {value:g}: at least {least} is needed")
     truth = panning(args.frames, args.size, args.pan)
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(args.seed))
     videos = {"scene": truth, "noisy": truth + args.sigma / 255 * noise}
@@ -139,7 +149,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         sys.exit(main())
-    except (photo.InputError, photo.UnavailableError, ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ from PIL import Image
 import sparse_fmha
 from sparse_fmha import cli, demo, info
 from sparse_fmha._build import KernelTable
+from sparse_fmha._versions import FLOORS
 
 
 @pytest.fixture
@@ -156,15 +157,20 @@ def test_what_the_library_refuses_is_one_line(capsys, picture, monkeypatch, tmp_
     assert "error: no kernel for this; rows: none\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["PIL", "matplotlib", "rich"])
-def test_missing_package(module):
+@pytest.mark.parametrize(
+    ("module", "package"), [("PIL", "pillow"), ("matplotlib", "matplotlib"), ("rich", "rich")]
+)
+def test_missing_package(module, package):
     program = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from sparse_fmha.cli import main\nsys.exit(main(['demo']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: the demo needs {module}: pip install 'sparse-fmha[demo]'\n"
+    assert done.stderr == (
+        f"error: sparse_fmha.demo needs {package} >= {FLOORS[package]}, which is not installed: "
+        "pip install 'sparse-fmha[demo]'\n"
+    )
 
 
 def test_info_as_a_command():

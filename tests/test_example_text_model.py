@@ -11,8 +11,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "text_model.py"
 
 def test_it_runs(capsys):
     namespace = runpy.run_path(str(EXAMPLE))
-    namespace["main"].__globals__["TOKENS"] = 512
-    namespace["main"]()
+    namespace["main"](["--tokens", "512"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     errors = {line[0]: float(line[-1]) for line in lines}
     assert errors["sdpa"] == 0

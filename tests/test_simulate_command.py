@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from sparse_fmha import _C, cli, plot_tiles, simulate
+from sparse_fmha._versions import FLOORS
 
 HUNYUAN = ["--grid", "30x48x80", "--window", "18x24x24"]
 
@@ -103,7 +104,10 @@ def test_missing_package(module, option):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: this option needs {module}: pip install 'sparse-fmha[demo]'\n"
+    assert done.stderr == (
+        f"error: {option.partition('=')[0]} needs {module} >= {FLOORS[module]}, which is not "
+        "installed: pip install 'sparse-fmha[demo]'\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import gpus
 import locate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,8 @@ sys.path.insert(0, "tools")
 import build_backend
 build_backend.build_wheel("dist", {"--global-option": "--quiet"})
 """
+# The packages that models come from, on the tests of the integrations.
+VERSIONS = ("tools/versions.py", "--only", "packages", "--end")
 # clang_format is no module that `python -m` runs.
 CLANG_FORMAT = "import clang_format; clang_format.clang_format()"
 
@@ -72,6 +75,13 @@ def check_compiler() -> None:
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(f"{names[0]} does not compile C++17: {reason}")
+
+
+def check_archs() -> None:
+    try:
+        locate.archs()
+    except LookupError as error:
+        raise SetupError(error) from None
 
 
 def importable_torch() -> str | None:
@@ -178,6 +188,8 @@ def checks(python: Path) -> list[str]:
         "ruff format": ["-m", "ruff", "format", "--check"],
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "pytest": ["-m", "pytest"],
+        "lowest versions": [*VERSIONS, "lowest"],
+        "newest versions": [*VERSIONS, "newest"],
     }
     failed = []
     for name, command in commands.items():
@@ -195,8 +207,12 @@ def main() -> None:
     options = parser.parse_args()
 
     check_compiler()
+    check_archs()
     environment = Environment((ROOT / options.venv).absolute(), options.torch)
     environment.create()
+    if options.goal == "demo":
+        os.environ["SPARSE_FMHA_ARCHS"], line = gpus.choose(environment.python)
+        say(line)
     environment.build({"build": "", "demo": "demo", "test": "test"}[options.goal])
     if options.goal == "demo":
         say("Running the demo")

@@ -47,7 +47,11 @@ def _inputs() -> list[str]:
             locate.torch()
         except LookupError as error:
             raise SystemExit(f"error: {error}") from None
-    if locate.builds_gpu_kernels():
+    try:
+        builds_gpu_kernels = locate.builds_gpu_kernels()
+    except LookupError as error:
+        raise SystemExit(f"error: {error}") from None
+    if builds_gpu_kernels:
         try:
             locate.cutlass()
         except LookupError:

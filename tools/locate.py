@@ -1,4 +1,5 @@
-"""Finds what the build takes from its surroundings: torch, CUTLASS, pybind11, nvcc.
+"""Finds what the build takes from its surroundings: torch, CUTLASS, pybind11, nvcc, and for which
+GPU architectures it can build.
 
 Packages are looked up without importing them. An isolated build hides the environment that the
 package is for, yet that is where torch is: after `sys.path` the directories are searched that this
@@ -12,14 +13,20 @@ import os
 import re
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-MIN_TORCH = (2, 10)
+ROOT = Path(__file__).resolve().parent.parent
+_floor = re.search(r'"torch>=(\d+)\.(\d+)"', ROOT.joinpath("pyproject.toml").read_text())
+MIN_TORCH = tuple(map(int, _floor.groups()))
 PINNED_TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINNED_CUTLASS = "nvidia-cutlass==4.2.0.0"
+# Supported architectures, and the compute capability of the GPUs that run each.
+ARCHS = {"90a": "9.0"}
+MIN_CUDA = (12, 5)  # the first nvcc that has cudaGetDriverEntryPointByVersion
 
 
 def _search_path() -> list[str]:
@@ -112,19 +119,71 @@ def nvcc() -> Path:
     return Path(found)
 
 
+def capable_nvcc() -> Path:
+    """An nvcc that can build the kernels."""
+    found = nvcc()
+    needed = f"nvcc >= {'.'.join(map(str, MIN_CUDA))} is needed"
+    try:
+        text = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        raise LookupError(f"{needed}; {found} does not run: {error.strerror}") from None
+    version = re.search(r"release (\d+)\.(\d+)", text)
+    if version is None:
+        raise LookupError(f"{needed}; {found} does not say its version")
+    if tuple(map(int, version.groups())) < MIN_CUDA:
+        raise LookupError(f"{needed}; {found} is {'.'.join(version.groups())}")
+    return found
+
+
+def archs() -> tuple[list[str], str]:
+    """The architectures that a build here, with this environment, compiles kernels for.
+
+    SPARSE_FMHA_ARCHS decides: none, a list, or empty for all that the nvcc found can build. Where
+    there are none the second value says why.
+
+    Raises:
+        LookupError: SPARSE_FMHA_ARCHS names what is not supported, or needs an nvcc that is not
+            there.
+    """
+    wanted = os.environ.get("SPARSE_FMHA_ARCHS", "")
+    if wanted == "none":
+        return [], "as asked (SPARSE_FMHA_ARCHS)"
+    asked = re.split("[,;]", wanted) if wanted else []
+    for arch in asked:
+        if arch not in ARCHS:
+            raise LookupError(
+                f"SPARSE_FMHA_ARCHS={wanted}: {arch} is not supported; allowed are none, or a list "
+                f"of: {', '.join(ARCHS)}"
+            )
+    try:
+        capable_nvcc()
+    except LookupError as error:
+        if asked:
+            raise LookupError(
+                f"SPARSE_FMHA_ARCHS={wanted}: {error}; set CUDACXX, or SPARSE_FMHA_ARCHS=none"
+            ) from None
+        return [], str(error)
+    return asked or list(ARCHS), ""
+
+
 def builds_gpu_kernels() -> bool:
     """Whether a build here, with this environment, compiles GPU kernels."""
-    if os.environ.get("SPARSE_FMHA_ARCHS") == "none":
-        return False
-    try:
-        nvcc()
-    except LookupError:
-        return False
-    return True
+    return bool(archs()[0])
+
+
+def _archs_for_cmake() -> str:
+    found, reason = archs()
+    return ";".join(found) or f"none: {reason}"
 
 
 if __name__ == "__main__":
-    find = {"torch": torch, "cutlass": cutlass, "pybind11": pybind11, "nvcc": nvcc}
+    find = {
+        "torch": torch,
+        "cutlass": cutlass,
+        "pybind11": pybind11,
+        "nvcc": capable_nvcc,
+        "archs": _archs_for_cmake,
+    }
     try:
         print(find[sys.argv[1]]())
     except LookupError as error:

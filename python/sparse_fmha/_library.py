@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 
 import torch
 
+from sparse_fmha._versions import require
+
 LIBRARY = Path(__file__).with_name("libsparse_fmha.so")
-OLDEST_TORCH = (2, 10)
 
 
 def load() -> None:
     """Loads the op library once.
 
     Raises:
-        ImportError: torch is older than 2.10, or the library is missing or does not load.
+        ImportError: torch or numpy is too old, or the library is missing or does not load.
     """
-    numbers = re.findall(r"\d+", torch.__version__)[:2]
-    if tuple(map(int, numbers)) < OLDEST_TORCH:
-        raise ImportError(
-            f"sparse_fmha needs torch >= {'.'.join(map(str, OLDEST_TORCH))}; "
-            f"torch {torch.__version__} is installed"
-        )
+    require("torch")
+    if "numpy" in sys.modules:  # torch imports it where it is there
+        require("numpy")
     if not LIBRARY.exists():
         raise ImportError(
             f"sparse_fmha's op library {LIBRARY} is missing; "

@@ -7,11 +7,13 @@ on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-OPTIONAL_MODULES = {"PIL", "matplotlib", "numpy", "rich"}
+UNABLE = (ImportError, RuntimeError)  # this installation or machine cannot do it
+ERRORS = (*UNABLE, ValueError, TypeError, OSError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,43 +93,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; argv defaults to the process's arguments."""
     arguments = parser().parse_args(argv)
     options = {name: value for name, value in vars(arguments).items() if name != "command"}
-    if arguments.command == "info":
-        from sparse_fmha import info
-
-        print(info.report())
-        return 0
-    if arguments.command == "simulate":
-        from sparse_fmha import simulate_command
-
-        try:
-            simulate_command.run(**options)
-        except ModuleNotFoundError as error:
-            return missing_package("this option", error)
-        except ImportError as error:
-            return fail(error, 1)
-        except (ValueError, TypeError, OSError) as error:
-            return fail(error, 2)
-        return 0
     try:
-        from sparse_fmha import demo
-    except ModuleNotFoundError as error:
-        return missing_package("the demo", error)
-    try:
-        demo.run(**options)
-    except demo.InputError as error:
-        return fail(error, 2)
-    except demo.UnavailableError as error:
-        return fail(error, 1)
+        COMMANDS[arguments.command](**options)
+    except ERRORS as error:
+        return report(error, "sparse-fmha[demo]")
     return 0
 
 
-def missing_package(what: str, error: ModuleNotFoundError) -> int:
-    package = (error.name or "").partition(".")[0]
-    if package not in OPTIONAL_MODULES:
-        raise error
-    return fail(f"{what} needs {package}: pip install 'sparse-fmha[demo]'", 1)
+def run_demo(**options: object) -> None:
+    from sparse_fmha import demo
+
+    demo.run(**options)
 
 
-def fail(reason: object, status: int) -> int:
-    print("error:", " ".join(str(reason).split()), file=sys.stderr)
-    return status
+def run_info() -> None:
+    from sparse_fmha import info
+
+    print(info.report())
+
+
+def run_simulate(**options: object) -> None:
+    from sparse_fmha import simulate_command
+
+    simulate_command.run(**options)
+
+
+COMMANDS = {"demo": run_demo, "info": run_info, "simulate": run_simulate}
+
+
+def report(error: Exception, install: str = "") -> int:
+    """Prints one line on stderr and returns the exit status.
+
+    Args:
+        error: what ends the program.
+        install: what pip installs where a package is missing.
+    """
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError) and install and "pip install" not in reason:
+        reason += f": pip install '{install}'"
+    print("error:", reason, file=sys.stderr)
+    return 1 if isinstance(error, UNABLE) else 2
+
+
+@contextlib.contextmanager
+def one_line_errors(install: str = "") -> Iterator[None]:
+    """Ends the program as the commands do, with one line; for scripts, around imports and `main`.
+
+    Args:
+        install: what pip installs where a package is missing.
+    """
+    try:
+        yield
+    except ERRORS as error:
+        sys.exit(report(error, install))

@@ -20,6 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from sparse_fmha._versions import require
+
+require("pillow", "matplotlib", "rich", by=__name__, extra="demo")
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -202,6 +207,9 @@ def run(
     """
     max_pixels = check(out, device, window, sigma, resize)
     truth = photo.load(image, window, max_pixels, resize)
+    if resize is not None and max(truth.shape[1:]) < resize:
+        height, width = truth.shape[1:]
+        say(f"--resize {resize} changes nothing: the picture has {width}x{height} pixels")
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
     noisy = truth + sigma / 255 * noise
     dtype = torch.float16 if device == "cuda" else torch.float32

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+
+from sparse_fmha._versions import require
+
+require("pillow", "matplotlib", by=__name__, extra="demo")
+
+import matplotlib
 from PIL import Image, ImageOps
 
 SIDE = 256  # of the sample photograph, pixels

@@ -6,6 +6,11 @@ from os import fspath
 from pathlib import Path
 
 import numpy as np
+
+from sparse_fmha._versions import require
+
+require("matplotlib", by=__name__, extra="demo")
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 
 import numpy as np
+
+from sparse_fmha._versions import require
+
+require("matplotlib", by=__name__, extra="demo")
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection

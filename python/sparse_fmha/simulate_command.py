@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparse_fmha import _simulate
 from sparse_fmha._tile_problem import joined
+from sparse_fmha._versions import require
 
 
 def run(
@@ -42,6 +43,10 @@ def run(
         raise ValueError("--query is given without --plot")
     if all is not None and all < 1:
         raise ValueError(f"--all is {all}; at least 1 is needed")
+    if all is not None:
+        require("rich", by="--all", extra="demo")
+    if plot is not None:
+        require("matplotlib", by="--plot", extra="demo")
     token = numbers_of("--query", query, sequence=True) if query is not None else None
     results = _simulate.ranking(1 if all is None else all, **problem)
     if plot is not None:

@@ -5,7 +5,14 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    MistralConfig,
+    MistralModel,
+)
 from transformers import masking_utils as hf
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.integrations import _transformers_masks as masks
 
@@ -96,13 +103,26 @@ def test_pairs(lengths, function, padding):
 
 
 def packed(window=None):
+    """The mask function that transformers makes in a model's call, other ones in other versions."""
     positions = torch.cat([torch.arange(50), torch.arange(140), torch.arange(110)])
     positions = torch.stack([positions, torch.arange(300)])
-    function = FUNCTIONS["causal"]
-    if window is not None:
-        function = hf.sliding_window_causal_mask_function(window)
-    sequences = hf.find_packed_sequence_indices(positions)
-    return hf.packed_sequence_compatibility_function(function, positions, sequences)
+    made = []
+    AttentionMaskInterface.register("captured", lambda **given: made.append(given["mask_function"]))
+    AttentionInterface.register("captured", sdpa_attention_forward)
+    config = MistralConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        sliding_window=window,
+        attn_implementation="captured",
+    )
+    tokens = torch.zeros(2, 300, dtype=torch.int64)
+    MistralModel(config).eval()(tokens, position_ids=positions, use_cache=False)
+    (function,) = made
+    return function
 
 
 @pytest.mark.parametrize("window", [None, 40, 130])

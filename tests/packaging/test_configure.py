@@ -48,6 +48,13 @@ def cutlass_header(folder: Path, version: tuple[int, int, int]) -> Path:
     return folder
 
 
+def fake_nvcc(folder: Path, release: str) -> Path:
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
 needs_nvcc = pytest.mark.skipif(
     not locate.builds_gpu_kernels(), reason="needs nvcc and SPARSE_FMHA_ARCHS other than none"
 )
@@ -72,17 +79,14 @@ def test_without_nvcc(configure, monkeypatch, tmp_path):
     assert "GPU kernels: none" in output
     status, output = configure("-DSPARSE_FMHA_ARCHS=90a")
     assert status != 0
-    assert "needs nvcc >= 12.5" in output
+    assert "SPARSE_FMHA_ARCHS=90a: nvcc >= 12.5 is needed" in output
 
 
 def test_old_nvcc(configure, monkeypatch, tmp_path):
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.8, V11.8.89'\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDACXX", str(nvcc))
+    monkeypatch.setenv("CUDACXX", str(fake_nvcc(tmp_path, "11.8")))
     status, output = configure("-DSPARSE_FMHA_ARCHS=90a")
     assert status != 0
-    assert "needs nvcc >= 12.5" in output
+    assert "nvcc >= 12.5 is needed" in output
     assert "is 11.8" in output
 
 
@@ -145,7 +149,7 @@ def test_cutlass_is_required_only_for_gpu_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSE_FMHA_TORCH", str(torch))
     monkeypatch.setattr(locate, "_search_path", lambda: [str(tmp_path)])
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("CUDACXX", "/usr/bin/true")
+    monkeypatch.setenv("CUDACXX", str(fake_nvcc(tmp_path, "13.0")))
     monkeypatch.setenv("SPARSE_FMHA_ARCHS", "")
     assert locate.PINNED_CUTLASS in build_backend.get_requires_for_build_wheel()
     monkeypatch.setenv("SPARSE_FMHA_ARCHS", "none")

@@ -7,31 +7,19 @@ not set, the backend is torch's attention.
 
 from __future__ import annotations
 
-import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import diffusers
 import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor, nn
 
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
-
-try:
-    from diffusers.models.attention_dispatch import (
-        AttentionBackendName,
-        _AttentionBackendRegistry,
-        dispatch_attention_fn,
-    )
-except ImportError as error:
-    raise ImportError(
-        f"diffusers {diffusers.__version__} has no attention backends; 0.36 or newer is needed"
-    ) from error
-if "parallel_config" not in inspect.signature(dispatch_attention_fn).parameters:  # 0.35
-    raise ImportError(
-        f"diffusers {diffusers.__version__} has not all models behind attention backends; 0.36 or "
-        "newer is needed"
-    )
 
 NAME = "sparse_fmha"
 

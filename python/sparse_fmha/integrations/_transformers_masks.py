@@ -64,6 +64,11 @@ class Plan(TensorFields):
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
 
+    @property
+    def ndim(self) -> int:
+        """What older versions ask for there; raises as `contiguous`."""
+        return self.contiguous().ndim
+
 
 _tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 

@@ -15,6 +15,10 @@ from numbers import Integral
 
 from torch import Tensor, nn
 
+from sparse_fmha._versions import require
+
+require("diffusers", by=__name__, extra="diffusers")
+
 from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register

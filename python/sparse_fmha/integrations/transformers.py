@@ -17,6 +17,11 @@ from os import PathLike
 
 import torch
 from torch import Tensor
+
+from sparse_fmha._versions import require
+
+require("transformers", by=__name__, extra="transformers")
+
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -1,0 +1,66 @@
+"""Which GPUs this machine has, and what `make demo` builds for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import locate
+
+# One line for each GPU: name, compute capability.
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader")
+TORCH = """import torch
+for n in range(torch.cuda.device_count()):
+    p = torch.cuda.get_device_properties(n)
+    print(f"{p.name}, {p.major}.{p.minor}")
+"""
+
+HAS_CUDA = "import sys, torch; sys.exit(torch.version.cuda is None)"
+
+
+def seen(python: Path) -> dict[str, str]:
+    """Compute capabilities by name, such as 9.0: what nvidia-smi lists, else torch of `python`."""
+    for command in (NVIDIA_SMI, (str(python), "-c", TORCH)):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return dict(line.rsplit(", ", 1) for line in done.stdout.splitlines() if ", " in line)
+    return {}
+
+
+def choose(python: Path) -> tuple[str, str]:
+    """The SPARSE_FMHA_ARCHS with which a build has just what this machine can run.
+
+    Args:
+        python: an interpreter with torch, which is asked where there is no nvidia-smi.
+
+    Returns:
+        The value, and a line that says so and why.
+
+    Raises:
+        LookupError: SPARSE_FMHA_ARCHS is set, and cannot be built.
+    """
+    wanted = os.environ.get("SPARSE_FMHA_ARCHS", "")
+    buildable, reason = locate.archs()
+    if wanted:
+        what = f"GPU kernels for {', '.join(buildable)}" if buildable else "CPU ops alone"
+        return wanted, f"{what}, as SPARSE_FMHA_ARCHS={wanted} asks"
+    found = seen(python)
+    ask = f"; SPARSE_FMHA_ARCHS={','.join(buildable)} builds the GPU kernels all the same"
+    ask = ask if buildable else ""
+    if not found:
+        return "none", f"CPU ops alone: no GPU is seen here{ask}"
+    names = ", ".join(f"{name} (compute capability {cap})" for name, cap in found.items())
+    runs = [arch for arch, capability in locate.ARCHS.items() if capability in found.values()]
+    if not runs:
+        supported = ", ".join(locate.ARCHS.values())
+        return "none", f"CPU ops alone: {names} is not supported, {supported} is{ask}"
+    if not buildable:
+        return "none", f"CPU ops alone, though there is {names}: {reason}"
+    line = f"GPU kernels for {', '.join(runs)}: {names}; minutes on 16 cores, half an hour on two"
+    if subprocess.run([python, "-c", HAS_CUDA], capture_output=True).returncode:
+        line += ". The torch here is a CPU build, which cannot run them: TORCH chooses another"
+    return ",".join(runs), line
