@@ -25,7 +25,7 @@ def main() -> None:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=TOKENS,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    tokens = torch.randint(0, 1000, (1, TOKENS))
+    tokens = torch.randint(0, 1000, (1, TOKENS), device="cpu")
     sparse.register()
     sparse.register("sparse_by_layer", LAYERS)
     results = {}

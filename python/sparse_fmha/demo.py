@@ -202,7 +202,8 @@ def run(
     """
     max_pixels = check(out, device, window, sigma, resize)
     truth = photo.load(image, window, max_pixels, resize)
-    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(truth.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = truth + sigma / 255 * noise
     dtype = torch.float16 if device == "cuda" else torch.float32
     tokens = as_tokens(noisy.to(device), sigma / 255, dtype)

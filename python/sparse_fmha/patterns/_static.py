@@ -73,7 +73,7 @@ def from_rules(
     tokens_q, tokens_k = (torch.arange(n, device=device) for n in (block_q, block_kv))
     for head, rule in enumerate(rules):
         # Most lists are shorter than the longest: only what is listed is evaluated.
-        listed = torch.arange(width) < counts[0, head, :, None]
+        listed = torch.arange(width, device="cpu") < counts[0, head, :, None]
         for rows, slots in zip(*(x.split(AT_ONCE) for x in torch.where(listed)), strict=True):
             columns = indices[0, head, rows, slots].to(device).long()
             rows, slots = rows.to(device), slots.to(device)

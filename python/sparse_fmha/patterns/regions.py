@@ -60,18 +60,18 @@ class RegionOrder:
         first_slot = (blocks.cumsum(0) - blocks) * block
         order = region.argsort(stable=True)
         ordered = region[order]
-        rank = torch.arange(len(region)) - (sizes.cumsum(0) - sizes)[ordered]
+        rank = torch.arange(len(region), device="cpu") - (sizes.cumsum(0) - sizes)[ordered]
         slots = torch.empty_like(region)
         slots[order] = first_slot[ordered] + rank
         self.tokens, self.block, self.regions = len(region), block, regions
         self.length = int(blocks.sum()) * block
         self.padded = self.length > self.tokens
         self.most_blocks = int(blocks.max())
-        present = torch.zeros(self.length, dtype=torch.bool)
+        present = torch.zeros(self.length, dtype=torch.bool, device="cpu")
         present[slots] = True
         self.slots = slots.to(device)
         self.sizes = sizes.to(device)
-        self.block_region = torch.arange(regions).repeat_interleave(blocks).to(device)
+        self.block_region = torch.arange(regions, device="cpu").repeat_interleave(blocks).to(device)
         self.present = present.view(-1, block).to(device)
 
     def permute(self, x: Tensor) -> Tensor:
