@@ -104,9 +104,7 @@ def video_inputs(case: Case) -> dict[str, torch.Tensor]:
     # Wan has no text in its self-attention, but in cross-attention.
     inputs["encoder_hidden_states"] = torch.randn(1, case.text or 512, case.text_dim, device="cpu")
     if case.text:
-        inputs["encoder_attention_mask"] = torch.ones(
-            1, case.text, dtype=torch.long, device="cpu"
-        )
+        inputs["encoder_attention_mask"] = torch.ones(1, case.text, dtype=torch.long, device="cpu")
         inputs["pooled_projections"] = torch.randn(1, 768, device="cpu")
         inputs["guidance"] = torch.tensor([6000.0], device="cpu")
     return inputs

@@ -6,6 +6,8 @@ scores to a mask can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,16 @@ ABSENT = -1  # what lists are filled with behind their count
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
+
+    On the CPU they fit in its cache; elsewhere each one costs launches, so they are larger.
+    """
+    elements = 1 << 16 if device.type == "cpu" else 1 << 24
+    step = max(1, elements // max(1, columns))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
 def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
@@ -28,17 +40,72 @@ def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tenso
     """
     n = blocks.shape[-1]
     width = n if width is None else min(width, n)
+    numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
+    lead = blocks.shape[:-1]
+    flat = blocks.reshape(lead.numel(), n)
+    lists = build_lists(
+        lambda rows: (numbers, flat[None, rows]), 1, len(flat), n, width, blocks.device
+    )
+    return lists[0].view(lead), lists[1].view(*lead, width)
+
+
+def build_lists(
+    make: Callable[[slice], tuple[Tensor, Tensor]],
+    heads: int,
+    rows: int,
+    columns: int,
+    width: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Lists of what `make` keeps; never more than a few rows of its tables are there.
+
+    Args:
+        make: of a slice of the rows, to integers and bools that broadcast to
+            `[heads, rows of the slice, columns]`: block numbers that ascend where they are kept.
+        width: capacity of the lists; a row that has more is cut off there.
+
+    Returns:
+        counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
+    """
+    parts = chunks(rows, heads * columns, device)
+    if len(parts) == 1:
+        return list_kept(*make(parts[0]), heads, rows, width)
+    counts = torch.empty(heads, rows, dtype=torch.int32, device=device)
+    indices = torch.empty(heads, rows, width, dtype=torch.int32, device=device)
+    for part in parts:
+        lists = list_kept(*make(part), heads, part.stop - part.start, width)
+        counts[:, part], indices[:, part] = lists
+    return counts, indices
+
+
+def list_kept(
+    numbers: Tensor, keep: Tensor, heads: int, rows: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """The lists of one slice of `build_lists`."""
+    columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
+    keep = keep.expand(heads, rows, columns)
     # In place, as these are the largest tensors on the way. What is not listed goes to a column of
     # its own, which is dropped.
-    place = blocks.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
-    place = place.masked_fill_(~blocks, width).long()
-    indices = torch.full(
-        (*blocks.shape[:-1], width + 1), ABSENT, dtype=torch.int32, device=blocks.device
-    )
-    numbers = torch.arange(n, dtype=torch.int32, device=blocks.device).expand(blocks.shape)
-    indices.scatter_(-1, place, numbers)
-    counts = blocks.sum(-1, dtype=torch.int32).clamp_(max=width)
+    place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
+    place = place.masked_fill_(~keep, width).long()
+    indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
+    indices.scatter_(-1, place, numbers.int().expand(place.shape))
+    counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
     return counts, indices[..., :width].contiguous()
+
+
+def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of each row in ascending order, each kept once: what `build_lists` wants.
+
+    Args:
+        numbers: integers `[..., n]` below 2^31 - 1, in any order. keep: bool, the same.
+    """
+    behind = torch.iinfo(torch.int32).max
+    ordered = numbers.int().masked_fill(~keep, behind).sort(-1).values
+    first = ordered[..., :1] < behind
+    return ordered, torch.cat([first, ordered[..., 1:].ne(ordered[..., :-1])], -1) & (
+        ordered < behind
+    )
 
 
 def is_listed(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
@@ -79,6 +146,25 @@ def unpack_bits(bits: Tensor) -> Tensor:
     """Inverse of `pack_bits`."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits[..., None] >> shifts & 1).bool().flatten(-2)
+
+
+def interval_bits(begin: Tensor, end: Tensor, block_kv: int) -> Tensor:
+    """Bitmasks of rows that see the columns `[begin, end)`, cut at 0 and block_kv.
+
+    Args:
+        begin, end: integers `[..., rows]`, `begin <= end`.
+
+    Returns:
+        uint8 `[..., rows, block_kv / 8]`, as of `pack_bits`.
+    """
+    first = torch.arange(0, block_kv, 8, dtype=torch.int16, device=begin.device)
+
+    def ones(column: Tensor) -> Tensor:
+        """2^n, n the columns of each byte before `column`."""
+        before = column.clamp(0, block_kv).to(torch.int16)[..., None] - first
+        return torch.ones_like(before) << before.clamp_(0, 8)
+
+    return (ones(end) - ones(begin)).to(torch.uint8)
 
 
 def take_slots(bits: Tensor, slots: Tensor) -> Tensor:

@@ -210,6 +210,47 @@ class BlockMask:
         return from_mask_mod(mask_mod, batch, heads, *sizes, device)
 
     @staticmethod
+    def from_documents(
+        cu: Tensor,
+        block_q: int = 128,
+        block_kv: int = 128,
+        causal: bool = False,
+        *,
+        length: int | None = None,
+        max_len: int | None = None,
+        validate: bool = False,
+    ) -> BlockMask:
+        """Documents that are packed one behind the other: a query sees the keys of its own.
+
+        No pair of tokens is looked at. A block of queries with tokens of several documents sees
+        all its key blocks in part, and the lists of all rows have room for what the fullest has:
+        bitmasks take up to `T / block_q * W * block_q * block_kv / 8` bytes, W the most key blocks
+        of two neighboring documents. Documents that start at multiples of `block_q` have none of
+        that, and at most two partial blocks to a row.
+
+        Args:
+            cu: int32 `[documents + 1]`, where each document starts, and T: `cu[0]` is 0, `cu[-1]`
+                is T, the number of tokens. It may not descend; equal ones are empty documents.
+            block_q, block_kv, causal: as of the mask.
+            length: T. max_len: no document has more tokens. With both given the mask is made on the
+                device of cu without waiting for it; lists are as wide as documents of max_len
+                tokens can need, and the numbers in cu are not checked. Else cu is read by the host,
+                which waits for its device.
+            validate: check the numbers in cu in any case; waits for the device.
+
+        Returns:
+            A mask of T queries and T keys, one for all batch entries and heads, on cu's device.
+
+        Raises:
+            TypeError: cu is no int32 tensor.
+            ValueError: cu has another rank or no entry; where it is read, cu does not start at 0,
+                descends, or does not fit length or max_len.
+        """
+        from sparse_fmha._block_documents import from_documents
+
+        return from_documents(cu, block_q, block_kv, causal, length, max_len, validate)
+
+    @staticmethod
     def from_flex(mask: FlexBlockMask) -> BlockMask:
         """The mask of `torch.nn.attention.flex_attention`; waits for the device.
 
