@@ -1,7 +1,8 @@
 """The check that no tensor is made without its device."""
 
-import check_factories
 import pytest
+
+import check_factories
 
 NAMES = sorted(check_factories.FACTORIES)
 

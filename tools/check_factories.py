@@ -16,11 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("python", "examples", "benchmarks")
 FACTORIES = frozenset(
-    "arange as_tensor asarray bartlett_window blackman_window empty empty_permuted empty_strided "
-    "eye from_file full hamming_window hann_window kaiser_window linspace logspace ones rand "
-    "randint randn randperm range scalar_tensor sparse_coo_tensor tensor tril_indices triu_indices "
-    "zeros".split()
-)
+    ["arange", "as_tensor", "asarray", "bartlett_window", "blackman_window", "empty",
+     "empty_permuted", "empty_strided", "eye", "from_file", "full", "hamming_window",
+     "hann_window", "kaiser_window", "linspace", "logspace", "ones", "rand", "randint", "randn",
+     "randperm", "range", "scalar_tensor", "sparse_coo_tensor", "tensor", "tril_indices",
+     "triu_indices", "zeros"]
+)  # fmt: skip
 
 
 def factory(node: ast.expr) -> str | None:

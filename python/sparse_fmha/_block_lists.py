@@ -183,12 +183,19 @@ def key_limits(q_len: int, kv_len: int, causal: bool, rows: int, device: torch.d
     return torch.where(i < q_len, limit, 0)
 
 
+def reached(
+    q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
+) -> Tensor:
+    """Int64 `[nQ]`: how many key blocks each query block may see; the first ones."""
+    last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
+    last = last.clamp(max=q_len) - 1
+    keys = (last + 1 + kv_len - q_len) if causal else torch.full_like(last, kv_len)
+    return ceil_div(keys.clamp(0, kv_len), block_kv)
+
+
 def reachable_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
 ) -> Tensor:
     """Bool `[nQ, nK]`: blocks that hold a pair which `causal` allows."""
-    last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
-    last = last.clamp(max=q_len) - 1
-    first = torch.arange(ceil_div(kv_len, block_kv), device=device) * block_kv
-    limit = last + 1 + kv_len - q_len if causal else torch.full_like(last, kv_len)
-    return first < limit[:, None]
+    columns = torch.arange(ceil_div(kv_len, block_kv), device=device)
+    return columns < reached(q_len, kv_len, block_q, block_kv, causal, device)[:, None]

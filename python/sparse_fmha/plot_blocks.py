@@ -6,7 +6,6 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
