@@ -12,6 +12,7 @@ import shlex
 # other processes run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hostile_defaults
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    hostile_defaults.apply()
     if hypothesis:
         only = (
             {"phases": [hypothesis.Phase.explicit]} if config.getoption("--example", None) else {}

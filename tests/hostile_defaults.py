@@ -1,0 +1,72 @@
+"""Runs the suite under another default device or dtype, which only the package meets.
+
+SPARSE_FMHA_TEST_DEFAULT is a device or a dtype: meta, float64 or bfloat16. What tests and other
+packages make stays on the CPU in fp32, so that each test still says what it said; a tensor that the
+package makes without its device or dtype goes astray.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+import sparse_fmha
+
+VARIABLE = "SPARSE_FMHA_TEST_DEFAULT"
+DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+PACKAGE = str(Path(sparse_fmha.__file__).parent) + os.sep
+TORCH = str(Path(torch.__file__).parent) + os.sep
+
+
+@functools.cache
+def owner(file: str) -> str | None:
+    """Whose code a file has; None of torch's, which makes tensors for whoever calls it."""
+    if file.startswith(TORCH) or file == __file__ or file.startswith("<"):
+        return None
+    return "package" if file.startswith(PACKAGE) else "other"
+
+
+def called_by_package(frame: FrameType | None) -> bool:
+    """Whether the nearest caller outside torch is in sparse_fmha."""
+    while frame is not None:
+        found = owner(frame.f_code.co_filename)
+        if found:
+            return found == "package"
+        frame = frame.f_back
+    return False
+
+
+class OthersKeepDefaults(TorchFunctionMode):
+    """Whatever is not called by the package runs with the CPU and fp32 as defaults."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling() or called_by_package(sys._getframe(1)):
+            return func(*args, **kwargs)
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.device("cpu"):
+                return func(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def apply() -> None:
+    """Sets the default that the environment names, until the process ends."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return
+    if name in DTYPES:
+        torch.set_default_dtype(DTYPES[name])
+    elif name == "meta":
+        torch.set_default_device(name)
+    else:
+        raise ValueError(f"{VARIABLE} is {name}; meta, {' and '.join(DTYPES)} are allowed")
+    OthersKeepDefaults().__enter__()
