@@ -27,10 +27,16 @@ except ImportError:  # the GPU tests need neither it nor what is here
 
 def pytest_addoption(parser):
     parser.addoption("--example", metavar="ARGS", help="the only arguments of Hypothesis tests")
+    parser.addoption(
+        "--other-default",
+        choices=hostile_defaults.CHOICES,
+        help="default device or dtype that only the package meets",
+    )
 
 
 def pytest_configure(config):
-    hostile_defaults.apply()
+    if config.getoption("--other-default", None):
+        hostile_defaults.apply(config.getoption("--other-default"))
     if hypothesis:
         only = (
             {"phases": [hypothesis.Phase.explicit]} if config.getoption("--example", None) else {}

@@ -1,8 +1,9 @@
 """Runs the suite under another default device or dtype, which only the package meets.
 
-SPARSE_FMHA_TEST_DEFAULT is a device or a dtype: meta, float64 or bfloat16. What tests and other
-packages make stays on the CPU in fp32, so that each test still says what it said; a tensor that the
-package makes without its device or dtype goes astray.
+    python -m pytest --other-default meta     # or float64, bfloat16
+
+What tests and other packages make stays on the CPU in fp32, so that each test still says what it
+said; a tensor that the package makes without its device or dtype goes astray.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 import sparse_fmha
 
-VARIABLE = "SPARSE_FMHA_TEST_DEFAULT"
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+CHOICES = ("meta", *DTYPES)
 PACKAGE = str(Path(sparse_fmha.__file__).parent) + os.sep
 TORCH = str(Path(torch.__file__).parent) + os.sep
 
@@ -58,15 +59,10 @@ class OthersKeepDefaults(TorchFunctionMode):
             torch.set_default_dtype(dtype)
 
 
-def apply() -> None:
-    """Sets the default that the environment names, until the process ends."""
-    name = os.environ.get(VARIABLE)
-    if not name:
-        return
+def apply(name: str) -> None:
+    """Sets the default device or dtype, until the process ends."""
     if name in DTYPES:
         torch.set_default_dtype(DTYPES[name])
-    elif name == "meta":
-        torch.set_default_device(name)
     else:
-        raise ValueError(f"{VARIABLE} is {name}; meta, {' and '.join(DTYPES)} are allowed")
+        torch.set_default_device(name)
     OthersKeepDefaults().__enter__()

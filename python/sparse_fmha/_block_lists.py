@@ -18,22 +18,26 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def chunks(rows: int, columns: int, device: torch.device) -> list[slice]:
+def chunks(rows: int, columns: int, device: torch.device, elements: int = 1 << 16) -> list[slice]:
     """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
 
-    On the CPU they fit in its cache; elsewhere each one costs launches, so they are larger.
+    On the CPU they have `elements` of the table, and fit in its cache; elsewhere each one costs
+    launches, so they are larger. One row is the least.
     """
-    elements = 1 << 16 if device.type == "cpu" else 1 << 24
+    elements = elements if device.type == "cpu" else 1 << 24
     step = max(1, elements // max(1, columns))
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
-def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+def list_blocks(
+    blocks: Tensor, width: int | None = None, ends: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ascending lists of the blocks that are set.
 
     Args:
         blocks: bool `[..., n]`.
         width: capacity of the lists, default n; a row that has more is cut off there.
+        ends: int64 `[rows]` for blocks `[..., rows, n]`, where each row ends; default n.
 
     Returns:
         counts int32 `[...]` and indices int32 `[..., width]`.
@@ -43,9 +47,15 @@ def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tenso
     numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
     lead = blocks.shape[:-1]
     flat = blocks.reshape(lead.numel(), n)
-    lists = build_lists(
-        lambda rows: (numbers, flat[None, rows]), 1, len(flat), n, width, blocks.device
-    )
+
+    def make(rows: slice) -> tuple[Tensor, Tensor]:
+        seen = flat[None, rows]
+        if ends is not None:
+            row = torch.arange(rows.start, rows.stop, device=blocks.device) % len(ends)
+            seen = seen & (numbers < ends[row, None])
+        return numbers, seen
+
+    lists = build_lists(make, 1, len(flat), n, width, blocks.device)
     return lists[0].view(lead), lists[1].view(*lead, width)
 
 
@@ -94,6 +104,27 @@ def list_kept(
     return counts, indices[..., :width].contiguous()
 
 
+def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists in any order as ascending ones without repetition, as wide but for `blocks` at most.
+
+    Args:
+        counts: int32 `[..., rows]`. indices: int32 `[..., rows, width]`.
+        ends: int64 `[rows]`, where each row ends.
+    """
+    lead, given = counts.shape, indices.shape[-1]
+    counts, indices = counts.flatten(), indices.reshape(counts.numel(), given)
+
+    def make(rows: slice) -> tuple[Tensor, Tensor]:
+        row = torch.arange(rows.start, rows.stop, device=ends.device) % max(1, len(ends))
+        some = indices[rows]
+        there = is_listed(counts[rows], some, blocks) & (some < ends[row, None])
+        return distinct(some, there)
+
+    width = min(given, blocks)
+    lists = build_lists(make, 1, len(counts), given, width, indices.device)
+    return lists[0].view(lead), lists[1].view(*lead, width)
+
+
 def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of each row in ascending order, each kept once: what `build_lists` wants.
 
@@ -102,10 +133,9 @@ def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """
     behind = torch.iinfo(torch.int32).max
     ordered = numbers.int().masked_fill(~keep, behind).sort(-1).values
-    first = ordered[..., :1] < behind
-    return ordered, torch.cat([first, ordered[..., 1:].ne(ordered[..., :-1])], -1) & (
-        ordered < behind
-    )
+    changes = ordered[..., 1:].ne(ordered[..., :-1])
+    first = torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), changes], -1)
+    return ordered, first & (ordered < behind)
 
 
 def is_listed(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:

@@ -117,13 +117,12 @@ class BlockMask:
         _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
         _block_checks.check_blocks(blocks, q_len, kv_len, block_q, block_kv)
         _block_checks.check_width("width", width)
-        if causal:
-            sizes = (q_len, kv_len, block_q, block_kv)
-            blocks = blocks & _block_lists.reachable_blocks(*sizes, True, blocks.device)
+        sizes = (q_len, kv_len, block_q, block_kv)
         if validate and width is not None:
-            _block_checks.validate_width(blocks, width)
-        counts, indices = _block_lists.list_blocks(blocks, width)
-        return BlockMask(counts, indices, q_len, kv_len, block_q, block_kv, causal=causal)
+            reachable = _block_lists.reachable_blocks(*sizes, causal, blocks.device)
+            _block_checks.validate_width(blocks & reachable, width)
+        ends = _block_lists.reached(*sizes, True, blocks.device) if causal else None
+        return BlockMask(*_block_lists.list_blocks(blocks, width, ends), *sizes, causal=causal)
 
     @staticmethod
     def from_indices(
@@ -156,9 +155,10 @@ class BlockMask:
         blocks_kv = _block_lists.ceil_div(kv_len, block_kv)
         if validate:
             _block_checks.validate_unordered(counts, indices, blocks_kv)
-        blocks = _block_lists.block_map(counts, indices, blocks_kv)
-        return BlockMask.from_blocks(
-            blocks, q_len, kv_len, block_q, block_kv, causal=causal, width=indices.shape[-1]
+        sizes = (q_len, kv_len, block_q, block_kv)
+        ends = _block_lists.reached(*sizes, causal, indices.device)
+        return BlockMask(
+            *_block_lists.in_order(counts, indices, blocks_kv, ends), *sizes, causal=causal
         )
 
     @staticmethod

@@ -80,7 +80,7 @@ def bigbird(
         columns, seen = forced(rows)
         drawn = draw[:, rows[:, 0]]
         columns, seen = (x.expand(len(drawn), -1, -1) for x in (columns, seen))
-        return distinct(torch.cat([columns, drawn], 2), torch.cat([seen, drawn < blocks], 2))
+        return distinct(torch.cat([columns, drawn], 2), torch.cat([seen, drawn >= 0], 2))
 
     columns = len(window) + len(everywhere) + draw.shape[-1]
     lists = from_pattern(make, len(draw), columns, *sizes, False, "cpu")
@@ -103,25 +103,24 @@ def _draw(columns: Tensor, forced: Tensor, heads: int, random_blocks: int, seed:
         columns, forced: ints and bools `[blocks, n]`: forced blocks, ascending.
 
     Returns:
-        int64 `[heads, blocks, random_blocks]`, or `[1, blocks, 0]` without random blocks; `blocks`
-        and more where fewer are left.
+        int32 `[heads, blocks, random_blocks]`, or `[1, blocks, 0]` without random blocks; below 0
+        where fewer are left.
     """
     blocks = len(columns)
     random_blocks = min(random_blocks, blocks)
     if not random_blocks:
-        return torch.empty(1, blocks, 0, dtype=torch.int64, device="cpu")
+        return torch.empty(1, blocks, 0, dtype=torch.int32, device="cpu")
     generator = torch.Generator("cpu").manual_seed(seed)
     left = blocks - forced.sum(1)
-    drawn = torch.full((heads, blocks, random_blocks), -1, dtype=torch.int64, device="cpu")
+    drawn = torch.full((heads, blocks, random_blocks), -1, dtype=torch.int32, device="cpu")
     for n in range(random_blocks):
         last = (left - random_blocks + n).expand(heads, -1)  # below 0 where fewer are left
         uniform = torch.rand(heads, blocks, generator=generator, dtype=torch.float64, device="cpu")
         one = torch.minimum((uniform * (last + 1)).long(), last)
         again = (drawn[..., :n] == one[..., None]).any(-1)
-        drawn[..., n] = torch.where(again, last, one)
+        drawn[..., n] = torch.where(again, last, one).int()
     # From numbers among those that are not forced to numbers among all.
-    number = drawn
     for place in range(columns.shape[1]):
         column, there = columns[:, place, None], forced[:, place, None]
-        number = number + (there & (number >= column))
-    return torch.where(drawn < 0, blocks, number)
+        drawn += there & (drawn >= column)
+    return drawn
