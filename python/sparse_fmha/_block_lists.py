@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ONES = 0x0101010101010101  # eight times true
 ABSENT = -1  # what lists are filled with behind their count
 
 
@@ -163,6 +164,21 @@ def slot_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
     """Int64 `[..., blocks]`: the slot that a block is listed in, -1 where it is not."""
     slots = torch.arange(indices.shape[-1], device=indices.device)
     return scattered(counts, indices, blocks, slots, -1)
+
+
+def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of pairs show all, and which show some.
+
+    Args:
+        seen: bool `[..., block_q, n * block_kv]`.
+
+    Returns:
+        bool `[..., n]`, both.
+    """
+    # Eight pairs in a word: of words of zeros and ones that of ones is the largest.
+    words = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
+    least, most = words.amin(-3), words.amax(-3)
+    return least.amin(-1) == ONES, most.amax(-1) > 0
 
 
 def pack_bits(visible: Tensor) -> Tensor:
