@@ -141,7 +141,12 @@ def pairs(
 
 
 def _indexing() -> contextlib.AbstractContextManager:
-    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too."""
+    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too.
+
+    It is not entered where it is not needed: importing it takes a second.
+    """
+    if torch.__version__ >= (2, 11):
+        return contextlib.nullcontext()
     try:
         from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
     except ImportError:
