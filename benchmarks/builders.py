@@ -107,7 +107,7 @@ def union(length: int) -> Build:
 
 
 def image(length: int) -> Tensor:
-    side = int(length**0.5)
+    side = 1 << (length.bit_length() - 1) // 2
     return patterns.image_regions(side, length // side)
 
 

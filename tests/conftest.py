@@ -45,6 +45,12 @@ def pytest_configure(config):
         hypothesis.settings.load_profile("default")
 
 
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--other-default", None):
+        return any(map(collection_path.match, hostile_defaults.NOT_RUN)) or None
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     example = config.getoption("--example", None)
     for item in items if example else ():

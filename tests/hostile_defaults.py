@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +22,16 @@ import sparse_fmha
 
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
 CHOICES = ("meta", *DTYPES)
+# What these test runs in other processes, or in C++, where a default is not seen, or is so many
+# shapes of one op that it would take minutes more.
+NOT_RUN = (
+    *("gpu", "packaging", "test_attention.py", "test_benchmark*.py", "test_block_sparse.py"),
+    *("test_check_factories.py", "test_cli.py", "test_compile.py", "test_demo.py"),
+    *("test_distributed.py", "test_errors.py", "test_example_*.py", "test_list_*.py"),
+    *("test_neighborhood.py", "test_registry.py", "test_simulate_command.py"),
+    *("test_stripe_stages.py", "test_tile_order.py", "test_tiling.py", "test_torch.py"),
+    "test_walks.py",
+)
 PACKAGE = str(Path(sparse_fmha.__file__).parent) + os.sep
 TORCH = str(Path(torch.__file__).parent) + os.sep
 
@@ -37,7 +48,8 @@ def called_by_package(frame: FrameType | None) -> bool:
     """Whether the nearest caller outside torch is in sparse_fmha."""
     while frame is not None:
         found = owner(frame.f_code.co_filename)
-        if found:
+        # What a mode of the package hands on is not its own call.
+        if found and frame.f_code.co_name != "__torch_function__":
             return found == "package"
         frame = frame.f_back
     return False
@@ -48,7 +60,7 @@ class OthersKeepDefaults(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or called_by_package(sys._getframe(1)):
+        if called_by_package(sys._getframe(1)):
             return func(*args, **kwargs)
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
@@ -65,4 +77,9 @@ def apply(name: str) -> None:
         torch.set_default_dtype(DTYPES[name])
     else:
         torch.set_default_device(name)
+    torch.compile = cannot_compile
     OthersKeepDefaults().__enter__()
+
+
+def cannot_compile(*args, **kwargs):
+    pytest.skip("code that is compiled does not tell who makes a tensor")

@@ -78,7 +78,8 @@ def build_lists(
     Returns:
         counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
     """
-    parts = chunks(rows, heads * columns, device)
+    table = rows * heads * columns
+    parts = chunks(rows, heads * columns, device, min(1 << 16, max(1 << 14, table >> 3)))
     if len(parts) == 1:
         return list_kept(*make(parts[0]), heads, rows, width)
     counts = torch.empty(heads, rows, dtype=torch.int32, device=device)
