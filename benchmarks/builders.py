@@ -155,15 +155,15 @@ CASES = {
     "power_attention": Case(lambda n: lambda: patterns.power_attention(n, n)),
     "BiFormerLayout": Case(lambda n: lambda: patterns.BiFormerLayout(image(n))),
     "biformer": Case(biformer),
-    "vertical_slash": Case(of_q_and_k(lambda q, k: patterns.vertical_slash(q, k))),
+    "vertical_slash": Case(of_q_and_k(patterns.vertical_slash)),
     "anchor_attention's near blocks": Case(
         lambda n: lambda: patterns.anchor.anchor_mask(n, BLOCK, 16, torch.device("cpu"))
     ),
     "minference_block_sparse": Case(
-        of_q_and_k(lambda q, k: patterns.minference_block_sparse(q, k)), "128k", BLOCK_SCORES
+        of_q_and_k(patterns.minference_block_sparse), "128k", BLOCK_SCORES
     ),
     "flexprefill_query_aware": Case(
-        of_q_and_k(lambda q, k: patterns.flexprefill_query_aware(q, k)), "128k", BLOCK_SCORES
+        of_q_and_k(patterns.flexprefill_query_aware), "128k", BLOCK_SCORES
     ),
     "SeerAttentionGate.mask": Case(seer, "128k", BLOCK_SCORES),
     "token_top_k": Case(
