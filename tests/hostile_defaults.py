@@ -48,11 +48,17 @@ def called_by_package(frame: FrameType | None) -> bool:
     """Whether the nearest caller outside torch is in sparse_fmha."""
     while frame is not None:
         found = owner(frame.f_code.co_filename)
-        # What a mode of the package hands on is not its own call.
-        if found and frame.f_code.co_name != "__torch_function__":
+        if found and not (found == "package" and for_its_caller(frame)):
             return found == "package"
         frame = frame.f_back
     return False
+
+
+def for_its_caller(frame: FrameType) -> bool:
+    """A mode hands on what others call; the weights of a module follow defaults as torch's do."""
+    name = frame.f_code.co_name
+    module = name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module)
+    return module or name == "__torch_function__"
 
 
 class OthersKeepDefaults(TorchFunctionMode):

@@ -169,7 +169,7 @@ class BlockMask:
         *,
         partial_width: int | None = None,
     ) -> BlockMask:
-        """Exactly the pairs of a token mask: full blocks and bitmasks.
+        """Exactly the pairs of a token mask: full blocks and bitmasks. All pairs are looked at.
 
         Args:
             visible: bool `[B|1, H|1, q_len, kv_len]`.
@@ -194,7 +194,8 @@ class BlockMask:
     ) -> BlockMask:
         """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it; waits for the device.
 
-        The function is evaluated at some millions of pairs at a time, so that memory stays small.
+        The function is evaluated at every pair, some at a time, so that memory stays small: time
+        grows with `q_len * kv_len`. `from_documents` and `patterns` make their masks without that.
 
         Args:
             mask_mod: of four scalar index tensors, to a bool scalar; it runs under `torch.vmap`.

@@ -38,7 +38,8 @@ def token_top_k(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        Held at a time are `SLICE` scores, or those of one group.
+        All `groups * Lkv` scores are computed; held at a time are `SLICE` of them, or those of one
+        group.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
