@@ -67,7 +67,7 @@ class Lists:
             counts += [share // size + (i < share % size) for i in range(size)]
         if max(counts) > columns:
             raise ValueError(f"{self}: a row would list {max(counts)} of {columns} blocks")
-        return torch.tensor(counts)
+        return torch.tensor(counts, device="cpu")
 
 
 class Drawn(NamedTuple):
@@ -105,7 +105,8 @@ def draw(lists: Lists, heads: int, length: int, device: str) -> Drawn:
 def half_bytes() -> torch.Tensor:
     """The bytes of which four bits are set."""
     bits = itertools.combinations(range(8), 4)
-    return torch.tensor([sum(1 << i for i in four) for four in bits], dtype=torch.uint8)
+    numbers = [sum(1 << i for i in four) for four in bits]
+    return torch.tensor(numbers, dtype=torch.uint8, device="cpu")
 
 
 def compact(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -113,7 +113,7 @@ def by_order(size: dict, device: str, dtype, seed: int, thresholds: list[float])
     tiles = -(-length // TILE_K)
     sums = {(t, name): [0, 0, 0.0] for t in thresholds for name in orders(tiles, device)}
     keys = torch.arange(length, device=device)
-    firsts = torch.linspace(0, length // GROUP - 1, SAMPLED).long().unique() * GROUP
+    firsts = torch.linspace(0, length // GROUP - 1, SAMPLED, device="cpu").long().unique() * GROUP
     for first in firsts.tolist():
         rows = slice(first, first + GROUP)
         scores = torch.einsum("ihd,jhd->hij", q[0, rows].float(), k) * size["dim"] ** -0.5

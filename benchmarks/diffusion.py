@@ -99,28 +99,28 @@ def rotary_dims(dim: int) -> tuple[int, int, int]:
 def video_inputs(case: Case) -> dict[str, torch.Tensor]:
     frames, height, width = case.grid
     inputs = {
-        "hidden_states": torch.randn(1, 16, frames, 2 * height, 2 * width),
-        "timestep": torch.tensor([500]),
+        "hidden_states": torch.randn(1, 16, frames, 2 * height, 2 * width, device="cpu"),
+        "timestep": torch.tensor([500], device="cpu"),
     }
     # Wan has no text in its self-attention, but in cross-attention.
-    inputs["encoder_hidden_states"] = torch.randn(1, case.text or 512, case.text_dim)
+    inputs["encoder_hidden_states"] = torch.randn(1, case.text or 512, case.text_dim, device="cpu")
     if case.text:
-        inputs["encoder_attention_mask"] = torch.ones(1, case.text, dtype=torch.long)
-        inputs["pooled_projections"] = torch.randn(1, 768)
-        inputs["guidance"] = torch.tensor([6000.0])
+        inputs["encoder_attention_mask"] = torch.ones(1, case.text, dtype=torch.long, device="cpu")
+        inputs["pooled_projections"] = torch.randn(1, 768, device="cpu")
+        inputs["guidance"] = torch.tensor([6000.0], device="cpu")
     return inputs
 
 
 def flux_inputs(case: Case) -> dict[str, torch.Tensor]:
-    places = torch.cartesian_prod(*map(torch.arange, case.grid))
+    places = torch.cartesian_prod(*(torch.arange(n, device="cpu") for n in case.grid))
     return {
-        "hidden_states": torch.randn(1, math.prod(case.grid), 64),
-        "encoder_hidden_states": torch.randn(1, case.text, case.text_dim),
-        "pooled_projections": torch.randn(1, 768),
-        "timestep": torch.tensor([0.5]),
+        "hidden_states": torch.randn(1, math.prod(case.grid), 64, device="cpu"),
+        "encoder_hidden_states": torch.randn(1, case.text, case.text_dim, device="cpu"),
+        "pooled_projections": torch.randn(1, 768, device="cpu"),
+        "timestep": torch.tensor([0.5], device="cpu"),
         "img_ids": nn.functional.pad(places, (1, 0)).float(),
-        "txt_ids": torch.zeros(case.text, 3),
-        "guidance": torch.tensor([3.5]),
+        "txt_ids": torch.zeros(case.text, 3, device="cpu"),
+        "guidance": torch.tensor([3.5], device="cpu"),
     }
 
 

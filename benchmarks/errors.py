@@ -19,7 +19,8 @@ class Oracle:
 
     def __init__(self, case: Case, q, k, v) -> None:
         count = min(ROWS, case.length)
-        self._rows = torch.linspace(0, case.length - 1, count).round().long().to(q.device)
+        rows = torch.linspace(0, case.length - 1, count, device="cpu")
+        self._rows = rows.round().long().to(q.device)
         self._heads = sorted({0, case.heads_q - 1})
         group = case.heads_q // case.heads_kv
         heads_kv = [head // group for head in self._heads]

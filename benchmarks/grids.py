@@ -19,7 +19,7 @@ def windows(axis: Axis) -> torch.Tensor:
     """For each index on the axis the positions [a, b) that it sees among those of its residue,
     int64 [length, 2]."""
     length, window, stride, dilation, causal = axis
-    i = torch.arange(length)
+    i = torch.arange(length, device="cpu")
     residue, p = i % dilation, i // dilation
     count = length // dilation + (residue < length % dilation)
     if causal:
@@ -70,7 +70,7 @@ def from_tiles(x: torch.Tensor, grid: tuple[int, ...], box: tuple[int, ...]) -> 
 
 def tile_order(grid: tuple[int, ...], box: tuple[int, ...]) -> torch.Tensor:
     """The row-major index of each token, in the order of the tiles."""
-    index = torch.arange(math.prod(grid)).view(1, *grid, 1, 1)
+    index = torch.arange(math.prod(grid), device="cpu").view(1, *grid, 1, 1)
     return to_tiles(index, box).flatten()
 
 

@@ -61,7 +61,7 @@ def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
 
 def _token_mask(case: Case) -> torch.Tensor:
     if case.lists:
-        heads, rows = torch.arange(case.heads_q), torch.arange(case.length)
+        heads, rows = (torch.arange(n, device="cpu") for n in (case.heads_q, case.length))
         return block_lists.row_masks(case, heads, rows)
     from sparse_fmha import reference
 

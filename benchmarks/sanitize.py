@@ -83,9 +83,7 @@ def dense_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
     q = tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
     k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
     results = sparse_fmha.attention(q, k, v, causal=causal, return_lse=True)
-    i = torch.arange(len_q)[:, None] + len_kv - len_q
-    visible = torch.arange(len_kv) <= i if causal else torch.ones_like(i, dtype=torch.bool)
-    return relative_error(*results, q, k, v, visible.expand(len_q, len_kv))
+    return relative_error(*results, q, k, v, dense_mask(len_q, len_kv, causal))
 
 
 def neighborhood_error(
@@ -118,13 +116,14 @@ def block_sparse_error(
     q = tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
     k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
     block_q, block_kv = blocks
-    drawn = torch.rand(batch, heads_q, -(-len_q // block_q), -(-len_kv // block_kv))
+    grid = -(-len_q // block_q), -(-len_kv // block_kv)
+    drawn = torch.rand(batch, heads_q, *grid, device="cpu")
     lists = [*compact(drawn < full), None, None]
     pairs = bits = None
     if partial:
         lists[2:] = compact((drawn >= full) & (drawn < full + partial))
-        pairs = torch.rand(*lists[3].shape, *blocks) < 0.5
-        places = torch.arange(8, dtype=torch.uint8)
+        pairs = torch.rand(*lists[3].shape, *blocks, device="cpu") < 0.5
+        places = torch.arange(8, dtype=torch.uint8, device="cpu")
         bits = (pairs.unflatten(-1, (-1, 8)).to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
     on_device = [None if x is None else x.cuda() for x in (*lists, bits)]
     results = torch.ops.sparse_fmha.block_sparse_fwd(q, k, v, *on_device, *blocks, causal)
@@ -141,11 +140,12 @@ def stripe_error(
     k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
     lists = batch, heads_q, -(-len_q // block_q)
     # Runs in the last part of the keys, one of them cut by the end; columns before them.
-    starts = len_kv - torch.tensor([range_size + 40, 40])
+    starts = len_kv - torch.tensor([range_size + 40, 40], device="cpu")
     starts = starts.clamp(min=0).int().expand(*lists, 2).contiguous()
-    runs = (torch.rand(lists) * 3).int() * int(len_kv > range_size + 40)
-    before = torch.arange(len_kv) < len_kv - range_size - 40
-    counts, columns = compact((torch.rand(*lists, len_kv) < 0.4) & before)
+    runs = (torch.rand(lists, device="cpu") * 3).int() * int(len_kv > range_size + 40)
+    before = torch.arange(len_kv, device="cpu") < len_kv - range_size - 40
+    drawn = torch.rand(*lists, len_kv, device="cpu") < 0.4
+    counts, columns = compact(drawn & before)
     given = (x.cuda() for x in (columns, counts, starts, runs))
     results = torch.ops.sparse_fmha.stripe_fwd(q, k, v, *given, block_q, range_size, causal)
     visible = reference.stripe_mask(
@@ -160,9 +160,14 @@ def skipping_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
     q = 6 * tensor(batch, (len_q,), heads_q, head_dim, dtype, strided)
     k, v = (tensor(batch, (len_kv,), heads_kv, head_dim, dtype, strided) for _ in range(2))
     results = sparse_fmha.attention(q, k, v, causal=causal, skip_threshold=1e-6, return_lse=True)
-    i = torch.arange(len_q)[:, None] + len_kv - len_q
-    visible = torch.arange(len_kv) <= i if causal else torch.ones_like(i, dtype=torch.bool)
-    return relative_error(*results, q, k, v, visible.expand(len_q, len_kv))
+    return relative_error(*results, q, k, v, dense_mask(len_q, len_kv, causal))
+
+
+def dense_mask(len_q: int, len_kv: int, causal: bool) -> torch.Tensor:
+    """Bool [len_q, len_kv] on the CPU."""
+    i, j = (torch.arange(n, device="cpu") for n in (len_q, len_kv))
+    limit = i + len_kv - len_q if causal else torch.full_like(i, len_kv)
+    return j <= limit[:, None]
 
 
 def relative_error(out, lse, q, k, v, visible) -> float:

@@ -93,7 +93,7 @@ def error(out: torch.Tensor, mask, q, k, v) -> float:
     """Root mean square of the difference from fp64, relative; a few rows of the last head."""
     rows = torch.linspace(0, q.shape[1] - 1, 7, device=q.device).round().long()
     group = q.shape[2] // k.shape[2]
-    seen = torch.zeros(len(rows), k.shape[1], dtype=torch.bool)
+    seen = torch.zeros(len(rows), k.shape[1], dtype=torch.bool, device="cpu")
     for i, row in enumerate(rows.tolist()):
         if isinstance(mask, StripeMask):
             n = row // mask.block_q

@@ -81,7 +81,8 @@ def texts(tokenizer) -> dict[int, list[torch.Tensor]]:
     for length in LENGTHS:
         rows[length] = []
         for _ in range(2 * CALIBRATED_ON):
-            rows[length].append(torch.tensor([[first, *ids[at : at + length - 2], last]]))
+            row = [first, *ids[at : at + length - 2], last]
+            rows[length].append(torch.tensor([row], device="cpu"))
             at += length - 2
     return rows
 
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     def embed(row: torch.Tensor) -> torch.Tensor:
         return model(input_ids=row, attention_mask=None).last_hidden_state.mean(1)
 
-    calibration = Calibration(thresholds=torch.linspace(0.05, 0.999, 20).tolist())
+    calibration = Calibration(thresholds=torch.linspace(0.05, 0.999, 20, device="cpu").tolist())
     seen = [row for length in LENGTHS for row in rows[length][:CALIBRATED_ON]]
     collector = calibration.collect(embed, seen)
     fit = calibration.fit()

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=length,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    tokens = torch.randint(0, 1000, (1, length))
+    tokens = torch.randint(0, 1000, (1, length), device="cpu")
     sparse.register()
     sparse.register("sparse_by_layer", LAYERS)
     results = {}

@@ -48,9 +48,9 @@ def work(rank: int, length: int, init: str) -> None:
     """What each process does; rank 0 prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=RANKS)
-    generator = torch.Generator().manual_seed(0)  # the same tensors on every rank
+    generator = torch.Generator("cpu").manual_seed(0)  # the same tensors on every rank
     q, k, v = (
-        torch.randn(1, length, heads, HEAD_DIM, generator=generator)
+        torch.randn(1, length, heads, HEAD_DIM, generator=generator, device="cpu")
         for heads in (HEADS, HEADS_KV, HEADS_KV)
     )
     sparse = sparse_fmha.block_sparse_attention(q, k, v, best_blocks(q, k))

@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     transformer = model(args.layers, args.device)
     frames, height, width = args.grid
     inputs = {
-        "hidden_states": torch.randn(1, 16, frames, 2 * height, 2 * width),
-        "encoder_hidden_states": torch.randn(1, 32, 64),
-        "timestep": torch.tensor([500]),
+        "hidden_states": torch.randn(1, 16, frames, 2 * height, 2 * width, device="cpu"),
+        "encoder_hidden_states": torch.randn(1, 32, 64, device="cpu"),
+        "timestep": torch.tensor([500], device="cpu"),
     }
     inputs = {name: tensor.to(args.device) for name, tensor in inputs.items()}
     grid = tuple(args.grid)

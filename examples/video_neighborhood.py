@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         if not value >= least:
             raise photo.InputError(f"--{option} {value:g}: at least {least} is needed")
     truth = panning(args.frames, args.size, args.pan)
-    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(args.seed))
+    generator = torch.Generator("cpu").manual_seed(args.seed)
+    noise = torch.randn(truth.shape, generator=generator, device="cpu")
     videos = {"scene": truth, "noisy": truth + args.sigma / 255 * noise}
     dtype = torch.float16 if args.device == "cuda" else torch.float32
     tokens = demo.as_tokens(videos["noisy"].to(args.device), args.sigma / 255, dtype)

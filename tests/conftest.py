@@ -12,6 +12,7 @@ import shlex
 # other processes run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hostile_defaults
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,15 +27,28 @@ except ImportError:  # the GPU tests need neither it nor what is here
 
 def pytest_addoption(parser):
     parser.addoption("--example", metavar="ARGS", help="the only arguments of Hypothesis tests")
+    parser.addoption(
+        "--other-default",
+        choices=hostile_defaults.CHOICES,
+        help="default device or dtype that only the package meets",
+    )
 
 
 def pytest_configure(config):
+    if config.getoption("--other-default", None):
+        hostile_defaults.apply(config.getoption("--other-default"))
     if hypothesis:
         only = (
             {"phases": [hypothesis.Phase.explicit]} if config.getoption("--example", None) else {}
         )
         hypothesis.settings.register_profile("default", deadline=None, **only)
         hypothesis.settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--other-default", None):
+        return any(map(collection_path.match, hostile_defaults.NOT_RUN)) or None
+    return None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -187,10 +187,13 @@ def checks(python: Path) -> list[str]:
         "ruff check": ["-m", "ruff", "check"],
         "ruff format": ["-m", "ruff", "format", "--check"],
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
+        "factories": ["tools/check_factories.py"],
         "pytest": ["-m", "pytest"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }
+    for default in ("meta", "float64", "bfloat16"):
+        commands[f"pytest under default {default}"] = ["-m", "pytest", "--other-default", default]
     failed = []
     for name, command in commands.items():
         say(name)

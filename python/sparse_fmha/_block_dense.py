@@ -8,6 +8,8 @@ from torch import Tensor
 from sparse_fmha import _block_checks, _block_lists
 from sparse_fmha.block_mask import BlockMask
 
+PAIRS = 1 << 19  # looked at together on the CPU, but at least those of one row of blocks
+
 
 def from_dense(
     visible: Tensor, block_q: int, block_kv: int, partial_width: int | None
@@ -17,31 +19,54 @@ def from_dense(
     q_len, kv_len = visible.shape[2:]
     _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
     _block_checks.check_width("partial_width", partial_width)
-    pad = (0, -kv_len % block_kv, 0, -q_len % block_q)
-
-    def in_blocks(value: bool) -> Tensor:
-        padded = torch.nn.functional.pad(visible, pad, value=value)
-        parts = padded.unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q))
-        return parts.transpose(3, 4)  # [B|1, H|1, nQ, nK, block_q, block_kv]
-
-    seen = in_blocks(False)
-    full = in_blocks(True).all(-1).all(-1)
-    partial = seen.any(-1).any(-1) & ~full
+    device = visible.device
+    lead, rows = visible.shape[:2], _block_lists.ceil_div(q_len, block_q)
+    columns = _block_lists.ceil_div(kv_len, block_kv)
+    shape = (*lead, rows, columns)
+    full, some = (torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2))
+    one_row = lead.numel() * block_q * block_kv * columns
+    parts = _block_lists.chunks(rows, one_row, device, PAIRS) if columns else []
+    for part in parts:
+        seen = _in_blocks(visible, part, block_q, block_kv)
+        full[:, :, part], some[:, :, part] = _block_lists.kinds(seen, block_kv)
+    partial = some & ~full
     if partial_width is None:
         partial_width = int(partial.sum(-1).max()) if partial.numel() else 0
-    partial_counts, partial_indices = _block_lists.list_blocks(partial, partial_width)
-    slots = partial_indices.clamp(min=0).long()[..., None, None]
-    masks = seen.gather(3, slots.expand(*slots.shape[:4], block_q, block_kv))
+    counts, indices = _block_lists.list_blocks(partial, partial_width)
+    bits = torch.empty((*indices.shape, block_q, block_kv // 8), dtype=torch.uint8, device=device)
+    last = torch.arange(columns * block_kv, device=device) < kv_len
+    for part in parts:
+        packed = _block_lists.pack_bits(_in_blocks(visible, part, block_q, block_kv) & last)
+        there = torch.arange(part.start * block_q, part.stop * block_q, device=device) < q_len
+        packed = packed * there.view(-1, block_q, 1)
+        packed = packed.unflatten(-1, (columns, -1)).transpose(3, 4)
+        slots = indices[:, :, part].clamp(min=0).long()[..., None, None]
+        bits[:, :, part] = packed.gather(3, slots.expand(*slots.shape[:4], *packed.shape[4:]))
     return BlockMask(
         *_block_lists.list_blocks(full),
         q_len,
         kv_len,
         block_q,
         block_kv,
-        partial_counts=partial_counts,
-        partial_indices=partial_indices,
-        partial_bits=_block_lists.pack_bits(masks),
+        partial_counts=counts,
+        partial_indices=indices,
+        partial_bits=bits,
     )
+
+
+def _in_blocks(visible: Tensor, part: slice, block_q: int, block_kv: int) -> Tensor:
+    """The rows `[B, H, n, block_q, columns * block_kv]` of some query blocks.
+
+    Behind the last token its row or column is repeated, which changes neither all nor some.
+    """
+    seen = visible[:, :, part.start * block_q : part.stop * block_q]
+    missing = -visible.shape[3] % block_kv
+    if missing:
+        seen = torch.cat([seen, seen[..., -1:].expand(*seen.shape[:3], missing)], 3)
+    missing = (part.stop - part.start) * block_q - seen.shape[2]
+    if missing:
+        seen = torch.cat([seen, seen[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+    return seen.unflatten(2, (-1, block_q))
 
 
 def to_dense(mask: BlockMask) -> Tensor:

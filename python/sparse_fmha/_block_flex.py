@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SLICE = 1 << 24  # pairs evaluated at a time, but at least those of one block of queries
+SLICE = 1 << 19  # evaluated at a time on the CPU, but at least those of one block
 
 
 def from_mask_mod(
@@ -41,24 +41,31 @@ def from_mask_mod(
     full = torch.zeros(batch, heads, rows, columns, dtype=torch.bool, device=device)
     partial = torch.zeros_like(full)
     keys = torch.arange(columns * block_kv, device=device)
-    step = max(1, SLICE // max(1, block_q * kv_len))
-    for first in range(0, full[..., :1].numel(), step):
-        lists = torch.arange(first, min(first + step, batch * heads * rows), device=device)
-        seen, there = pairs(mask_mod, lists, keys, heads, rows, *sizes)
-        in_blocks = (-1, block_q, columns, block_kv)
-        one = slice(first, first + len(lists))
-        full.view(-1, columns)[one] = (seen | ~there).view(in_blocks).all(3).all(1)
-        partial.view(-1, columns)[one] = seen.view(in_blocks).any(3).any(1)
+    one_list = block_q * block_kv * columns
+    at_once = max(1, chunk_pairs(full.device) // (block_q * block_kv))  # key blocks
+    for some in _block_lists.chunks(batch * heads * rows, one_list, full.device, SLICE):
+        lists = torch.arange(some.start, some.stop, device=device)
+        for first in range(0, columns, at_once):
+            part = slice(first, min(first + at_once, columns))
+            own = keys[part.start * block_kv : part.stop * block_kv]
+            seen, _ = pairs(mask_mod, lists, own, heads, rows, *sizes)
+            kinds = _block_lists.kinds(seen, block_kv)
+            full.view(-1, columns)[some, part], partial.view(-1, columns)[some, part] = kinds
     partial &= ~full
-    width = int(partial.sum(-1).max()) if partial.numel() else 0
+    full_width, width = (int(x.sum(-1).max()) if x.numel() else 0 for x in (full, partial))
     counts, indices = _block_lists.list_blocks(partial, width)
     return BlockMask(
-        *_block_lists.list_blocks(full),
+        *_block_lists.list_blocks(full, full_width),
         *sizes,
         partial_counts=counts,
         partial_indices=indices,
         partial_bits=block_bits(mask_mod, counts, indices, *sizes),
     )
+
+
+def chunk_pairs(device: torch.device) -> int:
+    """Pairs that are evaluated at a time."""
+    return SLICE if device.type == "cpu" else 1 << 24
 
 
 def block_bits(
@@ -81,12 +88,13 @@ def block_bits(
     listed = _block_lists.is_listed(counts, indices, _block_lists.ceil_div(kv_len, block_kv))
     slots = listed.flatten().nonzero()[:, 0]
     columns = torch.arange(block_kv, device=device)
-    step = max(1, SLICE // (block_q * block_kv))
+    step = max(1, chunk_pairs(device) // (block_q * block_kv))
     for first in range(0, len(slots), step):
         some = slots[first : first + step]
         keys = indices.flatten()[some, None].long() * block_kv + columns
         sizes = (q_len, kv_len, block_q, block_kv)
-        seen, _ = pairs(mask_mod, some // width, keys, heads, rows, *sizes)
+        seen, there = pairs(mask_mod, some // width, keys, heads, rows, *sizes)
+        seen = seen & there
         bits.view(-1, block_q, block_kv // 8)[some] = _block_lists.pack_bits(seen)
     return bits
 
@@ -105,7 +113,8 @@ def pairs(
     """What the queries of some lists see, and which pairs there are.
 
     The function is asked as FlexAttention asks it, by vmap: it may index tensors in ways that do
-    not broadcast, such as `table[b][q]`. Tokens that there are not are held to the last that is.
+    not broadcast, such as `table[b][q]`. Tokens that there are not are held to the last that is, so
+    that they do not change whether all or some of a block's pairs are seen.
 
     Args:
         lists: int64 `[n]`, numbers of (batch entry, head, block of queries).
@@ -128,11 +137,16 @@ def pairs(
             f"mask_mod returns shape {list(seen.shape[3:])} for one pair; a scalar is needed"
         )
     there = (queries < q_len)[..., None] & (keys < kv_len).unsqueeze(-2)
-    return seen & there, there
+    return seen, there
 
 
 def _indexing() -> contextlib.AbstractContextManager:
-    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too."""
+    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too.
+
+    It is not entered where it is not needed: importing it takes a second.
+    """
+    if torch.__version__ >= (2, 11):
+        return contextlib.nullcontext()
     try:
         from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
     except ImportError:

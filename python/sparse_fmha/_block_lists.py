@@ -6,9 +6,12 @@ scores to a mask can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+ONES = 0x0101010101010101  # eight times true
 ABSENT = -1  # what lists are filled with behind their count
 
 
@@ -16,29 +19,125 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def list_blocks(blocks: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+def chunks(rows: int, columns: int, device: torch.device, elements: int = 1 << 16) -> list[slice]:
+    """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
+
+    On the CPU they have `elements` of the table, and fit in its cache; elsewhere each one costs
+    launches, so they are larger. One row is the least.
+    """
+    elements = elements if device.type == "cpu" else 1 << 24
+    step = max(1, elements // max(1, columns))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def list_blocks(
+    blocks: Tensor, width: int | None = None, ends: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ascending lists of the blocks that are set.
 
     Args:
         blocks: bool `[..., n]`.
         width: capacity of the lists, default n; a row that has more is cut off there.
+        ends: int64 `[rows]` for blocks `[..., rows, n]`, where each row ends; default n.
 
     Returns:
         counts int32 `[...]` and indices int32 `[..., width]`.
     """
     n = blocks.shape[-1]
     width = n if width is None else min(width, n)
+    numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
+    lead = blocks.shape[:-1]
+    flat = blocks.reshape(lead.numel(), n)
+
+    def make(rows: slice) -> tuple[Tensor, Tensor]:
+        seen = flat[None, rows]
+        if ends is not None:
+            row = torch.arange(rows.start, rows.stop, device=blocks.device) % len(ends)
+            seen = seen & (numbers < ends[row, None])
+        return numbers, seen
+
+    lists = build_lists(make, 1, len(flat), n, width, blocks.device)
+    return lists[0].view(lead), lists[1].view(*lead, width)
+
+
+def build_lists(
+    make: Callable[[slice], tuple[Tensor, Tensor]],
+    heads: int,
+    rows: int,
+    columns: int,
+    width: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Lists of what `make` keeps; never more than a few rows of its tables are there.
+
+    Args:
+        make: of a slice of the rows, to integers and bools that broadcast to
+            `[heads, rows of the slice, columns]`: block numbers that ascend where they are kept.
+        width: capacity of the lists; a row that has more is cut off there.
+
+    Returns:
+        counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
+    """
+    table = rows * heads * columns
+    parts = chunks(rows, heads * columns, device, min(1 << 16, max(1 << 14, table >> 3)))
+    if len(parts) == 1:
+        return list_kept(*make(parts[0]), heads, rows, width)
+    counts = torch.empty(heads, rows, dtype=torch.int32, device=device)
+    indices = torch.empty(heads, rows, width, dtype=torch.int32, device=device)
+    for part in parts:
+        lists = list_kept(*make(part), heads, part.stop - part.start, width)
+        counts[:, part], indices[:, part] = lists
+    return counts, indices
+
+
+def list_kept(
+    numbers: Tensor, keep: Tensor, heads: int, rows: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """The lists of one slice of `build_lists`."""
+    columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
+    keep = keep.expand(heads, rows, columns)
     # In place, as these are the largest tensors on the way. What is not listed goes to a column of
     # its own, which is dropped.
-    place = blocks.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
-    place = place.masked_fill_(~blocks, width).long()
-    indices = torch.full(
-        (*blocks.shape[:-1], width + 1), ABSENT, dtype=torch.int32, device=blocks.device
-    )
-    numbers = torch.arange(n, dtype=torch.int32, device=blocks.device).expand(blocks.shape)
-    indices.scatter_(-1, place, numbers)
-    counts = blocks.sum(-1, dtype=torch.int32).clamp_(max=width)
+    place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
+    place = place.masked_fill_(~keep, width).long()
+    indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
+    indices.scatter_(-1, place, numbers.int().expand(place.shape))
+    counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
     return counts, indices[..., :width].contiguous()
+
+
+def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists in any order as ascending ones without repetition, as wide but for `blocks` at most.
+
+    Args:
+        counts: int32 `[..., rows]`. indices: int32 `[..., rows, width]`.
+        ends: int64 `[rows]`, where each row ends.
+    """
+    lead, given = counts.shape, indices.shape[-1]
+    counts, indices = counts.flatten(), indices.reshape(counts.numel(), given)
+
+    def make(rows: slice) -> tuple[Tensor, Tensor]:
+        row = torch.arange(rows.start, rows.stop, device=ends.device) % max(1, len(ends))
+        some = indices[rows]
+        there = is_listed(counts[rows], some, blocks) & (some < ends[row, None])
+        return distinct(some, there)
+
+    width = min(given, blocks)
+    lists = build_lists(make, 1, len(counts), given, width, indices.device)
+    return lists[0].view(lead), lists[1].view(*lead, width)
+
+
+def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of each row in ascending order, each kept once: what `build_lists` wants.
+
+    Args:
+        numbers: integers `[..., n]` below 2^31 - 1, in any order. keep: bool, the same.
+    """
+    behind = torch.iinfo(torch.int32).max
+    ordered = numbers.int().masked_fill(~keep, behind).sort(-1).values
+    changes = ordered[..., 1:].ne(ordered[..., :-1])
+    first = torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), changes], -1)
+    return ordered, first & (ordered < behind)
 
 
 def is_listed(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
@@ -68,6 +167,21 @@ def slot_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
     return scattered(counts, indices, blocks, slots, -1)
 
 
+def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of pairs show all, and which show some.
+
+    Args:
+        seen: bool `[..., block_q, n * block_kv]`.
+
+    Returns:
+        bool `[..., n]`, both.
+    """
+    # Eight pairs in a word: of words of zeros and ones that of ones is the largest.
+    words = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
+    least, most = words.amin(-3), words.amax(-3)
+    return least.amin(-1) == ONES, most.amax(-1) > 0
+
+
 def pack_bits(visible: Tensor) -> Tensor:
     """Bool `[..., n]`, n a multiple of 8, as uint8 `[..., n / 8]`, the lowest bit first."""
     shifts = torch.arange(8, dtype=torch.uint8, device=visible.device)
@@ -79,6 +193,25 @@ def unpack_bits(bits: Tensor) -> Tensor:
     """Inverse of `pack_bits`."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits[..., None] >> shifts & 1).bool().flatten(-2)
+
+
+def interval_bits(begin: Tensor, end: Tensor, block_kv: int) -> Tensor:
+    """Bitmasks of rows that see the columns `[begin, end)`, cut at 0 and block_kv.
+
+    Args:
+        begin, end: integers `[..., rows]`, `begin <= end`.
+
+    Returns:
+        uint8 `[..., rows, block_kv / 8]`, as of `pack_bits`.
+    """
+    first = torch.arange(0, block_kv, 8, dtype=torch.int16, device=begin.device)
+
+    def ones(column: Tensor) -> Tensor:
+        """2^n, n the columns of each byte before `column`."""
+        before = column.clamp(0, block_kv).to(torch.int16)[..., None] - first
+        return torch.ones_like(before) << before.clamp_(0, 8)
+
+    return (ones(end) - ones(begin)).to(torch.uint8)
 
 
 def take_slots(bits: Tensor, slots: Tensor) -> Tensor:
@@ -97,12 +230,19 @@ def key_limits(q_len: int, kv_len: int, causal: bool, rows: int, device: torch.d
     return torch.where(i < q_len, limit, 0)
 
 
+def reached(
+    q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
+) -> Tensor:
+    """Int64 `[nQ]`: how many key blocks each query block may see; the first ones."""
+    last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
+    last = last.clamp(max=q_len) - 1
+    keys = (last + 1 + kv_len - q_len) if causal else torch.full_like(last, kv_len)
+    return ceil_div(keys.clamp(0, kv_len), block_kv)
+
+
 def reachable_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
 ) -> Tensor:
     """Bool `[nQ, nK]`: blocks that hold a pair which `causal` allows."""
-    last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
-    last = last.clamp(max=q_len) - 1
-    first = torch.arange(ceil_div(kv_len, block_kv), device=device) * block_kv
-    limit = last + 1 + kv_len - q_len if causal else torch.full_like(last, kv_len)
-    return first < limit[:, None]
+    columns = torch.arange(ceil_div(kv_len, block_kv), device=device)
+    return columns < reached(q_len, kv_len, block_q, block_kv, causal, device)[:, None]

@@ -18,17 +18,50 @@ def union(masks: Sequence[BlockMask]) -> BlockMask:
     first = masks[0]
     sizes = (first.q_len, first.kv_len, first.block_q, first.block_kv)
     lead = torch.broadcast_shapes(*(mask.counts.shape for mask in masks))
+    width = min(sum(mask.indices.shape[-1] for mask in masks), first.blocks_kv)
+    tables = [
+        torch.empty(lead, dtype=torch.int32, device=first.device),
+        torch.empty(*lead, width, dtype=torch.int32, device=first.device),
+    ]
+    with_partial = [mask for mask in masks if mask.partial_counts is not None]
+    if with_partial:
+        width = min(sum(m.partial_indices.shape[-1] for m in with_partial), first.blocks_kv)
+        shape = (*lead, width)
+        tables += [
+            torch.empty(lead, dtype=torch.int32, device=first.device),
+            torch.empty(shape, dtype=torch.int32, device=first.device),
+            torch.empty(
+                (*shape, first.block_q, first.block_kv // 8), dtype=torch.uint8, device=first.device
+            ),
+        ]
+    # A few rows at a time: their maps of blocks are larger than their lists.
+    columns = lead[0] * lead[1] * (first.blocks_kv + width * (first.block_q if with_partial else 0))
+    for rows in _block_lists.chunks(lead[2], columns, first.device):
+        for table, part in zip(tables, _union_of_rows(masks, rows, lead), strict=True):
+            table[:, :, rows] = part
+    names = ("partial_counts", "partial_indices", "partial_bits")
+    partial = dict(zip(names, tables[2:], strict=False))
+    return BlockMask(*tables[:2], *sizes, causal=first.causal, **partial)
+
+
+def _union_of_rows(
+    masks: Sequence[BlockMask], rows: slice, lead: tuple[int, int, int]
+) -> list[torch.Tensor]:
+    """The lists of some rows, and the partial ones if a mask has such."""
+    first = masks[0]
+    lead = (*lead[:2], rows.stop - rows.start)
     full = torch.zeros(*lead, first.blocks_kv, dtype=torch.bool, device=first.device)
     for mask in masks:
-        full |= _block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
-    lists = _block_lists.list_blocks(full, sum(mask.indices.shape[-1] for mask in masks))
+        lists = mask.counts[:, :, rows], mask.indices[:, :, rows]
+        full |= _block_lists.block_map(*lists, mask.blocks_kv)
+    made = [*_block_lists.list_blocks(full, sum(mask.indices.shape[-1] for mask in masks))]
     with_partial = [mask for mask in masks if mask.partial_counts is not None]
     if not with_partial:
-        return BlockMask(*lists, *sizes, causal=first.causal)
-    slots = [
-        _block_lists.slot_map(m.partial_counts, m.partial_indices, m.blocks_kv).expand(*lead, -1)
-        for m in with_partial
-    ]
+        return made
+    slots = []
+    for mask in with_partial:
+        lists = mask.partial_counts[:, :, rows], mask.partial_indices[:, :, rows]
+        slots.append(_block_lists.slot_map(*lists, mask.blocks_kv).expand(*lead, -1))
     partial = torch.zeros_like(full)
     for slot in slots:
         partial |= slot >= 0
@@ -42,16 +75,9 @@ def union(masks: Sequence[BlockMask]) -> BlockMask:
     for mask, slot in zip(with_partial, slots, strict=True):
         # Behind the counts block 0 is taken: what is in the bits there is ignored.
         taken = slot.gather(-1, indices.clamp(min=0).long())
-        own = mask.partial_bits.expand(*lead, *mask.partial_bits.shape[3:])
+        own = mask.partial_bits[:, :, rows].expand(*lead, *mask.partial_bits.shape[3:])
         bits |= _block_lists.take_slots(own, taken)
-    return BlockMask(
-        *lists,
-        *sizes,
-        causal=first.causal,
-        partial_counts=counts,
-        partial_indices=indices,
-        partial_bits=bits,
-    )
+    return [*made, counts, indices, bits]
 
 
 def check(masks: Sequence[BlockMask]) -> None:

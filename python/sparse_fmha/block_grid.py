@@ -106,8 +106,11 @@ class BlockGrid(TensorFields):
         check_int("n", n)
         if n == 0:
             return self.none()
-        least, most = self.distances()
-        return (least < n) & (most >= (0 if self.causal else 1 - n))
+        # The least distance of a block is below n, and the largest not below the other end.
+        first_q, last_q = self._query_positions()
+        first_k, last_k = self._key_positions()
+        blocks = last_k > first_q[:, None] - n
+        return blocks.logical_and_(first_k <= last_q[:, None] - (0 if self.causal else 1 - n))
 
     def diagonal(self) -> Tensor:
         """The key at each query's own position."""
@@ -141,7 +144,7 @@ class BlockGrid(TensorFields):
         start, stop = _bounds(start, stop, self.kv_len)
         shift = self.kv_len - self.q_len
         rows = self.queries(max(start - shift, 0), max(stop - shift, 0))
-        return self.keys(start, stop) | rows
+        return rows.logical_or_(self.keys(start, stop))
 
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
         """`BlockMask.from_blocks` of bool `[nQ, nK]`, `[H|1, nQ, nK]` or `[B|1, H|1, nQ, nK]`."""

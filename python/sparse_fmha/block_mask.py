@@ -126,13 +126,12 @@ class BlockMask(TensorFields):
         _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
         _block_checks.check_blocks(blocks, q_len, kv_len, block_q, block_kv)
         _block_checks.check_width("width", width)
-        if causal:
-            sizes = (q_len, kv_len, block_q, block_kv)
-            blocks = blocks & _block_lists.reachable_blocks(*sizes, True, blocks.device)
+        sizes = (q_len, kv_len, block_q, block_kv)
         if validate and width is not None:
-            _block_checks.validate_width(blocks, width)
-        counts, indices = _block_lists.list_blocks(blocks, width)
-        return BlockMask(counts, indices, q_len, kv_len, block_q, block_kv, causal=causal)
+            reachable = _block_lists.reachable_blocks(*sizes, causal, blocks.device)
+            _block_checks.validate_width(blocks & reachable, width)
+        ends = _block_lists.reached(*sizes, True, blocks.device) if causal else None
+        return BlockMask(*_block_lists.list_blocks(blocks, width, ends), *sizes, causal=causal)
 
     @staticmethod
     def from_indices(
@@ -165,9 +164,10 @@ class BlockMask(TensorFields):
         blocks_kv = _block_lists.ceil_div(kv_len, block_kv)
         if validate:
             _block_checks.validate_unordered(counts, indices, blocks_kv)
-        blocks = _block_lists.block_map(counts, indices, blocks_kv)
-        return BlockMask.from_blocks(
-            blocks, q_len, kv_len, block_q, block_kv, causal=causal, width=indices.shape[-1]
+        sizes = (q_len, kv_len, block_q, block_kv)
+        ends = _block_lists.reached(*sizes, causal, indices.device)
+        return BlockMask(
+            *_block_lists.in_order(counts, indices, blocks_kv, ends), *sizes, causal=causal
         )
 
     @staticmethod
@@ -178,7 +178,7 @@ class BlockMask(TensorFields):
         *,
         partial_width: int | None = None,
     ) -> BlockMask:
-        """Exactly the pairs of a token mask: full blocks and bitmasks.
+        """Exactly the pairs of a token mask: full blocks and bitmasks. All pairs are looked at.
 
         Args:
             visible: bool `[B|1, H|1, q_len, kv_len]`.
@@ -203,7 +203,8 @@ class BlockMask(TensorFields):
     ) -> BlockMask:
         """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it; waits for the device.
 
-        The function is evaluated at some millions of pairs at a time, so that memory stays small.
+        The function is evaluated at every pair, some at a time, so that memory stays small: time
+        grows with `q_len * kv_len`. `from_documents` and `patterns` make their masks without that.
 
         Args:
             mask_mod: of four scalar index tensors, to a bool scalar; it runs under `torch.vmap`.
@@ -217,6 +218,47 @@ class BlockMask(TensorFields):
 
         sizes = (q_len, kv_len, block_q, block_kv)
         return from_mask_mod(mask_mod, batch, heads, *sizes, device)
+
+    @staticmethod
+    def from_documents(
+        cu: Tensor,
+        block_q: int = 128,
+        block_kv: int = 128,
+        causal: bool = False,
+        *,
+        length: int | None = None,
+        max_len: int | None = None,
+        validate: bool = False,
+    ) -> BlockMask:
+        """Documents that are packed one behind the other: a query sees the keys of its own.
+
+        No pair of tokens is looked at. A block of queries with tokens of several documents sees
+        all its key blocks in part, and the lists of all rows have room for what the fullest has:
+        bitmasks take up to `T / block_q * W * block_q * block_kv / 8` bytes, W the most key blocks
+        of two neighboring documents. Documents that start at multiples of `block_q` have none of
+        that, and at most two partial blocks to a row.
+
+        Args:
+            cu: int32 `[documents + 1]`, where each document starts, and T: `cu[0]` is 0, `cu[-1]`
+                is T, the number of tokens. It may not descend; equal ones are empty documents.
+            block_q, block_kv, causal: as of the mask.
+            length: T. max_len: no document has more tokens. With both given the mask is made on the
+                device of cu without waiting for it; lists are as wide as documents of max_len
+                tokens can need, and the numbers in cu are not checked. Else cu is read by the host,
+                which waits for its device.
+            validate: check the numbers in cu in any case; waits for the device.
+
+        Returns:
+            A mask of T queries and T keys, one for all batch entries and heads, on cu's device.
+
+        Raises:
+            TypeError: cu is no int32 tensor.
+            ValueError: cu has another rank or no entry; where it is read, cu does not start at 0,
+                descends, or does not fit length or max_len.
+        """
+        from sparse_fmha._block_documents import from_documents
+
+        return from_documents(cu, block_q, block_kv, causal, length, max_len, validate)
 
     @staticmethod
     def from_flex(mask: FlexBlockMask) -> BlockMask:

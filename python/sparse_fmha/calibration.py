@@ -86,8 +86,8 @@ def tile_sparsity(
     check_int("tile_k", tile_k, 1)
     (batch, q_len, heads, dim), (kv_len, heads_kv) = q.shape, k.shape[1:3]
     scale = dim**-0.5 if scale is None else scale
-    limits = torch.tensor([math.log(t) if t > 0 else -math.inf for t in thresholds])
-    limits = limits.to(q.device, torch.float64)
+    logs = [math.log(t) if t > 0 else -math.inf for t in thresholds]
+    limits = torch.tensor(logs, dtype=torch.float64, device=q.device)
     skipped = torch.zeros(batch, heads, len(thresholds), dtype=torch.int64, device=q.device)
     visited = torch.zeros(batch, heads, dtype=torch.int64, device=q.device)
     if not (q.numel() and k.numel()):

@@ -210,7 +210,8 @@ def run(
     if resize is not None and max(truth.shape[1:]) < resize:
         height, width = truth.shape[1:]
         say(f"--resize {resize} changes nothing: the picture has {width}x{height} pixels")
-    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(truth.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = truth + sigma / 255 * noise
     dtype = torch.float16 if device == "cuda" else torch.float32
     tokens = as_tokens(noisy.to(device), sigma / 255, dtype)

@@ -6,8 +6,6 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from sparse_fmha._versions import require
 
 require("matplotlib", by=__name__, extra="demo")
@@ -90,8 +88,8 @@ def _draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, 
         loc="upper right",
     )
     per_row = listed.sum(-1).flatten().cpu()
-    bins = torch.arange(max(per_row.tolist(), default=0) + 2) - 0.5
-    right.hist(per_row.numpy(), bins=bins.numpy() if len(bins) < 100 else 50, color=COLORS["full"])
+    bins = [n - 0.5 for n in range(max(per_row.tolist(), default=0) + 2)]
+    right.hist(per_row.numpy(), bins=bins if len(bins) < 100 else 50, color=COLORS["full"])
     right.set_title("all heads")
     right.set_xlabel(f"{column.split()[0]}s of a {row.split()[0]}")
     right.set_ylabel("rows of lists")

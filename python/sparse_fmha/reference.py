@@ -114,7 +114,7 @@ def skip_attention(q, k, v, visible, skip_threshold, row_groups=64, key_tiles=12
     return out.reshape(shape), lse.reshape(shape[:-1]), skipped
 
 
-def tile_ranks(length, size, descending=False, device=None):
+def tile_ranks(length, size, descending=False, device="cpu"):
     """The rank of each token's tile, int64 [length], when tiles are runs of `size` tokens.
 
     Tiles are visited from the first to the last, or with `descending` from the last to the first.
@@ -123,14 +123,14 @@ def tile_ranks(length, size, descending=False, device=None):
     return (length - 1) // size - ranks if descending else ranks
 
 
-def causal_mask(len_q, len_kv, device=None):
+def causal_mask(len_q, len_kv, device="cpu"):
     """Bool [len_q, len_kv]: the last query sees every key, each earlier one a key less."""
     i = torch.arange(len_q, device=device)[:, None]
     j = torch.arange(len_kv, device=device)
     return j <= i + (len_kv - len_q)
 
 
-def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0, device=None):
+def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0, device="cpu"):
     """The mask of generalized neighborhood attention (arXiv 2504.16922).
 
     Args:

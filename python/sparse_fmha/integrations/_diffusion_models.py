@@ -62,7 +62,7 @@ def _flux(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
     places = ids[:, 1:].long().cpu()
     places = places - places.amin(0)
     height, width = (places.amax(0) + 1).tolist()
-    expected = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    expected = torch.cartesian_prod(*(torch.arange(n, device="cpu") for n in (height, width)))
     one_image = bool((ids[:, 0] == ids[0, 0]).all())
     if not one_image or not expected.equal(places):
         raise ValueError(

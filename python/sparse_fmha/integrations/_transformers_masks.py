@@ -22,7 +22,7 @@ from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._tensor_fields import TensorFields
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import TENSORS, BlockMask
-from sparse_fmha.patterns._static import from_rules
+from sparse_fmha.patterns._static import from_map, from_rules
 
 BLOCK = 128
 
@@ -247,17 +247,21 @@ def block_mask(
     grid = BlockGrid(q_len, keys, BLOCK, BLOCK, causal=form.causal)
     shift = keys - q_len
     full = some = grid.reachable()[None]
+    # Blocks in which a pair's distance does not say whether it is seen.
+    special_q, special_k = (torch.zeros(n, dtype=torch.bool, device="cpu") for n in grid.shape)
     if form.window is not None:
         least, most = grid.distances()
         full, some = full & (most < form.window), some & (least < form.window)
     if form.sequences is not None:
         low, high = _ends(form.sequences.cpu())
         one = (low == high)[:, :, None] & (low == high)[:, None]
+        special_q = special_k = (low != high).any(0)
         full = full & one & (low[:, :, None] == low[:, None])
         some = some & (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
     if real is not None:
         low, high = _ends(real.int().cpu())
         full, some = full & (low == 1)[:, None], some & (high == 1)[:, None]
+        special_k = special_k | (low == 0).any(0)
 
     def rule(entry: int) -> Callable[[Tensor, Tensor], Tensor]:
         def visible(q: Tensor, k: Tensor) -> Tensor:
@@ -272,7 +276,9 @@ def block_mask(
 
     rules = [rule(entry) for entry in range(full.shape[0])]
     # from_rules has a list for each head; here it is one for each batch entry.
-    mask = from_rules(rules, full, some, q_len, keys, BLOCK, BLOCK, form.causal, device)
+    lists = from_map(full), from_map(some & ~full)
+    sizes = (q_len, keys, BLOCK, BLOCK)
+    mask = from_rules(rules, *lists, special_q, special_k, *sizes, form.causal, device)
     lists = {
         name: None if getattr(mask, name) is None else getattr(mask, name).transpose(0, 1)
         for name in TENSORS

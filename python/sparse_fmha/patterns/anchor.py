@@ -97,9 +97,7 @@ def anchor_attention(
     scale = _checks.finite("scale", scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
-    near = BlockMask.from_blocks(
-        anchor_blocks(length, block, step, q.device), length, length, block, block, causal=True
-    )
+    near = anchor_mask(length, block, step, q.device)
     parts = [block_sparse_attention(q, k, v, near, scale=scale, return_lse=True)]
     columns, counts = distant_keys(q, k, theta, step, block, scale, width)
     far = StripeMask(columns, counts, length, length, step * block)
@@ -112,14 +110,21 @@ def anchor_attention(
     return AnchorResult(out, lse, far.counts, share)
 
 
-def anchor_blocks(length: int, block: int, step: int, device: torch.device) -> Tensor:
-    """Bool `[1, 1, n, n]`: the anchor keys of each query block."""
+def anchor_mask(length: int, block: int, step: int, device: torch.device) -> BlockMask:
+    """The anchor keys of each query block: `step + 2` blocks at most."""
     n = _block_lists.ceil_div(length, block)
     rows = torch.arange(n, device=device)[:, None]
-    columns = torch.arange(n, device=device)
-    first = rows // step * step  # block of the superblock
-    near = (columns == 0) | (columns == first - 1) | (columns >= first)
-    return (near & (columns <= rows))[None, None]
+    begin = torch.arange(-1, step, device=device)  # from the block before the superblock
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        near = rows[part] // step * step + begin
+        first = torch.zeros_like(near[:, :1])
+        seen = torch.cat([first == 0, (near > 0) & (near <= rows[part])], 1)
+        return torch.cat([first, near], 1), seen
+
+    width = min(step + 2, n)
+    lists = _block_lists.build_lists(make, 1, n, step + 2, width, rows.device)
+    return BlockMask(*(x[None] for x in lists), length, length, block, block, causal=True)
 
 
 def distant_keys(

@@ -107,15 +107,21 @@ def biformer(
     if not per_head:
         scores = scores.sum(1, keepdim=True)
     routed = top_k_blocks(scores.masked_fill(keys.sizes == 0, -torch.inf), top_k)
-    blocks = routed.index_select(2, queries.block_region).index_select(3, keys.block_region)
+    # Lists of regions, which all query blocks of a region share.
+    blocks = routed.index_select(3, keys.block_region)
     whole = keys.present.all(1)
     width = min(top_k, keys.regions) * keys.most_blocks
-    lists = _block_lists.list_blocks(blocks & whole, width)
+
+    def listed(blocks: Tensor, width: int) -> list[Tensor]:
+        lists = _block_lists.list_blocks(blocks, width)
+        return [x.index_select(2, queries.block_region) for x in lists]
+
+    lists = listed(blocks & whole, width)
     sizes = (queries.length, keys.length, queries.block, keys.block)
     if not keys.padded:
         return BlockMask(*lists, *sizes)
     # At most one block of a region has padding.
-    counts, indices = _block_lists.list_blocks(blocks & ~whole, min(top_k, keys.regions))
+    counts, indices = listed(blocks & ~whole, min(top_k, keys.regions))
     columns = pack_columns(keys.present)[indices.clamp(min=0).long()]
     bits = columns[..., None, :].expand(*indices.shape, queries.block, -1)
     partial = {"partial_counts": counts, "partial_indices": indices, "partial_bits": bits}

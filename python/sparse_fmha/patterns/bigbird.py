@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from sparse_fmha._block_lists import ceil_div, distinct
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import pattern_blocks
-from sparse_fmha.selection import top_k_blocks
+from sparse_fmha.patterns._static import Lists, from_pattern, pattern_rows, replace_rows
 
 
 def bigbird(
@@ -55,19 +56,71 @@ def bigbird(
     check_int("block", block, 1)
     if window_blocks % 2 == 0:
         raise ValueError(f"window_blocks is {window_blocks}; an odd number is needed")
-    rows, columns = pattern_blocks(length, length, block, block_q, block_kv, "cpu")
-    blocks = -(-length // block)
-    number = torch.arange(blocks)
-    seen = (number[:, None] - number).abs() <= window_blocks // 2
+    sizes = (length, length, block, block_q, block_kv)
+    in_block = pattern_rows(*sizes, "cpu")
+    blocks = ceil_div(length, block)
     for entry in global_blocks:
         if not -blocks <= check_int("global_blocks", entry, -blocks) < blocks:
             raise ValueError(f"global_blocks has {entry}; there are {blocks} blocks")
-        seen[entry] = True
-        seen[:, entry] = True
-    if random_blocks:
-        draw = torch.rand(heads, blocks, blocks, generator=torch.Generator().manual_seed(seed))
-        seen = seen | top_k_blocks(draw.masked_fill(seen, -torch.inf), random_blocks)
-    else:
-        seen = seen[None]
-    tiles = seen[:, rows, columns].to(device)
-    return BlockMask.from_blocks(tiles[None], length, length, block_q, block_kv)
+    everywhere = torch.tensor(
+        sorted({entry % blocks for entry in global_blocks}), dtype=torch.int64, device="cpu"
+    )
+    reach = min(window_blocks // 2, blocks)
+    window = torch.arange(-reach, reach + 1, device="cpu")
+
+    def forced(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Window and global blocks of rows `[n, 1]`, ascending where they are."""
+        near = rows + window
+        both = torch.cat([near, everywhere.expand(len(rows), -1)], 1)
+        return distinct(both, (both >= 0) & (both < blocks))
+
+    draw = _draw(*forced(torch.arange(blocks, device="cpu")[:, None]), heads, random_blocks, seed)
+
+    def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+        columns, seen = forced(rows)
+        drawn = draw[:, rows[:, 0]]
+        columns, seen = (x.expand(len(drawn), -1, -1) for x in (columns, seen))
+        return distinct(torch.cat([columns, drawn], 2), torch.cat([seen, drawn >= 0], 2))
+
+    columns = len(window) + len(everywhere) + draw.shape[-1]
+    lists = from_pattern(make, len(draw), columns, *sizes, False, "cpu")
+    whole = torch.isin(in_block, everywhere).nonzero()[:, 0]
+    if len(whole):
+        every = torch.arange(ceil_div(length, block_kv), dtype=torch.int32, device="cpu")
+        counts = torch.full_like(lists.counts[:, whole], len(every))
+        lists = replace_rows(lists, whole, Lists(counts, every.expand(*counts.shape, -1)))
+    return BlockMask(*(x[None].to(device) for x in lists), length, length, block_q, block_kv)
+
+
+def _draw(columns: Tensor, forced: Tensor, heads: int, random_blocks: int, seed: int) -> Tensor:
+    """Blocks that are not forced, drawn without repetition for each head and row.
+
+    By Floyd's method, as Bentley and Floyd 1987, "A sample of brilliance": the n-th number is drawn
+    from the first `left - (random_blocks - n) + 1` blocks, and is the last of these if it has been
+    drawn before. So time and memory do not grow with the number of blocks in a row.
+
+    Args:
+        columns, forced: ints and bools `[blocks, n]`: forced blocks, ascending.
+
+    Returns:
+        int32 `[heads, blocks, random_blocks]`, or `[1, blocks, 0]` without random blocks; below 0
+        where fewer are left.
+    """
+    blocks = len(columns)
+    random_blocks = min(random_blocks, blocks)
+    if not random_blocks:
+        return torch.empty(1, blocks, 0, dtype=torch.int32, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    left = blocks - forced.sum(1)
+    drawn = torch.full((heads, blocks, random_blocks), -1, dtype=torch.int32, device="cpu")
+    for n in range(random_blocks):
+        last = (left - random_blocks + n).expand(heads, -1)  # below 0 where fewer are left
+        uniform = torch.rand(heads, blocks, generator=generator, dtype=torch.float64, device="cpu")
+        one = torch.minimum((uniform * (last + 1)).long(), last)
+        again = (drawn[..., :n] == one[..., None]).any(-1)
+        drawn[..., n] = torch.where(again, last, one).int()
+    # From numbers among those that are not forced to numbers among all.
+    for place in range(columns.shape[1]):
+        column, there = columns[:, place, None], forced[:, place, None]
+        drawn += there & (drawn >= column)
+    return drawn

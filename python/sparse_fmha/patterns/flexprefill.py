@@ -43,6 +43,8 @@ def flexprefill_query_aware(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
+        The budget is one for the whole map, so all `nQ * nK` scores of a head are there and sorted
+        at once: about 40 bytes for each.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from sparse_fmha import _block_lists
+from sparse_fmha._block_checks import check_sizes
+from sparse_fmha._block_lists import ABSENT, build_lists, distinct
 from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import from_rules
+from sparse_fmha.patterns._static import Lists, from_rules, replace_rows
 
 
 def longformer(
@@ -59,27 +61,16 @@ def longformer(
         raise ValueError("dilation is empty; one for each query head is needed")
     for entry in dilations:
         check_int("dilation", entry, 1)
-    grid = BlockGrid(length, length, block_q, block_kv, causal=causal)
-    every = torch.zeros(length, dtype=torch.bool)
-    rows = columns = grid.none()
+    check_sizes(length, length, block_q, block_kv, causal)
+    every = torch.zeros(length, dtype=torch.bool, device="cpu")
     for token in global_tokens:
         if not -length <= check_int("global_tokens", token, -length) < length:
             raise ValueError(f"global_tokens has {token}; there are {length} tokens")
-        token = token % length
         every[token] = True
-        rows = rows | grid.queries(token, token + 1)
-        columns = columns | grid.keys(token, token + 1)
-    least, most = grid.distances()
-    whole_rows = _whole(every, block_q)[:, None]
-    whole_columns = _whole(every, block_kv)
-    full, some = [], []
-    for entry in dilations:
-        reach = entry * (window // 2)
-        low, high = least.clamp(min=0 if causal else -reach), most.clamp(max=reach)
-        band = low <= torch.div(high, entry, rounding_mode="floor") * entry
-        inside = (most <= reach) if causal else (most <= reach) & (least >= -reach)
-        some.append((band | rows | columns) & grid.reachable())
-        full.append(some[-1] & (inside & (entry == 1) | whole_rows | whole_columns))
+    sizes = (length, length, block_q, block_kv)
+    blocks = _Blocks(every, causal, *sizes[2:])
+    made = [blocks.lists(entry, window // 2) for entry in dilations]
+    full, partial = (_stack(lists) for lists in zip(*made, strict=True))
     every = every.to(device)
 
     def rule(entry: int):
@@ -91,11 +82,112 @@ def longformer(
         return visible
 
     rules = [rule(entry) for entry in dilations]
-    sizes = (length, length, block_q, block_kv)
-    return from_rules(rules, torch.stack(full), torch.stack(some), *sizes, causal, device)
+    special = (blocks.some_rows, blocks.some_columns)
+    return from_rules(rules, full, partial, *special, *sizes, causal, device)
 
 
-def _whole(every: Tensor, block: int) -> Tensor:
-    """Blocks of which each token is global."""
-    padded = torch.nn.functional.pad(every, (0, -len(every) % block), value=True)
-    return padded.view(-1, block).all(1)
+class _Blocks:
+    """Which blocks are visible as a whole and in part; on the CPU."""
+
+    def __init__(self, every: Tensor, causal: bool, block_q: int, block_kv: int) -> None:
+        self.causal, self.length = causal, len(every)
+        self.block_q, self.block_kv = block_q, block_kv
+        sizes = (self.length, self.length, block_q, block_kv)
+        self.reached = _block_lists.reached(*sizes, causal, every.device)
+        # Blocks of which some token is global, and those of which each is.
+        self.some_rows, self.whole_rows = _blocks_of(every, block_q)
+        self.some_columns, self.whole_columns = _blocks_of(every, block_kv)
+
+    def lists(self, dilation: int, half: int) -> tuple[Lists, Lists]:
+        """Of a head, those of full and of partial blocks."""
+        reach = dilation * half
+        rows = torch.arange(len(self.some_rows), device="cpu")
+        ahead = 0 if self.causal else reach
+        begin = (rows * self.block_q - reach).clamp(min=0) // self.block_kv
+        end = ((rows + 1) * self.block_q - 1 + ahead) // self.block_kv + 1
+        width = int((end - begin).max()) if len(rows) else 0
+        band = torch.arange(min(width, len(self.some_columns)), device="cpu")
+        others = self.some_columns.nonzero()[:, 0]
+
+        def near(some: Tensor) -> Tensor:
+            columns = [begin[some, None] + band, others.expand(len(some), -1)]
+            return torch.cat(columns, 1)
+
+        lists = self._kinds(rows, near, len(band) + len(others), dilation, half)
+        whole = self.some_rows.nonzero()[:, 0]
+        if len(whole):
+            every = torch.arange(len(self.some_columns), device="cpu")
+            kinds = self._kinds(
+                whole, lambda some: every.expand(len(some), -1), len(every), dilation, half
+            )
+            pairs = zip(lists, kinds, strict=True)
+            lists = tuple(replace_rows(old, whole, new) for old, new in pairs)
+        return lists
+
+    def _kinds(
+        self,
+        rows: Tensor,
+        candidates: Callable[[Tensor], Tensor],
+        columns: int,
+        dilation: int,
+        half: int,
+    ) -> tuple[Lists, Lists]:
+        """Lists of the candidates `[n, columns]` of some rows that are full, and partial."""
+
+        def make(kind: str) -> Lists:
+            def kept(part: slice) -> tuple[Tensor, Tensor]:
+                some = rows[part]
+                numbers = candidates(some)
+                numbers, there = distinct(numbers, numbers < self.reached[some, None])
+                at = numbers.masked_fill(~there, 0)
+                seen, whole = self._seen(some[:, None], at, dilation, half)
+                return at, there & seen & (whole if kind == "full" else ~whole)
+
+            cpu = rows.device
+            return _narrow(build_lists(kept, 1, len(rows), columns, columns, cpu))
+
+        return make("full"), make("partial")
+
+    def _seen(
+        self, rows: Tensor, columns: Tensor, dilation: int, half: int
+    ) -> tuple[Tensor, Tensor]:
+        """Whether a block shows some pair, and whether it shows all."""
+        reach = dilation * half
+        first_q, first_k = rows * self.block_q, columns * self.block_kv
+        last_q = (first_q + self.block_q).clamp(max=self.length) - 1
+        last_k = (first_k + self.block_kv).clamp(max=self.length) - 1
+        least, most = first_q - last_k, last_q - first_k
+        low = least.clamp(min=0 if self.causal else -reach)
+        near = low <= most.clamp(max=reach) // dilation * dilation
+        inside = (most <= reach) & (dilation == 1)
+        if not self.causal:
+            inside = inside & (least >= -reach)
+        some = near | self.some_rows[rows] | self.some_columns[columns]
+        return some, inside | self.whole_rows[rows] | self.whole_columns[columns]
+
+
+def _blocks_of(every: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Blocks of which some token is global, and those of which each is."""
+    missing = -len(every) % block
+    some, whole = (
+        torch.nn.functional.pad(every, (0, missing), value=value).view(-1, block)
+        for value in (False, True)
+    )
+    return some.any(1), whole.all(1)
+
+
+def _narrow(lists: tuple[Tensor, Tensor]) -> Lists:
+    """The lists, as wide as the fullest row."""
+    counts, indices = lists
+    width = int(counts.max()) if counts.numel() else 0
+    return Lists(counts, indices[..., :width].contiguous())
+
+
+def _stack(lists: Sequence[Lists]) -> Lists:
+    """One list for each head, as wide as the widest."""
+    width = max(each.indices.shape[-1] for each in lists)
+    padded = [
+        torch.nn.functional.pad(each.indices, (0, width - each.indices.shape[-1]), value=ABSENT)
+        for each in lists
+    ]
+    return Lists(torch.cat([each.counts for each in lists]), torch.cat(padded))

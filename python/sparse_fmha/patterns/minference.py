@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from sparse_fmha._block_lists import chunks, reached
+from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.selection import block_scores, top_k_blocks
+from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
 
 def minference_block_sparse(
@@ -37,9 +40,23 @@ def minference_block_sparse(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
+        All `nQ * nK` scores of blocks are computed, a few rows at a time.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or sizes that are not allowed.
     """
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    return grid.mask(top_k_blocks(block_scores(q, k, grid), top_k), top_k)
+    rows, columns = grid.shape
+    sizes = (grid.q_len, grid.kv_len, block_q, block_kv)
+    lead = (q.shape[0], q.shape[2], rows)
+    width = min(check_int("top_k", top_k), columns)
+    counts = torch.empty(lead, dtype=torch.int32, device=q.device)
+    indices = torch.empty(*lead, width, dtype=torch.int32, device=q.device)
+    keys = pool_blocks(k, block_kv)
+    number = torch.arange(columns, device=q.device)
+    ends = reached(*sizes, causal, q.device)
+    for part in chunks(rows, lead[0] * lead[1] * columns, q.device, 1 << 18):
+        queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
+        scores = pooled_scores(queries, keys, allowed=number < ends[part, None])
+        counts[:, :, part], indices[:, :, part] = top_k_indices(scores, width)
+    return BlockMask(counts, indices, *sizes, causal=causal)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from numbers import Real
 
 import torch
+from torch import Tensor
 
+from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import pattern_blocks
+from sparse_fmha.patterns._static import from_pattern
 
 
 def moa(
@@ -70,8 +72,19 @@ def moa(
         for alpha, beta in zip(alphas, betas, strict=True)
     ]
     band = [math.ceil(span / block) - sink // block for span in spans]
-    rows, columns = pattern_blocks(q_len, kv_len, block, block_q, block_kv, device)
-    bands = torch.tensor(band, device=device)[:, None, None]
-    blocks = (columns <= rows) & ((columns < sink // block) | (rows - columns < bands))
-    sizes = (q_len, kv_len, block_q, block_kv)
-    return BlockMask.from_blocks(blocks[None], *sizes, causal=True)
+    sinks = sink // block
+    columns = min(max(band), ceil_div(kv_len, block))
+    bands = torch.tensor(band, dtype=torch.int64, device=device)[:, None, None]
+    first = torch.arange(sinks, device=device)
+    back = torch.arange(columns - 1, -1, -1, device=device)
+
+    def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+        near = rows - back
+        seen = (near >= sinks) & (back < bands)
+        first_seen = (first <= rows).expand(len(bands), -1, -1)
+        numbers = torch.cat([first.expand(len(rows), -1), near], -1)
+        return numbers, torch.cat([first_seen, seen], -1)
+
+    sizes = (q_len, kv_len, block, block_q, block_kv)
+    lists = from_pattern(make, len(band), sinks + columns, *sizes, True, device)
+    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from sparse_fmha._block_checks import check_sizes
+from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import pattern_blocks
+from sparse_fmha.patterns._static import from_pattern
 
 
 def power_attention(
@@ -42,10 +45,18 @@ def power_attention(
     check_int("sink_blocks", sink_blocks)
     check_int("local_blocks", local_blocks, 1)
     check_int("block", block, 1)
-    rows, columns = pattern_blocks(q_len, kv_len, block, block_q, block_kv, device)
-    distance = rows - columns
-    power = (distance > 0) & (distance & (distance - 1) == 0)
-    seen = (columns < sink_blocks) | (distance < local_blocks) | power
-    blocks = (distance >= 0) & seen
-    sizes = (q_len, kv_len, block_q, block_kv)
-    return BlockMask.from_blocks(blocks[None, None], *sizes, causal=True)
+    check_sizes(q_len, kv_len, block_q, block_kv, True)
+    blocks = ceil_div(kv_len, block)
+    powers = [1 << n for n in range(blocks.bit_length()) if 1 << n >= local_blocks]
+    distances = [*reversed(powers), *range(min(local_blocks, blocks) - 1, -1, -1)]
+    back = torch.tensor(distances, dtype=torch.int64, device=device)
+    sinks = torch.arange(min(sink_blocks, blocks), device=device)
+
+    def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+        columns = torch.cat([sinks.expand(len(rows), -1), rows - back], 1)
+        seen = torch.cat([sinks <= rows, rows - back >= sink_blocks], 1)
+        return columns, seen
+
+    sizes = (q_len, kv_len, block, block_q, block_kv)
+    lists = from_pattern(make, 1, len(sinks) + len(back), *sizes, True, device)
+    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _tensor_fields
+from sparse_fmha._block_lists import chunks
 from sparse_fmha._pattern_checks import check_floats, check_int
 from sparse_fmha._tensor_fields import TensorFields
-from sparse_fmha.selection import pool_blocks, without_autocast
+from sparse_fmha.selection import without_autocast
 
 
 class RegionOrder(TensorFields):
@@ -27,6 +28,7 @@ class RegionOrder(TensorFields):
         sizes: int64 `[regions]`, tokens of each.
         block_region: int64 `[length / block]`, the region of each block.
         present: bool `[length / block, block]`, False for padding.
+        sources: int64 `[length / block, block]`, the token in each slot; 0 for padding.
         most_blocks: of a region.
 
     Args:
@@ -67,19 +69,22 @@ class RegionOrder(TensorFields):
         first_slot = (blocks.cumsum(0) - blocks) * block
         order = region.argsort(stable=True)
         ordered = region[order]
-        rank = torch.arange(len(region)) - (sizes.cumsum(0) - sizes)[ordered]
+        rank = torch.arange(len(region), device="cpu") - (sizes.cumsum(0) - sizes)[ordered]
         slots = torch.empty_like(region)
         slots[order] = first_slot[ordered] + rank
         self.tokens, self.block, self.regions = len(region), block, regions
         self.length = int(blocks.sum()) * block
         self.padded = self.length > self.tokens
         self.most_blocks = int(blocks.max())
-        present = torch.zeros(self.length, dtype=torch.bool)
+        present = torch.zeros(self.length, dtype=torch.bool, device="cpu")
         present[slots] = True
         self.slots = slots.to(device)
         self.sizes = sizes.to(device)
-        self.block_region = torch.arange(regions).repeat_interleave(blocks).to(device)
+        self.block_region = torch.arange(regions, device="cpu").repeat_interleave(blocks).to(device)
         self.present = present.view(-1, block).to(device)
+        sources = torch.zeros(self.length, dtype=torch.int64, device="cpu")
+        sources[slots] = torch.arange(len(region), device="cpu")
+        self.sources = sources.view(-1, block).to(device)
 
     def permute(self, x: Tensor) -> Tensor:
         """`[B, tokens, ...]` in region order: `[B, length, ...]`, padding 0."""
@@ -95,11 +100,22 @@ class RegionOrder(TensorFields):
     def means(self, x: Tensor) -> Tensor:
         """The mean of each region: `[B, tokens, H, D]` as fp32 `[B, regions, H, D]`; 0 of none."""
         check_floats("x", x, 4, "[batch, tokens, heads, head dim]")
-        sums = pool_blocks(self.permute(x), self.block) * self.block
+        self._check(x, self.tokens)
+        shape = x.shape[0], self.regions, *x.shape[2:]
+        means = torch.zeros(shape, dtype=torch.float32, device=x.device)
         number = torch.arange(self.regions, device=self.slots.device)[:, None]
-        weights = (number == self.block_region) / self.sizes.clamp(min=1)[:, None]
-        with without_autocast(x.device):
-            return (weights @ sums.flatten(2)).unflatten(2, x.shape[2:])
+        sizes = self.sizes.clamp(min=1)[:, None].float()
+        elements = x.shape[0] * self.block * x[0, :1].numel()
+        for some in chunks(len(self.block_region), elements, x.device, 1 << 20):
+            # Padding takes token 0, and its sum is put right by what is present.
+            tokens, present = self.sources[some], self.present[some]
+            part = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
+            part = part.masked_fill_(~present[..., None, None], 0)
+            sums = part.sum(2, dtype=torch.float32)
+            weights = (number == self.block_region[some]).float() / sizes
+            with without_autocast(x.device):
+                means += (weights @ sums.flatten(2)).view(shape)
+        return means
 
     def _check(self, x: Tensor, tokens: int) -> None:
         if x.dim() < 2 or x.shape[1] != tokens:

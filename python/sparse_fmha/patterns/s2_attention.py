@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from sparse_fmha._block_checks import check_sizes
+from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._checks import check_flag
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import pattern_blocks
+from sparse_fmha.patterns._static import from_pattern
 
 
 def s2_attention(
@@ -60,13 +63,23 @@ def s2_attention(
     if total_heads is None:
         total_heads = head_offset + heads
     check_int("total_heads", total_heads, head_offset + heads)
-    rows, columns = pattern_blocks(q_len, kv_len, block, block_q, block_kv, device)
-    if homo_head:
-        head = torch.zeros(1, dtype=torch.int64, device=device)
-    else:
-        head = torch.arange(heads, device=device) + head_offset
-    step = max(1, stride // total_heads)
-    strided = (columns + head[:, None, None] * step + 1) % stride == 0
-    blocks = (columns <= rows) & ((rows - columns < local_blocks) | strided)
-    sizes = (q_len, kv_len, block_q, block_kv)
-    return BlockMask.from_blocks(blocks[None], *sizes, causal=True)
+    check_sizes(q_len, kv_len, block_q, block_kv, True)
+    head = torch.arange(1 if homo_head else heads, device=device)[:, None, None]
+    if not homo_head:
+        head = head + head_offset
+    blocks = ceil_div(kv_len, block)
+    # The first block J of each head's share: (J + head * step + 1) mod stride is 0.
+    first = (-1 - head * max(1, stride // total_heads)) % stride
+    strided = first + torch.arange(0, blocks, stride, device=device)
+    back = torch.arange(min(local_blocks, blocks) - 1, -1, -1, device=device)
+
+    def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+        near = (rows - back).expand(len(head), -1, -1)
+        far = strided.expand(-1, len(rows), -1)
+        seen = torch.cat([far <= rows - local_blocks, near >= 0], -1)
+        return torch.cat([far, near], -1), seen
+
+    columns = strided.shape[-1] + len(back)
+    sizes = (q_len, kv_len, block, block_q, block_kv)
+    lists = from_pattern(make, len(head), columns, *sizes, True, device)
+    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)

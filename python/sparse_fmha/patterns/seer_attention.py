@@ -37,7 +37,7 @@ class SeerAttentionGate(nn.Module):
         q_pools, k_pools: of "mean", "max", "min", at least one.
         rope_base: of the model's RoPE.
         inv_freq: `[gate_dim / 2]`, in place of `rope_base ** -(2 i / gate_dim)`.
-        device, dtype: of the weights.
+        device, dtype: of the weights; None is torch's default, as for its own modules.
 
     Attributes:
         weight_q: `[heads, len(q_pools) * head_dim, gate_dim]` or None.
@@ -155,7 +155,8 @@ class SeerAttentionGate(nn.Module):
             causal: as of `BlockMask`.
 
         Returns:
-            A mask for each batch entry and query head, made without waiting for the device.
+            A mask for each batch entry and query head, made without waiting for the device. All
+            `nQ * nK` scores of a head are there at once.
 
         Raises:
             ValueError: more than one of threshold, top_k and nz_ratio; numbers not allowed.

@@ -54,7 +54,7 @@ def seer_ground_truth(
     kv_len, heads_kv = k.shape[1:3]
     scale = dim**-0.5 if scale is None else scale
     group = heads // heads_kv
-    truth = torch.zeros(batch, heads, *grid.shape, device=q.device)
+    truth = torch.zeros(batch, heads, *grid.shape, dtype=torch.float32, device=q.device)
     step = block_q * max(1, SLICE // max(1, group * block_q * kv_len))
     for b in range(batch):
         for head_kv in range(heads_kv):

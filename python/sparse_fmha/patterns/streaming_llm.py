@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from sparse_fmha import _block_lists
+from sparse_fmha._block_checks import check_sizes
+from sparse_fmha._block_lists import ceil_div
 from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.patterns._static import from_rules
+from sparse_fmha.patterns._static import from_ranges, from_rules
 
 
 def streaming_llm(
@@ -40,11 +42,30 @@ def streaming_llm(
     """
     check_int("window", window, 1)
     check_int("sink", sink)
-    grid = BlockGrid(q_len, kv_len, block_q, block_kv, causal=True)
-    some = (grid.local(window) | grid.sink(sink)) & grid.reachable()
-    cut = (grid.distances()[1] >= window) & grid.keys(sink)
-    full = some & ~cut  # the diagonal may cut it, which is the flag's
-    shift = kv_len - q_len
-    rules = [lambda q, k: (q + shift - k < window) | (k < sink)]
     sizes = (q_len, kv_len, block_q, block_kv)
-    return from_rules(rules, full[None], some[None], *sizes, True, device)
+    check_sizes(*sizes, True)
+    blocks_kv = ceil_div(kv_len, block_kv)
+    shift = kv_len - q_len
+    first = torch.arange(ceil_div(q_len, block_q), device="cpu") * block_q + shift
+    last = (first + block_q).clamp(max=kv_len) - 1
+    reached = _block_lists.reached(*sizes, True, first.device)
+    # Of the window: the first key block that some query of the block sees some key of, and the
+    # first that all queries see all of, the diagonal apart, which is the flag's.
+    some = (first - window + 1).clamp(min=0) // block_kv
+    whole = torch.minimum(ceil_div((last - window + 1).clamp(min=0), block_kv), reached)
+    some_sinks = ceil_div(min(sink, kv_len), block_kv)
+    whole_sinks = blocks_kv if sink >= kv_len else sink // block_kv
+    start = torch.zeros_like(first)
+    full = from_ranges(
+        [(start, reached.clamp(max=whole_sinks)), (whole.clamp(min=whole_sinks), reached)]
+    )
+    partial = from_ranges(
+        [
+            (start + whole_sinks, whole.clamp(max=some_sinks)),
+            (some.clamp(min=max(some_sinks, whole_sinks)), whole),
+        ]
+    )
+    rules = [lambda q, k: (q + shift - k < window) | (k < sink)]
+    nowhere = torch.zeros_like(first, dtype=torch.bool)
+    sinks = torch.arange(blocks_kv, device="cpu") < some_sinks
+    return from_rules(rules, full, partial, nowhere, sinks, *sizes, True, device)

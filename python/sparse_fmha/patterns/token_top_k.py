@@ -38,7 +38,8 @@ def token_top_k(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        Held at a time are `SLICE` scores, or those of one group.
+        All `groups * Lkv` scores are computed; held at a time are `SLICE` of them, or those of one
+        group.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
@@ -94,7 +95,8 @@ def token_top_k_mask(
 
     Returns:
         A mask with lists for the batch entries and heads of the scores, made without waiting for
-        the device.
+        the device. The scores of each group are looked at, `groups * kv_len`, a few groups at a
+        time.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
@@ -107,10 +109,14 @@ def token_top_k_mask(
             f"scores has {scores.shape[2]} groups; 1 or {window.groups} are needed, for {q_len} "
             f"queries in groups of {block_q}"
         )
-    scores = scores.expand(-1, -1, window.groups, -1)
-    with torch.no_grad():
-        chosen = window.choose(scores, 0, keys)
-    counts, columns = _block_lists.list_blocks(chosen, min(keys, scores.shape[3]))
+    batch, heads, _, kv_len = scores.shape
+    scores = scores.detach().expand(-1, -1, window.groups, -1)
+    lead, width = (batch, heads, window.groups), min(keys, kv_len)
+    counts = torch.empty(lead, dtype=torch.int32, device=scores.device)
+    columns = torch.empty(*lead, width, dtype=torch.int32, device=scores.device)
+    for part in _block_lists.chunks(window.groups, batch * heads * kv_len, scores.device, 1 << 18):
+        chosen = window.choose(scores[:, :, part], part.start, keys)
+        counts[:, :, part], columns[:, :, part] = _block_lists.list_blocks(chosen, width)
     return window.mask(columns, counts)
 
 

@@ -174,11 +174,11 @@ def vertical_slash_mask(
     groups = _block_lists.ceil_div(q_len, block_q)
     # Behind the key of each group's last query.
     ends = torch.arange(1, groups + 1, device=columns.device) * block_q
-    ends = ends.clamp(max=q_len) + (kv_len - q_len)
+    ends = (ends.clamp(max=q_len) + (kv_len - q_len)).int()
     step = max(1, SLICE // max(1, groups * (limits[0] + runs), kv_len))
     parts = zip(columns.flatten(0, 1).split(step), diagonals.flatten(0, 1).split(step), strict=True)
     made = [_lists(*part, ends, block_q, range_size, limits[0], runs) for part in parts]
-    tables = (torch.cat(parts) for parts in zip(*made, strict=True))
+    tables = made[0] if len(made) == 1 else map(torch.cat, zip(*made, strict=True))
     lists = [table.unflatten(0, columns.shape[:2]) for table in tables]
     return StripeMask(*lists[:2], q_len, kv_len, block_q, *lists[2:], range_size, causal=True)
 
@@ -222,29 +222,56 @@ def _lists(
     kv_len = columns.shape[1]
     begins = _run_begins(diagonals, block_q, range_size)
     begins = begins & (begins.cumsum(-1) <= max_runs)
-    count, distances = _block_lists.list_blocks(begins, max_runs)
+    runs = _block_lists.list_blocks(begins, max_runs)
+    keys = _block_lists.list_blocks(columns, max_columns)
+    in_run = _reached(begins, range_size)
+    heads, width = len(columns), min(kv_len, max_columns + range_size - 1)
+    tables = [
+        torch.empty((heads, len(ends), *tail), dtype=torch.int32, device=ends.device)
+        for tail in ((width,), (), (max_runs,), ())
+    ]
+    # Few groups at a time: what is there on the way is larger than the lists.
+    row = heads * (width + max_runs)
+    for part in _block_lists.chunks(len(ends), row, ends.device, 1 << 18):
+        lists = _lists_of_groups(runs, keys, in_run, ends[part], range_size, width)
+        for table, own in zip(tables, lists, strict=True):
+            table[:, part] = own
+    return tuple(tables)
+
+
+def _lists_of_groups(
+    runs: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
+    in_run: Tensor,
+    ends: Tensor,
+    range_size: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_lists` of some groups, from the lists of the heads' runs and columns."""
+    count, distances = runs
+    max_runs, kv_len = distances.shape[-1], in_run.shape[-1]
     starts = ends[:, None] - range_size - distances[:, None]  # [n, groups, runs]
     listed = torch.arange(max_runs, device=ends.device) < count[:, None, None]
     whole = listed & (starts >= 0)  # a head of the list: distances ascend
-    range_starts = torch.where(whole, starts, _block_lists.ABSENT).int()
+    range_starts = torch.where(whole, starts, _block_lists.ABSENT)
     range_counts = whole.sum(-1, dtype=torch.int32)
     # The keys [0, cut) are in a run that begins before the first key; there is one at most.
     cut = torch.where(listed & ~whole, starts + range_size, 0).clamp(min=0).sum(-1)
 
-    count, keys = _block_lists.list_blocks(columns, max_columns)
+    count, keys = columns
     distances = ends[:, None] - 1 - keys[:, None]  # [n, groups, columns]
-    in_run = _reached(begins, range_size)[:, None].expand(-1, len(ends), -1)
-    in_run = in_run.gather(-1, distances.clamp(0, max(0, kv_len - 1)))
-    own = torch.arange(max_columns, device=ends.device) < count[:, None, None]
+    in_run = in_run[:, None].expand(-1, len(ends), -1)
+    in_run = in_run.gather(-1, distances.clamp(0, max(0, kv_len - 1)).long())
+    own = torch.arange(keys.shape[-1], device=ends.device) < count[:, None, None]
     own = own & (distances >= 0) & ~in_run
-    width = min(kv_len, max_columns + range_size - 1)
     slots = torch.arange(width + 1, device=ends.device)
     table = torch.where(slots < cut[..., None], slots, _block_lists.ABSENT).int()
     # What is not listed goes to a slot of its own, which is dropped.
-    place = torch.where(own, cut[..., None] + own.cumsum(-1) - 1, width)
+    place = cut[..., None] - 1 + own.cumsum(-1, dtype=torch.int32)
+    place = torch.where(own, place, width)
     table.scatter_(-1, place, keys[:, None].expand(own.shape))
     counts = (cut + own.sum(-1)).int()
-    return table[..., :width].contiguous(), counts, range_starts, range_counts
+    return table[..., :width], counts, range_starts, range_counts
 
 
 def _reached(begins: Tensor, size: int) -> Tensor:
