@@ -169,6 +169,9 @@ class Environment:
     def build(self, extra: str) -> None:
         """Builds the wheel, with the compiler's progress in view, and installs it."""
         say("Building")
+        # Clones share what ccache keeps.
+        os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
+        os.environ.setdefault("CCACHE_NOHASHDIR", "1")
         self.install_build_tools()
         shutil.rmtree(ROOT / "dist", ignore_errors=True)
         run(self.python, "-c", BUILD_WHEEL, what="the build")
