@@ -209,7 +209,7 @@ def test_numbers_that_do_not_change_stay_constants():
 
 def test_values_that_are_not_allowed_are_refused():
     bad = {
-        "window": (r"window\[0\]", 1),
+        "window": (r"window\[0\]", 0),
         "scale of dense": ("scale", math.inf),
         "threshold of dense": ("skip_threshold", 1.5),
     }
