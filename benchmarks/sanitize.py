@@ -32,7 +32,8 @@ SHAPES = [
 ]
 
 # grid, (window, stride, dilation, causal) by axis, extra tokens, batch, query heads, key heads,
-# strided: ragged tiles on each axis, residues of two lengths, full tiles, blocks, batches of grids.
+# strided: ragged tiles on each axis, residues of two lengths, full tiles, blocks, batches of grids,
+# one token.
 NEIGHBORHOODS = [
     ((333,), [(32, 1, 1, True)], 0, 1, 1, 1, False),
     ((333,), [(37, 5, 9, False)], 7, 2, 2, 1, True),
@@ -42,6 +43,8 @@ NEIGHBORHOODS = [
     ((5, 7, 9), [(3, 1, 1, False), (4, 2, 1, False), (5, 5, 1, False)], 0, 2, 1, 1, True),
     ((9, 6, 5), [(2, 1, 2, False), (3, 3, 2, False), (2, 1, 2, True)], 9, 3, 2, 1, True),
     ((18, 4, 6), [(2, 1, 9, False), (2, 1, 2, False), (6, 3, 1, False)], 0, 2, 2, 2, False),
+    ((1,), [(1, 1, 1, False)], 0, 1, 1, 1, False),
+    ((1, 77), [(1, 1, 1, True), (9, 2, 1, False)], 5, 2, 2, 1, True),
 ]
 
 # length of queries, length of keys, blocks, shares of full and of partial blocks, causal, batch,
