@@ -46,7 +46,8 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    if config.getoption("--other-default", None):
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if config.getoption("--other-default", None) and not named:
         return any(map(collection_path.match, hostile_defaults.NOT_RUN)) or None
     return None
 

@@ -22,8 +22,8 @@ import sparse_fmha
 
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
 CHOICES = ("meta", *DTYPES)
-# What these test runs in other processes, or in C++, where a default is not seen, or is so many
-# shapes of one op that it would take minutes more.
+# Left out unless they are named: their subject runs in another process or in C++, where no default
+# is seen, or they call one op in so many shapes that it would take minutes more.
 NOT_RUN = (
     *("gpu", "packaging", "test_attention.py", "test_benchmark*.py", "test_block_sparse.py"),
     *("test_check_factories.py", "test_cli.py", "test_compile.py", "test_demo.py"),
