@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 import sparse_fmha
 from benchmarks import environment, report
 from sparse_fmha import BlockMask, StripeMask, patterns, selection
+from sparse_fmha.cli import one_line_errors
 
 RESULTS = Path(__file__).resolve().parent / "results" / "builders"
 LENGTHS = {"16k": 1 << 14, "128k": 1 << 17, "1M": 1 << 20}
@@ -256,11 +257,16 @@ def main(arguments: list[str] | None = None) -> None:
         "--quick", action="store_true", help="16k tokens, one call; nothing is kept"
     )
     parser.add_argument("--case", action="append", choices=CASES, help="only these")
-    parser.add_argument("--calls", type=int, default=3, help="timed calls of each")
-    parser.add_argument("--out", type=Path, metavar="PATH", help=f"file or folder, not {RESULTS}")
+    parser.add_argument("--calls", type=int, help="timed calls of each; default 3")
+    parser.add_argument(
+        "--out", type=report.out_path, metavar="PATH", help=f"file or folder, not {RESULTS}"
+    )
     args = parser.parse_args(arguments)
-    if args.calls < 1:
-        parser.error(f"--calls is {args.calls}; at least 1 is needed")
+    if args.calls is not None and args.quick:
+        parser.error("--calls is of --quick's own choice")
+    calls = 1 if args.quick else 3 if args.calls is None else args.calls
+    if calls < 1:
+        parser.error(f"--calls is {calls}; at least 1 is needed")
     lengths = ["16k"] if args.quick else list(LENGTHS)
     results = report.stamp() | environment.describe("cpu")
     results |= {"cases": [], "not_run": {}}
@@ -271,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
                 results["not_run"][f"{name}, {tokens}"] = case.why
                 continue
             print(f"{name}, {tokens}", file=sys.stderr)
-            made = measure(case.prepare(LENGTHS[tokens]), 1 if args.quick else args.calls)
+            made = measure(case.prepare(LENGTHS[tokens]), calls)
             results["cases"].append({"name": name, "tokens": tokens} | made)
     print(report.plain_table(*table(results)))
     for name, why in results["not_run"].items():
@@ -280,4 +286,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

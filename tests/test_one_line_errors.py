@@ -72,6 +72,12 @@ MODULES = {
         (["--device", "cpu", "--out", "{file}/a.json"], "argument --out: .*a.json: a folder, or"),
         (["--device", "cpu", "--out", "{folder}.json"], "argument --out: .*.json: a folder, or"),
     ],
+    "benchmarks.builders": [
+        (["--case", "none"], "argument --case: invalid choice: 'none'"),
+        (["--calls", "0"], "--calls is 0; at least 1"),
+        (["--quick", "--calls", "2"], "--calls is of --quick's own choice"),
+        (["--out", "{file}"], "argument --out: "),
+    ],
     "benchmarks.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
     "benchmarks.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),

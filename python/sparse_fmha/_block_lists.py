@@ -6,7 +6,8 @@ scores to a mask can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,15 +20,40 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def chunks(rows: int, columns: int, device: torch.device, elements: int = 1 << 16) -> list[slice]:
+def chunks(
+    rows: int, columns: int, device: torch.device, elements: int | None = None
+) -> list[slice]:
     """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
 
-    On the CPU they have `elements` of the table, and fit in its cache; elsewhere each one costs
-    launches, so they are larger. One row is the least.
+    On the CPU they have `elements` of the table, by default as many as fit in its cache and an
+    eighth of it at most; elsewhere each one costs launches, so they are larger. One row is the
+    least. In a graph that is traced there is one slice: their number would be a constant of it.
     """
-    elements = elements if device.type == "cpu" else 1 << 24
+    symbolic = isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt)
+    if symbolic or torch.compiler.is_compiling():
+        return [slice(0, rows)]
+    if device.type != "cpu":
+        elements = 1 << 26
+    elif elements is None:
+        elements = min(1 << 16, max(1 << 14, rows * columns >> 3))
     step = max(1, elements // max(1, columns))
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def by_chunks(
+    make: Callable[[slice], Sequence[Tensor]], parts: Sequence[slice], rows: int, dim: int
+) -> list[Tensor]:
+    """The tables whose rows, along `dim`, `make` gives for each slice."""
+    # Not the truth of the list, which dynamo takes for that of what the slice ends at.
+    made = make(parts[0] if len(parts) > 0 else slice(0, 0))
+    if len(parts) <= 1:
+        return list(made)
+    tables = [own.new_empty((*own.shape[:dim], rows, *own.shape[dim + 1 :])) for own in made]
+    for part in parts:
+        made = make(part) if part.start else made
+        for table, own in zip(tables, made, strict=True):
+            table.narrow(dim, part.start, part.stop - part.start).copy_(own)
+    return tables
 
 
 def list_blocks(
@@ -36,28 +62,25 @@ def list_blocks(
     """Ascending lists of the blocks that are set.
 
     Args:
-        blocks: bool `[..., n]`.
+        blocks: bool `[..., rows, n]`.
         width: capacity of the lists, default n; a row that has more is cut off there.
-        ends: int64 `[rows]` for blocks `[..., rows, n]`, where each row ends; default n.
+        ends: int64 `[rows]`, where each row ends; default n.
 
     Returns:
-        counts int32 `[...]` and indices int32 `[..., width]`.
+        counts int32 `[..., rows]` and indices int32 `[..., rows, width]`.
     """
-    n = blocks.shape[-1]
+    *lead, rows, n = blocks.shape
+    heads = math.prod(lead)
     width = n if width is None else min(width, n)
     numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
-    lead = blocks.shape[:-1]
-    flat = blocks.reshape(lead.numel(), n)
+    blocks = blocks.reshape(heads, rows, n)
 
-    def make(rows: slice) -> tuple[Tensor, Tensor]:
-        seen = flat[None, rows]
-        if ends is not None:
-            row = torch.arange(rows.start, rows.stop, device=blocks.device) % len(ends)
-            seen = seen & (numbers < ends[row, None])
-        return numbers, seen
+    def make(some: slice) -> tuple[Tensor, Tensor]:
+        seen = blocks[:, some]
+        return numbers, seen if ends is None else seen & (numbers < ends[some, None])
 
-    lists = build_lists(make, 1, len(flat), n, width, blocks.device)
-    return lists[0].view(lead), lists[1].view(*lead, width)
+    counts, indices = build_lists(make, heads, rows, n, width, blocks.device)
+    return counts.view(*lead, rows), indices.view(*lead, rows, width)
 
 
 def build_lists(
@@ -67,7 +90,7 @@ def build_lists(
     columns: int,
     width: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     """Lists of what `make` keeps; never more than a few rows of its tables are there.
 
     Args:
@@ -78,16 +101,11 @@ def build_lists(
     Returns:
         counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
     """
-    table = rows * heads * columns
-    parts = chunks(rows, heads * columns, device, min(1 << 16, max(1 << 14, table >> 3)))
-    if len(parts) == 1:
-        return list_kept(*make(parts[0]), heads, rows, width)
-    counts = torch.empty(heads, rows, dtype=torch.int32, device=device)
-    indices = torch.empty(heads, rows, width, dtype=torch.int32, device=device)
-    for part in parts:
-        lists = list_kept(*make(part), heads, part.stop - part.start, width)
-        counts[:, part], indices[:, part] = lists
-    return counts, indices
+
+    def lists(some: slice) -> tuple[Tensor, Tensor]:
+        return list_kept(*make(some), heads, some.stop - some.start, width)
+
+    return by_chunks(lists, chunks(rows, heads * columns, device), rows, 1)
 
 
 def list_kept(
@@ -113,18 +131,17 @@ def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tupl
         counts: int32 `[..., rows]`. indices: int32 `[..., rows, width]`.
         ends: int64 `[rows]`, where each row ends.
     """
-    lead, given = counts.shape, indices.shape[-1]
-    counts, indices = counts.flatten(), indices.reshape(counts.numel(), given)
+    *lead, rows, given = indices.shape
+    heads, width = math.prod(lead), min(given, blocks)
+    counts, indices = counts.reshape(heads, rows), indices.reshape(heads, rows, given)
 
-    def make(rows: slice) -> tuple[Tensor, Tensor]:
-        row = torch.arange(rows.start, rows.stop, device=ends.device) % max(1, len(ends))
-        some = indices[rows]
-        there = is_listed(counts[rows], some, blocks) & (some < ends[row, None])
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        some = indices[:, part]
+        there = is_listed(counts[:, part], some, blocks) & (some < ends[part, None])
         return distinct(some, there)
 
-    width = min(given, blocks)
-    lists = build_lists(make, 1, len(counts), given, width, indices.device)
-    return lists[0].view(lead), lists[1].view(*lead, width)
+    counts, indices = build_lists(make, heads, rows, given, width, indices.device)
+    return counts.view(*lead, rows), indices.view(*lead, rows, width)
 
 
 def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,30 +18,18 @@ def union(masks: Sequence[BlockMask]) -> BlockMask:
     first = masks[0]
     sizes = (first.q_len, first.kv_len, first.block_q, first.block_kv)
     lead = torch.broadcast_shapes(*(mask.counts.shape for mask in masks))
-    width = min(sum(mask.indices.shape[-1] for mask in masks), first.blocks_kv)
-    tables = [
-        torch.empty(lead, dtype=torch.int32, device=first.device),
-        torch.empty(*lead, width, dtype=torch.int32, device=first.device),
-    ]
-    with_partial = [mask for mask in masks if mask.partial_counts is not None]
-    if with_partial:
-        width = min(sum(m.partial_indices.shape[-1] for m in with_partial), first.blocks_kv)
-        shape = (*lead, width)
-        tables += [
-            torch.empty(lead, dtype=torch.int32, device=first.device),
-            torch.empty(shape, dtype=torch.int32, device=first.device),
-            torch.empty(
-                (*shape, first.block_q, first.block_kv // 8), dtype=torch.uint8, device=first.device
-            ),
-        ]
     # A few rows at a time: their maps of blocks are larger than their lists.
-    columns = lead[0] * lead[1] * (first.blocks_kv + width * (first.block_q if with_partial else 0))
-    for rows in _block_lists.chunks(lead[2], columns, first.device):
-        for table, part in zip(tables, _union_of_rows(masks, rows, lead), strict=True):
-            table[:, :, rows] = part
+    columns = lead[0] * lead[1] * first.blocks_kv
+    widths = [m.partial_indices.shape[-1] for m in masks if m.partial_counts is not None]
+    if widths:
+        columns += lead[0] * lead[1] * min(sum(widths), first.blocks_kv) * first.block_q
+    parts = _block_lists.chunks(lead[2], columns, first.device)
+    lists = _block_lists.by_chunks(
+        lambda rows: _union_of_rows(masks, rows, lead), parts, lead[2], 2
+    )
     names = ("partial_counts", "partial_indices", "partial_bits")
-    partial = dict(zip(names, tables[2:], strict=False))
-    return BlockMask(*tables[:2], *sizes, causal=first.causal, **partial)
+    partial = dict(zip(names, lists[2:], strict=False))
+    return BlockMask(*lists[:2], *sizes, causal=first.causal, **partial)
 
 
 def _union_of_rows(

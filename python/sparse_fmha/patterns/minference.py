@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._block_lists import chunks, reached
+from sparse_fmha._block_lists import by_chunks, chunks, reached
 from sparse_fmha._pattern_checks import check_int
 from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.block_mask import BlockMask
@@ -48,15 +48,15 @@ def minference_block_sparse(
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     rows, columns = grid.shape
     sizes = (grid.q_len, grid.kv_len, block_q, block_kv)
-    lead = (q.shape[0], q.shape[2], rows)
     width = min(check_int("top_k", top_k), columns)
-    counts = torch.empty(lead, dtype=torch.int32, device=q.device)
-    indices = torch.empty(*lead, width, dtype=torch.int32, device=q.device)
     keys = pool_blocks(k, block_kv)
     number = torch.arange(columns, device=q.device)
     ends = reached(*sizes, causal, q.device)
-    for part in chunks(rows, lead[0] * lead[1] * columns, q.device, 1 << 18):
+
+    def chosen(part: slice) -> tuple[Tensor, Tensor]:
         queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
-        scores = pooled_scores(queries, keys, allowed=number < ends[part, None])
-        counts[:, :, part], indices[:, :, part] = top_k_indices(scores, width)
+        return top_k_indices(pooled_scores(queries, keys, allowed=number < ends[part, None]), width)
+
+    parts = chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, 1 << 18)
+    counts, indices = by_chunks(chosen, parts, rows, 2)
     return BlockMask(counts, indices, *sizes, causal=causal)

@@ -42,7 +42,7 @@ class RegionOrder(TensorFields):
         TypeError: no integer tensor.
     """
 
-    TENSORS = ("slots", "sizes", "block_region", "present")
+    TENSORS = ("slots", "sizes", "block_region", "present", "sources")
     PLAIN = ("length", "tokens", "block", "regions", "padded", "most_blocks")
 
     def __init__(

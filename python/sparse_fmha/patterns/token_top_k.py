@@ -111,12 +111,15 @@ def token_top_k_mask(
         )
     batch, heads, _, kv_len = scores.shape
     scores = scores.detach().expand(-1, -1, window.groups, -1)
-    lead, width = (batch, heads, window.groups), min(keys, kv_len)
-    counts = torch.empty(lead, dtype=torch.int32, device=scores.device)
-    columns = torch.empty(*lead, width, dtype=torch.int32, device=scores.device)
-    for part in _block_lists.chunks(window.groups, batch * heads * kv_len, scores.device, 1 << 18):
+    width = min(keys, kv_len)
+
+    def listed(part: slice) -> tuple[Tensor, Tensor]:
         chosen = window.choose(scores[:, :, part], part.start, keys)
-        counts[:, :, part], columns[:, :, part] = _block_lists.list_blocks(chosen, width)
+        return _block_lists.list_blocks(chosen, width)
+
+    row = batch * heads * kv_len
+    parts = _block_lists.chunks(window.groups, row, scores.device, 1 << 18)
+    counts, columns = _block_lists.by_chunks(listed, parts, window.groups, 2)
     return window.mask(columns, counts)
 
 

@@ -226,17 +226,15 @@ def _lists(
     keys = _block_lists.list_blocks(columns, max_columns)
     in_run = _reached(begins, range_size)
     heads, width = len(columns), min(kv_len, max_columns + range_size - 1)
-    tables = [
-        torch.empty((heads, len(ends), *tail), dtype=torch.int32, device=ends.device)
-        for tail in ((width,), (), (max_runs,), ())
-    ]
+
+    def listed(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _lists_of_groups(runs, keys, in_run, ends[part], range_size, width)
+
     # Few groups at a time: what is there on the way is larger than the lists.
-    row = heads * (width + max_runs)
-    for part in _block_lists.chunks(len(ends), row, ends.device, 1 << 18):
-        lists = _lists_of_groups(runs, keys, in_run, ends[part], range_size, width)
-        for table, own in zip(tables, lists, strict=True):
-            table[:, part] = own
-    return tuple(tables)
+    groups, row = ends.shape[0], heads * (width + max_runs)
+    parts = _block_lists.chunks(groups, row, ends.device, 1 << 18)
+    table, *others = _block_lists.by_chunks(listed, parts, groups, 1)
+    return table.contiguous(), *others
 
 
 def _lists_of_groups(
