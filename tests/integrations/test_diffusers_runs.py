@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_diffusion import MAKERS, make
 
@@ -206,6 +206,7 @@ def test_any_runs_of_one_text_and_schedule_take_turns(times, runs, calls, dense,
     st.booleans(),
     st.booleans(),
 )
+@example([(1, 0.0), (8, 0.0), (8, 0.875)], 1, False, True)  # one run of one step is over
 def test_any_runs_one_after_the_other(runs, dense, kept, parts):
     """Of any number of steps; the text is one that is kept, or made anew in each step.
 

@@ -163,11 +163,12 @@ class Steps:
         run.thread, run.text, run.model = ref(here), text, model
         return run
 
-    def _next(self, runs: list[Run], now: float) -> Run | None:
+    def _next(self, runs: list[Run], now: float, may_begin: bool = False) -> Run | None:
         """Which of the runs of one text and thread goes on.
 
         Runs of one schedule do not overtake each other, so of those it is the nearest. Of others it
         is the one that was called last, as where a run was given up; where it matters, an error.
+        may_begin: the call may also be the first of a run.
         """
         ahead = [r for r in runs if r.last > now]
         if not ahead:
@@ -175,7 +176,8 @@ class Steps:
         latest = max(ahead, key=lambda r: r.used)
         best = min((r for r in ahead if r.begins_as(latest.times)), key=lambda r: (r.last, -r.used))
         steps = {r.step + 1: f"of one at {r.last:g}" for r in ahead if not best.begins_as(r.times)}
-        if now > max(runs, key=lambda r: r.used).last and not _seen(best, now, runs):
+        last = max(runs, key=lambda r: r.used).last
+        if may_begin or (now > last and not _seen(best, now, runs)):
             steps[0] = "of one that begins"
         for step, other in steps.items():
             if step != best.step + 1 and min(step, best.step + 1) < self.dense:
@@ -194,9 +196,10 @@ class Steps:
         """The run that goes on with a text not seen before: one that has another in each step, or
         one that changes to another model."""
         runs = [r for r in near if r.model != model or (r.new_text and r.text_is_gone())]
-        if before is not None and now > before.last:
+        rises = before is not None and now > before.last
+        if rises:
             runs = [r for r in runs if _seen(r, now, near)]
-        return self._next(runs, now)
+        return self._next(runs, now, may_begin=rises)
 
     def _another(self, own: list[Run], before: Run | None, now: float) -> Run:
         """A call of the same step as one before, or the first of a run."""
