@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layouts import amid, at_offset, between, with_gaps
+from layouts import at_offset
 from op_calls import op_calls
 
 pytestmark = pytest.mark.gpu
@@ -25,31 +25,14 @@ def test_storage_offsets(calls, op, name, elements):
 
 @arguments
 def test_gaps_between_entries(calls, op, name):
-    tensor = calls[op].arguments[name]
-    for dim in range(tensor.dim()):
-        if tensor.shape[dim] > 1:
-            calls[op].same_or_refused(name, with_gaps(tensor, dim))
+    calls[op].same_with_gaps(name)
 
 
 @arguments
 def test_stride_zero(calls, op, name):
-    call = calls[op]
-    tensor = call.arguments[name]
-    for dim in range(tensor.dim() - 1):
-        expanded = tensor.narrow(dim, 0, 1).expand_as(tensor)
-        plain = type(call)(call.op, {**call.arguments, name: expanded.contiguous()})
-        plain.same_or_refused(name, expanded)
+    calls[op].same_expanded(name)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_lies_around_tensors_is_not_read(calls, op):
-    """NaN around each operand on every axis; around lists, indices far out of range."""
-    operands, lists = {}, {}
-    for name, tensor in calls[op].tensors().items():
-        if tensor.is_floating_point():
-            around = between if tensor.dim() < 4 else amid
-            operands[name] = around(tensor, float("nan"))
-        else:
-            lists[name] = between(tensor, torch.iinfo(tensor.dtype).max)
-    calls[op].same(**operands)
-    calls[op].same(**lists)
+    calls[op].same_amid_others()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from layouts import amid, between, with_gaps
 
 from sparse_fmha import BlockMask, StripeMask
 
@@ -35,6 +36,33 @@ class Call:
             return True
         self.same(**{name: tensor})
         return False
+
+    def same_with_gaps(self, name):
+        """The same or refused with a gap behind each entry of any dimension."""
+        tensor = self.arguments[name]
+        for dim in range(tensor.dim()):
+            if tensor.shape[dim] > 1:
+                self.same_or_refused(name, with_gaps(tensor, dim))
+
+    def same_expanded(self, name):
+        """The same or refused with one entry for all of a dimension: stride 0, but for the last."""
+        tensor = self.arguments[name]
+        for dim in range(tensor.dim() - 1):
+            expanded = tensor.narrow(dim, 0, 1).expand_as(tensor)
+            plain = Call(self.op, {**self.arguments, name: expanded.contiguous()})
+            plain.same_or_refused(name, expanded)
+
+    def same_amid_others(self):
+        """The same with NaN around each operand, and indices far out of range around lists."""
+        operands, lists = {}, {}
+        for name, tensor in self.tensors().items():
+            if tensor.is_floating_point():
+                around = between if tensor.dim() < 4 else amid
+                operands[name] = around(tensor, float("nan"))
+            else:
+                lists[name] = between(tensor, torch.iinfo(tensor.dtype).max)
+        self.same(**operands)
+        self.same(**lists)
 
     def tensors(self):
         return {n: a for n, a in self.arguments.items() if isinstance(a, torch.Tensor)}
