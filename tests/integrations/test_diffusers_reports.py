@@ -74,10 +74,10 @@ def test_another_backend_chosen_after_enable(name):
         sparse.enable(tiny.model, "neighborhood", window=tiny.window, dense_layers=[0])
         tiny()
         assert not seen
-        tiny.model.set_attention_backend("_native_math")
+        tiny.model.set_attention_backend("native")
         tiny(), tiny()
     (message,) = [str(w.message) for w in seen if "backend" in str(w.message)]
-    assert message.startswith(f"block 1 of {tiny.name} has the attention backend '_native_math'")
+    assert message.startswith(f"block 1 of {tiny.name} has the attention backend 'native'")
 
 
 def test_options_that_do_something():

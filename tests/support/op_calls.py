@@ -10,6 +10,11 @@ from sparse_fmha import BlockMask, StripeMask
 OPS = torch.ops.sparse_fmha
 
 
+def _results(op, arguments, changes):
+    result = op(**{**arguments, **changes})
+    return result if isinstance(result, tuple) else (result,)
+
+
 @dataclass(frozen=True)
 class Call:
     op: object
@@ -17,8 +22,7 @@ class Call:
 
     def __call__(self, **changes):
         """The results as a tuple."""
-        result = self.op(**{**self.arguments, **changes})
-        return result if isinstance(result, tuple) else (result,)
+        return _results(self.op, self.arguments, changes)
 
     def same(self, **changes):
         """Asserts that the arguments given make no difference, to the bit."""
@@ -165,4 +169,4 @@ def floats(name):
 
 def run(name, **changes):
     """All results of the op, as a tuple."""
-    return Call(getattr(OPS, name), CALLS[name])(**changes)
+    return _results(getattr(OPS, name), CALLS[name], changes)
