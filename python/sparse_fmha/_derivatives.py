@@ -102,12 +102,13 @@ def _apply_of(
     """`apply` of the op's autograd.Function. Its last argument runs the op."""
     schema = op._schema
 
-    def forward(ctx, *inputs):
+    def forward(*inputs):
         *args, redispatch = inputs
-        output = redispatch(*args)
+        return redispatch(*args)
+
+    def set_up(ctx, inputs, output):
         if setup_context is not None:
-            setup_context(ctx, fill_defaults(schema, args, {})[0], output)
-        return output
+            setup_context(ctx, fill_defaults(schema, inputs[:-1], {})[0], output)
 
     def run_backward(ctx, *grads):
         if backward is None:
@@ -123,11 +124,17 @@ def _apply_of(
             "torch.autograd.forward_ad); detach its inputs"
         )
 
-    methods = {"forward": forward, "backward": run_backward, "jvp": jvp}
+    methods = {
+        "forward": forward,
+        "setup_context": set_up,
+        "backward": run_backward,
+        "jvp": jvp,
+    }
+    # As torch.func makes them: Function.apply itself goes through all transforms, and the
+    # dispatcher is already inside one.
     function = type(
         schema.name.replace("::", "_"),
-        (torch.autograd.Function,),
+        (torch.autograd.function._SingleLevelFunction,),
         {name: staticmethod(method) for name, method in methods.items()},
     )
-    # Function.apply itself goes through all transforms; the dispatcher is already inside one.
-    return super(torch.autograd.Function, function).apply
+    return function.apply
