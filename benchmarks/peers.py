@@ -125,7 +125,7 @@ DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks 
 def choose(device: str, wanted: str) -> dict[str, Build]:
     """Builders by name: `auto`, `none`, or a list with commas; ours is always the first.
 
-    ValueError for a name that there is not, and one in a list whose package is not installed.
+    ValueError for an unknown name, and for a listed one whose package is not installed.
     """
     known = PEERS[device]
     if wanted == "auto":

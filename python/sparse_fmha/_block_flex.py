@@ -113,7 +113,7 @@ def pairs(
     """What the queries of some lists see, and which pairs there are.
 
     The function is asked as FlexAttention asks it, by vmap: it may index tensors in ways that do
-    not broadcast, such as `table[b][q]`. Tokens that there are not are held to the last that is, so
+    not broadcast, such as `table[b][q]`. Tokens past the end are clamped to the last one, so
     that they do not change whether all or some of a block's pairs are seen.
 
     Args:

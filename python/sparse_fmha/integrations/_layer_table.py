@@ -75,7 +75,7 @@ def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Layers:
             are dense.
 
     Raises:
-        ValueError: no key, a key, a method or an option that there is not, a layer that two keys
+        ValueError: no key, an unknown key, method or option, a layer that two keys
             name, a file that is no calibration or too few points in it.
         OSError: a file that cannot be read.
         TypeError: no mapping.

@@ -94,7 +94,7 @@ def enable(
     Raises:
         TypeError: an argument of the wrong type, an option that the method does not have, a model
             that is not supported.
-        ValueError: an unknown method, a layer that there is not or that is named twice, values for
+        ValueError: an unknown method, a missing layer or one named twice, values for
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """

@@ -94,7 +94,7 @@ class _Blocks:
         self.block_q, self.block_kv = block_q, block_kv
         sizes = (self.length, self.length, block_q, block_kv)
         self.reached = _block_lists.reached(*sizes, causal, every.device)
-        # Blocks of which some token is global, and those of which each is.
+        # Blocks with at least one global token, and blocks whose tokens are all global.
         self.some_rows, self.whole_rows = _blocks_of(every, block_q)
         self.some_columns, self.whole_columns = _blocks_of(every, block_kv)
 
@@ -167,7 +167,7 @@ class _Blocks:
 
 
 def _blocks_of(every: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Blocks of which some token is global, and those of which each is."""
+    """Blocks with at least one global token, and blocks whose tokens are all global."""
     missing = -len(every) % block
     some, whole = (
         torch.nn.functional.pad(every, (0, missing), value=value).view(-1, block)
