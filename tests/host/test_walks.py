@@ -1,4 +1,4 @@
-"""The four promises of include/sparse_fmha/sparsity/contract.h, for every mechanism.
+"""The four promises of include/sparse_fmha/mechanisms/contract.h, for every mechanism.
 
 The oracle is the mask of docs/design.md, token by token in numpy; it shares nothing with the C++.
 A failure prints the line that repeats it.
