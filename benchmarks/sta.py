@@ -2,7 +2,7 @@
 
 Its windows are whole tiles of 6x8x8 tokens around the query's tile, shifted at the borders. That is
 neighborhood attention with a stride of one tile wherever the window is an odd number of tiles on
-each axis and tiles divide the grid (tests/test_benchmarks.py compares the masks).
+each axis and tiles divide the grid (tests/benchmarks/test_benchmarks.py compares the masks).
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def check_walks(walk, tiles, other_tiles, mask, exact):
 
 
 def check(config):
-    note(f'repeat: python tests/test_walks.py "{config!r}"')
+    note(f'repeat: python tests/host/test_walks.py "{config!r}"')
     bound, mask = config.bound(), config.mask()
     geometry_q, geometry_k = config.geometry()
     exact = isinstance(config, Neighborhood)  # no tile is visited for nothing

@@ -10,7 +10,7 @@ import sparse_fmha
 from sparse_fmha import BlockMask, _block_cost, _cost, explain
 
 _C = pytest.importorskip("sparse_fmha._C")
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def tokens(*shape, dtype=torch.bfloat16, device="meta"):

@@ -6,9 +6,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from dispatch_watch import Watch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_patterns_capture import Watch
 
 from sparse_fmha import patterns, stripe_attention
 from sparse_fmha.patterns.vertical_slash import (

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_mask
 import sparse_fmha
 from sparse_fmha import reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import flex, grids, peers, readme, report, run, sta  # noqa: E402

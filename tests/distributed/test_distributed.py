@@ -69,7 +69,7 @@ def test_register_sharding_again_does_nothing(monkeypatch):
 
 def test_example():
     """As its docstring says to run it."""
-    script = Path(__file__).parent.parent / "examples" / "two_processes.py"
+    script = Path(__file__).parents[2] / "examples" / "two_processes.py"
     done = subprocess.run(
         [sys.executable, script, "--length", "512"], capture_output=True, text=True, check=True
     )

@@ -10,7 +10,7 @@ import torch
 import sparse_fmha
 from sparse_fmha import reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import sparse_fmha
 from sparse_fmha import _C
 
-KERNELS_DEF = Path(__file__).resolve().parents[1] / "csrc" / "kernels" / "sm90_forward.def"
+KERNELS_DEF = Path(__file__).resolve().parents[2] / "csrc" / "kernels" / "sm90_forward.def"
 COLUMNS = ("arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages", "skips")
 DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("transformers")
-EXAMPLE = Path(__file__).parents[1] / "examples" / "text_model.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "text_model.py"
 
 
 def test_it_runs(capsys):

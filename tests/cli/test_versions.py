@@ -9,7 +9,7 @@ import pytest
 
 from sparse_fmha import _library, _versions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DECLARED = re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
 # What needs each package, where another than the top module.
 NEEDED_BY = {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_patterns_capture import Watch
+from dispatch_watch import Watch
 
 from sparse_fmha import reference, selection
 from sparse_fmha.patterns.anchor import anchor_attention

@@ -98,7 +98,7 @@ def test_frames_are_pictures_of_one_shift():
 
 
 def test_video_example(tmp_path, capsys):
-    path = Path(__file__).parent.parent / "examples" / "video_neighborhood.py"
+    path = Path(__file__).parents[2] / "examples" / "video_neighborhood.py"
     spec = importlib.util.spec_from_file_location("video_neighborhood", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
