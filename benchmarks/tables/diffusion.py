@@ -1,4 +1,4 @@
-"""The README's table of the newest run of benchmarks.diffusion."""
+"""The README's table of the newest run of benchmarks.studies.diffusion."""
 
 from __future__ import annotations
 

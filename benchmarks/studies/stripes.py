@@ -1,6 +1,6 @@
 """Stripe attention beside block lists of as many keys, and AnchorAttention from end to end.
 
-    python -m benchmarks.stripes [--tiny] [--out PATH]
+    python -m benchmarks.studies.stripes [--tiny] [--out PATH]
 
 Rates: all queries of a head group see as many keys, as lone columns drawn at random, as runs of 128
 keys at any offset, or through block lists: contiguous blocks, and blocks drawn at random. Queries
@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 import sparse_fmha
-from benchmarks import environment, report, timing
+from benchmarks.harness import environment, report, timing
 from sparse_fmha import BlockMask, StripeMask, reference
 from sparse_fmha.cli import one_line_errors
 from sparse_fmha.patterns import anchor
 
-RESULTS = Path(__file__).parent / "results" / "stripes"
+RESULTS = report.RESULTS / "stripes"
 RUN = 128  # keys
 BLOCK = 128
 SINKS = 4
@@ -38,7 +37,7 @@ SIZES = {  # heads of queries and keys, head dim, tokens, rows of a group, keys 
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.stripes", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.studies.stripes", description=__doc__)
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
     p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
     report.add_options(p, RESULTS)

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.names import DENSE, MATMUL, OURS
+from benchmarks.harness.names import DENSE, MATMUL, OURS
 
 COLUMNS = 4
 

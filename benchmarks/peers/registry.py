@@ -14,12 +14,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks import block_lists, selection, skipping
-from benchmarks.cases import Case
-from benchmarks.flex import flex, flex_tiled
-from benchmarks.names import DENSE, OURS, UnavailableError
-from benchmarks.sta import sta
-from benchmarks.vsa import vsa
+from benchmarks.cases import block_lists, selection, skipping
+from benchmarks.cases.cases import Case
+from benchmarks.harness.names import DENSE, OURS, UnavailableError
+from benchmarks.peers.flex import flex, flex_tiled
+from benchmarks.peers.sta import sta
+from benchmarks.peers.vsa import vsa
 
 
 def sparse_fmha(case: Case, q, k, v):

@@ -1,8 +1,8 @@
 """Whole calls of diffusion transformers with random weights: dense beside sparse attention.
 
-    python -m benchmarks.diffusion --list
-    python -m benchmarks.diffusion --case wan-1.3b-480p --layers 30
-    python -m benchmarks.diffusion --tiny                       # shapes for a CPU, in seconds
+    python -m benchmarks.studies.diffusion --list
+    python -m benchmarks.studies.diffusion --case wan-1.3b-480p --layers 30
+    python -m benchmarks.studies.diffusion --tiny               # shapes for a CPU, in seconds
 
 `torch` is the model as diffusers has it; the others are `sparse_fmha.integrations.diffusers`. A
 call is one forward of a stack of blocks in the real shapes, cut to `--layers` blocks of each kind.
@@ -18,15 +18,14 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks import environment, report, timing
+from benchmarks.harness import environment, report, timing
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = Path(__file__).resolve().parent / "results" / "diffusion"
+RESULTS = report.RESULTS / "diffusion"
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def table(case: Case, rows: dict[str, dict[str, float]], layers: int) -> str:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m benchmarks.diffusion",
+        prog="python -m benchmarks.studies.diffusion",
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

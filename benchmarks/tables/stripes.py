@@ -1,4 +1,4 @@
-"""The README's table of the newest run of benchmarks.stripes."""
+"""The README's table of the newest run of benchmarks.studies.stripes."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import targets
-from benchmarks.names import DENSE, MATMUL, OURS
+from benchmarks.harness.names import DENSE, MATMUL, OURS
+from benchmarks.tables import targets
 
 SCHEMA = 1
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def file_name(results: dict) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import block_lists, environment
-from benchmarks.cases import Case
-from benchmarks.names import UnavailableError
+from benchmarks.cases import block_lists
+from benchmarks.cases.cases import Case
+from benchmarks.harness import environment
+from benchmarks.harness.names import UnavailableError
 
 BLOCK = 64
 HEAD_DIMS = (64, 128)

@@ -7,9 +7,9 @@ import torch
 import torch._dynamo
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from benchmarks import block_lists, grids
-from benchmarks.cases import Case
-from benchmarks.names import UnavailableError
+from benchmarks.cases import block_lists, grids
+from benchmarks.cases.cases import Case
+from benchmarks.harness.names import UnavailableError
 
 BLOCK = 128  # tokens; the unit of its block lists
 # The tiles that NATTEN has for 128 tokens. The first that divides the grid is taken.

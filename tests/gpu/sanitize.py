@@ -1,4 +1,4 @@
-"""Small problems on every GPU kernel, for compute-sanitizer: python -m benchmarks.sanitize
+"""Small problems on every GPU kernel, for compute-sanitizer: python tests/gpu/sanitize.py
 
 Each is also checked against the fp64 reference, so a run that computes nothing does not pass.
 """
@@ -13,9 +13,9 @@ import sys
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # a tensor's end is an allocation's end
 
 import torch
+from block_lists import compact
 
 import sparse_fmha
-from benchmarks.block_lists import compact
 from sparse_fmha import reference
 from sparse_fmha.cli import one_line_errors
 
@@ -195,7 +195,7 @@ PROBLEMS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/gpu/sanitize.py", description=__doc__)
     parser.add_argument("--only", choices=PROBLEMS, action="append", help="default: all")
     names = parser.parse_args(argv).only or PROBLEMS
     if not torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """How long masks take to make, and how much memory, on the CPU.
 
-    python -m benchmarks.builders [--quick] [--case NAME ...] [--out PATH]
+    python -m benchmarks.studies.builders [--quick] [--case NAME ...] [--out PATH]
 
 Each builder runs once untimed. `seconds` is the median of the calls after it, `cpu_seconds` the
 processor time of all threads in that call. `peak_bytes` is the most that torch's CPU allocator had
@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,11 +24,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import sparse_fmha
-from benchmarks import environment, report
+from benchmarks.harness import environment, report
 from sparse_fmha import BlockMask, StripeMask, patterns, selection
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = Path(__file__).resolve().parent / "results" / "builders"
+RESULTS = report.RESULTS / "builders"
 LENGTHS = {"16k": 1 << 14, "128k": 1 << 17, "1M": 1 << 20}
 DIM, BLOCK = 64, 128
 DOCUMENT = 1000  # tokens of a document
@@ -251,7 +250,9 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.builders", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.builders", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--quick", action="store_true", help="16k tokens, one call; nothing is kept"

@@ -1,6 +1,6 @@
 """Whether calibrated thresholds skip what was asked for, and what the order of key tiles decides.
 
-    python -m benchmarks.calibrate [--tiny] [--out PATH]
+    python -m benchmarks.studies.calibrate [--tiny] [--out PATH]
 
 Thresholds are fitted on drawn inputs (`decaying`) of several lengths and tried, by the kernel's own
 count, on others. Then, tile by tile in torch: how many tiles the same threshold skips where tiles
@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import sparse_fmha
-from benchmarks import environment, report
+from benchmarks.harness import environment, report
 from sparse_fmha.calibration import GROUP, TILE_K, Calibration
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = Path(__file__).parent / "results" / "calibration"
+RESULTS = report.RESULTS / "calibration"
 SPARSITIES = (0.25, 0.5, 0.75)
 SINKS = 4  # keys that every query sees well
 SINK, NOISE = 14.0, 1.5  # natural-log units; the second is a standard deviation
@@ -38,7 +37,7 @@ SIZES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.calibrate", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.studies.calibrate", description=__doc__)
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
     report.add_options(p, RESULTS)
     return p

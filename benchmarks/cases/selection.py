@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases.cases import Case
 
 
 def pooled_scores(case: Case, q, k, dtype: torch.dtype) -> torch.Tensor:

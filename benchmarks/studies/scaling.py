@@ -1,7 +1,7 @@
 """Sequence parallel attention on 2 to all GPUs of one host, beside one GPU.
 
-    torchrun --nproc-per-node 8 -m benchmarks.scaling
-    torchrun --nproc-per-node 2 -m benchmarks.scaling --tiny    # on the CPU with gloo, to try it
+    torchrun --nproc-per-node 8 -m benchmarks.studies.scaling
+    torchrun --nproc-per-node 2 -m benchmarks.studies.scaling --tiny    # CPU, gloo: to try it
 
 The sequence has the same length on any number of ranks, and times are those of the slowest rank,
 from a barrier on. Communication is the same call with a function that computes nothing; nothing
@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -24,11 +23,12 @@ from torch import Tensor
 
 import sparse_fmha
 import sparse_fmha.distributed as sd
-from benchmarks import environment, report, scaling_table, timing
+from benchmarks.harness import environment, report, timing
+from benchmarks.tables import scaling as scaling_table
 from sparse_fmha import BlockMask
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = Path("benchmarks/results/scaling")
+RESULTS = report.RESULTS / "scaling"
 BLOCK = 128
 TINY = {"length": 1024, "heads": 8, "heads_kv": 4, "head_dim": 16, "dtype": "float32"}
 HEADER = [
@@ -60,7 +60,7 @@ OPS = {
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node N -m benchmarks.scaling",
+        prog="torchrun --nproc-per-node N -m benchmarks.studies.scaling",
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -222,7 +222,10 @@ def start(args: argparse.Namespace) -> None:
     if not args.tiny and not torch.cuda.is_available():
         sys.exit("error: torch sees no CUDA device, and this measures NCCL; --tiny runs on the CPU")
     if "RANK" not in os.environ:
-        sys.exit("error: no ranks; start it with torchrun --nproc-per-node N -m benchmarks.scaling")
+        sys.exit(
+            "error: no ranks; start it with "
+            "torchrun --nproc-per-node N -m benchmarks.studies.scaling"
+        )
     if int(os.environ["WORLD_SIZE"]) < 2:
         sys.exit("error: one rank; torchrun --nproc-per-node 2 or more is needed")
     if not args.tiny:

@@ -11,8 +11,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
-from benchmarks import grids
-from benchmarks.block_lists import Lists
+from benchmarks.cases import grids
+from benchmarks.cases.block_lists import Lists
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 WARPGROUP_ROWS = 64

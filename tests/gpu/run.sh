@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests and measures a prebuilt library on a machine with a Hopper GPU that has torch, no network:
 #
-#   benchmarks/run_gpu.sh [STEP...]      tests, sanitizer, bench, ncu; default: all of them
+#   tests/gpu/run.sh [STEP...]        tests, sanitizer, bench, ncu; default: all of them
 #
 # The library is python/sparse_fmha/libsparse_fmha.so, as the build or a wheel leaves it there.
 # Logs go to $OUT (build/gpu). The last lines are a table of the steps; the status is non-zero
@@ -13,7 +13,7 @@
 #   BENCH_ARGS='--quick'  arguments for python -m benchmarks
 #   NCU_CASE=NAME         the case that ncu captures
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 steps=("$@")
 ((${#steps[@]})) || steps=(tests sanitizer bench ncu)
@@ -60,7 +60,7 @@ step_sanitizer() {
   for tool in memcheck racecheck synccheck; do
     echo "== $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 "$filter" kns=attention_kernel \
-      "$PYTHON" -m benchmarks.sanitize || failed=1
+      "$PYTHON" tests/gpu/sanitize.py || failed=1
   done
   return $failed
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import block_lists, grids
-from benchmarks.cases import Case
+from benchmarks.cases import block_lists, grids
+from benchmarks.cases.cases import Case
 from sparse_fmha import reference
 
 ROWS = 199  # a prime: even steps through a grid meet every part of every axis

@@ -11,9 +11,9 @@ import importlib.util
 
 import torch
 
-from benchmarks import grids
-from benchmarks.cases import Case
-from benchmarks.names import UnavailableError
+from benchmarks.cases import grids
+from benchmarks.cases.cases import Case
+from benchmarks.harness.names import UnavailableError
 
 TILE = (6, 8, 8)
 GRID = (18, 48, 80)  # the grid without text tokens that neighborhood cases can have

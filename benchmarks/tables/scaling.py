@@ -1,4 +1,4 @@
-"""The README's table of the newest run of benchmarks.scaling."""
+"""The README's table of the newest run of benchmarks.studies.scaling."""
 
 from __future__ import annotations
 

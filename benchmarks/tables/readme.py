@@ -1,4 +1,4 @@
-"""Writes the measured numbers into README.md: python -m benchmarks.readme [--check]
+"""Writes the measured numbers into README.md: python -m benchmarks.tables.readme [--check]
 
 Tables for each kind of device go between the markers, each from the newest results file that has
 such cases: sequences, with the rate over visible pairs and the speed relative to the fastest peer
@@ -13,10 +13,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks import diffusion_table, report, scaling_table, skip_table, stripe_table
-from benchmarks.names import DENSE, MATMUL, OURS
-from benchmarks.published import NATTEN_MS
-from benchmarks.report import (
+from benchmarks.harness import report
+from benchmarks.harness.names import DENSE, MATMUL, OURS
+from benchmarks.harness.report import (
     by_op,
     load,
     number,
@@ -26,10 +25,15 @@ from benchmarks.report import (
     target,
     unit,
 )
+from benchmarks.tables import diffusion as diffusion_table
+from benchmarks.tables import scaling as scaling_table
+from benchmarks.tables import skipping as skip_table
+from benchmarks.tables import stripes as stripe_table
+from benchmarks.tables.published import NATTEN_MS
 from sparse_fmha.cli import one_line_errors
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- measured numbers: written by python -m benchmarks.readme -->"
+README = Path(__file__).resolve().parents[2] / "README.md"
+BEGIN = "<!-- measured numbers: written by python -m benchmarks.tables.readme -->"
 END = "<!-- end of measured numbers -->"
 NONE_YET = "No results file yet; `python -m benchmarks` writes one."
 PEER_NAMES = {
@@ -297,10 +301,10 @@ def rewrite(text: str, body: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m benchmarks.tables.readme", description=__doc__)
     p.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
-    p.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    p.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    p.add_argument("--readme", type=Path, default=README)
+    p.add_argument("--results", type=Path, default=report.RESULTS)
     args = p.parse_args(argv)
     if not args.results.is_dir():
         raise ValueError(f"--results {args.results}: no such folder")
@@ -308,7 +312,10 @@ def main(argv: list[str] | None = None) -> int:
     new = rewrite(old, section(args.results))
     if args.check:
         if old != new:
-            print(f"{args.readme} is out of date: run python -m benchmarks.readme", file=sys.stderr)
+            print(
+                f"{args.readme} is out of date: run python -m benchmarks.tables.readme",
+                file=sys.stderr,
+            )
         return int(old != new)
     args.readme.write_text(new)
     return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.names import DENSE, OURS
-from benchmarks.report import by_op
+from benchmarks.harness.names import DENSE, OURS
+from benchmarks.harness.report import by_op
 
 COLUMNS = ("case", "tokens, heads", "skipped", "ms", "over our dense", "over FlashAttention-3",
            "target")  # fmt: skip
