@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.cases import block_lists, selection, skipping
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from benchmarks.harness.names import DENSE, OURS, UnavailableError
 from benchmarks.peers.flex import flex, flex_tiled
 from benchmarks.peers.sta import sta
