@@ -1,11 +1,11 @@
-# The GPU kernels: which architectures, and one object file for each row of csrc/kernels.def.
+# The GPU kernels: which architectures, and one object file for each row of csrc/kernels/sm90_forward.def.
 
 set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
 set(GPU_KERNELS "")  # names of the rows that get built
 
 # The name that each supported architecture (tools/locate.py) has in kernels.def.
 set(GPU_NAME_90a sm90)
-# Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/cute.h).
+# Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/common/cute.h).
 set(GPU_MMA_WIDTHS "16|32|64|96|128|192|256")
 # A list, or "none: " and the reason.
 locate(archs GPU_ARCHS)
@@ -73,10 +73,10 @@ function(add_gpu_kernels core def)
       endif()
       set(widths "")
       if(NOT tile_k MATCHES "^(${GPU_MMA_WIDTHS})$")
-        set(widths "#define SPARSE_FMHA_ALL_MMA_WIDTHS\n")
+        set(widths "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n")
       endif()
       file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/${name}.cu" @ONLY CONTENT
-"@widths@#include \"sparse_fmha/@arch@/launch.h\"
+"@widths@#include \"sparse_fmha/@arch@/forward/launch.h\"
 
 namespace sparse_fmha {
 KernelRow @name@() {
@@ -88,24 +88,29 @@ KernelRow @name@() {
       list(APPEND kernels ${name})
       string(APPEND rows "SPARSE_FMHA_ROW(${name})\n")
     endforeach()
-    file(GLOB helpers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/${wanted}/*.cu")
-    add_kernel_objects(${core} ${target_arch} ${sources} ${helpers})
+    add_kernel_objects(${core} sm${target_arch} "${target_arch}" ${sources})
     string(TOUPPER "SPARSE_FMHA_HAS_${wanted}" has)
     target_compile_definitions(${core} PRIVATE ${has})
   endforeach()
+  if(GPU_ARCHS)  # what every architecture runs
+    file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/device/*.cu")
+    add_kernel_objects(${core} device "${GPU_ARCHS}" ${sources})
+  endif()
   file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/kernel_rows.inc" CONTENT "${rows}" @ONLY)
   set(GPU_KERNELS "${kernels}" PARENT_SCOPE)
 endfunction()
 
-function(add_kernel_objects core arch)
-  set(target sparse_fmha_sm${arch})
+# Compiles ARGN for `archs` as part of the core.
+function(add_kernel_objects core name archs)
+  set(target sparse_fmha_${name})
   set(launcher "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" compile)
   if(CCACHE)
     list(APPEND launcher "${CCACHE}")
   endif()
+  list(TRANSFORM archs APPEND -real OUTPUT_VARIABLE real_archs)
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES
-    CUDA_ARCHITECTURES ${arch}-real
+    CUDA_ARCHITECTURES "${real_archs}"
     CUDA_COMPILER_LAUNCHER "${launcher}")
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
   target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
@@ -120,8 +125,13 @@ function(add_build_info target)
   set(basics "${GPU_GENERATED_DIR}/basics.json")
   set(info "${GPU_GENERATED_DIR}/build_info.inc")
   set(objects "")
-  foreach(arch IN LISTS GPU_ARCHS)
-    list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_sm${arch}>)
+  set(names ${GPU_ARCHS})
+  list(TRANSFORM names PREPEND sm)
+  if(names)
+    list(APPEND names device)
+  endif()
+  foreach(name IN LISTS names)
+    list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_${name}>)
   endforeach()
   list(JOIN GPU_ARCHS "\", \"" archs)
   if(archs)

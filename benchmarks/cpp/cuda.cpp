@@ -5,7 +5,7 @@
 #include <string>
 
 #include "machine.h"
-#include "sparse_fmha/host/check.h"
+#include "sparse_fmha/cuda/check.h"
 
 namespace sparse_fmha::bench {
 namespace {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "sparse_fmha/registry.h"
+#include "sparse_fmha/core/registry.h"
 
 namespace sparse_fmha::bench {
 

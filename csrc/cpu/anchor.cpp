@@ -1,9 +1,9 @@
 // AnchorAttention's choice of keys on the CPU: what is to be done, handed to all threads.
-#include "sparse_fmha/anchor.h"
+#include "sparse_fmha/core/anchor.h"
 
 #include "sparse_fmha/cpu/dispatch.h"
 #include "sparse_fmha/cpu/isa.h"
-#include "sparse_fmha/cpu/rows.h"
+#include "sparse_fmha/cpu/kernel_rows.h"
 
 namespace sparse_fmha {
 namespace {

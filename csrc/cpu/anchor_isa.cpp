@@ -1,6 +1,6 @@
 // Scores of AnchorAttention's choice of keys, compiled once per instruction set (attend_isa.cpp
 // says what that asks for). Queries lie across the lanes, as in attend.h.
-#include "sparse_fmha/config.h"
+#include "sparse_fmha/core/config.h"
 #undef SPARSE_FMHA_HD
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))
 

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "sparse_fmha/cpu/groups.h"
-#include "sparse_fmha/host/tiling.h"
+#include "sparse_fmha/planning/tiling.h"
 
 namespace sparse_fmha::cpu {
 namespace {
@@ -111,7 +111,7 @@ KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
 #define SPARSE_FMHA_KERNEL(arch, mechanism, element, head_dim, tile_q, tile_k, stages, schedule, \
                            skipping)                                                             \
   {mechanism::kName, {head_dim, tile_k}, skipping == kByThreshold},
-#include "../kernels.def"
+#include "../kernels/sm90_forward.def"
 #undef SPARSE_FMHA_KERNEL
   };
   for (auto const& row : kRows) {  // ascending head dims

@@ -1,5 +1,5 @@
-// The ops with which AnchorAttention chooses distant keys (sparse_fmha/anchor.h).
-#include "sparse_fmha/anchor.h"
+// The ops with which AnchorAttention chooses distant keys (sparse_fmha/core/anchor.h).
+#include "sparse_fmha/core/anchor.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -7,7 +7,7 @@
 
 #include "check.h"
 #include "device_scope.h"
-#include "lists.h"
+#include "list_arguments.h"
 #include "run.h"
 #include "stream.h"
 

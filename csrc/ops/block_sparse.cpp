@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "check.h"
-#include "lists.h"
+#include "list_arguments.h"
 #include "run.h"
 
 namespace sparse_fmha {

@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "sparse_fmha/host/current_device.h"
+#include "sparse_fmha/cuda/current_device.h"
 
 namespace sparse_fmha {
 

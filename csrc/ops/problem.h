@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "sparse_fmha/params.h"
+#include "sparse_fmha/core/problem.h"
 
 namespace sparse_fmha {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "problem.h"
-#include "sparse_fmha/registry.h"
+#include "sparse_fmha/core/registry.h"
 
 namespace sparse_fmha {
 

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "check.h"
-#include "lists.h"
+#include "list_arguments.h"
 #include "run.h"
 
 namespace sparse_fmha {

@@ -8,11 +8,11 @@
 
 #include <type_traits>
 
+#include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/cpu/element.h"
 #include "sparse_fmha/cpu/groups.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/cpu/softmax.h"
-#include "sparse_fmha/params.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-#include "sparse_fmha/registry.h"
+#include "sparse_fmha/core/registry.h"
 
 // `call`, an expression that begins with a function of the instruction set's namespace, for the
 // best set that this CPU has.

@@ -6,7 +6,7 @@
 // is a box of keys, of which kernels by lists have several in a stage: shape.k[1] says how many.
 #pragma once
 
-#include "sparse_fmha/params.h"
+#include "sparse_fmha/core/problem.h"
 
 namespace sparse_fmha::cpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "sparse_fmha/anchor.h"
+#include "sparse_fmha/core/anchor.h"
 
 namespace sparse_fmha::cpu {
 

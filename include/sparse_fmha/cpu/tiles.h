@@ -1,7 +1,7 @@
 // Tile shapes for the CPU kernel, chosen for each problem.
 #pragma once
 
-#include "sparse_fmha/params.h"
+#include "sparse_fmha/core/problem.h"
 
 namespace sparse_fmha::cpu {
 

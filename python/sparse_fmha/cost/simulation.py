@@ -54,7 +54,7 @@ class Simulation:
     speedup_bound: float  # tiles of dense attention / tiles visited
     speedup_bound_worst: float  # the same if all query tiles visited as many as the worst
     perfect_bound: float  # dense / useful FLOPs: what perfect block sparsity would reach
-    predicted_ms: float  # on an H100, by the cost model of csrc/host/tiling.cpp
+    predicted_ms: float  # on an H100, by the cost model of csrc/planning/tiling.cpp
 
     def __str__(self) -> str:
         causal = f", causal {joined(map(int, self.causal))}" if any(self.causal) else ""

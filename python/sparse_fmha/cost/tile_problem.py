@@ -13,7 +13,7 @@ KEY_TILINGS = ("dynamic", "static")
 MAX_TOKENS = 2**30
 MAX_TILE_TOKENS = 2**16
 
-# (largest head dim, tokens of a query tile, of a key tile) of the rows in csrc/kernels.def.
+# (largest head dim, tokens of a query tile, of a key tile) of csrc/kernels/sm90_forward.def.
 ROWS = ((64, 128, 128), (96, 128, 128), (128, 128, 128), (256, 128, 64))
 
 Coord = tuple[int, ...]

@@ -1,0 +1,89 @@
+// `_C`: the host side of the library for Python. No tensors pass here.
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "sparse_fmha/core/registry.h"
+
+namespace py = pybind11;
+
+void bind_walks(py::module_& m);
+void bind_tiles(py::module_& m);
+void bind_lists(py::module_& m);
+void bind_stripes(py::module_& m);
+
+namespace {
+
+constexpr char const* kBuildInfo =
+#include "build_info.inc"
+    ;
+
+py::dict describe(sparse_fmha::KernelInfo const& info) {
+  using namespace py::literals;
+  return py::dict("name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
+                  "mechanism"_a = info.mechanism,
+                  "dtype"_a = sparse_fmha::to_string(info.key.dtype),
+                  "head_dim"_a = info.key.head_dim, "skips"_a = info.key.skips,
+                  "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
+                  "threads"_a = info.threads, "smem_bytes"_a = info.smem_bytes);
+}
+
+py::list kernel_table() {
+  py::list rows;
+  for (sparse_fmha::KernelRow const& row : sparse_fmha::kernel_table()) {
+    rows.append(describe(row.info));
+  }
+  return rows;
+}
+
+template <class Enum>
+Enum parse(std::string const& name, std::initializer_list<Enum> values, char const* argument) {
+  std::string allowed;
+  for (Enum value : values) {
+    if (name == sparse_fmha::to_string(value)) {
+      return value;
+    }
+    allowed += std::string(allowed.empty() ? "" : ", ") + sparse_fmha::to_string(value);
+  }
+  throw py::value_error(std::string(argument) + " is " + name + ", allowed are: " + allowed);
+}
+
+int mechanism_index(std::string const& name) {
+  for (sparse_fmha::KernelRow const& row : sparse_fmha::kernel_table()) {
+    if (row.info.mechanism == name) {
+      return row.info.key.mechanism;
+    }
+  }
+  throw py::value_error("mechanism is " + name + ", and no kernel has that one");
+}
+
+py::dict find_kernel(std::string const& arch, std::string const& mechanism,
+                     std::string const& dtype, int head_dim, bool skips) {
+  using sparse_fmha::Arch;
+  using sparse_fmha::DataType;
+  Arch const on = parse(arch, {Arch::kCpu, Arch::kSm90}, "arch");
+  DataType const of = parse(
+      dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
+      "dtype");
+  return describe(
+      sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism), skips}).info);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernel table, build information and tile walks of sparse_fmha.";
+  m.def("kernel_table", &kernel_table,
+        "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
+  m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
+        py::arg("head_dim"), py::arg("skips") = false,
+        "The row that an op takes for this request; RuntimeError names the rows there are.");
+  m.def(
+      "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
+      "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");
+  bind_walks(m);
+  bind_tiles(m);
+  bind_lists(m);
+  bind_stripes(m);
+}

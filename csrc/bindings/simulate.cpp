@@ -1,0 +1,137 @@
+// The tile simulator for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "sparse_fmha/planning/choose_order.h"
+#include "sparse_fmha/planning/tiling.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace sparse_fmha;
+using Triple = std::tuple<int32_t, int32_t, int32_t>;
+using Problem = std::tuple<Triple, Triple, Triple, Triple, Triple>;
+using Shape = std::pair<Triple, Triple>;                       // queries, keys
+using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // as TileCount
+using Costs = std::tuple<double, double, double>;              // as TileCosts
+using Group = std::tuple<int64_t, int64_t, int64_t>;           // as TileGroup
+using Ranked = std::tuple<Triple, Triple, Count, double>;      // as RankedTiles
+
+Coord coord(Triple const& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+Triple triple(Coord const& c) { return {c[0], c[1], c[2]}; }
+Neighborhood::Params params(Problem const& p) {
+  auto const& [grid, window, stride, dilation, causal] = p;
+  return {coord(grid), coord(window), coord(stride), coord(dilation), coord(causal)};
+}
+TileCosts costs(Costs const& c) { return {std::get<0>(c), std::get<1>(c), std::get<2>(c)}; }
+Count count(TileCount const& c) { return {c.query_tiles, c.visited, c.full, c.worst}; }
+KeyTiling tiling(bool is_static) { return is_static ? KeyTiling::kStatic : KeyTiling::kDynamic; }
+
+}  // namespace
+
+void bind_tiles(py::module_& m) {
+  py::module_ tiles = m.def_submodule(
+      "tiles",
+      "The tile simulator. A problem is (grid, window, stride, dilation, causal), each a (T, Y, "
+      "X); a shape is (queries, keys); costs are (full tile, partial tile, query tile) in us.");
+  tiles.def(
+      "axis",
+      [](Problem const& problem, int axis, int residue, Shape const& shape, bool is_static,
+         int q_origin) {
+        auto const walk =
+            axis_tiles(params(problem), axis, residue, {coord(shape.first), coord(shape.second)},
+                       tiling(is_static), q_origin);
+        return std::tuple(walk.origin, walk.count, walk.full_first, walk.full);
+      },
+      py::arg("problem"), py::arg("axis"), py::arg("residue"), py::arg("shape"), py::arg("static"),
+      py::arg("q_origin"),
+      "(position of the first key tile, tiles, first full one, full ones or less than 1) that a "
+      "query tile visits along one axis.");
+  tiles.def(
+      "count",
+      [](Problem const& problem, Shape const& shape, bool is_static) {
+        return count(count_tiles(params(problem), {coord(shape.first), coord(shape.second)},
+                                 tiling(is_static)));
+      },
+      py::arg("problem"), py::arg("shape"), py::arg("static") = false,
+      "(query tiles, visited, full, worst) of one head.");
+  tiles.def(
+      "groups",
+      [](Problem const& problem, Shape const& shape, bool is_static) {
+        std::vector<Group> groups;
+        for (TileGroup const& g : tile_groups(
+                 params(problem), {coord(shape.first), coord(shape.second)}, tiling(is_static))) {
+          groups.emplace_back(g.query_tiles, g.visited, g.full);
+        }
+        return groups;
+      },
+      py::arg("problem"), py::arg("shape"), py::arg("static") = false,
+      "[(query tiles, visited by each, full)], the largest first.");
+  tiles.def(
+      "costs",
+      [](int head_dim) {
+        TileCosts const c = tile_costs(head_dim);
+        return Costs{c.full_tile, c.partial_tile, c.query_tile};
+      },
+      py::arg("head_dim"), "The cost model of an H100.");
+  tiles.def(
+      "max_box",
+      [](Triple const& grid, Triple const& dilation) {
+        return triple(max_box(coord(grid), element_strides(coord(grid), coord(dilation))));
+      },
+      py::arg("grid"), py::arg("dilation"), "The largest box that the copy engine takes.");
+  tiles.def(
+      "order",
+      [](Problem const& problem, Shape const& shape, int blocks) {
+        Neighborhood::Params const p = params(problem);
+        TileShape const tile_shape{coord(shape.first), coord(shape.second)};
+        TileOrder const order = choose_order(p, tile_shape, blocks);
+        std::vector<int32_t> indices(Neighborhood::num_query_tiles(p, tile_shape));
+        for (size_t i = 0; i < indices.size(); ++i) {
+          indices[i] = order.at(static_cast<int32_t>(i), static_cast<int32_t>(indices.size()));
+        }
+        return indices;
+      },
+      py::arg("problem"), py::arg("shape"), py::arg("blocks"),
+      "Row-major indices of a head's query tiles, the one that is taken last first.");
+  tiles.def(
+      "boxes",
+      [](int rows, Triple const& max_extent) {
+        std::vector<Triple> boxes;
+        for (Coord const& box : tile_boxes(rows, coord(max_extent))) {
+          boxes.push_back(triple(box));
+        }
+        return boxes;
+      },
+      py::arg("rows"), py::arg("max_extent"), "Boxes of that many tokens.");
+  tiles.def(
+      "rank",
+      [](Problem const& problem, int rows_q, int rows_k, Triple const& max_extent,
+         Costs const& of_tile, bool is_static) {
+        std::vector<Ranked> ranking;
+        for (RankedTiles const& r : rank_tiles(params(problem), rows_q, rows_k, coord(max_extent),
+                                               costs(of_tile), tiling(is_static))) {
+          ranking.emplace_back(triple(r.shape.q), triple(r.shape.k), count(r.count), r.cost);
+        }
+        return ranking;
+      },
+      py::arg("problem"), py::arg("rows_q"), py::arg("rows_k"), py::arg("max_extent"),
+      py::arg("costs"), py::arg("static") = false,
+      "[(queries, keys, count, us of one block for one head)] of all legal pairs, the best first.");
+  tiles.def(
+      "choose",
+      [](Problem const& problem, int rows_q, int rows_k, Triple const& max_extent,
+         Costs const& of_tile) {
+        TileShape const shape =
+            choose_tiles(params(problem), rows_q, rows_k, coord(max_extent), costs(of_tile));
+        return Shape{triple(shape.q), triple(shape.k)};
+      },
+      py::arg("problem"), py::arg("rows_q"), py::arg("rows_k"), py::arg("max_extent"),
+      py::arg("costs"), py::call_guard<py::gil_scoped_release>(),
+      "The pair that the kernel takes.");
+}

@@ -1,0 +1,112 @@
+#include "sparse_fmha/core/registry.h"
+
+#include <array>
+#include <sstream>
+#include <stdexcept>
+
+#include "sparse_fmha/cpu/kernel_rows.h"
+#ifdef SPARSE_FMHA_HAS_SM90
+#include "sparse_fmha/device/anchor_kernels.h"
+#endif
+
+namespace sparse_fmha {
+
+// kernel_rows.inc names the rows of kernels.def that were compiled, one function each.
+#define SPARSE_FMHA_ROW(name) KernelRow name();
+#include "kernel_rows.inc"
+#undef SPARSE_FMHA_ROW
+
+namespace {
+
+// In the order of Sparsity.
+constexpr std::array kMechanisms = {Dense::kName, Causal::kName, Neighborhood::kName,
+                                    BlockSparse::kName, Stripe::kName};
+static_assert(kMechanisms.size() == std::variant_size_v<Sparsity>, "one name per mechanism");
+
+std::vector<KernelRow> make_table() {
+  std::vector<KernelRow> rows;
+#define SPARSE_FMHA_ROW(name) rows.push_back(name());
+#include "kernel_rows.inc"
+#undef SPARSE_FMHA_ROW
+  for (KernelRow& row : cpu_kernel_rows()) {
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+bool serves(KernelKey const& row, KernelKey const& request) {
+  return row.arch == request.arch && row.dtype == request.dtype &&
+         row.mechanism == request.mechanism && row.skips == request.skips &&
+         row.head_dim >= request.head_dim;
+}
+
+}  // namespace
+
+std::vector<KernelRow> const& kernel_table() {
+  static std::vector<KernelRow> const table = make_table();
+  return table;
+}
+
+KernelRow const& find_kernel(KernelKey const& request) {
+  KernelRow const* best = nullptr;
+  for (KernelRow const& row : kernel_table()) {
+    if (serves(row.info.key, request) &&
+        (best == nullptr || row.info.key.head_dim < best->info.key.head_dim)) {
+      best = &row;
+    }
+  }
+  if (best != nullptr) {
+    return *best;
+  }
+  std::ostringstream message;
+  message << "sparse_fmha: no kernel for " << to_string(request) << "; compiled in are:";
+  for (KernelRow const& row : kernel_table()) {
+    message << "\n  " << row.info.name << " (head_dim <= " << row.info.key.head_dim << ")";
+  }
+  throw std::runtime_error(message.str());
+}
+
+AnchorKernels anchor_kernels(Arch arch) {
+  if (arch == Arch::kCpu) {
+    return cpu_anchor_kernels();
+  }
+#ifdef SPARSE_FMHA_HAS_SM90
+  return device::anchor_kernels();
+#else
+  throw std::runtime_error("sparse_fmha: this build has no GPU kernels");
+#endif
+}
+
+std::string to_string(KernelKey const& key) {
+  std::ostringstream text;
+  text << "arch=" << to_string(key.arch) << ", mechanism=" << kMechanisms.at(key.mechanism)
+       << ", dtype=" << to_string(key.dtype) << ", head_dim=" << key.head_dim
+       << (key.skips ? ", with skipping" : "");
+  return text.str();
+}
+
+char const* to_string(DataType dtype) {
+  switch (dtype) {
+    case DataType::kFloat16:
+      return "float16";
+    case DataType::kBFloat16:
+      return "bfloat16";
+    case DataType::kFloat32:
+      return "float32";
+    case DataType::kFloat64:
+      return "float64";
+  }
+  return "unknown";
+}
+
+char const* to_string(Arch arch) {
+  switch (arch) {
+    case Arch::kCpu:
+      return "cpu";
+    case Arch::kSm90:
+      return "sm90";
+  }
+  return "unknown";
+}
+
+}  // namespace sparse_fmha

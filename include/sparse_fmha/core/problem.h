@@ -1,0 +1,53 @@
+// The problem as plain data: what every kernel, CPU or GPU, is handed.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+
+#include "sparse_fmha/core/config.h"
+#include "sparse_fmha/mechanisms/block_sparse.h"
+#include "sparse_fmha/mechanisms/dense.h"
+#include "sparse_fmha/mechanisms/neighborhood.h"
+#include "sparse_fmha/mechanisms/stripe.h"
+
+namespace sparse_fmha {
+
+enum class DataType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+// A [B, T, Y, X, H, D] tensor. Strides are in elements; D has stride 1. An axis that the user's
+// tensor lacks has extent 1 and stride 0.
+struct TensorView {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t axis_stride[kGridAxes] = {0, 0, 0};
+  int64_t head_stride = 0;
+};
+
+// The mechanism of sparsity with its parameters; the index of the alternative is the registry key.
+using Sparsity = std::variant<Dense::Params, Causal::Params, Neighborhood::Params,
+                              BlockSparse::Params, Stripe::Params>;
+
+struct FmhaProblem {
+  DataType dtype = DataType::kFloat32;
+  int32_t batch = 0;
+  int32_t heads_q = 0;  // a multiple of heads_kv
+  int32_t heads_kv = 0;
+  int32_t head_dim = 0;  // a multiple of 8, at most 256
+  Coord grid_q = {};     // tokens per axis; a sequence is {1, 1, Lq}
+  Coord grid_kv = {};
+  TensorView q;           // [B, grid_q, heads_q, D]
+  TensorView k;           // [B, grid_kv, heads_kv, D]
+  TensorView v;           // [B, grid_kv, heads_kv, D]
+  TensorView out;         // [B, grid_q, heads_q, D], contiguous
+  float* lse = nullptr;   // [B, grid_q, heads_q], contiguous, natural log
+  int32_t extra_len = 0;  // tokens every query sees besides its neighborhood
+  TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
+  TensorView extra_v;
+  double scale = 1.0;  // of q.k, before the softmax
+  // For kernels that leave key tiles out, else nullptr:
+  float const* skip_threshold = nullptr;  // [B]
+  int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and left out of them
+  Sparsity sparsity;
+};
+
+}  // namespace sparse_fmha

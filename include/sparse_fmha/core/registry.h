@@ -1,0 +1,66 @@
+// The table of what was compiled in, and the look-up that either finds a row or names them all.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "sparse_fmha/core/problem.h"
+
+namespace sparse_fmha {
+
+enum class Arch : int32_t { kCpu, kSm90 };
+
+struct KernelKey {
+  Arch arch;
+  DataType dtype;
+  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
+  int32_t mechanism;  // index in Sparsity
+  bool skips;         // whether key tiles are left out by a threshold
+};
+
+// Runs body(begin, end) over [0, n) on as many threads as the caller owns.
+struct ParallelFor {
+  virtual ~ParallelFor() = default;
+  virtual int num_threads() const = 0;
+  virtual void run(int64_t n, void (*body)(void* arg, int64_t begin, int64_t end),
+                   void* arg) const = 0;
+};
+
+// Of every workspace the first bytes are the counter that hands out query tiles.
+inline constexpr size_t kCounterBytes = 16;
+
+struct ExecutionContext {
+  void* stream = nullptr;                 // cudaStream_t; unused on the CPU
+  void* workspace = nullptr;              // device memory of the row's size; unused on the CPU
+  ParallelFor const* parallel = nullptr;  // CPU only
+};
+
+// Printable description of one compiled kernel.
+struct KernelInfo {
+  KernelKey key;
+  std::string name;       // sm90_dense_bfloat16_d128, the row's name in kernels.def
+  std::string mechanism;  // Dense::kName
+  int tile_q = 0;         // 0 where it is a run-time value
+  int tile_k = 0;
+  int stages = 0;
+  int threads = 0;
+  int smem_bytes = 0;
+};
+
+struct KernelRow {
+  KernelInfo info;
+  void (*launch)(FmhaProblem const&, ExecutionContext const&);  // throws std::runtime_error
+  size_t (*workspace_bytes)(FmhaProblem const&) = [](FmhaProblem const&) { return kCounterBytes; };
+};
+
+std::vector<KernelRow> const& kernel_table();
+
+// Throws std::runtime_error that names the request and the rows there are.
+KernelRow const& find_kernel(KernelKey const& request);
+
+std::string to_string(KernelKey const& key);
+char const* to_string(DataType);
+char const* to_string(Arch);
+
+}  // namespace sparse_fmha

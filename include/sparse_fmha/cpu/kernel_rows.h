@@ -1,0 +1,17 @@
+// What the registry takes from the CPU.
+#pragma once
+
+#include <vector>
+
+#include "sparse_fmha/core/anchor.h"
+#include "sparse_fmha/core/registry.h"
+
+namespace sparse_fmha {
+
+// Rows of the kernel table: every mechanism and dtype, any head dim.
+std::vector<KernelRow> cpu_kernel_rows();
+
+// Every dtype, any head dim.
+AnchorKernels cpu_anchor_kernels();
+
+}  // namespace sparse_fmha

@@ -1,0 +1,78 @@
+// Descriptors for the tensor copy engine (TMA), encoded without linking libcuda.
+#pragma once
+
+#include <cudaTypedefs.h>
+
+#include <array>
+#include <cstddef>
+
+#include "sparse_fmha/core/problem.h"
+#include "sparse_fmha/cuda/check.h"
+
+namespace sparse_fmha {
+
+inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
+  static auto const encode = [] {
+    void* symbol = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
+                                                cudaEnableDefault, &found),
+               "looking up cuTensorMapEncodeTiled");
+    if (found != cudaDriverEntryPointSuccess) {
+      throw std::runtime_error("sparse_fmha: the CUDA driver lacks cuTensorMapEncodeTiled (12.0)");
+    }
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(symbol);
+  }();
+  return encode;
+}
+
+// One axis of a tensor map behind that of the head's elements.
+struct MapAxis {
+  int64_t extent;
+  int64_t stride;               // in elements of the tensor
+  uint32_t box = 1;             // extent of the boxes copied
+  uint32_t element_stride = 1;  // between the elements of a box, at most 8
+};
+
+// A 16-bit tensor read and written in boxes whose rows are 64 elements of the head in the 128-byte
+// swizzle. What lies outside reads as zero and is not written, so nothing need be padded.
+template <std::size_t kAxes>
+CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
+                            std::array<MapAxis, kAxes> const& axes) {
+  constexpr int kBytes = 2;
+  std::array<cuuint64_t, kAxes + 1> dims = {static_cast<cuuint64_t>(head_dim)};
+  std::array<cuuint64_t, kAxes> strides;
+  std::array<cuuint32_t, kAxes + 1> box = {64};
+  std::array<cuuint32_t, kAxes + 1> element_strides = {1};
+  for (std::size_t i = 0; i < kAxes; ++i) {
+    dims[i + 1] = static_cast<cuuint64_t>(axes[i].extent);
+    // An extent of one leaves its stride free, but the encoder wants a multiple of 16 all the same.
+    strides[i] = axes[i].extent == 1 ? 16 : static_cast<cuuint64_t>(axes[i].stride) * kBytes;
+    box[i + 1] = axes[i].box * axes[i].element_stride;
+    element_strides[i + 1] = axes[i].element_stride;
+  }
+  // Fetching more than a row at once pays where the row's other half is asked for next.
+  auto const promotion =
+      head_dim > 64 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+  CUtensorMap map;
+  check_cuda(tensor_map_encoder()(&map,
+                                  dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                  kAxes + 1, data, dims.data(), strides.data(), box.data(),
+                                  element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                  CU_TENSOR_MAP_SWIZZLE_128B, promotion,
+                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+             "encoding a tensor map");
+  return map;
+}
+
+// The [B, L, H, D] tensor as (D, L, H, B), in boxes of `rows` tokens of one head.
+inline CUtensorMap sequence_tensor_map(TensorView const& view, DataType dtype, int64_t length,
+                                       int64_t heads, int64_t batch, int64_t head_dim,
+                                       uint32_t rows) {
+  return make_tensor_map<3>(view.data, dtype, head_dim,
+                            {MapAxis{length, view.axis_stride[2], rows},
+                             MapAxis{heads, view.head_stride}, MapAxis{batch, view.batch_stride}});
+}
+
+}  // namespace sparse_fmha

@@ -1,0 +1,16 @@
+// What the registry takes from the GPU for AnchorAttention's choice of keys: fp16 and bf16, head
+// dims up to 256.
+#pragma once
+
+#include "sparse_fmha/core/anchor.h"
+#include "sparse_fmha/core/registry.h"
+
+namespace sparse_fmha::device {
+
+void anchor_means(AnchorMeans const& p, ExecutionContext const& context);
+void anchor_keys(AnchorKeys const& p, ExecutionContext const& context);
+void anchor_columns(AnchorColumns const& p, ExecutionContext const& context);
+
+inline AnchorKernels anchor_kernels() { return {anchor_means, anchor_keys, anchor_columns}; }
+
+}  // namespace sparse_fmha::device

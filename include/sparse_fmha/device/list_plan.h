@@ -1,0 +1,35 @@
+// What is worked out from lists on the device, before the kernel runs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "sparse_fmha/planning/list_stages.h"
+
+namespace sparse_fmha::device {
+
+// Sizes of the lists of a problem.
+struct ListSizes {
+  int32_t lists;    // (batch entries or 1) * (query heads or 1)
+  int32_t heads;    // of these
+  int32_t blocks;   // query blocks of each
+  int32_t q_tiles;  // query tiles of 128 rows
+};
+
+inline ListSizes list_sizes(BlockSparse::Params const& p, int32_t batch, int32_t heads) {
+  int32_t const own_heads = p.head_stride == 0 ? 1 : heads;
+  return {(p.batch_stride == 0 ? 1 : batch) * own_heads, own_heads, ceil_div(p.len_q, p.block_q),
+          ceil_div(p.len_q, 128)};
+}
+
+// Device memory for a plan.
+size_t list_plan_bytes(BlockSparse::Params const& params, ListSizes const& sizes);
+
+// Launches what fills the plan; it is in `memory` then. Orders the query tiles by how much they
+// visit, and merges the full lists of two query blocks of 64 rows: key blocks that both list, those
+// that the first one lists alone, those of the second, each in ascending order.
+ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, void* memory,
+                    cudaStream_t stream);
+
+}  // namespace sparse_fmha::device

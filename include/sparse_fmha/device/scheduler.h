@@ -1,0 +1,40 @@
+// Which query tile a persistent block takes next.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse_fmha::device {
+
+struct WorkTile {
+  int32_t q_tile;
+  int32_t head;
+  int32_t batch;  // negative: no work is left
+};
+
+// Tiles are handed out from one counter, the heaviest first: under a causal mask those with the
+// highest queries. Heads go in groups whose keys and values fit the L2 cache together; in a group
+// all heads walk down their query tiles side by side.
+struct Scheduler {
+  int32_t* next;      // device memory, zero at launch: tiles taken beyond the first of each block
+  int32_t num_tiles;  // q_tiles * heads * batch
+  int32_t q_tiles;
+  int32_t heads;
+  int32_t instances;  // heads * batch
+  int32_t group;      // instances in a group
+
+  __device__ __forceinline__ WorkTile decode(int32_t index) const {
+    if (index >= num_tiles) {
+      return {0, 0, -1};
+    }
+    int32_t const first = index / (group * q_tiles) * group;
+    int32_t const rest = index - first * q_tiles;
+    int32_t const width = min(group, instances - first);
+    int32_t const instance = first + rest % width;
+    return {q_tiles - 1 - rest / width, instance % heads, instance / heads};
+  }
+  __device__ __forceinline__ int32_t take() const {
+    return static_cast<int32_t>(gridDim.x) + atomicAdd(next, 1);
+  }
+};
+
+}  // namespace sparse_fmha::device

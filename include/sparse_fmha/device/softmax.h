@@ -1,0 +1,304 @@
+// Online softmax over the accumulator of one warpgroup, in log2 units.
+#pragma once
+
+#include "sparse_fmha/device/cute.h"
+
+namespace sparse_fmha::device {
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// A thread holds two rows of a 64-row accumulator, `lane / 4` and 8 below it in its warp's 16 rows;
+// four neighbouring lanes share a row. Element i of the accumulator is column
+// 8 * (i / 4) + 2 * (lane % 4) + i % 2 of row (i / 2) % 2.
+inline constexpr int kRowsPerThread = 2;
+
+struct AccumulatorPosition {
+  int row;     // of the thread's first row, within the warpgroup's 64
+  int column;  // of the thread's first element
+  __device__ __forceinline__ AccumulatorPosition()
+      : row(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), column(threadIdx.x % 4 * 2) {}
+  static constexpr __device__ int row_of(int i) { return i / 2 % 2; }
+  static constexpr __device__ int column_of(int i) { return i / 4 * 8 + i % 2; }
+};
+
+template <class Op>
+__device__ __forceinline__ float reduce_quad(float x, Op op) {
+  x = op(x, __shfl_xor_sync(0xffffffff, x, 2));
+  return op(x, __shfl_xor_sync(0xffffffff, x, 1));
+}
+
+// Folds a thread's elements of each row, in two chains a row to shorten the dependence.
+template <class Scores, class Op>
+__device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRowsPerThread], Op op) {
+  float chain[4] = {s(0), s(1), s(2), s(3)};
+  CUTE_UNROLL
+  for (int i = 4; i < cute::size(s); ++i) {
+    chain[i % 4] = op(chain[i % 4], s(i));
+  }
+  result[0] = op(chain[0], chain[1]);
+  result[1] = op(chain[2], chain[3]);
+}
+
+// hide(i, x) is x, or -inf where a mask hides the i-th score.
+template <class Scores, class Hide>
+__device__ __forceinline__ void hide_scores(Scores& s, Hide hide) {
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(s); ++i) {
+    s(i) = hide(i, s(i));
+  }
+}
+
+struct HideNone {
+  __device__ __forceinline__ float operator()(int /*i*/, float x) const { return x; }
+};
+
+// What a mask hides by what it has looked up; nothing where a tile has no mask.
+template <bool kMasked = true, class Mask, class Seen>
+__device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
+  if constexpr (kMasked) {
+    return [&](int i, float x) { return mask.sees(seen, i) ? x : -INFINITY; };
+  } else {
+    return HideNone{};
+  }
+}
+
+// Whether the thread sees a score of row r.
+template <bool kMasked = true, class Mask, class Seen>
+__device__ __forceinline__ auto seen_by(Mask const& mask, Seen const& seen) {
+  if constexpr (kMasked) {
+    return [&](int r) { return mask.sees_any(seen, r); };
+  } else {
+    return [](int /*r*/) { return true; };
+  }
+}
+
+template <class Matrix>
+__device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[kRowsPerThread]) {
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(m); ++i) {
+    m(i) *= rescale[AccumulatorPosition::row_of(i)];
+  }
+}
+
+struct OnlineSoftmax {
+  // The reference follows a maximum only when it is this far behind, in log2 units: the output is
+  // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
+  static constexpr float kSlack = 8.f;
+
+  float const scale_log2;
+  float row_max[kRowsPerThread];  // the reference, in raw scores; near the maximum
+  float row_sum[kRowsPerThread];  // this thread's share
+
+  __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) {
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      row_max[r] = -INFINITY;
+      row_sum[r] = 0.f;
+    }
+  }
+
+  // The largest score of each row.
+  template <class Scores>
+  static __device__ __forceinline__ void row_tops(Scores const& s, float (&high)[kRowsPerThread]) {
+    fold_rows(s, high, larger);
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      high[r] = reduce_quad(high[r], larger);
+    }
+  }
+
+  // Replaces the scores by exp2(scale * (s - reference)) and tells whether the output so far is to
+  // be multiplied with `rescale` first. kMasked: a row may not have seen any key yet.
+  template <bool kMasked, class Scores>
+  __device__ __forceinline__ bool update(Scores& s, float (&rescale)[kRowsPerThread]) {
+    float part[kRowsPerThread];
+    fold_rows(s, part, larger);
+    return follow<kMasked>(s, [&](int r) { return reduce_quad(part[r], larger); }, rescale);
+  }
+  // The same where row_tops() has been asked for.
+  template <bool kMasked, class Scores>
+  __device__ __forceinline__ bool update(Scores& s, float const (&high)[kRowsPerThread],
+                                         float (&rescale)[kRowsPerThread]) {
+    return follow<kMasked>(s, [&](int r) { return high[r]; }, rescale);
+  }
+  // What update() does, against the reference as it stands: nothing waits for the maximum, which is
+  // not looked for either. Weights may then be anything, and their sum tells; the reference of a
+  // row that has not seen any key is zero (kOpen) or -inf. Where all is well take() is to follow,
+  // else settle(). `hide`, as in hide_scores(): what is still to be hidden. `sees(r)`: whether the
+  // thread sees a score of row r. `meanwhile` is called when most is done.
+  template <bool kOpen, class Scores, class Hide, class Sees, class Meanwhile>
+  __device__ __forceinline__ bool weigh(Scores& s, float (&sum)[kRowsPerThread], Hide hide,
+                                        Sees sees, Meanwhile meanwhile) const {
+    bool const opens = kOpen && ((is_open(0) & sees(0)) | (is_open(1) & sees(1)));
+    exponentiate_in_order<kOpen>(s, sum, hide, meanwhile);
+    return !__any_sync(0xffffffff, opens | (fmaxf(sum[0], sum[1]) > kLargestSum));
+  }
+  __device__ __forceinline__ void take(float const (&sum)[kRowsPerThread]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      row_sum[r] += sum[r];
+    }
+  }
+  // Makes sums that are too large, or the first of their row, its reference. Weights that may have
+  // been out of range are worked out anew, from the scores that `again` brings back.
+  template <class Scores, class Hide, class Sees, class Again>
+  __device__ __forceinline__ void settle(Scores& s, float (&sum)[kRowsPerThread],
+                                         float (&rescale)[kRowsPerThread], Hide hide, Sees sees,
+                                         Again again) {
+    constexpr float kRange = 0x1p120f;
+    bool is_lost = false;
+    float total[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      total[r] = reduce_quad(sum[r], [](float a, float b) { return a + b; });
+      is_lost |= total[r] > kRange || (is_open(r) && sees(r) && total[r] < 1.f / kRange);
+    }
+    if (__any_sync(0xffffffff, is_lost)) {
+      again();
+      hide_scores(s, hide);
+      update<true>(s, rescale);
+      return;
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      rescale[r] = 1.f;
+      if (total[r] > (is_open(r) ? 0.f : kLargestSum)) {
+        float const ahead = __log2f(total[r]);
+        row_max[r] = (is_open(r) ? 0.f : row_max[r]) + ahead / scale_log2;
+        rescale[r] = exp2_approx(-ahead);
+      }
+      row_sum[r] = (row_sum[r] + sum[r]) * rescale[r];
+    }
+    rescale_rows(s, rescale);
+  }
+  // weigh() and what it asks for, where row_tops() has been asked for.
+  template <class Scores>
+  __device__ __forceinline__ bool weigh_known(Scores& s, float const (&high)[kRowsPerThread],
+                                              float (&rescale)[kRowsPerThread]) {
+    constexpr float kMost = 100.f;  // log2 of a weight that is in settle()'s range for certain
+    float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
+    if (__any_sync(0xffffffff, !(ahead <= kMost))) {
+      return update<true>(s, high, rescale);
+    }
+    auto const none = [](auto) { return false; };  // no row is open here
+    float sum[kRowsPerThread];
+    if (weigh<false>(s, sum, HideNone{}, none, [](float) {})) {
+      take(sum);
+      return false;
+    }
+    settle(s, sum, rescale, HideNone{}, none, [] {});
+    return true;
+  }
+  // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
+  // log-sum-exp; a row without keys gets zero and -inf.
+  __device__ __forceinline__ void finish(float (&rescale)[kRowsPerThread],
+                                         float (&lse)[kRowsPerThread]) {
+    constexpr float kLn2 = 0.69314718055994530942f;
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      float const sum = reduce_quad(row_sum[r], [](float a, float b) { return a + b; });
+      bool const empty = sum == 0.f;
+      rescale[r] = empty ? 0.f : __fdividef(1.f, sum);
+      lse[r] = empty ? -INFINITY : (row_max[r] * scale_log2 + __log2f(sum)) * kLn2;
+    }
+  }
+
+ private:
+  static constexpr float kLargestSum = 1024.f;
+
+  // Whether a row has not seen any key yet.
+  __device__ __forceinline__ bool is_open(int r) const { return row_max[r] == -INFINITY; }
+
+  static __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+
+  // Replaces scores by exp2(scale * s - offset) and adds them up.
+  template <class Scores, class OffsetOf>
+  __device__ __forceinline__ void exponentiate(Scores& s, float (&sum)[kRowsPerThread],
+                                               OffsetOf offset_of) const {
+    float const offset[kRowsPerThread] = {offset_of(0), offset_of(1)};
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(s); ++i) {
+      s(i) = exp2_approx(fmaf(s(i), scale_log2, -offset[AccumulatorPosition::row_of(i)]));
+    }
+    fold_rows(s, sum, [](float a, float b) { return a + b; });
+  }
+
+  // Replaces scores by exp2(scale * (s - reference)), as `hide` has it, and adds them up, a few at
+  // a time. ptxas would put nearly all multiply-adds and masks before the exponentials, which take
+  // long enough to run beside them. So the scale for a group is one that seems to hang on the sums
+  // of the group before the last; but no sum of exponentials has the sign bit that it takes from
+  // it. A group has one score of each of the chains that fold_rows() has, so that sums are the
+  // same.
+  template <bool kOpen, class Scores, class Hide, class Meanwhile>
+  __device__ __forceinline__ void exponentiate_in_order(Scores& s, float (&sum)[kRowsPerThread],
+                                                        Hide hide, Meanwhile meanwhile) const {
+    constexpr int kGroup = 4;
+    constexpr int kAhead = 2 * kGroup;
+    constexpr int kSize = decltype(cute::size(s))::value;
+    static_assert(kSize % kGroup == 0 && kSize >= kAhead, "whole groups of scores");
+    constexpr uint32_t kSign = 0x80000000;
+    float offset[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      offset[r] = kOpen && is_open(r) ? 0.f : row_max[r] * scale_log2;
+    }
+    float chain[kGroup] = {};
+    uint32_t scale = __float_as_uint(scale_log2);
+    CUTE_UNROLL
+    for (int i = 0; i < kSize + kAhead; i += kGroup) {
+      if (i >= kAhead) {
+        CUTE_UNROLL
+        for (int j = 0; j < kGroup; ++j) {
+          float const weight = s(i - kAhead + j);
+          chain[j] = i == kAhead ? weight : chain[j] + weight;
+        }
+        scale |= __float_as_uint(chain[i / kGroup % kGroup]) & kSign;
+      }
+      if (i == kSize) {
+        meanwhile(chain[i / kGroup % kGroup]);
+      }
+      if (i < kSize) {
+        CUTE_UNROLL
+        for (int j = i; j < i + kGroup; ++j) {
+          float const x =
+              fmaf(s(j), __uint_as_float(scale), -offset[AccumulatorPosition::row_of(j)]);
+          s(j) = exp2_approx(hide(j, x));
+        }
+      }
+    }
+    sum[0] = chain[0] + chain[1];
+    sum[1] = chain[2] + chain[3];
+  }
+
+  template <bool kMasked, class Scores, class TopOf>
+  __device__ __forceinline__ bool follow(Scores& s, TopOf top_of,
+                                         float (&rescale)[kRowsPerThread]) {
+    bool moved = false;
+    float high[kRowsPerThread];
+    float offset[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      high[r] = top_of(r);
+      rescale[r] = 1.f;
+      if ((high[r] - row_max[r]) * scale_log2 > kSlack) {
+        rescale[r] = exp2_approx((row_max[r] - high[r]) * scale_log2);
+        row_max[r] = high[r];
+        moved = true;
+      }
+      offset[r] = kMasked && row_max[r] == -INFINITY ? 0.f : row_max[r] * scale_log2;
+    }
+    moved = __any_sync(0xffffffff, moved);
+    float sum[kRowsPerThread];
+    exponentiate(s, sum, [&](int r) { return offset[r]; });
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      row_sum[r] = row_sum[r] * rescale[r] + sum[r];
+    }
+    return moved;
+  }
+};
+
+}  // namespace sparse_fmha::device

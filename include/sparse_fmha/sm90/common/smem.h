@@ -1,0 +1,113 @@
+// What a block keeps in shared memory.
+#pragma once
+
+#include "sparse_fmha/sm90/common/cute.h"
+
+namespace sparse_fmha::sm90 {
+
+using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts the bytes of a copy
+using EmptyBarrier = cutlass::arch::ClusterBarrier;
+
+// Index and phase of a ring of stages.
+template <int Stages>
+struct RingState {
+  int index = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == Stages) {
+      index = 0;
+      phase ^= 1;
+    }
+  }
+  __device__ __forceinline__ void retreat() {
+    if (--index < 0) {
+      index = Stages - 1;
+      phase ^= 1;
+    }
+  }
+};
+
+// Stages of one operand between the producer and the consumers.
+template <int Stages>
+struct Ring {
+  FullBarrier full[Stages];
+  EmptyBarrier empty[Stages];
+
+  __device__ __forceinline__ void init(int consumer_warps, int producers = 1) {
+    for (int i = 0; i < Stages; ++i) {
+      full[i].init(producers);
+      empty[i].init(consumer_warps);
+    }
+  }
+  // Producer: returns when the stage is free.
+  __device__ __forceinline__ void acquire(RingState<Stages> const& s) {
+    empty[s.index].wait(s.phase ^ 1);
+  }
+  // Producer: `bytes` are about to land in the stage.
+  __device__ __forceinline__ void expect(RingState<Stages> const& s, uint32_t bytes) {
+    full[s.index].arrive_and_expect_tx(bytes);
+  }
+  __device__ __forceinline__ void wait(RingState<Stages> const& s) { full[s.index].wait(s.phase); }
+  // Consumer: one arrival of each warp that has read the stage.
+  __device__ __forceinline__ void release(RingState<Stages> const& s) {
+    if (threadIdx.x % 32 == 0) {
+      empty[s.index].arrive();
+    }
+  }
+};
+
+// Keeps the compiler from moving memory accesses across a barrier operation, which alone does not.
+__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
+
+// The query tile at hand, from the producer to all others. Every reader reads it itself, from one
+// address: the compiler then knows that a warp agrees on it, and keeps the loops over its key tiles
+// in uniform registers.
+template <class Work>
+struct WorkSlot {
+  Ring<1> ring;
+  Work work;
+
+  __device__ __forceinline__ void init(int readers) {
+    ring.full[0].init(1);
+    ring.empty[0].init(readers);
+  }
+  template <class Fill>
+  __device__ __forceinline__ void put(RingState<1> const& state, Fill fill) {
+    ring.empty[0].wait(state.phase ^ 1);
+    compiler_fence();
+    fill(work);
+    compiler_fence();
+    if (threadIdx.x % 32 == 0) {
+      ring.full[0].arrive();
+    }
+  }
+  __device__ __forceinline__ Work get(RingState<1> const& state) {
+    ring.wait(state);
+    compiler_fence();
+    Work const result = work;
+    compiler_fence();
+    ring.empty[0].arrive();
+    return result;
+  }
+};
+
+template <class Traits, class Geometry>
+struct SharedStorage {
+  using Element = typename Traits::Element;
+  static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
+
+  alignas(1024) Element q[Traits::kTileQ * Traits::kHeadDim];
+  alignas(1024) Element k[Traits::kStages * kTileElements];
+  alignas(1024) Element v[Traits::kStages * kTileElements];
+  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : Traits::kTileQ * Traits::kHeadDim];
+
+  Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
+  Ring<Traits::kStages> ring_k;
+  Ring<Traits::kStages> ring_v;
+  WorkSlot<typename Geometry::Work> work;
+  typename Geometry::Shared geometry;
+
+  __device__ __forceinline__ Element* out() { return Traits::kOutputReplacesQ ? q : out_own; }
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,423 @@
+// What a consumer warpgroup does with a query tile: products, softmax, products.
+#pragma once
+
+#include "sparse_fmha/device/skip_vote.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/issue.h"
+#include "sparse_fmha/sm90/common/negate.h"
+#include "sparse_fmha/sm90/common/stay_behind.h"
+#include "sparse_fmha/sm90/forward/epilogue.h"
+#include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/forward/scores_again.h"
+#include "sparse_fmha/sm90/forward/stages.h"
+#include "sparse_fmha/sm90/forward/turns.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Geometry, class Mechanism>
+struct Accumulation {
+  using Element = typename Traits::Element;
+  using MmaQK = typename Traits::MmaQK;
+  using MmaPV = typename Traits::MmaPV;
+  using HeadDim = cute::Int<Traits::kHeadDim>;
+  using TileK = cute::Int<Traits::kTileK>;
+  using Storage = SharedStorage<Traits, Geometry>;
+  using Work = typename Geometry::Work;
+  using Store = Epilogue<Traits, Geometry>;
+  using Turns = sm90::Turns<Traits>;
+
+  KernelParams<Geometry, Mechanism> const& params;
+  Storage& smem;
+  Geometry const& geometry;
+  int const warpgroup;  // among the consumers
+  Stages<Traits, Geometry>& stages;
+
+  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
+                "warpgroups in turns do equal numbers of steps");
+  // Whether scores that a mask has cut become weights before their maximum is known, too: where the
+  // mask is looked up ahead of them.
+  static constexpr bool kMaskedLag =
+      Traits::kReferenceLags && Geometry::kSkips && Traits::kMaskAhead;
+
+  // Whether P.V is waited for behind the first exponentials, for rounding beside the others. ptxas
+  // would do so behind the last ones; where three consumers share the matrix unit, it may.
+  static constexpr bool kWaitsEarly = Geometry::kSkips && Traits::kHeadDim == 64;
+
+  // The sum over the walk's key tiles, not yet normalised.
+  template <class Walk, class Output>
+  __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
+                                      RingState<1> const& state_q, Store& store,
+                                      OnlineSoftmax& softmax, Output& output) {
+    using namespace cute;
+    auto& state = stages.state;
+    typename Geometry::Mask mask(geometry, warpgroup);
+    mask.set(work);
+    auto thread_qk = MmaQK{}.get_slice(threadIdx.x % 128);
+    auto thread_pv = MmaPV{}.get_slice(threadIdx.x % 128);
+    auto smem_q = local_tile(make_tensor(make_smem_ptr(smem.q), typename Traits::LayoutQ{}),
+                             Shape<_64, HeadDim>{}, make_coord(warpgroup, _0{}));
+    auto smem_k = make_tensor(make_smem_ptr(smem.k), typename Traits::LayoutK{});
+    auto smem_v = make_tensor(make_smem_ptr(smem.v), typename Traits::LayoutVt{});
+    auto frag_q = thread_qk.partition_fragment_A(smem_q);
+    auto frag_k = thread_qk.partition_fragment_B(smem_k);
+    auto frag_v = thread_pv.partition_fragment_B(smem_v);
+    // The accumulator of Q.K is, register for register, the first operand of P.V.
+    auto weights = make_tensor<Element>(Layout<Shape<Shape<_2, _2, _2>, _1, Int<TileK{} / 16>>>{});
+    auto take_weights = [&](auto const& scores) { convert_into(scores, weights); };
+    // The next tile's queries can come as soon as the last scores are there.
+    auto release_q = [&](bool last) {
+      if (!Traits::kOutputReplacesQ && last) {
+        smem.ring_q[warpgroup].release(state_q);
+      }
+    };
+    [[maybe_unused]] float high[kRowsPerThread];
+    float rescale[kRowsPerThread];
+    std::conditional_t<Traits::kVotes, TileVote, NoVote> vote(
+        params.skip, work.tile, softmax.scale_log2, warpgroup, [&](int r) {
+          return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
+        });
+
+    if (params.negate) {
+      negate_rows<Traits>(smem.q, warpgroup);
+      store.sync();
+    }
+    {
+      auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
+      stages.enter(walk, 0);
+      stages.wait(smem.ring_k, walk, 0, state);
+      auto const box = geometry.box(walk, 0, state);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      auto const seen = mask.look_up(work, box);
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(scores);
+      smem.ring_k.release(state);
+      release_q(tiles == 1);
+      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(walk, 0)) {
+        hide_scores(scores, hidden_by(mask, seen));
+      }
+      if constexpr (Traits::kVotes) {
+        softmax.row_tops(scores, high);
+        vote.template leaves_out<true>(high);  // never the first: only counted
+        softmax.template update<true>(scores, high, rescale);
+      } else {
+        softmax.template update<true>(scores, rescale);
+      }
+      take_weights(scores);
+    }
+
+    // The weights at hand meet their values.
+    auto finish_weights = [&](int i) {
+      stages.wait(smem.ring_v, walk, i, state);
+      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(output);
+      smem.ring_v.release(state);
+    };
+    // Gives back values that no weights meet.
+    auto drop_values = [&](int i, RingState<Traits::kStages> const& place) {
+      stages.wait(smem.ring_v, walk, i, place);
+      smem.ring_v.release(place);
+    };
+    RingState<Traits::kStages> previous;
+    // Until the keys of the i-th tile are there.
+    constexpr bool_constant<Geometry::kPassesOver> kOthers{};
+    auto reach = [&](int i, auto others) {
+      previous = state;
+      state.advance();
+      stages.template enter<others.value>(walk, i);
+      stages.template wait<others.value>(smem.ring_k, walk, i, state);
+    };
+    // Until the weights before these have met their values.
+    auto end_multiply = [&] {
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(output);
+      smem.ring_v.release(previous);
+    };
+    // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
+    // are at hand, meet their values; then new weights. kAhead: of scores against the reference as
+    // it stands, not against their maximum. Tells whether that was all there is to do (kAhead), or
+    // whether there are weights, or the tile was left out. One lambda for both: parts of it in
+    // others made ptxas put the wait for P.V elsewhere, which took 5% at 64 columns.
+    auto step = [&](int i, auto masked, auto has_weights, auto ahead, auto others) {
+      constexpr bool kMasked = decltype(masked)::value;
+      constexpr bool kWeights = decltype(has_weights)::value;
+      constexpr bool kAhead = decltype(ahead)::value;
+      auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
+      [[maybe_unused]] typename Geometry::Box box;
+      [[maybe_unused]] typename Geometry::Mask::Seen seen;
+      if constexpr (kMasked) {
+        box = geometry.box(walk, i, state);
+      }
+      Turns::wait(warpgroup);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      if constexpr (kWeights) {
+        stages.template wait<others.value>(smem.ring_v, walk, i - 1, previous);
+        issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
+                                             output);
+      }
+      Turns::pass(warpgroup);
+      if constexpr (Traits::kVotes && !kWeights) {
+        drop_values(i - 1, previous);
+      }
+      if constexpr (kMasked && Traits::kMaskAhead) {
+        if (is_masked(walk, i)) {
+          seen = mask.look_up(work, box);
+        }
+      }
+      warpgroup_wait<kWeights ? 1 : 0>();
+      warpgroup_fence_operand(scores);
+      if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
+        if (is_masked(walk, i)) {
+          seen = mask.look_up(work, box);  // from the stage: before that is released
+        }
+      }
+      if constexpr (kAhead) {
+        auto const hide = hidden_by<kMasked>(mask, seen);
+        auto const sees = seen_by<kMasked>(mask, seen);
+        auto meet_values = [&] {
+          if constexpr (kWeights) {
+            end_multiply();
+          }
+        };
+        float sum[kRowsPerThread];
+        auto settle = [&] {
+          softmax.settle(scores, sum, rescale, hide, sees, [&] {
+            scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
+                                 scores);
+          });
+          rescale_rows(output, rescale);
+        };
+        auto release_keys = [&] {
+          smem.ring_k.release(state);
+          release_q(i + 1 == tiles);
+        };
+        if constexpr (Traits::kRoundsAhead) {
+          bool const all = softmax.template weigh<true>(scores, sum, hide, sees, [&](float weight) {
+            stay_behind(weight);
+            meet_values();
+          });
+          take_weights(scores);
+          if (all) {
+            softmax.take(sum);
+          } else {
+            settle();
+            take_weights(scores);
+          }
+          release_keys();
+          return all;
+        } else {
+          if (!softmax.template weigh<false>(scores, sum, hide, sees, [](float) {})) {
+            meet_values();
+            settle();
+            release_keys();
+            take_weights(scores);
+            return false;
+          }
+          softmax.take(sum);
+          release_keys();
+          meet_values();
+          take_weights(scores);
+          return true;
+        }
+      } else {
+        smem.ring_k.release(state);
+        release_q(i + 1 == tiles);
+        if constexpr (kMasked && !Geometry::kMaskInStage && !Traits::kMaskAhead) {
+          seen = mask.look_up(work, box);
+        }
+        if (kMasked && is_masked(walk, i)) {
+          hide_scores(scores, hidden_by<kMasked>(mask, seen));
+        }
+        bool moved;
+        if constexpr (Traits::kVotes) {
+          softmax.row_tops(scores, high);
+          if (vote.template leaves_out<kMasked>(high)) {
+            if constexpr (kWeights) {
+              end_multiply();
+            }
+            return false;
+          }
+          if constexpr (Traits::kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
+            // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
+            // known.
+            moved = softmax.weigh_known(scores, high, rescale);
+          } else {
+            moved = softmax.template update<kMasked>(scores, high, rescale);
+          }
+        } else {
+          moved = softmax.template update<kMasked>(scores, rescale);
+        }
+        if constexpr (kWeights) {
+          if constexpr (kWaitsEarly) {
+            stay_behind(scores(6));
+          }
+          end_multiply();
+        }
+        take_weights(scores);
+        if (moved) {
+          rescale_rows(output, rescale);
+        }
+        return true;
+      }
+    };
+    int i = 1;
+    constexpr true_type kAhead{};
+    constexpr false_type kMaximumFirst{};
+    [[maybe_unused]] auto step_masked = [&](int i, auto has_weights) {
+      if constexpr (kMaskedLag) {
+        step(i, true_type{}, has_weights, kAhead, kOthers);
+      } else {
+        step(i, true_type{}, has_weights, kMaximumFirst, kOthers);
+      }
+    };
+    // Such steps up to `end`. What happens rarely ends them, so that ptxas has no code for it in
+    // the loop, where jumps around it take 2% of the time.
+    [[maybe_unused]] auto steps_ahead = [&](int end, auto others) {
+      CUTE_NO_UNROLL
+      for (; i < end; ++i) {
+        reach(i, others);
+        if (!step(i, false_type{}, true_type{}, kAhead, others)) {
+          ++i;
+          break;
+        }
+      }
+    };
+    bool has_weights = true;
+    // Whether the i-th tile is for other warpgroups alone; it is then passed over.
+    auto is_for_others = [&](int i) {
+      if constexpr (Geometry::kSkips) {
+        auto next = state;
+        next.advance();
+        smem.ring_k.wait(next);
+        if (geometry.needs(warpgroup, next)) {
+          return false;
+        }
+        if (has_weights) {
+          finish_weights(i - 1);
+        } else if constexpr (Traits::kVotes) {
+          drop_values(i - 1, state);
+        }
+        has_weights = false;
+        smem.ring_k.release(next);
+        release_q(i + 1 == tiles);
+        if constexpr (!Traits::kVotes) {
+          drop_values(i, next);
+        }
+        state = next;
+        return true;
+      }
+      return false;
+    };
+    if constexpr (Traits::kVotes) {
+      // The values of the tile before are always still to be met or given back.
+      auto visit = [&](auto masked) {
+        reach(i, kOthers);
+        has_weights = has_weights ? step(i, masked, true_type{}, kMaximumFirst, kOthers)
+                                  : step(i, masked, false_type{}, kMaximumFirst, kOthers);
+      };
+      CUTE_NO_UNROLL
+      for (; i < walk.num_partial; ++i) {
+        if (is_for_others(i)) {
+          continue;
+        }
+        visit(true_type{});
+      }
+      // Loops of their own for both cases keep the stages in uniform registers.
+      constexpr bool_constant<Geometry::kMasksSome> kRest{};
+      CUTE_NO_UNROLL
+      while (i < tiles) {
+        if (has_weights) {
+          CUTE_NO_UNROLL
+          while (i < tiles && has_weights) {
+            reach(i, kOthers);
+            has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
+          }
+        } else {
+          CUTE_NO_UNROLL
+          while (i < tiles && !has_weights) {
+            reach(i, kOthers);
+            has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
+          }
+        }
+      }
+      has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
+      vote.add_to(params.skip, work.tile);
+    } else {
+      if constexpr (Geometry::kSkips) {
+        // Some of the partial tiles are for the other warpgroups alone.
+        CUTE_NO_UNROLL
+        for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
+          if (is_for_others(i)) {
+            continue;
+          }
+          reach(i, kOthers);
+          if (has_weights) {
+            step_masked(i, true_type{});
+          } else {
+            step_masked(i, false_type{});
+            has_weights = true;
+          }
+        }
+      } else {
+        CUTE_NO_UNROLL
+        for (; i < walk.num_partial; ++i) {
+          reach(i, kOthers);
+          step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
+        }
+      }
+      if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
+        // The first and the last ones are masked.
+        int masked_end = walk.whole.begin;
+        CUTE_NO_UNROLL
+        while (i < tiles) {
+          CUTE_NO_UNROLL
+          for (; i < masked_end; ++i) {
+            reach(i, kOthers);
+            step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
+          }
+          if constexpr (Traits::kReferenceLags) {
+            CUTE_NO_UNROLL
+            while (i < walk.whole.end && walk.both == tiles) {
+              steps_ahead(walk.whole.end, false_type{});
+            }
+          }
+          // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
+          CUTE_NO_UNROLL
+          for (; i < walk.whole.end; ++i) {
+            reach(i, kOthers);
+            step(i, false_type{}, true_type{}, kMaximumFirst, kOthers);
+          }
+          masked_end = tiles;
+        }
+      } else if constexpr (Traits::kReferenceLags && !Geometry::kMasksSome) {
+        CUTE_NO_UNROLL
+        while (i < tiles) {
+          steps_ahead(tiles, kOthers);
+        }
+      } else {
+        CUTE_NO_UNROLL
+        for (; i < tiles; ++i) {
+          reach(i, kOthers);
+          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{}, kMaximumFirst, kOthers);
+        }
+      }
+      if (has_weights) {
+        finish_weights(tiles - 1);
+      }
+    }
+    state.advance();
+  }
+
+ private:
+  // Whether a key tile that may be partial is.
+  template <class Walk>
+  static __device__ __forceinline__ bool is_masked(Walk const& walk, int i) {
+    if constexpr (Geometry::kMasksSome) {
+      return walk.is_masked(i);
+    } else {
+      return true;
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,80 @@
+// From a warpgroup's accumulator to global memory: the output through shared memory and a tensor
+// copy that clips it, the log-sum-exp directly.
+#pragma once
+
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+
+namespace sparse_fmha::sm90 {
+
+// fp32 registers to 16 bits, element by element in the same order.
+template <class Element, class Source>
+__device__ __forceinline__ auto convert(Source const& source) {
+  constexpr int kSize = decltype(cute::size(source))::value;
+  auto result = cute::make_tensor<Element>(source.layout());
+  auto const* from = reinterpret_cast<cutlass::Array<float, kSize> const*>(source.data());
+  auto* to = reinterpret_cast<cutlass::Array<Element, kSize>*>(result.data());
+  *to = cutlass::NumericArrayConverter<Element, float, kSize>{}(*from);
+  return result;
+}
+
+template <class Source, class Target>
+__device__ __forceinline__ void convert_into(Source const& source, Target& target) {
+  auto const rounded = convert<typename Target::value_type>(source);
+  CUTE_UNROLL
+  for (int i = 0; i < cute::size(rounded); ++i) {
+    target(i) = rounded(i);
+  }
+}
+
+template <class Traits, class Geometry>
+struct Epilogue {
+  using Element = typename Traits::Element;
+  Geometry const& geometry;
+  SharedStorage<Traits, Geometry>& smem;
+  int const warpgroup;  // among the consumers
+
+  // The warpgroup's threads call this together.
+  template <class Output>
+  __device__ __forceinline__ void store(Output const& output, float const (&lse)[kRowsPerThread],
+                                        typename Geometry::Work const& work) {
+    using namespace cute;
+    if (threadIdx.x % 4 == 0) {  // four threads hold the same rows
+      geometry.store_lse(lse, work, warpgroup, AccumulatorPosition().row);
+    }
+
+    if constexpr (!Traits::kOutputReplacesQ) {
+      wait_for_store();
+      sync();
+    }
+    auto tile = local_tile(make_tensor(make_smem_ptr(smem.out()), typename Traits::LayoutQ{}),
+                           Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(warpgroup, _0{}));
+    auto copy_out =
+        make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, typename Traits::MmaPV{});
+    auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
+    auto rounded = convert<Element>(output);
+    cute::copy(copy_out, thread_copy.retile_S(rounded),
+               thread_copy.partition_D(as_position_independent_swizzle_tensor(tile)));
+    tma_store_fence();
+    sync();
+    if (threadIdx.x % 128 == 0) {
+      geometry.store_out(smem.out() + warpgroup * 64 * 64, work, warpgroup);
+      tma_store_arrive();
+    }
+  }
+
+  // Returns when the last store has read its shared memory.
+  __device__ __forceinline__ void wait_for_store() {
+    if (threadIdx.x % 128 == 0) {
+      cute::tma_store_wait<0>();
+    }
+  }
+
+  __device__ __forceinline__ void sync() {
+    constexpr int kFirstBarrier = 3;  // after the consumers' turns
+    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
+  }
+};
+
+}  // namespace sparse_fmha::sm90

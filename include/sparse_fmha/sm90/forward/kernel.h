@@ -1,0 +1,89 @@
+// The kernel: who plays which part.
+#pragma once
+
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/forward/consumer.h"
+#include "sparse_fmha/sm90/forward/producer.h"
+#include "sparse_fmha/sm90/forward/traits.h"
+
+namespace sparse_fmha::sm90 {
+
+// The producer's warpgroup, the consumers', and one that gathers rows where that is needed.
+template <class Traits, class Geometry>
+inline constexpr int kBlockThreads = Traits::kThreads + 32 * Geometry::kGatherWarps;
+
+template <class Traits, class Geometry, class Mechanism>
+__global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
+    attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
+  extern __shared__ __align__(1024) char raw_smem[];
+  auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
+  Geometry const geometry{params, smem.geometry};
+
+  if (threadIdx.x == 0) {
+    for (auto& ring : smem.ring_q) {
+      ring.init(4);
+    }
+    // Each lane that gathers or works out masks arrives, and one for tensor copies.
+    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
+    constexpr int kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);
+    smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * Geometry::kMaskWarp);
+    smem.ring_v.init(Traits::kConsumerWarps, kProducers);
+    smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
+    cutlass::arch::fence_barrier_init();
+  }
+  geometry.init();
+  __syncthreads();
+
+  // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
+  constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
+  constexpr int kMoved = Geometry::kGathers ? 8 : 0;
+  constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
+  constexpr int kGatherRegisters = 32;
+  constexpr int kProducerRegisters =
+      kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
+  using Producers = Producer<Traits, Geometry, Mechanism>;
+  int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
+    int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    Producers producer{params, smem, geometry};
+    if (warp == 0) {
+      if constexpr (Geometry::kWarpLoads) {
+        producer.template run_boxes<false>();
+      } else {
+        producer.run_keys();
+      }
+    } else if (Geometry::kWarpLoads && warp == 3) {
+      static_assert(!Geometry::kWarpLoads || Traits::kConsumers == 2, "a warp is left for values");
+      if constexpr (Geometry::kWarpLoads) {
+        producer.template run_boxes<true>();
+      }
+    } else if (Geometry::kMaskWarp && warp == 3) {
+      static_assert(!Geometry::kMaskWarp || Traits::kConsumers == 2, "a warp is left for masks");
+      if constexpr (Geometry::kMaskWarp) {
+        producer.run_masks();
+      }
+    } else if (warp == 1 && Geometry::kWarpLoads) {
+      producer.run_work();
+    } else if (threadIdx.x % 32 == 0) {
+      if (warp == 1) {
+        producer.run_work();
+      } else if (warp <= Traits::kConsumers) {
+        producer.run_queries(warp - 1);
+      }
+    }
+  } else if (kMoreWarps && warpgroup > Traits::kConsumers) {
+    if constexpr (kMoreWarps) {
+      cutlass::arch::warpgroup_reg_dealloc<kGatherRegisters>();
+      int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0);
+      Producers{params, smem, geometry}.run_rows(warp);
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    int const consumer = warpgroup - 1;
+    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, consumer, {smem, consumer, {}}}
+        .run();
+  }
+}
+
+}  // namespace sparse_fmha::sm90

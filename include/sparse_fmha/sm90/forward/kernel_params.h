@@ -1,0 +1,23 @@
+// What the launcher hands to the kernel.
+#pragma once
+
+#include <cuda.h>
+
+#include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/device/skip_vote.h"
+#include "sparse_fmha/sm90/common/cute.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Geometry, class Mechanism>
+struct KernelParams {
+  typename Geometry::Params geometry;  // tensors and tile shapes
+  typename Mechanism::Params sparsity;
+  int32_t heads_per_kv;  // query heads that share a key head
+  float scale_log2;      // |scale| * log2(e), never zero
+  bool negate;           // the scale is negative
+  Scheduler scheduler;
+  SkipParams skip;  // last: other kernels do not read it
+};
+
+}  // namespace sparse_fmha::sm90

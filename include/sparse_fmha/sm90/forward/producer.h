@@ -1,0 +1,223 @@
+// The producer warps: one walks the key tiles and keeps their stages filled, and one for each
+// consumer loads its queries, so that no consumer waits for another to be done with its own. The
+// first of these hands out the query tiles, too: what that takes passes while a tile is computed.
+#pragma once
+
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/forward/kernel_params.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Geometry, class Mechanism>
+struct Producer {
+  using Storage = SharedStorage<Traits, Geometry>;
+  using Work = typename Geometry::Work;
+  static constexpr int kStages = Traits::kStages;
+  // That read the work slot.
+  static constexpr int kKeyWarps = Geometry::kWarpLoads ? 2 : 1;
+  static constexpr int kThreads =
+      32 * (kKeyWarps + Geometry::kGatherWarps + Geometry::kMaskWarp) + Traits::kConsumers - 1;
+
+  KernelParams<Geometry, Mechanism> const& params;
+  Storage& smem;
+  Geometry const geometry;
+
+  // For a whole warp: loads the keys and values of each query tile.
+  __device__ __forceinline__ void run_keys() {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      load_keys(work, state);
+    }
+  }
+
+  // For a whole warp, where its lanes copy a box of a stage each: loads the keys, or the values.
+  template <bool kValues>
+  __device__ __forceinline__ void run_boxes() {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    bool const leads = threadIdx.x % 32 == 0;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto boxes = geometry.boxes(work);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        // Nothing that takes time stands between a stage that is free and its copy.
+        auto const box = boxes.next(i);
+        auto const source = geometry.source(work, box);
+        uint32_t bytes = geometry.copied_bytes(source);
+        auto& ring = kValues ? smem.ring_v : smem.ring_k;
+        auto& full = ring.full[state.index];
+        if constexpr (!kValues) {
+          geometry.publish(box, state);
+        }
+        ring.acquire(state);
+        if constexpr (!kValues) {
+          bytes += geometry.copy_bits(box, state, full);
+        }
+        if (leads) {
+          ring.expect(state, bytes);
+        }
+        if constexpr (kValues) {
+          geometry.load_v(full, stage_of(smem.v, state), source);
+        } else {
+          geometry.load_k(full, stage_of(smem.k, state), source);
+        }
+        state.advance();
+      }
+    }
+  }
+
+  // For a whole warp, where rows are gathered: its part of the rows, in the order of use.
+  __device__ __forceinline__ void run_rows(int warp) {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto rows = geometry.rows(work, warp);
+      typename decltype(rows)::Key previous_key{};
+      CUTE_NO_UNROLL
+      for (int i = 0; i <= rows.count; ++i) {
+        auto key = previous_key;
+        if (i < rows.count) {
+          key = rows.next(i);
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if (i > 0) {
+          auto previous = state;
+          previous.retreat();
+          smem.ring_v.acquire(previous);
+          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
+        }
+        previous_key = key;
+        if (i < rows.count) {
+          state.advance();
+        }
+      }
+    }
+  }
+
+  // For a whole warp, where masks are worked out beside the copies: those of the partial tiles.
+  __device__ __forceinline__ void run_masks() {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto const masks = geometry.masks();
+      auto boxes = geometry.boxes(work);
+      masks.find_windows(work);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        if (i < work.num_partial) {  // before the stage is free: there are more masks
+          masks.publish(boxes.next(i), state);
+        }
+        smem.ring_k.acquire(state);
+        smem.ring_k.full[state.index].arrive();
+        state.advance();
+      }
+    }
+  }
+
+  // For one thread: hands out the query tiles and loads the first consumer's queries. Where there
+  // are lists to look through, for its warp.
+  __device__ __forceinline__ void run_work() {
+    RingState<1> state;
+    int32_t index = blockIdx.x;
+    bool const leads = threadIdx.x % 32 == 0;
+    while (true) {
+      smem.work.put(state, [&](Work& work) {
+        if (leads) {
+          geometry.prepare(work, params.scheduler.decode(index), state);
+        }
+        if constexpr (Geometry::kWarpLoads) {
+          __syncwarp();
+          if (work.tile.batch >= 0) {
+            geometry.look_through(work, state);
+          }
+          __syncwarp();
+        }
+      });
+      Work const& work = smem.work.work;  // stays there: this thread has few registers
+      if (work.tile.batch < 0) {
+        return;
+      }
+      if (leads) {
+        load_queries(work, 0, state);
+        // Now, when this query tile begins: a block that takes its next one earlier than it must
+        // leaves others idle at the end.
+        index = params.scheduler.take();
+      }
+      if constexpr (Geometry::kWarpLoads) {
+        __syncwarp();  // nobody prepares the next one before all have read this one
+      }
+      state.advance();
+    }
+  }
+
+  // For one thread: loads the queries of another consumer.
+  __device__ __forceinline__ void run_queries(int consumer) {
+    RingState<1> state;  // of the work and of the queries: one of each a tile
+    for (Work work; take_work(work, state); state.advance()) {
+      load_queries(work, consumer, state);
+    }
+  }
+
+ private:
+  // The query tile at hand; false where none is left.
+  __device__ __forceinline__ bool take_work(Work& work, RingState<1> const& state) {
+    work = smem.work.get(state);
+    return work.tile.batch >= 0;
+  }
+
+  __device__ __forceinline__ void load_queries(Work const& work, int consumer,
+                                               RingState<1> const& state) {
+    auto& ring = smem.ring_q[consumer];
+    ring.acquire(state);
+    ring.expect(state, Traits::kBytesQ / Traits::kConsumers);
+    geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
+  }
+
+  // In the order of use: a consumer multiplies the next key tile before the present value tile.
+  __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
+    bool const leads = threadIdx.x % 32 == 0;
+    auto boxes = geometry.boxes(work);
+    RingState<kStages> previous;
+    typename Geometry::Source source{};
+    CUTE_NO_UNROLL
+    for (int i = 0; i <= boxes.count; ++i) {
+      auto const previous_source = source;
+      if (i < boxes.count) {
+        // Nothing that takes time stands between a stage that is free and its copy.
+        auto const box = boxes.next(i);
+        source = geometry.source(work, box);
+        smem.ring_k.acquire(state);
+        auto& full = smem.ring_k.full[state.index];
+        auto* const destination = stage_of(smem.k, state);
+        if (leads) {
+          geometry.publish(box, state);
+          smem.ring_k.expect(state, Traits::kBytesK);
+          geometry.load_k(full, destination, source);
+        }
+      }
+      if (i > 0) {
+        smem.ring_v.acquire(previous);
+        if (leads) {
+          smem.ring_v.expect(previous, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[previous.index], stage_of(smem.v, previous),
+                          previous_source);
+        }
+      }
+      previous = state;
+      if (i < boxes.count) {
+        state.advance();
+      }
+    }
+  }
+
+  template <class Element>
+  static __device__ __forceinline__ Element* stage_of(Element* stages,
+                                                      RingState<kStages> const& place) {
+    return stages + place.index * Storage::kTileElements;
+  }
+};
+
+}  // namespace sparse_fmha::sm90

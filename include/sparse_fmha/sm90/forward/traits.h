@@ -1,0 +1,90 @@
+// The compile-time shape of a Hopper kernel: tiles, shared-memory layouts, matrix instructions.
+#pragma once
+
+#include "sparse_fmha/mechanisms/contract.h"
+#include "sparse_fmha/sm90/common/cute.h"
+
+namespace sparse_fmha::sm90 {
+
+// How the consumer warpgroups share the matrix unit: in turns, so that one's softmax runs under the
+// other's products for certain, or as each one's data arrive.
+enum class Schedule { kTurns, kFree };
+
+// Whether a consumer leaves out key tiles whose weights are below a threshold.
+enum class Skipping { kNever, kByThreshold };
+
+template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule,
+          Skipping kSkipping>
+struct KernelTraits {
+  using Element = Element_;
+  static constexpr int kHeadDim = (HeadDim + 63) / 64 * 64;  // columns in shared memory
+  static constexpr int kScoreSteps = HeadDim / 16;           // of Q.K; columns beyond are zero
+  static constexpr int kTileQ = TileQ;
+  static constexpr int kTileK = TileK;
+  static constexpr int kStages = Stages;
+  static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, TileQ}, {1, 1, TileK}}; }
+
+  static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
+  static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "Q.K steps over 16 elements of the head");
+  static_assert(TileQ == 128 || TileQ == 192, "two or three consumer warpgroups of 64 rows each");
+  static_assert(TileK % 16 == 0 && TileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
+
+  static constexpr int kConsumers = TileQ / 64;  // warpgroups
+  static constexpr int kConsumerThreads = kConsumers * 128;
+  static constexpr int kThreads = kConsumerThreads + 128;
+  static constexpr int kConsumerWarps = kConsumers * 4;
+
+  // The 64K registers of a multiprocessor, moved from the producer to the consumers.
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+
+  // Whether a thread has registers for the mask of scores that are still being computed.
+  static constexpr bool kMaskAhead = kHeadDim <= 128;
+
+  static constexpr bool kVotes = kSkipping == Skipping::kByThreshold;
+  static constexpr bool kTakeTurns = kSchedule == Schedule::kTurns;
+
+  // Whether scores that need no mask become weights before their maximum is known. At 64 columns
+  // the unit for exponentials is as busy as the matrix unit, at 256 a thread has no registers for
+  // it.
+  static constexpr bool kReferenceLags = kHeadDim == 128;
+
+  // Whether these are rounded before their sum is judged, while they could still become others: a
+  // thread has registers for both.
+  static constexpr bool kRoundsAhead = kConsumers == 2;
+
+  using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
+  using LayoutQ = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<kHeadDim>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<kHeadDim>, cute::Int<Stages>>{}));
+  // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK,
+  // HeadDim].
+  using LayoutVt = decltype(cute::tile_to_shape(
+      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
+      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+
+  // Each consumer warpgroup multiplies its own 64 rows.
+  using MmaQK = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float,
+                                 cute::Shape<cute::_64, cute::Int<TileK>, cute::Int<kHeadDim>>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  using MmaPV = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<Element, Element, float,
+                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<TileK>>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+
+  static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == TileK &&
+                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
+                "one matrix instruction is as wide as the tile");
+
+  static constexpr int kBytesQ = TileQ * kHeadDim * 2;
+  static constexpr int kBytesK = TileK * kHeadDim * 2;  // of one stage
+  static constexpr int kSmemLimit = 227 * 1024;
+  // The output tile has shared memory of its own where that fits; else it takes the place of Q,
+  // and the next Q is loaded after the output has left.
+  static constexpr bool kOutputReplacesQ = 2 * kBytesQ + 2 * Stages * kBytesK + 2048 > kSmemLimit;
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,285 @@
+// Tokens on a grid of up to three axes: a tile is a box of them, and its shape is a run-time value.
+//
+// Boxes are copied straight from the tensor that the user has and may start at any token. A dilated
+// box has strides between its elements. The names are explained in sequence.h.
+#pragma once
+
+#include "sparse_fmha/device/box_mask.h"
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/planning/tile_order.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/grid/grid_walk.h"
+#include "sparse_fmha/sm90/geometry/grid/window_mask.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct Grid {
+  using Element = typename Traits::Element;
+
+  // A tensor copy takes five axes. With three token axes the batch has none left: each of its
+  // entries is a tensor of its own, and a launch takes this many.
+  static constexpr int kMaxMaps = 6;
+
+  struct Params {
+    CUtensorMap q[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    CUtensorMap k[kMaxMaps];
+    CUtensorMap v[kMaxMaps];
+    CUtensorMap out[kMaxMaps];
+    CUtensorMap extra_k;  // (D, N, H, B)
+    CUtensorMap extra_v;
+    TileShape shape;
+    TileOrder order;  // of query tiles
+    BoxBits q_bits;   // of shape.q
+    BoxBits k_bits;   // of shape.k
+    bool map_per_batch;
+    int32_t first_batch;
+    int32_t extra_len;
+    float* lse;  // strides in elements; that of a head is 1
+    int64_t lse_batch;
+    int64_t lse_axis[kGridAxes];
+  };
+
+  static_assert(Traits::kConsumers == 2, "tiles with powers of two on the sides");
+  static constexpr bool kSkips = true;  // consumers skip the key tiles that needs() denies
+  static constexpr bool kWarpLoads = false;
+  static constexpr bool kGathers = false;
+  static constexpr int kGatherWarps = 0;
+  static constexpr bool kPassesOver = false;
+  static constexpr bool kMasksSome = false;
+  static constexpr bool kMaskWarp = true;     // a warp works out masks while keys are copied
+  static constexpr bool kMaskInStage = true;  // so they come and go with the keys
+
+  using Box = int;  // what a consumer's mask looks at: one of WindowWords::inside
+  using Source = BoxSource;
+  using Walk = GridWalk<Traits, Mechanism>;
+
+  struct Work {
+    WorkTile tile;
+    QueryTile q;
+    Coord length;  // positions per axis in the dilation class
+    int32_t num_partial;
+    int32_t num_full;
+    int32_t walk;  // which of the shared ones
+    int32_t head_kv;
+  };
+
+  struct Counts {
+    int32_t num_partial;
+    int32_t num_full;
+  };
+
+  struct Shared {
+    int32_t needed[Traits::kStages];  // of its box
+    Walk walks[2];                    // of this work and the next
+    WindowWords<Traits> words;
+  };
+
+  KernelParams<Grid, Mechanism> const& params;
+  Shared& shared;
+
+  // For the warp that works out masks.
+  using Masks = WindowMasks<Traits, Mechanism, KernelParams<Grid, Mechanism>>;
+  __device__ __forceinline__ Masks masks() const { return {params, shared.words}; }
+
+  __device__ __forceinline__ void init() const { masks().init(); }
+
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& state) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    int32_t const q_tile = params.geometry.order.at(tile.q_tile, params.scheduler.q_tiles);
+    work.q = Mechanism::query_tile(params.sparsity, params.geometry.shape, q_tile);
+    compiler_fence();  // read it again from there: registers are few
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      work.length[axis] = Mechanism::length(params.sparsity, axis, work.q.residue[axis]);
+    }
+    auto const boxes = Mechanism::walk(params.sparsity, params.geometry.shape, work.q);
+    int32_t const extra_len = params.geometry.extra_len;
+    int32_t const ragged = extra_len % Traits::kTileK != 0;
+    work.num_partial = boxes.num_partial + ragged;
+    work.num_full = boxes.num_full + extra_len / Traits::kTileK;
+    work.walk = static_cast<int32_t>(state.phase);
+    work.head_kv = tile.head / params.heads_per_kv;
+    Walk& walk = shared.walks[state.phase];
+    walk.num_partial = work.num_partial;
+    walk.num_full = work.num_full;
+    walk.ragged = ragged;
+    walk.extra_len = extra_len;
+    walk.boxes = boxes;
+    for (int i = 0; i < Traits::kConsumers * kGridAxes; ++i) {
+      int const w = i / kGridAxes;
+      int const axis = i % kGridAxes;
+      auto window = [&](int row) {
+        Coord const offset = params.geometry.q_bits.offset(row);
+        return Mechanism::window(params.sparsity, axis, work.length[axis],
+                                 work.q.origin[axis] + pick(offset, axis));
+      };
+      walk.parts[w][axis] = {window(w * 64).begin, window(w * 64 + 63).end};
+    }
+  }
+
+  // A tile takes many instructions to find, so the lanes of the warp find the next 32.
+  struct Boxes {
+    Walk const& walk;
+    int count;
+    KeyBox mine;
+    __device__ __forceinline__ KeyBox next(int i) {
+      if (i % 32 == 0) {
+        mine = walk.tile(min(i + static_cast<int>(threadIdx.x % 32), count - 1));
+      }
+      auto from = [&](int32_t x) { return __shfl_sync(0xffffffff, x, i % 32); };
+      return {{from(mine.origin[0]), from(mine.origin[1]), from(mine.origin[2])},
+              from(mine.extra),
+              from(mine.needed)};
+    }
+  };
+  __device__ __forceinline__ Boxes boxes(Work const& work) const {
+    return {shared.walks[work.walk], tiles_loaded(work), {}};
+  }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const {
+    return work.num_partial + work.num_full;
+  }
+  __device__ __forceinline__ Counts part_walk(Work const& work, int /*warpgroup*/) const {
+    return {work.num_partial, work.num_full};
+  }
+
+  __device__ __forceinline__ Source source(Work const& work, KeyBox const& box) const {
+    if (box.extra) {
+      return {-1, work.head_kv, {box.origin[2], 0, params.geometry.first_batch + work.tile.batch}};
+    }
+    return source(work, box.origin, work.head_kv);
+  }
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
+                                         Work const& work, int warpgroup) const {
+    auto const from = source(work, part(work, warpgroup), work.tile.head);
+    load(params.geometry.q[from.map], barrier, destination, Traits::kTileQ, from, kReadOnce);
+  }
+  __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    auto const& g = params.geometry;
+    load_keys(g.k, g.extra_k, barrier, destination, source);
+  }
+  __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    auto const& g = params.geometry;
+    load_keys(g.v, g.extra_v, barrier, destination, source);
+  }
+
+  // Consumers read what a producer has left with the stage before they release it.
+  __device__ __forceinline__ void publish(KeyBox const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    shared.needed[place.index] = box.needed;
+    compiler_fence();
+  }
+  // A full one is asked for, too, behind others that were passed over.
+  __device__ __forceinline__ Box box(Counts const& walk, int i,
+                                     RingState<Traits::kStages> const& place) const {
+    return i < walk.num_partial ? WindowWords<Traits>::mask_of(place) : WindowWords<Traits>::kMasks;
+  }
+
+  // Whether a consumer has rows that see any of the box in a stage.
+  __device__ __forceinline__ bool needs(int warpgroup,
+                                        RingState<Traits::kStages> const& place) const {
+    compiler_fence();
+    bool const result = shared.needed[place.index] >> warpgroup & 1;
+    __syncwarp();  // one lane releases the stage for all
+    return result;
+  }
+
+  class Mask : public WindowRows<Traits> {
+    using Rows = WindowRows<Traits>;
+
+   public:
+    using typename Rows::Seen;
+    __device__ __forceinline__ Mask(Grid const& geometry, int warpgroup)
+        : Rows(geometry.shared.words, geometry.params.geometry.shape.q,
+               geometry.params.geometry.q_bits, warpgroup) {}
+    __device__ __forceinline__ void set(Work const& /*work*/) {}
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box box) const {
+      return Rows::look_up(box);
+    }
+  };
+
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    Coord const offset = params.geometry.q_bits.offset(warpgroup * 64 + row);
+    bool inside = true;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      inside &= work.q.origin[axis] + offset[axis] < work.length[axis];
+    }
+    return inside;
+  }
+  // The rows of a consumer, clipped to the tensor.
+  __device__ __forceinline__ void store_out(Element const* from, Work const& work,
+                                            int warpgroup) const {
+    auto const to = source(work, part(work, warpgroup), work.tile.head);
+    CUTE_UNROLL
+    for (int d = 0; d < Traits::kHeadDim; d += 64) {
+      cute::SM90_TMA_STORE_5D::copy(&params.geometry.out[to.map], from + d * Traits::kTileQ, d,
+                                    to.head, to.place[0], to.place[1], to.place[2]);
+    }
+  }
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
+                                            int warpgroup, int row) const {
+    auto const& g = params.geometry;
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      Coord position = g.q_bits.offset(warpgroup * 64 + row + 8 * r);
+      bool inside = true;
+      CUTE_UNROLL
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        position[axis] += work.q.origin[axis];
+        inside &= position[axis] < work.length[axis];
+      }
+      if (inside) {
+        Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
+        int64_t offset = (g.first_batch + work.tile.batch) * g.lse_batch + work.tile.head;
+        CUTE_UNROLL
+        for (int axis = 0; axis < kGridAxes; ++axis) {
+          offset += token[axis] * g.lse_axis[axis];
+        }
+        g.lse[offset] = lse[r];
+      }
+    }
+  }
+
+ private:
+  // Position of a consumer's first row; its 64 rows are a box.
+  __device__ __forceinline__ Coord part(Work const& work, int warpgroup) const {
+    Coord const offset = params.geometry.q_bits.offset(warpgroup * 64);
+    return {work.q.origin[0] + offset[0], work.q.origin[1] + offset[1],
+            work.q.origin[2] + offset[2]};
+  }
+  __device__ __forceinline__ Source source(Work const& work, Coord const& position,
+                                           int32_t head) const {
+    Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
+    bool const per_batch = params.geometry.map_per_batch;
+    return {per_batch ? work.tile.batch : 0,
+            head,
+            {token[2], token[1], per_batch ? token[0] : work.tile.batch}};
+  }
+  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
+                                              Element* destination, int rows, Source const& from,
+                                              cute::TMA::CacheHintSm90 hint) {
+    load_box<Traits::kHeadDim>(map, barrier, destination, rows, hint, from.head, from.place[0],
+                               from.place[1], from.place[2]);
+  }
+  static __device__ __forceinline__ void load_keys(CUtensorMap const (&maps)[kMaxMaps],
+                                                   CUtensorMap const& extra, FullBarrier& barrier,
+                                                   Element* destination, Source const& from) {
+    if (from.map < 0) {
+      load_box<Traits::kHeadDim>(extra, barrier, destination, Traits::kTileK, kReadByMany,
+                                 from.place[0], from.head, from.place[2]);
+    } else {
+      load(maps[from.map], barrier, destination, Traits::kTileK, from, kReadByMany);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

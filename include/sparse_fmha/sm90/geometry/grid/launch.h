@@ -1,0 +1,127 @@
+// Launches of mechanisms on a grid of tokens.
+//
+// The tensor copy engine strides over at most 8 elements. A larger dilation is split in two
+// factors: the tensor is seen as as many interleaved grids as the first says, each of them a
+// problem of its own, and the second is the dilation inside. One launch computes one of them, and
+// with three token axes up to Grid::kMaxMaps entries of the batch.
+#pragma once
+
+#include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/planning/choose_order.h"
+#include "sparse_fmha/planning/tiling.h"
+#include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/grid/grid.h"
+
+namespace sparse_fmha::sm90 {
+
+// The tokens {first + i * step} of a tensor, per axis.
+inline TensorView interleaved(TensorView view, Coord const& first, Coord const& step) {
+  constexpr int kBytes = 2;
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    view.data = static_cast<char*>(view.data) + first[axis] * view.axis_stride[axis] * kBytes;
+    view.axis_stride[axis] *= step[axis];
+  }
+  return view;
+}
+
+// log2 of the extents, which are powers of two.
+inline BoxBits box_bits(Coord const& extent) {
+  return {log2_floor(extent[1]), log2_floor(extent[2])};
+}
+
+// The extents of 64 rows of a box, from a multiple of 64 on.
+inline Coord warpgroup_box(Coord const& extent) {
+  int32_t const x = std::min(extent[2], 64);
+  int32_t const y = std::min(extent[1], 64 / x);
+  return {64 / x / y, y, x};
+}
+
+// One interleaved grid of the problem: tokens {first + i * step}.
+template <class Traits, class Mechanism>
+void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& step,
+                        ExecutionContext const& context) {
+  using Geometry = Grid<Traits, Mechanism>;
+  KernelParams<Geometry, Mechanism> params;
+  auto& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    sparsity.grid[axis] = ceil_div(sparsity.grid[axis] - first[axis], step[axis]);
+    sparsity.dilation[axis] /= step[axis];
+  }
+  auto& g = params.geometry;
+  g.shape = choose_tiles(sparsity, Traits::kTileQ, Traits::kTileK,
+                         max_box(sparsity.grid, sparsity.dilation), tile_costs(Traits::kHeadDim));
+  g.q_bits = box_bits(g.shape.q);
+  g.k_bits = box_bits(g.shape.k);
+
+  bool const map_per_batch = sparsity.grid[0] > 1;
+  auto map = [&](TensorView const& tensor, int32_t heads, Coord const& box, int32_t batch) {
+    TensorView const view = interleaved(tensor, first, step);
+    auto axis = [&](int a) {
+      return MapAxis{sparsity.grid[a], view.axis_stride[a], static_cast<uint32_t>(box[a]),
+                     static_cast<uint32_t>(sparsity.dilation[a])};
+    };
+    MapAxis const last = map_per_batch ? axis(0) : MapAxis{p.batch, view.batch_stride};
+    auto* data = static_cast<char*>(view.data) + 2 * batch * view.batch_stride;
+    return make_tensor_map<4>(data, p.dtype, p.head_dim,
+                              {MapAxis{heads, view.head_stride}, axis(2), axis(1), last});
+  };
+  g.map_per_batch = map_per_batch;
+  g.extra_len = p.extra_len;
+  if (p.extra_len > 0) {
+    auto extra_map = [&](TensorView const& view) {
+      return sequence_tensor_map(view, p.dtype, p.extra_len, p.heads_kv, p.batch, p.head_dim,
+                                 Traits::kTileK);
+    };
+    g.extra_k = extra_map(p.extra_k);
+    g.extra_v = extra_map(p.extra_v);
+  }
+  int64_t stride = p.heads_q;
+  g.lse = p.lse;
+  for (int axis = kGridAxes - 1; axis >= 0; --axis) {
+    g.lse += first[axis] * stride;
+    g.lse_axis[axis] = step[axis] * stride;
+    stride *= p.grid_q[axis];
+  }
+  g.lse_batch = stride;
+
+  // As many heads side by side as have their keys and values in the L2 cache together.
+  constexpr double kCacheBytes = 24e6;
+  double const kv_bytes = 4.0 * volume(sparsity.grid) * p.head_dim;
+  int32_t const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
+  g.order =
+      choose_order(sparsity, g.shape, device_attribute(cudaDevAttrMultiProcessorCount) / group);
+  int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
+  for (g.first_batch = 0; g.first_batch < p.batch; g.first_batch += batch_step) {
+    int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
+    for (int32_t i = 0; i < (map_per_batch ? batch : 1); ++i) {
+      g.q[i] = map(p.q, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+      g.k[i] = map(p.k, p.heads_kv, g.shape.k, g.first_batch + i);
+      g.v[i] = map(p.v, p.heads_kv, g.shape.k, g.first_batch + i);
+      g.out[i] = map(p.out, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+    }
+    params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group, context);
+    FmhaProblem part = p;
+    if (p.skip_threshold != nullptr) {
+      part.skip_threshold += g.first_batch;
+      part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;
+    }
+    run_kernel<Traits>(params, part, context);
+  }
+}
+
+template <class Traits, class Mechanism>
+void launch_grid(FmhaProblem const& p, ExecutionContext const& context) {
+  check_compute_capability();
+  auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  Coord const inside = element_strides(sparsity.grid, sparsity.dilation);
+  Coord step;
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    step[axis] = sparsity.dilation[axis] / inside[axis];
+  }
+  for (int32_t i = 0; i < volume(step); ++i) {
+    launch_interleaved<Traits, Mechanism>(p, box_offset(step, i), step, context);
+  }
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,155 @@
+// What the rows of a query tile on a grid see of a key tile, worked out beside the copies.
+//
+// A window is an interval on each axis, and rows that share a coordinate share that interval. One
+// warp finds the key columns inside each of these, for every partial tile, and leaves them in
+// shared memory; a row of a consumer then sees what three words have in common.
+#pragma once
+
+#include "sparse_fmha/device/box_mask.h"
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/geometry/grid/grid_walk.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits>
+struct WindowWords {
+  // Sides of a query tile, which are powers of two, add up to most when two of them are 1.
+  static constexpr int kSides = Traits::kTileQ + 2;
+  // Twice as many masks as stages: one is written while its stage is still in use.
+  static constexpr int kMasks = 2 * Traits::kStages;
+
+  PrefixTable<Traits::kTileK> table;
+  Interval windows[kSides];                // of each coordinate, axis by axis
+  LaneColumns inside[kMasks + 1][kSides];  // the key columns in them; the last has all
+
+  // Where the mask of a stage is.
+  static __device__ __forceinline__ int mask_of(RingState<Traits::kStages> const& place) {
+    return static_cast<int>(place.phase) * Traits::kStages + place.index;
+  }
+};
+
+// For the warp that works masks out. Params: a kernel's, on a grid.
+template <class Traits, class Mechanism, class Params>
+struct WindowMasks {
+  using Words = WindowWords<Traits>;
+
+  Params const& params;
+  Words& words;
+
+  // For all threads of the block, which synchronise afterwards.
+  __device__ __forceinline__ void init() const {
+    words.table.fill(params.geometry.shape.k, params.geometry.k_bits);
+    for (int i = threadIdx.x; i < Words::kSides; i += blockDim.x) {
+      words.inside[Words::kMasks][i] = words.table.first(Traits::kTileK);
+    }
+  }
+
+  // The windows of a query tile.
+  template <class Work>
+  __device__ __forceinline__ void find_windows(Work const& work) const {
+    Coord const& side = params.geometry.shape.q;
+    __syncwarp();  // the last query tile's have been read
+    CUTE_NO_UNROLL
+    for (int i = threadIdx.x % 32; i < sides(); i += 32) {
+      int const axis = axis_of(i);
+      int const from = axis == 0 ? 0 : axis == 1 ? side[0] : side[0] + side[1];
+      words.windows[i] = Mechanism::window(params.sparsity, axis, pick(work.length, axis),
+                                           pick(work.q.origin, axis) + i - from);
+    }
+    __syncwarp();
+  }
+
+  // Which key columns of a box are in each of them.
+  __device__ __forceinline__ void publish(KeyBox const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    auto const& g = params.geometry;
+    auto* const inside = words.inside[Words::mask_of(place)];
+    if (box.extra) {
+      LaneColumns const columns = words.table.first(g.extra_len - box.origin[2]);
+      for (int i = threadIdx.x % 32; i < sides(); i += 32) {
+        inside[i] = columns;
+      }
+      return;  // not the other side of a ?: below, of which both sides would be worked out
+    }
+    Coord const entries = words.table.entries(g.shape.k);
+    CUTE_NO_UNROLL
+    for (int i = threadIdx.x % 32; i < sides(); i += 32) {
+      int const axis = axis_of(i);
+      auto clip = [&](int position) {
+        return min(max(position - pick(box.origin, axis), 0), pick(g.shape.k, axis));
+      };
+      Interval const window = words.windows[i];
+      inside[i] = words.table.between(pick(entries, axis), clip(window.begin), clip(window.end));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int sides() const {
+    Coord const& side = params.geometry.shape.q;
+    return side[0] + side[1] + side[2];
+  }
+  __device__ __forceinline__ int axis_of(int i) const {
+    Coord const& side = params.geometry.shape.q;
+    return i < side[0] ? 0 : i < side[0] + side[1] ? 1 : 2;
+  }
+};
+
+// For a thread of a consumer: what its two rows see.
+template <class Traits>
+class WindowRows {
+ public:
+  __device__ __forceinline__ WindowRows(WindowWords<Traits> const& words, Coord const& side,
+                                        BoxBits const& bits, int warpgroup)
+      : words_(words) {
+    int row = warpgroup * 64 + AccumulatorPosition().row;
+    asm volatile("" : "+r"(row));  // anew for each query tile: nothing is kept across them
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      Coord const offset = bits.offset(row + 8 * r);
+      auto word = [](int i) { return static_cast<uint32_t>(i * 4 + threadIdx.x % 4); };
+      places_[r] = word(offset[0]) | word(side[0] + offset[1]) << kPlaceBits |
+                   word(side[0] + side[1] + offset[2]) << 2 * kPlaceBits;
+    }
+  }
+
+  // Bit by bit which of the thread's columns each row sees, by the mask with this number.
+  struct Seen {
+    uint32_t bits[kRowsPerThread];
+  };
+  __device__ __forceinline__ Seen look_up(int mask) const {
+    compiler_fence();
+    auto const* const inside = words_.inside[mask][0].of;
+    Seen seen;
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      uint32_t places = places_[r];
+      asm volatile("" : "+r"(places));  // not three registers instead of one
+      seen.bits[r] = 0xffffffff;
+      CUTE_UNROLL
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        seen.bits[r] &= inside[places >> axis * kPlaceBits & ((1 << kPlaceBits) - 1)];
+      }
+    }
+    __syncwarp();  // one lane releases the stage for all
+    return seen;
+  }
+
+  static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
+    return seen.bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1;
+  }
+  // Whether the thread sees any column of its r-th row.
+  static __device__ __forceinline__ bool sees_any(Seen const& seen, int r) {
+    return seen.bits[r] != 0;
+  }
+
+ private:
+  static constexpr int kPlaceBits = 10;
+  static_assert(4 * WindowWords<Traits>::kSides <= 1 << kPlaceBits, "the number of a word fits");
+
+  WindowWords<Traits> const& words_;
+  uint32_t places_[kRowsPerThread];  // of a row's three words
+};
+
+}  // namespace sparse_fmha::sm90

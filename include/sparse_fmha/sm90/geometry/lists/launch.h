@@ -1,0 +1,47 @@
+// Launches of mechanisms whose key blocks are named by lists.
+#pragma once
+
+#include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/device/list_plan.h"
+#include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/lists/lists.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Mechanism>
+size_t lists_workspace(FmhaProblem const& p) {
+  auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  return kCounterBytes + list_plan_bytes(sparsity, list_sizes(sparsity, p.batch, p.heads_q));
+}
+
+template <class Traits, class Mechanism>
+void launch_lists(FmhaProblem const& p, ExecutionContext const& context) {
+  check_compute_capability();
+  KernelParams<Lists<Traits, Mechanism>, Mechanism> params;
+  auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  BoxSizes const boxes = box_sizes(sparsity.block_kv, Traits::kTileK);
+  int const box = 1 << boxes.log2_box;
+  auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
+  };
+  ListSizes const sizes = list_sizes(sparsity, p.batch, p.heads_q);
+  params.geometry = {
+      map(p.q, sparsity.len_q, p.heads_q, 64),
+      map(p.k, sparsity.len_kv, p.heads_kv, box),
+      map(p.v, sparsity.len_kv, p.heads_kv, box),
+      map(p.out, sparsity.len_q, p.heads_q, 64),
+      p.lse,
+      p.heads_q,
+      sizes.q_tiles,
+      boxes,
+      plan_lists(sparsity, sizes, static_cast<char*>(context.workspace) + kCounterBytes,
+                 static_cast<cudaStream_t>(context.stream))};
+  // As many heads side by side as have their keys and values in the L2 cache together.
+  constexpr double kCacheBytes = 24e6;
+  double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
+  auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  params.scheduler = make_scheduler(p.heads_q, p.batch, sizes.q_tiles, group, context);
+  run_kernel<Traits>(params, p, context);
+}
+
+}  // namespace sparse_fmha::sm90

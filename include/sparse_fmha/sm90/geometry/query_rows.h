@@ -1,0 +1,35 @@
+// Query rows of a sequence: 64 of them, a warpgroup's, from and to global memory.
+#pragma once
+
+#include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/common/cute.h"
+
+namespace sparse_fmha::sm90 {
+
+// Into [B, Lq, Hq, D] from `token` on, clipped to it. `source` is in a tile of `kTileQ` rows.
+template <int kHeadDim, int kTileQ, class Element>
+__device__ __forceinline__ void store_rows(CUtensorMap const& map, Element const* source, int token,
+                                           WorkTile const& tile) {
+  CUTE_UNROLL
+  for (int d = 0; d < kHeadDim; d += 64) {
+    cute::SM90_TMA_STORE_4D::copy(&map, source + d * kTileQ, d, token, tile.head, tile.batch);
+  }
+}
+
+// Into [B, Lq, Hq], for a thread that holds whole rows: that of token `first` and 8 below it. The
+// sizes are references so that they are read where the kernel's parameters are.
+__device__ __forceinline__ void store_rows_lse(float* to, float const (&lse)[kRowsPerThread],
+                                               int first, WorkTile const& tile,
+                                               int32_t const& len_q, int32_t const& heads_q) {
+  CUTE_UNROLL
+  for (int r = 0; r < kRowsPerThread; ++r) {
+    int const token = first + 8 * r;
+    if (token < len_q) {
+      to[(int64_t(tile.batch) * len_q + token) * heads_q + tile.head] = lse[r];
+    }
+  }
+}
+
+}  // namespace sparse_fmha::sm90

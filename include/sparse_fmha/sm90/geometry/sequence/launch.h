@@ -1,0 +1,36 @@
+// Launches of mechanisms on one axis of tokens.
+#pragma once
+
+#include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/sequence/sequence.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+void launch_sequence(FmhaProblem const& p, ExecutionContext const& context) {
+  check_compute_capability();
+  int64_t const len_q = volume(p.grid_q);
+  int64_t const len_kv = volume(p.grid_kv);
+  auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
+  };
+  KernelParams<Sequence<Traits, Mechanism>, Mechanism> params;
+  params.geometry = {map(p.q, len_q, p.heads_q, 64),
+                     map(p.k, len_kv, p.heads_kv, Traits::kTileK),
+                     map(p.v, len_kv, p.heads_kv, Traits::kTileK),
+                     map(p.out, len_q, p.heads_q, 64),
+                     p.lse,
+                     static_cast<int32_t>(len_q),
+                     p.heads_q};
+  params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  // Measured at 4k to 32k: groups of 16 heads where the tiles differ in weight (fewer leave blocks
+  // idle behind the last group's heaviest tiles, more evict each other's keys from the L2 cache), 4
+  // where they do not.
+  int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
+  params.scheduler = make_scheduler(p.heads_q, p.batch, q_tiles,
+                                    std::is_same_v<Mechanism, Dense> ? 4 : 16, context);
+  run_kernel<Traits>(params, p, context);
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,179 @@
+// Tokens on one axis: a tile is a run of them, of a length known to the compiler.
+//
+// A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
+// from and to global memory, and how the elements of a partial tile are masked. Its names are those
+// that the producer and the consumer use: kSkips (with needs), kWarpLoads, kGathers, kGatherWarps,
+// kPassesOver, kMasksSome, kMaskWarp, kMaskInStage, Params, Shared, Work, Box, Source, Mask, init,
+// prepare, boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, has_row,
+// store_out, store_lse; with kWarpLoads also look_through, copied_bytes and copy_bits, with
+// kGatherWarps rows, and with kMaskWarp masks.
+#pragma once
+
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/query_rows.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct Sequence {
+  using Element = typename Traits::Element;
+
+  struct Params {
+    CUtensorMap q;    // (D, Lq, Hq, B)
+    CUtensorMap k;    // (D, Lkv, Hkv, B)
+    CUtensorMap v;    // (D, Lkv, Hkv, B)
+    CUtensorMap out;  // (D, Lq, Hq, B)
+    float* lse;       // [B, Lq, Hq]
+    int32_t len_q;
+    int32_t heads_q;
+  };
+  struct Shared {};
+  struct Work {
+    WorkTile tile;
+    int32_t head_kv;
+  };
+  using Box = Coord;  // first token of a key tile
+  struct Source {     // and where that lies
+    int32_t token;
+    int32_t head;
+    int32_t batch;
+  };
+
+  static constexpr bool kSkips = false;      // whether needs() is to be asked
+  static constexpr bool kWarpLoads = false;  // whether the whole warp is to call publish and load_*
+  static constexpr bool kGathers = false;    // whether rows are copied one by one
+  static constexpr int kGatherWarps = 0;     // that copy rows one by one
+  static constexpr bool kPassesOver = false;  // whether some stages are for one consumer alone
+  static constexpr bool kMasksSome =
+      false;  // whether the walk says which stages are masked (is_masked)
+  static constexpr bool kMaskWarp = false;     // whether a warp works out masks beside the copies
+  static constexpr bool kMaskInStage = false;  // whether a mask is lost when its stage is released
+
+  KernelParams<Sequence, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ void init() const {}
+  // Work on a query tile, as one producer thread hands it to all others.
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& /*state*/) const {
+    work.tile = tile;
+    work.head_kv = tile.head / params.heads_per_kv;
+  }
+
+  // The key tiles of the whole query tile one after another, for the warp that loads them.
+  struct Boxes {
+    decltype(Mechanism::walk({}, {}, {})) walk;
+    int count;
+    __device__ __forceinline__ Box next(int i) const { return walk.tile(i); }
+  };
+  __device__ __forceinline__ Boxes boxes(Work const& work) const {
+    auto const walk = Mechanism::walk(params.sparsity, Traits::tile_shape(), query_tile(work));
+    return {walk, walk.num_partial + walk.num_full};
+  }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const { return boxes(work).count; }
+  // The key tiles of the 64 rows of one consumer.
+  __device__ __forceinline__ auto part_walk(Work const& work, int warpgroup) const {
+    static_assert(Mechanism::kPartsAreSuffixes, "a consumer passes over the first tiles only");
+    QueryTile const q = query_tile(work);
+    return Mechanism::walk(params.sparsity, {{1, 1, 64}, Traits::tile_shape().k},
+                           {q.residue, {0, 0, q.origin[2] + warpgroup * 64}});
+  }
+
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
+                                         Work const& work, int warpgroup) const {
+    load(params.geometry.q, barrier, destination, Traits::kTileQ, first_token(work, warpgroup),
+         work.tile.head, work.tile.batch, kReadOnce);
+  }
+  __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
+    return {box[2], work.head_kv, work.tile.batch};
+  }
+  __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.k, barrier, destination, Traits::kTileK, source.token, source.head,
+         source.batch, kReadByMany);
+  }
+  __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.v, barrier, destination, Traits::kTileK, source.token, source.head,
+         source.batch, kReadByMany);
+  }
+
+  // The i-th key tile of a walk, whose keys are in the stage `place`: consumers compute it.
+  __device__ __forceinline__ void publish(Box const& /*box*/,
+                                          RingState<Traits::kStages> const& /*place*/) const {}
+  template <class Walk>
+  __device__ __forceinline__ Box box(Walk const& walk, int i,
+                                     RingState<Traits::kStages> const& /*place*/) const {
+    return walk.tile(i);
+  }
+
+  // Which pairs see each other: sees(seen, i) for the i-th score of a thread.
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(Sequence const& geometry, int warpgroup)
+        : geometry_(geometry), warpgroup_(warpgroup) {}
+    __device__ __forceinline__ void set(Work const& /*work*/) {}
+    // What a thread's two rows see of a key tile.
+    struct Seen {
+      typename Mechanism::Row rows[kRowsPerThread];
+    };
+    __device__ __forceinline__ Seen look_up(Work const& work, Box box) const {
+      AccumulatorPosition const position;
+      box[2] += position.column;
+      Seen seen;
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        int const token = geometry_.first_token(work, warpgroup_) + position.row + 8 * r;
+        seen.rows[r] =
+            Mechanism::row(geometry_.params.sparsity, {0, 0, 0}, {0, 0, token}).relative_to(box);
+      }
+      return seen;
+    }
+    __device__ __forceinline__ bool sees(Seen const& seen, int i) const {
+      return Mechanism::visible(geometry_.params.sparsity,
+                                seen.rows[AccumulatorPosition::row_of(i)],
+                                {0, 0, AccumulatorPosition::column_of(i)});
+    }
+
+   private:
+    Sequence const& geometry_;
+    int const warpgroup_;
+  };
+
+  // Whether the tensor goes on to a row of a consumer.
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    return first_token(work, warpgroup) + row < params.geometry.len_q;
+  }
+  // The 64 rows of a consumer, clipped to the tensor.
+  __device__ __forceinline__ void store_out(Element const* source, Work const& work,
+                                            int warpgroup) const {
+    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
+                                                 first_token(work, warpgroup), work.tile);
+  }
+  // For a thread that holds whole rows of the warpgroup: `row` and 8 below it.
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
+                                            int warpgroup, int row) const {
+    auto const& g = params.geometry;
+    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, g.len_q, g.heads_q);
+  }
+
+ private:
+  __device__ __forceinline__ QueryTile query_tile(Work const& work) const {
+    return Mechanism::query_tile(params.sparsity, Traits::tile_shape(), work.tile.q_tile);
+  }
+  __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
+    return query_tile(work).origin[2] + warpgroup * 64;
+  }
+  // A box of tokens of one head, 64 columns at a time. `rows`: of the shared-memory tile.
+  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
+                                              Element* destination, int rows, int token, int head,
+                                              int batch, cute::TMA::CacheHintSm90 hint) {
+    load_box<Traits::kHeadDim>(map, barrier, destination, rows, hint, token, head, batch);
+  }
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,48 @@
+// Launches of mechanisms whose keys are listed one by one and in runs.
+#pragma once
+
+#include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/stripes/stripes.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
+  check_compute_capability();
+  KernelParams<Stripes<Traits, Mechanism>, Mechanism> params;
+  auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  BoxSizes const sizes = run_sizes(sparsity, Traits::kTileK);
+  int const box = 1 << sizes.log2_box;
+  auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
+  };
+  auto rows = [&](TensorView const& view) {
+    int64_t const chunks = view.axis_stride[kGridAxes - 1] / 8;  // a row's place is counted in them
+    if (sparsity.len_kv * chunks >= UINT32_MAX) {
+      throw std::runtime_error(
+          "sparse_fmha: the keys of one head span more than 64 GB, too much for stripes");
+    }
+    return RowSource{view.data,  view.batch_stride, view.head_stride, static_cast<uint32_t>(chunks),
+                     p.head_dim, sparsity.len_kv};
+  };
+  params.geometry = {map(p.q, sparsity.len_q, p.heads_q, 64),
+                     map(p.k, sparsity.len_kv, p.heads_kv, box),
+                     map(p.v, sparsity.len_kv, p.heads_kv, box),
+                     map(p.out, sparsity.len_q, p.heads_q, 64),
+                     rows(p.k),
+                     rows(p.v),
+                     p.lse,
+                     p.heads_q,
+                     sizes};
+  // Later query tiles are taken to be the heavier ones. As many heads side by side as have their
+  // keys and values in the L2 cache together.
+  constexpr double kCacheBytes = 24e6;
+  double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
+  auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  params.scheduler =
+      make_scheduler(p.heads_q, p.batch, ceil_div(sparsity.len_q, 128), group, context);
+  run_kernel<Traits>(params, p, context);
+}
+
+}  // namespace sparse_fmha::sm90

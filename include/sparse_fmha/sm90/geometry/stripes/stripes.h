@@ -1,0 +1,352 @@
+// Tokens on one axis, whose keys are named by lists in device memory, one by one and in runs.
+//
+// A stage holds runs, which lanes of the producer's warps copy as boxes, or single keys, whose rows
+// four more warps gather; for large heads, whose consumers need the registers, the producer's.
+// Consumers of different groups of queries have streams of stages of their
+// own, as in lists.h. The names are explained in sequence.h.
+#pragma once
+
+#include "sparse_fmha/device/bit_mask.h"
+#include "sparse_fmha/device/look_through.h"
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/planning/stripe_stages.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/gather.h"
+#include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/query_rows.h"
+#include "sparse_fmha/sm90/geometry/stripes/stripe_rows.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct Stripes {
+  using Element = typename Traits::Element;
+  static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
+  static constexpr bool kGathers = true;
+  static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
+  static constexpr int32_t kGathered = -1;  // no first key of a run
+
+  struct Params {
+    CUtensorMap q;    // (D, Lq, Hq, B)
+    CUtensorMap k;    // (D, Lkv, Hkv, B)
+    CUtensorMap v;    // (D, Lkv, Hkv, B)
+    CUtensorMap out;  // (D, Lq, Hq, B)
+    RowSource k_rows;
+    RowSource v_rows;
+    float* lse;  // [B, Lq, Hq]
+    int32_t heads_q;
+    BoxSizes sizes;
+  };
+
+  static_assert(Traits::kConsumers == 2, "a query tile is 128 rows of one group or of two");
+  static_assert(cute::Swizzle<3, 4, 3>{}(2 * typename Traits::LayoutK{}.layout_b()(13, 29, 0)) ==
+                    2 * swizzled_place(13, 29, Traits::kTileK),
+                "rows are gathered into the layout that tensor copies leave");
+  static constexpr bool kSkips = false;
+  static constexpr bool kWarpLoads = true;
+  static constexpr bool kPassesOver = true;
+  static constexpr bool kMasksSome = true;
+  static constexpr bool kMaskWarp = false;
+  static constexpr bool kMaskInStage = true;
+
+  struct Work {
+    WorkTile tile;
+    int32_t head_kv;
+    int32_t streams;  // which of the shared ones
+    StreamStages stages;
+    WholeStages whole[3];  // of each stream
+  };
+  struct Stage {
+    alignas(8) int32_t keys[Traits::kTileK];  // of each row; kAbsent: of none
+  };
+  struct Shared {
+    Stage stages[2 * Traits::kStages];  // written while the stages before are in use
+    StripeStream streams[2][3];         // of this work and the next
+  };
+  struct Source {
+    int32_t origin;  // of the lane's box of a run; kGathered where there are single keys
+    int32_t head;
+    int32_t batch;
+    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // these, where the producer's warps gather
+  };
+  // One lane's part of a stage, as the producer sees it.
+  struct StageBox {
+    int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...; before next(), as they are listed
+    int32_t origin;
+    bool masked;  // whether the consumers may ask for the keys
+  };
+  struct Box {  // and as the consumers do
+    int32_t place;
+  };
+
+  KernelParams<Stripes, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ void init() const {}
+
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& state) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    work.head_kv = tile.head / params.heads_per_kv;
+    work.streams = static_cast<int32_t>(state.phase);
+    auto& streams = shared.streams[state.phase];
+    find_streams(params.sparsity, tile.batch, tile.head, tile.q_tile, streams);
+    auto stages = [&](int i) {
+      return stages_of(params.geometry.sizes, Traits::kTileK, streams[i]);
+    };
+    work.stages = {stages(0), stages(1), stages(2)};
+  }
+
+  // For the whole warp that hands out query tiles: which of the stages no row needs a mask for.
+  __device__ __forceinline__ void look_through(Work& work, RingState<1> const& state) const {
+    auto const& s = params.sparsity;
+    CUTE_UNROLL
+    for (int n = 0; n < 3; ++n) {
+      StripeStream const& stream = shared.streams[state.phase][n];
+      int32_t const limit = Stripe::limit(s, first_token(work, n == 2 ? 1 : 0));
+      int32_t const runs = first_of_warp(
+          stream.num_runs, [&](int32_t i) { return !is_whole_run(s, stream.runs[i], limit); });
+      int32_t const columns = first_of_warp(stream.num_columns, [&](int32_t i) {
+        return !is_whole_column(stream.columns[i], limit);
+      });
+      if (threadIdx.x % 32 == 0) {
+        work.whole[n] = whole_stages(params.geometry.sizes, Traits::kTileK, stream, runs, columns);
+      }
+    }
+  }
+
+  // The stages of a query tile one after another. A stage's list entries are read while the one
+  // before it is copied.
+  class Boxes {
+   public:
+    int const count;
+    __device__ __forceinline__ Boxes(Stripes const& stripes, Work const& work)
+        : count(work.stages.total()), stripes_(stripes), work_(work) {
+      fetch(0);
+    }
+    __device__ __forceinline__ StageBox next(int i) {
+      StageBox const box = stripes_.with_keys(found_);
+      fetch(i + 1);
+      return box;
+    }
+
+   private:
+    __device__ __forceinline__ void fetch(int i) {
+      if (i < count) {
+        StreamPlace const place = stream_place(work_.stages, i);
+        // Where both consumers share all stages it is known which ones they mask.
+        WholeStages const& whole = work_.whole[0];
+        found_.masked = work_.stages.both < count || i < whole.begin || i >= whole.end;
+        stripes_.find(stripes_.shared.streams[work_.streams][place.stream], place.index, found_);
+      }
+    }
+    Stripes const& stripes_;
+    Work const& work_;
+    StageBox found_{};
+  };
+  __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const {
+    return work.stages.total();
+  }
+  __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
+    return list_walk(work.stages, work.whole[0], warpgroup == 0 ? work.whole[1] : work.whole[2],
+                     warpgroup);
+  }
+
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
+                                         Work const& work, int warpgroup) const {
+    load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
+                               first_token(work, warpgroup), work.tile.head, work.tile.batch);
+  }
+  __device__ __forceinline__ Source source(Work const& work, StageBox const& box) const {
+    Source source{box.origin, work.head_kv, work.tile.batch, {}};
+    if constexpr (kGatherWarps == 0) {
+      CUTE_UNROLL
+      for (int w = 0; w < kWords; ++w) {
+        source.keys[w] = box.keys[w];
+      }
+    }
+    return source;
+  }
+  // Bytes that tensor copies bring.
+  __device__ __forceinline__ uint32_t copied_bytes(Source const& source) const {
+    return source.origin == kGathered ? 0 : Traits::kBytesK;
+  }
+  __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.k, params.geometry.k_rows, barrier, destination, source);
+  }
+  __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
+                                         Source const& source) const {
+    load(params.geometry.v, params.geometry.v_rows, barrier, destination, source);
+  }
+
+  using Rows = StripeRows<Traits, Stripes>;
+  __device__ __forceinline__ Rows rows(Work const& work, int part) const {
+    return {*this, work, part};
+  }
+
+  static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
+    return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  // For the whole warp: what consumers have to know of the stage.
+  __device__ __forceinline__ void publish(StageBox const& box,
+                                          RingState<Traits::kStages> const& place) const {
+    if (!box.masked) {
+      return;
+    }
+    Stage& stage = shared.stages[published_place(place)];
+    uint32_t const lane = threadIdx.x % 32;
+    CUTE_UNROLL
+    for (int w = 0; w < kWords; ++w) {
+      stage.keys[w * 32 + lane] = box.keys[w];
+    }
+    __syncwarp();
+    compiler_fence();
+  }
+  // There are no bitmasks.
+  __device__ __forceinline__ uint32_t copy_bits(StageBox const& /*box*/,
+                                                RingState<Traits::kStages> const& /*place*/,
+                                                FullBarrier& /*barrier*/) const {
+    return 0;
+  }
+  __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
+                                     RingState<Traits::kStages> const& place) const {
+    return {published_place(place)};
+  }
+
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(Stripes const& stripes, int warpgroup)
+        : stripes_(stripes), warpgroup_(warpgroup) {}
+    __device__ __forceinline__ void set(Work const& work) {
+      int32_t const query = stripes_.first_token(work, warpgroup_) + AccumulatorPosition().row;
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        limit_[r] = Stripe::limit(stripes_.params.sparsity, query + 8 * r);
+      }
+    }
+    using Seen = ColumnBits<Traits::kTileK>;
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+      compiler_fence();
+      Stage const& stage = stripes_.shared.stages[box.place];
+      int const first = AccumulatorPosition().column;
+      Seen seen;
+      CUTE_UNROLL
+      for (int word = 0; word < kWords; ++word) {
+        uint32_t bits[kRowsPerThread] = {};
+        CUTE_UNROLL
+        for (int i = 0; i < 8; ++i) {  // the thread's columns: two in each eight
+          int const column = i / 2 * 8 + i % 2;
+          int32_t const key = stage.keys[word * 32 + first + column];
+          CUTE_UNROLL
+          for (int r = 0; r < kRowsPerThread; ++r) {
+            bits[r] |= uint32_t(key < limit_[r]) << (first + column);
+          }
+        }
+        CUTE_UNROLL
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          seen.set(r, word, bits[r]);
+        }
+      }
+      __syncwarp();  // one lane releases the stage for all
+      return seen;
+    }
+    static __device__ __forceinline__ bool sees(Seen const& seen, int i) { return seen.sees(i); }
+
+   private:
+    Stripes const& stripes_;
+    int const warpgroup_;
+    int32_t limit_[kRowsPerThread];  // keys [0, limit) are there and not behind the row
+  };
+
+  __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
+    return first_token(work, warpgroup) + row < params.sparsity.len_q;
+  }
+  __device__ __forceinline__ void store_out(Element const* source, Work const& work,
+                                            int warpgroup) const {
+    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
+                                                 first_token(work, warpgroup), work.tile);
+  }
+  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
+                                            int warpgroup, int row) const {
+    auto const& g = params.geometry;
+    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, params.sparsity.len_q,
+                   g.heads_q);
+  }
+
+ private:
+  __device__ __forceinline__ bool copies() const {
+    return threadIdx.x % 32 < (1u << params.geometry.sizes.log2_boxes);
+  }
+  __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
+    return work.tile.q_tile * Traits::kTileQ + warpgroup * 64;
+  }
+  static __device__ __forceinline__ bool needs_keys(StageBox const& box) {
+    return box.masked || kGatherWarps == 0;
+  }
+  // A lane's list entries of a stage.
+  __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,
+                                       StageBox& found) const {
+    auto const& sizes = params.geometry.sizes;
+    int32_t const lane = threadIdx.x % 32;
+    int32_t const runs = run_stages(sizes, stream);
+    if (stage < runs) {
+      found.origin = copies() ? run_origin(params.sparsity, sizes, stream, stage, lane) : kAbsent;
+      return;
+    }
+    found.origin = kGathered;
+    if (!needs_keys(found)) {
+      return;
+    }
+    StripeStream const columns = stream;
+    CUTE_UNROLL
+    for (int w = 0; w < kWords; ++w) {
+      found.keys[w] = listed_column(columns, (stage - runs) * Traits::kTileK + w * 32 + lane);
+    }
+  }
+  // With the keys of runs, and those that are listed.
+  __device__ __forceinline__ StageBox with_keys(StageBox box) const {
+    int32_t const log2_box = params.geometry.sizes.log2_box;
+    if (!needs_keys(box)) {
+      return box;
+    }
+    CUTE_UNROLL
+    for (int w = 0; w < kWords; ++w) {
+      int32_t const row = w * 32 + threadIdx.x % 32;
+      int32_t const origin = __shfl_sync(0xffffffff, box.origin, row >> log2_box);
+      box.keys[w] = box.origin == kGathered ? column_key(params.sparsity, box.keys[w])
+                                            : origin + (row & ((1 << log2_box) - 1));
+    }
+    return box;
+  }
+  __device__ __forceinline__ void load(CUtensorMap const& map, RowSource const& rows,
+                                       FullBarrier& barrier, Element* destination,
+                                       Source const& source) const {
+    if constexpr (kGatherWarps == 0) {
+      if (source.origin == kGathered) {
+        RowGather<Traits::kHeadDim, Element> const from(rows, source.batch, source.head);
+        CUTE_UNROLL
+        for (int w = 0; w < kWords; ++w) {
+          int32_t const token = __shfl_sync(0xffffffff, source.keys[w], from.lane_row());
+          from.template gather<Traits::kTileK>(token, w * 32, destination);
+        }
+        arrive_when_gathered(barrier);
+        return;
+      }
+      barrier.arrive();
+    }
+    if (source.origin != kGathered && copies()) {
+      int const row = (threadIdx.x % 32) << params.geometry.sizes.log2_box;
+      load_box<Traits::kHeadDim>(map, barrier, destination + row * 64, Traits::kTileK, kReadByMany,
+                                 source.origin, source.head, source.batch);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90
