@@ -9,8 +9,8 @@ from torch import Tensor
 from sparse_fmha import _checks, skipping
 from sparse_fmha._ops import symbolic
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.masks import block_checks, stripe_checks
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
 
@@ -176,7 +176,7 @@ def block_sparse_attention(
     """
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
-    block_checks.check_mask(mask, q, k)
+    check_block_mask(mask, q, k)
     scale = _checks.finite("scale", scale)
     rest = (
         mask.counts,
@@ -231,7 +231,7 @@ def stripe_attention(
     """
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
-    stripe_checks.check_mask(mask, q, k)
+    check_stripe_mask(mask, q, k)
     scale = _checks.finite("scale", scale)
     rest = (
         mask.columns,

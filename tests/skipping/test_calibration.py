@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sparse_fmha
-from sparse_fmha import calibration
 from sparse_fmha.calibration import Calibration, Point, tile_sparsity
 from sparse_fmha.integrations._layers import skip
+from sparse_fmha.skipping import tiles
 
 
 def along_a_way(length, heads=2, heads_kv=1, dim=32, q_len=None, seed=0):
@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_op(q_len, length, causal):
 def test_slices_do_not_change_counts(monkeypatch):
     q, k, _ = along_a_way(700)
     whole = tile_sparsity(q, k, causal=True)
-    monkeypatch.setattr(calibration, "SLICE", 1000)
+    monkeypatch.setattr(tiles, "SLICE", 1000)
     for a, b in zip(whole, tile_sparsity(q, k, causal=True), strict=True):
         assert a.equal(b)
 
