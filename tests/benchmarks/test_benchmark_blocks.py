@@ -13,20 +13,15 @@ from sparse_fmha import reference
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import (  # noqa: E402
-    block_lists,
-    flex,
-    peers,
-    readme,
-    report,
-    run,
-    selection,
-    targets,
-    vsa,
-)
-from benchmarks.block_lists import Lists  # noqa: E402
-from benchmarks.cases import CASES, Case  # noqa: E402
-from benchmarks.names import UnavailableError  # noqa: E402
+from benchmarks import run  # noqa: E402
+from benchmarks.cases import block_lists, selection  # noqa: E402
+from benchmarks.cases.block_lists import Lists  # noqa: E402
+from benchmarks.cases.cases import CASES, Case  # noqa: E402
+from benchmarks.harness import report  # noqa: E402
+from benchmarks.harness.names import UnavailableError  # noqa: E402
+from benchmarks.peers import flex, vsa  # noqa: E402
+from benchmarks.peers import registry as peers  # noqa: E402
+from benchmarks.tables import readme, targets  # noqa: E402
 
 LENGTH = 640
 DRAWN = [

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import calibrate  # noqa: E402
+from benchmarks.studies import calibrate  # noqa: E402
 from sparse_fmha.calibration import tile_sparsity  # noqa: E402
 
 SIZE = dict(heads=4, heads_kv=2, dim=64, lengths=(700,), ordered=640)

@@ -16,10 +16,15 @@ from sparse_fmha import reference
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import flex, grids, peers, readme, report, run, sta  # noqa: E402
-from benchmarks.cases import CASES, Case  # noqa: E402
-from benchmarks.names import UnavailableError  # noqa: E402
-from benchmarks.timing import measure  # noqa: E402
+from benchmarks import run  # noqa: E402
+from benchmarks.cases import grids  # noqa: E402
+from benchmarks.cases.cases import CASES, Case  # noqa: E402
+from benchmarks.harness import report  # noqa: E402
+from benchmarks.harness.names import UnavailableError  # noqa: E402
+from benchmarks.harness.timing import measure  # noqa: E402
+from benchmarks.peers import flex, sta  # noqa: E402
+from benchmarks.peers import registry as peers  # noqa: E402
+from benchmarks.tables import readme  # noqa: E402
 
 # grid, window, stride, dilation, causal
 PROBLEMS = [

@@ -16,7 +16,9 @@ if not dist.is_available() or not dist.is_gloo_available():
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import readme, report, scaling  # noqa: E402
+from benchmarks.harness import report  # noqa: E402
+from benchmarks.studies import scaling  # noqa: E402
+from benchmarks.tables import readme  # noqa: E402
 
 
 def run(*command, **options):
@@ -28,19 +30,19 @@ def run(*command, **options):
 
 
 def test_help():
-    shown = run("benchmarks.scaling", "--help", check=True).stdout
+    shown = run("benchmarks.studies.scaling", "--help", check=True).stdout
     assert "torchrun --nproc-per-node" in shown
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_refuses_without_cuda():
-    done = run("benchmarks.scaling")
+    done = run("benchmarks.studies.scaling")
     assert done.returncode == 1
     assert "no CUDA device" in done.stderr
 
 
 def test_refuses_without_torchrun():
-    done = run("benchmarks.scaling", "--tiny")
+    done = run("benchmarks.studies.scaling", "--tiny")
     assert done.returncode == 1
     assert "start it with torchrun" in done.stderr
 
@@ -53,7 +55,7 @@ def test_sizes(world, expected):
 def test_tiny(tmp_path):
     arguments = ["--tiny", "--iterations", "1", "--warmup", "0", "--out", tmp_path / "out.json"]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = run(*command, "benchmarks.scaling", *arguments, check=True)
+    done = run(*command, "benchmarks.studies.scaling", *arguments, check=True)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     expected = [(op, way) for op, one in scaling.OPS.items() for way in ("one rank", *one.ways)]
     assert [(row["op"], row["way"]) for row in rows] == expected

@@ -18,10 +18,13 @@ from sparse_fmha import reference
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import peers, readme, report, skipping  # noqa: E402
-from benchmarks.cases import CASES, Case, select  # noqa: E402
+from benchmarks.cases import skipping  # noqa: E402
+from benchmarks.cases.cases import CASES, Case, select  # noqa: E402
+from benchmarks.harness import report  # noqa: E402
+from benchmarks.harness.timing import measure, spread  # noqa: E402
+from benchmarks.peers import registry as peers  # noqa: E402
 from benchmarks.run import run_case, tensors  # noqa: E402
-from benchmarks.timing import measure, spread  # noqa: E402
+from benchmarks.tables import readme  # noqa: E402
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\ntail\n"
 
@@ -75,7 +78,7 @@ def test_cpu_run_end_to_end(results_file):
 
 
 def test_error_of_a_wrong_result_is_large():
-    from benchmarks.errors import Oracle
+    from benchmarks.cases.errors import Oracle
 
     case = Case("x/y", "cpu", "float32", 2, 100, 4, 2, 16, causal=True)
     q, k, v = (torch.randn(2, 100, heads, 16) for heads in (4, 2, 2))
@@ -239,7 +242,7 @@ def test_readme_of_the_repository_is_current():
     results = ["git", "ls-files", "--others", "benchmarks/results"]
     if subprocess.run(results, cwd=ROOT, capture_output=True, check=False).stdout:
         pytest.skip("benchmarks/results has files that git does not track: a run of one's own")
-    done = python("benchmarks.readme", "--check")
+    done = python("benchmarks.tables.readme", "--check")
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import builders
+from benchmarks.studies import builders
 
 MILLION = [
     "streaming_llm",

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import sparse_fmha
-from sparse_fmha import cli, demo, info
+from sparse_fmha import cli
 from sparse_fmha._build import KernelTable
 from sparse_fmha._versions import FLOORS
+from sparse_fmha.cli import demo, info
 
 
 @pytest.fixture
@@ -168,8 +169,8 @@ def test_missing_package(module, package):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: sparse_fmha.demo needs {package} >= {FLOORS[package]}, which is not installed: "
-        "pip install 'sparse-fmha[demo]'\n"
+        f"error: sparse_fmha.cli.demo needs {package} >= {FLOORS[package]}, which is not "
+        "installed: pip install 'sparse-fmha[demo]'\n"
     )
 
 

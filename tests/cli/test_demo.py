@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_fmha import demo, photo
+from sparse_fmha.cli import demo, photo
 
 SIGMA = 25 / 255
 

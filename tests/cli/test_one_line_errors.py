@@ -47,6 +47,7 @@ WRONG = {
     ],
 }
 TINY = ["--tiny", "--out"]
+SANITIZE = ROOT / "tests" / "gpu" / "sanitize.py"
 MODULES = {
     "sparse_fmha": [
         ([], "arguments are required: command"),
@@ -72,38 +73,38 @@ MODULES = {
         (["--device", "cpu", "--out", "{file}/a.json"], "argument --out: .*a.json: a folder, or"),
         (["--device", "cpu", "--out", "{folder}.json"], "argument --out: .*.json: a folder, or"),
     ],
-    "benchmarks.builders": [
+    "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--calls", "0"], "--calls is 0; at least 1"),
         (["--quick", "--calls", "2"], "--calls is of --quick's own choice"),
         (["--out", "{file}"], "argument --out: "),
     ],
-    "benchmarks.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
-    "benchmarks.diffusion": [
+    "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
+    "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--layers", "0"], "--layers and --repeats: at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
-    "benchmarks.readme": [
+    "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--results", "{folder}/none"], "--results .*none: no such folder"),
     ],
-    "benchmarks.sanitize": [(["--only", "none"], "argument --only: invalid choice: 'none'")],
-    "benchmarks.scaling": [
+    "benchmarks.studies.scaling": [
         (["--op", "none"], "argument --op: invalid choice: 'none'"),
         (["--tiny", "--length", "2048"], "--length is of --tiny's own choice"),
         (["--tiny", "--heads-kv", "2"], "--heads-kv is of --tiny's own choice"),
         (["--op", "full", "--density", "0.5"], "--density changes nothing for --op full"),
         (["--tiny"], "no ranks; start it with torchrun"),
     ],
-    "benchmarks.stripes": [
+    "benchmarks.studies.stripes": [
         (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],
 }
 NEED_GPU = [
-    *["benchmarks.calibrate", "benchmarks.diffusion", "benchmarks.sanitize", "benchmarks.scaling"],
-    "benchmarks.stripes",
+    *(f"benchmarks.studies.{name}" for name in ("calibrate", "diffusion", "scaling", "stripes")),
+    SANITIZE,
 ]
 
 
@@ -113,6 +114,8 @@ def last_line(capsys, monkeypatch):
 
     def run(program, arguments):
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
+        if program == SANITIZE:  # as Python does for a script
+            monkeypatch.syspath_prepend(program.parent)
         # runpy warns of what was imported before.
         if str(program).startswith("benchmarks."):
             monkeypatch.delitem(sys.modules, program, raising=False)
@@ -184,9 +187,10 @@ def test_a_command_with_wrong_options(last_line, monkeypatch, tmp_path, module, 
 
 
 def test_all_commands_are_here():
-    programs = (p for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text())
-    names = {f"benchmarks.{p.stem}".removesuffix(".__main__") for p in programs}
-    assert names | {"sparse_fmha"} == set(MODULES)
+    programs = (p for p in (ROOT / "benchmarks").rglob("*.py") if "__main__" in p.read_text())
+    modules = (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in programs)
+    names = {module.removesuffix(".__main__") for module in modules}
+    assert names | {"sparse_fmha", SANITIZE} == set(MODULES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -197,6 +201,6 @@ def test_a_benchmark_without_a_gpu(last_line, module):
 
 def test_a_plot_without_matplotlib(last_line, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.plot", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.tables.plot", raising=False)
     line = last_line("benchmarks", ["--device", "cpu", "--list", "--plot"])
     assert re.match(r"error: .*matplotlib.*pip install 'sparse-fmha\[demo\]'", line)

@@ -8,8 +8,9 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from sparse_fmha import _C, cli, plot_tiles, simulate
+from sparse_fmha import _C, cli, simulate
 from sparse_fmha._versions import FLOORS
+from sparse_fmha.plotting import tiles
 
 HUNYUAN = ["--grid", "30x48x80", "--window", "18x24x24"]
 
@@ -133,7 +134,7 @@ def test_plot(capsys, tmp_path, arguments):
 def drawn(simulation, query=None):
     """[(title, {color: rectangles as (left, top, right, bottom)})] of the panels, and the axes of
     the distribution."""
-    figure = plot_tiles.figure(simulation, query)
+    figure = tiles.figure(simulation, query)
     *panels, histogram = figure.axes
     found = []
     for panel in panels:
@@ -144,8 +145,8 @@ def drawn(simulation, query=None):
         found.append(
             (
                 panel.get_title(),
-                boxes.get(to_rgba(plot_tiles.FULL), []),
-                boxes.get(to_rgba(plot_tiles.PARTIAL), []),
+                boxes.get(to_rgba(tiles.FULL), []),
+                boxes.get(to_rgba(tiles.PARTIAL), []),
                 panel.images,
             )
         )

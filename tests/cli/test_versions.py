@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_fmha import _library, _versions
+from sparse_fmha import _versions
+from sparse_fmha._ops import library
 
 ROOT = Path(__file__).parents[2]
 DECLARED = re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
@@ -15,18 +16,18 @@ DECLARED = re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_te
 NEEDED_BY = {
     "diffusers": "sparse_fmha.integrations.diffusers",
     "transformers": "sparse_fmha.integrations.transformers",
-    "matplotlib": "sparse_fmha.plot",
-    "pillow": "sparse_fmha.photo",
-    "rich": "sparse_fmha.demo",
+    "matplotlib": "sparse_fmha.plotting.pictures",
+    "pillow": "sparse_fmha.cli.photo",
+    "rich": "sparse_fmha.cli.demo",
 }
 USERS = [
     *NEEDED_BY.items(),
-    ("matplotlib", "sparse_fmha.photo"),
-    ("matplotlib", "sparse_fmha.plot_blocks"),
+    ("matplotlib", "sparse_fmha.cli.photo"),
+    ("matplotlib", "sparse_fmha.plotting.blocks"),
     ("matplotlib", "sparse_fmha.plot_calibration"),
-    ("matplotlib", "sparse_fmha.plot_tiles"),
-    ("matplotlib", "sparse_fmha.demo"),
-    ("pillow", "sparse_fmha.demo"),
+    ("matplotlib", "sparse_fmha.plotting.tiles"),
+    ("matplotlib", "sparse_fmha.cli.demo"),
+    ("pillow", "sparse_fmha.cli.demo"),
 ]
 
 
@@ -57,7 +58,7 @@ def test_below_the_floor_of_the_library(package, monkeypatch):
     old = below(floor)
     monkeypatch.setattr(module, "__version__", old)
     with pytest.raises(ImportError) as caught:
-        _library.load()
+        library.load()
     assert str(caught.value) == (
         f"sparse_fmha needs {package} >= {floor}; {package} {old} is installed: "
         f"pip install -U '{package}>={floor}'"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sparse_fmha
-from sparse_fmha import BlockMask, _block_cost, _cost, explain
+from sparse_fmha import BlockMask, explain
+from sparse_fmha.cost import block_model, model
 
 _C = pytest.importorskip("sparse_fmha._C")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -60,7 +61,7 @@ def measured(group):
 def test_the_model_of_dense_attention_is_near_what_was_measured(shape, ms):
     size = [shape[name] for name in ("batch", "heads_q", "length", "length", "head_dim", "causal")]
     # The model has one clock; under the power limit single cases run 15% slower than others.
-    assert _cost.dense_us(*size) / 1e3 == pytest.approx(ms, rel=0.2)
+    assert model.dense_us(*size) / 1e3 == pytest.approx(ms, rel=0.2)
 
 
 @pytest.mark.parametrize(("shape", "ms"), list(measured("bs/")))
@@ -86,8 +87,8 @@ def test_the_model_of_block_lists_is_near_what_was_measured(shape, ms):
             partial_indices=indices,
             partial_bits=bits,
         )
-    tiles = _block_cost.query_tiles(mask, 1, shape["heads_q"], shape["head_dim"])
-    assert _cost.makespan(tiles) / 1e3 == pytest.approx(ms, rel=0.1)
+    tiles = block_model.query_tiles(mask, 1, shape["heads_q"], shape["head_dim"])
+    assert model.makespan(tiles) / 1e3 == pytest.approx(ms, rel=0.1)
 
 
 def test_neighborhoods_are_what_the_simulator_says():
@@ -116,7 +117,7 @@ def drawn(block_q, block_kv, density, causal=False, length=1000, heads=3):
 @pytest.mark.parametrize("block_q", [64, 128])
 def test_stages_are_those_of_the_kernel(block_q, block_kv, causal, tile_k):
     mask = drawn(block_q, block_kv, 0.4, causal)
-    stages = _block_cost.count_stages(mask, tile_k)
+    stages = block_model.count_stages(mask, tile_k)
     none = torch.zeros(1, dtype=torch.int32).numpy()
     for head in range(3):
         for tile in range(8):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tilings import extents, powers, problems, token_mask, walks
 
 import sparse_fmha
-from sparse_fmha import _C, _cost, _simulate, _tile_problem, simulate
+from sparse_fmha import _C, simulate
+from sparse_fmha.cost import model, simulation, tile_problem
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ def test_predicted_time():
 
 
 def test_longest_query_tile_bounds_the_time():
-    assert _cost.makespan([(1, 50.0), (132, 1.0)]) == 50
-    assert _cost.makespan([(131, 1.0), (2, 3.0)]) == pytest.approx(3)
-    assert _cost.makespan([(133, 1.0)]) == 2
-    assert _cost.makespan([(1320000, 1.0)]) == pytest.approx(10000)
+    assert model.makespan([(1, 50.0), (132, 1.0)]) == 50
+    assert model.makespan([(131, 1.0), (2, 3.0)]) == pytest.approx(3)
+    assert model.makespan([(133, 1.0)]) == 2
+    assert model.makespan([(1320000, 1.0)]) == pytest.approx(10000)
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -157,7 +158,7 @@ def test_static_is_never_better_than_dynamic():
 
 
 def test_ranking():
-    found = _simulate.ranking(7, grid=(64, 64), window=(9, 9), heads=132)
+    found = simulation.ranking(7, grid=(64, 64), window=(9, 9), heads=132)
     assert len({(sim.tile_q, sim.tile_k) for sim in found}) == 7
     assert [sim.predicted_ms for sim in found] == sorted(sim.predicted_ms for sim in found)
     assert found[0] == simulate((64, 64), 9, heads=132)
@@ -167,7 +168,7 @@ def test_rows_are_those_of_the_kernels():
     listed = Path(__file__).parents[2] / "csrc/kernels/sm90_forward.def"
     row = r"^SPARSE_FMHA_KERNEL\(sm90, Neighborhood, \w+,\s*(\d+),\s*(\d+),\s*(\d+),.*kNever\)"
     rows = re.findall(row, listed.read_text(), re.MULTILINE)
-    assert {tuple(map(int, numbers)) for numbers in rows} == set(_tile_problem.ROWS)
+    assert {tuple(map(int, numbers)) for numbers in rows} == set(tile_problem.ROWS)
 
 
 def test_text():

@@ -137,11 +137,11 @@ def test_from_flex(mask_mod, sizes, blocks):
 @pytest.mark.parametrize("mask_mod", MODS)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_from_mask_mod(mask_mod, sizes, monkeypatch):
-    from sparse_fmha import _block_flex
+    from sparse_fmha.masks import flex
 
     expected = dense_of(mask_mod, 2, 2, *sizes)
     for pairs in (1 << 24, 70_000, 1):  # at once, some rows of blocks at a time, each on its own
-        monkeypatch.setattr(_block_flex, "SLICE", pairs)
+        monkeypatch.setattr(flex, "SLICE", pairs)
         mask = BlockMask.from_mask_mod(mask_mod, 2, 2, *sizes, 64, 32)
         mask.validate()
         assert mask.to_dense().equal(expected)

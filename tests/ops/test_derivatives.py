@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from op_calls import CALLS, INTEGER_OPS, OPS, floats, run
 from torch import func
 
-from sparse_fmha._symbolic import SUFFIX
+from sparse_fmha._ops.symbolic import SUFFIX
 
 REAL_OPS = [name for name in CALLS if name not in INTEGER_OPS]
 CASES = [(name, argument) for name in REAL_OPS for argument in floats(name)]

@@ -7,7 +7,8 @@ from torch import func
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sparse_fmha
-from sparse_fmha import BlockMask, StripeMask, _derivatives
+from sparse_fmha import BlockMask, StripeMask
+from sparse_fmha._ops import derivatives
 from sparse_fmha.patterns.anchor import anchor_attention, distant_keys
 
 TORCH_SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -125,7 +126,7 @@ def test_what_asks_for_a_derivative():
     seen = []
 
     def look(y):
-        seen.append(_derivatives.requires_grad(y) or _derivatives.has_tangent(y))
+        seen.append(derivatives.requires_grad(y) or derivatives.has_tangent(y))
         return y * 2
 
     func.grad(lambda x: func.vmap(look)(x).sum())(x)

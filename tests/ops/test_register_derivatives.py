@@ -4,7 +4,7 @@ import pytest
 import torch
 from derivative_ways import FORWARD, REVERSE
 
-from sparse_fmha import _derivatives, _vmap
+from sparse_fmha._ops import derivatives, vmap
 
 
 def waves(x, y, scale=2.0):
@@ -35,9 +35,9 @@ def library():
     )
     for function in (waves, waves_bwd):
         library.impl(function.__name__, function, "CompositeExplicitAutograd")
-        _vmap.register(library, getattr(OPS, function.__name__).default)
-    _derivatives.register(library, OPS.waves.default, backward, setup_context)
-    _derivatives.register(library, OPS.waves_bwd.default)
+        vmap.register(library, getattr(OPS, function.__name__).default)
+    derivatives.register(library, OPS.waves.default, backward, setup_context)
+    derivatives.register(library, OPS.waves_bwd.default)
     yield library
     library._destroy()
 

@@ -7,7 +7,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparse_fmha
-from sparse_fmha import _sdpa_call, route_sdpa, sdpa
+from sparse_fmha import route_sdpa, sdpa
+from sparse_fmha._routing import sdpa_call
 
 torch_sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -168,11 +169,11 @@ def no_kernel(monkeypatch):
     def raises(*args, **kwargs):
         raise RuntimeError("sparse_fmha: no kernel for this; compiled in are:\n  none")
 
-    _sdpa_call._problem_with.cache_clear()
+    sdpa_call._problem_with.cache_clear()
     for name in ("attention", "block_sparse_attention"):
-        monkeypatch.setattr(_sdpa_call, name, raises)
+        monkeypatch.setattr(sdpa_call, name, raises)
     yield
-    _sdpa_call._problem_with.cache_clear()
+    sdpa_call._problem_with.cache_clear()
 
 
 @pytest.mark.parametrize("masked", [False, True])

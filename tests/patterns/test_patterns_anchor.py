@@ -4,8 +4,9 @@ import pytest
 import torch
 from dispatch_watch import Watch
 
-from sparse_fmha import reference, selection
+from sparse_fmha import reference
 from sparse_fmha.patterns.anchor import anchor_attention
+from sparse_fmha.selection import pooling
 
 
 def definition(q, k, theta, step, block, scale):
@@ -88,7 +89,7 @@ def test_few_queries_at_a_time(randn, monkeypatch):
     q, k, v = (randn(2, 700, 4, 16, seed=s)[:, :, :h] for s, h in enumerate((4, 2, 2)))
     options = {"theta": 2.5, "step": 2, "block": 64}
     expected = anchor_attention(q, k, v, **options)
-    monkeypatch.setattr(selection, "SLICE", 1000)
+    monkeypatch.setattr(pooling, "SLICE", 1000)
     found = anchor_attention(q, k, v, **options)
     assert found.kept.equal(expected.kept)
     assert found.out.equal(expected.out)
@@ -99,7 +100,7 @@ def test_neither_the_host_nor_pairs_of_tokens(monkeypatch):
     length, block, step = 4096, 64, 2
     q = torch.randn(1, length, 4, 16, generator=torch.Generator().manual_seed(0))
     k = q[:, :, :2] + 1
-    monkeypatch.setattr(selection, "SLICE", 1 << 15)
+    monkeypatch.setattr(pooling, "SLICE", 1 << 15)
     with Watch() as watch:
         found = anchor_attention(q, k, k, theta=5.0, step=step, block=block, width=300)
     assert watch.largest <= max(2 * q.numel(), 4 * block * (step + 2) * block)

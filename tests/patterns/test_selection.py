@@ -8,12 +8,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha import selection
 from sparse_fmha.selection import (
     BlockGrid,
     block_scores,
+    choosing,
     pool_blocks,
     pooled_scores,
+    pooling,
     top_k_blocks,
     top_k_indices,
     top_p_blocks,
@@ -43,7 +44,7 @@ def test_pooling(batch, length, heads, block, reduce, dtype, strided, most):
     x = normal(batch, heads, length, 8, dtype=dtype).transpose(1, 2)
     x = x if strided else x.contiguous()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "SLICE", most)
+        patch.setattr(pooling, "SLICE", most)
         pooled = pool_blocks(x, block, reduce)
     assert pooled.dtype == torch.float32
     assert pooled.shape == (batch, math.ceil(length / block), heads, 8)
@@ -135,7 +136,7 @@ def tied_scores(draw):
 def test_top_k(scores, k, dtype, most):
     """Ties: the lowest index first; -inf and NaN never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "SLICE", most)
+        patch.setattr(choosing, "SLICE", most)
         blocks = top_k_blocks(torch.tensor(scores, dtype=dtype), k)
         counts, indices = top_k_indices(torch.tensor(scores, dtype=dtype), k)
     assert indices.shape == (len(scores), min(k, len(scores[0])))
@@ -169,7 +170,7 @@ def test_top_p(rows, p, least, more, by_row, slices):
     most = None if more is None else least + more
     given_p = torch.full((len(rows), 1), float(p)) if by_row else p
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "SLICE", slices)
+        patch.setattr(choosing, "SLICE", slices)
         chosen = top_p_blocks(torch.tensor(rows), given_p, min_blocks=least, max_blocks=most)
     for row, blocks in zip(rows, chosen, strict=True):
         there = sorted((n for n, x in enumerate(row) if x > 0), key=lambda n: (-row[n], n))
