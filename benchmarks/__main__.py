@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
 import sparse_fmha
-from benchmarks import environment, peers, report
-from benchmarks.cases import select
+from benchmarks.cases.cases import select
+from benchmarks.harness import environment, report
+from benchmarks.peers import registry as peers
 from benchmarks.run import run_case
 from sparse_fmha.cli import one_line_errors
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
                    help="untimed calls before them (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help="a few cases that stand for the rest")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=report.out_path, default=RESULTS, metavar="PATH",
+    p.add_argument("--out", type=report.out_path, default=report.RESULTS, metavar="PATH",
                    help="results file, or the folder to put it in (default: benchmarks/results)")
     p.add_argument("--plot", action="store_true", help="a picture beside the file (matplotlib)")
     # fmt: on
@@ -81,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as problem:
         p.error(str(problem))
     if args.plot:
-        from benchmarks.plot import plot  # matplotlib is optional
+        from benchmarks.tables.plot import plot  # matplotlib is optional
     if args.list:
         print("\n".join(c.name for c in cases))
         return 0

@@ -11,20 +11,20 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from sparse_fmha import _ops, patterns, reference, selection
-from sparse_fmha._explain import Explanation, explain
-from sparse_fmha._simulate import Simulation, simulate
 from sparse_fmha.attention import (
     attention,
     block_sparse_attention,
     neighborhood_attention,
     stripe_attention,
 )
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.cost.explanation import Explanation, explain
+from sparse_fmha.cost.simulation import Simulation, simulate
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
 from sparse_fmha.skipping import SkipStats
-from sparse_fmha.stripe_mask import StripeMask
 
 try:
     __version__ = version("sparse-fmha")

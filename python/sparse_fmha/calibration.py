@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_fmha import _calibration_checks, _checks
-from sparse_fmha._calibration_checks import PHASES
-from sparse_fmha._collect import Collector
-from sparse_fmha._pattern_checks import check_int, check_number
-from sparse_fmha.selection import SLICE, without_autocast
+from sparse_fmha import _checks
+from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._routing.collector import Collector
+from sparse_fmha._sizes import SLICE
+from sparse_fmha.skipping import checks
+from sparse_fmha.skipping.checks import PHASES
 
 GROUP = 64  # query rows that skip together
 TILE_K = 80  # keys of a tile of the dense kernels
@@ -82,7 +84,7 @@ def tile_sparsity(
             below 1.
     """
     scale = _checks.check_attention(q, k, k, causal, scale)
-    thresholds = _calibration_checks.check_thresholds(thresholds)
+    thresholds = checks.check_thresholds(thresholds)
     check_int("tile_k", tile_k, 1)
     (batch, q_len, heads, dim), (kv_len, heads_kv) = q.shape, k.shape[1:3]
     scale = dim**-0.5 if scale is None else scale
@@ -147,8 +149,8 @@ class Calibration:
     ) -> None:
         self.points = [Point(*point) for point in points]
         for i, point in enumerate(self.points):
-            _calibration_checks.check_point(f"points[{i}]", point)
-        self.thresholds = _calibration_checks.check_fitted_thresholds(thresholds)
+            checks.check_point(f"points[{i}]", point)
+        self.thresholds = checks.check_fitted_thresholds(thresholds)
 
     def add(
         self,
@@ -239,8 +241,8 @@ class Calibration:
                 does not make sparser.
             TypeError: gamma is no number.
         """
-        _calibration_checks.check_phase(phase)
-        _calibration_checks.check_gamma(gamma)
+        checks.check_phase(phase)
+        checks.check_gamma(gamma)
         sums: dict[tuple[int, float], list[float]] = {}
         for point in self.points:
             if point.phase == phase and point.tiles:
@@ -293,8 +295,8 @@ class Calibration:
         if sparsity == 1:
             raise ValueError(f"sparsity is {sparsity}; 0 <= sparsity < 1 is needed")
         check_int("length", length, 1)
-        _calibration_checks.check_phase(phase)
-        _calibration_checks.check_gamma(gamma)
+        checks.check_phase(phase)
+        checks.check_gamma(gamma)
         if sparsity == 0:
             return 0.0
         fit = self.fit(phase, gamma)

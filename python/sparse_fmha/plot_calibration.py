@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sparse_fmha.calibration import Calibration
-from sparse_fmha.plot import ACCENT
+from sparse_fmha.plotting.pictures import ACCENT
 
 
 def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> None:

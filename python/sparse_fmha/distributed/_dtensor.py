@@ -10,9 +10,9 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from torch.distributed.tensor.experimental import register_sharding as register_with_torch
 
 from sparse_fmha import _ops
-from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.distributed import _masks
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
 OUTPUT_HEADS = {"out": -2, "lse": -1, "tiles": -2}  # where the heads are
