@@ -8,10 +8,11 @@ import sys
 import torch
 
 import sparse_fmha
-from benchmarks.cases.cases import select
+from benchmarks.cases.catalogue import select
 from benchmarks.harness import environment, report
 from benchmarks.peers import registry as peers
 from benchmarks.run import run_case
+from benchmarks.tables import rates, terminal
 from sparse_fmha.cli import one_line_errors
 
 
@@ -55,12 +56,12 @@ def kernel_table() -> list[dict]:
 
 def describe(results: dict, record: dict) -> str:
     """One line of progress: what ours and the fastest peer did."""
-    name, scale = report.unit(results)
-    ours, *others = report.by_op(record, results["settings"]["l2"][0]).values()
-    text = f"{report.number(ours['useful_tflops'] * scale)} {name}"
+    name, scale = rates.unit(results)
+    ours, *others = rates.by_op(record, results["settings"]["l2"][0]).values()
+    text = f"{rates.number(ours['useful_tflops'] * scale)} {name}"
     if others:
         best = min(others, key=lambda run: run["ms"]["median"])
-        text += f", {best['op']} {report.number(best['useful_tflops'] * scale)}"
+        text += f", {best['op']} {rates.number(best['useful_tflops'] * scale)}"
     return text
 
 
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.plot:
         plot(results, path.with_suffix(".png"))
-    report.print_table(results)
+    terminal.print_table(results)
     print(f"results: {path}")
     idle = peers.idle(args.peers, results["cases"])
     for name, reason in idle.items():

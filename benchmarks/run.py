@@ -9,7 +9,7 @@ import torch
 
 import sparse_fmha
 from benchmarks.cases import selection, skipping
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from benchmarks.cases.errors import Oracle
 from benchmarks.harness.names import DENSE, MATMUL, OURS, UnavailableError
 from benchmarks.harness.timing import measure

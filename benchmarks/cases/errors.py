@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.cases import block_lists, grids
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from sparse_fmha import reference
 
 ROWS = 199  # a prime: even steps through a grid meet every part of every axis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 
 
 def pooled_scores(case: Case, q, k, dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import sparse_fmha
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 
 TILE_K = 80  # keys of a tile of the kernels that skip, at head dim 128
 THRESHOLD = 0.01

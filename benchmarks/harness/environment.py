@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "triton",
     "fa3-fwd",
+    "flash-attn-3",
     "fastvideo-kernel",
     "sparse-fmha",
     "nvidia-cudnn-cu13",

@@ -108,3 +108,30 @@ def measure(
             for name, ms in times:
                 samples[name].append(ms)
     return {name: spread(values) for name, values in samples.items()}
+
+
+def measure_host(
+    ops: dict[str, Op], *, device: str, calls: int, rounds: int, warmup: int, seed: int = 0
+) -> dict[str, Spread]:
+    """Milliseconds of the host in a call of each op: the wall time of a batch, by its calls.
+
+    Batches take turns in shuffled rounds. Each begins with an idle device, and nothing waits for it
+    inside: so many calls must fit into the queue of launches.
+    """
+    order, names = random.Random(seed), list(ops)
+    samples: dict[str, list[float]] = {name: [] for name in ops}
+    for round_ in range(warmup + rounds):
+        order.shuffle(names)
+        for name in names:
+            op = ops[name]
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter_ns()
+            for _ in range(calls):
+                op()
+            elapsed = time.perf_counter_ns() - start
+            if round_ >= warmup:
+                samples[name].append(elapsed * 1e-6 / calls)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {name: spread(values) for name, values in samples.items()}

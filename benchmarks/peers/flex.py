@@ -8,7 +8,7 @@ import torch._dynamo
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from benchmarks.cases import block_lists, grids
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from benchmarks.harness.names import UnavailableError
 
 BLOCK = 128  # tokens; the unit of its block lists

@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.cases import block_lists, selection, skipping
-from benchmarks.cases.cases import Case
-from benchmarks.harness.names import DENSE, OURS, UnavailableError
+from benchmarks.cases.case import Case
+from benchmarks.harness.names import DENSE, NO_MASK, OURS, UnavailableError
+from benchmarks.peers.fa3 import INTERFACES, fa3
 from benchmarks.peers.flex import flex, flex_tiled
 from benchmarks.peers.sta import sta
 from benchmarks.peers.vsa import vsa
@@ -80,23 +81,6 @@ def flash2(case: Case, q, k, v):
     return _sdpa(case, q, k, v, SDPBackend.FLASH_ATTENTION)
 
 
-def fa3(case: Case, q, k, v):
-    if importlib.util.find_spec("fa3_fwd_interface") is None:
-        raise UnavailableError("the package fa3-fwd is not installed")
-    if case.dtype != "bfloat16":
-        raise UnavailableError("fa3-fwd takes bfloat16 only")
-    if case.window or case.lists:
-        raise UnavailableError(NO_MASK)
-    from fa3_fwd_interface import flash_attn_func
-
-    def op():
-        result = flash_attn_func(q, k, v, causal=case.causal)
-        return result[0] if isinstance(result, tuple) else result
-
-    return op
-
-
-NO_MASK = "has no mask"
 Build = Callable[..., Callable[[], torch.Tensor]]
 PEERS: dict[str, dict[str, Build]] = {
     "cuda": {
@@ -113,11 +97,11 @@ PEERS: dict[str, dict[str, Build]] = {
 # The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
 # own: where that is newer than the driver its kernel ends the process's CUDA context (vsa looks).
 ON_REQUEST = {"flex", "flex_tiled", "sta"}
-# Module and package of peers that are no part of torch.
+# Of peers that are no part of torch the modules, of which one is needed, and the package.
 PACKAGES = {
-    "fa3": ("fa3_fwd_interface", "fa3-fwd"),
-    "sta": ("fastvideo_kernel", "fastvideo-kernel"),
-    "vsa": ("fastvideo_kernel", "fastvideo-kernel"),
+    "fa3": (tuple(INTERFACES), "fa3-fwd"),
+    "sta": (("fastvideo_kernel",), "fastvideo-kernel"),
+    "vsa": (("fastvideo_kernel",), "fastvideo-kernel"),
 }
 DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
@@ -138,8 +122,8 @@ def choose(device: str, wanted: str) -> dict[str, Build]:
         if name not in known:
             allowed = ", ".join([*known, "auto", "none"])
             raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
-        module, package = PACKAGES.get(name, ("torch", "torch"))
-        if wanted != "auto" and importlib.util.find_spec(module) is None:
+        modules, package = PACKAGES.get(name, (("torch",), "torch"))
+        if wanted != "auto" and not any(map(importlib.util.find_spec, modules)):
             raise ValueError(f"--peers {name}: the package {package} is not installed")
     return {OURS: sparse_fmha} | {name: known[name] for name in names}
 

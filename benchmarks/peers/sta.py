@@ -12,7 +12,7 @@ import importlib.util
 import torch
 
 from benchmarks.cases import grids
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from benchmarks.harness.names import UnavailableError
 
 TILE = (6, 8, 8)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import block_lists
-from benchmarks.cases.cases import Case
+from benchmarks.cases.case import Case
 from benchmarks.harness import environment
 from benchmarks.harness.names import UnavailableError
 

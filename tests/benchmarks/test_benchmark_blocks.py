@@ -16,12 +16,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import run  # noqa: E402
 from benchmarks.cases import block_lists, selection  # noqa: E402
 from benchmarks.cases.block_lists import Lists  # noqa: E402
-from benchmarks.cases.cases import CASES, Case  # noqa: E402
+from benchmarks.cases.case import Case  # noqa: E402
+from benchmarks.cases.catalogue import CASES  # noqa: E402
 from benchmarks.harness import report  # noqa: E402
 from benchmarks.harness.names import UnavailableError  # noqa: E402
 from benchmarks.peers import flex, vsa  # noqa: E402
 from benchmarks.peers import registry as peers  # noqa: E402
-from benchmarks.tables import readme, targets  # noqa: E402
+from benchmarks.tables import rates, readme, targets, terminal  # noqa: E402
 
 LENGTH = 640
 DRAWN = [
@@ -219,25 +220,25 @@ OPTIONS = {"l2": ["cold"], "iterations": 4, "warmup": 1, "seed": 0}
 def test_lists_beside_dense_attention(lists):
     case = small(lists, dense_iterations=2)
     record = run.run_case(case, peers.choose("cpu", "auto"), [], **OPTIONS)
-    runs = report.by_op(record, "cold")
+    runs = rates.by_op(record, "cold")
     assert sorted(runs) == ["sparse_fmha", "sparse_fmha dense", "torch", "torch dense"]
     assert record["shape"]["lists"] == dataclasses.asdict(lists)
     for one in runs.values():
         assert one["error"]["rel_rms"] < 1e-5  # each against what it computes
     ours, dense = (runs[name]["ms"]["median"] for name in ("sparse_fmha", "sparse_fmha dense"))
     density = lists.listed_pairs(LENGTH) / LENGTH**2
-    assert report.percent_of_dense(runs) == pytest.approx(100 * dense * density / ours)
-    assert report.share_of_dense(runs) == pytest.approx(100 * ours / dense)
+    assert rates.percent_of_dense(runs) == pytest.approx(100 * dense * density / ours)
+    assert rates.share_of_dense(runs) == pytest.approx(100 * ours / dense)
 
 
 def test_a_selection_beside_dense_attention():
     case = small(SELECTED, dense_iterations=2)
     record = run.run_case(case, peers.choose("cpu", "auto"), [], **OPTIONS)
-    runs = report.by_op(record, "cold")
+    runs = rates.by_op(record, "cold")
     assert sorted(runs) == ["sparse_fmha", "sparse_fmha dense", "torch dense"]
     assert runs["sparse_fmha"]["error"]["rel_rms"] < 1e-6
-    assert report.percent_of_dense(runs) is None
-    assert report.share_of_dense(runs) > 0
+    assert rates.percent_of_dense(runs) is None
+    assert rates.share_of_dense(runs) > 0
 
 
 def record(name, ms, **others):
@@ -298,11 +299,11 @@ def test_readme_table(results, tmp_path):
 def test_targets_relative_to_a_case_that_is_not_there(results):
     cases = [c for c in results["cases"] if c["name"] != "bs/128x128/25"]
     (partial,) = (c for c in cases if c["name"] == "bs/partial/25")
-    assert report.target(partial, cases, "cold") == ""
+    assert rates.target(partial, cases, "cold") == ""
 
 
 def test_printed_table(results):
-    header, rows = report.table_rows(results)
+    header, rows = terminal.table_rows(results)
     shown = [dict(zip(header, row, strict=True)) for row in rows]
     assert [row["target"] for row in shown][1:] == ["", "rate >= 55%", "time < 3%"]
     assert shown[0]["% dense"] == "90.9"

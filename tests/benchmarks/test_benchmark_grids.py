@@ -18,13 +18,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import run  # noqa: E402
 from benchmarks.cases import grids  # noqa: E402
-from benchmarks.cases.cases import CASES, Case  # noqa: E402
+from benchmarks.cases.case import Case  # noqa: E402
+from benchmarks.cases.catalogue import CASES  # noqa: E402
 from benchmarks.harness import report  # noqa: E402
 from benchmarks.harness.names import UnavailableError  # noqa: E402
 from benchmarks.harness.timing import measure  # noqa: E402
 from benchmarks.peers import flex, sta  # noqa: E402
 from benchmarks.peers import registry as peers  # noqa: E402
-from benchmarks.tables import readme  # noqa: E402
+from benchmarks.tables import rates, readme, terminal  # noqa: E402
 
 # grid, window, stride, dilation, causal
 PROBLEMS = [
@@ -198,7 +199,7 @@ def test_a_neighborhood_beside_dense_attention(problem, monkeypatch):
     case = small(problem, dense_iterations=2)
     options = {"l2": ["cold"], "iterations": 4, "warmup": 1, "seed": 0}
     record = run.run_case(case, peers.choose("cpu", "auto"), [], **options)
-    runs = report.by_op(record, "cold")
+    runs = rates.by_op(record, "cold")
     assert sorted(runs) == ["sparse_fmha", "sparse_fmha dense", "torch", "torch dense"]
     assert record["shape"]["stride"] == problem[2]
     for op, one in runs.items():
@@ -295,7 +296,7 @@ def test_readme_tables_are_from_the_newest_file_with_such_cases(tmp_path):
 
 def test_printed_table_compares_with_dense():
     flux = record("na/flux/s1", executed_tflops=600.0, predicted_ms=9.0)
-    header, rows = report.table_rows(results("2026-01-01T00:00:00+00:00", [flux]))
+    header, rows = terminal.table_rows(results("2026-01-01T00:00:00+00:00", [flux]))
     shown = dict(zip(header, rows[0], strict=True))
     assert shown["% dense"] == "79.6"
     assert shown["predicted"] == "0.90x"

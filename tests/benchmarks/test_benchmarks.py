@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases import skipping  # noqa: E402
-from benchmarks.cases.cases import CASES, Case, select  # noqa: E402
+from benchmarks.cases.case import Case  # noqa: E402
+from benchmarks.cases.catalogue import CASES, select  # noqa: E402
 from benchmarks.harness import report  # noqa: E402
 from benchmarks.harness.timing import measure, spread  # noqa: E402
 from benchmarks.peers import registry as peers  # noqa: E402

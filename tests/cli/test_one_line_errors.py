@@ -85,6 +85,11 @@ MODULES = {
         (["--tiny", "--layers", "0"], "--layers and --repeats: at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.host_time": [
+        (["--device", "cpu", "--rounds", "0"], "--calls and --rounds: at least 1"),
+        (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--results", "{folder}/none"], "--results .*none: no such folder"),
