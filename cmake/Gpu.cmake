@@ -3,8 +3,16 @@
 set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
 set(GPU_KERNELS "")  # names of the rows that get built
 
-# The name that each supported architecture (tools/locate.py) has in kernels.def.
-set(GPU_NAME_90a sm90)
+# The name that an architecture has in kernel names, by what nvcc calls it: GPU_NAME_90a.
+set(archs_def "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${archs_def}")
+file(STRINGS "${archs_def}" arch_rows REGEX "^SPARSE_FMHA_ARCH\\(")
+foreach(row IN LISTS arch_rows)
+  if(NOT row MATCHES "^SPARSE_FMHA_ARCH\\(k[A-Za-z0-9]+, ([a-z0-9]+), ([a-z0-9]+)\\)$")
+    message(FATAL_ERROR "core/archs.def: cannot read: ${row}")
+  endif()
+  set(GPU_NAME_${CMAKE_MATCH_2} ${CMAKE_MATCH_1})
+endforeach()
 # Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/common/cute.h).
 set(GPU_MMA_WIDTHS "16|32|64|96|128|192|256")
 # A list, or "none: " and the reason.
@@ -89,8 +97,6 @@ KernelRow @name@() {
       string(APPEND rows "SPARSE_FMHA_ROW(${name})\n")
     endforeach()
     add_kernel_objects(${core} sm${target_arch} "${target_arch}" ${sources})
-    string(TOUPPER "SPARSE_FMHA_HAS_${wanted}" has)
-    target_compile_definitions(${core} PRIVATE ${has})
   endforeach()
   if(GPU_ARCHS)  # what every architecture runs
     file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/device/*.cu")

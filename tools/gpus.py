@@ -54,9 +54,9 @@ def choose(python: Path) -> tuple[str, str]:
     if not found:
         return "none", f"CPU ops alone: no GPU is seen here{ask}"
     names = ", ".join(f"{name} (compute capability {cap})" for name, cap in found.items())
-    runs = [arch for arch, capability in locate.ARCHS.items() if capability in found.values()]
+    runs = [arch for arch, runs_on in locate.ARCHS.items() if set(runs_on) & set(found.values())]
     if not runs:
-        supported = ", ".join(locate.ARCHS.values())
+        supported = ", ".join(gpu for runs_on in locate.ARCHS.values() for gpu in runs_on)
         return "none", f"CPU ops alone: {names} is not supported, {supported} is{ask}"
     if not buildable:
         return "none", f"CPU ops alone, though there is {names}: {reason}"

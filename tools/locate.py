@@ -24,9 +24,21 @@ MIN_TORCH = tuple(map(int, _floor.groups()))
 PINNED_TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINNED_CUTLASS = "nvidia-cutlass==4.2.0.0"
-# Supported architectures, and the compute capability of the GPUs that run each.
-ARCHS = {"90a": "9.0"}
 MIN_CUDA = (12, 5)  # the first nvcc that has cudaGetDriverEntryPointByVersion
+
+
+def _archs() -> dict[str, list[str]]:
+    """Supported architectures, and the compute capabilities of the GPUs that run each: the table
+    that the library itself has."""
+    text = ROOT.joinpath("include/sparse_fmha/core/archs.def").read_text()
+    rows = re.findall(r"^SPARSE_FMHA_ARCH\((\w+), \w+, (\w+)\)$", text, re.M)
+    gpus = re.findall(r"^SPARSE_FMHA_CAPABILITY\((\d+), (\d+), (\w+)\)$", text, re.M)
+    return {
+        nvcc: [f"{major}.{minor}" for major, minor, of in gpus if of == arch] for arch, nvcc in rows
+    }
+
+
+ARCHS = _archs()
 
 
 def _search_path() -> list[str]:

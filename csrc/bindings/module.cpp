@@ -1,8 +1,8 @@
 // `_C`: the host side of the library for Python. No tensors pass here.
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "sparse_fmha/core/registry.h"
 
@@ -38,7 +38,7 @@ py::list kernel_table() {
 }
 
 template <class Enum>
-Enum parse(std::string const& name, std::initializer_list<Enum> values, char const* argument) {
+Enum parse(std::string const& name, std::vector<Enum> const& values, char const* argument) {
   std::string allowed;
   for (Enum value : values) {
     if (name == sparse_fmha::to_string(value)) {
@@ -62,12 +62,35 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
                      std::string const& dtype, int head_dim, bool skips) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
-  Arch const on = parse(arch, {Arch::kCpu, Arch::kSm90}, "arch");
-  DataType const of = parse(
+  std::vector<Arch> archs = {Arch::kCpu};
+  for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
+    archs.push_back(row.arch);
+  }
+  Arch const on = parse(arch, archs, "arch");
+  DataType const of = parse<DataType>(
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
   return describe(
       sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism), skips}).info);
+}
+
+// Compute capabilities by the architecture that they run.
+py::dict gpu_archs() {
+  py::dict archs;
+  for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
+    py::list capabilities;
+    for (sparse_fmha::Capability const& gpu : sparse_fmha::kCapabilities) {
+      if (gpu.arch == row.arch) {
+        capabilities.append(py::make_tuple(gpu.major, gpu.minor));
+      }
+    }
+    archs[row.name] = capabilities;
+  }
+  return archs;
+}
+
+std::string arch_of_capability(int major, int minor) {
+  return sparse_fmha::to_string(sparse_fmha::arch_of_capability(major, minor));
 }
 
 }  // namespace
@@ -79,6 +102,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false,
         "The row that an op takes for this request; RuntimeError names the rows there are.");
+  m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
+  m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),
+        "The architecture that a GPU runs; RuntimeError names the compute capabilities there are.");
   m.def(
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");

@@ -1,13 +1,12 @@
 #include "sparse_fmha/core/registry.h"
 
+#include <algorithm>
 #include <array>
 #include <sstream>
 #include <stdexcept>
 
 #include "sparse_fmha/cpu/kernel_rows.h"
-#ifdef SPARSE_FMHA_HAS_SM90
 #include "sparse_fmha/device/anchor_kernels.h"
-#endif
 
 namespace sparse_fmha {
 
@@ -47,6 +46,12 @@ std::vector<KernelRow> const& kernel_table() {
   return table;
 }
 
+bool is_built(Arch arch) {
+  auto const& table = kernel_table();
+  return std::any_of(table.begin(), table.end(),
+                     [&](KernelRow const& row) { return row.info.key.arch == arch; });
+}
+
 KernelRow const& find_kernel(KernelKey const& request) {
   KernelRow const* best = nullptr;
   for (KernelRow const& row : kernel_table()) {
@@ -67,14 +72,7 @@ KernelRow const& find_kernel(KernelKey const& request) {
 }
 
 AnchorKernels anchor_kernels(Arch arch) {
-  if (arch == Arch::kCpu) {
-    return cpu_anchor_kernels();
-  }
-#ifdef SPARSE_FMHA_HAS_SM90
-  return device::anchor_kernels();
-#else
-  throw std::runtime_error("sparse_fmha: this build has no GPU kernels");
-#endif
+  return arch == Arch::kCpu ? cpu_anchor_kernels() : device::anchor_kernels();
 }
 
 std::string to_string(KernelKey const& key) {
@@ -95,16 +93,6 @@ char const* to_string(DataType dtype) {
       return "float32";
     case DataType::kFloat64:
       return "float64";
-  }
-  return "unknown";
-}
-
-char const* to_string(Arch arch) {
-  switch (arch) {
-    case Arch::kCpu:
-      return "cpu";
-    case Arch::kSm90:
-      return "sm90";
   }
   return "unknown";
 }

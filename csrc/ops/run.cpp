@@ -3,12 +3,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "check.h"
 #include "device_scope.h"
+#include "sparse_fmha/cuda/device_arch.h"
 #include "stream.h"
 
 namespace sparse_fmha {
@@ -65,15 +67,19 @@ Arch arch_of(Tensor const& q) {
   if (q.is_cpu()) {
     return Arch::kCpu;
   }
-  auto const& table = kernel_table();
-  bool const any = std::any_of(table.begin(), table.end(), [](KernelRow const& row) {
-    return row.info.key.arch == Arch::kSm90;
-  });
-  require(
-      any,
-      "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is found, "
-      "with SPARSE_FMHA_ARCHS=90a, or move the tensors to the CPU");
-  return Arch::kSm90;
+  static bool const any = std::any_of(std::begin(kGpuArchs), std::end(kGpuArchs),
+                                      [](GpuArch const& row) { return is_built(row.arch); });
+  if (!any) {
+    require(false,
+            "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is "
+            "found, with SPARSE_FMHA_ARCHS=",
+            buildable_archs(), ", or move the tensors to the CPU");
+  }
+  Arch const arch = device_arch(q.get_device_index());
+  require(is_built(arch), "q is on a GPU that runs kernels of ", to_string(arch),
+          ", and this build has none of them; build with them in SPARSE_FMHA_ARCHS, or move the "
+          "tensors to the CPU");
+  return arch;
 }
 
 ParallelFor const& torch_threads() {

@@ -15,6 +15,7 @@ from commands import ROOT
 import bootstrap
 import gpus
 import locate
+from sparse_fmha import _C
 
 H100 = "NVIDIA H100 80GB HBM3, 9.0\n"
 A100 = "NVIDIA A100-SXM4-80GB, 8.0\n"
@@ -154,6 +155,7 @@ def test_variables_that_setup_cannot_use(
         setup_script[function]()
 
 
-def test_supported_architectures_have_names_in_the_build():
-    text = (ROOT / "cmake" / "Gpu.cmake").read_text()
-    assert all(f"set(GPU_NAME_{arch} " in text for arch in locate.ARCHS)
+def test_the_build_reads_the_table_that_the_library_has():
+    of_library = {arch: [f"{a}.{b}" for a, b in gpus] for arch, gpus in _C.gpu_archs().items()}
+    assert list(locate.ARCHS.values()) == list(of_library.values())
+    assert all(locate.ARCHS.values())

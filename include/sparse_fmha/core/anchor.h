@@ -2,11 +2,11 @@
 // plain data. python/sparse_fmha/patterns/anchor.py defines it.
 #pragma once
 
+#include "sparse_fmha/core/arch.h"
 #include "sparse_fmha/core/problem.h"
 
 namespace sparse_fmha {
 
-enum class Arch : int32_t;
 struct ExecutionContext;  // registry.h
 
 // Queries are in blocks, and `step` blocks are a superblock. There are as many keys as queries.

@@ -5,11 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "sparse_fmha/core/arch.h"
 #include "sparse_fmha/core/problem.h"
 
 namespace sparse_fmha {
-
-enum class Arch : int32_t { kCpu, kSm90 };
 
 struct KernelKey {
   Arch arch;
@@ -56,11 +55,13 @@ struct KernelRow {
 
 std::vector<KernelRow> const& kernel_table();
 
+// Whether the table has kernels for an architecture.
+bool is_built(Arch arch);
+
 // Throws std::runtime_error that names the request and the rows there are.
 KernelRow const& find_kernel(KernelKey const& request);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);
-char const* to_string(Arch);
 
 }  // namespace sparse_fmha

@@ -1,8 +1,6 @@
 // What is asked of the current GPU.
 #pragma once
 
-#include <string>
-
 #include "sparse_fmha/cuda/check.h"
 
 namespace sparse_fmha {
@@ -13,16 +11,6 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
   return value;
-}
-
-inline void check_compute_capability() {
-  int const major = device_attribute(cudaDevAttrComputeCapabilityMajor);
-  int const minor = device_attribute(cudaDevAttrComputeCapabilityMinor);
-  if (major != 9 || minor != 0) {
-    throw std::runtime_error("sparse_fmha: the GPU has compute capability " +
-                             std::to_string(major) + "." + std::to_string(minor) +
-                             "; the compiled kernels need 9.0");
-  }
 }
 
 }  // namespace sparse_fmha

@@ -11,6 +11,7 @@ void anchor_means(AnchorMeans const& p, ExecutionContext const& context);
 void anchor_keys(AnchorKeys const& p, ExecutionContext const& context);
 void anchor_columns(AnchorColumns const& p, ExecutionContext const& context);
 
-inline AnchorKernels anchor_kernels() { return {anchor_means, anchor_keys, anchor_columns}; }
+// Throws std::runtime_error in a build without GPU kernels.
+AnchorKernels anchor_kernels();
 
 }  // namespace sparse_fmha::device

@@ -6,7 +6,7 @@
 
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/core/registry.h"
-#include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/cuda/check.h"
 #include "sparse_fmha/device/mma_tile.h"
 
 namespace sparse_fmha::device {
@@ -45,7 +45,6 @@ inline unsigned grid_size(int64_t blocks, char const* of_what) {
 template <class Params>
 void launch_mma(void (*kernel)(Params), Params const& params, int64_t blocks, size_t smem_bytes,
                 ExecutionContext const& context, char const* what) {
-  check_compute_capability();
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(smem_bytes)),
              "raising the shared-memory limit");

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 import sparse_fmha
-
-# The compute capability that an architecture of the kernel table needs.
-CAPABILITY = {"sm90": (9, 0)}
+from sparse_fmha import _build
 
 
 def report() -> str:
@@ -74,13 +72,19 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def gpu_archs() -> dict[str, list[tuple[int, int]]]:
+    """The compute capabilities that each GPU architecture of the kernel table runs on."""
+    return _build.extension().gpu_archs()
+
+
 def rows_for(device: str) -> list[dict]:
     """The rows of the kernel table that run on a device."""
+    gpus = gpu_archs()
 
     def runs(arch: str) -> bool:
         if device == "cpu":
             return arch == "cpu"
-        return torch.cuda.get_device_capability(device) == CAPABILITY.get(arch)
+        return torch.cuda.get_device_capability(device) in gpus.get(arch, ())
 
     return [row for row in sparse_fmha.kernels() if runs(row["arch"])]
 
@@ -106,7 +110,7 @@ def problems() -> list[str]:
     archs = sorted({row["arch"] for row in sparse_fmha.kernels()})
     if "cpu" not in archs:
         found.append("cpu: no kernel was compiled for it")
-    if set(archs) & set(CAPABILITY) and not torch.cuda.is_available():
+    if set(archs) & set(gpu_archs()) and not torch.cuda.is_available():
         found.append(f"cuda: GPU kernels are compiled in, but {no_gpu()}")
     for device in devices():
         if device.startswith("cuda:") and not rows_for(device):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparse_fmha import _build, _checks, skipping
@@ -22,15 +23,13 @@ from sparse_fmha.cost.simulation import simulate
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
-ARCHS = {"cpu": "cpu", "cuda": "sm90"}
-
 
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found; prints as a few lines."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
-    arch: str  # "cpu" or "sm90"
+    arch: str  # "cpu", or a GPU architecture such as "sm90"
     kernel: str | None  # the row that the call takes; None: it raises
     why: str  # what decided
     rejected: dict[str, str]  # the other rows of this mechanism and architecture, and why not they
@@ -79,7 +78,7 @@ def explain(
         function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
             `stripe_attention`, for which there is no model yet.
         args, kwargs: as for the function; they are checked as there.
-        arch: "cpu" or "sm90"; default that of q's device.
+        arch: "cpu", or a GPU architecture such as "sm90"; default that of q's device.
 
     Raises:
         ValueError: a function that is not the library's, an arch that is not known, or no arch for
@@ -102,17 +101,23 @@ def explain(
     q = given["q"]
     if not isinstance(q, Tensor):
         raise TypeError(f"q is a {type(q).__name__}, not a tensor")
-    arch = arch or ARCHS.get(q.device.type)
-    if arch not in ARCHS.values():
-        raise ValueError(
-            f"arch is {arch}, q is on {q.device}; {' or '.join(ARCHS.values())} is needed"
-        )
+    arch = arch or _arch_of(q.device)
+    archs = ("cpu", *_build.extension().gpu_archs())
+    if arch not in archs:
+        raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
     mechanism, times, notes = described[function](given, arch)
     skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
     return _choose(mechanism, arch, q, skips, times, notes)
+
+
+def _arch_of(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return _build.extension().arch_of_capability(*capability)
+    return "cpu" if device.type == "cpu" else None
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def _dense(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]
     q, k = _checked(given, (1,))
     causal = given["causal"]
     _checks.check_flag("causal", causal)
-    us = model.dense_us(*_problem(q, k), causal) if arch == "sm90" else 0.0
+    us = model.dense_us(*_problem(q, k), causal) if arch == model.ARCH else 0.0
     return "causal" if causal else "dense", _on(arch, _Times(us, us)), ()
 
 
@@ -151,14 +156,14 @@ def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     dense = model.dense_us(batch, heads, q_len, kv_len + extra, head_dim, False)
     times = _Times(simulation.predicted_ms * 1e3, dense)
     notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
-    return "neighborhood", _on(arch, times), notes if arch == "sm90" else ()
+    return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
 
 
 def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
     mask: BlockMask = given["mask"]
     check_block_mask(mask, q, k, on_device=False)
-    if arch != "sm90":
+    if arch != model.ARCH:
         return "block_sparse", None, ()
     batch, heads, q_len, kv_len, head_dim = _problem(q, k)
     dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
@@ -174,7 +179,7 @@ def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]
 
 
 def _on(arch: str, times: _Times) -> _Times | None:
-    return times if arch == "sm90" else None
+    return times if arch == model.ARCH else None
 
 
 def _checked(given: dict, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

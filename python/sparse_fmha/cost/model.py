@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+ARCH = "sm90"  # whose kernels these are
 MULTIPROCESSORS = 132
 
 

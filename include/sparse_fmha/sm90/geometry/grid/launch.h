@@ -112,7 +112,6 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
 
 template <class Traits, class Mechanism>
 void launch_grid(FmhaProblem const& p, ExecutionContext const& context) {
-  check_compute_capability();
   auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   Coord const inside = element_strides(sparsity.grid, sparsity.dilation);
   Coord step;

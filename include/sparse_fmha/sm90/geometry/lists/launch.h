@@ -16,7 +16,6 @@ size_t lists_workspace(FmhaProblem const& p) {
 
 template <class Traits, class Mechanism>
 void launch_lists(FmhaProblem const& p, ExecutionContext const& context) {
-  check_compute_capability();
   KernelParams<Lists<Traits, Mechanism>, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const boxes = box_sizes(sparsity.block_kv, Traits::kTileK);

@@ -9,7 +9,6 @@ namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
 void launch_sequence(FmhaProblem const& p, ExecutionContext const& context) {
-  check_compute_capability();
   int64_t const len_q = volume(p.grid_q);
   int64_t const len_kv = volume(p.grid_kv);
   auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {

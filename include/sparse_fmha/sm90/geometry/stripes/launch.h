@@ -9,7 +9,6 @@ namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
 void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
-  check_compute_capability();
   KernelParams<Stripes<Traits, Mechanism>, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const sizes = run_sizes(sparsity, Traits::kTileK);

@@ -1,0 +1,23 @@
+// Stands in for the other sources of this folder, and of device/, where no GPU kernels are built.
+#include <stdexcept>
+
+#include "sparse_fmha/cuda/current_device.h"
+#include "sparse_fmha/cuda/device_arch.h"
+#include "sparse_fmha/device/anchor_kernels.h"
+
+namespace sparse_fmha {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw std::runtime_error("sparse_fmha: this build has no GPU kernels");
+}
+
+}  // namespace
+
+void make_current(int32_t /*device*/) { refuse(); }
+
+Arch device_arch(int32_t /*device*/) { refuse(); }
+
+AnchorKernels device::anchor_kernels() { refuse(); }
+
+}  // namespace sparse_fmha
