@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -12,21 +11,26 @@ from sparse_fmha import _derivatives, _library, _symbolic, _vmap
 from sparse_fmha._block_lists import ceil_div
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
-THRESHOLD = 3  # place of the threshold among the arguments of the ops that skip
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _registrations = torch.library.Library("sparse_fmha", "IMPL")
 
 
-def _outputs(q: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
-    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous."""
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+def _forward_of(threshold: int) -> Callable[..., list[Tensor]]:
+    """For an op of attention, by the place of `skip_threshold` among its arguments.
 
+    Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous; with a threshold also the
+    tiles visited and skipped, `[B, Hq, 2]`.
+    """
 
-def _outputs_and_tiles(q: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
-    """Also the tiles visited and skipped, `[B, Hq, 2]`."""
-    tiles = q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64)
-    return *_outputs(q, *args, **kwargs), tiles
+    def fake(*args: object) -> list[Tensor]:
+        q = args[0]
+        results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+        if len(args) > threshold and args[threshold] is not None:
+            results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
+        return results
+
+    return fake
 
 
 def _anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:
@@ -76,14 +80,13 @@ def cast(device: str, *args: object) -> tuple:
     )
 
 
-def _autocast_of(name: str, device: str, skips: bool):
-    def run(*args: object) -> tuple[Tensor, ...]:
-        threshold = args[THRESHOLD] if skips else None
-        args = cast(device, *args)
-        if skips:
-            args = (*args[:THRESHOLD], threshold, *args[THRESHOLD + 1 :])
+def _autocast_of(
+    op: torch._ops.OpOverload, device: str, threshold: int
+) -> Callable[..., list[Tensor]]:
+    def run(*args: object) -> list[Tensor]:
+        args = *cast(device, *args[:threshold]), *args[threshold:]
         with torch.autocast(device, enabled=False):
-            return getattr(torch.ops.sparse_fmha, name)(*args)
+            return op(*args)
 
     return run
 
@@ -91,14 +94,15 @@ def _autocast_of(name: str, device: str, skips: bool):
 def register() -> None:
     """Registers the ops with torch; once a process."""
     _library.load()
-    for mechanism, skips in itertools.product(MECHANISMS, (False, True)):
-        name = f"{mechanism}_skip_fwd" if skips else f"{mechanism}_fwd"
-        fake = _outputs_and_tiles if skips else _outputs
+    for mechanism in MECHANISMS:
+        name = f"{mechanism}_fwd"
+        arguments = getattr(torch.ops.sparse_fmha, name).default._schema.arguments
+        threshold = [each.name for each in arguments].index("skip_threshold")
         for each in (name, _symbolic.define(name)):
-            op = _register(each, fake)
+            op = _register(each, _forward_of(threshold))
             _derivatives.register(_registrations, op)
             for device, key in AUTOCAST_KEYS.items():
-                _registrations.impl(each, _autocast_of(each, device, skips), key)
+                _registrations.impl(each, _autocast_of(op, device, threshold), key)
     for name, fake in ANCHOR_OPS.items():
         if name in FLOAT_ANCHOR_OPS:
             for each in (name, _symbolic.define(name)):
