@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
 import sparse_fmha
-from benchmarks import environment, peers, report
-from benchmarks.cases import select
+from benchmarks.cases.catalogue import select
+from benchmarks.harness import environment, report
+from benchmarks.peers import registry as peers
 from benchmarks.run import run_case
+from benchmarks.tables import rates, terminal
 from sparse_fmha.cli import one_line_errors
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
                    help="untimed calls before them (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help="a few cases that stand for the rest")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=report.out_path, default=RESULTS, metavar="PATH",
+    p.add_argument("--out", type=report.out_path, default=report.RESULTS, metavar="PATH",
                    help="results file, or the folder to put it in (default: benchmarks/results)")
     p.add_argument("--plot", action="store_true", help="a picture beside the file (matplotlib)")
     # fmt: on
@@ -57,12 +56,12 @@ def kernel_table() -> list[dict]:
 
 def describe(results: dict, record: dict) -> str:
     """One line of progress: what ours and the fastest peer did."""
-    name, scale = report.unit(results)
-    ours, *others = report.by_op(record, results["settings"]["l2"][0]).values()
-    text = f"{report.number(ours['useful_tflops'] * scale)} {name}"
+    name, scale = rates.unit(results)
+    ours, *others = rates.by_op(record, results["settings"]["l2"][0]).values()
+    text = f"{rates.number(ours['useful_tflops'] * scale)} {name}"
     if others:
         best = min(others, key=lambda run: run["ms"]["median"])
-        text += f", {best['op']} {report.number(best['useful_tflops'] * scale)}"
+        text += f", {best['op']} {rates.number(best['useful_tflops'] * scale)}"
     return text
 
 
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as problem:
         p.error(str(problem))
     if args.plot:
-        from benchmarks.plot import plot  # matplotlib is optional
+        from benchmarks.tables.plot import plot  # matplotlib is optional
     if args.list:
         print("\n".join(c.name for c in cases))
         return 0
@@ -116,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.plot:
         plot(results, path.with_suffix(".png"))
-    report.print_table(results)
+    terminal.print_table(results)
     print(f"results: {path}")
     idle = peers.idle(args.peers, results["cases"])
     for name, reason in idle.items():

@@ -8,12 +8,12 @@ from dataclasses import asdict
 import torch
 
 import sparse_fmha
-from benchmarks import selection, skipping
-from benchmarks.cases import Case
-from benchmarks.errors import Oracle
-from benchmarks.names import DENSE, MATMUL, OURS, UnavailableError
-from benchmarks.peers import DENSE_TOO, Build
-from benchmarks.timing import measure
+from benchmarks.cases import selection, skipping
+from benchmarks.cases.case import Case
+from benchmarks.cases.errors import Oracle
+from benchmarks.harness.names import DENSE, MATMUL, OURS, UnavailableError
+from benchmarks.harness.timing import measure
+from benchmarks.peers.registry import DENSE_TOO, Build
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
 

@@ -25,7 +25,7 @@ with one_line_errors(install="sparse-fmha[demo]"):
     from rich.console import Console
     from rich.table import Table
 
-    from sparse_fmha import demo, photo
+    from sparse_fmha.cli import demo, photo
 
 REPEATS = 3
 SHOWN = 224  # least side of a frame in the picture, pixels

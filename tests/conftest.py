@@ -3,7 +3,6 @@
 Everything is a session fixture, so that Hypothesis tests can use it.
 """
 
-import contextlib
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ import shlex
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hostile_defaults
+import poison
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -88,20 +88,7 @@ def randn():
 @pytest.fixture(scope="session")
 def poisoned():
     """A context in which new tensors hold NaN, so that what a kernel leaves out is seen."""
-
-    @contextlib.contextmanager
-    def poison():
-        before = torch.are_deterministic_algorithms_enabled()
-        filled = torch.utils.deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
-
-    return poison
+    return poison.poisoned
 
 
 @pytest.fixture(scope="session")

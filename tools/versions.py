@@ -35,16 +35,19 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ENDS = ("lowest", "newest")
-INTEGRATIONS = ("tests/integrations", "tests/test_example_text_model.py")
-PICTURES = tuple(f"tests/test_{n}.py" for n in ("cli", "demo", "simulate", "simulate_command"))
-RANDOM = ("tests/test_attention.py", "tests/test_walks.py")
+INTEGRATIONS = ("tests/integrations",)
+PICTURES = (
+    *(f"tests/cli/test_{name}.py" for name in ("cli", "demo", "simulate_command")),
+    "tests/cost/test_simulate.py",
+)
+RANDOM = ("tests/ops/test_attention.py", "tests/host/test_walks.py")
 ALL = ("tests", "--ignore=tests/gpu", "--ignore=tests/packaging")
 # What a package's rows run; `packages` are those of its first block at once.
 TESTS = {
     "accelerate": INTEGRATIONS,
     "diffusers": INTEGRATIONS,
     "matplotlib": PICTURES,
-    "numpy": (*PICTURES, "tests/test_calibration.py"),
+    "numpy": (*PICTURES, "tests/skipping/test_calibration.py"),
     "pillow": PICTURES,
     "rich": PICTURES,
     "transformers": INTEGRATIONS,

@@ -6,25 +6,24 @@ one to three axes of a grid.
 
 from __future__ import annotations
 
-import platform
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 
 from sparse_fmha import _ops, patterns, reference, selection
-from sparse_fmha._explain import Explanation, explain
-from sparse_fmha._simulate import Simulation, simulate
+from sparse_fmha._build import build_info, kernels
 from sparse_fmha.attention import (
     attention,
     block_sparse_attention,
     neighborhood_attention,
     stripe_attention,
 )
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.cost.explanation import Explanation, explain
+from sparse_fmha.cost.simulation import Simulation, simulate
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
 from sparse_fmha.skipping import SkipStats
-from sparse_fmha.stripe_mask import StripeMask
 
 try:
     __version__ = version("sparse-fmha")
@@ -55,33 +54,3 @@ __all__ = [
 ]
 
 _ops.register()
-
-
-def kernels() -> list[dict]:
-    """The compiled kernels, one dict each; prints as a table. See `_build.kernels`.
-
-    Raises:
-        ImportError: the extension `_C` is not there for this Python; the ops work without it.
-    """
-    return _with_extension().kernels()
-
-
-def build_info() -> dict:
-    """Versions and compiler figures of the installed library. See `_build.build_info`.
-
-    Raises:
-        ImportError: as `kernels`.
-    """
-    return _with_extension().build_info()
-
-
-def _with_extension() -> ModuleType:
-    try:
-        from sparse_fmha import _build
-    except ImportError as error:
-        raise ImportError(
-            f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-            "and kernels(), build_info(), explain() and simulate() need it; install the package "
-            f"with `pip install .` ({error})"
-        ) from error
-    return _build

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _checks, _ops, _stripe_checks, _symbolic, skipping
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha import _checks, skipping
+from sparse_fmha._ops import symbolic
+from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
-from sparse_fmha.stripe_mask import StripeMask
 
 # out, then lse and the counts of tiles where they are asked for.
 Output = Tensor | tuple[Tensor, Tensor | SkipStats] | tuple[Tensor, Tensor, SkipStats]
@@ -64,7 +66,7 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = cast_where_enabled(q, k, v)
     scale = _checks.check_attention(q, k, v, causal, scale)
     returned = skip_threshold, return_lse, return_stats
     return _run("fmha", q, k, v, (causal, scale), *returned)
@@ -119,7 +121,7 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a window
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
-    q, k, v, extra_k, extra_v = _autocast(q, k, v, extra_k, extra_v)
+    q, k, v, extra_k, extra_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
     _checks.check_extra(extra_k, extra_v, q, k)
@@ -172,9 +174,9 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
-    _block_checks.check_mask(mask, q, k)
+    check_block_mask(mask, q, k)
     scale = _checks.finite("scale", scale)
     rest = (
         mask.counts,
@@ -227,9 +229,9 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
-    _stripe_checks.check_mask(mask, q, k)
+    check_stripe_mask(mask, q, k)
     scale = _checks.finite("scale", scale)
     rest = (
         mask.columns,
@@ -256,16 +258,8 @@ def _run(
 ) -> Output:
     """Calls the mechanism's op and returns what is asked for."""
     threshold = skipping.threshold_of(skip_threshold, q, return_stats)
-    out, lse, *tiles = _symbolic.call(f"{mechanism}_fwd", q, k, v, *rest, threshold)
+    out, lse, *tiles = symbolic.call(f"{mechanism}_fwd", q, k, v, *rest, threshold)
     if return_stats:
         stats = skipping.SkipStats(*tiles[0].unbind(-1))
         return (out, lse, stats) if return_lse else (out, stats)
     return (out, lse) if return_lse else out
-
-
-def _autocast(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as the op would cast them, so that what is checked is what it gets."""
-    device = q.device.type if isinstance(q, Tensor) else "none"
-    if device not in _ops.AUTOCAST_KEYS or not torch.is_autocast_enabled(device):
-        return q, *others
-    return _ops.cast(device, q, *others)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha import _torch_only
-from sparse_fmha._call_mode import CallMode, count_compiled
-from sparse_fmha._sdpa_call import Refusal, SdpaCall, arrange, check_kernel, refusals
+from sparse_fmha._routing import torch_only
+from sparse_fmha._routing.call_mode import CallMode, count_compiled
+from sparse_fmha._routing.sdpa_call import Refusal, SdpaCall, arrange, check_kernel, refusals
 
 TORCH_SDPA = torch.nn.functional.scaled_dot_product_attention
 
@@ -100,10 +100,10 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
 def _own(*args: object, **kwargs: object) -> SdpaCall:
     """The call of this library for a call of torch, or a `Refusal` before anything ran."""
     with refusals():
-        _torch_only.check_eager([*args, *kwargs.values()])
+        torch_only.check_eager([*args, *kwargs.values()])
         call = arrange(*args, **kwargs)
         if call.mask is not None:
-            _torch_only.check_readable()
-        _torch_only.check_values(call.q, call.k, call.v, call.scale)
+            torch_only.check_readable()
+        torch_only.check_values(call.q, call.k, call.v, call.scale)
         check_kernel(call)
     return call

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.builders import CASES
+from benchmarks.studies.builders import CASES
 from sparse_fmha import BlockMask
 from sparse_fmha.patterns import bigbird, longformer, streaming_llm
 

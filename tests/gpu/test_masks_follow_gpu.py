@@ -1,4 +1,4 @@
-"""Masks on GPUs: moved, pinned, as inputs of graphs; tests/test_masks_follow.py has the rest."""
+"""Masks on GPUs: moved, pinned, as inputs of graphs; tests/masks has the rest."""
 
 import pytest
 import torch

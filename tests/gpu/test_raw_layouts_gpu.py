@@ -1,4 +1,4 @@
-"""Every tensor argument of every raw op on the GPU, wherever it lies: as tests/test_layouts.py."""
+"""Every tensor argument of every raw op on the GPU, wherever it lies; tests/ops has the CPU's."""
 
 import pytest
 import torch

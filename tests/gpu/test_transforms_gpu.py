@@ -1,4 +1,4 @@
-"""Derivatives and vmap of CUDA tensors; tests/test_derivatives.py has the rest."""
+"""Derivatives and vmap of CUDA tensors; tests/ops/test_derivatives.py has the rest."""
 
 import pytest
 import torch

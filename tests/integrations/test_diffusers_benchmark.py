@@ -12,11 +12,13 @@ pytest.importorskip("diffusers")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import diffusion, diffusion_table, report  # noqa: E402
+from benchmarks.harness import report  # noqa: E402
+from benchmarks.studies import diffusion  # noqa: E402
+from benchmarks.tables import diffusion as diffusion_table  # noqa: E402
 
 
 def test_help_needs_no_diffusers():
-    command = [sys.executable, "-m", "benchmarks.diffusion", "--help"]
+    command = [sys.executable, "-m", "benchmarks.studies.diffusion", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--layers" in shown
     assert "--tiny" in shown

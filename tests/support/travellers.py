@@ -1,7 +1,7 @@
 """Objects that follow their tensors, drawn for the tests: masks, grids, layouts, plans."""
 
 import block_masks
-import test_stripe
+import stripe_masks
 import torch
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def plans(draw):
 
 KINDS = {
     "block mask": block_masks.drawn().map(lambda drawn: drawn.mask()),
-    "stripe mask": test_stripe.drawn().map(lambda drawn: drawn.mask()),
+    "stripe mask": stripe_masks.drawn().map(lambda drawn: drawn.mask()),
     "block grid": grids(),
     "region order": st.builds(RegionOrder, regions, st.integers(1, 9)),
     "BiFormer's layout": st.builds(BiFormerLayout, regions),

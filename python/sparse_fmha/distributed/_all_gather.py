@@ -9,9 +9,10 @@ from torch import Tensor
 
 import sparse_fmha
 from sparse_fmha import _checks
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.distributed import _groups, _masks, _ulysses, _zigzag
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 
 def all_gather_kv(
@@ -82,7 +83,7 @@ def all_gather_kv(
     if causal and isinstance(mask, _masks.MASKS):
         raise ValueError("causal is given beside a mask; the mask's own causal counts")
     flags = {"causal": int(causal), "zigzag": int(zigzag)}
-    q, k, v = _ulysses.autocast(q, k, v)
+    q, k, v = cast_where_enabled(q, k, v)
     _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
     if zigzag:
         _zigzag.check_even("q", q.shape[1])

@@ -11,9 +11,9 @@ from torch.distributed.tensor._op_schema import OpSchema, OpStrategy, RuntimeSch
 from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
 
 from sparse_fmha import _ops
-from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.distributed import _masks
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
 WITHOUT_HEADS = ("skip_threshold",)  # [B]

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from sparse_fmha import _checks, _derivatives
+from sparse_fmha import _checks
+from sparse_fmha._ops import derivatives
 from sparse_fmha.distributed import _masks
 
 Group = dist.ProcessGroup | DeviceMesh | None
@@ -74,12 +75,12 @@ def check_local(**tensors: Tensor) -> None:
 
 def check_no_derivative(name: str, tensor: Tensor) -> None:
     """Communication into a buffer would lose derivatives silently."""
-    if _derivatives.requires_grad(tensor):
+    if derivatives.requires_grad(tensor):
         raise NotImplementedError(
             f"{name} requires grad, and there is no backward pass yet; call it under "
             "torch.no_grad(), or detach the inputs"
         )
-    if _derivatives.has_tangent(tensor):
+    if derivatives.has_tangent(tensor):
         raise NotImplementedError(
             f"{name} carries a tangent, and there is no forward-mode derivative; detach the inputs"
         )

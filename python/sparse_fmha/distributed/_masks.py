@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sparse_fmha import block_mask, stripe_mask
-from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.masks import block_mask, stripe_mask
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 Mask = BlockMask | StripeMask
 MASKS = (BlockMask, StripeMask)  # torch.compile before 2.11 does not trace isinstance of a union

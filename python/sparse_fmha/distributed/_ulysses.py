@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 import sparse_fmha
-from sparse_fmha.attention import _autocast as autocast
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.distributed import _groups, _masks
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 
 def ulysses(
@@ -69,7 +69,7 @@ def ulysses(
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
-    q, k, v = autocast(q, k, v)
+    q, k, v = cast_where_enabled(q, k, v)
     _groups.check_inputs(q, k, v, mask, {}, group, world, validate)
     copies = key_head_copies(q.shape[2], k.shape[2], world)
     heads_kv = k.shape[2] * copies // world

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.merge import merge
 
 

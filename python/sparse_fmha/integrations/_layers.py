@@ -14,11 +14,11 @@ from os import PathLike
 from torch import Tensor
 
 from sparse_fmha import patterns, selection
-from sparse_fmha._block_lists import ceil_div
-from sparse_fmha._pattern_checks import check_int, check_number
+from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
-from sparse_fmha.block_grid import BlockGrid
 from sparse_fmha.calibration import LEAST, MOST, Calibration
+from sparse_fmha.masks.block_grid import BlockGrid
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 # Of a number of keys: names of options, and what is said of them.

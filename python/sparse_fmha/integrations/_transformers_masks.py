@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import masking_utils as hf
 
-from sparse_fmha import _tensor_fields
-from sparse_fmha._block_lists import ceil_div
-from sparse_fmha._tensor_fields import TensorFields
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import TENSORS, BlockMask
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks import tensor_fields
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import TENSORS, BlockMask
+from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns._static import from_map, from_rules
 
 BLOCK = 128
@@ -70,7 +70,7 @@ class Plan(TensorFields):
         return self.contiguous().ndim
 
 
-_tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
+tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
-from sparse_fmha.block_mask import BlockMask
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
@@ -27,6 +26,7 @@ from sparse_fmha.integrations._diffusion_hooks import Hooks
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
+from sparse_fmha.masks.block_mask import BlockMask
 
 __all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _block_lists
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks import block_checks, block_lists
+from sparse_fmha.masks.block_mask import BlockMask
 
 AT_ONCE = 16  # blocks of which all pairs are evaluated together
 
@@ -36,7 +37,7 @@ def pattern_rows(
     Raises:
         ValueError: a query or key block that does not lie in one block of the pattern.
     """
-    _block_checks.check_sizes(q_len, kv_len, block_q, block_kv, True)
+    block_checks.check_sizes(q_len, kv_len, block_q, block_kv, True)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if block % size:
             raise ValueError(f"{name} is {size}; it must divide the pattern's block of {block}")
@@ -46,7 +47,7 @@ def pattern_rows(
             f"kv_len - q_len is {shift}; a multiple of block_q = {block_q} is needed, so that each "
             "query block lies in one block of the pattern"
         )
-    rows = torch.arange(_block_lists.ceil_div(q_len, block_q), device=device) * block_q + shift
+    rows = torch.arange(ceil_div(q_len, block_q), device=device) * block_q + shift
     return rows // block
 
 
@@ -74,8 +75,8 @@ def from_pattern(
     rows = pattern_rows(q_len, kv_len, block, block_q, block_kv, device)
     parts = block // block_kv
     part = torch.arange(parts, device=device)
-    blocks_kv = _block_lists.ceil_div(kv_len, block_kv)
-    ends = _block_lists.reached(q_len, kv_len, block_q, block_kv, causal, device)
+    blocks_kv = ceil_div(kv_len, block_kv)
+    ends = block_lists.reached(q_len, kv_len, block_q, block_kv, causal, device)
 
     def tiles(some: slice) -> tuple[Tensor, Tensor]:
         numbers, seen = torch.broadcast_tensors(*make(rows[some, None]))
@@ -84,7 +85,7 @@ def from_pattern(
         return numbers, seen & (numbers < ends[some, None])
 
     width = min(columns * parts, blocks_kv)
-    return Lists(*_block_lists.build_lists(tiles, heads, len(rows), columns * parts, width, device))
+    return Lists(*block_lists.build_lists(tiles, heads, len(rows), columns * parts, width, device))
 
 
 def from_ranges(ranges: Sequence[tuple[Tensor, Tensor]]) -> Lists:
@@ -106,13 +107,13 @@ def from_ranges(ranges: Sequence[tuple[Tensor, Tensor]]) -> Lists:
 
     width = int(sum(sizes).max()) if rows else 0
     cpu = torch.device("cpu")
-    return Lists(*_block_lists.build_lists(make, 1, rows, sum(widths), width, cpu))
+    return Lists(*block_lists.build_lists(make, 1, rows, sum(widths), width, cpu))
 
 
 def from_map(blocks: Tensor) -> Lists:
     """Lists of what is set in bool `[heads, nQ, nK]`, as wide as the fullest row."""
     width = int(blocks.sum(-1).max()) if blocks.numel() else 0
-    return Lists(*_block_lists.list_blocks(blocks, width))
+    return Lists(*block_lists.list_blocks(blocks, width))
 
 
 def replace_rows(lists: Lists, rows: Tensor, others: Lists) -> Lists:
@@ -120,9 +121,9 @@ def replace_rows(lists: Lists, rows: Tensor, others: Lists) -> Lists:
     counts = lists.counts.index_copy(1, rows, others.counts)
     width = int(counts.max()) if counts.numel() else 0
     more = width - lists.indices.shape[-1]
-    indices = torch.nn.functional.pad(lists.indices, (0, more), value=_block_lists.ABSENT)
+    indices = torch.nn.functional.pad(lists.indices, (0, more), value=block_lists.ABSENT)
     more = width - others.indices.shape[-1]
-    others = torch.nn.functional.pad(others.indices, (0, more), value=_block_lists.ABSENT)
+    others = torch.nn.functional.pad(others.indices, (0, more), value=block_lists.ABSENT)
     return Lists(counts, indices.contiguous().index_copy_(1, rows, others))
 
 
@@ -226,4 +227,4 @@ def _evaluate(
     q = (rows[:, None].to(device) * block_q + tokens_q)[:, :, None]
     k = (columns[:, None].to(device) * block_kv + tokens_k)[:, None]
     seen = rule(q.clamp(max=q_len - 1), k.clamp(max=kv_len - 1))
-    return _block_lists.pack_bits(seen & (q < q_len) & (k < kv_len))
+    return block_lists.pack_bits(seen & (q < q_len) & (k < kv_len))

@@ -8,15 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _checks, _symbolic, _tensor_fields
-from sparse_fmha._ops import anchor_words
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha._tensor_fields import TensorFields
+from sparse_fmha import _checks
+from sparse_fmha._checks import check_int
+from sparse_fmha._ops import anchor_words, symbolic
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha.masks import block_lists, tensor_fields
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.merge import merge
-from sparse_fmha.selection import pool_blocks, without_autocast
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha.selection import pool_blocks
 
 BLOCKS = (64, 128)
 
@@ -33,7 +36,7 @@ class AnchorResult(TensorFields):
     recall: Tensor | None  # [B, L, Hq]: the share of the full softmax's weight on computed keys
 
 
-_tensor_fields.register(AnchorResult, "sparse_fmha.patterns.AnchorResult")
+tensor_fields.register(AnchorResult, "sparse_fmha.patterns.AnchorResult")
 
 
 def anchor_attention(
@@ -112,7 +115,7 @@ def anchor_attention(
 
 def anchor_mask(length: int, block: int, step: int, device: torch.device) -> BlockMask:
     """The anchor keys of each query block: `step + 2` blocks at most."""
-    n = _block_lists.ceil_div(length, block)
+    n = ceil_div(length, block)
     rows = torch.arange(n, device=device)[:, None]
     begin = torch.arange(-1, step, device=device)  # from the block before the superblock
 
@@ -123,7 +126,7 @@ def anchor_mask(length: int, block: int, step: int, device: torch.device) -> Blo
         return torch.cat([first, near], 1), seen
 
     width = min(step + 2, n)
-    lists = _block_lists.build_lists(make, 1, n, step + 2, width, rows.device)
+    lists = block_lists.build_lists(make, 1, n, step + 2, width, rows.device)
     return BlockMask(*(x[None] for x in lists), length, length, block, block, causal=True)
 
 
@@ -134,17 +137,17 @@ def distant_keys(
 
     Ascending, -1 behind the count. Without `width` it waits for the device, once.
     """
-    blocks = _block_lists.ceil_div(q.shape[1], block)
+    blocks = ceil_div(q.shape[1], block)
     candidates = 32 * anchor_words(blocks, block, step)  # of the last superblock
     if not candidates or not q.numel():
-        shape = (q.shape[0], q.shape[2], _block_lists.ceil_div(blocks, step))
+        shape = (q.shape[0], q.shape[2], ceil_div(blocks, step))
         counts = torch.zeros(shape, dtype=torch.int32, device=q.device)
         return counts.new_empty(*shape, 0), counts
     ops = torch.ops.sparse_fmha
     q, k = q.detach(), k.detach()  # the choice has no derivative, in forward mode either
     with without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
-        least = _symbolic.call("anchor_means", q, k, block, step, scale).sub_(theta)
+        least = symbolic.call("anchor_means", q, k, block, step, scale).sub_(theta)
         bits, counts = ops.anchor_keys(mean, k, least, block, step)
         room = int(counts.max()) if width is None else min(width, candidates)
         return ops.anchor_columns(bits, block, room)

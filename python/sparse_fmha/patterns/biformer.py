@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _tensor_fields
-from sparse_fmha._checks import check_flag
-from sparse_fmha._pattern_checks import check_int, check_q_and_k
-from sparse_fmha._tensor_fields import TensorFields
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_flag, check_int, check_q_and_k
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks import block_lists, tensor_fields
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
 
@@ -25,8 +25,8 @@ def image_regions(
     """
     for name, value in (("height", height), ("width", width), ("regions", regions)):
         check_int(name, value, 1)
-    y = torch.arange(height, device=device) // _block_lists.ceil_div(height, regions)
-    x = torch.arange(width, device=device) // _block_lists.ceil_div(width, regions)
+    y = torch.arange(height, device=device) // ceil_div(height, regions)
+    x = torch.arange(width, device=device) // ceil_div(width, regions)
     return (y[:, None] * regions + x).flatten()
 
 
@@ -63,7 +63,7 @@ class BiFormerLayout(TensorFields):
         self.keys = RegionOrder(region, block_kv, regions=regions, device=device)
 
 
-_tensor_fields.register(BiFormerLayout, "sparse_fmha.patterns.BiFormerLayout")
+tensor_fields.register(BiFormerLayout, "sparse_fmha.patterns.BiFormerLayout")
 
 
 def biformer(
@@ -113,7 +113,7 @@ def biformer(
     width = min(top_k, keys.regions) * keys.most_blocks
 
     def listed(blocks: Tensor, width: int) -> list[Tensor]:
-        lists = _block_lists.list_blocks(blocks, width)
+        lists = block_lists.list_blocks(blocks, width)
         return [x.index_select(2, queries.block_region) for x in lists]
 
     lists = listed(blocks & whole, width)

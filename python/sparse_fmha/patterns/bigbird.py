@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._block_lists import ceil_div, distinct
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_int
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks.block_lists import distinct
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import Lists, from_pattern, pattern_rows, replace_rows
 
 

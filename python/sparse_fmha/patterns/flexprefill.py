@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag
-from sparse_fmha._pattern_checks import check_number
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_flag, check_number
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import block_scores, top_p_blocks
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists
-from sparse_fmha._block_checks import check_sizes
-from sparse_fmha._block_lists import ABSENT, build_lists, distinct
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_int
+from sparse_fmha.masks import block_lists
+from sparse_fmha.masks.block_checks import check_sizes
+from sparse_fmha.masks.block_lists import ABSENT, build_lists, distinct
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import Lists, from_rules, replace_rows
 
 
@@ -93,7 +93,7 @@ class _Blocks:
         self.causal, self.length = causal, len(every)
         self.block_q, self.block_kv = block_q, block_kv
         sizes = (self.length, self.length, block_q, block_kv)
-        self.reached = _block_lists.reached(*sizes, causal, every.device)
+        self.reached = block_lists.reached(*sizes, causal, every.device)
         # Blocks with at least one global token, and blocks whose tokens are all global.
         self.some_rows, self.whole_rows = _blocks_of(every, block_q)
         self.some_columns, self.whole_columns = _blocks_of(every, block_kv)

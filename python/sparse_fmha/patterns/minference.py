@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._block_lists import by_chunks, chunks, reached
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_int
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_lists import by_chunks, chunks, reached
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
 

@@ -9,9 +9,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from sparse_fmha._block_lists import ceil_div
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_int
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_pattern
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha import _tensor_fields
-from sparse_fmha._block_lists import chunks
-from sparse_fmha._pattern_checks import check_floats, check_int
-from sparse_fmha._tensor_fields import TensorFields
-from sparse_fmha.selection import without_autocast
+from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha.masks import tensor_fields
+from sparse_fmha.masks.block_lists import chunks
+from sparse_fmha.masks.tensor_fields import TensorFields
 
 
 class RegionOrder(TensorFields):
@@ -122,4 +122,4 @@ class RegionOrder(TensorFields):
             raise ValueError(f"x has shape {list(x.shape)}; {tokens} tokens are needed")
 
 
-_tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")
+tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._block_checks import check_sizes
-from sparse_fmha._block_lists import ceil_div
-from sparse_fmha._checks import check_flag
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_flag, check_int
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks.block_checks import check_sizes
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_pattern
 
 

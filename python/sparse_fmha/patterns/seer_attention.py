@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparse_fmha._pattern_checks import check_choice, check_int, check_number, check_q_and_k
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.block_mask import BlockMask
-from sparse_fmha.selection import POOLS, pool_blocks, pooled_scores, top_k_blocks
+from sparse_fmha._checks import check_choice, check_int, check_number, check_q_and_k
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
+from sparse_fmha.selection.pooling import POOLS
 
 THRESHOLD = 2e-3
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._pattern_checks import check_q_and_k
-from sparse_fmha.block_grid import BlockGrid
-from sparse_fmha.selection import without_autocast
+from sparse_fmha._checks import check_q_and_k
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha.masks.block_grid import BlockGrid
 
 SLICE = 1 << 26  # scores at a time
 

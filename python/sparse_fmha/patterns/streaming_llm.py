@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from sparse_fmha import _block_lists
-from sparse_fmha._block_checks import check_sizes
-from sparse_fmha._block_lists import ceil_div
-from sparse_fmha._pattern_checks import check_int
-from sparse_fmha.block_mask import BlockMask
+from sparse_fmha._checks import check_int
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks import block_lists
+from sparse_fmha.masks.block_checks import check_sizes
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_ranges, from_rules
 
 
@@ -48,7 +48,7 @@ def streaming_llm(
     shift = kv_len - q_len
     first = torch.arange(ceil_div(q_len, block_q), device="cpu") * block_q + shift
     last = (first + block_q).clamp(max=kv_len) - 1
-    reached = _block_lists.reached(*sizes, True, first.device)
+    reached = block_lists.reached(*sizes, True, first.device)
     # Of the window: the first key block that some query of the block sees some key of, and the
     # first that all queries see all of, the diagonal apart, which is the flag's.
     some = (first - window + 1).clamp(min=0) // block_kv

@@ -7,10 +7,12 @@ import itertools
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_lists, _stripe_checks
-from sparse_fmha._pattern_checks import check_floats, check_int, check_q_and_k
-from sparse_fmha.selection import SLICE, top_k_blocks, without_autocast
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha._checks import check_floats, check_int, check_q_and_k
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._sizes import SLICE, ceil_div
+from sparse_fmha.masks import block_lists, stripe_checks
+from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.selection import top_k_blocks
 
 
 def token_top_k(
@@ -59,12 +61,12 @@ def token_top_k(
                 rows = q[b, g * block_q : (g + step) * block_q, h].float()
                 means = torch.stack([part.mean(0) for part in rows.split(block_q)])
                 chosen = window.choose((means @ columns)[None, None], g, keys)
-                parts.append(_block_lists.list_blocks(chosen, min(keys, kv_len)))
+                parts.append(block_lists.list_blocks(chosen, min(keys, kv_len)))
             made.append([torch.cat(part, 2) for part in zip(*parts, strict=True)])
     if not made or not window.groups:
         sizes = batch, heads, window.groups
         counts = torch.zeros(sizes, dtype=torch.int32, device=q.device)
-        columns = counts.new_full((*sizes, min(keys, kv_len)), _block_lists.ABSENT)
+        columns = counts.new_full((*sizes, min(keys, kv_len)), block_lists.ABSENT)
         return window.mask(columns, counts)
     counts, columns = (
         torch.cat(part, 1).unflatten(1, (batch, heads))[0] for part in zip(*made, strict=True)
@@ -115,11 +117,11 @@ def token_top_k_mask(
 
     def listed(part: slice) -> tuple[Tensor, Tensor]:
         chosen = window.choose(scores[:, :, part], part.start, keys)
-        return _block_lists.list_blocks(chosen, width)
+        return block_lists.list_blocks(chosen, width)
 
     row = batch * heads * kv_len
-    parts = _block_lists.chunks(window.groups, row, scores.device, 1 << 18)
-    counts, columns = _block_lists.by_chunks(listed, parts, window.groups, 2)
+    parts = block_lists.chunks(window.groups, row, scores.device, 1 << 18)
+    counts, columns = block_lists.by_chunks(listed, parts, window.groups, 2)
     return window.mask(columns, counts)
 
 
@@ -129,12 +131,12 @@ class _Window:
     def __init__(
         self, q_len: int, kv_len: int, local: int, first: int, block_q: int, range_size: int
     ) -> None:
-        _stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
+        stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
         if kv_len < q_len:
             raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
         self.sizes = q_len, kv_len, block_q, range_size
         self.local, self.first = check_int("local", local), check_int("first", first)
-        self.groups = _block_lists.ceil_div(q_len, block_q)
+        self.groups = ceil_div(q_len, block_q)
 
     def begins(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """First key of each group's window, and the key behind its last query, int64 [groups]."""
@@ -155,10 +157,10 @@ class _Window:
     def mask(self, columns: Tensor, counts: Tensor) -> StripeMask:
         q_len, kv_len, block_q, size = self.sizes
         begin, end = self.begins(counts.device)
-        width = _block_lists.ceil_div(block_q + self.local, size) + 1
+        width = ceil_div(block_q + self.local, size) + 1
         starts = begin[:, None] + size * torch.arange(width, device=counts.device)
         listed = starts < end[:, None]
-        starts = torch.where(listed, starts, _block_lists.ABSENT).int()
+        starts = torch.where(listed, starts, block_lists.ABSENT).int()
         number = listed.sum(-1, dtype=torch.int32)
         lists = counts.shape[:2]
         return StripeMask(

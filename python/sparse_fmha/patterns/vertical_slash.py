@@ -7,10 +7,13 @@ import itertools
 import torch
 from torch import Tensor
 
-from sparse_fmha import _block_checks, _block_lists, _checks, _stripe_checks
-from sparse_fmha._pattern_checks import check_int, check_q_and_k
-from sparse_fmha.selection import SLICE, top_k_blocks, without_autocast
-from sparse_fmha.stripe_mask import StripeMask
+from sparse_fmha import _checks
+from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._sizes import SLICE, ceil_div
+from sparse_fmha.masks import block_checks, block_lists, stripe_checks
+from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.selection import top_k_blocks
 
 KEYS = 1 << 14  # that are widened to fp32 at a time
 
@@ -156,22 +159,22 @@ def vertical_slash_mask(
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
     """
     for name, tensor in (("columns", columns), ("diagonals", diagonals)):
-        _block_checks.check_list_tensor(name, tensor, torch.bool)
+        block_checks.check_list_tensor(name, tensor, torch.bool)
     if columns.dim() != 3 or columns.shape != diagonals.shape:
         raise ValueError(
             f"columns has shape {list(columns.shape)}, diagonals {list(diagonals.shape)}; both "
             "[batch or 1, heads or 1, kv_len] are needed"
         )
     kv_len = columns.shape[2]
-    _stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
+    stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
     if kv_len < q_len:
         raise ValueError(f"columns is for {kv_len} keys, q_len is {q_len}; it may not be larger")
     limits = []
     for name, limit in (("max_columns", max_columns), ("max_diagonals", max_diagonals)):
         limits.append(kv_len if limit is None else min(check_int(name, limit), kv_len))
-    runs = limits[1] * _block_lists.ceil_div(block_q, range_size)
-    runs = min(runs, _block_lists.ceil_div(kv_len, range_size))
-    groups = _block_lists.ceil_div(q_len, block_q)
+    runs = limits[1] * ceil_div(block_q, range_size)
+    runs = min(runs, ceil_div(kv_len, range_size))
+    groups = ceil_div(q_len, block_q)
     # Behind the key of each group's last query.
     ends = torch.arange(1, groups + 1, device=columns.device) * block_q
     ends = (ends.clamp(max=q_len) + (kv_len - q_len)).int()
@@ -222,8 +225,8 @@ def _lists(
     kv_len = columns.shape[1]
     begins = _run_begins(diagonals, block_q, range_size)
     begins = begins & (begins.cumsum(-1) <= max_runs)
-    runs = _block_lists.list_blocks(begins, max_runs)
-    keys = _block_lists.list_blocks(columns, max_columns)
+    runs = block_lists.list_blocks(begins, max_runs)
+    keys = block_lists.list_blocks(columns, max_columns)
     in_run = _reached(begins, range_size)
     heads, width = len(columns), min(kv_len, max_columns + range_size - 1)
 
@@ -232,8 +235,8 @@ def _lists(
 
     # Few groups at a time: what is there on the way is larger than the lists.
     groups, row = ends.shape[0], heads * (width + max_runs)
-    parts = _block_lists.chunks(groups, row, ends.device, 1 << 18)
-    table, *others = _block_lists.by_chunks(listed, parts, groups, 1)
+    parts = block_lists.chunks(groups, row, ends.device, 1 << 18)
+    table, *others = block_lists.by_chunks(listed, parts, groups, 1)
     return table.contiguous(), *others
 
 
@@ -251,7 +254,7 @@ def _lists_of_groups(
     starts = ends[:, None] - range_size - distances[:, None]  # [n, groups, runs]
     listed = torch.arange(max_runs, device=ends.device) < count[:, None, None]
     whole = listed & (starts >= 0)  # a head of the list: distances ascend
-    range_starts = torch.where(whole, starts, _block_lists.ABSENT)
+    range_starts = torch.where(whole, starts, block_lists.ABSENT)
     range_counts = whole.sum(-1, dtype=torch.int32)
     # The keys [0, cut) are in a run that begins before the first key; there is one at most.
     cut = torch.where(listed & ~whole, starts + range_size, 0).clamp(min=0).sum(-1)
@@ -263,7 +266,7 @@ def _lists_of_groups(
     own = torch.arange(keys.shape[-1], device=ends.device) < count[:, None, None]
     own = own & (distances >= 0) & ~in_run
     slots = torch.arange(width + 1, device=ends.device)
-    table = torch.where(slots < cut[..., None], slots, _block_lists.ABSENT).int()
+    table = torch.where(slots < cut[..., None], slots, block_lists.ABSENT).int()
     # What is not listed goes to a slot of its own, which is dropped.
     place = cut[..., None] - 1 + own.cumsum(-1, dtype=torch.int32)
     place = torch.where(own, place, width)
@@ -289,7 +292,7 @@ def _run_begins(diagonals: Tensor, block_q: int, range_size: int) -> Tensor:
     jump = torch.where(inside[:, behind], behind, nearest[:, behind])
     begins = torch.zeros(n, length + 1, dtype=torch.bool, device=diagonals.device)
     begins.scatter_(-1, nearest[:, :1], True)
-    for _ in range(_block_lists.ceil_div(length, range_size).bit_length()):
+    for _ in range(ceil_div(length, range_size).bit_length()):
         begins.scatter_(-1, torch.where(begins, jump, length), True)
         jump = jump.gather(-1, jump)
     return begins[:, :length]

@@ -1,0 +1,1 @@
+"""Times, the environment and results files. Uses nothing of the other folders."""

@@ -1,0 +1,83 @@
+"""Results files, and a table of plain text."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+from pathlib import Path
+
+SCHEMA = 1
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def file_name(results: dict) -> str:
+    device = re.sub(r"[^a-z0-9]+", "-", results["device"]["name"].lower()).strip("-")
+    stamp = re.sub(r"[-:]", "", results["timestamp"])[:15].replace("T", "-")
+    return f"{stamp}-{device[:40].strip('-')}.json"
+
+
+def stamp() -> dict:
+    """What a run's results begin with."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"schema": SCHEMA, "timestamp": now.isoformat(timespec="seconds")}
+
+
+def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """--seed and --out, for a benchmark whose results have a folder of their own."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out",
+        type=out_path,
+        metavar="PATH",
+        help=f"results file, or the folder to put it in; without it {folder}, with --tiny none",
+    )
+
+
+def place(results: dict, out: Path) -> Path:
+    """`out`, or in that folder a file of the run's own."""
+    return out if out.suffix == ".json" else out / file_name(results)
+
+
+def out_path(text: str) -> Path:
+    """The type of an option --out: what `place` takes, known before anything is measured."""
+    out = Path(text).absolute()
+    file = out.suffix == ".json"
+    above = [*out.parents] if file else [out, *out.parents]
+    if (file and out.is_dir()) or any(f.exists() and not f.is_dir() for f in above):
+        raise argparse.ArgumentTypeError(f"{text}: a folder, or a file NAME.json, is needed")
+    return Path(text)
+
+
+def keep(results: dict, out: Path | None) -> None:
+    """Saves a finished run at its place, if it has one, and says where."""
+    if out is not None:
+        path = place(results, out)
+        save(results, path)
+        print(f"results: {path}")
+
+
+def save(results: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def load(path: Path) -> dict:
+    results = json.loads(path.read_text())
+    if results.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {results.get('schema')}, and {SCHEMA} is what is read")
+    return results
+
+
+def newest(folder: Path) -> dict | None:
+    """The newest run on a GPU in a folder."""
+    runs = sorted(map(load, folder.glob("*.json")), key=lambda r: r["timestamp"])
+    gpu = [r for r in runs if r["device"]["type"] == "cuda"]
+    return gpu[-1] if gpu else None
+
+
+def plain_table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    form = "  ".join(f"{{:{width}}}" for width in widths)
+    return "\n".join(form.format(*row).rstrip() for row in [header, *rows])

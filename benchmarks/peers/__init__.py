@@ -1,0 +1,1 @@
+"""How ours and the others are called on a case. Uses cases and the harness."""

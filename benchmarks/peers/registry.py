@@ -1,0 +1,140 @@
+"""The implementations that are timed: ours, and every peer that is installed.
+
+A peer is a function of a case and its tensors q, k, v [B, L, H, D] that returns the op to time: a
+function without arguments whose result is out [B, L, H, D]. It raises UnavailableError with the
+reason where it cannot run the case. Views, masks and compilation are made outside the op.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.cases import block_lists, selection, skipping
+from benchmarks.cases.case import Case
+from benchmarks.harness.names import DENSE, NO_MASK, OURS, UnavailableError
+from benchmarks.peers.fa3 import INTERFACES, fa3
+from benchmarks.peers.flex import flex, flex_tiled
+from benchmarks.peers.sta import sta
+from benchmarks.peers.vsa import vsa
+
+
+def sparse_fmha(case: Case, q, k, v):
+    import sparse_fmha as library
+
+    if case.mechanism == "selection":
+        return selection.select(case, q, k, v)
+    if case.lists:
+        mask = block_lists.mask(case)
+        return lambda: library.block_sparse_attention(q, k, v, mask)
+    if case.window:
+        q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
+        attend = library.neighborhood_attention
+        return lambda: attend(q, k, v, case.window, **case.options).flatten(1, -3)
+    if case.skip:
+        options = {"causal": case.causal, "skip_threshold": skipping.THRESHOLD}
+        return lambda: library.attention(q, k, v, **options)
+    return lambda: library.attention(q, k, v, causal=case.causal)
+
+
+def _sdpa(case: Case, q, k, v, backend: SDPBackend | None):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    options = {"is_causal": case.causal}
+    if case.heads_q != case.heads_kv:
+        options["enable_gqa"] = True
+    if case.window or case.lists:
+        if backend is not None:
+            raise UnavailableError(NO_MASK)
+        options |= {"attn_mask": _token_mask(case), "is_causal": False}
+
+    def op():
+        if backend is None:
+            return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+
+    return op
+
+
+def _token_mask(case: Case) -> torch.Tensor:
+    if case.lists:
+        heads, rows = (torch.arange(n, device="cpu") for n in (case.heads_q, case.length))
+        return block_lists.row_masks(case, heads, rows)
+    from sparse_fmha import reference
+
+    return reference.neighborhood_mask(case.grid, case.window, **case.options)
+
+
+def torch_cpu(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, None)
+
+
+def cudnn(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, SDPBackend.CUDNN_ATTENTION)
+
+
+def flash2(case: Case, q, k, v):
+    return _sdpa(case, q, k, v, SDPBackend.FLASH_ATTENTION)
+
+
+Build = Callable[..., Callable[[], torch.Tensor]]
+PEERS: dict[str, dict[str, Build]] = {
+    "cuda": {
+        "cudnn": cudnn,
+        "flash2": flash2,
+        "fa3": fa3,
+        "vsa": vsa,
+        "sta": sta,
+        "flex": flex,
+        "flex_tiled": flex_tiled,
+    },
+    "cpu": {"torch": torch_cpu, "flex": flex, "flex_tiled": flex_tiled},
+}
+# The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
+# own: where that is newer than the driver its kernel ends the process's CUDA context (vsa looks).
+ON_REQUEST = {"flex", "flex_tiled", "sta"}
+# Of peers that are no part of torch the modules, of which one is needed, and the package.
+PACKAGES = {
+    "fa3": (tuple(INTERFACES), "fa3-fwd"),
+    "sta": (("fastvideo_kernel",), "fastvideo-kernel"),
+    "vsa": (("fastvideo_kernel",), "fastvideo-kernel"),
+}
+DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
+
+
+def choose(device: str, wanted: str) -> dict[str, Build]:
+    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first.
+
+    ValueError for an unknown name, and for a listed one whose package is not installed.
+    """
+    known = PEERS[device]
+    if wanted == "auto":
+        names = [name for name in known if name not in ON_REQUEST]
+    elif wanted == "none":
+        names = []
+    else:
+        names = wanted.split(",")
+    for name in names:
+        if name not in known:
+            allowed = ", ".join([*known, "auto", "none"])
+            raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
+        modules, package = PACKAGES.get(name, (("torch",), "torch"))
+        if wanted != "auto" and not any(map(importlib.util.find_spec, modules)):
+            raise ValueError(f"--peers {name}: the package {package} is not installed")
+    return {OURS: sparse_fmha} | {name: known[name] for name in names}
+
+
+def idle(wanted: str, records: list[dict]) -> dict[str, str]:
+    """Of the peers that were asked for by name, those that ran no case, with the last reason."""
+    asked = [] if wanted in ("auto", "none") else wanted.split(",")
+    ran = {run["op"] for record in records for run in record["runs"]}
+    skipped = {name: why for record in records for name, why in record["skipped"].items()}
+    return {
+        name: skipped.get(name, "no case is for it")
+        for name in asked
+        if not {name, name + DENSE} & ran
+    }

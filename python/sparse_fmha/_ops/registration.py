@@ -1,0 +1,62 @@
+"""Loads the ops, and adds what Python adds: shapes for tracing, derivatives, vmap, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._ops import autocast, derivatives, library, shapes, symbolic, vmap
+
+MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
+
+_registrations = torch.library.Library("sparse_fmha", "IMPL")
+
+
+class Op(NamedTuple):
+    """What an op has besides its schema and its kernels."""
+
+    name: str
+    shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # by names of arguments
+    is_attention: bool = False  # which autocast casts, but for its thresholds
+    differentiable: bool = True  # otherwise its results are integers
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.sparse_fmha, self.name).default
+
+
+OPS = (
+    *(Op(f"{name}_fwd", shapes.attention, is_attention=True) for name in MECHANISMS),
+    Op("anchor_means", shapes.anchor_means),
+    Op("anchor_keys", shapes.anchor_keys, differentiable=False),
+    Op("anchor_columns", shapes.anchor_columns, differentiable=False),
+)
+
+
+def register() -> None:
+    """Registers the ops with torch; once a process."""
+    library.load()
+    for op in OPS:
+        _register(op)
+        if symbolic.has_scale(op.overload):
+            _register(op._replace(name=symbolic.define(op.overload)))
+
+
+def _register(op: Op) -> None:
+    overload = op.overload
+    names = [argument.name for argument in overload._schema.arguments]
+
+    def fake(*args: object) -> object:
+        return op.shapes(**dict(zip(names, args, strict=False)))
+
+    torch.library.register_fake(overload.name(), fake)
+    vmap.register(_registrations, overload)
+    if op.differentiable:
+        derivatives.register(_registrations, overload)
+    else:
+        derivatives.register_no_derivative(_registrations, overload)
+    if op.is_attention:
+        autocast.register(_registrations, overload, names.index("skip_threshold"))

@@ -1,0 +1,45 @@
+"""Shapes of what the ops return, for tracing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._sizes import ceil_div
+
+
+def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object) -> list[Tensor]:
+    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous.
+
+    With thresholds also the tiles visited and skipped, `[B, Hq, 2]`.
+    """
+    results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    if skip_threshold is not None:
+        results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
+    return results
+
+
+def anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:
+    """`[B, Hq, blocks]` in fp32."""
+    shape = (q.shape[0], q.shape[2], ceil_div(q.shape[1], block))
+    return q.new_empty(shape, dtype=torch.float32)
+
+
+def anchor_keys(
+    q_mean: Tensor, k: Tensor, least: Tensor, block: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Bits `[B, Hq, superblocks, words]` and counts, as int32."""
+    superblocks = ceil_div(q_mean.shape[2], step)
+    words = anchor_words(q_mean.shape[2], block, step)
+    shape = (*q_mean.shape[:2], superblocks)
+    return k.new_empty((*shape, words), dtype=torch.int32), k.new_empty(shape, dtype=torch.int32)
+
+
+def anchor_columns(bits: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """Columns `[B, Hq, superblocks, width]` and counts."""
+    return bits.new_empty((*bits.shape[:3], width)), bits.new_empty(bits.shape[:3])
+
+
+def anchor_words(blocks: int, block: int, step: int) -> int:
+    """32-bit words with a bit for each candidate of the last superblock of `anchor_keys`."""
+    return max(0, (ceil_div(blocks, step) - 1) * step - 2) * block // 32

@@ -1,0 +1,1 @@
+"""Calls of other attention functions that a model makes: as calls of this library, or measured."""

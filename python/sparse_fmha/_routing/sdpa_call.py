@@ -1,0 +1,192 @@
+"""Arguments of torch's `scaled_dot_product_attention` as a call of this library."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch
+
+from sparse_fmha import _checks
+from sparse_fmha._ops import derivatives
+from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha.attention import attention, block_sparse_attention
+from sparse_fmha.masks.block_mask import BlockMask
+
+
+class Refusal(Exception):  # noqa: N818  (it decides which way a call goes)
+    """A call that this library does not compute; the text is the reason."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What checks raise inside becomes a `Refusal`. Nothing may be computed inside."""
+    try:
+        yield
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise Refusal(str(error)) from error
+
+
+class SdpaCall(NamedTuple):
+    """A call that passed the checks of the function that computes it.
+
+    q is `[B, Lq, Hq, D]`, k and v are `[B, Lkv, Hkv, D]`, in the dtype that autocast asks for.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None  # bool [B or 1, H or 1, Lq, Lkv]
+    causal: bool  # counted from the first query and key
+    scale: float | None
+    flat: bool  # torch's tensors are [B, L, D]
+
+    def run(self) -> Tensor:
+        """The output as torch has it: like query."""
+        q, k, v = self.q, self.k, self.v
+        if self.mask is not None:
+            mask = BlockMask.from_dense(self.mask)
+            out = block_sparse_attention(q, k, v, mask, scale=self.scale)
+        elif not self.causal:
+            out = attention(q, k, v, scale=self.scale)
+        else:
+            # `attention` counts from the last query: the first ones have a square, the rest see
+            # all.
+            square = min(q.shape[1], k.shape[1])
+            head = q[:, :square], k[:, :square], v[:, :square]
+            out = attention(*head, causal=True, scale=self.scale)
+            if square < q.shape[1]:
+                out = torch.cat([out, attention(q[:, square:], k, v, scale=self.scale)], 1)
+        return out.squeeze(2) if self.flat else out.transpose(1, 2)
+
+
+def arrange(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> SdpaCall:
+    """The call for torch's arguments, in torch's signature. Nothing is computed.
+
+    Raises:
+        NotImplementedError: what torch has and this library has not, and what the checks of
+            `attention` do not allow.
+        TypeError: an argument of the wrong type.
+        ValueError: heads or a mask that do not fit, both a mask and `is_causal`.
+    """
+    given = {"query": query, "key": key, "value": value}
+    for name, tensor in given.items():
+        _checks.check_strided(name, tensor)
+        if tensor.dim() not in (3, 4) or tensor.dim() != query.dim():
+            raise NotImplementedError(
+                f"{name} has {tensor.dim()} dimensions; 3 or 4 are taken, as many for all"
+            )
+        _check_gradients(name, tensor)
+    _check_float("dropout_p", dropout_p)
+    if dropout_p != 0:
+        raise NotImplementedError(f"dropout_p is {dropout_p}; only 0 is there")
+    if scale is not None:
+        _check_float("scale", scale)
+    _checks.check_flag("is_causal", is_causal)
+    _checks.check_flag("enable_gqa", enable_gqa)
+    flat = query.dim() == 3
+    q, k, v = (x.unsqueeze(2) if flat else x.transpose(1, 2) for x in given.values())
+    q, k, v = cast_where_enabled(q, k, v)
+    try:
+        scale = _checks.check_attention(q, k, v, is_causal, scale)
+    except (TypeError, ValueError) as error:
+        raise NotImplementedError(str(error)) from error
+    # One head of keys and values is broadcast to all queries' heads, also without enable_gqa.
+    if not enable_gqa and k.shape[2] not in (1, q.shape[2]):
+        raise ValueError(
+            f"query has {q.shape[2]} heads, key has {k.shape[2]}; the same number is needed "
+            "unless enable_gqa is True"
+        )
+    if attn_mask is not None:
+        if is_causal:
+            raise ValueError("attn_mask is given and is_causal is True; one of them is allowed")
+        attn_mask = _expanded(attn_mask, q, k, flat)
+    return SdpaCall(q, k, v, attn_mask, is_causal, scale, flat)
+
+
+def _check_gradients(name: str, tensor: Tensor) -> None:
+    if derivatives.requires_grad(tensor):
+        raise NotImplementedError(
+            f"gradients are asked for: {name} requires them; there is no backward pass yet"
+        )
+    if derivatives.has_tangent(tensor):
+        raise NotImplementedError(
+            f"forward-mode derivatives are asked for: {name} has a tangent; there are none"
+        )
+
+
+def _check_float(name: str, value: float) -> None:
+    """As torch's own functions, which take no other number."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; a float is needed")
+
+
+def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
+    """The mask as bool `[B or 1, H or 1, Lq, Lkv]`, a view."""
+    _checks.check_strided("attn_mask", mask)
+    if mask.dtype != torch.bool:
+        raise NotImplementedError(f"attn_mask has dtype {mask.dtype}; only torch.bool is there")
+    if mask.device != q.device:
+        raise ValueError(f"attn_mask is on {mask.device}, query on {q.device}")
+    whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    whole = (whole[0], *whole[2:]) if flat else whole
+    fits = zip(reversed(mask.shape), reversed(whole), strict=False)
+    if not 2 <= mask.dim() <= len(whole) or any(m not in (1, n) for m, n in fits):
+        raise ValueError(
+            f"attn_mask has shape {list(mask.shape)}; 2 to {len(whole)} dimensions that broadcast "
+            f"to {list(whole)} are needed"
+        )
+    if flat and mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    return mask[(None,) * (4 - mask.dim())].expand(-1, -1, q.shape[1], k.shape[1])
+
+
+def check_kernel(call: SdpaCall) -> None:
+    """The ops have a kernel for such tensors on this device.
+
+    Raises:
+        NotImplementedError: with what the op said.
+    """
+    kind = call.q.device, call.q.dtype, call.q.shape[-1], call.causal, call.mask is not None
+    problem = _problem_with(*kind)
+    if problem is not None:
+        raise NotImplementedError(problem)
+
+
+@functools.cache
+def _problem_with(
+    device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, masked: bool
+) -> str | None:
+    """What the op raises for one token; a missing kernel or another GPU is found in no other way.
+
+    Once for each kind of tensors.
+    """
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch._C.DisableTorchFunction(),
+        _python_dispatch._disable_current_modes(),
+    ):
+        x = torch.zeros(1, 1, 1, head_dim, dtype=dtype, device=device)
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if masked else None
+        try:
+            SdpaCall(x, x, x, mask, causal, None, False).run()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+    return None

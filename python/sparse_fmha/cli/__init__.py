@@ -1,0 +1,148 @@
+"""Command line: `python -m sparse_fmha demo`, `info` and `simulate`.
+
+Exit status: 0 done, 1 this installation or machine cannot do it, 2 bad input. Errors are one line
+on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+UNABLE = (ImportError, RuntimeError)  # this installation or machine cannot do it
+ERRORS = (*UNABLE, ValueError, TypeError, OSError)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m sparse_fmha", description="Sparse attention kernels."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="denoise a photograph by neighborhood attention",
+        description="Adds noise to a photograph and removes it by non-local means, computed as "
+        "2-D neighborhood attention and as dense attention. Writes a picture, prints a table.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    absent = argparse.SUPPRESS  # help shows no default where there is none
+    demo.add_argument("--image", type=Path, metavar="PATH", default=absent, help="your own picture")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo.png"), metavar="PATH", help="PNG to write"
+    )
+    demo.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to attend")
+    demo.add_argument("--window", type=int, default=21, metavar="W", help="W x W pixels attended")
+    demo.add_argument(
+        "--sigma", type=float, default=25.0, metavar="S", help="noise, of a range of 0 to 255"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise")
+    demo.add_argument(
+        "--resize", type=int, metavar="N", default=absent, help="shrink the longer side to N pixels"
+    )
+
+    commands.add_parser("info", help="versions, devices and compiled kernels")
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="count the tiles that neighborhood attention visits",
+        description="Counts the tiles that neighborhood attention visits, and predicts its time on "
+        "an H100. Numbers for each axis have an x between them, such as 30x48x80; a single one "
+        "serves all axes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    simulate.add_argument("--grid", required=True, metavar="L", help="tokens", default=absent)
+    simulate.add_argument("--window", required=True, metavar="W", help="keys seen", default=absent)
+    simulate.add_argument("--stride", default="1", metavar="S", help="queries that share a window")
+    simulate.add_argument("--dilation", default="1", metavar="D", help="distance of keys seen")
+    simulate.add_argument("--causal", default="0", metavar="C", help="0 or 1")
+    simulate.add_argument("--heads", type=int, default=1, metavar="N", help="of the queries")
+    simulate.add_argument("--batch", type=int, default=1, metavar="N", help="entries")
+    simulate.add_argument("--head-dim", type=int, default=128, metavar="N", help="up to 256")
+    simulate.add_argument("--extra", type=int, default=0, metavar="N", help="extra tokens")
+    simulate.add_argument(
+        "--tile-q", metavar="T", default=absent, help="queries of a tile; if not given, the best"
+    )
+    simulate.add_argument(
+        "--tile-k", metavar="T", default=absent, help="keys of a tile; if not given, the best"
+    )
+    simulate.add_argument("--static", action="store_true", help="key tiles on a common grid")
+    simulate.add_argument(
+        "--all",
+        type=int,
+        nargs="?",
+        const=10,
+        metavar="N",
+        default=absent,
+        help="a table of the best N tile pairs; 10 if N is not given",
+    )
+    simulate.add_argument("--plot", metavar="PATH", default=absent, help="PNG to write")
+    simulate.add_argument(
+        "--query",
+        metavar="Q",
+        default=absent,
+        help="token that is plotted; the centre if not given",
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; argv defaults to the process's arguments."""
+    arguments = parser().parse_args(argv)
+    options = {name: value for name, value in vars(arguments).items() if name != "command"}
+    try:
+        COMMANDS[arguments.command](**options)
+    except ERRORS as error:
+        return report(error, "sparse-fmha[demo]")
+    return 0
+
+
+def run_demo(**options: object) -> None:
+    from sparse_fmha.cli import demo
+
+    demo.run(**options)
+
+
+def run_info() -> None:
+    from sparse_fmha.cli import info
+
+    print(info.report())
+
+
+def run_simulate(**options: object) -> None:
+    from sparse_fmha.cli import simulate_command
+
+    simulate_command.run(**options)
+
+
+COMMANDS = {"demo": run_demo, "info": run_info, "simulate": run_simulate}
+
+
+def report(error: Exception, install: str = "") -> int:
+    """Prints one line on stderr and returns the exit status.
+
+    Args:
+        error: what ends the program.
+        install: what pip installs where a package is missing.
+    """
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError) and install and "pip install" not in reason:
+        reason += f": pip install '{install}'"
+    print("error:", reason, file=sys.stderr)
+    return 1 if isinstance(error, UNABLE) else 2
+
+
+@contextlib.contextmanager
+def one_line_errors(install: str = "") -> Iterator[None]:
+    """Ends the program as the commands do, with one line; for scripts, around imports and `main`.
+
+    Args:
+        install: what pip installs where a package is missing.
+    """
+    try:
+        yield
+    except ERRORS as error:
+        sys.exit(report(error, install))

@@ -1,0 +1,117 @@
+"""`python -m sparse_fmha simulate`."""
+
+from __future__ import annotations
+
+from sparse_fmha._versions import require
+from sparse_fmha.cost import simulation
+from sparse_fmha.cost.tile_problem import joined
+
+
+def run(
+    *,
+    grid: str,
+    window: str,
+    stride: str,
+    dilation: str,
+    causal: str,
+    static: bool,
+    tile_q: str | None = None,
+    tile_k: str | None = None,
+    all: int | None = None,
+    plot: str | None = None,
+    query: str | None = None,
+    **numbers: int,
+) -> None:
+    """Prints a simulation or, with `all`, a table of them; plots the best one.
+
+    Raises:
+        ValueError, TypeError, OSError: bad input.
+        ImportError: a package, or the extension `_C`, is not installed.
+    """
+    problem = {
+        "grid": numbers_of("--grid", grid, sequence=True),
+        "window": numbers_of("--window", window),
+        "stride": numbers_of("--stride", stride),
+        "dilation": numbers_of("--dilation", dilation),
+        "causal": flags_of("--causal", causal),
+        "key_tiling": "static" if static else "dynamic",
+        "tile_q": tile_q and numbers_of("--tile-q", tile_q),
+        "tile_k": tile_k and numbers_of("--tile-k", tile_k),
+        **numbers,
+    }
+    if query is not None and plot is None:
+        raise ValueError("--query is given without --plot")
+    if all is not None and all < 1:
+        raise ValueError(f"--all is {all}; at least 1 is needed")
+    if all is not None:
+        require("rich", by="--all", extra="demo")
+    if plot is not None:
+        require("matplotlib", by="--plot", extra="demo")
+    token = numbers_of("--query", query, sequence=True) if query is not None else None
+    results = simulation.ranking(1 if all is None else all, **problem)
+    if plot is not None:
+        results[0].plot(plot, token)
+    if all is None:
+        print(results[0])
+    else:
+        show(results)
+    if plot is not None:
+        print(f"picture: {plot}")
+
+
+def numbers_of(option: str, text: str, sequence: bool = False) -> int | tuple[int, ...]:
+    """30x48x80 as a tuple; a single number as it is, unless a sequence is wanted."""
+    try:
+        values = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; numbers such as 30x48x80 are needed") from None
+    return values if sequence or len(values) > 1 else values[0]
+
+
+def flags_of(option: str, text: str) -> tuple[bool, ...] | bool:
+    flags = text.split("x")
+    if set(flags) - {"0", "1"}:
+        raise ValueError(f"{option} is {text!r}; 0 or 1 for each axis, such as 0x0x1, is needed")
+    return tuple(flag == "1" for flag in flags) if len(flags) > 1 else text == "1"
+
+
+def show(results: list[simulation.Simulation]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    best = results[0]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    headings = (
+        "queries",
+        "keys",
+        "query tiles",
+        "visited",
+        "worst",
+        "full",
+        "executed",
+        "bound",
+        "ms",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            joined(result.tile_q),
+            joined(result.tile_k),
+            f"{result.query_tiles:,}",
+            f"{result.visited.mean:.2f}",
+            f"{result.visited.worst:,}",
+            f"{result.full.mean:.2f}",
+            f"{result.executed_flops / result.useful_flops:.3f}x",
+            f"{result.speedup_bound:.2f}x",
+            f"{result.predicted_ms:.4g}",
+        )
+    console = Console()
+    Console(width=max(console.width, 100)).print(table)
+    console.print(
+        f"visited, full: key tiles for each query tile, {best.key_tiling}. executed: FLOPs by "
+        f"useful ones. bound: speedup over dense, at most {best.perfect_bound:.2f}x. ms: predicted "
+        "for an H100.",
+        highlight=False,
+        soft_wrap=True,
+    )

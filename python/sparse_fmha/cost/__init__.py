@@ -1,0 +1,1 @@
+"""What a call costs: tiles counted, time predicted, kernels named."""

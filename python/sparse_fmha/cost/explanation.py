@@ -1,0 +1,238 @@
+"""Which kernel a call takes, why the others do not, and how long it should take."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparse_fmha import _build, _checks, skipping
+from sparse_fmha.attention import (
+    attention,
+    block_sparse_attention,
+    neighborhood_attention,
+    stripe_attention,
+)
+from sparse_fmha.cost import model
+from sparse_fmha.cost.block_model import block_sparse_cost
+from sparse_fmha.cost.simulation import simulate
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+
+ARCHS = {"cpu": "cpu", "cuda": "sm90"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; prints as a few lines."""
+
+    mechanism: str  # as in `sparse_fmha.kernels()`
+    arch: str  # "cpu" or "sm90"
+    kernel: str | None  # the row that the call takes; None: it raises
+    why: str  # what decided
+    rejected: dict[str, str]  # the other rows of this mechanism and architecture, and why not they
+    predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
+    dense_ms: float | None  # of `attention` on the same tokens
+    density: float | None  # share of blocks listed, for block lists
+    break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
+    notes: tuple[str, ...]
+
+    @property
+    def speedup(self) -> float | None:
+        """Over dense attention, as predicted."""
+        if self.predicted_ms is None or self.dense_ms is None:
+            return None
+        return self.dense_ms / self.predicted_ms
+
+    def __str__(self) -> str:
+        lines = [f"{self.mechanism} on {self.arch}: {self.kernel or 'no kernel'}", f"  {self.why}"]
+        if self.predicted_ms is not None:
+            lines.append(
+                f"  predicted on an H100: {self.predicted_ms:.3f} ms, dense attention "
+                f"{self.dense_ms:.3f} ms: {self.speedup:.2f}x"
+            )
+        if self.break_even_density is not None:
+            until = (
+                "faster than dense attention at any density"
+                if self.break_even_density == math.inf
+                else f"as long as dense attention at {self.break_even_density:.1%}"
+            )
+            lines.append(f"  {self.density:.1%} of blocks are listed; {until}")
+        lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def explain(
+    function: Callable, /, *args: object, arch: str | None = None, **kwargs: object
+) -> Explanation:
+    """Says which kernel a call of the library would take, why, and how long that should take.
+
+    The times are those of a cost model of one H100 SXM (docs/performance.md says how far it is
+    right); nothing is run, and tensors of device "meta" do. Block lists are read, which waits for
+    their device.
+
+    Args:
+        function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
+            `stripe_attention`, for which there is no model yet.
+        args, kwargs: as for the function; they are checked as there.
+        arch: "cpu" or "sm90"; default that of q's device.
+
+    Raises:
+        ValueError: a function that is not the library's, an arch that is not known, or no arch for
+            q on another device; and what the function raises.
+        TypeError: as the function.
+        ImportError: the extension `_C` is not there for this Python.
+    """
+    described = {
+        attention: _dense,
+        neighborhood_attention: _neighborhood,
+        block_sparse_attention: _block_sparse,
+        stripe_attention: _stripe,
+    }
+    if function not in described:
+        names = ", ".join(f.__name__ for f in described)
+        raise ValueError(f"function is {function!r}; allowed are: {names}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    q = given["q"]
+    if not isinstance(q, Tensor):
+        raise TypeError(f"q is a {type(q).__name__}, not a tensor")
+    arch = arch or ARCHS.get(q.device.type)
+    if arch not in ARCHS.values():
+        raise ValueError(
+            f"arch is {arch}, q is on {q.device}; {' or '.join(ARCHS.values())} is needed"
+        )
+    mechanism, times, notes = described[function](given, arch)
+    skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
+    skips = skips or given["return_stats"]
+    if skips and times is not None:
+        notes = (*notes, "what skipping key tiles saves is not in the time")
+    return _choose(mechanism, arch, q, skips, times, notes)
+
+
+@dataclass(frozen=True)
+class _Times:
+    predicted_us: float
+    dense_us: float
+    density: float | None = None
+    break_even: float | None = None
+
+
+def _dense(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+    q, k = _checked(given, (1,))
+    causal = given["causal"]
+    _checks.check_flag("causal", causal)
+    us = model.dense_us(*_problem(q, k), causal) if arch == "sm90" else 0.0
+    return "causal" if causal else "dense", _on(arch, _Times(us, us)), ()
+
+
+def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+    q, k = _checked(given, (1, 2, 3))
+    _checks.check_grid(q, k)
+    _checks.check_extra(given["extra_k"], given["extra_v"], q, k)
+    extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
+    simulation = simulate(
+        tuple(q.shape[1:-2]),
+        given["window"],
+        stride=given["stride"],
+        dilation=given["dilation"],
+        causal=given["causal"],
+        heads=q.shape[-2],
+        batch=q.shape[0],
+        head_dim=q.shape[-1],
+        extra=extra,
+    )
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
+    dense = model.dense_us(batch, heads, q_len, kv_len + extra, head_dim, False)
+    times = _Times(simulation.predicted_ms * 1e3, dense)
+    notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
+    return "neighborhood", _on(arch, times), notes if arch == "sm90" else ()
+
+
+def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+    q, k = _checked(given, (1,))
+    mask: BlockMask = given["mask"]
+    check_block_mask(mask, q, k, on_device=False)
+    if arch != "sm90":
+        return "block_sparse", None, ()
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
+    dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
+    cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
+    times = _Times(cost.us, dense, cost.density, cost.break_even_density)
+    return "block_sparse", times, ()
+
+
+def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+    q, k = _checked(given, (1,))
+    check_stripe_mask(given["mask"], q, k, on_device=False)
+    return "stripe", None, ()
+
+
+def _on(arch: str, times: _Times) -> _Times | None:
+    return times if arch == "sm90" else None
+
+
+def _checked(given: dict, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """q and k, checked as the functions do; on device meta as if they were on the GPU."""
+    q, k, v = (given[name] for name in "qkv")
+    _checks.check_qkv(q, k, v, axes=axes, devices=("cpu", "cuda", "meta"))
+    skipping.check(given["skip_threshold"], q)
+    _checks.finite("scale", given["scale"])
+    return q, k
+
+
+def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    """Batch, heads, query tokens, key tokens, head dim."""
+    q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
+    return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
+
+
+def _choose(
+    mechanism: str,
+    arch: str,
+    q: Tensor,
+    skips: bool,
+    times: _Times | None,
+    notes: tuple[str, ...],
+) -> Explanation:
+    dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
+    rows = [
+        row
+        for row in _build.kernels()
+        if (row["arch"], row["mechanism"], row["skips"]) == (arch, mechanism, skips)
+    ]
+    fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
+    best = min(fits, key=lambda row: row["head_dim"], default=None)
+    rejected = {}
+    for row in rows:
+        if row["dtype"] != dtype:
+            reason = f"is for {row['dtype']}, q is {dtype}"
+        elif row["head_dim"] < head_dim:
+            reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
+        else:
+            reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
+        if row is not best:
+            rejected[row["name"]] = reason
+    if best is not None:
+        why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
+    elif rows:
+        why = f"no row is for {dtype} with head dim {head_dim}: the call raises"
+    else:
+        why = f"this build has no {mechanism} kernel for {arch}: the call raises"
+    return Explanation(
+        mechanism=mechanism,
+        arch=arch,
+        kernel=None if best is None else best["name"],
+        why=why,
+        rejected=rejected,
+        predicted_ms=None if times is None else times.predicted_us / 1e3,
+        dense_ms=None if times is None else times.dense_us / 1e3,
+        density=None if times is None else times.density,
+        break_even_density=None if times is None else times.break_even,
+        notes=notes,
+    )

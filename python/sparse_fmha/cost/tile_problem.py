@@ -1,0 +1,112 @@
+"""A problem for the tile simulator: its arguments, checked, and what the kernel allows of tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+from sparse_fmha import _checks
+
+KEY_TILINGS = ("dynamic", "static")
+MAX_TOKENS = 2**30
+MAX_TILE_TOKENS = 2**16
+
+# (largest head dim, tokens of a query tile, of a key tile) of csrc/kernels/sm90_forward.def.
+ROWS = ((64, 128, 128), (96, 128, 128), (128, 128, 128), (256, 128, 64))
+
+Coord = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Checked arguments; axes that the grid lacks are 1, as in Neighborhood::Params."""
+
+    axes: int
+    walk: tuple[Coord, Coord, Coord, Coord, Coord]  # grid, window, stride, dilation, causal
+    heads: int
+    batch: int
+    head_dim: int
+    key_tiling: str
+    extra: int
+
+    @property
+    def static(self) -> bool:
+        return self.key_tiling == "static"
+
+    @property
+    def row(self) -> tuple[int, int, int]:
+        return next(row for row in ROWS if row[0] >= self.head_dim)
+
+
+def check_problem(
+    grid: int | Sequence[int],
+    window: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    heads: int = 1,
+    batch: int = 1,
+    head_dim: int = 128,
+    key_tiling: str = "dynamic",
+    extra: int = 0,
+) -> Problem:
+    axes = len(grid) if isinstance(grid, Sequence) else 1
+    if not 1 <= axes <= 3:
+        raise ValueError(f"grid is {grid!r}; one to three axes are allowed")
+    grid = _checks.per_axis("grid", grid, axes)
+    if min(grid) < 1 or math.prod(grid) > MAX_TOKENS:
+        raise ValueError(
+            f"grid is {joined(grid)}; at least 1 token on each axis and at most {MAX_TOKENS} "
+            "in all are allowed"
+        )
+    windows = _checks.per_axis("window", window, axes)
+    strides = _checks.per_axis("stride", stride, axes)
+    dilations = _checks.per_axis("dilation", dilation, axes)
+    _checks.check_neighborhood(grid, windows, strides, dilations)
+    # As the op does: with a window of 1 there is nothing between which a dilation could lie.
+    dilations = [1 if w == 1 else d for w, d in zip(windows, dilations, strict=True)]
+    causals = _checks.per_axis("causal", causal, axes, bool)
+    for name, value, least in (("heads", heads, 1), ("batch", batch, 1), ("extra", extra, 0)):
+        _check_int(name, value)
+        if value < least:
+            raise ValueError(f"{name} is {value}; at least {least} is needed")
+    _check_int("head_dim", head_dim)
+    if not 8 <= head_dim <= _checks.MAX_HEAD_DIM or head_dim % 8:
+        raise ValueError(
+            f"head_dim is {head_dim}; multiples of 8 from 8 to {_checks.MAX_HEAD_DIM} are allowed"
+        )
+    if key_tiling not in KEY_TILINGS:
+        raise ValueError(f"key_tiling is {key_tiling!r}; allowed are: {', '.join(KEY_TILINGS)}")
+    walk = tuple(
+        (fill,) * (3 - axes) + tuple(values)
+        for fill, values in zip(
+            (1, 1, 1, 1, 0), (grid, windows, strides, dilations, causals), strict=True
+        )
+    )
+    return Problem(axes, walk, heads, batch, head_dim, key_tiling, extra)
+
+
+def _check_int(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; an int is needed")
+
+
+def check_tile(name: str, value: object, axes: int) -> Coord | None:
+    """A tile given for the grid's axes, or for all three."""
+    if value is None:
+        return None
+    if isinstance(value, Sequence) and len(value) == 3:
+        axes = 3
+    tile = (1,) * (3 - axes) + tuple(_checks.per_axis(name, value, axes))
+    if min(tile) < 1 or math.prod(tile) > MAX_TILE_TOKENS:
+        raise ValueError(
+            f"{name} is {value!r}; at least 1 token on each axis and at most {MAX_TILE_TOKENS} "
+            "in all are allowed"
+        )
+    return tile
+
+
+def joined(values: Iterable[int]) -> str:
+    return "x".join(map(str, values))

@@ -1,0 +1,202 @@
+"""Checks of block masks. Messages name the argument, its value, and what is allowed."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.masks import block_lists
+from sparse_fmha.masks.parts import BlockParts
+
+BLOCKS_Q = (64, 128)
+BLOCKS_KV = (16, 32, 64, 128)
+ROWS = "(batch, head, query block) {0}"
+
+
+def check_sizes(q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool) -> None:
+    named = {"q_len": q_len, "kv_len": kv_len, "block_q": block_q, "block_kv": block_kv}
+    for name, value in named.items():
+        check_count(name, value)
+    for name, allowed in (("block_q", BLOCKS_Q), ("block_kv", BLOCKS_KV)):
+        if named[name] not in allowed:
+            shown = ", ".join(map(str, allowed))
+            raise ValueError(f"{name} is {named[name]}; allowed are: {shown}")
+    _checks.check_flag("causal", causal)
+
+
+def check_int(name: str, value: int) -> None:
+    if not isinstance(value, Integral | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; an int is needed")
+
+
+def check_count(name: str, value: int) -> None:
+    check_int(name, value)
+    if value < 0:
+        raise ValueError(f"{name} is {value}; at least 0 is needed")
+
+
+def check_width(name: str, width: int | None) -> None:
+    """Capacity of lists; None where it is not given."""
+    if width is not None:
+        check_count(name, width)
+
+
+def check_list_tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype, axes: int | None = None
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; {dtype} is needed")
+    if axes is not None and tensor.dim() != axes:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; {axes} dimensions are needed")
+
+
+def check_lists(prefix: str, counts: Tensor, indices: Tensor, q_len: int, block_q: int) -> None:
+    """counts `[B|1, H|1, nQ]` and indices `[B|1, H|1, nQ, width]`, int32, on one device."""
+    rows = ceil_div(q_len, block_q)
+    what = f"query blocks of {block_q}"
+    check_list_pair(f"{prefix}counts", counts, f"{prefix}indices", indices, rows, what)
+
+
+def check_list_pair(
+    counts_name: str, counts: Tensor, name: str, indices: Tensor, rows: int, what: str
+) -> None:
+    """counts `[B|1, H|1, rows]` and indices `[B|1, H|1, rows, width]`, int32, on one device."""
+    for each, tensor, axes in ((counts_name, counts, 3), (name, indices, 4)):
+        check_list_tensor(each, tensor, torch.int32, axes)
+        if tensor.shape[2] != rows:
+            raise ValueError(f"{each} has shape {list(tensor.shape)}; {rows} {what} are needed")
+    if indices.shape[:3] != counts.shape:
+        raise ValueError(
+            f"{name} has shape {list(indices.shape)}, {counts_name} has {list(counts.shape)}; they "
+            "must agree but for the last dimension"
+        )
+    if counts.device != indices.device:
+        raise ValueError(
+            f"{counts_name} is on {counts.device}, {name} on {indices.device}; all must be on one "
+            "device"
+        )
+
+
+def check_tensors(mask: BlockParts) -> None:
+    check_lists("", mask.counts, mask.indices, mask.q_len, mask.block_q)
+    partial = {
+        name: getattr(mask, name) for name in ("partial_counts", "partial_indices", "partial_bits")
+    }
+    missing = [name for name, tensor in partial.items() if tensor is None]
+    if len(missing) == 3:
+        return
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing; partial tensors are given all or none")
+    counts, indices, bits = partial.values()
+    check_lists("partial_", counts, indices, mask.q_len, mask.block_q)
+    check_list_tensor("partial_bits", bits, torch.uint8)
+    if counts.shape != mask.counts.shape:
+        raise ValueError(
+            f"partial_counts has shape {list(counts.shape)}, counts has "
+            f"{list(mask.counts.shape)}; they must be the same"
+        )
+    needed = (*indices.shape, mask.block_q, mask.block_kv // 8)
+    if bits.shape != needed:
+        raise ValueError(f"partial_bits has shape {list(bits.shape)}; {list(needed)} is needed")
+    for name, tensor in partial.items():
+        if tensor.device != mask.counts.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, counts on {mask.counts.device}; all must be on one "
+                "device"
+            )
+
+
+def check_blocks(blocks: Tensor, q_len: int, kv_len: int, block_q: int, block_kv: int) -> None:
+    check_list_tensor("blocks", blocks, torch.bool)
+    needed = (ceil_div(q_len, block_q), ceil_div(kv_len, block_kv))
+    if blocks.dim() != 4 or blocks.shape[2:] != needed:
+        raise ValueError(
+            f"blocks has shape {list(blocks.shape)}; [batch or 1, heads or 1, {needed[0]}, "
+            f"{needed[1]}] is needed for lengths {q_len} and {kv_len} in blocks of "
+            f"{block_q}x{block_kv}"
+        )
+
+
+def check_dense(visible: Tensor) -> None:
+    check_list_tensor("visible", visible, torch.bool)
+    if visible.dim() != 4:
+        raise ValueError(
+            f"visible has shape {list(visible.shape)}; [batch or 1, heads or 1, q_len, kv_len] is "
+            "needed"
+        )
+
+
+def validate(mask: BlockParts) -> None:
+    """The complete check; waits for the device."""
+    blocks = mask.blocks_kv
+    validate_ordered("", mask.counts, mask.indices, blocks)
+    if mask.partial_counts is None:
+        return
+    validate_ordered("partial_", mask.partial_counts, mask.partial_indices, blocks)
+    full = block_lists.block_map(mask.counts, mask.indices, blocks)
+    partial = block_lists.block_map(mask.partial_counts, mask.partial_indices, blocks)
+    refuse(full & partial, f"block {{3}} of {ROWS} is full and partial")
+
+
+def validate_ordered(prefix: str, counts: Tensor, indices: Tensor, blocks: int) -> None:
+    """Counts within the width, blocks that there are, in ascending order."""
+    validate_counts(f"{prefix}counts", counts, indices, ROWS)
+    read = slots_read(counts, indices)
+    validate_range(f"{prefix}indices", indices, read, blocks, "key block", ROWS)
+    validate_order(f"{prefix}indices", indices, read, "block", ROWS)
+
+
+def validate_unordered(counts: Tensor, indices: Tensor, blocks: int) -> None:
+    """As `validate_ordered`, with blocks in any order and -1 among them."""
+    validate_counts("counts", counts, indices, ROWS)
+    read = slots_read(counts, indices) & (indices != block_lists.ABSENT)
+    validate_range("indices", indices, read, blocks, "key block", ROWS)
+    ordered = torch.where(read, indices, blocks).sort(-1).values
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] < blocks)
+    refuse(twice, f"indices of {ROWS} have a block twice")
+
+
+def validate_width(blocks: Tensor, width: int) -> None:
+    """No row has more blocks than its list can hold; waits for the device."""
+    wrong = (blocks.sum(-1) > width)[..., None]
+    refuse(wrong, f"blocks of {ROWS} are more than width {width} can hold")
+
+
+def slots_read(counts: Tensor, indices: Tensor) -> Tensor:
+    """Bool like indices: the slots before the count."""
+    return torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
+
+
+def validate_counts(name: str, counts: Tensor, indices: Tensor, rows: str) -> None:
+    width = indices.shape[-1]
+    wrong = ((counts < 0) | (counts > width))[..., None]
+    refuse(wrong, f"{name} of {rows} is not in 0 to {width}, the width of the list")
+
+
+def validate_range(
+    name: str, indices: Tensor, read: Tensor, end: int, what: str, rows: str
+) -> None:
+    wrong = read & ((indices < 0) | (indices >= end))
+    refuse(wrong, f"{name} of {rows} has no {what} in slot {{3}}; 0 to {end - 1} are allowed")
+
+
+def validate_order(name: str, indices: Tensor, read: Tensor, what: str, rows: str) -> None:
+    descends = (indices[..., 1:] <= indices[..., :-1]) & read[..., 1:]
+    refuse(
+        descends,
+        f"{name} of {rows} do not ascend after slot {{3}}; each {what} may be there once",
+    )
+
+
+def refuse(wrong: Tensor, message: str) -> None:
+    """Raises where any is set: {0} in the message is the (batch, head, row), {3} the last index."""
+    places = wrong.nonzero()
+    if len(places):
+        *row, last = places[0].tolist()
+        raise ValueError(message.format(tuple(row), None, None, last))

@@ -1,0 +1,263 @@
+"""Lists of blocks and bitmasks: making them on the device, without asking the host.
+
+Every function has static shapes and no synchronisation unless it says so, so that the way from
+scores to a mask can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._sizes import ceil_div
+
+ONES = 0x0101010101010101  # eight times true
+ABSENT = -1  # what lists are filled with behind their count
+
+
+def chunks(
+    rows: int, columns: int, device: torch.device, elements: int | None = None
+) -> list[slice]:
+    """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
+
+    On the CPU they have `elements` of the table, by default as many as fit in its cache and an
+    eighth of it at most; elsewhere each one costs launches, so they are larger. One row is the
+    least. In a graph that is traced there is one slice: their number would be a constant of it.
+    """
+    symbolic = isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt)
+    if symbolic or torch.compiler.is_compiling():
+        return [slice(0, rows)]
+    if device.type != "cpu":
+        elements = 1 << 26
+    elif elements is None:
+        elements = min(1 << 16, max(1 << 14, rows * columns >> 3))
+    step = max(1, elements // max(1, columns))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def by_chunks(
+    make: Callable[[slice], Sequence[Tensor]], parts: Sequence[slice], rows: int, dim: int
+) -> list[Tensor]:
+    """The tables whose rows, along `dim`, `make` gives for each slice."""
+    # Not the truth of the list, which dynamo takes for that of what the slice ends at.
+    made = make(parts[0] if len(parts) > 0 else slice(0, 0))
+    if len(parts) <= 1:
+        return list(made)
+    tables = [own.new_empty((*own.shape[:dim], rows, *own.shape[dim + 1 :])) for own in made]
+    for part in parts:
+        made = make(part) if part.start else made
+        for table, own in zip(tables, made, strict=True):
+            table.narrow(dim, part.start, part.stop - part.start).copy_(own)
+    return tables
+
+
+def list_blocks(
+    blocks: Tensor, width: int | None = None, ends: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ascending lists of the blocks that are set.
+
+    Args:
+        blocks: bool `[..., rows, n]`.
+        width: capacity of the lists, default n; a row that has more is cut off there.
+        ends: int64 `[rows]`, where each row ends; default n.
+
+    Returns:
+        counts int32 `[..., rows]` and indices int32 `[..., rows, width]`.
+    """
+    *lead, rows, n = blocks.shape
+    heads = math.prod(lead)
+    width = n if width is None else min(width, n)
+    numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
+    blocks = blocks.reshape(heads, rows, n)
+
+    def make(some: slice) -> tuple[Tensor, Tensor]:
+        seen = blocks[:, some]
+        return numbers, seen if ends is None else seen & (numbers < ends[some, None])
+
+    counts, indices = build_lists(make, heads, rows, n, width, blocks.device)
+    return counts.view(*lead, rows), indices.view(*lead, rows, width)
+
+
+def build_lists(
+    make: Callable[[slice], tuple[Tensor, Tensor]],
+    heads: int,
+    rows: int,
+    columns: int,
+    width: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """Lists of what `make` keeps; never more than a few rows of its tables are there.
+
+    Args:
+        make: of a slice of the rows, to integers and bools that broadcast to
+            `[heads, rows of the slice, columns]`: block numbers that ascend where they are kept.
+        width: capacity of the lists; a row that has more is cut off there.
+
+    Returns:
+        counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
+    """
+
+    def lists(some: slice) -> tuple[Tensor, Tensor]:
+        return list_kept(*make(some), heads, some.stop - some.start, width)
+
+    return by_chunks(lists, chunks(rows, heads * columns, device), rows, 1)
+
+
+def list_kept(
+    numbers: Tensor, keep: Tensor, heads: int, rows: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """The lists of one slice of `build_lists`."""
+    columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
+    keep = keep.expand(heads, rows, columns)
+    # In place, as these are the largest tensors on the way. What is not listed goes to a column of
+    # its own, which is dropped.
+    place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
+    place = place.masked_fill_(~keep, width).long()
+    indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
+    indices.scatter_(-1, place, numbers.int().expand(place.shape))
+    counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
+    return counts, indices[..., :width].contiguous()
+
+
+def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists in any order as ascending ones without repetition, as wide but for `blocks` at most.
+
+    Args:
+        counts: int32 `[..., rows]`. indices: int32 `[..., rows, width]`.
+        ends: int64 `[rows]`, where each row ends.
+    """
+    *lead, rows, given = indices.shape
+    heads, width = math.prod(lead), min(given, blocks)
+    counts, indices = counts.reshape(heads, rows), indices.reshape(heads, rows, given)
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        some = indices[:, part]
+        there = is_listed(counts[:, part], some, blocks) & (some < ends[part, None])
+        return distinct(some, there)
+
+    counts, indices = build_lists(make, heads, rows, given, width, indices.device)
+    return counts.view(*lead, rows), indices.view(*lead, rows, width)
+
+
+def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of each row in ascending order, each kept once: what `build_lists` wants.
+
+    Args:
+        numbers: integers `[..., n]` below 2^31 - 1, in any order. keep: bool, the same.
+    """
+    behind = torch.iinfo(torch.int32).max
+    ordered = numbers.int().masked_fill(~keep, behind).sort(-1).values
+    changes = ordered[..., 1:].ne(ordered[..., :-1])
+    first = torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), changes], -1)
+    return ordered, first & (ordered < behind)
+
+
+def is_listed(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
+    """Which slots of the lists hold a block that there is: bool like indices."""
+    slots = torch.arange(indices.shape[-1], device=indices.device)
+    return (slots < counts[..., None]) & (indices >= 0) & (indices < blocks)
+
+
+def scattered(counts: Tensor, indices: Tensor, blocks: int, values: Tensor, empty: int) -> Tensor:
+    """`[..., blocks]`: at each listed block its slot's value, elsewhere `empty`."""
+    target = torch.where(is_listed(counts, indices, blocks), indices, blocks).long()
+    result = torch.full(
+        (*indices.shape[:-1], blocks + 1), empty, dtype=values.dtype, device=indices.device
+    )
+    return result.scatter_(-1, target, values.expand(indices.shape))[..., :blocks]
+
+
+def block_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
+    """Bool `[..., blocks]`: which blocks are listed."""
+    true = torch.ones((), dtype=torch.bool, device=indices.device)
+    return scattered(counts, indices, blocks, true, False)
+
+
+def slot_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
+    """Int64 `[..., blocks]`: the slot that a block is listed in, -1 where it is not."""
+    slots = torch.arange(indices.shape[-1], device=indices.device)
+    return scattered(counts, indices, blocks, slots, -1)
+
+
+def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of pairs show all, and which show some.
+
+    Args:
+        seen: bool `[..., block_q, n * block_kv]`.
+
+    Returns:
+        bool `[..., n]`, both.
+    """
+    # Eight pairs in a word: of words of zeros and ones that of ones is the largest.
+    words = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
+    least, most = words.amin(-3), words.amax(-3)
+    return least.amin(-1) == ONES, most.amax(-1) > 0
+
+
+def pack_bits(visible: Tensor) -> Tensor:
+    """Bool `[..., n]`, n a multiple of 8, as uint8 `[..., n / 8]`, the lowest bit first."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=visible.device)
+    bits = visible.to(torch.uint8).unflatten(-1, (-1, 8)) << shifts
+    return bits.sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor) -> Tensor:
+    """Inverse of `pack_bits`."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[..., None] >> shifts & 1).bool().flatten(-2)
+
+
+def interval_bits(begin: Tensor, end: Tensor, block_kv: int) -> Tensor:
+    """Bitmasks of rows that see the columns `[begin, end)`, cut at 0 and block_kv.
+
+    Args:
+        begin, end: integers `[..., rows]`, `begin <= end`.
+
+    Returns:
+        uint8 `[..., rows, block_kv / 8]`, as of `pack_bits`.
+    """
+    first = torch.arange(0, block_kv, 8, dtype=torch.int16, device=begin.device)
+
+    def ones(column: Tensor) -> Tensor:
+        """2^n, n the columns of each byte before `column`."""
+        before = column.clamp(0, block_kv).to(torch.int16)[..., None] - first
+        return torch.ones_like(before) << before.clamp_(0, 8)
+
+    return (ones(end) - ones(begin)).to(torch.uint8)
+
+
+def take_slots(bits: Tensor, slots: Tensor) -> Tensor:
+    """The bitmasks `[..., width, block_q, bytes]` of some slots `[..., n]`; zeros for slot -1."""
+    tail = bits.shape[-2:]
+    index = slots.clamp(min=0)[..., None, None].expand(*slots.shape, *tail)
+    if bits.shape[-3] == 0:
+        return bits.new_zeros(*slots.shape, *tail)
+    return bits.gather(-3, index) * (slots >= 0)[..., None, None]
+
+
+def key_limits(q_len: int, kv_len: int, causal: bool, rows: int, device: torch.device) -> Tensor:
+    """Int64 `[rows]`: query i sees no key from there on; 0 for rows that there are not."""
+    i = torch.arange(rows, device=device)
+    limit = (i + 1 + kv_len - q_len).clamp(0, kv_len) if causal else torch.full_like(i, kv_len)
+    return torch.where(i < q_len, limit, 0)
+
+
+def reached(
+    q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
+) -> Tensor:
+    """Int64 `[nQ]`: how many key blocks each query block may see; the first ones."""
+    last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
+    last = last.clamp(max=q_len) - 1
+    keys = (last + 1 + kv_len - q_len) if causal else torch.full_like(last, kv_len)
+    return ceil_div(keys.clamp(0, kv_len), block_kv)
+
+
+def reachable_blocks(
+    q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
+) -> Tensor:
+    """Bool `[nQ, nK]`: blocks that hold a pair which `causal` allows."""
+    columns = torch.arange(ceil_div(kv_len, block_kv), device=device)
+    return columns < reached(q_len, kv_len, block_q, block_kv, causal, device)[:, None]

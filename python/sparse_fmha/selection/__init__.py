@@ -1,0 +1,27 @@
+"""Choosing key blocks by scores of pooled queries and keys.
+
+    scores = pooled_scores(pool_blocks(q, 128), pool_blocks(k, 128), allowed=grid.reachable())
+    mask = grid.mask(top_k_blocks(scores, 16) | grid.sink(64) | grid.diagonal())
+
+Pooling a block to its mean and taking the products of the means for the scores of blocks is from
+MInference (Jiang et al. 2024, arXiv:2407.02490, algorithm 3); taking blocks until a share of the
+probability is covered from FlexPrefill (Lai et al. 2025, arXiv:2502.20766, section 3).
+
+Nothing here waits for the device or makes a shape that depends on data, so that the way from q and
+k to a mask fits in a CUDA graph. Nothing is as large as the scores of all tokens: the largest
+tensors are the pooled scores `[B, H, nQ, nK]`, and temporaries of bounded size.
+"""
+
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.selection.choosing import top_k_blocks, top_k_indices, top_p_blocks
+from sparse_fmha.selection.pooling import block_scores, pool_blocks, pooled_scores
+
+__all__ = [
+    "BlockGrid",
+    "block_scores",
+    "pool_blocks",
+    "pooled_scores",
+    "top_k_blocks",
+    "top_k_indices",
+    "top_p_blocks",
+]

@@ -1,0 +1,5 @@
+"""Softmax skipping: thresholds, what is counted, and the law that calibrations fit."""
+
+from sparse_fmha.skipping.thresholds import SkipStats, check, threshold_of
+
+__all__ = ["SkipStats", "check", "threshold_of"]

@@ -1,0 +1,52 @@
+"""Checks of what a calibration is made of: they name the argument, its value, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+
+from sparse_fmha._checks import LARGEST_FLOAT, check_choice, check_int, check_number
+from sparse_fmha.skipping.law import Point
+
+PHASES = ("prefill", "decode")
+
+
+def check_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
+    """Numbers in [0, 1)."""
+    if not isinstance(thresholds, Iterable):
+        raise TypeError(f"thresholds is {thresholds!r}; a sequence of numbers is needed")
+    thresholds = tuple(thresholds)
+    for i, threshold in enumerate(thresholds):
+        if not isinstance(threshold, Real) or isinstance(threshold, bool):
+            raise TypeError(f"thresholds[{i}] is {threshold!r}; a number is needed")
+        if not 0 <= threshold < 1:
+            raise ValueError(f"thresholds[{i}] is {threshold}; 0 <= threshold < 1 is needed")
+    return tuple(float(threshold) for threshold in thresholds)
+
+
+def check_fitted_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
+    """As `check_thresholds`; 0 skips nothing, so at least one is above it."""
+    checked = check_thresholds(thresholds)
+    if not any(checked):
+        raise ValueError(f"thresholds is {list(checked)}; at least one above 0 is needed")
+    return checked
+
+
+def check_phase(phase: str) -> None:
+    if phase not in PHASES:
+        raise ValueError(f"phase is {phase!r}; {' or '.join(PHASES)} is needed")
+
+
+def check_gamma(gamma: float | None) -> None:
+    if gamma is not None:
+        check_number("gamma", gamma, 0, LARGEST_FLOAT)
+
+
+def check_point(name: str, point: Point) -> None:
+    check_choice(f"{name}.phase", point.phase, PHASES)
+    check_int(f"{name}.length", point.length, 0)
+    check_number(f"{name}.threshold", point.threshold, 0, LARGEST_FLOAT)
+    check_number(f"{name}.sparsity", point.sparsity, -LARGEST_FLOAT, LARGEST_FLOAT)
+    check_int(f"{name}.tiles", point.tiles, 0)
+    if point.tiles and not point.length:
+        raise ValueError(f"{name} has {point.tiles} tiles of 0 keys")

@@ -1,0 +1,65 @@
+"""Softmax skipping: the threshold as the ops take it, and what they count."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sparse_fmha._ops import symbolic
+
+
+class SkipStats(NamedTuple):
+    """How many key tiles were visited and skipped, int64 `[B, Hq]` on q's device.
+
+    Counted is each pair of 64 query rows and a key tile of which one of the rows sees a key; the
+    tiles are the kernel's (docs/design.md, "Skipping").
+    """
+
+    visited: Tensor  # the skipped ones among them
+    skipped: Tensor
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Share of the visited tiles that were skipped, fp32 `[B, Hq]`; 0 where there were none."""
+        return self.skipped / self.visited.clamp(min=1)
+
+
+pytree._register_namedtuple(SkipStats, serialized_type_name="sparse_fmha.SkipStats")
+torch.serialization.add_safe_globals([SkipStats])
+
+
+def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | None:
+    """The thresholds of the batch entries, fp32 `[B]`, or None where nothing is to be skipped.
+
+    `counted`: tiles are to be counted in any case.
+    """
+    check(value, q)
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    if value == 0 and not counted:
+        return None
+    if symbolic.is_symbolic(value):  # a product, in which it stays a variable
+        return q.new_ones(q.shape[:1], dtype=torch.float32) * value
+    return q.new_full(q.shape[:1], float(value), dtype=torch.float32)  # a DTensor if q is
+
+
+def check(value: float | Tensor, q: Tensor) -> None:
+    """A number in [0, 1), or a tensor `[B]` whose values are not looked at."""
+    if isinstance(value, Tensor):
+        if value.dtype != torch.float32:
+            raise TypeError(f"skip_threshold has dtype {value.dtype}; torch.float32 is needed")
+        if value.shape != q.shape[:1]:
+            raise ValueError(
+                f"skip_threshold has shape {list(value.shape)}; [{q.shape[0]}] is needed, one for "
+                "each batch entry"
+            )
+        if value.device != q.device:
+            raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
+    elif not isinstance(value, (Real, torch.SymFloat)) or isinstance(value, bool):
+        raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
+    elif not 0 <= value < 1:
+        raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")

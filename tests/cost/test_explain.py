@@ -1,0 +1,227 @@
+"""What explain() says: the kernel that a call takes, and the cost model beside measured times."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparse_fmha
+from sparse_fmha import BlockMask, explain
+from sparse_fmha.cost import block_model, model
+
+_C = pytest.importorskip("sparse_fmha._C")
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def tokens(*shape, dtype=torch.bfloat16, device="meta"):
+    return torch.empty(*shape, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_kernel_that_runs(causal):
+    q = tokens(1, 70, 4, 40, dtype=torch.float32, device="cpu")
+    found = explain(sparse_fmha.attention, q, q, q, causal=causal)
+    mechanism = "causal" if causal else "dense"
+    assert (found.mechanism, found.arch) == (mechanism, "cpu")
+    assert found.kernel == _C.find_kernel("cpu", mechanism, "float32", 40)["name"]
+    assert found.rejected[f"cpu_{mechanism}_float16"] == "is for float16, q is float32"
+    assert found.predicted_ms is None
+    assert found.speedup is None
+    assert found.kernel in str(found)
+
+
+def test_a_hopper_row_or_why_there_is_none():
+    q = tokens(1, 4096, 4, 72)
+    found = explain(sparse_fmha.attention, q, q, q, arch="sm90")
+    rows = [r for r in sparse_fmha.kernels() if r["arch"] == "sm90"]
+    if rows:
+        assert found.kernel == "sm90_dense_bfloat16_d96"
+        assert found.rejected["sm90_dense_bfloat16_d64"] == "takes head dims up to 64, q has 72"
+        assert "a smaller row fits" in found.rejected["sm90_dense_bfloat16_d128"]
+    else:
+        assert found.kernel is None
+        assert found.why == "this build has no dense kernel for sm90: the call raises"
+    assert found.predicted_ms == found.dense_ms > 0
+
+
+def measured(group):
+    """(case, milliseconds) of our kernels in the newest results file that has the group."""
+    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+        cases = [c for c in json.loads(path.read_text())["cases"] if c["name"].startswith(group)]
+        if cases:
+            break
+    for case in cases:
+        runs = [r for r in case["runs"] if r["op"] == "sparse_fmha" and r["l2"] == "cold"]
+        if runs and case["shape"]["dtype"] == "bfloat16":
+            yield pytest.param(case["shape"], runs[0]["ms"]["median"], id=case["name"])
+
+
+@pytest.mark.parametrize(("shape", "ms"), list(measured("fmha/")))
+def test_the_model_of_dense_attention_is_near_what_was_measured(shape, ms):
+    size = [shape[name] for name in ("batch", "heads_q", "length", "length", "head_dim", "causal")]
+    # The model has one clock; under the power limit single cases run 15% slower than others.
+    assert model.dense_us(*size) / 1e3 == pytest.approx(ms, rel=0.2)
+
+
+@pytest.mark.parametrize(("shape", "ms"), list(measured("bs/")))
+def test_the_model_of_block_lists_is_near_what_was_measured(shape, ms):
+    """On another draw than the measured one; which blocks they are does not matter to the model."""
+    lists, length = shape["lists"], shape["length"]
+    sizes = lists["block_q"], lists["block_kv"]
+    grid = [length // size for size in sizes]
+    generator = torch.Generator().manual_seed(1)
+    if lists["kind"] == "heavy":  # a tenth of the rows hold half of the blocks
+        count = torch.full((grid[0],), round(grid[1] * lists["density"] * 0.5 / 0.9))
+        count[: grid[0] // 10] = round(grid[1] * lists["density"] * 0.5 / 0.1)
+        blocks = torch.rand(1, 1, *grid, generator=generator).argsort(-1) < count[:, None]
+    else:
+        blocks = torch.rand(1, 1, *grid, generator=generator) < lists["density"]
+    mask = BlockMask.from_blocks(blocks, length, length, *sizes)
+    if lists["kind"] == "partial":
+        counts, indices = mask.counts, mask.indices
+        bits = torch.zeros(*indices.shape, sizes[0], sizes[1] // 8, dtype=torch.uint8)
+        mask = BlockMask(
+            *(torch.zeros_like(counts), indices[..., :0].contiguous(), length, length, *sizes),
+            partial_counts=counts,
+            partial_indices=indices,
+            partial_bits=bits,
+        )
+    tiles = block_model.query_tiles(mask, 1, shape["heads_q"], shape["head_dim"])
+    assert model.makespan(tiles) / 1e3 == pytest.approx(ms, rel=0.1)
+
+
+def test_neighborhoods_are_what_the_simulator_says():
+    q = tokens(2, 64, 96, 8, 128)
+    found = explain(
+        sparse_fmha.neighborhood_attention, q, q, q, (16, 24), stride=(8, 1), arch="sm90"
+    )
+    simulated = sparse_fmha.simulate(
+        (64, 96), (16, 24), stride=(8, 1), heads=8, batch=2, head_dim=128
+    )
+    assert found.predicted_ms == simulated.predicted_ms
+    assert str(simulated.tile_q) in str(found)
+
+
+def drawn(block_q, block_kv, density, causal=False, length=1000, heads=3):
+    torch.manual_seed(block_q + block_kv)
+    shape = (1, heads, -(-length // block_q), -(-length // block_kv))
+    return BlockMask.from_blocks(
+        torch.rand(shape) < density, length, length, block_q, block_kv, causal=causal
+    )
+
+
+@pytest.mark.parametrize("tile_k", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("block_kv", [16, 32, 64, 128])
+@pytest.mark.parametrize("block_q", [64, 128])
+def test_stages_are_those_of_the_kernel(block_q, block_kv, causal, tile_k):
+    mask = drawn(block_q, block_kv, 0.4, causal)
+    stages = block_model.count_stages(mask, tile_k)
+    none = torch.zeros(1, dtype=torch.int32).numpy()
+    for head in range(3):
+        for tile in range(8):
+            lists = _C.QueryTileLists(
+                mask.q_len, mask.kv_len, block_q, block_kv, causal, tile_k, tile,
+                mask.counts[0, head].contiguous().numpy(),
+                mask.indices[0, head].contiguous().numpy(),
+                mask.indices.shape[-1], none, none, none, 0,
+            )  # fmt: skip
+            both, *own = lists.stages
+            assert stages.both[0, head, tile] == both
+            assert stages.own[0, head, tile] == sum(own)
+            masked = [
+                lists.seen(stream, stage, int(stream == 2))[0]
+                for stream, count in enumerate((both, *own))
+                for stage in range(count)
+            ]
+            # The model takes cut blocks to be packed together, and both parts of one that is split
+            # to be cut; the kernel meets them as listed, with boxes that are not there at the end.
+            few = 3 * max(1, 128 // block_kv) + 3
+            assert abs(stages.masked[0, head, tile] - sum(masked)) <= few
+
+
+def test_break_even():
+    length = 16384
+    q = tokens(1, length, 8, 128)
+    few, many = (drawn(128, 128, d, length=length, heads=8) for d in (0.1, 1.0))
+    found = explain(sparse_fmha.block_sparse_attention, q, q, q, few, arch="sm90")
+    whole = explain(sparse_fmha.block_sparse_attention, q, q, q, many, arch="sm90")
+    assert found.density == pytest.approx(few.block_density)
+    assert found.speedup > 4
+    assert whole.speedup < 1
+    assert 0.6 < found.break_even_density < 1
+    assert found.break_even_density == pytest.approx(whole.break_even_density)
+    assert f"as long as dense attention at {found.break_even_density:.1%}" in str(found)
+    on_cpu = explain(sparse_fmha.block_sparse_attention, q, q, q, few, arch="cpu")
+    assert on_cpu.predicted_ms is None
+    assert on_cpu.kernel == "cpu_block_sparse_bfloat16"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [1024, 2048, 3072, 4096, 9216])
+def test_break_even_is_where_full_lists_are_slower_than_dense(length, causal):
+    """Dense attention has fewer and longer query tiles: at some lengths they fill the last round of
+    the multiprocessors so badly that lists of all blocks are faster."""
+    q = tokens(1, length, 8, 128)
+
+    def at(density):
+        mask = drawn(128, 128, density, causal, length=length, heads=8)
+        return explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")
+
+    none, few, whole = at(0), at(0.1), at(1)
+    assert none.break_even_density is None
+    assert "of blocks are listed" not in str(none)
+    for found in (few, whole):
+        if whole.speedup > 1:
+            assert found.break_even_density == float("inf")
+            assert "faster than dense attention at any density" in str(found)
+        else:
+            assert 0 < found.break_even_density <= whole.density
+            until = f"as long as dense attention at {found.break_even_density:.1%}"
+            assert until in str(found)
+
+
+def test_stripes_have_no_model():
+    q = tokens(1, 100, 2, 64)
+    lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)
+    mask = sparse_fmha.StripeMask(*lists, 100, 100, 64)
+    found = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="sm90")
+    if sparse_fmha.build_info()["archs"]:
+        assert found.kernel == "sm90_stripe_bfloat16_d64"
+    else:
+        assert found.why == "this build has no stripe kernel for sm90: the call raises"
+    assert found.predicted_ms is None
+    on_cpu = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="cpu")
+    assert on_cpu.kernel == "cpu_stripe_bfloat16"
+
+
+@pytest.mark.parametrize("given", [{"skip_threshold": 0.1}, {"return_stats": True}])
+def test_calls_that_skip_take_rows_that_do(given):
+    q = tokens(1, 100, 2, 128)
+    found = explain(sparse_fmha.attention, q, q, q, causal=True, arch="cpu", **given)
+    assert found.kernel == "cpu_causal_bfloat16_skip"
+    found = explain(sparse_fmha.attention, q, q, q, causal=True, arch="sm90", **given)
+    assert "what skipping key tiles saves is not in the time" in str(found)
+    if sparse_fmha.build_info()["archs"]:
+        assert found.kernel == "sm90_causal_bfloat16_d128_skip"
+        assert "sm90_causal_bfloat16_d128" not in found.rejected
+
+
+def test_errors():
+    q = tokens(1, 64, 2, 64)
+    with pytest.raises(ValueError, match="allowed are: attention, neighborhood_attention"):
+        explain(torch.nn.functional.scaled_dot_product_attention, q, q, q)
+    with pytest.raises(ValueError, match="arch is None, q is on meta; cpu or sm90 is needed"):
+        explain(sparse_fmha.attention, q, q, q)
+    with pytest.raises(ValueError, match="arch is sm100"):
+        explain(sparse_fmha.attention, q, q, q, arch="sm100")
+    with pytest.raises(TypeError, match="q is a list, not a tensor"):
+        explain(sparse_fmha.attention, [1], q, q)
+    with pytest.raises(ValueError, match="v has head dim 32, q has 64"):
+        explain(sparse_fmha.attention, q, q, tokens(1, 64, 2, 32), arch="sm90")
+    with pytest.raises(TypeError, match="missing a required argument: 'v'"):
+        explain(sparse_fmha.attention, q, q, arch="sm90")
+    mask = drawn(128, 128, 0.5)
+    with pytest.raises(ValueError, match="mask is for 1000 tokens of q; q has 64"):
+        explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")

@@ -1,0 +1,350 @@
+"""Calibration: counts against the op that skips, the fit, files, and running models."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import sparse_fmha
+from sparse_fmha.calibration import Calibration, Point, tile_sparsity
+from sparse_fmha.integrations._layers import skip
+from sparse_fmha.skipping import tiles
+
+
+def along_a_way(length, heads=2, heads_kv=1, dim=32, q_len=None, seed=0):
+    """Queries look one way, and runs of keys lie along it at random, in fp32."""
+    generator = torch.Generator().manual_seed(seed)
+    way = torch.nn.functional.normalize(
+        torch.randn(1, 1, heads_kv, dim, generator=generator), dim=-1
+    )
+    runs = torch.randn(1, -(-length // 40), heads_kv, 1, generator=generator)
+    noise = 0.1 * torch.randn(1, length, heads_kv, dim, generator=generator)
+    k = 3 * runs.repeat_interleave(40, 1)[:, :length] * way + noise
+    q = dim**0.5 * way.repeat_interleave(heads // heads_kv, 2)
+    q = q + 0.1 * torch.randn(1, q_len or length, heads, dim, generator=generator)
+    return q, k, torch.randn(k.shape, generator=generator)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("q_len", "length"), [(300, 300), (1, 500), (130, 700), (400, 90)])
+def test_counts_are_those_of_the_op(q_len, length, causal):
+    q, k, v = (x.double() for x in along_a_way(length, q_len=q_len))
+    thresholds = [0.0, 1e-3, 0.1, 0.7]
+    skipped, visited = tile_sparsity(q, k, thresholds, causal=causal, scale=0.2)
+    for i, threshold in enumerate(thresholds):
+        _, stats = sparse_fmha.attention(
+            q, k, v, causal=causal, scale=0.2, skip_threshold=threshold, return_stats=True
+        )
+        assert visited.equal(stats.visited)
+        assert skipped[..., i].equal(stats.skipped)
+    if (q_len, length) == (300, 300):
+        assert (skipped[..., -1] > skipped[..., 1]).all()
+
+
+def test_slices_do_not_change_counts(monkeypatch):
+    q, k, _ = along_a_way(700)
+    whole = tile_sparsity(q, k, causal=True)
+    monkeypatch.setattr(tiles, "SLICE", 1000)
+    for a, b in zip(whole, tile_sparsity(q, k, causal=True), strict=True):
+        assert a.equal(b)
+
+
+def test_nothing_to_measure():
+    q, k, _ = along_a_way(100)
+    for skipped, visited in (tile_sparsity(q[:, :0], k), tile_sparsity(q, k[:, :0])):
+        assert skipped.sum() == visited.sum() == 0
+
+
+@pytest.mark.parametrize("threshold", [1.0, -0.1, math.nan])
+def test_thresholds_out_of_range(threshold):
+    q, k, _ = along_a_way(100)
+    with pytest.raises(ValueError, match=r"thresholds\[1\] is .*; 0 <= threshold < 1 is needed"):
+        tile_sparsity(q, k, [0.5, threshold])
+
+
+def by_the_law(alpha, beta, phase="prefill", lengths=(1000, 4000), gamma=1.0):
+    for length in lengths:
+        for sparsity in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95):
+            threshold = alpha * math.exp(beta * sparsity) / length**gamma
+            yield Point(phase, length, threshold, sparsity, 100)
+
+
+def test_the_fit_finds_the_law():
+    found = Calibration([*by_the_law(0.5, 7.0), *by_the_law(2.0, 3.0, "decode")])
+    fit = found.fit()
+    assert (fit.alpha, fit.beta) == pytest.approx((0.5, 7.0))
+    assert fit.points == 8  # 2% and 95% are outside of what is fitted
+    assert fit.error == pytest.approx(0, abs=1e-9)
+    assert found.fit("decode")[:2] == pytest.approx((2.0, 3.0))
+    assert found.threshold_for(0.5, 8000) == pytest.approx(0.5 * math.exp(3.5) / 8000)
+    assert found.threshold_for(0, 8000) == 0
+    assert found.fit(gamma=None)[:3] == pytest.approx((0.5, 7.0, 1.0))
+    with pytest.raises(ValueError, match=r"99% at 100 keys would take .* of 5.11; .* at most 76%"):
+        found.threshold_for(0.99, 100)
+
+
+def test_another_exponent_of_the_length():
+    found = Calibration(by_the_law(0.01, 4.0, gamma=0.3))
+    assert found.fit(gamma=None)[:3] == pytest.approx((0.01, 4.0, 0.3))
+    assert found.fit(gamma=0.3)[:2] == pytest.approx((0.01, 4.0))
+    assert found.fit().error > 0.01
+    wanted = 0.01 * math.exp(2.0) / 9000**0.3
+    assert found.threshold_for(0.5, 9000, gamma=None) == pytest.approx(wanted)
+    one_length = Calibration(by_the_law(1.0, 5.0, lengths=(1000,)))
+    with pytest.raises(ValueError, match="gamma is None, and all points are of one length"):
+        one_length.fit(gamma=None)
+
+
+def test_points_of_one_place_are_put_together():
+    """Weighed by their tiles, so that short calls do not count as much as long ones."""
+    law = list(by_the_law(0.5, 7.0))
+    doubled = [p._replace(sparsity=p.sparsity + d, tiles=n) for p in law for d, n in PARTS]
+    assert Calibration(doubled).fit()[:2] == pytest.approx((0.5, 7.0))
+
+
+PARTS = ((-0.03, 10), (0.01, 30))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: c.fit("training"), "phase is 'training'; prefill or decode is needed"),
+        (lambda c: c.fit("decode"), "there are 0 points of decode with 10% to 90% of the tiles"),
+        (lambda c: c.threshold_for(1.0, 10), "sparsity is 1.0; 0 <= sparsity < 1 is needed"),
+        (lambda c: c.threshold_for(0.5, 0), "length is 0; at least 1 is needed"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Calibration(by_the_law(1.0, 5.0)))
+
+
+def test_files(tmp_path):
+    path = tmp_path / "calibration.json"
+    saved = Calibration(by_the_law(0.5, 7.0))
+    saved.save(path)
+    assert Calibration.load(path).points == saved.points
+    assert json.loads(path.read_text())["fits"]["prefill"]["beta"] == pytest.approx(7.0)
+    wrong = {"phase": "prefill", "length": 9, "threshold": 0.1, "sparsity": None, "tiles": 1}
+    for text in (
+        '{"version": 99, "points": []}',
+        "[]",
+        '{"version": 1}',
+        "no JSON",
+        '{"version": 1, "points": null}',
+        json.dumps({"version": 1, "points": [wrong]}),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="is no calibration"):
+            Calibration.load(path)
+
+
+@pytest.mark.parametrize("wanted", [0.25, 0.5, 0.75])
+def test_a_wanted_sparsity_is_met(wanted):
+    """Fitted at two lengths, asked for at others, on inputs of one kind."""
+    found = Calibration()
+    for length in (1024, 4096):
+        for seed in range(2):
+            q, k, _ = along_a_way(length, seed=seed)
+            found.add(q, k, causal=True)
+    assert repr(found) == "Calibration(80 points, lengths [1024, 4096])"
+    shares = []
+    for seed in (2, 3):
+        q, k, v = along_a_way(2048, seed=seed)
+        threshold = found.threshold_for(wanted, 2048)
+        _, stats = sparse_fmha.attention(
+            q, k, v, causal=True, skip_threshold=threshold, return_stats=True
+        )
+        shares.append(stats.skipped.sum() / stats.visited.sum())
+    assert sum(shares) / 2 == pytest.approx(wanted, abs=0.2)
+
+
+class Layer(torch.nn.Module):
+    """One head of each kind of call."""
+
+    def forward(self, x):
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        y = sdpa(x, x, x, is_causal=True)
+        y = y + sdpa(x, x, x, attn_mask=torch.ones(x.shape[-2], x.shape[-2]).bool())
+        y = y + sdpa(x[:, :, -1:], x, x)
+        x = x.transpose(1, 2)
+        return y.transpose(1, 2) + sparse_fmha.attention(x, x, x, causal=True, skip_threshold=0.1)
+
+
+def test_collecting_from_a_model():
+    model, found = Layer(), Calibration()
+    inputs = [
+        torch.randn(1, 2, n, 16, generator=torch.Generator().manual_seed(n)) for n in (90, 200)
+    ]
+    plain = [model(x) for x in inputs]
+    collector = found.collect(lambda x: plain.append(model(x)), inputs)
+    for a, b in zip(plain[:2], plain[2:], strict=True):
+        assert a.equal(b)
+    assert collector.measured == 6
+    assert collector.passed_over == {"a mask tensor": 2}
+    assert {(p.phase, p.length) for p in found.points} == {
+        (phase, n) for phase in ("prefill", "decode") for n in (90, 200)
+    }
+    direct = Calibration()
+    q = inputs[1].transpose(1, 2)
+    direct.add(q, q, causal=True)
+    assert [p for p in found.points if p.length == 200][:20] == direct.points
+    model(inputs[0])
+    assert collector.measured == 6  # outside, nothing is seen
+
+
+def test_a_model_without_calls():
+    with pytest.raises(ValueError, match=r"no attention call was measured$"):
+        Calibration().collect(torch.nn.Identity(), [torch.zeros(1)], progress=False)
+    x = torch.zeros(1, 1, 8, 16)
+    with pytest.raises(
+        ValueError, match="no attention call was measured; passed over: 1 with a mask"
+    ):
+        Calibration().collect(
+            lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x, x.new_zeros(8, 8)),
+            [x],
+            progress=False,
+        )
+
+
+PASSED_OVER = [
+    ((2, 50, 12), {}, "q has head dim 12; multiples of 8 from 8 to 256 are allowed"),
+    ((2, 50, 512), {}, "q has head dim 512; multiples of 8 from 8 to 256 are allowed"),
+    ((2, 50, 16), {"attn_mask": torch.zeros(50, 50)}, "a mask tensor"),
+    ((5, 2, 50, 16), {}, "query has 5 dimensions; 3 or 4 are taken, as many for all"),
+    ((2, 50, 16), {"scale": math.inf}, "scale is inf; a finite number is needed"),
+]
+
+
+@pytest.mark.parametrize(("shape", "options", "reason"), PASSED_OVER)
+def test_calls_that_are_passed_over(shape, options, reason):
+    """They return what they do without."""
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    found = Calibration()
+    with found.collecting() as collector:
+        out = sdpa(x, x, x, **options)
+    torch.testing.assert_close(out, sdpa(x, x, x, **options), rtol=0, atol=0, equal_nan=True)
+    assert (collector.measured, collector.passed_over) == (0, {reason: 1})
+    assert not found.points
+
+
+def test_calls_that_raise_are_not_measured():
+    x, found = torch.randn(1, 2, 20, 16), Calibration()
+    with found.collecting() as collector:
+        with pytest.raises(RuntimeError, match="dropout probability has to be between 0 and 1"):
+            torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=1.5)
+        with pytest.raises(ValueError, match="k has head dim 8"):
+            sparse_fmha.attention(x, x[..., :8], x)
+    assert (collector.measured, found.points) == (0, [])
+
+
+def test_dropout_and_gradients_do_not_change_scores():
+    x, found = torch.randn(1, 2, 20, 16, requires_grad=True), Calibration()
+    with found.collecting() as collector:
+        out = torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+        out.sum().backward()
+    assert collector.measured == 1
+    assert x.grad.ne(0).any()
+
+
+def test_compiled_calls_are_reported():
+    torch.compiler.reset()
+    x, found = torch.randn(1, 2, 20, 16), Calibration()
+    model = torch.compile(Layer(), backend="aot_eager", fullgraph=True)
+    with found.collecting() as collector:
+        model(x)
+        model(x)
+    torch.compiler.reset()
+    assert collector.measured == 0
+    assert collector.passed_over == {"inside torch.compile, counted when it was compiled": 4}
+
+
+NO_EFFECT = [
+    (lambda c: Calibration(thresholds=()), "thresholds is []; at least one above 0"),
+    (lambda c: Calibration(thresholds=(0.0,)), "thresholds is [0.0]; at least one above 0"),
+    (lambda c: Calibration(thresholds=(0.1, 1.0)), "thresholds[1] is 1.0; 0 <= threshold < 1"),
+    (lambda c: Calibration([("train", 9, 0.1, 0.5, 1)]), "points[0].phase is 'train'; allowed"),
+    (lambda c: Calibration([("decode", -1, 0.1, 0.5, 1)]), "points[0].length is -1; at least 0"),
+    (lambda c: Calibration([("decode", 9, -0.1, 0.5, 1)]), "points[0].threshold is -0.1; 0 to"),
+    (lambda c: Calibration([("decode", 9, 0.1, math.nan, 1)]), "points[0].sparsity is nan; "),
+    (lambda c: Calibration([("decode", 0, 0.1, 0.5, 1)]), "points[0] has 1 tiles of 0 keys"),
+    (lambda c: c.fit(gamma=-1.0), "gamma is -1.0; 0 to"),
+    (lambda c: c.fit(gamma=math.inf), "gamma is inf; 0 to"),
+    (lambda c: c.threshold_for(0, 10, "training"), "phase is 'training'; prefill or decode"),
+    (lambda c: c.threshold_for(0, 10, gamma=math.nan), "gamma is nan; 0 to"),
+    (lambda c: tile_sparsity(*along_a_way(9)[:2], tile_k=0), "tile_k is 0; at least 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), NO_EFFECT)
+def test_options_without_an_effect(call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call(Calibration(by_the_law(1.0, 5.0)))
+
+
+WRONG_TYPES = [
+    (lambda c: Calibration(thresholds=0.5), "thresholds is 0.5; a sequence of numbers"),
+    (lambda c: Calibration(thresholds="0.5"), "thresholds[0] is '0'; a number"),
+    (lambda c: Calibration([("decode", "9", 0.1, 0.5, 1)]), "points[0].length is '9'; an int"),
+    (lambda c: Calibration([("decode", 9, 0.1, None, 1)]), "points[0].sparsity is None; a number"),
+    (lambda c: c.fit(gamma="x"), "gamma is 'x'; a number"),
+    (lambda c: c.threshold_for("x", 10), "sparsity is 'x'; a number"),
+    (lambda c: c.threshold_for(0.5, 10.5), "length is 10.5; an int"),
+    (lambda c: c.collect(None, [1], progress=False), "run is None; a function of one input"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_TYPES)
+def test_wrong_types(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        call(Calibration(by_the_law(1.0, 5.0)))
+
+
+@pytest.mark.parametrize("found", [Calibration(), Calibration([("prefill", 9, 0.1, 0.05, 0)])])
+def test_no_usable_point(found, tmp_path):
+    """Each use says so; what is saved can be read and collected into."""
+    for use in (
+        lambda: found.fit(),
+        lambda: found.threshold_for(0.5, 1000),
+        lambda: skip(sparsity=0.5, calibration=found),
+    ):
+        with pytest.raises(ValueError, match="there are 0 points of prefill"):
+            use()
+    found.save(tmp_path / "empty.json")
+    again = Calibration.load(tmp_path / "empty.json")
+    assert again.points == found.points
+    again.collect(Layer(), [torch.randn(1, 2, 90, 16)], progress=False)
+    assert len(again.points) > len(found.points)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.5, 0.3), (0.8, 0.2), (0.5, 0.5 - 1e-9)], ids=["falls", "falls fast", "steep"]
+)
+def test_points_that_follow_no_law(shares):
+    """Larger thresholds that skip less; a threshold would be nonsense, or overflow."""
+    points = [("prefill", 100, t, s, 10) for t, s in zip((0.01, 0.1), shares, strict=True)]
+    with pytest.raises(ValueError, match="the 2 points of prefill follow no law: alpha would be"):
+        Calibration(points).threshold_for(0.4, 1000)
+    rising = [("prefill", 100, t, s, 10) for t, s in zip((0.1, 0.01), shares, strict=True)]
+    if shares[0] - shares[1] > 0.1:
+        assert Calibration(rising).threshold_for(0.4, 1000) > 0
+
+
+def test_a_picture(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.image")
+    from sparse_fmha.plot_calibration import plot
+
+    path = tmp_path / "law.png"
+    plot(Calibration(by_the_law(0.5, 7.0)), path)
+    picture = pyplot.imread(path)
+    assert picture.shape[:2] == (340, 520)
+    assert picture[..., :3].std() > 0.05
+    with pytest.raises(ValueError, match=r"law.jpg; a name that ends in .png is needed"):
+        plot(Calibration(by_the_law(0.5, 7.0)), tmp_path / "law.jpg")
+    with pytest.raises(TypeError, match="calibration is a NoneType; a Calibration is needed"):
+        plot(None, path)
+    with pytest.raises(ValueError, match="there are 0 points of decode"):
+        plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")
