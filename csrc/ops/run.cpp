@@ -50,7 +50,8 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
   }
 }
 
-void check_threshold(Tensor const& threshold, Tensor const& q) {
+// Where the thresholds of the batch entries lie.
+float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
   require(threshold.scalar_type() == ScalarType::Float,
           "skip_threshold has a dtype other than float32");
   require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
@@ -59,6 +60,8 @@ void check_threshold(Tensor const& threshold, Tensor const& q) {
               (q.is_cpu() || threshold.get_device_index() == q.get_device_index()),
           "skip_threshold and q are on different devices");
   require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
+  static float const nowhere = 0;  // an empty tensor may have no address
+  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
 }
 
 }  // namespace
@@ -107,32 +110,31 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
   return Tensor(result);
 }
 
-std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor const& q,
-                                                Tensor const& threshold) {
-  check_threshold(threshold, q);
-  Tensor counts = new_tensor(q, {problem.batch, problem.heads_q, 2}, ScalarType::Long);
-  torch::stable::fill_(counts, 0.0);
-  static float const nowhere = 0;  // an empty tensor may have no address
-  problem.skip_threshold = q.size(0) == 0 ? &nowhere : static_cast<float*>(threshold.data_ptr());
-  problem.skip_counts = static_cast<int64_t*>(counts.data_ptr());
-  auto [out, lse] = run(problem, q);
-  return {out, lse, counts};
-}
-
-std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
+std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
+                        std::optional<Tensor> const& skip_threshold) {
+  if (skip_threshold) {
+    problem.skip_threshold = checked_threshold(*skip_threshold, q);
+  }
   KernelRow const& kernel = kernel_for(problem, q);
   DeviceScope const scope(q);
   std::vector<int64_t> sizes = sizes_of(q);
   Tensor out = new_tensor(q, sizes, q.scalar_type());
   sizes.pop_back();
   Tensor lse = new_tensor(q, sizes, ScalarType::Float);
+  std::vector<Tensor> results = {out, lse};
+  if (skip_threshold) {
+    Tensor tiles = new_tensor(q, {problem.batch, problem.heads_q, 2}, ScalarType::Long);
+    torch::stable::fill_(tiles, 0.0);
+    problem.skip_counts = static_cast<int64_t*>(tiles.data_ptr());
+    results.push_back(tiles);
+  }
   if (out.numel() == 0) {
-    return {out, lse};
+    return results;
   }
   if (volume(problem.grid_kv) == 0 && problem.extra_len == 0) {
     torch::stable::fill_(out, 0.0);
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return {out, lse};
+    return results;
   }
   problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
@@ -148,7 +150,7 @@ std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
     context.parallel = &torch_threads();
   }
   kernel.launch(problem, context);
-  return {out, lse};
+  return results;
 }
 
 }  // namespace sparse_fmha

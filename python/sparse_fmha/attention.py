@@ -256,13 +256,10 @@ def _run(
     return_lse: bool,
     return_stats: bool,
 ) -> Output:
-    """Calls the mechanism's op, or that which skips, and returns what is asked for."""
+    """Calls the mechanism's op and returns what is asked for."""
     threshold = skipping.threshold_of(skip_threshold, q, return_stats)
-    if threshold is None:
-        out, lse = symbolic.call(f"{mechanism}_fwd", q, k, v, *rest)
-        return (out, lse) if return_lse else out
-    out, lse, tiles = symbolic.call(f"{mechanism}_skip_fwd", q, k, v, threshold, *rest)
+    out, lse, *tiles = symbolic.call(f"{mechanism}_fwd", q, k, v, *rest, threshold)
     if return_stats:
-        stats = skipping.SkipStats(*tiles.unbind(-1))
+        stats = skipping.SkipStats(*tiles[0].unbind(-1))
         return (out, lse, stats) if return_lse else (out, stats)
     return (out, lse) if return_lse else out

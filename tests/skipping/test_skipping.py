@@ -9,6 +9,7 @@ import itertools
 import block_masks
 import pytest
 import torch
+from op_calls import CALLS, SKIPPING, run
 
 import sparse_fmha
 from sparse_fmha import BlockMask, SkipStats, StripeMask, reference
@@ -401,23 +402,36 @@ def test_ops(name):
         out, _, stats = run(*args[:3], threshold)
     assert out.dtype == torch.bfloat16
     assert stats.visited.equal(eager[2].visited)
-    with pytest.raises(NotImplementedError, match=r"_skip_fwd has no backward pass yet"):
+    with pytest.raises(NotImplementedError, match=r"_fwd has no backward pass yet"):
         run(args[0].clone().requires_grad_(), *args[1:3], threshold)[0].sum().backward()
 
 
 def test_opcheck():
     q, k, v = (x.float() for x in inputs(length=70, dim=16))
-    op = torch.ops.sparse_fmha.fmha_skip_fwd
-    torch.library.opcheck(op, (q, k, v, torch.full((2,), 0.1), True, None))
-    op = torch.ops.sparse_fmha.neighborhood_skip_fwd
-    torch.library.opcheck(op, (q, k, v, torch.full((2,), 0.1), [9], [1], [1], [0]))
+    ops = torch.ops.sparse_fmha
     counts, indices = torch.ones(1, 1, 1).int(), torch.zeros(1, 1, 1, 1).int()
-    op = torch.ops.sparse_fmha.block_sparse_skip_fwd
-    rest = (torch.full((2,), 0.1), counts, indices, None, None, None, 128, 128)
-    torch.library.opcheck(op, (q, k, v, *rest))
-    op = torch.ops.sparse_fmha.stripe_skip_fwd
-    rest = (torch.full((2,), 0.1), indices, counts, None, None, 128)
-    torch.library.opcheck(op, (q, k, v, *rest))
+    for op, rest in (
+        (ops.fmha_fwd, (True, None)),
+        (ops.neighborhood_fwd, ([9], [1], [1], [0])),
+        (ops.block_sparse_fwd, (counts, indices, None, None, None, 128, 128)),
+        (ops.stripe_fwd, (indices, counts, None, None, 128)),
+    ):
+        for threshold in (None, torch.full((2,), 0.1)):
+            torch.library.opcheck(op, (q, k, v, *rest), {"skip_threshold": threshold})
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith("_fwd")])
+def test_results_of_ops(name):
+    """A pair; with a threshold the tiles, too, of which 0 leaves out nothing."""
+    plain, skipping = run(name), run(name + SKIPPING)
+    assert len(plain) == 2
+    out, lse, tiles = run(name + SKIPPING, skip_threshold=torch.zeros(2))
+    torch.testing.assert_close((out, lse), plain)
+    assert tiles.dtype == torch.int64
+    assert tiles.shape == skipping[2].shape == (2, 2, 2)
+    assert tiles[..., 0].min() > 0
+    assert not tiles[..., 1].any()
+    assert skipping[2][..., 0].equal(tiles[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -428,7 +442,7 @@ def test_opcheck():
         (torch.zeros(4)[::2], r"skip_threshold is not contiguous"),
     ],
 )
-def test_raw_op_errors(threshold, message):
-    q, k, v = inputs(length=70, dim=16)
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith(SKIPPING)])
+def test_raw_op_errors(name, threshold, message):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.sparse_fmha.fmha_skip_fwd(q, k, v, threshold)
+        run(name, skip_threshold=threshold)

@@ -104,7 +104,8 @@ def _apply_of(
 
     def forward(*inputs):
         *args, redispatch = inputs
-        return redispatch(*args)
+        results = redispatch(*args)
+        return tuple(results) if isinstance(results, list) else results  # as autograd wants them
 
     def set_up(ctx, inputs, output):
         if setup_context is not None:
