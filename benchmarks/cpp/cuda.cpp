@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nvtx3/nvtx3.hpp>
-#include <string>
 
 #include "machine.h"
 #include "sparse_fmha/cuda/check.h"
@@ -83,18 +82,5 @@ class Cuda : public Machine {
 }  // namespace
 
 std::unique_ptr<Machine> make_cuda() { return std::make_unique<Cuda>(); }
-
-std::string cuda_problem() {
-  cudaDeviceProp properties;
-  cudaError_t const error = cudaGetDeviceProperties(&properties, 0);
-  if (error != cudaSuccess) {
-    return cudaGetErrorString(error);
-  }
-  if (properties.major != 9) {
-    return std::string("the kernels are for compute capability 9.0, and ") + properties.name +
-           " has " + std::to_string(properties.major) + "." + std::to_string(properties.minor);
-  }
-  return "";
-}
 
 }  // namespace sparse_fmha::bench

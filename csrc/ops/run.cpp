@@ -36,7 +36,10 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
-  KernelKey const key = {arch_of(q), problem.dtype, problem.head_dim,
+  KernelKey const key = {arch_of(q),
+                         Pass::kForward,
+                         problem.dtype,
+                         problem.head_dim,
                          static_cast<int32_t>(problem.sparsity.index()),
                          problem.skip_threshold != nullptr};
   try {

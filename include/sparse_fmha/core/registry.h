@@ -10,8 +10,11 @@
 
 namespace sparse_fmha {
 
+enum class Pass : int32_t { kForward, kBackward, kDecode };
+
 struct KernelKey {
   Arch arch;
+  Pass pass;
   DataType dtype;
   int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
   int32_t mechanism;  // index in Sparsity
@@ -38,7 +41,7 @@ struct ExecutionContext {
 // Printable description of one compiled kernel.
 struct KernelInfo {
   KernelKey key;
-  std::string name;       // sm90_dense_bfloat16_d128, the row's name in kernels.def
+  std::string name;       // sm90_dense_bfloat16_d128, the row's name, by tools/kernel_list.py
   std::string mechanism;  // Dense::kName
   int tile_q = 0;         // 0 where it is a run-time value
   int tile_k = 0;
@@ -63,5 +66,6 @@ KernelRow const& find_kernel(KernelKey const& request);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);
+char const* to_string(Pass);
 
 }  // namespace sparse_fmha
