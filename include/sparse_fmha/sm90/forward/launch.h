@@ -57,7 +57,6 @@ KernelRow kernel_row(char const* name) {
     row.launch = &launch_stripes<Traits, Mechanism>;
   } else if constexpr (Mechanism::kByLists) {
     row.launch = &launch_lists<Traits, Mechanism>;
-    row.workspace_bytes = &lists_workspace<Mechanism>;
   } else {
     row.launch = &launch_sequence<Traits, Mechanism>;
   }
