@@ -30,8 +30,13 @@ SLOW = {
     "integrations/test_diffusers.py": ("test_compiled", "test_first_dense_steps_are_the_original"),
     "integrations/test_diffusers_benchmark.py": (),
     "integrations/test_diffusers_errors.py": ("test_the_package_does_not_import_diffusers",),
+    "integrations/test_diffusers_beside.py": ("test_an_enabled_model_counts_steps_when_compiled",),
+    "integrations/test_diffusers_copies.py": (
+        "test_hooks_after_loading_do_not_take_the_place_of_ours",
+        "test_a_model_with_the_backend_by_name_is_loaded_in_another_process",
+    ),
     "integrations/test_diffusers_runs.py": (),
-    "integrations/test_diffusers_state.py": (),
+    "integrations/test_diffusers_runs_drawn.py": (),
     "integrations/test_options_without_effect.py": ("test_reports_do_not_change_what_is_compiled",),
     "integrations/test_transformers.py": ("test_compiled",),
     "masks/test_block_mask.py": ("test_plotting_alone_needs_matplotlib", "test_union"),
@@ -49,7 +54,7 @@ SLOW = {
         "test_what_is_lacking_raises",
     ),
     "ops/test_derivatives_functions.py": ("test_merge",),
-    "ops/test_errors.py": ("test_library", "test_extension_of_another_python"),
+    "ops/test_errors_library.py": (),
     "ops/test_register_derivatives.py": ("test_compiled",),
     "ops/test_sdpa_drawn.py": (),
     "ops/test_stripe.py": ("test_mask", "test_opcheck_and_compile"),
@@ -64,7 +69,8 @@ SLOW = {
     "patterns/test_anchor_ops.py": ("test_means", "test_opcheck"),
     "patterns/test_patterns_capture.py": ("test_it_can_be_traced_in_one_graph",),
     "patterns/test_patterns_vertical_slash.py": ("test_it_can_be_traced_in_one_graph",),
-    "skipping/test_skipping.py": ("test_attention", "test_opcheck"),
+    "skipping/test_skipping.py": ("test_attention",),
+    "skipping/test_skipping_ops.py": ("test_opcheck",),
 }
 
 
