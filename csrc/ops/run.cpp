@@ -115,15 +115,16 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
   }
-  int32_t device_type;
-  int32_t device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-      device_index, &result));
+  int32_t type = 0;
+  int32_t index = 0;
+  AtenTensorHandle result = nullptr;
+  bool const made = aoti_torch_get_device_type(like.get(), &type) == 0 &&
+                    aoti_torch_get_device_index(like.get(), &index) == 0 &&
+                    aoti_torch_empty_strided(
+                        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                        type, index, &result) == 0;
+  require(made, "torch cannot allocate a tensor; its own message is above");
   return Tensor(result);
 }
 
