@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
-from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import symbolic
+from sparse_fmha import _calls, _checks, skipping
 from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask, has_lengths
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
 
@@ -66,10 +66,18 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
+    check = partial(_check_attention, q, k, v, causal, scale)
+    rest = None
+    if type(causal) is bool and _calls.op_checks(scale, q, k, v):
+        rest = causal, scale
+    return _run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+
+
+def _check_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+) -> tuple[bool, float | None]:
     q, k, v = cast_where_enabled(q, k, v)
-    scale = _checks.check_attention(q, k, v, causal, scale)
-    returned = skip_threshold, return_lse, return_stats
-    return _run("fmha", q, k, v, (causal, scale), *returned)
+    return causal, _checks.check_attention(q, k, v, causal, scale)
 
 
 def neighborhood_attention(
@@ -121,6 +129,36 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a window
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
+    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    check = partial(_check_neighborhood, q, k, v, *given)
+    rest = None
+    extra = () if extra_k is extra_v is None else (extra_k, extra_v)
+    if _calls.op_checks(scale, q, k, v, *extra):
+        axes = q.dim() - 3
+        of_axes = (
+            _calls.per_axis(window, axes, int),
+            _calls.per_axis(stride, axes, int),
+            _calls.per_axis(dilation, axes, int),
+            _calls.per_axis(causal, axes, bool),
+        )
+        if None not in of_axes:
+            rest = *of_axes, scale, extra_k, extra_v
+    return _run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+
+
+def _check_neighborhood(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    stride: int | Sequence[int],
+    dilation: int | Sequence[int],
+    causal: bool | Sequence[bool],
+    scale: float | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+) -> tuple:
+    of_op = scale, extra_k, extra_v
     q, k, v, extra_k, extra_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
@@ -131,9 +169,8 @@ def neighborhood_attention(
     dilations = _checks.per_axis("dilation", dilation, axes)
     _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
     causals = _checks.per_axis("causal", causal, axes, bool)
-    scale = _checks.finite("scale", scale)
-    rest = windows, strides, dilations, causals, scale, extra_k, extra_v
-    return _run("neighborhood", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    scale, extra_k, extra_v = of_op
+    return windows, strides, dilations, causals, _checks.finite("scale", scale), extra_k, extra_v
 
 
 def block_sparse_attention(
@@ -174,11 +211,24 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
+    check = partial(_check_block_sparse, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _block_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return _run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+
+
+def _check_block_sparse(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
+) -> tuple:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_block_mask(mask, q, k)
-    scale = _checks.finite("scale", scale)
-    rest = (
+    return _block_arguments(mask, _checks.finite("scale", scale))
+
+
+def _block_arguments(mask: BlockMask, scale: float | None) -> tuple:
+    return (
         mask.counts,
         mask.indices,
         mask.partial_counts,
@@ -189,7 +239,6 @@ def block_sparse_attention(
         mask.causal,
         scale,
     )
-    return _run("block_sparse", q, k, v, rest, skip_threshold, return_lse, return_stats)
 
 
 def stripe_attention(
@@ -229,11 +278,22 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
+    check = partial(_check_stripe, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return _run("stripe", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+
+
+def _check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> tuple:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_stripe_mask(mask, q, k)
-    scale = _checks.finite("scale", scale)
-    rest = (
+    return _stripe_arguments(mask, _checks.finite("scale", scale))
+
+
+def _stripe_arguments(mask: StripeMask, scale: float | None) -> tuple:
+    return (
         mask.columns,
         mask.counts,
         mask.range_starts,
@@ -243,7 +303,6 @@ def stripe_attention(
         mask.causal,
         scale,
     )
-    return _run("stripe", q, k, v, rest, skip_threshold, return_lse, return_stats)
 
 
 def _run(
@@ -251,15 +310,16 @@ def _run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rest: tuple,
+    rest: tuple | None,
+    check: _calls.Check,
     skip_threshold: float | Tensor,
     return_lse: bool,
     return_stats: bool,
 ) -> Output:
-    """Calls the mechanism's op and returns what is asked for."""
-    threshold = skipping.threshold_of(skip_threshold, q, return_stats)
-    out, lse, *tiles = symbolic.call(f"{mechanism}_fwd", q, k, v, *rest, threshold)
+    """Calls the mechanism's op, as `_calls.run`, and returns what is asked for."""
+    name = f"{mechanism}_fwd"
+    results = _calls.run(name, q, k, v, rest, check, skip_threshold, return_stats)
     if return_stats:
-        stats = skipping.SkipStats(*tiles[0].unbind(-1))
-        return (out, lse, stats) if return_lse else (out, stats)
-    return (out, lse) if return_lse else out
+        stats = skipping.SkipStats(*results[2].unbind(-1))
+        return (*results[:2], stats) if return_lse else (results[0], stats)
+    return tuple(results[:2]) if return_lse else results[0]

@@ -7,6 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _after_autograd_keyset,
+    _any_requires_grad,
+    _AutoDispatchBelowAutograd,
+    _len_torch_dispatch_stack,
+)
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._library.utils import fill_defaults
@@ -37,16 +43,18 @@ def register(
     """
     apply = _apply_of(op, backward, setup_context)
 
+    redispatch = op._handle.redispatch_boxed  # every eager call comes here, so by the short way
+
     def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-        keyset = keyset & torch._C._after_autograd_keyset
+        keyset = keyset & _after_autograd_keyset
         grad_mode = torch.is_grad_enabled()
         # forward_ad does not know of levels that a compiled graph opens, but tracing needs a mode.
-        may_have_tangents = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
-        if may_have_tangents or (grad_mode and torch._C._any_requires_grad(*args)):
+        may_have_tangents = forward_ad._current_level >= 0 or _len_torch_dispatch_stack()
+        if may_have_tangents or (grad_mode and _any_requires_grad(*args)):
             with enable_single_level_autograd_function():
                 return apply(*args, functools.partial(_redispatch, op, keyset, grad_mode))
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset, *args)
+        with _AutoDispatchBelowAutograd():
+            return redispatch(keyset, *args)
 
     library.impl(op._opname, run, "Autograd", with_keyset=True)
 
