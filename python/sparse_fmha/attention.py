@@ -7,10 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
-from sparse_fmha import _calls, _checks, skipping
-from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha import _calls, skipping
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask, has_lengths
+from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
 
@@ -66,18 +65,11 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
-    check = partial(_check_attention, q, k, v, causal, scale)
+    check = partial(_calls.check_attention, q, k, v, causal, scale)
     rest = None
     if type(causal) is bool and _calls.op_checks(scale, q, k, v):
         rest = causal, scale
     return _run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
-
-
-def _check_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
-) -> tuple[bool, float | None]:
-    q, k, v = cast_where_enabled(q, k, v)
-    return causal, _checks.check_attention(q, k, v, causal, scale)
 
 
 def neighborhood_attention(
@@ -130,7 +122,7 @@ def neighborhood_attention(
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
     given = window, stride, dilation, causal, scale, extra_k, extra_v
-    check = partial(_check_neighborhood, q, k, v, *given)
+    check = partial(_calls.check_neighborhood, q, k, v, *given)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
     if _calls.op_checks(scale, q, k, v, *extra):
@@ -144,33 +136,6 @@ def neighborhood_attention(
         if None not in of_axes:
             rest = *of_axes, scale, extra_k, extra_v
     return _run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
-
-
-def _check_neighborhood(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: int | Sequence[int],
-    stride: int | Sequence[int],
-    dilation: int | Sequence[int],
-    causal: bool | Sequence[bool],
-    scale: float | None,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
-) -> tuple:
-    of_op = scale, extra_k, extra_v
-    q, k, v, extra_k, extra_v = cast_where_enabled(q, k, v, extra_k, extra_v)
-    _checks.check_qkv(q, k, v, axes=(1, 2, 3))
-    _checks.check_grid(q, k)
-    _checks.check_extra(extra_k, extra_v, q, k)
-    axes = q.dim() - 3
-    windows = _checks.per_axis("window", window, axes)
-    strides = _checks.per_axis("stride", stride, axes)
-    dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
-    causals = _checks.per_axis("causal", causal, axes, bool)
-    scale, extra_k, extra_v = of_op
-    return windows, strides, dilations, causals, _checks.finite("scale", scale), extra_k, extra_v
 
 
 def block_sparse_attention(
@@ -211,34 +176,11 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    check = partial(_check_block_sparse, q, k, v, mask, scale)
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
     rest = None
     if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
-        rest = _block_arguments(mask, scale) if has_lengths(mask, q, k) else None
+        rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
     return _run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
-
-
-def _check_block_sparse(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
-) -> tuple:
-    q, k, v = cast_where_enabled(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    check_block_mask(mask, q, k)
-    return _block_arguments(mask, _checks.finite("scale", scale))
-
-
-def _block_arguments(mask: BlockMask, scale: float | None) -> tuple:
-    return (
-        mask.counts,
-        mask.indices,
-        mask.partial_counts,
-        mask.partial_indices,
-        mask.partial_bits,
-        mask.block_q,
-        mask.block_kv,
-        mask.causal,
-        scale,
-    )
 
 
 def stripe_attention(
@@ -278,31 +220,11 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    check = partial(_check_stripe, q, k, v, mask, scale)
+    check = partial(_calls.check_stripe, q, k, v, mask, scale)
     rest = None
     if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts):
-        rest = _stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
+        rest = _calls.stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
     return _run("stripe", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
-
-
-def _check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> tuple:
-    q, k, v = cast_where_enabled(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    check_stripe_mask(mask, q, k)
-    return _stripe_arguments(mask, _checks.finite("scale", scale))
-
-
-def _stripe_arguments(mask: StripeMask, scale: float | None) -> tuple:
-    return (
-        mask.columns,
-        mask.counts,
-        mask.range_starts,
-        mask.range_counts,
-        mask.block_q,
-        mask.range_size,
-        mask.causal,
-        scale,
-    )
 
 
 def _run(
