@@ -11,6 +11,7 @@
 #include "sparse_fmha/sm90/forward/scores_again.h"
 #include "sparse_fmha/sm90/forward/stages.h"
 #include "sparse_fmha/sm90/forward/turns.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -32,16 +33,19 @@ struct Accumulation {
   int const warpgroup;  // among the consumers
   Stages<Traits, Geometry>& stages;
 
-  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
+  static constexpr bool kAsksNeeds = Geometry::kStageUse == StageUse::kNeeded;
+  static constexpr bool kMasksByWalk = Geometry::kMaskedStages == MaskedStages::kByWalk;
+  static constexpr bool kMaskInStage = Geometry::kMaskFrom != MaskFrom::kPositions;
+
+  static_assert(!(Traits::kTakeTurns && kAsksNeeds),
                 "warpgroups in turns do equal numbers of steps");
   // Whether scores that a mask has cut become weights before their maximum is known, too: where the
   // mask is looked up ahead of them.
-  static constexpr bool kMaskedLag =
-      Traits::kReferenceLags && Geometry::kSkips && Traits::kMaskAhead;
+  static constexpr bool kMaskedLag = Traits::kReferenceLags && kAsksNeeds && Traits::kMaskAhead;
 
   // Whether P.V is waited for behind the first exponentials, for rounding beside the others. ptxas
   // would do so behind the last ones; where three consumers share the matrix unit, it may.
-  static constexpr bool kWaitsEarly = Geometry::kSkips && Traits::kHeadDim == 64;
+  static constexpr bool kWaitsEarly = kAsksNeeds && Traits::kHeadDim == 64;
 
   // The sum over the walk's key tiles, not yet normalised.
   template <class Walk, class Output>
@@ -85,14 +89,14 @@ struct Accumulation {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       stages.enter(walk, 0);
       stages.wait(smem.ring_k, walk, 0, state);
-      auto const box = geometry.box(walk, 0, state);
+      auto const place = geometry.mask_place(walk, 0, state);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
-      auto const seen = mask.look_up(work, box);
+      auto const seen = mask.look_up(work, place);
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
-      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(walk, 0)) {
+      if ((kMasksByWalk || walk.num_partial > 0) && is_masked(walk, 0)) {
         hide_scores(scores, hidden_by(mask, seen));
       }
       if constexpr (Traits::kVotes) {
@@ -120,7 +124,7 @@ struct Accumulation {
     };
     RingState<Traits::kStages> previous;
     // Until the keys of the i-th tile are there.
-    constexpr bool_constant<Geometry::kPassesOver> kOthers{};
+    constexpr bool_constant<kHasStreams<Geometry>> kOthers{};
     auto reach = [&](int i, auto others) {
       previous = state;
       state.advance();
@@ -143,10 +147,10 @@ struct Accumulation {
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      [[maybe_unused]] typename Geometry::Box box;
+      [[maybe_unused]] typename Geometry::MaskPlace place;
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked) {
-        box = geometry.box(walk, i, state);
+        place = geometry.mask_place(walk, i, state);
       }
       Turns::wait(warpgroup);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
@@ -161,14 +165,14 @@ struct Accumulation {
       }
       if constexpr (kMasked && Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
-          seen = mask.look_up(work, box);
+          seen = mask.look_up(work, place);
         }
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
-      if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
+      if constexpr (kMasked && kMaskInStage && !Traits::kMaskAhead) {
         if (is_masked(walk, i)) {
-          seen = mask.look_up(work, box);  // from the stage: before that is released
+          seen = mask.look_up(work, place);  // from the stage: before that is released
         }
       }
       if constexpr (kAhead) {
@@ -222,8 +226,8 @@ struct Accumulation {
       } else {
         smem.ring_k.release(state);
         release_q(i + 1 == tiles);
-        if constexpr (kMasked && !Geometry::kMaskInStage && !Traits::kMaskAhead) {
-          seen = mask.look_up(work, box);
+        if constexpr (kMasked && !kMaskInStage && !Traits::kMaskAhead) {
+          seen = mask.look_up(work, place);
         }
         if (kMasked && is_masked(walk, i)) {
           hide_scores(scores, hidden_by<kMasked>(mask, seen));
@@ -285,7 +289,7 @@ struct Accumulation {
     bool has_weights = true;
     // Whether the i-th tile is for other warpgroups alone; it is then passed over.
     auto is_for_others = [&](int i) {
-      if constexpr (Geometry::kSkips) {
+      if constexpr (kAsksNeeds) {
         auto next = state;
         next.advance();
         smem.ring_k.wait(next);
@@ -323,7 +327,7 @@ struct Accumulation {
         visit(true_type{});
       }
       // Loops of their own for both cases keep the stages in uniform registers.
-      constexpr bool_constant<Geometry::kMasksSome> kRest{};
+      constexpr bool_constant<kMasksByWalk> kRest{};
       CUTE_NO_UNROLL
       while (i < tiles) {
         if (has_weights) {
@@ -343,7 +347,7 @@ struct Accumulation {
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
     } else {
-      if constexpr (Geometry::kSkips) {
+      if constexpr (kAsksNeeds) {
         // Some of the partial tiles are for the other warpgroups alone.
         CUTE_NO_UNROLL
         for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
@@ -365,7 +369,7 @@ struct Accumulation {
           step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
         }
       }
-      if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
+      if constexpr (kMasksByWalk && Traits::kMaskAhead) {
         // The first and the last ones are masked.
         int masked_end = walk.whole.begin;
         CUTE_NO_UNROLL
@@ -389,7 +393,7 @@ struct Accumulation {
           }
           masked_end = tiles;
         }
-      } else if constexpr (Traits::kReferenceLags && !Geometry::kMasksSome) {
+      } else if constexpr (Traits::kReferenceLags && !kMasksByWalk) {
         CUTE_NO_UNROLL
         while (i < tiles) {
           steps_ahead(tiles, kOthers);
@@ -398,7 +402,7 @@ struct Accumulation {
         CUTE_NO_UNROLL
         for (; i < tiles; ++i) {
           reach(i, kOthers);
-          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{}, kMaximumFirst, kOthers);
+          step(i, bool_constant<kMasksByWalk>{}, true_type{}, kMaximumFirst, kOthers);
         }
       }
       if (has_weights) {
@@ -412,7 +416,7 @@ struct Accumulation {
   // Whether a key tile that may be partial is.
   template <class Walk>
   static __device__ __forceinline__ bool is_masked(Walk const& walk, int i) {
-    if constexpr (Geometry::kMasksSome) {
+    if constexpr (kMasksByWalk) {
       return walk.is_masked(i);
     } else {
       return true;

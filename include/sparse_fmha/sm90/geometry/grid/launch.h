@@ -111,7 +111,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
 }
 
 template <class Traits, class Mechanism>
-void launch_grid(FmhaProblem const& p, ExecutionContext const& context) {
+void Grid<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   Coord const inside = element_strides(sparsity.grid, sparsity.dilation);
   Coord step;
@@ -121,6 +121,11 @@ void launch_grid(FmhaProblem const& p, ExecutionContext const& context) {
   for (int32_t i = 0; i < volume(step); ++i) {
     launch_interleaved<Traits, Mechanism>(p, box_offset(step, i), step, context);
   }
+}
+
+template <class Traits, class Mechanism>
+size_t Grid<Traits, Mechanism>::workspace_bytes(FmhaProblem const& /*p*/) {
+  return kCounterBytes;
 }
 
 }  // namespace sparse_fmha::sm90

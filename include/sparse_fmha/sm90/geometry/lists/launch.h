@@ -8,15 +8,15 @@
 
 namespace sparse_fmha::sm90 {
 
-template <class Mechanism>
-size_t lists_workspace(FmhaProblem const& p) {
+template <class Traits, class Mechanism>
+size_t Lists<Traits, Mechanism>::workspace_bytes(FmhaProblem const& p) {
   auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   return kCounterBytes + list_plan_bytes(sparsity, list_sizes(sparsity, p.batch, p.heads_q));
 }
 
 template <class Traits, class Mechanism>
-void launch_lists(FmhaProblem const& p, ExecutionContext const& context) {
-  KernelParams<Lists<Traits, Mechanism>, Mechanism> params;
+void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  KernelParams<Lists, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const boxes = box_sizes(sparsity.block_kv, Traits::kTileK);
   int const box = 1 << boxes.log2_box;

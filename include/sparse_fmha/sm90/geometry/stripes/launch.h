@@ -8,8 +8,8 @@
 namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
-void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
-  KernelParams<Stripes<Traits, Mechanism>, Mechanism> params;
+void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  KernelParams<Stripes, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const sizes = run_sizes(sparsity, Traits::kTileK);
   int const box = 1 << sizes.log2_box;
@@ -42,6 +42,11 @@ void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
   params.scheduler =
       make_scheduler(p.heads_q, p.batch, ceil_div(sparsity.len_q, 128), group, context);
   run_kernel<Traits>(params, p, context);
+}
+
+template <class Traits, class Mechanism>
+size_t Stripes<Traits, Mechanism>::workspace_bytes(FmhaProblem const& /*p*/) {
+  return kCounterBytes;
 }
 
 }  // namespace sparse_fmha::sm90
