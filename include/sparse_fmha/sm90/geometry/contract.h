@@ -38,8 +38,8 @@
 #include <type_traits>
 
 #include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/scheduler.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 

@@ -5,8 +5,8 @@
 // geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/box_mask.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/tile_order.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"

@@ -7,9 +7,9 @@
 // is another, which the other consumer passes over. The names are those of geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/bit_mask.h"
 #include "sparse_fmha/device/look_through.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/list_stages.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"

@@ -2,7 +2,7 @@
 // The names are those of geometry/contract.h.
 #pragma once
 
-#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"

@@ -6,9 +6,9 @@
 // own, as in lists.h. The names are those of geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/bit_mask.h"
 #include "sparse_fmha/device/look_through.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/stripe_stages.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
