@@ -16,6 +16,8 @@ inline constexpr int kBlockThreads = Traits::kThreads + 32 * Geometry::kGatherWa
 template <class Traits, class Geometry, class Mechanism>
 __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
+  // Here, as the host's compiler does not know what functions of the GPU return.
+  static_assert(is_geometry<Geometry, Traits>());
   extern __shared__ __align__(1024) char raw_smem[];
   auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
   Geometry const geometry{params, smem.geometry};
