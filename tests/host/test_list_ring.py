@@ -9,7 +9,7 @@ or all wait. That is no proof for every order of events.
 Of the kernel's own code are only the order of the stages and which of them a consumer passes over
 (planning/list_stages.h, by `_C`). test_list_ring_rules.py quotes the lines of rings, producers and
 stages that the game was written after, and fails when one of them changes: then the game has to
-follow. The order in which a consumer reads keys and values, of forward/accumulation.h, is copied
+follow. The order in which a consumer reads keys and values, of accumulation.h, is copied
 and not quoted. Left out are warps and lanes (a consumer arrives once, a gatherer once), the slot of
 the query tile and its queries, the turns of the consumers, tiles that are skipped by their scores,
 bitmasks, which arrive at the barrier of the keys, proxies and fences. Only tests on a GPU and
