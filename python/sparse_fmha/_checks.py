@@ -209,7 +209,7 @@ def check_int(name: str, value: int, low: int = 0) -> int:
     return int(value)
 
 
-def check_number(name: str, value: float, low: float, high: float) -> float:
+def check_number(name: str, value: float | None, low: float, high: float) -> float:
     """A number in [low, high]."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; a number is needed")
