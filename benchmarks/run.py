@@ -40,12 +40,17 @@ def matmul(case: Case) -> Callable[[], torch.Tensor]:
 
 def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
     """The row of the kernel table that serves the case."""
-    arch = "cpu" if case.device == "cpu" else "sm90"
-    wanted = (arch, case.dtype, case.mechanism, bool(case.skip))
+    if not kernels:
+        return None
+    arch = "cpu"
+    if case.device == "cuda":
+        extension = sparse_fmha._with_extension()._C
+        arch = extension.arch_of_capability(*torch.cuda.get_device_capability())
+    wanted = (arch, "forward", case.dtype, case.mechanism, bool(case.skip))
     rows = [
         row
         for row in kernels
-        if (row["arch"], row["dtype"], row["mechanism"], row["skips"]) == wanted
+        if tuple(row[of] for of in ("arch", "pass", "dtype", "mechanism", "skips")) == wanted
         and row["head_dim"] >= case.head_dim
     ]
     return min(rows, key=lambda row: row["head_dim"], default=None)

@@ -1,20 +1,7 @@
-# The GPU kernels: which architectures, and one object file for each row of csrc/kernels/sm90_forward.def.
+# The GPU kernels: which architectures, and one object file for each row of csrc/kernels/*.def.
 
 set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
-set(GPU_KERNELS "")  # names of the rows that get built
 
-# The name that an architecture has in kernel names, by what nvcc calls it: GPU_NAME_90a.
-set(archs_def "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${archs_def}")
-file(STRINGS "${archs_def}" arch_rows REGEX "^SPARSE_FMHA_ARCH\\(")
-foreach(row IN LISTS arch_rows)
-  if(NOT row MATCHES "^SPARSE_FMHA_ARCH\\(k[A-Za-z0-9]+, ([a-z0-9]+), ([a-z0-9]+)\\)$")
-    message(FATAL_ERROR "core/archs.def: cannot read: ${row}")
-  endif()
-  set(GPU_NAME_${CMAKE_MATCH_2} ${CMAKE_MATCH_1})
-endforeach()
-# Keys of a tile for which CuTe has matrix instructions without its extended shapes (sm90/common/cute.h).
-set(GPU_MMA_WIDTHS "16|32|64|96|128|192|256")
 # A list, or "none: " and the reason.
 locate(archs GPU_ARCHS)
 if(GPU_ARCHS MATCHES "^none: ")
@@ -34,76 +21,31 @@ if(GPU_ARCHS)
                  "CUTLASS ${CUTLASS_VERSION}")
 endif()
 
-# sm90_dense_bfloat16_d128 of the arguments (sm90, Dense, bfloat16_t, 128, ...).
-function(kernel_name out arch mechanism element head_dim)
-  string(REGEX REPLACE "([a-z0-9])([A-Z])" "\\1_\\2" mechanism "${mechanism}")
-  string(TOLOWER "${mechanism}" mechanism)
-  if(element STREQUAL "half_t")
-    set(dtype float16)
-  elseif(element STREQUAL "bfloat16_t")
-    set(dtype bfloat16)
-  else()
-    message(FATAL_ERROR "kernels.def: element ${element} is neither half_t nor bfloat16_t")
-  endif()
-  set(${out} "${arch}_${mechanism}_${dtype}_d${head_dim}" PARENT_SCOPE)
-endfunction()
-
-# One source file of a few lines for each row of `def` whose architecture is wanted, and
+# One source file of a few lines for each row of csrc/kernels/*.def whose architecture is wanted, and
 # kernel_rows.inc, which names them all for the registry.
-function(add_gpu_kernels core def)
-  set(def "${PROJECT_SOURCE_DIR}/${def}")
-  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${def}")
-  file(STRINGS "${def}" lines REGEX "^SPARSE_FMHA_KERNEL")
-  set(kernels "")
-  set(rows "")
-  foreach(target_arch IN LISTS GPU_ARCHS)
-    set(wanted "${GPU_NAME_${target_arch}}")
-    set(sources "")
-    foreach(line IN LISTS lines)
-      if(NOT line MATCHES "^SPARSE_FMHA_KERNEL\\(([^()]+)\\)$")
-        message(FATAL_ERROR "kernels.def: cannot read: ${line}")
-      endif()
-      string(REGEX REPLACE "[ \t]*,[ \t]*" ";" fields "${CMAKE_MATCH_1}")
-      list(LENGTH fields count)
-      if(NOT count EQUAL 9)
-        message(FATAL_ERROR "kernels.def: ${count} fields where 9 belong: ${line}")
-      endif()
-      list(POP_FRONT fields arch mechanism element head_dim tile_q tile_k stages schedule skipping)
-      if(NOT arch STREQUAL wanted)
-        continue()
-      endif()
-      kernel_name(name ${arch} ${mechanism} ${element} ${head_dim})
-      if(skipping STREQUAL "kByThreshold")
-        string(APPEND name "_skip")
-      endif()
-      if(name IN_LIST kernels)
-        message(FATAL_ERROR "kernels.def: a second row for ${name}")
-      endif()
-      set(widths "")
-      if(NOT tile_k MATCHES "^(${GPU_MMA_WIDTHS})$")
-        set(widths "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n")
-      endif()
-      file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/${name}.cu" @ONLY CONTENT
-"@widths@#include \"sparse_fmha/@arch@/forward/launch.h\"
-
-namespace sparse_fmha {
-KernelRow @name@() {
-  return @arch@::kernel_row<@mechanism@, cutlass::@element@, @head_dim@, @tile_q@, @tile_k@, @stages@, @arch@::Schedule::@schedule@, @arch@::Skipping::@skipping@>(\"@name@\");
-}
-}  // namespace sparse_fmha
-")
-      list(APPEND sources "${GPU_GENERATED_DIR}/${name}.cu")
-      list(APPEND kernels ${name})
-      string(APPEND rows "SPARSE_FMHA_ROW(${name})\n")
-    endforeach()
-    add_kernel_objects(${core} sm${target_arch} "${target_arch}" ${sources})
+function(add_gpu_kernels core)
+  set(tool "${PROJECT_SOURCE_DIR}/tools/kernel_list.py")
+  file(GLOB lists CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/kernels/*.def")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${lists} "${tool}"
+    "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
+    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
+  execute_process(COMMAND "${Python_EXECUTABLE}" "${tool}" "${GPU_GENERATED_DIR}" ${GPU_ARCHS}
+    OUTPUT_VARIABLE rows ERROR_VARIABLE reason RESULT_VARIABLE status
+    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${reason}")
+  endif()
+  string(REPLACE "\n" ";" rows "${rows}")
+  foreach(arch IN LISTS GPU_ARCHS)
+    set(sources ${rows})
+    list(FILTER sources INCLUDE REGEX "^${arch}:")
+    list(TRANSFORM sources REPLACE "^${arch}:(.+)$" "${GPU_GENERATED_DIR}/\\1.cu")
+    add_kernel_objects(${core} sm${arch} "${arch}" ${sources})
   endforeach()
   if(GPU_ARCHS)  # what every architecture runs
     file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/device/*.cu")
     add_kernel_objects(${core} device "${GPU_ARCHS}" ${sources})
   endif()
-  file(CONFIGURE OUTPUT "${GPU_GENERATED_DIR}/kernel_rows.inc" CONTENT "${rows}" @ONLY)
-  set(GPU_KERNELS "${kernels}" PARENT_SCOPE)
 endfunction()
 
 # Compiles ARGN for `archs` as part of the core.

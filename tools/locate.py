@@ -18,6 +18,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import arch_table
+
 ROOT = Path(__file__).resolve().parent.parent
 _floor = re.search(r'"torch>=(\d+)\.(\d+)"', ROOT.joinpath("pyproject.toml").read_text())
 MIN_TORCH = tuple(map(int, _floor.groups()))
@@ -25,20 +27,8 @@ PINNED_TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINNED_CUTLASS = "nvidia-cutlass==4.2.0.0"
 MIN_CUDA = (12, 5)  # the first nvcc that has cudaGetDriverEntryPointByVersion
-
-
-def _archs() -> dict[str, list[str]]:
-    """Supported architectures, and the compute capabilities of the GPUs that run each: the table
-    that the library itself has."""
-    text = ROOT.joinpath("include/sparse_fmha/core/archs.def").read_text()
-    rows = re.findall(r"^SPARSE_FMHA_ARCH\((\w+), \w+, (\w+)\)$", text, re.M)
-    gpus = re.findall(r"^SPARSE_FMHA_CAPABILITY\((\d+), (\d+), (\w+)\)$", text, re.M)
-    return {
-        nvcc: [f"{major}.{minor}" for major, minor, of in gpus if of == arch] for arch, nvcc in rows
-    }
-
-
-ARCHS = _archs()
+# Supported architectures, and the compute capabilities of the GPUs that run each.
+ARCHS = {arch.nvcc: list(arch.capabilities) for arch in arch_table.read()}
 
 
 def _search_path() -> list[str]:

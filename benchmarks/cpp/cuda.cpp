@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nvtx3/nvtx3.hpp>
-#include <string>
 
 #include "machine.h"
 #include "sparse_fmha/cuda/check.h"
@@ -22,6 +21,27 @@ class Memory {
 
  private:
   void* data_ = nullptr;
+};
+
+// Launches of one stream use it one after another.
+class Workspace : public DeviceMemory {
+ public:
+  void reset() { used_ = 0; }
+  void* allocate(size_t bytes) override {
+    if (used_ == blocks_.size() || blocks_[used_].bytes < bytes) {
+      blocks_.insert(blocks_.begin() + used_,
+                     {bytes, std::make_unique<Memory>(static_cast<int64_t>(bytes))});
+    }
+    return blocks_[used_++].memory->data();
+  }
+
+ private:
+  struct Block {
+    size_t bytes;
+    std::unique_ptr<Memory> memory;
+  };
+  std::vector<Block> blocks_;
+  size_t used_ = 0;
 };
 
 class Event {
@@ -55,7 +75,8 @@ class Cuda : public Machine {
 
   void run(Launch const& launch) override {
     ExecutionContext context;
-    context.workspace = workspace_.data();
+    context.memory = &workspace_;
+    workspace_.reset();
     launch(context);
   }
 
@@ -74,7 +95,7 @@ class Cuda : public Machine {
 
  private:
   Memory scratch_{kFlushBytes};
-  Memory workspace_{kCounterBytes};
+  Workspace workspace_;
   Event start_;
   Event end_;
   std::vector<std::unique_ptr<Memory>> blocks_;
@@ -83,18 +104,5 @@ class Cuda : public Machine {
 }  // namespace
 
 std::unique_ptr<Machine> make_cuda() { return std::make_unique<Cuda>(); }
-
-std::string cuda_problem() {
-  cudaDeviceProp properties;
-  cudaError_t const error = cudaGetDeviceProperties(&properties, 0);
-  if (error != cudaSuccess) {
-    return cudaGetErrorString(error);
-  }
-  if (properties.major != 9) {
-    return std::string("the kernels are for compute capability 9.0, and ") + properties.name +
-           " has " + std::to_string(properties.major) + "." + std::to_string(properties.minor);
-  }
-  return "";
-}
 
 }  // namespace sparse_fmha::bench

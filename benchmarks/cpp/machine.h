@@ -3,7 +3,6 @@
 
 #include <functional>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "sparse_fmha/core/registry.h"
@@ -31,8 +30,5 @@ class Machine {
 
 std::unique_ptr<Machine> make_cpu();
 std::unique_ptr<Machine> make_cuda();
-
-// Why no kernel of the GPU rows can run here; empty if they can.
-std::string cuda_problem();
 
 }  // namespace sparse_fmha::bench

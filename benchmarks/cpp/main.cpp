@@ -11,6 +11,7 @@
 
 #include "machine.h"
 #include "shapes.h"
+#include "sparse_fmha/cuda/device_arch.h"
 
 namespace sparse_fmha::bench {
 namespace {
@@ -113,12 +114,14 @@ void run(benchmark::State& state, KernelRow const& row, Shape const& shape, bool
 }
 
 void register_all() {
-  std::string const problem = cuda_problem();
-  if (!problem.empty()) {
-    std::cerr << "no GPU rows: " << problem << "\n";
+  Arch gpu = Arch::kCpu;
+  try {
+    gpu = device_arch(0);
+  } catch (std::exception const& error) {
+    std::cerr << "no GPU rows: " << error.what() << "\n";
   }
   for (KernelRow const& row : kernel_table()) {
-    if (row.info.key.arch != Arch::kCpu && !problem.empty()) {
+    if (row.info.key.arch != Arch::kCpu && row.info.key.arch != gpu) {
       continue;
     }
     for (Shape const& shape : shapes_of(row.info)) {

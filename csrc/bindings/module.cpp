@@ -22,7 +22,7 @@ constexpr char const* kBuildInfo =
 py::dict describe(sparse_fmha::KernelInfo const& info) {
   using namespace py::literals;
   return py::dict("name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
-                  "mechanism"_a = info.mechanism,
+                  "pass"_a = sparse_fmha::to_string(info.key.pass), "mechanism"_a = info.mechanism,
                   "dtype"_a = sparse_fmha::to_string(info.key.dtype),
                   "head_dim"_a = info.key.head_dim, "skips"_a = info.key.skips,
                   "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
@@ -59,9 +59,10 @@ int mechanism_index(std::string const& name) {
 }
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
-                     std::string const& dtype, int head_dim, bool skips) {
+                     std::string const& dtype, int head_dim, bool skips, std::string const& pass) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
+  using sparse_fmha::Pass;
   std::vector<Arch> archs = {Arch::kCpu};
   for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
     archs.push_back(row.arch);
@@ -70,8 +71,9 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
   DataType const of = parse<DataType>(
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
+  Pass const in = parse<Pass>(pass, {Pass::kForward, Pass::kBackward, Pass::kDecode}, "pass");
   return describe(
-      sparse_fmha::find_kernel({on, of, head_dim, mechanism_index(mechanism), skips}).info);
+      sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips}).info);
 }
 
 // Compute capabilities by the architecture that they run.
@@ -100,7 +102,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("kernel_table", &kernel_table,
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
-        py::arg("head_dim"), py::arg("skips") = false,
+        py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
         "The row that an op takes for this request; RuntimeError names the rows there are.");
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
   m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),

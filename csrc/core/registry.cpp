@@ -10,7 +10,7 @@
 
 namespace sparse_fmha {
 
-// kernel_rows.inc names the rows of kernels.def that were compiled, one function each.
+// kernel_rows.inc names the rows of csrc/kernels/*.def that were compiled, one function each.
 #define SPARSE_FMHA_ROW(name) KernelRow name();
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
@@ -34,7 +34,7 @@ std::vector<KernelRow> make_table() {
 }
 
 bool serves(KernelKey const& row, KernelKey const& request) {
-  return row.arch == request.arch && row.dtype == request.dtype &&
+  return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips &&
          row.head_dim >= request.head_dim;
 }
@@ -77,10 +77,22 @@ AnchorKernels anchor_kernels(Arch arch) {
 
 std::string to_string(KernelKey const& key) {
   std::ostringstream text;
-  text << "arch=" << to_string(key.arch) << ", mechanism=" << kMechanisms.at(key.mechanism)
-       << ", dtype=" << to_string(key.dtype) << ", head_dim=" << key.head_dim
-       << (key.skips ? ", with skipping" : "");
+  text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
+       << ", mechanism=" << kMechanisms.at(key.mechanism) << ", dtype=" << to_string(key.dtype)
+       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "");
   return text.str();
+}
+
+char const* to_string(Pass pass) {
+  switch (pass) {
+    case Pass::kForward:
+      return "forward";
+    case Pass::kBackward:
+      return "backward";
+    case Pass::kDecode:
+      return "decode";
+  }
+  return "unknown";
 }
 
 char const* to_string(DataType dtype) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "sparse_fmha/core/arch.h"
 #include "sparse_fmha/cpu/groups.h"
 #include "sparse_fmha/planning/tiling.h"
 
@@ -96,26 +97,28 @@ Tiling tiles_of_stripes(Stripe::Params const& p) {
   return {shape, Stripe::num_query_tiles(p, shape)};
 }
 
-// Of the Hopper kernel that leaves tiles out; of the usual one where there is none.
+// The CPU leaves out what the kernels of this architecture do.
+constexpr Arch kLike = Arch::kSm90;
+
 struct KernelTile {
   int32_t head_dim;
   int32_t tile_k;
 };
+// Of the kernel that leaves tiles out; of the usual one where there is none.
 KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
-  enum { kNever, kByThreshold };
   struct {
+    Arch arch;
     char const* mechanism;
     KernelTile tile;
-    bool skips;
   } constexpr kRows[] = {
-#define SPARSE_FMHA_KERNEL(arch, mechanism, element, head_dim, tile_q, tile_k, stages, schedule, \
-                           skipping)                                                             \
-  {mechanism::kName, {head_dim, tile_k}, skipping == kByThreshold},
-#include "../kernels/sm90_forward.def"
-#undef SPARSE_FMHA_KERNEL
+#define SPARSE_FMHA_SKIP_TILE(arch, mechanism, head_dim, tile_k) \
+  {Arch::arch, mechanism::kName, {head_dim, tile_k}},
+#include "skip_tiles.inc"  // of csrc/kernels/*.def
+#undef SPARSE_FMHA_SKIP_TILE
   };
   for (auto const& row : kRows) {  // ascending head dims
-    if (row.skips && row.tile.head_dim >= head_dim && std::strcmp(row.mechanism, mechanism) == 0) {
+    if (row.arch == kLike && row.tile.head_dim >= head_dim &&
+        std::strcmp(row.mechanism, mechanism) == 0) {
       return row.tile;
     }
   }
@@ -128,7 +131,7 @@ Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
   auto const [head_dim, tile_k] = kernel_tile(M::kName, problem.head_dim);
   TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
   if constexpr (std::is_same_v<M, Neighborhood>) {
-    // As launch_grid.h does for the first of the interleaved grids.
+    // As sm90/geometry/grid/launch.h does for the first of the interleaved grids.
     Neighborhood::Params first = params;
     Coord const inside = element_strides(params.grid, params.dilation);
     for (int axis = 0; axis < kGridAxes; ++axis) {

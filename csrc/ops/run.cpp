@@ -27,6 +27,20 @@ class TorchThreads : public ParallelFor {
   }
 };
 
+// Of torch's allocator, which gives it to later work of the stream alone once this is gone.
+class TorchMemory : public DeviceMemory {
+ public:
+  explicit TorchMemory(Tensor const& like) : like_(like) {}
+  void* allocate(size_t bytes) override {
+    tensors_.push_back(new_tensor(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return tensors_.back().data_ptr();
+  }
+
+ private:
+  Tensor const& like_;
+  std::vector<Tensor> tensors_;
+};
+
 std::vector<int64_t> sizes_of(Tensor const& t) {
   std::vector<int64_t> sizes(t.dim());
   for (int64_t d = 0; d < t.dim(); ++d) {
@@ -36,7 +50,10 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
-  KernelKey const key = {arch_of(q), problem.dtype, problem.head_dim,
+  KernelKey const key = {arch_of(q),
+                         Pass::kForward,
+                         problem.dtype,
+                         problem.head_dim,
                          static_cast<int32_t>(problem.sparsity.index()),
                          problem.skip_threshold != nullptr};
   try {
@@ -98,15 +115,16 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
   }
-  int32_t device_type;
-  int32_t device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-      device_index, &result));
+  int32_t type = 0;
+  int32_t index = 0;
+  AtenTensorHandle result = nullptr;
+  bool const made = aoti_torch_get_device_type(like.get(), &type) == 0 &&
+                    aoti_torch_get_device_index(like.get(), &index) == 0 &&
+                    aoti_torch_empty_strided(
+                        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                        type, index, &result) == 0;
+  require(made, "torch cannot allocate a tensor; its own message is above");
   return Tensor(result);
 }
 
@@ -140,11 +158,9 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
   problem.lse = static_cast<float*>(lse.data_ptr());
 
   ExecutionContext context;
-  std::optional<Tensor> workspace;
+  TorchMemory memory(q);
   if (q.is_cuda()) {
-    auto const bytes = static_cast<int64_t>(kernel.workspace_bytes(problem));
-    workspace = new_tensor(q, {bytes}, ScalarType::Byte);
-    context.workspace = workspace->data_ptr();
+    context.memory = &memory;
     context.stream = current_cuda_stream(q.get_device_index());
   } else {
     context.parallel = &torch_threads();

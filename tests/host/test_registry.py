@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,31 +10,28 @@ import pytest
 import sparse_fmha
 from sparse_fmha import _C
 
-KERNELS_DEF = Path(__file__).resolve().parents[2] / "csrc" / "kernels" / "sm90_forward.def"
-COLUMNS = ("arch", "mechanism", "dtype", "head_dim", "tile_q", "tile_k", "stages", "skips")
-DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
+COLUMNS = ("name", "arch", "pass", "mechanism", "dtype", "head_dim")
+COLUMNS += ("tile_q", "tile_k", "stages", "skips")
 
 
-def test_gpu_rows_are_those_of_kernels_def():
-    wanted = re.findall(
-        r"^SPARSE_FMHA_KERNEL\((\w+), *(\w+), *(\w+)"
-        r", *(\d+), *(\d+), *(\d+), *(\d+), *\w+, *(\w+)\)$",
-        KERNELS_DEF.read_text(),
-        re.M,
-    )
-    assert wanted
-    rows = {
-        tuple(row[column] for column in COLUMNS)
-        for row in sparse_fmha.kernels()
-        if row["arch"] != "cpu"
-    }
-    if not sparse_fmha.build_info()["archs"]:
-        assert rows == set()
-        return
-    assert rows == {
-        (arch, snake_case(mechanism), DTYPES[element], *map(int, numbers), skips == "kByThreshold")
-        for arch, mechanism, element, *numbers, skips in wanted
-    }
+def test_gpu_rows_are_those_of_the_lists(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "tools")
+    kernel_list = importlib.import_module("kernel_list")
+    built = sparse_fmha.build_info()["archs"]
+    listed = kernel_list.read_all()
+    assert listed
+    wanted = [
+        (
+            *(row.name, row.arch.name, row.direction, row.mechanism_name, row.dtype),
+            *(row.head_dim, row.tile_q, row.tile_k, row.stages, row.skips),
+        )
+        for row in listed
+        if row.arch.nvcc in built
+    ]
+    rows = [
+        tuple(row[of] for of in COLUMNS) for row in sparse_fmha.kernels() if row["arch"] != "cpu"
+    ]
+    assert rows == wanted
 
 
 def test_names_are_unique_and_the_table_prints_them():
@@ -45,13 +42,9 @@ def test_names_are_unique_and_the_table_prints_them():
     assert [line.split()[0] for line in lines[1:]] == names
 
 
-def snake_case(name):
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
 @pytest.mark.parametrize("row", sparse_fmha.kernels(), ids=lambda row: row["name"])
 def test_a_request_takes_the_smallest_head_dim_that_fits(row):
-    key = {name: row[name] for name in ("arch", "mechanism", "dtype", "skips")}
+    key = {name: row[name] for name in ("arch", "pass", "mechanism", "dtype", "skips")}
     fitting = {
         r["head_dim"]: r["name"]
         for r in sparse_fmha.kernels()
@@ -66,9 +59,18 @@ def test_a_miss_names_the_request_and_every_row():
     with pytest.raises(RuntimeError) as error:
         _C.find_kernel(arch="sm90", mechanism="dense", dtype="float64", head_dim=64)
     message = str(error.value)
-    assert "no kernel for arch=sm90, mechanism=dense, dtype=float64, head_dim=64" in message
+    request = "arch=sm90, pass=forward, mechanism=dense, dtype=float64, head_dim=64"
+    assert f"no kernel for {request}; compiled in are:" in message
     for row in sparse_fmha.kernels():
         assert f"{row['name']} (head_dim <= {row['head_dim']})" in message
+
+
+@pytest.mark.parametrize("name", ["backward", "decode"])
+def test_a_row_serves_its_own_pass(name):
+    key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
+    assert _C.find_kernel(**key, **{"pass": "forward"}) == _C.find_kernel(**key)
+    with pytest.raises(RuntimeError, match=f"no kernel for arch=cpu, pass={name}, mech"):
+        _C.find_kernel(**key, **{"pass": name})
 
 
 def test_an_unknown_dtype_names_the_allowed_ones():

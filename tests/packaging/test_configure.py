@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from commands import ROOT
 
 import build_backend
+import kernel_list
 import locate
 
 
@@ -18,10 +20,16 @@ import locate
 def configure(tmp_path):
     """Returns a function that configures with options and returns status and output on one line."""
 
-    def run(*options: str) -> tuple[int, str]:
+    def run(*options: str, root: Path = ROOT) -> tuple[int, str]:
         cmake = Path(sys.executable).with_name("cmake")
         command = [
-            *(str(cmake) if cmake.exists() else "cmake", "-S", str(ROOT), "-B", str(tmp_path)),
+            *(
+                str(cmake) if cmake.exists() else "cmake",
+                "-S",
+                str(root),
+                "-B",
+                str(tmp_path / "build"),
+            ),
             *("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -154,3 +162,64 @@ def test_cutlass_is_required_only_for_gpu_kernels(monkeypatch, tmp_path):
     assert locate.PINNED_CUTLASS in build_backend.get_requires_for_build_wheel()
     monkeypatch.setenv("SPARSE_FMHA_ARCHS", "none")
     assert locate.PINNED_CUTLASS not in build_backend.get_requires_for_build_wheel()
+
+
+ENTRY = """# a comment
+kernel(mechanism=BlockSparse, elements=[half_t, bfloat16_t], head_dim=64,
+       tile_q=128, tile_k=128, stages=3, schedule=kFree, skipping=kByThreshold)
+"""
+
+
+def test_an_entry_is_a_row_for_each_element(tmp_path):
+    listed = tmp_path / "sm90_forward.def"
+    listed.write_text(ENTRY)
+    rows = kernel_list.read(listed)
+    assert [row.name for row in rows] == [
+        "sm90_block_sparse_float16_d64_skip",
+        "sm90_block_sparse_bfloat16_d64_skip",
+    ]
+    assert "/*kTileK=*/128," in kernel_list.source(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("stages=3", "stage=3"), 2, "unknown field stage; the fields are mechanism, elements"),
+        (("stages=3, ", ""), 2, "field stages is missing; the fields are"),
+        (("stages=3", "stages=3, stages=2"), 2, "field stages is given twice"),
+        (("stages=3", "stages=0"), 2, "stages is 0; a whole number above 0 is needed"),
+        (("stages=3", "stages=True"), 2, "stages is True; a whole number"),
+        (("bfloat16_t", "float"), 2, "elements is [half_t, float]; a list of half_t, bfloat16_t"),
+        (("kFree", "kOften"), 2, "schedule is kOften; kTurns or kFree is needed"),
+        (("bfloat16_t", "half_t"), 2, "a second row for sm90_block_sparse_float16_d64_skip"),
+        (("kernel(", "kernels("), 2, "an entry is kernel(field=value, ...)"),
+        (("kernel(", "kernel(Dense, "), 2, "an entry is kernel(field=value, ...)"),
+        (("kByThreshold)", "kByThreshold"), 2, "'(' was never closed"),
+    ],
+)
+def test_a_list_that_cannot_be_read(tmp_path, change, line, words):
+    listed = tmp_path / "sm90_forward.def"
+    assert ENTRY.replace(*change) != ENTRY
+    listed.write_text(ENTRY.replace(*change))
+    with pytest.raises(kernel_list.ListError) as error:
+        kernel_list.read(listed)
+    assert str(error.value).startswith(f"{listed}:{line}: {words}")
+
+
+def test_a_list_is_named_by_architecture_and_pass(tmp_path):
+    for name in ("sm70_forward", "sm90_sideways", "sm90"):
+        listed = tmp_path / f"{name}.def"
+        listed.write_text(ENTRY)
+        with pytest.raises(kernel_list.ListError, match=f"{name}.def:1: the file's name is not"):
+            kernel_list.read(listed)
+
+
+def test_configuring_stops_at_a_list_that_cannot_be_read(configure, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "tests", "*.so"))
+    listed = tree / "csrc/kernels/sm90_forward.def"
+    listed.write_text(listed.read_text() + "kernel(tile_x=1)\n")
+    status, output = configure("-DSPARSE_FMHA_ARCHS=none", root=tree)
+    assert status != 0
+    line = len(listed.read_text().splitlines())
+    assert f"csrc/kernels/sm90_forward.def:{line}: unknown field tile_x" in output

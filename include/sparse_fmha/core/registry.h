@@ -10,8 +10,11 @@
 
 namespace sparse_fmha {
 
+enum class Pass : int32_t { kForward, kBackward, kDecode };
+
 struct KernelKey {
   Arch arch;
+  Pass pass;
   DataType dtype;
   int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
   int32_t mechanism;  // index in Sparsity
@@ -26,19 +29,22 @@ struct ParallelFor {
                    void* arg) const = 0;
 };
 
-// Of every workspace the first bytes are the counter that hands out query tiles.
-inline constexpr size_t kCounterBytes = 16;
+// Device memory, aligned to 16 bytes, that lives until the work of a launch is done.
+struct DeviceMemory {
+  virtual ~DeviceMemory() = default;
+  virtual void* allocate(size_t bytes) = 0;
+};
 
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
-  void* workspace = nullptr;              // device memory of the row's size; unused on the CPU
+  DeviceMemory* memory = nullptr;         // unused on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 
 // Printable description of one compiled kernel.
 struct KernelInfo {
   KernelKey key;
-  std::string name;       // sm90_dense_bfloat16_d128, the row's name in kernels.def
+  std::string name;       // sm90_dense_bfloat16_d128, the row's name, by tools/kernel_list.py
   std::string mechanism;  // Dense::kName
   int tile_q = 0;         // 0 where it is a run-time value
   int tile_k = 0;
@@ -50,7 +56,6 @@ struct KernelInfo {
 struct KernelRow {
   KernelInfo info;
   void (*launch)(FmhaProblem const&, ExecutionContext const&);  // throws std::runtime_error
-  size_t (*workspace_bytes)(FmhaProblem const&) = [](FmhaProblem const&) { return kCounterBytes; };
 };
 
 std::vector<KernelRow> const& kernel_table();
@@ -63,5 +68,6 @@ KernelRow const& find_kernel(KernelKey const& request);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);
+char const* to_string(Pass);
 
 }  // namespace sparse_fmha

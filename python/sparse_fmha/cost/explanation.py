@@ -35,7 +35,7 @@ class Explanation:
     arch: str  # "cpu", or a GPU architecture such as "sm90"
     kernel: str | None  # the row that the call takes; None: it raises
     why: str  # what decided
-    rejected: dict[str, str]  # the other rows of this mechanism and architecture, and why not they
+    rejected: dict[str, str]  # the other rows of the mechanism and architecture, and why not
     predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
     dense_ms: float | None  # of `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
@@ -215,7 +215,8 @@ def _choose(
     rows = [
         row
         for row in _build.kernels()
-        if (row["arch"], row["mechanism"], row["skips"]) == (arch, mechanism, skips)
+        if (row["arch"], row["pass"], row["mechanism"], row["skips"])
+        == (arch, "forward", mechanism, skips)
     ]
     fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
     best = min(fits, key=lambda row: row["head_dim"], default=None)

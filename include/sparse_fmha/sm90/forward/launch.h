@@ -25,10 +25,10 @@ constexpr int mechanism_index() {
 inline DataType data_type(cutlass::half_t) { return DataType::kFloat16; }
 inline DataType data_type(cutlass::bfloat16_t) { return DataType::kBFloat16; }
 
-template <class Mechanism, class Element, int HeadDim, int TileQ, int TileK, int Stages,
-          Schedule kSchedule, Skipping kSkipping>
+template <class Config>
 KernelRow kernel_row(char const* name) {
-  using Traits = KernelTraits<Element, HeadDim, TileQ, TileK, Stages, kSchedule, kSkipping>;
+  using Traits = KernelTraits<Config>;
+  using Mechanism = typename Config::Mechanism;
   constexpr bool kByStripes = std::is_same_v<Mechanism, Stripe>;
   using ByLists =
       std::conditional_t<kByStripes, Stripes<Traits, Mechanism>, Lists<Traits, Mechanism>>;
@@ -38,13 +38,17 @@ KernelRow kernel_row(char const* name) {
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
   KernelRow row;
-  row.info.key = {Arch::kSm90, data_type(Element{}), HeadDim, mechanism_index<Mechanism>(),
+  row.info.key = {Arch::kSm90,
+                  Pass::kForward,
+                  data_type(typename Config::Element{}),
+                  Config::kHeadDim,
+                  mechanism_index<Mechanism>(),
                   Traits::kVotes};
   row.info.name = name;
   row.info.mechanism = Mechanism::kName;
-  row.info.tile_q = TileQ;
-  row.info.tile_k = TileK;
-  row.info.stages = Stages;
+  row.info.tile_q = Traits::kTileQ;
+  row.info.tile_k = Traits::kTileK;
+  row.info.stages = Traits::kStages;
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);
   if constexpr (Mechanism::kOnGrid) {
@@ -53,7 +57,6 @@ KernelRow kernel_row(char const* name) {
     row.launch = &launch_stripes<Traits, Mechanism>;
   } else if constexpr (Mechanism::kByLists) {
     row.launch = &launch_lists<Traits, Mechanism>;
-    row.workspace_bytes = &lists_workspace<Mechanism>;
   } else {
     row.launch = &launch_sequence<Traits, Mechanism>;
   }

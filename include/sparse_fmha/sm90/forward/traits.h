@@ -13,23 +13,38 @@ enum class Schedule { kTurns, kFree };
 // Whether a consumer leaves out key tiles whose weights are below a threshold.
 enum class Skipping { kNever, kByThreshold };
 
-template <class Element_, int HeadDim, int TileQ, int TileK, int Stages, Schedule kSchedule,
-          Skipping kSkipping>
-struct KernelTraits {
+// A row of the list of kernels, which is csrc/kernels/sm90_forward.def: all that a kernel is made
+// of. One type, which profilers and disassemblers print with the kernel.
+template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
+          Schedule Schedule_, Skipping Skipping_>
+struct KernelConfig {
+  using Mechanism = Mechanism_;
   using Element = Element_;
-  static constexpr int kHeadDim = (HeadDim + 63) / 64 * 64;  // columns in shared memory
-  static constexpr int kScoreSteps = HeadDim / 16;           // of Q.K; columns beyond are zero
+  static constexpr int kHeadDim = HeadDim;
   static constexpr int kTileQ = TileQ;
   static constexpr int kTileK = TileK;
   static constexpr int kStages = Stages;
-  static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, TileQ}, {1, 1, TileK}}; }
+  static constexpr Schedule kSchedule = Schedule_;
+  static constexpr Skipping kSkipping = Skipping_;
+};
+
+template <class Config>
+struct KernelTraits {
+  using Element = typename Config::Element;
+  static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;  // columns in shared memory
+  static constexpr int kScoreSteps = Config::kHeadDim / 16;  // of Q.K; columns beyond are zero
+  static constexpr int kTileQ = Config::kTileQ;
+  static constexpr int kTileK = Config::kTileK;
+  static constexpr int kStages = Config::kStages;
+  static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, kTileQ}, {1, 1, kTileK}}; }
 
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
-  static_assert(HeadDim % 16 == 0 && HeadDim <= 256, "Q.K steps over 16 elements of the head");
-  static_assert(TileQ == 128 || TileQ == 192, "two or three consumer warpgroups of 64 rows each");
-  static_assert(TileK % 16 == 0 && TileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
+  static_assert(Config::kHeadDim % 16 == 0 && Config::kHeadDim <= 256,
+                "Q.K steps over 16 elements of the head");
+  static_assert(kTileQ == 128 || kTileQ == 192, "two or three consumer warpgroups of 64 rows each");
+  static_assert(kTileK % 16 == 0 && kTileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
 
-  static constexpr int kConsumers = TileQ / 64;  // warpgroups
+  static constexpr int kConsumers = kTileQ / 64;  // warpgroups
   static constexpr int kConsumerThreads = kConsumers * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kConsumerWarps = kConsumers * 4;
@@ -41,8 +56,8 @@ struct KernelTraits {
   // Whether a thread has registers for the mask of scores that are still being computed.
   static constexpr bool kMaskAhead = kHeadDim <= 128;
 
-  static constexpr bool kVotes = kSkipping == Skipping::kByThreshold;
-  static constexpr bool kTakeTurns = kSchedule == Schedule::kTurns;
+  static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
+  static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
 
   // Whether scores that need no mask become weights before their maximum is known. At 64 columns
   // the unit for exponentials is as busy as the matrix unit, at 256 a thread has no registers for
@@ -56,35 +71,35 @@ struct KernelTraits {
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
   using LayoutQ = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<TileQ>, cute::Int<kHeadDim>>{}));
+      RowMajorAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kHeadDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<TileK>, cute::Int<kHeadDim>, cute::Int<Stages>>{}));
-  // V as the second operand of P.V, [HeadDim, TileK]: the same bytes as a row-major [TileK,
-  // HeadDim].
+      RowMajorAtom{}, cute::Shape<cute::Int<kTileK>, cute::Int<kHeadDim>, cute::Int<kStages>>{}));
+  // V as the second operand of P.V, [kHeadDim, kTileK]: the same bytes as a row-major
+  // [kTileK, kHeadDim].
   using LayoutVt = decltype(cute::tile_to_shape(
-      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<TileK>, cute::Int<Stages>>{},
+      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>, cute::Int<kStages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
 
   // Each consumer warpgroup multiplies its own 64 rows.
   using MmaQK = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<TileK>, cute::Int<kHeadDim>>,
+                                 cute::Shape<cute::_64, cute::Int<kTileK>, cute::Int<kHeadDim>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using MmaPV = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<TileK>>,
+                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<kTileK>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
-  static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == TileK &&
+  static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == kTileK &&
                     cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
                 "one matrix instruction is as wide as the tile");
 
-  static constexpr int kBytesQ = TileQ * kHeadDim * 2;
-  static constexpr int kBytesK = TileK * kHeadDim * 2;  // of one stage
+  static constexpr int kBytesQ = kTileQ * kHeadDim * 2;
+  static constexpr int kBytesK = kTileK * kHeadDim * 2;  // of one stage
   static constexpr int kSmemLimit = 227 * 1024;
   // The output tile has shared memory of its own where that fits; else it takes the place of Q,
   // and the next Q is loaded after the output has left.
-  static constexpr bool kOutputReplacesQ = 2 * kBytesQ + 2 * Stages * kBytesK + 2048 > kSmemLimit;
+  static constexpr bool kOutputReplacesQ = 2 * kBytesQ + 2 * kStages * kBytesK + 2048 > kSmemLimit;
 };
 
 }  // namespace sparse_fmha::sm90

@@ -27,8 +27,8 @@ void launch_sequence(FmhaProblem const& p, ExecutionContext const& context) {
   // idle behind the last group's heaviest tiles, more evict each other's keys from the L2 cache), 4
   // where they do not.
   int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
-  params.scheduler = make_scheduler(p.heads_q, p.batch, q_tiles,
-                                    std::is_same_v<Mechanism, Dense> ? 4 : 16, context);
+  params.scheduler =
+      make_scheduler(p.heads_q, p.batch, q_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
   run_kernel<Traits>(params, p, context);
 }
 

@@ -1,0 +1,26 @@
+"""The table of GPU architectures that the library has, include/sparse_fmha/core/archs.def."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ARCHS_DEF = Path(__file__).resolve().parent.parent / "include/sparse_fmha/core/archs.def"
+
+
+class GpuArch(NamedTuple):
+    enumerator: str  # kSm90
+    name: str  # sm90: in kernel names and folders
+    nvcc: str  # 90a: in SPARSE_FMHA_ARCHS
+    capabilities: tuple[str, ...]  # 9.0: of the devices that run its kernels
+
+
+def read() -> list[GpuArch]:
+    text = ARCHS_DEF.read_text()
+    archs = re.findall(r"^SPARSE_FMHA_ARCH\((\w+), (\w+), (\w+)\)$", text, re.M)
+    gpus = re.findall(r"^SPARSE_FMHA_CAPABILITY\((\d+), (\d+), (\w+)\)$", text, re.M)
+    return [
+        GpuArch(*arch, tuple(f"{major}.{minor}" for major, minor, of in gpus if of == arch[0]))
+        for arch in archs
+    ]

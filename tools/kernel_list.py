@@ -1,0 +1,220 @@
+"""Reads the lists of GPU kernels, csrc/kernels/ARCH_PASS.def, and writes what is compiled of them.
+
+    kernel_list.py FOLDER [ARCH...]
+
+writes into the folder a source file for each row of the architectures (as in SPARSE_FMHA_ARCHS),
+kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
+all rows that leave key tiles out. Prints ARCH:ROW for each source file.
+
+A list is Python syntax: a call `kernel(field=value, ...)` for each entry, every field once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import arch_table
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+PASSES = ("forward",)
+DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
+
+
+class ListError(Exception):
+    """A list that cannot be read: file, line and what is wrong."""
+
+
+class Row(NamedTuple):
+    """One kernel."""
+
+    arch: arch_table.GpuArch
+    direction: str  # the pass, which is a word of Python
+    mechanism: str
+    element: str
+    head_dim: int
+    tile_q: int
+    tile_k: int
+    stages: int
+    schedule: str
+    skipping: str
+
+    @property
+    def skips(self) -> bool:
+        return self.skipping == "kByThreshold"
+
+    @property
+    def mechanism_name(self) -> str:
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.mechanism).lower()
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.element]
+
+    @property
+    def name(self) -> str:
+        """Such as sm90_dense_bfloat16_d128_skip."""
+        of = "" if self.direction == "forward" else f"{self.direction}_"
+        end = "_skip" if self.skips else ""
+        return f"{self.arch.name}_{of}{self.mechanism_name}_{self.dtype}_d{self.head_dim}{end}"
+
+
+def _number(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int and node.value > 0:
+        return node.value
+    raise ValueError("a whole number above 0")
+
+
+def _type(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    raise ValueError("the name of a type")
+
+
+def _one_of(*names: str) -> Callable[[ast.expr], str]:
+    def read(node: ast.expr) -> str:
+        if isinstance(node, ast.Name) and node.id in names:
+            return node.id
+        raise ValueError(" or ".join(names))
+
+    return read
+
+
+def _elements(node: ast.expr) -> list[str]:
+    names = (
+        [n.id for n in node.elts if isinstance(n, ast.Name)] if isinstance(node, ast.List) else []
+    )
+    if names and len(names) == len(node.elts) and set(names) <= set(DTYPES):
+        return names
+    raise ValueError(f"a list of {', '.join(DTYPES)}")
+
+
+FIELDS: dict[str, Callable[[ast.expr], Any]] = {
+    "mechanism": _type,
+    "elements": _elements,
+    "head_dim": _number,
+    "tile_q": _number,
+    "tile_k": _number,
+    "stages": _number,
+    "schedule": _one_of("kTurns", "kFree"),
+    "skipping": _one_of("kNever", "kByThreshold"),
+}
+
+
+def read(path: Path) -> list[Row]:
+    """The kernels of one list, whose name says the architecture and the pass.
+
+    Raises:
+        ListError: a field is unknown, missing, given twice or has a value that it cannot have, or
+            two entries give the same kernel.
+    """
+    arch_name, _, direction = path.stem.partition("_")
+    arch = next((a for a in arch_table.read() if a.name == arch_name), None)
+    if arch is None or direction not in PASSES:
+        raise ListError(f"{path}:1: the file's name is not an architecture, _, and a pass")
+    try:
+        statements = ast.parse(path.read_text()).body
+    except SyntaxError as error:
+        raise ListError(f"{path}:{error.lineno}: {error.msg}") from None
+    rows: dict[str, Row] = {}
+    for statement in statements:
+        try:
+            fields = _fields(statement)
+            for element in fields.pop("elements"):
+                row = Row(arch, direction, element=element, **fields)
+                if row.name in rows:
+                    raise ValueError(f"a second row for {row.name}")
+                rows[row.name] = row
+        except ValueError as error:
+            raise ListError(f"{path}:{statement.lineno}: {error}") from None
+    return list(rows.values())
+
+
+def _fields(statement: ast.stmt) -> dict[str, Any]:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        raise ValueError("an entry is kernel(field=value, ...)")
+    if call.func.id != "kernel" or call.args:
+        raise ValueError("an entry is kernel(field=value, ...)")
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    names = [keyword.arg for keyword in call.keywords]
+    allowed = f"the fields are {', '.join(FIELDS)}"
+    for name in names:
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name}; {allowed}")
+        if names.count(name) > 1:
+            raise ValueError(f"field {name} is given twice")
+    for name in FIELDS:
+        if name not in given:
+            raise ValueError(f"field {name} is missing; {allowed}")
+    values = {}
+    for name, parse in FIELDS.items():
+        try:
+            values[name] = parse(given[name])
+        except ValueError as error:
+            raise ValueError(f"{name} is {ast.unparse(given[name])}; {error} is needed") from None
+    return values
+
+
+def read_all() -> list[Row]:
+    return [row for path in sorted(KERNELS.glob("*.def")) for row in read(path)]
+
+
+def source(row: Row) -> str:
+    """The file that compiles one kernel."""
+    return f"""\
+#define SPARSE_FMHA_TILE_K {row.tile_k}
+#include "sparse_fmha/{row.arch.name}/{row.direction}/launch.h"
+
+namespace sparse_fmha {{
+KernelRow {row.name}() {{
+  using namespace {row.arch.name};
+  using Config = KernelConfig<
+      /*Mechanism=*/{row.mechanism},
+      /*Element=*/cutlass::{row.element},
+      /*kHeadDim=*/{row.head_dim},
+      /*kTileQ=*/{row.tile_q},
+      /*kTileK=*/{row.tile_k},
+      /*kStages=*/{row.stages},
+      /*kSchedule=*/Schedule::{row.schedule},
+      /*kSkipping=*/Skipping::{row.skipping}>;
+  return kernel_row<Config>("{row.name}");
+}}
+}}  // namespace sparse_fmha
+"""
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:  # else it would be compiled again
+        path.write_text(text)
+
+
+def write(folder: Path, archs: list[str]) -> list[Row]:
+    """Writes the files into the folder; the rows that have a source file."""
+    rows = read_all()
+    built = [row for row in rows if row.arch.nvcc in archs]
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in built:
+        _write(folder / f"{row.name}.cu", source(row))
+    names = "".join(f"SPARSE_FMHA_ROW({row.name})\n" for row in built)
+    _write(folder / "kernel_rows.inc", names)
+    tiles = dict.fromkeys(
+        f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_k})\n"
+        for r in sorted(rows, key=lambda row: row.head_dim)
+        if r.skips
+    )
+    _write(folder / "skip_tiles.inc", "".join(tiles))
+    return built
+
+
+if __name__ == "__main__":
+    try:
+        for built in write(Path(sys.argv[1]), sys.argv[2:]):
+            print(f"{built.arch.nvcc}:{built.name}")
+    except ListError as error:
+        sys.exit(str(error))
