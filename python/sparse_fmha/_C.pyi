@@ -18,7 +18,12 @@ _Visits = tuple[int, int, list[_Triple]]  # partial, full, origins
 
 def kernel_table() -> list[KernelRow]: ...
 def find_kernel(
-    arch: str, mechanism: str, dtype: str, head_dim: int, skips: bool = False
+    arch: str,
+    mechanism: str,
+    dtype: str,
+    head_dim: int,
+    skips: bool = False,
+    pass_: str = "forward",  # its name is `pass`, a keyword of Python
 ) -> KernelRow: ...
 def gpu_archs() -> dict[str, list[tuple[int, int]]]: ...
 def arch_of_capability(major: int, minor: int) -> str: ...

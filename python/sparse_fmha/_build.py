@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import TypedDict
 
 
-class _CompiledRow(TypedDict):
-    name: str
-    arch: str
-    mechanism: str
-    dtype: str
-    head_dim: int
-    skips: bool
-    tile_q: int
-    tile_k: int
-    stages: int
-    threads: int
-    smem_bytes: int
+# Not a class: one of the keys is a keyword of Python.
+_CompiledRow = TypedDict(
+    "_CompiledRow",
+    {
+        "name": str,
+        "arch": str,
+        "pass": str,
+        "mechanism": str,
+        "dtype": str,
+        "head_dim": int,
+        "skips": bool,
+        "tile_q": int,
+        "tile_k": int,
+        "stages": int,
+        "threads": int,
+        "smem_bytes": int,
+    },
+)
 
 
 class KernelRow(_CompiledRow, total=False):

@@ -32,9 +32,8 @@ def dense(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
 def neighborhood(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
     f = sparse_fmha.neighborhood_attention
     assert_type(f(q, k, v, 3), Tensor)
-    assert_type(
-        f(q, k, v, (3, 5), stride=(1, 2), causal=[True, False], extra_k=k, extra_v=v), Tensor
-    )
+    assert_type(f(q, k, v, (3, 5), stride=(1, 2), causal=[True, False]), Tensor)
+    assert_type(f(q, k, v, 3, extra_k=k, extra_v=v, skip_threshold=0.1), Tensor)
     assert_type(f(q, k, v, 3, return_lse=True), Pair)
     assert_type(f(q, k, v, 3, return_stats=True), WithStats)
     assert_type(f(q, k, v, 3, return_lse=True, return_stats=True), All)
