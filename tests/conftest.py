@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import hostile_defaults
 import poison
 import pytest
+import quick
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -52,7 +53,10 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
+    for item in filter(quick.is_quick, items):
+        item.add_marker(pytest.mark.quick)
     example = config.getoption("--example", None)
     for item in items if example else ():
         if hypothesis.is_hypothesis_test(item.obj):

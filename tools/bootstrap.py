@@ -192,7 +192,7 @@ def checks(python: Path) -> list[str]:
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "factories": ["tools/check_factories.py"],
         "mypy": ["-m", "mypy"],
-        "pytest": ["-m", "pytest"],
+        "pytest": ["-m", "pytest", "--durations=25"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }

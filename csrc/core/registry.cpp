@@ -1,7 +1,6 @@
 #include "sparse_fmha/core/registry.h"
 
 #include <algorithm>
-#include <array>
 #include <sstream>
 #include <stdexcept>
 
@@ -16,11 +15,6 @@ namespace sparse_fmha {
 #undef SPARSE_FMHA_ROW
 
 namespace {
-
-// In the order of Sparsity.
-constexpr std::array kMechanisms = {Dense::kName, Causal::kName, Neighborhood::kName,
-                                    BlockSparse::kName, Stripe::kName};
-static_assert(kMechanisms.size() == std::variant_size_v<Sparsity>, "one name per mechanism");
 
 std::vector<KernelRow> make_table() {
   std::vector<KernelRow> rows;
@@ -78,7 +72,7 @@ AnchorKernels anchor_kernels(Arch arch) {
 std::string to_string(KernelKey const& key) {
   std::ostringstream text;
   text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
-       << ", mechanism=" << kMechanisms.at(key.mechanism) << ", dtype=" << to_string(key.dtype)
+       << ", mechanism=" << Mechanisms::kNames[key.mechanism] << ", dtype=" << to_string(key.dtype)
        << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "");
   return text.str();
 }

@@ -16,15 +16,17 @@ constexpr IsaKernel instance() {
   return {Attend<M, Element, kSkips>::scratch_bytes, Attend<M, Element, kSkips>::run};
 }
 
-template <class Element, bool kSkips>
-constexpr IsaKernel kByMechanism[] = {
-    instance<Dense, Element, kSkips>(), instance<Causal, Element, kSkips>(),
-    instance<Neighborhood, Element, kSkips>(), instance<BlockSparse, Element, kSkips>(),
-    instance<Stripe, Element, kSkips>()};
+template <class Element, bool kSkips, class List>
+struct ByMechanism;
+template <class Element, bool kSkips, class... M>
+struct ByMechanism<Element, kSkips, MechanismList<M...>> {
+  static constexpr IsaKernel kKernels[] = {instance<M, Element, kSkips>()...};
+};
 
 template <class Element>
 IsaKernel of_element(size_t mechanism, bool skips) {
-  return skips ? kByMechanism<Element, true>[mechanism] : kByMechanism<Element, false>[mechanism];
+  return skips ? ByMechanism<Element, true, Mechanisms>::kKernels[mechanism]
+               : ByMechanism<Element, false, Mechanisms>::kKernels[mechanism];
 }
 
 }  // namespace

@@ -28,15 +28,14 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context) {
 
 std::vector<KernelRow> cpu_kernel_rows() {
   std::vector<KernelRow> rows;
-  char const* const mechanisms[] = {Dense::kName, Causal::kName, Neighborhood::kName,
-                                    BlockSparse::kName, Stripe::kName};
-  for (size_t m = 0; m < std::size(mechanisms); ++m) {
+  for (size_t m = 0; m < std::size(Mechanisms::kNames); ++m) {
     for (DataType dtype :
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
       for (bool skips : {false, true}) {
         KernelRow row;
-        row.info.key = {Arch::kCpu, Pass::kForward, dtype, kMaxHeadDim, static_cast<int32_t>(m), skips};
-        row.info.mechanism = mechanisms[m];
+        row.info.key = {Arch::kCpu,  Pass::kForward,          dtype,
+                        kMaxHeadDim, static_cast<int32_t>(m), skips};
+        row.info.mechanism = Mechanisms::kNames[m];
         row.info.name = "cpu_" + row.info.mechanism + "_" + to_string(dtype);
         row.info.name += skips ? "_skip" : "";
         row.launch = launch;

@@ -148,32 +148,35 @@ Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
   return {shape, Group<M>::count(params, shape)};
 }
 
+// The best tiles where nothing is left out.
 template <class M>
-Tiling groups_of(FmhaProblem const& problem) {
-  return groups<M>(problem, std::get<typename M::Params>(problem.sparsity));
+Tiling plain_tiles(FmhaProblem const& problem, typename M::Params const& params, int threads) {
+  if constexpr (std::is_same_v<M, BlockSparse>) {
+    return tiles_of_blocks(params);
+  } else if constexpr (std::is_same_v<M, Stripe>) {
+    return tiles_of_stripes(params);
+  } else {
+    return choose<M>(problem, params, threads);
+  }
+}
+
+template <class M>
+Tiling tiles_of(FmhaProblem const& problem, int threads) {
+  auto const& params = std::get<mechanism_index<M>()>(problem.sparsity);
+  return problem.skip_threshold != nullptr ? groups<M>(problem, params)
+                                           : plain_tiles<M>(problem, params, threads);
+}
+
+template <class... M>
+Tiling tiles_among(MechanismList<M...>, FmhaProblem const& problem, int threads) {
+  constexpr Tiling (*kTilesOf[])(FmhaProblem const&, int) = {tiles_of<M>...};
+  return kTilesOf[problem.sparsity.index()](problem, threads);
 }
 
 }  // namespace
 
 Tiling choose_tiles(FmhaProblem const& problem, int threads) {
-  if (problem.skip_threshold != nullptr) {
-    Tiling (*const of_mechanism[])(FmhaProblem const&) = {
-        groups_of<Dense>, groups_of<Causal>, groups_of<Neighborhood>, groups_of<BlockSparse>,
-        groups_of<Stripe>};
-    return of_mechanism[problem.sparsity.index()](problem);
-  }
-  switch (problem.sparsity.index()) {
-    case 0:
-      return choose<Dense>(problem, std::get<0>(problem.sparsity), threads);
-    case 1:
-      return choose<Causal>(problem, std::get<1>(problem.sparsity), threads);
-    case 2:
-      return choose<Neighborhood>(problem, std::get<2>(problem.sparsity), threads);
-    case 3:
-      return tiles_of_blocks(std::get<3>(problem.sparsity));
-    default:
-      return tiles_of_stripes(std::get<4>(problem.sparsity));
-  }
+  return tiles_among(Mechanisms{}, problem, threads);
 }
 
 }  // namespace sparse_fmha::cpu

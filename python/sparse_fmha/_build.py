@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-
 # Not a class: one of the keys is a keyword of Python.
 _CompiledRow = TypedDict(
     "_CompiledRow",

@@ -23,9 +23,27 @@ struct TensorView {
   int64_t head_stride = 0;
 };
 
-// The mechanism of sparsity with its parameters; the index of the alternative is the registry key.
-using Sparsity = std::variant<Dense::Params, Causal::Params, Neighborhood::Params,
-                              BlockSparse::Params, Stripe::Params>;
+template <class... M>
+struct MechanismList {
+  using Sparsity = std::variant<typename M::Params...>;
+  static constexpr char const* kNames[] = {M::kName...};
+};
+// All mechanisms; the place of one among these is its registry key.
+using Mechanisms = MechanismList<Dense, Causal, Neighborhood, BlockSparse, Stripe>;
+
+// The parameters of one of them.
+using Sparsity = Mechanisms::Sparsity;
+
+template <class Mechanism, int Index = 0>
+constexpr int mechanism_index() {
+  static_assert(Index < std::variant_size_v<Sparsity>, "the list has no such mechanism");
+  using Alternative = std::variant_alternative_t<Index, Sparsity>;
+  if constexpr (std::is_same_v<typename Mechanism::Params, Alternative>) {
+    return Index;
+  } else {
+    return mechanism_index<Mechanism, Index + 1>();
+  }
+}
 
 struct FmhaProblem {
   DataType dtype = DataType::kFloat32;

@@ -1,8 +1,8 @@
 // Masks of a score tile as bits: which of its columns each of a thread's rows sees.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/cute.h"
-#include "sparse_fmha/device/softmax.h"
 
 namespace sparse_fmha::device {
 

@@ -6,8 +6,8 @@
 // works these out for each key tile, and a row sees what three of them have in common.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/cute.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/mechanisms/contract.h"
 
 namespace sparse_fmha::device {

@@ -2,9 +2,9 @@
 // arXiv:2512.12087): a vote before the running maximum is updated.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/cute.h"
 #include "sparse_fmha/device/scheduler.h"
-#include "sparse_fmha/device/softmax.h"
 
 namespace sparse_fmha::device {
 

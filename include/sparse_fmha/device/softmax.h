@@ -1,7 +1,36 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
+//
+// Of each row there is a reference, near its largest score, and the sum of the weights so far,
+// which are exp2(scale * (score - reference)). How the scores of a key tile become weights:
+//
+//   the maximum first                          against the reference as it stands
+//
+//          scores                                          scores
+//            | row_tops(), or in update()                    | weigh(): weights and their sum
+//            v                                               v
+//         maximum                                 sum <= 2^10, and no key is
+//            | update()                           the row's first?
+//            v                                        | yes                | no
+//    more than 8 above                                |                    | settle()
+//    the reference?                                   |                    v
+//      | yes        | no                              |         sum within what weights hold?
+//      v            |                                 |           | yes                 | no
+//   reference       |                                 |           v                     v
+//   = maximum,      |                                 |     reference          scores once more
+//   rescale         |                                 |     += log2(sum),      (again()), then
+//      |            |                                 |     rescale            the left side
+//      v            v                                 v           |
+//   weights, sum += theirs                   take(): sum +=       v
+//                                                       weights and sum scaled, sum +=
+//
+// Where `rescale` is not 1 the output so far is multiplied with it. References move row by row, but
+// on the right one row that says no takes its warp that way. A row that has not seen a key is open:
+// its reference is -inf and counts as zero. weigh_known() takes the right side where the maximum is
+// known, and so needs no scores once more: too large a maximum sends it to the left side. finish()
+// ends a row.
 #pragma once
 
-#include "sparse_fmha/device/cute.h"
+#include "sparse_fmha/device/accumulator.h"
 
 namespace sparse_fmha::device {
 
@@ -9,79 +38,6 @@ __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// A thread holds two rows of a 64-row accumulator, `lane / 4` and 8 below it in its warp's 16 rows;
-// four neighbouring lanes share a row. Element i of the accumulator is column
-// 8 * (i / 4) + 2 * (lane % 4) + i % 2 of row (i / 2) % 2.
-inline constexpr int kRowsPerThread = 2;
-
-struct AccumulatorPosition {
-  int row;     // of the thread's first row, within the warpgroup's 64
-  int column;  // of the thread's first element
-  __device__ __forceinline__ AccumulatorPosition()
-      : row(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), column(threadIdx.x % 4 * 2) {}
-  static constexpr __device__ int row_of(int i) { return i / 2 % 2; }
-  static constexpr __device__ int column_of(int i) { return i / 4 * 8 + i % 2; }
-};
-
-template <class Op>
-__device__ __forceinline__ float reduce_quad(float x, Op op) {
-  x = op(x, __shfl_xor_sync(0xffffffff, x, 2));
-  return op(x, __shfl_xor_sync(0xffffffff, x, 1));
-}
-
-// Folds a thread's elements of each row, in two chains a row to shorten the dependence.
-template <class Scores, class Op>
-__device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRowsPerThread], Op op) {
-  float chain[4] = {s(0), s(1), s(2), s(3)};
-  CUTE_UNROLL
-  for (int i = 4; i < cute::size(s); ++i) {
-    chain[i % 4] = op(chain[i % 4], s(i));
-  }
-  result[0] = op(chain[0], chain[1]);
-  result[1] = op(chain[2], chain[3]);
-}
-
-// hide(i, x) is x, or -inf where a mask hides the i-th score.
-template <class Scores, class Hide>
-__device__ __forceinline__ void hide_scores(Scores& s, Hide hide) {
-  CUTE_UNROLL
-  for (int i = 0; i < cute::size(s); ++i) {
-    s(i) = hide(i, s(i));
-  }
-}
-
-struct HideNone {
-  __device__ __forceinline__ float operator()(int /*i*/, float x) const { return x; }
-};
-
-// What a mask hides by what it has looked up; nothing where a tile has no mask.
-template <bool kMasked = true, class Mask, class Seen>
-__device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
-  if constexpr (kMasked) {
-    return [&](int i, float x) { return mask.sees(seen, i) ? x : -INFINITY; };
-  } else {
-    return HideNone{};
-  }
-}
-
-// Whether the thread sees a score of row r.
-template <bool kMasked = true, class Mask, class Seen>
-__device__ __forceinline__ auto seen_by(Mask const& mask, Seen const& seen) {
-  if constexpr (kMasked) {
-    return [&](int r) { return mask.sees_any(seen, r); };
-  } else {
-    return [](int /*r*/) { return true; };
-  }
-}
-
-template <class Matrix>
-__device__ __forceinline__ void rescale_rows(Matrix& m, float const (&rescale)[kRowsPerThread]) {
-  CUTE_UNROLL
-  for (int i = 0; i < cute::size(m); ++i) {
-    m(i) *= rescale[AccumulatorPosition::row_of(i)];
-  }
 }
 
 struct OnlineSoftmax {

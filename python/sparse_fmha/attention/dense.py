@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, overload
 
 from torch import Tensor
 
-from sparse_fmha import _checks
-from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.attention._call import Output, call
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
 from sparse_fmha.skipping import SkipStats
 
 
@@ -130,7 +130,8 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
-    q, k, v = cast_where_enabled(q, k, v)
-    scale = _checks.check_attention(q, k, v, causal, scale)
-    returned = skip_threshold, return_lse, return_stats
-    return call("fmha", q, k, v, (causal, scale), *returned)
+    check = partial(_calls.check_attention, q, k, v, causal, scale)
+    rest = None
+    if type(causal) is bool and _calls.op_checks(scale, q, k, v):
+        rest = causal, scale
+    return run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

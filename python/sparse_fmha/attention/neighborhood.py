@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, overload
 
 from torch import Tensor
 
-from sparse_fmha import _checks
-from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.attention._call import Output, call
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
 from sparse_fmha.skipping import SkipStats
 
 
@@ -157,16 +157,18 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a window
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
-    q, k, v, extra_k, extra_v = cast_where_enabled(q, k, v, extra_k, extra_v)
-    _checks.check_qkv(q, k, v, axes=(1, 2, 3))
-    _checks.check_grid(q, k)
-    _checks.check_extra(extra_k, extra_v, q, k)
-    axes = q.dim() - 3
-    windows = _checks.per_axis("window", window, axes)
-    strides = _checks.per_axis("stride", stride, axes)
-    dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
-    causals = _checks.per_axis("causal", causal, axes, bool)
-    scale = _checks.finite("scale", scale)
-    rest = windows, strides, dilations, causals, scale, extra_k, extra_v
-    return call("neighborhood", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    check = partial(_calls.check_neighborhood, q, k, v, *given)
+    rest = None
+    extra = () if extra_k is extra_v is None else (extra_k, extra_v)
+    if _calls.op_checks(scale, q, k, v, *extra):
+        axes = q.dim() - 3
+        of_axes = (
+            _calls.per_axis(window, axes, int),
+            _calls.per_axis(stride, axes, int),
+            _calls.per_axis(dilation, axes, int),
+            _calls.per_axis(causal, axes, bool),
+        )
+        if None not in of_axes:
+            rest = *of_axes, scale, extra_k, extra_v
+    return run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

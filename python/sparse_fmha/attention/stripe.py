@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, overload
 
 from torch import Tensor
 
-from sparse_fmha import _checks
-from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.attention._call import Output, call
-from sparse_fmha.masks.operands import check_stripe_mask
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
+from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
 
@@ -121,18 +121,8 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    q, k, v = cast_where_enabled(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    check_stripe_mask(mask, q, k)
-    scale = _checks.finite("scale", scale)
-    rest = (
-        mask.columns,
-        mask.counts,
-        mask.range_starts,
-        mask.range_counts,
-        mask.block_q,
-        mask.range_size,
-        mask.causal,
-        scale,
-    )
-    return call("stripe", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    check = partial(_calls.check_stripe, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _calls.stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return run("stripe", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

@@ -22,6 +22,11 @@ def check_stripe_mask(mask: StripeMask, q: Tensor, k: Tensor, on_device: bool = 
     _check_fits(mask, q, k, on_device)
 
 
+def has_lengths(mask: BlockMask | StripeMask, q: Tensor, k: Tensor) -> bool:
+    """Whether the mask is for the lengths of q and k, which the ops do not get."""
+    return q.dim() == 4 == k.dim() and mask.q_len == q.size(1) and mask.kv_len == k.size(1)
+
+
 def _check_fits(mask: BlockMask | StripeMask, q: Tensor, k: Tensor, on_device: bool) -> None:
     """A mask's lengths, lists and device against q and k."""
     for name, of_mask, given in (("q", mask.q_len, q.shape[1]), ("k", mask.kv_len, k.shape[1])):

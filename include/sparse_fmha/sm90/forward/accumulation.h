@@ -2,15 +2,21 @@
 #pragma once
 
 #include "sparse_fmha/device/skip_vote.h"
+#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/issue.h"
 #include "sparse_fmha/sm90/common/negate.h"
 #include "sparse_fmha/sm90/common/stay_behind.h"
 #include "sparse_fmha/sm90/forward/epilogue.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/forward/loop_partial.h"
+#include "sparse_fmha/sm90/forward/loop_rest.h"
+#include "sparse_fmha/sm90/forward/loop_votes.h"
 #include "sparse_fmha/sm90/forward/scores_again.h"
 #include "sparse_fmha/sm90/forward/stages.h"
+#include "sparse_fmha/sm90/forward/step_policy.h"
 #include "sparse_fmha/sm90/forward/turns.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -25,23 +31,15 @@ struct Accumulation {
   using Work = typename Geometry::Work;
   using Store = Epilogue<Traits, Geometry>;
   using Turns = sm90::Turns<Traits>;
+  using Policy = StepPolicy<Traits, Geometry>;
+  static constexpr bool kReferenceLags = Policy::kReference != Reference::kMaximum;
+  static constexpr bool kMaskedLag = Policy::kReference == Reference::kLagsOfMasked;
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
   Geometry const& geometry;
   int const warpgroup;  // among the consumers
   Stages<Traits, Geometry>& stages;
-
-  static_assert(!(Traits::kTakeTurns && Geometry::kSkips),
-                "warpgroups in turns do equal numbers of steps");
-  // Whether scores that a mask has cut become weights before their maximum is known, too: where the
-  // mask is looked up ahead of them.
-  static constexpr bool kMaskedLag =
-      Traits::kReferenceLags && Geometry::kSkips && Traits::kMaskAhead;
-
-  // Whether P.V is waited for behind the first exponentials, for rounding beside the others. ptxas
-  // would do so behind the last ones; where three consumers share the matrix unit, it may.
-  static constexpr bool kWaitsEarly = Geometry::kSkips && Traits::kHeadDim == 64;
 
   // The sum over the walk's key tiles, not yet normalised.
   template <class Walk, class Output>
@@ -85,14 +83,14 @@ struct Accumulation {
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       stages.enter(walk, 0);
       stages.wait(smem.ring_k, walk, 0, state);
-      auto const box = geometry.box(walk, 0, state);
+      auto const place = geometry.mask_place(walk, 0, state);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
-      auto const seen = mask.look_up(work, box);
+      auto const seen = mask.look_up(work, place);
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
-      if ((Geometry::kMasksSome || walk.num_partial > 0) && is_masked(walk, 0)) {
+      if ((Policy::kByWalk || walk.num_partial > 0) && is_masked(walk, 0)) {
         hide_scores(scores, hidden_by(mask, seen));
       }
       if constexpr (Traits::kVotes) {
@@ -120,7 +118,6 @@ struct Accumulation {
     };
     RingState<Traits::kStages> previous;
     // Until the keys of the i-th tile are there.
-    constexpr bool_constant<Geometry::kPassesOver> kOthers{};
     auto reach = [&](int i, auto others) {
       previous = state;
       state.advance();
@@ -143,10 +140,10 @@ struct Accumulation {
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
-      [[maybe_unused]] typename Geometry::Box box;
+      [[maybe_unused]] typename Geometry::MaskPlace place;
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked) {
-        box = geometry.box(walk, i, state);
+        place = geometry.mask_place(walk, i, state);
       }
       Turns::wait(warpgroup);
       issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
@@ -159,16 +156,16 @@ struct Accumulation {
       if constexpr (Traits::kVotes && !kWeights) {
         drop_values(i - 1, previous);
       }
-      if constexpr (kMasked && Traits::kMaskAhead) {
+      if constexpr (kMasked && Policy::kMaskLookUp == MaskLookUp::kUnderScores) {
         if (is_masked(walk, i)) {
-          seen = mask.look_up(work, box);
+          seen = mask.look_up(work, place);
         }
       }
       warpgroup_wait<kWeights ? 1 : 0>();
       warpgroup_fence_operand(scores);
-      if constexpr (kMasked && Geometry::kMaskInStage && !Traits::kMaskAhead) {
+      if constexpr (kMasked && Policy::kMaskLookUp == MaskLookUp::kBeforeRelease) {
         if (is_masked(walk, i)) {
-          seen = mask.look_up(work, box);  // from the stage: before that is released
+          seen = mask.look_up(work, place);  // from the stage: before that is released
         }
       }
       if constexpr (kAhead) {
@@ -191,7 +188,7 @@ struct Accumulation {
           smem.ring_k.release(state);
           release_q(i + 1 == tiles);
         };
-        if constexpr (Traits::kRoundsAhead) {
+        if constexpr (Policy::kRounding == Rounding::kUnderExponentials) {
           bool const all = softmax.template weigh<true>(scores, sum, hide, sees, [&](float weight) {
             stay_behind(weight);
             meet_values();
@@ -222,8 +219,8 @@ struct Accumulation {
       } else {
         smem.ring_k.release(state);
         release_q(i + 1 == tiles);
-        if constexpr (kMasked && !Geometry::kMaskInStage && !Traits::kMaskAhead) {
-          seen = mask.look_up(work, box);
+        if constexpr (kMasked && Policy::kMaskLookUp == MaskLookUp::kAfterRelease) {
+          seen = mask.look_up(work, place);
         }
         if (kMasked && is_masked(walk, i)) {
           hide_scores(scores, hidden_by<kMasked>(mask, seen));
@@ -237,7 +234,7 @@ struct Accumulation {
             }
             return false;
           }
-          if constexpr (Traits::kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
+          if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
             // known.
             moved = softmax.weigh_known(scores, high, rescale);
@@ -248,7 +245,7 @@ struct Accumulation {
           moved = softmax.template update<kMasked>(scores, rescale);
         }
         if constexpr (kWeights) {
-          if constexpr (kWaitsEarly) {
+          if constexpr (Policy::kValueWait == ValueWait::kBehindFirst) {
             stay_behind(scores(6));
           }
           end_multiply();
@@ -261,31 +258,10 @@ struct Accumulation {
       }
     };
     int i = 1;
-    constexpr true_type kAhead{};
-    constexpr false_type kMaximumFirst{};
-    [[maybe_unused]] auto step_masked = [&](int i, auto has_weights) {
-      if constexpr (kMaskedLag) {
-        step(i, true_type{}, has_weights, kAhead, kOthers);
-      } else {
-        step(i, true_type{}, has_weights, kMaximumFirst, kOthers);
-      }
-    };
-    // Such steps up to `end`. What happens rarely ends them, so that ptxas has no code for it in
-    // the loop, where jumps around it take 2% of the time.
-    [[maybe_unused]] auto steps_ahead = [&](int end, auto others) {
-      CUTE_NO_UNROLL
-      for (; i < end; ++i) {
-        reach(i, others);
-        if (!step(i, false_type{}, true_type{}, kAhead, others)) {
-          ++i;
-          break;
-        }
-      }
-    };
     bool has_weights = true;
     // Whether the i-th tile is for other warpgroups alone; it is then passed over.
     auto is_for_others = [&](int i) {
-      if constexpr (Geometry::kSkips) {
+      if constexpr (Policy::kNeeded) {
         auto next = state;
         next.advance();
         smem.ring_k.wait(next);
@@ -309,98 +285,12 @@ struct Accumulation {
       return false;
     };
     if constexpr (Traits::kVotes) {
-      // The values of the tile before are always still to be met or given back.
-      auto visit = [&](auto masked) {
-        reach(i, kOthers);
-        has_weights = has_weights ? step(i, masked, true_type{}, kMaximumFirst, kOthers)
-                                  : step(i, masked, false_type{}, kMaximumFirst, kOthers);
-      };
-      CUTE_NO_UNROLL
-      for (; i < walk.num_partial; ++i) {
-        if (is_for_others(i)) {
-          continue;
-        }
-        visit(true_type{});
-      }
-      // Loops of their own for both cases keep the stages in uniform registers.
-      constexpr bool_constant<Geometry::kMasksSome> kRest{};
-      CUTE_NO_UNROLL
-      while (i < tiles) {
-        if (has_weights) {
-          CUTE_NO_UNROLL
-          while (i < tiles && has_weights) {
-            reach(i, kOthers);
-            has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
-          }
-        } else {
-          CUTE_NO_UNROLL
-          while (i < tiles && !has_weights) {
-            reach(i, kOthers);
-            has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
-          }
-        }
-      }
+      loop_with_votes<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
     } else {
-      if constexpr (Geometry::kSkips) {
-        // Some of the partial tiles are for the other warpgroups alone.
-        CUTE_NO_UNROLL
-        for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
-          if (is_for_others(i)) {
-            continue;
-          }
-          reach(i, kOthers);
-          if (has_weights) {
-            step_masked(i, true_type{});
-          } else {
-            step_masked(i, false_type{});
-            has_weights = true;
-          }
-        }
-      } else {
-        CUTE_NO_UNROLL
-        for (; i < walk.num_partial; ++i) {
-          reach(i, kOthers);
-          step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
-        }
-      }
-      if constexpr (Geometry::kMasksSome && Traits::kMaskAhead) {
-        // The first and the last ones are masked.
-        int masked_end = walk.whole.begin;
-        CUTE_NO_UNROLL
-        while (i < tiles) {
-          CUTE_NO_UNROLL
-          for (; i < masked_end; ++i) {
-            reach(i, kOthers);
-            step(i, true_type{}, true_type{}, kMaximumFirst, kOthers);
-          }
-          if constexpr (Traits::kReferenceLags) {
-            CUTE_NO_UNROLL
-            while (i < walk.whole.end && walk.both == tiles) {
-              steps_ahead(walk.whole.end, false_type{});
-            }
-          }
-          // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
-          CUTE_NO_UNROLL
-          for (; i < walk.whole.end; ++i) {
-            reach(i, kOthers);
-            step(i, false_type{}, true_type{}, kMaximumFirst, kOthers);
-          }
-          masked_end = tiles;
-        }
-      } else if constexpr (Traits::kReferenceLags && !Geometry::kMasksSome) {
-        CUTE_NO_UNROLL
-        while (i < tiles) {
-          steps_ahead(tiles, kOthers);
-        }
-      } else {
-        CUTE_NO_UNROLL
-        for (; i < tiles; ++i) {
-          reach(i, kOthers);
-          step(i, bool_constant<Geometry::kMasksSome>{}, true_type{}, kMaximumFirst, kOthers);
-        }
-      }
+      loop_over_partial<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
+      loop_over_rest<Policy>(walk, tiles, i, reach, step);
       if (has_weights) {
         finish_weights(tiles - 1);
       }
@@ -412,7 +302,7 @@ struct Accumulation {
   // Whether a key tile that may be partial is.
   template <class Walk>
   static __device__ __forceinline__ bool is_masked(Walk const& walk, int i) {
-    if constexpr (Geometry::kMasksSome) {
+    if constexpr (Policy::kByWalk) {
       return walk.is_masked(i);
     } else {
       return true;

@@ -8,6 +8,7 @@
 #include "sparse_fmha/sm90/forward/kernel_params.h"
 #include "sparse_fmha/sm90/forward/stages.h"
 #include "sparse_fmha/sm90/forward/turns.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -52,7 +53,7 @@ struct Consumer {
     OnlineSoftmax softmax(params.scale_log2);
     Store store{geometry, smem, warpgroup};
     cute::clear(output);
-    if constexpr (!Geometry::kPassesOver) {
+    if constexpr (!kHasStreams<Geometry>) {
       stages.pass_over(loaded - tiles, loaded);
     }
     smem.ring_q[warpgroup].wait(state_q);
@@ -63,7 +64,7 @@ struct Consumer {
       smem.ring_q[warpgroup].release(state_q);
     }
 
-    if constexpr (Geometry::kPassesOver) {
+    if constexpr (kHasStreams<Geometry>) {
       stages.pass_over(loaded - (tiles > 0 ? walk.position(tiles - 1) + 1 : 0), loaded);
     }
 

@@ -2,7 +2,7 @@
 // copy that clips it, the log-sum-exp directly.
 #pragma once
 
-#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 

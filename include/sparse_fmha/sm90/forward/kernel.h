@@ -5,6 +5,7 @@
 #include "sparse_fmha/sm90/forward/consumer.h"
 #include "sparse_fmha/sm90/forward/producer.h"
 #include "sparse_fmha/sm90/forward/traits.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -25,8 +26,8 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     }
     // Each lane that gathers or works out masks arrives, and one for tensor copies.
     constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
-    constexpr int kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);
-    smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * Geometry::kMaskWarp);
+    constexpr int kProducers = 1 + (kGathers<Geometry> ? 32 * kGatherers : 0);
+    smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * kMaskWarps<Geometry>);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);
     smem.work.init(Traits::kConsumerThreads + Producer<Traits, Geometry, Mechanism>::kThreads);
     cutlass::arch::fence_barrier_init();
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
 
   // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
-  constexpr int kMoved = Geometry::kGathers ? 8 : 0;
+  constexpr int kMoved = kGathers<Geometry> ? 8 : 0;
   constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
   constexpr int kGatherRegisters = 32;
   constexpr int kProducerRegisters =
@@ -48,22 +49,23 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     Producers producer{params, smem, geometry};
     if (warp == 0) {
-      if constexpr (Geometry::kWarpLoads) {
+      if constexpr (kWarpLoads<Geometry>) {
         producer.template run_boxes<false>();
       } else {
         producer.run_keys();
       }
-    } else if (Geometry::kWarpLoads && warp == 3) {
-      static_assert(!Geometry::kWarpLoads || Traits::kConsumers == 2, "a warp is left for values");
-      if constexpr (Geometry::kWarpLoads) {
+    } else if (kWarpLoads<Geometry> && warp == 3) {
+      static_assert(!kWarpLoads<Geometry> || Traits::kConsumers == 2, "a warp is left for values");
+      if constexpr (kWarpLoads<Geometry>) {
         producer.template run_boxes<true>();
       }
-    } else if (Geometry::kMaskWarp && warp == 3) {
-      static_assert(!Geometry::kMaskWarp || Traits::kConsumers == 2, "a warp is left for masks");
-      if constexpr (Geometry::kMaskWarp) {
+    } else if (kMaskWarps<Geometry> > 0 && warp == 3) {
+      static_assert(kMaskWarps<Geometry> == 0 || Traits::kConsumers == 2,
+                    "a warp is left for masks");
+      if constexpr (kMaskWarps<Geometry> > 0) {
         producer.run_masks();
       }
-    } else if (warp == 1 && Geometry::kWarpLoads) {
+    } else if (warp == 1 && kWarpLoads<Geometry>) {
       producer.run_work();
     } else if (threadIdx.x % 32 == 0) {
       if (warp == 1) {

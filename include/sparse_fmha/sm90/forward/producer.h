@@ -6,6 +6,7 @@
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -15,9 +16,9 @@ struct Producer {
   using Work = typename Geometry::Work;
   static constexpr int kStages = Traits::kStages;
   // That read the work slot.
-  static constexpr int kKeyWarps = Geometry::kWarpLoads ? 2 : 1;
+  static constexpr int kKeyWarps = kWarpLoads<Geometry> ? 2 : 1;
   static constexpr int kThreads =
-      32 * (kKeyWarps + Geometry::kGatherWarps + Geometry::kMaskWarp) + Traits::kConsumers - 1;
+      32 * (kKeyWarps + Geometry::kGatherWarps + kMaskWarps<Geometry>)+Traits::kConsumers - 1;
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
@@ -128,7 +129,7 @@ struct Producer {
         if (leads) {
           geometry.prepare(work, params.scheduler.decode(index), state);
         }
-        if constexpr (Geometry::kWarpLoads) {
+        if constexpr (kWarpLoads<Geometry>) {
           __syncwarp();
           if (work.tile.batch >= 0) {
             geometry.look_through(work, state);
@@ -146,7 +147,7 @@ struct Producer {
         // leaves others idle at the end.
         index = params.scheduler.take();
       }
-      if constexpr (Geometry::kWarpLoads) {
+      if constexpr (kWarpLoads<Geometry>) {
         __syncwarp();  // nobody prepares the next one before all have read this one
       }
       state.advance();

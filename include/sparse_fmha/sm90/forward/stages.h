@@ -4,6 +4,7 @@
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/turns.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -30,7 +31,7 @@ struct Stages {
   }
 
   // From the stage before the i-th of the walk to that; kOthers: the other's may lie between them.
-  template <bool kOthers = Geometry::kPassesOver, class Walk>
+  template <bool kOthers = kHasStreams<Geometry>, class Walk>
   __device__ __forceinline__ void enter(Walk const& walk, int i) {
     if constexpr (kOthers) {
       if (walk.follows_other(i)) {
@@ -40,7 +41,7 @@ struct Stages {
   }
   // Until the i-th stage of the walk, at `place`, has landed. The one that is passed over on the
   // way is given back here, keys and values each in their time: the products do not wait.
-  template <bool kOthers = Geometry::kPassesOver, class Walk>
+  template <bool kOthers = kHasStreams<Geometry>, class Walk>
   __device__ __forceinline__ void wait(Ring<Traits::kStages>& ring, Walk const& walk, int i,
                                        RingState<Traits::kStages> const& place) {
     if constexpr (kOthers) {
@@ -52,7 +53,7 @@ struct Stages {
       }
     }
     ring.wait(place);
-    if constexpr (Geometry::kGathers) {
+    if constexpr (kGathers<Geometry>) {
       cutlass::arch::fence_view_async_shared();  // the matrix unit reads what threads have copied
     }
   }

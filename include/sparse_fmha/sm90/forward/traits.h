@@ -53,20 +53,8 @@ struct KernelTraits {
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
 
-  // Whether a thread has registers for the mask of scores that are still being computed.
-  static constexpr bool kMaskAhead = kHeadDim <= 128;
-
   static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
   static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
-
-  // Whether scores that need no mask become weights before their maximum is known. At 64 columns
-  // the unit for exponentials is as busy as the matrix unit, at 256 a thread has no registers for
-  // it.
-  static constexpr bool kReferenceLags = kHeadDim == 128;
-
-  // Whether these are rounded before their sum is judged, while they could still become others: a
-  // thread has registers for both.
-  static constexpr bool kRoundsAhead = kConsumers == 2;
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;

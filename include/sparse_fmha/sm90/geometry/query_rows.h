@@ -1,8 +1,8 @@
 // Query rows of a sequence: 64 of them, a warpgroup's, from and to global memory.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/scheduler.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 

@@ -1,16 +1,18 @@
 // Tokens on a grid of up to three axes: a tile is a box of them, and its shape is a run-time value.
 //
 // Boxes are copied straight from the tensor that the user has and may start at any token. A dilated
-// box has strides between its elements. The names are explained in sequence.h.
+// box has strides between its elements. The names are those of
+// geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/box_mask.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/tile_order.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/grid/grid_walk.h"
 #include "sparse_fmha/sm90/geometry/grid/window_mask.h"
 
@@ -44,16 +46,13 @@ struct Grid {
   };
 
   static_assert(Traits::kConsumers == 2, "tiles with powers of two on the sides");
-  static constexpr bool kSkips = true;  // consumers skip the key tiles that needs() denies
-  static constexpr bool kWarpLoads = false;
-  static constexpr bool kGathers = false;
+  static constexpr StageUse kStageUse = StageUse::kNeeded;
+  static constexpr Loader kLoader = Loader::kOneLane;
   static constexpr int kGatherWarps = 0;
-  static constexpr bool kPassesOver = false;
-  static constexpr bool kMasksSome = false;
-  static constexpr bool kMaskWarp = true;     // a warp works out masks while keys are copied
-  static constexpr bool kMaskInStage = true;  // so they come and go with the keys
+  static constexpr MaskFrom kMaskFrom = MaskFrom::kMaskWarp;
+  static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
 
-  using Box = int;  // what a consumer's mask looks at: one of WindowWords::inside
+  using MaskPlace = int;  // number of a mask: one of WindowWords::inside
   using Source = BoxSource;
   using Walk = GridWalk<Traits, Mechanism>;
 
@@ -77,6 +76,9 @@ struct Grid {
     Walk walks[2];                    // of this work and the next
     WindowWords<Traits> words;
   };
+
+  // In launch.h.
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Grid, Mechanism> const& params;
   Shared& shared;
@@ -178,8 +180,8 @@ struct Grid {
     compiler_fence();
   }
   // A full one is asked for, too, behind others that were passed over.
-  __device__ __forceinline__ Box box(Counts const& walk, int i,
-                                     RingState<Traits::kStages> const& place) const {
+  __device__ __forceinline__ MaskPlace mask_place(Counts const& walk, int i,
+                                                  RingState<Traits::kStages> const& place) const {
     return i < walk.num_partial ? WindowWords<Traits>::mask_of(place) : WindowWords<Traits>::kMasks;
   }
 
@@ -201,8 +203,8 @@ struct Grid {
         : Rows(geometry.shared.words, geometry.params.geometry.shape.q,
                geometry.params.geometry.q_bits, warpgroup) {}
     __device__ __forceinline__ void set(Work const& /*work*/) {}
-    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box box) const {
-      return Rows::look_up(box);
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, MaskPlace mask) const {
+      return Rows::look_up(mask);
     }
   };
 

@@ -110,7 +110,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
 }
 
 template <class Traits, class Mechanism>
-void launch_grid(FmhaProblem const& p, ExecutionContext const& context) {
+void Grid<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   Coord const inside = element_strides(sparsity.grid, sparsity.dilation);
   Coord step;

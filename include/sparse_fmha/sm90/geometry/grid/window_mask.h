@@ -5,8 +5,8 @@
 // shared memory; a row of a consumer then sees what three words have in common.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/box_mask.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/geometry/grid/grid_walk.h"

@@ -9,8 +9,8 @@
 namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
-void launch_lists(FmhaProblem const& p, ExecutionContext const& context) {
-  KernelParams<Lists<Traits, Mechanism>, Mechanism> params;
+void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  KernelParams<Lists, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const boxes = box_sizes(sparsity.block_kv, Traits::kTileK);
   int const box = 1 << boxes.log2_box;

@@ -4,17 +4,18 @@
 // of the producer's warp reads the list for box g and copies it. Boxes that a list has not, in the
 // last stage of a stream, are copied from behind the last key, which reads as zeros. Query blocks
 // of 64 rows have a consumer each; what both need is one stream of stages, what one of them needs
-// is another, which the other consumer passes over. The names are explained in sequence.h.
+// is another, which the other consumer passes over. The names are those of geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/bit_mask.h"
 #include "sparse_fmha/device/look_through.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/list_stages.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/query_rows.h"
 
 namespace sparse_fmha::sm90 {
@@ -38,14 +39,11 @@ struct Lists {
   };
 
   static_assert(Traits::kConsumers == 2, "a query tile is one block of 128 rows or two of 64");
-  static constexpr bool kSkips = false;
-  static constexpr bool kWarpLoads = true;  // the lanes of the producer's warp copy a box each
-  static constexpr bool kGathers = false;
+  static constexpr StageUse kStageUse = StageUse::kStreams;
+  static constexpr Loader kLoader = Loader::kAllLanes;
   static constexpr int kGatherWarps = 0;
-  static constexpr bool kPassesOver = true;  // consumers have stages of their own
-  static constexpr bool kMasksSome = true;   // the walk says which stages are masked
-  static constexpr bool kMaskWarp = false;
-  static constexpr bool kMaskInStage = true;
+  static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
+  static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
 
   struct Work {
     WorkTile tile;
@@ -74,10 +72,13 @@ struct Lists {
     Source source;
     uint8_t const* bits;  // nullptr: none
   };
-  struct Box {      // and as the consumers do
-    int32_t place;  // of what is published
+  struct MaskPlace {  // and as the consumers do
+    int32_t place;    // of what is published
     int32_t stage;
   };
+
+  // In launch.h.
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Lists, Mechanism> const& params;
   Shared& shared;
@@ -207,8 +208,8 @@ struct Lists {
     }
     return __popc(__ballot_sync(0xffffffff, box.bits != nullptr)) * bytes;
   }
-  __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
-                                     RingState<Traits::kStages> const& place) const {
+  __device__ __forceinline__ MaskPlace mask_place(ListWalk const& /*walk*/, int /*i*/,
+                                                  RingState<Traits::kStages> const& place) const {
     return {published_place(place), place.index};
   }
 
@@ -224,10 +225,10 @@ struct Lists {
       }
     }
     using Seen = ColumnBits<Traits::kTileK>;
-    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, MaskPlace const& at) const {
       auto const& s = lists_.params.sparsity;
       compiler_fence();
-      Stage const& stage = lists_.shared.stages[box.place];
+      Stage const& stage = lists_.shared.stages[at.place];
       int32_t const row = AccumulatorPosition().row + (s.block_q == 128 ? 64 * warpgroup_ : 0);
       Seen seen;
       CUTE_UNROLL
@@ -236,7 +237,7 @@ struct Lists {
         for (int r = 0; r < kRowsPerThread; ++r) {
           seen.set(r, word,
                    seen_columns(s, lists_.params.geometry.sizes, stage.origin, stage.with_bits,
-                                lists_.shared.bits[box.stage], row + 8 * r, limit_[r], word));
+                                lists_.shared.bits[at.stage], row + 8 * r, limit_[r], word));
         }
       }
       __syncwarp();  // one lane releases the stage for all

@@ -8,13 +8,13 @@
 namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
-void launch_sequence(FmhaProblem const& p, ExecutionContext const& context) {
+void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   int64_t const len_q = volume(p.grid_q);
   int64_t const len_kv = volume(p.grid_kv);
   auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {
     return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   };
-  KernelParams<Sequence<Traits, Mechanism>, Mechanism> params;
+  KernelParams<Sequence, Mechanism> params;
   params.geometry = {map(p.q, len_q, p.heads_q, 64),
                      map(p.k, len_kv, p.heads_kv, Traits::kTileK),
                      map(p.v, len_kv, p.heads_kv, Traits::kTileK),

@@ -1,19 +1,13 @@
 // Tokens on one axis: a tile is a run of them, of a length known to the compiler.
-//
-// A geometry says where the tokens of a tile lie: how a query tile is found, how tiles are copied
-// from and to global memory, and how the elements of a partial tile are masked. Its names are those
-// that the producer and the consumer use: kSkips (with needs), kWarpLoads, kGathers, kGatherWarps,
-// kPassesOver, kMasksSome, kMaskWarp, kMaskInStage, Params, Shared, Work, Box, Source, Mask, init,
-// prepare, boxes, tiles_loaded, part_walk, source, load_q, load_k, load_v, publish, box, has_row,
-// store_out, store_lse; with kWarpLoads also look_through, copied_bytes and copy_bits, with
-// kGatherWarps rows, and with kMaskWarp masks.
+// The names are those of geometry/contract.h.
 #pragma once
 
-#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/query_rows.h"
 
 namespace sparse_fmha::sm90 {
@@ -36,22 +30,22 @@ struct Sequence {
     WorkTile tile;
     int32_t head_kv;
   };
-  using Box = Coord;  // first token of a key tile
-  struct Source {     // and where that lies
+  using Box = Coord;        // first token of a key tile
+  using MaskPlace = Coord;  // the same
+  struct Source {
     int32_t token;
     int32_t head;
     int32_t batch;
   };
 
-  static constexpr bool kSkips = false;      // whether needs() is to be asked
-  static constexpr bool kWarpLoads = false;  // whether the whole warp is to call publish and load_*
-  static constexpr bool kGathers = false;    // whether rows are copied one by one
-  static constexpr int kGatherWarps = 0;     // that copy rows one by one
-  static constexpr bool kPassesOver = false;  // whether some stages are for one consumer alone
-  static constexpr bool kMasksSome =
-      false;  // whether the walk says which stages are masked (is_masked)
-  static constexpr bool kMaskWarp = false;     // whether a warp works out masks beside the copies
-  static constexpr bool kMaskInStage = false;  // whether a mask is lost when its stage is released
+  static constexpr StageUse kStageUse = StageUse::kLast;
+  static constexpr Loader kLoader = Loader::kOneLane;
+  static constexpr int kGatherWarps = 0;
+  static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
+  static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
+
+  // In launch.h.
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;
@@ -102,12 +96,12 @@ struct Sequence {
          source.batch, kReadByMany);
   }
 
-  // The i-th key tile of a walk, whose keys are in the stage `place`: consumers compute it.
+  // Consumers know by the walk which tile is in a stage.
   __device__ __forceinline__ void publish(Box const& /*box*/,
                                           RingState<Traits::kStages> const& /*place*/) const {}
   template <class Walk>
-  __device__ __forceinline__ Box box(Walk const& walk, int i,
-                                     RingState<Traits::kStages> const& /*place*/) const {
+  __device__ __forceinline__ MaskPlace
+  mask_place(Walk const& walk, int i, RingState<Traits::kStages> const& /*place*/) const {
     return walk.tile(i);
   }
 
@@ -121,7 +115,7 @@ struct Sequence {
     struct Seen {
       typename Mechanism::Row rows[kRowsPerThread];
     };
-    __device__ __forceinline__ Seen look_up(Work const& work, Box box) const {
+    __device__ __forceinline__ Seen look_up(Work const& work, MaskPlace box) const {
       AccumulatorPosition const position;
       box[2] += position.column;
       Seen seen;

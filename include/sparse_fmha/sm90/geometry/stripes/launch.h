@@ -8,8 +8,8 @@
 namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
-void launch_stripes(FmhaProblem const& p, ExecutionContext const& context) {
-  KernelParams<Stripes<Traits, Mechanism>, Mechanism> params;
+void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  KernelParams<Stripes, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const sizes = run_sizes(sparsity, Traits::kTileK);
   int const box = 1 << sizes.log2_box;

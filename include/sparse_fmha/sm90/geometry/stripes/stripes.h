@@ -3,18 +3,19 @@
 // A stage holds runs, which lanes of the producer's warps copy as boxes, or single keys, whose rows
 // four more warps gather; for large heads, whose consumers need the registers, the producer's.
 // Consumers of different groups of queries have streams of stages of their
-// own, as in lists.h. The names are explained in sequence.h.
+// own, as in lists.h. The names are those of geometry/contract.h.
 #pragma once
 
+#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/bit_mask.h"
 #include "sparse_fmha/device/look_through.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/planning/stripe_stages.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/gather.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
+#include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/query_rows.h"
 #include "sparse_fmha/sm90/geometry/stripes/stripe_rows.h"
 
@@ -24,7 +25,6 @@ template <class Traits, class Mechanism>
 struct Stripes {
   using Element = typename Traits::Element;
   static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
-  static constexpr bool kGathers = true;
   static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
   static constexpr int32_t kGathered = -1;  // no first key of a run
 
@@ -44,12 +44,10 @@ struct Stripes {
   static_assert(cute::Swizzle<3, 4, 3>{}(2 * typename Traits::LayoutK{}.layout_b()(13, 29, 0)) ==
                     2 * swizzled_place(13, 29, Traits::kTileK),
                 "rows are gathered into the layout that tensor copies leave");
-  static constexpr bool kSkips = false;
-  static constexpr bool kWarpLoads = true;
-  static constexpr bool kPassesOver = true;
-  static constexpr bool kMasksSome = true;
-  static constexpr bool kMaskWarp = false;
-  static constexpr bool kMaskInStage = true;
+  static constexpr StageUse kStageUse = StageUse::kStreams;
+  static constexpr Loader kLoader = Loader::kAllLanesAndRows;
+  static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
+  static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
 
   struct Work {
     WorkTile tile;
@@ -77,9 +75,12 @@ struct Stripes {
     int32_t origin;
     bool masked;  // whether the consumers may ask for the keys
   };
-  struct Box {  // and as the consumers do
+  struct MaskPlace {  // and as the consumers do
     int32_t place;
   };
+
+  // In launch.h.
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Stripes, Mechanism> const& params;
   Shared& shared;
@@ -215,8 +216,8 @@ struct Stripes {
                                                 FullBarrier& /*barrier*/) const {
     return 0;
   }
-  __device__ __forceinline__ Box box(ListWalk const& /*walk*/, int /*i*/,
-                                     RingState<Traits::kStages> const& place) const {
+  __device__ __forceinline__ MaskPlace mask_place(ListWalk const& /*walk*/, int /*i*/,
+                                                  RingState<Traits::kStages> const& place) const {
     return {published_place(place)};
   }
 
@@ -232,9 +233,9 @@ struct Stripes {
       }
     }
     using Seen = ColumnBits<Traits::kTileK>;
-    __device__ __forceinline__ Seen look_up(Work const& /*work*/, Box const& box) const {
+    __device__ __forceinline__ Seen look_up(Work const& /*work*/, MaskPlace const& at) const {
       compiler_fence();
-      Stage const& stage = stripes_.shared.stages[box.place];
+      Stage const& stage = stripes_.shared.stages[at.place];
       int const first = AccumulatorPosition().column;
       Seen seen;
       CUTE_UNROLL

@@ -1,0 +1,73 @@
+// The loop over the key tiles behind the partial ones.
+#pragma once
+
+#include "sparse_fmha/sm90/forward/step_policy.h"
+
+namespace sparse_fmha::sm90 {
+
+// Steps against the reference as it stands, up to `end`. What happens rarely ends them, so that
+// ptxas has no code for it in the loop, where jumps around it take 2% of the time.
+template <class Policy, class Others, class Reach, class Step>
+__device__ __forceinline__ void steps_ahead(int end, int& i, Others others, Reach const& reach,
+                                            Step const& step) {
+  constexpr typename Policy::Yes kYes{};
+  constexpr typename Policy::No kNo{};
+  constexpr typename Policy::Ahead kAhead{};
+  CUTE_NO_UNROLL
+  for (; i < end; ++i) {
+    reach(i, others);
+    if (!step(i, kNo, kYes, kAhead, others)) {
+      ++i;
+      break;
+    }
+  }
+}
+
+// From tile i on. The parts are those of accumulation.h.
+template <class Policy, class Walk, class Reach, class Step>
+__device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int& i,
+                                               Reach const& reach, Step const& step) {
+  constexpr typename Policy::Yes kYes{};
+  constexpr typename Policy::No kNo{};
+  constexpr typename Policy::MaximumFirst kMaximumFirst{};
+  constexpr typename Policy::Streams kOthers{};
+  if constexpr (Policy::kRestLoop == RestLoop::kSpans) {
+    // The first and the last ones are masked.
+    int masked_end = walk.whole.begin;
+    CUTE_NO_UNROLL
+    while (i < tiles) {
+      CUTE_NO_UNROLL
+      for (; i < masked_end; ++i) {
+        reach(i, kOthers);
+        step(i, kYes, kYes, kMaximumFirst, kOthers);
+      }
+      if constexpr (Policy::kReference != Reference::kMaximum) {
+        CUTE_NO_UNROLL
+        while (i < walk.whole.end && walk.both == tiles) {
+          steps_ahead<Policy>(walk.whole.end, i, kNo, reach, step);
+        }
+      }
+      // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
+      CUTE_NO_UNROLL
+      for (; i < walk.whole.end; ++i) {
+        reach(i, kOthers);
+        step(i, kNo, kYes, kMaximumFirst, kOthers);
+      }
+      masked_end = tiles;
+    }
+  } else if constexpr (Policy::kRestLoop == RestLoop::kLags) {
+    CUTE_NO_UNROLL
+    while (i < tiles) {
+      steps_ahead<Policy>(tiles, i, kOthers, reach, step);
+    }
+  } else {
+    constexpr typename Policy::RestMasked kMasked{};
+    CUTE_NO_UNROLL
+    for (; i < tiles; ++i) {
+      reach(i, kOthers);
+      step(i, kMasked, kYes, kMaximumFirst, kOthers);
+    }
+  }
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,189 @@
+// What a geometry of the Hopper kernel is: it says where the tokens of a tile lie.
+//
+// A mechanism says which key tiles a query tile visits, by integers; a geometry finds query tiles,
+// copies tiles from and to global memory, and masks the elements of a partial tile. It is a
+// template of the kernel's Traits and the Mechanism, an object of which lives in each thread:
+//
+//   struct Params;                            tensors and tile shapes, passed to the kernel
+//   struct Shared;                            what it keeps in shared memory
+//   struct Work;                              a query tile; its `tile` is the scheduler's
+//   init()                                    by all threads, which synchronise afterwards
+//   prepare(Work&, WorkTile, place)           one thread works out a query tile for all others
+//   has_row(Work, consumer, row)              whether the tensor goes on to a row of a consumer
+//   load_q(barrier, to, Work, consumer)       the 64 queries of a consumer
+//   store_out(from, Work, consumer)           its 64 rows, clipped to the tensor
+//   store_lse(lse, Work, consumer, row)       for a thread that holds rows `row` and 8 below it
+//   static launch(problem, context)           on the host
+//
+// The key tiles of a query tile lie in the stages of a ring, in the order of the walk:
+//
+//   boxes(Work)                               for the warp that loads them: `count`, and next(i)
+//   tiles_loaded(Work)                        how many there are, for the consumers
+//   part_walk(Work, consumer)                 those of a consumer's rows: num_partial, num_full
+//   struct Source;  source(Work, box)         where a box lies
+//   load_k, load_v(barrier, to, Source)       copy it
+//   publish(box, place)                       leaves what consumers have to know of the stage
+//
+// A consumer's mask, of which each thread holds two rows:
+//
+//   struct MaskPlace;                         where to look up the mask of a key tile
+//   mask_place(walk, i, place)                that of the walk's i-th
+//   class Mask                                Mask(geometry, consumer), set(Work),
+//                                             look_up(Work, MaskPlace) -> Seen, sees(Seen, i)
+//
+// Four constants say how it goes about it, each an enum below, and so what else it has.
+#pragma once
+
+#include <type_traits>
+
+#include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+
+namespace sparse_fmha::sm90 {
+
+// kStageUse: which stages a consumer computes.
+enum class StageUse {
+  kLast,    // the last ones: it passes over as many of the first as its part of the walk is shorter
+  kNeeded,  // those that needs(consumer, place) tells it to, which is asked of each partial one
+  kStreams,  // its own and those of both: part_walk() is a ListWalk, which says where they lie
+};
+
+// kLoader: who copies key tiles.
+enum class Loader {
+  kOneLane,          // one lane, in large boxes
+  kAllLanes,         // each lane a box, two warps for keys and values: look_through(Work, place),
+                     // copied_bytes(Source), copy_bits(box, place, barrier)
+  kAllLanesAndRows,  // the same, and single rows are gathered
+};
+
+// kMaskFrom: where a consumer looks up a mask.
+enum class MaskFrom {
+  kPositions,  // it has all that is needed
+  kStage,      // in what publish() has left, before it releases the stage
+  kMaskWarp,   // the same, and a warp of its own leaves it: masks()
+};
+
+// kMaskedStages: which stages of a walk are masked.
+enum class MaskedStages {
+  kPartial,  // the partial ones, which come first
+  kByWalk,   // those that is_masked(i) says, which lie around the walk's `whole`
+};
+
+template <class Geometry>
+inline constexpr bool kWarpLoads = Geometry::kLoader != Loader::kOneLane;
+template <class Geometry>
+inline constexpr bool kGathers = Geometry::kLoader == Loader::kAllLanesAndRows;
+template <class Geometry>
+inline constexpr bool kHasStreams = Geometry::kStageUse == StageUse::kStreams;
+template <class Geometry>
+inline constexpr int kMaskWarps = Geometry::kMaskFrom == MaskFrom::kMaskWarp ? 1 : 0;
+
+// Whether `f` can be called with such arguments.
+template <class... Args, class F>
+constexpr bool compiles(F /*f*/) {
+  return std::is_invocable_v<F, Args...>;
+}
+#define SPARSE_FMHA_HAS(expression) \
+  ->decltype(expression, void()) {}
+
+// Fails to compile, with a sentence for what is missing, when G is not a geometry.
+template <class G, class Traits>
+constexpr bool is_geometry() {
+  using Place = RingState<Traits::kStages>;
+  using Element = typename Traits::Element;
+  using Work = typename G::Work;
+  using Source = typename G::Source;
+  using Mask = typename G::Mask;
+  using MaskPlace = typename G::MaskPlace;
+  using Box = decltype(std::declval<G const&>().boxes(std::declval<Work const&>()).next(0));
+  using Walk = decltype(std::declval<G const&>().part_walk(std::declval<Work const&>(), 0));
+  using Lse = float const(&)[kRowsPerThread];
+
+  static_assert(sizeof(typename G::Params) > 0 && sizeof(typename G::Shared) > 0,
+                "a geometry has Params, which the launcher fills, and Shared, in shared memory");
+  static_assert(std::is_same_v<decltype(Work::tile), WorkTile>,
+                "the Work of a geometry holds the scheduler's tile");
+  static_assert(std::is_same_v<decltype(G::kStageUse), StageUse const> &&
+                    std::is_same_v<decltype(G::kLoader), Loader const> &&
+                    std::is_same_v<decltype(G::kMaskFrom), MaskFrom const> &&
+                    std::is_same_v<decltype(G::kMaskedStages), MaskedStages const>,
+                "a geometry says who copies key tiles, who computes them and what masks them");
+  static_assert(G::kGatherWarps >= 0, "a geometry says how many more warps gather rows, or 0");
+  static_assert(kGathers<G> || G::kGatherWarps == 0, "warps gather rows only where rows are");
+
+  static_assert(compiles<G const&>([](auto& g) SPARSE_FMHA_HAS(g.init())),
+                "a geometry prepares its shared memory in init()");
+  static_assert(compiles<G const&, Work&, RingState<1>>(
+                    [](auto& g, auto& w, auto s) SPARSE_FMHA_HAS(g.prepare(w, WorkTile{}, s))),
+                "one thread works a query tile out in prepare(Work&, WorkTile, place)");
+  static_assert(compiles<G const&, Work&>([](auto& g, auto& w) SPARSE_FMHA_HAS(g.has_row(w, 0, 0))),
+                "a geometry tells by has_row(Work, consumer, row) where the tensor ends");
+  static_assert(compiles<G const&, Work&, FullBarrier&, Element*>(
+                    [](auto& g, auto& w, auto& b, auto* to) SPARSE_FMHA_HAS(g.load_q(b, to, w, 0))),
+                "a geometry copies queries in load_q(barrier, to, Work, consumer)");
+  static_assert(compiles<G const&, Work&, Element const*, Lse>(
+                    [](auto& g, auto& w, auto* from, auto& lse)
+                        SPARSE_FMHA_HAS((g.store_out(from, w, 0), g.store_lse(lse, w, 0, 0)))),
+                "a geometry has store_out(from, Work, consumer) and store_lse(lse, Work, ...)");
+
+  static_assert(compiles<G const&, Work&>([](auto& g, auto& w) SPARSE_FMHA_HAS(
+                    (static_cast<int>(g.boxes(w).count), static_cast<int>(g.tiles_loaded(w))))),
+                "boxes(Work) has a count, which consumers are told by tiles_loaded(Work)");
+  static_assert(sizeof(decltype(Walk::num_partial)) && sizeof(decltype(Walk::num_full)),
+                "part_walk(Work, consumer) says how many key tiles are partial and how many full");
+  static_assert(compiles<G const&, Work&, Box&>([](auto& g, auto& w, auto& box)
+                                                    SPARSE_FMHA_HAS(Source(g.source(w, box)))),
+                "a geometry finds a box by source(Work, box)");
+  static_assert(compiles<G const&, Source&, FullBarrier&, Element*>(
+                    [](auto& g, auto& from, auto& b, auto* to)
+                        SPARSE_FMHA_HAS((g.load_k(b, to, from), g.load_v(b, to, from)))),
+                "a geometry copies keys and values in load_k, load_v(barrier, to, Source)");
+  static_assert(compiles<G const&, Box&, Place>([](auto& g, auto& box, auto s)
+                                                    SPARSE_FMHA_HAS(g.publish(box, s))),
+                "a geometry leaves what consumers have to know in publish(box, place)");
+
+  static_assert(compiles<G const&, Walk&, Place>([](auto& g, auto& walk, auto s) SPARSE_FMHA_HAS(
+                    MaskPlace(g.mask_place(walk, 0, s)))),
+                "mask_place(walk, i, place) is where a consumer looks up a mask");
+  static_assert(std::is_constructible_v<Mask, G const&, int>,
+                "a Mask is made of the geometry and the number of a consumer");
+  static_assert(compiles<Mask&, Work&, MaskPlace>([](auto& mask, auto& w, auto at) SPARSE_FMHA_HAS(
+                    (mask.set(w), bool(mask.sees(mask.look_up(w, at), 0))))),
+                "a Mask has set(Work), look_up(Work, MaskPlace) and sees(seen, i)");
+
+  static_assert(G::kStageUse != StageUse::kNeeded || compiles<G const&, Place>([
+                ](auto& g, auto s) SPARSE_FMHA_HAS(bool(g.needs(0, s)))),
+                "kNeeded: a consumer asks needs(consumer, place)");
+  static_assert(!kHasStreams<G> || compiles<Walk&>([](auto& walk) SPARSE_FMHA_HAS(
+                                       (bool(walk.follows_other(1)), int(walk.position(0))))),
+                "kStreams: a walk has follows_other(i) and position(i)");
+  static_assert(G::kMaskedStages != MaskedStages::kByWalk ||
+                    compiles<Walk&>([](auto& walk) SPARSE_FMHA_HAS(
+                        (bool(walk.is_masked(0)), int(walk.whole.begin), int(walk.both)))),
+                "kByWalk: a walk has is_masked(i), and the stages `whole` that are not masked");
+  static_assert(!kWarpLoads<G> || compiles<G const&, Work&, Box&, Place, FullBarrier&>(
+                                      [](auto& g, auto& w, auto& box, auto s, auto& b)
+                                          SPARSE_FMHA_HAS((g.look_through(w, RingState<1>{}),
+                                                           g.copied_bytes(g.source(w, box)),
+                                                           g.copy_bits(box, s, b)))),
+                "kAllLanes: a geometry has look_through, copied_bytes and copy_bits");
+  static_assert(G::kGatherWarps == 0 || compiles<G const&, Work&>([
+                ](auto& g, auto& w) SPARSE_FMHA_HAS(int(g.rows(w, 0).count))),
+                "kGatherWarps: rows(Work, part) are the rows that a warp gathers");
+  static_assert(
+      kMaskWarps<G> == 0 || compiles<G const&, Work&, Box&, Place>(
+                                [](auto& g, auto& w, auto& box, auto s) SPARSE_FMHA_HAS(
+                                    (g.masks().find_windows(w), g.masks().publish(box, s)))),
+      "kMaskWarp: masks() has find_windows(Work) and publish(box, place)");
+  static_assert(
+      std::is_same_v<decltype(&G::launch), void (*)(FmhaProblem const&, ExecutionContext const&)>,
+      "a geometry has static launch(problem, context)");
+  return true;
+}
+
+#undef SPARSE_FMHA_HAS
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,30 @@
+// Which geometry each mechanism runs on.
+#pragma once
+
+#include "sparse_fmha/sm90/geometry/grid/launch.h"
+#include "sparse_fmha/sm90/geometry/lists/launch.h"
+#include "sparse_fmha/sm90/geometry/sequence/launch.h"
+#include "sparse_fmha/sm90/geometry/stripes/launch.h"
+
+namespace sparse_fmha::sm90 {
+
+template <template <class Traits, class Mechanism> class Geometry>
+struct On {
+  template <class Traits, class Mechanism>
+  using Type = Geometry<Traits, Mechanism>;
+};
+
+template <class Mechanism>
+struct GeometryOf;
+template <>
+struct GeometryOf<Dense> : On<Sequence> {};
+template <>
+struct GeometryOf<Causal> : On<Sequence> {};
+template <>
+struct GeometryOf<Neighborhood> : On<Grid> {};
+template <>
+struct GeometryOf<BlockSparse> : On<Lists> {};
+template <>
+struct GeometryOf<Stripe> : On<Stripes> {};
+
+}  // namespace sparse_fmha::sm90
