@@ -228,7 +228,7 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
     lists = (*block_lists.list_blocks(asked), *block_lists.list_blocks(whole))
     # It wants indices of blocks that there are behind the counts, too.
     counts, indices, full_counts, full_indices = (tensor.clamp(min=0) for tensor in lists)
-    return FlexBlockMask.from_kv_blocks(
+    flex: FlexBlockMask = FlexBlockMask.from_kv_blocks(
         counts,
         indices,
         full_counts,
@@ -237,6 +237,7 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
         mask_mod=mask_mod,
         seq_lengths=(mask.q_len, mask.kv_len),
     )
+    return flex
 
 
 def cut_blocks(
