@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import platform
-from types import ModuleType
+from typing import TypedDict
 
-import torch  # noqa: F401  loads libtorch_cpu.so, which the extension is linked to
+# Not a class: one of the keys is a keyword of Python.
+_CompiledRow = TypedDict(
+    "_CompiledRow",
+    {
+        "name": str,
+        "arch": str,
+        "pass": str,
+        "mechanism": str,
+        "dtype": str,
+        "head_dim": int,
+        "skips": bool,
+        "tile_q": int,
+        "tile_k": int,
+        "stages": int,
+        "threads": int,
+        "smem_bytes": int,
+    },
+)
 
 
-def extension() -> ModuleType:
-    """The extension `_C`.
+class KernelRow(_CompiledRow, total=False):
+    """A row of the kernel table; see `kernels`. GPU rows have all keys."""
 
-    Raises:
-        ImportError: it is not there for this Python; the ops work without it.
-    """
-    try:
-        from sparse_fmha import _C
-    except ImportError as error:
-        raise ImportError(
-            f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-            "and kernels(), build_info(), explain() and simulate() need it; install the package "
-            f"with `pip install .` ({error})"
-        ) from error
-    return _C
+    registers: int
+    spill_bytes: int
 
 
-class KernelTable(list):
+class BuildInfo(TypedDict):
+    """See `build_info`."""
+
+    version: str
+    archs: list[str]
+    cpu_isas: list[str]
+    compiler: str
+    torch: str
+    cuda: str
+    cutlass: str
+    kernels: dict[str, dict[str, int]]
+
+
+class KernelTable(list[KernelRow]):
     """Rows of the kernel table, one dict per compiled kernel; prints as a table."""
 
     def __repr__(self) -> str:
@@ -40,7 +59,7 @@ class KernelTable(list):
         )
 
 
-def build_info() -> dict:
+def build_info() -> BuildInfo:
     """Versions the library was built with.
 
     Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `cpu_isas`,
@@ -51,7 +70,9 @@ def build_info() -> dict:
     Raises:
         ImportError: as `kernels`.
     """
-    return extension().build_info()
+    from sparse_fmha._extension import _C
+
+    return _C.build_info()
 
 
 def kernels() -> KernelTable:
@@ -65,8 +86,10 @@ def kernels() -> KernelTable:
     Raises:
         ImportError: the extension `_C` is not there for this Python; the ops work without it.
     """
+    from sparse_fmha._extension import _C
+
     figures = build_info()["kernels"]
-    rows = KernelTable(extension().kernel_table())
+    rows = KernelTable(_C.kernel_table())
     for row in rows:
         if row["name"] in figures:
             of_row = figures[row["name"]]

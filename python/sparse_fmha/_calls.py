@@ -8,6 +8,7 @@ wrong once the op has refused it, to raise ValueError or TypeError.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_SCALES = (float, type(None))
 _namespace = torch.ops.sparse_fmha
 
-Check = Callable[[], tuple]  # the op's arguments behind q, k and v, all of them checked
+Rest = tuple[object, ...]  # the op's arguments behind q, k and v
+Check = Callable[[], Rest]  # all of them checked
 
 
-def op_checks(scale: object, *tensors: object) -> bool:
+def op_checks(scale: object, *tensors: Any) -> bool:
     """Whether an op gets these arguments as they are, and checks them."""
     if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
@@ -36,7 +38,7 @@ def op_checks(scale: object, *tensors: object) -> bool:
     return type(scale) in _PLAIN_SCALES
 
 
-def per_axis(value: object, axes: int, kind: type) -> Sequence[int] | None:
+def per_axis(value: Any, axes: int, kind: type[int]) -> Sequence[int] | None:
     """One entry for each axis, from one of that very type or several; None for anything else."""
     if type(value) is kind:
         return [value] * axes
@@ -53,7 +55,7 @@ def run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rest: tuple | None,
+    rest: Rest | None,
     check: Check,
     skip_threshold: float | Tensor,
     counted: bool,
@@ -72,17 +74,19 @@ def run(
     if rest is None:
         rest = check()
         threshold = (skipping.threshold_of(skip_threshold, q, counted),) if skips else ()
-        return symbolic.call(name, q, k, v, *rest, *threshold)
+        results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *threshold)
+        return results
     try:
         if skips:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted)
-        return getattr(_namespace, name)(q, k, v, *rest)
+        results = getattr(_namespace, name)(q, k, v, *rest)
     except (RuntimeError, ValueError, TypeError):
         try:
             check()
         except (ValueError, TypeError) as error:
             raise error from None
         raise
+    return results
 
 
 def check_attention(
@@ -104,11 +108,11 @@ def check_neighborhood(
     scale: float | None,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
-) -> tuple:
-    q, k, v, *extra = cast_where_enabled(q, k, v, extra_k, extra_v)
+) -> Rest:
+    q, k, v, cast_k, cast_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
-    _checks.check_extra(*extra, q, k)
+    _checks.check_extra(cast_k, cast_v, q, k)
     axes = q.dim() - 3
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
@@ -120,14 +124,14 @@ def check_neighborhood(
 
 def check_block_sparse(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
-) -> tuple:
+) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_block_mask(mask, q, k)
     return block_arguments(mask, _checks.finite("scale", scale))
 
 
-def block_arguments(mask: BlockMask, scale: float | None) -> tuple:
+def block_arguments(mask: BlockMask, scale: float | None) -> Rest:
     return (
         mask.counts,
         mask.indices,
@@ -141,14 +145,14 @@ def block_arguments(mask: BlockMask, scale: float | None) -> tuple:
     )
 
 
-def check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> tuple:
+def check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_stripe_mask(mask, q, k)
     return stripe_arguments(mask, _checks.finite("scale", scale))
 
 
-def stripe_arguments(mask: StripeMask, scale: float | None) -> tuple:
+def stripe_arguments(mask: StripeMask, scale: float | None) -> Rest:
     return (
         mask.columns,
         mask.counts,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -145,6 +146,14 @@ def as_int(value: int) -> int:
     return value if isinstance(value, torch.SymInt) else int(value)
 
 
+@overload
+def finite(name: str, value: float) -> float: ...
+
+
+@overload
+def finite(name: str, value: float | None) -> float | None: ...
+
+
 def finite(name: str, value: float | None) -> float | None:
     """A finite number as a float, a symbolic one as a symbolic float; None stays None."""
     if value is None:
@@ -160,7 +169,7 @@ def finite(name: str, value: float | None) -> float | None:
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
     """One entry for each token axis, from one value or a sequence of them."""
-    values = list(value) if isinstance(value, Sequence) else [value] * axes
+    values: list[Any] = list(value) if isinstance(value, Sequence) else [value] * axes
     for entry in values:
         if kind is Integral and isinstance(entry, torch.SymInt):
             continue
@@ -200,7 +209,7 @@ def check_int(name: str, value: int, low: int = 0) -> int:
     return int(value)
 
 
-def check_number(name: str, value: float, low: float, high: float) -> float:
+def check_number(name: str, value: float | None, low: float, high: float) -> float:
     """A number in [low, high]."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; a number is needed")

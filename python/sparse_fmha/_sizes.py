@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from torch import Tensor
+
+Count = TypeVar("Count", int, Tensor)
+
 SLICE = 1 << 24  # elements of a temporary, where one could be as large as the input
 
 
-def ceil_div(a: int, b: int) -> int:
+def ceil_div(a: Count, b: int) -> Count:
     return -(-a // b)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
@@ -171,7 +172,7 @@ class Calibration:
             return 0.0
         return law.threshold_for(self.fit(phase, gamma), sparsity, length)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Writes the points, and for the reader the fits, as JSON."""
         fits = {}
         for phase in PHASES:
@@ -188,7 +189,7 @@ class Calibration:
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Calibration:
+    def load(cls, path: str | PathLike[str]) -> Calibration:
         """Reads what `save` wrote.
 
         Raises:

@@ -8,14 +8,22 @@ is differentiable.
 Masks index tokens; a grid is flattened in row-major order.
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
+
+Device = torch.device | str
 
 _CHUNK = 1 << 24  # scores held at a time
 
 
-def attention(q, k, v, visible, scale=None):
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Exact softmax attention under a mask.
 
     Args:
@@ -56,7 +64,16 @@ def attention(q, k, v, visible, scale=None):
     return out.reshape(shape), lse.reshape(shape[:-1])
 
 
-def skip_attention(q, k, v, visible, skip_threshold, row_groups=64, key_tiles=128, scale=None):
+def skip_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    skip_threshold: float | Tensor,
+    row_groups: int | Tensor = 64,
+    key_tiles: int | Tensor = 128,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention that leaves out key tiles whose scores are far below the running maximum (BLASST).
 
     A row group visits the key tiles that hold a key visible to it, in ascending rank. Let mt be a
@@ -114,7 +131,7 @@ def skip_attention(q, k, v, visible, skip_threshold, row_groups=64, key_tiles=12
     return out.reshape(shape), lse.reshape(shape[:-1]), skipped
 
 
-def tile_ranks(length, size, descending=False, device="cpu"):
+def tile_ranks(length: int, size: int, descending: bool = False, device: Device = "cpu") -> Tensor:
     """The rank of each token's tile, int64 [length], when tiles are runs of `size` tokens.
 
     Tiles are visited from the first to the last, or with `descending` from the last to the first.
@@ -123,14 +140,22 @@ def tile_ranks(length, size, descending=False, device="cpu"):
     return (length - 1) // size - ranks if descending else ranks
 
 
-def causal_mask(len_q, len_kv, device="cpu"):
+def causal_mask(len_q: int, len_kv: int, device: Device = "cpu") -> Tensor:
     """Bool [len_q, len_kv]: the last query sees every key, each earlier one a key less."""
     i = torch.arange(len_q, device=device)[:, None]
     j = torch.arange(len_kv, device=device)
     return j <= i + (len_kv - len_q)
 
 
-def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0, device="cpu"):
+def neighborhood_mask(
+    grid: int | Iterable[int],
+    window: int | Iterable[int],
+    stride: int | Iterable[int] = 1,
+    dilation: int | Iterable[int] = 1,
+    causal: bool | Iterable[bool] = False,
+    extra: int = 0,
+    device: Device = "cpu",
+) -> Tensor:
     """The mask of generalized neighborhood attention (arXiv 2504.16922).
 
     Args:
@@ -147,17 +172,23 @@ def neighborhood_mask(grid, window, stride=1, dilation=1, causal=False, extra=0,
             window * dilation <= tokens), or the number of values is not the number of axes.
     """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
-    named = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
-    options = [_per_axis(name, value, len(grid)) for name, value in named.items()]
+    options = (
+        _per_axis("window", window, len(grid)),
+        _per_axis("stride", stride, len(grid)),
+        _per_axis("dilation", dilation, len(grid)),
+        _per_axis("causal", causal, len(grid)),
+    )
     mask = torch.ones(1, 1, dtype=torch.bool, device=device)
-    for length, *axis in zip(grid, *options, strict=True):
-        one = _axis_mask(length, *axis, device)
+    for axis in zip(grid, *options, strict=True):
+        one = _axis_mask(*axis, device)
         mask = mask[:, None, :, None] & one[None, :, None, :]
         mask = mask.flatten(2, 3).flatten(0, 1)
     return torch.nn.functional.pad(mask, (0, extra), value=True)
 
 
-def _axis_mask(length, window, stride, dilation, causal, device):
+def _axis_mask(
+    length: int, window: int, stride: int, dilation: int, causal: int, device: Device
+) -> Tensor:
     if not (
         window >= 1 and 1 <= stride <= window and dilation >= 1 and window * dilation <= length
     ):
@@ -181,17 +212,17 @@ def _axis_mask(length, window, stride, dilation, causal, device):
 
 
 def block_sparse_mask(
-    counts,
-    indices,
-    q_len,
-    kv_len,
-    block_q,
-    block_kv,
-    partial_counts=None,
-    partial_indices=None,
-    partial_masks=None,
-    causal=False,
-):
+    counts: Tensor,
+    indices: Tensor,
+    q_len: int,
+    kv_len: int,
+    block_q: int,
+    block_kv: int,
+    partial_counts: Tensor | None = None,
+    partial_indices: Tensor | None = None,
+    partial_masks: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
     """The mask of block lists. Queries and keys are cut in blocks; the last may be ragged.
 
     Args:
@@ -216,8 +247,10 @@ def block_sparse_mask(
         device=counts.device,
     )
     for b, h, n in itertools.product(*map(range, counts.shape)):
-        entries = [(i, True) for i in indices[b, h, n, : counts[b, h, n]].tolist()]
-        if partial_counts is not None:
+        entries: list[tuple[int, bool | Tensor]] = [
+            (i, True) for i in indices[b, h, n, : counts[b, h, n]].tolist()
+        ]
+        if not (partial_counts is None or partial_indices is None or partial_masks is None):
             listed = partial_indices[b, h, n, : partial_counts[b, h, n]].tolist()
             entries += zip(listed, partial_masks[b, h, n], strict=False)
         _check_list("indices", (b, h, n), [i for i, _ in entries], blocks_kv)
@@ -228,16 +261,16 @@ def block_sparse_mask(
 
 
 def stripe_mask(
-    columns,
-    counts,
-    q_len,
-    kv_len,
-    block_q,
-    range_starts=None,
-    range_counts=None,
-    range_size=64,
-    causal=False,
-):
+    columns: Tensor,
+    counts: Tensor,
+    q_len: int,
+    kv_len: int,
+    block_q: int,
+    range_starts: Tensor | None = None,
+    range_counts: Tensor | None = None,
+    range_size: int = 64,
+    causal: bool = False,
+) -> Tensor:
     """The mask of stripes: key positions listed one by one, and runs of keys.
 
     Args:
@@ -257,7 +290,7 @@ def stripe_mask(
     mask = torch.zeros(*counts.shape[:2], q_len, kv_len, dtype=torch.bool, device=counts.device)
     for b, h, n in itertools.product(*map(range, counts.shape)):
         listed = columns[b, h, n, : counts[b, h, n]].tolist()
-        if range_starts is not None:
+        if range_starts is not None and range_counts is not None:
             for start in range_starts[b, h, n, : range_counts[b, h, n]].tolist():
                 listed += range(start, max(start + 1, min(start + range_size, kv_len)))
         _check_list("columns and ranges", (b, h, n), listed, kv_len)
@@ -265,7 +298,7 @@ def stripe_mask(
     return mask & causal_mask(q_len, kv_len, mask.device) if causal else mask
 
 
-def _check_list(name, where, listed, end):
+def _check_list(name: str, where: tuple[int, int, int], listed: Sequence[int], end: int) -> None:
     if len(set(listed)) < len(listed) or any(not 0 <= i < end for i in listed):
         raise ValueError(
             f"{name} of (batch, head, query block) {where} are {listed}; each of 0 to {end - 1} "
@@ -273,14 +306,14 @@ def _check_list(name, where, listed, end):
         )
 
 
-def _per_axis(name, value, axes):
+def _per_axis(name: str, value: int | Iterable[int], axes: int) -> tuple[int, ...]:
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
         raise ValueError(f"{name} is {value}; the grid has {axes} axes")
     return values
 
 
-def _flatten(q, k, v):
+def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors with one token axis, and their shapes checked."""
     shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if min(q.dim(), k.dim(), v.dim()) < 4:
@@ -293,7 +326,7 @@ def _flatten(q, k, v):
     return q, k, v
 
 
-def _expand(visible, shape):
+def _expand(visible: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     if visible.dtype != torch.bool:
         raise TypeError(f"visible is {visible.dtype}; torch.bool is needed")
     try:

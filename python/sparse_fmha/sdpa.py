@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,7 +79,13 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
         super().__init__()
         self.routed = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is not TORCH_SDPA:
             return func(*args, **kwargs)
@@ -97,7 +106,7 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
         return "\n".join(lines)
 
 
-def _own(*args: object, **kwargs: object) -> SdpaCall:
+def _own(*args: Any, **kwargs: Any) -> SdpaCall:
     """The call of this library for a call of torch, or a `Refusal` before anything ran."""
     with refusals():
         torch_only.check_eager([*args, *kwargs.values()])

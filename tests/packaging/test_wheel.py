@@ -47,6 +47,7 @@ def test_wheel_is_complete_and_small(wheel):
     assert any(re.fullmatch(r"sparse_fmha/_C\..*\.so", name) for name in names)
     sources = (ROOT / "python").rglob("*.py")
     assert {str(p.relative_to(ROOT / "python")) for p in sources} <= names
+    assert {"sparse_fmha/py.typed", "sparse_fmha/_C.pyi"} <= names
     assert any(name.endswith("LICENSE") for name in names)
     assert "Requires-Dist: torch>=2.10" in metadata
     assert "Requires-Python: >=3.10" in metadata

@@ -60,6 +60,7 @@ SLOW = {
     "ops/test_stripe.py": ("test_mask", "test_opcheck_and_compile"),
     "ops/test_symbolic.py": (),
     "ops/test_torch.py": ("test_compile", "test_opcheck_.*"),
+    "ops/test_typing.py": (),
     "packaging/test_bootstrap.py": ("test_unreachable_package_index",),
     "packaging/test_configure.py": (),
     "packaging/test_dependencies.py": (),

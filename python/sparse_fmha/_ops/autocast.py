@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
@@ -20,12 +22,13 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload, end: int
 def _casting(op: torch._ops.OpOverload, end: int, device: str) -> Callable[..., list[Tensor]]:
     def run(*args: object) -> list[Tensor]:
         with torch.autocast(device, enabled=False):
-            return op(*cast(device, *args[:end]), *args[end:])
+            results: list[Tensor] = op(*cast(device, *args[:end]), *args[end:])
+            return results
 
     return run
 
 
-def cast(device: str, *args: object) -> tuple:
+def cast(device: str, *args: T) -> tuple[T | Tensor, ...]:
     """The arguments, with tensors of that device in the dtype `torch.autocast` asks for there.
 
     As PyTorch's own ops under autocast, fp64 is left alone.
@@ -38,6 +41,16 @@ def cast(device: str, *args: object) -> tuple:
     )
 
 
+@overload
+def cast_where_enabled(q: Tensor, k: Tensor, v: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def cast_where_enabled(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]: ...
+
+
 def cast_where_enabled(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors as the op would cast them, so that what is checked is what it gets."""
     device = q.device.type if isinstance(q, Tensor) else "none"
@@ -46,7 +59,7 @@ def cast_where_enabled(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None
     return cast(device, q, *others)
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Products of fp32 tensors stay fp32."""
     # Asking torch.amp which devices have autocast is not traced by torch.compile before 2.11.
     if device.type in KEYS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._library.utils import fill_defaults
 from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
 
 AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 any_requires_grad = torch._C._any_requires_grad
@@ -112,16 +114,16 @@ def _apply_of(
     """`apply` of the op's autograd.Function. Its last argument runs the op."""
     schema = op._schema
 
-    def forward(*inputs):
+    def forward(*inputs: Any) -> Any:
         *args, redispatch = inputs
         results = redispatch(*args)
         return tuple(results) if isinstance(results, list) else results  # as autograd wants them
 
-    def set_up(ctx, inputs, output):
+    def set_up(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
         if setup_context is not None:
             setup_context(ctx, fill_defaults(schema, inputs[:-1], {})[0], output)
 
-    def run_backward(ctx, *grads):
+    def run_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if backward is None:
             raise NotImplementedError(
                 f"{schema.name} has no backward pass yet; call it under torch.no_grad(), or "
@@ -129,7 +131,7 @@ def _apply_of(
             )
         return *backward(ctx, *grads), None
 
-    def jvp(ctx, *tangents):
+    def jvp(ctx: FunctionCtx, *tangents: Tensor | None) -> NoReturn:
         raise NotImplementedError(
             f"{schema.name} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, "
             "torch.autograd.forward_ad); detach its inputs"
@@ -143,9 +145,10 @@ def _apply_of(
     }
     # As torch.func makes them: Function.apply itself goes through all transforms, and the
     # dispatcher is already inside one.
-    function = type(
+    function: Any = type(
         schema.name.replace("::", "_"),
         (torch.autograd.function._SingleLevelFunction,),
         {name: staticmethod(method) for name, method in methods.items()},
     )
-    return function.apply
+    apply: Callable[..., object] = function.apply
+    return apply

@@ -25,7 +25,8 @@ class Op(NamedTuple):
 
     @property
     def overload(self) -> torch._ops.OpOverload:
-        return getattr(torch.ops.sparse_fmha, self.name).default
+        overload: torch._ops.OpOverload = getattr(torch.ops.sparse_fmha, self.name).default
+        return overload
 
 
 OPS = (

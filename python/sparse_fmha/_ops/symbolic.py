@@ -8,6 +8,8 @@ have such a variable call that op; all others, and eager code, do not.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -33,8 +35,8 @@ def define(op: torch._ops.OpOverload) -> str:
     schema = schema.replace("float? scale", "Tensor? scale").replace("float scale", "Tensor scale")
     _library.define(schema)
 
-    def run(*args: object) -> Tensor | list[Tensor]:
-        args = list(args)
+    def run(*given: Any) -> Any:
+        args = list(given)
         # The dispatcher leaves out defaults at the end.
         if place < len(args) and args[place] is not None:
             args[place] = args[place].item()
@@ -44,8 +46,10 @@ def define(op: torch._ops.OpOverload) -> str:
     return made
 
 
-def call(name: str, q: Tensor, *others: object) -> Tensor | list[Tensor]:
+def call(name: str, q: Tensor, *others: Any) -> Any:
     """Calls the op, or that of a symbolic scale where a graph has it as a variable.
+
+    The schema says what it takes and returns.
 
     DTensors always go to the op itself, whose sharding is registered: a graph for each value.
     """

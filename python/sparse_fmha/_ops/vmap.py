@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
@@ -13,7 +15,9 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
     The first argument has the whole batch. Integer tensors may have 1 there, which serves all.
     """
 
-    def run(info: VmapInfo, in_dims: tuple[int | None, ...], *args: object) -> tuple:
+    def run(
+        info: VmapInfo, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[Tensor | tuple[Tensor, ...], int | tuple[int, ...]]:
         mapped, first = info.batch_size, in_dims[0]
         batch = args[0].shape[0] if first is None else args[0].movedim(first, 0).shape[1]
         pairs = list(zip(args, in_dims, strict=True))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from typing import TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 COMPILED = "inside torch.compile, counted when it was compiled"
+
+Mode = TypeVar("Mode", bound="CallMode")
 
 _entered: list[CallMode] = []
 
@@ -20,18 +23,19 @@ class CallMode(TorchFunctionMode):
         super().__init__()
         self.left: Counter[str] = Counter()
 
-    def __enter__(self) -> CallMode:
+    def __enter__(self: Mode) -> Mode:
         if not torch.compiler.is_compiling():
             _entered.append(self)
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *exception: object) -> None:
         if not torch.compiler.is_compiling():
             _entered.remove(self)
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def count_compiled(name: str) -> None:
     """Counts a call in the innermost mode of the class of that name, while it is compiled.
 

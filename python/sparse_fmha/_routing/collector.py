@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,13 @@ class Collector(CallMode):
         """The calls that could not be measured, by their reason."""
         return self.left
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         of_call = _OF.get(func)
         if of_call is None:
@@ -59,7 +66,7 @@ class Collector(CallMode):
         return result
 
 
-def _of_torch(*args: object, **kwargs: object) -> Measured:
+def _of_torch(*args: Any, **kwargs: Any) -> Measured:
     """Of torch's function: queries and keys are all that is measured, so dropout is left out."""
     bound = inspect.signature(arrange).bind(*args, **kwargs)
     if bound.arguments.get("attn_mask") is not None:

@@ -142,8 +142,8 @@ def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
         raise NotImplementedError(f"attn_mask has dtype {mask.dtype}; only torch.bool is there")
     if mask.device != q.device:
         raise ValueError(f"attn_mask is on {mask.device}, query on {q.device}")
-    whole = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    whole = (whole[0], *whole[2:]) if flat else whole
+    heads = () if flat else (q.shape[2],)
+    whole = (q.shape[0], *heads, q.shape[1], k.shape[1])
     fits = zip(reversed(mask.shape), reversed(whole), strict=False)
     if not 2 <= mask.dim() <= len(whole) or any(m not in (1, n) for m, n in fits):
         raise ValueError(

@@ -13,14 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
-_WITHOUT_OVERRIDE = (torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__)
+
+def _override(kind: type[Tensor]) -> object:
+    function = kind.__torch_function__
+    return getattr(function, "__func__", function)
+
+
+_WITHOUT_OVERRIDE = (torch._C._disabled_torch_function_impl, _override(Tensor))
 
 
 def check_eager(arguments: Iterable[object]) -> None:
     """The call is run now, on plain tensors."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise NotImplementedError("inside a transform of torch.func")
-    if torch.jit.is_tracing():
+    if torch._C._is_tracing():
         raise NotImplementedError("inside torch.jit.trace")
     for argument in arguments:
         if isinstance(argument, Tensor) and _overrides(type(argument)):
@@ -29,9 +35,8 @@ def check_eager(arguments: Iterable[object]) -> None:
 
 def _overrides(kind: type[Tensor]) -> bool:
     """Whether a subclass has its own idea of what a function does."""
-    function = kind.__torch_function__
     return (
-        getattr(function, "__func__", function) not in _WITHOUT_OVERRIDE
+        _override(kind) not in _WITHOUT_OVERRIDE
         or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
     )
 
@@ -67,4 +72,4 @@ def _largest(x: Tensor) -> float:
     """The largest absolute value, NaN if there is one."""
     if not x.numel():
         return 0.0
-    return torch.linalg.vector_norm(x.detach(), torch.inf).item()
+    return float(torch.linalg.vector_norm(x.detach(), torch.inf))

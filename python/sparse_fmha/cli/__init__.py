@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 UNABLE = (ImportError, RuntimeError)  # this installation or machine cannot do it
 ERRORS = (*UNABLE, ValueError, TypeError, OSError)
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_demo(**options: object) -> None:
+def run_demo(**options: Any) -> None:
     from sparse_fmha.cli import demo
 
     demo.run(**options)
@@ -112,7 +113,7 @@ def run_info() -> None:
     print(info.report())
 
 
-def run_simulate(**options: object) -> None:
+def run_simulate(**options: Any) -> None:
     from sparse_fmha.cli import simulate_command
 
     simulate_command.run(**options)

@@ -275,7 +275,8 @@ def show(results: dict[str, Result], truth: torch.Tensor, noisy: torch.Tensor, c
     slow = list(results.values())[-1]
     for name, result in results.items():
         same = result.pixels.shape == slow.pixels.shape
-        target = truth[(slice(None), *crop)] if same else truth
+        rows, columns = crop
+        target = truth[:, rows, columns] if same else truth
         table.add_row(
             name,
             f"{psnr(result.pixels, target):.2f}",

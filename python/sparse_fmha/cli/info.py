@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import sparse_fmha
-from sparse_fmha import _build
+from sparse_fmha._build import BuildInfo, KernelRow
 
 
 def report() -> str:
@@ -33,11 +33,16 @@ def report() -> str:
     )
 
 
-def built_with(build: dict) -> Iterable[str]:
-    names = {"compiler": "", "torch": "torch ", "cuda": "CUDA ", "cutlass": "CUTLASS "}
-    for key, prefix in names.items():
-        if build.get(key):
-            yield f"{prefix}{build[key]}"
+def built_with(build: BuildInfo) -> Iterable[str]:
+    versions = {
+        "": build.get("compiler"),
+        "torch ": build.get("torch"),
+        "CUDA ": build.get("cuda"),
+        "CUTLASS ": build.get("cutlass"),
+    }
+    for prefix, version in versions.items():
+        if version:
+            yield f"{prefix}{version}"
     if build.get("cpu_isas"):
         yield f"CPU code for {', '.join(build['cpu_isas'])}"
 
@@ -74,10 +79,12 @@ def cpu_name() -> str:
 
 def gpu_archs() -> dict[str, list[tuple[int, int]]]:
     """The compute capabilities that each GPU architecture of the kernel table runs on."""
-    return _build.extension().gpu_archs()
+    from sparse_fmha._extension import _C
+
+    return _C.gpu_archs()
 
 
-def rows_for(device: str) -> list[dict]:
+def rows_for(device: str) -> list[KernelRow]:
     """The rows of the kernel table that run on a device."""
     gpus = gpu_archs()
 

@@ -29,7 +29,7 @@ def run(
         ImportError: a package, or the extension `_C`, is not installed.
     """
     problem = {
-        "grid": numbers_of("--grid", grid, sequence=True),
+        "grid": sequence_of("--grid", grid),
         "window": numbers_of("--window", window),
         "stride": numbers_of("--stride", stride),
         "dilation": numbers_of("--dilation", dilation),
@@ -47,7 +47,7 @@ def run(
         require("rich", by="--all", extra="demo")
     if plot is not None:
         require("matplotlib", by="--plot", extra="demo")
-    token = numbers_of("--query", query, sequence=True) if query is not None else None
+    token = None if query is None else sequence_of("--query", query)
     results = simulation.ranking(1 if all is None else all, **problem)
     if plot is not None:
         results[0].plot(plot, token)
@@ -59,13 +59,18 @@ def run(
         print(f"picture: {plot}")
 
 
-def numbers_of(option: str, text: str, sequence: bool = False) -> int | tuple[int, ...]:
-    """30x48x80 as a tuple; a single number as it is, unless a sequence is wanted."""
+def sequence_of(option: str, text: str) -> tuple[int, ...]:
+    """30x48x80 as a tuple."""
     try:
-        values = tuple(int(part) for part in text.split("x"))
+        return tuple(int(part) for part in text.split("x"))
     except ValueError:
         raise ValueError(f"{option} is {text!r}; numbers such as 30x48x80 are needed") from None
-    return values if sequence or len(values) > 1 else values[0]
+
+
+def numbers_of(option: str, text: str) -> int | tuple[int, ...]:
+    """As `sequence_of`, but a single number as it is."""
+    values = sequence_of(option, text)
+    return values if len(values) > 1 else values[0]
 
 
 def flags_of(option: str, text: str) -> tuple[bool, ...] | bool:

@@ -47,7 +47,7 @@ def count_stages(mask: BlockMask, tile_k: int) -> Stages:
     """Stages of `tile_k` keys; reads the lists."""
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     partials = torch.zeros_like(mask.counts, dtype=torch.int64)
-    if mask.partial_counts is not None:
+    if mask.partial_counts is not None and mask.partial_indices is not None:
         partials = block_lists.block_map(
             mask.partial_counts, mask.partial_indices, mask.blocks_kv
         ).sum(-1)

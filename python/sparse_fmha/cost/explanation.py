@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from sparse_fmha.cost.block_model import block_sparse_cost
 from sparse_fmha.cost.simulation import simulate
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+
+Given = Mapping[str, Any]  # the arguments of a call by their names
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Explanation:
 
 
 def explain(
-    function: Callable, /, *args: object, arch: str | None = None, **kwargs: object
+    function: Callable[..., object], /, *args: object, arch: str | None = None, **kwargs: object
 ) -> Explanation:
     """Says which kernel a call of the library would take, why, and how long that should take.
 
@@ -102,7 +105,9 @@ def explain(
     if not isinstance(q, Tensor):
         raise TypeError(f"q is a {type(q).__name__}, not a tensor")
     arch = arch or _arch_of(q.device)
-    archs = ("cpu", *_build.extension().gpu_archs())
+    from sparse_fmha._extension import _C
+
+    archs = ("cpu", *_C.gpu_archs())
     if arch not in archs:
         raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
     mechanism, times, notes = described[function](given, arch)
@@ -115,8 +120,9 @@ def explain(
 
 def _arch_of(device: torch.device) -> str | None:
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return _build.extension().arch_of_capability(*capability)
+        from sparse_fmha._extension import _C
+
+        return _C.arch_of_capability(*torch.cuda.get_device_capability(device))
     return "cpu" if device.type == "cpu" else None
 
 
@@ -128,7 +134,7 @@ class _Times:
     break_even: float | None = None
 
 
-def _dense(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+def _dense(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
     causal = given["causal"]
     _checks.check_flag("causal", causal)
@@ -136,7 +142,7 @@ def _dense(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]
     return "causal" if causal else "dense", _on(arch, _Times(us, us)), ()
 
 
-def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+def _neighborhood(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1, 2, 3))
     _checks.check_grid(q, k)
     _checks.check_extra(given["extra_k"], given["extra_v"], q, k)
@@ -159,7 +165,7 @@ def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
 
 
-def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+def _block_sparse(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
     mask: BlockMask = given["mask"]
     check_block_mask(mask, q, k, on_device=False)
@@ -172,7 +178,7 @@ def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     return "block_sparse", times, ()
 
 
-def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
+def _stripe(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
     check_stripe_mask(given["mask"], q, k, on_device=False)
     return "stripe", None, ()
@@ -182,7 +188,7 @@ def _on(arch: str, times: _Times) -> _Times | None:
     return times if arch == model.ARCH else None
 
 
-def _checked(given: dict, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """q and k, checked as the functions do; on device meta as if they were on the GPU."""
     q, k, v = (given[name] for name in "qkv")
     _checks.check_qkv(q, k, v, axes=axes, devices=("cpu", "cuda", "meta"))

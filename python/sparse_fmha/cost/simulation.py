@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_fmha import _build
 from sparse_fmha.cost.model import makespan
-from sparse_fmha.cost.tile_problem import Coord, Problem, check_problem, check_tile, joined
+from sparse_fmha.cost.tile_problem import Coord, Problem, Triple, check_problem, check_tile, joined
 
 if TYPE_CHECKING:
+    from sparse_fmha._C import _Tiles
     from sparse_fmha.plotting.views import TileView
 
 
@@ -163,13 +163,15 @@ def simulate(
     return _with_tiles(problem, *_choose(problem, tile_q, tile_k))
 
 
-def ranking(count: int, *, tile_q: object = None, tile_k: object = None, **problem: object):
-    """The best `count` tile pairs as Simulations, cheapest first; arguments as `simulate`."""
-    problem = check_problem(**problem)
+def ranking(
+    count: int, *, tile_q: object = None, tile_k: object = None, **options: Any
+) -> list[Simulation]:
+    """The best `count` tile pairs, cheapest first; arguments as `simulate`."""
+    problem = check_problem(**options)
     return [_with_tiles(problem, *pair) for pair in _rank(problem, tile_q, tile_k)[:count]]
 
 
-def _choose(problem: Problem, tile_q: object, tile_k: object) -> tuple[Coord, Coord]:
+def _choose(problem: Problem, tile_q: object, tile_k: object) -> tuple[Triple, Triple]:
     if tile_q is None and tile_k is None and not problem.static:
         tiles = tile_simulator()
         head_dim, rows_q, rows_k = problem.row
@@ -178,13 +180,13 @@ def _choose(problem: Problem, tile_q: object, tile_k: object) -> tuple[Coord, Co
     return _rank(problem, tile_q, tile_k)[0]
 
 
-def _max_extent(problem: Problem) -> Coord:
+def _max_extent(problem: Problem) -> Triple:
     """The largest box that the tensor copy engine takes."""
     grid, _, _, dilation, _ = problem.walk
     return tile_simulator().max_box(grid, dilation)
 
 
-def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Coord, Coord]]:
+def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Triple, Triple]]:
     """Tile pairs with the tiles that were given, the cheapest first."""
     given_q, given_k = (
         check_tile(name, value, problem.axes)
@@ -202,13 +204,15 @@ def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Coord,
     # One is fixed and need not be a box of the kernel's.
     pairs = {(given_q or q, given_k or k): None for q, k, *_ in ranked}
 
-    def cost(pair: tuple[Coord, Coord]) -> float:
+    def cost(pair: tuple[Triple, Triple]) -> float:
         return sum(count * us for count, _, us in _timed_groups(problem, *pair))
 
     return sorted(pairs, key=cost)
 
 
-def _timed_groups(problem: Problem, q: Coord, k: Coord) -> list[tuple[int, tuple[int, int], float]]:
+def _timed_groups(
+    problem: Problem, q: Triple, k: Triple
+) -> list[tuple[int, tuple[int, int], float]]:
     """(query tiles, (visited, full) by each, microseconds of one block for each)."""
     tiles = tile_simulator()
     head_dim, rows_q, rows_k = problem.row
@@ -228,16 +232,16 @@ def _timed_groups(problem: Problem, q: Coord, k: Coord) -> list[tuple[int, tuple
     return groups
 
 
-def _with_tiles(problem: Problem, q: Coord, k: Coord) -> Simulation:
+def _with_tiles(problem: Problem, q: Triple, k: Triple) -> Simulation:
     tokens = math.prod(problem.walk[0])
     heads = problem.batch * problem.heads
     groups = _timed_groups(problem, q, k)
     query_tiles = sum(count for count, *_ in groups)
     distribution: dict[int, int] = {}
-    for count, (visited, _), _ in groups:
-        distribution[visited] = distribution.get(visited, 0) + count
+    for count, (tiles, _), _ in groups:
+        distribution[tiles] = distribution.get(tiles, 0) + count
 
-    def spread(number) -> Tiles:
+    def spread(number: Callable[[int, int], int]) -> Tiles:
         numbers = [(count, number(*of)) for count, of, _ in groups]
         return Tiles(sum(c * n for c, n in numbers) / query_tiles, max(n for _, n in numbers))
 
@@ -250,8 +254,8 @@ def _with_tiles(problem: Problem, q: Coord, k: Coord) -> Simulation:
     pairs = on_grid + tokens * problem.extra
     flops = 4 * heads * problem.head_dim
     useful, dense = flops * pairs, flops * tokens * (tokens + problem.extra)
-    own = slice(3 - problem.axes, None)  # the grid's own axes
-    grid, window, stride, dilation, causal = (values[own] for values in problem.walk)
+    first = 3 - problem.axes  # of the grid's own axes
+    grid, window, stride, dilation, causal = (values[first:] for values in problem.walk)
     return Simulation(
         grid=grid,
         window=window,
@@ -280,10 +284,12 @@ def _with_tiles(problem: Problem, q: Coord, k: Coord) -> Simulation:
     )
 
 
-def _shown(tile: Coord, axes: int) -> Coord:
+def _shown(tile: Triple, axes: int) -> Coord:
     beyond = 3 - axes
     return tile[beyond:] if all(extent == 1 for extent in tile[:beyond]) else tile
 
 
-def tile_simulator():
-    return _build.extension().tiles
+def tile_simulator() -> _Tiles:
+    from sparse_fmha._extension import _C
+
+    return _C.tiles

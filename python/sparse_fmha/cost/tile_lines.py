@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_fmha import _build, _checks
-from sparse_fmha.cost.tile_problem import Coord
+from sparse_fmha import _checks
+from sparse_fmha._extension import _C
+from sparse_fmha.cost.tile_problem import Coord, triple, walk_of
 from sparse_fmha.plotting.views import Line
 
 
@@ -36,22 +37,16 @@ def lines(
         static: key tiles are on a common grid.
         query: token coordinates.
     """
-    simulator = _build.extension().tiles
-    missing = 3 - len(query)
-
-    def padded(values: Sequence[int], fill: int = 1) -> tuple[int, ...]:
-        return (fill,) * (3 - len(values)) + tuple(map(int, values))
-
-    problem = tuple(
-        padded(values, fill) for values, fill in zip(walk, (1, 1, 1, 1, 0), strict=True)
-    )
-    tile_q, tile_k = (padded(tile) for tile in tiles)
+    simulator = _C.tiles
+    problem = walk_of(*walk)
+    tile_q, tile_k = (triple(tile) for tile in tiles)
+    one = (1, 1, 1)
     result = []
-    for axis, token in enumerate([0] * missing + query):
+    for axis, token in enumerate(triple(query, 0)):
         dilation = problem[3][axis]
         position, residue = divmod(token, dilation)
         where = axis, residue
-        begin, size, *_ = simulator.axis(problem, *where, ((1,) * 3, (1,) * 3), False, position)
+        begin, size, *_ = simulator.axis(problem, *where, (one, one), False, position)
         first = position - position % tile_q[axis]
         origin, count, full_first, full = simulator.axis(
             problem, *where, (tile_q, tile_k), static, first

@@ -17,6 +17,8 @@ MAX_TILE_TOKENS = 2**16
 ROWS = ((64, 128, 128), (96, 128, 128), (128, 128, 128), (256, 128, 64))
 
 Coord = tuple[int, ...]
+Triple = tuple[int, int, int]
+Walk = tuple[Triple, Triple, Triple, Triple, Triple]  # grid, window, stride, dilation, causal
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Problem:
     """Checked arguments; axes that the grid lacks are 1, as in Neighborhood::Params."""
 
     axes: int
-    walk: tuple[Coord, Coord, Coord, Coord, Coord]  # grid, window, stride, dilation, causal
+    walk: Walk
     heads: int
     batch: int
     head_dim: int
@@ -79,13 +81,25 @@ def check_problem(
         )
     if key_tiling not in KEY_TILINGS:
         raise ValueError(f"key_tiling is {key_tiling!r}; allowed are: {', '.join(KEY_TILINGS)}")
-    walk = tuple(
-        (fill,) * (3 - axes) + tuple(values)
-        for fill, values in zip(
-            (1, 1, 1, 1, 0), (grid, windows, strides, dilations, causals), strict=True
-        )
-    )
+    walk = walk_of(grid, windows, strides, dilations, causals)
     return Problem(axes, walk, heads, batch, head_dim, key_tiling, extra)
+
+
+def triple(values: Sequence[int], fill: int = 1) -> Triple:
+    """Values of the last axes; the others get `fill`."""
+    t, y, x = (*[fill] * (3 - len(values)), *values)
+    return t, y, x
+
+
+def walk_of(
+    grid: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    causal: Sequence[int],
+) -> Walk:
+    """On three axes."""
+    return triple(grid), triple(window), triple(stride), triple(dilation), triple(causal, 0)
 
 
 def _check_int(name: str, value: object) -> None:
@@ -93,13 +107,13 @@ def _check_int(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; an int is needed")
 
 
-def check_tile(name: str, value: object, axes: int) -> Coord | None:
+def check_tile(name: str, value: object, axes: int) -> Triple | None:
     """A tile given for the grid's axes, or for all three."""
     if value is None:
         return None
     if isinstance(value, Sequence) and len(value) == 3:
         axes = 3
-    tile = (1,) * (3 - axes) + tuple(_checks.per_axis(name, value, axes))
+    tile = triple(_checks.per_axis(name, value, axes))
     if min(tile) < 1 or math.prod(tile) > MAX_TILE_TOKENS:
         raise ValueError(
             f"{name} is {value!r}; at least 1 token on each axis and at most {MAX_TILE_TOKENS} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,23 +12,72 @@ import sparse_fmha
 from sparse_fmha import _checks
 from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.distributed import _groups, _masks, _ulysses, _zigzag
-from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.stripe_mask import StripeMask
+
+
+@overload
+def all_gather_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    causal: bool = False,
+    zigzag: bool = False,
+    group: _groups.Group = None,
+    return_lse: Literal[False] = False,
+    validate: bool = True,
+    **options: Any,
+) -> Tensor: ...
+
+
+@overload
+def all_gather_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    causal: bool = False,
+    zigzag: bool = False,
+    group: _groups.Group = None,
+    return_lse: Literal[True],
+    validate: bool = True,
+    **options: Any,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def all_gather_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    causal: bool = False,
+    zigzag: bool = False,
+    group: _groups.Group = None,
+    return_lse: bool,
+    validate: bool = True,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def all_gather_kv(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attention: Callable[..., object] | None = None,
-    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
     *,
     causal: bool = False,
     zigzag: bool = False,
     group: _groups.Group = None,
     return_lse: bool = False,
     validate: bool = True,
-    **options: object,
+    **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over a sequence that is sharded over ranks, each of which computes its queries.
 
@@ -104,7 +154,7 @@ def all_gather_kv(
 
     # One message for both.
     k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
-    results = []
+    results: list[Any] = []
     for part, span, rows in zip(parts, spans, masks, strict=True):
         keys = tokens_kv
         if causal:
@@ -123,6 +173,7 @@ def all_gather_kv(
             options["causal"] = True
         results.append(_ulysses.attend(attention, part, seen_k, seen_v, rows, **options))
     if not return_lse:
-        return torch.cat(results, 1) if len(results) > 1 else results[0]
-    outs, lses = zip(*results, strict=True)
-    return torch.cat(outs, 1), torch.cat(lses, 1)
+        outs: list[Tensor] = results
+        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+    pairs: list[tuple[Tensor, Tensor]] = results
+    return torch.cat([out for out, _ in pairs], 1), torch.cat([lse for _, lse in pairs], 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,6 +15,9 @@ from sparse_fmha import _ops
 from sparse_fmha.distributed import _masks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
 WITHOUT_HEADS = ("skip_threshold",)  # [B]
@@ -73,8 +77,10 @@ def distribute_mask(
                 f"q is placed as {placement}; Shard(0) (batch), Shard(2) (heads) and Replicate() "
                 "are allowed"
             )
-        whole = list_dim is None or mask.counts.shape[list_dim] == 1
-        of_list.append(Replicate() if whole else Shard(list_dim))
+        if list_dim is None or mask.counts.shape[list_dim] == 1:
+            of_list.append(Replicate())
+        else:
+            of_list.append(Shard(list_dim))
     return _masks.with_tensors(mask, lambda lists: distribute_tensor(lists, mesh, of_list))
 
 
@@ -95,7 +101,7 @@ def _strategy_of(schema: torch.FunctionSchema) -> Callable[[OpSchema], OpStrateg
     return strategy
 
 
-def _shardings(given: dict[str, object]) -> tuple[list[list[Placement | None]], int]:
+def _shardings(given: Mapping[str, Any]) -> tuple[list[list[Placement | None]], int]:
     """Placements of the outputs and then the inputs on one dimension of a mesh, of which any one
     is possible; and how many of them are of outputs.
     """
@@ -104,16 +110,16 @@ def _shardings(given: dict[str, object]) -> tuple[list[list[Placement | None]], 
     if given.get("skip_threshold") is not None:
         heads.append(1)
     replicated = [Replicate() if _is_tensor(arg) else None for arg in given.values()]
-    found = [[Replicate() for _ in heads] + replicated]
+    found: list[list[Placement | None]] = [[*(Replicate() for _ in heads), *replicated]]
     by_batch = [_place(name, arg, 0) for name, arg in given.items()]
-    found.append([Shard(0) for _ in heads] + by_batch)
+    found.append([*(Shard(0) for _ in heads), *by_batch])
     if _heads_divide(q.shape[-2], k.shape[-2], q.mesh.shape):
         by_heads = [_place(name, arg, 1) for name, arg in given.items()]
-        found.append([Shard(dim) for dim in heads] + by_heads)
+        found.append([*(Shard(dim) for dim in heads), *by_heads])
     return found, len(heads)
 
 
-def _is_tensor(arg: object) -> bool:
+def _is_tensor(arg: object) -> TypeGuard[DTensorSpec]:
     return hasattr(arg, "placements")  # DTensor passes specs in the place of tensors
 
 

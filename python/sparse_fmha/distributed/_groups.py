@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,7 +39,8 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
             raise ValueError("this process is not in the mesh that is given as group")
         group = group.get_group()
     # What new_group returns to a process that is not in the group; it is no ProcessGroup.
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
+    outside: object = dist.GroupMember.NON_GROUP_MEMBER
+    if group is outside:
         raise ValueError("this process is not in the group that is given")
     if group is None:
         group = dist.group.WORLD
@@ -86,7 +89,7 @@ def check_no_derivative(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_options(options: dict[str, object], function: str) -> None:
+def check_options(options: dict[str, Any], function: str) -> None:
     if options.pop("return_stats", False):
         raise ValueError(f"{function} has no return_stats; each rank has counts of its own")
 
@@ -105,8 +108,9 @@ def check_agreement(
         "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
         "kind of mask": _masks.kind(mask),
     }  # fmt: skip
-    lists = isinstance(mask, _masks.MASKS)
-    sizes = (*mask.shape, mask.block_q, int(mask.causal)) if lists else (0,) * 6
+    sizes = (0,) * 6
+    if isinstance(mask, _masks.MASKS):
+        sizes = (*mask.shape, mask.block_q, int(mask.causal))
     names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
     sent = torch.tensor(list(mine.values()), device=q.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def with_tensors(
 ) -> Mask:
     """A mask of the parts of all tensors, for other lengths where they are given."""
     module = block_mask if isinstance(mask, BlockMask) else stripe_mask
-    tensors = {
+    tensors: dict[str, Any] = {
         name: None if getattr(mask, name) is None else part(getattr(mask, name))
         for name in module.TENSORS
     }

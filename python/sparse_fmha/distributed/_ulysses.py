@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -16,18 +17,66 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
 
+@overload
 def ulysses(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attention: Callable[..., object] | None = None,
-    mask: BlockMask | StripeMask | Callable[[Tensor, Tensor], BlockMask | StripeMask] | None = None,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    group: _groups.Group = None,
+    grid: Sequence[int] | None = None,
+    return_lse: Literal[False] = False,
+    validate: bool = True,
+    **options: Any,
+) -> Tensor: ...
+
+
+@overload
+def ulysses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    group: _groups.Group = None,
+    grid: Sequence[int] | None = None,
+    return_lse: Literal[True],
+    validate: bool = True,
+    **options: Any,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def ulysses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
+    *,
+    group: _groups.Group = None,
+    grid: Sequence[int] | None = None,
+    return_lse: bool,
+    validate: bool = True,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def ulysses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: Callable[..., Any] | None = None,
+    mask: _masks.MaskOrFunction = None,
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
     return_lse: bool = False,
     validate: bool = True,
-    **options: object,
+    **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over a sequence that is sharded over ranks, each of which computes some heads.
 
@@ -97,28 +146,29 @@ def ulysses(
         q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
     result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
     del q, k, v  # what they hold is as large as what comes
-    outs = result if return_lse else (result,)
+    outs: Sequence[Tensor] = result if return_lse else (result,)
     if grid is not None:
         outs = [x.flatten(1, len(grid)) for x in outs]
     outs = [_to_tokens(x, group, world) for x in outs]
-    return tuple(outs) if return_lse else outs[0]
+    return (outs[0], outs[1]) if return_lse else outs[0]
 
 
 def attend(
-    attention: Callable[..., object] | None,
+    attention: Callable[..., Any] | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: BlockMask | StripeMask | None,
-    **options: object,
-) -> object:
+    **options: Any,
+) -> Any:
     """The function that is given, or the one that the mask is for."""
     if mask is None:
         return (attention or sparse_fmha.attention)(q, k, v, **options)
-    if attention is None:
-        blocks = isinstance(mask, BlockMask)
-        attention = sparse_fmha.block_sparse_attention if blocks else sparse_fmha.stripe_attention
-    return attention(q, k, v, mask, **options)
+    if attention is not None:
+        return attention(q, k, v, mask, **options)
+    if isinstance(mask, BlockMask):
+        return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
+    return sparse_fmha.stripe_attention(q, k, v, mask, **options)
 
 
 def key_head_copies(heads: int, heads_kv: int, world: int) -> int:

@@ -74,10 +74,11 @@ def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
             "supported"
         )
     image, text = layout.split(mask.reshape(-1, layout.tokens))
-    lengths = text.sum(1)
-    prefix = text == (torch.arange(layout.text, device=text.device) < lengths[:, None])
-    right = image.all() & prefix.all()
-    *lengths, right = torch.cat([lengths, right[None]]).tolist()
+    counts = text.sum(1)
+    prefix = text == (torch.arange(layout.text, device=text.device) < counts[:, None])
+    fits = image.all() & prefix.all()
+    lengths: list[int]
+    *lengths, right = torch.cat([counts, fits[None]]).tolist()
     if not right:
         raise NotImplementedError(
             f"{where} hides image tokens or text tokens before others; only padding at the end of "
@@ -103,14 +104,23 @@ def backend(
     one model makes a backend the default of all others.
     """
     call = CALL.get() if UNDER_WAY else None
-    layer = call and call.layer
-    if layer is None or call.dense:
+    layer = None if call is None else call.layer
+    if call is None or layer is None or call.dense:
         if call is not None:
             _refuse(call, {"context parallelism": _parallel_config})
-        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-        options.update(enable_gqa=enable_gqa, parallel_config=_parallel_config)
-        original = AttentionBackendName.NATIVE if call is None else _original(layer)
-        return dispatch_attention_fn(query, key, value, attn_mask, **options, backend=original)
+        out: Tensor = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            parallel_config=_parallel_config,
+            backend=AttentionBackendName.NATIVE if call is None else _original(layer),
+        )
+        return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
     for name, x in (("queries", query), ("keys", key)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
@@ -16,15 +19,15 @@ class CogVideoXProcessor:
     Computes what `CogVideoXAttnProcessor2_0` and its fused variant do; dense steps are theirs.
     """
 
-    _attention_backend = None
-    _parallel_config = None
+    _attention_backend: object = None
+    _parallel_config: object = None
 
-    def __init__(self, original: object) -> None:
+    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]]) -> None:
         self.original = original
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
 from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
-from sparse_fmha.integrations._diffusion_models import MODELS
+from sparse_fmha.integrations._diffusion_models import MODELS, Processor, Transformer
 from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
 
@@ -26,11 +28,11 @@ _signature = functools.cache(inspect.signature)
 class LayerHooks:
     """Around one self-attention module."""
 
-    def __init__(self, key: object, where: str, layer: Layer, processor: object) -> None:
+    def __init__(self, key: object, where: str, layer: Layer, processor: Processor) -> None:
         self.key, self.where, self.layer, self.processor = key, where, layer, processor
 
-    @torch.compiler.disable
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.processor is not self.processor:
             raise RuntimeError(
                 f"the attention processor of {self.where} was replaced by a "
@@ -38,8 +40,8 @@ class LayerHooks:
             )
         self._set(self.layer)
 
-    @torch.compiler.disable
-    def after(self, module: nn.Module, args: tuple, out: object) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after(self, module: nn.Module, args: tuple[Any, ...], out: object) -> None:
         self._set(None)
 
     def _set(self, layer: Layer | None) -> None:
@@ -62,11 +64,11 @@ class Hooks:
         self.name, self.method, self.steps, self.grid = name, method, steps, grid
         self.reports = reports
         self.key = object()
-        self.layers: list[tuple[nn.Module, LayerHooks, object]] = []
-        self.handles = []
+        self.layers: list[tuple[Any, LayerHooks, Processor]] = []  # module, hooks, its processor
+        self.handles: list[RemovableHandle] = []
         self.previous: Hooks | None = None
         self.active: object = None
-        self.backends: list[tuple[object, bool, object]] = []
+        self.backends: list[tuple[Processor, bool, object]] = []
 
     @staticmethod
     def of(model: nn.Module) -> Hooks | None:
@@ -81,7 +83,7 @@ class Hooks:
         self,
         model: nn.Module,
         dense_layers: Collection[int],
-        make: Callable[[object], object],
+        make: Callable[[Processor], Processor],
     ) -> None:
         """Puts them in, in place of those that are there; all of it or nothing.
 
@@ -107,7 +109,7 @@ class Hooks:
             self.remove(model)
             raise
 
-    def originals(self) -> dict[nn.Module, object]:
+    def originals(self) -> dict[nn.Module, Processor]:
         """The processors that modules had."""
         return {layer: original for layer, _, original in self.layers}
 
@@ -136,7 +138,7 @@ class Hooks:
         self.handles.append(handle)  # at once: the next line may be interrupted
         self.handles.append(module.register_forward_hook(hooks.after, always_call=True))
 
-    def _note_backends(self, model: nn.Module) -> None:
+    def _note_backends(self, model: Transformer) -> None:
         self.active = _AttentionBackendRegistry.get_active_backend()[0]
         for processor in {id(p): p for p in model.attn_processors.values()}.values():
             if hasattr(processor, "_attention_backend"):
@@ -156,8 +158,8 @@ class Hooks:
         if self.active != NAME and _AttentionBackendRegistry.get_active_backend()[0] == NAME:
             _AttentionBackendRegistry._active_backend = self.active
 
-    @torch.compiler.disable
-    def before(self, model: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
         layout = MODELS[self.name].layout(model, given, self.grid)
         self.method.check(layout)
@@ -182,8 +184,8 @@ class Hooks:
                     f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
                 )
 
-    @torch.compiler.disable
-    def after(self, model: nn.Module, args: tuple, out: object) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after(self, model: nn.Module, args: tuple[Any, ...], out: object) -> None:
         _drop(model)
 
 
@@ -199,6 +201,6 @@ def _drop(model: nn.Module) -> None:
         return
     call = CALL.get()
     CALL.set(outermost.outer)
-    while call is not outermost.outer:
+    while call is not None and call is not outermost.outer:
         UNDER_WAY.pop(id(call), None)
         call = call.outer

@@ -7,8 +7,9 @@ text tokens; text queries see everything; text tokens that are padding are seen 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,9 +197,18 @@ class Neighborhood(Sparse):
 
         def attend(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
-            extra = {"extra_k": extra_k[:, :n], "extra_v": extra_v[:, :n]} if n else {}
             q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
-            out = neighborhood_attention(q, k, v, **options, scale=scale, **extra)
+            out = neighborhood_attention(
+                q,
+                k,
+                v,
+                options["window"],
+                stride=options["stride"],
+                dilation=options["dilation"],
+                scale=scale,
+                extra_k=extra_k[:, :n] if n else None,
+                extra_v=extra_v[:, :n] if n else None,
+            )
             return out.flatten(1, -3)
 
         return by_length(lengths, attend, image_q, k, v)
@@ -257,10 +267,14 @@ class BlockSparse(Sparse):
         return by_length(lengths, with_text, out, lse, q, text_k, text_v)
 
 
-METHODS = {"neighborhood": Neighborhood, "block_sparse": BlockSparse, "dense": Dense}
+METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {
+    "neighborhood": Neighborhood,
+    "block_sparse": BlockSparse,
+    "dense": Dense,
+}
 
 
-def make(method: str, options: dict[str, object]) -> Dense | Sparse:
+def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
     """The method of a name, with its options checked as far as they can be without a grid."""
     if not isinstance(method, str):
         raise TypeError(f"method is a {type(method).__name__}; one of {list(METHODS)} is needed")

@@ -5,13 +5,23 @@ Written against diffusers 0.42 from the `forward` of each class; a new model is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from sparse_fmha.integrations._diffusion_methods import Layout
+
+Transformer = Any  # a module of one of MODELS, which torch's types know nothing of
+Given = Mapping[str, Any]  # the arguments of its `forward` by name
+
+
+class Processor(Protocol):
+    """What computes attention for a module, by the backend that it has."""
+
+    _attention_backend: Any
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,13 @@ class Model:
     """
 
     axes: int
-    layers: Callable[[nn.Module], list[nn.Module]]
-    grid: Callable[[nn.Module, dict[str, object]], tuple[int, ...]]
+    layers: Callable[[Transformer], list[Any]]
+    grid: Callable[[Transformer, Given], tuple[int, ...]]
     text: str | None
     processors: tuple[str, ...]
 
     def layout(
-        self, model: nn.Module, given: dict[str, object], grid: tuple[int, ...] | None = None
+        self, model: Transformer, given: Given, grid: tuple[int, ...] | None = None
     ) -> Layout:
         """The tokens of a call; `grid` where they are known otherwise."""
         grid = self.grid(model, given) if grid is None else grid
@@ -50,12 +60,12 @@ def find(model: nn.Module) -> tuple[str, Model] | None:
     return None
 
 
-def _two_streams(model: nn.Module) -> list[nn.Module]:
+def _two_streams(model: Transformer) -> list[Any]:
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     return [block.attn for block in blocks]
 
 
-def _flux(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _flux(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents come packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
     ids = given["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
@@ -72,28 +82,29 @@ def _flux(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
     return height, width
 
 
-def _wan(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _wan(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents are `[B, C, T, Y, X]`."""
     return _patches(given["hidden_states"].shape[2:], model.config.patch_size)
 
 
-def _hunyuan_video(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _hunyuan_video(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents are `[B, C, T, Y, X]`."""
     patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
     return _patches(given["hidden_states"].shape[2:], patch)
 
 
-def _cogvideox(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _cogvideox(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents are `[B, T, C, Y, X]`; CogVideoX 1.0 has no patches in time."""
     _, frames, _, height, width = given["hidden_states"].shape
     patch = (model.config.patch_size_t or 1, model.config.patch_size, model.config.patch_size)
     return _patches((frames, height, width), patch)
 
 
-def _ltx(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _ltx(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents come packed, `[B, T * Y * X, C]`, with their sizes beside them."""
-    sizes = tuple(given.get(name) for name in ("num_frames", "height", "width"))
-    if None in sizes:
+    names = ("num_frames", "height", "width")
+    sizes = tuple(given[name] for name in names if given.get(name) is not None)
+    if len(sizes) < len(names):
         raise ValueError(
             "a call with video_coords in place of num_frames, height and width shows no grid; "
             "enable(..., grid=(frames, height, width)) is needed"
@@ -101,7 +112,7 @@ def _ltx(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
     return sizes
 
 
-def _qwen_image(model: nn.Module, given: dict[str, object]) -> tuple[int, ...]:
+def _qwen_image(model: Transformer, given: Given) -> tuple[int, ...]:
     """Latents come packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
     shapes = given["img_shapes"]
     images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
@@ -117,17 +128,17 @@ def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size // p for size, p in zip(sizes, patch, strict=True))
 
 
-def _first_attentions(model: nn.Module) -> list[nn.Module]:
+def _first_attentions(model: Transformer) -> list[Any]:
     blocks = model.blocks if hasattr(model, "blocks") else model.transformer_blocks
     return [block.attn1 for block in blocks]
 
 
-def _vace(model: nn.Module) -> list[nn.Module]:
+def _vace(model: Transformer) -> list[Any]:
     """The blocks of the control branch run before the others."""
     return [block.attn1 for block in (*model.vace_blocks, *model.blocks)]
 
 
-def _joint(model: nn.Module) -> list[nn.Module]:
+def _joint(model: Transformer) -> list[Any]:
     return [block.attn for block in model.transformer_blocks]
 
 

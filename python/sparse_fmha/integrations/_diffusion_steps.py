@@ -51,7 +51,8 @@ class Thread:
 def _thread() -> Thread:
     if not hasattr(_local, "thread"):
         _local.thread = Thread()
-    return _local.thread
+    thread: Thread = _local.thread
+    return thread
 
 
 @dataclass(eq=False)
@@ -72,6 +73,10 @@ class Run:
     @property
     def step(self) -> int:
         return len(self.times) - 1
+
+    def owner(self) -> Thread | None:
+        """The thread, while there is one."""
+        return None if self.thread is None else self.thread()
 
     def begins_as(self, times: tuple[float, ...]) -> bool:
         return self.times[: len(times)] == times
@@ -102,7 +107,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[Steps], tuple[int]]:
         return Steps, (self.dense,)
 
     def is_dense(self, timestep: Tensor | float | None, text: object, model: object) -> bool:
@@ -147,8 +152,8 @@ class Steps:
 
     def _of_text(self, text: StorageWeakRef | None, model: int, now: float) -> Run:
         here = _thread()
-        mine = [r for r in self.runs if r.thread() is here]
-        left = [r for r in self.runs if r.thread() is None]  # by threads that have ended
+        mine = [r for r in self.runs if r.owner() is here]
+        left = [r for r in self.runs if r.owner() is None]  # by threads that have ended
         near = mine or left
         before = max(near, key=lambda r: r.used, default=None)
         own = [r for r in mine if r.text == text] or [r for r in left if r.text == text]
@@ -204,9 +209,11 @@ class Steps:
     def _another(self, own: list[Run], before: Run | None, now: float) -> Run:
         """A call of the same step as one before, or the first of a run."""
         latest = max(own, key=lambda r: r.used, default=before)
-        same = [r for r in own if r.last == now and (r is latest or r.begins_as(latest.times))]
-        if latest is not None and latest.last == now:
-            same.append(latest)
+        same: list[Run] = []
+        if latest is not None:
+            same = [r for r in own if r.last == now and (r is latest or r.begins_as(latest.times))]
+            if latest.last == now:
+                same.append(latest)
         if same:
             return Run(same[-1].times)
         self._report_dense(before)

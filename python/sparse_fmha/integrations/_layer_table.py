@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,10 +25,12 @@ class Layers:
 
     def __init__(self, default: Method | None, keys: Mapping[str, tuple[range, Method | None]]):
         self.default, self.keys = default, keys
-        self.of_layer = {i: method for indices, method in keys.values() for i in indices}
+        self.of_layer: dict[int | None, Method | None] = {
+            i: method for indices, method in keys.values() for i in indices
+        }
         self.has_default = False
         self.reports = Reports()
-        self.checked: set[tuple] = set()
+        self.checked: set[tuple[int, tuple[str, ...]]] = set()
 
     def __call__(self, index: int | None) -> Method | None:
         """`index` is None of a module that has none; what is named by index is not for it."""
@@ -66,7 +69,7 @@ class Layers:
         self.checked.add((count, kinds))
 
 
-def parse(layers: Mapping[str, Mapping] | str | PathLike) -> Layers:
+def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Layers:
     """The method of each layer index.
 
     Args:
@@ -111,7 +114,7 @@ def _indices(key: str) -> range:
     return range(first, last + 1)
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object whose keys differ."""
     keys = [key for key, _ in pairs]
     for key in keys:
@@ -120,7 +123,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def _method(key: str, value: Mapping) -> Method | None:
+def _method(key: str, value: Mapping[str, Any]) -> Method | None:
     if not isinstance(value, Mapping) or value.get("method") not in METHODS:
         raise ValueError(
             f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "

@@ -17,7 +17,7 @@ from sparse_fmha import patterns, selection
 from sparse_fmha._checks import check_int, check_number
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
-from sparse_fmha.calibration import LEAST, MOST, Calibration
+from sparse_fmha.calibration import LEAST, MOST, Calibration, Point
 from sparse_fmha.masks.block_grid import BlockGrid
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
@@ -47,7 +47,7 @@ def skip(
     threshold: float | None = None,
     *,
     sparsity: float | None = None,
-    calibration: Calibration | str | PathLike | None = None,
+    calibration: Calibration | str | PathLike[str] | None = None,
 ) -> Made:
     """Softmax skipping by a threshold, or by the share of tiles to skip and what measured it.
 
@@ -57,29 +57,35 @@ def skip(
         raise ValueError("skip takes a threshold, or a sparsity and a calibration")
     if (sparsity is None) != (calibration is None):
         raise ValueError("skip takes sparsity and calibration together")
-    lengths = shares = ()
-    if threshold is not None:
-        check_number("threshold", threshold, 0, 1 - 2**-24)
+    points: list[Point] = []  # that were fitted
+    if sparsity is None or calibration is None:
+        fixed = check_number("threshold", threshold, 0, 1 - 2**-24)
+
+        def threshold_for(keys: int) -> float:
+            return fixed
     else:
         check_number("sparsity", sparsity, 0, 1 - 2**-24)
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
-        calibration.fit()  # points that no law fits are an error here, not in a model's call
-        points = [p for p in calibration.points if p.phase == "prefill" and p.tiles]
+        measured = calibration
+        measured.fit()  # points that no law fits are an error here, not in a model's call
+        points = [p for p in measured.points if p.phase == "prefill" and p.tiles]
         points = [p for p in points if LEAST <= p.sparsity <= MOST]
-        lengths, shares = [p.length for p in points], [p.sparsity for p in points]
 
-    def attend(q, k, v, scale):
-        chosen = threshold
-        if chosen is None:
-            chosen = calibration.threshold_for(sparsity, k.shape[1])
+        def threshold_for(keys: int) -> float:
+            return measured.threshold_for(sparsity, keys)
+
+    lengths, shares = [p.length for p in points], [p.sparsity for p in points]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        chosen = threshold_for(k.shape[1])
         return attention(q, k, v, causal=True, scale=scale, skip_threshold=chosen)
 
-    def without_effect(keys):
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if threshold == 0 or sparsity == 0:
             name = "threshold" if sparsity is None else "sparsity"
             yield name, f"{name} is 0: nothing is skipped"
-        elif shares and not min(shares) <= sparsity <= max(shares):
+        elif sparsity is not None and shares and not min(shares) <= sparsity <= max(shares):
             yield (
                 "sparsity",
                 f"sparsity is {sparsity}, outside of what the calibration was fitted to, "
@@ -98,13 +104,13 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
     """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
     check_int("blocks", blocks, 1)
 
-    def attend(q, k, v, scale):
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         grid = BlockGrid.of(q, k, block_q, block_kv, causal=True)
         chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), blocks)
         mask = grid.mask(chosen | grid.sink(1) | grid.diagonal())
         return block_sparse_attention(q, k, v, mask, scale=scale)
 
-    def without_effect(keys):
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if blocks * block_kv >= keys:
             yield (
                 "blocks",
@@ -117,11 +123,13 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
 def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
     """`patterns.anchor_attention`."""
 
-    def attend(q, k, v, scale):
-        options = {"theta": theta, "step": step, "block": block, "scale": scale}
-        return patterns.anchor_attention(q, k, v, **options).out
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        result = patterns.anchor_attention(
+            q, k, v, theta=theta, step=step, block=block, scale=scale
+        )
+        return result.out
 
-    def without_effect(keys):
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         # Distant are blocks after the first one that are two or more before a superblock.
         if (ceil_div(keys, block) - 1) // step * step <= 2:
             yield (
@@ -136,15 +144,15 @@ def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
 def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     """`patterns.vertical_slash`."""
     options = inspect.signature(patterns.vertical_slash).parameters
-    forced = {"vertical": "first_columns", "slash": "last_diagonals"}
-    forced = {name: options[least].default for name, least in forced.items()}
+    least = {"vertical": "first_columns", "slash": "last_diagonals"}
+    forced: dict[str, int] = {name: options[of].default for name, of in least.items()}
     given = {"vertical": vertical, "slash": slash}
 
-    def attend(q, k, v, scale):
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         mask = patterns.vertical_slash(q, k, **given, scale=scale)
         return stripe_attention(q, k, v, mask, scale=scale)
 
-    def without_effect(keys):
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         for name, value in given.items():
             if max(value, forced[name]) >= keys:
                 yield name, f"{name} is {value}, and here are {keys} keys: nothing is left out"
@@ -154,4 +162,6 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     return attend, without_effect
 
 
-METHODS = {f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)}
+METHODS: dict[str, Callable[..., Made | None]] = {
+    f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)
+}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns._static import from_map, from_rules
 
 BLOCK = 128
+Runs = tuple[tuple[int, int], ...]  # of each batch entry
+MaskFunction = Callable[..., Tensor]  # of batch entry, head, query and key
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Plan(TensorFields):
     window: int | None = None
     mask: BlockMask | None = field(default=None, repr=False)
     keys: int | None = None
-    runs: tuple[tuple[int, int], ...] | None = None
+    runs: Runs | None = None
     special: str | None = None
 
     def contiguous(self) -> Plan:
@@ -89,7 +91,7 @@ def plan(
     kv_length: int,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Callable = hf.causal_mask_function,
+    mask_function: MaskFunction = hf.causal_mask_function,
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
     **kwargs: object,
@@ -105,7 +107,7 @@ def plan(
         attention_mask: bool `[B, tokens seen]`, False is padding; or None.
     """
     if q_length == 1:
-        return hf.sdpa_mask(
+        mask_of_one: Tensor | None = hf.sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
             kv_length=kv_length,
@@ -116,6 +118,7 @@ def plan(
             device=device,
             **kwargs,
         )
+        return mask_of_one
     q_offset = int(q_offset)  # of a static cache it is a tensor
     keys = q_offset + q_length - kv_offset  # that the last query may see
     form = read(mask_function)
@@ -139,12 +142,12 @@ def plan(
         return made
     # neighborhood_attention has windows of 2 keys or more, and as many queries as keys.
     alone = real is None and form.sequences is None and q_length == keys
-    if alone and form.window >= 2:
+    if alone and form.window is not None and form.window >= 2:
         return replace(made, causal=False, window=form.window)
     return replace(made, mask=block_mask(form, real, q_length, keys, torch.device(device)))
 
 
-def read(function: Callable) -> Form | None:
+def read(function: MaskFunction) -> Form | None:
     """The form of a mask function of transformers, None for one that is not known.
 
     Its parts are told by the function that made them and what they hold. Should another version
@@ -170,8 +173,9 @@ def read(function: Callable) -> Form | None:
         if form is not None and form.sequences is None and form.positions is None:
             return replace(form, positions=held["position_ids"])
     if made_by == "and_masks" and "mask_functions" in held:
-        parts = [read(part) for part in held["mask_functions"]]
-        if all(part is not None for part in parts):
+        given = [read(part) for part in held["mask_functions"]]
+        parts = [part for part in given if part is not None]
+        if len(parts) == len(given):
             return _joined(parts)
     return None
 
@@ -221,7 +225,7 @@ def _padding(
     return None if bool(real.all()) else real
 
 
-def _runs(real: Tensor) -> tuple[tuple[int, int], ...] | None:
+def _runs(real: Tensor) -> Runs | None:
     """First and behind the last of each entry's real tokens; None if there is padding between."""
     count = real.sum(1)
     first = real.int().argmax(1)
@@ -232,7 +236,7 @@ def _runs(real: Tensor) -> tuple[tuple[int, int], ...] | None:
     return tuple((start, stop) if n else (0, 0) for n, start, stop in rows)
 
 
-def _special(form: Form, real: Tensor | None, runs: tuple | None) -> str | None:
+def _special(form: Form, real: Tensor | None, runs: Runs | None) -> str | None:
     if form.window is not None:
         return "a sliding window"
     if form.sequences is not None:
@@ -276,27 +280,28 @@ def block_mask(
 
     rules = [rule(entry) for entry in range(full.shape[0])]
     # from_rules has a list for each head; here it is one for each batch entry.
-    lists = from_map(full), from_map(some & ~full)
+    kinds = from_map(full), from_map(some & ~full)
     sizes = (q_len, keys, BLOCK, BLOCK)
-    mask = from_rules(rules, *lists, special_q, special_k, *sizes, form.causal, device)
-    lists = {
+    mask = from_rules(rules, *kinds, special_q, special_k, *sizes, form.causal, device)
+    lists: dict[str, Any] = {
         name: None if getattr(mask, name) is None else getattr(mask, name).transpose(0, 1)
         for name in TENSORS
     }
-    sizes = {"q_len": q_len, "kv_len": keys, "block_q": BLOCK, "block_kv": BLOCK}
-    return BlockMask(**lists, **sizes, causal=form.causal)
+    return BlockMask(
+        **lists, q_len=q_len, kv_len=keys, block_q=BLOCK, block_kv=BLOCK, causal=form.causal
+    )
 
 
 def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest of each block of `[B, tokens]`."""
     missing = ceil_div(values.shape[1], BLOCK) * BLOCK - values.shape[1]
     last = values[:, -1:].expand(-1, missing)
-    blocks = torch.cat([values, last], 1).unflatten(1, (-1, BLOCK))
+    blocks: Tensor = torch.cat([values, last], 1).unflatten(1, (-1, BLOCK))
     return blocks.amin(2), blocks.amax(2)
 
 
 def _evaluated(
-    function: Callable,
+    function: MaskFunction,
     real: Tensor | None,
     batch: int,
     q_len: int,

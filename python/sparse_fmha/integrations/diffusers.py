@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
 from sparse_fmha.integrations._diffusion_hooks import Hooks
-from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
 from sparse_fmha.masks.block_mask import BlockMask
@@ -146,14 +147,14 @@ def disable(pipe_or_transformer: object) -> None:
 
 def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
-    models = list({id(model): model for model in models if model is not None}.values())
-    if not models:
+    distinct = {id(model): model for model in models if model is not None}
+    if not distinct:
         raise TypeError(
             f"{type(given).__name__} is neither a transformer nor a pipeline with one; supported "
             f"are {supported_models()}"
         )
     found = []
-    for model in models:
+    for model in distinct.values():
         row = find(model)
         if row is None:
             raise TypeError(
@@ -163,10 +164,10 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     return found
 
 
-def _processor(original: object) -> object:
+def _processor(original: Any) -> Processor:
     """The model's own processor with our backend; a copy, as modules may share one."""
     cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
-    processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
+    processor: Processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
     processor._attention_backend = BACKEND
     return processor
 
@@ -208,7 +209,7 @@ def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
             raise ValueError(f"dense_layers has {index} twice")
 
 
-def _check_processors(layers: list[nn.Module], hooks: Hooks | None, name: str, row: Model) -> None:
+def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Model) -> None:
     originals = {} if hooks is None else hooks.originals()
     for index, layer in enumerate(layers):
         kind = type(originals.get(layer, layer.processor)).__name__

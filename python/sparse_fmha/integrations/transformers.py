@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ WEIGHTS = "output_attentions"  # True or False, in each layer's call
 
 
 def register(
-    name: str = NAME, layers: Mapping[str, Mapping] | str | PathLike | None = None
+    name: str = NAME, layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str] | None = None
 ) -> None:
     """Makes `attn_implementation=name` known to transformers, attention and masks together.
 
@@ -87,8 +88,8 @@ def attend(
     scaling: float | None = None,
     is_causal: bool | None = None,
     *,
-    method_of: Layers | Callable[[int], Method | None] | None = None,
-    **kwargs: object,
+    method_of: Layers | Callable[[int | None], Method | None] | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer.
 
@@ -128,9 +129,10 @@ def attend(
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
-        return sdpa_attention_forward(
+        result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
+        return result
     if dropout:
         raise NotImplementedError(
             f"{type(module).__name__} asks for attention dropout {dropout}, which {NAME} does not "
@@ -177,7 +179,8 @@ def _sparse(
     for entry, (start, stop) in enumerate(plan.runs):
         if start == stop:
             continue
-        rows = method(*(x[entry : entry + 1, start:stop] for x in (q, k, v)), scale)
+        own = slice(entry, entry + 1), slice(start, stop)
+        rows = method(q[own], k[own], v[own], scale)
         if out is None:  # autocast may have changed the dtype
             out = rows.new_zeros(q.shape)
         out[entry, start:stop] = rows[0]

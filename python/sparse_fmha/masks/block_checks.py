@@ -136,11 +136,12 @@ def validate(mask: BlockParts) -> None:
     """The complete check; waits for the device."""
     blocks = mask.blocks_kv
     validate_ordered("", mask.counts, mask.indices, blocks)
-    if mask.partial_counts is None:
+    if mask.partial is None:
         return
-    validate_ordered("partial_", mask.partial_counts, mask.partial_indices, blocks)
+    counts, indices, _ = mask.partial
+    validate_ordered("partial_", counts, indices, blocks)
     full = block_lists.block_map(mask.counts, mask.indices, blocks)
-    partial = block_lists.block_map(mask.partial_counts, mask.partial_indices, blocks)
+    partial = block_lists.block_map(counts, indices, blocks)
     refuse(full & partial, f"block {{3}} of {ROWS} is full and partial")
 
 

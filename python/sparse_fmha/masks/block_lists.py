@@ -88,7 +88,7 @@ def build_lists(
     columns: int,
     width: int,
     device: torch.device,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Lists of what `make` keeps; never more than a few rows of its tables are there.
 
     Args:
@@ -103,7 +103,8 @@ def build_lists(
     def lists(some: slice) -> tuple[Tensor, Tensor]:
         return list_kept(*make(some), heads, some.stop - some.start, width)
 
-    return by_chunks(lists, chunks(rows, heads * columns, device), rows, 1)
+    counts, indices = by_chunks(lists, chunks(rows, heads * columns, device), rows, 1)
+    return counts, indices
 
 
 def list_kept(
@@ -192,7 +193,7 @@ def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
         bool `[..., n]`, both.
     """
     # Eight pairs in a word: of words of zeros and ones that of ones is the largest.
-    words = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
+    words: Tensor = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
     least, most = words.amin(-3), words.amax(-3)
     return least.amin(-1) == ONES, most.amax(-1) > 0
 
@@ -200,7 +201,7 @@ def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
 def pack_bits(visible: Tensor) -> Tensor:
     """Bool `[..., n]`, n a multiple of 8, as uint8 `[..., n / 8]`, the lowest bit first."""
     shifts = torch.arange(8, dtype=torch.uint8, device=visible.device)
-    bits = visible.to(torch.uint8).unflatten(-1, (-1, 8)) << shifts
+    bits: Tensor = visible.to(torch.uint8).unflatten(-1, (-1, 8)) << shifts
     return bits.sum(-1, dtype=torch.uint8)
 
 

@@ -317,7 +317,7 @@ class BlockMask(TensorFields):
     def blocks(self) -> Tensor:
         """Bool `[B|1, H|1, nQ, nK]`: the blocks that are listed, full or partial."""
         listed = block_lists.block_map(self.counts, self.indices, self.blocks_kv)
-        if self.partial_counts is None:
+        if self.partial_counts is None or self.partial_indices is None:
             return listed
         partial = block_lists.block_map(self.partial_counts, self.partial_indices, self.blocks_kv)
         return listed | partial

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
-from sparse_fmha.masks.parts import BlockParts
+from sparse_fmha.masks.parts import BlockParts, PartialLists
 
 PAIRS = 1 << 19  # looked at together on the CPU, but at least those of one row of blocks
 
@@ -67,7 +67,8 @@ def _in_blocks(visible: Tensor, part: slice, block_q: int, block_kv: int) -> Ten
     missing = (part.stop - part.start) * block_q - seen.shape[2]
     if missing:
         seen = torch.cat([seen, seen[:, :, -1:].expand(-1, -1, missing, -1)], 2)
-    return seen.unflatten(2, (-1, block_q))
+    blocks: Tensor = seen.unflatten(2, (-1, block_q))
+    return blocks
 
 
 def to_dense(mask: BlockParts) -> Tensor:
@@ -75,10 +76,11 @@ def to_dense(mask: BlockParts) -> Tensor:
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     lead = full.shape[:3]
     dense = full[:, :, :, None, :, None].repeat(1, 1, 1, mask.block_q, 1, mask.block_kv)
-    if mask.partial_counts is not None:
-        slots = block_lists.slot_map(mask.partial_counts, mask.partial_indices, mask.blocks_kv)
+    if mask.partial is not None:
+        counts, indices, all_bits = mask.partial
+        slots = block_lists.slot_map(counts, indices, mask.blocks_kv)
         for n in range(mask.blocks_kv):
-            bits = block_lists.take_slots(mask.partial_bits, slots[..., n : n + 1])
+            bits = block_lists.take_slots(all_bits, slots[..., n : n + 1])
             masks = block_lists.unpack_bits(bits)
             dense[:, :, :, :, n] |= masks.view(*lead, mask.block_q, mask.block_kv)
     dense = dense.flatten(4).flatten(2, 3)[:, :, : mask.q_len, : mask.kv_len]
@@ -97,24 +99,24 @@ def visible_pairs(mask: BlockParts) -> int:
         of_block += (limit[:, None] - first).clamp(0, mask.block_kv)
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     pairs = (full.sum((0, 1)) * of_block).sum()
-    if mask.partial_counts is not None:
-        pairs += _pairs_of_bits(mask, limits)
+    if mask.partial is not None:
+        pairs += _pairs_of_bits(mask, mask.partial, limits)
     return int(pairs)
 
 
-def _pairs_of_bits(mask: BlockParts, limits: Tensor) -> Tensor:
+def _pairs_of_bits(mask: BlockParts, partial: PartialLists, limits: Tensor) -> Tensor:
     """The pairs of the partial blocks; byte by byte, one slot of all lists at a time."""
-    listed = block_lists.is_listed(mask.partial_counts, mask.partial_indices, mask.blocks_kv)
+    listed = block_lists.is_listed(partial.counts, partial.indices, mask.blocks_kv)
     columns = torch.arange(0, mask.block_kv, 8, dtype=torch.int32, device=mask.device)
     limits = limits.int()[..., None]
     pairs = torch.zeros((), dtype=torch.int64, device=mask.device)
-    for slot in range(mask.partial_indices.shape[-1]):
+    for slot in range(partial.indices.shape[-1]):
         here = listed[..., slot]
         # What is behind the count may be any number: held down, or its first key would overflow.
-        block = torch.where(here, mask.partial_indices[..., slot], 0)
+        block = torch.where(here, partial.indices[..., slot], 0)
         first = block[..., None, None] * mask.block_kv + columns
         keys = (limits - first).clamp_(0, 8)  # of each byte, the bits that are keys to be seen
-        bytes_seen = mask.partial_bits[..., slot, :, :] & ((1 << keys) - 1).to(torch.uint8)
+        bytes_seen = partial.bits[..., slot, :, :] & ((1 << keys) - 1).to(torch.uint8)
         seen = _bits_set(bytes_seen).sum((-2, -1), dtype=torch.int64)
         pairs += (seen * here).sum()
     return pairs

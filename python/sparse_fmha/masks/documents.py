@@ -48,8 +48,8 @@ def from_documents(
         _check_values(host, length, max_len)
         length = int(host[-1])
         spans = _spans(host, length, block_q, block_kv, causal)
-        counts = (spans.full_counts(), spans.partial_counts())
-        widths = [int(count.max()) if length else 0 for count in counts]
+        each = (spans.full_counts(), spans.partial_counts())
+        widths = [int(count.max()) if length else 0 for count in each]
     if max_len is not None:
         widths = _bounds(length, max_len, block_q, block_kv, causal)
     spans = _spans(cu, length, block_q, block_kv, causal)
@@ -68,7 +68,8 @@ def from_documents(
 
         return block_lists.build_lists(candidates, 1, rows, width, width, device)
 
-    lists = [x[None] for x in make(widths[0], False)]
+    counts, indices = make(widths[0], False)
+    lists = (counts[None], indices[None])
     sizes = (length, length, block_q, block_kv)
     if not widths[1]:
         return BlockParts(*lists, *sizes, causal=causal)

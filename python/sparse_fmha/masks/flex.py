@@ -141,12 +141,12 @@ def pairs(
     return seen, there
 
 
-def _indexing() -> contextlib.AbstractContextManager:
+def _indexing() -> contextlib.AbstractContextManager[object]:
     """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too.
 
     It is not entered where it is not needed: importing it takes a second.
     """
-    if torch.__version__ >= (2, 11):
+    if torch.__version__ >= "2.11":  # compared as a version, not as a string
         return contextlib.nullcontext()
     try:
         from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
@@ -176,7 +176,7 @@ def from_flex(mask: FlexBlockMask) -> BlockParts:
     blocks_kv = ceil_div(kv_len, block_kv)
     partial = block_lists.block_map(mask.kv_num_blocks, mask.kv_indices, blocks_kv)
     full = torch.zeros_like(partial)
-    if mask.full_kv_num_blocks is not None:
+    if mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None:
         full = block_lists.block_map(mask.full_kv_num_blocks, mask.full_kv_indices, blocks_kv)
     width = int(partial.sum(-1).max()) if partial.numel() else 0
     counts, indices = block_lists.list_blocks(partial, width)
@@ -203,20 +203,19 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
     bits = torch.zeros(
         *full.shape[:3], 1, mask.block_q, mask.block_kv // 8, dtype=torch.uint8, device=full.device
     )
-    if mask.partial_counts is not None and mask.partial_indices.shape[-1]:
-        partial = block_lists.block_map(mask.partial_counts, mask.partial_indices, blocks_kv)
-        slots = block_lists.slot_map(mask.partial_counts, mask.partial_indices, blocks_kv)
-        bits = mask.partial_bits
+    if mask.partial is not None and mask.partial.indices.shape[-1]:
+        counts, indices, bits = mask.partial
+        partial = block_lists.block_map(counts, indices, blocks_kv)
+        slots = block_lists.slot_map(counts, indices, blocks_kv)
     batch, heads = full.shape[:2]
     offset = mask.kv_len - mask.q_len
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        row = b % batch, h % heads, q // mask.block_q
-        block = k // mask.block_kv
-        slot = slots[(*row, block)]
-        column = k % mask.block_kv
-        byte = bits[(*row, slot.clamp(min=0), q % mask.block_q, column // 8)].int()
-        seen = full[(*row, block)] | ((slot >= 0) & ((byte >> column % 8) & 1).bool())
+        b, h, row = b % batch, h % heads, q // mask.block_q
+        block, column = k // mask.block_kv, k % mask.block_kv
+        slot = slots[b, h, row, block]
+        byte = bits[b, h, row, slot.clamp(min=0), q % mask.block_q, column // 8].int()
+        seen = full[b, h, row, block] | ((slot >= 0) & ((byte >> column % 8) & 1).bool())
         return seen & (k <= q + offset) if mask.causal else seen
 
     asked, whole = partial, full
@@ -228,12 +227,17 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
         asked = (partial | full & ~whole) & reachable
     lists = (*block_lists.list_blocks(asked), *block_lists.list_blocks(whole))
     # It wants indices of blocks that there are behind the counts, too.
-    return FlexBlockMask.from_kv_blocks(
-        *(tensor.clamp(min=0) for tensor in lists),
+    counts, indices, full_counts, full_indices = (tensor.clamp(min=0) for tensor in lists)
+    flex: FlexBlockMask = FlexBlockMask.from_kv_blocks(
+        counts,
+        indices,
+        full_counts,
+        full_indices,
         BLOCK_SIZE=(mask.block_q, mask.block_kv),
         mask_mod=mask_mod,
         seq_lengths=(mask.q_len, mask.kv_len),
     )
+    return flex
 
 
 def cut_blocks(

@@ -6,11 +6,20 @@ Builders make it and checks read it; only `BlockMask` and `StripeMask` turn it i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
+
+
+class PartialLists(NamedTuple):
+    """Lists of partial blocks."""
+
+    counts: Tensor
+    indices: Tensor
+    bits: Tensor
 
 
 @dataclass(eq=False)
@@ -41,6 +50,13 @@ class BlockParts:
     @property
     def device(self) -> torch.device:
         return self.counts.device
+
+    @property
+    def partial(self) -> PartialLists | None:
+        counts, indices, bits = self.partial_counts, self.partial_indices, self.partial_bits
+        if counts is None or indices is None or bits is None:
+            return None
+        return PartialLists(counts, indices, bits)
 
 
 @dataclass(eq=False)

@@ -37,7 +37,7 @@ def check_tensors(mask: StripeParts) -> None:
     if (mask.range_starts is None) != (mask.range_counts is None):
         given, missing = ("starts", "counts") if mask.range_counts is None else ("counts", "starts")
         raise ValueError(f"range_{given} is given without range_{missing}; both or neither")
-    if mask.range_starts is not None:
+    if mask.range_starts is not None and mask.range_counts is not None:
         lists.append(("range_counts", mask.range_counts, "range_starts", mask.range_starts))
     for names in lists:
         block_checks.check_list_pair(*names, mask.groups, f"groups of {mask.block_q} queries")
@@ -60,7 +60,7 @@ def validate(mask: StripeParts) -> None:
     read = block_checks.slots_read(mask.counts, mask.columns)
     block_checks.validate_range("columns", mask.columns, read, mask.kv_len, "key", ROWS)
     block_checks.validate_order("columns", mask.columns, read, "key", ROWS)
-    if mask.range_starts is None:
+    if mask.range_starts is None or mask.range_counts is None:
         return
     block_checks.validate_counts("range_counts", mask.range_counts, mask.range_starts, ROWS)
     read = block_checks.slots_read(mask.range_counts, mask.range_starts)

@@ -110,7 +110,7 @@ class StripeMask(TensorFields):
     def seen(self) -> Tensor:
         """Bool `[B|1, H|1, groups, kv_len]`: the keys that are listed, before `causal`."""
         seen = block_lists.block_map(self.counts, self.columns, self.kv_len)
-        if self.range_starts is not None:
+        if self.range_starts is not None and self.range_counts is not None:
             for offset in range(self.range_size):
                 listed = self.range_starts + offset
                 listed = torch.where(self.range_starts < 0, block_lists.ABSENT, listed)

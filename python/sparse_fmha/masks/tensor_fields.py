@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T", bound="TensorFields")
+# Of a pytree node: the fields that have a leaf, and the values of the plain ones.
+Context = tuple[tuple[str, ...], tuple[Any, ...]]
 
 
 class TensorFields:
@@ -104,26 +106,26 @@ def register(cls: type[T], name: str) -> None:
         name: the class in exported programs that are saved; never to be changed.
     """
 
-    def flatten(value: T) -> tuple[list, tuple]:
+    def flatten(value: T) -> tuple[list[Any], Context]:
         leaves = _leaves(value)
         plain = tuple(getattr(value, field) for field in cls.PLAIN)
         return list(leaves.values()), (tuple(leaves), plain)
 
-    def flatten_with_keys(value: T) -> tuple[list, tuple]:
+    def flatten_with_keys(value: T) -> tuple[list[tuple[pytree.KeyEntry, Any]], Context]:
         _, context = flatten(value)
         leaves = _leaves(value).items()
         return [(pytree.GetAttrKey(field), leaf) for field, leaf in leaves], context
 
-    def unflatten(leaves: Any, context: tuple) -> T:
+    def unflatten(leaves: Any, context: Context) -> T:
         there, plain = context
         fields = dict.fromkeys(cls.TENSORS) | dict(zip(cls.PLAIN, plain, strict=True))
         return _build(cls, fields | dict(zip(there, leaves, strict=True)))
 
-    def dump(context: tuple) -> list:
+    def dump(context: Context) -> list[Any]:
         there, plain = context
         return [there, [str(x) if isinstance(x, torch.device) else x for x in plain]]
 
-    def load(dumped: list) -> tuple:
+    def load(dumped: list[Any]) -> Context:
         there, plain = dumped
         named = zip(cls.PLAIN, plain, strict=True)
         values = [torch.device(x) if field == "device" else _tuples(x) for field, x in named]

@@ -20,14 +20,17 @@ def union(masks: Sequence[BlockParts]) -> BlockParts:
     lead = torch.broadcast_shapes(*(mask.counts.shape for mask in masks))
     # A few rows at a time: their maps of blocks are larger than their lists.
     columns = lead[0] * lead[1] * first.blocks_kv
-    widths = [m.partial_indices.shape[-1] for m in masks if m.partial_counts is not None]
+    widths = [mask.partial.indices.shape[-1] for mask in masks if mask.partial is not None]
     if widths:
         columns += lead[0] * lead[1] * min(sum(widths), first.blocks_kv) * first.block_q
     parts = block_lists.chunks(lead[2], columns, first.device)
-    lists = block_lists.by_chunks(lambda rows: _union_of_rows(masks, rows, lead), parts, lead[2], 2)
-    names = ("partial_counts", "partial_indices", "partial_bits")
-    partial = dict(zip(names, lists[2:], strict=False))
-    return BlockParts(*lists[:2], *sizes, causal=first.causal, **partial)
+    counts, indices, *partial = block_lists.by_chunks(
+        lambda rows: _union_of_rows(masks, rows, lead), parts, lead[2], 2
+    )
+    made = BlockParts(counts, indices, *sizes, causal=first.causal)
+    if partial:
+        made.partial_counts, made.partial_indices, made.partial_bits = partial
+    return made
 
 
 def _union_of_rows(
@@ -41,28 +44,28 @@ def _union_of_rows(
         lists = mask.counts[:, :, rows], mask.indices[:, :, rows]
         full |= block_lists.block_map(*lists, mask.blocks_kv)
     made = [*block_lists.list_blocks(full, sum(mask.indices.shape[-1] for mask in masks))]
-    with_partial = [mask for mask in masks if mask.partial_counts is not None]
-    if not with_partial:
+    partials = [mask.partial for mask in masks if mask.partial is not None]
+    if not partials:
         return made
     slots = []
-    for mask in with_partial:
-        lists = mask.partial_counts[:, :, rows], mask.partial_indices[:, :, rows]
-        slots.append(block_lists.slot_map(*lists, mask.blocks_kv).expand(*lead, -1))
+    for own in partials:
+        lists = own.counts[:, :, rows], own.indices[:, :, rows]
+        slots.append(block_lists.slot_map(*lists, first.blocks_kv).expand(*lead, -1))
     partial = torch.zeros_like(full)
     for slot in slots:
         partial |= slot >= 0
-    width = sum(m.partial_indices.shape[-1] for m in with_partial)
+    width = sum(own.indices.shape[-1] for own in partials)
     counts, indices = block_lists.list_blocks(partial & ~full, width)
     bits = torch.zeros(
         (*indices.shape, first.block_q, first.block_kv // 8),
         dtype=torch.uint8,
         device=first.device,
     )
-    for mask, slot in zip(with_partial, slots, strict=True):
+    for own, slot in zip(partials, slots, strict=True):
         # Behind the counts block 0 is taken: what is in the bits there is ignored.
         taken = slot.gather(-1, indices.clamp(min=0).long())
-        own = mask.partial_bits[:, :, rows].expand(*lead, *mask.partial_bits.shape[3:])
-        bits |= block_lists.take_slots(own, taken)
+        of_mask = own.bits[:, :, rows].expand(*lead, *own.bits.shape[3:])
+        bits |= block_lists.take_slots(of_mask, taken)
     return [*made, counts, indices, bits]
 
 

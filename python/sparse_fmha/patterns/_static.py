@@ -21,6 +21,10 @@ class Lists(NamedTuple):
     counts: Tensor  # [heads, nQ]
     indices: Tensor  # [heads, nQ, width]
 
+    def of_mask(self) -> tuple[Tensor, Tensor]:
+        """Counts and indices with an axis for the batch."""
+        return self.counts[None], self.indices[None]
+
 
 def pattern_rows(
     q_len: int,
@@ -105,7 +109,7 @@ def from_ranges(ranges: Sequence[tuple[Tensor, Tensor]]) -> Lists:
         seen = [number < end for number, end in zip(numbers, ends, strict=True)]
         return torch.cat(numbers, 1), torch.cat(seen, 1)
 
-    width = int(sum(sizes).max()) if rows else 0
+    width = int(torch.stack(sizes).sum(0).max()) if rows else 0
     cpu = torch.device("cpu")
     return Lists(*block_lists.build_lists(make, 1, rows, sum(widths), width, cpu))
 
@@ -123,8 +127,8 @@ def replace_rows(lists: Lists, rows: Tensor, others: Lists) -> Lists:
     more = width - lists.indices.shape[-1]
     indices = torch.nn.functional.pad(lists.indices, (0, more), value=block_lists.ABSENT)
     more = width - others.indices.shape[-1]
-    others = torch.nn.functional.pad(others.indices, (0, more), value=block_lists.ABSENT)
-    return Lists(counts, indices.contiguous().index_copy_(1, rows, others))
+    replacing = torch.nn.functional.pad(others.indices, (0, more), value=block_lists.ABSENT)
+    return Lists(counts, indices.contiguous().index_copy_(1, rows, replacing))
 
 
 def from_rules(
@@ -152,10 +156,10 @@ def from_rules(
             in which a rule looks at more than query - key.
     """
     sizes = (q_len, kv_len, block_q, block_kv)
-    lists = [x[None].to(device) for x in full]
+    counts, indices = (x.to(device) for x in full.of_mask())
     width = partial.indices.shape[-1]
     if width == 0:
-        return BlockMask(*lists, *sizes, causal=causal)
+        return BlockMask(counts, indices, *sizes, causal=causal)
     special_q, special_k = special_q.clone(), special_k.clone()
     special_q[-1:] |= q_len % block_q != 0
     special_k[-1:] |= kv_len % block_kv != 0
@@ -174,7 +178,8 @@ def from_rules(
             patterns, 0, which.flatten().to(device), out=bits[head].view(-1, *shape[3:])
         )
     return BlockMask(
-        *lists,
+        counts,
+        indices,
         *sizes,
         partial_counts=partial.counts[None].to(device),
         partial_indices=partial.indices[None].to(device),

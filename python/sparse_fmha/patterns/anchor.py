@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_int
-from sparse_fmha._ops import anchor_words, symbolic
+from sparse_fmha._ops import anchor, anchor_words
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention, stripe_attention
@@ -101,11 +101,11 @@ def anchor_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     near = anchor_mask(length, block, step, q.device)
-    parts = [block_sparse_attention(q, k, v, near, scale=scale, return_lse=True)]
+    near_out, near_lse = block_sparse_attention(q, k, v, near, scale=scale, return_lse=True)
     columns, counts = distant_keys(q, k, theta, step, block, scale, width)
     far = StripeMask(columns, counts, length, length, step * block)
-    parts.append(stripe_attention(q, k, v, far, scale=scale, return_lse=True))
-    out, lse = merge(*zip(*parts, strict=True))
+    far_out, far_lse = stripe_attention(q, k, v, far, scale=scale, return_lse=True)
+    out, lse = merge((near_out, far_out), (near_lse, far_lse))
     share = None
     if recall:
         _, full = attention(q, k, v, causal=True, scale=scale, return_lse=True)
@@ -126,8 +126,8 @@ def anchor_mask(length: int, block: int, step: int, device: torch.device) -> Blo
         return torch.cat([first, near], 1), seen
 
     width = min(step + 2, n)
-    lists = block_lists.build_lists(make, 1, n, step + 2, width, rows.device)
-    return BlockMask(*(x[None] for x in lists), length, length, block, block, causal=True)
+    counts, indices = block_lists.build_lists(make, 1, n, step + 2, width, rows.device)
+    return BlockMask(counts[None], indices[None], length, length, block, block, causal=True)
 
 
 def distant_keys(
@@ -143,11 +143,10 @@ def distant_keys(
         shape = (q.shape[0], q.shape[2], ceil_div(blocks, step))
         counts = torch.zeros(shape, dtype=torch.int32, device=q.device)
         return counts.new_empty(*shape, 0), counts
-    ops = torch.ops.sparse_fmha
     q, k = q.detach(), k.detach()  # the choice has no derivative, in forward mode either
     with without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
-        least = symbolic.call("anchor_means", q, k, block, step, scale).sub_(theta)
-        bits, counts = ops.anchor_keys(mean, k, least, block, step)
+        least = anchor.means(q, k, block, step, scale).sub_(theta)
+        bits, counts = anchor.keys(mean, k, least, block, step)
         room = int(counts.max()) if width is None else min(width, candidates)
-        return ops.anchor_columns(bits, block, room)
+        return anchor.columns(bits, block, room)

@@ -112,9 +112,10 @@ def biformer(
     whole = keys.present.all(1)
     width = min(top_k, keys.regions) * keys.most_blocks
 
-    def listed(blocks: Tensor, width: int) -> list[Tensor]:
-        lists = block_lists.list_blocks(blocks, width)
-        return [x.index_select(2, queries.block_region) for x in lists]
+    def listed(blocks: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        counts, indices = block_lists.list_blocks(blocks, width)
+        rows = queries.block_region
+        return counts.index_select(2, rows), indices.index_select(2, rows)
 
     lists = listed(blocks & whole, width)
     sizes = (queries.length, keys.length, queries.block, keys.block)
@@ -124,11 +125,12 @@ def biformer(
     counts, indices = listed(blocks & ~whole, min(top_k, keys.regions))
     columns = pack_columns(keys.present)[indices.clamp(min=0).long()]
     bits = columns[..., None, :].expand(*indices.shape, queries.block, -1)
-    partial = {"partial_counts": counts, "partial_indices": indices, "partial_bits": bits}
-    return BlockMask(*lists, *sizes, **partial)
+    return BlockMask(
+        *lists, *sizes, partial_counts=counts, partial_indices=indices, partial_bits=bits
+    )
 
 
 def pack_columns(present: Tensor) -> Tensor:
     """Bool `[n, block]` as uint8 `[n, block / 8]`, the lowest bit first; nothing from the host."""
-    bits = present.unflatten(-1, (-1, 8)).to(torch.uint8)
+    bits: Tensor = present.unflatten(-1, (-1, 8)).to(torch.uint8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1).to(torch.uint8)

@@ -90,7 +90,8 @@ def bigbird(
         every = torch.arange(ceil_div(length, block_kv), dtype=torch.int32, device="cpu")
         counts = torch.full_like(lists.counts[:, whole], len(every))
         lists = replace_rows(lists, whole, Lists(counts, every.expand(*counts.shape, -1)))
-    return BlockMask(*(x[None].to(device) for x in lists), length, length, block_q, block_kv)
+    counts, indices = (x.to(device) for x in lists.of_mask())
+    return BlockMask(counts, indices, length, length, block_q, block_kv)
 
 
 def _draw(columns: Tensor, forced: Tensor, heads: int, random_blocks: int, seed: int) -> Tensor:

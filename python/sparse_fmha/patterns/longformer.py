@@ -73,7 +73,7 @@ def longformer(
     full, partial = (_stack(lists) for lists in zip(*made, strict=True))
     every = every.to(device)
 
-    def rule(entry: int):
+    def rule(entry: int) -> Callable[[Tensor, Tensor], Tensor]:
         def visible(q: Tensor, k: Tensor) -> Tensor:
             apart = q - k
             near = (apart.abs() <= entry * (window // 2)) & (apart % entry == 0)
@@ -113,16 +113,16 @@ class _Blocks:
             columns = [begin[some, None] + band, others.expand(len(some), -1)]
             return torch.cat(columns, 1)
 
-        lists = self._kinds(rows, near, len(band) + len(others), dilation, half)
+        full, partial = self._kinds(rows, near, len(band) + len(others), dilation, half)
         whole = self.some_rows.nonzero()[:, 0]
         if len(whole):
             every = torch.arange(len(self.some_columns), device="cpu")
             kinds = self._kinds(
                 whole, lambda some: every.expand(len(some), -1), len(every), dilation, half
             )
-            pairs = zip(lists, kinds, strict=True)
-            lists = tuple(replace_rows(old, whole, new) for old, new in pairs)
-        return lists
+            pairs = zip((full, partial), kinds, strict=True)
+            full, partial = (replace_rows(old, whole, new) for old, new in pairs)
+        return full, partial
 
     def _kinds(
         self,

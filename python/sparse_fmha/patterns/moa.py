@@ -87,4 +87,4 @@ def moa(
 
     sizes = (q_len, kv_len, block, block_q, block_kv)
     lists = from_pattern(make, len(band), sinks + columns, *sizes, True, device)
-    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)
+    return BlockMask(*lists.of_mask(), q_len, kv_len, block_q, block_kv, causal=True)

@@ -59,4 +59,4 @@ def power_attention(
 
     sizes = (q_len, kv_len, block, block_q, block_kv)
     lists = from_pattern(make, 1, len(sinks) + len(back), *sizes, True, device)
-    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)
+    return BlockMask(*lists.of_mask(), q_len, kv_len, block_q, block_kv, causal=True)

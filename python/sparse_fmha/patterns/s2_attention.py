@@ -81,4 +81,4 @@ def s2_attention(
     columns = strided.shape[-1] + len(back)
     sizes = (q_len, kv_len, block, block_q, block_kv)
     lists = from_pattern(make, len(head), columns, *sizes, True, device)
-    return BlockMask(*(x[None] for x in lists), q_len, kv_len, block_q, block_kv, causal=True)
+    return BlockMask(*lists.of_mask(), q_len, kv_len, block_q, block_kv, causal=True)

@@ -48,6 +48,8 @@ class SeerAttentionGate(nn.Module):
         ValueError, TypeError: sizes or pools that are not allowed.
     """
 
+    inv_freq: Tensor
+
     def __init__(
         self,
         heads: int,
@@ -80,12 +82,13 @@ class SeerAttentionGate(nn.Module):
         self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
         self.gate_dim, self.block = gate_dim, block
         self.q_pools, self.k_pools = tuple(q_pools), tuple(k_pools)
-        factory = {"device": device, "dtype": dtype}
         project_q = len(q_pools) > 1 or gate_dim != head_dim
         shape_k = (heads_kv if project_q else heads, len(k_pools) * head_dim, gate_dim)
         shape_q = (heads, len(q_pools) * head_dim, gate_dim)
-        self.weight_k = nn.Parameter(torch.empty(shape_k, **factory))
-        self.weight_q = nn.Parameter(torch.empty(shape_q, **factory)) if project_q else None
+        self.weight_k = nn.Parameter(torch.empty(shape_k, device=device, dtype=dtype))
+        self.weight_q = (
+            nn.Parameter(torch.empty(shape_q, device=device, dtype=dtype)) if project_q else None
+        )
         if inv_freq is None:
             half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
             inv_freq = rope_base ** -(half / gate_dim)

@@ -98,6 +98,8 @@ def _block_maxima(scores: Tensor, shift: int | None, block_q: int, block_kv: int
     total = scores.sum(-1, keepdim=True)
     pad = torch.nn.functional.pad
     parts = pad(scores, (0, -columns % block_kv)) if columns % block_kv else scores
-    maxima = parts.unflatten(2, (-1, block_kv)).amax(-1) / torch.where(total > 0, total, 1)
+    maxima: Tensor = parts.unflatten(2, (-1, block_kv)).amax(-1)
+    maxima = maxima / torch.where(total > 0, total, 1)
     maxima = pad(maxima, (0, 0, 0, -rows % block_q))
-    return maxima.unflatten(1, (-1, block_q)).amax(2)
+    rows_of_blocks: Tensor = maxima.unflatten(1, (-1, block_q))
+    return rows_of_blocks.amax(2)

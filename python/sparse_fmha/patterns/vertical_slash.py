@@ -182,8 +182,10 @@ def vertical_slash_mask(
     parts = zip(columns.flatten(0, 1).split(step), diagonals.flatten(0, 1).split(step), strict=True)
     made = [_lists(*part, ends, block_q, range_size, limits[0], runs) for part in parts]
     tables = made[0] if len(made) == 1 else map(torch.cat, zip(*made, strict=True))
-    lists = [table.unflatten(0, columns.shape[:2]) for table in tables]
-    return StripeMask(*lists[:2], q_len, kv_len, block_q, *lists[2:], range_size, causal=True)
+    lead = columns.shape[:2]
+    keys, counts, starts, range_counts = (table.unflatten(0, lead) for table in tables)
+    runs_of_keys = (starts, range_counts, range_size)
+    return StripeMask(keys, counts, q_len, kv_len, block_q, *runs_of_keys, causal=True)
 
 
 def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
@@ -236,8 +238,8 @@ def _lists(
     # Few groups at a time: what is there on the way is larger than the lists.
     groups, row = ends.shape[0], heads * (width + max_runs)
     parts = block_lists.chunks(groups, row, ends.device, 1 << 18)
-    table, *others = block_lists.by_chunks(listed, parts, groups, 1)
-    return table.contiguous(), *others
+    table, counts, starts, range_counts = block_lists.by_chunks(listed, parts, groups, 1)
+    return table.contiguous(), counts, starts, range_counts
 
 
 def _lists_of_groups(

@@ -24,9 +24,8 @@ class Line:
     def span(self, tile: int) -> tuple[int, int]:
         """First and last token of a key tile, which may lie behind the last of the grid."""
         first = self.origin + tile * self.step
-        return tuple(
-            position * self.dilation + self.residue for position in (first, first + self.step - 1)
-        )
+        last = first + self.step - 1
+        return first * self.dilation + self.residue, last * self.dilation + self.residue
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def pooled_scores(
     columns, heads_kv = k_pooled.shape[1:3]
     _check_allowed(allowed, (batch, heads, rows, columns))
     q = q_pooled.float() * (dim**-0.5 if scale is None else scale)
-    grouped = q.unflatten(2, (heads_kv, heads // heads_kv)).permute(0, 2, 3, 1, 4)
+    grouped: Tensor = q.unflatten(2, (heads_kv, heads // heads_kv)).permute(0, 2, 3, 1, 4)
     keys = k_pooled.float().permute(0, 2, 3, 1)
     with without_autocast(q.device):
         scores = grouped.flatten(2, 3) @ keys

@@ -95,4 +95,5 @@ def _margins(scores: Tensor, tile_k: int) -> Tensor:
     before = top.cummax(-1).values.roll(1, -1)
     before[..., 0] = -torch.inf
     margin = torch.where(top == -torch.inf, top, top - before)
-    return margin.unflatten(1, (-1, GROUP)).amax(2)
+    groups: Tensor = margin.unflatten(1, (-1, GROUP))
+    return groups.amax(2)

@@ -1,0 +1,143 @@
+# Types of csrc/bindings. A test compares names and arguments with the compiled module; names that
+# begin with an underscore are here alone.
+
+from typing_extensions import Buffer
+
+from sparse_fmha._build import BuildInfo, KernelRow
+
+_Triple = tuple[int, int, int]
+_Problem = tuple[
+    _Triple, _Triple, _Triple, _Triple, _Triple
+]  # grid, window, stride, dilation, causal
+_Shape = tuple[_Triple, _Triple]  # queries, keys
+_Counts = tuple[int, int, int]  # stages of both streams, of the first, of the second
+_Costs = tuple[float, float, float]  # us of a full tile, a partial tile, a query tile
+_TileCount = tuple[int, int, int, int]  # query tiles, visited, full, worst
+_Tile = tuple[_Triple, _Triple]  # residue, origin
+_Visits = tuple[int, int, list[_Triple]]  # partial, full, origins
+
+def kernel_table() -> list[KernelRow]: ...
+def find_kernel(
+    arch: str,
+    mechanism: str,
+    dtype: str,
+    head_dim: int,
+    skips: bool = False,
+    pass_: str = "forward",  # its name is `pass`, a keyword of Python
+) -> KernelRow: ...
+def gpu_archs() -> dict[str, list[tuple[int, int]]]: ...
+def arch_of_capability(major: int, minor: int) -> str: ...
+def build_info() -> BuildInfo: ...
+def stream_places(stages: _Counts) -> list[tuple[int, int]]: ...
+def consumer_places(stages: _Counts, consumer: int) -> list[tuple[int, bool]]: ...
+
+class QueryTileLists:
+    def __init__(
+        self,
+        len_q: int,
+        len_kv: int,
+        block_q: int,
+        block_kv: int,
+        causal: bool,
+        tile_k: int,
+        q_tile: int,
+        counts: Buffer,
+        indices: Buffer,
+        width: int,
+        partial_counts: Buffer,
+        partial_indices: Buffer,
+        bits: Buffer,
+        partial_width: int,
+    ) -> None: ...
+    @property
+    def stages(self) -> _Counts: ...
+    def origins(self, stream: int, stage: int) -> list[int]: ...
+    def seen(self, stream: int, stage: int, consumer: int) -> tuple[bool, list[list[int]]]: ...
+
+class QueryTileStripes:
+    def __init__(
+        self,
+        len_q: int,
+        len_kv: int,
+        block_q: int,
+        range_size: int,
+        causal: bool,
+        tile_k: int,
+        q_tile: int,
+        counts: list[int],
+        columns: list[list[int]],
+        range_counts: list[int],
+        ranges: list[list[int]],
+    ) -> None: ...
+    @property
+    def stages(self) -> _Counts: ...
+    def keys(self, stream: int, stage: int, consumer: int) -> tuple[list[int], bool]: ...
+    def limit(self, query: int) -> int: ...
+
+class _Tiles:
+    @staticmethod
+    def axis(
+        problem: _Problem, axis: int, residue: int, shape: _Shape, static: bool, q_origin: int
+    ) -> tuple[int, int, int, int]: ...
+    @staticmethod
+    def count(problem: _Problem, shape: _Shape, static: bool = False) -> _TileCount: ...
+    @staticmethod
+    def groups(
+        problem: _Problem, shape: _Shape, static: bool = False
+    ) -> list[tuple[int, int, int]]: ...
+    @staticmethod
+    def costs(head_dim: int) -> _Costs: ...
+    @staticmethod
+    def max_box(grid: _Triple, dilation: _Triple) -> _Triple: ...
+    @staticmethod
+    def order(problem: _Problem, shape: _Shape, blocks: int) -> list[int]: ...
+    @staticmethod
+    def boxes(rows: int, max_extent: _Triple) -> list[_Triple]: ...
+    @staticmethod
+    def rank(
+        problem: _Problem,
+        rows_q: int,
+        rows_k: int,
+        max_extent: _Triple,
+        costs: _Costs,
+        static: bool = False,
+    ) -> list[tuple[_Triple, _Triple, _TileCount, float]]: ...
+    @staticmethod
+    def choose(
+        problem: _Problem, rows_q: int, rows_k: int, max_extent: _Triple, costs: _Costs
+    ) -> _Shape: ...
+
+class _Walk:
+    def num_query_tiles(self) -> int: ...
+    def query_tile(self, index: int) -> _Tile: ...
+    def num_key_tiles(self) -> int: ...
+    def key_tile(self, index: int) -> _Tile: ...
+    def walk(self, query_tile: int) -> _Visits: ...
+    def walk_transposed(self, key_tile: int) -> _Visits: ...
+    def token(self, residue: _Triple, position: _Triple) -> _Triple: ...
+    def visible(
+        self, residue: _Triple, queries: list[_Triple], keys: list[_Triple]
+    ) -> list[list[bool]]: ...
+
+class _Walks:
+    class Dense(_Walk):
+        def __init__(self, len_q: int, len_kv: int, tile_q: int, tile_k: int) -> None: ...
+
+    class Causal(_Walk):
+        def __init__(self, len_q: int, len_kv: int, tile_q: int, tile_k: int) -> None: ...
+
+    class Neighborhood(_Walk):
+        def __init__(
+            self,
+            grid: _Triple,
+            window: _Triple,
+            stride: _Triple,
+            dilation: _Triple,
+            causal: _Triple,
+            tile_q: _Triple,
+            tile_k: _Triple,
+        ) -> None: ...
+
+# Submodules.
+tiles: _Tiles
+walks: _Walks

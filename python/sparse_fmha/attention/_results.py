@@ -1,0 +1,31 @@
+"""What all public functions do last: call the op, and return what is asked for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparse_fmha import _calls, skipping
+from sparse_fmha.skipping import SkipStats
+
+# out, then lse and the counts of tiles where they are asked for.
+Output = Tensor | tuple[Tensor, Tensor | SkipStats] | tuple[Tensor, Tensor, SkipStats]
+
+
+def run(
+    mechanism: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: _calls.Rest | None,
+    check: _calls.Check,
+    skip_threshold: float | Tensor,
+    return_lse: bool,
+    return_stats: bool,
+) -> Output:
+    """Calls the mechanism's op, as `_calls.run`, and returns what is asked for."""
+    name = f"{mechanism}_fwd"
+    results = _calls.run(name, q, k, v, rest, check, skip_threshold, return_stats)
+    if return_stats:
+        stats = skipping.SkipStats(*results[2].unbind(-1))
+        return (results[0], results[1], stats) if return_lse else (results[0], stats)
+    return (results[0], results[1]) if return_lse else results[0]

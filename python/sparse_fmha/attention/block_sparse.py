@@ -1,0 +1,129 @@
+"""Attention over lists of key blocks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, overload
+
+from torch import Tensor
+
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import has_lengths
+from sparse_fmha.skipping import SkipStats
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[True],
+) -> tuple[Tensor, SkipStats]: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[True],
+) -> tuple[Tensor, Tensor, SkipStats]: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output: ...
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output:
+    """Attention over the key blocks that a mask lists for each block of queries.
+
+    Time goes with the blocks listed. A full block costs what it does in dense attention; a partial
+    one, one at the causal diagonal and the last, ragged one are masked pair by pair.
+
+    Args:
+        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
+        v: like k.
+        mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
+            heads. Blocks that there are not, and entries behind the list's width, are as if they
+            were not listed; a block twice in one row counts twice or once. `BlockMask.validate`
+            finds all these.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        skip_threshold, return_lse, return_stats: as `attention`.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
+
+    Autocast and gradients as `attention`. Nothing waits for the device, so the way from scores to a
+    mask to the output can be captured in a CUDA graph.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
+            other lengths, another device, or lists for another number of heads or batch entries.
+    """
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

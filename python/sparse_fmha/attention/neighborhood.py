@@ -1,0 +1,174 @@
+"""Neighborhood attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, overload
+
+from torch import Tensor
+
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
+from sparse_fmha.skipping import SkipStats
+
+
+@overload
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[True],
+) -> tuple[Tensor, SkipStats]: ...
+
+
+@overload
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[True],
+) -> tuple[Tensor, Tensor, SkipStats]: ...
+
+
+@overload
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output: ...
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output:
+    """Generalized neighborhood attention on a grid of one to three axes.
+
+    Every query sees a window of W keys on each axis, around it where `stride` is 1, or around the
+    leader of its group of `stride` queries; at the borders the window shifts and keeps its size
+    (Hassani et al. 2025, "Generalized Neighborhood Attention", arXiv:2504.16922). With dilation d a
+    query sees the keys of its own residue modulo d. On a causal axis it sees no key behind it.
+
+    Args:
+        q: `[B, *L, Hq, D]` with one to three token axes `*L`; dtypes, strides and D as `attention`.
+        k: `[B, *L, Hkv, D]` on the same grid; Hq is a multiple of Hkv.
+        v: like k.
+        window: W of each axis in tokens, at least 1, which is the query's own place on that axis;
+            W * dilation may not pass the axis's length.
+        stride: of each axis, 1 (neighborhood attention) to W (blocked attention).
+        dilation: of each axis, at least 1.
+        causal: of each axis.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        extra_k: `[B, N, Hkv, D]`: tokens without a place on the grid that every query sees too.
+        extra_v: like extra_k.
+        skip_threshold, return_lse, return_stats: as `attention`.
+
+        One int (or bool) for window, stride, dilation or causal serves all axes.
+
+    Returns:
+        `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, *L, Hq]` in fp32, natural log, as `attention`.
+
+    Autocast and gradients as `attention`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `attention`; also for a window
+            larger than the grid, a stride over the window, a tuple of the wrong length.
+    """
+    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    check = partial(_calls.check_neighborhood, q, k, v, *given)
+    rest = None
+    extra = () if extra_k is extra_v is None else (extra_k, extra_v)
+    if _calls.op_checks(scale, q, k, v, *extra):
+        axes = q.dim() - 3
+        of_axes = (
+            _calls.per_axis(window, axes, int),
+            _calls.per_axis(stride, axes, int),
+            _calls.per_axis(dilation, axes, int),
+            _calls.per_axis(causal, axes, bool),
+        )
+        if None not in of_axes:
+            rest = *of_axes, scale, extra_k, extra_v
+    return run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

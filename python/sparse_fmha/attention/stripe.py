@@ -1,0 +1,128 @@
+"""Attention over lists of keys and of runs of keys."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, overload
+
+from torch import Tensor
+
+from sparse_fmha import _calls
+from sparse_fmha.attention._results import Output, run
+from sparse_fmha.masks.operands import has_lengths
+from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.skipping import SkipStats
+
+
+@overload
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[True],
+) -> tuple[Tensor, SkipStats]: ...
+
+
+@overload
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: Literal[True],
+    return_stats: Literal[True],
+) -> tuple[Tensor, Tensor, SkipStats]: ...
+
+
+@overload
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output: ...
+
+
+def stripe_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    *,
+    scale: float | None = None,
+    skip_threshold: float | Tensor = 0.0,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Output:
+    """Attention over single keys and short runs of keys that a mask lists for groups of queries.
+
+    The third stage of AnchorAttention (Zhang et al. 2025, arXiv:2505.23520), and what
+    vertical-slash patterns need (Jiang et al. 2024, arXiv:2407.02490): keys are gathered one by
+    one, runs are read as they lie, and one softmax is over both.
+
+    Args:
+        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
+        v: like k.
+        mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
+            heads. Keys that there are not are as if they were not listed; one that is listed twice
+            counts twice. `StripeMask.validate` finds both.
+        scale: of q.k; default `D**-0.5`. May be negative.
+        skip_threshold, return_lse, return_stats: as `attention`.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
+
+    Autocast and gradients as `attention`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
+            other lengths, another device, or lists for another number of heads or batch entries.
+    """
+    check = partial(_calls.check_stripe, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _calls.stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return run("stripe", q, k, v, rest, check, skip_threshold, return_lse, return_stats)

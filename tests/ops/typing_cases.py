@@ -1,0 +1,83 @@
+"""What a type checker says of calls; mypy reads this file, and nothing runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from typing_extensions import assert_type
+
+import sparse_fmha
+from sparse_fmha import BlockGrid, BlockMask, SkipStats, StripeMask, patterns
+from sparse_fmha.calibration import Calibration
+from sparse_fmha.distributed import all_gather_kv, ulysses
+
+Pair = tuple[Tensor, Tensor]
+WithStats = tuple[Tensor, SkipStats]
+All = tuple[Tensor, Tensor, SkipStats]
+Output = Tensor | tuple[Tensor, Tensor | SkipStats] | All
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
+    f = sparse_fmha.attention
+    assert_type(f(q, k, v), Tensor)
+    assert_type(f(q, k, v, causal=True, scale=1.0, skip_threshold=q), Tensor)
+    assert_type(f(q, k, v, return_lse=False, return_stats=False), Tensor)
+    assert_type(f(q, k, v, return_lse=True), Pair)
+    assert_type(f(q, k, v, return_stats=True), WithStats)
+    assert_type(f(q, k, v, return_lse=True, return_stats=True), All)
+    assert_type(f(q, k, v, return_lse=flag), Output)
+
+
+def neighborhood(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
+    f = sparse_fmha.neighborhood_attention
+    assert_type(f(q, k, v, 3), Tensor)
+    assert_type(f(q, k, v, (3, 5), stride=(1, 2), causal=[True, False]), Tensor)
+    assert_type(f(q, k, v, 3, extra_k=k, extra_v=v, skip_threshold=0.1), Tensor)
+    assert_type(f(q, k, v, 3, return_lse=True), Pair)
+    assert_type(f(q, k, v, 3, return_stats=True), WithStats)
+    assert_type(f(q, k, v, 3, return_lse=True, return_stats=True), All)
+    assert_type(f(q, k, v, 3, return_stats=flag), Output)
+
+
+def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -> None:
+    f = sparse_fmha.block_sparse_attention
+    assert_type(f(q, k, v, mask), Tensor)
+    assert_type(f(q, k, v, mask, return_lse=True), Pair)
+    assert_type(f(q, k, v, mask, return_stats=True), WithStats)
+    assert_type(f(q, k, v, mask, return_lse=True, return_stats=True), All)
+    assert_type(f(q, k, v, mask, return_lse=flag, return_stats=flag), Output)
+
+
+def stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, flag: bool) -> None:
+    f = sparse_fmha.stripe_attention
+    assert_type(f(q, k, v, mask), Tensor)
+    assert_type(f(q, k, v, mask, return_lse=True), Pair)
+    assert_type(f(q, k, v, mask, return_stats=True), WithStats)
+    assert_type(f(q, k, v, mask, return_lse=True, return_stats=True), All)
+    assert_type(f(q, k, v, mask, return_lse=flag), Output)
+
+
+def sequence_parallel(
+    q: Tensor, k: Tensor, v: Tensor, mask: Callable[[Tensor, Tensor], BlockMask], flag: bool
+) -> None:
+    assert_type(ulysses(q, k, v, mask=mask), Tensor)
+    assert_type(ulysses(q, k, v, causal=True, return_lse=True), Pair)
+    assert_type(ulysses(q, k, v, return_lse=flag), Tensor | Pair)
+    assert_type(all_gather_kv(q, k, v, mask=mask), Tensor)
+    assert_type(all_gather_kv(q, k, v, causal=True, return_lse=True), Pair)
+    assert_type(all_gather_kv(q, k, v, return_lse=flag), Tensor | Pair)
+
+
+def others(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
+    assert_type(sparse_fmha.sdpa(q, k, v, is_causal=True), Tensor)
+    assert_type(sparse_fmha.merge([q, k], [q, k]), Pair)
+    assert_type(mask.to("cuda"), BlockMask)
+    assert_type(mask | mask, BlockMask)
+    assert_type(BlockGrid.of(q, k).local(64), Tensor)
+    assert_type(patterns.anchor_attention(q, k, v).out, Tensor)
+    assert_type(Calibration.load("points.json"), Calibration)
+    assert_type(sparse_fmha.build_info()["archs"], list[str])
+    assert_type(sparse_fmha.kernels()[0]["head_dim"], int)
+    with sparse_fmha.route_sdpa() as routes:
+        assert_type(routes, sparse_fmha.route_sdpa)
