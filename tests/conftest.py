@@ -3,7 +3,6 @@
 Everything is a session fixture, so that Hypothesis tests can use it.
 """
 
-import contextlib
 import os
 import re
 import shlex
@@ -13,7 +12,9 @@ import shlex
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hostile_defaults
+import poison
 import pytest
+import quick
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -52,7 +53,10 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
+    for item in filter(quick.is_quick, items):
+        item.add_marker(pytest.mark.quick)
     example = config.getoption("--example", None)
     for item in items if example else ():
         if hypothesis.is_hypothesis_test(item.obj):
@@ -88,20 +92,7 @@ def randn():
 @pytest.fixture(scope="session")
 def poisoned():
     """A context in which new tensors hold NaN, so that what a kernel leaves out is seen."""
-
-    @contextlib.contextmanager
-    def poison():
-        before = torch.are_deterministic_algorithms_enabled()
-        filled = torch.utils.deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
-
-    return poison
+    return poison.poisoned
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ def checks(python: Path) -> list[str]:
         "ruff format": ["-m", "ruff", "format", "--check"],
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "factories": ["tools/check_factories.py"],
-        "pytest": ["-m", "pytest"],
+        "pytest": ["-m", "pytest", "--durations=25"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }

@@ -47,7 +47,11 @@ TESTS = {
     "accelerate": INTEGRATIONS,
     "diffusers": INTEGRATIONS,
     "matplotlib": PICTURES,
-    "numpy": (*PICTURES, "tests/skipping/test_calibration.py"),
+    "numpy": (
+        *PICTURES,
+        "tests/skipping/test_calibration.py",
+        "tests/skipping/test_calibration_models.py",
+    ),
     "pillow": PICTURES,
     "rich": PICTURES,
     "transformers": INTEGRATIONS,

@@ -23,6 +23,27 @@ class Memory {
   void* data_ = nullptr;
 };
 
+// Launches of one stream use it one after another.
+class Workspace : public DeviceMemory {
+ public:
+  void reset() { used_ = 0; }
+  void* allocate(size_t bytes) override {
+    if (used_ == blocks_.size() || blocks_[used_].bytes < bytes) {
+      blocks_.insert(blocks_.begin() + used_,
+                     {bytes, std::make_unique<Memory>(static_cast<int64_t>(bytes))});
+    }
+    return blocks_[used_++].memory->data();
+  }
+
+ private:
+  struct Block {
+    size_t bytes;
+    std::unique_ptr<Memory> memory;
+  };
+  std::vector<Block> blocks_;
+  size_t used_ = 0;
+};
+
 class Event {
  public:
   Event() { check_cuda(cudaEventCreate(&event_), "cudaEventCreate"); }
@@ -54,7 +75,8 @@ class Cuda : public Machine {
 
   void run(Launch const& launch) override {
     ExecutionContext context;
-    context.workspace = workspace_.data();
+    context.memory = &workspace_;
+    workspace_.reset();
     launch(context);
   }
 
@@ -73,7 +95,7 @@ class Cuda : public Machine {
 
  private:
   Memory scratch_{kFlushBytes};
-  Memory workspace_{kCounterBytes};
+  Workspace workspace_;
   Event start_;
   Event end_;
   std::vector<std::unique_ptr<Memory>> blocks_;

@@ -1,13 +1,13 @@
 // The ops with which AnchorAttention chooses distant keys (sparse_fmha/core/anchor.h).
 #include "sparse_fmha/core/anchor.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
+#include <tuple>
 
 #include "check.h"
 #include "device_scope.h"
 #include "list_arguments.h"
+#include "register.h"
 #include "run.h"
 #include "stream.h"
 
@@ -146,24 +146,13 @@ std::tuple<Tensor, Tensor> anchor_columns(Tensor bits, int64_t first, int64_t wi
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
-  m.def("anchor_means(Tensor q, Tensor k, int block, int step, float scale) -> Tensor");
-  m.def(
-      "anchor_keys(Tensor q_mean, Tensor k, Tensor least, int block, int step)"
-      " -> (Tensor bits, Tensor counts)");
-  m.def("anchor_columns(Tensor bits, int first, int width) -> (Tensor columns, Tensor counts)");
-}
+SPARSE_FMHA_OP(anchor_means, "(Tensor q, Tensor k, int block, int step, float scale) -> Tensor")
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
-  m.impl("anchor_means", TORCH_BOX(&anchor_means));
-  m.impl("anchor_keys", TORCH_BOX(&anchor_keys));
-  m.impl("anchor_columns", TORCH_BOX(&anchor_columns));
-}
+SPARSE_FMHA_OP(anchor_keys,
+               "(Tensor q_mean, Tensor k, Tensor least, int block, int step)"
+               " -> (Tensor bits, Tensor counts)")
 
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
-  m.impl("anchor_means", TORCH_BOX(&anchor_means));
-  m.impl("anchor_keys", TORCH_BOX(&anchor_keys));
-  m.impl("anchor_columns", TORCH_BOX(&anchor_columns));
-}
+SPARSE_FMHA_OP(anchor_columns,
+               "(Tensor bits, int first, int width) -> (Tensor columns, Tensor counts)")
 
 }  // namespace sparse_fmha

@@ -1,9 +1,9 @@
 // The op of block lists: what it adds to the common problem.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "check.h"
 #include "list_arguments.h"
+#include "register.h"
 #include "run.h"
 
 namespace sparse_fmha {
@@ -61,49 +61,23 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
   return problem;
 }
 
-std::tuple<Tensor, Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts,
-                                            Tensor indices, std::optional<Tensor> partial_counts,
-                                            std::optional<Tensor> partial_indices,
-                                            std::optional<Tensor> partial_bits, int64_t block_q,
-                                            int64_t block_kv, bool causal,
-                                            std::optional<double> scale) {
+std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,
+                                     std::optional<Tensor> partial_counts,
+                                     std::optional<Tensor> partial_indices,
+                                     std::optional<Tensor> partial_bits, int64_t block_q,
+                                     int64_t block_kv, bool causal, std::optional<double> scale,
+                                     std::optional<Tensor> skip_threshold) {
   FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
                                      partial_bits, block_q, block_kv, causal, scale);
-  return run(problem, q);
-}
-
-std::tuple<Tensor, Tensor, Tensor> block_sparse_skip_fwd(
-    Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor counts, Tensor indices,
-    std::optional<Tensor> partial_counts, std::optional<Tensor> partial_indices,
-    std::optional<Tensor> partial_bits, int64_t block_q, int64_t block_kv, bool causal,
-    std::optional<double> scale) {
-  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
-                                     partial_bits, block_q, block_kv, causal, scale);
-  return run_skipping(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
-  m.def(
-      "block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
-      " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits, int block_q,"
-      " int block_kv, bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
-  m.def(
-      "block_sparse_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor counts,"
-      " Tensor indices, Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
-      " int block_q, int block_kv, bool causal=False, float? scale=None)"
-      " -> (Tensor out, Tensor lse, Tensor tiles)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
-  m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
-  m.impl("block_sparse_skip_fwd", TORCH_BOX(&block_sparse_skip_fwd));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
-  m.impl("block_sparse_fwd", TORCH_BOX(&block_sparse_fwd));
-  m.impl("block_sparse_skip_fwd", TORCH_BOX(&block_sparse_skip_fwd));
-}
+SPARSE_FMHA_OP(block_sparse_fwd,
+               "(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
+               " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
+               " int block_q, int block_kv, bool causal=False, float? scale=None,"
+               " Tensor? skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -32,11 +32,25 @@ DataType data_type(char const* name, Tensor const& t) {
   return {};
 }
 
-std::string device_of(Tensor const& t) {
+// The device as text, which is made only where a message is.
+struct DeviceText {
+  Tensor const& tensor;
+};
+
+std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
+  Tensor const& t = device.tensor;
   if (t.is_cuda()) {
-    return "cuda:" + std::to_string(t.get_device_index());
+    return out << "cuda:" << t.get_device_index();
   }
-  return t.is_cpu() ? "cpu" : "neither cpu nor cuda";
+  return out << (t.is_cpu() ? "cpu" : "neither cpu nor cuda");
+}
+
+bool same_shape(Tensor const& a, Tensor const& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) {
+    same = a.size(d) == b.size(d);
+  }
+  return same;
 }
 
 // What any operand must share with q, besides its shape.
@@ -44,9 +58,9 @@ void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
   require(t.scalar_type() == q.scalar_type(), name,
           " and q differ in dtype; all must have one: ", toString(t.scalar_type()), ", ",
           toString(q.scalar_type()));
-  require(device_of(t) == device_of(q), name,
-          " and q are on different devices; all must be on one: ", device_of(t), ", ",
-          device_of(q));
+  require(on_one_device(t, q), name,
+          " and q are on different devices; all must be on one: ", DeviceText{t}, ", ",
+          DeviceText{q});
 }
 
 // What the tensor copy engine asks of an address and of strides, in bytes and in elements.
@@ -127,12 +141,17 @@ bool is_aligned(Tensor const& tensor, int64_t bytes) {
   return reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % bytes == 0;
 }
 
-std::string shape_of(Tensor const& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+bool on_one_device(Tensor const& a, Tensor const& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
+         (!a.is_cuda() || a.get_device_index() == b.get_device_index());
+}
+
+std::ostream& operator<<(std::ostream& out, ShapeText const& shape) {
+  out << "[";
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) {
+    out << (d == 0 ? "" : ", ") << shape.tensor.size(d);
   }
-  return text + "]";
+  return out << "]";
 }
 
 FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optional<double> scale) {
@@ -155,7 +174,7 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
     require(t.size(rank - 1) == q.size(rank - 1), name, " has head dim ", t.size(rank - 1),
             ", q has ", q.size(rank - 1));
   }
-  require(shape_of(k) == shape_of(v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
+  require(same_shape(k, v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
           "; they must be the same");
   int64_t const dim = q.size(rank - 1);
   check_head_dim("q", dim);

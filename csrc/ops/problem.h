@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <string>
+#include <ostream>
 
 #include "sparse_fmha/core/problem.h"
 
@@ -33,6 +33,13 @@ TensorView view(Tensor const& tensor);
 // Whether the data start at a multiple of `bytes`.
 bool is_aligned(Tensor const& tensor, int64_t bytes);
 
-std::string shape_of(Tensor const& tensor);
+bool on_one_device(Tensor const& a, Tensor const& b);
+
+// The shape as text, which is made only where a message is.
+struct ShapeText {
+  Tensor const& tensor;
+};
+std::ostream& operator<<(std::ostream& out, ShapeText const& shape);
+inline ShapeText shape_of(Tensor const& tensor) { return {tensor}; }
 
 }  // namespace sparse_fmha

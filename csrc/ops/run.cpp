@@ -27,6 +27,20 @@ class TorchThreads : public ParallelFor {
   }
 };
 
+// Of torch's allocator, which gives it to later work of the stream alone once this is gone.
+class TorchMemory : public DeviceMemory {
+ public:
+  explicit TorchMemory(Tensor const& like) : like_(like) {}
+  void* allocate(size_t bytes) override {
+    tensors_.push_back(new_tensor(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return tensors_.back().data_ptr();
+  }
+
+ private:
+  Tensor const& like_;
+  std::vector<Tensor> tensors_;
+};
+
 std::vector<int64_t> sizes_of(Tensor const& t) {
   std::vector<int64_t> sizes(t.dim());
   for (int64_t d = 0; d < t.dim(); ++d) {
@@ -53,7 +67,8 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
   }
 }
 
-void check_threshold(Tensor const& threshold, Tensor const& q) {
+// Where the thresholds of the batch entries lie.
+float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
   require(threshold.scalar_type() == ScalarType::Float,
           "skip_threshold has a dtype other than float32");
   require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
@@ -62,6 +77,8 @@ void check_threshold(Tensor const& threshold, Tensor const& q) {
               (q.is_cpu() || threshold.get_device_index() == q.get_device_index()),
           "skip_threshold and q are on different devices");
   require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
+  static float const nowhere = 0;  // an empty tensor may have no address
+  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
 }
 
 }  // namespace
@@ -90,52 +107,66 @@ ParallelFor const& torch_threads() {
   return threads;
 }
 
+// Past the dispatcher, which takes longer than the allocation.
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  int32_t type = 0;
+  int32_t index = 0;
+  AtenTensorHandle result = nullptr;
+  bool const made = aoti_torch_get_device_type(like.get(), &type) == 0 &&
+                    aoti_torch_get_device_index(like.get(), &index) == 0 &&
+                    aoti_torch_empty_strided(
+                        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                        type, index, &result) == 0;
+  require(made, "torch cannot allocate a tensor; its own message is above");
+  return Tensor(result);
 }
 
-std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor const& q,
-                                                Tensor const& threshold) {
-  check_threshold(threshold, q);
-  Tensor counts = new_tensor(q, {problem.batch, problem.heads_q, 2}, ScalarType::Long);
-  torch::stable::fill_(counts, 0.0);
-  static float const nowhere = 0;  // an empty tensor may have no address
-  problem.skip_threshold = q.size(0) == 0 ? &nowhere : static_cast<float*>(threshold.data_ptr());
-  problem.skip_counts = static_cast<int64_t*>(counts.data_ptr());
-  auto [out, lse] = run(problem, q);
-  return {out, lse, counts};
-}
-
-std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q) {
+std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
+                        std::optional<Tensor> const& skip_threshold) {
+  if (skip_threshold) {
+    problem.skip_threshold = checked_threshold(*skip_threshold, q);
+  }
   KernelRow const& kernel = kernel_for(problem, q);
   DeviceScope const scope(q);
   std::vector<int64_t> sizes = sizes_of(q);
   Tensor out = new_tensor(q, sizes, q.scalar_type());
   sizes.pop_back();
   Tensor lse = new_tensor(q, sizes, ScalarType::Float);
+  std::vector<Tensor> results = {out, lse};
+  if (skip_threshold) {
+    Tensor tiles = new_tensor(q, {problem.batch, problem.heads_q, 2}, ScalarType::Long);
+    torch::stable::fill_(tiles, 0.0);
+    problem.skip_counts = static_cast<int64_t*>(tiles.data_ptr());
+    results.push_back(tiles);
+  }
   if (out.numel() == 0) {
-    return {out, lse};
+    return results;
   }
   if (volume(problem.grid_kv) == 0 && problem.extra_len == 0) {
     torch::stable::fill_(out, 0.0);
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return {out, lse};
+    return results;
   }
   problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
 
   ExecutionContext context;
-  std::optional<Tensor> workspace;
+  TorchMemory memory(q);
   if (q.is_cuda()) {
-    auto const bytes = static_cast<int64_t>(kernel.workspace_bytes(problem));
-    workspace = new_tensor(q, {bytes}, ScalarType::Byte);
-    context.workspace = workspace->data_ptr();
+    context.memory = &memory;
     context.stream = current_cuda_stream(q.get_device_index());
   } else {
     context.parallel = &torch_threads();
   }
   kernel.launch(problem, context);
-  return {out, lse};
+  return results;
 }
 
 }  // namespace sparse_fmha

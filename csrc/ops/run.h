@@ -4,7 +4,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "problem.h"
@@ -21,13 +20,11 @@ ParallelFor const& torch_threads();
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
                   torch::headeronly::ScalarType dtype);
 
-// Allocates out like q and lse [B, *L, Hq] fp32, and runs the kernel that the registry has for the
-// problem on q's device and its current stream.
-std::tuple<Tensor, Tensor> run(FmhaProblem& problem, Tensor const& q);
-
-// The same with key tiles left out where they are below `threshold`, fp32 [B] on q's device; also
-// returns int64 [B, Hq, 2]: the tiles that groups of 64 query rows visited, and those left out.
-std::tuple<Tensor, Tensor, Tensor> run_skipping(FmhaProblem& problem, Tensor const& q,
-                                                Tensor const& threshold);
+// Allocates out like q and lse [B, *L, Hq] fp32, runs the kernel that the registry has for the
+// problem on q's device and its current stream, and returns both. With thresholds, fp32 [B] on q's
+// device, key tiles below them are left out, and the third result is int64 [B, Hq, 2]: the tiles
+// that groups of 64 query rows visited, and those left out.
+std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
+                        std::optional<Tensor> const& skip_threshold);
 
 }  // namespace sparse_fmha

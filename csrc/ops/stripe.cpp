@@ -1,8 +1,7 @@
 // The op of stripes: what it adds to the common problem.
-#include <torch/csrc/stable/library.h>
-
 #include "check.h"
 #include "list_arguments.h"
+#include "register.h"
 #include "run.h"
 
 namespace sparse_fmha {
@@ -48,46 +47,21 @@ FmhaProblem stripe(Tensor& q, Tensor& k, Tensor& v, Tensor const& columns, Tenso
   return problem;
 }
 
-std::tuple<Tensor, Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,
-                                      std::optional<Tensor> range_starts,
-                                      std::optional<Tensor> range_counts, int64_t block_q,
-                                      int64_t range_size, bool causal,
-                                      std::optional<double> scale) {
+std::vector<Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,
+                               std::optional<Tensor> range_starts,
+                               std::optional<Tensor> range_counts, int64_t block_q,
+                               int64_t range_size, bool causal, std::optional<double> scale,
+                               std::optional<Tensor> skip_threshold) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
                                range_size, causal, scale);
-  return run(problem, q);
-}
-
-std::tuple<Tensor, Tensor, Tensor> stripe_skip_fwd(
-    Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor columns, Tensor counts,
-    std::optional<Tensor> range_starts, std::optional<Tensor> range_counts, int64_t block_q,
-    int64_t range_size, bool causal, std::optional<double> scale) {
-  FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
-                               range_size, causal, scale);
-  return run_skipping(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
-  m.def(
-      "stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
-      " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
-      " bool causal=False, float? scale=None) -> (Tensor out, Tensor lse)");
-  m.def(
-      "stripe_skip_fwd(Tensor q, Tensor k, Tensor v, Tensor skip_threshold, Tensor columns,"
-      " Tensor counts, Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
-      " bool causal=False, float? scale=None) -> (Tensor out, Tensor lse, Tensor tiles)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
-  m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd));
-  m.impl("stripe_skip_fwd", TORCH_BOX(&stripe_skip_fwd));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) {
-  m.impl("stripe_fwd", TORCH_BOX(&stripe_fwd));
-  m.impl("stripe_skip_fwd", TORCH_BOX(&stripe_skip_fwd));
-}
+SPARSE_FMHA_OP(stripe_fwd,
+               "(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
+               " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
+               " bool causal=False, float? scale=None, Tensor? skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -6,11 +6,10 @@ one to three axes of a grid.
 
 from __future__ import annotations
 
-import platform
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 
 from sparse_fmha import _ops, patterns, reference, selection
+from sparse_fmha._build import build_info, kernels
 from sparse_fmha.attention import (
     attention,
     block_sparse_attention,
@@ -55,33 +54,3 @@ __all__ = [
 ]
 
 _ops.register()
-
-
-def kernels() -> list[dict]:
-    """The compiled kernels, one dict each; prints as a table. See `_build.kernels`.
-
-    Raises:
-        ImportError: the extension `_C` is not there for this Python; the ops work without it.
-    """
-    return _with_extension().kernels()
-
-
-def build_info() -> dict:
-    """Versions and compiler figures of the installed library. See `_build.build_info`.
-
-    Raises:
-        ImportError: as `kernels`.
-    """
-    return _with_extension().build_info()
-
-
-def _with_extension() -> ModuleType:
-    try:
-        from sparse_fmha import _build
-    except ImportError as error:
-        raise ImportError(
-            f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-            "and kernels(), build_info(), explain() and simulate() need it; install the package "
-            f"with `pip install .` ({error})"
-        ) from error
-    return _build

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import platform
+from types import ModuleType
+
 import torch  # noqa: F401  loads libtorch_cpu.so, which the extension is linked to
 
-from sparse_fmha import _C
+
+def extension() -> ModuleType:
+    """The extension `_C`.
+
+    Raises:
+        ImportError: it is not there for this Python; the ops work without it.
+    """
+    try:
+        from sparse_fmha import _C
+    except ImportError as error:
+        raise ImportError(
+            f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
+            "and kernels(), build_info(), explain() and simulate() need it; install the package "
+            f"with `pip install .` ({error})"
+        ) from error
+    return _C
 
 
 class KernelTable(list):
@@ -29,8 +47,11 @@ def build_info() -> dict:
     `compiler`, `torch` (the headers; any torch >= 2.10 runs it), `cuda` and `cutlass` (empty for a
     CPU-only build), and `kernels`: by kernel name the figures of ptxas, in registers per thread
     and bytes; also of `list_plan`, which prepares block lists and is no row of `kernels()`.
+
+    Raises:
+        ImportError: as `kernels`.
     """
-    return _C.build_info()
+    return extension().build_info()
 
 
 def kernels() -> KernelTable:
@@ -40,9 +61,12 @@ def kernels() -> KernelTable:
     `tile_q` and `tile_k` are tokens (0: chosen at run time), `skips` says whether key tiles can be
     left out by a threshold, `smem_bytes` is per thread block. GPU rows also have `registers` per
     thread and `spill_bytes`, as ptxas reported them.
+
+    Raises:
+        ImportError: the extension `_C` is not there for this Python; the ops work without it.
     """
     figures = build_info()["kernels"]
-    rows = KernelTable(_C.kernel_table())
+    rows = KernelTable(extension().kernel_table())
     for row in rows:
         if row["name"] in figures:
             of_row = figures[row["name"]]

@@ -51,7 +51,7 @@ def check_like(
         raise ValueError(
             f"{name} is on {tensor.device}, q on {q.device}; all must be on one device"
         )
-    if tensor.numel() and tensor.stride(-1) != 1:
+    if tensor.dim() and tensor.numel() and tensor.stride(-1) != 1:
         raise ValueError(
             f"{name} has stride {tensor.stride(-1)} in its last dimension; 1 is needed"
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
-from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import symbolic
-from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.masks import block_checks, stripe_checks
+from sparse_fmha import _calls, skipping
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.skipping import SkipStats
 
@@ -66,10 +65,11 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: CUDA tensors that no compiled kernel takes.
     """
-    q, k, v = cast_where_enabled(q, k, v)
-    scale = _checks.check_attention(q, k, v, causal, scale)
-    returned = skip_threshold, return_lse, return_stats
-    return _run("fmha", q, k, v, (causal, scale), *returned)
+    check = partial(_calls.check_attention, q, k, v, causal, scale)
+    rest = None
+    if type(causal) is bool and _calls.op_checks(scale, q, k, v):
+        rest = causal, scale
+    return _run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
 
 
 def neighborhood_attention(
@@ -121,19 +121,21 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a window
             larger than the grid, a stride over the window, a tuple of the wrong length.
     """
-    q, k, v, extra_k, extra_v = cast_where_enabled(q, k, v, extra_k, extra_v)
-    _checks.check_qkv(q, k, v, axes=(1, 2, 3))
-    _checks.check_grid(q, k)
-    _checks.check_extra(extra_k, extra_v, q, k)
-    axes = q.dim() - 3
-    windows = _checks.per_axis("window", window, axes)
-    strides = _checks.per_axis("stride", stride, axes)
-    dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
-    causals = _checks.per_axis("causal", causal, axes, bool)
-    scale = _checks.finite("scale", scale)
-    rest = windows, strides, dilations, causals, scale, extra_k, extra_v
-    return _run("neighborhood", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    check = partial(_calls.check_neighborhood, q, k, v, *given)
+    rest = None
+    extra = () if extra_k is extra_v is None else (extra_k, extra_v)
+    if _calls.op_checks(scale, q, k, v, *extra):
+        axes = q.dim() - 3
+        of_axes = (
+            _calls.per_axis(window, axes, int),
+            _calls.per_axis(stride, axes, int),
+            _calls.per_axis(dilation, axes, int),
+            _calls.per_axis(causal, axes, bool),
+        )
+        if None not in of_axes:
+            rest = *of_axes, scale, extra_k, extra_v
+    return _run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
 
 
 def block_sparse_attention(
@@ -174,22 +176,11 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    q, k, v = cast_where_enabled(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    block_checks.check_mask(mask, q, k)
-    scale = _checks.finite("scale", scale)
-    rest = (
-        mask.counts,
-        mask.indices,
-        mask.partial_counts,
-        mask.partial_indices,
-        mask.partial_bits,
-        mask.block_q,
-        mask.block_kv,
-        mask.causal,
-        scale,
-    )
-    return _run("block_sparse", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return _run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
 
 
 def stripe_attention(
@@ -229,21 +220,11 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
             other lengths, another device, or lists for another number of heads or batch entries.
     """
-    q, k, v = cast_where_enabled(q, k, v)
-    _checks.check_qkv(q, k, v, axes=(1,))
-    stripe_checks.check_mask(mask, q, k)
-    scale = _checks.finite("scale", scale)
-    rest = (
-        mask.columns,
-        mask.counts,
-        mask.range_starts,
-        mask.range_counts,
-        mask.block_q,
-        mask.range_size,
-        mask.causal,
-        scale,
-    )
-    return _run("stripe", q, k, v, rest, skip_threshold, return_lse, return_stats)
+    check = partial(_calls.check_stripe, q, k, v, mask, scale)
+    rest = None
+    if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts):
+        rest = _calls.stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None
+    return _run("stripe", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
 
 
 def _run(
@@ -251,18 +232,16 @@ def _run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rest: tuple,
+    rest: tuple | None,
+    check: _calls.Check,
     skip_threshold: float | Tensor,
     return_lse: bool,
     return_stats: bool,
 ) -> Output:
-    """Calls the mechanism's op, or that which skips, and returns what is asked for."""
-    threshold = skipping.threshold_of(skip_threshold, q, return_stats)
-    if threshold is None:
-        out, lse = symbolic.call(f"{mechanism}_fwd", q, k, v, *rest)
-        return (out, lse) if return_lse else out
-    out, lse, tiles = symbolic.call(f"{mechanism}_skip_fwd", q, k, v, threshold, *rest)
+    """Calls the mechanism's op, as `_calls.run`, and returns what is asked for."""
+    name = f"{mechanism}_fwd"
+    results = _calls.run(name, q, k, v, rest, check, skip_threshold, return_stats)
     if return_stats:
-        stats = skipping.SkipStats(*tiles.unbind(-1))
-        return (out, lse, stats) if return_lse else (out, stats)
-    return (out, lse) if return_lse else out
+        stats = skipping.SkipStats(*results[2].unbind(-1))
+        return (*results[:2], stats) if return_lse else (results[0], stats)
+    return tuple(results[:2]) if return_lse else results[0]

@@ -5,17 +5,8 @@ from __future__ import annotations
 from os import fspath
 from pathlib import Path
 
-import numpy as np
-
-from sparse_fmha._versions import require
-
-require("matplotlib", by=__name__, extra="demo")
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from sparse_fmha.calibration import Calibration
-from sparse_fmha.plotting.pictures import ACCENT
+from sparse_fmha.plotting.law import draw
 
 
 def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> None:
@@ -36,18 +27,9 @@ def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> 
     if not fspath(path).lower().endswith(".png"):
         raise ValueError(f"path is {fspath(path)}; a name that ends in .png is needed")
     fit = calibration.fit(phase)
-    figure = Figure(figsize=(5.2, 3.4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    points = [point for point in calibration.points if point.phase == phase]
-    for length in sorted({point.length for point in points}):
-        of_length = [point for point in points if point.length == length]
-        x = [point.threshold * length for point in of_length]
-        axes.plot(x, [point.sparsity for point in of_length], ".", label=f"{length} keys")
-    sparsity = np.linspace(0, 1, 50)
-    label = f"$\\lambda L = {fit.alpha:.3g}\\,e^{{{fit.beta:.3g} S}}$"
-    law = fit.alpha * np.exp(fit.beta * sparsity)
-    axes.plot(law, sparsity, color=ACCENT, label=label)
-    axes.set(xscale="log", xlabel="$\\lambda L$", ylabel="share of tiles skipped", ylim=(0, 1))
-    axes.legend(fontsize=8)
-    figure.savefig(path, pil_kwargs={"optimize": True})
+    measured: dict[int, list[tuple[float, float]]] = {}
+    for point in sorted(calibration.points, key=lambda point: point.length):
+        if point.phase == phase:
+            of_length = measured.setdefault(point.length, [])
+            of_length.append((point.threshold * point.length, point.sparsity))
+    draw(path, measured, fit.alpha, fit.beta)

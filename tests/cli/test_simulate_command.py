@@ -134,7 +134,7 @@ def test_plot(capsys, tmp_path, arguments):
 def drawn(simulation, query=None):
     """[(title, {color: rectangles as (left, top, right, bottom)})] of the panels, and the axes of
     the distribution."""
-    figure = tiles.figure(simulation, query)
+    figure = tiles.figure(simulation._view(query))
     *panels, histogram = figure.axes
     found = []
     for panel in panels:

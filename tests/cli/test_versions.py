@@ -24,7 +24,7 @@ USERS = [
     *NEEDED_BY.items(),
     ("matplotlib", "sparse_fmha.cli.photo"),
     ("matplotlib", "sparse_fmha.plotting.blocks"),
-    ("matplotlib", "sparse_fmha.plot_calibration"),
+    ("matplotlib", "sparse_fmha.plotting.law"),
     ("matplotlib", "sparse_fmha.plotting.tiles"),
     ("matplotlib", "sparse_fmha.cli.demo"),
     ("pillow", "sparse_fmha.cli.demo"),

@@ -59,10 +59,10 @@ def test_is_imported_only_when_asked_for():
 
 
 def test_register_sharding_again_does_nothing(monkeypatch):
-    def refuse(op):
-        raise AssertionError(f"{op} is registered again")
+    def refuse(schema):
+        raise AssertionError(f"{schema} is registered again")
 
-    monkeypatch.setattr("sparse_fmha.distributed._dtensor.register_with_torch", refuse)
+    monkeypatch.setattr("sparse_fmha.distributed._dtensor._strategy_of", refuse)
     sd.register_sharding()
     assert sparse_fmha.distributed is sd
 

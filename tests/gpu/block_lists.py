@@ -1,10 +1,10 @@
 """Problems of block-sparse attention: lists drawn at random, and what they mean token by token."""
 
-import contextlib
 import dataclasses
 import itertools
 
 import torch
+from poison import poisoned
 
 import sparse_fmha
 from sparse_fmha import reference
@@ -147,20 +147,6 @@ def _bits(shape, seed):
     kind = torch.randint(5, (*entries, 1, 1), generator=generator)
     bits = torch.where(kind == 0, drawn() & drawn() & drawn(), drawn())
     return bits.masked_fill(kind == 1, 0).masked_fill(kind == 2, 255)
-
-
-@contextlib.contextmanager
-def poisoned():
-    """New tensors hold NaN, so that what a kernel leaves out is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def attend(lists, q, k, v):

@@ -2,11 +2,11 @@
 library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
 """
 
-import contextlib
 import functools
 
 import pytest
 import torch
+from poison import poisoned
 
 import sparse_fmha
 from sparse_fmha import reference
@@ -73,7 +73,7 @@ def attend():
         function = sparse_fmha.attention
         if window is not None:
             function = functools.partial(sparse_fmha.neighborhood_attention, window=window)
-        with _poisoned():
+        with poisoned():
             return function(q, k, v, return_lse=True, **options)
 
     return run
@@ -136,19 +136,6 @@ def check(tensors, attend, agrees):
         return out, lse
 
     return run
-
-
-@contextlib.contextmanager
-def _poisoned():
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def _visible(len_q, len_kv, causal, device):

@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
-from block_lists import poisoned
 from neighborhoods import DTYPES, LAYOUTS, laid_out
+from poison import poisoned
 
 from sparse_fmha.patterns.anchor import anchor_attention, distant_keys
 from sparse_fmha.selection import pool_blocks

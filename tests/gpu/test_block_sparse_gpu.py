@@ -2,6 +2,7 @@
 
 import itertools
 
+import pairwise
 import pytest
 import torch
 from block_lists import (
@@ -138,9 +139,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pairwise.parametrize(pattern=PATTERNS, blocks=BLOCKS, causal=(False, True))
 def test_patterns(check, pattern, blocks, causal):
     case = Case(450, 420, blocks, 0.3, 0.3, causal)  # 64-row blocks: eight, one ragged
     lists = case.lists(PATTERNS[pattern](case.kinds()))

@@ -2,6 +2,7 @@
 
 import random
 
+import pairwise
 import pytest
 import torch
 
@@ -25,10 +26,7 @@ LENGTHS = [
 ]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: f"{x[0]}x{x[1]}")
-@pytest.mark.parametrize("dim", HEAD_DIMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pairwise.parametrize(dtype=DTYPES, dim=HEAD_DIMS, lengths=LENGTHS, causal=(False, True))
 def test_shapes(make_qkv, attend, agrees, dtype, dim, lengths, causal):
     q, k, v = make_qkv(2, *lengths, 2, 2, dim, dtype)
     agrees(*attend(q, k, v, causal=causal), q, k, v, causal)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pairwise
 import pytest
 import torch
 from neighborhoods import DTYPES, ROWS, Case
@@ -123,11 +124,12 @@ def test_configurations(check, case, dim, dtype):
     check(case.with_(dim=dim, dtype=dtype))
 
 
-@pytest.mark.parametrize("extra", [0, 77])
-@pytest.mark.parametrize(("dim", "dtype"), ROWS, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("case", ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
-def test_every_visible_key_counts_once(tensors, attend, case, dim, dtype, extra):
+@pairwise.parametrize(
+    case=ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, row=ROWS, extra=(0, 77)
+)
+def test_every_visible_key_counts_once(tensors, attend, case, row, extra):
     """Scores of 0 and values of one-hot rows: the outputs are counts of keys, to be hit exactly."""
+    dim, dtype = row
     case = case.with_(extra=extra, dim=dim, dtype=dtype)
     q, k, _, extra_k, _ = tensors(case)
     visible = case.visible(q.device)

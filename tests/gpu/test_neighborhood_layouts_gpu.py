@@ -1,5 +1,6 @@
 """neighborhood_attention on the GPU: where its tensors lie, and which it turns down."""
 
+import pairwise
 import pytest
 import torch
 from neighborhoods import LAYOUTS, Case, amid_nan, contiguous, crop, laid_out
@@ -29,9 +30,7 @@ def no_cache():
         torch.cuda.empty_cache()
 
 
-@pytest.mark.parametrize("dim", [40, 64, 128, 256])
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pairwise.parametrize(case=CASES, layout=LAYOUTS[1:], dim=(40, 64, 128, 256))
 def test_strides(tensors, check, case, layout, dim):
     """The same bits, wherever the tensors lie and whatever lies around them."""
     case = case.with_(dim=dim)

@@ -5,6 +5,7 @@ A rise of 2^10 makes them move it, a rise out of the range of the weights' type 
 scores again, and rows that have seen no key yet have no reference at all.
 """
 
+import pairwise
 import pytest
 import torch
 
@@ -33,10 +34,9 @@ def rising(make_qkv):
     return make
 
 
-@pytest.mark.parametrize("rise", RISES)
-@pytest.mark.parametrize("dim", [64, 96, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("causal", [False, True])
+@pairwise.parametrize(
+    causal=(False, True), dtype=(torch.float16, torch.bfloat16), dim=(64, 96, 128, 256), rise=RISES
+)
 def test_attention(rising, attend, agrees, causal, dtype, dim, rise):
     q, k, v = rising(rise, dim, dtype)
     agrees(*attend(q, k, v, causal=causal), q, k, v, causal)

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from block_lists import ROWS, poisoned
+from block_lists import ROWS
 from neighborhoods import LAYOUTS, laid_out
+from poison import poisoned
 
 import sparse_fmha
 from sparse_fmha import StripeMask, reference

@@ -1,62 +1,16 @@
 """Tiny random models of transformers: the same numbers as with torch's SDPA."""
 
-import json
-import math
-
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
 import transformers as hf
+from tiny_text import DECODER, MODELS, ids, model, run
 
-from sparse_fmha.calibration import Calibration, Point
-from sparse_fmha.integrations import _layers
 from sparse_fmha.integrations import transformers as sparse
 
-SMALL = {
-    "vocab_size": 90, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 512,
-}  # fmt: skip
-DECODER = SMALL | {"num_key_value_heads": 2, "pad_token_id": 0}
-MODELS = {
-    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER)),
-    "qwen": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER)),
-    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**DECODER, head_dim=16)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**DECODER, sliding_window=40)),
-    "bert": lambda: hf.BertModel(hf.BertConfig(**SMALL)),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    sparse.register()
-
-
-def model(name):
-    torch.manual_seed(0)
-    return MODELS[name]().eval()
-
-
-def ids(length=150, batch=2, seed=0):
-    return torch.randint(1, 90, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def run(net, implementation, calls, **inputs):
-    """The first output of a model; `calls` gets the names of our functions that it called."""
-    net.set_attn_implementation(implementation)
-    with pytest.MonkeyPatch.context() as patch:
-        ours = "attention", "neighborhood_attention", "block_sparse_attention"
-        for name in (*ours, "sdpa_attention_forward"):
-            function = getattr(sparse, name)
-
-            def noted(*args, function=function, name=name, **kwargs):
-                calls.append(name)
-                return function(*args, **kwargs)
-
-            patch.setattr(sparse, name, noted)
-        return net(**inputs)[0]
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -173,117 +127,6 @@ def test_compiled():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-LAYERS = {
-    "dense": {"default": {"method": "dense"}},
-    "nothing skipped": {"default": {"method": "skip", "threshold": 0.0}},
-    "all blocks": {"layers 0-1": {"method": "block_topk", "blocks": 2, "block_kv": 64}},
-    "all keys": {"layer 0": {"method": "vertical_slash", "vertical": 150, "slash": 150}},
-    "theta that keeps all": {"default": {"method": "anchor", "theta": 1e4, "block": 64}},
-}
-
-
-@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("as_file", [False, True])
-def test_methods_that_leave_nothing_out(tmp_path, layers, as_file):
-    net, tokens = model("llama"), ids(120)
-    wanted = run(net, "sdpa", [], input_ids=tokens)
-    if as_file:
-        path = tmp_path / "methods.json"
-        path.write_text(json.dumps(layers))
-        layers = path
-    sparse.register("sparse_by_layer", layers)
-    found = run(net, "sparse_by_layer", [], input_ids=tokens)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_each_layer_has_its_own_method(monkeypatch):
-    """Layer 1 alone leaves blocks out, and says where it cannot."""
-    seen = []
-
-    def watched(q, k, v, mask, **options):
-        seen.append(mask.block_density)
-        return block_sparse_attention(q, k, v, mask, **options)
-
-    block_sparse_attention = _layers.block_sparse_attention
-    monkeypatch.setattr(_layers, "block_sparse_attention", watched)
-    options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
-    sparse.register("sparse_by_layer", {"layer 1": options})
-    net, tokens = model("llama"), ids(300)
-    found = run(net, "sparse_by_layer", [], input_ids=tokens)
-    wanted = run(net, "sdpa", [], input_ids=tokens)
-    assert len(seen) == 1
-    assert seen[0] < 0.5
-    assert (found - wanted).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_change_what_a_method_chooses(side):
-    options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
-    sparse.register("sparse_by_layer", {"layer 1": options})
-    net, tokens = model("llama"), ids(300)
-    real = torch.ones_like(tokens, dtype=torch.bool)
-    entry = slice(100, None) if side == "left" else slice(200)
-    real[0] = False
-    real[0, entry] = True
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    inputs = {"attention_mask": real.long(), "position_ids": positions}
-    found = run(net, "sparse_by_layer", [], input_ids=tokens, **inputs)
-    alone = run(net, "sparse_by_layer", [], input_ids=tokens[:1, entry])
-    torch.testing.assert_close(found[:1, entry], alone, rtol=1e-4, atol=1e-5)
-    whole = run(net, "sparse_by_layer", [], input_ids=tokens[1:])
-    torch.testing.assert_close(found[1:], whole, rtol=1e-4, atol=1e-5)
-
-
-def test_where_a_method_is_an_error():
-    sparse.register("sparse_by_layer", {"layer 1": {"method": "anchor"}})
-    tokens = ids(100)
-    holes = torch.ones_like(tokens)
-    holes[0, 40] = 0
-    cases = [
-        ("llama", {"attention_mask": holes}, "padding between tokens"),
-        ("mistral", {}, "a sliding window"),
-        ("bert", {}, "attention that is not causal"),
-    ]
-    for name, inputs, reason in cases:
-        with pytest.raises(NotImplementedError, match=f"layer 1 has a sparse .* here is {reason}"):
-            run(model(name), "sparse_by_layer", [], input_ids=tokens, **inputs)
-    net = model("llama")
-    net.set_attn_implementation("sparse_by_layer")
-    cache = net(tokens[:, :60], use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="here is 40 queries and 100 keys, as behind"):
-        net(tokens[:, 60:], past_key_values=cache)
-
-
-def calibration(path):
-    """A law of threshold * length = 2 exp(3 sparsity), saved."""
-    points = [
-        Point("prefill", length, 2 * math.exp(3 * s) / length, s, 1000)
-        for length in (1024, 4096)
-        for s in (0.2, 0.5, 0.8)
-    ]
-    Calibration(points).save(path)
-    return path
-
-
-def test_a_sparsity_in_place_of_a_threshold(tmp_path, monkeypatch):
-    path = calibration(tmp_path / "calibration.json")
-    row = {"method": "skip", "sparsity": 0.4, "calibration": str(path)}
-    file = tmp_path / "layers.json"
-    file.write_text(json.dumps({"layer 1": row}))
-    sparse.register("sparse_by_layer", file)
-    given = []
-
-    def watched(*args, skip_threshold, **options):
-        given.append(skip_threshold)
-        return attention(*args, skip_threshold=skip_threshold, **options)
-
-    attention = _layers.attention
-    monkeypatch.setattr(_layers, "attention", watched)
-    for length in (150, 300):
-        run(model("llama"), "sparse_by_layer", [], input_ids=ids(length))
-    assert given == pytest.approx([2 * math.exp(1.2) / 150, 2 * math.exp(1.2) / 300], rel=1e-4)
-
-
 def test_weights_are_not_there():
     with pytest.raises(NotImplementedError, match="output_attentions=True asks LlamaAttention"):
         run(model("llama"), "sparse_fmha", [], input_ids=ids(), output_attentions=True)
@@ -294,55 +137,3 @@ def test_a_static_cache_is_an_error_that_says_so():
     net.set_attn_implementation("sparse_fmha")
     with pytest.raises(NotImplementedError, match=r"cache_implementation='static'"):
         net.generate(ids(20), max_new_tokens=3, do_sample=False, cache_implementation="static")
-
-
-def test_a_key_twice_in_a_file(tmp_path):
-    path = tmp_path / "methods.json"
-    path.write_text('{"layer 1": {"method": "dense"}, "layer 1": {"method": "dense"}}')
-    with pytest.raises(ValueError, match="has the key 'layer 1' twice in one object"):
-        sparse.register("sparse_by_layer", path)
-
-
-@pytest.mark.parametrize(
-    ("layers", "error", "message"),
-    [
-        ({"layer x": {"method": "dense"}}, ValueError, "layers has the key 'layer x'; 'default'"),
-        ({"layers 5-2": {"method": "dense"}}, ValueError, "which ends before it begins"),
-        ({"default": {"method": "magic"}}, ValueError, r"layers\['default'\] is .*dense, skip"),
-        ({"default": "dense"}, ValueError, "a mapping with a method is needed"),
-        ({"default": {"method": "skip"}}, ValueError, "skip takes a threshold, or a sparsity"),
-        (
-            {"default": {"method": "skip", "threshold": 0.1, "sparsity": 0.5}},
-            ValueError,
-            "skip takes a threshold, or a sparsity",
-        ),
-        (
-            {"default": {"method": "skip", "sparsity": 0.5}},
-            ValueError,
-            "skip takes sparsity and calibration together",
-        ),
-        (
-            {"default": {"method": "skip", "sparsity": 1.5, "calibration": "x"}},
-            ValueError,
-            "sparsity is 1.5; 0 to",
-        ),
-        (
-            {"default": {"method": "skip", "sparsity": 0.5, "calibration": "no-such-file"}},
-            OSError,
-            "no-such-file",
-        ),
-        ({"default": {"method": "block_topk"}}, ValueError, "block_topk: missing a required arg"),
-        ({"default": {"method": "dense", "x": 1}}, ValueError, "dense: got an unexpected keyword"),
-        (
-            {"layers 0-3": {"method": "dense"}, "layer 2": {"method": "dense"}},
-            ValueError,
-            "layers names layer 2 twice, the second time by 'layer 2'",
-        ),
-        ({"default": {"method": "skip", "threshold": 7}}, ValueError, "threshold is 7; 0 to"),
-        ({"default": {"method": "block_topk", "blocks": 0}}, ValueError, "blocks is 0; at least 1"),
-        (3, TypeError, "layers is a int; a mapping or a path is needed"),
-    ],
-)
-def test_layers_that_do_not_make_sense(layers, error, message):
-    with pytest.raises(error, match=message):
-        sparse.register("sparse_by_layer", layers)

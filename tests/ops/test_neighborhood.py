@@ -1,8 +1,9 @@
 """Neighborhood attention on the CPU against the reference."""
 
+import functools
 import math
-from dataclasses import dataclass
 
+import neighborhoods
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -12,22 +13,8 @@ import sparse_fmha
 from sparse_fmha import reference
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-@dataclass(frozen=True)
-class Case:
-    grid: tuple[int, ...]
-    window: tuple[int, ...]
-    stride: tuple[int, ...] | int = 1
-    dilation: tuple[int, ...] | int = 1
-    causal: tuple[bool, ...] | bool = False
-    extra: int = 0
-    batch: int = 1
-    heads: int = 2
-    heads_kv: int = 1
-    dim: int = 16
-    dtype: torch.dtype = torch.float32
-    scale: float | None = None
+# Small ones, in the dtype of most tests here.
+Case = functools.partial(neighborhoods.Case, dim=16, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -55,21 +42,14 @@ def check(tensors, poisoned, agrees):
                 q,
                 k,
                 v,
-                case.window,
-                stride=case.stride,
-                dilation=case.dilation,
-                causal=case.causal,
-                scale=case.scale,
+                **case.options(),
                 extra_k=extra_k,
                 extra_v=extra_v,
                 return_lse=True,
             )
-        visible = reference.neighborhood_mask(
-            case.grid, case.window, case.stride, case.dilation, case.causal, case.extra
-        )
         if case.extra:
             k, v = (torch.cat([x.flatten(1, -3), y], 1) for x, y in ((k, extra_k), (v, extra_v)))
-        agrees(out, lse, q, k, v, visible, case.scale)
+        agrees(out, lse, q, k, v, case.visible(), case.scale)
         return out, lse
 
     return run

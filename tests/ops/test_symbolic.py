@@ -240,7 +240,7 @@ def test_opcheck(dtype):
     scale = torch.tensor(0.3, dtype=torch.float64)
     threshold = torch.tensor([0.1])
     torch.library.opcheck(OPS.fmha_fwd_symbolic, (q, q, q, True, scale))
-    torch.library.opcheck(OPS.fmha_skip_fwd_symbolic, (q, q, q, threshold, False, scale))
+    torch.library.opcheck(OPS.fmha_fwd_symbolic, (q, q, q, False, scale, threshold))
     for scale_or_none in (scale, None):
         options = ([5], [2], [1], [0], scale_or_none)
         torch.library.opcheck(OPS.neighborhood_fwd_symbolic, (q, q, q, *options))

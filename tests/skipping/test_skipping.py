@@ -3,75 +3,17 @@
 Which rows and keys go together is worked out here from docs/design.md, "Skipping".
 """
 
-import dataclasses
 import itertools
 
-import block_masks
 import pytest
 import torch
+from skip_cases import check, inputs, rows
 
 import sparse_fmha
-from sparse_fmha import BlockMask, SkipStats, StripeMask, reference
+from sparse_fmha import SkipStats, reference
 
 _C = pytest.importorskip("sparse_fmha._C")
 TILE_K = {64: 80, 128: 80, 256: 80}  # keys of a tile of the dense kernels, by head dim
-
-
-def inputs(length=500, kv=None, heads=4, heads_kv=2, dim=64, batch=2, seed=0):
-    """All queries of a head look in one direction, along which runs of 30 keys lie together, so
-    that rows agree on what is small; scores spread over some ten natural log units."""
-    generator = torch.Generator().manual_seed(seed)
-    kv = length if kv is None else kv
-
-    def randn(*shape):
-        return torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
-
-    way = torch.nn.functional.normalize(randn(1, heads_kv, dim), dim=-1)
-    along = randn(-(-kv // 30), heads_kv, 1).repeat_interleave(30, 1)[:, :kv]
-    q = dim**0.5 * way.repeat_interleave(heads // heads_kv, 2) + 0.1 * randn(length, heads, dim)
-    k = 4 * along * way + 0.1 * randn(kv, heads_kv, dim)
-    return q, k, randn(kv, heads_kv, dim)
-
-
-def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs):
-    """`tiles` [heads, groups, Lkv] ranks the keys; -1 for keys that are in no tile."""
-    out, lse, stats = function(
-        q, k, v, *args, skip_threshold=threshold, return_lse=True, return_stats=True, **kwargs
-    )
-    heads = q.shape[-2]
-    visible = visible.expand(q.shape[0], heads, *visible.shape[-2:])
-    flat = [x.flatten(1, -3) for x in (q, k, v)]
-    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in flat[1:])
-    for h in range(heads):
-        one = slice(h, h + 1)
-        ranks = tiles[min(h, len(tiles) - 1)]
-        last = ranks.amax(1, keepdim=True) + 1  # unseen keys behind all others
-        ranks = torch.where(ranks < 0, last, ranks)
-        wanted, wanted_lse, skipped = reference.skip_attention(
-            flat[0][:, :, one],
-            k[:, :, one],
-            v[:, :, one],
-            visible[:, one],
-            threshold,
-            groups,
-            ranks,
-            kwargs.get("scale"),
-        )
-        torch.testing.assert_close(out.flatten(1, -3)[:, :, one], wanted)
-        torch.testing.assert_close(
-            lse.flatten(1, -2)[:, :, one].double(), wanted_lse, rtol=1e-6, atol=1e-5
-        )
-        assert stats.skipped[:, h].tolist() == skipped[:, 0].sum((1, 2)).tolist()
-        pairs = torch.zeros(len(q), int(groups.max()) + 1, int(ranks.max()) + 1)
-        for g in range(pairs.shape[1]):
-            seen = visible[:, h, groups == g].any(1)
-            pairs[:, g] = pairs[:, g].index_add(1, ranks[g], seen.float())
-        assert stats.visited[:, h].tolist() == (pairs > 0).sum((1, 2)).tolist()
-    return stats
-
-
-def rows(length):
-    return torch.arange(length) // 64
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -180,107 +122,6 @@ def neighborhood_tiles(grid, window, extra, stride=1, dilation=1, causal=False):
     return groups, torch.stack(tiles)[None]
 
 
-@pytest.mark.parametrize("blocks", [(64, 16), (64, 128), (128, 32), (128, 64), (128, 128)], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    ("threshold", "dim", "tile_k"), [(1e-3, 128, 128), (0.3, 96, 128), (0.3, 136, 32)]
-)
-def test_block_sparse(threshold, dim, tile_k, causal, blocks):
-    drawn = block_masks.Drawn(450, 600, *blocks, 2, 2, causal, kinds=(0.3, 0.5, 0.2))
-    mask, visible = drawn.mask(), drawn.dense()
-    q, k, v = inputs(450, 600, heads=2, heads_kv=1, dim=dim)
-    for b in range(2):
-        one = dataclasses.replace(drawn, seed=0)
-        tiles = torch.stack([block_tiles(mask, b, h, tile_k) for h in range(2)])
-        part = BlockMask(
-            *(mask.counts[b : b + 1], mask.indices[b : b + 1], *one.sizes),
-            causal=causal,
-            partial_counts=mask.partial_counts[b : b + 1],
-            partial_indices=mask.partial_indices[b : b + 1],
-            partial_bits=mask.partial_bits[b : b + 1],
-        )
-        given = (x[b : b + 1] for x in (q, k, v))
-        stats = check(
-            sparse_fmha.block_sparse_attention, *given, visible[b : b + 1], rows(450), tiles,
-            threshold, part,
-        )  # fmt: skip
-        if threshold == 0.3:
-            assert (stats.skipped > 0).any()
-
-
-def block_tiles(mask, b, h, tile_k):
-    """Stages of `tile_k` keys for each 64 rows of one head, [groups, Lkv]."""
-    result = []
-    for group in range(-(-mask.q_len // 64)):
-        row = group * 64 // mask.block_q
-
-        def listed(counts, indices, row):
-            return indices[b, h, row, : counts[b, h, row]].tolist() if row < mask.blocks_q else []
-
-        full = listed(mask.counts, mask.indices, row)
-        partial = listed(mask.partial_counts, mask.partial_indices, row)
-        if mask.block_q == 64:
-            other = listed(mask.counts, mask.indices, row ^ 1)
-            streams = [sorted(set(full) & set(other)), partial + sorted(set(full) - set(other))]
-        else:
-            streams = [partial + full]
-        firsts = [[block * mask.block_kv for block in stream] for stream in streams]
-        result.append(ranked(firsts, tile_k, mask.block_kv, mask.kv_len))
-    return torch.stack(result)
-
-
-def ranked(streams, tile_k, size, kv_len):
-    """Ranks of keys, where tiles hold runs of `size` keys, or parts; each stream ends a tile."""
-    ranks, rank = torch.full((kv_len,), -1), 0
-    part = min(size, tile_k)
-    for stream in streams:
-        parts = [first + n for first in stream for n in range(0, size, part)]
-        for i in range(0, len(parts), tile_k // part):
-            for first in parts[i : i + tile_k // part]:
-                ranks[first : first + part] = rank
-            rank += 1
-    return ranks
-
-
-@pytest.mark.parametrize("range_size", [None, 64, 128])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    ("threshold", "dim", "tile_k"), [(1e-3, 128, 128), (0.3, 96, 128), (0.3, 136, 32)]
-)
-def test_stripe(threshold, dim, tile_k, causal, range_size):
-    generator = torch.Generator().manual_seed(1)
-    length, groups = 600, 3
-    columns = torch.stack([torch.randperm(300, generator=generator)[:250] for _ in range(groups)])
-    columns = columns.sort(-1).values.int()[None, None]
-    counts = torch.tensor([250, 170, 3]).int()[None, None]
-    ranges = {}
-    if range_size is not None:
-        starts = torch.tensor([[301, 440, -1], [310, -1, -1], [470, 300, 380]]).int()
-        if range_size == 128:
-            starts[:, 2:] = -1
-        number = (starts >= 0).sum(-1).int()
-        ranges = dict(range_starts=starts[None, None], range_counts=number[None, None])
-    mask = StripeMask(
-        columns, counts, length, length, 256, causal=causal, range_size=range_size or 64, **ranges
-    )
-    q, k, v = inputs(length, dim=dim)
-    tiles = []
-    for group in range(-(-length // 64)):
-        at = group * 64 // 256
-        runs = starts[at, : number[at]].tolist() if ranges else []
-        ranks = ranked([runs], tile_k, range_size or 64, length)
-        listed = columns[0, 0, at, : counts[0, 0, at]].long()
-        for i in range(0, len(listed), tile_k):
-            ranks[listed[i : i + tile_k]] = ranks.max() + 1
-        tiles.append(ranks)
-    stats = check(
-        sparse_fmha.stripe_attention, q, k, v, mask.to_dense(), rows(length),
-        torch.stack(tiles)[None], threshold, mask,
-    )  # fmt: skip
-    if threshold == 0.3:
-        assert (stats.skipped > 0).any()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(dtype):
     """Nothing near the threshold here: the same tiles as in fp64 of the same numbers."""
@@ -348,87 +189,3 @@ def test_results_and_counts():
     out, stats = sparse_fmha.attention(*empty, return_stats=True, skip_threshold=0.1)
     assert out.shape == (0, 300, 4, 64)
     assert stats.visited.shape == (0, 4)
-
-
-def calls():
-    q, k, v = (x.float() for x in inputs(length=128, dim=64))
-    mask = BlockMask.from_blocks(torch.ones(1, 1, 1, 1, dtype=torch.bool), 128, 128, 128, 128)
-    stripes = StripeMask.from_columns(torch.ones(1, 1, 1, 128, dtype=torch.bool), 128, 128)
-    return {
-        "attention": (sparse_fmha.attention, (q, k, v)),
-        "neighborhood": (sparse_fmha.neighborhood_attention, (q, k, v, 40)),
-        "block_sparse": (sparse_fmha.block_sparse_attention, (q, k, v, mask)),
-        "stripe": (sparse_fmha.stripe_attention, (q, k, v, stripes)),
-    }
-
-
-@pytest.mark.parametrize("name", calls())
-@pytest.mark.parametrize(
-    ("threshold", "error", "message"),
-    [
-        (1.0, ValueError, r"skip_threshold is 1.0; 0 <= skip_threshold < 1 is needed"),
-        (-0.5, ValueError, r"skip_threshold is -0.5; 0 <= skip_threshold < 1 is needed"),
-        (float("nan"), ValueError, r"skip_threshold is nan; 0 <= skip_threshold < 1 is needed"),
-        ("0", TypeError, r"skip_threshold is '0'; a number or a tensor is needed"),
-        (True, TypeError, r"skip_threshold is True; a number or a tensor is needed"),
-        (torch.zeros(3), ValueError, r"skip_threshold has shape \[3\]; \[2\] is needed"),
-        (torch.zeros(2).double(), TypeError, r"skip_threshold has dtype torch.float64; .*float32"),
-        (torch.zeros(2, device="meta"), ValueError, r"skip_threshold is on meta, q on cpu"),
-    ],
-)
-def test_errors(name, threshold, error, message):
-    function, args = calls()[name]
-    with pytest.raises(error, match=message):
-        function(*args, skip_threshold=threshold)
-
-
-@pytest.mark.parametrize("name", calls())
-def test_ops(name):
-    """opcheck, torch.compile and autocast of the op behind each function."""
-    function, args = calls()[name]
-    threshold = torch.full((2,), 0.01)
-
-    def run(q, k, v, threshold):
-        return function(
-            q, k, v, *args[3:], skip_threshold=threshold, return_lse=True, return_stats=True
-        )
-
-    eager = run(*args[:3], threshold)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(*args[:3], threshold)
-    for a, b in zip([*eager[:2], *eager[2]], [*compiled[:2], *compiled[2]], strict=True):
-        assert a.equal(b)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, _, stats = run(*args[:3], threshold)
-    assert out.dtype == torch.bfloat16
-    assert stats.visited.equal(eager[2].visited)
-    with pytest.raises(NotImplementedError, match=r"_skip_fwd has no backward pass yet"):
-        run(args[0].clone().requires_grad_(), *args[1:3], threshold)[0].sum().backward()
-
-
-def test_opcheck():
-    q, k, v = (x.float() for x in inputs(length=70, dim=16))
-    op = torch.ops.sparse_fmha.fmha_skip_fwd
-    torch.library.opcheck(op, (q, k, v, torch.full((2,), 0.1), True, None))
-    op = torch.ops.sparse_fmha.neighborhood_skip_fwd
-    torch.library.opcheck(op, (q, k, v, torch.full((2,), 0.1), [9], [1], [1], [0]))
-    counts, indices = torch.ones(1, 1, 1).int(), torch.zeros(1, 1, 1, 1).int()
-    op = torch.ops.sparse_fmha.block_sparse_skip_fwd
-    rest = (torch.full((2,), 0.1), counts, indices, None, None, None, 128, 128)
-    torch.library.opcheck(op, (q, k, v, *rest))
-    op = torch.ops.sparse_fmha.stripe_skip_fwd
-    rest = (torch.full((2,), 0.1), indices, counts, None, None, 128)
-    torch.library.opcheck(op, (q, k, v, *rest))
-
-
-@pytest.mark.parametrize(
-    ("threshold", "message"),
-    [
-        (torch.zeros(3), r"skip_threshold has shape \[3\]; \[2\] is needed"),
-        (torch.zeros(2).double(), r"skip_threshold has a dtype other than float32"),
-        (torch.zeros(4)[::2], r"skip_threshold is not contiguous"),
-    ],
-)
-def test_raw_op_errors(threshold, message):
-    q, k, v = inputs(length=70, dim=16)
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.sparse_fmha.fmha_skip_fwd(q, k, v, threshold)

@@ -8,11 +8,20 @@ from layouts import amid, between, with_gaps
 from sparse_fmha import BlockMask, StripeMask
 
 OPS = torch.ops.sparse_fmha
+SKIPPING = " that skips"  # behind the name of an op, a call with a threshold
+
+
+def op_name(call):
+    return call.removesuffix(SKIPPING)
+
+
+def op_of(call):
+    return getattr(OPS, op_name(call))
 
 
 def _results(op, arguments, changes):
     result = op(**{**arguments, **changes})
-    return result if isinstance(result, tuple) else (result,)
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ def _anchor_calls(device, dtype):
 
 
 def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32):
-    """The calls by the name of their op. Arguments are in the order of the schema."""
+    """The calls by the name of their op and whether it skips."""
     line, plane = (
         _operands({"q": (2, *axes, 2, dim), "k": (2, *axes, 1, dim), "v": (2, *axes, 1, dim)},
                   device, dtype)
@@ -149,11 +158,10 @@ def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=3
     calls = {}
     for name, arguments in mechanisms.items():
         threshold = torch.tensor([0.05, 0.2], device=device)
-        places = dict.fromkeys(("q", "k", "v")) | {"skip_threshold": threshold}
         calls[f"{name}_fwd"] = arguments
-        calls[f"{name}_skip_fwd"] = places | arguments
+        calls[f"{name}_fwd{SKIPPING}"] = arguments | {"skip_threshold": threshold}
     calls |= _anchor_calls(device, dtype)
-    return {name: Call(getattr(OPS, name), arguments) for name, arguments in calls.items()}
+    return {name: Call(op_of(name), arguments) for name, arguments in calls.items()}
 
 
 # Small ones on the CPU: the arguments of each op by their names.
@@ -169,4 +177,4 @@ def floats(name):
 
 def run(name, **changes):
     """All results of the op, as a tuple."""
-    return _results(getattr(OPS, name), CALLS[name], changes)
+    return _results(op_of(name), CALLS[name], changes)

@@ -29,12 +29,15 @@ struct ParallelFor {
                    void* arg) const = 0;
 };
 
-// Of every workspace the first bytes are the counter that hands out query tiles.
-inline constexpr size_t kCounterBytes = 16;
+// Device memory, aligned to 16 bytes, that lives until the work of a launch is done.
+struct DeviceMemory {
+  virtual ~DeviceMemory() = default;
+  virtual void* allocate(size_t bytes) = 0;
+};
 
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
-  void* workspace = nullptr;              // device memory of the row's size; unused on the CPU
+  DeviceMemory* memory = nullptr;         // unused on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 
@@ -53,7 +56,6 @@ struct KernelInfo {
 struct KernelRow {
   KernelInfo info;
   void (*launch)(FmhaProblem const&, ExecutionContext const&);  // throws std::runtime_error
-  size_t (*workspace_bytes)(FmhaProblem const&) = [](FmhaProblem const&) { return kCounterBytes; };
 };
 
 std::vector<KernelRow> const& kernel_table();

@@ -1,16 +1,52 @@
-// What is asked of the current GPU.
+// What is asked of the current GPU in each launch, and kept.
 #pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
 
 #include "sparse_fmha/cuda/check.h"
 
 namespace sparse_fmha {
 
-inline int device_attribute(cudaDeviceAttr attribute) {
+inline int current_device() {
   int device = 0;
-  int value = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
+  return device;
 }
+
+inline constexpr int kMaxDevices = 64;  // of which something is kept
+
+// Multiprocessors of the current GPU.
+inline int multiprocessor_count() {
+  static std::array<std::atomic<int>, kMaxDevices> kept;  // zero: not asked yet
+  int const device = current_device();
+  int count = device < kMaxDevices ? kept[device].load(std::memory_order_relaxed) : 0;
+  if (count == 0) {
+    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+               "cudaDeviceGetAttribute");
+    if (device < kMaxDevices) {
+      kept[device].store(count, std::memory_order_relaxed);
+    }
+  }
+  return count;
+}
+
+// Does something on the current GPU unless it has been done there. Threads may do it twice.
+class OncePerDevice {
+ public:
+  template <class Body>
+  void operator()(Body const& body) {
+    int const device = current_device();
+    uint64_t const bit = device < kMaxDevices ? uint64_t{1} << device : 0;
+    if ((done_.load(std::memory_order_relaxed) & bit) == 0) {
+      body();
+      done_.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  std::atomic<uint64_t> done_{0};  // a bit for each device
+};
 
 }  // namespace sparse_fmha

@@ -15,7 +15,8 @@ struct WorkTile {
 // highest queries. Heads go in groups whose keys and values fit the L2 cache together; in a group
 // all heads walk down their query tiles side by side.
 struct Scheduler {
-  int32_t* next;      // device memory, zero at launch: tiles taken beyond the first of each block
+  int32_t* next;      // device memory, zero at launch: tiles taken beyond the first of each block;
+                      // null where each tile has a block of its own
   int32_t num_tiles;  // q_tiles * heads * batch
   int32_t q_tiles;
   int32_t heads;
@@ -33,7 +34,7 @@ struct Scheduler {
     return {q_tiles - 1 - rest / width, instance % heads, instance / heads};
   }
   __device__ __forceinline__ int32_t take() const {
-    return static_cast<int32_t>(gridDim.x) + atomicAdd(next, 1);
+    return next == nullptr ? num_tiles : static_cast<int32_t>(gridDim.x) + atomicAdd(next, 1);
   }
 };
 

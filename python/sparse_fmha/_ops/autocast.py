@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+def register(library: torch.library.Library, op: torch._ops.OpOverload, end: int) -> None:
+    """Registers that the arguments before `end` are cast."""
+    for device, key in KEYS.items():
+        library.impl(op._opname, _casting(op, end, device), key)
+
+
+def _casting(op: torch._ops.OpOverload, end: int, device: str) -> Callable[..., list[Tensor]]:
+    def run(*args: object) -> list[Tensor]:
+        with torch.autocast(device, enabled=False):
+            return op(*cast(device, *args[:end]), *args[end:])
+
+    return run
 
 
 def cast(device: str, *args: object) -> tuple:

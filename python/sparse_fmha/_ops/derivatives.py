@@ -12,6 +12,11 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._library.utils import fill_defaults
 from torch.autograd import forward_ad
 
+AFTER_AUTOGRAD = torch._C._after_autograd_keyset
+any_requires_grad = torch._C._any_requires_grad
+is_grad_enabled = torch.is_grad_enabled
+num_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 Backward = Callable[..., Sequence[Tensor | None]]
 SetupContext = Callable[..., None]
 
@@ -37,16 +42,21 @@ def register(
     """
     apply = _apply_of(op, backward, setup_context)
 
+    redispatch = op._handle.redispatch_boxed
+
     def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-        keyset = keyset & torch._C._after_autograd_keyset
-        grad_mode = torch.is_grad_enabled()
-        # forward_ad does not know of levels that a compiled graph opens, but tracing needs a mode.
-        may_have_tangents = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
-        if may_have_tangents or (grad_mode and torch._C._any_requires_grad(*args)):
+        # In each call, so every microsecond counts. forward_ad does not know of levels that a
+        # compiled graph opens, but tracing needs a mode.
+        grad_mode = is_grad_enabled()
+        if (
+            (grad_mode and any_requires_grad(*args))
+            or forward_ad._current_level >= 0
+            or num_dispatch_modes()
+        ):
             with enable_single_level_autograd_function():
-                return apply(*args, functools.partial(_redispatch, op, keyset, grad_mode))
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset, *args)
+                below = keyset & AFTER_AUTOGRAD
+                return apply(*args, functools.partial(_redispatch, op, below, grad_mode))
+        return redispatch(keyset & AFTER_AUTOGRAD, *args)
 
     library.impl(op._opname, run, "Autograd", with_keyset=True)
 
@@ -104,7 +114,8 @@ def _apply_of(
 
     def forward(*inputs):
         *args, redispatch = inputs
-        return redispatch(*args)
+        results = redispatch(*args)
+        return tuple(results) if isinstance(results, list) else results  # as autograd wants them
 
     def set_up(ctx, inputs, output):
         if setup_context is not None:

@@ -8,15 +8,15 @@ from torch import Tensor
 from sparse_fmha._sizes import ceil_div
 
 
-def outputs(q: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, Tensor]:
-    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous."""
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object) -> list[Tensor]:
+    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous.
 
-
-def outputs_and_tiles(q: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
-    """Also the tiles visited and skipped, `[B, Hq, 2]`."""
-    tiles = q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64)
-    return *outputs(q, *args, **kwargs), tiles
+    With thresholds also the tiles visited and skipped, `[B, Hq, 2]`.
+    """
+    results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    if skip_threshold is not None:
+        results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
+    return results
 
 
 def anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:

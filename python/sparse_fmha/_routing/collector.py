@@ -73,24 +73,17 @@ def _of_torch(*args: object, **kwargs: object) -> Measured:
 
 
 def _of_ours(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, scale: float | None = None
-) -> Measured:
-    return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
-
-
-def _of_ours_that_skips(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    threshold: Tensor,
     causal: bool = False,
     scale: float | None = None,
+    skip_threshold: Tensor | None = None,
 ) -> Measured:
-    return _of_ours(q, k, v, causal, scale)
+    return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
 
 
 _OF = {
     torch.nn.functional.scaled_dot_product_attention: _of_torch,
     torch.ops.sparse_fmha.fmha_fwd: _of_ours,
-    torch.ops.sparse_fmha.fmha_skip_fwd: _of_ours_that_skips,
 }

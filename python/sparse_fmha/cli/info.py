@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import sparse_fmha
+from sparse_fmha import _build
 
 
 def report() -> str:
@@ -73,7 +74,7 @@ def cpu_name() -> str:
 
 def gpu_archs() -> dict[str, list[tuple[int, int]]]:
     """The compute capabilities that each GPU architecture of the kernel table runs on."""
-    return sparse_fmha._with_extension()._C.gpu_archs()
+    return _build.extension().gpu_archs()
 
 
 def rows_for(device: str) -> list[dict]:

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import sparse_fmha
-from sparse_fmha import _checks, skipping
+from sparse_fmha import _build, _checks, skipping
+from sparse_fmha.attention import (
+    attention,
+    block_sparse_attention,
+    neighborhood_attention,
+    stripe_attention,
+)
 from sparse_fmha.cost import model
 from sparse_fmha.cost.block_model import block_sparse_cost
-from sparse_fmha.masks import block_checks, stripe_checks
+from sparse_fmha.cost.simulation import simulate
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,10 @@ def explain(
         ImportError: the extension `_C` is not there for this Python.
     """
     described = {
-        sparse_fmha.attention: _dense,
-        sparse_fmha.neighborhood_attention: _neighborhood,
-        sparse_fmha.block_sparse_attention: _block_sparse,
-        sparse_fmha.stripe_attention: _stripe,
+        attention: _dense,
+        neighborhood_attention: _neighborhood,
+        block_sparse_attention: _block_sparse,
+        stripe_attention: _stripe,
     }
     if function not in described:
         names = ", ".join(f.__name__ for f in described)
@@ -96,7 +102,7 @@ def explain(
     if not isinstance(q, Tensor):
         raise TypeError(f"q is a {type(q).__name__}, not a tensor")
     arch = arch or _arch_of(q.device)
-    archs = ("cpu", *sparse_fmha._with_extension()._C.gpu_archs())
+    archs = ("cpu", *_build.extension().gpu_archs())
     if arch not in archs:
         raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
     mechanism, times, notes = described[function](given, arch)
@@ -110,7 +116,7 @@ def explain(
 def _arch_of(device: torch.device) -> str | None:
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        return sparse_fmha._with_extension()._C.arch_of_capability(*capability)
+        return _build.extension().arch_of_capability(*capability)
     return "cpu" if device.type == "cpu" else None
 
 
@@ -135,7 +141,7 @@ def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
     _checks.check_grid(q, k)
     _checks.check_extra(given["extra_k"], given["extra_v"], q, k)
     extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
-    simulation = sparse_fmha.simulate(
+    simulation = simulate(
         tuple(q.shape[1:-2]),
         given["window"],
         stride=given["stride"],
@@ -156,7 +162,7 @@ def _neighborhood(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
 def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
     mask: BlockMask = given["mask"]
-    block_checks.check_mask(mask, q, k, on_device=False)
+    check_block_mask(mask, q, k, on_device=False)
     if arch != model.ARCH:
         return "block_sparse", None, ()
     batch, heads, q_len, kv_len, head_dim = _problem(q, k)
@@ -168,7 +174,7 @@ def _block_sparse(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str
 
 def _stripe(given: dict, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1,))
-    stripe_checks.check_mask(given["mask"], q, k, on_device=False)
+    check_stripe_mask(given["mask"], q, k, on_device=False)
     return "stripe", None, ()
 
 
@@ -202,7 +208,7 @@ def _choose(
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
     rows = [
         row
-        for row in sparse_fmha.kernels()
+        for row in _build.kernels()
         if (row["arch"], row["pass"], row["mechanism"], row["skips"])
         == (arch, "forward", mechanism, skips)
     ]

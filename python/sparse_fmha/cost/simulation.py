@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import sparse_fmha
+from sparse_fmha import _build
 from sparse_fmha.cost.model import makespan
 from sparse_fmha.cost.tile_problem import Coord, Problem, check_problem, check_tile, joined
+
+if TYPE_CHECKING:
+    from sparse_fmha.plotting.views import TileView
 
 
 class Tiles(NamedTuple):
@@ -101,9 +104,19 @@ class Simulation:
             ValueError, TypeError: a path or a query that is not allowed.
             OSError: the file cannot be written.
         """
-        from sparse_fmha.plotting import tiles
+        from sparse_fmha.plotting.tiles import draw
 
-        tiles.draw(self, path, query)
+        draw(self._view(query), path)
+
+    def _view(self, query: Sequence[int] | None = None) -> TileView:
+        # These need numpy, which nothing else here does.
+        from sparse_fmha.cost.tile_lines import check_query, lines
+        from sparse_fmha.plotting.views import TileView
+
+        query = check_query(self.grid, query)
+        walk = (self.grid, self.window, self.stride, self.dilation, self.causal)
+        of_query = lines(walk, (self.tile_q, self.tile_k), self.key_tiling == "static", query)
+        return TileView(self.grid, of_query, self.distribution, *self.visited)
 
 
 def simulate(
@@ -273,4 +286,4 @@ def _shown(tile: Coord, axes: int) -> Coord:
 
 
 def tile_simulator():
-    return sparse_fmha._with_extension()._C.tiles
+    return _build.extension().tiles

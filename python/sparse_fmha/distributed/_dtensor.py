@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.experimental import register_sharding as register_with_torch
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor._op_schema import OpSchema, OpStrategy, RuntimeSchemaInfo
+from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
 
 from sparse_fmha import _ops
 from sparse_fmha.distributed import _masks
@@ -15,7 +16,6 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
 TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
-OUTPUT_HEADS = {"out": -2, "lse": -1, "tiles": -2}  # where the heads are
 WITHOUT_HEADS = ("skip_threshold",)  # [B]
 
 _registered = False
@@ -24,7 +24,7 @@ _registered = False
 def register_sharding() -> None:
     """Registers the ops with DTensor; done when `sparse_fmha.distributed` is imported.
 
-    All ops, those that skip too, are sharded over the batch or over heads; a mesh of several
+    All ops of attention are sharded over the batch or over heads; a mesh of several
     dimensions may do both. Lists of a mask that serve all batch entries or all heads are replicated
     there. With fewer key heads than query heads, heads are sharded only where the key heads divide
     evenly. Tensors that are placed otherwise are redistributed by DTensor, as for its own ops.
@@ -34,9 +34,11 @@ def register_sharding() -> None:
     if _registered:
         return
     for mechanism in _ops.MECHANISMS:
-        for name in (f"{mechanism}_fwd", f"{mechanism}_skip_fwd"):
-            op = getattr(torch.ops.sparse_fmha, name).default
-            register_with_torch(op)(_shardings_of(op._schema))
+        op = getattr(torch.ops.sparse_fmha, f"{mechanism}_fwd").default
+        # torch's own `register_sharding` counts a list of results as one tensor.
+        DTensor._op_dispatcher.sharding_propagator.register_op_strategy(
+            op, _strategy_of(op._schema), RuntimeSchemaInfo(static_argnum=3, needs_pytree=True)
+        )
     _registered = True
 
 
@@ -76,25 +78,39 @@ def distribute_mask(
     return _masks.with_tensors(mask, lambda lists: distribute_tensor(lists, mesh, of_list))
 
 
-def _shardings_of(schema: torch.FunctionSchema) -> Callable[..., list]:
-    """The placements of (outputs, inputs) on one dimension of a mesh that an op can run with."""
+def _strategy_of(schema: torch.FunctionSchema) -> Callable[[OpSchema], OpStrategy]:
+    """How an op can run on a mesh, as DTensor asks for it."""
     names = [argument.name for argument in schema.arguments]
-    outputs = [output.name for output in schema.returns]
 
-    def shardings(*args: object) -> list[tuple[list, list]]:
+    def strategy(called: OpSchema) -> OpStrategy:
+        args = [
+            arg.strategies[0].output_spec if isinstance(arg, OpStrategy) else arg
+            for arg in called.args_schema
+        ]
         given = dict(zip(names, args, strict=False))
-        q, k = given["q"], given["k"]
-        replicated = [Replicate() if _is_tensor(arg) else None for arg in args]
-        found = [([Replicate() for _ in outputs], replicated)]
-        by_batch = [_place(name, arg, 0) for name, arg in given.items()]
-        found.append(([Shard(0) for _ in outputs], by_batch))
-        if _heads_divide(q.shape[-2], k.shape[-2], q.mesh.shape):
-            ranks = {"out": len(q.shape), "lse": len(q.shape) - 1, "tiles": 3}
-            by_heads = [_place(name, arg, 1) for name, arg in given.items()]
-            found.append(([Shard(ranks[name] + OUTPUT_HEADS[name]) for name in outputs], by_heads))
-        return found
+        found, outputs = _shardings(given)
+        mesh = called.get_mesh_from_args()
+        return expand_to_full_mesh_op_strategy(mesh, called, found, input_index=outputs)
 
-    return shardings
+    return strategy
+
+
+def _shardings(given: dict[str, object]) -> tuple[list[list[Placement | None]], int]:
+    """Placements of the outputs and then the inputs on one dimension of a mesh, of which any one
+    is possible; and how many of them are of outputs.
+    """
+    q, k = given["q"], given["k"]
+    heads = [len(q.shape) - 2, len(q.shape) - 2]  # where out and lse have their heads
+    if given.get("skip_threshold") is not None:
+        heads.append(1)
+    replicated = [Replicate() if _is_tensor(arg) else None for arg in given.values()]
+    found = [[Replicate() for _ in heads] + replicated]
+    by_batch = [_place(name, arg, 0) for name, arg in given.items()]
+    found.append([Shard(0) for _ in heads] + by_batch)
+    if _heads_divide(q.shape[-2], k.shape[-2], q.mesh.shape):
+        by_heads = [_place(name, arg, 1) for name, arg in given.items()]
+        found.append([Shard(dim) for dim in heads] + by_heads)
+    return found, len(heads)
 
 
 def _is_tensor(arg: object) -> bool:

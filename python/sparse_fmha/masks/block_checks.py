@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +10,7 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
-
-if TYPE_CHECKING:
-    from sparse_fmha.masks.block_mask import BlockMask
-    from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.masks.parts import BlockParts
 
 BLOCKS_Q = (64, 128)
 BLOCKS_KV = (16, 32, 64, 128)
@@ -87,7 +83,7 @@ def check_list_pair(
         )
 
 
-def check_tensors(mask: BlockMask) -> None:
+def check_tensors(mask: BlockParts) -> None:
     check_lists("", mask.counts, mask.indices, mask.q_len, mask.block_q)
     partial = {
         name: getattr(mask, name) for name in ("partial_counts", "partial_indices", "partial_bits")
@@ -136,29 +132,7 @@ def check_dense(visible: Tensor) -> None:
         )
 
 
-def check_mask(mask: BlockMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
-    """A mask for q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`; on q's device, too."""
-    from sparse_fmha.masks.block_mask import BlockMask
-
-    if not isinstance(mask, BlockMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask is needed")
-    check_fits(mask, q, k, on_device)
-
-
-def check_fits(mask: BlockMask | StripeMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
-    """A mask's lengths, lists and device against q and k."""
-    for name, of_mask, given in (("q", mask.q_len, q.shape[1]), ("k", mask.kv_len, k.shape[1])):
-        if of_mask != given:
-            raise ValueError(f"mask is for {of_mask} tokens of {name}; {name} has {given}")
-    named = ("batch entries", q.shape[0]), ("heads", q.shape[2])
-    for (what, whole), size in zip(named, mask.counts.shape[:2], strict=True):
-        if size not in (1, whole):
-            raise ValueError(f"mask has lists for {size} {what}; 1 or q's {whole} is needed")
-    if on_device and mask.device != q.device:
-        raise ValueError(f"mask is on {mask.device}, q on {q.device}; all must be on one device")
-
-
-def validate(mask: BlockMask) -> None:
+def validate(mask: BlockParts) -> None:
     """The complete check; waits for the device."""
     blocks = mask.blocks_kv
     validate_ordered("", mask.counts, mask.indices, blocks)

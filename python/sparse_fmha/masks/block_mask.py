@@ -11,13 +11,24 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.masks import block_checks, block_lists, tensor_fields
+from sparse_fmha.masks import (
+    block_checks,
+    block_lists,
+    dense,
+    documents,
+    flex,
+    tensor_fields,
+    union,
+)
+from sparse_fmha.masks.parts import BlockParts
 from sparse_fmha.masks.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 TENSORS = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
+PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal")
+FIELDS = (*TENSORS, *PLAIN)  # also those of BlockParts
 
 
 class BlockMask(TensorFields):
@@ -56,7 +67,7 @@ class BlockMask(TensorFields):
     """
 
     TENSORS = TENSORS
-    PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal")
+    PLAIN = PLAIN
 
     def __init__(
         self,
@@ -80,7 +91,7 @@ class BlockMask(TensorFields):
         self.counts, self.indices = counts, indices
         self.partial_counts, self.partial_indices = partial_counts, partial_indices
         self.partial_bits = partial_bits
-        block_checks.check_tensors(self)
+        block_checks.check_tensors(self._parts())
         for name in TENSORS:
             tensor = getattr(self, name)
             setattr(self, name, None if tensor is None else tensor.contiguous())
@@ -187,9 +198,7 @@ class BlockMask(TensorFields):
             partial_width: capacity of the lists of partial blocks; a row with more loses its last
                 ones. By default as many as the fullest row has, which waits for the device.
         """
-        from sparse_fmha.masks.dense import from_dense
-
-        return from_dense(visible, block_q, block_kv, partial_width)
+        return _mask_of(dense.from_dense(visible, block_q, block_kv, partial_width))
 
     @staticmethod
     def from_mask_mod(
@@ -216,10 +225,8 @@ class BlockMask(TensorFields):
             TypeError: mask_mod cannot be called, or what it returns is not bool.
             ValueError: what it returns for one pair is no scalar.
         """
-        from sparse_fmha.masks.flex import from_mask_mod
-
         sizes = (q_len, kv_len, block_q, block_kv)
-        return from_mask_mod(mask_mod, batch, heads, *sizes, device)
+        return _mask_of(flex.from_mask_mod(mask_mod, batch, heads, *sizes, device))
 
     @staticmethod
     def from_documents(
@@ -258,9 +265,9 @@ class BlockMask(TensorFields):
             ValueError: cu has another rank or no entry; where it is read, cu does not start at 0,
                 descends, or does not fit length or max_len.
         """
-        from sparse_fmha.masks.documents import from_documents
-
-        return from_documents(cu, block_q, block_kv, causal, length, max_len, validate)
+        return _mask_of(
+            documents.from_documents(cu, block_q, block_kv, causal, length, max_len, validate)
+        )
 
     @staticmethod
     def from_flex(mask: FlexBlockMask) -> BlockMask:
@@ -273,9 +280,7 @@ class BlockMask(TensorFields):
             TypeError: mask is not of that class.
             ValueError: its BLOCK_SIZE is not one of ours.
         """
-        from sparse_fmha.masks.flex import from_flex
-
-        return from_flex(mask)
+        return _mask_of(flex.from_flex(mask))
 
     def to_flex(self) -> FlexBlockMask:
         """The same mask for `torch.nn.attention.flex_attention`; its `mask_mod` reads this one.
@@ -285,9 +290,7 @@ class BlockMask(TensorFields):
         Raises:
             ValueError: there are no queries or no keys, which FlexAttention has no masks for.
         """
-        from sparse_fmha.masks.flex import to_flex
-
-        return to_flex(self)
+        return flex.to_flex(self._parts())
 
     @staticmethod
     def union(*masks: BlockMask) -> BlockMask:
@@ -300,9 +303,12 @@ class BlockMask(TensorFields):
             TypeError: one of them is no BlockMask.
             ValueError: none given; they differ in lengths, block sizes, causal or device.
         """
-        from sparse_fmha.masks.union import union
-
-        return union(masks)
+        for mask in masks:
+            if not isinstance(mask, BlockMask):
+                raise TypeError(
+                    f"masks have a {type(mask).__name__} among them; BlockMask is needed"
+                )
+        return _mask_of(union.union([mask._parts() for mask in masks]))
 
     def __or__(self, other: BlockMask) -> BlockMask:
         """`union` of two."""
@@ -318,9 +324,7 @@ class BlockMask(TensorFields):
 
     def to_dense(self) -> Tensor:
         """Bool `[B|1, H|1, q_len, kv_len]`: the visible pairs."""
-        from sparse_fmha.masks.dense import to_dense
-
-        return to_dense(self)
+        return dense.to_dense(self._parts())
 
     @property
     def density(self) -> float:
@@ -337,9 +341,7 @@ class BlockMask(TensorFields):
 
     def visible_pairs(self) -> int:
         """Visible pairs of all lists together. Waits for the device."""
-        from sparse_fmha.masks.dense import visible_pairs
-
-        return visible_pairs(self)
+        return dense.visible_pairs(self._parts())
 
     def validate(self) -> None:
         """Checks the lists completely; waits for the device.
@@ -349,13 +351,31 @@ class BlockMask(TensorFields):
                 does not ascend or has a block twice, a block that is full and partial; the message
                 names the first place.
         """
-        block_checks.validate(self)
+        block_checks.validate(self._parts())
 
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the blocks of one head, and how many each row of all heads has."""
-        from sparse_fmha.plotting.blocks import plot
+        """Writes a PNG: the blocks of one head, and how many each row of all heads has.
 
-        plot(self, path, batch=batch, head=head)
+        Args:
+            path: PNG file to write; the mask is read back from its device.
+            batch, head: which lists; those that serve all where the mask has one for all.
+
+        Raises:
+            IndexError: there is no such batch entry or head.
+            ValueError: path does not end in .png.
+            ImportError: matplotlib is not there.
+        """
+        from sparse_fmha.plotting.blocks import draw
+
+        full = block_lists.block_map(self.counts, self.indices, self.blocks_kv)
+        listed = self.blocks()
+        draw(
+            path,
+            (batch, head),
+            listed.int() + (listed & ~full).int(),
+            f"key block ({self.block_kv} tokens)",
+            f"query block ({self.block_q} tokens)",
+        )
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
@@ -372,9 +392,16 @@ class BlockMask(TensorFields):
             f"{listed}{partial}{'causal, ' if self.causal else ''}{self.device})"
         )
 
+    def _parts(self) -> BlockParts:
+        return BlockParts(**{name: getattr(self, name) for name in FIELDS})
+
     def _check_fields(self) -> None:
         block_checks.check_sizes(self.q_len, self.kv_len, self.block_q, self.block_kv, self.causal)
-        block_checks.check_tensors(self)
+        block_checks.check_tensors(self._parts())
 
 
 tensor_fields.register(BlockMask, "sparse_fmha.BlockMask")
+
+
+def _mask_of(parts: BlockParts) -> BlockMask:
+    return BlockMask(**{name: getattr(parts, name) for name in FIELDS})

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.parts import BlockParts
 
 PAIRS = 1 << 19  # looked at together on the CPU, but at least those of one row of blocks
 
 
 def from_dense(
     visible: Tensor, block_q: int, block_kv: int, partial_width: int | None
-) -> BlockMask:
+) -> BlockParts:
     """See `BlockMask.from_dense`."""
     block_checks.check_dense(visible)
     q_len, kv_len = visible.shape[2:]
@@ -43,7 +43,7 @@ def from_dense(
         packed = packed.unflatten(-1, (columns, -1)).transpose(3, 4)
         slots = indices[:, :, part].clamp(min=0).long()[..., None, None]
         bits[:, :, part] = packed.gather(3, slots.expand(*slots.shape[:4], *packed.shape[4:]))
-    return BlockMask(
+    return BlockParts(
         *block_lists.list_blocks(full),
         q_len,
         kv_len,
@@ -70,7 +70,7 @@ def _in_blocks(visible: Tensor, part: slice, block_q: int, block_kv: int) -> Ten
     return seen.unflatten(2, (-1, block_q))
 
 
-def to_dense(mask: BlockMask) -> Tensor:
+def to_dense(mask: BlockParts) -> Tensor:
     """See `BlockMask.to_dense`."""
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     lead = full.shape[:3]
@@ -88,7 +88,7 @@ def to_dense(mask: BlockMask) -> Tensor:
     return dense.contiguous()
 
 
-def visible_pairs(mask: BlockMask) -> int:
+def visible_pairs(mask: BlockParts) -> int:
     """See `BlockMask.visible_pairs`."""
     limits = _limits(mask).view(-1, mask.block_q)
     first = torch.arange(mask.blocks_kv, device=mask.device) * mask.block_kv
@@ -102,7 +102,7 @@ def visible_pairs(mask: BlockMask) -> int:
     return int(pairs)
 
 
-def _pairs_of_bits(mask: BlockMask, limits: Tensor) -> Tensor:
+def _pairs_of_bits(mask: BlockParts, limits: Tensor) -> Tensor:
     """The pairs of the partial blocks; byte by byte, one slot of all lists at a time."""
     listed = block_lists.is_listed(mask.partial_counts, mask.partial_indices, mask.blocks_kv)
     columns = torch.arange(0, mask.block_kv, 8, dtype=torch.int32, device=mask.device)
@@ -127,7 +127,7 @@ def _bits_set(x: Tensor) -> Tensor:
     return (x + (x >> 4)) & 0x0F
 
 
-def _limits(mask: BlockMask) -> Tensor:
+def _limits(mask: BlockParts) -> Tensor:
     """Int64 `[nQ * block_q]`: query i sees no key from there on."""
     rows = mask.blocks_q * mask.block_q
     return block_lists.key_limits(mask.q_len, mask.kv_len, mask.causal, rows, mask.device)

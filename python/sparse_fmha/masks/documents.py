@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.parts import BlockParts
 
 
 class Spans(NamedTuple):
@@ -36,7 +36,7 @@ def from_documents(
     length: int | None,
     max_len: int | None,
     validate: bool,
-) -> BlockMask:
+) -> BlockParts:
     """See `BlockMask.from_documents`."""
     block_checks.check_sizes(0, 0, block_q, block_kv, causal)
     for name, value in (("length", length), ("max_len", max_len)):
@@ -71,9 +71,9 @@ def from_documents(
     lists = [x[None] for x in make(widths[0], False)]
     sizes = (length, length, block_q, block_kv)
     if not widths[1]:
-        return BlockMask(*lists, *sizes, causal=causal)
+        return BlockParts(*lists, *sizes, causal=causal)
     counts, indices = make(widths[1], True)
-    return BlockMask(
+    return BlockParts(
         *lists,
         *sizes,
         partial_counts=counts[None],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.parts import BlockParts
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
@@ -29,7 +29,7 @@ def from_mask_mod(
     block_q: int,
     block_kv: int,
     device: torch.device | str,
-) -> BlockMask:
+) -> BlockParts:
     """See `BlockMask.from_mask_mod`."""
     block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
     for name, value in (("batch", batch), ("heads", heads)):
@@ -55,7 +55,7 @@ def from_mask_mod(
     partial &= ~full
     full_width, width = (int(x.sum(-1).max()) if x.numel() else 0 for x in (full, partial))
     counts, indices = block_lists.list_blocks(partial, width)
-    return BlockMask(
+    return BlockParts(
         *block_lists.list_blocks(full, full_width),
         *sizes,
         partial_counts=counts,
@@ -155,7 +155,7 @@ def _indexing() -> contextlib.AbstractContextManager:
     return TransformGetItemToIndex()
 
 
-def from_flex(mask: FlexBlockMask) -> BlockMask:
+def from_flex(mask: FlexBlockMask) -> BlockParts:
     """See `BlockMask.from_flex`."""
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
@@ -180,7 +180,7 @@ def from_flex(mask: FlexBlockMask) -> BlockMask:
         full = block_lists.block_map(mask.full_kv_num_blocks, mask.full_kv_indices, blocks_kv)
     width = int(partial.sum(-1).max()) if partial.numel() else 0
     counts, indices = block_lists.list_blocks(partial, width)
-    return BlockMask(
+    return BlockParts(
         *block_lists.list_blocks(full),
         *sizes,
         partial_counts=counts,
@@ -189,7 +189,7 @@ def from_flex(mask: FlexBlockMask) -> BlockMask:
     )
 
 
-def to_flex(mask: BlockMask) -> FlexBlockMask:
+def to_flex(mask: BlockParts) -> FlexBlockMask:
     """See `BlockMask.to_flex`."""
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 

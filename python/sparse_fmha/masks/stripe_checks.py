@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from sparse_fmha.masks import block_checks, block_lists
-
-if TYPE_CHECKING:
-    from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.masks.parts import StripeParts
 
 RANGE_SIZES = (64, 128)
 ROWS = "(batch, head, group) {0}"
@@ -36,7 +32,7 @@ def check_seen(seen: Tensor) -> None:
         )
 
 
-def check_tensors(mask: StripeMask) -> None:
+def check_tensors(mask: StripeParts) -> None:
     lists = [("counts", mask.counts, "columns", mask.columns)]
     if (mask.range_starts is None) != (mask.range_counts is None):
         given, missing = ("starts", "counts") if mask.range_counts is None else ("counts", "starts")
@@ -58,7 +54,7 @@ def check_tensors(mask: StripeMask) -> None:
             )
 
 
-def validate(mask: StripeMask) -> None:
+def validate(mask: StripeParts) -> None:
     """The complete check; waits for the device."""
     block_checks.validate_counts("counts", mask.counts, mask.columns, ROWS)
     read = block_checks.slots_read(mask.counts, mask.columns)
@@ -80,12 +76,3 @@ def validate(mask: StripeMask) -> None:
     steps.scatter_add_(-1, ends, -ones)
     times = (times + steps.cumsum(-1))[..., : mask.kv_len]
     block_checks.refuse(times > 1, f"key {{3}} of {ROWS} is listed more than once")
-
-
-def check_mask(mask: StripeMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
-    """A mask for q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`; on q's device, too."""
-    from sparse_fmha.masks.stripe_mask import StripeMask
-
-    if not isinstance(mask, StripeMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; a StripeMask is needed")
-    block_checks.check_fits(mask, q, k, on_device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks, tensor_fields
+from sparse_fmha.masks.parts import StripeParts
 from sparse_fmha.masks.tensor_fields import TensorFields
 
 TENSORS = ("columns", "counts", "range_starts", "range_counts")
@@ -65,7 +66,7 @@ class StripeMask(TensorFields):
         self.causal = causal
         self.columns, self.counts = columns, counts
         self.range_starts, self.range_counts = range_starts, range_counts
-        stripe_checks.check_tensors(self)
+        stripe_checks.check_tensors(self._parts())
         for name in TENSORS:
             tensor = getattr(self, name)
             setattr(self, name, None if tensor is None else tensor.contiguous())
@@ -146,13 +147,16 @@ class StripeMask(TensorFields):
             ValueError: a count that is not in [0, width], a key that there is not, columns that do
                 not ascend, a key that is listed twice; the message names the first place.
         """
-        stripe_checks.validate(self)
+        stripe_checks.validate(self._parts())
 
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the keys of one head, and how many each group of all heads has."""
-        from sparse_fmha.plotting.blocks import plot_stripes
+        """Writes a PNG: the keys of one head, and how many each group of all heads has.
 
-        plot_stripes(self, path, batch=batch, head=head)
+        Arguments and errors as `BlockMask.plot`.
+        """
+        from sparse_fmha.plotting.blocks import draw
+
+        draw(path, (batch, head), self.seen().int(), "key", f"group of {self.block_q} queries")
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
@@ -175,10 +179,14 @@ class StripeMask(TensorFields):
         rows = self.groups * self.block_q
         return block_lists.key_limits(self.q_len, self.kv_len, self.causal, rows, self.device)
 
+    def _parts(self) -> StripeParts:
+        names = (*self.TENSORS, *self.PLAIN)
+        return StripeParts(**{name: getattr(self, name) for name in names})
+
     def _check_fields(self) -> None:
         sizes = self.q_len, self.kv_len, self.block_q, self.range_size
         stripe_checks.check_sizes(*sizes, self.causal)
-        stripe_checks.check_tensors(self)
+        stripe_checks.check_tensors(self._parts())
 
 
 tensor_fields.register(StripeMask, "sparse_fmha.StripeMask")

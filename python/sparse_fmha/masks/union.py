@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from sparse_fmha.masks import block_lists
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.parts import BlockParts
 
 SAME = ("q_len", "kv_len", "block_q", "block_kv", "causal", "device")
 
 
-def union(masks: Sequence[BlockMask]) -> BlockMask:
+def union(masks: Sequence[BlockParts]) -> BlockParts:
     """See `BlockMask.union`."""
     check(masks)
     first = masks[0]
@@ -27,11 +27,11 @@ def union(masks: Sequence[BlockMask]) -> BlockMask:
     lists = block_lists.by_chunks(lambda rows: _union_of_rows(masks, rows, lead), parts, lead[2], 2)
     names = ("partial_counts", "partial_indices", "partial_bits")
     partial = dict(zip(names, lists[2:], strict=False))
-    return BlockMask(*lists[:2], *sizes, causal=first.causal, **partial)
+    return BlockParts(*lists[:2], *sizes, causal=first.causal, **partial)
 
 
 def _union_of_rows(
-    masks: Sequence[BlockMask], rows: slice, lead: tuple[int, int, int]
+    masks: Sequence[BlockParts], rows: slice, lead: tuple[int, int, int]
 ) -> list[torch.Tensor]:
     """The lists of some rows, and the partial ones if a mask has such."""
     first = masks[0]
@@ -66,12 +66,9 @@ def _union_of_rows(
     return [*made, counts, indices, bits]
 
 
-def check(masks: Sequence[BlockMask]) -> None:
+def check(masks: Sequence[BlockParts]) -> None:
     if not masks:
         raise ValueError("masks are none; at least 1 is needed")
-    for mask in masks:
-        if not isinstance(mask, BlockMask):
-            raise TypeError(f"masks have a {type(mask).__name__} among them; BlockMask is needed")
     for name in SAME:
         values = [getattr(mask, name) for mask in masks]
         for value in values:

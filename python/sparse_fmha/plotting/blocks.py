@@ -1,10 +1,9 @@
-"""A picture of a block mask."""
+"""A picture of the lists of a mask."""
 
 from __future__ import annotations
 
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparse_fmha._versions import require
 
@@ -16,48 +15,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from sparse_fmha.masks import block_lists
 from sparse_fmha.plotting.pictures import ACCENT
-
-if TYPE_CHECKING:
-    from sparse_fmha.masks.block_mask import BlockMask
-    from sparse_fmha.masks.stripe_mask import StripeMask
 
 COLORS = {"not listed": "white", "full": "#1f77b4", "partial": ACCENT}
 
 
-def plot(mask: BlockMask, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-    """Writes a PNG: the blocks of one head, and a histogram of blocks per row over all heads.
+def draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, row: str) -> None:
+    """Writes a PNG: the lists of one head, and a histogram of their lengths over all heads.
 
     Args:
-        mask: the mask; it is read back from its device.
         path: PNG file to write.
-        batch, head: which lists; those that serve all where the mask has one for all.
+        place: the batch entry and the head.
+        kinds: int `[B|1, H|1, rows, columns]`: 0 not listed, 1 full, 2 partial.
+        column, row: what these are.
 
     Raises:
         IndexError: there is no such batch entry or head.
         ValueError: path does not end in .png.
-        ImportError: matplotlib is not there.
     """
-    full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
-    listed = mask.blocks()
-    _draw(
-        path,
-        (batch, head),
-        listed.int() + (listed & ~full).int(),
-        f"key block ({mask.block_kv} tokens)",
-        f"query block ({mask.block_q} tokens)",
-    )
-
-
-def plot_stripes(mask: StripeMask, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-    """As `plot`, of the keys that each group of queries sees."""
-    rows = f"group of {mask.block_q} queries"
-    _draw(path, (batch, head), mask.seen().int(), "key", rows)
-
-
-def _draw(path: str | Path, place: tuple[int, int], kinds: Tensor, column: str, row: str) -> None:
-    """kinds `[B|1, H|1, rows, columns]`: 0, 1 full, 2 partial."""
     batch, head = place
     for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
         if not 0 <= value < size:

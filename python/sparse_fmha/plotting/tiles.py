@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 
 import numpy as np
@@ -20,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from sparse_fmha import _checks
-from sparse_fmha.cost.simulation import Simulation, tile_simulator
+from sparse_fmha.plotting.views import Line, TileView
 
 FULL, PARTIAL, WINDOW, QUERY = "#2ca02c", "#ff7f0e", "#555555", "#1f77b4"
 PANELS = 12  # slices of time at most
@@ -29,32 +26,24 @@ COLUMNS = 4
 AXES = "TYX"
 
 
-def draw(
-    simulation: Simulation, path: str | PathLike[str], query: Sequence[int] | None = None
-) -> None:
+def draw(view: TileView, path: str | PathLike[str]) -> None:
     """Writes `figure` as a PNG; see `Simulation.plot`."""
     if not fspath(path).endswith(".png"):
         raise ValueError(f"path is {fspath(path)}; it must end in .png")
-    figure(simulation, query).savefig(path, pil_kwargs={"optimize": True})
+    figure(view).savefig(path, pil_kwargs={"optimize": True})
 
 
-def figure(simulation: Simulation, query: Sequence[int] | None = None) -> Figure:
+def figure(view: TileView) -> Figure:
     """One panel for each slab of key tiles along the first of three axes, one for fewer axes, and
     the distribution below.
     """
-    axes = len(simulation.grid)
-    if query is None:
-        query = [length // 2 for length in simulation.grid]
-    query = _checks.per_axis("query", query, axes)
-    for axis, (token, length) in enumerate(zip(query, simulation.grid, strict=True)):
-        if not 0 <= token < length:
-            raise ValueError(f"query[{axis}] is {token}; 0 to {length - 1} are allowed")
-    t, y, x = lines(simulation, query)
+    axes = len(view.grid)
+    t, y, x = view.lines
     slabs = np.unique(np.linspace(0, t.count - 1, min(t.count, PANELS)).round().astype(int))
     columns = min(len(slabs), COLUMNS)
     rows = -(-len(slabs) // columns)
 
-    aspect = 0.2 if axes == 1 else min(max(simulation.grid[-2] / simulation.grid[-1], 0.3), 1.5)
+    aspect = 0.2 if axes == 1 else min(max(view.grid[-2] / view.grid[-1], 0.3), 1.5)
     width = 10 if axes == 1 else max(6, 2.5 * columns)  # inches
     heights = rows * (width / columns * aspect + 0.45) + 0.5, 2.4
     picture = Figure(figsize=(width, sum(heights)), dpi=100, layout="constrained")
@@ -80,70 +69,8 @@ def figure(simulation: Simulation, query: Sequence[int] | None = None) -> Figure
         ncols=len(names),
         fontsize=8,
     )
-    histogram(below.subplots(), simulation)
+    histogram(below.subplots(), view)
     return picture
-
-
-@dataclass(frozen=True)
-class Line:
-    """One axis: what the query sees there, and the key tiles that its query tile visits."""
-
-    length: int
-    query: int
-    seen: np.ndarray  # per token
-    dilation: int
-    residue: int
-    origin: int  # position of the first key tile
-    step: int  # positions of a tile
-    count: int
-    full: range  # tiles that are full as far as this axis goes
-
-    def span(self, tile: int) -> tuple[int, int]:
-        """First and last token of a key tile, which may lie behind the last of the grid."""
-        first = self.origin + tile * self.step
-        return tuple(
-            position * self.dilation + self.residue for position in (first, first + self.step - 1)
-        )
-
-
-def lines(simulation: Simulation, query: list[int]) -> list[Line]:
-    """The three axes, of which those that the grid lacks have one token."""
-    simulator = tile_simulator()
-    missing = 3 - len(simulation.grid)
-
-    def padded(values: Sequence[int], fill: int = 1) -> tuple[int, ...]:
-        return (fill,) * (3 - len(values)) + tuple(map(int, values))
-
-    problem = tuple(
-        padded(values, fill)
-        for values, fill in (
-            (simulation.grid, 1),
-            (simulation.window, 1),
-            (simulation.stride, 1),
-            (simulation.dilation, 1),
-            (simulation.causal, 0),
-        )
-    )
-    tile_q, tile_k = padded(simulation.tile_q), padded(simulation.tile_k)
-    static = simulation.key_tiling == "static"
-    result = []
-    for axis, token in enumerate([0] * missing + query):
-        dilation = problem[3][axis]
-        position, residue = divmod(token, dilation)
-        where = axis, residue
-        begin, size, *_ = simulator.axis(problem, *where, ((1,) * 3, (1,) * 3), False, position)
-        first = position - position % tile_q[axis]
-        origin, count, full_first, full = simulator.axis(
-            problem, *where, (tile_q, tile_k), static, first
-        )
-        length = problem[0][axis]
-        seen = np.zeros(length, bool)
-        seen[begin * dilation + residue : (begin + size) * dilation : dilation] = True
-        full_tiles = range(full_first, full_first + max(full, 0))
-        result.append(
-            Line(length, token, seen, dilation, residue, origin, tile_k[axis], count, full_tiles)
-        )
-    return result
 
 
 def tiles(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
@@ -193,11 +120,11 @@ def tiles(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
         panel.set_yticks([])
 
 
-def histogram(axes: Axes, simulation: Simulation) -> None:
-    visited = np.array(list(simulation.distribution))
+def histogram(axes: Axes, view: TileView) -> None:
+    visited = np.array(list(view.distribution))
     width = max(0.8, np.ptp(visited) / 100)
-    axes.bar(visited, list(simulation.distribution.values()), width=width, color=QUERY)
-    mean, worst = simulation.visited
+    axes.bar(visited, list(view.distribution.values()), width=width, color=QUERY)
+    mean, worst = view.mean, view.worst
     axes.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
     axes.axvline(worst, color="black", linestyle=":", linewidth=1, label=f"worst {worst}")
     axes.set_xlabel("key tiles visited", fontsize=9)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING
 
 from sparse_fmha._checks import LARGEST_FLOAT, check_choice, check_int, check_number
-
-if TYPE_CHECKING:
-    from sparse_fmha.calibration import Point
+from sparse_fmha.skipping.law import Point
 
 PHASES = ("prefill", "decode")
 

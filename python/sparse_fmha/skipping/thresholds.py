@@ -54,8 +54,8 @@ def check(value: float | Tensor, q: Tensor) -> None:
             raise TypeError(f"skip_threshold has dtype {value.dtype}; torch.float32 is needed")
         if value.shape != q.shape[:1]:
             raise ValueError(
-                f"skip_threshold has shape {list(value.shape)}; [{q.shape[0]}] is needed, one for "
-                "each batch entry"
+                f"skip_threshold has shape {list(value.shape)}; {list(q.shape[:1])} is needed, one "
+                "for each batch entry"
             )
         if value.device != q.device:
             raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")

@@ -31,7 +31,6 @@ KernelRow kernel_row(char const* name) {
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);
   row.launch = &Geometry::launch;
-  row.workspace_bytes = &Geometry::workspace_bytes;
   static_assert(is_mechanism<Mechanism>() && is_geometry<Geometry, Traits>());
   return row;
 }

@@ -14,7 +14,6 @@
 //   store_out(from, Work, consumer)           its 64 rows, clipped to the tensor
 //   store_lse(lse, Work, consumer, row)       for a thread that holds rows `row` and 8 below it
 //   static launch(problem, context)           on the host
-//   static workspace_bytes(problem)           device memory that launch() asks for
 //
 // The key tiles of a query tile lie in the stages of a ring, in the order of the walk:
 //
@@ -180,9 +179,8 @@ constexpr bool is_geometry() {
                                     (g.masks().find_windows(w), g.masks().publish(box, s)))),
       "kMaskWarp: masks() has find_windows(Work) and publish(box, place)");
   static_assert(
-      std::is_same_v<decltype(&G::launch), void (*)(FmhaProblem const&, ExecutionContext const&)> &&
-          std::is_same_v<decltype(&G::workspace_bytes), size_t (*)(FmhaProblem const&)>,
-      "a geometry has static launch(problem, context) and workspace_bytes(problem)");
+      std::is_same_v<decltype(&G::launch), void (*)(FmhaProblem const&, ExecutionContext const&)>,
+      "a geometry has static launch(problem, context)");
   return true;
 }
 

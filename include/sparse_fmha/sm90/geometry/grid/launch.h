@@ -89,8 +89,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   double const kv_bytes = 4.0 * volume(sparsity.grid) * p.head_dim;
   int32_t const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
-  g.order =
-      choose_order(sparsity, g.shape, device_attribute(cudaDevAttrMultiProcessorCount) / group);
+  g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
   int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
   for (g.first_batch = 0; g.first_batch < p.batch; g.first_batch += batch_step) {
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
@@ -100,7 +99,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
       g.v[i] = map(p.v, p.heads_kv, g.shape.k, g.first_batch + i);
       g.out[i] = map(p.out, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
     }
-    params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group, context);
+    params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group);
     FmhaProblem part = p;
     if (p.skip_threshold != nullptr) {
       part.skip_threshold += g.first_batch;
@@ -121,11 +120,6 @@ void Grid<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext cons
   for (int32_t i = 0; i < volume(step); ++i) {
     launch_interleaved<Traits, Mechanism>(p, box_offset(step, i), step, context);
   }
-}
-
-template <class Traits, class Mechanism>
-size_t Grid<Traits, Mechanism>::workspace_bytes(FmhaProblem const& /*p*/) {
-  return kCounterBytes;
 }
 
 }  // namespace sparse_fmha::sm90

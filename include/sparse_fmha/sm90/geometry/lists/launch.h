@@ -9,12 +9,6 @@
 namespace sparse_fmha::sm90 {
 
 template <class Traits, class Mechanism>
-size_t Lists<Traits, Mechanism>::workspace_bytes(FmhaProblem const& p) {
-  auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-  return kCounterBytes + list_plan_bytes(sparsity, list_sizes(sparsity, p.batch, p.heads_q));
-}
-
-template <class Traits, class Mechanism>
 void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   KernelParams<Lists, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
@@ -33,13 +27,13 @@ void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext con
       p.heads_q,
       sizes.q_tiles,
       boxes,
-      plan_lists(sparsity, sizes, static_cast<char*>(context.workspace) + kCounterBytes,
+      plan_lists(sparsity, sizes, context.memory->allocate(list_plan_bytes(sparsity, sizes)),
                  static_cast<cudaStream_t>(context.stream))};
   // As many heads side by side as have their keys and values in the L2 cache together.
   constexpr double kCacheBytes = 24e6;
   double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
   auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
-  params.scheduler = make_scheduler(p.heads_q, p.batch, sizes.q_tiles, group, context);
+  params.scheduler = make_scheduler(p.heads_q, p.batch, sizes.q_tiles, group);
   run_kernel<Traits>(params, p, context);
 }
 

@@ -79,7 +79,6 @@ struct Lists {
 
   // In launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
-  static size_t workspace_bytes(FmhaProblem const& p);
 
   KernelParams<Lists, Mechanism> const& params;
   Shared& shared;

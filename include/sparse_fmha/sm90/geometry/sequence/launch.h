@@ -27,14 +27,9 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
   // idle behind the last group's heaviest tiles, more evict each other's keys from the L2 cache), 4
   // where they do not.
   int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
-  params.scheduler = make_scheduler(p.heads_q, p.batch, q_tiles,
-                                    std::is_same_v<Mechanism, Dense> ? 4 : 16, context);
+  params.scheduler =
+      make_scheduler(p.heads_q, p.batch, q_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
   run_kernel<Traits>(params, p, context);
-}
-
-template <class Traits, class Mechanism>
-size_t Sequence<Traits, Mechanism>::workspace_bytes(FmhaProblem const& /*p*/) {
-  return kCounterBytes;
 }
 
 }  // namespace sparse_fmha::sm90

@@ -46,7 +46,6 @@ struct Sequence {
 
   // In launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
-  static size_t workspace_bytes(FmhaProblem const& p);
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;

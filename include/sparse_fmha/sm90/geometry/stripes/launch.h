@@ -39,14 +39,8 @@ void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext c
   constexpr double kCacheBytes = 24e6;
   double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
   auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
-  params.scheduler =
-      make_scheduler(p.heads_q, p.batch, ceil_div(sparsity.len_q, 128), group, context);
+  params.scheduler = make_scheduler(p.heads_q, p.batch, ceil_div(sparsity.len_q, 128), group);
   run_kernel<Traits>(params, p, context);
-}
-
-template <class Traits, class Mechanism>
-size_t Stripes<Traits, Mechanism>::workspace_bytes(FmhaProblem const& /*p*/) {
-  return kCounterBytes;
 }
 
 }  // namespace sparse_fmha::sm90

@@ -81,7 +81,6 @@ struct Stripes {
 
   // In launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
-  static size_t workspace_bytes(FmhaProblem const& p);
 
   KernelParams<Stripes, Mechanism> const& params;
   Shared& shared;

@@ -1,0 +1,82 @@
+// The op of neighborhoods: what it adds to the common problem.
+#include "check.h"
+#include "register.h"
+#include "run.h"
+
+namespace sparse_fmha {
+namespace {
+
+// One entry for each of the user's axes, placed behind the axes that a grid of rank 3 adds.
+Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
+  require(static_cast<int>(values.size()) == axes, name, " has ", values.size(), " entries; q has ",
+          axes, " token axes");
+  Coord result = {1, 1, 1};
+  for (int a = 0; a < axes; ++a) {
+    require(values[a] >= 0 && values[a] <= INT32_MAX, name, "[", a, "] is ", values[a],
+            "; 0 to 2^31 - 1 are allowed");
+    result[kGridAxes - axes + a] = static_cast<int32_t>(values[a]);
+  }
+  return result;
+}
+
+void check_neighborhood(Neighborhood::Params const& p, int axes) {
+  for (int a = 0; a < axes; ++a) {
+    int const g = kGridAxes - axes + a;
+    require(p.dilation[g] >= 1, "dilation[", a, "] is ", p.dilation[g], "; at least 1 is needed");
+    require(p.window[g] >= 1, "window[", a, "] is ", p.window[g], "; at least 1 is needed");
+    require(static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g], "window[", a, "] * ",
+            "dilation[", a, "] is ", p.window[g], " * ", p.dilation[g], "; the grid has ",
+            p.grid[g], " tokens on that axis");
+    require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a, "] is ", p.stride[g],
+            "; 1 to window[", a, "] = ", p.window[g], " are allowed");
+    require(p.causal[g] <= 1, "causal[", a, "] is ", p.causal[g], "; 0 or 1 is needed");
+  }
+}
+
+FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> const& window,
+                         std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
+                         std::vector<int64_t> const& causal, std::optional<double> scale,
+                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v) {
+  int const axes = static_cast<int>(q.dim()) - 3;
+  require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
+          "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");
+  FmhaProblem problem = make_problem(q, k, v, axes, scale);
+  require(problem.grid_q == problem.grid_kv, "q has shape ", shape_of(q), ", k has ", shape_of(k),
+          "; their token axes must be the same");
+  add_extra_tokens(problem, q, extra_k, extra_v);
+  Neighborhood::Params params;
+  params.grid = problem.grid_q;
+  params.window = per_axis("window", window, axes);
+  params.stride = per_axis("stride", stride, axes);
+  params.dilation = per_axis("dilation", dilation, axes);
+  params.causal = per_axis("causal", causal, axes);
+  for (int a = 0; a < kGridAxes - axes; ++a) {
+    params.causal[a] = 0;
+  }
+  check_neighborhood(params, axes);
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    // A window of 1 is the query's own place whatever the dilation, and kernels do less for 1.
+    params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];
+  }
+  problem.sparsity = params;
+  return problem;
+}
+
+std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<int64_t> window,
+                                     std::vector<int64_t> stride, std::vector<int64_t> dilation,
+                                     std::vector<int64_t> causal, std::optional<double> scale,
+                                     std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
+                                     std::optional<Tensor> skip_threshold) {
+  FmhaProblem problem =
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
+  return run(problem, q, skip_threshold);
+}
+
+}  // namespace
+
+SPARSE_FMHA_OP(neighborhood_fwd,
+               "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
+               " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+               " Tensor? skip_threshold=None) -> Tensor[]")
+
+}  // namespace sparse_fmha

@@ -1,0 +1,11 @@
+// How an op comes to torch.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+// Defines sparse_fmha::NAME with that schema; the function of the same name takes the tensors of
+// every device.
+#define SPARSE_FMHA_OP(name, schema)                                                  \
+  STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) { m.def(#name schema); }              \
+  STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) { m.impl(#name, TORCH_BOX(&name)); } \
+  STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) { m.impl(#name, TORCH_BOX(&name)); }

@@ -1,0 +1,161 @@
+"""From the arguments of a public function to its op, with each of them checked once.
+
+The ops check what they get. So Python checks first only where an op may not see the tensors as they
+are: while they are traced, or where a subclass handles the op. Everywhere else it looks for what is
+wrong once the op has refused it, to raise ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks, skipping
+from sparse_fmha._ops import symbolic
+from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+from sparse_fmha.masks.stripe_mask import StripeMask
+
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_SCALES = (float, type(None))
+_namespace = torch.ops.sparse_fmha
+
+Check = Callable[[], tuple]  # the op's arguments behind q, k and v, all of them checked
+
+
+def op_checks(scale: object, *tensors: object) -> bool:
+    """Whether an op gets these arguments as they are, and checks them."""
+    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # what traces, too
+            return False
+    return type(scale) in _PLAIN_SCALES
+
+
+def per_axis(value: object, axes: int, kind: type) -> Sequence[int] | None:
+    """One entry for each axis, from one of that very type or several; None for anything else."""
+    if type(value) is kind:
+        return [value] * axes
+    if type(value) is not tuple and type(value) is not list:
+        return None
+    for entry in value:
+        if type(entry) is not kind:
+            return None
+    return value
+
+
+def run(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: tuple | None,
+    check: Check,
+    skip_threshold: float | Tensor,
+    counted: bool,
+) -> list[Tensor]:
+    """Calls an op of attention.
+
+    Args:
+        rest: the arguments behind v, unchecked; None: those that `check` returns.
+        skip_threshold: as the user gave it. counted: tiles are counted even if it is 0.
+
+    Raises:
+        ValueError, TypeError: as `check`, which is asked once the op has refused `rest`.
+        RuntimeError: as the op.
+    """
+    skips = counted or type(skip_threshold) is not float or skip_threshold != 0
+    if rest is None:
+        rest = check()
+        threshold = (skipping.threshold_of(skip_threshold, q, counted),) if skips else ()
+        return symbolic.call(name, q, k, v, *rest, *threshold)
+    try:
+        if skips:
+            rest = *rest, skipping.threshold_of(skip_threshold, q, counted)
+        return getattr(_namespace, name)(q, k, v, *rest)
+    except (RuntimeError, ValueError, TypeError):
+        try:
+            check()
+        except (ValueError, TypeError) as error:
+            raise error from None
+        raise
+
+
+def check_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+) -> tuple[bool, float | None]:
+    """The op's arguments behind v, all checked: this and the other `Check`s, by mechanism."""
+    q, k, v = cast_where_enabled(q, k, v)
+    return causal, _checks.check_attention(q, k, v, causal, scale)
+
+
+def check_neighborhood(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | Sequence[int],
+    stride: int | Sequence[int],
+    dilation: int | Sequence[int],
+    causal: bool | Sequence[bool],
+    scale: float | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+) -> tuple:
+    q, k, v, *extra = cast_where_enabled(q, k, v, extra_k, extra_v)
+    _checks.check_qkv(q, k, v, axes=(1, 2, 3))
+    _checks.check_grid(q, k)
+    _checks.check_extra(*extra, q, k)
+    axes = q.dim() - 3
+    windows = _checks.per_axis("window", window, axes)
+    strides = _checks.per_axis("stride", stride, axes)
+    dilations = _checks.per_axis("dilation", dilation, axes)
+    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
+    causals = _checks.per_axis("causal", causal, axes, bool)
+    return windows, strides, dilations, causals, _checks.finite("scale", scale), extra_k, extra_v
+
+
+def check_block_sparse(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
+) -> tuple:
+    q, k, v = cast_where_enabled(q, k, v)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    check_block_mask(mask, q, k)
+    return block_arguments(mask, _checks.finite("scale", scale))
+
+
+def block_arguments(mask: BlockMask, scale: float | None) -> tuple:
+    return (
+        mask.counts,
+        mask.indices,
+        mask.partial_counts,
+        mask.partial_indices,
+        mask.partial_bits,
+        mask.block_q,
+        mask.block_kv,
+        mask.causal,
+        scale,
+    )
+
+
+def check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> tuple:
+    q, k, v = cast_where_enabled(q, k, v)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    check_stripe_mask(mask, q, k)
+    return stripe_arguments(mask, _checks.finite("scale", scale))
+
+
+def stripe_arguments(mask: StripeMask, scale: float | None) -> tuple:
+    return (
+        mask.columns,
+        mask.counts,
+        mask.range_starts,
+        mask.range_counts,
+        mask.block_q,
+        mask.range_size,
+        mask.causal,
+        scale,
+    )

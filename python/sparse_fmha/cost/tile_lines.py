@@ -1,0 +1,67 @@
+"""The key tiles that are visited for one query, axis by axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparse_fmha import _build, _checks
+from sparse_fmha.cost.tile_problem import Coord
+from sparse_fmha.plotting.views import Line
+
+
+def check_query(grid: Coord, query: Sequence[int] | None) -> list[int]:
+    """Token coordinates on the grid; its centre where none are given."""
+    if query is None:
+        query = [length // 2 for length in grid]
+    query = _checks.per_axis("query", query, len(grid))
+    for axis, (token, length) in enumerate(zip(query, grid, strict=True)):
+        if not 0 <= token < length:
+            raise ValueError(f"query[{axis}] is {token}; 0 to {length - 1} are allowed")
+    return query
+
+
+def lines(
+    walk: tuple[Coord, Coord, Coord, Coord, tuple[bool, ...]],
+    tiles: tuple[Coord, Coord],
+    static: bool,
+    query: list[int],
+) -> tuple[Line, Line, Line]:
+    """The three axes, of which those that the grid lacks have one token.
+
+    Args:
+        walk: grid, window, stride, dilation, causal, on the grid's axes.
+        tiles: tokens of a query tile and of a key tile, on these axes or on all three.
+        static: key tiles are on a common grid.
+        query: token coordinates.
+    """
+    simulator = _build.extension().tiles
+    missing = 3 - len(query)
+
+    def padded(values: Sequence[int], fill: int = 1) -> tuple[int, ...]:
+        return (fill,) * (3 - len(values)) + tuple(map(int, values))
+
+    problem = tuple(
+        padded(values, fill) for values, fill in zip(walk, (1, 1, 1, 1, 0), strict=True)
+    )
+    tile_q, tile_k = (padded(tile) for tile in tiles)
+    result = []
+    for axis, token in enumerate([0] * missing + query):
+        dilation = problem[3][axis]
+        position, residue = divmod(token, dilation)
+        where = axis, residue
+        begin, size, *_ = simulator.axis(problem, *where, ((1,) * 3, (1,) * 3), False, position)
+        first = position - position % tile_q[axis]
+        origin, count, full_first, full = simulator.axis(
+            problem, *where, (tile_q, tile_k), static, first
+        )
+        length = problem[0][axis]
+        seen = np.zeros(length, bool)
+        seen[begin * dilation + residue : (begin + size) * dilation : dilation] = True
+        full_tiles = range(full_first, full_first + max(full, 0))
+        result.append(
+            Line(length, token, seen, dilation, residue, origin, tile_k[axis], count, full_tiles)
+        )
+    t, y, x = result
+    return t, y, x

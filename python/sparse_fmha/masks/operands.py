@@ -1,0 +1,40 @@
+"""Checks of a mask beside the queries and keys it is for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
+
+
+def check_block_mask(mask: BlockMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
+    """A mask for q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`; on q's device, too."""
+    if not isinstance(mask, BlockMask):
+        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask is needed")
+    _check_fits(mask, q, k, on_device)
+
+
+def check_stripe_mask(mask: StripeMask, q: Tensor, k: Tensor, on_device: bool = True) -> None:
+    """As `check_block_mask`."""
+    if not isinstance(mask, StripeMask):
+        raise TypeError(f"mask is a {type(mask).__name__}; a StripeMask is needed")
+    _check_fits(mask, q, k, on_device)
+
+
+def has_lengths(mask: BlockMask | StripeMask, q: Tensor, k: Tensor) -> bool:
+    """Whether the mask is for the lengths of q and k, which the ops do not get."""
+    return q.dim() == 4 == k.dim() and mask.q_len == q.size(1) and mask.kv_len == k.size(1)
+
+
+def _check_fits(mask: BlockMask | StripeMask, q: Tensor, k: Tensor, on_device: bool) -> None:
+    """A mask's lengths, lists and device against q and k."""
+    for name, of_mask, given in (("q", mask.q_len, q.shape[1]), ("k", mask.kv_len, k.shape[1])):
+        if of_mask != given:
+            raise ValueError(f"mask is for {of_mask} tokens of {name}; {name} has {given}")
+    named = ("batch entries", q.shape[0]), ("heads", q.shape[2])
+    for (what, whole), size in zip(named, mask.counts.shape[:2], strict=True):
+        if size not in (1, whole):
+            raise ValueError(f"mask has lists for {size} {what}; 1 or q's {whole} is needed")
+    if on_device and mask.device != q.device:
+        raise ValueError(f"mask is on {mask.device}, q on {q.device}; all must be on one device")

@@ -1,0 +1,85 @@
+"""The law between thresholds and sparsity, fitted through measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Points that are fitted: beyond these shares the law does not hold.
+LEAST, MOST = 0.1, 0.9
+
+
+class Point(NamedTuple):
+    """One measurement: a threshold, and the share of tiles that it skips."""
+
+    phase: str
+    length: int  # keys
+    threshold: float
+    sparsity: float
+    tiles: int  # that were visited: the weight of the point
+
+
+class Fit(NamedTuple):
+    """`lambda * L**gamma = alpha * exp(beta * S)`; gamma is 1 in the paper."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    points: int
+    error: float  # root of the mean squared difference in S
+
+
+def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
+    """See `Calibration.fit`."""
+    sums: dict[tuple[int, float], list[float]] = {}
+    for point in points:
+        if point.phase == phase and point.tiles:
+            both = sums.setdefault((point.length, point.threshold), [0.0, 0.0])
+            both[0] += point.sparsity * point.tiles
+            both[1] += point.tiles
+    shares = {at: skipped / tiles for at, (skipped, tiles) in sums.items()}
+    used = {at: s for at, s in shares.items() if LEAST <= s <= MOST and at[1] > 0}
+    if len(set(used.values())) < 2:
+        raise ValueError(
+            f"there are {len(used)} points of {phase} with {LEAST:.0%} to {MOST:.0%} of the "
+            "tiles skipped; two that differ are needed: add longer inputs or other thresholds"
+        )
+    sparsity = np.array(list(used.values()))
+    log_length, log_threshold = np.log(np.array(list(used))).T
+    columns = [np.ones_like(sparsity), sparsity]
+    known = log_threshold
+    if gamma is None:
+        if len(set(log_length)) < 2:
+            raise ValueError("gamma is None, and all points are of one length; two are needed")
+        columns.append(-log_length)
+    else:
+        known = log_threshold + gamma * log_length
+    (log_alpha, beta, *free), *_ = np.linalg.lstsq(np.stack(columns, 1), known, rcond=None)
+    gamma = float(free[0]) if gamma is None else float(gamma)
+    with np.errstate(over="ignore"):
+        alpha = float(np.exp(log_alpha))
+    if not (beta > 0 and 0 < alpha < math.inf):
+        raise ValueError(
+            f"the {len(used)} points of {phase} follow no law: alpha would be {alpha:.3g} and "
+            f"beta {beta:.3g}, and both must be positive; add inputs or other thresholds"
+        )
+    found = (log_threshold + gamma * log_length - log_alpha) / beta
+    error = float(np.sqrt(np.mean((found - sparsity) ** 2)))
+    return Fit(alpha, float(beta), gamma, len(used), error)
+
+
+def threshold_for(fit: Fit, sparsity: float, length: int) -> float:
+    """See `Calibration.threshold_for`; for a sparsity above 0."""
+    free = fit.gamma * math.log(length) - math.log(fit.alpha)  # beta * sparsity at threshold 1
+    with np.errstate(over="ignore"):
+        threshold = float(np.exp(fit.beta * sparsity - free))
+    if threshold >= 1:
+        most = free / fit.beta
+        raise ValueError(
+            f"a sparsity of {sparsity:.0%} at {length} keys would take a threshold of "
+            f"{threshold:.3g}; below 1 there is at most {max(0.0, most):.0%}"
+        )
+    return threshold

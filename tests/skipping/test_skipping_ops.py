@@ -1,0 +1,106 @@
+"""Softmax skipping as a part of PyTorch, and its errors."""
+
+import pytest
+import torch
+from op_calls import CALLS, SKIPPING, run
+from skip_cases import inputs
+
+import sparse_fmha
+from sparse_fmha import BlockMask, StripeMask
+
+
+def calls():
+    q, k, v = (x.float() for x in inputs(length=128, dim=64))
+    mask = BlockMask.from_blocks(torch.ones(1, 1, 1, 1, dtype=torch.bool), 128, 128, 128, 128)
+    stripes = StripeMask.from_columns(torch.ones(1, 1, 1, 128, dtype=torch.bool), 128, 128)
+    return {
+        "attention": (sparse_fmha.attention, (q, k, v)),
+        "neighborhood": (sparse_fmha.neighborhood_attention, (q, k, v, 40)),
+        "block_sparse": (sparse_fmha.block_sparse_attention, (q, k, v, mask)),
+        "stripe": (sparse_fmha.stripe_attention, (q, k, v, stripes)),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+@pytest.mark.parametrize(
+    ("threshold", "error", "message"),
+    [
+        (1.0, ValueError, r"skip_threshold is 1.0; 0 <= skip_threshold < 1 is needed"),
+        (-0.5, ValueError, r"skip_threshold is -0.5; 0 <= skip_threshold < 1 is needed"),
+        (float("nan"), ValueError, r"skip_threshold is nan; 0 <= skip_threshold < 1 is needed"),
+        ("0", TypeError, r"skip_threshold is '0'; a number or a tensor is needed"),
+        (True, TypeError, r"skip_threshold is True; a number or a tensor is needed"),
+        (torch.zeros(3), ValueError, r"skip_threshold has shape \[3\]; \[2\] is needed"),
+        (torch.zeros(2).double(), TypeError, r"skip_threshold has dtype torch.float64; .*float32"),
+        (torch.zeros(2, device="meta"), ValueError, r"skip_threshold is on meta, q on cpu"),
+    ],
+)
+def test_errors(name, threshold, error, message):
+    function, args = calls()[name]
+    with pytest.raises(error, match=message):
+        function(*args, skip_threshold=threshold)
+
+
+@pytest.mark.parametrize("name", calls())
+def test_ops(name):
+    """opcheck, torch.compile and autocast of the op behind each function."""
+    function, args = calls()[name]
+    threshold = torch.full((2,), 0.01)
+
+    def run(q, k, v, threshold):
+        return function(
+            q, k, v, *args[3:], skip_threshold=threshold, return_lse=True, return_stats=True
+        )
+
+    eager = run(*args[:3], threshold)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(*args[:3], threshold)
+    for a, b in zip([*eager[:2], *eager[2]], [*compiled[:2], *compiled[2]], strict=True):
+        assert a.equal(b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _, stats = run(*args[:3], threshold)
+    assert out.dtype == torch.bfloat16
+    assert stats.visited.equal(eager[2].visited)
+    with pytest.raises(NotImplementedError, match=r"_fwd has no backward pass yet"):
+        run(args[0].clone().requires_grad_(), *args[1:3], threshold)[0].sum().backward()
+
+
+def test_opcheck():
+    q, k, v = (x.float() for x in inputs(length=70, dim=16))
+    ops = torch.ops.sparse_fmha
+    counts, indices = torch.ones(1, 1, 1).int(), torch.zeros(1, 1, 1, 1).int()
+    for op, rest in (
+        (ops.fmha_fwd, (True, None)),
+        (ops.neighborhood_fwd, ([9], [1], [1], [0])),
+        (ops.block_sparse_fwd, (counts, indices, None, None, None, 128, 128)),
+        (ops.stripe_fwd, (indices, counts, None, None, 128)),
+    ):
+        for threshold in (None, torch.full((2,), 0.1)):
+            torch.library.opcheck(op, (q, k, v, *rest), {"skip_threshold": threshold})
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith("_fwd")])
+def test_results_of_ops(name):
+    """A pair; with a threshold the tiles, too, of which 0 leaves out nothing."""
+    plain, skipping = run(name), run(name + SKIPPING)
+    assert len(plain) == 2
+    out, lse, tiles = run(name + SKIPPING, skip_threshold=torch.zeros(2))
+    torch.testing.assert_close((out, lse), plain)
+    assert tiles.dtype == torch.int64
+    assert tiles.shape == skipping[2].shape == (2, 2, 2)
+    assert tiles[..., 0].min() > 0
+    assert not tiles[..., 1].any()
+    assert skipping[2][..., 0].equal(tiles[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        (torch.zeros(3), r"skip_threshold has shape \[3\]; \[2\] is needed"),
+        (torch.zeros(2).double(), r"skip_threshold has a dtype other than float32"),
+        (torch.zeros(4)[::2], r"skip_threshold is not contiguous"),
+    ],
+)
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith(SKIPPING)])
+def test_raw_op_errors(name, threshold, message):
+    with pytest.raises(RuntimeError, match=message):
+        run(name, skip_threshold=threshold)
