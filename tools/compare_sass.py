@@ -4,7 +4,9 @@
 
 OLD and NEW are libraries or object files, or what `cuobjdump -sass` printed of them. Functions are
 matched by their instructions; names, line information and the order of functions do not count.
-Prints how many match and every function that has no match, and exits with 1 if there is one.
+Prints how many match and every function that has no match, and exits with 1 if there is one. Of a
+function that has none it says whether there is one with the same instructions in the same order but
+for the numbers of registers and the bits that schedule them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import NamedTuple
 FUNCTION = re.compile(r"\s*Function : (\S+)")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?;)\s*(?:/\* (0x[0-9a-f]+) \*/)?\s*$")
 ENCODING = re.compile(r"\s*/\* (0x[0-9a-f]+) \*/\s*$")  # an instruction's second word
+REGISTER = re.compile(r"\b(U?[RPB])\d+")
 SYMBOL = re.compile(r"`\([^)]*\)")  # in the operands of calls
 
 
@@ -96,6 +99,11 @@ def compare(old: list[Function], new: list[Function]) -> Comparison:
     return Comparison(matched, matched - same, only_old, only_new)
 
 
+def without_registers(function: Function) -> tuple[str, ...]:
+    """Its instructions without the numbers of registers, and so without encodings."""
+    return tuple(REGISTER.sub(r"\1", line.partition(" ;")[0]) for line in function.code)
+
+
 def first_difference(old: Function, new: Function) -> str:
     for i, (a, b) in enumerate(zip(old.code, new.code)):  # noqa: B905  the shorter one ends it
         if a != b:
@@ -106,6 +114,7 @@ def first_difference(old: Function, new: Function) -> str:
 def report(found: Comparison) -> list[str]:
     """Lines that say what matches and what does not."""
     lines = [f"{found.matched} functions match, {found.renamed} of them under another name"]
+    shapes = Counter(without_registers(function) for function in found.only_new)
     unmatched = [("old", f) for f in found.only_old] + [("new", f) for f in found.only_new]
     names = demangle({function.name for _, function in unmatched})
     twins = defaultdict(list)
@@ -113,7 +122,9 @@ def report(found: Comparison) -> list[str]:
         twins[function.name].append(function)
     for where, function in unmatched:
         lines.append(f"only in {where}: {names[function.name]}, {len(function.code)} instructions")
-        if where == "old" and twins[function.name]:
+        if where == "old" and shapes[without_registers(function)]:
+            lines.append("  one in new has these instructions but for registers and scheduling")
+        elif where == "old" and twins[function.name]:
             lines.append(f"  {first_difference(function, twins[function.name].pop(0))}")
     return lines
 

@@ -69,15 +69,30 @@ def test_names_order_and_layout_do_not_count(tmp_path, new, renamed):
             [
                 "1 functions match, 0 of them under another name",
                 "only in old: one(), 2 instructions",
-                "  instruction 0 was `S2R R4, SR_TID.X ; 0x0000000000047919 0x000e620000002100`, "
-                "is `S2R R5, SR_TID.X ; 0x0000000000047919 0x000e620000002100`",
+                "  one in new has these instructions but for registers and scheduling",
                 "only in new: one(), 2 instructions",
             ],
         ),
         (
+            HEAD + ONE + TWO,
+            HEAD + ONE.replace("TID.X", "TID.Y") + TWO,
+            [
+                "1 functions match, 0 of them under another name",
+                "only in old: one(), 2 instructions",
+                "  instruction 0 was `S2R R4, SR_TID.X ; 0x0000000000047919 0x000e620000002100`, "
+                "is `S2R R4, SR_TID.Y ; 0x0000000000047919 0x000e620000002100`",
+                "only in new: one(), 2 instructions",
+            ],
+        ),
+        (
+            HEAD + TWO + ONE,
+            HEAD + TWO + ONE.replace("R4", "R4.reuse"),
+            ["1 functions", "only in old: one()", "  instruction 0 was", "only in new: one()"],
+        ),
+        (
             HEAD + ONE,
             HEAD + ONE.replace("0x000e620000002100", "0x000e620000002101"),
-            ["0 functions", "only in old: one()", "  instruction 0 was", "only in new: one()"],
+            ["0 functions", "only in old: one()", "  one in new has these", "only in new: one()"],
         ),
         (
             HEAD + TWO + ONE,

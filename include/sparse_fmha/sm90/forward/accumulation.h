@@ -9,9 +9,8 @@
 #include "sparse_fmha/sm90/common/stay_behind.h"
 #include "sparse_fmha/sm90/forward/epilogue.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
-#include "sparse_fmha/sm90/forward/loop_partial.h"
-#include "sparse_fmha/sm90/forward/loop_rest.h"
-#include "sparse_fmha/sm90/forward/loop_votes.h"
+#include "sparse_fmha/sm90/forward/loops.h"
+#include "sparse_fmha/sm90/forward/operands.h"
 #include "sparse_fmha/sm90/forward/scores_again.h"
 #include "sparse_fmha/sm90/forward/stages.h"
 #include "sparse_fmha/sm90/forward/step_policy.h"
@@ -22,10 +21,8 @@ namespace sparse_fmha::sm90 {
 
 template <class Traits, class Geometry, class Mechanism>
 struct Accumulation {
-  using Element = typename Traits::Element;
   using MmaQK = typename Traits::MmaQK;
   using MmaPV = typename Traits::MmaPV;
-  using HeadDim = cute::Int<Traits::kHeadDim>;
   using TileK = cute::Int<Traits::kTileK>;
   using Storage = SharedStorage<Traits, Geometry>;
   using Work = typename Geometry::Work;
@@ -50,17 +47,10 @@ struct Accumulation {
     auto& state = stages.state;
     typename Geometry::Mask mask(geometry, warpgroup);
     mask.set(work);
-    auto thread_qk = MmaQK{}.get_slice(threadIdx.x % 128);
-    auto thread_pv = MmaPV{}.get_slice(threadIdx.x % 128);
-    auto smem_q = local_tile(make_tensor(make_smem_ptr(smem.q), typename Traits::LayoutQ{}),
-                             Shape<_64, HeadDim>{}, make_coord(warpgroup, _0{}));
-    auto smem_k = make_tensor(make_smem_ptr(smem.k), typename Traits::LayoutK{});
-    auto smem_v = make_tensor(make_smem_ptr(smem.v), typename Traits::LayoutVt{});
-    auto frag_q = thread_qk.partition_fragment_A(smem_q);
-    auto frag_k = thread_qk.partition_fragment_B(smem_k);
-    auto frag_v = thread_pv.partition_fragment_B(smem_v);
-    // The accumulator of Q.K is, register for register, the first operand of P.V.
-    auto weights = make_tensor<Element>(Layout<Shape<Shape<_2, _2, _2>, _1, Int<TileK{} / 16>>>{});
+    auto frag_q = operand_q<Traits>(smem.q, warpgroup);
+    auto frag_k = operand_k<Traits>(smem.k);
+    auto frag_v = operand_v<Traits>(smem.v);
+    Weights<Traits> weights;
     auto take_weights = [&](auto const& scores) { convert_into(scores, weights); };
     // The next tile's queries can come as soon as the last scores are there.
     auto release_q = [&](bool last) {
@@ -118,6 +108,7 @@ struct Accumulation {
     };
     RingState<Traits::kStages> previous;
     // Until the keys of the i-th tile are there.
+    constexpr typename Policy::Streams kOthers{};
     auto reach = [&](int i, auto others) {
       previous = state;
       state.advance();
@@ -259,6 +250,7 @@ struct Accumulation {
     };
     int i = 1;
     bool has_weights = true;
+    constexpr typename Policy::MaximumFirst kMaximumFirst{};
     // Whether the i-th tile is for other warpgroups alone; it is then passed over.
     auto is_for_others = [&](int i) {
       if constexpr (Policy::kNeeded) {
@@ -285,7 +277,38 @@ struct Accumulation {
       return false;
     };
     if constexpr (Traits::kVotes) {
-      loop_with_votes<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
+      // In a function, as the loops of loops.h are, this one compiles to other code. The values of
+      // the tile before are always still to be met or given back.
+      auto visit = [&](auto masked) {
+        reach(i, kOthers);
+        has_weights = has_weights ? step(i, masked, true_type{}, kMaximumFirst, kOthers)
+                                  : step(i, masked, false_type{}, kMaximumFirst, kOthers);
+      };
+      CUTE_NO_UNROLL
+      for (; i < walk.num_partial; ++i) {
+        if (is_for_others(i)) {
+          continue;
+        }
+        visit(true_type{});
+      }
+      // Loops of their own for both cases keep the stages in uniform registers.
+      constexpr bool_constant<Policy::kByWalk> kRest{};
+      CUTE_NO_UNROLL
+      while (i < tiles) {
+        if (has_weights) {
+          CUTE_NO_UNROLL
+          while (i < tiles && has_weights) {
+            reach(i, kOthers);
+            has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
+          }
+        } else {
+          CUTE_NO_UNROLL
+          while (i < tiles && !has_weights) {
+            reach(i, kOthers);
+            has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
+          }
+        }
+      }
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
     } else {
