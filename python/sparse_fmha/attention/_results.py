@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparse_fmha import _calls, skipping
+from sparse_fmha import skipping
+from sparse_fmha.attention import _calls
 from sparse_fmha.skipping import SkipStats
 
 # out, then lse and the counts of tiles where they are asked for.

@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from sparse_fmha import _calls
+from sparse_fmha.attention import _calls
 from sparse_fmha.attention._results import Output, run
 from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.masks.stripe_mask import StripeMask

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import symbolic
+from sparse_fmha._ops import derivatives, symbolic
 from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
@@ -79,7 +79,11 @@ def run(
     try:
         if skips:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted)
-        results = getattr(_namespace, name)(q, k, v, *rest)
+        op = getattr(_namespace, name)
+        if derivatives.wanted(q, k, v, *rest):
+            return op(q, k, v, *rest)  # type: ignore[no-any-return]
+        with torch._C._AutoDispatchBelowAutograd():
+            results = op(q, k, v, *rest)
     except (RuntimeError, ValueError, TypeError):
         try:
             check()
