@@ -16,12 +16,12 @@ RULES = [
     ("Ring", "sm90/common/smem.h", "full[i].init(producers); empty[i].init(consumer_warps);"),
     (
         "Ring", "sm90/forward/kernel.h",
-        "kProducers = 1 + (Geometry::kGathers ? 32 * kGatherers : 0);",
+        "kProducers = 1 + (kGathers<Geometry> ? 32 * kGatherers : 0);",
     ),
     ("Ring", "sm90/forward/kernel.h", "smem.ring_v.init(Traits::kConsumerWarps, kProducers);"),
     (
         "Ring", "sm90/forward/kernel.h",
-        "smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * Geometry::kMaskWarp);",
+        "smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * kMaskWarps<Geometry>);",
     ),
     ("State", "sm90/common/smem.h", "if (++index == Stages) { index = 0; phase ^= 1; }"),
     ("State", "sm90/common/smem.h", "if (--index < 0) { index = Stages - 1; phase ^= 1; }"),
