@@ -42,24 +42,6 @@ __device__ __forceinline__ void loop_over_partial(Walk const& walk, int tiles, i
   }
 }
 
-// Steps against the reference as it stands, up to `end`. What happens rarely ends them, so that
-// ptxas has no code for it in the loop, where jumps around it take 2% of the time.
-template <class Policy, class Others, class Reach, class Step>
-__device__ __forceinline__ void steps_ahead(int end, int& i, Others others, Reach const& reach,
-                                            Step const& step) {
-  constexpr typename Policy::Yes kYes{};
-  constexpr typename Policy::No kNo{};
-  constexpr typename Policy::Ahead kAhead{};
-  CUTE_NO_UNROLL
-  for (; i < end; ++i) {
-    reach(i, others);
-    if (!step(i, kNo, kYes, kAhead, others)) {
-      ++i;
-      break;
-    }
-  }
-}
-
 // From tile i on.
 template <class Policy, class Walk, class Reach, class Step>
 __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int& i,
@@ -68,6 +50,19 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
   constexpr typename Policy::No kNo{};
   constexpr typename Policy::MaximumFirst kMaximumFirst{};
   constexpr typename Policy::Streams kOthers{};
+  // Steps against the reference as it stands, up to `end`. What happens rarely ends them, so that
+  // ptxas has no code for it in the loop, where jumps around it take 2% of the time.
+  [[maybe_unused]] auto steps_ahead = [&](int end, auto others) {
+    constexpr typename Policy::Ahead kAhead{};
+    CUTE_NO_UNROLL
+    for (; i < end; ++i) {
+      reach(i, others);
+      if (!step(i, kNo, kYes, kAhead, others)) {
+        ++i;
+        break;
+      }
+    }
+  };
   if constexpr (Policy::kRestLoop == RestLoop::kSpans) {
     // The first and the last ones are masked.
     int masked_end = walk.whole.begin;
@@ -81,7 +76,7 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
       if constexpr (Policy::kReference != Reference::kMaximum) {
         CUTE_NO_UNROLL
         while (i < walk.whole.end && walk.both == tiles) {
-          steps_ahead<Policy>(walk.whole.end, i, kNo, reach, step);
+          steps_ahead(walk.whole.end, kNo);
         }
       }
       // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
@@ -95,7 +90,7 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
   } else if constexpr (Policy::kRestLoop == RestLoop::kLags) {
     CUTE_NO_UNROLL
     while (i < tiles) {
-      steps_ahead<Policy>(tiles, i, kOthers, reach, step);
+      steps_ahead(tiles, kOthers);
     }
   } else {
     constexpr typename Policy::RestMasked kMasked{};
