@@ -9,8 +9,10 @@ import argparse
 import itertools
 import os
 import sys
+from pathlib import Path
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # a tensor's end is an allocation's end
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 import torch
 from block_lists import compact
