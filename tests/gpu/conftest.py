@@ -1,5 +1,5 @@
-"""The GPU tests: skipped without a Hopper GPU; self-contained, so that they run where only the op
-library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
+"""The GPU tests: skipped without a GPU that runs the library's kernels; self-contained, so that
+they run where only the op library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
 """
 
 import functools
@@ -8,6 +8,7 @@ import pytest
 import torch
 from poison import poisoned
 
+import arch_table
 import sparse_fmha
 from sparse_fmha import reference
 
@@ -17,9 +18,10 @@ def cuda():
     """The device under test."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    capability = torch.cuda.get_device_capability()
-    if capability != (9, 0):
-        pytest.skip(f"compute capability {capability}; the kernels are for (9, 0)")
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    known = [each for arch in arch_table.read() for each in arch.capabilities]
+    if capability not in known:
+        pytest.skip(f"compute capability {capability}; the kernels are for {', '.join(known)}")
     return torch.device("cuda")
 
 
