@@ -31,8 +31,17 @@ MIN_CUDA = (12, 5)  # the first nvcc that has cudaGetDriverEntryPointByVersion
 ARCHS = {arch.nvcc: list(arch.capabilities) for arch in arch_table.read()}
 
 
+def _linked(directory: str) -> list[str]:
+    """Folders that its .pth files add: an environment inside another sees packages by them."""
+    files = sorted(Path(directory).glob("*.pth"))
+    lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
+    folders = (line.strip() for line in lines if not line.startswith(("#", "import")))
+    return [str(Path(directory, f)) for f in folders if f and Path(directory, f).is_dir()]
+
+
 def _search_path() -> list[str]:
-    dirs = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    own = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    dirs = [*sys.path, *own, *(each for directory in own for each in _linked(directory))]
     config = Path(sys.prefix, "pyvenv.cfg")
     isolated = config.is_file() and not re.search(
         r"^include-system-site-packages\s*=\s*true", config.read_text(), re.I | re.M

@@ -223,3 +223,17 @@ def test_configuring_stops_at_a_list_that_cannot_be_read(configure, tmp_path):
     assert status != 0
     line = len(listed.read_text().splitlines())
     assert f"csrc/kernels/sm90_forward.def:{line}: unknown field tile_x" in output
+
+
+def test_packages_of_an_environment_around_this_one(tmp_path, monkeypatch):
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    for folder in (inner, outer / "torch"):
+        folder.mkdir(parents=True)
+    (outer / "torch" / "__init__.py").touch()
+    monkeypatch.setattr(locate.sysconfig, "get_path", lambda name, vars=None: str(inner))
+    monkeypatch.setattr(locate.sys, "path", [])
+    monkeypatch.setattr(locate.sys, "prefix", str(tmp_path))
+    (tmp_path / "pyvenv.cfg").write_text("include-system-site-packages = false")
+    assert locate._package("torch") is None
+    (inner / "a.pth").write_text(f"# torch\nimport this\n{tmp_path}/not there\n\n{outer}\n")
+    assert locate._package("torch") == outer / "torch"
