@@ -97,9 +97,7 @@ std::tuple<Tensor, Tensor> anchor_keys(Tensor q_mean, Tensor k, Tensor least, in
           torch::headeronly::toString(q_mean.scalar_type()), "; Float is needed");
   require(q_mean.numel() == 0 || q_mean.stride(3) == 1, "q_mean has stride ", q_mean.stride(3),
           " in its last dimension; 1 is needed");
-  require(q_mean.is_cuda() == k.is_cuda() && q_mean.is_cpu() == k.is_cpu() &&
-              (!k.is_cuda() || q_mean.get_device_index() == k.get_device_index()),
-          "q_mean and k are on different devices; all must be on one");
+  require(on_one_device(q_mean, k), "q_mean and k are on different devices; all must be on one");
   check_list("least", least, ScalarType::Float, {k.size(0), heads, grid.blocks()}, q_mean);
 
   Tensor bits =

@@ -1,18 +1,24 @@
 #include "list_arguments.h"
 
-#include <string>
+#include <ostream>
 
 #include "check.h"
 
 namespace sparse_fmha {
 namespace {
 
-std::string sizes_text(std::vector<int64_t> const& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + (sizes[i] < 0 ? "any" : std::to_string(sizes[i]));
+// A shape as text, which is made only where a message is; negative sizes are any.
+struct SizesText {
+  std::vector<int64_t> const& sizes;
+};
+
+std::ostream& operator<<(std::ostream& out, SizesText const& text) {
+  out << "[";
+  for (size_t i = 0; i < text.sizes.size(); ++i) {
+    out << (i == 0 ? "" : ", ");
+    text.sizes[i] < 0 ? out << "any" : out << text.sizes[i];
   }
-  return text + "]";
+  return out << "]";
 }
 
 }  // namespace
@@ -26,10 +32,8 @@ void check_list(char const* name, Tensor const& t, ScalarType dtype,
   for (size_t i = 0; fits && i < sizes.size(); ++i) {
     fits = sizes[i] < 0 || t.size(static_cast<int64_t>(i)) == sizes[i];
   }
-  require(fits, name, " has shape ", shape_of(t), "; ", sizes_text(sizes), " is needed");
-  require(t.is_cuda() == q.is_cuda() && t.is_cpu() == q.is_cpu() &&
-              (!t.is_cuda() || t.get_device_index() == q.get_device_index()),
-          name, " and q are on different devices; all must be on one");
+  require(fits, name, " has shape ", shape_of(t), "; ", SizesText{sizes}, " is needed");
+  require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
   require(is_aligned(t, t.element_size()), name, " does not start at a multiple of ",
           t.element_size(), " bytes, the size of its entries; copy it");
   int64_t stride = 1;

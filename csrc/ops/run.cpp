@@ -73,9 +73,7 @@ float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
           "skip_threshold has a dtype other than float32");
   require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
           shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
-  require(threshold.is_cpu() == q.is_cpu() &&
-              (q.is_cpu() || threshold.get_device_index() == q.get_device_index()),
-          "skip_threshold and q are on different devices");
+  require(on_one_device(threshold, q), "skip_threshold and q are on different devices");
   require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
   static float const nowhere = 0;  // an empty tensor may have no address
   return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());

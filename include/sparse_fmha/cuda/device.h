@@ -15,7 +15,7 @@ inline int current_device() {
   return device;
 }
 
-inline constexpr int kMaxDevices = 64;  // of which something is kept
+inline constexpr int kMaxDevices = 64;  // whose answers are cached
 
 // Multiprocessors of the current GPU.
 inline int multiprocessor_count() {

@@ -105,9 +105,8 @@ def block_sparse_attention(
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
         v: like k.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
-            heads. Blocks that there are not, and entries behind the list's width, are as if they
-            were not listed; a block twice in one row counts twice or once. `BlockMask.validate`
-            finds all these.
+            heads. Block indices out of range and entries beyond the list's width are ignored; a
+            block twice in one row counts twice or once. `BlockMask.validate` finds all these.
         scale: of q.k; default `D**-0.5`. May be negative.
         skip_threshold, return_lse, return_stats: as `attention`.
 

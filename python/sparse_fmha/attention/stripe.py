@@ -106,8 +106,8 @@ def stripe_attention(
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
         v: like k.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
-            heads. Keys that there are not are as if they were not listed; one that is listed twice
-            counts twice. `StripeMask.validate` finds both.
+            heads. Keys out of range are ignored; one that is listed twice counts twice.
+            `StripeMask.validate` finds both.
         scale: of q.k; default `D**-0.5`. May be negative.
         skip_threshold, return_lse, return_stats: as `attention`.
 
