@@ -80,7 +80,11 @@ KNOWN = (
     Known(
         "block lists: boxes and bitmasks of a stage",
         # What look_up calls, and the copy that copy_bits starts, stand in other files.
-        (Site(LISTS, "look_up"), Site("planning/list_stages.h", "seen_columns")),
+        (
+            Site(LISTS, "look_up"),
+            Site("planning/list_stages.h", "seen_columns"),
+            Site("planning/list_stages.h", "first_columns"),
+        ),
         (
             Site(LISTS, "publish"),
             Site(LISTS, "copy_bits"),
