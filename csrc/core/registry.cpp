@@ -81,8 +81,10 @@ char const* to_string(Pass pass) {
   switch (pass) {
     case Pass::kForward:
       return "forward";
-    case Pass::kBackward:
-      return "backward";
+    case Pass::kBackwardDq:
+      return "backward_dq";
+    case Pass::kBackwardDkv:
+      return "backward_dkv";
     case Pass::kDecode:
       return "decode";
   }
