@@ -1,12 +1,10 @@
 // The registry row of a Hopper kernel.
 #pragma once
 
+#include "sparse_fmha/sm90/common/data_type.h"
 #include "sparse_fmha/sm90/geometry/geometry_of.h"
 
 namespace sparse_fmha::sm90 {
-
-inline DataType data_type(cutlass::half_t) { return DataType::kFloat16; }
-inline DataType data_type(cutlass::bfloat16_t) { return DataType::kBFloat16; }
 
 template <class Config>
 KernelRow kernel_row(char const* name) {
