@@ -1,6 +1,7 @@
 // Which geometry each mechanism's dK/dV kernel runs on.
 #pragma once
 
+#include "sparse_fmha/sm90/geometry/grid/launch_keys.h"
 #include "sparse_fmha/sm90/geometry/sequence/launch_keys.h"
 
 namespace sparse_fmha::sm90 {
@@ -17,5 +18,7 @@ template <>
 struct KeysOf<Dense> : KeysOn<SequenceKeys> {};
 template <>
 struct KeysOf<Causal> : KeysOn<SequenceKeys> {};
+template <>
+struct KeysOf<Neighborhood> : KeysOn<GridKeys> {};
 
 }  // namespace sparse_fmha::sm90

@@ -19,6 +19,7 @@ struct DkvConsumer {
   using MmaGradient = typename Traits::MmaGradient;
   using Work = typename Geometry::Work;
   static constexpr bool kSplit = Traits::kRoles == Roles::kSplit;
+  static constexpr float kHidden = -0.f;  // a weight of a pair that is hidden; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
   DkvStorage<Traits, Geometry>& smem;
@@ -55,6 +56,12 @@ struct DkvConsumer {
                            Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
     return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows);
   }
+  // Descriptors of all slices of both operands are more than there are registers, so they are to be
+  // worked out anew for each step: they seem to hang on its number.
+  template <class Operand>
+  static __device__ __forceinline__ auto anew(Operand const& operand, int i) {
+    return cute::make_tensor(operand.data() + (i >> 28), operand.layout());
+  }
   // All stages of queries, or of dO, as second operand of the scores, and of the gradients.
   static __device__ __forceinline__ auto operand_rows(Element* stages) {
     auto tile = cute::make_tensor(cute::make_smem_ptr(stages), typename Traits::LayoutRows{});
@@ -68,21 +75,21 @@ struct DkvConsumer {
   __device__ __forceinline__ void key_tile(Work const& work, RingState<1> const& state_keys,
                                            RingState<Traits::kStages>& state) {
     using namespace cute;
-    auto frag_k = operand_keys(smem.k);
-    auto frag_v = operand_keys(smem.v);
-    auto frag_q = operand_rows(smem.q);
-    auto frag_dout = operand_rows(smem.dout);
-    auto frag_qt = operand_rows_t(smem.q);
-    auto frag_doutt = operand_rows_t(smem.dout);
     auto dk = new_gradient();
     auto dv = new_gradient();
     clear(dk);
     clear(dv);
-    typename Geometry::Mask mask(geometry, work, part);
+    auto const walk = geometry.walk(work);
     int const column = AccumulatorPosition().column;
 
-    auto step = [&](auto masked, auto const& box) {
+    auto step = [&](auto masked, int i) {
       constexpr bool kMasked = decltype(masked)::value;
+      auto frag_k = anew(operand_keys(smem.k), i);
+      auto frag_v = anew(operand_keys(smem.v), i);
+      auto frag_q = operand_rows(smem.q);
+      auto frag_dout = operand_rows(smem.dout);
+      auto frag_qt = operand_rows_t(smem.q);
+      auto frag_doutt = operand_rows_t(smem.dout);
       auto scores = new_scores();
       auto grads = new_scores();  // of the weights
       typename Traits::Weights weights;
@@ -96,17 +103,20 @@ struct DkvConsumer {
         issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_v, frag_dout(_, _, _, state.index),
                                               grads);
       }
+      // Of each step's own: kept across steps, it costs registers that the gradients need.
+      typename Geometry::Mask const mask(geometry, work, part);
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked) {
-        seen = mask.look_up(box);
+        seen = mask.look_up(geometry.mask_place(walk, i, state));
       }
       warpgroup_wait<kWantsDk ? 1 : 0>();
       warpgroup_fence_operand(scores);
+      compiler_fence();  // terms are read when they are used: registers are few
       CUTE_UNROLL
       for (int i = 0; i < size(scores); ++i) {
         float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
         float const weight = exp2_approx(fmaf(scores(i), params.scale_log2, -lse));
-        scores(i) = !kMasked || mask.sees(seen, i) ? weight : 0.f;
+        scores(i) = !kMasked || mask.sees(seen, i) ? weight : kHidden;
       }
       if constexpr (kWantsDv) {
         convert_into(scores, weights);
@@ -120,11 +130,13 @@ struct DkvConsumer {
                                              frag_doutt(_, _, _, state.index), dv);
       }
       if constexpr (kWantsDk) {
+        compiler_fence();
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
           float const delta = terms[AccumulatorPosition::column_of(i)].delta;
           float const grad = scores(i) * (grads(i) - delta);
-          grads(i) = !kMasked || mask.sees(seen, i) ? grad : 0.f;
+          // Selected, not only multiplied by zero: a value that is hidden may be infinite.
+          grads(i) = kMasked && signbit(scores(i)) ? 0.f : grad;
         }
         typename Traits::Weights rounded;
         convert_into(grads, rounded);
@@ -144,16 +156,15 @@ struct DkvConsumer {
     };
 
     smem.ring_keys.wait(state_keys);
-    auto const walk = geometry.walk(work);
     CUTE_NO_UNROLL
     for (int head = 0; head < params.heads_per_kv; ++head) {
       CUTE_NO_UNROLL
       for (int i = 0; i < walk.num_partial; ++i) {
-        step(true_type{}, walk.tile(i));
+        step(true_type{}, i);
       }
       CUTE_NO_UNROLL
       for (int i = 0; i < walk.num_full; ++i) {
-        step(false_type{}, Coord{});
+        step(false_type{}, i);
       }
     }
     store(dk, dv, work);

@@ -18,11 +18,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x == 0) {
     smem.ring_keys.init(Traits::kConsumerWarps);
-    smem.ring_q.init(Traits::kConsumerWarps);
+    smem.ring_q.init(Traits::kConsumerWarps, 1 + 32 * Geometry::kMaskWarp);
     smem.ring_dout.init(Traits::kConsumerWarps);
     smem.work.init(Traits::kConsumerThreads + Producer::kReaders);
     cutlass::arch::fence_barrier_init();
   }
+  geometry.init();
   __syncthreads();
 
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -32,6 +33,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     Producer producer{params, smem, geometry};
     if (warp == 0) {
       producer.run_loads();
+    } else if (Geometry::kMaskWarp && warp == 2) {
+      if constexpr (Geometry::kMaskWarp) {
+        producer.run_masks();
+      }
     } else if (threadIdx.x == 32) {
       producer.run_work();
     }

@@ -1,5 +1,5 @@
-// The producer warps: one hands out key tiles, the other loads them and the query tiles that see
-// them.
+// The producer warps: one hands out key tiles, one loads them and the query tiles that see them,
+// and one works out masks where that takes long.
 #pragma once
 
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
@@ -10,7 +10,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Geometry, class Mechanism>
 struct DkvProducer {
   using Work = typename Geometry::Work;
-  static constexpr int kReaders = 32;  // of the work slot: the warp that loads
+  static constexpr int kReaders = 32 * (1 + Geometry::kMaskWarp);  // of the work slot
 
   DkvParams<Geometry, Mechanism> const& params;
   DkvStorage<Traits, Geometry>& smem;
@@ -52,6 +52,32 @@ struct DkvProducer {
       CUTE_NO_UNROLL
       for (int i = ahead; i < steps.count; ++i) {
         load_step(work, steps.next(i), state);
+      }
+      state_work.advance();
+    }
+  }
+
+  // For a whole warp: the masks of the partial tiles, beside the copies.
+  __device__ __forceinline__ void run_masks() {
+    RingState<Traits::kStages> state;
+    RingState<1> state_work;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto const masks = geometry.masks();
+      auto steps = geometry.steps(work);
+      masks.find_windows(geometry.rows(work));
+      CUTE_NO_UNROLL
+      for (int i = 0; i < steps.count; ++i) {
+        auto const step = steps.next(i);
+        if (step.masked) {  // before the stage is free: there are more masks
+          masks.publish(step.box, state);
+        }
+        smem.ring_q.acquire(state);
+        smem.ring_q.full[state.index].arrive();
+        state.advance();
       }
       state_work.advance();
     }

@@ -10,31 +10,10 @@
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/tiling.h"
 #include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/grid/boxes.h"
 #include "sparse_fmha/sm90/geometry/grid/grid.h"
 
 namespace sparse_fmha::sm90 {
-
-// The tokens {first + i * step} of a tensor, per axis.
-inline TensorView interleaved(TensorView view, Coord const& first, Coord const& step) {
-  constexpr int kBytes = 2;
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    view.data = static_cast<char*>(view.data) + first[axis] * view.axis_stride[axis] * kBytes;
-    view.axis_stride[axis] *= step[axis];
-  }
-  return view;
-}
-
-// log2 of the extents, which are powers of two.
-inline BoxBits box_bits(Coord const& extent) {
-  return {log2_floor(extent[1]), log2_floor(extent[2])};
-}
-
-// The extents of 64 rows of a box, from a multiple of 64 on.
-inline Coord warpgroup_box(Coord const& extent) {
-  int32_t const x = std::min(extent[2], 64);
-  int32_t const y = std::min(extent[1], 64 / x);
-  return {64 / x / y, y, x};
-}
 
 // One interleaved grid of the problem: tokens {first + i * step}.
 template <class Traits, class Mechanism>

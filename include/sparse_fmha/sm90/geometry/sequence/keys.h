@@ -6,10 +6,13 @@
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
 //   load_keys, load_q, load_dout, load_terms   its copies
-//   Mask(geometry, Work, part): look_up(tile), sees(seen, i)   of scores, keys by queries
+//   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
+//   Mask(geometry, Work, part): look_up(place), sees(seen, i)   of scores, keys by queries
+//   kMaskWarp, publish_masks                   whether, and how, a warp works masks out
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
+#include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/common/copy.h"
@@ -34,6 +37,7 @@ struct SequenceKeys {
   struct Work {
     WorkTile tile;  // q_tile: number of the key tile
   };
+  static constexpr bool kMaskWarp = false;
   struct Source {
     int32_t token;
     int32_t head;
@@ -49,6 +53,7 @@ struct SequenceKeys {
   DkvParams<SequenceKeys, Mechanism> const& params;
   Shared& shared;
 
+  __device__ __forceinline__ void init() const {}
   __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
                                           RingState<1> const& /*state*/) const {
     work.tile = tile;
@@ -106,6 +111,11 @@ struct SequenceKeys {
                                  from.batch);
   }
 
+  template <class Walk>
+  __device__ __forceinline__ Coord mask_place(Walk const& walk, int i,
+                                              RingState<Traits::kStages> const& /*place*/) const {
+    return walk.tile(i);
+  }
   class Mask {
    public:
     __device__ __forceinline__ Mask(SequenceKeys const& geometry, Work const& work, int part)
