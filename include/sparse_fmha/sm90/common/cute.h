@@ -2,7 +2,7 @@
 //
 // CuTe has all widths of matrix instructions only on request, as to read them all takes longer than
 // to compile a kernel. So a file that compiles a kernel defines SPARSE_FMHA_TILE_K, the keys of a
-// tile, before. Without the width a selector falls back to 16 in silence, which forward/traits.h
+// tile, before. Without the width a selector falls back to 16 in silence, which tile_traits.h
 // refuses.
 #pragma once
 

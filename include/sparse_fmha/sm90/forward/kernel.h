@@ -2,9 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/forward/consumer.h"
 #include "sparse_fmha/sm90/forward/producer.h"
-#include "sparse_fmha/sm90/forward/traits.h"
 #include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
@@ -85,8 +83,8 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     int const consumer = warpgroup - 1;
-    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, consumer, {smem, consumer, {}}}
-        .run();
+    using Consumer = typename Traits::template ConsumerOf<Geometry, Mechanism>;
+    Consumer{params, smem, geometry, consumer, {smem, consumer, {}}}.run();
   }
 }
 

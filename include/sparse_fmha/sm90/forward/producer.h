@@ -75,6 +75,18 @@ struct Producer {
     RingState<1> state_work;
     for (Work work; take_work(work, state_work); state_work.advance()) {
       auto rows = geometry.rows(work, warp);
+      if constexpr (!Traits::kKeysAhead) {
+        CUTE_NO_UNROLL
+        for (int i = 0; i < rows.count; ++i) {
+          auto const key = rows.next(i);
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+          smem.ring_v.acquire(state);
+          rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+          state.advance();
+        }
+        continue;
+      }
       typename decltype(rows)::Key previous_key{};
       CUTE_NO_UNROLL
       for (int i = 0; i <= rows.count; ++i) {
@@ -173,14 +185,34 @@ struct Producer {
                                                RingState<1> const& state) {
     auto& ring = smem.ring_q[consumer];
     ring.acquire(state);
-    ring.expect(state, Traits::kBytesQ / Traits::kConsumers);
+    ring.expect(state, Traits::kQueryTensors * Traits::kBytesQ / Traits::kConsumers);
     geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
   }
 
-  // In the order of use: a consumer multiplies the next key tile before the present value tile.
+  // In the order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
     auto boxes = geometry.boxes(work);
+    if constexpr (!Traits::kKeysAhead) {
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        auto const box = boxes.next(i);
+        auto const source = geometry.source(work, box);
+        smem.ring_k.acquire(state);
+        if (leads) {
+          geometry.publish(box, state);
+          smem.ring_k.expect(state, Traits::kBytesK);
+          geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
+        }
+        smem.ring_v.acquire(state);
+        if (leads) {
+          smem.ring_v.expect(state, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[state.index], stage_of(smem.v, state), source);
+        }
+        state.advance();
+      }
+      return;
+    }
     RingState<kStages> previous;
     typename Geometry::Source source{};
     CUTE_NO_UNROLL
