@@ -10,6 +10,7 @@
 #include "sparse_fmha/sm90/backward/dq/traits.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/issue.h"
+#include "sparse_fmha/sm90/common/stay_behind.h"
 #include "sparse_fmha/sm90/forward/epilogue.h"
 #include "sparse_fmha/sm90/forward/operands.h"
 #include "sparse_fmha/sm90/forward/stages.h"
@@ -66,26 +67,36 @@ struct DqAccumulation {
     constexpr true_type kYes{};
     constexpr false_type kNo{};
     constexpr bool_constant<kOverlaps> kFollows{};
-    auto& state = stages.state;  // of the next key tile
+    auto& state = stages.state;
+    state.retreat();  // from here on it is that of the last tile that has been reached
     typename Geometry::Mask mask(geometry, warpgroup);
     mask.set(work);
-    auto frag_q = operand_q<Traits>(smem.q, warpgroup);
-    auto frag_dout = operand_q<Traits>(smem.q + Storage::kQueryElements, warpgroup);
+    auto const frag_q = operand_q<Traits>(smem.q, warpgroup);
     auto frag_k = operand_k<Traits>(smem.k);
     auto frag_v = operand_k<Traits>(smem.v);
     auto frag_kt = operand_v<Traits>(smem.k);
-    Weights<Traits> dscores;  // of the tile at `place`, where they have not met their keys yet
-    Place place;
+    Weights<Traits> dscores;  // of the last tile, until they meet its keys
 
+    // An operand in shared memory, `bytes` behind `operand`. The descriptors of all slices of both
+    // query tensors are more than there are uniform registers, so they are to be worked out anew
+    // for each tile: they seem to hang on its number.
+    auto behind = [](auto const& operand, int bytes, int i) {
+      return make_tensor(operand.data() + (bytes / 16 + (i >> 28)), operand.layout());
+    };
     auto issue_gradient = [&] {
-      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, dscores, frag_kt(_, _, _, place.index), output);
+      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, dscores, frag_kt(_, _, _, state.index), output);
     };
     auto finish_gradient = [&] {
       issue_gradient();
       warpgroup_wait<0>();
       warpgroup_fence_operand(output);
-      smem.ring_k.release(place);
+      smem.ring_k.release(state);
     };
+    WholeStages whole{walk.num_partial, tiles};  // of the tiles those without a mask
+    if constexpr (kByWalk) {
+      whole = walk.whole;
+    }
+    auto is_masked = [&](int i) { return i < whole.begin || i >= whole.end; };
     // The i-th tile, and, where it follows one whose gradients are at hand, their product.
     auto step = [&](int i, auto masked, auto follows) {
       constexpr bool kMasked = decltype(masked)::value;
@@ -95,22 +106,23 @@ struct DqAccumulation {
       if constexpr (kFollowing) {
         issue_gradient();
       }
-      [[maybe_unused]] Place const previous = place;
+      [[maybe_unused]] Place const previous = state;
+      state.advance();
       stages.enter(walk, i);
-      place = state;
-      stages.wait(smem.ring_k, walk, i, place);
-      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, place.index), scores);
+      stages.wait(smem.ring_k, walk, i, state);
+      auto queries = behind(frag_q, 0, i);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, queries, frag_k(_, _, _, state.index), scores);
       if constexpr (kFollowing) {
         warpgroup_wait<1>();
         warpgroup_fence_operand(output);
         smem.ring_k.release(previous);
       }
-      stages.wait(smem.ring_v, walk, i, place);
-      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_dout, frag_v(_, _, _, place.index),
-                                            dweights);
+      stages.wait(smem.ring_v, walk, i, state);
+      auto douts = behind(frag_q, Traits::kBytesQ, i);
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, douts, frag_v(_, _, _, state.index), dweights);
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked) {
-        seen = mask.look_up(work, geometry.mask_place(walk, i, place));
+        seen = mask.look_up(work, geometry.mask_place(walk, i, state));
       }
       warpgroup_wait<1>();
       warpgroup_fence_operand(scores);
@@ -119,21 +131,23 @@ struct DqAccumulation {
         scores(n) = exp2_approx(
             fmaf(scores(n), rows.scale_log2, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
       }
+      stay_behind(scores(size(scores) - 1));
       warpgroup_wait<0>();
       warpgroup_fence_operand(dweights);
-      smem.ring_v.release(place);
+      smem.ring_v.release(state);
       CUTE_UNROLL
       for (int n = 0; n < size(scores); ++n) {
         float const dscore =
             scores(n) * (dweights(n) - rows.delta[AccumulatorPosition::row_of(n)]);
-        if constexpr (kMasked) {
-          scores(n) = mask.sees(seen, n) ? dscore : 0.f;
-        } else {
-          scores(n) = dscore;
+        scores(n) = dscore;
+      }
+      if (kMasked && (kFollowing || is_masked(i))) {
+        CUTE_UNROLL
+        for (int n = 0; n < size(scores); ++n) {
+          scores(n) = mask.sees(seen, n) ? scores(n) : 0.f;
         }
       }
       convert_into(scores, dscores);
-      state.advance();
       if constexpr (!kOverlaps) {
         finish_gradient();
       }
@@ -141,25 +155,27 @@ struct DqAccumulation {
 
     int i = 0;
     bool follows = false;  // whether gradients are at hand
-    auto first_step = [&](auto masked) {
-      step(i++, masked, kNo);
+    auto first_step = [&] {
+      step(i++, kYes, kNo);
       follows = kOverlaps;
     };
     if constexpr (kNeeded) {
       // Whether the next tile is for other warpgroups alone; it is then passed over.
       auto is_for_others = [&] {
-        smem.ring_k.wait(state);
-        if (geometry.needs(warpgroup, state)) {
+        auto next = state;
+        next.advance();
+        smem.ring_k.wait(next);
+        if (geometry.needs(warpgroup, next)) {
           return false;
         }
         if (follows) {
           finish_gradient();
           follows = false;
         }
-        smem.ring_k.release(state);
-        smem.ring_v.wait(state);
-        smem.ring_v.release(state);
-        state.advance();
+        smem.ring_k.release(next);
+        smem.ring_v.wait(next);
+        smem.ring_v.release(next);
+        state = next;
         return true;
       };
       CUTE_NO_UNROLL
@@ -169,11 +185,11 @@ struct DqAccumulation {
         } else if (follows) {
           step(i++, kYes, kFollows);
         } else {
-          first_step(kYes);
+          first_step();
         }
       }
       if (i < tiles && !follows) {
-        first_step(kNo);
+        first_step();
       }
       CUTE_NO_UNROLL
       for (; i < tiles; ++i) {
@@ -181,15 +197,7 @@ struct DqAccumulation {
       }
     } else {
       // Masked tiles, some without a mask, and, where the walk says so, masked ones.
-      WholeStages whole{walk.num_partial, tiles};
-      if constexpr (kByWalk) {
-        whole = walk.whole;
-      }
-      if (i < whole.begin || i >= whole.end) {
-        first_step(kYes);
-      } else {
-        first_step(kNo);
-      }
+      first_step();
       int masked_end = whole.begin;
       CUTE_NO_UNROLL
       while (i < tiles) {
@@ -210,6 +218,7 @@ struct DqAccumulation {
     if (follows) {
       finish_gradient();
     }
+    state.advance();
   }
 };
 
