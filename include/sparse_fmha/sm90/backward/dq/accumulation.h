@@ -77,14 +77,16 @@ struct DqAccumulation {
     auto frag_kt = operand_v<Traits>(smem.k);
     Weights<Traits> dscores;  // of the last tile, until they meet its keys
 
-    // An operand in shared memory, `bytes` behind `operand`. The descriptors of all slices of both
-    // query tensors are more than there are uniform registers, so they are to be worked out anew
-    // for each tile: they seem to hang on its number.
-    auto behind = [](auto const& operand, int bytes, int i) {
-      return make_tensor(operand.data() + (bytes / 16 + (i >> 28)), operand.layout());
+    // An operand in shared memory, `bytes` behind `operand`. The descriptors of all slices of all
+    // operands are more than there are uniform registers, so they are to be worked out anew for
+    // each tile: they seem to hang on its number.
+    int none = 0;
+    auto anew = [&](auto const& operand, int bytes = 0) {
+      return make_tensor(operand.data() + (bytes / 16 + none), operand.layout());
     };
     auto issue_gradient = [&] {
-      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, dscores, frag_kt(_, _, _, state.index), output);
+      auto const keys = anew(frag_kt(_, _, _, state.index));
+      issue_mma<true, Traits::kTileK / 16>(MmaPV{}, dscores, keys, output);
     };
     auto finish_gradient = [&] {
       issue_gradient();
@@ -103,6 +105,7 @@ struct DqAccumulation {
       constexpr bool kFollowing = decltype(follows)::value;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       auto dweights = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
+      none = i >> 28;
       if constexpr (kFollowing) {
         issue_gradient();
       }
@@ -110,16 +113,18 @@ struct DqAccumulation {
       state.advance();
       stages.enter(walk, i);
       stages.wait(smem.ring_k, walk, i, state);
-      auto queries = behind(frag_q, 0, i);
-      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, queries, frag_k(_, _, _, state.index), scores);
+      auto queries = anew(frag_q);
+      auto const keys = anew(frag_k(_, _, _, state.index));
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, queries, keys, scores);
       if constexpr (kFollowing) {
         warpgroup_wait<1>();
         warpgroup_fence_operand(output);
         smem.ring_k.release(previous);
       }
       stages.wait(smem.ring_v, walk, i, state);
-      auto douts = behind(frag_q, Traits::kBytesQ, i);
-      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, douts, frag_v(_, _, _, state.index), dweights);
+      auto douts = anew(frag_q, Traits::kBytesQ);
+      auto const values = anew(frag_v(_, _, _, state.index));
+      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, douts, values, dweights);
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
       if constexpr (kMasked) {
         seen = mask.look_up(work, geometry.mask_place(walk, i, state));
