@@ -25,7 +25,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
       ring.init(4);
     }
     // Each lane that gathers or works out masks arrives, and one for tensor copies.
-    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
+    constexpr int kGatherers = Producer<Traits, Geometry, Mechanism>::kRowWarps;
     constexpr int kProducers = 1 + (kGathers<Geometry> ? 32 * kGatherers : 0);
     smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * kMaskWarps<Geometry>);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);

@@ -19,6 +19,11 @@ struct Producer {
   static constexpr int kKeyWarps = kWarpLoads<Geometry> ? 2 : 1;
   static constexpr int kThreads =
       32 * (kKeyWarps + Geometry::kGatherWarps + kMaskWarps<Geometry>)+Traits::kConsumers - 1;
+  // That gather the rows of a stage; where there are as many more, these have the values.
+  static constexpr int kRowWarps = Geometry::kGatherWarps > 0 ? Traits::kTileK / 32 : 1;
+  static_assert(Geometry::kGatherWarps <= kRowWarps ||
+                    (Geometry::kGatherWarps == 2 * kRowWarps && !Traits::kKeysAhead),
+                "warps for rows of keys and values, or for each of them");
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
@@ -74,15 +79,19 @@ struct Producer {
     RingState<kStages> state;
     RingState<1> state_work;
     for (Work work; take_work(work, state_work); state_work.advance()) {
-      auto rows = geometry.rows(work, warp);
+      auto rows = geometry.rows(work, warp % kRowWarps);
       if constexpr (!Traits::kKeysAhead) {
         CUTE_NO_UNROLL
         for (int i = 0; i < rows.count; ++i) {
           auto const key = rows.next(i);
-          smem.ring_k.acquire(state);
-          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
-          smem.ring_v.acquire(state);
-          rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+          if (Geometry::kGatherWarps == kRowWarps || warp < kRowWarps) {
+            smem.ring_k.acquire(state);
+            rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+          }
+          if (Geometry::kGatherWarps == kRowWarps || warp >= kRowWarps) {
+            smem.ring_v.acquire(state);
+            rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+          }
           state.advance();
         }
         continue;

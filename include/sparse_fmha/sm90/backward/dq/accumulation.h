@@ -49,9 +49,10 @@ struct DqAccumulation {
   using Place = RingState<Traits::kStages>;
   static constexpr bool kNeeded = Geometry::kStageUse == StageUse::kNeeded;
   static constexpr bool kByWalk = Geometry::kMaskedStages == MaskedStages::kByWalk;
-  // Whether the keys of a tile can still be in use when those of the next one are waited for: all
-  // stages between, which another consumer may have, are then others.
-  static constexpr bool kOverlaps = Traits::kStages > (kHasStreams<Geometry> ? 2 : 1);
+  // Whether the keys of a tile are still in use when those of the next one are waited for.
+  static constexpr bool kOverlaps = Traits::kStages > 1;
+  // Whether a stage of another consumer between them would then be where they are.
+  static constexpr bool kOthersWait = kOverlaps && kHasStreams<Geometry> && Traits::kStages == 2;
 
   Storage& smem;
   Geometry const& geometry;
@@ -158,6 +159,18 @@ struct DqAccumulation {
       }
     };
 
+    // A step behind another.
+    auto next_step = [&](int i, auto masked) {
+      if constexpr (kOthersWait) {
+        if (walk.follows_other(i)) {
+          finish_gradient();
+          step(i, masked, kNo);
+          return;
+        }
+      }
+      step(i, masked, kFollows);
+    };
+
     int i = 0;
     bool follows = false;  // whether gradients are at hand
     auto first_step = [&] {
@@ -208,11 +221,11 @@ struct DqAccumulation {
       while (i < tiles) {
         CUTE_NO_UNROLL
         for (; i < masked_end; ++i) {
-          step(i, kYes, kFollows);
+          next_step(i, kYes);
         }
         CUTE_NO_UNROLL
         for (; i < whole.end; ++i) {
-          step(i, kNo, kFollows);
+          next_step(i, kNo);
         }
         masked_end = tiles;
       }
