@@ -32,6 +32,7 @@ struct TileTraits {
   // The 64K registers of a multiprocessor, moved from the producer to the consumers.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static constexpr int kMovedRegisters = 8;  // from them, where rows are gathered
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;

@@ -37,9 +37,9 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
 
   // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
-  constexpr int kMoved = kGathers<Geometry> ? 8 : 0;
+  constexpr int kMoved = kGathers<Geometry> ? Traits::kMovedRegisters : 0;
   constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
-  constexpr int kGatherRegisters = 32;
+  constexpr int kGatherRegisters = 256 - kConsumerRegisters;
   constexpr int kProducerRegisters =
       kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
   using Producers = Producer<Traits, Geometry, Mechanism>;

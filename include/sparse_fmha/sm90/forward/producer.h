@@ -76,46 +76,17 @@ struct Producer {
 
   // For a whole warp, where rows are gathered: its part of the rows, in the order of use.
   __device__ __forceinline__ void run_rows(int warp) {
-    RingState<kStages> state;
-    RingState<1> state_work;
-    for (Work work; take_work(work, state_work); state_work.advance()) {
-      auto rows = geometry.rows(work, warp % kRowWarps);
-      if constexpr (!Traits::kKeysAhead) {
-        CUTE_NO_UNROLL
-        for (int i = 0; i < rows.count; ++i) {
-          auto const key = rows.next(i);
-          if (Geometry::kGatherWarps == kRowWarps || warp < kRowWarps) {
-            smem.ring_k.acquire(state);
-            rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
-          }
-          if (Geometry::kGatherWarps == kRowWarps || warp >= kRowWarps) {
-            smem.ring_v.acquire(state);
-            rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
-          }
-          state.advance();
-        }
-        continue;
+    if constexpr (!Traits::kKeysAhead) {
+      constexpr bool kShares = Geometry::kGatherWarps == 2 * kRowWarps;
+      if (!kShares) {
+        run_rows_of<true, true>(warp);
+      } else if (warp < kRowWarps) {
+        run_rows_of<true, false>(warp);
+      } else {
+        run_rows_of<false, true>(warp - kRowWarps);
       }
-      typename decltype(rows)::Key previous_key{};
-      CUTE_NO_UNROLL
-      for (int i = 0; i <= rows.count; ++i) {
-        auto key = previous_key;
-        if (i < rows.count) {
-          key = rows.next(i);
-          smem.ring_k.acquire(state);
-          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
-        }
-        if (i > 0) {
-          auto previous = state;
-          previous.retreat();
-          smem.ring_v.acquire(previous);
-          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
-        }
-        previous_key = key;
-        if (i < rows.count) {
-          state.advance();
-        }
-      }
+    } else {
+      run_rows_ahead(warp);
     }
   }
 
@@ -196,6 +167,58 @@ struct Producer {
     ring.acquire(state);
     ring.expect(state, Traits::kQueryTensors * Traits::kBytesQ / Traits::kConsumers);
     geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
+  }
+
+  // A consumer multiplies the next key tile before the present value tile.
+  __device__ __forceinline__ void run_rows_ahead(int warp) {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto rows = geometry.rows(work, warp);
+      typename decltype(rows)::Key previous_key{};
+      CUTE_NO_UNROLL
+      for (int i = 0; i <= rows.count; ++i) {
+        auto key = previous_key;
+        if (i < rows.count) {
+          key = rows.next(i);
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if (i > 0) {
+          auto previous = state;
+          previous.retreat();
+          smem.ring_v.acquire(previous);
+          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
+        }
+        previous_key = key;
+        if (i < rows.count) {
+          state.advance();
+        }
+      }
+    }
+  }
+
+  // kKeys, kValues: of which tensors.
+  template <bool kKeys, bool kValues>
+  __device__ __forceinline__ void run_rows_of(int part) {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto rows = geometry.rows(work, part);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < rows.count; ++i) {
+        auto const key = rows.next(i);
+        if constexpr (kKeys) {
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if constexpr (kValues) {
+          smem.ring_v.acquire(state);
+          rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+        }
+        state.advance();
+      }
+    }
   }
 
   // In the order of use.

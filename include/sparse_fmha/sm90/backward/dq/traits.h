@@ -25,6 +25,7 @@ struct DqTraits : TileTraits<Config> {
   static constexpr Pass kPass = Pass::kBackwardDq;
   static constexpr bool kVotes = false;
   static constexpr bool kTakeTurns = false;
+  static constexpr int kMovedRegisters = 16;
   // A stage of keys is in use until the scores' gradient is known, and so are values before.
   static constexpr bool kKeysAhead = false;
 
