@@ -1,8 +1,7 @@
-// From a warpgroup's accumulator to global memory: the output through shared memory and a tensor
-// copy that clips it, the log-sum-exp directly.
+// From a warpgroup's accumulator to global memory, through shared memory and a tensor copy that
+// clips it.
 #pragma once
 
-#include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/common/convert.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
@@ -18,13 +17,8 @@ struct Epilogue {
 
   // The warpgroup's threads call this together.
   template <class Output>
-  __device__ __forceinline__ void store(Output const& output, float const (&lse)[kRowsPerThread],
-                                        typename Geometry::Work const& work) {
+  __device__ __forceinline__ void store(Output const& output, typename Geometry::Work const& work) {
     using namespace cute;
-    if (threadIdx.x % 4 == 0) {  // four threads hold the same rows
-      geometry.store_lse(lse, work, warpgroup, AccumulatorPosition().row);
-    }
-
     if constexpr (!Traits::kOutputReplacesQ) {
       wait_for_store();
       sync();

@@ -2,17 +2,11 @@
 #pragma once
 
 #include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 
 namespace sparse_fmha::sm90 {
-
-// What a step reads of each query row.
-struct alignas(16) RowTerms {
-  float lse_log2;  // +inf where the row sees no key
-  float delta;
-  float unused[2];
-};
 
 template <class Traits, class Geometry>
 struct DkvStorage {
