@@ -38,6 +38,9 @@ float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
           torch::headeronly::toString(t.scalar_type()), "; float32 is needed");
   require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
   t = torch::stable::contiguous(t);
+  if (!is_aligned(t, t.element_size())) {
+    t = torch::stable::clone(t);
+  }
   return static_cast<float const*>(t.data_ptr());
 }
 

@@ -31,15 +31,16 @@ class Summands {
     for (int d = 0; d < dim_; ++d) {
       odd |= !(whole[d] - whole[d] == T(0));
     }
-    T const factor = odd ? T(0) : T(1);
     if (odd) {
       odd_[num_odd_++] = row;
     }
     for (int first = 0; first < dim_; first += kLanes) {
       T* const to = panels_ + static_cast<int64_t>(first) * capacity_ + row * kLanes;
-      int const count = min_int(dim_ - first, kLanes);
-      for (int d = 0; d < count; ++d) {
-        to[d] = factor == T(0) ? T(0) : whole[first + d];
+      size_t const bytes = sizeof(T) * min_int(dim_ - first, kLanes);
+      if (odd) {
+        std::memset(to, 0, bytes);
+      } else {
+        std::memcpy(to, whole + first, bytes);
       }
     }
   }

@@ -18,7 +18,8 @@ void weigh_gradients(T* scores, T* gradients, int rows, T scale_log2, Lse lse, D
     V* const gradient = reinterpret_cast<V*>(gradients + row * kPanel<T>);
     for (int v = 0; v < kVectors; ++v) {
       V const x = of_row[v] * scale_log2 - lse(row, v);
-      V const p = exp2<T>(x > T(0) ? V{} : x);
+      // Also where lse is no number, hidden pairs have no weight.
+      V const p = of_row[v] == -kInfinity<T> ? V{} : exp2<T>(x > T(0) ? V{} : x);
       of_row[v] = p;
       gradient[v] = p == T(0) ? V{} : p * (gradient[v] - delta(row, v));
     }
