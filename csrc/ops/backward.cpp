@@ -7,6 +7,7 @@
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
+#include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
 namespace {
@@ -66,8 +67,10 @@ KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pas
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
-  KernelRow const& of_queries = kernel_of(problem, q, Pass::kBackwardDq);
-  KernelRow const& of_keys = kernel_of(problem, q, Pass::kBackwardDkv);
+  KernelRow const* const of_queries =
+      given.need_dq ? &kernel_of(problem, q, Pass::kBackwardDq) : nullptr;
+  KernelRow const* const of_keys =
+      given.need_dkv ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -103,12 +106,17 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   problem.gradients = &gradients;
 
   Launch launch(q);
-  // Kernels of a GPU read gradients.row_terms, which are to be made here, before both passes.
-  if (given.need_dq) {
-    of_queries.launch(problem, launch.context());
+  if (q.is_cuda() && (given.need_dq || given.need_dkv)) {
+    size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
+    gradients.row_terms =
+        static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
+    device::fill_row_terms(problem, launch.context());
   }
-  if (given.need_dkv) {
-    of_keys.launch(problem, launch.context());
+  if (of_queries != nullptr) {
+    of_queries->launch(problem, launch.context());
+  }
+  if (of_keys != nullptr) {
+    of_keys->launch(problem, launch.context());
   }
   return results;
 }
