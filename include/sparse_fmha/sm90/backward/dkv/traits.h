@@ -32,8 +32,15 @@ struct DkvTraits {
   static constexpr int kConsumerThreads = kConsumers * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kConsumerWarps = kConsumers * 4;
-  static constexpr int kProducerRegisters = 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  // To find a box and what sees it takes a producer more registers than a run of tokens does.
+  static constexpr int kMoved = Config::Mechanism::kOnGrid ? 8 : 0;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 + 2 * kMoved : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 - kMoved : 160;
+  // A block begins with as many registers for each thread as a multiprocessor has for all of them,
+  // in eights; who wants more waits for others to give some back.
+  static_assert(kProducerRegisters * 128 + kConsumerRegisters * kConsumerThreads <=
+                    65536 / kThreads / 8 * 8 * kThreads,
+                "consumers would wait for registers for ever");
 
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
   static_assert(Config::kHeadDim % 16 == 0 && Config::kHeadDim <= 256,
