@@ -129,11 +129,11 @@ constexpr bool is_geometry() {
   static_assert(compiles<G const&, Work&, FullBarrier&, Element*>(
                     [](auto& g, auto& w, auto& b, auto* to) SPARSE_FMHA_HAS(g.load_q(b, to, w, 0))),
                 "a geometry copies queries in load_q(barrier, to, Work, consumer)");
-  static_assert(compiles<G const&, Work&, Element const*>([](auto& g, auto& w, auto* from)
-                                                              SPARSE_FMHA_HAS(g.store_out(from, w, 0))),
+  static_assert(compiles<G const&, Work&, Element const*>(
+                    [](auto& g, auto& w, auto* from) SPARSE_FMHA_HAS(g.store_out(from, w, 0))),
                 "a geometry stores the output in store_out(from, Work, consumer)");
-  static_assert(compiles<G const&, Work&, AnyRow>(
-                    [](auto& g, auto& w, auto body) SPARSE_FMHA_HAS(g.visit_rows(w, 0, 0, body))),
+  static_assert(compiles<G const&, Work&, AnyRow>([](auto& g, auto& w, auto body)
+                                                      SPARSE_FMHA_HAS(g.visit_rows(w, 0, 0, body))),
                 "a geometry finds what there is of rows in visit_rows(Work, consumer, row, body)");
 
   static_assert(compiles<G const&, Work&>([](auto& g, auto& w) SPARSE_FMHA_HAS(

@@ -19,13 +19,13 @@
 namespace sparse_fmha::sm90 {
 
 // What a thread knows of its rows.
-struct RowSums {
+struct ThreadRows {
   float const scale_log2;
   float lse_log2[kRowsPerThread];
   float delta[kRowsPerThread];
 
   // Rows that the tensor has not weigh nothing.
-  __device__ __forceinline__ explicit RowSums(float scale) : scale_log2(scale) {
+  __device__ __forceinline__ explicit ThreadRows(float scale) : scale_log2(scale) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       lse_log2[r] = INFINITY;
@@ -62,7 +62,7 @@ struct DqAccumulation {
   // The sum over the walk's key tiles, not yet scaled.
   template <class Walk, class Output>
   __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
-                                      RingState<1> const& state_q, RowSums const& rows,
+                                      RingState<1> const& state_q, ThreadRows const& rows,
                                       Output& output) {
     using namespace cute;
     constexpr true_type kYes{};
@@ -143,9 +143,7 @@ struct DqAccumulation {
       smem.ring_v.release(state);
       CUTE_UNROLL
       for (int n = 0; n < size(scores); ++n) {
-        float const dscore =
-            scores(n) * (dweights(n) - rows.delta[AccumulatorPosition::row_of(n)]);
-        scores(n) = dscore;
+        scores(n) *= dweights(n) - rows.delta[AccumulatorPosition::row_of(n)];
       }
       if (kMasked && (kFollowing || is_masked(i))) {
         CUTE_UNROLL

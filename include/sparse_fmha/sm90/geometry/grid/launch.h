@@ -95,7 +95,8 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
     for (int32_t i = 0; i < (map_per_batch ? batch : 1); ++i) {
       for (int t = 0; t < Traits::kQueryTensors; ++t) {
-        g.q[t][i] = map(Traits::queries(p, t), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+        g.q[t][i] =
+            map(Traits::queries(p, t), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
       }
       g.k[i] = map(p.k, p.heads_kv, g.shape.k, g.first_batch + i);
       g.v[i] = map(p.v, p.heads_kv, g.shape.k, g.first_batch + i);

@@ -28,10 +28,10 @@ struct Lists {
 
   struct Params {
     CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
-    CUtensorMap k;    // (D, Lkv, Hkv, B)
-    CUtensorMap v;    // (D, Lkv, Hkv, B)
-    CUtensorMap out;  // (D, Lq, Hq, B)
-    typename Traits::RowValue* rows;  // [B, Lq, Hq]
+    CUtensorMap k;                         // (D, Lkv, Hkv, B)
+    CUtensorMap v;                         // (D, Lkv, Hkv, B)
+    CUtensorMap out;                       // (D, Lq, Hq, B)
+    typename Traits::RowValue* rows;       // [B, Lq, Hq]
     int32_t heads_q;
     int32_t q_tiles;
     BoxSizes sizes;
@@ -162,10 +162,9 @@ struct Lists {
                                          Work const& work, int warpgroup) const {
     CUTE_UNROLL
     for (int i = 0; i < Traits::kQueryTensors; ++i) {
-      load_box<Traits::kHeadDim>(params.geometry.q[i], barrier,
-                                 destination + i * Traits::kTileQ * Traits::kHeadDim,
-                                 Traits::kTileQ, kReadOnce, first_token(work, warpgroup),
-                                 work.tile.head, work.tile.batch);
+      load_box<Traits::kHeadDim>(
+          params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
+          Traits::kTileQ, kReadOnce, first_token(work, warpgroup), work.tile.head, work.tile.batch);
     }
   }
   __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
@@ -268,8 +267,8 @@ struct Lists {
   __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
                                              Body const& body) const {
     auto const& g = params.geometry;
-    visit_sequence_rows(g.rows, first_token(work, warpgroup) + row, work.tile, params.sparsity.len_q, g.heads_q,
-                        body);
+    visit_sequence_rows(g.rows, first_token(work, warpgroup) + row, work.tile,
+                        params.sparsity.len_q, g.heads_q, body);
   }
 
  private:

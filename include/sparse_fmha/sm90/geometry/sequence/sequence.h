@@ -18,10 +18,10 @@ struct Sequence {
 
   struct Params {
     CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
-    CUtensorMap k;    // (D, Lkv, Hkv, B)
-    CUtensorMap v;    // (D, Lkv, Hkv, B)
-    CUtensorMap out;  // (D, Lq, Hq, B)
-    typename Traits::RowValue* rows;  // [B, Lq, Hq]
+    CUtensorMap k;                         // (D, Lkv, Hkv, B)
+    CUtensorMap v;                         // (D, Lkv, Hkv, B)
+    CUtensorMap out;                       // (D, Lq, Hq, B)
+    typename Traits::RowValue* rows;       // [B, Lq, Hq]
     int32_t len_q;
     int32_t heads_q;
   };
@@ -82,7 +82,8 @@ struct Sequence {
     CUTE_UNROLL
     for (int i = 0; i < Traits::kQueryTensors; ++i) {
       load(params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
-           Traits::kTileQ, first_token(work, warpgroup), work.tile.head, work.tile.batch, kReadOnce);
+           Traits::kTileQ, first_token(work, warpgroup), work.tile.head, work.tile.batch,
+           kReadOnce);
     }
   }
   __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
