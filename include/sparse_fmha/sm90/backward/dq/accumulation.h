@@ -137,7 +137,13 @@ struct DqAccumulation {
         scores(n) = exp2_approx(
             fmaf(scores(n), rows.scale_log2, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
       }
-      stay_behind(scores(size(scores) - 1));
+      // All of them before the wait: it stays behind what seems to hang on each one's sign.
+      uint32_t signs = 0;
+      CUTE_UNROLL
+      for (int n = 0; n < size(scores); ++n) {
+        signs |= __float_as_uint(scores(n));
+      }
+      stay_behind(__uint_as_float(signs));
       warpgroup_wait<0>();
       warpgroup_fence_operand(dweights);
       smem.ring_v.release(state);
