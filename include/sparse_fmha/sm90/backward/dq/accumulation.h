@@ -19,13 +19,13 @@
 namespace sparse_fmha::sm90 {
 
 // What a thread knows of its rows.
-struct RowSums {
+struct ThreadRows {
   float const scale_log2;
   float lse_log2[kRowsPerThread];
   float delta[kRowsPerThread];
 
   // Rows that the tensor has not weigh nothing.
-  __device__ __forceinline__ explicit RowSums(float scale) : scale_log2(scale) {
+  __device__ __forceinline__ explicit ThreadRows(float scale) : scale_log2(scale) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       lse_log2[r] = INFINITY;
@@ -62,7 +62,7 @@ struct DqAccumulation {
   // The sum over the walk's key tiles, not yet scaled.
   template <class Walk, class Output>
   __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
-                                      RingState<1> const& state_q, RowSums const& rows,
+                                      RingState<1> const& state_q, ThreadRows const& rows,
                                       Output& output) {
     using namespace cute;
     constexpr true_type kYes{};
@@ -137,14 +137,19 @@ struct DqAccumulation {
         scores(n) = exp2_approx(
             fmaf(scores(n), rows.scale_log2, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
       }
-      stay_behind(scores(size(scores) - 1));
+      // All of them before the wait: it stays behind what seems to hang on each one's sign.
+      uint32_t signs = 0;
+      CUTE_UNROLL
+      for (int n = 0; n < size(scores); ++n) {
+        signs |= __float_as_uint(scores(n));
+      }
+      stay_behind(__uint_as_float(signs));
       warpgroup_wait<0>();
       warpgroup_fence_operand(dweights);
       smem.ring_v.release(state);
       CUTE_UNROLL
       for (int n = 0; n < size(scores); ++n) {
-        float const dscore = scores(n) * (dweights(n) - rows.delta[AccumulatorPosition::row_of(n)]);
-        scores(n) = dscore;
+        scores(n) *= dweights(n) - rows.delta[AccumulatorPosition::row_of(n)];
       }
       if (kMasked && (kFollowing || is_masked(i))) {
         CUTE_UNROLL

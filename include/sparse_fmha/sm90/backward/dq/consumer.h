@@ -48,7 +48,7 @@ struct DqConsumer {
     constexpr float kLn2 = 0.69314718055994530942f;
     float const scale_log2 = params.negate ? -params.scale_log2 : params.scale_log2;
 
-    RowSums rows(scale_log2);
+    ThreadRows rows(scale_log2);
     geometry.visit_rows(work, warpgroup, AccumulatorPosition().row,
                         [&](int r, RowTerms const& from) { rows.read(r, from); });
     auto gradient = cute::partition_fragment_C(
