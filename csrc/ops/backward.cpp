@@ -66,8 +66,10 @@ KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pas
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
-  KernelRow const& of_queries = kernel_of(problem, q, Pass::kBackwardDq);
-  KernelRow const& of_keys = kernel_of(problem, q, Pass::kBackwardDkv);
+  KernelRow const* const of_queries =
+      given.need_dq ? &kernel_of(problem, q, Pass::kBackwardDq) : nullptr;
+  KernelRow const* const of_keys =
+      given.need_dkv ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -104,11 +106,10 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
 
   Launch launch(q);
   // Kernels of a GPU read gradients.row_terms, which are to be made here, before both passes.
-  if (given.need_dq) {
-    of_queries.launch(problem, launch.context());
-  }
-  if (given.need_dkv) {
-    of_keys.launch(problem, launch.context());
+  for (KernelRow const* kernel : {of_queries, of_keys}) {
+    if (kernel != nullptr) {
+      kernel->launch(problem, launch.context());
+    }
   }
   return results;
 }

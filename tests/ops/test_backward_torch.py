@@ -10,7 +10,7 @@ from gradient_oracle import GRADIENTS
 from torch.utils.checkpoint import checkpoint
 
 import sparse_fmha
-from sparse_fmha import BlockMask, StripeMask
+from sparse_fmha import BlockGrid, StripeMask
 from sparse_fmha._ops import gradients
 
 OPS = torch.ops.sparse_fmha
@@ -128,8 +128,8 @@ def test_checkpoints_recompute_the_same_bits(name, dtype):
 
 
 def block_sparse(q, k, v, **options):
-    pairs = torch.arange(q.shape[1])[:, None] % 3 != torch.arange(k.shape[1]) % 3
-    mask = BlockMask.from_dense(pairs[None, None])
+    grid = BlockGrid.of(q, k, 64, 32, causal=True)
+    mask = grid.mask(grid.sink(32) | grid.local(64))
     return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
 
 
