@@ -9,8 +9,11 @@ namespace {
 
 constexpr int32_t kMaxKeys = 128;    // across the lanes; their sums stay in the second-level cache
 constexpr int32_t kMaxQueries = 64;  // rows that go by at a time
-constexpr int kThreads = 16;         // that are to have work, whatever number there is
-constexpr int32_t kRuns = 16;        // of the keys of stripes, for each head
+// Of neighborhoods: of small boxes less lies outside of the windows.
+constexpr int32_t kBoxKeys = 64;
+constexpr int32_t kBoxQueries = 16;
+constexpr int kThreads = 16;   // that are to have work, whatever number there is
+constexpr int32_t kRuns = 16;  // of the keys of stripes, for each head
 constexpr int32_t kMaxRun = 1024;
 
 // As tile_cycles of tiles.cpp: rows of queries go by, keys lie across the lanes.
@@ -46,8 +49,8 @@ void tile_keys(FmhaProblem const& problem, Neighborhood::Params const& params, B
   double const heads = static_cast<double>(problem.batch) * problem.heads_kv;
   double const group = problem.heads_q / std::max(problem.heads_kv, 1);
   double best = INFINITY;
-  for_each_box(params.grid, kMaxKeys, [&](Coord const& k) {
-    for_each_box(params.grid, kMaxQueries, [&](Coord const& q) {
+  for_each_box(params.grid, kBoxKeys, [&](Coord const& k) {
+    for_each_box(params.grid, kBoxQueries, [&](Coord const& q) {
       TileShape const shape = {q, k};
       int32_t const tiles = Neighborhood::num_key_tiles(params, shape);
       // The tile in the middle of the first class stands for all of them.

@@ -112,11 +112,10 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
     device::fill_row_terms(problem, launch.context());
   }
-  if (of_queries != nullptr) {
-    of_queries->launch(problem, launch.context());
-  }
-  if (of_keys != nullptr) {
-    of_keys->launch(problem, launch.context());
+  for (KernelRow const* kernel : {of_queries, of_keys}) {
+    if (kernel != nullptr) {
+      kernel->launch(problem, launch.context());
+    }
   }
   return results;
 }

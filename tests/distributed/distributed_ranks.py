@@ -19,6 +19,7 @@ MODULES = (
     "distributed_cases",
     "distributed_errors",
     "distributed_dtensor",
+    "distributed_backward",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

@@ -264,16 +264,6 @@ def test_autocast(make_qkv):
     assert same(results, run(mask, [x.half() for x in given]))
 
 
-def test_no_backward(make_qkv):
-    q, *others = make_qkv(*CASES[1].sizes())
-    mask = CASES[1].lists().mask(q.device)
-    expected = run(mask, (q, *others))
-    results = run(mask, (q.requires_grad_(), *others))
-    assert same(results, expected)
-    with pytest.raises(NotImplementedError, match="no backward"):
-        results[0].sum().backward()
-
-
 def test_mask_of_a_device_tensor_is_the_one_of_the_cpu(make_qkv, check):
     """from_dense and back, with bits made on the device."""
     case = Case(333, 420, (64, 32), 0.3, 0.3, batch=2)

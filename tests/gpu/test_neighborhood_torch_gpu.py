@@ -147,15 +147,6 @@ def test_autocast(tensors):
     assert same(results, run(case, [x.half() for x in given]))
 
 
-def test_no_backward(tensors):
-    q, *others = tensors(CASES[1])
-    expected = run(CASES[1], (q, *others))
-    results = run(CASES[1], (q.requires_grad_(), *others))
-    assert same(results, expected)
-    with pytest.raises(NotImplementedError, match="no backward"):
-        results[0].sum().backward()
-
-
 def test_second_device(tensors):
     """Tensors on a device that is not the current one."""
     if torch.cuda.device_count() < 2:

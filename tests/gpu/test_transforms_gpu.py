@@ -3,7 +3,7 @@
 import pytest
 import torch
 from derivative_ways import WAYS, lacking
-from op_calls import INTEGER_OPS, op_calls, op_name
+from op_calls import INTEGER_OPS, op_calls
 
 pytestmark = pytest.mark.gpu
 
@@ -18,10 +18,12 @@ def calls(cuda):
 @pytest.mark.parametrize("name", REAL_OPS)
 @pytest.mark.parametrize("way", ["jvp", "forward_ad", "grad", "backward", "vmap of grad"])
 def test_what_is_lacking_raises(calls, way, name):
+    message = lacking(way, name)
+    if message is None:
+        pytest.skip("test_backward_gpu.py has what is there")
     for argument, value in calls[name].tensors().items():
         if not value.is_floating_point():
             continue
-        message = f"sparse_fmha::{op_name(name)} has {lacking(way)}"
         with pytest.raises(NotImplementedError, match=message):
             WAYS[way](lambda x, a=argument: calls[name](**{a: x})[0], value.clone())
 

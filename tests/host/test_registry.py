@@ -65,12 +65,20 @@ def test_a_miss_names_the_request_and_every_row():
         assert f"{row['name']} (head_dim <= {row['head_dim']})" in message
 
 
-@pytest.mark.parametrize("name", ["backward_dq", "backward_dkv", "decode"])
-def test_a_row_serves_its_own_pass(name):
+def test_a_row_serves_its_own_pass():
     key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
     assert _C.find_kernel(**key, **{"pass": "forward"}) == _C.find_kernel(**key)
-    with pytest.raises(RuntimeError, match=f"no kernel for arch=cpu, pass={name}, mech"):
-        _C.find_kernel(**key, **{"pass": name})
+    for name in ("forward", "backward_dq", "backward_dkv"):
+        assert _C.find_kernel(**key, **{"pass": name})["pass"] == name
+    with pytest.raises(RuntimeError, match="no kernel for arch=cpu, pass=decode, mech"):
+        _C.find_kernel(**key, **{"pass": "decode"})
+
+
+@pytest.mark.parametrize("name", ["backward_dq", "backward_dkv"])
+def test_the_backward_pass_leaves_no_tiles_out(name):
+    key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
+    with pytest.raises(RuntimeError, match=f"pass={name}, .*, with skipping"):
+        _C.find_kernel(**key, skips=True, **{"pass": name})
 
 
 def test_an_unknown_dtype_names_the_allowed_ones():

@@ -2,19 +2,13 @@
 
 import pytest
 import torch
-from gradient_cases import CASES, LARGE, values
+from gradient_cases import CASES, LARGE
 from gradient_oracle import GRADIENTS, gradients, mask_of
+from gradient_rule import assert_as_good_as_torch, output_gradients
 
 cases = pytest.mark.parametrize("name", CASES)
 large = pytest.mark.parametrize("name", LARGE)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def output_gradients(out, lse, seed=7):
-    """Gradients of out and lse; 0 of a lse of -inf, which has none."""
-    dout = values(*out.shape, seed=seed, dtype=out.dtype, device=out.device)
-    dlse = values(*lse.shape, seed=seed + 1, dtype=lse.dtype, device=lse.device)
-    return dout, dlse.masked_fill(lse == -torch.inf, 0)
 
 
 @cases
@@ -56,27 +50,6 @@ def test_fp64(name, outputs):
         )
 
 
-def eager_gradients(case, arguments, dout):
-    """By torch's own attention without fusion, in the dtype of the inputs."""
-    own = {n: arguments[n].detach().requires_grad_() for n in GRADIENTS if n in arguments}
-    q, k, v = (own[n].flatten(1, -3) for n in "qkv")
-    mask = mask_of(case.mechanism, arguments)
-    if case.extra:
-        k, v = torch.cat([k, own["extra_k"]], 1), torch.cat([v, own["extra_v"]], 1)
-        mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
-    mask = mask.expand(case.batch, case.heads, q.shape[1], k.shape[1])
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            attn_mask=mask,
-            scale=case.scale,
-            enable_gqa=True,
-        )
-    out = out.masked_fill(~mask.any(-1, keepdim=True), 0).transpose(1, 2).reshape(dout.shape)
-    found = torch.autograd.grad(out, list(own.values()), dout)
-    return {n: x.nan_to_num(0) for n, x in zip(own, found, strict=True)}
-
-
 @pytest.mark.parametrize("dim", [64, 72])
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @large
@@ -87,18 +60,7 @@ def test_errors_are_at_most_twice_those_of_torch(name, dtype, dim, poisoned):
     dout, _ = output_gradients(out, lse)
     with poisoned():
         found = case.backward(arguments, out, lse, dout)
-    exact = gradients(case.mechanism, arguments, dout, None)
-    eager = eager_gradients(case, arguments, dout)
-    # Of a lse in fp32, which all weights of its row inherit.
-    largest = lse.masked_fill(lse == -torch.inf, 0).abs().max().item()
-    rounding = torch.finfo(torch.float32).eps * (1 + largest)
-    for of, gradient in found.items():
-        assert gradient.dtype == dtype
-        assert gradient.isfinite().all(), of
-        ours, theirs = ((x[of].double() - exact[of]).abs() for x in (found, eager))
-        floor = (torch.finfo(dtype).eps + rounding) * exact[of].abs().max()
-        for figure in (torch.max, lambda x: x.square().mean().sqrt()):
-            assert figure(ours) <= 2 * figure(theirs) + floor, of
+    assert_as_good_as_torch(case, arguments, found, dout, lse)
 
 
 @large

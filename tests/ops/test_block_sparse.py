@@ -209,10 +209,3 @@ def test_autocast_leaves_lists_alone(randn):
     assert out.dtype == torch.bfloat16
     assert out.equal(expected)
     assert raw_out.equal(expected)
-
-
-def test_no_backward_yet(randn):
-    q, k = randn(2, 100, 2, 16).requires_grad_(), randn(2, 200, 1, 16)
-    out = sparse_fmha.block_sparse_attention(q, k, k, CASE.mask())
-    with pytest.raises(NotImplementedError, match="no backward pass yet"):
-        out.sum().backward()

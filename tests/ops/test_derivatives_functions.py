@@ -112,7 +112,8 @@ def test_sdpa(randn, way):
     if message is None:
         with sdpa_kernel(SDPBackend.MATH):
             expected = WAYS[way](lambda x: TORCH_SDPA(q, x, q), q)
-        torch.testing.assert_close(WAYS[way](lambda x: sparse_fmha.sdpa(q, x, q), q), expected)
+        found = WAYS[way](lambda x: sparse_fmha.sdpa(q, x, q), q)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         return
     tangent = r"|sparse_fmha.sdpa: forward-mode derivatives are asked for"
     with pytest.raises(NotImplementedError, match=f"^({message}{tangent})"):
@@ -131,7 +132,7 @@ def test_routed_calls_inside_transforms_are_left_to_torch(randn, way):
                     WAYS[way](lambda x: TORCH_SDPA(x, q, q), q)
                 return
             found = WAYS[way](lambda x: TORCH_SDPA(x, q, q), q)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     # vjp and linearize also compute f alone.
     assert routes.routed == (1 if way in ("vjp", "linearize", "backward") else 0)
     reasons = ("forward-mode derivatives", "inside a transform")

@@ -219,13 +219,6 @@ def test_opcheck_and_compile(randn):
     torch.testing.assert_close(compiled(x, scores), layer(x, scores))
 
 
-def test_no_backward_yet(randn):
-    q, k = randn(1, 100, 2, 16).requires_grad_(), randn(1, 200, 1, 16)
-    out = sparse_fmha.stripe_attention(q, k, k, Drawn(100, 200).mask())
-    with pytest.raises(NotImplementedError, match="no backward pass yet"):
-        out.sum().backward()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merge_is_attention_over_all(randn, dtype):
     q, k, v = (randn(2, n, 2, 16, dtype=dtype, seed=n) for n in (50, 70, 71))

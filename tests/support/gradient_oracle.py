@@ -44,9 +44,8 @@ def attend(name, arguments):
     q, k, v = (arguments[x] for x in "qkv")
     mask = mask_of(name, arguments)
     if arguments.get("extra_k") is not None:
-        k, v = (
-            torch.cat([x.flatten(1, -3), arguments[f"extra_{n}"]], 1) for n, x in zip("kv", (k, v))
-        )
+        k = torch.cat([k.flatten(1, -3), arguments["extra_k"]], 1)
+        v = torch.cat([v.flatten(1, -3), arguments["extra_v"]], 1)
         mask = torch.nn.functional.pad(mask, (0, arguments["extra_k"].shape[1]), value=True)
     out, lse = reference.attention(q, k, v, mask, arguments.get("scale"))
     return out, lse.masked_fill(lse == -torch.inf, 0)

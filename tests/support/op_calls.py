@@ -151,9 +151,7 @@ def _backward_calls(mechanisms):
     return calls
 
 
-def op_calls(
-    device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32, backward=False
-):
+def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32, backward=False):
     """The calls by the name of their op and whether it skips; on request of backward ops, too."""
     line, plane = (
         _operands({"q": (2, *axes, 2, dim), "k": (2, *axes, 1, dim), "v": (2, *axes, 1, dim)},

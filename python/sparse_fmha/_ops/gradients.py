@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
@@ -34,7 +33,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
     given = [name for name in names if name not in ("q", "k", "v", "skip_threshold")]
 
     def run(
-        ctx: FunctionCtx, dout: Tensor | None, dlse: Tensor | None, *_counts: None
+        ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(names)
         # Of the arguments that were given; the dispatcher leaves out defaults at the end.

@@ -122,8 +122,11 @@ def attention(
         that are not left out; with `return_stats` last a `SkipStats`. A query that sees no key has
         out 0 and lse -inf.
 
-    Under `torch.autocast` the inputs are cast to its dtype. There are no derivatives yet: asking
-    for one, in reverse or forward mode, raises NotImplementedError. `torch.vmap` works.
+    Under `torch.autocast` the inputs are cast to its dtype. Gradients go through `out` and `lse`
+    to every tensor of floats but a threshold; runs on the same input give the same bits. A
+    gradient where tiles may be left out (`skip_threshold`, `return_stats`), one on a GPU that has
+    no kernel for it, a second derivative and one in forward mode raise NotImplementedError.
+    `torch.vmap` works.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.

@@ -110,7 +110,8 @@ def all_gather_kv(
 
     Returns:
         `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as of the function.
+        `[B, Lq / world, Hq]` in fp32, as of the function. In the backward pass each rank finds
+        gradients of all keys and values, which a reduce-scatter adds up in fp32.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
@@ -119,7 +120,7 @@ def all_gather_kv(
             dimensions, a group without this process; `neighborhood_attention`, which `ulysses`
             takes; `return_stats`.
         TypeError: a DTensor, another type of mask, group or tensor.
-        NotImplementedError: an input that requires grad.
+        NotImplementedError: an input with a tangent of forward mode.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "all_gather_kv")

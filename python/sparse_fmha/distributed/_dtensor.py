@@ -19,8 +19,10 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 if TYPE_CHECKING:
     from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
-TOKENS = ("q", "k", "v", "extra_k", "extra_v")  # [B, *L, H, D]; other arguments are [B, H, ...]
-WITHOUT_HEADS = ("skip_threshold",)  # [B]
+# Arguments [B, *L, H, D], [B, *L, H] and [B]; others are [B, H, ...].
+TOKENS = ("q", "k", "v", "extra_k", "extra_v", "out", "dout")
+OF_QUERIES = ("lse", "dlse")
+WITHOUT_HEADS = ("skip_threshold",)
 
 _registered = False
 
@@ -28,20 +30,22 @@ _registered = False
 def register_sharding() -> None:
     """Registers the ops with DTensor; done when `sparse_fmha.distributed` is imported.
 
-    All ops of attention are sharded over the batch or over heads; a mesh of several
-    dimensions may do both. Lists of a mask that serve all batch entries or all heads are replicated
-    there. With fewer key heads than query heads, heads are sharded only where the key heads divide
-    evenly. Tensors that are placed otherwise are redistributed by DTensor, as for its own ops.
-    Repeated calls do nothing.
+    All ops of attention and of its backward pass are sharded over the batch or over heads; a mesh
+    of several dimensions may do both. Lists of a mask that serve all batch entries or all heads are
+    replicated there. With fewer key heads than query heads, heads are sharded only where the key
+    heads divide evenly. Tensors that are placed otherwise are redistributed by DTensor, as for its
+    own ops. Repeated calls do nothing.
     """
     global _registered
     if _registered:
         return
-    for mechanism in _ops.MECHANISMS:
-        op = getattr(torch.ops.sparse_fmha, f"{mechanism}_fwd").default
+    for name in (f"{mechanism}_{way}" for mechanism in _ops.MECHANISMS for way in ("fwd", "bwd")):
+        op = getattr(torch.ops.sparse_fmha, name).default
+        names = [argument.name for argument in op._schema.arguments]
+        static = names.index("lse" if "lse" in names else "v") + 1
         # torch's own `register_sharding` counts a list of results as one tensor.
         DTensor._op_dispatcher.sharding_propagator.register_op_strategy(
-            op, _strategy_of(op._schema), RuntimeSchemaInfo(static_argnum=3, needs_pytree=True)
+            op, _strategy_of(names), RuntimeSchemaInfo(static_argnum=static, needs_pytree=True)
         )
     _registered = True
 
@@ -84,9 +88,8 @@ def distribute_mask(
     return _masks.with_tensors(mask, lambda lists: distribute_tensor(lists, mesh, of_list))
 
 
-def _strategy_of(schema: torch.FunctionSchema) -> Callable[[OpSchema], OpStrategy]:
-    """How an op can run on a mesh, as DTensor asks for it."""
-    names = [argument.name for argument in schema.arguments]
+def _strategy_of(names: Sequence[str]) -> Callable[[OpSchema], OpStrategy]:
+    """How an op with these arguments can run on a mesh, as DTensor asks for it."""
 
     def strategy(called: OpSchema) -> OpStrategy:
         args = [
@@ -106,17 +109,30 @@ def _shardings(given: Mapping[str, Any]) -> tuple[list[list[Placement | None]], 
     is possible; and how many of them are of outputs.
     """
     q, k = given["q"], given["k"]
-    heads = [len(q.shape) - 2, len(q.shape) - 2]  # where out and lse have their heads
-    if given.get("skip_threshold") is not None:
-        heads.append(1)
+    heads = _heads_of_gradients(given) if "dout" in given else _heads_of_results(given)
     replicated = [Replicate() if _is_tensor(arg) else None for arg in given.values()]
     found: list[list[Placement | None]] = [[*(Replicate() for _ in heads), *replicated]]
     by_batch = [_place(name, arg, 0) for name, arg in given.items()]
     found.append([*(Shard(0) for _ in heads), *by_batch])
     if _heads_divide(q.shape[-2], k.shape[-2], q.mesh.shape):
         by_heads = [_place(name, arg, 1) for name, arg in given.items()]
-        found.append([*(Shard(dim) for dim in heads), *by_heads])
+        outputs = (Replicate() if dim is None else Shard(dim) for dim in heads)
+        found.append([*outputs, *by_heads])
     return found, len(heads)
+
+
+def _heads_of_results(given: Mapping[str, Any]) -> list[int | None]:
+    """In which dimension out, lse and the counts of tiles have their heads."""
+    dim = len(given["q"].shape) - 2
+    return [dim, dim] if given.get("skip_threshold") is None else [dim, dim, 1]
+
+
+def _heads_of_gradients(given: Mapping[str, Any]) -> list[int | None]:
+    """The same of gradients; one that is not wanted is empty and has no heads."""
+    dim = len(given["q"].shape) - 2
+    dims = [dim if given.get("need_dq", True) else None]
+    extra = [2, 2] if given.get("extra_k") is not None else []
+    return dims + [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
 
 
 def _is_tensor(arg: object) -> TypeGuard[DTensorSpec]:
@@ -129,6 +145,8 @@ def _place(name: str, arg: object, axis: int) -> Placement | None:
         return None
     if name in TOKENS:
         return Shard(0 if axis == 0 else len(arg.shape) - 2)
+    if name in OF_QUERIES:
+        return Shard(0 if axis == 0 else len(arg.shape) - 1)
     if name in WITHOUT_HEADS:
         return Shard(0) if axis == 0 else Replicate()
     return Replicate() if arg.shape[axis] == 1 else Shard(axis)

@@ -60,7 +60,7 @@ def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
 
 
 def check_local(**tensors: Tensor) -> None:
-    """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without gradient."""
+    """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without tangents."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
@@ -73,16 +73,11 @@ def check_local(**tensors: Tensor) -> None:
                 f"{name} has shape {list(tensor.shape)}; [batch, tokens of this rank, heads, head "
                 "dim] is needed"
             )
-        check_no_derivative(name, tensor)
+        check_no_tangent(name, tensor)
 
 
-def check_no_derivative(name: str, tensor: Tensor) -> None:
-    """Communication into a buffer would lose derivatives silently."""
-    if derivatives.requires_grad(tensor):
-        raise NotImplementedError(
-            f"{name} requires grad, and there is no backward pass yet; call it under "
-            "torch.no_grad(), or detach the inputs"
-        )
+def check_no_tangent(name: str, tensor: Tensor) -> None:
+    """Communication into a buffer would lose tangents silently."""
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
             f"{name} carries a tangent, and there is no forward-mode derivative; detach the inputs"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sparse_fmha
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _groups, _masks
+from sparse_fmha.distributed import _collectives, _groups, _masks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -103,18 +103,19 @@ def ulysses(
         validate: compare the ranks' shapes first, which waits for the device; without it ranks of
             different shapes are undefined, and may wait for ever.
         options: to the function, such as `causal`, `scale` or `window`. `extra_k` and `extra_v`
-            `[B, N, Hkv, D]` are whole and the same on every rank.
+            `[B, N, Hkv, D]` are whole and the same on every rank, and so are their gradients.
 
     Returns:
         `out`, `[B, Lq / world, Hq, D]`, contiguous; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as of the function.
+        `[B, Lq / world, Hq]` in fp32, as of the function. The backward pass sends gradients the
+        same ways back.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
         ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
             length, a mesh of several dimensions, a group without this process; `return_stats`.
         TypeError: a DTensor, another type of mask, group or tensor.
-        NotImplementedError: an input that requires grad.
+        NotImplementedError: an input with a tangent of forward mode.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
@@ -132,7 +133,8 @@ def ulysses(
     first = rank * k.shape[2] // world
     for name in ("extra_k", "extra_v"):
         if options.get(name) is not None:
-            options[name] = options[name][:, :, first : first + heads_kv]
+            extra = _collectives.shared(options[name], group)
+            options[name] = extra[:, :, first : first + heads_kv]
 
     if copies > 1:
         k, v = (x.repeat_interleave(copies, 2) for x in (k, v))
@@ -195,8 +197,7 @@ def _to_heads(parts: list[Tensor], group: dist.ProcessGroup, world: int) -> list
     """
     heads = [x.shape[2] // world for x in parts]
     sent = torch.cat([x.unflatten(2, (world, -1)).movedim(2, 0) for x in parts], 3)
-    received = torch.empty_like(sent, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, sent.contiguous(), group=group)
+    received = _collectives.all_to_all(sent, group)
     # [world, B, L / world, H / world, D]: for one batch entry already in order.
     return list(received.movedim(0, 1).flatten(1, 2).split(heads, 2))
 
@@ -204,6 +205,5 @@ def _to_heads(parts: list[Tensor], group: dist.ProcessGroup, world: int) -> list
 def _to_tokens(x: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
     """`[B, L, H / world, ...]` to `[B, L / world, H, ...]`, contiguous."""
     sent = x.unflatten(1, (world, -1)).movedim(1, 0).contiguous()
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
+    received = _collectives.all_to_all(sent, group)
     return received.movedim(0, 2).flatten(2, 3).contiguous()

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_fmha.distributed import _groups
+from sparse_fmha._ops import derivatives
+from sparse_fmha.distributed import _collectives, _groups
 
 
 def zigzag_shard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> Tensor:
@@ -54,7 +55,12 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
         NotImplementedError: a derivative of the result is asked for.
     """
     group, _, world = _groups.resolve(group)
-    _groups.check_no_derivative("x", x)
+    if derivatives.requires_grad(x):
+        raise NotImplementedError(
+            "x requires grad; every rank gets the whole sequence, and has a loss of its own: there "
+            "is no one gradient. Call it under torch.no_grad(), or detach x"
+        )
+    _groups.check_no_tangent("x", x)
     check_even("x", x.shape[dim])
     return gather(x, dim, group, world, zigzag=True)
 
@@ -69,9 +75,7 @@ def check_even(name: str, tokens: int) -> None:
 
 def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bool) -> Tensor:
     """The ranks' parts along a dimension, in the order of the sequence."""
-    part = x.movedim(dim, 0).contiguous()
-    whole = part.new_empty(world * part.shape[0], *part.shape[1:])
-    _groups.all_gather(whole, part, group)
+    whole = _collectives.all_gather(x.movedim(dim, 0), group, world)
     if zigzag:
         # Early chunks lie in the order of the ranks, late ones in the reverse.
         chunks = whole.tensor_split(2 * world)

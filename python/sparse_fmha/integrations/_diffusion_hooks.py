@@ -23,6 +23,44 @@ from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
 
 _signature = functools.cache(inspect.signature)
+CHECKPOINT = "_gradient_checkpointing_func"  # of models, called with a block and its arguments
+
+
+class Checkpointing:
+    """A model's function of gradient checkpointing during a call.
+
+    The backward pass runs blocks again after the call has ended: then it is under way once more.
+    """
+
+    def __init__(self, original: Callable[..., Any], call: Call) -> None:
+        self.original, self.call = original, call
+
+    def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.original(functools.partial(self._run, block), *args, **kwargs)
+
+    def _run(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = self.call
+        if CALL.get() is call:
+            return block(*args, **kwargs)
+        before = CALL.set(call)
+        UNDER_WAY[id(call)] = call
+        try:
+            return block(*args, **kwargs)
+        finally:
+            CALL.reset(before)
+            UNDER_WAY.pop(id(call), None)
+
+    @staticmethod
+    def put(model: nn.Module, call: Call) -> None:
+        Checkpointing.take(model)
+        if getattr(model, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            setattr(model, CHECKPOINT, Checkpointing(getattr(model, CHECKPOINT), call))
+
+    @staticmethod
+    def take(model: nn.Module) -> None:
+        put = getattr(model, CHECKPOINT, None)
+        if isinstance(put, Checkpointing):
+            setattr(model, CHECKPOINT, put.original)
 
 
 class LayerHooks:
@@ -170,6 +208,7 @@ class Hooks:
         call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
         UNDER_WAY[id(call)] = call
         CALL.set(call)
+        Checkpointing.put(model, call)
 
     def _report(self, layout: Layout) -> None:
         """What has no effect in a call."""
@@ -192,6 +231,7 @@ class Hooks:
 def _drop(model: nn.Module) -> None:
     """Ends the call of a model, if one is under way, and what is inside it: torch runs no hooks
     after KeyboardInterrupt, so calls are left behind."""
+    Checkpointing.take(model)
     outermost = None
     call = CALL.get()
     while call is not None:

@@ -1,0 +1,141 @@
+"""Gradients on the GPU against fp64, for the mechanisms whose backward kernels are there."""
+
+import pytest
+import torch
+from gradient_cases import LARGE
+from gradient_oracle import GRADIENTS
+from gradient_rule import assert_as_good_as_torch, output_gradients
+from poison import poisoned
+
+import sparse_fmha
+from sparse_fmha import _C
+
+pytestmark = pytest.mark.gpu
+
+DIMS = (32, 64, 72, 96, 128, 256)
+DTYPES = (torch.float16, torch.bfloat16)
+PASSES = ("backward_dq", "backward_dkv")
+large = pytest.mark.parametrize("name", LARGE)
+of_pass = pytest.mark.parametrize("passes", PASSES)
+
+
+def skip_without_kernel(name, passes, dtype, dim):
+    """Where the registry has no row for the pass; nothing else is a reason."""
+    case = LARGE[name]
+    mechanism = case.mechanism
+    if mechanism == "fmha":
+        mechanism = "causal" if case.options("cpu").get("causal") else "dense"
+    request = {"mechanism": mechanism, "dtype": str(dtype).removeprefix("torch."), "head_dim": dim}
+    archs = {row["arch"] for row in sparse_fmha.kernels() if row["arch"] != "cpu"}
+    for arch in archs:
+        for one in [passes] if isinstance(passes, str) else passes:
+            try:
+                _C.find_kernel(arch=arch, **request, **{"pass": one})
+            except RuntimeError as miss:
+                pytest.skip(str(miss).partition(";")[0])
+
+
+def wanted(passes):
+    return {"need_dq": passes == "backward_dq", "need_dkv": passes == "backward_dkv"}
+
+
+def of(found, passes):
+    names = GRADIENTS[:1] if passes == "backward_dq" else GRADIENTS[1:]
+    return {name: found[name] for name in names if name in found}
+
+
+@of_pass
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@large
+def test_errors_are_at_most_twice_those_of_torch(cuda, name, dtype, dim, passes):
+    skip_without_kernel(name, passes, dtype, dim)
+    case = LARGE[name]
+    arguments = case.arguments(dtype, cuda, dim)
+    out, lse = case.forward(arguments)
+    dout, _ = output_gradients(out, lse)
+    with poisoned():
+        found = case.backward(arguments, out, lse, dout, **wanted(passes))
+    assert_as_good_as_torch(case, arguments, of(found, passes), dout, lse)
+
+
+@of_pass
+@large
+def test_gradients_of_lse(cuda, name, passes):
+    """As on the CPU, which tests hold to fp64; to the rounding of bf16."""
+    skip_without_kernel(name, passes, torch.bfloat16, 64)
+    case = LARGE[name]
+    arguments = case.arguments(torch.bfloat16, cuda, 64)
+    out, lse = case.forward(arguments)
+    dout, dlse = output_gradients(out, lse)
+    found = of(case.backward(arguments, out, lse, dout, dlse, **wanted(passes)), passes)
+    there = {n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    expected = case.backward(there, out.cpu(), lse.cpu(), dout.cpu(), dlse.cpu(), **wanted(passes))
+    for n, gradient in found.items():
+        size = expected[n].float().abs().max().item()
+        torch.testing.assert_close(gradient.cpu(), expected[n], rtol=2e-2, atol=1e-2 * size)
+
+
+@of_pass
+@pytest.mark.parametrize("dim", [64, 128])
+@large
+def test_twenty_runs_give_the_same_bits(cuda, name, dim, passes):
+    skip_without_kernel(name, passes, torch.bfloat16, dim)
+    case = LARGE[name]
+    arguments = case.arguments(torch.bfloat16, cuda, dim)
+    out, lse = case.forward(arguments)
+    given = out, lse, *output_gradients(out, lse)
+    first = of(case.backward(arguments, *given, **wanted(passes)), passes)
+    for run in range(20):
+        with poisoned():
+            again = of(case.backward(arguments, *given, **wanted(passes)), passes)
+        for n, gradient in first.items():
+            assert gradient.equal(again[n]), (n, run)
+
+
+@large
+def test_autograd_runs_these_kernels(cuda, name):
+    """Of a sum, whose gradient is one number for all: stride 0 in every dimension."""
+    skip_without_kernel(name, PASSES, torch.bfloat16, 64)
+    case = LARGE[name]
+    arguments = case.arguments(torch.bfloat16, cuda, 64)
+    out, lse = case.forward(arguments)
+    expected = case.backward(arguments, out, lse, torch.ones_like(out))
+    tensors = [arguments[n].requires_grad_() for n in GRADIENTS if n in arguments]
+    for gradient, one in zip(
+        torch.autograd.grad(case.forward(arguments)[0].sum(), tensors), expected.values(),
+        strict=True,
+    ):  # fmt: skip
+        assert gradient.equal(one)
+
+
+@of_pass
+@pytest.mark.parametrize("name", ["causal", "2-D", "blocks 128x128", "stripes"])
+def test_layouts_of_gradients(cuda, name, passes):
+    skip_without_kernel(name, passes, torch.bfloat16, 64)
+    case = LARGE[name]
+    arguments = case.arguments(torch.bfloat16, cuda, 64)
+    out, lse = case.forward(arguments)
+    dout, dlse = output_gradients(out, lse)
+    layouts = (
+        dout.movedim(-2, 1).contiguous().movedim(1, -2),
+        dout.transpose(-1, -2).contiguous().transpose(-1, -2),
+        torch.cat([dout, torch.full_like(dout, torch.nan)], -1)[..., : dout.shape[-1]],
+        dout[..., :1, :].expand_as(dout),
+    )
+    for strided in layouts:
+        found = case.backward(arguments, out, lse, strided, dlse, **wanted(passes))
+        plain = case.backward(arguments, out, lse, strided.contiguous(), dlse, **wanted(passes))
+        for n, gradient in of(found, passes).items():
+            assert gradient.equal(plain[n]), n
+
+
+@pytest.mark.parametrize("name", ["dense", "2-D", "blocks 128x128", "stripes"])
+def test_what_has_no_kernel_says_so(cuda, name):
+    """fp32 has none on the GPU: neither forward nor backward."""
+    case = LARGE[name]
+    arguments = case.arguments(torch.float32, cuda, 64)
+    out = torch.zeros_like(arguments["q"])
+    lse = out[..., 0].contiguous()
+    with pytest.raises(RuntimeError, match="runs on the CPU only yet"):
+        case.backward(arguments, out, lse, out)

@@ -1,0 +1,62 @@
+"""How gradients are judged: by the error that torch's own attention makes in the same dtype."""
+
+import torch
+from gradient_cases import values
+from gradient_oracle import GRADIENTS, gradients, mask_of
+
+
+def output_gradients(out, lse, seed=7):
+    """Gradients of out and lse; 0 of a lse of -inf, which has none."""
+    dout = values(*out.shape, seed=seed, dtype=out.dtype, device=out.device)
+    dlse = values(*lse.shape, seed=seed + 1, dtype=lse.dtype, device=lse.device)
+    return dout, dlse.masked_fill(lse == -torch.inf, 0)
+
+
+def eager_gradients(case, arguments, dout):
+    """By torch's own attention without fusion, in the dtype of the inputs."""
+    own = {n: arguments[n].detach().requires_grad_() for n in GRADIENTS if n in arguments}
+    q, k, v = (own[n].flatten(1, -3) for n in "qkv")
+    mask = mask_of(case.mechanism, arguments)
+    if case.extra:
+        k, v = torch.cat([k, own["extra_k"]], 1), torch.cat([v, own["extra_v"]], 1)
+        mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
+    mask = mask.expand(case.batch, case.heads, q.shape[1], k.shape[1])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)),
+            attn_mask=mask,
+            scale=case.scale,
+            enable_gqa=True,
+        )
+    out = out.masked_fill(~mask.any(-1, keepdim=True), 0).transpose(1, 2).reshape(dout.shape)
+    found = torch.autograd.grad(out, list(own.values()), dout)
+    return {n: x.nan_to_num(0) for n, x in zip(own, found, strict=True)}
+
+
+def _rms(x):
+    return x.square().mean().sqrt()
+
+
+def assert_as_good_as_torch(case, arguments, found, dout, lse):
+    """Of each gradient found the error against fp64 is at most twice torch's, plus rounding."""
+    __tracebackhide__ = True
+    exact = gradients(case.mechanism, arguments, dout, None)
+    eager = eager_gradients(case, arguments, dout)
+    # Of a lse in fp32, which all weights of its row inherit.
+    largest = lse.masked_fill(lse == -torch.inf, 0).abs().max().item()
+    rounding = torch.finfo(torch.float32).eps * (1 + largest)
+    for of, gradient in found.items():
+        assert (gradient.shape, gradient.dtype) == (arguments[of].shape, arguments[of].dtype)
+        assert gradient.is_contiguous()
+        assert gradient.isfinite().all(), f"{of}: {(~gradient.isfinite()).sum()} are not finite"
+        ours, theirs = ((x[of].double() - exact[of]).abs() for x in (found, eager))
+        floor = (torch.finfo(gradient.dtype).eps + rounding) * exact[of].abs().max()
+        for name, figure in {
+            "largest": torch.max,
+            "rms": lambda x: x.square().mean().sqrt(),
+        }.items():
+            error, allowed = figure(ours).item(), (2 * figure(theirs) + floor).item()
+            assert error <= allowed, (
+                f"{name} error of the gradient of {of} is {error:.3g}, {allowed:.3g} is allowed; "
+                f"worst at {tuple(map(int, torch.unravel_index(ours.argmax(), ours.shape)))}"
+            )
