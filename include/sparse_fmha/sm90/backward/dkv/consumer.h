@@ -156,19 +156,43 @@ struct DkvConsumer {
     };
 
     smem.ring_keys.wait(state_keys);
-    CUTE_NO_UNROLL
-    for (int head = 0; head < params.heads_per_kv; ++head) {
+    if constexpr (Geometry::kByStage) {
       CUTE_NO_UNROLL
-      for (int i = 0; i < walk.num_partial; ++i) {
-        step(true_type{}, i);
+      for (int i = 0; i < geometry.tiles_loaded(work); ++i) {
+        smem.ring_q.wait(state);
+        auto const use = geometry.use(part, state);
+        if (!use.seen) {
+          pass_over(state);
+        } else if (use.masked) {
+          step(true_type{}, i);
+        } else {
+          step(false_type{}, i);
+        }
       }
+    } else {
       CUTE_NO_UNROLL
-      for (int i = 0; i < walk.num_full; ++i) {
-        step(false_type{}, i);
+      for (int head = 0; head < params.heads_per_kv; ++head) {
+        CUTE_NO_UNROLL
+        for (int i = 0; i < walk.num_partial; ++i) {
+          step(true_type{}, i);
+        }
+        CUTE_NO_UNROLL
+        for (int i = 0; i < walk.num_full; ++i) {
+          step(false_type{}, i);
+        }
       }
     }
     store(dk, dv, work);
     smem.ring_keys.release(state_keys);
+  }
+
+  // A stage that the other consumer needs; what says so has been read.
+  __device__ __forceinline__ void pass_over(RingState<Traits::kStages>& state) {
+    __syncwarp();
+    smem.ring_dout.wait(state);
+    smem.ring_q.release(state);
+    smem.ring_dout.release(state);
+    state.advance();
   }
 
   template <class Gradient>
