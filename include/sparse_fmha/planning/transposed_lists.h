@@ -1,12 +1,13 @@
-// Which query rows see which keys through block lists, for the gradients of keys: integers alone,
-// for the kernels and for the host's proof of them.
+// Which query rows see which keys through lists, for the gradients of keys: integers alone, for the
+// kernels and for the host's proof of them.
 //
 // Keys go in parts of 64, which one consumer warpgroup has, and query rows in steps of 64. Whether
 // a step concerns a part is a bit; bits of the steps that concern a part are a row of a bitmap.
 // What a masked step hides is found in the lists again, which is why they are kept as bitmaps, too.
+// Stripes are lists of blocks of one key.
 #pragma once
 
-#include "sparse_fmha/planning/list_stages.h"
+#include "sparse_fmha/planning/stripe_stages.h"
 
 namespace sparse_fmha {
 
@@ -30,9 +31,10 @@ SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
 }
 
 // What is worked out on the device before the kernel runs (device/transposed_lists.h). A row is
-// that of a list and a query block, in the order of the lists; a word has 32 key blocks.
+// that of a list and a query block, or group, in the order of the lists; a word has 32 key blocks,
+// or keys.
 struct TransposedLists {
-  uint32_t const* full;     // [rows, words]: which key blocks are listed
+  uint32_t const* full;     // [rows, words]: which are listed; the next three are of block lists
   uint32_t const* partial;  // [rows, words]
   int32_t const* ranks;     // [rows, words]: partial blocks in the words before
   int32_t const* slots;     // [rows, partial.width]: where the partial blocks, in ascending order,
@@ -65,13 +67,13 @@ SPARSE_FMHA_HD PartBlocks part_blocks(BlockSparse::Params const& p, int32_t part
   return {word, blocks & first_columns(ceil_div(p.len_kv, p.block_kv) - 32 * word)};
 }
 
-// What a step of query rows is to a part of the keys. `full` and `partial` are the words of its
-// key blocks in the bitmaps of the rows' query block.
+// What a step of query rows is to a part of the keys.
 struct PartUse {
   bool seen;
   bool masked;
 };
 
+// Of block lists; `full` and `partial` are the words of the part's key blocks.
 SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int32_t step,
                                 uint32_t full, uint32_t partial) {
   PartBlocks const blocks = part_blocks(p, part);
@@ -132,6 +134,44 @@ SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists 
                             ? piece(first_key, false)
                             : piece(first_key, true) | piece(first_key + 16, true) << 16;
   return seen & first_columns(BlockSparse::limit(p, query) - first_key);
+}
+
+// The same of block lists by their bitmaps; `row` is that of the step.
+SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, TransposedLists const& lists,
+                                int64_t row, int32_t part, int32_t step) {
+  RowBlocks const blocks = row_blocks(p, lists, row, part);
+  return part_use(p, part, step, blocks.full, blocks.partial);
+}
+
+// And of stripes: a part has two words.
+SPARSE_FMHA_HD PartUse part_use(Stripe::Params const& p, TransposedLists const& lists, int64_t row,
+                                int32_t part, int32_t step) {
+  int32_t const first_query = step * kStepRows;
+  int32_t const last_query = min_int(first_query + kStepRows, p.len_q) - 1;
+  int32_t const first_key = part * kPartKeys;
+  int32_t const keys = min_int(p.len_kv - first_key, kPartKeys);
+  int32_t const first_limit = Stripe::limit(p, first_query) - first_key;
+  int32_t const last_limit = Stripe::limit(p, last_query) - first_key;
+  PartUse use = {false, keys > first_limit};
+  for (int32_t i = 0; i < 2; ++i) {
+    int32_t const word = 2 * part + i;
+    uint32_t const listed = word < lists.words ? lists.full[row * lists.words + word] : 0;
+    use.seen = use.seen || (listed & first_columns(last_limit - 32 * i)) != 0;
+    use.masked = use.masked || listed != first_columns(keys - 32 * i);
+  }
+  return {use.seen, use.seen && use.masked};
+}
+struct RowKeys {};
+SPARSE_FMHA_HD RowKeys row_blocks(Stripe::Params const& /*p*/, TransposedLists const& /*lists*/,
+                                  int64_t /*row*/, int32_t /*part*/) {
+  return {};
+}
+SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const& lists,
+                                  int64_t row, RowKeys const& /*blocks*/, int32_t first_key,
+                                  int32_t query) {
+  int32_t const word = first_key / 32;
+  uint32_t const listed = word < lists.words ? lists.full[row * lists.words + word] : 0;
+  return listed & first_columns(Stripe::limit(p, query) - first_key);
 }
 
 // Rows of 32 bits, one in each lane, are transposed in five exchanges with lanes at distance 16, 8,

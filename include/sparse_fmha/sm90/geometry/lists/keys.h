@@ -1,10 +1,11 @@
-// Keys of a sequence and the queries that see them by lists of key blocks, for the dK/dV kernel.
+// Keys of a sequence and the queries that see them by lists, for the dK/dV kernel.
 //
 // Lists are transposed on the device before (device/transposed_lists.h): for each 64 keys, a part,
 // a row of bits says which steps of 64 query rows concern them. A key tile has one or two parts;
 // what concerns any of them is loaded, and a consumer passes over what does not concern its own. A
-// warp works the masks out: it finds the bits of partial blocks, whose rows are queries, and turns
-// them. The names are those of geometry/sequence/keys.h.
+// warp works the masks out: it finds which keys each query sees, and turns that. Columns of stripes
+// stay where they are among keys that nobody lists: this is exact, and takes the time of all pairs
+// where columns are scattered. The names are those of geometry/sequence/keys.h.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -169,7 +170,7 @@ struct ListKeys {
     int32_t const first_query = step.number * kStepRows;
     int64_t const row =
         list_of(work.tile, step.head) * ceil_div(p.len_q, p.block_q) + first_query / p.block_q;
-    RowBlocks const blocks = row_blocks(p, lists, row, work.tile.q_tile * kParts);
+    auto const blocks = row_blocks(p, lists, row, work.tile.q_tile * kParts);
     int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
     CUTE_NO_UNROLL
     for (int first = 0; first < Traits::kTileK; first += 32) {
@@ -180,13 +181,12 @@ struct ListKeys {
         halves[half] =
             seen_keys(p, lists, row, blocks, first_key, first_query + query_of_lane(half, lane));
       }
-      CUTE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        CUTE_UNROLL
-        for (int distance = 16; distance > 0; distance /= 2) {
-          halves[half] = exchange(halves[half], __shfl_xor_sync(0xffffffff, halves[half], distance),
-                                  lane, distance);
-        }
+      uint32_t const common = __shfl_sync(0xffffffff, halves[0], 0);
+      if (__all_sync(0xffffffff, halves[0] == common && halves[1] == common)) {
+        halves[0] = halves[1] = (common >> lane & 1) != 0 ? 0xffffffff : 0;
+      } else {
+        turn(halves[0]);
+        turn(halves[1]);
       }
       *reinterpret_cast<uint2*>(mask.bits[first + lane]) = {halves[0], halves[1]};
     }
@@ -235,6 +235,14 @@ struct ListKeys {
  private:
   static __device__ __forceinline__ int slot(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  // Lane i's bit j becomes lane j's bit i.
+  static __device__ __forceinline__ void turn(uint32_t& bits) {
+    CUTE_UNROLL
+    for (int distance = 16; distance > 0; distance /= 2) {
+      bits = exchange(bits, __shfl_xor_sync(0xffffffff, bits, distance),
+                      static_cast<int32_t>(threadIdx.x % 32), distance);
+    }
   }
   __device__ __forceinline__ int32_t head_of(WorkTile const& tile, int32_t head) const {
     return tile.head * params.heads_per_kv + head;
