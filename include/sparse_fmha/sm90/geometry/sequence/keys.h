@@ -8,7 +8,7 @@
 //   load_keys, load_q, load_dout, load_terms   its copies
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   of scores, keys by queries
-//   kMaskWarp, publish_masks                   whether, and how, a warp works masks out
+//   kMaskWarp, masks()                         whether a warp works masks out, and how
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
@@ -132,9 +132,8 @@ struct SequenceKeys {
       return {from_end - tile[2] - AccumulatorPosition().column};
     }
     static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
-      return kStep == 0 ||
-             AccumulatorPosition::column_of(i) - 8 * AccumulatorPosition::row_of(i) * kStep >=
-                 seen.first;
+      return AccumulatorPosition::column_of(i) - 8 * AccumulatorPosition::row_of(i) * kStep >=
+             seen.first;
     }
 
    private:
