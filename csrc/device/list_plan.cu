@@ -4,14 +4,13 @@
 #include <string>
 
 #include "sparse_fmha/cuda/check.h"
+#include "sparse_fmha/device/order_by_weight.h"
 
 namespace sparse_fmha::device {
 namespace {
 
 constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
-constexpr int kOrderWarps = 32;
-constexpr int kOrderThreads = kOrderWarps * kWarp;
 constexpr int kMaxBitmapBytes = 48 * 1024;
 
 // One warp for each query tile, over two bitmaps of the key blocks in shared memory.
@@ -70,17 +69,10 @@ __global__ void merge_pairs(BlockSparse::Params params, ListSizes sizes, int32_t
   }
 }
 
-// The place of a tile is the number of tiles of its list that come before it, which a warp counts;
-// a block is for 32 neighbours. Tiles of equal weight keep their order, in which neighbours share
-// keys; the last ones come first, as everywhere.
 __global__ void __launch_bounds__(kOrderThreads)
     order_tiles(BlockSparse::Params params, ListSizes sizes, int32_t const* merged_counts,
                 int32_t* order) {
-  __shared__ int32_t weights[kOrderThreads];
-  int32_t const groups = ceil_div(sizes.q_tiles, kOrderWarps);
-  int64_t const list = blockIdx.x / groups;
-  int32_t const thread = static_cast<int32_t>(threadIdx.x);
-  int32_t const mine = static_cast<int32_t>(blockIdx.x % groups) * kOrderWarps + thread / kWarp;
+  int64_t const list = blockIdx.x / order_groups(sizes.q_tiles);
   auto partials = [&](int64_t row) { return BlockSparse::count(params.partial, row); };
   auto weight = [&](int32_t tile) {
     if (params.block_q == 128) {
@@ -92,23 +84,7 @@ __global__ void __launch_bounds__(kOrderThreads)
     int32_t const second = 2 * tile + 1 < sizes.blocks ? partials(row + 1) : 0;
     return 2 * counts[0] + counts[1] + counts[2] + partials(row) + second;
   };
-  int32_t const my_weight = mine < sizes.q_tiles ? weight(mine) : 0;
-  int32_t before = 0;
-  for (int32_t first = 0; first < sizes.q_tiles; first += kOrderThreads) {
-    int32_t const count = min(kOrderThreads, sizes.q_tiles - first);
-    __syncthreads();  // the last ones have been read
-    if (thread < count) {
-      weights[thread] = weight(first + thread);
-    }
-    __syncthreads();
-    for (int32_t i = thread % kWarp; i < count; i += kWarp) {
-      before += weights[i] > my_weight || (weights[i] == my_weight && first + i > mine);
-    }
-  }
-  before = __reduce_add_sync(kAll, before);
-  if (thread % kWarp == 0 && mine < sizes.q_tiles) {
-    order[list * sizes.q_tiles + before] = mine;
-  }
+  order_by_weight(sizes.q_tiles, weight, order + list * sizes.q_tiles);
 }
 
 int64_t tiles_of(ListSizes const& sizes) {
@@ -144,7 +120,7 @@ ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, v
                                                                         merged, counts);
     check_cuda(cudaGetLastError(), "launching the merging of lists");
   }
-  int64_t const groups = int64_t{sizes.lists} * ceil_div(sizes.q_tiles, kOrderWarps);
+  int64_t const groups = int64_t{sizes.lists} * order_groups(sizes.q_tiles);
   order_tiles<<<static_cast<unsigned>(groups), kOrderThreads, 0, stream>>>(params, sizes, counts,
                                                                            order);
   check_cuda(cudaGetLastError(), "launching the ordering of query tiles");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/sm90/geometry/grid/launch_keys.h"
+#include "sparse_fmha/sm90/geometry/lists/launch_keys.h"
 #include "sparse_fmha/sm90/geometry/sequence/launch_keys.h"
 
 namespace sparse_fmha::sm90 {
@@ -20,5 +21,7 @@ template <>
 struct KeysOf<Causal> : KeysOn<SequenceKeys> {};
 template <>
 struct KeysOf<Neighborhood> : KeysOn<GridKeys> {};
+template <>
+struct KeysOf<BlockSparse> : KeysOn<ListKeys> {};
 
 }  // namespace sparse_fmha::sm90

@@ -21,7 +21,8 @@ struct DkvConsumer {
   static constexpr bool kSplit = Traits::kRoles == Roles::kSplit;
   // Whether scores of the next step are issued before the gradients' products are waited for. Where
   // masks and both gradients take registers, there are none for that.
-  static constexpr bool kAhead = !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
+  static constexpr bool kAhead =
+      !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
   static constexpr float kHidden = -0.f;  // a weight of a pair that is hidden; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
@@ -89,8 +90,6 @@ struct DkvConsumer {
                                            RingState<Traits::kStages>& state) {
     using namespace cute;
     auto const walk = geometry.walk(work);
-    int const tiles = walk.num_partial + walk.num_full;
-    int const steps = tiles * params.heads_per_kv;
     int const column = AccumulatorPosition().column;
     auto dk = new_gradient();
     auto dv = new_gradient();
@@ -204,7 +203,21 @@ struct DkvConsumer {
     };
 
     smem.ring_keys.wait(state_keys);
-    if constexpr (!kAhead) {
+    if constexpr (Geometry::kByStage) {
+      CUTE_NO_UNROLL
+      for (int i = 0; i < geometry.tiles_loaded(work); ++i) {
+        smem.ring_q.wait(state);
+        auto const use = geometry.use(part, state);
+        if (!use.seen) {
+          pass_over(state);
+        } else if (use.masked) {
+          step(i, i, true_type{}, false_type{});
+        } else {
+          step(i, i, false_type{}, false_type{});
+        }
+      }
+    } else if constexpr (!kAhead) {
+      int const tiles = walk.num_partial + walk.num_full;
       CUTE_NO_UNROLL
       for (int head = 0; head < params.heads_per_kv; ++head) {
         CUTE_NO_UNROLL
@@ -216,19 +229,32 @@ struct DkvConsumer {
           step(i, i, false_type{}, false_type{});
         }
       }
-    } else if (steps > 0) {
-      issue_scores(0);
-      issue_grads(0);
-      int tile = 0;
-      CUTE_NO_UNROLL
-      for (int i = 1; i < steps; ++i) {
-        step(i, tile, tile < walk.num_partial, true_type{});
-        tile = tile + 1 == tiles ? 0 : tile + 1;
+    } else {
+      int const tiles = walk.num_partial + walk.num_full;
+      int const steps = tiles * params.heads_per_kv;
+      if (steps > 0) {
+        issue_scores(0);
+        issue_grads(0);
+        int tile = 0;
+        CUTE_NO_UNROLL
+        for (int i = 1; i < steps; ++i) {
+          step(i, tile, tile < walk.num_partial, true_type{});
+          tile = tile + 1 == tiles ? 0 : tile + 1;
+        }
+        step(steps, tile, tile < walk.num_partial, false_type{});
       }
-      step(steps, tile, tile < walk.num_partial, false_type{});
     }
     store(dk, dv, work);
     smem.ring_keys.release(state_keys);
+  }
+
+  // A stage that the other consumer needs; what says so has been read.
+  __device__ __forceinline__ void pass_over(RingState<Traits::kStages>& state) {
+    __syncwarp();
+    smem.ring_dout.wait(state);
+    smem.ring_q.release(state);
+    smem.ring_dout.release(state);
+    state.advance();
   }
 
   template <class Gradient>

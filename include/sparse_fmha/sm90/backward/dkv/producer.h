@@ -66,15 +66,12 @@ struct DkvProducer {
       if (work.tile.batch < 0) {
         return;
       }
-      auto const masks = geometry.masks();
       auto steps = geometry.steps(work);
-      masks.find_windows(geometry.rows(work));
+      geometry.begin_masks(work);
       CUTE_NO_UNROLL
       for (int i = 0; i < steps.count; ++i) {
-        auto const step = steps.next(i);
-        if (step.masked) {  // before the stage is free: there are more masks
-          masks.publish(step.box, state);
-        }
+        // Before the stage is free: there are more masks.
+        geometry.publish_mask(work, steps.next(i), state);
         smem.ring_q.acquire(state);
         smem.ring_q.full[state.index].arrive();
         state.advance();

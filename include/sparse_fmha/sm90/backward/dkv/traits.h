@@ -32,8 +32,9 @@ struct DkvTraits {
   static constexpr int kConsumerThreads = kConsumers * 128;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kConsumerWarps = kConsumers * 4;
-  // To find a box and what sees it takes a producer more registers than a run of tokens does.
-  static constexpr int kMoved = Config::Mechanism::kOnGrid ? 8 : 0;
+  // To find a box, or an entry of a list, and what sees it takes a producer more registers than a
+  // run of tokens does.
+  static constexpr int kMoved = Config::Mechanism::kOnGrid || Config::Mechanism::kByLists ? 8 : 0;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 + 2 * kMoved : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 - kMoved : 160;
   // A block begins with as many registers for each thread as a multiprocessor has for all of them,

@@ -56,6 +56,7 @@ struct GridKeys {
   };
 
   static constexpr bool kMaskWarp = true;
+  static constexpr bool kByStage = false;
   using Walk = decltype(Mechanism::walk_transposed({}, {}, {}));
   using Source = BoxSource;
 
@@ -183,6 +184,15 @@ struct GridKeys {
                                  from.place[0], from.place[1], from.place[2]);
   }
 
+  __device__ __forceinline__ void begin_masks(Work const& work) const {
+    masks().find_windows(rows(work));
+  }
+  __device__ __forceinline__ void publish_mask(Work const& /*work*/, Step const& step,
+                                               RingState<Traits::kStages> const& place) const {
+    if (step.masked) {
+      masks().publish(step.box, place);
+    }
+  }
   __device__ __forceinline__ int mask_place(Counts const& /*walk*/, int /*i*/,
                                             RingState<Traits::kStages> const& place) const {
     return WindowWords<MaskTraits>::mask_of(place);

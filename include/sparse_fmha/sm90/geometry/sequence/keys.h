@@ -8,15 +8,18 @@
 //   load_keys, load_q, load_dout, load_terms   its copies
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   of scores, keys by queries
-//   kMaskWarp, masks()                         whether a warp works masks out, and how
+//   kMaskWarp                                  whether a warp works masks out:
+//   begin_masks(Work), publish_mask(Work, step, RingState)
+//   kByStage                                   whether a stage says what a consumer does with it,
+//                                              by tiles_loaded(Work) and use(part, RingState);
+//                                              there is no walk(Work) then
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
-#include "sparse_fmha/sm90/common/copy.h"
-#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/geometry/sequence/key_copies.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -24,25 +27,14 @@ template <class Traits, class Mechanism>
 struct SequenceKeys {
   using Element = typename Traits::Element;
 
-  struct Params {
-    CUtensorMap k;      // (D, Lkv, Hkv, B)
-    CUtensorMap v;      // (D, Lkv, Hkv, B)
-    CUtensorMap q;      // (D, Lq, Hq, B)
-    CUtensorMap dout;   // (D, Lq, Hq, B)
-    CUtensorMap terms;  // (4, Lq, Hq, B)
-    CUtensorMap dk;     // (D, Lkv, Hkv, B)
-    CUtensorMap dv;     // (D, Lkv, Hkv, B)
-  };
+  using Params = KeyCopies<Traits>;
   struct Shared {};
   struct Work {
     WorkTile tile;  // q_tile: number of the key tile
   };
   static constexpr bool kMaskWarp = false;
-  struct Source {
-    int32_t token;
-    int32_t head;
-    int32_t batch;
-  };
+  static constexpr bool kByStage = false;
+  using Source = QuerySource;
   struct Step {
     int32_t token;
     int32_t head;  // in the group
@@ -89,26 +81,19 @@ struct SequenceKeys {
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
                                             Work const& work) const {
-    load_box<Traits::kHeadDim>(params.geometry.k, barrier, k, Traits::kTileK, kReadOnce,
-                               first_key(work), work.tile.head, work.tile.batch);
-    load_box<Traits::kHeadDim>(params.geometry.v, barrier, v, Traits::kTileK, kReadOnce,
-                               first_key(work), work.tile.head, work.tile.batch);
+    params.geometry.load_keys(barrier, k, v, work.tile);
   }
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* to,
                                          Source const& from) const {
-    load_box<Traits::kHeadDim>(params.geometry.q, barrier, to, Traits::kTileQ, kReadByMany,
-                               from.token, from.head, from.batch);
+    params.geometry.load_q(barrier, to, from);
   }
   __device__ __forceinline__ void load_dout(FullBarrier& barrier, Element* to,
                                             Source const& from) const {
-    load_box<Traits::kHeadDim>(params.geometry.dout, barrier, to, Traits::kTileQ, kReadByMany,
-                               from.token, from.head, from.batch);
+    params.geometry.load_dout(barrier, to, from);
   }
   __device__ __forceinline__ void load_terms(FullBarrier& barrier, RowTerms* to,
                                              Source const& from) const {
-    cute::SM90_TMA_LOAD_4D::copy(&params.geometry.terms, reinterpret_cast<uint64_t*>(&barrier),
-                                 static_cast<uint64_t>(kReadByMany), to, 0, from.token, from.head,
-                                 from.batch);
+    params.geometry.load_terms(barrier, to, from);
   }
 
   template <class Walk>
@@ -143,23 +128,15 @@ struct SequenceKeys {
   };
 
   __device__ __forceinline__ void store_dk(Element const* from, Work const& work, int part) const {
-    store(params.geometry.dk, from, work, part);
+    Params::store(params.geometry.dk, from, work.tile, part);
   }
   __device__ __forceinline__ void store_dv(Element const* from, Work const& work, int part) const {
-    store(params.geometry.dv, from, work, part);
+    Params::store(params.geometry.dv, from, work.tile, part);
   }
 
  private:
   __device__ __forceinline__ int first_key(Work const& work) const {
-    return work.tile.q_tile * Traits::kTileK;
-  }
-  __device__ __forceinline__ void store(CUtensorMap const& map, Element const* from,
-                                        Work const& work, int part) const {
-    CUTE_UNROLL
-    for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_4D::copy(&map, from + d * Traits::kTileK, d, first_key(work) + part * 64,
-                                    work.tile.head, work.tile.batch);
-    }
+    return Params::first_key(work.tile);
   }
 };
 

@@ -7,9 +7,8 @@
 
 namespace sparse_fmha::sm90 {
 
-template <class Traits, class Mechanism>
-void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
-                                             ExecutionContext const& context) {
+template <class Traits>
+KeyCopies<Traits> key_copies(FmhaProblem const& p) {
   Gradients const& g = *p.gradients;
   int64_t const len_q = volume(p.grid_q);
   int64_t const len_kv = volume(p.grid_kv);
@@ -21,16 +20,21 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
     return sequence_tensor_map(view, p.dtype, len_kv, p.heads_kv, p.batch, p.head_dim, rows);
   };
   int64_t const row = int64_t{4} * p.heads_q;
+  return {map_kv(p.k, Traits::kTileK),
+          map_kv(p.v, Traits::kTileK),
+          map_q(p.q),
+          map_q(g.out),
+          row_terms_map<3>(g.row_terms, {MapAxis{len_q, row, Traits::kTileQ}, MapAxis{p.heads_q, 4},
+                                         MapAxis{p.batch, len_q * row}}),
+          map_kv(g.k, 64),
+          map_kv(g.v, 64)};
+}
+
+template <class Traits, class Mechanism>
+void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
+                                             ExecutionContext const& context) {
   DkvParams<SequenceKeys, Mechanism> params;
-  params.geometry = {
-      map_kv(p.k, Traits::kTileK),
-      map_kv(p.v, Traits::kTileK),
-      map_q(p.q),
-      map_q(g.out),
-      row_terms_map<3>(g.row_terms, {MapAxis{len_q, row, Traits::kTileQ}, MapAxis{p.heads_q, 4},
-                                     MapAxis{p.batch, len_q * row}}),
-      map_kv(g.k, 64),
-      map_kv(g.v, 64)};
+  params.geometry = key_copies<Traits>(p);
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =

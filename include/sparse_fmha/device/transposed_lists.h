@@ -1,0 +1,14 @@
+// Block lists from the side of the keys, worked out on the device.
+#pragma once
+
+#include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/planning/transposed_lists.h"
+
+namespace sparse_fmha::device {
+
+// Launches what fills the lists, for key tiles of one or two parts. Nothing is read back: sizes
+// follow from shapes, and the order of steps is ascending.
+TransposedLists transpose_lists(FmhaProblem const& problem, int32_t parts_per_tile,
+                                ExecutionContext const& context);
+
+}  // namespace sparse_fmha::device

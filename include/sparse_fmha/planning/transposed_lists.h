@@ -1,0 +1,156 @@
+// Which query rows see which keys through block lists, for the gradients of keys: integers alone,
+// for the kernels and for the host's proof of them.
+//
+// Keys go in parts of 64, which one consumer warpgroup has, and query rows in steps of 64. Whether
+// a step concerns a part is a bit; bits of the steps that concern a part are a row of a bitmap.
+// What a masked step hides is found in the lists again, which is why they are kept as bitmaps, too.
+#pragma once
+
+#include "sparse_fmha/planning/list_stages.h"
+
+namespace sparse_fmha {
+
+inline constexpr int32_t kPartKeys = 64;
+inline constexpr int32_t kStepRows = 64;
+
+SPARSE_FMHA_HD int32_t count_bits(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return __popc(x);
+#else
+  return __builtin_popcount(x);
+#endif
+}
+// The place of the lowest bit, of which there is one.
+SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int32_t>(x)) - 1;
+#else
+  return __builtin_ctz(x);
+#endif
+}
+
+// What is worked out on the device before the kernel runs (device/transposed_lists.h). A row is
+// that of a list and a query block, in the order of the lists; a word has 32 key blocks.
+struct TransposedLists {
+  uint32_t const* full;     // [rows, words]: which key blocks are listed
+  uint32_t const* partial;  // [rows, words]
+  int32_t const* ranks;     // [rows, words]: partial blocks in the words before
+  int32_t const* slots;     // [rows, partial.width]: where the partial blocks, in ascending order,
+                            // are in the list
+  uint32_t const* seen;     // [lists, parts, step words]: steps of which a row may see a key
+  uint32_t const* masked;   // [lists, parts, step words]: those of which not all see all
+  int32_t const* counts;    // [lists of key heads, key tiles, 3]: steps of the tile, and of each of
+                            // its parts
+  int32_t const* order;     // [lists of key heads, key tiles]: the heaviest first
+  int32_t words;
+  int32_t step_words;
+  int32_t parts;  // those of whole key tiles
+  int32_t key_tiles;
+  // Number of a list: these times batch entry and query head; for a key head's, the others.
+  int32_t batch_stride;
+  int32_t head_stride;
+  int32_t batch_stride_kv;
+};
+
+// The key blocks of a part, as bits of one word. A key block of 128 has two parts.
+struct PartBlocks {
+  int32_t word;
+  uint32_t there;  // without those behind the last key
+};
+
+SPARSE_FMHA_HD PartBlocks part_blocks(BlockSparse::Params const& p, int32_t part) {
+  int32_t const first = part * kPartKeys / p.block_kv;
+  int32_t const word = first / 32;
+  uint32_t const blocks = first_columns(max_int(kPartKeys / p.block_kv, 1)) << first % 32;
+  return {word, blocks & first_columns(ceil_div(p.len_kv, p.block_kv) - 32 * word)};
+}
+
+// What a step of query rows is to a part of the keys. `full` and `partial` are the words of its
+// key blocks in the bitmaps of the rows' query block.
+struct PartUse {
+  bool seen;
+  bool masked;
+};
+
+SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int32_t step,
+                                uint32_t full, uint32_t partial) {
+  PartBlocks const blocks = part_blocks(p, part);
+  uint32_t const listed = (full | partial) & blocks.there;
+  int32_t const first_query = step * kStepRows;
+  int32_t const last_query = min_int(first_query + kStepRows, p.len_q) - 1;
+  if (listed == 0) {
+    return {false, false};
+  }
+  int32_t const first_key =
+      max_int((32 * blocks.word + lowest_bit(listed)) * p.block_kv, part * kPartKeys);
+  if (first_key >= BlockSparse::limit(p, last_query)) {
+    return {false, false};
+  }
+  int32_t const end_key = min_int((part + 1) * kPartKeys, p.len_kv);
+  bool const whole =
+      (full & blocks.there) == blocks.there && end_key <= BlockSparse::limit(p, first_query);
+  return {true, !whole};
+}
+
+// Of a query row, the words of the key blocks of a tile; `rank`: partial blocks in words before.
+struct RowBlocks {
+  uint32_t full;
+  uint32_t partial;
+  int32_t rank;
+};
+
+SPARSE_FMHA_HD RowBlocks row_blocks(BlockSparse::Params const& p, TransposedLists const& lists,
+                                    int64_t row, int32_t part) {
+  int64_t const at = row * lists.words + part_blocks(p, part).word;
+  if (p.partial.counts == nullptr) {
+    return {lists.full[at], 0, 0};
+  }
+  return {lists.full[at], lists.partial[at], lists.ranks[at]};
+}
+
+// Which of the 32 keys from `first_key` on a query sees.
+SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists const& lists,
+                                  int64_t row, RowBlocks const& blocks, int32_t first_key,
+                                  int32_t query) {
+  auto piece = [&](int32_t key, bool half_word) -> uint32_t {
+    int32_t const bit = key / p.block_kv % 32;
+    if (blocks.full >> bit & 1) {
+      return half_word ? 0xffff : 0xffffffff;
+    }
+    if ((blocks.partial >> bit & 1) == 0) {
+      return 0;
+    }
+    int64_t const first = row * p.partial.width;
+    int32_t const slot =
+        lists.slots[first + blocks.rank + count_bits(blocks.partial & first_columns(bit))];
+    int64_t const bits_row = (first + slot) * p.block_q + query % p.block_q;
+    uint8_t const* const from = p.bits + bits_row * (p.block_kv / 8) + key % p.block_kv / 8;
+    return half_word ? *reinterpret_cast<uint16_t const*>(from)
+                     : *reinterpret_cast<uint32_t const*>(from);
+  };
+  uint32_t const seen = p.block_kv >= 32
+                            ? piece(first_key, false)
+                            : piece(first_key, true) | piece(first_key + 16, true) << 16;
+  return seen & first_columns(BlockSparse::limit(p, query) - first_key);
+}
+
+// Rows of 32 bits, one in each lane, are transposed in five exchanges with lanes at distance 16, 8,
+// 4, 2, 1: what a lane has after one of them.
+SPARSE_FMHA_HD uint32_t exchange(uint32_t mine, uint32_t others, int32_t lane, int32_t distance) {
+  uint32_t low = 0xffffffff;  // bits whose place lacks `distance`
+  for (int32_t d = 16; d >= distance; d /= 2) {
+    low ^= low << d;
+  }
+  return (lane & distance) == 0 ? (mine & low) | (others & low) << distance
+                                : (mine & ~low) | (others >> distance & low);
+}
+
+// Which query of a step a lane has in the word of a half, so that the bits that a thread of the
+// accumulator looks for come to lie side by side: of four threads to a row, two have the columns in
+// each half, 16 each.
+SPARSE_FMHA_HD int32_t query_of_lane(int32_t half, int32_t lane) {
+  int32_t const thread = 2 * half + lane / 16;
+  return lane % 16 / 2 * 8 + thread * 2 + lane % 2;
+}
+
+}  // namespace sparse_fmha

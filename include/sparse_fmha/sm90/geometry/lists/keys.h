@@ -1,0 +1,248 @@
+// Keys of a sequence and the queries that see them by lists of key blocks, for the dK/dV kernel.
+//
+// Lists are transposed on the device before (device/transposed_lists.h): for each 64 keys, a part,
+// a row of bits says which steps of 64 query rows concern them. A key tile has one or two parts;
+// what concerns any of them is loaded, and a consumer passes over what does not concern its own. A
+// warp works the masks out: it finds the bits of partial blocks, whose rows are queries, and turns
+// them. The names are those of geometry/sequence/keys.h.
+#pragma once
+
+#include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/planning/transposed_lists.h"
+#include "sparse_fmha/sm90/backward/dkv/storage.h"
+#include "sparse_fmha/sm90/geometry/sequence/key_copies.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+struct ListKeys {
+  using Element = typename Traits::Element;
+  using Source = QuerySource;
+  static constexpr int kParts = Traits::kTileK / kPartKeys;
+  static constexpr int kMaskSlots = 2 * Traits::kStages;  // one is written while others are in use
+  static_assert(Traits::kTileQ == kStepRows, "steps are those of the transposed lists");
+  static_assert(kParts == 1 || kParts == 2, "the steps of at most two parts are looked through");
+
+  static constexpr bool kMaskWarp = true;
+  static constexpr bool kByStage = true;
+
+  struct Params : KeyCopies<Traits> {
+    TransposedLists lists;
+  };
+  struct Work {
+    WorkTile tile;  // q_tile: number of the key tile
+    int32_t steps;  // over all heads of the group
+  };
+  // Of a stage: what its queries are to each part, and for each key, 16 bits for each of the four
+  // threads that have its columns.
+  struct StageMask {
+    PartUse uses[kParts];
+    alignas(8) uint16_t bits[Traits::kTileK][4];
+  };
+  struct Shared {
+    StageMask masks[kMaskSlots];
+  };
+  struct Step {
+    int32_t number;  // of the query rows
+    int32_t head;    // in the group
+    PartUse uses[kParts];
+  };
+
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);  // in launch_keys.h
+
+  DkvParams<ListKeys, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ void init() const {}
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& /*state*/) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    auto const& lists = params.geometry.lists;
+    int64_t const list = tile.batch * lists.batch_stride_kv + tile.head * lists.head_stride;
+    // The scheduler counts down.
+    int64_t const first = list * lists.key_tiles;
+    work.tile.q_tile = lists.order[first + lists.key_tiles - 1 - tile.q_tile];
+    work.steps = lists.counts[3 * (first + work.tile.q_tile)];
+  }
+  __device__ __forceinline__ int tiles_loaded(Work const& work) const { return work.steps; }
+
+  // The steps of a key tile, head by head of the group, in ascending order. Each lane holds a word
+  // of the bitmaps.
+  class Steps {
+   public:
+    int const count;
+    __device__ __forceinline__ Steps(ListKeys const& geometry, Work const& work)
+        : count(work.steps), geometry_(geometry), tile_(work.tile) {}
+
+    __device__ __forceinline__ Step next(int /*i*/) {
+      uint32_t lanes = __ballot_sync(0xffffffff, left_ != 0);
+      while (lanes == 0) {
+        fetch();
+        lanes = __ballot_sync(0xffffffff, left_ != 0);
+      }
+      int const source = lowest_bit(lanes);
+      int const bit = lowest_bit(__shfl_sync(0xffffffff, left_, source));
+      if (static_cast<int>(threadIdx.x % 32) == source) {
+        left_ &= left_ - 1;
+      }
+      Step step = {(first_word_ + source) * 32 + bit, head_, {}};
+      CUTE_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        step.uses[part] = {(__shfl_sync(0xffffffff, seen_[part], source) >> bit & 1) != 0,
+                           (__shfl_sync(0xffffffff, masked_[part], source) >> bit & 1) != 0};
+      }
+      return step;
+    }
+
+   private:
+    __device__ __forceinline__ void fetch() {
+      auto const& lists = geometry_.params.geometry.lists;
+      first_word_ += 32;
+      if (first_word_ >= lists.step_words) {
+        first_word_ = 0;
+        ++head_;
+      }
+      int const word = first_word_ + static_cast<int>(threadIdx.x % 32);
+      int64_t const row =
+          geometry_.list_of(tile_, head_) * lists.parts + int64_t{tile_.q_tile} * kParts;
+      left_ = 0;
+      CUTE_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        int64_t const at = (row + part) * lists.step_words + word;
+        seen_[part] = word < lists.step_words ? lists.seen[at] : 0;
+        masked_[part] = word < lists.step_words ? lists.masked[at] : 0;
+        left_ |= seen_[part];
+      }
+    }
+    ListKeys const& geometry_;
+    WorkTile const tile_;
+    int head_ = -1;
+    int first_word_ = 1 << 30;  // the first one is fetched as that of the next head
+    uint32_t left_ = 0;
+    uint32_t seen_[kParts];
+    uint32_t masked_[kParts];
+  };
+  __device__ __forceinline__ Steps steps(Work const& work) const { return {*this, work}; }
+  __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
+    return {step.number * kStepRows, head_of(work.tile, step.head), work.tile.batch};
+  }
+
+  __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
+                                            Work const& work) const {
+    params.geometry.load_keys(barrier, k, v, work.tile);
+  }
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* to,
+                                         Source const& from) const {
+    params.geometry.load_q(barrier, to, from);
+  }
+  __device__ __forceinline__ void load_dout(FullBarrier& barrier, Element* to,
+                                            Source const& from) const {
+    params.geometry.load_dout(barrier, to, from);
+  }
+  __device__ __forceinline__ void load_terms(FullBarrier& barrier, RowTerms* to,
+                                             Source const& from) const {
+    params.geometry.load_terms(barrier, to, from);
+  }
+
+  // For the whole warp that works masks out.
+  __device__ __forceinline__ void begin_masks(Work const& /*work*/) const {}
+  __device__ __forceinline__ void publish_mask(Work const& work, Step const& step,
+                                               RingState<Traits::kStages> const& place) const {
+    auto const& p = params.sparsity;
+    auto const& lists = params.geometry.lists;
+    StageMask& mask = shared.masks[slot(place)];
+    bool masked = false;
+    CUTE_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      masked = masked || step.uses[part].masked;
+      if (threadIdx.x % 32 == 0) {
+        mask.uses[part] = step.uses[part];
+      }
+    }
+    if (!masked) {
+      return;
+    }
+    int32_t const first_query = step.number * kStepRows;
+    int64_t const row =
+        list_of(work.tile, step.head) * ceil_div(p.len_q, p.block_q) + first_query / p.block_q;
+    RowBlocks const blocks = row_blocks(p, lists, row, work.tile.q_tile * kParts);
+    int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
+    CUTE_NO_UNROLL
+    for (int first = 0; first < Traits::kTileK; first += 32) {
+      int32_t const first_key = work.tile.q_tile * Traits::kTileK + first;
+      uint32_t halves[2];
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        halves[half] =
+            seen_keys(p, lists, row, blocks, first_key, first_query + query_of_lane(half, lane));
+      }
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        CUTE_UNROLL
+        for (int distance = 16; distance > 0; distance /= 2) {
+          halves[half] = exchange(halves[half], __shfl_xor_sync(0xffffffff, halves[half], distance),
+                                  lane, distance);
+        }
+      }
+      *reinterpret_cast<uint2*>(mask.bits[first + lane]) = {halves[0], halves[1]};
+    }
+  }
+
+  __device__ __forceinline__ PartUse use(int part, RingState<Traits::kStages> const& place) const {
+    compiler_fence();
+    return shared.masks[slot(place)].uses[part];
+  }
+  struct NoWalk {};
+  __device__ __forceinline__ NoWalk walk(Work const& /*work*/) const { return {}; }
+  __device__ __forceinline__ int mask_place(NoWalk const& /*walk*/, int /*i*/,
+                                            RingState<Traits::kStages> const& place) const {
+    return slot(place);
+  }
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(ListKeys const& geometry, Work const& /*work*/, int part)
+        : masks_(geometry.shared.masks), part_(part) {}
+    // Bit by bit which of the thread's columns each of its two keys is seen by.
+    using Seen = uint32_t;
+    __device__ __forceinline__ Seen look_up(int slot) const {
+      compiler_fence();
+      int const key = part_ * kPartKeys + AccumulatorPosition().row;
+      auto const& bits = masks_[slot].bits;
+      Seen const seen = bits[key][threadIdx.x % 4] | uint32_t{bits[key + 8][threadIdx.x % 4]} << 16;
+      __syncwarp();  // one lane releases the stage for all
+      return seen;
+    }
+    static __device__ __forceinline__ bool sees(Seen seen, int i) {
+      return seen >> (AccumulatorPosition::row_of(i) * 16 + i / 4 * 2 + i % 2) & 1;
+    }
+
+   private:
+    StageMask const* const masks_;
+    int const part_;
+  };
+
+  __device__ __forceinline__ void store_dk(Element const* from, Work const& work, int part) const {
+    KeyCopies<Traits>::store(params.geometry.dk, from, work.tile, part);
+  }
+  __device__ __forceinline__ void store_dv(Element const* from, Work const& work, int part) const {
+    KeyCopies<Traits>::store(params.geometry.dv, from, work.tile, part);
+  }
+
+ private:
+  static __device__ __forceinline__ int slot(RingState<Traits::kStages> const& place) {
+    return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  __device__ __forceinline__ int32_t head_of(WorkTile const& tile, int32_t head) const {
+    return tile.head * params.heads_per_kv + head;
+  }
+  __device__ __forceinline__ int64_t list_of(WorkTile const& tile, int32_t head) const {
+    auto const& lists = params.geometry.lists;
+    return tile.batch * int64_t{lists.batch_stride} + head_of(tile, head) * lists.head_stride;
+  }
+};
+
+}  // namespace sparse_fmha::sm90

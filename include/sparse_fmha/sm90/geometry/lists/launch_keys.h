@@ -1,0 +1,19 @@
+// Launches of dK/dV kernels of mechanisms whose key blocks are named by lists.
+#pragma once
+
+#include "sparse_fmha/device/transposed_lists.h"
+#include "sparse_fmha/sm90/geometry/lists/keys.h"
+#include "sparse_fmha/sm90/geometry/sequence/launch_keys.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+void ListKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  DkvParams<ListKeys, Mechanism> params;
+  params.geometry = {key_copies<Traits>(p), device::transpose_lists(p, kParts, context)};
+  params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles, 4);
+  run_dkv_kernel<Traits>(params, p, context);
+}
+
+}  // namespace sparse_fmha::sm90
