@@ -12,6 +12,7 @@ void bind_walks(py::module_& m);
 void bind_tiles(py::module_& m);
 void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
+void bind_transposed_lists(py::module_& m);
 
 namespace {
 
@@ -115,4 +116,5 @@ PYBIND11_MODULE(_C, m) {
   bind_tiles(m);
   bind_lists(m);
   bind_stripes(m);
+  bind_transposed_lists(m);
 }

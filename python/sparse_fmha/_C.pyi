@@ -54,6 +54,25 @@ class QueryTileLists:
     def origins(self, stream: int, stage: int) -> list[int]: ...
     def seen(self, stream: int, stage: int, consumer: int) -> tuple[bool, list[list[int]]]: ...
 
+class ListsOfKeys:
+    def __init__(
+        self,
+        len_q: int,
+        len_kv: int,
+        block_q: int,
+        block_kv: int,
+        causal: bool,
+        counts: Buffer,
+        indices: Buffer,
+        width: int,
+        partial_counts: Buffer,
+        partial_indices: Buffer,
+        bits: Buffer,
+        partial_width: int,
+    ) -> None: ...
+    def steps(self, part: int) -> list[tuple[int, bool]]: ...
+    def seen(self, part: int, step: int) -> list[int]: ...
+
 class QueryTileStripes:
     def __init__(
         self,

@@ -6,11 +6,9 @@ oracle is the mask of sparse_fmha.reference.
 
 import numpy as np
 import pytest
-import torch
+from drawn_lists import packed, problems, visible
 from hypothesis import given
 from hypothesis import strategies as st
-
-from sparse_fmha import reference
 
 _C = pytest.importorskip("sparse_fmha._C")
 
@@ -41,46 +39,12 @@ def pairs_seen(problem, q_tile, consumer, tile_k, len_q, len_kv):
     return count[:rows]
 
 
-def packed(masks):
-    """Bitmasks [..., block_q, block_kv] as bytes, the lowest bit first."""
-    return np.packbits(masks, axis=-1, bitorder="little")
-
-
 SIZES = [(q, kv, tile_k) for q in (64, 128) for kv in (16, 32, 64, 128) for tile_k in (64, 128)]
 
 
-@st.composite
-def problems(draw, block_q, block_kv, tile_k):
-    len_q = draw(st.integers(1, 400))
-    len_kv = draw(st.integers(1, 500))
-    blocks_q, blocks_kv = -(-len_q // block_q), -(-len_kv // block_kv)
-    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
-    kind = rng.choice(3, (blocks_q, blocks_kv), p=draw(st.sampled_from(
-        [(0.5, 0.3, 0.2), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.4, 0.0, 0.6), (1.0, 0.0, 0.0)]
-    )))  # fmt: skip
-    if draw(st.booleans()) and blocks_q > 1:
-        kind[1::2] = kind[0::2][: len(kind[1::2])]  # pairs of query blocks with one list
-    lists = {}
-    for value, name in ((1, "full"), (2, "partial")):
-        width = draw(st.integers(0, 2)) + max(1, int((kind == value).sum(-1).max(initial=0)))
-        counts = np.zeros(blocks_q, dtype=np.int32)
-        indices = np.full((blocks_q, width), -7, dtype=np.int32)  # garbage behind the count
-        for i, row in enumerate(kind):
-            listed = rng.permutation(np.flatnonzero(row == value))
-            counts[i] = len(listed)
-            indices[i, : len(listed)] = listed
-        lists[name] = (counts, indices)
-    masks = rng.random((*lists["partial"][1].shape, block_q, block_kv)) < 0.5
-    return dict(
-        len_q=len_q,
-        len_kv=len_kv,
-        block_q=block_q,
-        block_kv=block_kv,
-        causal=draw(st.booleans()),
-        **lists,
-        masks=masks,
-        tile_k=tile_k,
-    )
+def draw(data, sizes):
+    block_q, block_kv, tile_k = sizes
+    return data.draw(problems(block_q, block_kv)) | {"tile_k": tile_k}
 
 
 def bound(p, q_tile):
@@ -102,20 +66,8 @@ def bound(p, q_tile):
 @pytest.mark.parametrize("sizes", SIZES)
 @given(data=st.data())
 def test_every_pair_is_met_once(sizes, data):
-    p = data.draw(problems(*sizes))
-    problem = [p[name] for name in ("len_q", "len_kv", "block_q", "block_kv")]
-    (counts, indices), (partial_counts, partial_indices) = (
-        [torch.from_numpy(x)[None, None] for x in p[name]] for name in ("full", "partial")
-    )
-    mask = reference.block_sparse_mask(
-        counts,
-        indices,
-        *problem,
-        partial_counts,
-        partial_indices,
-        torch.from_numpy(p["masks"])[None, None],
-        causal=p["causal"],
-    )[0, 0].numpy()
+    p = draw(data, sizes)
+    mask = visible(p)
     for q_tile in range(-(-p["len_q"] // 128)):
         problem = bound(p, q_tile)
         for consumer in range(2):
@@ -127,7 +79,7 @@ def test_every_pair_is_met_once(sizes, data):
 @pytest.mark.parametrize("sizes", SIZES)
 @given(data=st.data())
 def test_stages_are_no_more_than_the_lists_need(sizes, data):
-    p = data.draw(problems(*sizes))
+    p = draw(data, sizes)
     per_stage = p["tile_k"] / p["block_kv"]
     for q_tile in range(-(-p["len_q"] // 128)):
         stages = bound(p, q_tile).stages

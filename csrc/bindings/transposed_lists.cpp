@@ -1,0 +1,153 @@
+// Block lists from the side of the keys, for Python: what the tests prove of the Hopper kernel
+// without a GPU.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "sparse_fmha/planning/transposed_lists.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace sparse_fmha;
+
+// One batch entry, one head.
+class ListsOfKeys {
+ public:
+  ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
+              py::buffer const& counts, py::buffer const& indices, int32_t width,
+              py::buffer const& partial_counts, py::buffer const& partial_indices,
+              py::buffer const& bits, int32_t partial_width)
+      : counts_(counts.request()),
+        indices_(indices.request()),
+        partial_counts_(partial_counts.request()),
+        partial_indices_(partial_indices.request()),
+        bits_(bits.request()) {
+    auto ints = [](py::buffer_info const& buffer) {
+      return static_cast<int32_t const*>(buffer.ptr);
+    };
+    params_ = {len_q,
+               len_kv,
+               block_q,
+               block_kv,
+               causal,
+               {ints(counts_), ints(indices_), width},
+               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
+                partial_width},
+               static_cast<uint8_t const*>(bits_.ptr),
+               0,
+               0};
+    mark_rows();
+  }
+
+  // The steps that concern 64 keys, and whether they are masked.
+  std::vector<std::pair<int32_t, bool>> steps(int32_t part) const {
+    std::vector<std::pair<int32_t, bool>> result;
+    for (int32_t step = 0; step < ceil_div(params_.len_q, kStepRows); ++step) {
+      RowBlocks const blocks = row_blocks(params_, lists_, row_of(step), part);
+      PartUse const use = part_use(params_, part, step, blocks.full, blocks.partial);
+      if (use.seen) {
+        result.emplace_back(step, use.masked);
+      }
+    }
+    return result;
+  }
+
+  // For each of 64 keys, which of a step's 64 queries see it: as a warp of the kernel works it out,
+  // and threads of the accumulator read it.
+  std::vector<uint64_t> seen(int32_t part, int32_t step) const {
+    int64_t const row = row_of(step);
+    RowBlocks const blocks = row_blocks(params_, lists_, row, part);
+    std::vector<uint64_t> keys(kPartKeys);
+    for (int32_t first = 0; first < kPartKeys; first += 32) {
+      std::array<std::array<uint32_t, 32>, 2> halves;
+      for (int32_t half = 0; half < 2; ++half) {
+        for (int32_t lane = 0; lane < 32; ++lane) {
+          halves[half][lane] =
+              seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
+                        step * kStepRows + query_of_lane(half, lane));
+        }
+        for (int32_t distance = 16; distance > 0; distance /= 2) {
+          auto const before = halves[half];
+          for (int32_t lane = 0; lane < 32; ++lane) {
+            halves[half][lane] = exchange(before[lane], before[lane ^ distance], lane, distance);
+          }
+        }
+      }
+      for (int32_t lane = 0; lane < 32; ++lane) {
+        for (int32_t thread = 0; thread < 4; ++thread) {
+          uint32_t const bits = halves[thread / 2][lane] >> thread % 2 * 16;
+          for (int32_t i = 0; i < 16; ++i) {
+            int32_t const column = i / 2 * 8 + thread * 2 + i % 2;
+            keys[first + lane] |= uint64_t{bits >> i & 1} << column;
+          }
+        }
+      }
+    }
+    return keys;
+  }
+
+ private:
+  int64_t row_of(int32_t step) const { return step * kStepRows / params_.block_q; }
+
+  // As csrc/device/transpose_lists.cu does on the device.
+  void mark_rows() {
+    int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
+    int32_t const rows = ceil_div(params_.len_q, params_.block_q);
+    int32_t const words = ceil_div(key_blocks, 32);
+    full_.resize(int64_t{rows} * words);
+    partial_.resize(full_.size());
+    ranks_.resize(full_.size());
+    slots_.resize(int64_t{rows} * params_.partial.width);
+    auto each = [&](BlockSparse::Lists const& lists, int64_t row, auto body) {
+      for (int32_t i = 0; i < BlockSparse::count(lists, row); ++i) {
+        int32_t const block = lists.indices[row * lists.width + i];
+        if (block >= 0 && block < key_blocks) {
+          body(i, row * words + block / 32, block % 32);
+        }
+      }
+    };
+    for (int64_t row = 0; row < rows; ++row) {
+      each(params_.full, row, [&](int32_t, int64_t at, int32_t bit) { full_[at] |= 1u << bit; });
+      each(params_.partial, row,
+           [&](int32_t, int64_t at, int32_t bit) { partial_[at] |= 1u << bit; });
+      for (int64_t at = row * words + 1; at < (row + 1) * words; ++at) {
+        ranks_[at] = ranks_[at - 1] + count_bits(partial_[at - 1]);
+      }
+      each(params_.partial, row, [&](int32_t i, int64_t at, int32_t bit) {
+        int32_t const rank = ranks_[at] + count_bits(partial_[at] & first_columns(bit));
+        slots_[row * params_.partial.width + rank] = i;
+      });
+    }
+    lists_.full = full_.data();
+    lists_.partial = partial_.data();
+    lists_.ranks = ranks_.data();
+    lists_.slots = slots_.data();
+    lists_.words = words;
+  }
+
+  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  BlockSparse::Params params_;
+  std::vector<uint32_t> full_, partial_;
+  std::vector<int32_t> ranks_, slots_;
+  TransposedLists lists_ = {};
+};
+
+}  // namespace
+
+void bind_transposed_lists(py::module_& m) {
+  py::class_<ListsOfKeys>(m, "ListsOfKeys",
+                          "Which query rows see which keys, by int32 lists of key blocks.")
+      .def(py::init<int32_t, int32_t, int32_t, int32_t, bool, py::buffer, py::buffer, int32_t,
+                    py::buffer, py::buffer, py::buffer, int32_t>(),
+           py::arg("len_q"), py::arg("len_kv"), py::arg("block_q"), py::arg("block_kv"),
+           py::arg("causal"), py::arg("counts"), py::arg("indices"), py::arg("width"),
+           py::arg("partial_counts"), py::arg("partial_indices"), py::arg("bits"),
+           py::arg("partial_width"))
+      .def("steps", &ListsOfKeys::steps, py::arg("part"))
+      .def("seen", &ListsOfKeys::seen, py::arg("part"), py::arg("step"));
+}

@@ -1,0 +1,86 @@
+"""Which query rows the dK/dV kernel of Hopper meets through block lists, proved on the host.
+
+The kernel's own integer code is asked for 64 keys and 64 query rows at a time, and the turning of
+bitmasks by a warp is played lane by lane; the oracle is the mask of sparse_fmha.reference. What
+fills the bitmaps on the device is copied in the binding and runs on a GPU only.
+"""
+
+import numpy as np
+import pytest
+from drawn_lists import packed, problems, visible
+from hypothesis import given
+from hypothesis import strategies as st
+
+_C = pytest.importorskip("sparse_fmha._C")
+
+SIZES = [(q, kv) for q in (64, 128) for kv in (16, 32, 64, 128)]
+
+
+def bound(p):
+    counts, indices = p["full"]
+    partial_counts, partial_indices = p["partial"]
+    return _C.ListsOfKeys(
+        *(p[name] for name in ("len_q", "len_kv", "block_q", "block_kv", "causal")),
+        counts,
+        indices,
+        indices.shape[1],
+        partial_counts,
+        partial_indices,
+        packed(p["masks"]),
+        partial_indices.shape[1],
+    )
+
+
+def turned(words):
+    """[keys, queries] of words that have a bit for each query."""
+    return (np.array(words, dtype=np.uint64)[:, None] >> np.arange(64, dtype=np.uint64) & 1) != 0
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@given(data=st.data())
+def test_the_map_of_keys_is_that_of_queries_turned(sizes, data):
+    p = data.draw(problems(*sizes, longest=1500))
+    mask = visible(p)
+    lists = bound(p)
+    met = np.zeros((p["len_kv"], p["len_q"]), dtype=int)
+    for part in range(-(-p["len_kv"] // 64)):
+        steps = lists.steps(part)
+        assert [step for step, _ in steps] == sorted({step for step, _ in steps})
+        for step, masked in steps:
+            there = met[part * 64 : part * 64 + 64, step * 64 : step * 64 + 64]
+            seen = turned(lists.seen(part, step))[: there.shape[0], : there.shape[1]]
+            assert masked or seen.all(), "a step without a mask hides something"
+            there += seen
+    np.testing.assert_array_equal(met, mask.T.astype(int))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@given(data=st.data())
+def test_only_what_is_cut_or_partial_is_masked(sizes, data):
+    p = data.draw(problems(*sizes))
+    p["partial"] = (np.zeros_like(p["partial"][0]), p["partial"][1])
+    mask = visible(p)
+    lists = bound(p)
+    for part in range(-(-p["len_kv"] // 64)):
+        for step, masked in lists.steps(part):
+            pairs = mask[step * 64 : step * 64 + 64, part * 64 : part * 64 + 64]
+            assert pairs.any(), "a step that no row sees anything in"
+            if p["len_q"] % 64 == 0 or step < p["len_q"] // 64:
+                assert masked != pairs.all()
+
+
+def test_what_is_not_there_is_not_seen():
+    p = dict(len_q=100, len_kv=70, block_q=64, block_kv=32, causal=False)
+    p["full"] = (
+        np.array([99, -3], dtype=np.int32),
+        np.array([[3, -1, 2, 1 << 30], [0, 1, 2, 0]], dtype=np.int32),
+    )
+    p["partial"] = (np.array([3, 2], dtype=np.int32), np.array([[7, 1, -9]] * 2, dtype=np.int32))
+    p["masks"] = np.ones((2, 3, 64, 32), dtype=bool)
+    lists = bound(p)
+    assert lists.steps(0) == [(0, True), (1, True)]
+    assert lists.steps(1) == [(0, False)]
+    expected = np.zeros((64, 64), dtype=bool)
+    expected[32:] = True
+    for step in (0, 1):
+        np.testing.assert_array_equal(turned(lists.seen(0, step)), expected)
