@@ -1,4 +1,4 @@
-"""The README's table of the cases with block lists."""
+"""The table of the cases with block lists."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The README's table of the newest run of benchmarks.studies.diffusion."""
+"""The table of the newest run of benchmarks.studies.diffusion."""
 
 from __future__ import annotations
 
+TITLE = "Whole diffusion models"
+DEVICE = "cuda"
 COLUMNS = ("model", "attention", "call, ms", "speedup", "one attention, ms", "speedup of it")
 
 

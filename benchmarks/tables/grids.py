@@ -1,4 +1,4 @@
-"""The README's table of the cases on grids."""
+"""The table of the cases on grids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of the cases on sequences: in each cell the rate over visible pairs, and the
+"""The table of the cases on sequences: in each cell the rate over visible pairs, and the
 speed relative to the fastest peer of the same run."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's table of the cases in which key tiles are skipped."""
+"""The table of the cases in which key tiles are skipped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The README's table of the newest run of benchmarks.studies.stripes."""
+"""The table of the newest run of benchmarks.studies.stripes."""
 
 from __future__ import annotations
 
+TITLE = "Stripes and AnchorAttention"
+DEVICE = "cuda"
 COLUMNS = ("case", "op", "ms", "TFLOP/s", "of contiguous blocks", "over dense")
 
 
