@@ -10,7 +10,7 @@ from pages import PAGES, ROOT
 
 # Of paths in prose, by their end; lab notes name files as they were called at their date.
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|h|cpp|cu|def|cmake|toml|sh))`")
-PAGE = re.compile(r"\bdocs/[\w/]+\.md\b")
+PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
 names = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
