@@ -1,6 +1,7 @@
 """Every code block of the docs runs on its own, or says why it does not and is compiled."""
 
 import re
+import socket
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from sparse_fmha.cli import main
 BLOCKS = [block for page in PAGES for block in pages.blocks_of(page)]
 COMPILED = "compiled only"
 WITH_A_MODEL = "run with a small random model"
+AS_ONE_RANK = "run in one process"
 
 
 def of(*languages):
@@ -69,17 +71,32 @@ def small_models(monkeypatch):
     sparse.register()
 
 
+@pytest.fixture
+def one_rank(monkeypatch):
+    """What torchrun tells the only process of its group."""
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        told["MASTER_PORT"] = free.getsockname()[1]
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    yield
+    torch.distributed.destroy_process_group()
+
+
+# By what the comment before a block says.
+FIXTURES = {WITH_A_MODEL: "small_models", AS_ONE_RANK: "one_rank"}
+
+
 @of("python")
 def test_python(block, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if block.kind is None:
-        run(block)
-    elif block.kind == WITH_A_MODEL:
-        request.getfixturevalue("small_models")
-        run(block)
-    else:
-        assert block.kind == COMPILED
+    if block.kind == COMPILED:
         compile(block.code, str(block), "exec")
+        return
+    if block.kind:
+        request.getfixturevalue(FIXTURES[block.kind])
+    run(block)
 
 
 @of("console")
@@ -110,7 +127,7 @@ def test_shell(block):
 
 def test_blocks_have_a_language_and_a_reason():
     assert {block.language for block in BLOCKS} <= {"python", "sh", "console", "text"}
-    assert all(b.kind in (COMPILED, WITH_A_MODEL) for b in BLOCKS if b.kind)
+    assert {b.kind for b in BLOCKS} <= {None, COMPILED, *FIXTURES}
     assert len([b for b in BLOCKS if b.language == "python" and b.kind != COMPILED]) >= 15
 
 
