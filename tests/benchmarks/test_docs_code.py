@@ -17,6 +17,7 @@ from sparse_fmha.cli import main
 BLOCKS = [block for page in PAGES for block in pages.blocks_of(page)]
 COMPILED = "compiled only"
 WITH_A_MODEL = "run with a small random model"
+OPTIONAL = ("diffusers", "matplotlib", "transformers")
 AS_ONE_RANK = "run in one process"
 
 
@@ -94,6 +95,9 @@ def test_python(block, request, tmp_path, monkeypatch):
     if block.kind == COMPILED:
         compile(block.code, str(block), "exec")
         return
+    for name in OPTIONAL:
+        if re.search(rf"\b{name}\b", block.code):
+            pytest.importorskip(name)
     if block.kind:
         request.getfixturevalue(FIXTURES[block.kind])
     run(block)
