@@ -107,7 +107,7 @@ def test_python(block, request, tmp_path, monkeypatch):
 def test_console(block, capsys):
     """What a command is shown to print is what it prints; `...` stands for any lines."""
     for part in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
-        line, shown = re.match(r"((?:.*\\\n)*.*)\n(.*)", part, re.DOTALL).groups()
+        line, shown = re.match(r"((?:[^\n]*\\\n)*[^\n]*)\n(.*)", part, re.DOTALL).groups()
         program, module, name, *arguments = line.replace("\\\n", " ").split()
         assert (program, module, name) == ("python", "-m", "sparse_fmha")
         assert not main(arguments)
