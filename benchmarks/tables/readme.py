@@ -86,9 +86,13 @@ def sections(folder: Path) -> Iterator[str]:
             yield f"## {study.TITLE}\n\n{lines_of(caption, study.COLUMNS, study.rows(results))}"
 
 
-def headlines(folder: Path) -> str | None:
+def section(folder: Path) -> str:
+    return "\n\n".join(sections(folder)) or NONE_YET
+
+
+def headlines(folder: Path) -> str:
     on_gpu = {one: found for (device, one), found in newest(folder).items() if device == "cuda"}
-    return headline.table(on_gpu, report.newest(folder / "diffusion"))
+    return headline.table(on_gpu, report.newest(folder / "diffusion")) or NONE_YET
 
 
 def rewrite(path: Path, text: str, body: str) -> str:
@@ -110,8 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.results.is_dir():
         raise ValueError(f"--results {args.results}: no such folder")
     bodies = {
-        args.readme: headlines(args.results) or NONE_YET,
-        args.tables: "\n\n".join(sections(args.results)) or NONE_YET,
+        args.readme: headlines(args.results),
+        args.tables: section(args.results),
     }
     old = {path: path.read_text() for path in bodies}
     new = {path: rewrite(path, old[path], body) for path, body in bodies.items()}
