@@ -9,7 +9,7 @@ import pytest
 from pages import PAGES, ROOT
 
 # Of paths in prose, by their end; lab notes name files as they were called at their date.
-PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|h|cpp|cu|def|cmake|toml|sh))`")
+PATH = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|h|cpp|cu|def|cmake|toml|sh))`")
 PLACEHOLDER = re.compile(r"NAME|ARCH|PASS")
 PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
 names = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -70,3 +70,12 @@ def test_a_page_is_reached_from_the_readme(page):
 def test_anchors():
     page = ROOT / "docs" / "benchmarks.md"
     assert {"benchmarks", "dense-and-causal-attention"} <= pages.anchors_of(page)
+
+
+def test_terms_of_the_kernel_page_are_in_the_glossary():
+    terms = set(re.findall(r"(?<!\*)\*([\w ]+)\*(?!\*)", pages.prose_of(ROOT / "docs/kernel.md")))
+    (glossary,) = re.findall(
+        r"^## Glossary\n(.*?)^## ", (ROOT / "docs/design.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(terms) > 8
+    assert not {t for t in terms - {"italics"} if t.removesuffix("s") not in glossary}
