@@ -156,7 +156,7 @@ def test_readme_vision_transformer():
 
 
 def test_readme_custom_mask():
-    names = of_the_readme("prefix_and_window")
+    names = of_the_readme("from_mask_mod")
     q, k = torch.arange(2048)[:, None], torch.arange(2048)
     visible = (k < 64) | ((k <= q) & (k > q - 256))
     exact, _ = reference.attention(*(names[x] for x in ("q", "k", "v")), visible)
