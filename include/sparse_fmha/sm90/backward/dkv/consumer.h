@@ -117,7 +117,7 @@ struct DkvConsumer {
       }
     };
     // The step before the i-th of all; `tile` is its number in its head. kMore: there is an i-th.
-    auto step = [&](int i, int tile, auto masked, auto more) {
+    auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
       constexpr bool kMore = decltype(more)::value;
       if constexpr (!kAhead) {
         issue_scores(i);
