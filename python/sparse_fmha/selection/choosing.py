@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_floats, check_int, check_number
-from sparse_fmha._sizes import SLICE
+from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks import block_lists
+from sparse_fmha.selection import largest
 
 FIXED = 40  # bits behind the point where probabilities are added
 
@@ -51,7 +52,17 @@ def top_k_indices(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Indices ascend, with -1 behind the count. `BlockMask` takes both of scores `[B, H, nQ, nK]`.
     """
-    return block_lists.list_blocks(top_k_blocks(scores, k), k)
+    check_floats("scores", scores)
+    *lead, n = scores.shape
+    k = min(check_int("k", k), n)
+    if not largest.applies(scores, k):
+        return block_lists.list_blocks(top_k_blocks(scores, k), k)
+    rows = scores.detach().reshape(-1, n)
+    parts = block_lists.chunks(rows.shape[0], n, rows.device, CACHED)
+    counts, indices = block_lists.by_chunks(
+        lambda part: largest.largest(rows[part], k), parts, rows.shape[0], 0
+    )
+    return counts.view(lead), indices.view(*lead, k)
 
 
 def top_p_blocks(
