@@ -10,8 +10,9 @@ from torch import Tensor
 from sparse_fmha._checks import check_floats, check_int, check_number
 from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks import block_lists
-from sparse_fmha.selection import largest
+from sparse_fmha.selection import largest, shares
 
+LONG = 1 << 18  # a row from which on the CPU finds a share by bits faster than by a sort
 FIXED = 40  # bits behind the point where probabilities are added
 
 
@@ -105,6 +106,13 @@ def top_p_blocks(
         fixed = int(check_number("p", p, 0, 1 << 20) * one)
         limit = torch.full((), fixed, dtype=torch.int64, device=probabilities.device)
     limit = limit.expand(*probabilities.shape[:-1], 1)
+    if n >= LONG and (min_blocks, most) == (1, n) and largest.looks(probabilities):
+        rows = probabilities.detach().reshape(-1, n)
+        limits = limit.reshape(-1).tolist()
+        if all(each > 0 for each in limits):
+            pairs = zip(rows, limits, strict=True)
+            taken = [shares.smallest_share(row, each, one) for row, each in pairs]
+            return (torch.stack(taken) if len(taken) > 1 else taken[0]).view(probabilities.shape)
     slots = torch.arange(n, device=probabilities.device)
 
     def choose(rows: Tensor, limit: Tensor) -> Tensor:

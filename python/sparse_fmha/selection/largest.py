@@ -18,13 +18,17 @@ NOTHING = -0x7F800001  # what `_in_order` makes of -inf
 LOW = (1 << 32) - 1
 
 
+def looks(scores: Tensor) -> bool:
+    """Whether values decide what is done next: on the CPU, and in no mode that cannot see them."""
+    if scores.device.type != "cpu" or torch.compiler.is_compiling() or not scores.numel():
+        return False
+    modes = torch._C._len_torch_dispatch_stack()
+    return modes == 0 and torch._C._functorch.peek_interpreter_stack() is None
+
+
 def applies(scores: Tensor, k: int) -> bool:
-    """Whether `largest` may be called: it looks at values, which not every caller's mode allows."""
-    if scores.device.type != "cpu" or scores.dtype == torch.float64 or torch.compiler.is_compiling():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
-        return False
-    return 0 < 4 * k <= scores.shape[-1] and scores.numel() > 0
+    """Whether `largest` may be called, and is faster than a map."""
+    return looks(scores) and scores.dtype != torch.float64 and 0 < 4 * k <= scores.shape[-1]
 
 
 def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
