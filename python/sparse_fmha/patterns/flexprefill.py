@@ -45,8 +45,8 @@ def flexprefill_query_aware(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        The budget is one for the whole map, so all `nQ * nK` scores of a head are there and sorted
-        at once: about 40 bytes for each.
+        The budget is one for the whole map, so all `nQ * nK` scores of a head are there at
+        once: about 6 bytes for each on the CPU, and elsewhere about 40, as they are sorted there.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.

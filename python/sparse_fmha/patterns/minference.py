@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_fmha._checks import check_int
-from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_lists import ABSENT, by_chunks, chunks, reached
+from sparse_fmha.masks.block_lists import ABSENT, by_chunks, chunks, reached, reached_before
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
@@ -59,10 +58,7 @@ def minference_block_sparse(
 
     def chosen(part: slice) -> tuple[Tensor, Tensor]:
         queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
-        seen = columns
-        if causal and len(parts) > 1:  # what none of these rows reaches is left out
-            last = min(part.stop * block_q, grid.q_len) + grid.kv_len - grid.q_len
-            seen = min(max(ceil_div(last, block_kv), 0), columns)
+        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, causal)
         allowed = number[:seen] < ends[part, None]
         counts, indices = top_k_indices(
             pooled_scores(queries, keys[:, :seen], allowed=allowed), width

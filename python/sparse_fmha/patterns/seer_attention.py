@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -150,8 +149,8 @@ class SeerAttentionGate(nn.Module):
             causal: as of `BlockMask`.
 
         Returns:
-            A mask for each batch entry and query head, made without waiting for the device. All
-            `nQ * nK` scores of a head are there at once.
+            A mask for each batch entry and query head, made without waiting for the device. Its
+            scores are made a few rows of blocks at a time.
 
         Raises:
             ValueError: more than one of threshold, top_k and nz_ratio; numbers not allowed.
@@ -176,12 +175,17 @@ class SeerAttentionGate(nn.Module):
 
         def opened(part: slice) -> tuple[Tensor, Tensor]:
             allowed = number < ends[part, None]
-            score = functools.partial(pooled_scores, gate_q[:, part], gate_k, allowed=allowed)
             if top_k is None:
-                blocks = score(softmax=True) > limit
-                counts, indices = block_lists.list_blocks(blocks, None, ends[part])
+                shares = pooled_scores(gate_q[:, part], gate_k, allowed=allowed, softmax=True)
+                counts, indices = block_lists.list_blocks(shares > limit, None, ends[part])
             else:
-                counts, indices = top_k_indices(score(), top_k)
+                seen = (
+                    columns
+                    if len(parts) <= 1
+                    else block_lists.reached_before(part.stop, *sizes, causal)
+                )
+                scores = pooled_scores(gate_q[:, part], gate_k[:, :seen], allowed=allowed[:, :seen])
+                counts, indices = top_k_indices(scores, top_k)
                 behind = columns - indices.shape[-1]
                 indices = pad(indices, (0, behind), value=block_lists.ABSENT)
             if part.stop > rows - dense_rows:

@@ -14,6 +14,9 @@ from sparse_fmha._sizes import CACHED, SLICE, ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.selection import top_k_indices
+from sparse_fmha.selection.largest import looks
+
+HELD = 1 << 23  # scores of groups that the CPU has at a time: fewer are a slower product
 
 
 def token_top_k(
@@ -41,8 +44,7 @@ def token_top_k(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        All `groups * Lkv` scores are computed; held at a time are `SLICE` of them, or those of one
-        group.
+        The scores of all keys before each group's window are computed, a few groups at a time.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
@@ -52,7 +54,7 @@ def token_top_k(
     kv_len, group = k.shape[1], heads // k.shape[2]
     check_int("keys", keys)
     window = _Window(q_len, kv_len, local, first, block_q, range_size)
-    step = max(1, SLICE // max(1, kv_len))
+    step = max(1, (HELD if q.device.type == "cpu" else SLICE) // max(1, kv_len))
     made = []
     with torch.no_grad(), without_autocast(q.device):
         for b, h in itertools.product(range(batch), range(heads)):
@@ -118,7 +120,9 @@ def token_top_k_mask(
     scores = scores.detach().expand(-1, -1, window.groups, -1)
 
     def listed(part: slice) -> tuple[Tensor, Tensor]:
-        own = scores[:, :, part, : window.before(part.stop - 1, kv_len)].to(torch.float32, copy=True)
+        own = scores[:, :, part, : window.before(part.stop - 1, kv_len)].to(
+            torch.float32, copy=True
+        )
         return window.lists(own, part, keys)
 
     row = batch * heads * kv_len
@@ -129,12 +133,12 @@ def token_top_k_mask(
 
 def _products(means: Tensor, keys: Tensor) -> Tensor:
     """`means @ keys.T` in fp32, on the CPU by as many keys as its cache holds in fp32."""
-    if keys.device.type != "cpu" or torch.compiler.is_compiling():
+    if not looks(keys):
         return means @ keys.float().T
-    parts = keys.split(max(1, CACHED // max(1, keys.shape[1])))
+    step = max(1, CACHED // max(1, keys.shape[1]))
     scores = means.new_empty(means.shape[0], keys.shape[0])
-    for part, own in zip(parts, scores.split(parts[0].shape[0], 1), strict=True):
-        own.copy_(means @ part.float().T)
+    for part, own in zip(keys.split(step), scores.split(step, 1), strict=True):
+        torch.mm(means, part.float().T, out=own)
     return scores
 
 

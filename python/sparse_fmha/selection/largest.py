@@ -39,7 +39,9 @@ def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n = rows.shape[-1]
     if n < 2 * GROUP * k:
         rows = rows.float()
-        keys = _keys(rows.masked_fill(rows.isnan(), -torch.inf), torch.arange(n, device=rows.device))
+        keys = _keys(
+            rows.masked_fill(rows.isnan(), -torch.inf), torch.arange(n, device=rows.device)
+        )
         return _listed(keys.topk(k, -1, sorted=False).values)
     if n % GROUP:
         rows = torch.nn.functional.pad(rows, (0, -n % GROUP), value=-torch.inf)
