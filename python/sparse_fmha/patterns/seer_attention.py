@@ -196,7 +196,8 @@ class SeerAttentionGate(nn.Module):
             return counts, indices
 
         parts = block_lists.chunks(rows, q.shape[0] * self.heads * columns, q.device, CACHED)
-        return BlockMask(*block_lists.by_chunks(opened, parts, rows, 2), *sizes, causal=causal)
+        counts, indices = block_lists.by_chunks(opened, parts, rows, 2)
+        return BlockMask(counts, indices, *sizes, causal=causal)
 
     def _gates(self, q: Tensor, k: Tensor, causal: bool) -> tuple[Tensor, Tensor, BlockGrid]:
         """Qg, Kg, and the blocks."""
