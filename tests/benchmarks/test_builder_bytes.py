@@ -14,11 +14,14 @@ MILLION = [
     "power_attention",
     "BiFormerLayout",
     "anchor_attention's near blocks",
+    "minference_block_sparse",
+    "token_top_k_mask",
     "BlockMask.from_documents",
     "BlockMask.from_indices",
 ]
 # Some with lists as wide as there are blocks, where these take a few MB.
 SHORTER = ["longformer, a global block", "bigbird", "s2_attention", "moa", "BlockMask.from_blocks"]
+SHORTER += ["flexprefill_query_aware", "SeerAttentionGate.mask"]
 
 
 @pytest.mark.parametrize(
