@@ -121,7 +121,8 @@ void register_all() {
     std::cerr << "no GPU rows: " << error.what() << "\n";
   }
   for (KernelRow const& row : kernel_table()) {
-    if (row.info.key.arch != Arch::kCpu && row.info.key.arch != gpu) {
+    KernelKey const& key = row.info.key;
+    if (key.pass != Pass::kForward || (key.arch != Arch::kCpu && key.arch != gpu)) {
       continue;
     }
     for (Shape const& shape : shapes_of(row.info)) {

@@ -70,11 +70,11 @@ def load(path: Path) -> dict:
     return results
 
 
-def newest(folder: Path) -> dict | None:
-    """The newest run on a GPU in a folder."""
+def newest(folder: Path, device: str = "cuda") -> dict | None:
+    """The newest run in a folder on a type of device."""
     runs = sorted(map(load, folder.glob("*.json")), key=lambda r: r["timestamp"])
-    gpu = [r for r in runs if r["device"]["type"] == "cuda"]
-    return gpu[-1] if gpu else None
+    found = [r for r in runs if r["device"]["type"] == device]
+    return found[-1] if found else None
 
 
 def plain_table(header: list[str], rows: list[list[str]]) -> str:

@@ -6,8 +6,7 @@ Each builder runs once untimed. `seconds` is the median of the calls after it, `
 processor time of all threads in that call. `peak_bytes` is the most that torch's CPU allocator had
 handed out at a time during one more call, with the mask and without the arguments, from the
 allocations that torch's profiler records; `mask_bytes` are those of the mask's tensors. Builders
-that look at all pairs, or at scores of all pairs of blocks, are not run where that would take
-minutes.
+that look at all pairs of tokens are not run where that would take minutes.
 """
 
 from __future__ import annotations
@@ -140,7 +139,6 @@ def top_k_blocks(length: int) -> Build:
     return lambda: grid.mask(selection.top_k_blocks(selection.block_scores(q, k, grid), 16), 16)
 
 
-BLOCK_SCORES = "scores of all pairs of blocks"
 PAIRS = "all pairs of tokens"
 CASES = {
     "streaming_llm": Case(lambda n: lambda: patterns.streaming_llm(n, n)),
@@ -159,21 +157,11 @@ CASES = {
     "anchor_attention's near blocks": Case(
         lambda n: lambda: patterns.anchor.anchor_mask(n, BLOCK, 16, torch.device("cpu"))
     ),
-    "minference_block_sparse": Case(
-        of_q_and_k(patterns.minference_block_sparse), "128k", BLOCK_SCORES
-    ),
-    "flexprefill_query_aware": Case(
-        of_q_and_k(patterns.flexprefill_query_aware), "128k", BLOCK_SCORES
-    ),
-    "SeerAttentionGate.mask": Case(seer, "128k", BLOCK_SCORES),
-    "token_top_k": Case(
-        of_q_and_k(lambda q, k: patterns.token_top_k(q, k, 1000, block_q=1024)),
-        "128k",
-        "scores of all keys for each group of queries",
-    ),
-    "token_top_k_mask": Case(
-        token_top_k_mask, "128k", "scores of all keys for each group of queries"
-    ),
+    "minference_block_sparse": Case(of_q_and_k(patterns.minference_block_sparse)),
+    "flexprefill_query_aware": Case(of_q_and_k(patterns.flexprefill_query_aware)),
+    "SeerAttentionGate.mask": Case(seer),
+    "token_top_k": Case(of_q_and_k(lambda q, k: patterns.token_top_k(q, k, 1000, block_q=1024))),
+    "token_top_k_mask": Case(token_top_k_mask),
     "BlockMask.from_documents": Case(documents),
     "BlockMask.from_blocks": Case(from_blocks),
     "BlockMask.from_indices": Case(from_indices),
@@ -182,7 +170,7 @@ CASES = {
     "BlockMask.from_mask_mod": Case(from_mask_mod, "16k", PAIRS),
     "BlockGrid.local": Case(of_grid(lambda grid: grid.local(4096))),
     "BlockGrid.tokens": Case(of_grid(lambda grid: grid.tokens(-256))),
-    "selection.top_k_blocks": Case(top_k_blocks, "128k", BLOCK_SCORES),
+    "selection.top_k_blocks": Case(top_k_blocks),
 }
 
 

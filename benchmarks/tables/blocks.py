@@ -1,4 +1,4 @@
-"""The README's table of the cases with block lists."""
+"""The table of the cases with block lists."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ COLUMNS = (
 def caption(results: dict) -> str:
     dtypes = ", ".join(dict.fromkeys(case["shape"]["dtype"] for case in results["cases"]))
     return (
-        f"Block-sparse attention, {dtypes}, whole ops; the time of a selection is that of making "
-        f"the mask, from q and k to the lists. {source(results)}. Times are the "
-        f"{measured(results)}. The rate counts the listed blocks, and is relative to that of our "
-        "dense kernel on the same tokens in the same run: at 100% the time is the dense one times "
-        "the share that is listed. Lists are random, other ones for each head; heavy: a tenth of "
-        "the rows hold half of the blocks; partial: half of the pairs of each listed block are "
-        "visible, by a bitmask."
+        f"Block-sparse attention, {dtypes}, whole ops. The time of `select` is that of making the "
+        f"mask, from q and k to the lists. {source(results)}. Times are the {measured(results)}. "
+        "The rate counts the listed blocks and is relative to our dense kernel on the same tokens "
+        "in the same run: at 100% the time is the dense time multiplied by the listed share. Lists "
+        "are random and differ between heads. In `heavy` a tenth of the rows holds half of the "
+        "blocks; in `partial` a bitmask shows half of the pairs of each listed block."
     )
 
 

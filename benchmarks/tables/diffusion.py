@@ -1,7 +1,9 @@
-"""The README's table of the newest run of benchmarks.studies.diffusion."""
+"""The table of the newest run of benchmarks.studies.diffusion."""
 
 from __future__ import annotations
 
+TITLE = "Whole diffusion models"
+DEVICE = "cuda"
 COLUMNS = ("model", "attention", "call, ms", "speedup", "one attention, ms", "speedup of it")
 
 
@@ -14,7 +16,7 @@ def caption(results: dict, source: str) -> str:
     s = results["settings"]
     return (
         "Whole calls of diffusion transformers of diffusers with random weights, in real shapes. "
-        f"`torch` is the model as it is, the others are `integrations.diffusers`. {cut}. {source}. "
+        f"`torch` is the unchanged model, others use `integrations.diffusers`. {cut}. {source}. "
         f"Times are the median of {s['iterations']}, {s['l2']} cache."
     )
 

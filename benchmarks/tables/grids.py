@@ -1,4 +1,4 @@
-"""The README's table of the cases on grids."""
+"""The table of the cases on grids."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def caption(results: dict) -> str:
     dtypes = ", ".join(dict.fromkeys(case["shape"]["dtype"] for case in results["cases"]))
     return (
         f"Neighborhood attention, {dtypes}, whole ops. {source(results)}. Times are the "
-        f"{measured(results)}. Useful {name} are over the visible pairs, executed ones over all "
-        "pairs of the tiles that are computed, also relative to the rate of the dense kernel on "
-        "the same tokens. The simulated time is the tile simulator's. NATTEN's times are published "
-        "ones, of its whole op on another H100 in fp16."
+        f"{measured(results)}. Useful {name} count the visible pairs. Executed {name} count all "
+        "pairs of the computed tiles; the share of our dense rate is of these, on the same tokens. "
+        "The simulated time is that of the tile simulator. NATTEN's times are published ones, of "
+        "its whole op on another H100 in fp16."
     )
 
 

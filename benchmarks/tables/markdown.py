@@ -1,4 +1,4 @@
-"""Lines that the README's tables share."""
+"""Lines that the tables in Markdown share."""
 
 from __future__ import annotations
 

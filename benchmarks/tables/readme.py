@@ -1,38 +1,57 @@
-"""Writes the measured numbers into README.md: python -m benchmarks.tables.readme [--check]
+"""Writes the measured numbers into README.md and docs/benchmarks.md:
+python -m benchmarks.tables.readme [--check]
 
-Tables for each kind of device go between the markers, each from the newest results file that has
-such cases: sequences, with the rate over visible pairs and the speed relative to the fastest peer
-of the same run in each cell; and grids, block lists and skipping, a line for each case. Stripes
-have results files of their own.
+README.md has a few headline rows, docs/benchmarks.md all tables, both between markers. Each table
+is of the newest results file that has such cases, for each type of device: sequences, with the rate
+over visible pairs and the speed relative to the fastest peer of the same run in each cell; grids,
+block lists and skipping, a line for each case. Studies have results files in folders of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import report
-from benchmarks.tables import blocks, diffusion, grids, scaling, sequences, skipping, stripes
+from benchmarks.tables import (
+    blocks,
+    builders,
+    diffusion,
+    grids,
+    headline,
+    host_time,
+    scaling,
+    sequences,
+    skipping,
+    stripes,
+)
 from benchmarks.tables.markdown import lines_of, source
 from sparse_fmha.cli import one_line_errors
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- measured numbers: written by python -m benchmarks.tables.readme -->"
 END = "<!-- end of measured numbers -->"
 NONE_YET = "No results file yet; `python -m benchmarks` writes one."
 
 
-# By kind of case.
+# By kind of case: a heading and what makes the table.
 TABLES = {
-    "sequence": sequences.table,
-    "grid": grids.table,
-    "blocks": blocks.table,
-    "skip": skipping.table,
+    "sequence": ("Dense and causal attention", sequences.table),
+    "grid": ("Neighborhood attention", grids.table),
+    "blocks": ("Block-sparse attention", blocks.table),
+    "skip": ("Skipping", skipping.table),
 }
 
 # Results of benchmarks of their own, by folder.
-FOLDERS = {"stripes": stripes, "diffusion": diffusion, "scaling": scaling}
+FOLDERS = {
+    "stripes": stripes,
+    "diffusion": diffusion,
+    "scaling": scaling,
+    "host_time": host_time,
+    "builders": builders,
+}
 
 
 def kind(case: dict) -> str:
@@ -56,41 +75,57 @@ def newest(folder: Path) -> dict[tuple[str, str], dict]:
     return dict(sorted(latest.items(), key=lambda x: (x[0][0] != "cuda", order.index(x[0][1]))))
 
 
+def sections(folder: Path) -> Iterator[str]:
+    """Every table with its heading."""
+    for (device, one), results in newest(folder).items():
+        title, table = TABLES[one]
+        yield f"## {title}{'' if device == 'cuda' else f', {device}'}\n\n{table(results)}"
+    for name, study in FOLDERS.items():
+        if results := report.newest(folder / name, study.DEVICE):
+            caption = study.caption(results, source(results))
+            yield f"## {study.TITLE}\n\n{lines_of(caption, study.COLUMNS, study.rows(results))}"
+
+
 def section(folder: Path) -> str:
-    tables = [TABLES[one](results) for (_, one), results in newest(folder).items()]
-    for name, kind in FOLDERS.items():
-        if results := report.newest(folder / name):
-            caption = kind.caption(results, source(results))
-            tables.append(lines_of(caption, kind.COLUMNS, kind.rows(results)))
-    return "\n\n".join(tables) or NONE_YET
+    return "\n\n".join(sections(folder)) or NONE_YET
 
 
-def rewrite(text: str, body: str) -> str:
+def headlines(folder: Path) -> str:
+    on_gpu = {one: found for (device, one), found in newest(folder).items() if device == "cuda"}
+    return headline.table(on_gpu, report.newest(folder / "diffusion")) or NONE_YET
+
+
+def rewrite(path: Path, text: str, body: str) -> str:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the readme has no line '{BEGIN}' followed by '{END}'")
+        raise ValueError(f"{path} has no line '{BEGIN}' followed by '{END}'")
     return f"{head}{BEGIN}\n{body}\n{END}{tail}"
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m benchmarks.tables.readme", description=__doc__)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
-    p.add_argument("--readme", type=Path, default=README)
+    p.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    p.add_argument("--tables", type=Path, default=ROOT / "docs" / "benchmarks.md")
     p.add_argument("--results", type=Path, default=report.RESULTS)
     args = p.parse_args(argv)
     if not args.results.is_dir():
         raise ValueError(f"--results {args.results}: no such folder")
-    old = args.readme.read_text()
-    new = rewrite(old, section(args.results))
+    bodies = {
+        args.readme: headlines(args.results),
+        args.tables: section(args.results),
+    }
+    old = {path: path.read_text() for path in bodies}
+    new = {path: rewrite(path, old[path], body) for path, body in bodies.items()}
+    stale = [path for path in bodies if old[path] != new[path]]
     if args.check:
-        if old != new:
-            print(
-                f"{args.readme} is out of date: run python -m benchmarks.tables.readme",
-                file=sys.stderr,
-            )
-        return int(old != new)
-    args.readme.write_text(new)
+        for path in stale:
+            print(f"{path} is out of date: run python -m benchmarks.tables.readme", file=sys.stderr)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(new[path])
     return 0
 
 

@@ -1,7 +1,9 @@
-"""The README's table of the newest run of benchmarks.studies.scaling."""
+"""The table of the newest run of benchmarks.studies.scaling."""
 
 from __future__ import annotations
 
+TITLE = "Several GPUs"
+DEVICE = "cuda"
 COLUMNS = ("op", "way", "GPUs", "ms", "speedup", "efficiency", "communication")
 
 

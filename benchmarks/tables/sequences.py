@@ -1,4 +1,4 @@
-"""The README's table of the cases on sequences: in each cell the rate over visible pairs, and the
+"""The table of the cases on sequences: in each cell the rate over visible pairs, and the
 speed relative to the fastest peer of the same run."""
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def caption(results: dict) -> str:
         if run["op"] == MATMUL and case["shape"]["dtype"] == dtype
     )
     return (
-        f"{source(results)}. {name} over the visible pairs, {measured(results)}; and the speed "
-        f"relative to the fastest other kernel in the same run. A {dtype} matrix product ran at "
+        f"{source(results)}. {name} over the visible pairs, {measured(results)}, and the speed "
+        f"relative to the fastest other kernel of the same run. A {dtype} matrix product ran at "
         f"{number(matmul)} {name}."
     )
 

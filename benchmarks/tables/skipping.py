@@ -1,4 +1,4 @@
-"""The README's table of the cases in which key tiles are skipped."""
+"""The table of the cases in which key tiles are skipped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TARGETS = {10: 1.0, 50: 1.32, 75: 1.65, 90: 1.9}  # times as fast as our dense k
 
 def caption(results: dict) -> str:
     return (
-        "Attention that skips tiles (BLASST), whole ops, on inputs made for it: the share is the "
-        f"one counted by `return_stats`. {source(results)}. Times are the {measured(results)}."
+        "Attention that skips tiles (BLASST), whole ops, on synthetic inputs. `return_stats` "
+        f"counts the skipped share. {source(results)}. Times are the {measured(results)}."
     )
 
 

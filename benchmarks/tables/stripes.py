@@ -1,7 +1,9 @@
-"""The README's table of the newest run of benchmarks.studies.stripes."""
+"""The table of the newest run of benchmarks.studies.stripes."""
 
 from __future__ import annotations
 
+TITLE = "Stripes and AnchorAttention"
+DEVICE = "cuda"
 COLUMNS = ("case", "op", "ms", "TFLOP/s", "of contiguous blocks", "over dense")
 
 
@@ -9,11 +11,11 @@ def caption(results: dict, source: str) -> str:
     s, a = results["settings"], results["anchor"]
     return (
         f"Stripe attention, {s['length'] // 1024}k tokens, {s['heads']}/{s['heads_kv']} heads, "
-        f"D={s['dim']}, groups of {s['rows']} queries that see so many keys each: lone columns at "
-        "random, runs of 128 keys at any offset, and block lists of as many keys. "
-        f"AnchorAttention, causal, on planted inputs: recall {a['recall']:.3f} with "
-        f"{a['kept']:.0f} distant keys kept on average; block lists that hold the same keys list "
-        f"{100 * a['density_of_blocks']:.0f}% of all blocks and recall "
+        f"D={s['dim']}, groups of {s['rows']} queries. Each group sees as many keys as the case "
+        "says: single columns at random, runs of 128 keys at any offset, or lists of blocks. "
+        f"AnchorAttention, causal, on synthetic inputs: recall {a['recall']:.3f} with "
+        f"{a['kept']:.0f} distant keys kept on average. Block lists that hold the same keys list "
+        f"{100 * a['density_of_blocks']:.0f}% of all blocks, with recall "
         f"{a['recall_of_blocks']:.3f}. {source}. Times are the median of {s['iterations']}, "
         f"{s['l2']} cache."
     )

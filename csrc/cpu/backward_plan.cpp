@@ -24,10 +24,10 @@ double key_tile_cycles(double head_dim, double rows, double keys) {
   return rows * (std::ceil(keys / 16) * per_score + per_row) + keys * per_key;
 }
 
-// The next power of two that holds n.
-int32_t box_side(int32_t n) {
+// The next power of two that holds n, or `most`.
+int32_t box_side(int32_t n, int32_t most) {
   int32_t side = 1;
-  while (side < n) {
+  while (side < n && side < most) {
     side *= 2;
   }
   return side;
@@ -37,9 +37,9 @@ int32_t box_side(int32_t n) {
 template <class Body>
 void for_each_box(Coord const& grid, int32_t most, Body body) {
   Coord box;
-  for (box[0] = 1; box[0] < 2 * grid[0] && box[0] <= most; box[0] *= 2) {
-    for (box[1] = 1; box[1] < 2 * grid[1] && box[0] * box[1] <= most; box[1] *= 2) {
-      box[2] = min_int(most / box[0] / box[1], box_side(grid[2]));
+  for (box[0] = 1; box[0] / 2 < grid[0] && box[0] <= most; box[0] *= 2) {
+    for (box[1] = 1; box[1] / 2 < grid[1] && box[0] * box[1] <= most; box[1] *= 2) {
+      box[2] = box_side(grid[2], most / box[0] / box[1]);
       body(box);
     }
   }

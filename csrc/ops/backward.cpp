@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "check.h"
@@ -56,9 +57,13 @@ Tensor new_gradient(Tensor const& like, bool wanted) {
 constexpr char const* kOnCpuOnly = "the backward pass of this mechanism runs on the CPU only yet";
 
 KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+  bool const on_cpu = arch_of(q) == Arch::kCpu;
   try {
     return kernel_for(problem, q, pass);
   } catch (std::runtime_error const& miss) {
+    if (on_cpu) {
+      throw;
+    }
     throw std::runtime_error(std::string("sparse_fmha: ") + kOnCpuOnly + "\n" + miss.what());
   }
 }

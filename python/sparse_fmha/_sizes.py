@@ -10,6 +10,8 @@ Count = TypeVar("Count", int, Tensor)
 
 SLICE = 1 << 24  # elements of a temporary, where one could be as large as the input
 
+CACHED = 1 << 18  # elements of one on the CPU that stays in a core's cache
+
 
 def ceil_div(a: Count, b: int) -> Count:
     return -(-a // b)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import report, timing  # noqa: E402
 from benchmarks.studies import host_time  # noqa: E402
+from benchmarks.tables import host_time as page  # noqa: E402
 
 
 def row(op, ms):
@@ -29,6 +30,14 @@ def test_table():
     ]
     # Ratios stand under their own heads.
     assert [line.rindex("x") for line in lines[2:]] == [lines[0].index("over sdpa") + 4] * 3
+
+
+def test_page_table():
+    rows = [row("torch sdpa", 0.026), row("attention", 0.0312)]
+    assert [tuple(line.values()) for line in page.rows({"rows": rows})] == [
+        ("torch sdpa", "26.0", "13.0", "1.00x"),
+        ("attention", "31.2", "15.6", "1.20x"),
+    ]
 
 
 def test_calls_of_a_batch(monkeypatch):

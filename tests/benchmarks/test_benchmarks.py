@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 import sparse_fmha
-from sparse_fmha import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -176,7 +174,7 @@ def test_bad_arguments_are_named(arguments, message):
     assert message in done.stderr
 
 
-def fixture_results(folder, stamp, ms):
+def fixture_results(folder, stamp, ms, name="fmha/d128/causal"):
     """Two GPU cases: ours takes `ms`, the peers 2 ms and 4 ms."""
 
     def run(op, t):
@@ -184,7 +182,7 @@ def fixture_results(folder, stamp, ms):
 
     def case(size, length):
         return {
-            "name": f"fmha/d128/causal/{size}",
+            "name": f"{name}/{size}",
             "shape": {"length": length, "heads_q": 32, "heads_kv": 8, "head_dim": 128,
                       "causal": True, "window": [], "dtype": "bfloat16"},
             "runs": [run("matmul", 1.25), run("sparse_fmha", ms), run("fa3", 2), run("cudnn", 4)],
@@ -204,21 +202,23 @@ def fixture_results(folder, stamp, ms):
     report.save(results, folder / f"{stamp[:10]}.json")
 
 
-def test_readme_section(tmp_path):
-    text = tmp_path / "README.md"
-    text.write_text(README)
-    arguments = ["--readme", str(text), "--results", str(tmp_path)]
+def test_tables_of_pages(tmp_path):
+    short, full = tmp_path / "README", tmp_path / "benchmarks"
+    for page in (short, full):
+        page.write_text(README)
+    arguments = ["--readme", str(short), "--tables", str(full), "--results", str(tmp_path)]
 
     assert readme.main(arguments) == 0
-    assert text.read_text() == README.replace("old", readme.NONE_YET)
+    for page in (short, full):
+        assert page.read_text() == README.replace("old", readme.NONE_YET)
 
     fixture_results(tmp_path, "2026-01-02T00:00:00+00:00", ms=1.6)
     fixture_results(tmp_path, "2026-01-01T00:00:00+00:00", ms=8.0)  # older: not shown
     assert readme.main([*arguments, "--check"]) == 1
-    assert text.read_text() == README.replace("old", readme.NONE_YET)  # --check changes nothing
+    assert full.read_text() == README.replace("old", readme.NONE_YET)  # --check changes nothing
     assert readme.main(arguments) == 0
     assert readme.main([*arguments, "--check"]) == 0
-    new = text.read_text()
+    new = full.read_text()
     assert new.startswith("# title\n")
     assert new.endswith("\ntail\n")
     assert "| length | 8k | 16k |" in new
@@ -227,9 +227,25 @@ def test_readme_section(tmp_path):
     assert "2026-01-02, commit 0123456789" in new
     assert "800 TFLOP/s" in new
 
-    text.write_text("no markers")
-    with pytest.raises(ValueError, match="has no line"):
+    short.write_text(short.read_text() + "more\n")  # of one's own
+    assert readme.main([*arguments, "--check"]) == 0
+    fixture_results(tmp_path, "2026-01-03T00:00:00+00:00", ms=3.2)
+    assert readme.main([*arguments, "--check"]) == 1
+
+    full.write_text("no markers")
+    with pytest.raises(ValueError, match="benchmarks has no line"):
         readme.main(arguments)
+
+
+def test_headline_shows_what_is_lost(tmp_path):
+    fixture_results(tmp_path, "2026-01-02T00:00:00+00:00", ms=2.5, name="fmha/d256/causal")
+    assert readme.headlines(tmp_path).splitlines()[2:] == [
+        "| case | ms | fastest other | speed relative to it |",
+        "| --- | --- | --- | --- |",
+        "| causal attention, 16k tokens, head dim 256 | 2.5 | FlashAttention-3 | **0.80x** |",
+    ]
+    fixture_results(tmp_path, "2026-01-03T00:00:00+00:00", ms=1.6, name="fmha/d256/causal")
+    assert readme.headlines(tmp_path).endswith("| FlashAttention-3 | 1.25x |")
 
 
 def test_results_of_another_schema_are_refused(tmp_path):
@@ -239,25 +255,12 @@ def test_results_of_another_schema_are_refused(tmp_path):
         report.load(path)
 
 
-def test_readme_of_the_repository_is_current():
+def test_pages_of_the_repository_are_current():
     results = ["git", "ls-files", "--others", "benchmarks/results"]
     if subprocess.run(results, cwd=ROOT, capture_output=True, check=False).stdout:
         pytest.skip("benchmarks/results has files that git does not track: a run of one's own")
     done = python("benchmarks.tables.readme", "--check")
     assert done.returncode == 0, done.stderr
-
-
-def test_readme_example_computes_attention():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(example, names)
-    q, k, v, out, lse = (names[x].cpu() for x in ("q", "k", "v", "out", "lse"))
-    length = q.shape[1]
-    exact, exact_lse = reference.attention(q, k, v, torch.ones(length, length).tril().bool())
-    assert (out.double() - exact).norm() < 5e-3 * exact.norm()  # bf16
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-3)
-    exact, _ = reference.attention(q, k, v, names["mask"].to_dense().cpu())
-    assert (names["sparse"].cpu().double() - exact).norm() < 5e-3 * exact.norm()
 
 
 def test_plain_table_without_rich():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.studies import builders
+from benchmarks.tables import builders as page
 
 MILLION = [
     "streaming_llm",
@@ -13,11 +14,14 @@ MILLION = [
     "power_attention",
     "BiFormerLayout",
     "anchor_attention's near blocks",
+    "minference_block_sparse",
+    "token_top_k_mask",
     "BlockMask.from_documents",
     "BlockMask.from_indices",
 ]
 # Some with lists as wide as there are blocks, where these take a few MB.
 SHORTER = ["longformer, a global block", "bigbird", "s2_attention", "moa", "BlockMask.from_blocks"]
+SHORTER += ["flexprefill_query_aware", "SeerAttentionGate.mask"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,14 @@ def test_quick_run(tmp_path, capsys):
     assert case["seconds"] > 0
     assert 0 < case["mask_bytes"] <= case["peak_bytes"]
     assert {"commit", "device", "versions"} <= results.keys()
+
+
+def test_page_table():
+    case = {"name": "a", "seconds": 0.0123, "mask_bytes": 2_000_000, "peak_bytes": 3_000_000}
+    cases = [case | {"tokens": "16k"}, case | {"tokens": "1M", "mask_bytes": 1_000_000}]
+    assert page.rows({"cases": cases}) == [
+        {"builder": "a", "16k": "0.012 s, 2.0 MB, 1.5x", "1M": "0.012 s, 1.0 MB, 3.0x"}
+    ]
 
 
 def test_what_is_not_run_is_said(tmp_path):

@@ -92,6 +92,7 @@ MODULES = {
     ],
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
+        (["--tables", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--results", "{folder}/none"], "--results .*none: no such folder"),
     ],
     "benchmarks.studies.scaling": [

@@ -71,7 +71,7 @@ def test_gradient_checkpointing():
 
 def test_a_sparse_layer_trains():
     """Block lists that are chosen by scores, which have no derivative themselves."""
-    net, tokens = model("llama").train(), ids(256, batch=1)
+    net, tokens = model("llama").train(), ids(500, batch=1)
     parameters = adapt(net, PROJECTIONS)
     sparse.register("sparse_blocks", {"default": {"method": "block_topk", "blocks": 2}})
     net.set_attn_implementation("sparse_blocks")

@@ -181,3 +181,26 @@ def test_keys_that_nobody_sees_have_none(poisoned):
         for of, gradient in found.items():
             assert gradient.shape == arguments[of].shape
             assert not gradient.any()
+
+
+@pytest.mark.parametrize("name", ["blocks 64x16", "blocks 128x32, causal", "stripes"])
+def test_entries_of_lists_that_name_nothing(name):
+    """Out of range on either side, they are as if not listed."""
+    case = CASES[name]
+    arguments = case.arguments()
+    out, lse = case.forward(arguments)
+    given = out, lse, *output_gradients(out, lse)
+    expected = case.backward(arguments, *given)
+    lists = {"indices": "counts", "columns": "counts"}
+    lists |= {"partial_indices": "partial_counts", "range_starts": "range_counts"}
+    for entries, counts in lists.items():
+        if arguments.get(entries) is not None:
+            listed, number = arguments[entries].clone(), arguments[counts].clone()
+            kept = torch.arange(listed.shape[-1]) < number[..., None]
+            listed = torch.nn.functional.pad(listed.masked_fill(~kept, -3), (0, 2), value=100_000)
+            changed = {**arguments, entries: listed, counts: torch.full_like(number, 1 << 20)}
+            if entries == "partial_indices":
+                bits = torch.nn.functional.pad(arguments["partial_bits"], (0, 0, 0, 0, 0, 2))
+                changed["partial_bits"] = bits
+            for of, gradient in case.backward(changed, *given).items():
+                assert gradient.equal(expected[of]), (entries, of)

@@ -57,7 +57,7 @@ def test_scores_of_mean_queries(q_len, monkeypatch):
     scores = means @ k.permute(0, 2, 3, 1).repeat_interleave(2, 1)
     wanted = expected(scores, 30, q_len, 20, 2, 64, 64)
     assert token_top_k(q, k, 30, local=20, first=2).to_dense().equal(wanted)
-    monkeypatch.setattr(sys.modules["sparse_fmha.patterns.token_top_k"], "SLICE", 300)
+    monkeypatch.setattr(sys.modules["sparse_fmha.patterns.token_top_k"], "HELD", 300)
     assert token_top_k(q, k, 30, local=20, first=2).to_dense().equal(wanted)
 
 

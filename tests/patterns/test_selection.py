@@ -12,9 +12,11 @@ from sparse_fmha.selection import (
     BlockGrid,
     block_scores,
     choosing,
+    largest,
     pool_blocks,
     pooled_scores,
     pooling,
+    shares,
     top_k_blocks,
     top_k_indices,
     top_p_blocks,
@@ -44,7 +46,7 @@ def test_pooling(batch, length, heads, block, reduce, dtype, strided, most):
     x = normal(batch, heads, length, 8, dtype=dtype).transpose(1, 2)
     x = x if strided else x.contiguous()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling, "SLICE", most)
+        patch.setattr(pooling, "CACHED", most)
         pooled = pool_blocks(x, block, reduce)
     assert pooled.dtype == torch.float32
     assert pooled.shape == (batch, math.ceil(length / block), heads, 8)
@@ -124,6 +126,66 @@ def tied(draw, rows, columns, values):
 def tied_scores(draw):
     rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 9))
     return tied(draw, rows, columns, [-INF, NAN, INF, -1.5, -0.0, 0.0, 0.5, 2.0])
+
+
+def drawn_scores(n, kind, dtype):
+    """Rows with ties in several places of the order, and values that are never taken."""
+    x = normal(5, n, seed=n)
+    if kind == "few values":
+        x = x.round()
+    elif kind == "one value":
+        x = torch.zeros_like(x) * x.sign()  # of both signs
+    elif kind == "not numbers":
+        x[x > 0.5], x[x < -0.5] = NAN, -INF
+    elif kind == "infinite":
+        x = x.round()
+        x[x > 1], x[:, ::7] = INF, -INF
+    return x.to(dtype)
+
+
+KINDS = ["normal", "few values", "one value", "not numbers", "infinite"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(4, 4000),
+    st.integers(4, 2000),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from([1, 1 << 18]),
+)
+def test_lists_of_the_largest_are_those_of_the_map(kind, n, share, dtype, most):
+    scores, k = drawn_scores(n, kind, dtype), max(1, n // share)
+    assert largest.applies(scores, k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "CACHED", most)
+        made = top_k_indices(scores, k)
+        patch.setattr(largest, "applies", lambda *_: False)
+        expected = top_k_indices(scores, k)
+    for own, other in zip(made, expected, strict=True):
+        assert own.dtype == other.dtype
+        assert own.equal(other)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "large and tiny"])
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3000),
+    st.floats(0, 40),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.sampled_from([100, 1 << 18]),
+)
+def test_shares_without_a_sort_are_those_of_the_sort(kind, n, p, each, dtype, most):
+    x = drawn_scores(n, kind, torch.float32)
+    x = x * 10.0 ** (20 * normal(5, n, seed=1)) if kind == "large and tiny" else x / 8
+    p = torch.tensor([[p / 8], [p], [1.0], [1e-9], [p / 2]]) if each else p
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "CACHED", most)
+        patch.setattr(choosing, "LONG", 1 << 30)
+        expected = top_p_blocks(x.to(dtype), p)
+        patch.setattr(choosing, "LONG", 1)
+        assert top_p_blocks(x.to(dtype), p).equal(expected)
 
 
 @settings(max_examples=150)

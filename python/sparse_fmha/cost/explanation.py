@@ -73,7 +73,7 @@ def explain(
 ) -> Explanation:
     """Says which kernel a call of the library would take, why, and how long that should take.
 
-    The times are those of a cost model of one H100 SXM (docs/performance.md says how far it is
+    The times are those of a cost model of one H100 SXM (docs/simulator.md says how far it is
     right); nothing is run, and tensors of device "meta" do. Block lists are read, which waits for
     their device.
 

@@ -1,7 +1,7 @@
 """How long the Hopper kernels take on an H100 by a small model: costs of stages and query tiles.
 
 Each multiprocessor works on one query tile at a time, and a tile takes a fixed time and some for
-each stage of keys. The costs are fitted to files of benchmarks/results (docs/performance.md).
+each stage of keys. The costs are fitted to files of benchmarks/results (docs/lab/README.md).
 """
 
 from __future__ import annotations

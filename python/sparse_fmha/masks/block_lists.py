@@ -256,6 +256,14 @@ def reached(
     return ceil_div(keys.clamp(0, kv_len), block_kv)
 
 
+def reached_before(
+    row: int, q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool
+) -> int:
+    """How many key blocks the query blocks before `row` may see: the last of `reached`."""
+    keys = min(row * block_q, q_len) + kv_len - q_len if causal else kv_len
+    return ceil_div(min(max(keys, 0), kv_len), block_kv)
+
+
 def reachable_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
 ) -> Tensor:

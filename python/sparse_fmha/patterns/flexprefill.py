@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_flag, check_number
+from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_lists import by_chunks, chunks, reached
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.selection import block_scores, top_p_blocks
+from sparse_fmha.selection import pool_blocks, pooled_scores, top_p_blocks
 
 
 def flexprefill_query_aware(
@@ -42,8 +45,8 @@ def flexprefill_query_aware(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        The budget is one for the whole map, so all `nQ * nK` scores of a head are there and sorted
-        at once: about 40 bytes for each.
+        The budget is one for the whole map, so all `nQ * nK` scores of a head are there at
+        once: about 6 bytes for each on the CPU, and elsewhere about 40, as they are sorted there.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
@@ -51,9 +54,20 @@ def flexprefill_query_aware(
     check_number("gamma", gamma, 0, 1)
     check_flag("forced", forced)
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    scores = block_scores(q, k, grid, scale=scale, softmax=True)
-    rows = grid.reachable().any(-1).sum()  # with fewer keys than queries some see none
+    keys, sizes = pool_blocks(k, block_kv), (grid.q_len, grid.kv_len, block_q, block_kv)
+    number = torch.arange(grid.shape[1], device=q.device)
+    ends = reached(*sizes, causal, q.device)
+
+    def shares(part: slice) -> list[Tensor]:
+        queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
+        allowed = number < ends[part, None]
+        return [pooled_scores(queries, keys, scale=scale, allowed=allowed, softmax=True)]
+
+    parts = chunks(grid.shape[0], q.shape[0] * q.shape[2] * grid.shape[1], q.device, CACHED)
+    (scores,) = by_chunks(shares, parts, grid.shape[0], 2)
+    rows = (ends > 0).sum()  # with fewer keys than queries some see none
     blocks = top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)
+    del scores
     if forced:
-        blocks = blocks | grid.sink(1) | grid.diagonal()
+        blocks = blocks | grid.sink(1).logical_or_(grid.diagonal())
     return grid.mask(blocks)

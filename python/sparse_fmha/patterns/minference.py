@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sparse_fmha._checks import check_int
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_lists import by_chunks, chunks, reached
+from sparse_fmha.masks.block_lists import ABSENT, by_chunks, chunks, reached, reached_before
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
@@ -53,10 +54,16 @@ def minference_block_sparse(
     number = torch.arange(columns, device=q.device)
     ends = reached(*sizes, causal, q.device)
 
+    parts = chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, 1 << 18)
+
     def chosen(part: slice) -> tuple[Tensor, Tensor]:
         queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
-        return top_k_indices(pooled_scores(queries, keys, allowed=number < ends[part, None]), width)
+        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, causal)
+        allowed = number[:seen] < ends[part, None]
+        counts, indices = top_k_indices(
+            pooled_scores(queries, keys[:, :seen], allowed=allowed), width
+        )
+        return counts, pad(indices, (0, width - indices.shape[-1]), value=ABSENT)
 
-    parts = chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, 1 << 18)
     counts, indices = by_chunks(chosen, parts, rows, 2)
     return BlockMask(counts, indices, *sizes, causal=causal)

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from sparse_fmha._checks import check_choice, check_int, check_number, check_q_and_k
+from sparse_fmha._sizes import CACHED
+from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
+from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 from sparse_fmha.selection.pooling import POOLS
 
 THRESHOLD = 2e-3
@@ -118,22 +121,9 @@ class SeerAttentionGate(nn.Module):
         Returns:
             fp32 `[B, heads, nQ, nK]`.
         """
-        check_q_and_k(q, k)
-        for name, x, heads in (("q", q, self.heads), ("k", k, self.heads_kv)):
-            if x.shape[2:] != (heads, self.head_dim):
-                raise ValueError(
-                    f"{name} has shape {list(x.shape)}; {heads} heads of {self.head_dim} are needed"
-                )
-        grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
-        gate_q, gate_k = self._pool(q, self.q_pools), self._pool(k, self.k_pools)
-        if self.weight_q is None:
-            gate_k = gate_k.repeat_interleave(self.heads // self.heads_kv, 2)
-        else:
-            gate_q = _project(gate_q, self.weight_q)
-        gate_k = _project(gate_k, self.weight_k)
-        gate_q = self._rotate(gate_q, grid.kv_len - grid.q_len)
+        gate_q, gate_k, grid = self._gates(q, k, causal)
         allowed = grid.reachable() if causal else None
-        return pooled_scores(gate_q, self._rotate(gate_k, 0), allowed=allowed, softmax=softmax)
+        return pooled_scores(gate_q, gate_k, allowed=allowed, softmax=softmax)
 
     @torch.no_grad()
     def mask(
@@ -159,8 +149,8 @@ class SeerAttentionGate(nn.Module):
             causal: as of `BlockMask`.
 
         Returns:
-            A mask for each batch entry and query head, made without waiting for the device. All
-            `nQ * nK` scores of a head are there at once.
+            A mask for each batch entry and query head, made without waiting for the device. Its
+            scores are made a few rows of blocks at a time.
 
         Raises:
             ValueError: more than one of threshold, top_k and nz_ratio; numbers not allowed.
@@ -171,18 +161,61 @@ class SeerAttentionGate(nn.Module):
                 f"threshold is {threshold}, top_k {top_k}, nz_ratio {nz_ratio}; one is allowed"
             )
         check_int("dense_rows", dense_rows)
-        grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
+        gate_q, gate_k, grid = self._gates(q, k, causal)
         rows, columns = grid.shape
         if nz_ratio is not None:
             share = 1 - math.sqrt(1 - check_number("nz_ratio", nz_ratio, 0, 1))
             top_k = max(1, int(share * columns))
         if top_k is not None:
-            blocks = top_k_blocks(self(q, k, causal=causal), check_int("top_k", top_k, 1))
+            top_k = check_int("top_k", top_k, 1)
+        limit = THRESHOLD if threshold is None else check_number("threshold", threshold, 0, 1)
+        sizes = (grid.q_len, grid.kv_len, self.block, self.block)
+        number = torch.arange(columns, dtype=torch.int32, device=q.device)
+        ends = block_lists.reached(*sizes, causal, q.device)
+
+        def opened(part: slice) -> tuple[Tensor, Tensor]:
+            allowed = number < ends[part, None]
+            if top_k is None:
+                shares = pooled_scores(gate_q[:, part], gate_k, allowed=allowed, softmax=True)
+                counts, indices = block_lists.list_blocks(shares > limit, None, ends[part])
+            else:
+                seen = (
+                    columns
+                    if len(parts) <= 1
+                    else block_lists.reached_before(part.stop, *sizes, causal)
+                )
+                scores = pooled_scores(gate_q[:, part], gate_k[:, :seen], allowed=allowed[:, :seen])
+                counts, indices = top_k_indices(scores, top_k)
+                behind = columns - indices.shape[-1]
+                indices = pad(indices, (0, behind), value=block_lists.ABSENT)
+            if part.stop > rows - dense_rows:
+                dense = torch.arange(part.start, part.stop, device=q.device) >= rows - dense_rows
+                counts = torch.where(dense, ends[part].int(), counts)
+                every = torch.where(allowed, number, block_lists.ABSENT)
+                indices = torch.where(dense[:, None], every, indices)
+            return counts, indices
+
+        parts = block_lists.chunks(rows, q.shape[0] * self.heads * columns, q.device, CACHED)
+        counts, indices = block_lists.by_chunks(opened, parts, rows, 2)
+        return BlockMask(counts, indices, *sizes, causal=causal)
+
+    def _gates(self, q: Tensor, k: Tensor, causal: bool) -> tuple[Tensor, Tensor, BlockGrid]:
+        """Qg, Kg, and the blocks."""
+        check_q_and_k(q, k)
+        for name, x, heads in (("q", q, self.heads), ("k", k, self.heads_kv)):
+            if x.shape[2:] != (heads, self.head_dim):
+                raise ValueError(
+                    f"{name} has shape {list(x.shape)}; {heads} heads of {self.head_dim} are needed"
+                )
+        grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
+        gate_q, gate_k = self._pool(q, self.q_pools), self._pool(k, self.k_pools)
+        if self.weight_q is None:
+            gate_k = gate_k.repeat_interleave(self.heads // self.heads_kv, 2)
         else:
-            limit = THRESHOLD if threshold is None else check_number("threshold", threshold, 0, 1)
-            blocks = self(q, k, causal=causal, softmax=True) > limit
-        dense = torch.arange(rows, device=blocks.device) >= rows - dense_rows
-        return grid.mask(blocks | dense[:, None])
+            gate_q = _project(gate_q, self.weight_q)
+        gate_k = _project(gate_k, self.weight_k)
+        gate_q = self._rotate(gate_q, grid.kv_len - grid.q_len)
+        return gate_q, self._rotate(gate_k, 0), grid
 
     def _pool(self, x: Tensor, pools: Sequence[str]) -> Tensor:
         return torch.cat([pool_blocks(x, self.block, pool) for pool in pools], -1)

@@ -6,13 +6,17 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sparse_fmha._checks import check_floats, check_int, check_q_and_k
 from sparse_fmha._ops.autocast import without_autocast
-from sparse_fmha._sizes import SLICE, ceil_div
+from sparse_fmha._sizes import CACHED, SLICE, ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
-from sparse_fmha.selection import top_k_blocks
+from sparse_fmha.selection import top_k_indices
+from sparse_fmha.selection.largest import looks
+
+HELD = 1 << 23  # scores of groups that the CPU has at a time: fewer are a slower product
 
 
 def token_top_k(
@@ -40,8 +44,7 @@ def token_top_k(
 
     Returns:
         A mask with lists for each batch entry and query head, made without waiting for the device.
-        All `groups * Lkv` scores are computed; held at a time are `SLICE` of them, or those of one
-        group.
+        The scores of all keys before each group's window are computed, a few groups at a time.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
@@ -51,17 +54,19 @@ def token_top_k(
     kv_len, group = k.shape[1], heads // k.shape[2]
     check_int("keys", keys)
     window = _Window(q_len, kv_len, local, first, block_q, range_size)
-    step = max(1, SLICE // max(1, kv_len))
+    step = max(1, (HELD if q.device.type == "cpu" else SLICE) // max(1, kv_len))
     made = []
     with torch.no_grad(), without_autocast(q.device):
         for b, h in itertools.product(range(batch), range(heads)):
-            columns = k[b, :, h // group].float().T
+            columns = k[b, :, h // group]
             parts = []
             for g in range(0, window.groups, step):
-                rows = q[b, g * block_q : (g + step) * block_q, h].float()
+                part = slice(g, min(g + step, window.groups))
+                rows = q[b, g * block_q : part.stop * block_q, h].float()
                 means = torch.stack([part.mean(0) for part in rows.split(block_q)])
-                chosen = window.choose((means @ columns)[None, None], g, keys)
-                parts.append(block_lists.list_blocks(chosen, min(keys, kv_len)))
+                seen = window.before(part.stop - 1, kv_len)
+                scores = _products(means, columns[:seen])
+                parts.append(window.lists(scores[None, None], part, keys))
             made.append([torch.cat(part, 2) for part in zip(*parts, strict=True)])
     if not made or not window.groups:
         sizes = batch, heads, window.groups
@@ -113,16 +118,28 @@ def token_top_k_mask(
         )
     batch, heads, _, kv_len = scores.shape
     scores = scores.detach().expand(-1, -1, window.groups, -1)
-    width = min(keys, kv_len)
 
     def listed(part: slice) -> tuple[Tensor, Tensor]:
-        chosen = window.choose(scores[:, :, part], part.start, keys)
-        return block_lists.list_blocks(chosen, width)
+        own = scores[:, :, part, : window.before(part.stop - 1, kv_len)].to(
+            torch.float32, copy=True
+        )
+        return window.lists(own, part, keys)
 
     row = batch * heads * kv_len
     parts = block_lists.chunks(window.groups, row, scores.device, 1 << 18)
     counts, columns = block_lists.by_chunks(listed, parts, window.groups, 2)
     return window.mask(columns, counts)
+
+
+def _products(means: Tensor, keys: Tensor) -> Tensor:
+    """`means @ keys.T` in fp32, on the CPU by as many keys as its cache holds in fp32."""
+    if not looks(keys):
+        return means @ keys.float().T
+    step = max(1, CACHED // max(1, keys.shape[1]))
+    scores = means.new_empty(means.shape[0], keys.shape[0])
+    for part, own in zip(keys.split(step), scores.split(step, 1), strict=True):
+        torch.mm(means, part.float().T, out=own)
+    return scores
 
 
 class _Window:
@@ -146,13 +163,27 @@ class _Window:
         begin = (at - self.local).clamp(min=0) // size * size
         return begin, ((group + 1) * block_q).clamp(max=q_len) + (kv_len - q_len)
 
-    def choose(self, scores: Tensor, group: int, keys: int) -> Tensor:
-        """The keys taken before the window, bool like the scores of groups from `group` on."""
+    def before(self, group: int, unknown: int) -> int:
+        """How many keys stand before the window of a group; `unknown` in a graph."""
+        q_len, kv_len, block_q, size = self.sizes
+        if torch.compiler.is_compiling() or any(isinstance(n, torch.SymInt) for n in self.sizes):
+            return unknown
+        return max(group * block_q + kv_len - q_len - self.local, 0) // size * size
+
+    def lists(self, scores: Tensor, part: slice, keys: int) -> tuple[Tensor, Tensor]:
+        """The keys taken before the window of each of some groups.
+
+        Args:
+            scores: of the keys before the last group's window, or all, fp32; written to.
+        """
         begin, _ = self.begins(scores.device)
-        key = torch.arange(scores.shape[3], device=scores.device)
-        before = key < begin[group : group + scores.shape[2], None]
-        scores = torch.where(key < self.first, torch.inf, scores.float())
-        return top_k_blocks(scores.masked_fill(~before, -torch.inf), keys)
+        least = self.before(part.start, 0)
+        key = torch.arange(least, scores.shape[3], device=scores.device)
+        scores[..., : self.first] = torch.inf
+        scores[..., least:].masked_fill_(key >= begin[part, None], -torch.inf)
+        counts, columns = top_k_indices(scores, keys)
+        width = min(keys, self.sizes[1])
+        return counts, pad(columns, (0, width - columns.shape[-1]), value=block_lists.ABSENT)
 
     def mask(self, columns: Tensor, counts: Tensor) -> StripeMask:
         q_len, kv_len, block_q, size = self.sizes

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_floats, check_int, check_number
-from sparse_fmha._sizes import SLICE
+from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks import block_lists
+from sparse_fmha.selection import largest, shares
 
+LONG = 1 << 18  # a row from which on the CPU finds a share by bits faster than by a sort
 FIXED = 40  # bits behind the point where probabilities are added
 
 
@@ -51,7 +53,17 @@ def top_k_indices(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Indices ascend, with -1 behind the count. `BlockMask` takes both of scores `[B, H, nQ, nK]`.
     """
-    return block_lists.list_blocks(top_k_blocks(scores, k), k)
+    check_floats("scores", scores)
+    *lead, n = scores.shape
+    k = min(check_int("k", k), n)
+    if not largest.applies(scores, k):
+        return block_lists.list_blocks(top_k_blocks(scores, k), k)
+    rows = scores.detach().reshape(-1, n)
+    parts = block_lists.chunks(rows.shape[0], n, rows.device, CACHED)
+    counts, indices = block_lists.by_chunks(
+        lambda part: largest.largest(rows[part], k), parts, rows.shape[0], 0
+    )
+    return counts.view(lead), indices.view(*lead, k)
 
 
 def top_p_blocks(
@@ -94,6 +106,13 @@ def top_p_blocks(
         fixed = int(check_number("p", p, 0, 1 << 20) * one)
         limit = torch.full((), fixed, dtype=torch.int64, device=probabilities.device)
     limit = limit.expand(*probabilities.shape[:-1], 1)
+    if n >= LONG and (min_blocks, most) == (1, n) and largest.looks(probabilities):
+        rows = probabilities.detach().reshape(-1, n)
+        limits = limit.reshape(-1).tolist()
+        if all(each > 0 for each in limits):
+            pairs = zip(rows, limits, strict=True)
+            taken = [shares.smallest_share(row, each, one) for row, each in pairs]
+            return (torch.stack(taken) if len(taken) > 1 else taken[0]).view(probabilities.shape)
     slots = torch.arange(n, device=probabilities.device)
 
     def choose(rows: Tensor, limit: Tensor) -> Tensor:

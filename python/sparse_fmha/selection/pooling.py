@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_choice, check_floats, check_int, check_q_and_k
 from sparse_fmha._ops.autocast import without_autocast
-from sparse_fmha._sizes import SLICE
+from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks.block_grid import BlockGrid
 
 POOLS = ("mean", "max", "min")
@@ -37,7 +37,8 @@ def pool_blocks(x: Tensor, block: int, reduce: str = "mean") -> Tensor:
     pooled = []
     if whole:
         blocks = x[:, : whole * block].unflatten(1, (whole, block))
-        step = max(1, SLICE // max(1, batch * block * heads * dim))
+        most = CACHED if x.device.type == "cpu" else SLICE
+        step = max(1, most // max(1, batch * block * heads * dim))
         pooled = [_reduce(part, reduce) for part in blocks.split(step, 1)]
     if length > whole * block:
         pooled.append(_reduce(x[:, None, whole * block :], reduce))

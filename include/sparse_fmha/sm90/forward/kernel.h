@@ -39,7 +39,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
   constexpr int kMoved = kGathers<Geometry> ? Traits::kMovedRegisters : 0;
   constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
-  constexpr int kGatherRegisters = 256 - kConsumerRegisters;
+  constexpr int kGatherRegisters = 256 - kConsumerRegisters;  // as has the producer's warpgroup
   constexpr int kProducerRegisters =
       kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
   using Producers = Producer<Traits, Geometry, Mechanism>;

@@ -19,6 +19,10 @@ struct DkvConsumer {
   using MmaGradient = typename Traits::MmaGradient;
   using Work = typename Geometry::Work;
   static constexpr bool kSplit = Traits::kRoles == Roles::kSplit;
+  // Whether scores of the next step are issued before the gradients' products are waited for. Where
+  // masks and both gradients take registers, there are none for that.
+  static constexpr bool kAhead =
+      !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
   static constexpr float kHidden = -0.f;  // a weight of a pair that is hidden; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
@@ -56,6 +60,14 @@ struct DkvConsumer {
                            Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
     return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows);
   }
+  // What an accumulator holds is not needed: the fences around products else keep it in registers.
+  template <class Accumulator>
+  static __device__ __forceinline__ void forget(Accumulator& accumulator) {
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(accumulator); ++i) {
+      asm volatile("" : "=f"(accumulator(i)));
+    }
+  }
   // Descriptors of all slices of both operands are more than there are registers, so they are to be
   // worked out anew for each step: they seem to hang on its number.
   template <class Operand>
@@ -72,52 +84,80 @@ struct DkvConsumer {
     return MmaGradient{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
   }
 
+  // Products follow each other on the matrix unit without a gap: behind those of the gradients come
+  // the scores of the next step, and exponentials are worked out while its second product runs.
   __device__ __forceinline__ void key_tile(Work const& work, RingState<1> const& state_keys,
                                            RingState<Traits::kStages>& state) {
     using namespace cute;
-    auto dk = new_gradient();
-    auto dv = new_gradient();
-    clear(dk);
-    clear(dv);
     auto const walk = geometry.walk(work);
     int const column = AccumulatorPosition().column;
+    auto dk = new_gradient();
+    auto dv = new_gradient();
+    auto scores = new_scores();
+    auto grads = new_scores();  // of the weights
+    clear(dk);
+    clear(dv);
 
-    auto step = [&](auto masked, int i) {
-      constexpr bool kMasked = decltype(masked)::value;
+    auto issue_scores = [&](int i) {
       auto frag_k = anew(operand_keys(smem.k), i);
-      auto frag_v = anew(operand_keys(smem.v), i);
       auto frag_q = operand_rows(smem.q);
-      auto frag_dout = operand_rows(smem.dout);
-      auto frag_qt = operand_rows_t(smem.q);
-      auto frag_doutt = operand_rows_t(smem.dout);
-      auto scores = new_scores();
-      auto grads = new_scores();  // of the weights
-      typename Traits::Weights weights;
-      RowTerms const* const terms = smem.terms[state.index] + column;
       smem.ring_q.wait(state);
-      compiler_fence();  // the terms are there, too
+      forget(scores);
       issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_k, frag_q(_, _, _, state.index),
                                             scores);
+    };
+    auto issue_grads = [&](int i) {
       smem.ring_dout.wait(state);
       if constexpr (kWantsDk) {
+        auto frag_v = anew(operand_keys(smem.v), i);
+        auto frag_dout = operand_rows(smem.dout);
+        forget(grads);
         issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_v, frag_dout(_, _, _, state.index),
                                               grads);
       }
-      // Of each step's own: kept across steps, it costs registers that the gradients need.
-      typename Geometry::Mask const mask(geometry, work, part);
-      [[maybe_unused]] typename Geometry::Mask::Seen seen;
-      if constexpr (kMasked) {
-        seen = mask.look_up(geometry.mask_place(walk, i, state));
+    };
+    // The step before the i-th of all; `tile` is its number in its head. kMore: there is an i-th.
+    auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
+      constexpr bool kMore = decltype(more)::value;
+      if constexpr (!kAhead) {
+        issue_scores(i);
+        issue_grads(i);
       }
-      warpgroup_wait<kWantsDk ? 1 : 0>();
-      warpgroup_fence_operand(scores);
-      compiler_fence();  // terms are read when they are used: registers are few
-      CUTE_UNROLL
-      for (int i = 0; i < size(scores); ++i) {
-        float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
-        float const weight = exp2_approx(fmaf(scores(i), params.scale_log2, -lse));
-        scores(i) = !kMasked || mask.sees(seen, i) ? weight : kHidden;
+      RowTerms const* const terms = smem.terms[state.index] + column;
+      compiler_fence();
+      auto weigh = [&](auto sees) {
+        CUTE_UNROLL
+        for (int i = 0; i < size(scores); ++i) {
+          float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
+          float const weight = exp2_approx(fmaf(scores(i), params.scale_log2, -lse));
+          scores(i) = sees(i) ? weight : kHidden;
+        }
+      };
+      // From weights and their gradients to those of the scores, without the scale.
+      auto differentiate = [&](auto hides) {
+        CUTE_UNROLL
+        for (int i = 0; i < size(scores); ++i) {
+          float const delta = terms[AccumulatorPosition::column_of(i)].delta;
+          float const grad = scores(i) * (grads(i) - delta);
+          grads(i) = hides(i) ? 0.f : grad;
+        }
+      };
+      if (masked) {
+        // Of each step's own: kept across steps, it costs registers that the gradients need.
+        typename Geometry::Mask const mask(geometry, work, part);
+        auto const seen = mask.look_up(geometry.mask_place(walk, tile, state));
+        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_fence_operand(scores);
+        compiler_fence();  // terms are read when they are used: registers are few
+        weigh([&](int i) { return mask.sees(seen, i); });
+      } else {
+        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_fence_operand(scores);
+        compiler_fence();
+        weigh([](int /*i*/) { return true; });
       }
+      [[maybe_unused]] typename Traits::Weights weights;
+      [[maybe_unused]] typename Traits::Weights rounded;
       if constexpr (kWantsDv) {
         convert_into(scores, weights);
       }
@@ -126,33 +166,40 @@ struct DkvConsumer {
         warpgroup_fence_operand(grads);
       }
       if constexpr (kWantsDv) {
+        auto frag_doutt = operand_rows_t(smem.dout);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, weights,
                                              frag_doutt(_, _, _, state.index), dv);
       }
       if constexpr (kWantsDk) {
         compiler_fence();
-        CUTE_UNROLL
-        for (int i = 0; i < size(scores); ++i) {
-          float const delta = terms[AccumulatorPosition::column_of(i)].delta;
-          float const grad = scores(i) * (grads(i) - delta);
+        if (masked) {
           // Selected, not only multiplied by zero: a value that is hidden may be infinite.
-          grads(i) = kMasked && signbit(scores(i)) ? 0.f : grad;
+          differentiate([&](int i) { return signbit(scores(i)); });
+        } else {
+          differentiate([](int /*i*/) { return false; });
         }
-        typename Traits::Weights rounded;
         convert_into(grads, rounded);
+        auto frag_qt = operand_rows_t(smem.q);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, rounded, frag_qt(_, _, _, state.index),
                                              dk);
       }
-      warpgroup_wait<0>();
+      auto const done = state;
+      state.advance();
+      if constexpr (kMore && kAhead) {
+        issue_scores(i);
+      }
+      warpgroup_wait<kMore && kAhead ? 1 : 0>();
       if constexpr (kWantsDk) {
         warpgroup_fence_operand(dk);
       }
       if constexpr (kWantsDv) {
         warpgroup_fence_operand(dv);
       }
-      smem.ring_q.release(state);
-      smem.ring_dout.release(state);
-      state.advance();
+      smem.ring_q.release(done);
+      smem.ring_dout.release(done);
+      if constexpr (kMore && kAhead) {
+        issue_grads(i);  // only now: what both products' operands take is more than there is
+      }
     };
 
     smem.ring_keys.wait(state_keys);
@@ -164,22 +211,37 @@ struct DkvConsumer {
         if (!use.seen) {
           pass_over(state);
         } else if (use.masked) {
-          step(true_type{}, i);
+          step(i, i, true_type{}, false_type{});
         } else {
-          step(false_type{}, i);
+          step(i, i, false_type{}, false_type{});
         }
       }
-    } else {
+    } else if constexpr (!kAhead) {
+      int const tiles = walk.num_partial + walk.num_full;
       CUTE_NO_UNROLL
       for (int head = 0; head < params.heads_per_kv; ++head) {
         CUTE_NO_UNROLL
         for (int i = 0; i < walk.num_partial; ++i) {
-          step(true_type{}, i);
+          step(i, i, true_type{}, false_type{});
         }
         CUTE_NO_UNROLL
-        for (int i = 0; i < walk.num_full; ++i) {
-          step(false_type{}, i);
+        for (int i = walk.num_partial; i < tiles; ++i) {
+          step(i, i, false_type{}, false_type{});
         }
+      }
+    } else {
+      int const tiles = walk.num_partial + walk.num_full;
+      int const steps = tiles * params.heads_per_kv;
+      if (steps > 0) {
+        issue_scores(0);
+        issue_grads(0);
+        int tile = 0;
+        CUTE_NO_UNROLL
+        for (int i = 1; i < steps; ++i) {
+          step(i, tile, tile < walk.num_partial, true_type{});
+          tile = tile + 1 == tiles ? 0 : tile + 1;
+        }
+        step(steps, tile, tile < walk.num_partial, false_type{});
       }
     }
     store(dk, dv, work);

@@ -91,7 +91,8 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
       g.terms[i] = row_terms_map<4>(static_cast<float*>(queries.data(terms, entry, 4)),
                                     queries.axes(terms, p.heads_q, p.batch, g.shape.k));
     }
-    params.scheduler = make_scheduler(p.heads_kv, batch, key_tiles, /*largest=*/4);
+    params.scheduler =
+        make_scheduler(p.heads_kv, batch, key_tiles, heads_in_cache(p, volume(queries.tokens())));
     run_dkv_kernel<Traits>(params, p, context);
   }
 }

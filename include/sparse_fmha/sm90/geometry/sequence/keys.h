@@ -117,9 +117,8 @@ struct SequenceKeys {
       return {from_end - tile[2] - AccumulatorPosition().column};
     }
     static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
-      return kStep == 0 ||
-             AccumulatorPosition::column_of(i) - 8 * AccumulatorPosition::row_of(i) * kStep >=
-                 seen.first;
+      return AccumulatorPosition::column_of(i) - 8 * AccumulatorPosition::row_of(i) * kStep >=
+             seen.first;
     }
 
    private:
