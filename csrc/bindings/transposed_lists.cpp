@@ -39,13 +39,14 @@ class OfKeys {
   // and threads of the accumulator read it.
   std::vector<uint64_t> seen(int32_t part, int32_t step) const {
     int64_t const row = row_of(step);
-    auto const blocks = row_blocks(params_, lists_, row, part);
+    int32_t const first_key = part * kPartKeys;
+    auto entry = [&](int32_t i) { return tile_entry(params_, lists_, row, first_key, i); };
     std::vector<uint64_t> keys(kPartKeys);
     for (int32_t first = 0; first < kPartKeys; first += 32) {
       std::array<std::array<uint32_t, 32>, 2> halves;
       for (int32_t half = 0; half < 2; ++half) {
         for (int32_t lane = 0; lane < 32; ++lane) {
-          halves[half][lane] = seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
+          halves[half][lane] = seen_keys(params_, lists_, row, entry, first_key, first,
                                          step * kStepRows + query_of_lane(half, lane));
         }
         for (int32_t distance = 16; distance > 0; distance /= 2) {

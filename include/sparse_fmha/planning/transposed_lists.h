@@ -110,30 +110,45 @@ SPARSE_FMHA_HD RowBlocks row_blocks(BlockSparse::Params const& p, TransposedList
   return {lists.full[at], lists.partial[at], lists.ranks[at]};
 }
 
-// Which of the 32 keys from `first_key` on a query sees.
+// What query rows have of the i-th key block of a tile: an entry of the partial list, or one
+// of these.
+inline constexpr int32_t kFullBlock = -1;
+inline constexpr int32_t kNoBlock = -2;
+
+SPARSE_FMHA_HD int32_t tile_entries(BlockSparse::Params const& p, int32_t tile_k) {
+  return max_int(tile_k / p.block_kv, 1);
+}
+SPARSE_FMHA_HD int32_t tile_entry(BlockSparse::Params const& p, TransposedLists const& lists,
+                                  int64_t row, int32_t first_key, int32_t i) {
+  RowBlocks const blocks = row_blocks(p, lists, row, first_key / kPartKeys);
+  int32_t const bit = (first_key / p.block_kv + i) % 32;
+  if ((blocks.partial >> bit & 1) != 0) {
+    int32_t const before = count_bits(blocks.partial & first_columns(bit));
+    return lists.slots[row * p.partial.width + blocks.rank + before];
+  }
+  return (blocks.full >> bit & 1) != 0 ? kFullBlock : kNoBlock;
+}
+
+// Which of 32 keys a query sees: those from `offset` on in the tile from `first_key` on. entry(i)
+// is the tile's i-th. Memory is read in any case, so that reads need not wait for each other.
+template <class Entry>
 SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists const& lists,
-                                  int64_t row, RowBlocks const& blocks, int32_t first_key,
-                                  int32_t query) {
-  auto piece = [&](int32_t key, bool half_word) -> uint32_t {
-    int32_t const bit = key / p.block_kv % 32;
-    if (blocks.full >> bit & 1) {
-      return half_word ? 0xffff : 0xffffffff;
-    }
-    if ((blocks.partial >> bit & 1) == 0) {
-      return 0;
-    }
-    int64_t const first = row * p.partial.width;
-    int32_t const slot =
-        lists.slots[first + blocks.rank + count_bits(blocks.partial & first_columns(bit))];
-    int64_t const bits_row = (first + slot) * p.block_q + query % p.block_q;
-    uint8_t const* const from = p.bits + bits_row * (p.block_kv / 8) + key % p.block_kv / 8;
-    return half_word ? *reinterpret_cast<uint16_t const*>(from)
-                     : *reinterpret_cast<uint32_t const*>(from);
+                                  int64_t row, Entry const& entry, int32_t first_key,
+                                  int32_t offset, int32_t query) {
+  auto piece = [&](int32_t place, bool half_word) -> uint32_t {
+    int32_t const found = entry(place / p.block_kv);
+    int64_t const bits_row = (row * p.partial.width + found) * p.block_q + query % p.block_q;
+    int64_t const byte = bits_row * (p.block_kv / 8) + (first_key + place) % p.block_kv / 8;
+    auto const* const from =
+        found >= 0 ? p.bits + byte : reinterpret_cast<uint8_t const*>(lists.full);
+    uint32_t const bits = half_word ? *reinterpret_cast<uint16_t const*>(from)
+                                    : *reinterpret_cast<uint32_t const*>(from);
+    uint32_t const all = half_word ? 0xffff : 0xffffffff;
+    return found >= 0 ? bits : found == kFullBlock ? all : 0;
   };
-  uint32_t const seen = p.block_kv >= 32
-                            ? piece(first_key, false)
-                            : piece(first_key, true) | piece(first_key + 16, true) << 16;
-  return seen & first_columns(BlockSparse::limit(p, query) - first_key);
+  uint32_t const seen = p.block_kv >= 32 ? piece(offset, false)
+                                         : piece(offset, true) | piece(offset + 16, true) << 16;
+  return seen & first_columns(BlockSparse::limit(p, query) - first_key - offset);
 }
 
 // The same of block lists by their bitmaps; `row` is that of the step.
@@ -161,17 +176,21 @@ SPARSE_FMHA_HD PartUse part_use(Stripe::Params const& p, TransposedLists const& 
   }
   return {use.seen, use.seen && use.masked};
 }
-struct RowKeys {};
-SPARSE_FMHA_HD RowKeys row_blocks(Stripe::Params const& /*p*/, TransposedLists const& /*lists*/,
-                                  int64_t /*row*/, int32_t /*part*/) {
-  return {};
+// An entry is a word of a tile's keys here.
+SPARSE_FMHA_HD int32_t tile_entries(Stripe::Params const& /*p*/, int32_t tile_k) {
+  return tile_k / 32;
 }
-SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const& lists,
-                                  int64_t row, RowKeys const& /*blocks*/, int32_t first_key,
-                                  int32_t query) {
-  int32_t const word = first_key / 32;
-  uint32_t const listed = word < lists.words ? lists.full[row * lists.words + word] : 0;
-  return listed & first_columns(Stripe::limit(p, query) - first_key);
+SPARSE_FMHA_HD int32_t tile_entry(Stripe::Params const& /*p*/, TransposedLists const& lists,
+                                  int64_t row, int32_t first_key, int32_t i) {
+  int32_t const word = first_key / 32 + i;
+  return static_cast<int32_t>(word < lists.words ? lists.full[row * lists.words + word] : 0);
+}
+template <class Entry>
+SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const& /*lists*/,
+                                  int64_t /*row*/, Entry const& entry, int32_t first_key,
+                                  int32_t offset, int32_t query) {
+  return static_cast<uint32_t>(entry(offset / 32)) &
+         first_columns(Stripe::limit(p, query) - first_key - offset);
 }
 
 // Rows of 32 bits, one in each lane, are transposed in five exchanges with lanes at distance 16, 8,

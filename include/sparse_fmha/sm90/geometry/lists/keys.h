@@ -170,25 +170,32 @@ struct ListKeys {
     int32_t const first_query = step.number * kStepRows;
     int64_t const row =
         list_of(work.tile, step.head) * ceil_div(p.len_q, p.block_q) + first_query / p.block_q;
-    auto const blocks = row_blocks(p, lists, row, work.tile.q_tile * kParts);
     int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
-    CUTE_NO_UNROLL
-    for (int first = 0; first < Traits::kTileK; first += 32) {
-      int32_t const first_key = work.tile.q_tile * Traits::kTileK + first;
-      uint32_t halves[2];
+    int32_t const first_key = work.tile.q_tile * Traits::kTileK;
+    int32_t const mine = lane < tile_entries(p, Traits::kTileK)
+                             ? tile_entry(p, lists, row, first_key, lane)
+                             : kNoBlock;
+    auto entry = [&](int32_t i) { return __shfl_sync(0xffffffff, mine, i); };
+    uint32_t halves[Traits::kTileK / 32][2];
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kTileK / 32; ++i) {
       CUTE_UNROLL
       for (int half = 0; half < 2; ++half) {
-        halves[half] =
-            seen_keys(p, lists, row, blocks, first_key, first_query + query_of_lane(half, lane));
+        halves[i][half] = seen_keys(p, lists, row, entry, first_key, 32 * i,
+                                    first_query + query_of_lane(half, lane));
       }
-      uint32_t const common = __shfl_sync(0xffffffff, halves[0], 0);
-      if (__all_sync(0xffffffff, halves[0] == common && halves[1] == common)) {
-        halves[0] = halves[1] = (common >> lane & 1) != 0 ? 0xffffffff : 0;
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kTileK / 32; ++i) {
+      uint2 seen = {halves[i][0], halves[i][1]};
+      uint32_t const common = __shfl_sync(0xffffffff, seen.x, 0);
+      if (__all_sync(0xffffffff, seen.x == common && seen.y == common)) {
+        seen.x = seen.y = (common >> lane & 1) != 0 ? 0xffffffff : 0;
       } else {
-        turn(halves[0]);
-        turn(halves[1]);
+        turn(seen.x);
+        turn(seen.y);
       }
-      *reinterpret_cast<uint2*>(mask.bits[first + lane]) = {halves[0], halves[1]};
+      *reinterpret_cast<uint2*>(mask.bits[32 * i + lane]) = seen;
     }
   }
 
