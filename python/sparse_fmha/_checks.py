@@ -182,15 +182,20 @@ def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list
 
 
 def check_neighborhood(
-    grid: Sequence[int], window: list[int], stride: list[int], dilation: list[int]
+    grid: Sequence[int],
+    window: list[int],
+    stride: list[int],
+    dilation: list[int],
+    causal: list[int],
 ) -> None:
     """The rules of generalized neighborhood attention on each axis."""
-    for axis, (length, w, s, d) in enumerate(zip(grid, window, stride, dilation, strict=True)):
+    axes = zip(grid, window, stride, dilation, causal, strict=True)
+    for axis, (length, w, s, d, ends) in enumerate(axes):
         if d < 1:
             raise ValueError(f"dilation[{axis}] is {d}; at least 1 is needed")
         if w < 1:
             raise ValueError(f"window[{axis}] is {w}; at least 1 is needed")
-        if w * d > length:
+        if length == 0 if ends else w * d > length:
             raise ValueError(
                 f"window[{axis}] * dilation[{axis}] is {w} * {d}; "
                 f"the grid has {length} tokens on that axis"
