@@ -39,6 +39,7 @@ class Explanation:
     predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
     dense_ms: float | None  # of `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
+    reachable_density: float | None  # the same of the blocks that causality leaves
     break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
 
@@ -62,7 +63,10 @@ class Explanation:
                 if self.break_even_density == math.inf
                 else f"as long as dense attention at {self.break_even_density:.1%}"
             )
-            lines.append(f"  {self.density:.1%} of blocks are listed; {until}")
+            listed = f"{self.density:.1%} of blocks are listed"
+            if self.density != self.reachable_density:
+                listed += f" ({self.reachable_density:.1%} of those that causality leaves)"
+            lines.append(f"  {listed}; {until}")
         lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -131,6 +135,7 @@ class _Times:
     predicted_us: float
     dense_us: float
     density: float | None = None
+    reachable_density: float | None = None
     break_even: float | None = None
 
 
@@ -174,7 +179,8 @@ def _block_sparse(given: Given, arch: str) -> tuple[str, _Times | None, tuple[st
     batch, heads, q_len, kv_len, head_dim = _problem(q, k)
     dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
     cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
-    times = _Times(cost.us, dense, cost.density, cost.break_even_density)
+    reachable = mask.reachable_block_density
+    times = _Times(cost.us, dense, cost.density, reachable, cost.break_even_density)
     return "block_sparse", times, ()
 
 
@@ -245,6 +251,7 @@ def _choose(
         predicted_ms=None if times is None else times.predicted_us / 1e3,
         dense_ms=None if times is None else times.dense_us / 1e3,
         density=None if times is None else times.density,
+        reachable_density=None if times is None else times.reachable_density,
         break_even_density=None if times is None else times.break_even,
         notes=notes,
     )
