@@ -115,7 +115,13 @@ def check_grid(q: Tensor, k: Tensor) -> None:
         )
 
 
-def check_extra(extra_k: Tensor | None, extra_v: Tensor | None, q: Tensor, k: Tensor) -> None:
+def check_extra(
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    devices: Sequence[str] = tuple(DTYPES),
+) -> None:
     """Extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
     if (extra_k is None) != (extra_v is None):
         given, missing = ("k", "v") if extra_v is None else ("v", "k")
@@ -123,7 +129,7 @@ def check_extra(extra_k: Tensor | None, extra_v: Tensor | None, q: Tensor, k: Te
     if extra_k is None or extra_v is None:
         return
     for name, tensor in (("extra_k", extra_k), ("extra_v", extra_v)):
-        check_like(name, tensor, q)
+        check_like(name, tensor, q, devices)
         if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (k.shape[0], *k.shape[-2:]):
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}; "

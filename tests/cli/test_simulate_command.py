@@ -1,4 +1,4 @@
-"""`python -m sparse_fmha simulate` and the plots."""
+"""`sparse-fmha simulate` and the plots."""
 
 import subprocess
 import sys

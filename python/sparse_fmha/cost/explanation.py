@@ -24,12 +24,13 @@ from sparse_fmha.cost.simulation import simulate
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
+DEVICES = ("cpu", "cuda", "meta")
 Given = Mapping[str, Any]  # the arguments of a call by their names
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; prints as a few lines."""
+    """What `explain` found; prints as five lines at most. `why_not` has the other rows."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
@@ -67,9 +68,14 @@ class Explanation:
             if self.density != self.reachable_density:
                 listed += f" ({self.reachable_density:.1%} of those that causality leaves)"
             lines.append(f"  {listed}; {until}")
-        lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
-        lines += [f"  note: {note}" for note in self.notes]
+        if self.notes:
+            lines.append(f"  note: {'; '.join(self.notes)}")
         return "\n".join(lines)
+
+    def why_not(self) -> str:
+        """The other rows of the mechanism and architecture, a line each, and why not."""
+        rejected = (f"  not {name}: {reason}" for name, reason in self.rejected.items())
+        return "\n".join(rejected) or "  there are no other rows"
 
 
 def explain(
@@ -150,7 +156,7 @@ def _dense(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]
 def _neighborhood(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1, 2, 3))
     _checks.check_grid(q, k)
-    _checks.check_extra(given["extra_k"], given["extra_v"], q, k)
+    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, DEVICES)
     extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
     simulation = simulate(
         tuple(q.shape[1:-2]),
@@ -197,7 +203,7 @@ def _on(arch: str, times: _Times) -> _Times | None:
 def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """q and k, checked as the functions do; on device meta as if they were on the GPU."""
     q, k, v = (given[name] for name in "qkv")
-    _checks.check_qkv(q, k, v, axes=axes, devices=("cpu", "cuda", "meta"))
+    _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
     return q, k
