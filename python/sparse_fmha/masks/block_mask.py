@@ -388,7 +388,7 @@ class BlockMask(TensorFields):
         block_checks.validate(self._parts())
 
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the blocks of one head, and how many each row of all heads has.
+        """Writes a PNG: the blocks of one head, and how many each query block of all heads has.
 
         Args:
             path: PNG file to write; the mask is read back from its device.
@@ -399,16 +399,27 @@ class BlockMask(TensorFields):
             ValueError: path does not end in .png.
             ImportError: matplotlib is not there.
         """
-        from sparse_fmha.plotting.blocks import draw
+        from sparse_fmha.plotting.blocks import Words, draw
 
         full = block_lists.block_map(self.counts, self.indices, self.blocks_kv)
         listed = self.blocks()
+        words = Words(
+            f"BlockMask: {self.q_len} queries, {self.kv_len} keys"
+            f"{', causal' if self.causal else ''}",
+            f"key block ({self.block_kv} tokens)",
+            f"query block ({self.block_q} tokens)",
+            "key blocks",
+            "query blocks",
+            ("not listed", "full", "partial"),
+        )
+        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
+        reachable = block_lists.reachable_blocks(*sizes, True, self.device) if self.causal else None
         draw(
             path,
             (batch, head),
             listed.int() + (listed & ~full).int(),
-            f"key block ({self.block_kv} tokens)",
-            f"query block ({self.block_q} tokens)",
+            words,
+            None if reachable is None else int(reachable.sum()),
         )
 
     def __repr__(self) -> str:
