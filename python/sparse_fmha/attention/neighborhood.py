@@ -146,7 +146,7 @@ def neighborhood_attention(
         extra_v: like extra_k.
         skip_threshold, return_lse, return_stats: as `attention`.
 
-        One int (or bool) for window, stride, dilation or causal serves all axes.
+    One int (or bool) for window, stride, dilation or causal serves all axes.
 
     Returns:
         `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,

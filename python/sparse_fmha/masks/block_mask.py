@@ -57,8 +57,9 @@ class BlockMask(TensorFields):
     data, unless the constructor says so: scores, lists and attention fit in one CUDA graph.
 
     Args:
-        counts, indices, q_len, kv_len, block_q, block_kv, partial_counts, partial_indices,
-            partial_bits, causal: as the attributes. The tensors are kept, not copied.
+        counts, indices, q_len, kv_len, block_q, block_kv: as the attributes.
+        partial_counts, partial_indices, partial_bits, causal: as the attributes. The tensors are
+            kept, not copied.
         validate: check the lists completely (`validate()`), which waits for the device.
 
     Raises:
