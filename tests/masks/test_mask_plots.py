@@ -61,7 +61,7 @@ def test_stripe_mask(drawn):
     assert picture.shape == (2, 375)  # 8 keys in a pixel
     assert picture[0].all()
     assert picture[1].nonzero()[0].tolist() == [0]
-    assert left.images[0].get_extent() == (-0.5, 2999.5, 1.5, -0.5)
+    assert list(left.images[0].get_extent()) == [-0.5, 2999.5, 1.5, -0.5]
 
 
 def test_one_length_is_a_narrow_bar(drawn):
