@@ -40,7 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     guide = sorted((path.stem for path in docs.glob("*.md")), key=_place)
     nav: list[Any] = [{"sparse_fmha": "index.md"}, {"Guide": [f"{name}.md" for name in guide]}]
     for folder in sorted(docs / name for name in FOLDERS if (docs / name).is_dir()):
-        names = sorted(path.name for path in folder.glob("*.md"))
+        names = sorted((p.name for p in folder.glob("*.md")), key=lambda n: (n != "index.md", n))
         nav.append({FOLDERS[folder.name]: [f"{folder.name}/{n}" for n in names]})
     nav.append({"Project": ["contributing.md", "changelog.md"]})
     config.nav = nav
