@@ -22,7 +22,6 @@ import arch_table
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
-PASSES = ("forward",)
 DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
 
 
@@ -41,8 +40,8 @@ class Row(NamedTuple):
     tile_q: int
     tile_k: int
     stages: int
-    schedule: str
-    skipping: str
+    schedule: str = ""  # of the forward pass alone, as is the next
+    skipping: str = "kNever"
 
     @property
     def skips(self) -> bool:
@@ -94,15 +93,23 @@ def _elements(node: ast.expr) -> list[str]:
     raise ValueError(f"a list of {', '.join(DTYPES)}")
 
 
-FIELDS: dict[str, Callable[[ast.expr], Any]] = {
+Fields = dict[str, Callable[[ast.expr], Any]]
+TILES: Fields = {
     "mechanism": _type,
     "elements": _elements,
     "head_dim": _number,
     "tile_q": _number,
     "tile_k": _number,
     "stages": _number,
-    "schedule": _one_of("kTurns", "kFree"),
-    "skipping": _one_of("kNever", "kByThreshold"),
+}
+PASSES: dict[str, Fields] = {
+    "forward": TILES
+    | {
+        "schedule": _one_of("kTurns", "kFree"),
+        "skipping": _one_of("kNever", "kByThreshold"),
+    },
+    "backward_dq": TILES,
+    "backward_dkv": TILES,
 }
 
 
@@ -124,7 +131,7 @@ def read(path: Path) -> list[Row]:
     rows: dict[str, Row] = {}
     for statement in statements:
         try:
-            fields = _fields(statement)
+            fields = _fields(statement, PASSES[direction])
             for element in fields.pop("elements"):
                 row = Row(arch, direction, element=element, **fields)
                 if row.name in rows:
@@ -135,7 +142,7 @@ def read(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def _fields(statement: ast.stmt) -> dict[str, Any]:
+def _fields(statement: ast.stmt, fields: Fields) -> dict[str, Any]:
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
         raise ValueError("an entry is kernel(field=value, ...)")
@@ -143,17 +150,17 @@ def _fields(statement: ast.stmt) -> dict[str, Any]:
         raise ValueError("an entry is kernel(field=value, ...)")
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     names = [keyword.arg for keyword in call.keywords]
-    allowed = f"the fields are {', '.join(FIELDS)}"
+    allowed = f"the fields are {', '.join(fields)}"
     for name in names:
-        if name not in FIELDS:
+        if name not in fields:
             raise ValueError(f"unknown field {name}; {allowed}")
         if names.count(name) > 1:
             raise ValueError(f"field {name} is given twice")
-    for name in FIELDS:
+    for name in fields:
         if name not in given:
             raise ValueError(f"field {name} is missing; {allowed}")
     values = {}
-    for name, parse in FIELDS.items():
+    for name, parse in fields.items():
         try:
             values[name] = parse(given[name])
         except ValueError as error:
@@ -167,22 +174,30 @@ def read_all() -> list[Row]:
 
 def source(row: Row) -> str:
     """The file that compiles one kernel."""
+    parameters = {
+        "Mechanism": row.mechanism,
+        "Element": f"cutlass::{row.element}",
+        "kHeadDim": row.head_dim,
+        "kTileQ": row.tile_q,
+        "kTileK": row.tile_k,
+        "kStages": row.stages,
+    }
+    config = "BackwardConfig"
+    if row.direction == "forward":
+        config = "KernelConfig"
+        parameters["kSchedule"] = f"Schedule::{row.schedule}"
+        parameters["kSkipping"] = f"Skipping::{row.skipping}"
+    listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
+    folder = row.direction.replace("_", "/")
     return f"""\
 #define SPARSE_FMHA_TILE_K {row.tile_k}
-#include "sparse_fmha/{row.arch.name}/{row.direction}/launch.h"
+#include "sparse_fmha/{row.arch.name}/{folder}/launch.h"
 
 namespace sparse_fmha {{
 KernelRow {row.name}() {{
   using namespace {row.arch.name};
-  using Config = KernelConfig<
-      /*Mechanism=*/{row.mechanism},
-      /*Element=*/cutlass::{row.element},
-      /*kHeadDim=*/{row.head_dim},
-      /*kTileQ=*/{row.tile_q},
-      /*kTileK=*/{row.tile_k},
-      /*kStages=*/{row.stages},
-      /*kSchedule=*/Schedule::{row.schedule},
-      /*kSkipping=*/Skipping::{row.skipping}>;
+  using Config = {config}<
+{listed}>;
   return kernel_row<Config>("{row.name}");
 }}
 }}  // namespace sparse_fmha

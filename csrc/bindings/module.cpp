@@ -71,7 +71,8 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
   DataType const of = parse<DataType>(
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
-  Pass const in = parse<Pass>(pass, {Pass::kForward, Pass::kBackward, Pass::kDecode}, "pass");
+  Pass const in = parse<Pass>(
+      pass, {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kDecode}, "pass");
   return describe(
       sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips}).info);
 }

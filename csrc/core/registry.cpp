@@ -21,8 +21,8 @@ std::vector<KernelRow> make_table() {
 #define SPARSE_FMHA_ROW(name) rows.push_back(name());
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
-  for (KernelRow& row : cpu_kernel_rows()) {
-    rows.push_back(std::move(row));
+  for (auto const& of_cpu : {cpu_kernel_rows(), cpu_backward_rows()}) {
+    rows.insert(rows.end(), of_cpu.begin(), of_cpu.end());
   }
   return rows;
 }
@@ -81,8 +81,10 @@ char const* to_string(Pass pass) {
   switch (pass) {
     case Pass::kForward:
       return "forward";
-    case Pass::kBackward:
-      return "backward";
+    case Pass::kBackwardDq:
+      return "backward_dq";
+    case Pass::kBackwardDkv:
+      return "backward_dkv";
     case Pass::kDecode:
       return "decode";
   }

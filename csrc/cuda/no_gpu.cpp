@@ -4,6 +4,7 @@
 #include "sparse_fmha/cuda/current_device.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
 namespace {
@@ -19,5 +20,9 @@ void make_current(int32_t /*device*/) { refuse(); }
 Arch device_arch(int32_t /*device*/) { refuse(); }
 
 AnchorKernels device::anchor_kernels() { refuse(); }
+
+void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
 
 }  // namespace sparse_fmha

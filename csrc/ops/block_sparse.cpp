@@ -1,6 +1,7 @@
 // The op of block lists: what it adds to the common problem.
 #include <torch/csrc/stable/ops.h>
 
+#include "backward.h"
 #include "check.h"
 #include "list_arguments.h"
 #include "register.h"
@@ -72,6 +73,18 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
   return run(problem, q, skip_threshold);
 }
 
+std::vector<Tensor> block_sparse_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
+                                     Tensor v, Tensor out, Tensor lse, Tensor counts,
+                                     Tensor indices, std::optional<Tensor> partial_counts,
+                                     std::optional<Tensor> partial_indices,
+                                     std::optional<Tensor> partial_bits, int64_t block_q,
+                                     int64_t block_kv, bool causal, std::optional<double> scale,
+                                     bool need_dq, bool need_dkv) {
+  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
+                                     partial_bits, block_q, block_kv, causal, scale);
+  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+}
+
 }  // namespace
 
 SPARSE_FMHA_OP(block_sparse_fwd,
@@ -79,5 +92,10 @@ SPARSE_FMHA_OP(block_sparse_fwd,
                " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
                " int block_q, int block_kv, bool causal=False, float? scale=None,"
                " Tensor? skip_threshold=None) -> Tensor[]")
+SPARSE_FMHA_OP(block_sparse_bwd,
+               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+               " Tensor counts, Tensor indices, Tensor? partial_counts, Tensor? partial_indices,"
+               " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
+               " float? scale=None, bool need_dq=True, bool need_dkv=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

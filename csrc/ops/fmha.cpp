@@ -1,12 +1,12 @@
 // The op of dense and causal attention.
+#include "backward.h"
 #include "register.h"
 #include "run.h"
 
 namespace sparse_fmha {
 namespace {
 
-std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
-                             std::optional<Tensor> skip_threshold) {
+FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<double> scale) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   int32_t const len_q = problem.grid_q[kGridAxes - 1];
   int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
@@ -15,7 +15,20 @@ std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::opt
   } else {
     problem.sparsity = Dense::Params{len_q, len_kv};
   }
+  return problem;
+}
+
+std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
+                             std::optional<Tensor> skip_threshold) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale);
   return run(problem, q, skip_threshold);
+}
+
+std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v,
+                             Tensor out, Tensor lse, bool causal, std::optional<double> scale,
+                             bool need_dq, bool need_dkv) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale);
+  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
 }
 
 }  // namespace
@@ -23,5 +36,9 @@ std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::opt
 SPARSE_FMHA_OP(fmha_fwd,
                "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None,"
                " Tensor? skip_threshold=None) -> Tensor[]")
+SPARSE_FMHA_OP(fmha_bwd,
+               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+               " bool causal=False, float? scale=None, bool need_dq=True, bool need_dkv=True)"
+               " -> Tensor[]")
 
 }  // namespace sparse_fmha

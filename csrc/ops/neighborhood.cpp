@@ -1,6 +1,7 @@
 // The op of neighborhoods: what it adds to the common problem.
 #include <algorithm>
 
+#include "backward.h"
 #include "check.h"
 #include "register.h"
 #include "run.h"
@@ -88,11 +89,27 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
   return run(problem, q, skip_threshold);
 }
 
+std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
+                                     Tensor v, Tensor out, Tensor lse, std::vector<int64_t> window,
+                                     std::vector<int64_t> stride, std::vector<int64_t> dilation,
+                                     std::vector<int64_t> causal, std::optional<double> scale,
+                                     std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
+                                     bool need_dq, bool need_dkv) {
+  FmhaProblem problem =
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
+  return run_backward(problem, q, k, extra_k, {dout, dlse, out, lse, need_dq, need_dkv});
+}
+
 }  // namespace
 
 SPARSE_FMHA_OP(neighborhood_fwd,
                "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
                " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
                " Tensor? skip_threshold=None) -> Tensor[]")
+SPARSE_FMHA_OP(neighborhood_bwd,
+               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+               " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
+               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None, bool need_dq=True,"
+               " bool need_dkv=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

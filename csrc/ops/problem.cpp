@@ -45,24 +45,6 @@ std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
   return out << (t.is_cpu() ? "cpu" : "neither cpu nor cuda");
 }
 
-bool same_shape(Tensor const& a, Tensor const& b) {
-  bool same = a.dim() == b.dim();
-  for (int64_t d = 0; same && d < a.dim(); ++d) {
-    same = a.size(d) == b.size(d);
-  }
-  return same;
-}
-
-// What any operand must share with q, besides its shape.
-void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
-  require(t.scalar_type() == q.scalar_type(), name,
-          " and q differ in dtype; all must have one: ", toString(t.scalar_type()), ", ",
-          toString(q.scalar_type()));
-  require(on_one_device(t, q), name,
-          " and q are on different devices; all must be on one: ", DeviceText{t}, ", ",
-          DeviceText{q});
-}
-
 // What the tensor copy engine asks of an address and of strides, in bytes and in elements.
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kStrideUnit = 8;
@@ -115,6 +97,23 @@ Coord grid_of(char const* name, Tensor const& t) {
 }
 
 }  // namespace
+
+bool same_shape(Tensor const& a, Tensor const& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) {
+    same = a.size(d) == b.size(d);
+  }
+  return same;
+}
+
+void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
+  require(t.scalar_type() == q.scalar_type(), name,
+          " and q differ in dtype; all must have one: ", toString(t.scalar_type()), ", ",
+          toString(q.scalar_type()));
+  require(on_one_device(t, q), name,
+          " and q are on different devices; all must be on one: ", DeviceText{t}, ", ",
+          DeviceText{q});
+}
 
 DataType check_operand(char const* name, Tensor& t, int64_t rank) {
   require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank, " dimensions are needed");

@@ -27,6 +27,11 @@ void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tenso
 // read.
 DataType check_operand(char const* name, Tensor& t, int64_t rank);
 
+// What any operand must share with q, besides its shape.
+void check_like_q(char const* name, Tensor const& t, Tensor const& q);
+
+bool same_shape(Tensor const& a, Tensor const& b);
+
 // Address and strides of a [B, *L, H, D] tensor.
 TensorView view(Tensor const& tensor);
 

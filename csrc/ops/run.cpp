@@ -27,46 +27,6 @@ class TorchThreads : public ParallelFor {
   }
 };
 
-// Of torch's allocator, which gives it to later work of the stream alone once this is gone.
-class TorchMemory : public DeviceMemory {
- public:
-  explicit TorchMemory(Tensor const& like) : like_(like) {}
-  void* allocate(size_t bytes) override {
-    tensors_.push_back(new_tensor(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
-    return tensors_.back().data_ptr();
-  }
-
- private:
-  Tensor const& like_;
-  std::vector<Tensor> tensors_;
-};
-
-std::vector<int64_t> sizes_of(Tensor const& t) {
-  std::vector<int64_t> sizes(t.dim());
-  for (int64_t d = 0; d < t.dim(); ++d) {
-    sizes[d] = t.size(d);
-  }
-  return sizes;
-}
-
-KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q) {
-  KernelKey const key = {arch_of(q),
-                         Pass::kForward,
-                         problem.dtype,
-                         problem.head_dim,
-                         static_cast<int32_t>(problem.sparsity.index()),
-                         problem.skip_threshold != nullptr};
-  try {
-    return find_kernel(key);
-  } catch (std::runtime_error const& miss) {
-    if (key.arch == Arch::kCpu) {
-      throw;
-    }
-    throw std::runtime_error(std::string(miss.what()) +
-                             "\nThe CUDA kernel is not there yet; the CPU takes this request.");
-  }
-}
-
 // Where the thresholds of the batch entries lie.
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
   require(threshold.scalar_type() == ScalarType::Float,
@@ -100,9 +60,49 @@ Arch arch_of(Tensor const& q) {
   return arch;
 }
 
+KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+  KernelKey const key = {arch_of(q),
+                         pass,
+                         problem.dtype,
+                         problem.head_dim,
+                         static_cast<int32_t>(problem.sparsity.index()),
+                         problem.skip_threshold != nullptr};
+  try {
+    return find_kernel(key);
+  } catch (std::runtime_error const& miss) {
+    if (key.arch == Arch::kCpu) {
+      throw;
+    }
+    throw std::runtime_error(std::string(miss.what()) +
+                             "\nThe CUDA kernel is not there yet; the CPU takes this request.");
+  }
+}
+
+Launch::Launch(Tensor const& q) : like_(q) {
+  if (q.is_cuda()) {
+    context_.memory = this;
+    context_.stream = current_cuda_stream(q.get_device_index());
+  } else {
+    context_.parallel = &torch_threads();
+  }
+}
+
+void* Launch::allocate(size_t bytes) {
+  tensors_.push_back(new_tensor(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+  return tensors_.back().data_ptr();
+}
+
 ParallelFor const& torch_threads() {
   static TorchThreads const threads;
   return threads;
+}
+
+std::vector<int64_t> sizes_of(Tensor const& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    sizes[d] = t.size(d);
+  }
+  return sizes;
 }
 
 // Past the dispatcher, which takes longer than the allocation.
@@ -131,7 +131,7 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
   if (skip_threshold) {
     problem.skip_threshold = checked_threshold(*skip_threshold, q);
   }
-  KernelRow const& kernel = kernel_for(problem, q);
+  KernelRow const& kernel = kernel_for(problem, q, Pass::kForward);
   DeviceScope const scope(q);
   std::vector<int64_t> sizes = sizes_of(q);
   Tensor out = new_tensor(q, sizes, q.scalar_type());
@@ -155,15 +155,8 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
   problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
 
-  ExecutionContext context;
-  TorchMemory memory(q);
-  if (q.is_cuda()) {
-    context.memory = &memory;
-    context.stream = current_cuda_stream(q.get_device_index());
-  } else {
-    context.parallel = &torch_threads();
-  }
-  kernel.launch(problem, context);
+  Launch launch(q);
+  kernel.launch(problem, launch.context());
   return results;
 }
 

@@ -14,8 +14,29 @@ namespace sparse_fmha {
 // Which kernels take tensors on q's device; throws where this build has none.
 Arch arch_of(Tensor const& q);
 
+// The kernel that the registry has for a problem on q's device; throws where it has none.
+KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass);
+
 // PyTorch's own thread pool.
 ParallelFor const& torch_threads();
+
+// Where the kernels of a call run: on q's current stream, or on PyTorch's threads. Memory is of
+// PyTorch's allocator, which gives it to later work of the stream alone once this is gone.
+class Launch : private DeviceMemory {
+ public:
+  explicit Launch(Tensor const& q);
+  Launch(Launch const&) = delete;
+  ExecutionContext const& context() const { return context_; }
+
+ private:
+  void* allocate(size_t bytes) override;
+
+  Tensor const& like_;
+  std::vector<Tensor> tensors_;
+  ExecutionContext context_;
+};
+
+std::vector<int64_t> sizes_of(Tensor const& t);
 
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
                   torch::headeronly::ScalarType dtype);

@@ -1,4 +1,5 @@
 // The op of stripes: what it adds to the common problem.
+#include "backward.h"
 #include "check.h"
 #include "list_arguments.h"
 #include "register.h"
@@ -57,11 +58,27 @@ std::vector<Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Ten
   return run(problem, q, skip_threshold);
 }
 
+std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
+                               Tensor v, Tensor out, Tensor lse, Tensor columns, Tensor counts,
+                               std::optional<Tensor> range_starts,
+                               std::optional<Tensor> range_counts, int64_t block_q,
+                               int64_t range_size, bool causal, std::optional<double> scale,
+                               bool need_dq, bool need_dkv) {
+  FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
+                               range_size, causal, scale);
+  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+}
+
 }  // namespace
 
 SPARSE_FMHA_OP(stripe_fwd,
                "(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
                " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
                " bool causal=False, float? scale=None, Tensor? skip_threshold=None) -> Tensor[]")
+SPARSE_FMHA_OP(stripe_bwd,
+               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+               " Tensor columns, Tensor counts, Tensor? range_starts, Tensor? range_counts,"
+               " int block_q, int range_size=64, bool causal=False, float? scale=None,"
+               " bool need_dq=True, bool need_dkv=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -258,14 +258,14 @@ std::vector<RankedTiles> rank_tiles(Params const& params, int32_t rows_q, int32_
 }
 
 TileShape choose_tiles(Params const& params, int32_t rows_q, int32_t rows_k,
-                       Coord const& max_extent, TileCosts const& costs) {
-  using Key = std::tuple<std::array<int32_t, 20>, std::array<double, 3>>;
+                       Coord const& max_extent, TileCosts const& costs, KeyTiling tiling) {
+  using Key = std::tuple<std::array<int32_t, 21>, std::array<double, 3>>;
   static constexpr std::size_t kMaxEntries = 1024;
   static std::mutex mutex;
   static auto& cache = *new std::map<Key, TileShape>;  // outlives threads that run at exit
 
-  std::array<int32_t, 20> numbers = {rows_q, rows_k};
-  int i = 2;
+  std::array<int32_t, 21> numbers = {rows_q, rows_k, static_cast<int32_t>(tiling)};
+  int i = 3;
   for (Coord const* coord : {&params.grid, &params.window, &params.stride, &params.dilation,
                              &params.causal, &max_extent}) {
     for (int axis = 0; axis < kGridAxes; ++axis) {
@@ -280,7 +280,7 @@ TileShape choose_tiles(Params const& params, int32_t rows_q, int32_t rows_k,
     }
   }
   RankedTiles best{};
-  for_each_pair(params, rows_q, rows_k, max_extent, costs, KeyTiling::kDynamic,
+  for_each_pair(params, rows_q, rows_k, max_extent, costs, tiling,
                 [&](RankedTiles const& pair) {
                   if (best.count.query_tiles == 0 || better(pair, best)) {
                     best = pair;

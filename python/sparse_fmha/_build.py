@@ -78,7 +78,8 @@ def build_info() -> BuildInfo:
 def kernels() -> KernelTable:
     """Compiled kernels as a list of dicts that prints as a table.
 
-    `pass` is "forward", "backward" or "decode", `head_dim` is the largest that the kernel takes,
+    `pass` is "forward", "backward_dq", "backward_dkv" or "decode", `head_dim` is the largest that
+    the kernel takes,
     `tile_q` and `tile_k` are tokens (0: chosen at run time), `skips` says whether key tiles can be
     left out by a threshold, `smem_bytes` is per thread block. GPU rows also have `registers` per
     thread and `spill_bytes`, as ptxas reported them.

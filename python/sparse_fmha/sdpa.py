@@ -45,8 +45,8 @@ def sdpa(
         Like query, in memory as `[B, L, H, D]`. A query that sees no key has 0, as in torch.
 
     Raises:
-        NotImplementedError: dropout, a mask of numbers, derivatives, another number of dimensions,
-            and tensors and a scale that `attention` does not allow.
+        NotImplementedError: dropout, a mask of numbers, forward-mode derivatives, another number
+            of dimensions, and tensors and a scale that `attention` does not allow.
         ValueError: both a mask and `is_causal`, a mask or heads that do not fit.
         TypeError: an argument of the wrong type, nested and sparse tensors.
         RuntimeError: as `attention`.

@@ -65,7 +65,7 @@ def test_a_miss_names_the_request_and_every_row():
         assert f"{row['name']} (head_dim <= {row['head_dim']})" in message
 
 
-@pytest.mark.parametrize("name", ["backward", "decode"])
+@pytest.mark.parametrize("name", ["backward_dq", "backward_dkv", "decode"])
 def test_a_row_serves_its_own_pass(name):
     key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
     assert _C.find_kernel(**key, **{"pass": "forward"}) == _C.find_kernel(**key)

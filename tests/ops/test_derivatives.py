@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 import torch
-from derivative_ways import BROKEN_GRAPHS, WAYS, lacking
+from derivative_ways import BROKEN_GRAPHS, FIRST, REVERSE, WAYS, WITH_BACKWARD, lacking
+from gradient_oracle import GRADIENTS, attend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_calls import CALLS, INTEGER_OPS, OPS, floats, op_name, op_of, run
@@ -25,7 +26,8 @@ def example(name, argument):
 
 
 def outputs(name):
-    return 1 if name == "anchor_means" else 2  # out and lse; tiles are integers
+    """How many of the results are no integers, which the counts of tiles are."""
+    return len([x for x in run(name) if x.is_floating_point()])
 
 
 def test_all_ops_are_here():
@@ -44,11 +46,49 @@ def test_all_ops_are_here():
 @pytest.mark.parametrize(("name", "argument"), CASES)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_lacking_raises(way, name, argument, requires_grad):
+    message = lacking(way, name)
     x = example(name, argument).requires_grad_(requires_grad)
-    for output in range(outputs(name)):
-        message = f"sparse_fmha::{op_name(name)} has {lacking(way)}"
+    for output in range(outputs(name)) if message else ():
         with pytest.raises(NotImplementedError, match=message):
             WAYS[way](function_of(name, argument, output), x)
+
+
+def some(f):
+    """Some of what a function returns, so that there are few derivatives."""
+    return lambda x: f(x).flatten()[::41]
+
+
+def expected_of(way, name, argument, output):
+    """The derivative by the oracle, which takes no vmap."""
+    mechanism, x = name.removesuffix("_fwd"), example(name, argument)
+
+    def f(x):
+        return attend(mechanism, {**CALLS[name], argument: x})[output].to(x.dtype)
+
+    if way == "jacrev":
+        return torch.autograd.functional.jacobian(some(f), x)
+    if "vmap" in way:
+        return REVERSE["grad"](some(f), x)[None]
+    return REVERSE[way](some(f), x)
+
+
+FIRST_CASES = [(n, a) for n, a in CASES if n in WITH_BACKWARD]
+
+
+@pytest.mark.parametrize("output", [0, 1])
+@pytest.mark.parametrize(("name", "argument"), FIRST_CASES)
+@pytest.mark.parametrize("way", FIRST)
+def test_first_derivatives_are_right(way, name, argument, output):
+    expected = expected_of(way, name, argument, output)
+    for requires_grad in (False, True):
+        x = example(name, argument).requires_grad_(requires_grad)
+        found = WAYS[way](some(function_of(name, argument, output)), x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_all_that_could_have_gradients_has():
+    for name in WITH_BACKWARD:
+        assert set(floats(name)) <= set(GRADIENTS)
 
 
 SYMBOLIC_OPS = [name for name in REAL_OPS if hasattr(OPS, op_name(name) + SUFFIX)]
@@ -64,9 +104,14 @@ def test_ops_of_symbolic_numbers_lack_the_same(way, name):
         result = op(**{**arguments, "q": q, "scale": scale})
         return result if isinstance(result, torch.Tensor) else result[0]
 
-    with pytest.raises(
-        NotImplementedError, match=f"sparse_fmha::{op_name(name)}{SUFFIX} has {lacking(way)}"
-    ):
+    message = lacking(way, name)
+    if message is None:
+        found = WAYS[way](attend, example(name, "q"))
+        plain = WAYS[way](lambda q: run(name, q=q, scale=0.3)[0], example(name, "q"))
+        assert found.equal(plain)
+        return
+    message = message.replace(op_name(name), op_name(name) + SUFFIX)
+    with pytest.raises(NotImplementedError, match=message):
         WAYS[way](attend, example(name, "q"))
 
 
@@ -74,17 +119,21 @@ def test_ops_of_symbolic_numbers_lack_the_same(way, name):
 @pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=4)
 @given(case=st.sampled_from(CASES), last=st.booleans(), requires_grad=st.booleans())
-def test_what_is_lacking_raises_compiled(way, case, last, requires_grad):
-    """torch.compile wraps what is raised while it traces, with its text."""
+def test_compiled(way, case, last, requires_grad):
+    """Right, or raised while it is traced, which torch.compile wraps with its text."""
     name, argument = case
     f = function_of(name, argument, outputs(name) - 1 if last else 0)
     torch.compiler.reset()
     compiled = torch.compile(
         lambda x: WAYS[way](f, x), backend="aot_eager", fullgraph=way not in BROKEN_GRAPHS
     )
+    x = example(name, argument).requires_grad_(requires_grad)
+    if lacking(way, name) is None:
+        torch.testing.assert_close(compiled(x), WAYS[way](f, x))
+        return
     errors = (NotImplementedError, torch._dynamo.exc.TorchDynamoException)
-    with pytest.raises(errors, match=f"sparse_fmha::{op_name(name)} has no"):
-        compiled(example(name, argument).requires_grad_(requires_grad))
+    with pytest.raises(errors, match=lacking(way, name).partition(" has ")[0] + " has no"):
+        compiled(x)
 
 
 @pytest.mark.parametrize("name", REAL_OPS)
@@ -143,9 +192,13 @@ def test_integers_have_no_derivative(name):
 
 
 def test_autocast():
-    for way in ("jvp", "grad"):
-        with (
-            torch.autocast("cpu", torch.bfloat16),
-            pytest.raises(NotImplementedError, match=f"fmha_fwd has {lacking(way)}"),
-        ):
-            WAYS[way](function_of("fmha_fwd", "k", 0), example("fmha_fwd", "k"))
+    k = example("fmha_fwd", "k")
+    f = function_of("fmha_fwd", "k", 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(NotImplementedError, match=lacking("jvp", "fmha_fwd")):
+            WAYS["jvp"](f, k)
+        grad = WAYS["grad"](f, k)
+    cast = {x: CALLS["fmha_fwd"][x].bfloat16() for x in "qv"}
+    expected = WAYS["grad"](lambda k: run("fmha_fwd", k=k.bfloat16(), **cast)[0], k)
+    assert grad.dtype == torch.float32
+    assert grad.equal(expected)

@@ -82,14 +82,12 @@ REFUSED = [
     ({}, {"dim": 12}, "q has head dim 12; multiples of 8 from 8 to 256"),
     ({}, {"dim": 264}, "q has head dim 264"),
     ({}, {"dtype": torch.complex64}, "q has dtype torch.complex64; allowed on cpu are"),
-    ({}, {"grad": True}, "gradients are asked for"),
     ({}, {"lead": (2,)}, "query has 5 dimensions; 3 or 4 are taken"),
 ]
 
 
-def refused(dim=16, dtype=torch.float32, grad=False, lead=()):
-    q = given((*lead, 1, 2, 20, dim))[0].to(dtype)
-    return q.requires_grad_(grad)
+def refused(dim=16, dtype=torch.float32, lead=()):
+    return given((*lead, 1, 2, 20, dim))[0].to(dtype)
 
 
 @pytest.mark.parametrize(("options", "sizes", "message"), REFUSED)
@@ -160,6 +158,41 @@ def test_forward_mode():
         dual = torch.autograd.forward_ad.make_dual(q, q)
         with pytest.raises(NotImplementedError, match="key has a tangent"):
             sdpa(q, dual, q)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}, "mask"])
+def test_gradients(options):
+    """Through sdpa itself and through a routed call."""
+    if options == "mask":
+        mask = torch.rand(30, 25, generator=torch.Generator().manual_seed(1)) < 0.6
+        options = {"attn_mask": mask}
+    tensors = [x.requires_grad_() for x in given((2, 4, 30, 16), (2, 4, 25, 16), (2, 4, 25, 16))]
+    expected = torch.autograd.grad(torch_sdpa(*tensors, **options).square().sum(), tensors)
+    own = torch.autograd.grad(sdpa(*tensors, **options).square().sum(), tensors)
+    with route_sdpa() as routes:
+        routed = torch.autograd.grad(torch_sdpa(*tensors, **options).square().sum(), tensors)
+    assert routes.routed == 1
+    for a, b, c in zip(own, routed, expected, strict=True):
+        torch.testing.assert_close(a, c)
+        assert a.equal(b)
+
+
+def test_no_kernel_for_gradients(monkeypatch):
+    """A device with kernels of the forward pass alone."""
+
+    def raises(*args, **kwargs):
+        raise NotImplementedError("fmha_bwd runs on the CPU only yet\nand more")
+
+    q = refused().requires_grad_()
+    sdpa_call._problem_with.cache_clear()
+    monkeypatch.setattr(torch.autograd, "grad", raises)
+    with route_sdpa() as routes:
+        torch_sdpa(q, q, q)
+        with torch.no_grad():
+            torch_sdpa(q, q, q)
+    sdpa_call._problem_with.cache_clear()
+    assert routes.routed == 1
+    assert routes.left == {"fmha_bwd runs on the CPU only yet": 1}
 
 
 @pytest.fixture

@@ -59,32 +59,46 @@ def assert_as_good(result, expected, call):
     """At most twice torch's error against fp64, and what rounding makes unavoidable."""
     assert not isinstance(expected, type), expected
     assert not isinstance(result, type), result
-    (out, grads), (theirs, _) = result, expected
-    assert type(out) is type(theirs)
-    assert (out.shape, out.dtype, grads) == (theirs.shape, theirs.dtype, ())
+    for out, theirs in zip((result[0], *result[1]), (expected[0], *expected[1]), strict=True):
+        assert type(out) is type(theirs)
+        assert (out.shape, out.dtype) == (theirs.shape, theirs.dtype)
+    out = result[0]
     if not out.numel():
         return
-    assert out.isfinite().all()
-    exact, scores, largest = in_fp64(call, out.dtype)
+    exact, exact_grads, (scores, largest_v, largest) = in_fp64(call, out.dtype, bool(result[1]))
+    narrow = torch.finfo(out.dtype).eps
     eps = torch.finfo(torch.promote_types(out.dtype, torch.float32)).eps
-    floor = 2 * torch.finfo(out.dtype).eps * exact.abs().max() + eps * (1 + scores) * largest
-    error, allowed = ((x.double() - exact).abs().max() for x in (out, theirs))
-    assert error <= 2 * allowed + floor
+    floors = [2 * narrow * exact.abs().max() + eps * (1 + scores) * largest_v]
+    # Gradients are differences of sums over the head dim, in which the rounded result takes part.
+    floors += [(4 * narrow + eps * (1 + scores)) * largest for _ in exact_grads]
+    exacts = (exact, *exact_grads)
+    for found, theirs, true, floor in zip(
+        (out, *result[1]), (expected[0], *expected[1]), exacts, floors, strict=True
+    ):
+        assert found.isfinite().all()
+        error, allowed = ((x.double() - true).abs().max() for x in (found, theirs))
+        assert error <= 2 * allowed + floor
 
 
-def in_fp64(call, dtype):
-    """The result, and the largest score and value by magnitude."""
+def in_fp64(call, dtype, differentiated):
+    """The result and its gradients; the largest score, value and part of a gradient."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    recorded = []
     for name in names[:3]:  # in the dtype that autocast had made
-        given[name] = given[name].detach().as_subclass(torch.Tensor).to(dtype).double()
-    q, k, v = (given[name] for name in names[:3])
-    largest = [x.abs().max() if x.numel() else torch.zeros(()) for x in (q, k, v)]
+        wide = given[name].detach().as_subclass(torch.Tensor).to(dtype).double()
+        if given[name].requires_grad:
+            recorded.append(wide.requires_grad_())
+        given[name] = wide
+    q, k, v = (given[name].detach() for name in names[:3])
+    of_q, of_k, of_v = (x.abs().max() if x.numel() else torch.zeros(()) for x in (q, k, v))
     scale = given.get("scale")
     scale = q.shape[-1] ** -0.5 if scale is None else abs(scale)
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH):
         exact = torch_sdpa(**given)
-    return exact, largest[0] * largest[1] * q.shape[-1] * scale, largest[2]
+    grads = torch.autograd.grad(exact.sum(), recorded) if differentiated else ()
+    part = of_v * q.shape[-1] * max(of_q, of_k) * scale * q.shape[-2]
+    return exact.detach(), grads, (of_q * of_k * q.shape[-1] * scale, of_v, q.shape[-2] + part)
 
 
 @pytest.fixture(autouse=True)

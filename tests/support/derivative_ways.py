@@ -4,6 +4,8 @@ import torch
 from torch import func
 from torch.autograd import forward_ad
 
+from sparse_fmha import _ops
+
 
 def by_dual_numbers(f, x):
     with forward_ad.dual_level():
@@ -49,6 +51,21 @@ BROKEN_GRAPHS = {"linearize", "jvp under no_grad", "backward", "backward twice"}
 BROKEN_GRAPHS |= {way for way in WAYS if "functional" in way}
 
 
-def lacking(way):
-    """What an op says that has no derivatives."""
-    return "no forward-mode derivative" if way in FORWARD else "no backward pass yet"
+SECOND = {"grad of grad", "backward twice", "functional.hessian"}
+FIRST = [way for way in REVERSE if way not in SECOND]
+WITH_BACKWARD = [f"{name}_fwd" for name in _ops.MECHANISMS]  # where no tiles are left out
+
+
+def lacking(way, call):
+    """What the error says of an op that has no such derivative; None where it has.
+
+    call: the name of the op, with more words behind it where it skips.
+    """
+    op = call.partition(" ")[0]
+    if way in FORWARD:
+        return f"sparse_fmha::{op} has no forward-mode derivative"
+    if call not in WITH_BACKWARD:
+        return f"sparse_fmha::{op} has no backward pass yet"
+    if way in SECOND:
+        return f"sparse_fmha::{op.replace('_fwd', '_bwd')} has no backward pass yet"
+    return None

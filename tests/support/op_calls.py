@@ -140,8 +140,21 @@ def _anchor_calls(device, dtype):
     }
 
 
-def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32):
-    """The calls by the name of their op and whether it skips."""
+def _backward_calls(mechanisms):
+    calls = {}
+    for name, arguments in mechanisms.items():
+        out, lse = getattr(OPS, f"{name}_fwd")(**arguments)
+        q = arguments["q"]
+        dout = _values(*out.shape, seed=11, device=q.device, dtype=q.dtype)
+        dlse = _values(*lse.shape, seed=12, device=q.device, dtype=lse.dtype)
+        calls[f"{name}_bwd"] = {"dout": dout, "dlse": dlse, **arguments, "out": out, "lse": lse}
+    return calls
+
+
+def op_calls(
+    device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32, backward=False
+):
+    """The calls by the name of their op and whether it skips; on request of backward ops, too."""
     line, plane = (
         _operands({"q": (2, *axes, 2, dim), "k": (2, *axes, 1, dim), "v": (2, *axes, 1, dim)},
                   device, dtype)
@@ -161,11 +174,16 @@ def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=3
         calls[f"{name}_fwd"] = arguments
         calls[f"{name}_fwd{SKIPPING}"] = arguments | {"skip_threshold": threshold}
     calls |= _anchor_calls(device, dtype)
+    if backward:
+        calls |= _backward_calls(mechanisms)
     return {name: Call(op_of(name), arguments) for name, arguments in calls.items()}
 
 
 # Small ones on the CPU: the arguments of each op by their names.
-CALLS = {n: call.arguments for n, call in op_calls(length=70, grid=(10, 7), dim=8).items()}
+CALLS = {
+    name: call.arguments
+    for name, call in op_calls(length=70, grid=(10, 7), dim=8, backward=True).items()
+}
 INTEGER_OPS = ("anchor_keys", "anchor_columns")  # with integers as results
 
 

@@ -45,6 +45,19 @@ constexpr int mechanism_index() {
   }
 }
 
+// What the kernels of the backward pass read and write besides the forward pass's tensors. A tensor
+// whose data is nullptr is not wanted.
+struct Gradients {
+  TensorView out;               // of the loss by out, [B, grid_q, heads_q, D]
+  float const* lse = nullptr;   // by lse, [B, grid_q, heads_q], contiguous; nullptr: zero
+  TensorView q, k, v;           // written, contiguous
+  TensorView extra_k, extra_v;  // written, contiguous
+  // Of each query row, for the kernels of a GPU: lse in units of log2 (+inf where the row sees no
+  // key), and delta = sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4] with
+  // two numbers unused, so that a row is 16 bytes.
+  float* row_terms = nullptr;
+};
+
 struct FmhaProblem {
   DataType dtype = DataType::kFloat32;
   int32_t batch = 0;
@@ -65,6 +78,8 @@ struct FmhaProblem {
   // For kernels that leave key tiles out, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and left out of them
+  // For kernels of the backward pass, which read out and lse, else nullptr.
+  Gradients const* gradients = nullptr;
   Sparsity sparsity;
 };
 

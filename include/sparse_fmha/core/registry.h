@@ -10,7 +10,8 @@
 
 namespace sparse_fmha {
 
-enum class Pass : int32_t { kForward, kBackward, kDecode };
+// kBackwardDq: the gradient of q; kBackwardDkv: those of k, v and the extra tokens.
+enum class Pass : int32_t { kForward, kBackwardDq, kBackwardDkv, kDecode };
 
 struct KernelKey {
   Arch arch;

@@ -1,9 +1,11 @@
-// What rows.cpp and anchor.cpp call of the code that is compiled once per instruction set.
+// What kernel_rows.cpp, backward_rows.cpp and anchor.cpp call of the code that is compiled once per
+// instruction set.
 #pragma once
 
 #include <cstddef>
 
 #include "sparse_fmha/core/anchor.h"
+#include "sparse_fmha/cpu/backward/plan.h"
 
 namespace sparse_fmha::cpu {
 
@@ -29,14 +31,17 @@ struct AnchorIsa {
 // query tile is a group of 64 rows (groups.h).
 namespace baseline {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
+BackwardStages backward(DataType dtype, size_t mechanism);
 AnchorIsa anchor(DataType dtype);
 }  // namespace baseline
 namespace avx2 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
+BackwardStages backward(DataType dtype, size_t mechanism);
 AnchorIsa anchor(DataType dtype);
 }  // namespace avx2
 namespace avx512 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
+BackwardStages backward(DataType dtype, size_t mechanism);
 AnchorIsa anchor(DataType dtype);
 }  // namespace avx512
 

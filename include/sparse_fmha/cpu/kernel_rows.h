@@ -10,6 +10,8 @@ namespace sparse_fmha {
 
 // Rows of the kernel table: every mechanism and dtype, any head dim.
 std::vector<KernelRow> cpu_kernel_rows();
+// And those of the backward passes.
+std::vector<KernelRow> cpu_backward_rows();
 
 // Every dtype, any head dim.
 AnchorKernels cpu_anchor_kernels();

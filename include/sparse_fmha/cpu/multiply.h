@@ -14,8 +14,8 @@ struct Factor {
 };
 
 // c = keep * c + a * b, or without kAccumulate c = a * b, in registers throughout, where a is
-// [kPanelRows][depth], b is [depth][kVectors] with rows kPanel apart, and keep[row] is a factor.
-// Adding to c last keeps the rounding errors of long sums small.
+// [kPanelRows][depth], b is [depth][kVectors] with rows kPanel apart, and keep[row] is a factor, or
+// 1 where keep is nullptr. Adding to c last keeps the rounding errors of long sums small.
 template <bool kAccumulate, int kVectors, class T>
 inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_stride,
                            T const* keep) {
@@ -39,7 +39,7 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
     V* const to = reinterpret_cast<V*>(c + r * c_stride);
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (kAccumulate) {
-        sum[r][v] += keep[r] * to[v];
+        sum[r][v] += keep == nullptr ? to[v] : keep[r] * to[v];
       }
       to[v] = sum[r][v];
     }
@@ -54,7 +54,7 @@ inline void multiply(Factor<T> a, int rows, T const* b, int vectors, int depth, 
     for (int r = 0; r < rows; r += kPanelRows) {
       Factor<T> const block{a.data + r * a.row_stride, a.row_stride, a.step_stride};
       multiply_block<kAccumulate, count.value>(block, b, depth, c + r * c_stride, c_stride,
-                                               kAccumulate ? keep + r : keep);
+                                               keep == nullptr ? nullptr : keep + r);
     }
   });
 }

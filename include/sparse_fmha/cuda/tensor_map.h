@@ -34,36 +34,59 @@ struct MapAxis {
   uint32_t element_stride = 1;  // between the elements of a box, at most 8
 };
 
-// A 16-bit tensor read and written in boxes whose rows are 64 elements of the head in the 128-byte
-// swizzle. What lies outside reads as zero and is not written, so nothing need be padded.
+// What the rows of a tensor's boxes are.
+struct MapRows {
+  CUtensorMapDataType type;
+  int bytes;          // of an element
+  uint32_t elements;  // of a row
+  CUtensorMapSwizzle swizzle;
+  CUtensorMapL2promotion promotion;
+};
+
+// A tensor (extent, axes...) read and written in boxes. What lies outside reads as zero and is not
+// written, so nothing need be padded.
 template <std::size_t kAxes>
-CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
+CUtensorMap make_tensor_map(void* data, MapRows const& rows, int64_t extent,
                             std::array<MapAxis, kAxes> const& axes) {
-  constexpr int kBytes = 2;
-  std::array<cuuint64_t, kAxes + 1> dims = {static_cast<cuuint64_t>(head_dim)};
+  std::array<cuuint64_t, kAxes + 1> dims = {static_cast<cuuint64_t>(extent)};
   std::array<cuuint64_t, kAxes> strides;
-  std::array<cuuint32_t, kAxes + 1> box = {64};
+  std::array<cuuint32_t, kAxes + 1> box = {rows.elements};
   std::array<cuuint32_t, kAxes + 1> element_strides = {1};
   for (std::size_t i = 0; i < kAxes; ++i) {
     dims[i + 1] = static_cast<cuuint64_t>(axes[i].extent);
     // An extent of one leaves its stride free, but the encoder wants a multiple of 16 all the same.
-    strides[i] = axes[i].extent == 1 ? 16 : static_cast<cuuint64_t>(axes[i].stride) * kBytes;
+    strides[i] = axes[i].extent == 1 ? 16 : static_cast<cuuint64_t>(axes[i].stride) * rows.bytes;
     box[i + 1] = axes[i].box * axes[i].element_stride;
     element_strides[i + 1] = axes[i].element_stride;
   }
+  CUtensorMap map;
+  check_cuda(tensor_map_encoder()(&map, rows.type, kAxes + 1, data, dims.data(), strides.data(),
+                                  box.data(), element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                  rows.swizzle, rows.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+             "encoding a tensor map");
+  return map;
+}
+
+// A 16-bit tensor in boxes whose rows are 64 elements of the head in the 128-byte swizzle.
+template <std::size_t kAxes>
+CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
+                            std::array<MapAxis, kAxes> const& axes) {
   // Fetching more than a row at once pays where the row's other half is asked for next.
   auto const promotion =
       head_dim > 64 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
-  CUtensorMap map;
-  check_cuda(tensor_map_encoder()(&map,
-                                  dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                                  kAxes + 1, data, dims.data(), strides.data(), box.data(),
-                                  element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                  CU_TENSOR_MAP_SWIZZLE_128B, promotion,
-                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-             "encoding a tensor map");
-  return map;
+  auto const type = dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return make_tensor_map<kAxes>(data, {type, 2, 64, CU_TENSOR_MAP_SWIZZLE_128B, promotion},
+                                head_dim, axes);
+}
+
+// Gradients::row_terms, four numbers a row.
+template <std::size_t kAxes>
+CUtensorMap row_terms_map(float* data, std::array<MapAxis, kAxes> const& axes) {
+  return make_tensor_map<kAxes>(data,
+                                {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, 4, CU_TENSOR_MAP_SWIZZLE_NONE,
+                                 CU_TENSOR_MAP_L2_PROMOTION_NONE},
+                                4, axes);
 }
 
 // The [B, L, H, D] tensor as (D, L, H, B), in boxes of `rows` tokens of one head.

@@ -19,6 +19,7 @@ struct DescendingWalk {
 // query to the next. Limits gives the two functions that everything else follows from:
 //   limit(Params, q)        keys [0, limit) are visible to query q
 //   first_query(Params, k)  queries [first_query, len_q) see key k
+//   kStep                   first_query rises by this from a key to the next, where it is above 0
 template <class Limits>
 struct Prefix {
   struct Params {
@@ -85,6 +86,7 @@ struct Prefix {
 
 struct Dense : Prefix<Dense> {
   static constexpr char const* kName = "dense";
+  static constexpr int32_t kStep = 0;
   static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t /*q*/) { return p.len_kv; }
   static SPARSE_FMHA_HD int32_t first_query(Params const& /*p*/, int32_t /*k*/) { return 0; }
 };
@@ -92,6 +94,7 @@ struct Dense : Prefix<Dense> {
 // Key j is visible to query i iff j <= i + (len_kv - len_q): the last query sees the last key.
 struct Causal : Prefix<Causal> {
   static constexpr char const* kName = "causal";
+  static constexpr int32_t kStep = 1;
   static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t q) {
     return min_int(max_int(q + 1 + p.len_kv - p.len_q, 0), p.len_kv);
   }

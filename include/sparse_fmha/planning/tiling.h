@@ -80,6 +80,7 @@ std::vector<RankedTiles> rank_tiles(Neighborhood::Params const& params, int32_t 
 
 // The first of rank_tiles(). Results are kept; safe to call from several threads.
 TileShape choose_tiles(Neighborhood::Params const& params, int32_t rows_q, int32_t rows_k,
-                       Coord const& max_extent, TileCosts const& costs);
+                       Coord const& max_extent, TileCosts const& costs,
+                       KeyTiling tiling = KeyTiling::kDynamic);
 
 }  // namespace sparse_fmha

@@ -136,6 +136,10 @@ def _apply_of(
             setup_context(ctx, fill_defaults(schema, inputs[:-1], {})[0], output)
 
     def run_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if backward is None and schema.name.endswith("_bwd"):
+            raise NotImplementedError(
+                f"{schema.name} has no backward pass yet: there are no second derivatives"
+            )
         if backward is None:
             raise NotImplementedError(
                 f"{schema.name} has no backward pass yet; call it under torch.no_grad(), or "

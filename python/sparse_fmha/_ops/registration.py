@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops import autocast, derivatives, library, shapes, symbolic, vmap
+from sparse_fmha._ops import autocast, derivatives, gradients, library, shapes, symbolic, vmap
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
 
@@ -30,6 +30,7 @@ class Op(NamedTuple):
 
 
 OPS = (
+    *(Op(f"{name}_bwd", shapes.gradients) for name in MECHANISMS),
     *(Op(f"{name}_fwd", shapes.attention, is_attention=True) for name in MECHANISMS),
     Op("anchor_means", shapes.anchor_means),
     Op("anchor_keys", shapes.anchor_keys, differentiable=False),
@@ -55,7 +56,14 @@ def _register(op: Op) -> None:
 
     torch.library.register_fake(overload.name(), fake)
     vmap.register(_registrations, overload)
-    if op.differentiable:
+    if op.is_attention:
+        derivatives.register(
+            _registrations,
+            overload,
+            gradients.backward(overload, names),
+            gradients.setup_context(names),
+        )
+    elif op.differentiable:
         derivatives.register(_registrations, overload)
     else:
         derivatives.register_no_derivative(_registrations, overload)

@@ -19,6 +19,21 @@ def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object
     return results
 
 
+def gradients(
+    q: Tensor,
+    k: Tensor,
+    extra_k: Tensor | None = None,
+    need_dq: bool = True,
+    need_dkv: bool = True,
+    **_others: object,
+) -> list[Tensor]:
+    """Of q, k and v, and of extra tokens where there are any; `[B, 0]` what is not wanted."""
+    wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
+    if extra_k is not None:
+        wanted += [(extra_k, need_dkv)] * 2
+    return [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
+
+
 def anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:
     """`[B, Hq, blocks]` in fp32."""
     shape = (q.shape[0], q.shape[2], ceil_div(q.shape[1], block))

@@ -90,7 +90,7 @@ def arrange(
             raise NotImplementedError(
                 f"{name} has {tensor.dim()} dimensions; 3 or 4 are taken, as many for all"
             )
-        _check_gradients(name, tensor)
+        _check_tangent(name, tensor)
     _check_float("dropout_p", dropout_p)
     if dropout_p != 0:
         raise NotImplementedError(f"dropout_p is {dropout_p}; only 0 is there")
@@ -118,11 +118,7 @@ def arrange(
     return SdpaCall(q, k, v, attn_mask, is_causal, scale, flat)
 
 
-def _check_gradients(name: str, tensor: Tensor) -> None:
-    if derivatives.requires_grad(tensor):
-        raise NotImplementedError(
-            f"gradients are asked for: {name} requires them; there is no backward pass yet"
-        )
+def _check_tangent(name: str, tensor: Tensor) -> None:
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
             f"forward-mode derivatives are asked for: {name} has a tangent; there are none"
@@ -156,35 +152,43 @@ def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
 
 
 def check_kernel(call: SdpaCall) -> None:
-    """The ops have a kernel for such tensors on this device.
+    """The ops have kernels for such tensors on this device, also for gradients if asked for.
 
     Raises:
         NotImplementedError: with what the op said.
     """
+    gradients = any(derivatives.requires_grad(x) for x in (call.q, call.k, call.v))
     kind = call.q.device, call.q.dtype, call.q.shape[-1], call.causal, call.mask is not None
-    problem = _problem_with(*kind)
+    problem = _problem_with(*kind, gradients)
     if problem is not None:
         raise NotImplementedError(problem)
 
 
 @functools.cache
 def _problem_with(
-    device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, masked: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    causal: bool,
+    masked: bool,
+    gradients: bool,
 ) -> str | None:
-    """What the op raises for one token; a missing kernel or another GPU is found in no other way.
+    """What the ops raise for one token; a missing kernel or another GPU is found in no other way.
 
     Once for each kind of tensors.
     """
     with (
-        torch.no_grad(),
+        torch.set_grad_enabled(gradients),
         torch.autocast(device.type, enabled=False),
         torch._C.DisableTorchFunction(),
         _python_dispatch._disable_current_modes(),
     ):
-        x = torch.zeros(1, 1, 1, head_dim, dtype=dtype, device=device)
+        x = torch.zeros(1, 1, 1, head_dim, dtype=dtype, device=device, requires_grad=gradients)
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if masked else None
         try:
-            SdpaCall(x, x, x, mask, causal, None, False).run()
+            out = SdpaCall(x, x, x, mask, causal, None, False).run()
+            if gradients:
+                torch.autograd.grad(out.sum(), x)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

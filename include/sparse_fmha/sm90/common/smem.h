@@ -95,11 +95,12 @@ template <class Traits, class Geometry>
 struct SharedStorage {
   using Element = typename Traits::Element;
   static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
+  static constexpr int kQueryElements = Traits::kTileQ * Traits::kHeadDim;  // of one tensor
 
-  alignas(1024) Element q[Traits::kTileQ * Traits::kHeadDim];
+  alignas(1024) Element q[Traits::kQueryTensors * kQueryElements];
   alignas(1024) Element k[Traits::kStages * kTileElements];
   alignas(1024) Element v[Traits::kStages * kTileElements];
-  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : Traits::kTileQ * Traits::kHeadDim];
+  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : kQueryElements];
 
   Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
   Ring<Traits::kStages> ring_k;

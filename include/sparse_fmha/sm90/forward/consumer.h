@@ -72,7 +72,11 @@ struct Consumer {
     float lse[kRowsPerThread];
     softmax.finish(rescale, lse);
     rescale_rows(output, rescale);
-    store.store(output, lse, work);
+    if (threadIdx.x % 4 == 0) {  // four threads hold the same rows
+      geometry.visit_rows(work, warpgroup, AccumulatorPosition().row,
+                          [&](int r, float& to) { to = lse[r]; });
+    }
+    store.store(output, work);
     if constexpr (Traits::kOutputReplacesQ) {
       store.wait_for_store();
       store.sync();

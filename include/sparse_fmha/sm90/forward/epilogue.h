@@ -1,32 +1,12 @@
-// From a warpgroup's accumulator to global memory: the output through shared memory and a tensor
-// copy that clips it, the log-sum-exp directly.
+// From a warpgroup's accumulator to global memory, through shared memory and a tensor copy that
+// clips it.
 #pragma once
 
-#include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/sm90/common/convert.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 
 namespace sparse_fmha::sm90 {
-
-// fp32 registers to 16 bits, element by element in the same order.
-template <class Element, class Source>
-__device__ __forceinline__ auto convert(Source const& source) {
-  constexpr int kSize = decltype(cute::size(source))::value;
-  auto result = cute::make_tensor<Element>(source.layout());
-  auto const* from = reinterpret_cast<cutlass::Array<float, kSize> const*>(source.data());
-  auto* to = reinterpret_cast<cutlass::Array<Element, kSize>*>(result.data());
-  *to = cutlass::NumericArrayConverter<Element, float, kSize>{}(*from);
-  return result;
-}
-
-template <class Source, class Target>
-__device__ __forceinline__ void convert_into(Source const& source, Target& target) {
-  auto const rounded = convert<typename Target::value_type>(source);
-  CUTE_UNROLL
-  for (int i = 0; i < cute::size(rounded); ++i) {
-    target(i) = rounded(i);
-  }
-}
 
 template <class Traits, class Geometry>
 struct Epilogue {
@@ -37,13 +17,8 @@ struct Epilogue {
 
   // The warpgroup's threads call this together.
   template <class Output>
-  __device__ __forceinline__ void store(Output const& output, float const (&lse)[kRowsPerThread],
-                                        typename Geometry::Work const& work) {
+  __device__ __forceinline__ void store(Output const& output, typename Geometry::Work const& work) {
     using namespace cute;
-    if (threadIdx.x % 4 == 0) {  // four threads hold the same rows
-      geometry.store_lse(lse, work, warpgroup, AccumulatorPosition().row);
-    }
-
     if constexpr (!Traits::kOutputReplacesQ) {
       wait_for_store();
       sync();

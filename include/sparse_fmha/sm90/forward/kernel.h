@@ -2,9 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/forward/consumer.h"
 #include "sparse_fmha/sm90/forward/producer.h"
-#include "sparse_fmha/sm90/forward/traits.h"
 #include "sparse_fmha/sm90/geometry/contract.h"
 
 namespace sparse_fmha::sm90 {
@@ -27,7 +25,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
       ring.init(4);
     }
     // Each lane that gathers or works out masks arrives, and one for tensor copies.
-    constexpr int kGatherers = Geometry::kGatherWarps > 0 ? Geometry::kGatherWarps : 1;
+    constexpr int kGatherers = Producer<Traits, Geometry, Mechanism>::kRowWarps;
     constexpr int kProducers = 1 + (kGathers<Geometry> ? 32 * kGatherers : 0);
     smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * kMaskWarps<Geometry>);
     smem.ring_v.init(Traits::kConsumerWarps, kProducers);
@@ -39,9 +37,9 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
 
   // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
-  constexpr int kMoved = kGathers<Geometry> ? 8 : 0;
+  constexpr int kMoved = kGathers<Geometry> ? Traits::kMovedRegisters : 0;
   constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
-  constexpr int kGatherRegisters = 32;
+  constexpr int kGatherRegisters = 256 - kConsumerRegisters;
   constexpr int kProducerRegisters =
       kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
   using Producers = Producer<Traits, Geometry, Mechanism>;
@@ -85,8 +83,8 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
     int const consumer = warpgroup - 1;
-    Consumer<Traits, Geometry, Mechanism>{params, smem, geometry, consumer, {smem, consumer, {}}}
-        .run();
+    using Consumer = typename Traits::template ConsumerOf<Geometry, Mechanism>;
+    Consumer{params, smem, geometry, consumer, {smem, consumer, {}}}.run();
   }
 }
 

@@ -1,38 +1,15 @@
-// The registry row of a Hopper kernel.
+// The registry row of a kernel of the forward pass.
 #pragma once
 
-#include "sparse_fmha/sm90/geometry/geometry_of.h"
+#include "sparse_fmha/sm90/forward/consumer.h"
+#include "sparse_fmha/sm90/forward/kernel_row.h"
+#include "sparse_fmha/sm90/forward/traits.h"
 
 namespace sparse_fmha::sm90 {
 
-inline DataType data_type(cutlass::half_t) { return DataType::kFloat16; }
-inline DataType data_type(cutlass::bfloat16_t) { return DataType::kBFloat16; }
-
 template <class Config>
 KernelRow kernel_row(char const* name) {
-  using Traits = KernelTraits<Config>;
-  using Mechanism = typename Config::Mechanism;
-  using Geometry = typename GeometryOf<Mechanism>::template Type<Traits, Mechanism>;
-  using Storage = SharedStorage<Traits, Geometry>;
-  static_assert(sizeof(Storage) <= Traits::kSmemLimit,
-                "the tiles and stages do not fit the shared memory of a Hopper block");
-  KernelRow row;
-  row.info.key = {Arch::kSm90,
-                  Pass::kForward,
-                  data_type(typename Config::Element{}),
-                  Config::kHeadDim,
-                  mechanism_index<Mechanism>(),
-                  Traits::kVotes};
-  row.info.name = name;
-  row.info.mechanism = Mechanism::kName;
-  row.info.tile_q = Traits::kTileQ;
-  row.info.tile_k = Traits::kTileK;
-  row.info.stages = Traits::kStages;
-  row.info.threads = kBlockThreads<Traits, Geometry>;
-  row.info.smem_bytes = sizeof(Storage);
-  row.launch = &Geometry::launch;
-  static_assert(is_mechanism<Mechanism>());
-  return row;
+  return row_of<Config, KernelTraits<Config>>(name);
 }
 
 }  // namespace sparse_fmha::sm90

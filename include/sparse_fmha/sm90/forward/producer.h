@@ -19,6 +19,11 @@ struct Producer {
   static constexpr int kKeyWarps = kWarpLoads<Geometry> ? 2 : 1;
   static constexpr int kThreads =
       32 * (kKeyWarps + Geometry::kGatherWarps + kMaskWarps<Geometry>)+Traits::kConsumers - 1;
+  // That gather the rows of a stage; where there are as many more, these have the values.
+  static constexpr int kRowWarps = Geometry::kGatherWarps > 0 ? Traits::kTileK / 32 : 1;
+  static_assert(Geometry::kGatherWarps <= kRowWarps ||
+                    (Geometry::kGatherWarps == 2 * kRowWarps && !Traits::kKeysAhead),
+                "warps for rows of keys and values, or for each of them");
 
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
@@ -71,30 +76,17 @@ struct Producer {
 
   // For a whole warp, where rows are gathered: its part of the rows, in the order of use.
   __device__ __forceinline__ void run_rows(int warp) {
-    RingState<kStages> state;
-    RingState<1> state_work;
-    for (Work work; take_work(work, state_work); state_work.advance()) {
-      auto rows = geometry.rows(work, warp);
-      typename decltype(rows)::Key previous_key{};
-      CUTE_NO_UNROLL
-      for (int i = 0; i <= rows.count; ++i) {
-        auto key = previous_key;
-        if (i < rows.count) {
-          key = rows.next(i);
-          smem.ring_k.acquire(state);
-          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
-        }
-        if (i > 0) {
-          auto previous = state;
-          previous.retreat();
-          smem.ring_v.acquire(previous);
-          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
-        }
-        previous_key = key;
-        if (i < rows.count) {
-          state.advance();
-        }
+    if constexpr (!Traits::kKeysAhead) {
+      constexpr bool kShares = Geometry::kGatherWarps == 2 * kRowWarps;
+      if (!kShares) {
+        run_rows_of<true, true>(warp);
+      } else if (warp < kRowWarps) {
+        run_rows_of<true, false>(warp);
+      } else {
+        run_rows_of<false, true>(warp - kRowWarps);
       }
+    } else {
+      run_rows_ahead(warp);
     }
   }
 
@@ -173,14 +165,86 @@ struct Producer {
                                                RingState<1> const& state) {
     auto& ring = smem.ring_q[consumer];
     ring.acquire(state);
-    ring.expect(state, Traits::kBytesQ / Traits::kConsumers);
+    ring.expect(state, Traits::kQueryTensors * Traits::kBytesQ / Traits::kConsumers);
     geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
   }
 
-  // In the order of use: a consumer multiplies the next key tile before the present value tile.
+  // A consumer multiplies the next key tile before the present value tile.
+  __device__ __forceinline__ void run_rows_ahead(int warp) {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto rows = geometry.rows(work, warp);
+      typename decltype(rows)::Key previous_key{};
+      CUTE_NO_UNROLL
+      for (int i = 0; i <= rows.count; ++i) {
+        auto key = previous_key;
+        if (i < rows.count) {
+          key = rows.next(i);
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if (i > 0) {
+          auto previous = state;
+          previous.retreat();
+          smem.ring_v.acquire(previous);
+          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
+        }
+        previous_key = key;
+        if (i < rows.count) {
+          state.advance();
+        }
+      }
+    }
+  }
+
+  // kKeys, kValues: of which tensors.
+  template <bool kKeys, bool kValues>
+  __device__ __forceinline__ void run_rows_of(int part) {
+    RingState<kStages> state;
+    RingState<1> state_work;
+    for (Work work; take_work(work, state_work); state_work.advance()) {
+      auto rows = geometry.rows(work, part);
+      CUTE_NO_UNROLL
+      for (int i = 0; i < rows.count; ++i) {
+        auto const key = rows.next(i);
+        if constexpr (kKeys) {
+          smem.ring_k.acquire(state);
+          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+        }
+        if constexpr (kValues) {
+          smem.ring_v.acquire(state);
+          rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+        }
+        state.advance();
+      }
+    }
+  }
+
+  // In the order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
     auto boxes = geometry.boxes(work);
+    if constexpr (!Traits::kKeysAhead) {
+      CUTE_NO_UNROLL
+      for (int i = 0; i < boxes.count; ++i) {
+        auto const box = boxes.next(i);
+        auto const source = geometry.source(work, box);
+        smem.ring_k.acquire(state);
+        if (leads) {
+          geometry.publish(box, state);
+          smem.ring_k.expect(state, Traits::kBytesK);
+          geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
+        }
+        smem.ring_v.acquire(state);
+        if (leads) {
+          smem.ring_v.expect(state, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[state.index], stage_of(smem.v, state), source);
+        }
+        state.advance();
+      }
+      return;
+    }
     RingState<kStages> previous;
     typename Geometry::Source source{};
     CUTE_NO_UNROLL

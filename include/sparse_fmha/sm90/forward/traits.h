@@ -1,8 +1,9 @@
-// The compile-time shape of a Hopper kernel: tiles, shared-memory layouts, matrix instructions.
+// The compile-time shape of a kernel of the forward pass.
 #pragma once
 
-#include "sparse_fmha/mechanisms/contract.h"
+#include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/tile_traits.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -28,66 +29,33 @@ struct KernelConfig {
   static constexpr Skipping kSkipping = Skipping_;
 };
 
+template <class Traits, class Geometry, class Mechanism>
+struct Consumer;
+
 template <class Config>
-struct KernelTraits {
-  using Element = typename Config::Element;
-  static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;  // columns in shared memory
-  static constexpr int kScoreSteps = Config::kHeadDim / 16;  // of Q.K; columns beyond are zero
-  static constexpr int kTileQ = Config::kTileQ;
-  static constexpr int kTileK = Config::kTileK;
-  static constexpr int kStages = Config::kStages;
-  static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, kTileQ}, {1, 1, kTileK}}; }
-
-  static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
-  static_assert(Config::kHeadDim % 16 == 0 && Config::kHeadDim <= 256,
-                "Q.K steps over 16 elements of the head");
-  static_assert(kTileQ == 128 || kTileQ == 192, "two or three consumer warpgroups of 64 rows each");
-  static_assert(kTileK % 16 == 0 && kTileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
-
-  static constexpr int kConsumers = kTileQ / 64;  // warpgroups
-  static constexpr int kConsumerThreads = kConsumers * 128;
-  static constexpr int kThreads = kConsumerThreads + 128;
-  static constexpr int kConsumerWarps = kConsumers * 4;
-
-  // The 64K registers of a multiprocessor, moved from the producer to the consumers.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-
+struct KernelTraits : TileTraits<Config> {
+  using Tiles = TileTraits<Config>;
+  static constexpr Pass kPass = Pass::kForward;
   static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
   static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
+  // A consumer multiplies the next key tile before the present value tile.
+  static constexpr bool kKeysAhead = true;
 
-  using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
-  using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
-  using LayoutQ = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kHeadDim>>{}));
-  using LayoutK = decltype(cute::tile_to_shape(
-      RowMajorAtom{}, cute::Shape<cute::Int<kTileK>, cute::Int<kHeadDim>, cute::Int<kStages>>{}));
-  // V as the second operand of P.V, [kHeadDim, kTileK]: the same bytes as a row-major
-  // [kTileK, kHeadDim].
-  using LayoutVt = decltype(cute::tile_to_shape(
-      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>, cute::Int<kStages>>{},
-      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+  template <class Geometry, class Mechanism>
+  using ConsumerOf = Consumer<KernelTraits, Geometry, Mechanism>;
 
-  // Each consumer warpgroup multiplies its own 64 rows.
-  using MmaQK = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kTileK>, cute::Int<kHeadDim>>,
-                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
-  using MmaPV = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<kTileK>>,
-                                 cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+  // The tensors whose rows a query tile has in shared memory, the one it is stored to, and what
+  // there is of each row besides: here the log-sum-exp, which is written.
+  static constexpr int kQueryTensors = 1;
+  using RowValue = float;
+  static TensorView queries(FmhaProblem const& p, int /*i*/) { return p.q; }
+  static TensorView output(FmhaProblem const& p) { return p.out; }
+  static RowValue* row_values(FmhaProblem const& p) { return p.lse; }
 
-  static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == kTileK &&
-                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
-                "one matrix instruction is as wide as the tile");
-
-  static constexpr int kBytesQ = kTileQ * kHeadDim * 2;
-  static constexpr int kBytesK = kTileK * kHeadDim * 2;  // of one stage
-  static constexpr int kSmemLimit = 227 * 1024;
   // The output tile has shared memory of its own where that fits; else it takes the place of Q,
   // and the next Q is loaded after the output has left.
-  static constexpr bool kOutputReplacesQ = 2 * kBytesQ + 2 * kStages * kBytesK + 2048 > kSmemLimit;
+  static constexpr bool kOutputReplacesQ =
+      2 * Tiles::kBytesQ + 2 * Tiles::kStages * Tiles::kBytesK + 2048 > Tiles::kSmemLimit;
 };
 
 }  // namespace sparse_fmha::sm90

@@ -10,9 +10,11 @@
 //   init()                                    by all threads, which synchronise afterwards
 //   prepare(Work&, WorkTile, place)           one thread works out a query tile for all others
 //   has_row(Work, consumer, row)              whether the tensor goes on to a row of a consumer
-//   load_q(barrier, to, Work, consumer)       the 64 queries of a consumer
+//   load_q(barrier, to, Work, consumer)       the 64 queries of a consumer, of each tensor that the
+//                                             Traits have
 //   store_out(from, Work, consumer)           its 64 rows, clipped to the tensor
-//   store_lse(lse, Work, consumer, row)       for a thread that holds rows `row` and 8 below it
+//   visit_rows(Work, consumer, row, body)     body(r, value) for what the Traits have of rows `row`
+//                                             and 8 below it, where the tensor goes on to them
 //   static launch(problem, context)           on the host
 //
 // The key tiles of a query tile lie in the stages of a ring, in the order of the walk:
@@ -86,6 +88,10 @@ template <class... Args, class F>
 constexpr bool compiles(F /*f*/) {
   return std::is_invocable_v<F, Args...>;
 }
+struct AnyRow {
+  template <class Value>
+  __device__ void operator()(int r, Value& value) const;
+};
 #define SPARSE_FMHA_HAS(expression) \
   ->decltype(expression, void()) {}
 
@@ -100,7 +106,6 @@ constexpr bool is_geometry() {
   using MaskPlace = typename G::MaskPlace;
   using Box = decltype(std::declval<G const&>().boxes(std::declval<Work const&>()).next(0));
   using Walk = decltype(std::declval<G const&>().part_walk(std::declval<Work const&>(), 0));
-  using Lse = float const(&)[kRowsPerThread];
 
   static_assert(sizeof(typename G::Params) > 0 && sizeof(typename G::Shared) > 0,
                 "a geometry has Params, which the launcher fills, and Shared, in shared memory");
@@ -124,10 +129,12 @@ constexpr bool is_geometry() {
   static_assert(compiles<G const&, Work&, FullBarrier&, Element*>(
                     [](auto& g, auto& w, auto& b, auto* to) SPARSE_FMHA_HAS(g.load_q(b, to, w, 0))),
                 "a geometry copies queries in load_q(barrier, to, Work, consumer)");
-  static_assert(compiles<G const&, Work&, Element const*, Lse>(
-                    [](auto& g, auto& w, auto* from, auto& lse)
-                        SPARSE_FMHA_HAS((g.store_out(from, w, 0), g.store_lse(lse, w, 0, 0)))),
-                "a geometry has store_out(from, Work, consumer) and store_lse(lse, Work, ...)");
+  static_assert(compiles<G const&, Work&, Element const*>(
+                    [](auto& g, auto& w, auto* from) SPARSE_FMHA_HAS(g.store_out(from, w, 0))),
+                "a geometry stores the output in store_out(from, Work, consumer)");
+  static_assert(compiles<G const&, Work&, AnyRow>([](auto& g, auto& w, auto body)
+                                                      SPARSE_FMHA_HAS(g.visit_rows(w, 0, 0, body))),
+                "a geometry finds what there is of rows in visit_rows(Work, consumer, row, body)");
 
   static_assert(compiles<G const&, Work&>([](auto& g, auto& w) SPARSE_FMHA_HAS(
                     (static_cast<int>(g.boxes(w).count), static_cast<int>(g.tiles_loaded(w))))),

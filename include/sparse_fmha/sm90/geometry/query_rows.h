@@ -18,16 +18,18 @@ __device__ __forceinline__ void store_rows(CUtensorMap const& map, Element const
   }
 }
 
-// Into [B, Lq, Hq], for a thread that holds whole rows: that of token `first` and 8 below it. The
-// sizes are references so that they are read where the kernel's parameters are.
-__device__ __forceinline__ void store_rows_lse(float* to, float const (&lse)[kRowsPerThread],
-                                               int first, WorkTile const& tile,
-                                               int32_t const& len_q, int32_t const& heads_q) {
+// body(r, value) for the r-th of a thread's rows, that of token `first` and 8 below it, where the
+// tensor has it; `values` is [B, Lq, Hq]. The sizes are references so that they are read where the
+// kernel's parameters are.
+template <class Value, class Body>
+__device__ __forceinline__ void visit_sequence_rows(Value* values, int first, WorkTile const& tile,
+                                                    int32_t const& len_q, int32_t const& heads_q,
+                                                    Body const& body) {
   CUTE_UNROLL
   for (int r = 0; r < kRowsPerThread; ++r) {
     int const token = first + 8 * r;
     if (token < len_q) {
-      to[(int64_t(tile.batch) * len_q + token) * heads_q + tile.head] = lse[r];
+      body(r, values[(int64_t(tile.batch) * len_q + token) * heads_q + tile.head]);
     }
   }
 }

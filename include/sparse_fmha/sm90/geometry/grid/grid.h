@@ -27,7 +27,8 @@ struct Grid {
   static constexpr int kMaxMaps = 6;
 
   struct Params {
-    CUtensorMap q[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    CUtensorMap q[Traits::kQueryTensors][kMaxMaps];
     CUtensorMap k[kMaxMaps];
     CUtensorMap v[kMaxMaps];
     CUtensorMap out[kMaxMaps];
@@ -40,9 +41,9 @@ struct Grid {
     bool map_per_batch;
     int32_t first_batch;
     int32_t extra_len;
-    float* lse;  // strides in elements; that of a head is 1
-    int64_t lse_batch;
-    int64_t lse_axis[kGridAxes];
+    typename Traits::RowValue* rows;  // strides in elements; that of a head is 1
+    int64_t rows_batch;
+    int64_t rows_axis[kGridAxes];
   };
 
   static_assert(Traits::kConsumers == 2, "tiles with powers of two on the sides");
@@ -160,7 +161,11 @@ struct Grid {
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
                                          Work const& work, int warpgroup) const {
     auto const from = source(work, part(work, warpgroup), work.tile.head);
-    load(params.geometry.q[from.map], barrier, destination, Traits::kTileQ, from, kReadOnce);
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kQueryTensors; ++i) {
+      load(params.geometry.q[i][from.map], barrier,
+           destination + i * Traits::kTileQ * Traits::kHeadDim, Traits::kTileQ, from, kReadOnce);
+    }
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
@@ -227,8 +232,9 @@ struct Grid {
                                     to.head, to.place[0], to.place[1], to.place[2]);
     }
   }
-  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
-                                            int warpgroup, int row) const {
+  template <class Body>
+  __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
+                                             Body const& body) const {
     auto const& g = params.geometry;
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
@@ -241,12 +247,12 @@ struct Grid {
       }
       if (inside) {
         Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
-        int64_t offset = (g.first_batch + work.tile.batch) * g.lse_batch + work.tile.head;
+        int64_t offset = (g.first_batch + work.tile.batch) * g.rows_batch + work.tile.head;
         CUTE_UNROLL
         for (int axis = 0; axis < kGridAxes; ++axis) {
-          offset += token[axis] * g.lse_axis[axis];
+          offset += token[axis] * g.rows_axis[axis];
         }
-        g.lse[offset] = lse[r];
+        body(r, g.rows[offset]);
       }
     }
   }

@@ -10,31 +10,10 @@
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/tiling.h"
 #include "sparse_fmha/sm90/forward/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/grid/boxes.h"
 #include "sparse_fmha/sm90/geometry/grid/grid.h"
 
 namespace sparse_fmha::sm90 {
-
-// The tokens {first + i * step} of a tensor, per axis.
-inline TensorView interleaved(TensorView view, Coord const& first, Coord const& step) {
-  constexpr int kBytes = 2;
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    view.data = static_cast<char*>(view.data) + first[axis] * view.axis_stride[axis] * kBytes;
-    view.axis_stride[axis] *= step[axis];
-  }
-  return view;
-}
-
-// log2 of the extents, which are powers of two.
-inline BoxBits box_bits(Coord const& extent) {
-  return {log2_floor(extent[1]), log2_floor(extent[2])};
-}
-
-// The extents of 64 rows of a box, from a multiple of 64 on.
-inline Coord warpgroup_box(Coord const& extent) {
-  int32_t const x = std::min(extent[2], 64);
-  int32_t const y = std::min(extent[1], 64 / x);
-  return {64 / x / y, y, x};
-}
 
 // One interleaved grid of the problem: tokens {first + i * step}.
 template <class Traits, class Mechanism>
@@ -76,13 +55,13 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
     g.extra_v = extra_map(p.extra_v);
   }
   int64_t stride = p.heads_q;
-  g.lse = p.lse;
+  g.rows = Traits::row_values(p);
   for (int axis = kGridAxes - 1; axis >= 0; --axis) {
-    g.lse += first[axis] * stride;
-    g.lse_axis[axis] = step[axis] * stride;
+    g.rows += first[axis] * stride;
+    g.rows_axis[axis] = step[axis] * stride;
     stride *= p.grid_q[axis];
   }
-  g.lse_batch = stride;
+  g.rows_batch = stride;
 
   // As many heads side by side as have their keys and values in the L2 cache together.
   constexpr double kCacheBytes = 24e6;
@@ -94,10 +73,13 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   for (g.first_batch = 0; g.first_batch < p.batch; g.first_batch += batch_step) {
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
     for (int32_t i = 0; i < (map_per_batch ? batch : 1); ++i) {
-      g.q[i] = map(p.q, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+      for (int t = 0; t < Traits::kQueryTensors; ++t) {
+        g.q[t][i] =
+            map(Traits::queries(p, t), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+      }
       g.k[i] = map(p.k, p.heads_kv, g.shape.k, g.first_batch + i);
       g.v[i] = map(p.v, p.heads_kv, g.shape.k, g.first_batch + i);
-      g.out[i] = map(p.out, p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+      g.out[i] = map(Traits::output(p), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
     }
     params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group);
     FmhaProblem part = p;

@@ -19,16 +19,19 @@ void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext con
   };
   ListSizes const sizes = list_sizes(sparsity, p.batch, p.heads_q);
   params.geometry = {
-      map(p.q, sparsity.len_q, p.heads_q, 64),
+      {},
       map(p.k, sparsity.len_kv, p.heads_kv, box),
       map(p.v, sparsity.len_kv, p.heads_kv, box),
-      map(p.out, sparsity.len_q, p.heads_q, 64),
-      p.lse,
+      map(Traits::output(p), sparsity.len_q, p.heads_q, 64),
+      Traits::row_values(p),
       p.heads_q,
       sizes.q_tiles,
       boxes,
       plan_lists(sparsity, sizes, context.memory->allocate(list_plan_bytes(sparsity, sizes)),
                  static_cast<cudaStream_t>(context.stream))};
+  for (int i = 0; i < Traits::kQueryTensors; ++i) {
+    params.geometry.q[i] = map(Traits::queries(p, i), sparsity.len_q, p.heads_q, 64);
+  }
   // As many heads side by side as have their keys and values in the L2 cache together.
   constexpr double kCacheBytes = 24e6;
   double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;

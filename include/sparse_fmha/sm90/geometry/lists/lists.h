@@ -27,11 +27,11 @@ struct Lists {
   static constexpr int kBitsBytes = 128 * 16;            // bitmasks of a stage
 
   struct Params {
-    CUtensorMap q;    // (D, Lq, Hq, B)
-    CUtensorMap k;    // (D, Lkv, Hkv, B)
-    CUtensorMap v;    // (D, Lkv, Hkv, B)
-    CUtensorMap out;  // (D, Lq, Hq, B)
-    float* lse;       // [B, Lq, Hq]
+    CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
+    CUtensorMap k;                         // (D, Lkv, Hkv, B)
+    CUtensorMap v;                         // (D, Lkv, Hkv, B)
+    CUtensorMap out;                       // (D, Lq, Hq, B)
+    typename Traits::RowValue* rows;       // [B, Lq, Hq]
     int32_t heads_q;
     int32_t q_tiles;
     BoxSizes sizes;
@@ -160,8 +160,12 @@ struct Lists {
 
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
                                          Work const& work, int warpgroup) const {
-    load_box<Traits::kHeadDim>(params.geometry.q, barrier, destination, Traits::kTileQ, kReadOnce,
-                               first_token(work, warpgroup), work.tile.head, work.tile.batch);
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kQueryTensors; ++i) {
+      load_box<Traits::kHeadDim>(
+          params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
+          Traits::kTileQ, kReadOnce, first_token(work, warpgroup), work.tile.head, work.tile.batch);
+    }
   }
   __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
     return box.source;
@@ -259,11 +263,12 @@ struct Lists {
     store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
                                                  first_token(work, warpgroup), work.tile);
   }
-  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
-                                            int warpgroup, int row) const {
+  template <class Body>
+  __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
+                                             Body const& body) const {
     auto const& g = params.geometry;
-    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, params.sparsity.len_q,
-                   g.heads_q);
+    visit_sequence_rows(g.rows, first_token(work, warpgroup) + row, work.tile,
+                        params.sparsity.len_q, g.heads_q, body);
   }
 
  private:

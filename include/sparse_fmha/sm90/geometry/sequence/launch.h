@@ -15,13 +15,16 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
     return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   };
   KernelParams<Sequence, Mechanism> params;
-  params.geometry = {map(p.q, len_q, p.heads_q, 64),
+  params.geometry = {{},
                      map(p.k, len_kv, p.heads_kv, Traits::kTileK),
                      map(p.v, len_kv, p.heads_kv, Traits::kTileK),
-                     map(p.out, len_q, p.heads_q, 64),
-                     p.lse,
+                     map(Traits::output(p), len_q, p.heads_q, 64),
+                     Traits::row_values(p),
                      static_cast<int32_t>(len_q),
                      p.heads_q};
+  for (int i = 0; i < Traits::kQueryTensors; ++i) {
+    params.geometry.q[i] = map(Traits::queries(p, i), len_q, p.heads_q, 64);
+  }
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   // Measured at 4k to 32k: groups of 16 heads where the tiles differ in weight (fewer leave blocks
   // idle behind the last group's heaviest tiles, more evict each other's keys from the L2 cache), 4

@@ -17,11 +17,11 @@ struct Sequence {
   using Element = typename Traits::Element;
 
   struct Params {
-    CUtensorMap q;    // (D, Lq, Hq, B)
-    CUtensorMap k;    // (D, Lkv, Hkv, B)
-    CUtensorMap v;    // (D, Lkv, Hkv, B)
-    CUtensorMap out;  // (D, Lq, Hq, B)
-    float* lse;       // [B, Lq, Hq]
+    CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
+    CUtensorMap k;                         // (D, Lkv, Hkv, B)
+    CUtensorMap v;                         // (D, Lkv, Hkv, B)
+    CUtensorMap out;                       // (D, Lq, Hq, B)
+    typename Traits::RowValue* rows;       // [B, Lq, Hq]
     int32_t len_q;
     int32_t heads_q;
   };
@@ -79,8 +79,12 @@ struct Sequence {
 
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
                                          Work const& work, int warpgroup) const {
-    load(params.geometry.q, barrier, destination, Traits::kTileQ, first_token(work, warpgroup),
-         work.tile.head, work.tile.batch, kReadOnce);
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kQueryTensors; ++i) {
+      load(params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
+           Traits::kTileQ, first_token(work, warpgroup), work.tile.head, work.tile.batch,
+           kReadOnce);
+    }
   }
   __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
     return {box[2], work.head_kv, work.tile.batch};
@@ -149,10 +153,12 @@ struct Sequence {
                                                  first_token(work, warpgroup), work.tile);
   }
   // For a thread that holds whole rows of the warpgroup: `row` and 8 below it.
-  __device__ __forceinline__ void store_lse(float const (&lse)[kRowsPerThread], Work const& work,
-                                            int warpgroup, int row) const {
+  template <class Body>
+  __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
+                                             Body const& body) const {
     auto const& g = params.geometry;
-    store_rows_lse(g.lse, lse, first_token(work, warpgroup) + row, work.tile, g.len_q, g.heads_q);
+    visit_sequence_rows(g.rows, first_token(work, warpgroup) + row, work.tile, g.len_q, g.heads_q,
+                        body);
   }
 
  private:

@@ -25,15 +25,18 @@ void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext c
     return RowSource{view.data,  view.batch_stride, view.head_stride, static_cast<uint32_t>(chunks),
                      p.head_dim, sparsity.len_kv};
   };
-  params.geometry = {map(p.q, sparsity.len_q, p.heads_q, 64),
+  params.geometry = {{},
                      map(p.k, sparsity.len_kv, p.heads_kv, box),
                      map(p.v, sparsity.len_kv, p.heads_kv, box),
-                     map(p.out, sparsity.len_q, p.heads_q, 64),
+                     map(Traits::output(p), sparsity.len_q, p.heads_q, 64),
                      rows(p.k),
                      rows(p.v),
-                     p.lse,
+                     Traits::row_values(p),
                      p.heads_q,
                      sizes};
+  for (int i = 0; i < Traits::kQueryTensors; ++i) {
+    params.geometry.q[i] = map(Traits::queries(p, i), sparsity.len_q, p.heads_q, 64);
+  }
   // Later query tiles are taken to be the heavier ones. As many heads side by side as have their
   // keys and values in the L2 cache together.
   constexpr double kCacheBytes = 24e6;

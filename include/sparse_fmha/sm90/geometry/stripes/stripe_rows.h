@@ -30,8 +30,7 @@ class StripeRows {
         first_(part * 32),
         keys_(stripes.params.geometry.k_rows, work.tile.batch, work.head_kv),
         values_(stripes.params.geometry.v_rows, work.tile.batch, work.head_kv) {
-    static_assert(Stripes::kGatherWarps == 0 || Traits::kTileK == 32 * Stripes::kGatherWarps,
-                  "a row for each lane");
+    static_assert(Traits::kTileK % 32 == 0, "a row for each lane");
     fetch(0);
   }
   // The lane's key of the i-th stage.

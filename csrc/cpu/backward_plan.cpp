@@ -1,0 +1,148 @@
+#include <algorithm>
+#include <cmath>
+
+#include "sparse_fmha/cpu/backward/choose_plan.h"
+#include "sparse_fmha/cpu/tiles.h"
+
+namespace sparse_fmha::cpu {
+namespace {
+
+constexpr int32_t kMaxKeys = 128;    // across the lanes; their sums stay in the second-level cache
+constexpr int32_t kMaxQueries = 64;  // rows that go by at a time
+constexpr int kThreads = 16;         // that are to have work, whatever number there is
+constexpr int32_t kRuns = 16;        // of the keys of stripes, for each head
+constexpr int32_t kMaxRun = 1024;
+
+// As tile_cycles of tiles.cpp: rows of queries go by, keys lie across the lanes.
+double key_tile_cycles(double head_dim, double rows, double keys) {
+  double const per_score = 2 * head_dim + 20;  // of 16 keys with a query: products and weights
+  double const per_row = 4 * head_dim;         // fetching a query and its gradient
+  double const per_key = 1600;                 // fetching and transposing it, storing its gradients
+  return rows * (std::ceil(keys / 16) * per_score + per_row) + keys * per_key;
+}
+
+// The next power of two that holds n.
+int32_t box_side(int32_t n) {
+  int32_t side = 1;
+  while (side < n) {
+    side *= 2;
+  }
+  return side;
+}
+
+// Calls body(box) for boxes of up to `most` tokens with powers of two on the sides.
+template <class Body>
+void for_each_box(Coord const& grid, int32_t most, Body body) {
+  Coord box;
+  for (box[0] = 1; box[0] < 2 * grid[0] && box[0] <= most; box[0] *= 2) {
+    for (box[1] = 1; box[1] < 2 * grid[1] && box[0] * box[1] <= most; box[1] *= 2) {
+      box[2] = min_int(most / box[0] / box[1], box_side(grid[2]));
+      body(box);
+    }
+  }
+}
+
+void tile_keys(FmhaProblem const& problem, Neighborhood::Params const& params, BackwardPlan& plan) {
+  double const heads = static_cast<double>(problem.batch) * problem.heads_kv;
+  double const group = problem.heads_q / std::max(problem.heads_kv, 1);
+  double best = INFINITY;
+  for_each_box(params.grid, kMaxKeys, [&](Coord const& k) {
+    for_each_box(params.grid, kMaxQueries, [&](Coord const& q) {
+      TileShape const shape = {q, k};
+      int32_t const tiles = Neighborhood::num_key_tiles(params, shape);
+      // The tile in the middle of the first class stands for all of them.
+      KeyTile middle = {};
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        int32_t const half = Neighborhood::length(params, axis, 0) / 2;
+        middle.origin[axis] = half / k[axis] * k[axis];
+      }
+      auto const walk = Neighborhood::walk_transposed(params, shape, middle);
+      double const rows = static_cast<double>(walk.num_partial + walk.num_full) * volume(q);
+      double const keys = static_cast<double>(volume(params.grid)) / tiles;
+      double const cycles = std::ceil(heads * tiles / kThreads) *
+                            key_tile_cycles(problem.head_dim, rows * group, keys);
+      if (cycles < best) {
+        best = cycles;
+        plan.by_key = shape;
+        plan.key_tiles = tiles;
+      }
+    });
+  });
+}
+
+void tile_keys(FmhaProblem const&, BlockSparse::Params const& params, BackwardPlan& plan) {
+  plan.by_key = {{1, 1, kMaxQueries}, {1, 1, params.block_kv}};
+  plan.key_tiles = ceil_div(params.len_kv, params.block_kv);
+}
+
+void tile_keys(FmhaProblem const&, Stripe::Params const& params, BackwardPlan& plan) {
+  plan.by_key = {{1, 1, kMaxQueries}, {1, 1, kMaxKeys}};
+  plan.run_keys = std::clamp(ceil_div(params.len_kv, kRuns * 64) * 64, 64, kMaxRun);
+  plan.key_tiles = ceil_div(params.len_kv, plan.run_keys);
+}
+
+// Dense and causal attention.
+template <class Params>
+void tile_keys(FmhaProblem const&, Params const& params, BackwardPlan& plan) {
+  plan.by_key = {{1, 1, kMaxQueries}, {1, 1, kMaxKeys}};
+  plan.key_tiles = ceil_div(params.len_kv, kMaxKeys);
+}
+
+}  // namespace
+
+BackwardPlan plan_backward(FmhaProblem const& problem) {
+  BackwardPlan plan = {};
+  Tiling const tiling = choose_tiles(problem, kThreads);
+  plan.by_query = tiling.shape;
+  plan.query_tiles = tiling.query_tiles;
+  std::visit([&](auto const& params) { tile_keys(problem, params, plan); }, problem.sparsity);
+  plan.extra_tiles = ceil_div(problem.extra_len, static_cast<int32_t>(volume(plan.by_key.k)));
+  return plan;
+}
+
+TransposedLists transpose(BlockSparse::Params const& p, int32_t batch, int32_t heads,
+                          TransposedMemory& memory) {
+  int64_t const query_blocks = ceil_div(p.len_q, p.block_q);
+  int64_t const key_blocks = ceil_div(p.len_kv, p.block_kv);
+  int32_t const lists_batch = p.batch_stride == 0 ? 1 : batch;
+  int32_t const lists_heads = p.head_stride == 0 ? 1 : heads;
+  // Calls body(row of the lists' offsets, block of keys, entry) in order of the query blocks.
+  auto for_each_entry = [&](auto body) {
+    for (int32_t b = 0; b < lists_batch; ++b) {
+      for (int32_t h = 0; h < lists_heads; ++h) {
+        BlockSparse::Params const own = BlockSparse::for_head(p, b, h);
+        int64_t const row = (int64_t{b} * lists_heads + h) * (key_blocks + 1);
+        for (int32_t q = 0; q < query_blocks; ++q) {
+          for (bool partial : {true, false}) {
+            BlockSparse::Lists const& lists = partial ? own.partial : own.full;
+            for (int32_t i = 0; i < BlockSparse::count(lists, q); ++i) {
+              int32_t const block = lists.indices[int64_t{q} * lists.width + i];
+              if (block >= 0 && block < key_blocks) {
+                body(row + block, TransposedLists::Entry{q, partial ? i + 1 : 0});
+              }
+            }
+          }
+        }
+      }
+    }
+  };
+  auto& offsets = memory.offsets;
+  offsets.assign(int64_t{lists_batch} * lists_heads * (key_blocks + 1) + 1, 0);
+  for_each_entry([&](int64_t place, TransposedLists::Entry const&) { ++offsets[place + 1]; });
+  for (size_t i = 1; i < offsets.size(); ++i) {
+    offsets[i] += offsets[i - 1];
+  }
+  memory.entries.resize(offsets.back());
+  std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
+  for_each_entry([&](int64_t place, TransposedLists::Entry const& entry) {
+    memory.entries[next[place]++] = entry;
+  });
+  TransposedLists lists;
+  lists.offsets = offsets.data();
+  lists.entries = memory.entries.data();
+  lists.head_stride = p.head_stride == 0 ? 0 : key_blocks + 1;
+  lists.batch_stride = p.batch_stride == 0 ? 0 : lists_heads * (key_blocks + 1);
+  return lists;
+}
+
+}  // namespace sparse_fmha::cpu

@@ -1,0 +1,73 @@
+#include <memory>
+
+#include "sparse_fmha/cpu/backward/choose_plan.h"
+#include "sparse_fmha/cpu/dispatch.h"
+#include "sparse_fmha/cpu/isa.h"
+#include "sparse_fmha/cpu/kernel_rows.h"
+
+namespace sparse_fmha {
+namespace {
+
+constexpr int kMaxHeadDim = 256;
+
+void launch(FmhaProblem const& problem, ExecutionContext const& context, bool of_queries) {
+  void const* const params =
+      std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity);
+  cpu::BackwardStages const stages =
+      SPARSE_FMHA_BEST_ISA(backward(problem.dtype, problem.sparsity.index()));
+  cpu::BackwardPlan plan = cpu::plan_backward(problem);
+
+  int64_t const heads = static_cast<int64_t>(problem.batch) * problem.heads_q;
+  size_t const element = problem.dtype == DataType::kFloat64 ? sizeof(double) : sizeof(float);
+  size_t const bytes = element * heads * volume(problem.grid_q);
+  std::unique_ptr<char[]> const lse(new char[bytes]);
+  std::unique_ptr<char[]> const delta(new char[bytes]);
+  plan.lse = lse.get();
+  plan.delta = delta.get();
+  auto run = [&](cpu::BackwardStage const& stage, int64_t items) {
+    cpu::share(
+        context, items, stage.scratch_bytes(problem, plan),
+        [&](int64_t item, void* scratch) { stage.run(problem, params, plan, item, scratch); });
+  };
+  run(stages.row_terms, heads * plan.query_tiles);
+  if (of_queries) {
+    run(stages.queries, heads * plan.query_tiles);
+    return;
+  }
+  cpu::TransposedMemory memory;
+  if (auto const* const blocks = std::get_if<BlockSparse::Params>(&problem.sparsity)) {
+    plan.lists = cpu::transpose(*blocks, problem.batch, problem.heads_q, memory);
+  }
+  int64_t const heads_kv = static_cast<int64_t>(problem.batch) * problem.heads_kv;
+  run(stages.keys, heads_kv * (plan.extra_tiles + plan.key_tiles));
+}
+
+}  // namespace
+
+std::vector<KernelRow> cpu_backward_rows() {
+  std::vector<KernelRow> rows;
+  for (size_t m = 0; m < std::size(Mechanisms::kNames); ++m) {
+    for (DataType dtype :
+         {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
+      for (Pass pass : {Pass::kBackwardDq, Pass::kBackwardDkv}) {
+        KernelRow row;
+        row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m), false};
+        row.info.mechanism = Mechanisms::kNames[m];
+        row.info.name = std::string("cpu_") + to_string(pass) + "_" + row.info.mechanism + "_" +
+                        to_string(dtype);
+        row.launch = [](FmhaProblem const& problem, ExecutionContext const& context) {
+          launch(problem, context, true);
+        };
+        if (pass == Pass::kBackwardDkv) {
+          row.launch = [](FmhaProblem const& problem, ExecutionContext const& context) {
+            launch(problem, context, false);
+          };
+        }
+        rows.push_back(row);
+      }
+    }
+  }
+  return rows;
+}
+
+}  // namespace sparse_fmha

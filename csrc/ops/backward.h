@@ -1,0 +1,27 @@
+// From a described problem and the gradients of its outputs to those of its inputs.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "problem.h"
+
+namespace sparse_fmha {
+
+// What a backward op is given besides the arguments of its forward op.
+struct BackwardArguments {
+  Tensor dout;                 // like out; any strides
+  std::optional<Tensor> dlse;  // like lse; none: zero
+  Tensor out;                  // as the forward pass returned them
+  Tensor lse;
+  bool need_dq;
+  bool need_dkv;
+};
+
+// Runs the kernels that the registry has for the problem's backward passes on q's device and its
+// current stream. Returns dq, dk, dv, and for a problem with extra tokens dextra_k and dextra_v:
+// contiguous, in q's dtype; [B, 0] what is not wanted.
+std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
+                                 std::optional<Tensor> const& extra_k, BackwardArguments arguments);
+
+}  // namespace sparse_fmha

@@ -1,0 +1,152 @@
+// Gradients of keys and values: some of them lie across the lanes while rows of queries go by.
+#pragma once
+
+#include "sparse_fmha/cpu/backward/plan.h"
+#include "sparse_fmha/cpu/backward/summands.h"
+#include "sparse_fmha/cpu/backward/weights.h"
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+
+// Up to `lanes` keys of a (batch entry, key head), and the sums of their gradients.
+template <class M, class Element>
+class KeyLanes : protected Tokens<M, Element> {
+ protected:
+  using Base = Tokens<M, Element>;
+  using Base::dim_, Base::head_, Base::kLanes, Base::panel_dim_, Base::params_, Base::problem_;
+  using Base::scale_log2_;
+  using typename Base::Row;
+  using typename Base::T;
+  using V = Vector<T>;
+
+  KeyLanes(FmhaProblem const& problem, typename M::Params const& params, BackwardPlan const& plan)
+      : Base(problem, params), plan_(plan) {}
+
+  void place(Buffers& buffers) {
+    capacity_ = round_up(static_cast<int>(volume(plan_.by_key.k)), kLanes);
+    int64_t const lanes = capacity_;
+    int const rows = round_up(static_cast<int>(volume(plan_.by_key.q)), kPanelRows);
+    buffers.take(keys_, lanes * dim_);
+    buffers.take(values_, lanes * dim_);
+    buffers.take(key_sums_, lanes * panel_dim_);
+    buffers.take(value_sums_, lanes * panel_dim_);
+    positions_.take(buffers, capacity_);
+    buffers.take(tokens_, lanes);
+    queries_.take(buffers, rows, dim_);
+    out_gradients_.take(buffers, rows, dim_);
+    buffers.take(rows_, rows);
+    buffers.take(lse_, rows);
+    buffers.take(delta_, rows);
+    buffers.take(scores_, int64_t{rows} * kLanes);
+    buffers.take(gradients_, int64_t{rows} * kLanes);
+  }
+
+  // Of all query heads that the key head has, in order.
+  template <class Body>
+  void for_each_head(int32_t batch, int32_t head_kv, Body body) {
+    for (int32_t i = 0; i < this->group(); ++i) {
+      this->select(batch, head_kv * this->group() + i);
+      body();
+    }
+  }
+
+  void clear() { num_keys_ = 0; }
+  // position: what visible() is asked of the key.
+  void load_key(Coord const& token, Coord const& position, Element const* k, Element const* v) {
+    int const lane = num_keys_++;
+    tokens_[lane] = token;
+    positions_.set(lane, position);
+    this->load_lane(k, Base::sign(problem_.scale), lane, keys_);
+    this->load_lane(v, T(1), lane, values_);
+  }
+  void end_of_keys() {
+    this->clear_lanes_behind(num_keys_, keys_);
+    this->clear_lanes_behind(num_keys_, values_);
+    int const lanes = round_up(num_keys_, kLanes);
+    for (int lane = num_keys_; lane < lanes; ++lane) {
+      positions_.clear(lane);
+    }
+    std::memset(key_sums_, 0, sizeof(T) * lanes * panel_dim_);
+    std::memset(value_sums_, 0, sizeof(T) * lanes * panel_dim_);
+  }
+
+  // Adds what the queries of a box make of the gradients.
+  void visit(QueryTile const& q, bool masked) {
+    Gradients const& gradients = *problem_.gradients;
+    queries_.clear();
+    out_gradients_.clear();
+    int rows = 0;
+    this->for_each_token(problem_.grid_q, q.residue, q.origin, plan_.by_key.q,
+                         [&](Coord const& position, Coord const& token) {
+                           queries_.load(this->row_of(problem_.q, token, head_), rows);
+                           out_gradients_.load(this->row_of(gradients.out, token, head_), rows);
+                           rows_[rows] = M::row(params_, q.residue, position);
+                           int64_t const index = this->index_of(token);
+                           lse_[rows] = static_cast<T const*>(plan_.lse)[index];
+                           delta_[rows] = static_cast<T const*>(plan_.delta)[index];
+                           ++rows;
+                         });
+    for (int first = 0; rows > 0 && first < num_keys_; first += kLanes) {
+      int const vectors = Base::vectors(first, num_keys_);
+      int const padded = round_up(rows, kPanelRows);
+      int64_t const panel = static_cast<int64_t>(first) * dim_;
+      multiply<false>(queries_.factor(), padded, keys_ + panel, vectors, dim_, scores_, kLanes);
+      if (masked) {
+        hide(first, rows);
+      }
+      multiply<false>(out_gradients_.factor(), padded, values_ + panel, vectors, dim_, gradients_,
+                      kLanes);
+      with_vectors(vectors, [&](auto count) {
+        weigh_gradients<count.value>(
+            scores_, gradients_, rows, scale_log2_,
+            [&](int row, int) { return broadcast(lse_[row]); },
+            [&](int row, int) { return broadcast(delta_[row]); });
+      });
+      int64_t const sums = static_cast<int64_t>(first) * panel_dim_;
+      int const lanes = min_int(num_keys_ - first, kLanes);
+      out_gradients_.add_to(value_sums_ + sums, scores_, lanes, rows);
+      queries_.add_to(key_sums_ + sums, gradients_, lanes, rows);
+    }
+  }
+
+  void hide(int first, int rows) {
+    for (int row = 0; row < rows; ++row) {
+      T* const scores = scores_ + row * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scores[lane] = M::visible(params_, rows_[row], positions_.get(first + lane))
+                           ? scores[lane]
+                           : -kInfinity<T>;
+      }
+    }
+  }
+
+  // Writes dim_ sums as a row of a gradient, where that is wanted.
+  void store(TensorView const& gradient, Coord const& token, int32_t head_kv, T const* from,
+             T factor) const {
+    if (gradient.data == nullptr) {
+      return;
+    }
+    Element* const to = this->row_of(gradient, token, head_kv);
+    for (int d = 0; d < dim_; ++d) {
+      narrow(from[d] * factor, to + d);
+    }
+  }
+
+  BackwardPlan const& plan_;
+  int capacity_ = 0;
+  int num_keys_ = 0;
+  T* keys_;
+  T* values_;
+  T* key_sums_;
+  T* value_sums_;
+  LaneWords<Coord> positions_;
+  Coord* tokens_;
+  Summands<T> queries_;
+  Summands<T> out_gradients_;
+  Row* rows_;
+  T* lse_;
+  T* delta_;
+  T* scores_;     // then the weights
+  T* gradients_;  // of the weights, then of the scores
+};
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,0 +1,49 @@
+// How a backward pass is cut into items, decided before the work begins.
+#pragma once
+
+#include <cstddef>
+
+#include "sparse_fmha/core/problem.h"
+
+namespace sparse_fmha::cpu {
+
+// For each block of keys the query blocks that list it, in ascending order.
+struct TransposedLists {
+  struct Entry {
+    int32_t block;  // of queries
+    int32_t place;  // in the partial list, from 1; 0: in the full one
+  };
+  int64_t const* offsets = nullptr;  // [lists, blocks of keys + 1]
+  Entry const* entries = nullptr;
+  // Of the offsets of a (batch entry, head); 0 where they share them.
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;
+};
+
+struct BackwardPlan {
+  TileShape by_query;  // of the walks that add up gradients of queries
+  int32_t query_tiles;
+  TileShape by_key;     // of the transposed walks, that of keys and extra tokens
+  int32_t extra_tiles;  // come before the key tiles
+  int32_t key_tiles;
+  TransposedLists lists;  // of blocks
+  int32_t run_keys;       // of a key tile of stripes, from which keys are taken by_key.k at a time
+  // Of each query, [B, grid_q, heads_q] of the type that is computed in.
+  void* lse;    // in units of log2; inf where no key is seen
+  void* delta;  // sum(out * gradient of out) - gradient of lse
+};
+
+// One kind of items, as isa.h has them.
+struct BackwardStage {
+  size_t (*scratch_bytes)(FmhaProblem const&, BackwardPlan const&);
+  void (*run)(FmhaProblem const&, void const* params, BackwardPlan const&, int64_t item,
+              void* scratch);
+};
+
+struct BackwardStages {
+  BackwardStage row_terms;  // lse and delta; items as `queries`
+  BackwardStage queries;    // item = (batch * heads_q + head) * query tiles + tile
+  BackwardStage keys;       // item = (batch * heads_kv + head) * (extra + key tiles) + tile
+};
+
+}  // namespace sparse_fmha::cpu

@@ -1,0 +1,153 @@
+// Gradients of queries: a query tile walks over its keys, as in the forward pass, and owns its
+// sums.
+#pragma once
+
+#include "sparse_fmha/cpu/backward/plan.h"
+#include "sparse_fmha/cpu/backward/summands.h"
+#include "sparse_fmha/cpu/backward/weights.h"
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+
+template <class M, class Element>
+class QueryGradients : Tokens<M, Element> {
+  using Base = Tokens<M, Element>;
+  using Base::dim_, Base::head_, Base::kLanes, Base::panel_dim_, Base::params_, Base::problem_;
+  using Base::scale_log2_;
+  using typename Base::Row;
+  using typename Base::T;
+  using V = Vector<T>;
+
+ public:
+  static size_t scratch_bytes(FmhaProblem const& problem, BackwardPlan const& plan) {
+    typename M::Params const params{};
+    return QueryGradients(problem, params, plan).place(nullptr);
+  }
+  static void run(FmhaProblem const& problem, void const* params, BackwardPlan const& plan,
+                  int64_t item, void* scratch) {
+    QueryGradients gradients(problem, *static_cast<typename M::Params const*>(params), plan);
+    gradients.place(scratch);
+    gradients.query_tile(item);
+  }
+
+ private:
+  QueryGradients(FmhaProblem const& problem, typename M::Params const& params,
+                 BackwardPlan const& plan)
+      : Base(problem, params), plan_(plan) {}
+
+  size_t place(void* memory) {
+    Buffers buffers(memory);
+    int64_t const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
+    capacity_ = round_up(static_cast<int>(volume(plan_.by_query.k)), kPanelRows);
+    buffers.take(queries_, lanes * dim_);
+    buffers.take(out_gradients_, lanes * dim_);
+    buffers.take(sums_, lanes * panel_dim_);
+    buffers.take(lse_, lanes);
+    buffers.take(delta_, lanes);
+    rows_.take(buffers, static_cast<int>(lanes));
+    buffers.take(query_token_, lanes);
+    keys_.take(buffers, capacity_, dim_);
+    buffers.take(values_, int64_t{capacity_} * dim_);
+    buffers.take(key_position_, capacity_);
+    buffers.take(scores_, int64_t{capacity_} * kLanes);
+    buffers.take(gradients_, int64_t{capacity_} * kLanes);
+    return buffers.used();
+  }
+
+  void query_tile(int64_t item) {
+    int32_t const tiles = plan_.query_tiles;
+    int64_t const head = item / tiles;
+    this->select(static_cast<int32_t>(head / problem_.heads_q),
+                 static_cast<int32_t>(head % problem_.heads_q));
+    // From the last tile down: under a causal mask it is the heaviest.
+    QueryTile const q =
+        M::query_tile(params_, plan_.by_query, tiles - 1 - static_cast<int32_t>(item % tiles));
+    load_queries(q);
+    auto load = [&](int key, Element const* k, Element const* v) {
+      keys_.load(k, key);
+      this->load_row(v, key, values_);
+    };
+    this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
+      keys_.clear();
+      visit(this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, load), masked);
+    });
+    for (int32_t first = 0; first < problem_.extra_len; first += capacity_) {
+      keys_.clear();
+      visit(this->for_each_extra(first, capacity_, load), false);
+    }
+    store();
+  }
+
+  void load_queries(QueryTile const& q) {
+    Gradients const& gradients = *problem_.gradients;
+    T const factor = Base::sign(problem_.scale);
+    num_queries_ = this->for_each_query(
+        q, plan_.by_query.q, rows_, query_token_, [&](int lane, Coord const& token) {
+          this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
+          this->load_lane(this->row_of(gradients.out, token, head_), T(1), lane, out_gradients_);
+          int64_t const index = this->index_of(token);
+          lse_[lane] = static_cast<T const*>(plan_.lse)[index];
+          delta_[lane] = static_cast<T const*>(plan_.delta)[index];
+        });
+    this->clear_lanes_behind(num_queries_, queries_);
+    this->clear_lanes_behind(num_queries_, out_gradients_);
+    int const lanes = round_up(num_queries_, kLanes);
+    for (int lane = num_queries_; lane < lanes; ++lane) {
+      rows_.clear(lane);
+      lse_[lane] = kInfinity<T>;
+      delta_[lane] = 0;
+    }
+    std::memset(sums_, 0, sizeof(T) * lanes * panel_dim_);
+  }
+
+  void visit(int keys, bool masked) {
+    for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
+      int const vectors = Base::vectors(first, num_queries_);
+      int64_t const panel = static_cast<int64_t>(first) * dim_;
+      int const rows = round_up(keys, kPanelRows);
+      multiply<false>(keys_.factor(), rows, queries_ + panel, vectors, dim_, scores_, kLanes);
+      if (masked) {
+        this->mask(rows_, first, key_position_, keys, scores_);
+      }
+      multiply<false>(Factor<T>{values_, dim_, 1}, rows, out_gradients_ + panel, vectors, dim_,
+                      gradients_, kLanes);
+      with_vectors(vectors, [&](auto count) {
+        V const* const lse = reinterpret_cast<V const*>(lse_ + first);
+        V const* const delta = reinterpret_cast<V const*>(delta_ + first);
+        weigh_gradients<count.value>(
+            scores_, gradients_, keys, scale_log2_, [&](int, int v) { return lse[v]; },
+            [&](int, int v) { return delta[v]; });
+      });
+      keys_.add_to(sums_ + static_cast<int64_t>(first) * panel_dim_, gradients_,
+                   min_int(num_queries_ - first, kLanes), keys);
+    }
+  }
+
+  void store() {
+    T const scale = static_cast<T>(problem_.scale);
+    for (int lane = 0; lane < num_queries_; ++lane) {
+      Element* const to = this->row_of(problem_.gradients->q, query_token_[lane], head_);
+      T const* const from = sums_ + static_cast<int64_t>(lane) * panel_dim_;
+      for (int d = 0; d < dim_; ++d) {
+        narrow(from[d] * scale, to + d);
+      }
+    }
+  }
+
+  BackwardPlan const& plan_;
+  int capacity_ = 0;  // of keys
+  int num_queries_ = 0;
+  T* queries_;
+  T* out_gradients_;
+  T* sums_;
+  T* lse_;
+  T* delta_;
+  LaneWords<Row> rows_;
+  Coord* query_token_;
+  Summands<T> keys_;
+  T* values_;
+  Coord* key_position_;
+  T* scores_;     // then the weights
+  T* gradients_;  // of the weights, then of the scores
+};
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,0 +1,153 @@
+// What the gradients need to know of each query: its log-sum-exp and delta.
+#pragma once
+
+#include "sparse_fmha/cpu/backward/plan.h"
+#include "sparse_fmha/cpu/multiply.h"
+#include "sparse_fmha/cpu/tokens.h"
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+
+template <class M, class Element>
+class RowTerms : Tokens<M, Element> {
+  using Base = Tokens<M, Element>;
+  using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
+  using typename Base::Row;
+  using typename Base::T;
+  // The forward pass rounds lse to fp32, which is not enough for fp64: then it is found once more.
+  static constexpr bool kFindsLse = sizeof(T) > sizeof(float);
+
+ public:
+  static size_t scratch_bytes(FmhaProblem const& problem, BackwardPlan const& plan) {
+    typename M::Params const params{};
+    return RowTerms(problem, params, plan).place(nullptr);
+  }
+  static void run(FmhaProblem const& problem, void const* params, BackwardPlan const& plan,
+                  int64_t item, void* scratch) {
+    RowTerms terms(problem, *static_cast<typename M::Params const*>(params), plan);
+    terms.place(scratch);
+    terms.query_tile(item);
+  }
+
+ private:
+  RowTerms(FmhaProblem const& problem, typename M::Params const& params, BackwardPlan const& plan)
+      : Base(problem, params), plan_(plan) {}
+
+  size_t place(void* memory) {
+    Buffers buffers(memory);
+    int const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
+    keys_ = round_up(static_cast<int>(volume(plan_.by_query.k)), kPanelRows);
+    rows_.take(buffers, lanes);
+    buffers.take(query_token_, lanes);
+    buffers.take(max_, lanes);
+    buffers.take(sum_, lanes);
+    if constexpr (kFindsLse) {
+      buffers.take(queries_, int64_t{lanes} * dim_);
+      buffers.take(key_rows_, int64_t{keys_} * dim_);
+      buffers.take(key_position_, keys_);
+      buffers.take(scores_, int64_t{keys_} * kLanes);
+      buffers.take(rescale_, kLanes);
+    }
+    return buffers.used();
+  }
+
+  void query_tile(int64_t item) {
+    int64_t const head = item / plan_.query_tiles;
+    this->select(static_cast<int32_t>(head / problem_.heads_q),
+                 static_cast<int32_t>(head % problem_.heads_q));
+    QueryTile const q =
+        M::query_tile(params_, plan_.by_query, static_cast<int32_t>(item % plan_.query_tiles));
+    T const factor = Base::sign(problem_.scale);
+    num_queries_ = this->for_each_query(
+        q, plan_.by_query.q, rows_, query_token_, [&](int lane, Coord const& token) {
+          if constexpr (kFindsLse) {
+            this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
+          }
+        });
+    if constexpr (kFindsLse) {
+      find_lse(q);
+    }
+    for (int lane = 0; lane < num_queries_; ++lane) {
+      note(lane);
+    }
+  }
+
+  void find_lse(QueryTile const& q) {
+    this->clear_lanes_behind(num_queries_, queries_);
+    int const lanes = round_up(num_queries_, kLanes);
+    for (int lane = num_queries_; lane < lanes; ++lane) {
+      rows_.clear(lane);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      max_[lane] = -kInfinity<T>;
+      sum_[lane] = 0;
+    }
+    auto load = [&](int key, Element const* k, Element const*) {
+      this->load_row(k, key, key_rows_);
+    };
+    this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
+      add(this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, load), masked);
+    });
+    for (int32_t first = 0; first < problem_.extra_len; first += keys_) {
+      add(this->for_each_extra(first, keys_, load), false);
+    }
+  }
+  void add(int keys, bool masked) {
+    for (int first = 0; first < num_queries_; first += kLanes) {
+      int const vectors = Base::vectors(first, num_queries_);
+      multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
+                      queries_ + static_cast<int64_t>(first) * dim_, vectors, dim_, scores_,
+                      kLanes);
+      if (masked) {
+        this->mask(rows_, first, key_position_, keys, scores_);
+      }
+      with_vectors(vectors, [&](auto count) {
+        update_softmax<T, count.value>(scores_, keys, scale_log2_, max_ + first, sum_ + first,
+                                       rescale_);
+      });
+    }
+  }
+
+  void note(int lane) {
+    Gradients const& gradients = *problem_.gradients;
+    Coord const token = query_token_[lane];
+    int64_t const index = this->index_of(token);
+    T lse;
+    if constexpr (kFindsLse) {
+      lse = max_[lane] * scale_log2_ + static_cast<T>(__builtin_log2(sum_[lane]));
+    } else {
+      lse = problem_.lse[index] * static_cast<T>(Base::kLog2e);
+    }
+    bool const sees_no_key = lse == -kInfinity<T>;
+    Element const* const out = this->row_of(problem_.out, token, head_);
+    Element const* const gradient = this->row_of(gradients.out, token, head_);
+    constexpr int kParts = 8;  // divides every head dim
+    T parts[kParts] = {};
+    for (int d = 0; d < dim_; d += kParts) {
+      for (int i = 0; i < kParts; ++i) {
+        parts[i] += widen(out[d + i]) * widen(gradient[d + i]);
+      }
+    }
+    T delta = gradients.lse == nullptr ? T(0) : -static_cast<T>(gradients.lse[index]);
+    for (int i = 0; i < kParts; ++i) {
+      delta += parts[i];
+    }
+    static_cast<T*>(plan_.lse)[index] = sees_no_key ? kInfinity<T> : lse;
+    static_cast<T*>(plan_.delta)[index] = sees_no_key ? T(0) : delta;
+  }
+
+  BackwardPlan const& plan_;
+  int keys_ = 0;
+  int num_queries_ = 0;
+  LaneWords<Row> rows_;
+  Coord* query_token_;
+  T* max_;
+  T* sum_;
+  // Where lse is found:
+  T* queries_ = nullptr;
+  T* key_rows_ = nullptr;
+  Coord* key_position_ = nullptr;
+  T* scores_ = nullptr;
+  T* rescale_ = nullptr;
+};
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

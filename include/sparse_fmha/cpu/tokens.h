@@ -1,0 +1,252 @@
+// How the passes of attention read tiles of tokens: which rows of which tensors these are, and what
+// queries see of keys.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "sparse_fmha/core/problem.h"
+#include "sparse_fmha/cpu/element.h"
+#include "sparse_fmha/cpu/softmax.h"
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+
+// Lays out buffers one after another, each aligned to 64 bytes. Without memory it counts.
+class Buffers {
+ public:
+  explicit Buffers(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  template <class P>
+  void take(P*& pointer, int64_t count) {
+    pointer = memory_ == nullptr ? nullptr : reinterpret_cast<P*>(memory_ + used_);
+    used_ += (count * sizeof(P) + 63) / 64 * 64;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* const memory_;
+  size_t used_ = 0;
+};
+
+// Structs of 32-bit words, stored word by word, so that loops over lanes read vectors.
+template <class Struct>
+struct LaneWords {
+  static constexpr int kWords = sizeof(Struct) / sizeof(int32_t);
+
+  int32_t* words = nullptr;
+  int lanes = 0;
+
+  void take(Buffers& buffers, int count) {
+    lanes = count;
+    buffers.take(words, int64_t{kWords} * count);
+  }
+  void set(int lane, Struct const& value) const {
+    int32_t parts[kWords];
+    std::memcpy(parts, &value, sizeof value);
+    for (int i = 0; i < kWords; ++i) {
+      words[i * lanes + lane] = parts[i];
+    }
+  }
+  void clear(int lane) const {
+    for (int i = 0; i < kWords; ++i) {
+      words[i * lanes + lane] = 0;
+    }
+  }
+  Struct get(int lane) const {
+    int32_t parts[kWords];
+    for (int i = 0; i < kWords; ++i) {
+      parts[i] = words[i * lanes + lane];
+    }
+    Struct value;
+    std::memcpy(&value, parts, sizeof value);
+    return value;
+  }
+};
+
+// One head of a problem. Operands that lie across the lanes are in panels [panel][dim][lane], those
+// that a product adds up are in panels [panel][row][dim], and the others in rows [row][dim].
+template <class M, class Element>
+class Tokens {
+ protected:
+  using T = typename ComputeOf<Element>::type;
+  using Row = typename M::Row;
+  static constexpr int kLanes = kPanel<T>;
+  static constexpr double kLog2e = 1.44269504088896340736;
+
+  Tokens(FmhaProblem const& problem, typename M::Params const& params)
+      : problem_(problem),
+        params_(params),
+        all_(params),
+        dim_(problem.head_dim),
+        panel_dim_(round_up(problem.head_dim, kLanes)),
+        scale_log2_(scale_log2(problem.scale)) {}
+
+  void select(int32_t batch, int32_t head) {
+    batch_ = batch;
+    head_ = head;
+    if constexpr (M::kByLists) {
+      params_ = M::for_head(all_, batch, head);
+    }
+  }
+  int32_t group() const { return problem_.heads_q / problem_.heads_kv; }
+  int32_t head_kv() const { return head_ / group(); }
+
+  // Scores are multiplied with this, and one of their factors with the sign of the scale. Not 0,
+  // where the mask's -inf would become NaN: the factor is 0 then.
+  static T scale_log2(double scale) {
+    double const magnitude = __builtin_fabs(scale) * kLog2e;
+    return magnitude > kLargest<T>             ? kLargest<T>
+           : static_cast<T>(magnitude) == T(0) ? T(1)
+                                               : static_cast<T>(magnitude);
+  }
+  static T sign(double scale) {
+    return static_cast<T>(scale * kLog2e) == T(0) ? T(0) : scale < 0 ? T(-1) : T(1);
+  }
+
+  // Calls body(position, token) for every in-range token of a box.
+  template <class Body>
+  void for_each_token(Coord const& grid, Coord const& residue, Coord const& origin,
+                      Coord const& extent, Body body) const {
+    Coord position;
+    for (position[0] = origin[0]; position[0] < origin[0] + extent[0]; ++position[0]) {
+      for (position[1] = origin[1]; position[1] < origin[1] + extent[1]; ++position[1]) {
+        for (position[2] = origin[2]; position[2] < origin[2] + extent[2]; ++position[2]) {
+          Coord const token = M::token(params_, residue, position);
+          if (token[0] < grid[0] && token[1] < grid[1] && token[2] < grid[2]) {
+            body(position, token);
+          }
+        }
+      }
+    }
+  }
+
+  Element* row_of(TensorView const& t, Coord const& token, int64_t head) const {
+    return static_cast<Element*>(t.data) + batch_ * t.batch_stride + token[0] * t.axis_stride[0] +
+           token[1] * t.axis_stride[1] + token[2] * t.axis_stride[2] + head * t.head_stride;
+  }
+  // Of a query in lse and what is shaped like it.
+  int64_t index_of(Coord const& token) const {
+    Coord const grid = problem_.grid_q;
+    int64_t const row =
+        ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] + token[1]) * grid[2] +
+        token[2];
+    return row * problem_.heads_q + head_;
+  }
+
+  // Calls body(lane, token) for the queries of a box, whose rows and tokens are noted; returns how
+  // many there are.
+  template <class Body>
+  int for_each_query(QueryTile const& q, Coord const& extent, LaneWords<Row> const& rows,
+                     Coord* tokens, Body body) const {
+    int lanes = 0;
+    for_each_token(problem_.grid_q, q.residue, q.origin, extent,
+                   [&](Coord const& position, Coord const& token) {
+                     rows.set(lanes, M::row(params_, q.residue, position));
+                     tokens[lanes] = token;
+                     body(lanes++, token);
+                   });
+    return lanes;
+  }
+
+  // Calls body(tile, masked) for the key tiles that a query tile visits.
+  template <class Body>
+  void for_each_key_tile(TileShape const& shape, QueryTile const& q, Body body) const {
+    auto const walk = M::walk(params_, shape, q);
+    for (int32_t i = 0; i < walk.num_partial; ++i) {
+      body(walk.tile(i), true);
+    }
+    for (int32_t i = walk.num_partial; i < walk.num_partial + walk.num_full; ++i) {
+      Coord const tile = walk.tile(i);
+      if constexpr (M::kByLists) {
+        body(tile, walk.is_cut(tile));
+      } else {
+        body(tile, false);
+      }
+    }
+  }
+
+  // Calls body(place, k, v) with the rows of a box of keys, placed behind the `keys` that there
+  // are; returns how many there are then. What visible() is asked of them is noted.
+  template <class Body>
+  int for_each_key(Coord const& residue, Coord const& origin, Coord const& extent, int keys,
+                   Coord* positions, Body body) const {
+    int32_t const head = head_kv();
+    for_each_token(problem_.grid_kv, residue, origin, extent,
+                   [&](Coord const& position, Coord const& token) {
+                     if constexpr (M::kByLists) {
+                       positions[keys] = M::key_position(position, token);
+                     } else {
+                       positions[keys] = position;
+                     }
+                     body(keys++, row_of(problem_.k, token, head), row_of(problem_.v, token, head));
+                   });
+    return keys;
+  }
+  // The same for up to `most` extra tokens, from the first given.
+  template <class Body>
+  int for_each_extra(int32_t first, int most, Body body) const {
+    int keys = 0;
+    int32_t const head = head_kv();
+    for (int32_t i = first; i < problem_.extra_len && keys < most; ++i) {
+      Coord const token{0, 0, i};
+      body(keys++, row_of(problem_.extra_k, token, head), row_of(problem_.extra_v, token, head));
+    }
+    return keys;
+  }
+
+  // A row across one lane, times a factor.
+  void load_lane(Element const* from, T factor, int lane, T* panels) const {
+    T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
+    for (int d = 0; d < dim_; ++d) {
+      to[d * kLanes] = widen(from[d]) * factor;
+    }
+  }
+  // The lanes behind the last one compute along, on numbers that do no harm.
+  void clear_lanes_behind(int last, T* panels) const {
+    for (int lane = last; lane < round_up(last, kWidth<T>); ++lane) {
+      T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
+      for (int d = 0; d < dim_; ++d) {
+        to[d * kLanes] = 0;
+      }
+    }
+  }
+  void load_row(Element const* from, int row, T* rows) const {
+    widen_row(from, dim_, rows + static_cast<int64_t>(row) * dim_);
+  }
+  // `capacity`: rows of the whole buffer.
+  void load_summand(Element const* from, int row, int capacity, T* panels) const {
+    for (int first = 0; first < dim_; first += kLanes) {
+      widen_row(from + first, min_int(dim_ - first, kLanes),
+                panels + static_cast<int64_t>(first) * capacity + row * kLanes);
+    }
+  }
+  static int64_t panel_of(int lane) { return lane - lane % kLanes; }
+  // Of the panel that begins at lane `first`, of `lanes` in all.
+  static int vectors(int first, int lanes) {
+    return (min_int(lanes - first, kLanes) + kWidth<T> - 1) / kWidth<T>;
+  }
+
+  // Hides what is not visible in a panel of scores [key][query lane] that begins at lane `first`.
+  void mask(LaneWords<Row> const& rows, int first, Coord const* positions, int keys,
+            T* panel) const {
+    for (int key = 0; key < keys; ++key) {
+      Coord const position = positions[key];
+      T* const scores = panel + key * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        Row const row = rows.get(first + lane);
+        scores[lane] = M::visible(params_, row, position) ? scores[lane] : -kInfinity<T>;
+      }
+    }
+  }
+
+  FmhaProblem const& problem_;
+  typename M::Params params_;  // of the head that is selected
+  typename M::Params const& all_;
+  int const dim_;
+  int const panel_dim_;  // in whole panels
+  T const scale_log2_;
+  int32_t batch_ = 0;
+  int32_t head_ = 0;
+};
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,0 +1,118 @@
+// The producer warps: one hands out key tiles, one loads them and the query tiles that see them,
+// and one works out masks where that takes long.
+#pragma once
+
+#include "sparse_fmha/sm90/backward/dkv/storage.h"
+#include "sparse_fmha/sm90/common/cute.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Geometry, class Mechanism>
+struct DkvProducer {
+  using Work = typename Geometry::Work;
+  static constexpr int kReaders = 32 * (1 + Geometry::kMaskWarp);  // of the work slot
+
+  DkvParams<Geometry, Mechanism> const& params;
+  DkvStorage<Traits, Geometry>& smem;
+  Geometry const geometry;
+
+  // For one thread.
+  __device__ __forceinline__ void run_work() {
+    RingState<1> state;
+    int32_t index = blockIdx.x;
+    while (true) {
+      smem.work.put(state, [&](Work& work) {
+        geometry.prepare(work, params.scheduler.decode(index), state);
+      });
+      if (smem.work.work.tile.batch < 0) {
+        return;
+      }
+      index = params.scheduler.take();
+      state.advance();
+    }
+  }
+
+  // For a whole warp.
+  __device__ __forceinline__ void run_loads() {
+    RingState<Traits::kStages> state;
+    RingState<1> state_work;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto steps = geometry.steps(work);
+      // The first query tiles come before the keys: their stages are free while the gradients of
+      // the last key tile are still on their way out.
+      int const ahead = min(steps.count, Traits::kStages);
+      for (int i = 0; i < ahead; ++i) {
+        load_step(work, steps.next(i), state);
+      }
+      load_keys(work, state_work);
+      CUTE_NO_UNROLL
+      for (int i = ahead; i < steps.count; ++i) {
+        load_step(work, steps.next(i), state);
+      }
+      state_work.advance();
+    }
+  }
+
+  // For a whole warp: the masks of the partial tiles, beside the copies.
+  __device__ __forceinline__ void run_masks() {
+    RingState<Traits::kStages> state;
+    RingState<1> state_work;
+    while (true) {
+      Work const work = smem.work.get(state_work);
+      if (work.tile.batch < 0) {
+        return;
+      }
+      auto const masks = geometry.masks();
+      auto steps = geometry.steps(work);
+      masks.find_windows(geometry.rows(work));
+      CUTE_NO_UNROLL
+      for (int i = 0; i < steps.count; ++i) {
+        auto const step = steps.next(i);
+        if (step.masked) {  // before the stage is free: there are more masks
+          masks.publish(step.box, state);
+        }
+        smem.ring_q.acquire(state);
+        smem.ring_q.full[state.index].arrive();
+        state.advance();
+      }
+      state_work.advance();
+    }
+  }
+
+ private:
+  template <class Step>
+  __device__ __forceinline__ void load_step(Work const& work, Step const& step,
+                                            RingState<Traits::kStages>& state) {
+    constexpr int kBytes = Traits::kRowElements * sizeof(typename Traits::Element);
+    auto const source = geometry.source(work, step);
+    smem.ring_q.acquire(state);
+    if (threadIdx.x % 32 == 0) {
+      smem.ring_q.expect(state, kBytes + sizeof(smem.terms[0]));
+      geometry.load_q(smem.ring_q.full[state.index], smem.q + state.index * Traits::kRowElements,
+                      source);
+      geometry.load_terms(smem.ring_q.full[state.index], smem.terms[state.index], source);
+    }
+    smem.ring_dout.acquire(state);
+    if (threadIdx.x % 32 == 0) {
+      smem.ring_dout.expect(state, kBytes);
+      geometry.load_dout(smem.ring_dout.full[state.index],
+                         smem.dout + state.index * Traits::kRowElements, source);
+    }
+    state.advance();
+  }
+
+  __device__ __forceinline__ void load_keys(Work const& work, RingState<1> const& state) {
+    constexpr int kBytes = Traits::kKeyElements * sizeof(typename Traits::Element);
+    smem.ring_keys.acquire(state);
+    if (threadIdx.x % 32 == 0) {
+      smem.ring_keys.expect(state, 2 * kBytes);
+      geometry.load_keys(smem.ring_keys.full[0], smem.k, smem.v, work);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,39 @@
+// What a dK/dV block keeps in shared memory, and what the launcher hands to the kernel.
+#pragma once
+
+#include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/sm90/backward/row_terms.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/smem.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Geometry>
+struct DkvStorage {
+  using Element = typename Traits::Element;
+
+  // Gradients take the places of values and keys on their way out.
+  alignas(1024) Element k[Traits::kKeyElements];
+  alignas(1024) Element v[Traits::kKeyElements];
+  alignas(1024) Element q[Traits::kStages * Traits::kRowElements];
+  alignas(1024) Element dout[Traits::kStages * Traits::kRowElements];
+  alignas(128) RowTerms terms[Traits::kStages][Traits::kTileQ];
+
+  Ring<1> ring_keys;  // keys and values
+  Ring<Traits::kStages> ring_q;
+  Ring<Traits::kStages> ring_dout;
+  WorkSlot<typename Geometry::Work> work;
+  typename Geometry::Shared geometry;
+};
+
+template <class Geometry, class Mechanism>
+struct DkvParams {
+  typename Geometry::Params geometry;  // tensors and tile shapes
+  typename Mechanism::Params sparsity;
+  int32_t heads_per_kv;  // query heads that share a key head
+  float scale;
+  float scale_log2;  // scale * log2(e)
+  Scheduler scheduler;
+};
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,16 @@
+// The registry row of a kernel for the gradient of q.
+#pragma once
+
+#include "sparse_fmha/sm90/backward/config.h"
+#include "sparse_fmha/sm90/backward/dq/consumer.h"
+#include "sparse_fmha/sm90/backward/dq/traits.h"
+#include "sparse_fmha/sm90/forward/kernel_row.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Config>
+KernelRow kernel_row(char const* name) {
+  return row_of<Config, DqTraits<Config>>(name);
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,36 @@
+// The registry row of a kernel that walks over the key tiles of a query tile.
+#pragma once
+
+#include "sparse_fmha/sm90/common/data_type.h"
+#include "sparse_fmha/sm90/geometry/geometry_of.h"
+
+namespace sparse_fmha::sm90 {
+
+// Traits: those of the pass for the Config.
+template <class Config, class Traits>
+KernelRow row_of(char const* name) {
+  using Mechanism = typename Config::Mechanism;
+  using Geometry = typename GeometryOf<Mechanism>::template Type<Traits, Mechanism>;
+  using Storage = SharedStorage<Traits, Geometry>;
+  static_assert(sizeof(Storage) <= Traits::kSmemLimit,
+                "the tiles and stages do not fit the shared memory of a Hopper block");
+  KernelRow row;
+  row.info.key = {Arch::kSm90,
+                  Traits::kPass,
+                  data_type(typename Config::Element{}),
+                  Config::kHeadDim,
+                  mechanism_index<Mechanism>(),
+                  Traits::kVotes};
+  row.info.name = name;
+  row.info.mechanism = Mechanism::kName;
+  row.info.tile_q = Traits::kTileQ;
+  row.info.tile_k = Traits::kTileK;
+  row.info.stages = Traits::kStages;
+  row.info.threads = kBlockThreads<Traits, Geometry>;
+  row.info.smem_bytes = sizeof(Storage);
+  row.launch = &Geometry::launch;
+  static_assert(is_mechanism<Mechanism>());
+  return row;
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,244 @@
+// Keys on a grid of up to three axes and the queries that see them, for the dK/dV kernel.
+//
+// A key tile is a box of keys, a step a box of queries on the grid of query boxes. Masks are those
+// of the forward pass with the roles exchanged: the queries that see a key are an interval on each
+// axis, too. The names are those of geometry/sequence/keys.h.
+#pragma once
+
+#include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/device/box_mask.h"
+#include "sparse_fmha/sm90/backward/dkv/storage.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/geometry/grid/grid_walk.h"
+#include "sparse_fmha/sm90/geometry/grid/window_mask.h"
+
+namespace sparse_fmha::sm90 {
+
+// A mechanism on a grid as its keys see it: rows are keys, columns are queries.
+template <class Mechanism>
+struct Inverse {
+  static SPARSE_FMHA_HD Interval window(typename Mechanism::Params const& p, int axis, int32_t len,
+                                        int32_t k) {
+    return Mechanism::queries(p, axis, len, k);
+  }
+};
+
+template <class Traits, class Mechanism>
+struct GridKeys {
+  using Element = typename Traits::Element;
+
+  // With three token axes each entry of the batch is a tensor of its own, and a launch takes this
+  // many.
+  static constexpr int kMaxMaps = 4;
+  // Of the masks: as in the forward pass, with the roles exchanged.
+  struct MaskTraits {
+    static constexpr int kTileQ = Traits::kTileK;
+    static constexpr int kTileK = Traits::kTileQ;
+    static constexpr int kStages = Traits::kStages;
+  };
+
+  struct Params {
+    CUtensorMap k[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    CUtensorMap v[kMaxMaps];
+    CUtensorMap q[kMaxMaps];
+    CUtensorMap dout[kMaxMaps];
+    CUtensorMap terms[kMaxMaps];  // (4, H, X, Y, B or T)
+    CUtensorMap dk[kMaxMaps];
+    CUtensorMap dv[kMaxMaps];
+    TileShape shape;  // q: of keys, which are the rows; k: of queries
+    BoxBits q_bits;   // of shape.q
+    BoxBits k_bits;   // of shape.k
+    bool map_per_batch;
+    bool seen_by_all;   // the keys are extra tokens on an axis of their own
+    int32_t extra_len;  // not used: names that WindowMasks reads
+  };
+
+  static constexpr bool kMaskWarp = true;
+  using Walk = decltype(Mechanism::walk_transposed({}, {}, {}));
+  using Source = BoxSource;
+
+  struct Work {
+    WorkTile tile;
+    int32_t num_partial;
+    int32_t num_full;
+    int32_t place;  // in Shared
+  };
+  // Not in a consumer's registers, of which gradients take most.
+  struct Rows {
+    WorkTile tile;
+    KeyTile q;     // the key tile, whose keys are the rows of masks
+    Coord length;  // positions per axis in the dilation class
+  };
+  struct Shared {
+    Walk walks[2];  // of this work and the next
+    Rows rows[2];
+    WindowWords<MaskTraits> words;
+  };
+  struct Step {
+    KeyBox box;    // of queries
+    int32_t head;  // in the group
+    bool masked;
+  };
+
+  static void launch(FmhaProblem const& p, ExecutionContext const& context);  // in launch_keys.h
+
+  DkvParams<GridKeys, Mechanism> const& params;
+  Shared& shared;
+
+  using Masks = WindowMasks<MaskTraits, Inverse<Mechanism>, DkvParams<GridKeys, Mechanism>>;
+  __device__ __forceinline__ Masks masks() const { return {params, shared.words}; }
+  __device__ __forceinline__ Rows const& rows(Work const& work) const {
+    return shared.rows[work.place];
+  }
+  __device__ __forceinline__ void init() const { masks().init(); }
+
+  __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
+                                          RingState<1> const& state) const {
+    work.tile = tile;
+    if (tile.batch < 0) {
+      return;
+    }
+    // The scheduler begins at the last tile; on a causal axis the first keys are seen by most.
+    work.tile.q_tile = params.scheduler.q_tiles - 1 - tile.q_tile;
+    Walk& walk = shared.walks[state.phase];
+    Rows& rows = shared.rows[state.phase];
+    rows.tile = work.tile;
+    work.place = static_cast<int32_t>(state.phase);
+    TileShape const shape = {params.geometry.shape.k, params.geometry.shape.q};
+    if (params.geometry.seen_by_all) {
+      rows.q = {{0, 0, 0}, {0, 0, work.tile.q_tile * Traits::kTileK}};
+      walk = everything(shape.q);
+    } else {
+      rows.q = Mechanism::key_tile(params.sparsity, shape, work.tile.q_tile);
+      compiler_fence();  // read it again from there: registers are few
+      walk = Mechanism::walk_transposed(params.sparsity, shape, rows.q);
+    }
+    compiler_fence();
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      rows.length[axis] = Mechanism::length(params.sparsity, axis, rows.q.residue[axis]);
+    }
+    work.num_partial = walk.num_partial;
+    work.num_full = walk.num_full;
+  }
+
+  struct Counts {
+    int32_t num_partial;
+    int32_t num_full;
+  };
+  __device__ __forceinline__ Counts walk(Work const& work) const {
+    return {work.num_partial, work.num_full};
+  }
+  // A box takes many instructions to find, so the lanes of the warp find the next 32.
+  struct Steps {
+    Walk const& walk;
+    int tiles;  // of one head
+    int count;
+    Coord mine;
+    int head = 0;
+    int tile = 0;
+    __device__ __forceinline__ Step next(int i) {
+      if (i % 32 == 0) {
+        mine = walk.tile((tile + static_cast<int>(threadIdx.x % 32)) % tiles);
+      }
+      auto from = [&](int32_t x) { return __shfl_sync(0xffffffff, x, i % 32); };
+      Step const step = {
+          {{from(mine[0]), from(mine[1]), from(mine[2])}, 0, 0}, head, tile < walk.num_partial};
+      if (++tile == tiles) {
+        tile = 0;
+        ++head;
+      }
+      return step;
+    }
+  };
+  __device__ __forceinline__ Steps steps(Work const& work) const {
+    int const tiles = work.num_partial + work.num_full;
+    return {shared.walks[work.place], tiles, tiles * params.heads_per_kv, {}};
+  }
+  __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
+    return place(work, step.box.origin, work.tile.head * params.heads_per_kv + step.head);
+  }
+
+  __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
+                                            Work const& work) const {
+    auto const& g = params.geometry;
+    Source const from = place(work, shared.rows[work.place].q.origin, work.tile.head);
+    load(g.k[from.map], barrier, k, Traits::kTileK, from, kReadOnce);
+    load(g.v[from.map], barrier, v, Traits::kTileK, from, kReadOnce);
+  }
+  __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* to,
+                                         Source const& from) const {
+    load(params.geometry.q[from.map], barrier, to, Traits::kTileQ, from, kReadByMany);
+  }
+  __device__ __forceinline__ void load_dout(FullBarrier& barrier, Element* to,
+                                            Source const& from) const {
+    load(params.geometry.dout[from.map], barrier, to, Traits::kTileQ, from, kReadByMany);
+  }
+  __device__ __forceinline__ void load_terms(FullBarrier& barrier, RowTerms* to,
+                                             Source const& from) const {
+    cute::SM90_TMA_LOAD_5D::copy(&params.geometry.terms[from.map],
+                                 reinterpret_cast<uint64_t*>(&barrier),
+                                 static_cast<uint64_t>(kReadByMany), to, 0, from.head,
+                                 from.place[0], from.place[1], from.place[2]);
+  }
+
+  __device__ __forceinline__ int mask_place(Counts const& /*walk*/, int /*i*/,
+                                            RingState<Traits::kStages> const& place) const {
+    return WindowWords<MaskTraits>::mask_of(place);
+  }
+  class Mask : public WindowRows<MaskTraits> {
+   public:
+    __device__ __forceinline__ Mask(GridKeys const& geometry, Work const& /*work*/, int part)
+        : WindowRows<MaskTraits>(geometry.shared.words, geometry.params.geometry.shape.q,
+                                 geometry.params.geometry.q_bits, part) {}
+  };
+
+  __device__ __forceinline__ void store_dk(Element const* from, Work const& work, int part) const {
+    store(params.geometry.dk, from, work, part);
+  }
+  __device__ __forceinline__ void store_dv(Element const* from, Work const& work, int part) const {
+    store(params.geometry.dv, from, work, part);
+  }
+
+ private:
+  // All boxes of queries, where each of them sees the keys.
+  __device__ __forceinline__ Walk everything(Coord const& step) const {
+    Walk walk{};
+    walk.step = step;
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      walk.count[axis] = ceil_div(params.sparsity.grid[axis], step[axis]);
+    }
+    walk.full = walk.count;
+    walk.num_full = static_cast<int32_t>(volume(walk.count));
+    return walk;
+  }
+  __device__ __forceinline__ Source place(Work const& work, Coord const& position,
+                                          int32_t head) const {
+    Coord const token = Mechanism::token(params.sparsity, rows(work).q.residue, position);
+    bool const per_batch = params.geometry.map_per_batch;
+    int32_t const batch = rows(work).tile.batch;
+    return {per_batch ? batch : 0, head, {token[2], token[1], per_batch ? token[0] : batch}};
+  }
+  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
+                                              Element* to, int rows, Source const& from,
+                                              cute::TMA::CacheHintSm90 hint) {
+    load_box<Traits::kHeadDim>(map, barrier, to, rows, hint, from.head, from.place[0],
+                               from.place[1], from.place[2]);
+  }
+  __device__ __forceinline__ void store(CUtensorMap const (&maps)[kMaxMaps], Element const* from,
+                                        Work const& work, int part) const {
+    Coord const offset = params.geometry.q_bits.offset(part * 64);
+    Coord const& origin = rows(work).q.origin;
+    Source const to =
+        place(work, {origin[0] + offset[0], origin[1] + offset[1], origin[2] + offset[2]},
+              rows(work).tile.head);
+    CUTE_UNROLL
+    for (int d = 0; d < Traits::kHeadDim; d += 64) {
+      cute::SM90_TMA_STORE_5D::copy(&maps[to.map], from + d * Traits::kTileK, d, to.head,
+                                    to.place[0], to.place[1], to.place[2]);
+    }
+  }
+};
+
+}  // namespace sparse_fmha::sm90

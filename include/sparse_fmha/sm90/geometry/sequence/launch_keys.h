@@ -1,0 +1,41 @@
+// Launches of dK/dV kernels on one axis of tokens.
+#pragma once
+
+#include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/sm90/backward/dkv/run_kernel.h"
+#include "sparse_fmha/sm90/geometry/sequence/keys.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits, class Mechanism>
+void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
+                                             ExecutionContext const& context) {
+  Gradients const& g = *p.gradients;
+  int64_t const len_q = volume(p.grid_q);
+  int64_t const len_kv = volume(p.grid_kv);
+  auto map_q = [&](TensorView const& view) {
+    return sequence_tensor_map(view, p.dtype, len_q, p.heads_q, p.batch, p.head_dim,
+                               Traits::kTileQ);
+  };
+  auto map_kv = [&](TensorView const& view, int rows) {
+    return sequence_tensor_map(view, p.dtype, len_kv, p.heads_kv, p.batch, p.head_dim, rows);
+  };
+  int64_t const row = int64_t{4} * p.heads_q;
+  DkvParams<SequenceKeys, Mechanism> params;
+  params.geometry = {
+      map_kv(p.k, Traits::kTileK),
+      map_kv(p.v, Traits::kTileK),
+      map_q(p.q),
+      map_q(g.out),
+      row_terms_map<3>(g.row_terms, {MapAxis{len_q, row, Traits::kTileQ}, MapAxis{p.heads_q, 4},
+                                     MapAxis{p.batch, len_q * row}}),
+      map_kv(g.k, 64),
+      map_kv(g.v, 64)};
+  params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
+  params.scheduler =
+      make_scheduler(p.heads_kv, p.batch, key_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
+  run_dkv_kernel<Traits>(params, p, context);
+}
+
+}  // namespace sparse_fmha::sm90

@@ -1,0 +1,79 @@
+"""The backward pass of the ops of attention: what a call saves, and the ops that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+FORWARD, BACKWARD = "_fwd", "_bwd"
+EXTRA = ("extra_k", "extra_v")
+ON_CPU_ONLY = "runs on the CPU only yet"  # what csrc/ops/backward.cpp says
+
+
+def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
+    """`setup_context` of a forward op, from the names of its arguments."""
+
+    def run(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+        ctx.save_for_backward(*tensors, *output[:2])
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.skips = inputs[names.index("skip_threshold")] is not None
+
+    return run
+
+
+def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[Tensor | None]]:
+    """`backward` of a forward op, from the names of its arguments."""
+    backward_op = _backward_of(op)
+    place = {name: i for i, name in enumerate(names)}
+    given = [name for name in names if name not in ("q", "k", "v", "skip_threshold")]
+
+    def run(
+        ctx: FunctionCtx, dout: Tensor | None, dlse: Tensor | None, *_counts: None
+    ) -> list[Tensor | None]:
+        found: list[Tensor | None] = [None] * len(names)
+        # Of the arguments that were given; the dispatcher leaves out defaults at the end.
+        needed = dict(zip(names, ctx.needs_input_grad, strict=False))
+        if ctx.skips:
+            raise NotImplementedError(
+                f"{op._schema.name} has no backward pass yet where it may skip tiles; call it "
+                "without skip_threshold and statistics, or under torch.no_grad()"
+            )
+        if dout is None and dlse is None:
+            return found
+        *saved, out, lse = ctx.saved_tensors
+        inputs = [x if x is not None else y for x, y in zip(saved, ctx.others, strict=True)]
+        if dout is None:
+            dout = out.new_zeros(()).expand_as(out)
+        need_dq = needed["q"]
+        need_dkv = any(needed.get(name) for name in ("k", "v", *EXTRA))
+        q, k, v = inputs[:3]
+        others = [inputs[place[name]] for name in given]
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)
+        for name, gradient in zip(("q", "k", "v", *EXTRA), gradients, strict=False):
+            if needed.get(name):
+                found[place[name]] = gradient
+        return found
+
+    return run
+
+
+def _backward_of(op: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    name = op._opname.replace(FORWARD, BACKWARD)
+    overload: torch._ops.OpOverload = getattr(torch.ops.sparse_fmha, name).default
+    return overload
+
+
+def _run(op: torch._ops.OpOverload, *args: Any) -> list[Tensor]:
+    try:
+        gradients: list[Tensor] = op(*args)
+    except RuntimeError as error:
+        if ON_CPU_ONLY in str(error):
+            raise NotImplementedError(f"{op._schema.name}: {error}") from None
+        raise
+    return gradients
