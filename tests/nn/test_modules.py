@@ -199,3 +199,17 @@ def test_saved_and_loaded(masks):
     assert again(x).equal(layer(x))
     assert isinstance(again.mask, BlockMask)
     assert sparse_fmha.nn.SparseSelfAttention is SparseSelfAttention
+
+
+def test_training_reaches_the_parameters():
+    """Also where a causal window passes the start of the sequence."""
+    layer = NeighborhoodAttention(16, 2, 50, causal=True, dtype=torch.float64)
+    x = normal(1, 30, 16).double()
+    visible = reference.causal_mask(30, 30)
+    with torch.enable_grad():
+        layer(x).square().sum().backward()
+        found = [parameter.grad.clone() for parameter in layer.parameters()]
+        layer.zero_grad()
+        expected(layer, x, visible).square().sum().backward()
+    for grad, parameter in zip(found, layer.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-6, atol=1e-9)
