@@ -1,7 +1,10 @@
 # make demo    build what this machine can run, then denoise a photograph by attention
 # make test    build everything, then every check that continuous integration runs
 #
-# Both work in a virtual environment of their own, .venv. They need python3 >= 3.10 and a C++17
+# make docs    build the site of the docs into build/site
+# make release build a wheel for all Pythons and check it in each: tools/release.py
+#
+# They work in a virtual environment of their own, .venv. They need python3 >= 3.10 and a C++17
 # compiler. GPU kernels are built where nvcc is found; for the demo only where there is also a GPU
 # of a supported architecture.
 #
@@ -14,11 +17,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 
-.PHONY: demo test build clean
-demo test build:
+.PHONY: demo docs test build release clean
+demo docs test build:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or set PYTHON" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; $(PYTHON) is `$(PYTHON) -V 2>&1`; set PYTHON" >&2; exit 1; }
 	@$(PYTHON) tools/bootstrap.py $@ --venv "$(VENV)" --torch "$(TORCH)"
+
+release:
+	@$(PYTHON) tools/release.py --venv "$(VENV)"
 
 clean:
 	rm -rf build dist $(VENV) python/*.egg-info

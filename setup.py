@@ -1,8 +1,9 @@
 """Drives CMake and Ninja; everything else is in pyproject.toml.
 
 Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SPARSE_FMHA_TORCH,
-CMAKE_ARGS, MAX_JOBS. The CMake trees are kept in build/, so that a second build is quick, also
-after one for other architectures.
+CMAKE_ARGS, MAX_JOBS; SPARSE_FMHA_RELEASE, interpreters with a : between them, makes one wheel for
+all of them and for manylinux_2_28, which tools/release.py checks. The CMake trees are kept in
+build/, so that a second build is quick, also after one for other architectures.
 """
 
 import importlib.util
@@ -14,12 +15,15 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 import locate  # noqa: E402
+
+RELEASE = [p for p in os.environ.get("SPARSE_FMHA_RELEASE", "").split(os.pathsep) if p]
 
 
 def tool(name: str) -> str:
@@ -58,10 +62,22 @@ def tree() -> Path:
         archs, _ = locate.archs()
     except LookupError as error:
         raise SystemExit(f"error: {error}") from None
-    name = ["cmake", sys.implementation.cache_tag]
+    name = ["release" if RELEASE else "cmake", sys.implementation.cache_tag]
     if set(archs) != set(locate.ARCHS):
         name += sorted(archs) or ["none"]
     return ROOT / "build" / "-".join(name)
+
+
+def release_options() -> list[str]:
+    return ["-DSPARSE_FMHA_MANYLINUX=ON", f"-DSPARSE_FMHA_PYTHONS={';'.join(RELEASE)}"]
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        if not RELEASE:
+            return super().get_tag()
+        # `_C` has a file for each Python, and the op library is free of Python.
+        return "py3", "none", f"manylinux_2_28_{os.uname().machine}"
 
 
 class Build(build):
@@ -81,6 +97,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSE_FMHA_ARCHS={archs}",
+            *(release_options() if RELEASE else ()),
             *cmake_options(),
         ]
         install = [cmake, "--install", str(folder), "--prefix", str(package_dir.parent), "--strip"]
@@ -92,5 +109,5 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("sparse_fmha._C", sources=[])],
-    cmdclass={"build": Build, "build_ext": CMakeBuild},
+    cmdclass={"bdist_wheel": Wheel, "build": Build, "build_ext": CMakeBuild},
 )

@@ -68,8 +68,8 @@ function(add_kernel_objects core name archs)
   target_link_libraries(${core} PUBLIC CUDA::cudart_static)
 endfunction()
 
-# build_info.inc for `target`: what was built with what, and the ptxas figures of every kernel.
-function(add_build_info target)
+# build_info.inc for the targets: what was built with what, and the ptxas figures of every kernel.
+function(add_build_info)
   set(basics "${GPU_GENERATED_DIR}/basics.json")
   set(info "${GPU_GENERATED_DIR}/build_info.inc")
   set(objects "")
@@ -101,5 +101,9 @@ function(add_build_info target)
             "${basics}" "${info}" ${objects}
     DEPENDS "${basics}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" ${objects}
     COMMAND_EXPAND_LISTS VERBATIM COMMENT "Collecting build information")
-  target_sources(${target} PRIVATE "${info}")
+  add_custom_target(sparse_fmha_build_info DEPENDS "${info}")
+  foreach(target IN LISTS ARGN)
+    target_sources(${target} PRIVATE "${info}")
+    add_dependencies(${target} sparse_fmha_build_info)
+  endforeach()
 endfunction()

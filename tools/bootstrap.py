@@ -1,4 +1,4 @@
-"""From a fresh checkout to the demo or the tests: `make demo` and `make test` run this.
+"""From a fresh checkout to the demo, the docs or the tests: `make` runs this for each.
 
 Needs Python >= 3.10 and a C++17 compiler; the rest goes into a virtual environment. What can be
 wrong with a machine is said in one line.
@@ -182,6 +182,17 @@ class Environment:
             self.pip("--quiet", f"{wheel}[{extra}]", what=f"installing what the {extra} needs")
 
 
+def builds_docs() -> bool:
+    """Whether there is a mkdocs for this Python."""
+    return sys.version_info >= (3, 11)
+
+
+def docs_command() -> list[str]:
+    """Builds the site of the docs; warnings are errors."""
+    os.environ["NO_MKDOCS_2_WARNING"] = "1"  # about the future of mkdocs itself
+    return ["-m", "mkdocs", "build", "--strict", "--quiet"]
+
+
 def checks(python: Path) -> list[str]:
     """Runs every check; names those that failed."""
     sources = (p for folder in CXX_FOLDERS for p in sorted((ROOT / folder).rglob("*")))
@@ -196,6 +207,8 @@ def checks(python: Path) -> list[str]:
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }
+    if builds_docs():
+        commands["docs"] = docs_command()
     for default in ("meta", "float64", "bfloat16"):
         commands[f"pytest under default {default}"] = ["-m", "pytest", "--other-default", default]
     failed = []
@@ -208,11 +221,13 @@ def checks(python: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("goal", choices=("build", "demo", "test"))
+    parser.add_argument("goal", choices=("build", "demo", "docs", "test"))
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     parser.add_argument("--torch", default="", help="a requirement, such as torch==2.12.0")
     options = parser.parse_args()
 
+    if options.goal == "docs" and not builds_docs():
+        raise SetupError("the site of the docs is built with Python 3.11 or newer; set PYTHON")
     check_compiler()
     check_archs()
     environment = Environment((ROOT / options.venv).absolute(), options.torch)
@@ -220,10 +235,16 @@ def main() -> None:
     if options.goal == "demo":
         os.environ["SPARSE_FMHA_ARCHS"], line = gpus.choose(environment.python)
         say(line)
-    environment.build({"build": "", "demo": "demo", "test": "test"}[options.goal])
+    elif options.goal == "docs":  # pictures are drawn on the CPU
+        os.environ["SPARSE_FMHA_ARCHS"] = "none"
+    environment.build("" if options.goal == "build" else options.goal)
     if options.goal == "demo":
         say("Running the demo")
         run(environment.python, "-m", "sparse_fmha", "demo", what="the demo")
+    elif options.goal == "docs":
+        say("Building the site")
+        run(environment.python, *docs_command(), what="building the site")
+        say(f"{ROOT / 'build' / 'site' / 'index.html'}")
     elif options.goal == "test":
         failed = checks(environment.python)
         if failed:

@@ -17,7 +17,6 @@ import argparse
 import itertools
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+import pythons
+
 try:
     import tomllib
 except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ENDS = ("lowest", "newest")
 INTEGRATIONS = ("tests/integrations",)
 PICTURES = (
@@ -123,7 +123,7 @@ def rows() -> Iterator[Row]:
         yield Row(package, end, (package,), tests)
     for end in ENDS:
         yield Row("build", end, tuple(build_requirements()), RANDOM, builds=True)
-    for python in PYTHONS:
+    for python in pythons.SUPPORTED:
         yield Row(f"python {python}", "newest", ("torch",), ALL, builds=True, python=python)
 
 
@@ -135,15 +135,11 @@ def requirements(row: Row) -> list[str]:
 
 
 def interpreter(python: str | None) -> str:
-    """A program of that version: of PATH, else of pyenv."""
-    if python is None:
-        return sys.executable
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    found = [shutil.which(f"python{python}"), *pyenv.glob(f"{python}.*/bin/python{python}")]
-    for program in filter(None, found):
-        if subprocess.run([program, "-V"], capture_output=True).returncode == 0:
-            return str(program)
-    raise RowError(f"no python{python} on PATH or in {pyenv}")
+    """A program of that version; None: of this one."""
+    try:
+        return sys.executable if python is None else pythons.interpreter(python)
+    except LookupError as error:
+        raise RowError(error) from None
 
 
 def check_output(*command: str | Path, what: str, env: dict[str, str] | None = None) -> str:

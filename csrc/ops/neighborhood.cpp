@@ -1,4 +1,6 @@
 // The op of neighborhoods: what it adds to the common problem.
+#include <algorithm>
+
 #include "backward.h"
 #include "check.h"
 #include "register.h"
@@ -25,12 +27,25 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
     int const g = kGridAxes - axes + a;
     require(p.dilation[g] >= 1, "dilation[", a, "] is ", p.dilation[g], "; at least 1 is needed");
     require(p.window[g] >= 1, "window[", a, "] is ", p.window[g], "; at least 1 is needed");
-    require(static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g], "window[", a, "] * ",
-            "dilation[", a, "] is ", p.window[g], " * ", p.dilation[g], "; the grid has ",
-            p.grid[g], " tokens on that axis");
+    bool const fits = p.causal[g] != 0
+                          ? p.grid[g] > 0
+                          : static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g];
+    require(fits, "window[", a, "] * dilation[", a, "] is ", p.window[g], " * ", p.dilation[g],
+            "; the grid has ", p.grid[g], " tokens on that axis");
     require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a, "] is ", p.stride[g],
             "; 1 to window[", a, "] = ", p.window[g], " are allowed");
     require(p.causal[g] <= 1, "causal[", a, "] is ", p.causal[g], "; 0 or 1 is needed");
+  }
+}
+
+// On a causal axis a window may pass the start of the sequence, where keys end anyway: the longest
+// dilation class gives it its size. The rest of the planning sees windows that fit.
+void clamp_causal_windows(Neighborhood::Params& p) {
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    if (p.causal[axis] != 0) {
+      p.window[axis] = std::min(p.window[axis], 1 + (p.grid[axis] - 1) / p.dilation[axis]);
+      p.stride[axis] = std::min(p.stride[axis], p.window[axis]);
+    }
   }
 }
 
@@ -55,6 +70,7 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
     params.causal[a] = 0;
   }
   check_neighborhood(params, axes);
+  clamp_causal_windows(params);
   for (int axis = 0; axis < kGridAxes; ++axis) {
     // A window of 1 is the query's own place whatever the dilation, and kernels do less for 1.
     params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from sparse_fmha import _ops, patterns, reference, selection
+from sparse_fmha import _ops, nn, patterns, reference, selection
 from sparse_fmha._build import build_info, kernels
 from sparse_fmha.attention import (
     attention,
@@ -44,6 +44,7 @@ __all__ = [
     "kernels",
     "merge",
     "neighborhood_attention",
+    "nn",
     "patterns",
     "reference",
     "route_sdpa",

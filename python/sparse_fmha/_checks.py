@@ -115,7 +115,13 @@ def check_grid(q: Tensor, k: Tensor) -> None:
         )
 
 
-def check_extra(extra_k: Tensor | None, extra_v: Tensor | None, q: Tensor, k: Tensor) -> None:
+def check_extra(
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    devices: Sequence[str] = tuple(DTYPES),
+) -> None:
     """Extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
     if (extra_k is None) != (extra_v is None):
         given, missing = ("k", "v") if extra_v is None else ("v", "k")
@@ -123,7 +129,7 @@ def check_extra(extra_k: Tensor | None, extra_v: Tensor | None, q: Tensor, k: Te
     if extra_k is None or extra_v is None:
         return
     for name, tensor in (("extra_k", extra_k), ("extra_v", extra_v)):
-        check_like(name, tensor, q)
+        check_like(name, tensor, q, devices)
         if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (k.shape[0], *k.shape[-2:]):
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}; "
@@ -182,15 +188,20 @@ def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list
 
 
 def check_neighborhood(
-    grid: Sequence[int], window: list[int], stride: list[int], dilation: list[int]
+    grid: Sequence[int],
+    window: list[int],
+    stride: list[int],
+    dilation: list[int],
+    causal: list[int],
 ) -> None:
     """The rules of generalized neighborhood attention on each axis."""
-    for axis, (length, w, s, d) in enumerate(zip(grid, window, stride, dilation, strict=True)):
+    axes = zip(grid, window, stride, dilation, causal, strict=True)
+    for axis, (length, w, s, d, ends) in enumerate(axes):
         if d < 1:
             raise ValueError(f"dilation[{axis}] is {d}; at least 1 is needed")
         if w < 1:
             raise ValueError(f"window[{axis}] is {w}; at least 1 is needed")
-        if w * d > length:
+        if length == 0 if ends else w * d > length:
             raise ValueError(
                 f"window[{axis}] * dilation[{axis}] is {w} * {d}; "
                 f"the grid has {length} tokens on that axis"

@@ -32,4 +32,4 @@ def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> 
         if point.phase == phase:
             of_length = measured.setdefault(point.length, [])
             of_length.append((point.threshold * point.length, point.sparsity))
-    draw(path, measured, fit.alpha, fit.beta)
+    draw(path, measured, fit.alpha, fit.beta, f"skipped key tiles, {phase}")

@@ -169,7 +169,8 @@ def neighborhood_mask(
 
     Raises:
         ValueError: on some axis not (1 <= window, 1 <= stride <= window, 1 <= dilation,
-            window * dilation <= tokens), or the number of values is not the number of axes.
+            window * dilation <= tokens unless the axis is causal), or the number of values is not
+            the number of axes.
     """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
     options = (
@@ -190,12 +191,15 @@ def _axis_mask(
     length: int, window: int, stride: int, dilation: int, causal: int, device: Device
 ) -> Tensor:
     if not (
-        window >= 1 and 1 <= stride <= window and dilation >= 1 and window * dilation <= length
+        window >= 1
+        and 1 <= stride <= window
+        and dilation >= 1
+        and (length > 0 if causal else window * dilation <= length)
     ):
         raise ValueError(
             f"window {window}, stride {stride}, dilation {dilation} on an axis of {length} tokens; "
-            "1 <= window, 1 <= stride <= window, 1 <= dilation and window * dilation <= tokens "
-            "are needed"
+            "1 <= window, 1 <= stride <= window, 1 <= dilation and, unless the axis is causal, "
+            "window * dilation <= tokens are needed"
         )
     i = torch.arange(length, device=device)[:, None]
     j = torch.arange(length, device=device)

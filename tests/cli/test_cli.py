@@ -180,6 +180,24 @@ def test_info_as_a_command():
     assert done.returncode == 0, done.stderr
     for words in (sparse_fmha.__version__, torch.__version__, "cpu", "neighborhood", "float32"):
         assert words in done.stdout
+    assert len(done.stdout.splitlines()) <= 10 + torch.cuda.device_count()
+
+
+def test_info_with_the_table(capsys):
+    assert cli.main(["info"]) == 0
+    short = capsys.readouterr().out
+    assert "; --kernels lists them\n" in short
+    assert cli.main(["info", "--kernels"]) == 0
+    whole = capsys.readouterr().out
+    assert str(sparse_fmha.kernels()) in whole
+    assert "cpu_dense_float32" not in short
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"sparse-fmha {sparse_fmha.__version__}\n"
 
 
 def test_info_shows_registers_and_unused_kernels(monkeypatch):
@@ -189,7 +207,7 @@ def test_info_shows_registers_and_unused_kernels(monkeypatch):
     monkeypatch.setattr(sparse_fmha, "build_info", lambda: {"cutlass": "4.2.0"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    text = info.report()
+    text = info.report(with_kernels=True)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "sm90_dense_float16_d64 sm90 dense float16 168 0" in lines
     assert "CUTLASS 4.2.0" in text

@@ -1,4 +1,4 @@
-"""`python -m sparse_fmha simulate` and the plots."""
+"""`sparse-fmha simulate` and the plots."""
 
 import subprocess
 import sys
@@ -177,9 +177,54 @@ def test_rectangles_are_the_walk(static):
         assert set(map(tuple, full_boxes)) == inner
         assert set(map(tuple, partial_boxes)) == corners - inner
         assert len(full_boxes) + len(partial_boxes) == 15
-    (seen,) = images
-    assert seen.get_extent() == [11.5, 27.5, 28.5, 11.5]
-    assert (~np.ma.getmaskarray(seen.get_array())).sum() == 17 * 16
+    (image,) = images
+    kinds = image.get_array()
+    seen = np.argwhere(np.ma.filled(kinds, tiles.UNSEEN) != tiles.UNSEEN)
+    left, _, _, top = (round(end + 0.5) for end in image.get_extent())
+    assert (seen.min(0) + np.array([top, left])).tolist() == [12, 12]
+    assert (seen.max(0) + np.array([top, left])).tolist() == [28, 27]
+    assert len(seen) == 17 * 16
+    assert (kinds == tiles.WHOLE).sum() == 4 * 8 * len(full_boxes)
+    legend = {p.get_label(): p.get_facecolor() for p in tiles.legend()[:3]}
+    colors = [image.cmap(kind) for kind in (tiles.WHOLE, tiles.SEEN, tiles.UNSEEN)]
+    assert list(legend.values()) == colors
+
+
+@pytest.mark.parametrize(
+    ("grid", "query", "dilation", "expected"),
+    [
+        ((40, 48), (21, 46), 1, [(43.5, 19.5, 47.5, 23.5)]),
+        ((40, 48), (39, 0), 1, [(-0.5, 35.5, 3.5, 39.5)]),
+        # Position 3 of residue 1 of 10, in the tile of 0 to 3; 5 of residue 2 of 12.
+        ((20, 36), (7, 17), (2, 3), [(13.5, 0.5, 23.5, 7.5)]),
+    ],
+)
+def test_the_query_tile_is_drawn(grid, query, dilation, expected):
+    found = simulate(grid, 5, dilation=dilation, tile_q=(4, 4), tile_k=(4, 8))
+    figure = tiles.figure(found._view(query))
+    patches = [p for p in figure.axes[0].patches if p.get_edgecolor() == to_rgba(tiles.QUERY)]
+    assert [tuple(p.get_bbox().extents) for p in patches] == expected
+    title = figure.subfigs[0].get_suptitle()
+    assert title.startswith(f"grid {grid[0]}x{grid[1]}, window 5x5")
+    assert title.endswith(f"the query at {query[0]}x{query[1]}")
+
+
+def test_the_query_tile_is_in_its_slabs_only():
+    found = simulate((9, 12, 12), (5, 4, 4), stride=(1, 4, 4), tile_q=(1, 4, 4), tile_k=(2, 4, 4))
+    *panels, _ = tiles.figure(found._view((4, 6, 6))).axes
+    edges = [[p.get_edgecolor() for p in panel.patches] for panel in panels]
+    assert [to_rgba(tiles.QUERY) in of_panel for of_panel in edges] == [False, True, False]
+
+
+def test_one_number_of_tiles_is_a_narrow_bar():
+    found = simulate(4096, 512, stride=512)
+    assert len(found.distribution) == 1
+    histogram = tiles.figure(found._view()).axes[-1]
+    (bar,) = histogram.patches
+    left, right = histogram.get_xlim()
+    assert bar.get_width() < (right - left) / 10
+    assert left <= bar.get_x()
+    assert histogram.get_title()
 
 
 def test_slices_of_time():
@@ -198,11 +243,14 @@ def test_dilation_leaves_gaps():
     # position 2 of residue 1, and all four of its class are seen.
     boxes = [(x - 0.5, y - 0.5, x + 5.5, y + 2.5) for y in (6, 10) for x in (1, 11)]
     assert sorted(map(tuple, full + partial)) == sorted(boxes)
-    (seen,) = images
-    mask = ~np.ma.getmaskarray(seen.get_array())
-    assert mask.shape == (5, 16)
-    assert [axis.tolist() for axis in np.nonzero(mask.any(1))] == [[0, 2, 4]]
-    assert [axis.tolist() for axis in np.nonzero(mask.any(0))] == [[0, 5, 10, 15]]
+    (image,) = images
+    kinds = image.get_array()
+    assert kinds.shape == (7, 16)  # rows 6 to 12, columns 1 to 16
+    own = ~np.ma.getmaskarray(kinds)  # of the residue, in some tile
+    assert [axis.tolist() for axis in np.nonzero(own.any(1))] == [[0, 2, 4, 6]]
+    assert [axis.tolist() for axis in np.nonzero(own.any(0))] == [[0, 5, 10, 15]]
+    seen = np.ma.filled(kinds, tiles.UNSEEN) != tiles.UNSEEN
+    assert [axis.tolist() for axis in np.nonzero(seen.any(1))] == [[2, 4, 6]]
 
 
 def test_distribution_is_drawn():

@@ -103,6 +103,15 @@ def test_neighborhoods_are_what_the_simulator_says():
     assert str(simulated.tile_q) in str(found)
 
 
+def test_a_causal_window_beyond_the_start():
+    q = tokens(1, 4096, 4, 128)
+    found, fitting = (
+        explain(sparse_fmha.neighborhood_attention, q, q, q, w, causal=True, arch="sm90")
+        for w in (5000, 4096)
+    )
+    assert found == fitting
+
+
 def drawn(block_q, block_kv, density, causal=False, length=1000, heads=3):
     torch.manual_seed(block_q + block_kv)
     shape = (1, heads, -(-length // block_q), -(-length // block_kv))
@@ -153,6 +162,12 @@ def test_break_even():
     assert 0.6 < found.break_even_density < 1
     assert found.break_even_density == pytest.approx(whole.break_even_density)
     assert f"as long as dense attention at {found.break_even_density:.1%}" in str(found)
+    assert found.reachable_density == found.density
+    causal = drawn(128, 128, 0.1, True, length=length, heads=8)
+    found = explain(sparse_fmha.block_sparse_attention, q, q, q, causal, arch="sm90")
+    assert found.reachable_density == pytest.approx(causal.reachable_block_density)
+    leaves = f" ({found.reachable_density:.1%} of those that causality leaves); "
+    assert f"{found.density:.1%} of blocks are listed{leaves}" in str(found)
     on_cpu = explain(sparse_fmha.block_sparse_attention, q, q, q, few, arch="cpu")
     assert on_cpu.predicted_ms is None
     assert on_cpu.kernel == "cpu_block_sparse_bfloat16"

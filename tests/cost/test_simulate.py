@@ -233,3 +233,16 @@ def test_extension_of_another_python():
 def test_public():
     assert isinstance(simulate(64, 8), sparse_fmha.Simulation)
     assert {"simulate", "Simulation"} <= set(sparse_fmha.__all__)
+
+
+def test_causal_window_beyond_the_start():
+    longer = simulate((100,), 400, stride=300, causal=True)
+    assert longer.window == longer.stride == (100,)
+    assert longer == simulate((100,), 100, stride=100, causal=True)
+    # Classes of 34, 33 and 33 positions: a window of 33 would lack the first key of the longest.
+    dilated = simulate((100,), 50, dilation=3, causal=True)
+    assert dilated.window == (34,)
+    flops = 4 * 128 * sum(n * (n + 1) // 2 for n in (34, 33, 33))
+    assert dilated.useful_flops == flops
+    with pytest.raises(ValueError, match=r"window\[0\] \* dilation\[0\] is 101 \* 1"):
+        simulate((100,), 101)

@@ -116,17 +116,25 @@ DILATED = [
     Case((9, 17, 19), (4, 5, 6), (1, 2, 3), (2, 3, 3)),
     Case((3, 2, 700), (3, 2, 60), 1, (1, 1, 11)),
 ]
+# Windows that pass the start of a causal axis.
+BEYOND = [
+    Case((1000,), 4000, causal=True),
+    Case((1000,), 2**31 - 1, 2**31 - 1, causal=True),
+    Case((1000,), 400, 300, dilation=3, causal=True),  # classes of 334 and 333 tokens
+    Case((7,), 9, 9, dilation=100, causal=True),
+    Case((21, 300), (50, 9), (2, 4), (3, 1), (True, False)),
+    Case((5, 40, 33), (2, 100, 7), (1, 3, 2), (2, 3, 1), (False, True, False)),
+]
+CONFIGURATIONS = ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED + BEYOND
 
 
 @pytest.mark.parametrize(("dim", "dtype"), ROWS, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("case", ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, ids=str)
+@pytest.mark.parametrize("case", CONFIGURATIONS, ids=str)
 def test_configurations(check, case, dim, dtype):
     check(case.with_(dim=dim, dtype=dtype))
 
 
-@pairwise.parametrize(
-    case=ONES + ONE_AXIS + TWO_AXES + THREE_AXES + DILATED, row=ROWS, extra=(0, 77)
-)
+@pairwise.parametrize(case=CONFIGURATIONS, row=ROWS, extra=(0, 77))
 def test_every_visible_key_counts_once(tensors, attend, case, row, extra):
     """Scores of 0 and values of one-hot rows: the outputs are counts of keys, to be hit exactly."""
     dim, dtype = row

@@ -204,6 +204,7 @@ def test_from_scores_to_attention_nothing_asks_the_device(randn):
             some.counts, some.indices.flip(-1), 300, 400, 64, 32, causal=True
         )
         masks = [top, high, some, below, top | high, top | fixed, some | below]
+        masks += [top & high, top & fixed, some & high]
         for mask in (*masks, BlockMask.union(fixed, top, fixed, high)):
             out = sparse_fmha.block_sparse_attention(q, k, k, mask)
     assert out.isfinite().all()
@@ -252,3 +253,52 @@ def test_plot(tmp_path):
 def test_plotting_alone_needs_matplotlib():
     code = "import sys; import sparse_fmha; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(drawn(), st.integers(0, 1 << 20), st.booleans(), st.booleans(), st.booleans())
+def test_intersection(case, seed, one_batch, one_head, causal):
+    other = Drawn(
+        *case.sizes,
+        1 if one_batch else case.batch,
+        1 if one_head else case.heads,
+        causal,
+        case.kinds[::-1],
+        seed,
+    )
+    both = case.mask() & other.mask()
+    both.validate()
+    assert both.causal is (case.causal or causal)
+    assert both.to_dense().equal(case.dense() & other.dense())
+    full = BlockMask.from_blocks(other.tensors()[0] > 0, *case.sizes, causal=causal)
+    assert (full & case.mask()).to_dense().equal(full.to_dense() & case.dense())
+    assert (full & full).partial_counts is None
+    third = Drawn(*case.sizes, causal=case.causal, seed=seed + 1)
+    several = BlockMask.intersection(third.mask(), case.mask(), full, other.mask())
+    several.validate()
+    assert several.to_dense().equal(third.dense() & case.dense() & full.to_dense() & other.dense())
+    assert BlockMask.intersection(case.mask()).to_dense().equal(case.dense())
+
+
+def test_from_dense_of_fewer_dimensions():
+    visible = torch.rand(2, 3, 150, 200) < 0.5
+    assert BlockMask.from_dense(visible[1, 2]).to_dense().equal(visible[1:, 2:])
+    assert BlockMask.from_dense(visible[1]).to_dense().equal(visible[1:])
+    for wrong in (visible[0, 0, 0], visible[None]):
+        with pytest.raises(ValueError, match=r"visible has shape .*; \[q_len, kv_len\] is needed"):
+            BlockMask.from_dense(wrong)
+
+
+def test_density_of_what_causality_leaves():
+    """Four of the ten blocks on and below the diagonal of 4 x 4."""
+    blocks = torch.eye(4, dtype=torch.bool)[None, None]
+    causal = BlockMask.from_blocks(blocks, 512, 512, causal=True)
+    assert (causal.block_density, causal.reachable_block_density) == (0.25, 0.4)
+    assert "25.0% of blocks listed (40.0% of those that causality leaves), causal" in repr(causal)
+    others = BlockMask.from_blocks(~blocks, 512, 512)
+    beyond = BlockMask(others.counts, others.indices, 512, 512, causal=True)
+    assert beyond.reachable_block_density == 0.6
+    both = BlockMask.from_blocks(blocks, 512, 512)
+    assert both.reachable_block_density == both.block_density == 0.25
+    assert "causality" not in repr(both)
+    empty = BlockMask.from_blocks(blocks[:, :, :0, :0], 0, 0, causal=True)
+    assert empty.reachable_block_density == 0

@@ -105,8 +105,8 @@ def test_errors_of_tensors():
         BlockMask.from_blocks(indices[..., :2].bool(), 200, 300)
     with pytest.raises(TypeError, match=r"visible has dtype torch.float32"):
         BlockMask.from_dense(torch.ones(1, 1, 5, 5))
-    with pytest.raises(ValueError, match=r"visible has shape \[5, 5\]"):
-        BlockMask.from_dense(torch.ones(5, 5).bool())
+    with pytest.raises(ValueError, match=r"visible has shape \[5\]"):
+        BlockMask.from_dense(torch.ones(5).bool())
 
 
 def test_errors_of_constructors():
@@ -152,3 +152,15 @@ def test_union_of_other_masks_is_refused():
         BlockMask.union(mask, *(Drawn(200, 300, batch=n).mask() for n in (3, 2)))
     with pytest.raises(ValueError, match="device is cpu in one mask and meta in the other"):
         mask | mask.to("meta")
+
+
+def test_intersection_of_other_masks_is_refused():
+    mask = Drawn(200, 300).mask()
+    with pytest.raises(ValueError, match="kv_len is 300 in one mask and 301 in the other"):
+        mask & Drawn(200, 301).mask()
+    with pytest.raises(TypeError, match="unsupported operand"):
+        mask & 3
+    with pytest.raises(TypeError, match="masks have a int among them; BlockMask is needed"):
+        BlockMask.intersection(mask, 3)
+    with pytest.raises(ValueError, match="at least 1 is needed"):
+        BlockMask.intersection()

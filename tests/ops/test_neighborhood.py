@@ -258,3 +258,45 @@ def test_inputs_stay_and_repeats_are_equal(tensors):
 
     assert all(a.equal(b) for a, b in zip(run(), run(), strict=True))
     assert all(a.equal(b) for a, b in zip(given, copies, strict=True))
+
+
+@st.composite
+def beyond_the_start(draw):
+    """Windows on a causal axis that may reach past its start, beside one that may not."""
+    grid = draw(st.integers(1, 60)), draw(st.integers(1, 9))
+    window = draw(st.integers(1, 200)), draw(st.integers(1, grid[1]))
+    stride = draw(st.integers(1, window[0])), draw(st.integers(1, window[1]))
+    dilation = draw(st.integers(1, 70)), 1
+    return Case(grid, window, stride, dilation, (True, False))
+
+
+@settings(max_examples=40, deadline=None)
+@example(case=Case((7, 1), (2**31 - 1, 1), (2**31 - 1, 1), (2**31 - 1, 1), (True, False)))
+@example(case=Case((50, 1), (50, 1), (1, 1), (3, 1), (True, False)))
+@given(case=beyond_the_start())
+def test_causal_window_beyond_the_start(check, case):
+    check(case)
+
+
+@pytest.mark.parametrize("window", [41, 4096])
+def test_causal_window_beyond_the_start_is_causal(tensors, window):
+    q, k, v, *_ = tensors(Case((40,), (1,)))
+    out = sparse_fmha.neighborhood_attention(q, k, v, window, causal=True)
+    torch.testing.assert_close(out, sparse_fmha.attention(q, k, v, causal=True))
+    compiled = torch.compile(
+        sparse_fmha.neighborhood_attention, fullgraph=True, dynamic=True, backend="eager"
+    )
+    assert compiled(q, k, v, window, causal=True).equal(out)
+
+
+def test_other_windows_may_not_pass_the_grid(tensors):
+    q, k, v, *_ = tensors(Case((8, 8), (1, 1)))
+    with pytest.raises(
+        ValueError, match=r"^window\[1\] \* dilation\[1\] is 9 \* 1; the grid has 8"
+    ):
+        sparse_fmha.neighborhood_attention(q, k, v, 9, causal=(True, False))
+    empty = q[:, :0, 0]
+    with pytest.raises(
+        ValueError, match=r"^window\[0\] \* dilation\[0\] is 9 \* 1; the grid has 0"
+    ):
+        sparse_fmha.neighborhood_attention(empty, empty, empty, 9, causal=True)

@@ -8,6 +8,7 @@ import pytest
 from commands import ROOT
 
 import build_backend
+import pythons
 import versions
 
 PACKAGES = {**versions.declared(), **versions.build_requirements()}
@@ -35,7 +36,7 @@ def test_rows_ask_for_the_floors_and_run_tests_that_are_there(row):
 
 def test_the_oldest_python_is_the_declared_one():
     declared = versions.project()["project"]["requires-python"]
-    assert declared == f">={versions.PYTHONS[0]}"
+    assert declared == f">={pythons.SUPPORTED[0]}"
 
 
 def test_the_oldest_setuptools_is_the_declared_one():

@@ -51,3 +51,11 @@ def test_wheel_is_complete_and_small(wheel):
     assert any(name.endswith("LICENSE") for name in names)
     assert "Requires-Dist: torch>=2.10" in metadata
     assert "Requires-Python: >=3.10" in metadata
+
+
+def test_console_script(wheel, fresh_venv, tmp_path):
+    python = fresh_venv(wheel)
+    program = python.parent / "sparse-fmha"
+    version = check_output(python, "-c", "import sparse_fmha as s; print(s.__version__)")
+    assert check_output(program, "--version", cwd=tmp_path) == f"sparse-fmha {version}"
+    assert "no problems" in check_output(program, "info", cwd=tmp_path)

@@ -211,6 +211,83 @@ def test_top_k(scores, k, dtype, most):
         assert (listed[count:] == -1).all()
 
 
+def largest(row, k):
+    """Which of a row are its k largest, the lowest index first of equal ones."""
+    there = [n for n, score in enumerate(row) if score > -INF]
+    return sorted(sorted(there, key=lambda n: (-row[n], n))[: max(k, 0)])
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 1 << 24]))
+def test_top_k_of_each_head(data, heads, columns, most):
+    values = [-INF, NAN, INF, -1.5, 0.0, 0.5, 2.0]
+    rows = tied(data.draw, 2 * heads * 2, columns, values)
+    scores = torch.tensor(rows).view(2, heads, 2, columns)
+    ks = [data.draw(st.integers(0, columns + 1)) for _ in range(heads)]
+    by_row = torch.tensor([data.draw(st.integers(-1, columns + 1)) for _ in rows])
+    by_row = by_row.view(2, heads, 2, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "SLICE", most)
+        for k in (ks, tuple(ks), torch.tensor(ks), torch.tensor(ks).view(heads, 1, 1), by_row):
+            blocks = top_k_blocks(scores, k)
+            counts, indices = top_k_indices(scores, k)
+            width = min(max(ks), columns) if isinstance(k, list | tuple) else columns
+            assert indices.shape == (2, heads, 2, width)
+            for place, chosen in enumerate(blocks.flatten(0, 2)):
+                own = ks[place // 2 % heads] if k is not by_row else by_row.flatten()[place]
+                expected = largest(rows[place], own)
+                assert chosen.nonzero()[:, 0].tolist() == expected
+                count = counts.flatten()[place]
+                assert indices.flatten(0, 2)[place, :count].tolist() == expected
+
+
+@settings(max_examples=100)
+@given(tied_scores(), st.fractions(0, 1, max_denominator=30))
+def test_top_share(scores, density):
+    """Of what a row has above -inf, rounded up."""
+    blocks = top_k_blocks(torch.tensor(scores), density=float(density))
+    counts, indices = top_k_indices(torch.tensor(scores), density=float(density))
+    assert indices.shape[-1] == math.ceil(len(scores[0]) * density)
+    for row, chosen, count, listed in zip(scores, blocks, counts, indices, strict=True):
+        k = math.ceil(sum(score > -INF for score in row) * density)
+        assert chosen.nonzero()[:, 0].tolist() == listed[:count].tolist() == largest(row, k)
+
+
+def test_a_share_of_causal_scores_is_one_of_what_causality_leaves():
+    q = normal(1, 64 * 100, 1, 8)
+    grid = BlockGrid.of(q, q, 64, 64, causal=True)
+    mask = grid.mask(top_k_blocks(block_scores(q, q, grid), density=0.2))
+    assert 0.2 <= mask.reachable_block_density < 0.21
+    assert 0.1 < mask.block_density < 0.11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, ValueError, "neither of k and density are given"),
+        ({"k": 1, "density": 0.5}, ValueError, "both of k and density are given"),
+        ({"density": 1.5}, ValueError, "density is 1.5; 0 to 1 are allowed"),
+        ({"density": "1"}, TypeError, "density is '1'; a number is needed"),
+        (
+            {"k": [1, 2, 3]},
+            ValueError,
+            r"k has 3 entries, scores has shape \[1, 2, 4, 5\]; one for",
+        ),
+        ({"k": [1, -2]}, ValueError, r"k\[1\] is -2; at least 0"),
+        ({"k": [1, 2.0]}, TypeError, r"k\[1\] is 2.0; an int"),
+        ({"k": 2.0}, TypeError, "k is 2.0; an int is needed"),
+        ({"k": "2"}, TypeError, r"k\[0\] is '2'; an int is needed"),
+        ({"k": torch.ones(2)}, TypeError, "k has dtype torch.float32; integers"),
+        ({"k": torch.ones(2, 4).int()}, ValueError, r"k has shape \[2, 4\]; one that broadcasts"),
+        ({"k": torch.ones(2, device="meta").int()}, ValueError, "k is on meta, scores on cpu"),
+    ],
+)
+def test_errors_of_top_k(arguments, error, words):
+    for function in (top_k_blocks, top_k_indices):
+        with pytest.raises(error, match=words):
+            function(torch.zeros(1, 2, 4, 5), **arguments)
+
+
 @st.composite
 def tied_probabilities(draw):
     rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 9))

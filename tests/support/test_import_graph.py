@@ -33,6 +33,7 @@ LAYERS = {
     "calibration": {"skipping", "_routing"},
     "plot_calibration": {"plotting", "calibration"},
     "patterns": {"_ops", "merge", "masks", "selection", "attention"},
+    "nn": {"masks", "attention"},
     "": {
         "_ops",
         "reference",
@@ -44,6 +45,7 @@ LAYERS = {
         "cost",
         "sdpa",
         "patterns",
+        "nn",
     },
     "distributed": {"_ops", "masks", ""},
     "integrations": {"merge", "masks", "selection", "attention", "calibration", "patterns"},

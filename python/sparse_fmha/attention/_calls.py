@@ -121,8 +121,8 @@ def check_neighborhood(
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
     dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations)
     causals = _checks.per_axis("causal", causal, axes, bool)
+    _checks.check_neighborhood(q.shape[1:-2], windows, strides, dilations, causals)
     return windows, strides, dilations, causals, _checks.finite("scale", scale), extra_k, extra_v
 
 

@@ -135,8 +135,9 @@ def neighborhood_attention(
         q: `[B, *L, Hq, D]` with one to three token axes `*L`; dtypes, strides and D as `attention`.
         k: `[B, *L, Hkv, D]` on the same grid; Hq is a multiple of Hkv.
         v: like k.
-        window: W of each axis in tokens, at least 1, which is the query's own place on that axis;
-            W * dilation may not pass the axis's length.
+        window: W of each axis in tokens, at least 1, which is the query's own place on that axis.
+            W * dilation may not pass the axis's length, unless the axis is causal: there a longer
+            window sees every key that is not behind the query.
         stride: of each axis, 1 (neighborhood attention) to W (blocked attention).
         dilation: of each axis, at least 1.
         causal: of each axis.
@@ -145,7 +146,7 @@ def neighborhood_attention(
         extra_v: like extra_k.
         skip_threshold, return_lse, return_stats: as `attention`.
 
-        One int (or bool) for window, stride, dilation or causal serves all axes.
+    One int (or bool) for window, stride, dilation or causal serves all axes.
 
     Returns:
         `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,

@@ -1,4 +1,4 @@
-"""Command line: `python -m sparse_fmha demo`, `info` and `simulate`.
+"""Command line: `sparse-fmha`, or `python -m sparse_fmha`.
 
 Exit status: 0 done, 1 this installation or machine cannot do it, 2 bad input. Errors are one line
 on stderr.
@@ -9,18 +9,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sparse_fmha import __version__
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 UNABLE = (ImportError, RuntimeError)  # this installation or machine cannot do it
 ERRORS = (*UNABLE, ValueError, TypeError, OSError)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m sparse_fmha", description="Sparse attention kernels."
-    )
+    top = argparse.ArgumentParser(prog="sparse-fmha", description="Sparse attention kernels.")
+    top.add_argument("--version", action="version", version=f"sparse-fmha {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
@@ -45,7 +49,14 @@ def parser() -> argparse.ArgumentParser:
         "--resize", type=int, metavar="N", default=absent, help="shrink the longer side to N pixels"
     )
 
-    commands.add_parser("info", help="versions, devices and compiled kernels")
+    info = commands.add_parser(
+        "info",
+        help="versions, devices and compiled kernels",
+        description="Prints versions, what each device here can run, and what is wrong.",
+    )
+    info.add_argument("--kernels", action="store_true", help="the whole table of kernels")
+
+    add_explain(commands)
 
     simulate = commands.add_parser(
         "simulate",
@@ -90,6 +101,50 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_explain(commands: Commands) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="which kernel a call takes, and how long it should take",
+        description="Says in at most five lines which kernel a call takes, why, and how long it "
+        "should take on an H100. Nothing is computed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    absent = argparse.SUPPRESS
+    explain.add_argument("mechanism", choices=("dense", "neighborhood", "block-sparse"))
+    explain.add_argument("tokens", metavar="TOKENS", help="a length, or a grid such as 30x48x80")
+    explain.add_argument("--why-not", action="store_true", help="a line for each other kernel")
+    explain.add_argument(
+        "--arch", default="sm90", help="sm90, cpu, another of `info`, or auto for this machine's"
+    )
+    explain.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32", "float64"), default="bfloat16"
+    )
+    explain.add_argument("--batch", type=int, default=1, metavar="N", help="entries")
+    explain.add_argument("--heads", type=int, default=1, metavar="N", help="of the queries")
+    explain.add_argument(
+        "--heads-kv", type=int, default=absent, metavar="N", help="of keys; if not given, as many"
+    )
+    explain.add_argument("--head-dim", type=int, default=128, metavar="N", help="up to 256")
+    explain.add_argument("--causal", default=absent, metavar="C", help="0 or 1; 0 if not given")
+    explain.add_argument("--window", default=absent, metavar="W", help="keys seen")
+    explain.add_argument(
+        "--stride", default=absent, metavar="S", help="queries that share a window"
+    )
+    explain.add_argument("--dilation", default=absent, metavar="D", help="distance of keys seen")
+    explain.add_argument("--extra", type=int, default=absent, metavar="N", help="extra tokens")
+    explain.add_argument(
+        "--density",
+        type=float,
+        default=absent,
+        metavar="P",
+        help="share of the blocks that are listed, 0 to 1, drawn at random",
+    )
+    for name, what in (("--block-q", "queries"), ("--block-kv", "keys")):
+        explain.add_argument(
+            name, type=int, default=absent, metavar="N", help=f"{what} of a block; 128 if not given"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; argv defaults to the process's arguments."""
     arguments = parser().parse_args(argv)
@@ -107,10 +162,16 @@ def run_demo(**options: Any) -> None:
     demo.run(**options)
 
 
-def run_info() -> None:
+def run_info(*, kernels: bool) -> None:
     from sparse_fmha.cli import info
 
-    print(info.report())
+    print(info.report(kernels))
+
+
+def run_explain(**options: Any) -> None:
+    from sparse_fmha.cli import explain_command
+
+    explain_command.run(**options)
 
 
 def run_simulate(**options: Any) -> None:
@@ -119,7 +180,12 @@ def run_simulate(**options: Any) -> None:
     simulate_command.run(**options)
 
 
-COMMANDS = {"demo": run_demo, "info": run_info, "simulate": run_simulate}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": run_demo,
+    "explain": run_explain,
+    "info": run_info,
+    "simulate": run_simulate,
+}
 
 
 def report(error: Exception, install: str = "") -> int:

@@ -1,9 +1,10 @@
-"""What is installed and what it can run: `python -m sparse_fmha info`."""
+"""What is installed and what it can run: `sparse-fmha info`."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,25 +13,35 @@ import sparse_fmha
 from sparse_fmha._build import BuildInfo, KernelRow
 
 
-def report() -> str:
-    """Versions, devices, compiled kernels, and a line for every problem."""
+def report(with_kernels: bool = False) -> str:
+    """Versions, what each device can run, and a line for every problem.
+
+    Args:
+        with_kernels: also the whole table of compiled kernels.
+    """
     build = sparse_fmha.build_info()
-    versions = {
-        "sparse_fmha": sparse_fmha.__version__,
-        "python": platform.python_version(),
-        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "built with": ", ".join(built_with(build)) or "unknown",
-    }
-    sections = {
-        "Versions": aligned(versions.items()),
-        "Devices": aligned(devices().items())
-        + ([] if torch.cuda.is_available() else [f"no GPU: {no_gpu()}"]),
-        "Kernels (a tile of 0 is chosen at run time)": str(sparse_fmha.kernels()).splitlines(),
-        "Problems": problems() or ["none"],
-    }
-    return "\n\n".join(
-        "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()
+    versions = (
+        f"sparse_fmha {sparse_fmha.__version__}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     )
+    lines = [
+        versions,
+        f"built with {', '.join(built_with(build)) or 'unknown tools'}",
+        *would_run(),
+    ]
+    if not torch.cuda.is_available():
+        lines.append(f"no GPU: {no_gpu()}")
+    lines.append(compiled() if with_kernels else f"{compiled()}; --kernels lists them")
+    lines += [f"problem: {problem}" for problem in problems()] or ["no problems"]
+    if with_kernels:
+        lines += ["", "kernels (a tile of 0 is chosen at run time):", str(sparse_fmha.kernels())]
+    return "\n".join(lines)
+
+
+def compiled() -> str:
+    """How many kernels there are for each architecture."""
+    counts = Counter(row["arch"] for row in sparse_fmha.kernels())
+    return "kernels: " + (", ".join(f"{n} for {arch}" for arch, n in counts.items()) or "none")
 
 
 def built_with(build: BuildInfo) -> Iterable[str]:
@@ -45,15 +56,6 @@ def built_with(build: BuildInfo) -> Iterable[str]:
             yield f"{prefix}{version}"
     if build.get("cpu_isas"):
         yield f"CPU code for {', '.join(build['cpu_isas'])}"
-
-
-def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
 
 
 def devices() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""`python -m sparse_fmha simulate`."""
+"""`sparse-fmha simulate`."""
 
 from __future__ import annotations
 
 from sparse_fmha._versions import require
+from sparse_fmha.cli.options import flags_of, numbers_of, sequence_of
 from sparse_fmha.cost import simulation
 from sparse_fmha.cost.tile_problem import joined
 
@@ -57,27 +58,6 @@ def run(
         show(results)
     if plot is not None:
         print(f"picture: {plot}")
-
-
-def sequence_of(option: str, text: str) -> tuple[int, ...]:
-    """30x48x80 as a tuple."""
-    try:
-        return tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; numbers such as 30x48x80 are needed") from None
-
-
-def numbers_of(option: str, text: str) -> int | tuple[int, ...]:
-    """As `sequence_of`, but a single number as it is."""
-    values = sequence_of(option, text)
-    return values if len(values) > 1 else values[0]
-
-
-def flags_of(option: str, text: str) -> tuple[bool, ...] | bool:
-    flags = text.split("x")
-    if set(flags) - {"0", "1"}:
-        raise ValueError(f"{option} is {text!r}; 0 or 1 for each axis, such as 0x0x1, is needed")
-    return tuple(flag == "1" for flag in flags) if len(flags) > 1 else text == "1"
 
 
 def show(results: list[simulation.Simulation]) -> None:

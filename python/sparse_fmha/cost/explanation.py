@@ -24,12 +24,13 @@ from sparse_fmha.cost.simulation import simulate
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
+DEVICES = ("cpu", "cuda", "meta")
 Given = Mapping[str, Any]  # the arguments of a call by their names
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; prints as a few lines."""
+    """What `explain` found; prints as five lines at most. `why_not` has the other rows."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
@@ -39,6 +40,7 @@ class Explanation:
     predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
     dense_ms: float | None  # of `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
+    reachable_density: float | None  # the same of the blocks that causality leaves
     break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
 
@@ -62,10 +64,18 @@ class Explanation:
                 if self.break_even_density == math.inf
                 else f"as long as dense attention at {self.break_even_density:.1%}"
             )
-            lines.append(f"  {self.density:.1%} of blocks are listed; {until}")
-        lines += [f"  not {name}: {reason}" for name, reason in self.rejected.items()]
-        lines += [f"  note: {note}" for note in self.notes]
+            listed = f"{self.density:.1%} of blocks are listed"
+            if self.density != self.reachable_density:
+                listed += f" ({self.reachable_density:.1%} of those that causality leaves)"
+            lines.append(f"  {listed}; {until}")
+        if self.notes:
+            lines.append(f"  note: {'; '.join(self.notes)}")
         return "\n".join(lines)
+
+    def why_not(self) -> str:
+        """The other rows of the mechanism and architecture, a line each, and why not."""
+        rejected = (f"  not {name}: {reason}" for name, reason in self.rejected.items())
+        return "\n".join(rejected) or "  there are no other rows"
 
 
 def explain(
@@ -131,6 +141,7 @@ class _Times:
     predicted_us: float
     dense_us: float
     density: float | None = None
+    reachable_density: float | None = None
     break_even: float | None = None
 
 
@@ -145,7 +156,7 @@ def _dense(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]
 def _neighborhood(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
     q, k = _checked(given, (1, 2, 3))
     _checks.check_grid(q, k)
-    _checks.check_extra(given["extra_k"], given["extra_v"], q, k)
+    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, DEVICES)
     extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
     simulation = simulate(
         tuple(q.shape[1:-2]),
@@ -174,7 +185,8 @@ def _block_sparse(given: Given, arch: str) -> tuple[str, _Times | None, tuple[st
     batch, heads, q_len, kv_len, head_dim = _problem(q, k)
     dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
     cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
-    times = _Times(cost.us, dense, cost.density, cost.break_even_density)
+    reachable = mask.reachable_block_density
+    times = _Times(cost.us, dense, cost.density, reachable, cost.break_even_density)
     return "block_sparse", times, ()
 
 
@@ -191,7 +203,7 @@ def _on(arch: str, times: _Times) -> _Times | None:
 def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """q and k, checked as the functions do; on device meta as if they were on the GPU."""
     q, k, v = (given[name] for name in "qkv")
-    _checks.check_qkv(q, k, v, axes=axes, devices=("cpu", "cuda", "meta"))
+    _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
     return q, k
@@ -245,6 +257,7 @@ def _choose(
         predicted_ms=None if times is None else times.predicted_us / 1e3,
         dense_ms=None if times is None else times.dense_us / 1e3,
         density=None if times is None else times.density,
+        reachable_density=None if times is None else times.reachable_density,
         break_even_density=None if times is None else times.break_even,
         notes=notes,
     )

@@ -116,7 +116,21 @@ class Simulation:
         query = check_query(self.grid, query)
         walk = (self.grid, self.window, self.stride, self.dilation, self.causal)
         of_query = lines(walk, (self.tile_q, self.tile_k), self.key_tiling == "static", query)
-        return TileView(self.grid, of_query, self.distribution, *self.visited)
+        options = "".join(
+            f", {name} {joined(map(int, values))}"
+            for name, values, usual in (
+                ("stride", self.stride, 1),
+                ("dilation", self.dilation, 1),
+                ("causal", self.causal, False),
+            )
+            if any(value != usual for value in values)
+        )
+        title = (
+            f"grid {joined(self.grid)}, window {joined(self.window)}{options}\n"
+            f"query tiles {joined(self.tile_q)}, key tiles {joined(self.tile_k)}, "
+            f"{self.key_tiling}; the query at {joined(query)}"
+        )
+        return TileView(title, self.grid, of_query, self.distribution, *self.visited)
 
 
 def simulate(

@@ -55,8 +55,10 @@ def lines(
         seen = np.zeros(length, bool)
         seen[begin * dilation + residue : (begin + size) * dilation : dilation] = True
         full_tiles = range(full_first, full_first + max(full, 0))
-        result.append(
-            Line(length, token, seen, dilation, residue, origin, tile_k[axis], count, full_tiles)
-        )
+        of_class = length // dilation + (residue < length % dilation)
+        last = min(first + tile_q[axis], of_class) - 1
+        query_tile = first * dilation + residue, last * dilation + residue
+        tiles_of_axis = origin, tile_k[axis], count, full_tiles, query_tile
+        result.append(Line(length, token, seen, dilation, residue, *tiles_of_axis))
     t, y, x = result
     return t, y, x

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from sparse_fmha import _checks
+from sparse_fmha._sizes import ceil_div
 
 KEY_TILINGS = ("dynamic", "static")
 MAX_TOKENS = 2**30
@@ -66,10 +67,16 @@ def check_problem(
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
     dilations = _checks.per_axis("dilation", dilation, axes)
-    _checks.check_neighborhood(grid, windows, strides, dilations)
-    # As the op does: with a window of 1 there is nothing between which a dilation could lie.
-    dilations = [1 if w == 1 else d for w, d in zip(windows, dilations, strict=True)]
     causals = _checks.per_axis("causal", causal, axes, bool)
+    _checks.check_neighborhood(grid, windows, strides, dilations, causals)
+    # As the op does: a causal window ends with the sequence, and with a window of 1 there is
+    # nothing between which a dilation could lie.
+    windows = [
+        min(w, ceil_div(length, d)) if ends else w
+        for length, w, d, ends in zip(grid, windows, dilations, causals, strict=True)
+    ]
+    strides = [min(s, w) for s, w in zip(strides, windows, strict=True)]
+    dilations = [1 if w == 1 else d for w, d in zip(windows, dilations, strict=True)]
     for name, value, least in (("heads", heads, 1), ("batch", batch, 1), ("extra", extra, 0)):
         _check_int(name, value)
         if value < least:

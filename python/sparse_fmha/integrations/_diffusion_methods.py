@@ -164,7 +164,7 @@ class Neighborhood(Sparse):
         if not grid:
             raise ValueError(f"the grid {layout.grid} has one token; it has no neighborhoods")
         try:
-            _checks.check_neighborhood(grid, **options)
+            _checks.check_neighborhood(grid, **options, causal=[False] * len(grid))
         except ValueError as error:
             raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
 

@@ -125,10 +125,10 @@ def check_blocks(blocks: Tensor, q_len: int, kv_len: int, block_q: int, block_kv
 
 def check_dense(visible: Tensor) -> None:
     check_list_tensor("visible", visible, torch.bool)
-    if visible.dim() != 4:
+    if not 2 <= visible.dim() <= 4:
         raise ValueError(
-            f"visible has shape {list(visible.shape)}; [batch or 1, heads or 1, q_len, kv_len] is "
-            "needed"
+            f"visible has shape {list(visible.shape)}; [q_len, kv_len] is needed, with heads or "
+            "batch and heads before it if they differ"
         )
 
 

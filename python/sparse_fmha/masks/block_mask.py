@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from sparse_fmha.masks import (
     dense,
     documents,
     flex,
+    intersection,
     tensor_fields,
     union,
 )
@@ -56,8 +57,9 @@ class BlockMask(TensorFields):
     data, unless the constructor says so: scores, lists and attention fit in one CUDA graph.
 
     Args:
-        counts, indices, q_len, kv_len, block_q, block_kv, partial_counts, partial_indices,
-            partial_bits, causal: as the attributes. The tensors are kept, not copied.
+        counts, indices, q_len, kv_len, block_q, block_kv: as the attributes.
+        partial_counts, partial_indices, partial_bits, causal: as the attributes. The tensors are
+            kept, not copied.
         validate: check the lists completely (`validate()`), which waits for the device.
 
     Raises:
@@ -194,9 +196,13 @@ class BlockMask(TensorFields):
         """Exactly the pairs of a token mask: full blocks and bitmasks. All pairs are looked at.
 
         Args:
-            visible: bool `[B|1, H|1, q_len, kv_len]`.
+            visible: bool `[q_len, kv_len]`, `[H|1, q_len, kv_len]` or `[B|1, H|1, q_len, kv_len]`.
             partial_width: capacity of the lists of partial blocks; a row with more loses its last
                 ones. By default as many as the fullest row has, which waits for the device.
+
+        Raises:
+            TypeError: visible is no bool tensor.
+            ValueError: another number of dimensions, or block sizes that are not allowed.
         """
         return _mask_of(dense.from_dense(visible, block_q, block_kv, partial_width))
 
@@ -303,16 +309,33 @@ class BlockMask(TensorFields):
             TypeError: one of them is no BlockMask.
             ValueError: none given; they differ in lengths, block sizes, causal or device.
         """
-        for mask in masks:
-            if not isinstance(mask, BlockMask):
-                raise TypeError(
-                    f"masks have a {type(mask).__name__} among them; BlockMask is needed"
-                )
-        return _mask_of(union.union([mask._parts() for mask in masks]))
+        return _mask_of(union.union(_parts_of(masks)))
+
+    @staticmethod
+    def intersection(*masks: BlockMask) -> BlockMask:
+        """What all of the masks show, as `a & b`: a document mask and a sliding window, say.
+
+        A block that is full in all is full; the bitmasks of blocks that are partial in some are
+        cut. One batch entry or head serves all. Nothing waits for the device.
+
+        Returns:
+            A mask that is causal if one of them is.
+
+        Raises:
+            TypeError: one of them is no BlockMask.
+            ValueError: none given; they differ in lengths, block sizes or device.
+        """
+        return _mask_of(intersection.intersection(_parts_of(masks)))
 
     def __or__(self, other: BlockMask) -> BlockMask:
         """`union` of two."""
         return BlockMask.union(self, other) if isinstance(other, BlockMask) else NotImplemented
+
+    def __and__(self, other: BlockMask) -> BlockMask:
+        """`intersection` of two."""
+        if not isinstance(other, BlockMask):
+            return NotImplemented
+        return BlockMask.intersection(self, other)
 
     def blocks(self) -> Tensor:
         """Bool `[B|1, H|1, nQ, nK]`: the blocks that are listed, full or partial."""
@@ -339,6 +362,18 @@ class BlockMask(TensorFields):
         blocks = self.blocks()
         return blocks.sum().item() / blocks.numel() if blocks.numel() else 0.0
 
+    @property
+    def reachable_block_density(self) -> float:
+        """Listed blocks over blocks that hold a pair which `causal` allows; 0 without such.
+
+        Without `causal` the same as `block_density`. Waits for the device.
+        """
+        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
+        reachable = block_lists.reachable_blocks(*sizes, self.causal, self.device)
+        blocks = self.blocks()
+        most = int(reachable.sum()) * blocks.shape[0] * blocks.shape[1]
+        return int((blocks & reachable).sum()) / most if most else 0.0
+
     def visible_pairs(self) -> int:
         """Visible pairs of all lists together. Waits for the device."""
         return dense.visible_pairs(self._parts())
@@ -354,7 +389,7 @@ class BlockMask(TensorFields):
         block_checks.validate(self._parts())
 
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the blocks of one head, and how many each row of all heads has.
+        """Writes a PNG: the blocks of one head, and how many each query block of all heads has.
 
         Args:
             path: PNG file to write; the mask is read back from its device.
@@ -365,16 +400,27 @@ class BlockMask(TensorFields):
             ValueError: path does not end in .png.
             ImportError: matplotlib is not there.
         """
-        from sparse_fmha.plotting.blocks import draw
+        from sparse_fmha.plotting.blocks import Words, draw
 
         full = block_lists.block_map(self.counts, self.indices, self.blocks_kv)
         listed = self.blocks()
+        words = Words(
+            f"BlockMask: {self.q_len} queries, {self.kv_len} keys"
+            f"{', causal' if self.causal else ''}",
+            f"key block ({self.block_kv} tokens)",
+            f"query block ({self.block_q} tokens)",
+            "key blocks",
+            "query blocks",
+            ("not listed", "full", "partial"),
+        )
+        sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
+        reachable = block_lists.reachable_blocks(*sizes, True, self.device) if self.causal else None
         draw(
             path,
             (batch, head),
             listed.int() + (listed & ~full).int(),
-            f"key block ({self.block_kv} tokens)",
-            f"query block ({self.block_q} tokens)",
+            words,
+            None if reachable is None else int(reachable.sum()),
         )
 
     def __repr__(self) -> str:
@@ -385,6 +431,9 @@ class BlockMask(TensorFields):
         listed = ""
         if tensor_fields.has_values(self.counts):
             listed = f"{self.block_density:.1%} of blocks listed, "
+            if self.causal:
+                reachable = f"{self.reachable_block_density:.1%} of those that causality leaves"
+                listed = f"{listed[:-2]} ({reachable}), "
         partial = "" if self.partial_counts is None else "with partial blocks, "
         return (
             f"BlockMask(q_len={self.q_len}, kv_len={self.kv_len}, "
@@ -401,6 +450,13 @@ class BlockMask(TensorFields):
 
 
 tensor_fields.register(BlockMask, "sparse_fmha.BlockMask")
+
+
+def _parts_of(masks: Sequence[BlockMask]) -> list[BlockParts]:
+    for mask in masks:
+        if not isinstance(mask, BlockMask):
+            raise TypeError(f"masks have a {type(mask).__name__} among them; BlockMask is needed")
+    return [mask._parts() for mask in masks]
 
 
 def _mask_of(parts: BlockParts) -> BlockMask:

@@ -17,6 +17,7 @@ def from_dense(
 ) -> BlockParts:
     """See `BlockMask.from_dense`."""
     block_checks.check_dense(visible)
+    visible = visible[(None,) * (4 - visible.dim())]
     q_len, kv_len = visible.shape[2:]
     block_checks.check_sizes(q_len, kv_len, block_q, block_kv, False)
     block_checks.check_width("partial_width", partial_width)

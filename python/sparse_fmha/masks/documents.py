@@ -42,10 +42,10 @@ def from_documents(
     for name, value in (("length", length), ("max_len", max_len)):
         block_checks.check_width(name, value)
     _checks.check_flag("validate", validate)
-    _check(cu)
+    check_starts(cu)
     if validate or length is None or max_len is None:
         host = cu.cpu()
-        _check_values(host, length, max_len)
+        check_values(host, length, max_len)
         length = int(host[-1])
         spans = _spans(host, length, block_q, block_kv, causal)
         each = (spans.full_counts(), spans.partial_counts())
@@ -84,7 +84,7 @@ def from_documents(
     )
 
 
-def _document(cu: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def document_of(cu: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Where the document of each token begins and ends; empty ones have no token."""
     number = torch.searchsorted(cu, tokens, right=True).clamp_(max=len(cu) - 1)
     return cu[(number - 1).clamp(min=0)].long(), cu[number].long()
@@ -93,8 +93,8 @@ def _document(cu: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _spans(cu: Tensor, length: int, block_q: int, block_kv: int, causal: bool) -> Spans:
     rows = torch.arange(ceil_div(length, block_q), device=cu.device)
     last = ((rows + 1) * block_q).clamp(max=length) - 1
-    begin, end_of_first = _document(cu, (rows * block_q).int())
-    _, end = _document(cu, last.int())
+    begin, end_of_first = document_of(cu, (rows * block_q).int())
+    _, end = document_of(cu, last.int())
     one = end_of_first == end
     seen = torch.minimum(end, last + 1) if causal else end
     first, stop = begin // block_kv, ceil_div(seen, block_kv)
@@ -122,7 +122,7 @@ def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int)
     bits = torch.empty(shape, dtype=torch.uint8, device=cu.device)
     for part in block_lists.chunks(rows, width * block_q * block_kv // 8, cu.device):
         tokens = torch.arange(part.start * block_q, part.stop * block_q, device=cu.device)
-        begin, end = _document(cu, tokens.int())
+        begin, end = document_of(cu, tokens.int())
         end = torch.where(tokens < length, end, begin)
         begin, end = (x.view(-1, 1, block_q) for x in (begin, end))
         block = indices[part, :, None]
@@ -132,13 +132,13 @@ def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int)
     return bits
 
 
-def _check(cu: Tensor) -> None:
+def check_starts(cu: Tensor) -> None:
     block_checks.check_list_tensor("cu", cu, torch.int32)
     if cu.dim() != 1 or not len(cu):
         raise ValueError(f"cu has shape {list(cu.shape)}; [documents + 1] is needed")
 
 
-def _check_values(cu: Tensor, length: int | None, max_len: int | None) -> None:
+def check_values(cu: Tensor, length: int | None, max_len: int | None) -> None:
     """Of cu on the host."""
     first, last = int(cu[0]), int(cu[-1])
     if first:

@@ -154,9 +154,18 @@ class StripeMask(TensorFields):
 
         Arguments and errors as `BlockMask.plot`.
         """
-        from sparse_fmha.plotting.blocks import draw
+        from sparse_fmha.plotting.blocks import Words, draw
 
-        draw(path, (batch, head), self.seen().int(), "key", f"group of {self.block_q} queries")
+        words = Words(
+            f"StripeMask: {self.q_len} queries, {self.kv_len} keys"
+            f"{', causal' if self.causal else ''}",
+            "key",
+            f"group of {self.block_q} queries",
+            "keys",
+            "groups of queries",
+            ("not listed", "listed"),
+        )
+        draw(path, (batch, head), self.seen().int(), words, None)
 
     def __repr__(self) -> str:
         """Sizes and how much is listed; printing waits for the device, as that of a tensor."""

@@ -69,10 +69,10 @@ def _union_of_rows(
     return [*made, counts, indices, bits]
 
 
-def check(masks: Sequence[BlockParts]) -> None:
+def check(masks: Sequence[BlockParts], same: Sequence[str] = SAME) -> None:
     if not masks:
         raise ValueError("masks are none; at least 1 is needed")
-    for name in SAME:
+    for name in same:
         values = [getattr(mask, name) for mask in masks]
         for value in values:
             if value != values[0]:

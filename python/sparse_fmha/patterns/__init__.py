@@ -8,6 +8,7 @@ published defaults. docs/patterns.md has them in one table.
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
 from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
@@ -33,6 +34,7 @@ __all__ = [
     "anchor_attention",
     "biformer",
     "bigbird",
+    "documents",
     "flexprefill_query_aware",
     "image_regions",
     "last_query_sums",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +15,15 @@ from sparse_fmha.selection import largest, shares
 
 LONG = 1 << 18  # a row from which on the CPU finds a share by bits faster than by a sort
 FIXED = 40  # bits behind the point where probabilities are added
+ROUNDING = 1e-9  # 0.1 * 30 is 3, although it is a little more as floats
 
 
-def top_k_blocks(scores: Tensor, k: int) -> Tensor:
+def top_k_blocks(
+    scores: Tensor,
+    k: int | Sequence[int] | Tensor | None = None,
+    *,
+    density: float | None = None,
+) -> Tensor:
     """The k largest scores of each row.
 
     -inf and NaN are never taken, so a row may have fewer than k. Of equal scores the ones with the
@@ -25,45 +32,162 @@ def top_k_blocks(scores: Tensor, k: int) -> Tensor:
 
     Args:
         scores: `[..., n]` of a floating point dtype.
-        k: at least 0; more than n are n.
+        k: how many, at least 0; more than n are n. One int for all rows; or a sequence, or a tensor
+            `[H]` of integers, with one for each head of scores `[..., H, nQ, n]`; or a tensor of
+            integers that broadcasts to `[..., 1]`, with one for each row. A tensor is not read by
+            the host: what is below 0 in it counts as 0. The numbers of a sequence are copied to
+            the device, which a CUDA graph cannot capture.
+        density: the share of each row's blocks to take instead of k, 0 to 1, rounded up. Blocks
+            whose score is -inf or NaN, such as those that causality hides, do not count.
 
     Returns:
         Bool `[..., n]`.
 
     Raises:
-        ValueError: k below 0. TypeError: no floating point tensor, or k no int.
+        ValueError: k below 0, another number of entries than heads, a shape that does not
+            broadcast; a density outside 0 to 1; both or neither of k and density.
+        TypeError: no floating point tensor, k of another type, a density that is no number.
     """
     check_floats("scores", scores)
-    k = min(check_int("k", k), scores.shape[-1])
-    if k == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-
-    def choose(rows: Tensor) -> Tensor:
-        rows = torch.where(rows > -torch.inf, rows, -torch.inf)
-        last = rows.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
-        larger, equal = rows > last, (rows == last) & (rows > -torch.inf)
-        room = k - larger.sum(-1, keepdim=True, dtype=torch.int32)
-        return larger | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
-
-    return _by_rows(choose, scores)
+    if (k is None) == (density is None):
+        given = "neither" if k is None else "both"
+        raise ValueError(f"{given} of k and density are given; one of them is needed")
+    if k is None:
+        return _top_share(scores, check_number("density", density, 0, 1))
+    if isinstance(k, Tensor | Sequence):
+        return _top_counts(scores, *_counts_of(k, scores))
+    return _top_fixed(scores, check_int("k", k))
 
 
-def top_k_indices(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`top_k_blocks` as lists: counts int32 `[...]` and indices int32 `[..., min(k, n)]`.
+def top_k_indices(
+    scores: Tensor,
+    k: int | Sequence[int] | Tensor | None = None,
+    *,
+    density: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`top_k_blocks` as lists: counts int32 `[...]` and indices int32 `[..., width]`.
 
-    Indices ascend, with -1 behind the count. `BlockMask` takes both of scores `[B, H, nQ, nK]`.
+    Indices ascend, with -1 behind the count. The width is the largest k, at most n; n where k is a
+    tensor. `BlockMask` takes both of scores `[B, H, nQ, nK]`.
+
+    Args, errors: as `top_k_blocks`.
     """
-    check_floats("scores", scores)
+    if density is None and k is not None and not isinstance(k, (Tensor, Sequence)):
+        check_floats("scores", scores)
+        width = min(check_int("k", k), scores.shape[-1])
+        if largest.applies(scores, width):
+            return _largest_indices(scores, width)
+    blocks = top_k_blocks(scores, k, density=density)
+    if density is not None:
+        width = _share_of(density, scores.shape[-1])
+    elif isinstance(k, Tensor):
+        width = scores.shape[-1]
+    elif isinstance(k, Sequence):
+        width = max(k, default=0)
+    else:
+        assert k is not None  # top_k_blocks refuses that
+        width = k
+    return block_lists.list_blocks(blocks, width)
+
+
+def _largest_indices(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Without a map of all scores."""
     *lead, n = scores.shape
-    k = min(check_int("k", k), n)
-    if not largest.applies(scores, k):
-        return block_lists.list_blocks(top_k_blocks(scores, k), k)
     rows = scores.detach().reshape(-1, n)
     parts = block_lists.chunks(rows.shape[0], n, rows.device, CACHED)
     counts, indices = block_lists.by_chunks(
         lambda part: largest.largest(rows[part], k), parts, rows.shape[0], 0
     )
     return counts.view(lead), indices.view(*lead, k)
+
+
+def _top_fixed(scores: Tensor, k: int) -> Tensor:
+    k = min(k, scores.shape[-1])
+    if k == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+    def choose(rows: Tensor) -> Tensor:
+        rows = torch.where(rows > -torch.inf, rows, -torch.inf)
+        last = rows.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+        return _first_from(rows, last, k)
+
+    return _by_rows(choose, scores)
+
+
+def _top_share(scores: Tensor, density: float) -> Tensor:
+    most = _share_of(density, scores.shape[-1])
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+    def choose(rows: Tensor) -> Tensor:
+        there = (rows > -torch.inf).sum(-1, keepdim=True)
+        counts = (there.double() * density - ROUNDING).ceil().long()
+        return _first_counts(rows, counts, most)
+
+    return _by_rows(choose, scores)
+
+
+def _top_counts(scores: Tensor, counts: Tensor, most: int) -> Tensor:
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+    def choose(rows: Tensor, counts: Tensor) -> Tensor:
+        return _first_counts(rows, counts, most)
+
+    return _by_rows(choose, scores, counts.expand(*scores.shape[:-1], 1))
+
+
+def _first_counts(rows: Tensor, counts: Tensor, most: int) -> Tensor:
+    """The largest scores of each row `[n, columns]`: as many as its count `[n, 1]`, to `most`."""
+    rows = torch.where(rows > -torch.inf, rows, -torch.inf)
+    ordered = rows.topk(most, -1).values
+    last = ordered.gather(-1, (counts - 1).clamp(0, most - 1))
+    return _first_from(rows, last, counts) & (counts > 0)
+
+
+def _first_from(rows: Tensor, last: Tensor, count: int | Tensor) -> Tensor:
+    """Scores over the `count`-th largest one, `last`, and as many of those equal to it as fit."""
+    larger, equal = rows > last, (rows == last) & (rows > -torch.inf)
+    room = count - larger.sum(-1, keepdim=True, dtype=torch.int32)
+    return larger | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+
+
+def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
+    """int64 that broadcasts to `[..., 1]`, and the most of them; n where the host cannot see."""
+    n = scores.shape[-1]
+    if isinstance(k, Tensor):
+        if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+            raise TypeError(f"k has dtype {k.dtype}; integers are needed")
+        if k.device != scores.device:
+            raise ValueError(f"k is on {k.device}, scores on {scores.device}; one is needed")
+        counts, most = k.long().clamp(max=n), n
+    else:
+        entries = [min(check_int(f"k[{i}]", entry), n) for i, entry in enumerate(k)]
+        counts = torch.tensor(entries, dtype=torch.int64, device=scores.device)
+        most = max(entries, default=0)
+    if counts.dim() == 1:
+        heads = scores.shape[-3] if scores.dim() >= 3 else None
+        if len(counts) != heads:
+            raise ValueError(
+                f"k has {len(counts)} entries, scores has shape {list(scores.shape)}; one for each "
+                "head of [..., heads, query blocks, key blocks] is needed"
+            )
+        counts = counts[:, None, None]
+    rows = (*scores.shape[:-1], 1)
+    try:
+        fits = torch.broadcast_shapes(counts.shape, rows) == rows
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"k has shape {list(counts.shape)}; one that broadcasts to {list(rows)} is needed"
+        )
+    return counts, most
+
+
+def _share_of(density: float, n: int) -> int:
+    """n * density rounded up."""
+    return math.ceil(n * density - ROUNDING)
 
 
 def top_p_blocks(

@@ -1,0 +1,108 @@
+"""Self-attention under a mask as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._checks import check_floats
+from sparse_fmha.attention import block_sparse_attention, stripe_attention
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.nn._projections import SelfAttention
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Mask = BlockMask | StripeMask
+
+
+class SparseSelfAttention(SelfAttention):
+    """Self-attention of a sequence under a `BlockMask` or a `StripeMask`.
+
+        q, k, v = qkv(x);  y = proj(block_sparse_attention(q, k, v, mask))
+
+    A function of q and k in place of a mask chooses what is seen from the input:
+
+        def choose(q, k):
+            grid = sparse_fmha.BlockGrid.of(q, k, causal=True)
+            scores = selection.block_scores(q, k, grid)
+            return grid.mask(selection.top_k_blocks(scores, density=0.2) | grid.diagonal())
+
+        layer = sparse_fmha.nn.SparseSelfAttention(512, 8, choose)
+
+    Args:
+        dim: channels of a token; `dim / num_heads`, the head dim, is a multiple of 8 from 8 to 256.
+        num_heads: of q.
+        mask: for one length of the sequence; the module moves it with its parameters. Or a function
+            of q `[B, L, num_heads, head_dim]` and k `[B, L, num_heads_kv, head_dim]` that returns
+            one on their device. None: `forward` gets it. It is no part of the `state_dict`.
+        num_heads_kv: of k and v; num_heads is a multiple of it (GQA, MQA). Default num_heads.
+        qkv_bias, proj_bias: whether the projections have biases.
+        scale: of q.k; default `head_dim**-0.5`.
+        proj_drop: probability of the dropout after the last projection.
+        device, dtype: of the parameters; None is torch's default, as for its own modules.
+
+    Shape:
+        x `[B, L, dim]` to `[B, L, dim]`.
+
+    Raises:
+        ValueError, TypeError: sizes that are not allowed, a mask of another type; in `forward` no
+            mask at all, or as `block_sparse_attention` and `stripe_attention`, whose dtypes,
+            devices and gradients this has.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mask: Mask | Callable[[Tensor, Tensor], Mask] | None = None,
+        *,
+        num_heads_kv: int | None = None,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        scale: float | None = None,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            dim, num_heads, num_heads_kv, qkv_bias, proj_bias, proj_drop, scale, device, dtype
+        )
+        if not (mask is None or isinstance(mask, Mask) or callable(mask)):
+            raise TypeError(
+                f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask, a function of q and "
+                "k or None is needed"
+            )
+        self.mask = mask
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
+        """x `[B, L, dim]` to `[B, L, dim]`; a mask given here takes the place of the module's."""
+        check_floats("x", x, 3, "[batch, tokens, channels]")
+        q, k, v = self._project(x)
+        if mask is None:
+            mask = self._mask_for(q, k)
+        if isinstance(mask, BlockMask):
+            return self._result(block_sparse_attention(q, k, v, mask, scale=self.scale))
+        if isinstance(mask, StripeMask):
+            return self._result(stripe_attention(q, k, v, mask, scale=self.scale))
+        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or a StripeMask is needed")
+
+    def _mask_for(self, q: Tensor, k: Tensor) -> Mask:
+        if self.mask is None:
+            raise ValueError("mask is None, both of the module and of this call; one is needed")
+        return self.mask if isinstance(self.mask, Mask) else self.mask(q, k)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        """What `to`, `cuda` and `half` do to parameters; masks are integers and only move."""
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if isinstance(self.mask, Mask):
+            self.mask = self.mask._map_tensors(lambda tensor: fn(tensor).contiguous())
+        return self
+
+    def extra_repr(self) -> str:
+        """Sizes and the mask."""
+        return f"{self._sizes_repr()}, mask={self.mask}"

@@ -1,0 +1,114 @@
+"""Neighborhood self-attention as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._checks import check_floats, per_axis
+from sparse_fmha.attention import neighborhood_attention
+from sparse_fmha.nn._projections import SelfAttention
+
+
+class NeighborhoodAttention(SelfAttention):
+    """Self-attention of tokens on a grid, each to a window of the grid around it.
+
+        q, k, v = qkv(x);  y = proj(neighborhood_attention(q, k, v, window, ...))
+
+    One class serves grids of one to three axes. It takes the place of NATTEN's
+    `NeighborhoodAttention1D`, `2D` and `3D` and loads their `state_dict`. Source: Hassani et al.
+    2023, "Neighborhood Attention Transformer", arXiv:2204.07143; stride: Hassani et al. 2025,
+    "Generalized Neighborhood Attention", arXiv:2504.16922.
+
+    Args:
+        dim: channels of a token; `dim / num_heads`, the head dim, is a multiple of 8 from 8 to 256.
+        num_heads: of q, k and v.
+        window, stride, dilation, causal: as of `sparse_fmha.neighborhood_attention`: one value
+            for all axes, or a tuple with one for each. A tuple fixes the number of axes; with
+            single values the input decides.
+        qkv_bias, proj_bias: whether the projections have biases.
+        scale: of q.k; default `head_dim**-0.5`.
+        proj_drop: probability of the dropout after the last projection.
+        device, dtype: of the parameters; None is torch's default, as for its own modules.
+
+    Shape:
+        x `[B, *L, dim]` to `[B, *L, dim]`, with `*L` the grid: one to three axes.
+
+    Raises:
+        ValueError, TypeError: sizes that are not allowed; in `forward` another number of axes or
+            channels, or as `neighborhood_attention`, whose dtypes, devices and gradients this has.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        causal: bool | Sequence[bool] = False,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        scale: float | None = None,
+        proj_drop: float = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, None, qkv_bias, proj_bias, proj_drop, scale, device, dtype)
+        options = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
+        lengths = {len(value) for value in options.values() if isinstance(value, Sequence)}
+        axes = lengths.pop() if len(lengths) == 1 else None
+        if lengths or axes not in (None, 1, 2, 3):
+            raise ValueError(
+                f"window is {window!r}, stride {stride!r}, dilation {dilation!r}, causal "
+                f"{causal!r}; tuples have one entry for each of one to three axes, all alike"
+            )
+        self.axes = axes
+        self.window = _checked("window", window, axes)
+        self.stride = _checked("stride", stride, axes)
+        self.dilation = _checked("dilation", dilation, axes)
+        flags = per_axis("causal", causal, axes or 1, bool)
+        self.causal = tuple(map(bool, flags)) if axes else bool(flags[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[B, *L, dim]` to `[B, *L, dim]`."""
+        check_floats("x", x)
+        axes = x.dim() - 2
+        if axes not in ((1, 2, 3) if self.axes is None else (self.axes,)):
+            wanted = "one to three" if self.axes is None else str(self.axes)
+            raise ValueError(
+                f"x has shape {list(x.shape)}; [batch, *tokens, {self.dim}] with {wanted} token "
+                "axes is needed"
+            )
+        q, k, v = self._project(x)
+        out = neighborhood_attention(
+            q,
+            k,
+            v,
+            self.window,
+            stride=self.stride,
+            dilation=self.dilation,
+            causal=self.causal,
+            scale=self.scale,
+        )
+        return self._result(out)
+
+    def extra_repr(self) -> str:
+        """Sizes, and the options that are not the default."""
+        text = f"{self._sizes_repr()}, window={self.window}"
+        for name, default in (("stride", 1), ("dilation", 1), ("causal", False)):
+            value = getattr(self, name)
+            if value not in (default, (default,) * (self.axes or 1)):
+                text += f", {name}={value}"
+        return text
+
+
+def _checked(name: str, value: int | Sequence[int], axes: int | None) -> int | tuple[int, ...]:
+    """One int for all axes, or one for each where their number is known."""
+    entries = per_axis(name, value, axes or 1)
+    if min(entries) < 1:
+        raise ValueError(f"{name} is {value!r}; at least 1 is needed on each axis")
+    return tuple(entries) if axes else entries[0]

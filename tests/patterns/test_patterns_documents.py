@@ -1,0 +1,95 @@
+"""Packed documents with windows and sinks against their definition, token by token."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sparse_fmha import BlockMask, patterns
+
+SIZES = st.lists(st.integers(0, 5) | st.integers(0, 300), max_size=9)
+TILES = st.sampled_from([(64, 64), (128, 128), (64, 16), (128, 32), (64, 128)])
+WINDOWS = st.integers(1, 10) | st.integers(1, 400)
+SINKS = st.integers(0, 5) | st.integers(0, 300)
+
+
+def starts(sizes):
+    return torch.tensor([0, *sizes]).cumsum(0).int()
+
+
+def visible(sizes, window, sink, causal, flagged=False):
+    """Bool [T, T]; with `flagged` also what the mask's causal flag hides."""
+    lengths = torch.tensor(sizes, dtype=torch.int64)
+    document = torch.arange(len(sizes)).repeat_interleave(lengths)
+    first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    tokens = torch.arange(len(document))
+    distance = tokens[:, None] - tokens
+    seen = ((distance if causal else distance.abs()) < window) | (tokens - first < sink)
+    seen &= document[:, None] == document
+    return seen & (distance >= 0) if causal and not flagged else seen
+
+
+@settings(max_examples=150)
+@given(SIZES, TILES, WINDOWS, SINKS, st.booleans())
+@example([1000], (128, 128), 128, 4, True)
+@example([1000], (64, 16), 128, 200, False)
+@example([], (64, 64), 3, 1, True)
+@example([0, 0], (64, 64), 3, 1, False)
+@example([1] * 200, (64, 64), 2, 1, False)
+def test_it_is_the_token_mask(sizes, tiles, window, sink, causal):
+    cu, (block_q, block_kv) = starts(sizes), tiles
+    options = {"window": window, "sink": sink, "causal": causal}
+    options |= {"block_q": block_q, "block_kv": block_kv}
+    mask = patterns.documents(cu, **options)
+    bounded = patterns.documents(cu, **options, length=sum(sizes))
+    wanted = visible(sizes, window, sink, causal)
+    for made in (mask, bounded):
+        made.validate()
+        assert made.causal is causal
+        assert torch.equal(made.to_dense()[0, 0], wanted)
+    # Whatever is visible but for causality is full; the flag says the rest.
+    exact = BlockMask.from_dense(visible(sizes, window, sink, causal, flagged=True), *tiles)
+    lengths = mask.shape[2:]
+    full = BlockMask.from_indices(exact.counts, exact.indices, *lengths, *tiles, causal=causal)
+    assert torch.equal(
+        full.blocks(), BlockMask(mask.counts, mask.indices, *lengths, *tiles).blocks()
+    )
+
+
+def test_without_a_window_it_is_from_documents():
+    cu = starts([100, 0, 300, 57])
+    mask = patterns.documents(cu, causal=False)
+    assert torch.equal(mask.to_dense(), BlockMask.from_documents(cu).to_dense())
+    bounded = patterns.documents(cu, length=457, max_len=300)
+    assert torch.equal(bounded.to_dense(), BlockMask.from_documents(cu, causal=True).to_dense())
+
+
+def test_lists_do_not_grow_with_the_documents():
+    mask = patterns.documents(starts([1 << 14, 1 << 14]), window=256, sink=4)
+    assert mask.indices.shape[-1] == 2
+    assert mask.partial_indices.shape[-1] == 2
+
+
+def test_the_window_shrinks_at_borders_as_flash_attention_does():
+    mask = patterns.documents(starts([10]), window=3, causal=False).to_dense()[0, 0]
+    assert mask.sum(-1).tolist() == [3, 4, 5, 5, 5, 5, 5, 5, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"sink": 4}, ValueError, "sink is 4 without a window"),
+        ({"window": 0}, ValueError, "window is 0; at least 1"),
+        ({"window": 3, "sink": -1}, ValueError, "sink is -1; at least 0"),
+        ({"window": 3.0}, TypeError, "window is 3.0; an int"),
+        ({"window": 3, "block_q": 32}, ValueError, "block_q is 32; allowed are"),
+        ({"window": 3, "length": 6, "validate": True}, ValueError, r"length is 6, cu\[-1\] is 5"),
+        ({"window": 3, "max_len": 2}, ValueError, "max_len is 2; cu has a document of 3"),
+        ({"window": 3, "cu": torch.zeros(2)}, TypeError, "cu has dtype torch.float32"),
+        ({"window": 3, "cu": starts([5, -2])}, ValueError, "cu may not descend"),
+    ],
+)
+def test_errors(arguments, error, words):
+    arguments = {"cu": starts([2, 3])} | arguments
+    with pytest.raises(error, match=words):
+        patterns.documents(arguments.pop("cu"), **arguments)
