@@ -211,7 +211,7 @@ def test_top_k(scores, k, dtype, most):
         assert (listed[count:] == -1).all()
 
 
-def largest(row, k):
+def the_largest(row, k):
     """Which of a row are its k largest, the lowest index first of equal ones."""
     there = [n for n, score in enumerate(row) if score > -INF]
     return sorted(sorted(there, key=lambda n: (-row[n], n))[: max(k, 0)])
@@ -235,7 +235,7 @@ def test_top_k_of_each_head(data, heads, columns, most):
             assert indices.shape == (2, heads, 2, width)
             for place, chosen in enumerate(blocks.flatten(0, 2)):
                 own = ks[place // 2 % heads] if k is not by_row else by_row.flatten()[place]
-                expected = largest(rows[place], own)
+                expected = the_largest(rows[place], own)
                 assert chosen.nonzero()[:, 0].tolist() == expected
                 count = counts.flatten()[place]
                 assert indices.flatten(0, 2)[place, :count].tolist() == expected
@@ -250,7 +250,7 @@ def test_top_share(scores, density):
     assert indices.shape[-1] == math.ceil(len(scores[0]) * density)
     for row, chosen, count, listed in zip(scores, blocks, counts, indices, strict=True):
         k = math.ceil(sum(score > -INF for score in row) * density)
-        assert chosen.nonzero()[:, 0].tolist() == listed[:count].tolist() == largest(row, k)
+        assert chosen.nonzero()[:, 0].tolist() == listed[:count].tolist() == the_largest(row, k)
 
 
 def test_a_share_of_causal_scores_is_one_of_what_causality_leaves():
