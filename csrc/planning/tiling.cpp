@@ -280,12 +280,11 @@ TileShape choose_tiles(Params const& params, int32_t rows_q, int32_t rows_k,
     }
   }
   RankedTiles best{};
-  for_each_pair(params, rows_q, rows_k, max_extent, costs, tiling,
-                [&](RankedTiles const& pair) {
-                  if (best.count.query_tiles == 0 || better(pair, best)) {
-                    best = pair;
-                  }
-                });
+  for_each_pair(params, rows_q, rows_k, max_extent, costs, tiling, [&](RankedTiles const& pair) {
+    if (best.count.query_tiles == 0 || better(pair, best)) {
+      best = pair;
+    }
+  });
   std::lock_guard<std::mutex> const lock(mutex);
   if (cache.size() >= kMaxEntries) {
     cache.clear();
