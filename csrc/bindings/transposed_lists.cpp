@@ -67,9 +67,8 @@ class ListsOfKeys {
       std::array<std::array<uint32_t, 32>, 2> halves;
       for (int32_t half = 0; half < 2; ++half) {
         for (int32_t lane = 0; lane < 32; ++lane) {
-          halves[half][lane] =
-              seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
-                        step * kStepRows + query_of_lane(half, lane));
+          halves[half][lane] = seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
+                                         step * kStepRows + query_of_lane(half, lane));
         }
         for (int32_t distance = 16; distance > 0; distance /= 2) {
           auto const before = halves[half];
