@@ -126,9 +126,9 @@ def neighborhood_attention(
 ) -> Output:
     """Generalized neighborhood attention on a grid of one to three axes.
 
-    Every query sees a window of W keys on each axis. The window is centered on the query if
-    `stride` is 1, else on the leader of its group of `stride` queries. At the borders the window
-    shifts and keeps its size (Hassani et al. 2025, "Generalized Neighborhood Attention",
+    Every query sees a window of W keys on each axis. The window lies around the query if `stride`
+    is 1, else around the leader of its group of `stride` queries. At the borders the window shifts
+    and keeps its size (Hassani et al. 2025, "Generalized Neighborhood Attention",
     arXiv:2504.16922). With dilation d a query sees only keys with its own residue modulo d. On a
     causal axis it sees no later key.
 
