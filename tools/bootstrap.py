@@ -145,7 +145,7 @@ class Environment:
         return next(self.path.glob("lib/python*/site-packages"))
 
     def install_torch(self) -> None:
-        """Installs the requested torch, or the pinned CPU build; a CUDA build has gigabytes."""
+        """Installs the requested torch, or the pinned CPU build, never a CUDA build (gigabytes)."""
         wanted = self.torch or f"{locate.PINNED_TORCH}+cpu"
         options = []
         if not self.torch and self.can_pip("--dry-run", "--no-deps", wanted).returncode:

@@ -4,7 +4,7 @@
     ptxas.py collect BASICS OUT OBJECT...  merges basics and reports into a C++ string literal
 
 A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), makes a kernel much
-slower but never incorrect, so no test would notice.
+slower but never incorrect, so only the build can notice.
 """
 
 from __future__ import annotations
