@@ -1,12 +1,12 @@
-"""Reads the lists of GPU kernels, csrc/kernels/ARCH_PASS.def, and writes what is compiled of them.
+"""Generates source files from the lists of GPU kernels, csrc/kernels/ARCH_PASS.def.
 
     kernel_list.py FOLDER [ARCH...]
 
 writes into the folder a source file for each row of the architectures (as in SPARSE_FMHA_ARCHS),
 kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
-all rows that leave key tiles out. Prints ARCH:ROW for each source file.
+all rows that skip key tiles. Prints ARCH:ROW for each source file.
 
-A list is Python syntax: a call `kernel(field=value, ...)` for each entry, every field once.
+A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
 
 
 class ListError(Exception):
-    """A list that cannot be read: file, line and what is wrong."""
+    """A list cannot be read; the message has file, line and reason."""
 
 
 class Row(NamedTuple):
     """One kernel."""
 
     arch: arch_table.GpuArch
-    direction: str  # the pass, which is a word of Python
+    direction: str  # the pass; `pass` is a Python keyword
     mechanism: str
     element: str
     head_dim: int
     tile_q: int
     tile_k: int
     stages: int
-    schedule: str = ""  # of the forward pass alone, as is the next
+    schedule: str = ""  # this and the next: forward pass only
     skipping: str = "kNever"
 
     @property
@@ -114,11 +114,11 @@ PASSES: dict[str, Fields] = {
 
 
 def read(path: Path) -> list[Row]:
-    """The kernels of one list, whose name says the architecture and the pass.
+    """Reads the kernels of one list, whose file name gives the architecture and the pass.
 
     Raises:
-        ListError: a field is unknown, missing, given twice or has a value that it cannot have, or
-            two entries give the same kernel.
+        ListError: a field is unknown, missing, given twice or has an invalid value, or two entries
+            give the same kernel.
     """
     arch_name, _, direction = path.stem.partition("_")
     arch = next((a for a in arch_table.read() if a.name == arch_name), None)
@@ -173,7 +173,7 @@ def read_all() -> list[Row]:
 
 
 def source(row: Row) -> str:
-    """The file that compiles one kernel."""
+    """The source file of one kernel."""
     parameters = {
         "Mechanism": row.mechanism,
         "Element": f"cutlass::{row.element}",
@@ -205,12 +205,12 @@ KernelRow {row.name}() {{
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:  # else it would be compiled again
+    if not path.is_file() or path.read_text() != text:  # writing would cause a recompile
         path.write_text(text)
 
 
 def write(folder: Path, archs: list[str]) -> list[Row]:
-    """Writes the files into the folder; the rows that have a source file."""
+    """Writes the files into the folder; returns the rows that have a source file."""
     rows = read_all()
     built = [row for row in rows if row.arch.nvcc in archs]
     folder.mkdir(parents=True, exist_ok=True)

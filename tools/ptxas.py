@@ -1,10 +1,10 @@
-"""Keeps what ptxas says of each kernel, and fails the build where it says that a kernel is slow.
+"""Stores the report of ptxas for each kernel, and fails the build if it shows a slow kernel.
 
     ptxas.py compile COMMAND...            runs a compile command, reports beside its object file
     ptxas.py collect BASICS OUT OBJECT...  merges basics and reports into a C++ string literal
 
-A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), costs a kernel a
-large part of its speed and never its correctness, so nothing but the build would notice.
+A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), makes a kernel much
+slower but never incorrect, so only the build can notice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SERIALISED = re.compile(r"\(C75\d\d\)")
 
 
 def parse(log: str) -> dict:
-    """Figures of one object file: the worst over the functions that it has."""
+    """The figures of one object file: the worst over its functions."""
     frames = [tuple(map(int, m.groups())) for m in STACK.finditer(log)]
     return {
         "entries": len(ENTRY.findall(log)),
@@ -37,7 +37,7 @@ def parse(log: str) -> dict:
 
 
 def faults(log: str, figures: dict) -> list[str]:
-    """Why the object must not be used."""
+    """The reasons why the object must not be used."""
     found = sorted({line.strip() for line in log.splitlines() if SERIALISED.search(line)})
     if figures["spill_store_bytes"] or figures["spill_load_bytes"]:
         found.append(
@@ -54,7 +54,7 @@ def report_path(obj: str) -> Path:
 
 
 def compile_object(command: list[str]) -> int:
-    """Runs the command; the object and its report stay only if both are good."""
+    """Runs the command; keeps the object and its report only if both are good."""
     obj = command[command.index("-o") + 1]
     report = report_path(obj)
     report.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def compile_object(command: list[str]) -> int:
 
 
 def is_figure(line: str) -> bool:
-    """A line of a ptxas report that is fine and of no interest while building."""
+    """Whether a line of a ptxas report is only a figure, of no interest while building."""
     return not SERIALISED.search(line) and FIGURE.match(line) is not None
 
 

@@ -1,6 +1,6 @@
 """Sparse attention in one fused kernel family, on the CPU and on Hopper GPUs.
 
-Tensors have their heads last: `[B, *L, H, D]`, where `*L` is one axis of tokens (a sequence) or the
+Tensors have the layout `[B, *L, H, D]`, heads last. `*L` is one axis of tokens (a sequence) or the
 one to three axes of a grid.
 """
 

@@ -1,6 +1,6 @@
-"""Checks of arguments. Messages name the argument, its value, and what is allowed.
+"""Argument checks. Messages name the argument, its value, and what is allowed.
 
-A message is made only where it is raised: torch.compile cannot print a symbolic number.
+A message is formatted only where it is raised: torch.compile cannot print a symbolic number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_FLOAT = sys.float_info.max
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
-    """A tensor with one stride for each dimension: not nested, not sparse."""
+    """Checks for a strided tensor: not nested, not sparse."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -31,7 +31,7 @@ def check_strided(name: str, tensor: Tensor) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPES)) -> None:
-    """A strided tensor of a dtype and on a device that some kernel takes."""
+    """Checks for a strided tensor with a dtype and device that some kernel supports."""
     check_strided(name, tensor)
     device = tensor.device.type
     if device not in devices:
@@ -44,7 +44,7 @@ def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPE
 def check_like(
     name: str, tensor: Tensor, q: Tensor, devices: Sequence[str] = tuple(DTYPES)
 ) -> None:
-    """What an operand shares with q besides its shape, and a unit last stride."""
+    """Checks that an operand has q's dtype and device, and a last stride of 1."""
     check_tensor(name, tensor, devices)
     if tensor.dtype != q.dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}, q has {q.dtype}; all must have one")
@@ -65,7 +65,7 @@ def check_qkv(
     axes: Sequence[int],
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`, with a number of token axes in `axes`."""
+    """Checks q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`; `axes`: allowed numbers of axes."""
     check_tensor("q", q, devices)
     if q.dim() - 3 not in axes:
         ranks = " to ".join(str(n + 3) for n in (axes[0], axes[-1])[: len(axes)])
@@ -100,14 +100,14 @@ def check_qkv(
 def check_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
 ) -> float | None:
-    """What `attention` asks of its arguments, skipping apart; the scale as a float or None."""
+    """Checks the arguments of `attention` except skipping; returns the scale as a float or None."""
     check_qkv(q, k, v, axes=(1,))
     check_flag("causal", causal)
     return finite("scale", scale)
 
 
 def check_grid(q: Tensor, k: Tensor) -> None:
-    """q and k on the same grid."""
+    """Checks that q and k have the same grid."""
     if q.shape[1:-2] != k.shape[1:-2]:
         raise ValueError(
             f"k has the grid {list(k.shape[1:-2])}, q has {list(q.shape[1:-2])}; "
@@ -122,7 +122,7 @@ def check_extra(
     k: Tensor,
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """Extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
+    """Checks extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
     if (extra_k is None) != (extra_v is None):
         given, missing = ("k", "v") if extra_v is None else ("v", "k")
         raise ValueError(f"extra_{given} is given without extra_{missing}; both or neither")
@@ -148,7 +148,7 @@ def check_flag(name: str, value: bool) -> None:
 
 
 def as_int(value: int) -> int:
-    """An int of another type as Python's; a symbolic one stays, or its graph would be for it."""
+    """Converts to a Python int. A SymInt is kept, or the graph would be specialized to it."""
     return value if isinstance(value, torch.SymInt) else int(value)
 
 
@@ -161,20 +161,20 @@ def finite(name: str, value: float | None) -> float | None: ...
 
 
 def finite(name: str, value: float | None) -> float | None:
-    """A finite number as a float, a symbolic one as a symbolic float; None stays None."""
+    """Returns a finite number as a float, a symbolic one as a SymFloat, and None as None."""
     if value is None:
         return None
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
-    if not abs(value) <= LARGEST_FLOAT:  # also of an int that no float can hold
+    if not abs(value) <= LARGEST_FLOAT:  # also true for an int too large for a float
         raise ValueError(f"{name} is {value}; a finite number is needed")
     return float(value)
 
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
-    """One entry for each token axis, from one value or a sequence of them."""
+    """Expands one value, or a sequence of values, to one entry for each token axis."""
     values: list[Any] = list(value) if isinstance(value, Sequence) else [value] * axes
     for entry in values:
         if kind is Integral and isinstance(entry, torch.SymInt):
@@ -194,7 +194,7 @@ def check_neighborhood(
     dilation: list[int],
     causal: list[int],
 ) -> None:
-    """The rules of generalized neighborhood attention on each axis."""
+    """Checks the rules of generalized neighborhood attention on each axis."""
     axes = zip(grid, window, stride, dilation, causal, strict=True)
     for axis, (length, w, s, d, ends) in enumerate(axes):
         if d < 1:
@@ -221,7 +221,7 @@ def check_int(name: str, value: int, low: int = 0) -> int:
 
 
 def check_number(name: str, value: float | None, low: float, high: float) -> float:
-    """A number in [low, high]."""
+    """Checks for a number in [low, high]; returns it as a float."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; a number is needed")
     if not low <= value <= high:
@@ -235,7 +235,7 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def check_floats(name: str, tensor: Tensor, dims: int | None = None, shape: str = "") -> None:
-    """A tensor of floating point numbers, with `dims` dimensions if that is given."""
+    """Checks for a floating point tensor, with `dims` dimensions if `dims` is given."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
     if not tensor.is_floating_point():
@@ -245,7 +245,7 @@ def check_floats(name: str, tensor: Tensor, dims: int | None = None, shape: str 
 
 
 def check_q_and_k(q: Tensor, k: Tensor, names: tuple[str, str] = ("q", "k")) -> None:
-    """q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`, Hq a multiple of Hkv, on one device."""
+    """Checks q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`: one device, Hq a multiple of Hkv."""
     for name, tensor in zip(names, (q, k), strict=True):
         check_floats(name, tensor, 4, "[batch, tokens, heads, head dim]")
     first, second = names

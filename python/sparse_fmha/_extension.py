@@ -1,10 +1,10 @@
-"""The extension `_C`. Import it from here, where it is needed: the ops work without it."""
+"""The extension `_C`. Import it from here and only where needed: the ops work without it."""
 
 from __future__ import annotations
 
 import platform
 
-import torch  # noqa: F401  loads libtorch_cpu.so, which the extension is linked to
+import torch  # noqa: F401  loads libtorch_cpu.so, which the extension links to
 
 try:
     from sparse_fmha import _C

@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, put together."""
+"""Merges the results of attention over parts of the keys."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from sparse_fmha._checks import check_floats
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The attention over all keys, of attentions over disjoint parts of them.
+    """Merges attention over disjoint parts of the keys into attention over all keys.
 
-    `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`: exact, since a softmax
-    over all keys is a weighted mean of those over parts (Milakov and Gimelshein 2018,
+    `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`. This is exact: attention
+    over all keys is a weighted mean of attention over the parts (Milakov and Gimelshein 2018,
     arXiv:1805.02867). Computed in fp32, or fp64 for fp64 outputs.
 
     Args:
-        outs: at least one `[B, *L, H, D]`, all of one shape, dtype and device.
-        lses: as many `[B, *L, H]`, natural logs; -inf where a part has no key for a query.
+        outs: one or more tensors `[B, *L, H, D]` with the same shape, dtype and device.
+        lses: as many tensors `[B, *L, H]`, natural logs; -inf where a query sees no key of a part.
 
     Returns:
-        out, in the dtype of outs, and lse, in that of lses. A query without keys in any part has
-        out 0, lse -inf and derivatives 0.
+        out in the dtype of outs, and lse in the dtype of lses. A query that sees no key in any part
+        has out 0, lse -inf and derivatives 0.
 
     Differentiable any number of times, in forward and reverse mode.
 
     Raises:
-        ValueError: no parts, not as many of one as of the other, shapes that do not fit, or tensors
-            on different devices.
-        TypeError: parts that are no floating point tensors, outs or lses of different dtypes.
+        ValueError: no parts, different numbers of outs and lses, shapes that do not match, or
+            tensors on different devices.
+        TypeError: a part is not a floating point tensor, or the dtypes of outs or lses differ.
     """
     if not len(outs) or len(outs) != len(lses):
         raise ValueError(f"outs has {len(outs)} parts, lses {len(lses)}; as many, at least one")
@@ -39,9 +39,9 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     wide = torch.promote_types(outs[0].dtype, torch.float32)
     stacked = torch.stack([lse.to(wide) for lse in lses])
     empty = (stacked == -torch.inf).all(0)
-    total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are
+    total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
     weights = (stacked - total).exp()
-    # A part without keys counts for nothing, whatever it holds.
+    # A part without keys contributes nothing, even if it holds NaN.
     merged = sum(
         (w[..., None] * out).masked_fill(w[..., None] == 0, 0)
         for w, out in zip(weights, outs, strict=True)

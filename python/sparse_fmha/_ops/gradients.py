@@ -1,4 +1,4 @@
-"""The backward pass of the ops of attention: what a call saves, and the ops that it runs."""
+"""The backward pass of the attention ops: the tensors that a call saves, and the ops it runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
-ON_CPU_ONLY = "runs on the CPU only yet"  # what csrc/ops/backward.cpp says
+ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
-    """`setup_context` of a forward op, from the names of its arguments."""
+    """Makes `setup_context` of a forward op from the names of its arguments."""
 
     def run(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
@@ -27,7 +27,7 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
 
 
 def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[Tensor | None]]:
-    """`backward` of a forward op, from the names of its arguments."""
+    """Makes `backward` of a forward op from the names of its arguments."""
     backward_op = _backward_of(op)
     place = {name: i for i, name in enumerate(names)}
     given = [name for name in names if name not in ("q", "k", "v", "skip_threshold")]
@@ -36,7 +36,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(names)
-        # Of the arguments that were given; the dispatcher leaves out defaults at the end.
+        # Only for the given arguments: the dispatcher drops trailing defaults.
         needed = dict(zip(names, ctx.needs_input_grad, strict=False))
         if ctx.skips:
             raise NotImplementedError(

@@ -19,7 +19,7 @@ def load() -> None:
         ImportError: torch or numpy is too old, or the library is missing or does not load.
     """
     require("torch")
-    if "numpy" in sys.modules:  # torch imports it where it is there
+    if "numpy" in sys.modules:  # torch imports it if installed
         require("numpy")
     if not LIBRARY.exists():
         raise ImportError(

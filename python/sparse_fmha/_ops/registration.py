@@ -1,4 +1,4 @@
-"""Loads the ops, and adds what Python adds: shapes for tracing, derivatives, vmap, autocast."""
+"""Loads the ops and registers shapes for tracing, derivatives, vmap and autocast."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _registrations = torch.library.Library("sparse_fmha", "IMPL")
 
 
 class Op(NamedTuple):
-    """What an op has besides its schema and its kernels."""
+    """What Python registers for an op, besides its schema and kernels."""
 
     name: str
-    shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # by names of arguments
-    is_attention: bool = False  # which autocast casts, but for its thresholds
-    differentiable: bool = True  # otherwise its results are integers
+    shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # called by keyword
+    is_attention: bool = False  # if so, autocast casts all but its thresholds
+    differentiable: bool = True  # False: its results are integers
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -39,7 +39,7 @@ OPS = (
 
 
 def register() -> None:
-    """Registers the ops with torch; once a process."""
+    """Registers the ops with torch, once per process."""
     library.load()
     for op in OPS:
         _register(op)

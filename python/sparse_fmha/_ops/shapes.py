@@ -1,4 +1,4 @@
-"""Shapes of what the ops return, for tracing."""
+"""Output shapes of the ops, for tracing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sparse_fmha._sizes import ceil_div
 
 
 def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object) -> list[Tensor]:
-    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous.
+    """out like q, and lse `[B, *L, Hq]` in fp32, both contiguous.
 
-    With thresholds also the tiles visited and skipped, `[B, Hq, 2]`.
+    With thresholds also the counts of visited and skipped tiles, `[B, Hq, 2]`.
     """
     results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
     if skip_threshold is not None:
@@ -27,7 +27,7 @@ def gradients(
     need_dkv: bool = True,
     **_others: object,
 ) -> list[Tensor]:
-    """Of q, k and v, and of extra tokens where there are any; `[B, 0]` what is not wanted."""
+    """Gradients of q, k, v and any extra tokens; `[B, 0]` for a gradient that is not needed."""
     wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
     if extra_k is not None:
         wanted += [(extra_k, need_dkv)] * 2
@@ -56,5 +56,5 @@ def anchor_columns(bits: Tensor, first: int, width: int) -> tuple[Tensor, Tensor
 
 
 def anchor_words(blocks: int, block: int, step: int) -> int:
-    """32-bit words with a bit for each candidate of the last superblock of `anchor_keys`."""
+    """Number of 32-bit words: one bit per candidate of the last superblock of `anchor_keys`."""
     return max(0, (ceil_div(blocks, step) - 1) * step - 2) * block // 32

@@ -1,4 +1,4 @@
-"""torch.vmap over the ops: the mapped dimension becomes a part of the batch."""
+"""torch.vmap over the ops: folds the mapped dimension into the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._functorch.autograd_function import VmapInfo
 def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
     """Registers vmap for an op whose tensors all have the batch as their first dimension.
 
-    The first argument has the whole batch. Integer tensors may have 1 there, which serves all.
+    The first argument has the whole batch. Integer tensors may have size 1 there, which broadcasts.
     """
 
     def run(
@@ -32,9 +32,10 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
 
 
 def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) -> object:
-    """A tensor `[batch, ...]`, mapped over `dim` or not, as `[mapped * batch, ...]`.
+    """Folds a tensor `[batch, ...]`, mapped over `dim` or not, to `[mapped * batch, ...]`.
 
-    lists: some integer tensor is mapped, so that no list of the mask serves all.
+    Args:
+        lists: some integer tensor is mapped, so lists of the mask cannot be shared by the batch.
     """
     if not isinstance(arg, Tensor) or (dim is None and arg.dim() == 0):  # a number
         return arg
@@ -50,5 +51,5 @@ def _fold(arg: object, dim: int | None, mapped: int, batch: int, lists: bool) ->
 
 
 def _is_list(arg: object) -> bool:
-    """Whether it is a part of a mask."""
+    """Whether the argument is a tensor of a mask."""
     return isinstance(arg, Tensor) and not arg.is_floating_point()

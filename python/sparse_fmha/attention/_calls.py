@@ -1,8 +1,8 @@
-"""From the arguments of a public function to its op, with each of them checked once.
+"""Calls the op of a public function and checks each argument once.
 
-The ops check what they get. So Python checks first only where an op may not see the tensors as they
-are: while they are traced, or where a subclass handles the op. Everywhere else it looks for what is
-wrong once the op has refused it, to raise ValueError or TypeError.
+The ops check their arguments. Python checks first only where an op may not see the actual tensors:
+during tracing, or where a tensor subclass handles the op. Elsewhere Python checks only after the op
+has raised, to turn its error into a ValueError or TypeError.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_SCALES = (float, type(None))
 _namespace = torch.ops.sparse_fmha
 
-Rest = tuple[object, ...]  # the op's arguments behind q, k and v
-Check = Callable[[], Rest]  # all of them checked
+Rest = tuple[object, ...]  # the op's arguments after q, k and v
+Check = Callable[[], Rest]  # checks and returns them
 
 
 def op_checks(scale: object, *tensors: Any) -> bool:
-    """Whether an op gets these arguments as they are, and checks them."""
+    """Whether the op receives these arguments unchanged, and so checks them itself."""
     if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     for tensor in tensors:
-        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # what traces, too
+        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # also during tracing
             return False
     return type(scale) in _PLAIN_SCALES
 
 
 def per_axis(value: Any, axes: int, kind: type[int]) -> Sequence[int] | None:
-    """One entry for each axis, from one of that very type or several; None for anything else."""
+    """One entry per axis from a value, tuple or list of exactly type `kind`; None for the rest."""
     if type(value) is kind:
         return [value] * axes
     if type(value) is not tuple and type(value) is not list:
@@ -63,12 +63,13 @@ def run(
     """Calls an op of attention.
 
     Args:
-        rest: the arguments behind v, unchecked; None: those that `check` returns.
-        skip_threshold: as the user gave it. counted: tiles are counted even if it is 0.
+        rest: the arguments after v, unchecked; None: use those that `check` returns.
+        skip_threshold: as the user gave it.
+        counted: count tiles even if the threshold is 0.
 
     Raises:
-        ValueError, TypeError: as `check`, which is asked once the op has refused `rest`.
-        RuntimeError: as the op.
+        ValueError, TypeError: from `check`, which also runs if the op has refused `rest`.
+        RuntimeError: from the op.
     """
     skips = counted or type(skip_threshold) is not float or skip_threshold != 0
     if rest is None:
@@ -96,7 +97,7 @@ def run(
 def check_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
 ) -> tuple[bool, float | None]:
-    """The op's arguments behind v, all checked: this and the other `Check`s, by mechanism."""
+    """Checks and returns the op's arguments after v; there is one such `Check` per mechanism."""
     q, k, v = cast_where_enabled(q, k, v)
     return causal, _checks.check_attention(q, k, v, causal, scale)
 

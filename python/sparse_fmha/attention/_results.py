@@ -1,4 +1,4 @@
-"""What all public functions do last: call the op, and return what is asked for."""
+"""The last part of all public functions: call the op and return the requested results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sparse_fmha import skipping
 from sparse_fmha.attention import _calls
 from sparse_fmha.skipping import SkipStats
 
-# out, then lse and the counts of tiles where they are asked for.
+# out, then lse and the tile counts if requested.
 Output = Tensor | tuple[Tensor, Tensor | SkipStats] | tuple[Tensor, Tensor, SkipStats]
 
 
@@ -23,7 +23,7 @@ def run(
     return_lse: bool,
     return_stats: bool,
 ) -> Output:
-    """Calls the mechanism's op, as `_calls.run`, and returns what is asked for."""
+    """Calls the mechanism's op with `_calls.run` and returns the requested results."""
     name = f"{mechanism}_fwd"
     results = _calls.run(name, q, k, v, rest, check, skip_threshold, return_stats)
     if return_stats:

@@ -95,31 +95,33 @@ def block_sparse_attention(
     return_lse: bool = False,
     return_stats: bool = False,
 ) -> Output:
-    """Attention over the key blocks that a mask lists for each block of queries.
+    """Attention over the key blocks that a mask lists for each query block.
 
-    Time goes with the blocks listed. A full block costs what it does in dense attention; a partial
-    one, one at the causal diagonal and the last, ragged one are masked pair by pair.
+    Run time is proportional to the number of listed blocks. A full block costs the same as in dense
+    attention. Partial blocks, blocks at the causal diagonal and a ragged last block are masked pair
+    by pair.
 
     Args:
-        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `attention`.
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
         v: like k.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
-            heads. Block indices out of range and entries beyond the list's width are ignored; a
-            block twice in one row counts twice or once. `BlockMask.validate` finds all these.
-        scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold, return_lse, return_stats: as `attention`.
+            heads. Block indices out of range and entries beyond the list's width are ignored. A
+            block listed twice in one list counts once or twice. `BlockMask.validate` finds all of
+            these.
+        scale: factor of q.k; default `D**-0.5`. May be negative.
+        skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
 
-    Autocast and gradients as `attention`. Nothing waits for the device, so the way from scores to a
-    mask to the output can be captured in a CUDA graph.
+    For autocast and gradients see `attention`. Nothing waits for the device, so the whole path from
+    scores to mask to output can be captured in a CUDA graph.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
-            other lengths, another device, or lists for another number of heads or batch entries.
+        ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
+            another device, or with lists for another number of heads or batch entries.
     """
     check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
     rest = None

@@ -95,31 +95,31 @@ def stripe_attention(
     return_lse: bool = False,
     return_stats: bool = False,
 ) -> Output:
-    """Attention over single keys and short runs of keys that a mask lists for groups of queries.
+    """Attention over single keys and runs of keys that a mask lists for each group of queries.
 
-    The third stage of AnchorAttention (Zhang et al. 2025, arXiv:2505.23520), and what
-    vertical-slash patterns need (Jiang et al. 2024, arXiv:2407.02490): keys are gathered one by
-    one, runs are read as they lie, and one softmax is over both.
+    This is the third stage of AnchorAttention (Zhang et al. 2025, arXiv:2505.23520), and serves
+    vertical-slash patterns (Jiang et al. 2024, arXiv:2407.02490). Single keys are gathered one by
+    one, runs are read as contiguous memory, and one softmax covers both.
 
     Args:
-        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `attention`.
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
         v: like k.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
-            heads. Keys out of range are ignored; one that is listed twice counts twice.
+            heads. Keys out of range are ignored; a key listed twice counts twice.
             `StripeMask.validate` finds both.
-        scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold, return_lse, return_stats: as `attention`.
+        scale: factor of q.k; default `D**-0.5`. May be negative.
+        skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
 
-    Autocast and gradients as `attention`.
+    For autocast and gradients see `attention`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
-            other lengths, another device, or lists for another number of heads or batch entries.
+        ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
+            another device, or with lists for another number of heads or batch entries.
     """
     check = partial(_calls.check_stripe, q, k, v, mask, scale)
     rest = None

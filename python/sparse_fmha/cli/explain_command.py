@@ -30,11 +30,11 @@ def run(
     heads_kv: int | None = None,
     **options: str | int | float,
 ) -> None:
-    """Prints what `sparse_fmha.explain` says of a call with such tensors; nothing is computed.
+    """Prints the output of `sparse_fmha.explain` for a call with such tensors; computes nothing.
 
     Raises:
         ValueError, TypeError: bad input.
-        ImportError: the extension `_C` is not there for this Python.
+        ImportError: the extension `_C` is missing for this Python.
     """
     for name in options:
         if name not in OPTIONS_OF[mechanism]:
@@ -100,7 +100,7 @@ def _explained(
 def _drawn(
     sizes: tuple[int, int], blocks: tuple[int, int], causal: object, density: float
 ) -> sparse_fmha.BlockMask:
-    """Random blocks, as many of each row that causality leaves as the density says."""
+    """Draws random blocks: in each row a fraction `density` of those that causality leaves."""
     if not isinstance(causal, bool):
         raise ValueError("--causal has several entries; block-sparse takes one")
     grid = sparse_fmha.BlockGrid(*sizes, *blocks, causal=causal)
@@ -112,7 +112,7 @@ def _drawn(
 
 
 def _arch_here() -> str:
-    """The architecture of the GPU that torch sees, or the CPU."""
+    """The architecture of the GPU that torch finds, or the CPU."""
     from sparse_fmha._extension import _C
 
     if not torch.cuda.is_available():

@@ -23,7 +23,7 @@ def run(
     query: str | None = None,
     **numbers: int,
 ) -> None:
-    """Prints a simulation or, with `all`, a table of them; plots the best one.
+    """Prints a simulation, or with `all` a table of simulations; plots the best one.
 
     Raises:
         ValueError, TypeError, OSError: bad input.

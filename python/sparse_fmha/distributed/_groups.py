@@ -1,4 +1,4 @@
-"""Which ranks take part, and whether they agree."""
+"""Resolves process groups and checks that ranks agree."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Group = dist.ProcessGroup | DeviceMesh | None
 
 
 def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
-    """The process group, this process's rank in it and its size.
+    """Returns the process group, this process's rank in it, and its size.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
-        TypeError: neither a process group nor a mesh.
-        ValueError: a mesh of several dimensions, or a group that this process is not in.
+        TypeError: group is neither a process group nor a mesh.
+        ValueError: the mesh has several dimensions, or this process is not in the group.
     """
     if not dist.is_initialized():
         raise RuntimeError(
@@ -38,7 +38,7 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
         if group.get_coordinate() is None:
             raise ValueError("this process is not in the mesh that is given as group")
         group = group.get_group()
-    # What new_group returns to a process that is not in the group; it is no ProcessGroup.
+    # new_group returns this to a process outside the group; it is not a ProcessGroup.
     outside: object = dist.GroupMember.NON_GROUP_MEMBER
     if group is outside:
         raise ValueError("this process is not in the group that is given")
@@ -53,14 +53,14 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
 
 
 def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    """The parts of all ranks, one behind the other along the first dimension."""
-    # torch 2.13 renamed it, and warns about the name that older ones have.
+    """Writes the parts of all ranks into `whole`, concatenated along the first dimension."""
+    # torch 2.13 renamed this function and warns about the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(whole, part, group=group)
 
 
 def check_local(**tensors: Tensor) -> None:
-    """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without tangents."""
+    """Checks this rank's parts: plain tensors `[B, L / world, H, D]`, one dtype, no tangents."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
@@ -77,7 +77,7 @@ def check_local(**tensors: Tensor) -> None:
 
 
 def check_no_tangent(name: str, tensor: Tensor) -> None:
-    """Communication into a buffer would lose tangents silently."""
+    """Checks for a tangent: communication into a buffer would silently lose it."""
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
             f"{name} carries a tangent, and there is no forward-mode derivative; detach the inputs"
@@ -93,9 +93,9 @@ def check_agreement(
     q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int,
 ) -> None:  # fmt: skip
-    """Every rank has the same shapes, dtype, mask sizes and flags; waits for the device.
+    """Checks that ranks have the same shapes, dtype, mask sizes and flags; waits for the device.
 
-    All ranks raise the same error, so that none waits for the others.
+    All ranks raise the same error, so no rank waits for the others.
     """
     mine = {
         "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
@@ -126,7 +126,7 @@ def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int, validate: bool,
 ) -> None:  # fmt: skip
-    """All checks that do not depend on the function; shapes across the ranks first."""
+    """Runs all checks that do not depend on the function, shapes across ranks first."""
     check_local(q=q, k=k, v=v)
     _masks.kind(mask)
     if validate:

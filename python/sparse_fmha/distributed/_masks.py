@@ -1,4 +1,4 @@
-"""Parts of masks: some heads, some rows of queries."""
+"""Slices of masks: some heads, or some query rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MaskOrFunction = Mask | Callable[[Tensor, Tensor], Mask] | None
 
 
 def kind(mask: MaskOrFunction) -> int:
-    """What it is, as a number that ranks can compare."""
+    """The kind of mask, as a number that ranks can compare."""
     if mask is None:
         return 0
     if isinstance(mask, MASKS):
@@ -31,7 +31,7 @@ def kind(mask: MaskOrFunction) -> int:
 
 
 def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
-    """A mask for the sequence of all ranks."""
+    """Checks that the mask is for the sequence of all ranks."""
     for name, of_mask, given in (("q", mask.q_len, tokens), ("k", mask.kv_len, tokens_kv)):
         if of_mask != given:
             raise ValueError(
@@ -41,7 +41,7 @@ def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
 
 
 def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
-    """The mask that the user's function makes."""
+    """Returns the mask that the user's function makes."""
     lists = mask(q, k)
     if not isinstance(lists, MASKS):
         raise TypeError(
@@ -56,7 +56,7 @@ def with_tensors(
     q_len: int | None = None,
     kv_len: int | None = None,
 ) -> Mask:
-    """A mask of the parts of all tensors, for other lengths where they are given."""
+    """Returns a mask with `part` applied to all tensors, and with other lengths if given."""
     module = block_mask if isinstance(mask, BlockMask) else stripe_mask
     tensors: dict[str, Any] = {
         name: None if getattr(mask, name) is None else part(getattr(mask, name))
@@ -74,7 +74,7 @@ def with_tensors(
 
 
 def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
-    """The mask of one rank's heads; one that serves all heads, or has only these, is itself."""
+    """The mask of one rank's heads; unchanged if it is for all heads or has only these."""
     listed, local = mask.counts.shape[1], whole // world
     if listed in (1, local):
         return mask
@@ -87,7 +87,7 @@ def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
 
 
 def check_rows(mask: Mask, rows: int) -> None:
-    """Parts of so many queries cut no block; the answer is the same on every rank."""
+    """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
     if rows % mask.block_q and rows != mask.q_len:
         raise ValueError(
             f"parts of {rows} queries cut blocks of the mask, which has block_q {mask.block_q}; "
@@ -96,11 +96,11 @@ def check_rows(mask: Mask, rows: int) -> None:
 
 
 def query_rows(mask: Mask, start: int, stop: int) -> Mask:
-    """The mask of query rows [start, stop), which `check_rows` has seen.
+    """The mask of query rows [start, stop), already checked by `check_rows`.
 
-    A causal one is aligned to its last key, so it is cut behind the last key that row stop - 1 may
-    see: its `kv_len` says how many keys to give. Blocks and keys behind that are still listed, and
-    count as not listed, since they do not exist.
+    A causal mask is aligned to its last key, so it ends at the last key that row stop - 1 may see:
+    its `kv_len` is the number of keys to pass. Later blocks and keys stay in the lists, but are
+    ignored because they do not exist.
     """
     rows = slice(start // mask.block_q, -(-stop // mask.block_q))
     keys = visible_keys(stop, mask.q_len, mask.kv_len) if mask.causal else mask.kv_len
@@ -108,5 +108,5 @@ def query_rows(mask: Mask, start: int, stop: int) -> Mask:
 
 
 def visible_keys(stop: int, q_len: int, kv_len: int) -> int:
-    """How many keys query stop - 1 of q_len sees under a causal mask that is aligned to the end."""
+    """The number of keys that query stop - 1 of q_len sees, causal aligned to the end."""
     return min(max(stop + kv_len - q_len, 0), kv_len)

@@ -1,8 +1,8 @@
-"""The attention backend "sparse_fmha" of diffusers, and what tells it where it is called from.
+"""The attention backend "sparse_fmha" of diffusers, and the context that it is called in.
 
-diffusers hands a backend q, k, v and a mask, and neither layer nor grid nor step, so these are a
-context variable, set by hooks around a transformer's forward and its self-attention. Where it is
-not set, the backend is torch's attention.
+diffusers passes a backend q, k, v and a mask, but not the layer, grid or step. These are in a
+context variable, set by hooks around a transformer's forward and its self-attention. If it is not
+set, the backend runs torch's attention.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "sparse_fmha"
 
 @dataclass(frozen=True)
 class Layer:
-    """A self-attention module, and the backend that it had."""
+    """A self-attention module and its original backend."""
 
     index: int
     original: object
@@ -34,33 +34,33 @@ class Layer:
 
 @dataclass
 class Call:
-    """One forward of an enabled transformer."""
+    """One forward call of an enabled transformer."""
 
     module: nn.Module
-    key: object  # of the hooks that are in it
+    key: object  # of the hooks that opened it
     model: str
     layout: Layout
     method: Dense | Sparse
-    dense: bool  # this step is the original
-    outer: Call | None = None  # the forward that this one is inside of
-    layer: Layer | None = None  # the self-attention that it is in
+    dense: bool  # this step runs the original attention
+    outer: Call | None = None  # the enclosing forward call
+    layer: Layer | None = None  # the self-attention that is running
     lengths: dict[int, tuple[Tensor, list[int]]] = field(default_factory=dict)
 
     def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
-        """Text tokens that are no padding, of each batch entry.
+        """The number of text tokens of each batch entry, without padding.
 
-        Most models give all layers of a call one mask, so the device is waited for once.
+        Most models pass one mask to all layers of a call, so this waits for the device only once.
         """
         if mask is None:
             return [self.layout.text] * batch
-        if id(mask) not in self.lengths:  # kept with its tensor, so that the id stays its own
+        if id(mask) not in self.lengths:  # stored with its tensor, so that the id stays unique
             self.lengths[id(mask)] = mask, _text_lengths(mask, self, batch)
         return self.lengths[id(mask)][1]
 
 
 CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
-# The calls under way by id, of all threads. torch.compile does not trace context variables; without
-# a call none is asked for, and other models compile to one graph.
+# Running calls of all threads, by id. torch.compile does not trace context variables: if no call is
+# running, the variable is not read, so other models compile to one graph.
 UNDER_WAY: dict[int, Call] = {}
 
 
@@ -98,10 +98,10 @@ def backend(
     enable_gqa: bool = False,
     _parallel_config: object = None,
 ) -> Tensor:
-    """What diffusers calls: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
+    """Called by diffusers: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
 
-    Outside of a model that it is enabled for it is torch's attention: `set_attention_backend` of
-    one model makes a backend the default of all others.
+    Outside of enabled models it runs torch's attention, because `set_attention_backend` of one
+    model makes a backend the default of all others.
     """
     call = CALL.get() if UNDER_WAY else None
     layer = None if call is None else call.layer
@@ -133,10 +133,10 @@ def backend(
 
 
 def _original(layer: Layer | None) -> object:
-    """The backend of what stays dense: steps, layers, and all that is not over the grid."""
+    """The backend of everything that stays dense: steps, layers, and attention not on the grid."""
     original = layer and layer.original
     original = original or _AttentionBackendRegistry.get_active_backend()[0]
-    # Ours where it was chosen by name for all of the model, or as the default.
+    # It is ours if chosen by name for the whole model, or as the default.
     return AttentionBackendName.NATIVE if original == NAME else original
 
 
@@ -147,12 +147,12 @@ def _refuse(call: Call, options: dict[str, object]) -> None:
 
 
 def register() -> object:
-    """Adds the backend to the registry of diffusers, once; returns its name there.
+    """Adds the backend to the registry of diffusers once; returns its name there.
 
-    diffusers has a closed enum of names and no call to extend it.
+    diffusers has a closed enum of names and no function to extend it.
 
     Raises:
-        RuntimeError: this version of diffusers keeps its registry in another way.
+        RuntimeError: this version of diffusers has another kind of registry.
     """
     if NAME in AttentionBackendName._value2member_map_:
         return AttentionBackendName(NAME)
@@ -161,9 +161,9 @@ def register() -> object:
         member._name_, member._value_ = NAME.upper(), NAME
         member.__objclass__ = AttentionBackendName
         member._sort_order_ = len(AttentionBackendName)
-        # Processors hold it. Loading one imports this module, so that the name is there.
+        # Processors hold the name. Unpickling one imports this module, so that the name exists.
         member.__reduce_ex__ = lambda protocol: (register, ())
-        setattr(AttentionBackendName, NAME.upper(), member)  # before the map makes it read-only
+        setattr(AttentionBackendName, NAME.upper(), member)  # the map makes it read-only
         AttentionBackendName._member_map_[NAME.upper()] = member
         AttentionBackendName._value2member_map_[NAME] = member
         AttentionBackendName._member_names_.append(NAME.upper())

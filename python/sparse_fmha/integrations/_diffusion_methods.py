@@ -1,7 +1,7 @@
-"""What replaces self-attention over a token grid and text tokens beside it.
+"""Methods that replace self-attention over a token grid and text tokens.
 
-Every method has the rules of one place: image queries see image tokens as the method says and all
-text tokens; text queries see everything; text tokens that are padding are seen by nobody.
+The same rules hold for every method: image queries see image tokens according to the method, and
+all text tokens; text queries see everything; no query sees text tokens that are padding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparse_fmha.merge import merge
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens of one self-attention: the grid's, row by row, before or behind the text's."""
+    """The tokens of one self-attention: the grid in row-major order, before or after the text."""
 
     grid: tuple[int, ...]
     text: int = 0
@@ -37,7 +37,7 @@ class Layout:
         return self.image + self.text
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of `[B, tokens, ...]`: image tokens, text tokens."""
+        """Returns views of `[B, tokens, ...]`: image tokens, text tokens."""
         if self.text_first:
             return x[:, self.text :], x[:, : self.text]
         return x[:, : self.image], x[:, self.image :]
@@ -49,7 +49,7 @@ class Layout:
         return torch.cat([text, image] if self.text_first else [image, text], 1)
 
     def seen(self, x: Tensor, length: int) -> Tensor:
-        """`[B, tokens, ...]` without the text tokens from `length` on."""
+        """Returns `[B, tokens, ...]` with only the first `length` text tokens."""
         if length == self.text:
             return x
         if not self.text_first:
@@ -63,7 +63,7 @@ class Layout:
 
 
 def by_length(lengths: Sequence[int], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`compute(length, *tensors)` of the batch, or entry by entry where text lengths differ."""
+    """Calls `compute(length, *tensors)` for the batch, or per entry if text lengths differ."""
     if len(set(lengths)) == 1:
         return compute(lengths[0], *tensors)
     rows = [compute(n, *(x[i : i + 1] for x in tensors)) for i, n in enumerate(lengths)]
@@ -72,7 +72,7 @@ def by_length(lengths: Sequence[int], compute: Callable[..., Tensor], *tensors: 
 
 @dataclass(frozen=True)
 class Dense:
-    """Everything sees everything, by `sparse_fmha.attention`."""
+    """Dense attention over all tokens, by `sparse_fmha.attention`."""
 
     def check(self, layout: Layout) -> None:
         pass
@@ -89,7 +89,7 @@ class Dense:
         lengths: Sequence[int],
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q; `lengths` of the text of each batch entry."""
+        """q, k, v `[B, tokens, H, D]` to out like q; `lengths`: text length of each batch entry."""
 
         def dense(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q, layout.seen(k, n), layout.seen(v, n), scale=scale)
@@ -98,13 +98,13 @@ class Dense:
 
 
 class Sparse:
-    """Text queries are dense; `image` says what the queries of the grid do."""
+    """Base of sparse methods: text queries are dense; `image` computes the grid's queries."""
 
     def check(self, layout: Layout) -> None:
-        """Raises before the model computes anything."""
+        """Raises for an invalid layout, before the model computes anything."""
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
-        """Options that do nothing in a call that `check` takes, and what is said of them."""
+        """Options that have no effect in a call that passes `check`, with their messages."""
         yield from ()
 
     def image(
@@ -116,7 +116,7 @@ class Sparse:
         lengths: Sequence[int],
         scale: float | None,
     ) -> Tensor:
-        """The rows of the grid's tokens."""
+        """The output rows of the grid's tokens."""
         raise NotImplementedError
 
     def __call__(
@@ -128,7 +128,7 @@ class Sparse:
         lengths: Sequence[int],
         scale: float | None,
     ) -> Tensor:
-        """As `Dense`."""
+        """See `Dense`."""
         image = self.image(q, k, v, layout, lengths, scale)
         if not layout.text:
             return image
@@ -145,7 +145,7 @@ class Neighborhood(Sparse):
     dilation: int | Sequence[int] = 1
 
     def axes(self, grid: Sequence[int]) -> tuple[list[int], dict[str, list[int]]]:
-        """The grid and the options without axes of one token, which no window needs."""
+        """The grid and options without axes of one token, where a window has no effect."""
         options = {}
         for name in ("window", "stride", "dilation"):
             given = getattr(self, name)
@@ -243,7 +243,7 @@ class BlockSparse(Sparse):
         (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
         mask = self.mask
         if isinstance(mask, BlockMask):
-            if mask.device != q.device:  # the model was moved
+            if mask.device != q.device:  # the model moved to another device
                 if q.device not in self.on:
                     self.on[q.device] = mask.to(q.device)
                 mask = self.on[q.device]
@@ -257,7 +257,7 @@ class BlockSparse(Sparse):
             return block_sparse_attention(q, k, v, mask, scale=scale)
         out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
 
-        # A mask of the grid alone serves any number of text tokens; they are merged in exactly.
+        # A mask of the grid works for any number of text tokens; merging them is exact.
         def with_text(n: int, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if not n:
                 return out
@@ -275,7 +275,7 @@ METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {
 
 
 def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
-    """The method of a name, with its options checked as far as they can be without a grid."""
+    """Makes the method of a name; checks its options as far as possible without a grid."""
     if not isinstance(method, str):
         raise TypeError(f"method is a {type(method).__name__}; one of {list(METHODS)} is needed")
     if method not in METHODS:

@@ -1,6 +1,6 @@
-"""Where the supported transformers keep self-attention, and how their calls show the grid.
+"""For each supported transformer, its self-attention modules and how to read the grid of a call.
 
-Written against diffusers 0.42 from the `forward` of each class; a new model is a new row of MODELS.
+Based on the `forward` of each class in diffusers 0.42; a new model is a new row of MODELS.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import nn
 
 from sparse_fmha.integrations._diffusion_methods import Layout
 
-Transformer = Any  # a module of one of MODELS, which torch's types know nothing of
-Given = Mapping[str, Any]  # the arguments of its `forward` by name
+Transformer = Any  # a module of one of MODELS, which torch's types do not describe
+Given = Mapping[str, Any]  # arguments of its `forward` by name
 
 
 class Processor(Protocol):
-    """What computes attention for a module, by the backend that it has."""
+    """Computes attention for a module with the processor's backend."""
 
     _attention_backend: Any
 
@@ -29,11 +29,11 @@ class Model:
     """A transformer class.
 
     Attributes:
-        axes: of the grid.
-        layers: its self-attention modules in the order of the blocks.
-        grid: tokens per axis of a call, from the module and the arguments of `forward` by name.
-        text: where text tokens are in the self-attention, "first", "last" or nowhere.
-        processors: names of the processor classes whose self-attention can be replaced.
+        axes: axes of the grid.
+        layers: returns the self-attention modules in the order of the blocks.
+        grid: returns tokens per axis of a call, from the module and `forward`'s arguments by name.
+        text: position of text tokens in the self-attention: "first", "last" or nowhere.
+        processors: names of processor classes whose self-attention can be replaced.
     """
 
     axes: int
@@ -45,15 +45,15 @@ class Model:
     def layout(
         self, model: Transformer, given: Given, grid: tuple[int, ...] | None = None
     ) -> Layout:
-        """The tokens of a call; `grid` where they are known otherwise."""
+        """The tokens of a call; `grid` overrides the grid read from the call."""
         grid = self.grid(model, given) if grid is None else grid
         text = given["encoder_hidden_states"].shape[1] if self.text else 0
         return Layout(grid, text, text_first=self.text == "first")
 
 
 def find(model: nn.Module) -> tuple[str, Model] | None:
-    """The name and the row of the supported class that a module is of, by name and not by import:
-    older versions of diffusers lack some."""
+    """The name and row of a module's supported class. It is found by name, not by import, because
+    older versions of diffusers lack some classes."""
     for cls in type(model).__mro__:
         if cls.__name__ in MODELS and cls.__module__.partition(".")[0] == "diffusers":
             return cls.__name__, MODELS[cls.__name__]
@@ -66,7 +66,7 @@ def _two_streams(model: Transformer) -> list[Any]:
 
 
 def _flux(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
+    """Latents are packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
     ids = given["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
     places = ids[:, 1:].long().cpu()
@@ -101,7 +101,7 @@ def _cogvideox(model: Transformer, given: Given) -> tuple[int, ...]:
 
 
 def _ltx(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, T * Y * X, C]`, with their sizes beside them."""
+    """Latents are packed, `[B, T * Y * X, C]`; their sizes are separate arguments."""
     names = ("num_frames", "height", "width")
     sizes = tuple(given[name] for name in names if given.get(name) is not None)
     if len(sizes) < len(names):
@@ -113,7 +113,7 @@ def _ltx(model: Transformer, given: Given) -> tuple[int, ...]:
 
 
 def _qwen_image(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
+    """Latents are packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
     shapes = given["img_shapes"]
     images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
     if len(images) != 1 or len(image := images.pop()) != 1 or image[0][0] != 1:

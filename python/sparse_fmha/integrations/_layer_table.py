@@ -1,4 +1,4 @@
-"""Which method each layer of a language model takes, from a dict or a JSON file."""
+"""The method of each layer of a language model, from a dict or a JSON file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sparse_fmha.integrations._layers import METHODS, Method
 from sparse_fmha.integrations._reports import Reports
 
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
-# Where configurations say how many layers there are, of decoders too.
+# Names of the number of layers in configurations, including those of decoders.
 COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 
 
 class Layers:
-    """The method of each layer index; None where it is dense."""
+    """The method of each layer index; None for dense."""
 
     def __init__(self, default: Method | None, keys: Mapping[str, tuple[range, Method | None]]):
         self.default, self.keys = default, keys
@@ -33,17 +33,17 @@ class Layers:
         self.checked: set[tuple[int, tuple[str, ...]]] = set()
 
     def __call__(self, index: int | None) -> Method | None:
-        """`index` is None of a module that has none; what is named by index is not for it."""
+        """`index` is None for a module without one; keys with indices do not apply to it."""
         return self.of_layer.get(index, self.default)
 
     def check(self, module: nn.Module) -> None:
-        """That each key is of layers that the model of an attention module has.
+        """Checks that each key names layers that the model of an attention module has.
 
         Raises:
-            ValueError: a key that is not.
+            ValueError: a key names a layer that does not exist.
         """
         config = getattr(module, "config", None)
-        # A vision tower beside a language model counts its own layers.
+        # The vision tower of a language model counts its own layers.
         if config is None or not hasattr(config, "vocab_size"):
             return
         count = max((getattr(config, name, None) or 0 for name in COUNTS), default=0)
@@ -70,18 +70,18 @@ class Layers:
 
 
 def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Layers:
-    """The method of each layer index.
+    """Parses the method of each layer index.
 
     Args:
         layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" other layers
-            are dense.
+            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" the other
+            layers are dense.
 
     Raises:
-        ValueError: no key, an unknown key, method or option, a layer that two keys
-            name, a file that is no calibration or too few points in it.
-        OSError: a file that cannot be read.
-        TypeError: no mapping.
+        ValueError: no key, an unknown key, method or option, a layer named by two keys, a file that
+            is not a calibration, or a calibration with too few points.
+        OSError: a file cannot be read.
+        TypeError: not a mapping.
     """
     if isinstance(layers, (str, PathLike)):
         layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
@@ -115,7 +115,7 @@ def _indices(key: str) -> range:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object whose keys differ."""
+    """Makes a JSON object's dict; keys must be unique."""
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:

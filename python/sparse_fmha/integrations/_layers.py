@@ -1,7 +1,7 @@
-"""The sparse methods that layers of a language model can take, for causal prefill.
+"""Sparse methods for layers of a language model, for causal prefill.
 
-Each is made of its options, and gives two functions of a call: what computes it, and what says
-which options do nothing in it.
+Each is made from its options and returns two functions: one computes a call, the other reports
+options that have no effect in it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from sparse_fmha.calibration import LEAST, MOST, Calibration, Point
 from sparse_fmha.masks.block_grid import BlockGrid
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
-# Of a number of keys: names of options, and what is said of them.
+# From a number of keys: names of options without effect, and their messages.
 WithoutEffect = Callable[[int], Iterator[tuple[str, str]]]
 Made = tuple[Attend, WithoutEffect]
 
 
 @dataclass(frozen=True)
 class Method:
-    """q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` and a scale to out like q."""
+    """A method: q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` and a scale to out like q."""
 
     attend: Attend
     without_effect: WithoutEffect
-    name: str  # and the key of it
+    name: str  # with the key that names it
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         return self.attend(q, k, v, scale)
 
 
 def dense() -> None:
-    """Nothing is left out; any kind of pass."""
+    """Dense attention, for any kind of pass."""
     return None
 
 
@@ -49,15 +49,15 @@ def skip(
     sparsity: float | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
 ) -> Made:
-    """Softmax skipping by a threshold, or by the share of tiles to skip and what measured it.
+    """Softmax skipping by a threshold, or by the fraction of tiles to skip and a calibration.
 
-    A calibration, or the path of a saved one, says the threshold for each call's number of keys.
+    The calibration, or the path of a saved one, gives the threshold for each call's number of keys.
     """
     if (threshold is None) == (sparsity is None):
         raise ValueError("skip takes a threshold, or a sparsity and a calibration")
     if (sparsity is None) != (calibration is None):
         raise ValueError("skip takes sparsity and calibration together")
-    points: list[Point] = []  # that were fitted
+    points: list[Point] = []  # the fitted ones
     if sparsity is None or calibration is None:
         fixed = check_number("threshold", threshold, 0, 1 - 2**-24)
 
@@ -68,7 +68,7 @@ def skip(
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
         measured = calibration
-        measured.fit()  # points that no law fits are an error here, not in a model's call
+        measured.fit()  # raises here, not in a model's call, if no law fits the points
         points = [p for p in measured.points if p.phase == "prefill" and p.tiles]
         points = [p for p in points if LEAST <= p.sparsity <= MOST]
 
@@ -101,7 +101,7 @@ def skip(
 
 
 def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
-    """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
+    """The top `blocks` key blocks by pooled scores, the first block and the diagonal."""
     check_int("blocks", blocks, 1)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
@@ -130,7 +130,7 @@ def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
         return result.out
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
-        # Distant are blocks after the first one that are two or more before a superblock.
+        # Distant blocks come after the first block and two or more blocks before a superblock.
         if (ceil_div(keys, block) - 1) // step * step <= 2:
             yield (
                 "step",

@@ -4,7 +4,7 @@
     sparse.enable(pipe, "neighborhood", window=(6, 16, 16), first_dense_steps=5)
 
 Importing this module adds the attention backend "sparse_fmha" to the registry of diffusers.
-`enable` chooses it for the self-attention of a model and sets hooks that tell it the token grid.
+`enable` selects it for a model's self-attention and sets hooks that pass it the token grid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 __all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
 
 BACKEND = register()
-PARTS = ("transformer", "transformer_2")  # of a pipeline; Wan 2.2 has a second one for late steps
+PARTS = ("transformer", "transformer_2")  # of a pipeline; the second is Wan 2.2's for late steps
 
 
 def supported_models() -> list[str]:
@@ -41,7 +41,7 @@ def supported_models() -> list[str]:
 
 
 def is_enabled(pipe_or_transformer: object) -> bool:
-    """Whether all its transformers are enabled, by whichever pipeline."""
+    """Whether all transformers of the argument are enabled, through any pipeline."""
     return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
 
 
@@ -54,48 +54,49 @@ def enable(
     grid: Sequence[int] | None = None,
     **options: int | Sequence[int] | BlockMask | Callable[[Tensor, Tensor], BlockMask],
 ) -> None:
-    """Replaces the self-attention over image or video tokens; `disable` takes it back.
+    """Replaces the self-attention over image or video tokens; `disable` undoes it.
 
-    What it sets belongs to the transformer: all pipelines that share it are enabled, and a copy, or
-    a model that was saved as a whole, is enabled by itself. A second `enable` holds until its own
-    `disable`, then the first one again. Where this raises, nothing has changed.
+    The settings belong to the transformer: they apply to all pipelines that share it, and a copy of
+    the model, or a model saved as a whole, has its own. Calls nest: a second `enable` holds until
+    its own `disable`, which restores the first. If this raises, nothing has changed.
 
-    Tokens of the image see each other as the method says. Text tokens that are in the same
-    attention (not in Wan and LTX) are seen by every query, and see everything themselves; those
-    that are padding are seen by none. Cross-attention stays as it is.
+    Image tokens see each other according to the method. Text tokens in the same attention (not in
+    Wan and LTX) are visible to every query, and see everything themselves; padding tokens are
+    visible to none. Cross-attention does not change.
 
     Args:
         pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. Both transformers
             of a Wan 2.2 pipeline are enabled, and count steps together.
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
-            dilation, tokens per axis: (height, width) for Flux and Qwen-Image, (frames, height,
-            width) for the others, or one int for all axes. On an axis with one token a window of 1
-            is needed.
+            dilation in tokens per axis: (height, width) for Flux and Qwen-Image, (frames, height,
+            width) for the others, or one int for all axes. An axis with one token needs a window
+            of 1.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
-            of the tokens of the grid, row by row and without text, or a function that makes one
-            from q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
+            of the grid's tokens in row-major order, without text, or a function that makes one from
+            q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
             "dense": `sparse_fmha.attention`.
-        first_dense_steps: so many denoising steps of each run stay the original. A step is a new
-            value of `timestep`, a run begins where it grows; reading it waits for the device. Runs
-            that take turns are told apart by the tensor of their text embeddings and their thread,
-            or by a `Request`.
-        dense_layers: indices of blocks that stay the original. Blocks of Flux and HunyuanVideo are
-            counted through both streams: `transformer_blocks`, then `single_transformer_blocks`;
-            those of VACE from `vace_blocks` on.
-        grid: tokens per axis, for calls that do not show them; by default read from each call.
+        first_dense_steps: number of denoising steps at the start of each run that use the original
+            attention. A new value of `timestep` is a new step, and a larger value begins a run.
+            Reading it waits for the device. Interleaved runs are distinguished by the tensor of
+            their text embeddings and their thread, or by a `Request`.
+        dense_layers: indices of blocks that keep the original attention. Blocks of Flux and
+            HunyuanVideo are counted through both streams: `transformer_blocks`, then
+            `single_transformer_blocks`. Blocks of VACE are counted from `vace_blocks` on.
+        grid: tokens per axis, for calls from which they cannot be read; default: read from each
+            call.
 
-    Calls then raise ValueError for a grid that is not as many tokens as the attention has or a
-    window larger than the grid, NotImplementedError for masks other than of padded text, dropout
-    and context parallelism, RuntimeError for runs that cannot be told apart, and what the functions
-    named above raise. What has no effect is a warning, once: a window of the whole grid, a stride
-    where the window is all of an axis, all blocks in dense_layers, runs that are over before
-    first_dense_steps are.
+    Model calls then raise ValueError if the grid has another number of tokens than the attention or
+    the window is larger than the grid, NotImplementedError for masks other than text padding, for
+    dropout and for context parallelism, RuntimeError for runs that cannot be distinguished, and the
+    errors of the functions above. Settings without effect are warned about once: a window of the
+    whole grid, a stride where the window covers an axis, all blocks in dense_layers, and runs that
+    end before first_dense_steps.
 
     Raises:
-        TypeError: an argument of the wrong type, an option that the method does not have, a model
-            that is not supported.
-        ValueError: an unknown method, a missing layer or one named twice, values for
+        TypeError: an argument of the wrong type, an option that the method does not have, or an
+            unsupported model.
+        ValueError: an unknown method, a layer that does not exist or is named twice, or values for
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
@@ -103,7 +104,7 @@ def enable(
     _check_count("first_dense_steps", first_dense_steps)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
-    for model, name, row in found:  # everything is checked before anything changes
+    for model, name, row in found:  # check everything before changing anything
         _check_axes(chosen, grid, name, row)
         layers = row.layers(model)
         _check_layers(dense_layers, len(layers), name)
@@ -127,14 +128,14 @@ def enable(
 
 
 def disable(pipe_or_transformer: object) -> None:
-    """Takes back the last `enable` of each transformer: what was there before it is there again.
+    """Undoes the last `enable` of each transformer and restores the previous state.
 
-    That is the very processors, no hooks, and where "sparse_fmha" was chosen by name since, the
-    backends that were chosen before.
+    Restores the same processor objects and removes the hooks. If "sparse_fmha" was chosen by name
+    since, it also restores the backends that were chosen before.
 
     Raises:
-        TypeError: a model that is not supported.
-        RuntimeError: none of its transformers is enabled.
+        TypeError: an unsupported model.
+        RuntimeError: none of the transformers is enabled.
     """
     found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
     if not any(hooks for _, hooks in found):
@@ -165,7 +166,7 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
 
 
 def _processor(original: Any) -> Processor:
-    """The model's own processor with our backend; a copy, as modules may share one."""
+    """The model's own processor with our backend. It is a copy, because modules may share one."""
     cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
     processor: Processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
     processor._attention_backend = BACKEND

@@ -1,12 +1,12 @@
-"""Attention of Hugging Face transformers by this library's kernels.
+"""Runs the attention of Hugging Face transformers on this library's kernels.
 
     from sparse_fmha.integrations import transformers as sparse
 
     sparse.register()
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sparse_fmha")
 
-The model's masks become block lists: causal, padding, sliding window and packed sequences alike,
-and blocks that nobody sees cost nothing. No mask of all pairs is made.
+The model's masks (causal, padding, sliding window, packed sequences) become block lists. Blocks
+that no query sees cost nothing, and no mask of all pairs is made.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ from sparse_fmha.integrations._transformers_masks import Plan, plan
 __all__ = ["Plan", "attend", "plan", "register"]
 
 NAME = "sparse_fmha"
-# Options of models that are not there, by the keyword that brings them.
+# Unsupported options of models, by keyword.
 REFUSED = {
     "softcap": "logit soft-capping",
     "s_aux": "attention sinks (s_aux)",
     "position_bias": "position_bias",
     "cache": "continuous batching (a paged cache)",
 }
-WEIGHTS = "output_attentions"  # True or False, in each layer's call
+WEIGHTS = "output_attentions"  # True or False in each layer's call
 
 
 def register(
     name: str = NAME, layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str] | None = None
 ) -> None:
-    """Makes `attn_implementation=name` known to transformers, attention and masks together.
+    """Registers `attn_implementation=name` with transformers, for attention and masks.
 
     Prefill and encoders run on `attention` and `block_sparse_attention`. A forward pass of one
-    query (decoding) goes to torch's SDPA with the mask that transformers makes for it: there is no
-    kernel for it here yet.
+    query (decode) goes to torch's SDPA with the mask that transformers makes for it: this library
+    has no kernel for it yet.
 
     Args:
-        name: without "flash" or "/", which transformers reads in its own way.
-        layers: sparse methods by layer, for causal prefill, with padding or without; in other
-            passes, but for decoding, such a layer raises NotImplementedError. A dict as
+        name: a name without "flash" or "/", which transformers interprets in its own way.
+        layers: sparse methods by layer, for causal prefill with or without padding. In other
+            passes except decode, such a layer raises NotImplementedError. A dict such as
             `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}}`, or the path of such a JSON file. Methods:
-            dense; skip(threshold), or skip(sparsity, calibration) with the file that a
-            `calibration.Calibration` was saved in; block_topk(blocks, block_q, block_kv);
-            anchor(theta, step, block); vertical_slash(vertical, slash). Layers that a model does
-            not have are an error in its first call. What has no effect is a warning, once: a
-            default that no layer takes, options that leave nothing out of a call, a calibration
-            outside of what it was fitted to, decoding, which is dense.
+            1e-3}}`, or the path of such a JSON file. Methods: dense; skip(threshold), or
+            skip(sparsity, calibration) with the file of a saved `calibration.Calibration`;
+            block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
+            vertical_slash(vertical, slash). Layers that a model does not have raise an error in its
+            first call. Settings without effect are warned about once: a default that no layer uses,
+            options that leave nothing out of a call, a calibration outside its fitted range, and
+            decode, which is dense.
 
     Raises:
-        ValueError: such a name; layers, methods or options that there are not.
+        ValueError: such a name, or layers, methods or options that do not exist.
     """
     if "flash" in name or "/" in name:
         raise ValueError(
@@ -91,21 +91,21 @@ def attend(
     method_of: Layers | Callable[[int | None], Method | None] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer.
+    """Called by transformers in each layer.
 
     Args:
-        query: `[B, Hq, Lq, D]`. key, value: `[B, Hkv, Lkv, D]`, not repeated. Any strides with a
-            unit last one.
-        attention_mask: what `plan` made; None where the model asks for none, then `is_causal`, or
-            that of the module, decides.
-        method_of: the method of a layer's index, where not all are dense.
+        query: `[B, Hq, Lq, D]`. The last stride is 1, the others are free, as in key and value.
+        key, value: `[B, Hkv, Lkv, D]`, not repeated.
+        attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
+            of the call, or else of the module, decides.
+        method_of: returns the method of a layer's index, if not all layers are dense.
 
     Returns:
-        `[B, Lq, Hq, D]`, and None for the weights, which are never there.
+        `[B, Lq, Hq, D]`, and None for the weights, which are never computed.
 
     Raises:
-        NotImplementedError: dropout, output_attentions, or an option of the model that is not
-            there, by its name; a layer with a sparse method in another pass than causal prefill.
+        NotImplementedError: dropout, output_attentions, or an unsupported option of the model, by
+            name; a layer with a sparse method in a pass other than causal prefill.
         ValueError: layers of `method_of` that the model does not have.
     """
     for option, what in REFUSED.items():
@@ -165,7 +165,7 @@ def _sparse(
     plan: Plan,
     scale: float | None,
 ) -> Tensor:
-    """A layer's sparse method; of a padded batch, entry by entry on the tokens that are there."""
+    """Runs a layer's sparse method; in a padded batch, entry by entry on the real tokens."""
     reason = plan.special
     if reason is None and not plan.causal:
         reason = "attention that is not causal"
