@@ -3,7 +3,7 @@
 // Of each row there is a reference, near its largest score, and the sum of the weights so far,
 // which are exp2(scale * (score - reference)). How the scores of a key tile become weights:
 //
-//   the maximum first                          against the reference as it stands
+//   the maximum first                          against the current reference
 //
 //          scores                                          scores
 //            | row_tops(), or in update()                    | weigh(): weights and their sum
