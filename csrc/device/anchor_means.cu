@@ -101,8 +101,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   auto const* const keys = row_of<Element>(p.k, batch, 0, head_kv);
   int64_t const k_stride = p.k.axis_stride[kGridAxes - 1];
   auto copy_tile = [&](int32_t t) {
-    int32_t const first = grid.anchor_tile(block, t);  // the last block may end before its last
-                                                       // tile
+    int32_t const first = grid.anchor_tile(block, t);  // a last block may end before its last tile
     copy_rows<kDim, kKeys>(tiles + t % 2 * kKeys * kDim,
                            keys + min_int(first, grid.length - 1) * k_stride, k_stride,
                            grid.length - first, p.head_dim);

@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const 
   }
   if (inside && lane == 0) {
     float const lse = p.lse[row];
-    bool const sees = lse != -INFINITY;  // otherwise the weight is 0, and so is the gradient,
-                                         // whatever dout is
+    bool const sees = lse != -INFINITY;  // else weight and gradient are 0 for any dout
     float const delta = sum - (p.dlse == nullptr ? 0.f : p.dlse[row]);
     p.to[row] = {sees ? lse * kLog2e : INFINITY, sees ? delta : 0.f, 0.f, 0.f};
   }

@@ -1,4 +1,4 @@
-// The only file that includes CuTe and CUTLASS headers for all GPUs.
+// The CuTe and CUTLASS headers for code of all GPUs, included in one place.
 //
 // CuTe defines all widths of Hopper's matrix instructions only on request, because reading all of
 // them takes longer than compiling a kernel. A file that compiles a Hopper kernel therefore defines

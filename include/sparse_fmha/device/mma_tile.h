@@ -110,8 +110,7 @@ __device__ __forceinline__ void multiply(MmaRows<kDim> const (&rows)[2], Element
   }
 #pragma unroll
   for (int s = 0; s < kDim / 16; ++s) {
-    uint32_t keys[2][4];  // per 16 keys: first 8 keys, depths from 0 and from 8; then the last 8
-                          // keys
+    uint32_t keys[2][4];  // per 16 keys: first 8, depths from 0 and from 8; then the last 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const key = first_key + 16 * half + lane / 16 * 8 + lane % 8;

@@ -50,8 +50,7 @@ class TileVote {
                                       float scale_log2, int warpgroup, Exists exists)
       : warpgroup_(warpgroup) {
     constexpr float kBelowOne = 1.f - 0x1p-24f;
-    float const threshold = fminf(fmaxf(skip.threshold[tile.batch], 0.f), kBelowOne);  // NaN counts
-                                                                                       // as 0
+    float const threshold = fminf(fmaxf(skip.threshold[tile.batch], 0.f), kBelowOne);  // NaN: 0
     margin_ = log2f(threshold) / scale_log2;
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {

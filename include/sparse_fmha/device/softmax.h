@@ -1,7 +1,7 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
 //
-// Of each row there is a reference, near its largest score, and the sum of the weights so far,
-// which are exp2(scale * (score - reference)). How the scores of a key tile become weights:
+// Each row has a reference, near its largest score, and the sum of its weights so far, which are
+// exp2(scale * (score - reference)). How the scores of a key tile become weights:
 //
 //   the maximum first                          against the current reference
 //

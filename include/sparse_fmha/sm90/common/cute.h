@@ -1,4 +1,4 @@
-// The only file that includes CuTe and CUTLASS headers for Hopper.
+// The CuTe and CUTLASS headers for Hopper, included in one place.
 #pragma once
 
 #include <cutlass/arch/barrier.h>

@@ -5,8 +5,7 @@
 
 namespace sparse_fmha::sm90 {
 
-using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts arrivals and bytes of
-                                                               // copies
+using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts the bytes of copies
 using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
 // Index and phase of a ring of stages.

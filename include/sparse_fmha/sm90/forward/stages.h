@@ -55,8 +55,7 @@ struct Stages {
     }
     ring.wait(place);
     if constexpr (kGathers<Geometry>) {
-      cutlass::arch::fence_view_async_shared();  // makes the threads' copies visible to the matrix
-                                                 // unit
+      cutlass::arch::fence_view_async_shared();  // makes copies visible to the matrix unit
     }
   }
 };

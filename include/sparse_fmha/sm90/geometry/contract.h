@@ -57,9 +57,9 @@ enum class StageUse {
 // kLoader: who copies key tiles.
 enum class Loader {
   kOneLane,          // one lane, in large boxes
-  kAllLanes,         // a box per lane, one warp for keys and one for values; requires
-                     // look_through(Work, place), copied_bytes(Source), copy_bits(box, place,
-                     // barrier)
+  kAllLanes,         // a box per lane, one warp each for keys and values; has
+                     // look_through(Work, place), copied_bytes(Source),
+                     // copy_bits(box, place, barrier)
   kAllLanesAndRows,  // the same, and single rows are gathered
 };
 

@@ -67,8 +67,7 @@ struct Stripes {
     int32_t origin;  // of the lane's box of a run; kGathered for single keys
     int32_t head;
     int32_t batch;
-    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // the single keys, if the producer's warps
-                                                   // gather
+    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // these, if the producer's warps gather
   };
   // One lane's share of a stage, for the producer.
   struct StageBox {
