@@ -286,7 +286,7 @@ struct DkvConsumer {
       tma_store_arrive();
       tma_store_wait<0>();
     }
-    sync_warpgroup();  // each warp releases the tile after its own reads
+    sync_warpgroup();  // each warp releases the tile, once the store has read it
   }
 
   template <class Gradient>
