@@ -41,12 +41,12 @@
 // + residue, which `token(Params, residue, position)` computes. Without dilation, residue is 0 and
 // positions are token coordinates.
 //
-// Guarantees, which the tests check for every mechanism:
+// Promises, which the tests check for every mechanism:
 //   1. query tiles are disjoint and cover every query;
 //   2. every visible (query, key) pair lies in exactly one tile of the query tile's walk;
 //   3. in a full tile every in-range query of the tile sees every key, and all keys are in range;
 //   4. walk_transposed visits query tiles of the tiling above, covers every visible pair exactly
-//      once, and gives the same guarantee for its full tiles.
+//      once, and makes the same promise for its full tiles.
 // A walk may visit a tile in which nothing is visible; it costs time, not correctness.
 #pragma once
 
