@@ -1,4 +1,4 @@
-// `_C`: the host side of the library for Python. No tensors pass here.
+// `_C`: the host side of the library for Python. It handles no tensors.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -78,7 +78,7 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips}).info);
 }
 
-// Compute capabilities by the architecture that they run.
+// Compute capabilities of each architecture.
 py::dict gpu_archs() {
   py::dict archs;
   for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {

@@ -1,5 +1,5 @@
-// Block lists from the side of the keys, for Python: what the tests prove of the Hopper kernel
-// without a GPU.
+// Transposed block lists for Python, so that tests can check the Hopper kernel's logic without a
+// GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -44,7 +44,7 @@ class ListsOfKeys {
     mark_rows();
   }
 
-  // The steps that concern 64 keys, and whether they are masked.
+  // The steps that see a part of 64 keys, and whether they are masked.
   std::vector<std::pair<int32_t, bool>> steps(int32_t part) const {
     std::vector<std::pair<int32_t, bool>> result;
     for (int32_t step = 0; step < ceil_div(params_.len_q, kStepRows); ++step) {
@@ -57,8 +57,8 @@ class ListsOfKeys {
     return result;
   }
 
-  // For each of 64 keys, which of a step's 64 queries see it: as a warp of the kernel works it out,
-  // and threads of the accumulator read it.
+  // For each of 64 keys, which of a step's 64 queries see it: computed as by a warp of the kernel,
+  // and read as by threads of the accumulator.
   std::vector<uint64_t> seen(int32_t part, int32_t step) const {
     int64_t const row = row_of(step);
     RowBlocks const blocks = row_blocks(params_, lists_, row, part);
@@ -93,7 +93,7 @@ class ListsOfKeys {
  private:
   int64_t row_of(int32_t step) const { return step * kStepRows / params_.block_q; }
 
-  // As csrc/device/transpose_lists.cu does on the device.
+  // Same as csrc/device/transpose_lists.cu does on the device.
   void mark_rows() {
     int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
     int32_t const rows = ceil_div(params_.len_q, params_.block_q);

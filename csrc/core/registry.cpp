@@ -9,7 +9,7 @@
 
 namespace sparse_fmha {
 
-// kernel_rows.inc names the rows of csrc/kernels/*.def that were compiled, one function each.
+// kernel_rows.inc names the compiled rows of csrc/kernels/*.def, one function each.
 #define SPARSE_FMHA_ROW(name) KernelRow name();
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
-constexpr int kBitmapWords = 1024;  // at a time
+constexpr int kBitmapWords = 1024;  // processed at a time
 constexpr int kStepWarps = 8;
 
-// The lists of one row as bits. One warp, with all of its lanes.
+// Converts the lists of one row to bits. Called by a whole warp.
 __device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_t key_blocks,
                             uint32_t* bitmap, uint32_t* to, int32_t words) {
   int32_t const lane = threadIdx.x;
@@ -41,7 +41,7 @@ __device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_
   }
 }
 
-// One warp for each row.
+// One warp per row.
 __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* full,
                           uint32_t* partial, int32_t* ranks, int32_t* slots) {
   __shared__ uint32_t bitmap[kBitmapWords];
@@ -80,7 +80,8 @@ __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* f
   }
 }
 
-// A warp has 32 steps and the parts of 32 key blocks; those of a block are for neighbouring steps.
+// A warp handles 32 steps and the parts of 32 key blocks. The warps of a thread block handle
+// neighboring steps.
 __global__ void mark_steps(BlockSparse::Params params, int32_t blocks, TransposedLists lists,
                            uint32_t* seen, uint32_t* masked) {
   int32_t const groups = ceil_div(lists.step_words, kStepWarps);
@@ -113,12 +114,12 @@ __global__ void mark_steps(BlockSparse::Params params, int32_t blocks, Transpose
   }
 }
 
-// A warp counts the steps of one key tile, over the query heads that share it.
+// One warp counts the steps of one key tile, over the query heads that share it.
 __global__ void count_steps(TransposedLists lists, int32_t heads_per_kv, int32_t parts_per_tile,
                             int32_t* counts) {
   int64_t const tile = blockIdx.x % lists.key_tiles;
   int64_t const list_kv = blockIdx.x / lists.key_tiles;
-  // Where heads share a list, that of the first.
+  // If heads share a list, it is counted as the first head's.
   int64_t const first_list = lists.head_stride == 0 ? list_kv : list_kv * heads_per_kv;
   int32_t steps[3] = {};
   for (int32_t head = 0; head < heads_per_kv; ++head) {
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kOrderThreads)
   order_by_weight(key_tiles, weight, order + first);
 }
 
-// What a launch can count.
+// Grid size of a launch, checked.
 unsigned blocks_of(int64_t count) {
   if (count > INT32_MAX) {
     throw std::runtime_error("sparse_fmha: to transpose the lists takes " + std::to_string(count) +

@@ -28,7 +28,7 @@ void check_heads(char const* name, int64_t heads_q, int64_t heads_kv) {
   require(heads_q <= INT32_MAX, name, " has ", heads_q, " heads; at most 2^31 - 1 are allowed");
 }
 
-// On q's device and its current stream, or torch's threads.
+// Launches on q's device and its current stream, or on torch's threads.
 template <class Problem>
 void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext const&),
             Problem const& problem, Tensor const& q) {
@@ -72,7 +72,7 @@ Tensor anchor_means(Tensor q, Tensor k, int64_t block, int64_t step, double scal
   return means;
 }
 
-// q_mean [B, H, blocks, D], whose last stride alone is fixed.
+// q_mean [B, H, blocks, D], whose last stride must be 1.
 TensorView means_view(Tensor const& t) {
   TensorView view;
   view.data = t.data_ptr();

@@ -15,7 +15,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// The gradient of out, or out itself. A layout that kernels do not read is copied.
+// The gradient of out, or out itself. Copied if kernels cannot read its layout.
 TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous) {
   require(same_shape(t, q), name, " has shape ", shape_of(t), ", q has ", shape_of(q),
           "; they must be the same");
@@ -46,14 +46,14 @@ float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   return static_cast<float const*>(t.data_ptr());
 }
 
-// A gradient like an input, or [B, 0] where it is not wanted.
+// A gradient like an input, or [B, 0] if it is not wanted.
 Tensor new_gradient(Tensor const& like, bool wanted) {
   std::vector<int64_t> const sizes =
       wanted ? sizes_of(like) : std::vector<int64_t>{like.size(0), 0};
   return new_tensor(like, sizes, like.scalar_type());
 }
 
-// Python raises NotImplementedError where this is what an error says.
+// Python raises NotImplementedError for errors with this text.
 constexpr char const* kOnCpuOnly = "the backward pass of this mechanism runs on the CPU only yet";
 
 KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {

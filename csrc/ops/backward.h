@@ -1,4 +1,5 @@
-// From a described problem and the gradients of its outputs to those of its inputs.
+// Runs a backward pass: from a described problem and the gradients of its outputs to those of its
+// inputs.
 #pragma once
 
 #include <optional>
@@ -8,19 +9,19 @@
 
 namespace sparse_fmha {
 
-// What a backward op is given besides the arguments of its forward op.
+// The arguments of a backward op in addition to those of its forward op.
 struct BackwardArguments {
   Tensor dout;                 // like out; any strides
-  std::optional<Tensor> dlse;  // like lse; none: zero
+  std::optional<Tensor> dlse;  // like lse; nullopt: zero
   Tensor out;                  // as the forward pass returned them
   Tensor lse;
   bool need_dq;
   bool need_dkv;
 };
 
-// Runs the kernels that the registry has for the problem's backward passes on q's device and its
-// current stream. Returns dq, dk, dv, and for a problem with extra tokens dextra_k and dextra_v:
-// contiguous, in q's dtype; [B, 0] what is not wanted.
+// Runs the registry's kernels for the problem's backward passes on q's device and its current
+// stream. Returns dq, dk, dv and, for a problem with extra tokens, dextra_k and dextra_v:
+// contiguous, in q's dtype; [B, 0] for gradients that are not wanted.
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments arguments);
 

@@ -1,4 +1,4 @@
-// The op of block lists: what it adds to the common problem.
+// The op of block lists: its additions to the common problem.
 #include <torch/csrc/stable/ops.h>
 
 #include "backward.h"
@@ -10,11 +10,11 @@
 namespace sparse_fmha {
 namespace {
 
-// What bulk copies ask of an address, in bytes.
+// Address alignment of bulk copies, in bytes.
 constexpr int64_t kCopyAlignment = 16;
 
-// Points into the tensors, which must live until the launch; bits that the copy engine does not
-// read where they are, are replaced by a copy.
+// The problem points into the tensors, which must live until the launch. Bits that bulk copies
+// cannot read in place are replaced by a copy.
 FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          Tensor const& indices, std::optional<Tensor> const& partial_counts,
                          std::optional<Tensor> const& partial_indices,

@@ -7,7 +7,7 @@
 namespace sparse_fmha {
 namespace {
 
-// A shape as text, which is made only where a message is; negative sizes are any.
+// A shape as text, made only if a message needs it; negative sizes mean any.
 struct SizesText {
   std::vector<int64_t> const& sizes;
 };

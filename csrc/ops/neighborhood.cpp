@@ -1,4 +1,4 @@
-// The op of neighborhoods: what it adds to the common problem.
+// The op of neighborhoods: its additions to the common problem.
 #include <algorithm>
 
 #include "backward.h"
@@ -9,7 +9,7 @@
 namespace sparse_fmha {
 namespace {
 
-// One entry for each of the user's axes, placed behind the axes that a grid of rank 3 adds.
+// One entry for each of the user's axes, after the axes that a grid of rank 3 adds.
 Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
   require(static_cast<int>(values.size()) == axes, name, " has ", values.size(), " entries; q has ",
           axes, " token axes");
@@ -38,8 +38,8 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
   }
 }
 
-// On a causal axis a window may pass the start of the sequence, where keys end anyway: the longest
-// dilation class gives it its size. The rest of the planning sees windows that fit.
+// On a causal axis a window may extend past the start of the sequence, where keys end anyway. It is
+// clamped to the longest dilation class, so that the rest of the planning sees windows that fit.
 void clamp_causal_windows(Neighborhood::Params& p) {
   for (int axis = 0; axis < kGridAxes; ++axis) {
     if (p.causal[axis] != 0) {
@@ -72,7 +72,8 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
   check_neighborhood(params, axes);
   clamp_causal_windows(params);
   for (int axis = 0; axis < kGridAxes; ++axis) {
-    // A window of 1 is the query's own place whatever the dilation, and kernels do less for 1.
+    // A window of 1 is the query's own position whatever the dilation, and a dilation of 1 is
+    // cheaper.
     params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];
   }
   problem.sparsity = params;

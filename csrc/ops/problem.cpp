@@ -32,7 +32,7 @@ DataType data_type(char const* name, Tensor const& t) {
   return {};
 }
 
-// The device as text, which is made only where a message is.
+// A device as text, made only if a message needs it.
 struct DeviceText {
   Tensor const& tensor;
 };
@@ -45,7 +45,7 @@ std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
   return out << (t.is_cpu() ? "cpu" : "neither cpu nor cuda");
 }
 
-// What the tensor copy engine asks of an address and of strides, in bytes and in elements.
+// TMA's requirements on addresses, in bytes, and on strides, in elements.
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kStrideUnit = 8;
 
@@ -57,8 +57,8 @@ bool fits_copy_engine(Tensor const& t) {
   return fits;
 }
 
-// Refuses a layout that no kernel reads, and copies what the copy engine, or C++, does not take. A
-// copy has strides that fit, since its head dim is a multiple of the unit.
+// Rejects a layout that no kernel reads, and copies what TMA or C++ cannot read in place. A copy
+// has valid strides, since its head dim is a multiple of the unit.
 void make_readable(char const* name, Tensor& t) {
   if (t.numel() == 0) {
     return;

@@ -27,7 +27,7 @@ class TorchThreads : public ParallelFor {
   }
 };
 
-// Where the thresholds of the batch entries lie.
+// The thresholds of the batch entries, checked.
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
   require(threshold.scalar_type() == ScalarType::Float,
           "skip_threshold has a dtype other than float32");
@@ -105,7 +105,7 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
   return sizes;
 }
 
-// Past the dispatcher, which takes longer than the allocation.
+// Bypasses the dispatcher, which takes longer than the allocation.
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;

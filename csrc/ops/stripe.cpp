@@ -1,4 +1,4 @@
-// The op of stripes: what it adds to the common problem.
+// The op of stripes: its additions to the common problem.
 #include "backward.h"
 #include "check.h"
 #include "list_arguments.h"

@@ -1,4 +1,4 @@
-// What the registry takes from the CPU.
+// The CPU's entries in the registry.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@ namespace sparse_fmha {
 
 // Rows of the kernel table: every mechanism and dtype, any head dim.
 std::vector<KernelRow> cpu_kernel_rows();
-// And those of the backward passes.
+// The same for the backward passes.
 std::vector<KernelRow> cpu_backward_rows();
 
 // Every dtype, any head dim.

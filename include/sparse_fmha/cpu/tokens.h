@@ -1,5 +1,4 @@
-// How the passes of attention read tiles of tokens: which rows of which tensors these are, and what
-// queries see of keys.
+// How attention passes read tiles of tokens: the rows of each tensor, and what queries see.
 #pragma once
 
 #include <cstring>
@@ -11,7 +10,7 @@
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-// Lays out buffers one after another, each aligned to 64 bytes. Without memory it counts.
+// Lays out buffers one after another, each aligned to 64 bytes. Without memory it only counts.
 class Buffers {
  public:
   explicit Buffers(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -63,8 +62,8 @@ struct LaneWords {
   }
 };
 
-// One head of a problem. Operands that lie across the lanes are in panels [panel][dim][lane], those
-// that a product adds up are in panels [panel][row][dim], and the others in rows [row][dim].
+// One head of a problem. Operands across the lanes are in panels [panel][dim][lane], operands that
+// a product sums over are in panels [panel][row][dim], and the others are in rows [row][dim].
 template <class M, class Element>
 class Tokens {
  protected:
@@ -91,8 +90,8 @@ class Tokens {
   int32_t group() const { return problem_.heads_q / problem_.heads_kv; }
   int32_t head_kv() const { return head_ / group(); }
 
-  // Scores are multiplied with this, and one of their factors with the sign of the scale. Not 0,
-  // where the mask's -inf would become NaN: the factor is 0 then.
+  // Factor of the scores; the sign of the scale goes into one of their operands. Never 0, which
+  // would turn the mask's -inf into NaN; the operand is 0 instead.
   static T scale_log2(double scale) {
     double const magnitude = __builtin_fabs(scale) * kLog2e;
     return magnitude > kLargest<T>             ? kLargest<T>
@@ -124,7 +123,7 @@ class Tokens {
     return static_cast<Element*>(t.data) + batch_ * t.batch_stride + token[0] * t.axis_stride[0] +
            token[1] * t.axis_stride[1] + token[2] * t.axis_stride[2] + head * t.head_stride;
   }
-  // Of a query in lse and what is shaped like it.
+  // Index of a query in lse and arrays of its shape.
   int64_t index_of(Coord const& token) const {
     Coord const grid = problem_.grid_q;
     int64_t const row =
@@ -133,8 +132,8 @@ class Tokens {
     return row * problem_.heads_q + head_;
   }
 
-  // Calls body(lane, token) for the queries of a box, whose rows and tokens are noted; returns how
-  // many there are.
+  // Calls body(lane, token) for the queries of a box and records their rows and tokens; returns
+  // their number.
   template <class Body>
   int for_each_query(QueryTile const& q, Coord const& extent, LaneWords<Row> const& rows,
                      Coord* tokens, Body body) const {
@@ -165,8 +164,8 @@ class Tokens {
     }
   }
 
-  // Calls body(place, k, v) with the rows of a box of keys, placed behind the `keys` that there
-  // are; returns how many there are then. What visible() is asked of them is noted.
+  // Calls body(place, k, v) with the rows of a box of keys, placed after the first `keys`; returns
+  // the new number. Records the positions for visible().
   template <class Body>
   int for_each_key(Coord const& residue, Coord const& origin, Coord const& extent, int keys,
                    Coord* positions, Body body) const {
@@ -182,7 +181,7 @@ class Tokens {
                    });
     return keys;
   }
-  // The same for up to `most` extra tokens, from the first given.
+  // The same for up to `most` extra tokens, starting at the given one.
   template <class Body>
   int for_each_extra(int32_t first, int most, Body body) const {
     int keys = 0;
@@ -194,14 +193,14 @@ class Tokens {
     return keys;
   }
 
-  // A row across one lane, times a factor.
+  // Loads a row, times a factor, into one lane.
   void load_lane(Element const* from, T factor, int lane, T* panels) const {
     T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
     for (int d = 0; d < dim_; ++d) {
       to[d * kLanes] = widen(from[d]) * factor;
     }
   }
-  // The lanes behind the last one compute along, on numbers that do no harm.
+  // Zeroes the unused lanes of the last vector, which are computed as well.
   void clear_lanes_behind(int last, T* panels) const {
     for (int lane = last; lane < round_up(last, kWidth<T>); ++lane) {
       T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
@@ -221,7 +220,7 @@ class Tokens {
     }
   }
   static int64_t panel_of(int lane) { return lane - lane % kLanes; }
-  // Of the panel that begins at lane `first`, of `lanes` in all.
+  // Vectors of the panel that begins at lane `first`, of `lanes` in all.
   static int vectors(int first, int lanes) {
     return (min_int(lanes - first, kLanes) + kWidth<T> - 1) / kWidth<T>;
   }
@@ -240,7 +239,7 @@ class Tokens {
   }
 
   FmhaProblem const& problem_;
-  typename M::Params params_;  // of the head that is selected
+  typename M::Params params_;  // of the selected head
   typename M::Params const& all_;
   int const dim_;
   int const panel_dim_;  // in whole panels

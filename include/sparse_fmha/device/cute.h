@@ -1,9 +1,9 @@
-// What every GPU's code takes of CuTe and CUTLASS, included in this one place.
+// The CuTe and CUTLASS headers for code of all GPUs, included in one place.
 //
-// CuTe has all widths of Hopper's matrix instructions only on request, as to read them all takes
-// longer than to compile a kernel. So a file that compiles a kernel for it defines
-// SPARSE_FMHA_TILE_K, the keys of a tile, before. Without the width a selector falls back to 16 in
-// silence, which sm90/common/tile_traits.h refuses.
+// CuTe defines all widths of Hopper's matrix instructions only on request, because reading all of
+// them takes longer than compiling a kernel. A file that compiles a Hopper kernel therefore defines
+// SPARSE_FMHA_TILE_K, the keys of a tile, first. Without the right width a selector silently falls
+// back to 16, which sm90/common/tile_traits.h rejects.
 #pragma once
 
 #ifdef SPARSE_FMHA_TILE_K
@@ -14,7 +14,7 @@
 #endif
 #endif
 
-#include <cudaTypedefs.h>  // first: CUTLASS includes it, too, but in a namespace
+#include <cudaTypedefs.h>  // first, because CUTLASS includes it inside a namespace
 
 #include <cutlass/numeric_conversion.h>
 #include <cutlass/numeric_types.h>

@@ -1,4 +1,4 @@
-// Launches of the kernels on mma_tile.h.
+// Launches of kernels that use mma_tile.h.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@
 
 namespace sparse_fmha::device {
 
-// Calls body(element, dim): an element of the dtype, and the smallest of the depths that are
-// compiled which has room for the head dim, as an integral_constant.
+// Calls body(element, dim): an element of the dtype and, as an integral_constant, the smallest
+// compiled depth that the head dim fits in.
 template <class Body>
 void with_mma_types(DataType dtype, int32_t head_dim, Body const& body) {
   auto with_dim = [&](auto element) {
@@ -33,7 +33,7 @@ void with_mma_types(DataType dtype, int32_t head_dim, Body const& body) {
   }
 }
 
-// `blocks` of a grid of one axis.
+// `blocks` thread blocks in a one-dimensional grid.
 inline unsigned grid_size(int64_t blocks, char const* of_what) {
   if (blocks > INT32_MAX) {
     throw std::runtime_error(std::string("sparse_fmha: ") + of_what + " is cut in " +

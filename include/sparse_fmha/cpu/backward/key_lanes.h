@@ -1,4 +1,4 @@
-// Gradients of keys and values: some of them lie across the lanes while rows of queries go by.
+// Gradients of keys and values: keys lie across the lanes, and rows of queries pass by.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/plan.h"
@@ -40,7 +40,7 @@ class KeyLanes : protected Tokens<M, Element> {
     buffers.take(gradients_, int64_t{rows} * kLanes);
   }
 
-  // Of all query heads that the key head has, in order.
+  // For all query heads of the key head, in order.
   template <class Body>
   void for_each_head(int32_t batch, int32_t head_kv, Body body) {
     for (int32_t i = 0; i < this->group(); ++i) {
@@ -50,7 +50,7 @@ class KeyLanes : protected Tokens<M, Element> {
   }
 
   void clear() { num_keys_ = 0; }
-  // position: what visible() is asked of the key.
+  // position: the key's position, for visible().
   void load_key(Coord const& token, Coord const& position, Element const* k, Element const* v) {
     int const lane = num_keys_++;
     tokens_[lane] = token;
@@ -69,7 +69,7 @@ class KeyLanes : protected Tokens<M, Element> {
     std::memset(value_sums_, 0, sizeof(T) * lanes * panel_dim_);
   }
 
-  // Adds what the queries of a box make of the gradients.
+  // Adds the contributions of the queries of a box to the gradients.
   void visit(QueryTile const& q, bool masked) {
     Gradients const& gradients = *problem_.gradients;
     queries_.clear();
@@ -119,7 +119,7 @@ class KeyLanes : protected Tokens<M, Element> {
     }
   }
 
-  // Writes dim_ sums as a row of a gradient, where that is wanted.
+  // Writes dim_ sums as a row of a gradient, if it is wanted.
   void store(TensorView const& gradient, Coord const& token, int32_t head_kv, T const* from,
              T factor) const {
     if (gradient.data == nullptr) {
@@ -145,8 +145,8 @@ class KeyLanes : protected Tokens<M, Element> {
   Row* rows_;
   T* lse_;
   T* delta_;
-  T* scores_;     // then the weights
-  T* gradients_;  // of the weights, then of the scores
+  T* scores_;     // overwritten by the weights
+  T* gradients_;  // of the weights, overwritten by those of the scores
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,5 +1,5 @@
 // Gradients of keys, values and extra tokens: a tile of them owns its sums, and all queries that
-// see it go by.
+// see it pass by.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/key_lanes.h"

@@ -58,7 +58,7 @@ class QueryGradients : Tokens<M, Element> {
     int64_t const head = item / tiles;
     this->select(static_cast<int32_t>(head / problem_.heads_q),
                  static_cast<int32_t>(head % problem_.heads_q));
-    // From the last tile down: under a causal mask it is the heaviest.
+    // Starts with the last tile, which is the heaviest under a causal mask.
     QueryTile const q =
         M::query_tile(params_, plan_.by_query, tiles - 1 - static_cast<int32_t>(item % tiles));
     load_queries(q);
@@ -146,8 +146,8 @@ class QueryGradients : Tokens<M, Element> {
   Summands<T> keys_;
   T* values_;
   Coord* key_position_;
-  T* scores_;     // then the weights
-  T* gradients_;  // of the weights, then of the scores
+  T* scores_;     // overwritten by the weights
+  T* gradients_;  // of the weights, overwritten by those of the scores
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

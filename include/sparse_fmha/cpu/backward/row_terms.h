@@ -1,4 +1,4 @@
-// What the gradients need to know of each query: its log-sum-exp and delta.
+// Per-query terms of the gradients: log-sum-exp and delta.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/plan.h"
@@ -13,7 +13,7 @@ class RowTerms : Tokens<M, Element> {
   using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
   using typename Base::Row;
   using typename Base::T;
-  // The forward pass rounds lse to fp32, which is not enough for fp64: then it is found once more.
+  // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
   static constexpr bool kFindsLse = sizeof(T) > sizeof(float);
 
  public:
@@ -142,7 +142,7 @@ class RowTerms : Tokens<M, Element> {
   Coord* query_token_;
   T* max_;
   T* sum_;
-  // Where lse is found:
+  // If lse is recomputed:
   T* queries_ = nullptr;
   T* key_rows_ = nullptr;
   Coord* key_position_ = nullptr;

@@ -1,5 +1,5 @@
-// Gradients of the keys of stripes: a run of them owns its sums, from which all groups of queries
-// take the keys that they list.
+// Gradients of the keys of stripes: a range of keys owns its sums, to which every group of queries
+// adds for the keys that it lists.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/keys.h"
@@ -59,7 +59,7 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
     }
   }
 
-  // The keys of this run that a group lists, in the order of the lists.
+  // The keys of this range that a group lists, in the order of the lists.
   void visit_group(int32_t group) {
     auto const& ranges = params_.ranges;
     for (int32_t i = 0; i < BlockSparse::count(ranges, group); ++i) {

@@ -1,4 +1,4 @@
-// Launches of persistent blocks that share a counter of tiles.
+// Launches of persistent kernels, whose thread blocks share a tile counter.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Heads go in equal groups of at most `largest`.
+// Divides the heads into equal groups of at most `largest`.
 inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t tiles,
                                         int32_t largest) {
   int64_t const num_tiles = static_cast<int64_t>(tiles) * heads * batch;
@@ -26,7 +26,7 @@ inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t ti
           instances, ceil_div(instances, groups)};
 }
 
-// The number of blocks to launch. The counter is cleared on the stream, where it is needed.
+// Returns the number of thread blocks to launch. Clears the counter on the stream if one is needed.
 inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext const& context) {
   int const blocks = std::min(scheduler.num_tiles, multiprocessor_count());
   if (scheduler.num_tiles > blocks) {

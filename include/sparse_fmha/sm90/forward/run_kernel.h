@@ -1,4 +1,4 @@
-// What every launch of a Hopper kernel shares.
+// The common part of every launch of a Hopper kernel.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Fills in what does not depend on the geometry, and launches.
+// Fills in the parameters that do not depend on the geometry, and launches.
 template <class Traits, class Geometry, class Mechanism>
 void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
                 ExecutionContext const& context) {

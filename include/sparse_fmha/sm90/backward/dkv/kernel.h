@@ -1,4 +1,4 @@
-// The dK/dV kernel: who plays which part.
+// The dK/dV kernel: the role of each warp.
 #pragma once
 
 #include "sparse_fmha/sm90/backward/dkv/consumer.h"

@@ -1,4 +1,4 @@
-// What every launch of a dK/dV kernel shares.
+// The common part of every launch of a dK/dV kernel.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 
 namespace sparse_fmha::sm90 {
 
-// As many key heads side by side as have their queries and dO in the L2 cache together.
+// Key heads per group: as many as have queries and dO that fit in the L2 cache together.
 inline int32_t heads_in_cache(FmhaProblem const& p, int64_t queries) {
   constexpr double kCacheBytes = 24e6;
   double const bytes = 4.0 * queries * p.head_dim * (p.heads_q / p.heads_kv);
   return static_cast<int32_t>(std::clamp(kCacheBytes / bytes, 1.0, 16.0));
 }
 
-// Fills in what does not depend on the geometry, and launches.
+// Fills in the parameters that do not depend on the geometry, and launches.
 template <class Traits, class Geometry, class Mechanism>
 void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p,
                     ExecutionContext const& context) {
