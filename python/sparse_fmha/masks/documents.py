@@ -116,7 +116,7 @@ def _bounds(length: int, max_len: int, block_q: int, block_kv: int, causal: bool
 
 
 def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int) -> Tensor:
-    """Returns bitmasks uint8 `[nQ, width, block_q, block_kv / 8]` of listed blocks `[nQ, width]`."""
+    """Returns uint8 bitmasks `[nQ, width, block_q, block_kv / 8]` of the blocks `[nQ, width]`."""
     rows, width = indices.shape
     shape = (rows, width, block_q, block_kv // 8)
     bits = torch.empty(shape, dtype=torch.uint8, device=cu.device)

@@ -53,7 +53,7 @@ class TensorFields:
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores fields for `pickle`, `copy` and `torch.load`; checks them, as files may be wrong.
+        """Restores fields for `pickle`, `copy` and `torch.load`; checks them: files may be wrong.
 
         Raises:
             ValueError, TypeError: fields are missing or invalid.
