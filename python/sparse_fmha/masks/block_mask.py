@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TENSORS = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
 PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal")
-FIELDS = (*TENSORS, *PLAIN)  # also those of BlockParts
+FIELDS = (*TENSORS, *PLAIN)  # also the fields of BlockParts
 
 
 class BlockMask(TensorFields):

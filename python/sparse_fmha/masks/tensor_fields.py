@@ -66,7 +66,7 @@ class TensorFields:
         self._check_fields()
 
     def _repr_of_unfit(self) -> str | None:
-        """Returns a plain repr if the fields are invalid, as `tree_map` and vmap may make them."""
+        """Returns a plain repr if the fields are invalid (after `tree_map` or vmap), else None."""
         try:
             self._check_fields()
         except (TypeError, ValueError):

@@ -76,11 +76,11 @@ def anchor_attention(
     Returns:
         out, lse and statistics, as `AnchorResult`.
 
-    Memory: besides the outputs of both parts, lists take 4 bytes per superblock, head and entry.
-    With superblocks of 2048, four query heads per key head, bf16 and D = 128, lists of 1310 keys
-    are 2% of K and V at any length. Selection stores no scores. It stores the mean of each block's
-    queries in fp32 (1.6% of q for blocks of 128) and one bit per superblock, head and token (3% of
-    q at 128k tokens, growing with the length).
+    Besides the outputs of both parts, lists take 4 bytes per superblock, head and entry. With
+    superblocks of 2048, four query heads per key head, bf16 and D = 128, lists of 1310 keys are 2%
+    of K and V at any length. Selection stores no scores. It stores the mean of each block's queries
+    in fp32 (1.6% of q for blocks of 128) and one bit per superblock, head and token (3% of q at
+    128k tokens, growing with the length).
 
     Raises:
         ValueError: lengths of q and k differ, a number is out of range, or as in `attention`.

@@ -203,7 +203,7 @@ def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def _diagonal_sums(weights: Tensor) -> Tensor:
-    """Sums weights `[n, rows, L]` to `[n, L]`: at s the sum of `weights[:, i, L - rows + i - s]`."""
+    """Sums weights `[n, rows, L]` to `[n, L]`: at s all `weights[:, i, L - rows + i - s]`."""
     n, rows, length = weights.shape
     base = length - rows  # the first query's own key
     # A stride of one row and one column walks along a diagonal. First the diagonals on which the

@@ -13,7 +13,7 @@ from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks import block_lists
 from sparse_fmha.selection import largest, shares
 
-LONG = 1 << 18  # row length above which, on the CPU, finding a share by bits beats a sort
+LONG = 1 << 18  # rows at least this long: on the CPU, finding a share by bits beats a sort
 FIXED = 40  # fractional bits of the fixed-point sums of probabilities
 ROUNDING = 1e-9  # 0.1 * 30 counts as 3, although it is slightly more in floating point
 
