@@ -38,7 +38,7 @@ class BlockMask(TensorFields):
     Query rows are divided into blocks of `block_q`, keys into blocks of `block_kv`; the last block
     may be shorter. nQ and nK are the numbers of blocks. Each (batch entry or all, query head or
     all, query block) has a list of full key blocks, in which it sees every key, and a list of
-    partial key blocks, each with a bitmask. With `causal`, query i also sees key j only if
+    partial key blocks, each with a bitmask. `causal` applies on top: query i sees key j only if
     `j <= i + kv_len - q_len`.
 
     Attributes:

@@ -22,7 +22,7 @@ class StripeMask(TensorFields):
     Query rows are divided into groups of `block_q`; the last group may be shorter. Each (batch
     entry or all, query head or all, group) has a list of key positions and, optionally, a list of
     runs of `range_size` keys, which start at any token and may extend past the last key. No key is
-    listed twice. With `causal`, query i also sees key j only if `j <= i + kv_len - q_len`.
+    listed twice. `causal` applies on top: query i sees key j only if `j <= i + kv_len - q_len`.
     AnchorAttention, vertical-slash patterns and token-level top-k selection have such masks.
 
     `to`, saving and use as a pytree node work as for `BlockMask`.
