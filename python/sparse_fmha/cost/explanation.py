@@ -1,4 +1,4 @@
-"""Which kernel a call takes, why the others do not, and how long it should take."""
+"""Which kernel a call selects, why not the others, and the predicted time."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
 DEVICES = ("cpu", "cuda", "meta")
-Given = Mapping[str, Any]  # the arguments of a call by their names
+Given = Mapping[str, Any]  # arguments of a call, by name
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; prints as five lines at most. `why_not` has the other rows."""
+    """Result of `explain`; prints at most five lines. `why_not` lists the other kernels."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
-    kernel: str | None  # the row that the call takes; None: it raises
-    why: str  # what decided
-    rejected: dict[str, str]  # the other rows of the mechanism and architecture, and why not
-    predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
-    dense_ms: float | None  # of `attention` on the same tokens
+    kernel: str | None  # the kernel that the call selects; None: the call raises
+    why: str  # the reason for the selection
+    rejected: dict[str, str]  # other kernels of the mechanism and architecture: reason
+    predicted_ms: float | None  # on an H100; None on the CPU and for stripes, without a model
+    dense_ms: float | None  # `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
-    reachable_density: float | None  # the same of the blocks that causality leaves
+    reachable_density: float | None  # the same, of the blocks that causality leaves
     break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
 
     @property
     def speedup(self) -> float | None:
-        """Over dense attention, as predicted."""
+        """Predicted speedup over dense attention."""
         if self.predicted_ms is None or self.dense_ms is None:
             return None
         return self.dense_ms / self.predicted_ms
@@ -73,7 +73,7 @@ class Explanation:
         return "\n".join(lines)
 
     def why_not(self) -> str:
-        """The other rows of the mechanism and architecture, a line each, and why not."""
+        """Lists the other kernels of the mechanism and architecture, one per line, with reasons."""
         rejected = (f"  not {name}: {reason}" for name, reason in self.rejected.items())
         return "\n".join(rejected) or "  there are no other rows"
 
@@ -81,23 +81,22 @@ class Explanation:
 def explain(
     function: Callable[..., object], /, *args: object, arch: str | None = None, **kwargs: object
 ) -> Explanation:
-    """Says which kernel a call of the library would take, why, and how long that should take.
+    """Explains which kernel a call would select and why, and predicts its time.
 
-    The times are those of a cost model of one H100 SXM (docs/simulator.md says how far it is
-    right); nothing is run, and tensors of device "meta" do. Block lists are read, which waits for
-    their device.
+    Times are from a cost model of one H100 SXM (docs/simulator.md gives its accuracy). Nothing is
+    run, so tensors on device "meta" work. Block lists are read, which waits for their device.
 
     Args:
         function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
-            `stripe_attention`, for which there is no model yet.
-        args, kwargs: as for the function; they are checked as there.
-        arch: "cpu", or a GPU architecture such as "sm90"; default that of q's device.
+            `stripe_attention`, which has no cost model yet.
+        args, kwargs: arguments of the function, checked as in the function.
+        arch: "cpu", or a GPU architecture such as "sm90"; default: that of q's device.
 
     Raises:
-        ValueError: a function that is not the library's, an arch that is not known, or no arch for
-            q on another device; and what the function raises.
-        TypeError: as the function.
-        ImportError: the extension `_C` is not there for this Python.
+        ValueError: function is not one of these, arch is unknown, or arch is missing and q is on
+            another device; also as in the function.
+        TypeError: as in the function.
+        ImportError: the extension `_C` is not available for this Python.
     """
     described = {
         attention: _dense,
@@ -201,7 +200,7 @@ def _on(arch: str, times: _Times) -> _Times | None:
 
 
 def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """q and k, checked as the functions do; on device meta as if they were on the GPU."""
+    """Returns q and k, checked as in the functions; device meta counts as a GPU."""
     q, k, v = (given[name] for name in "qkv")
     _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
@@ -210,7 +209,7 @@ def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
-    """Batch, heads, query tokens, key tokens, head dim."""
+    """Returns batch, heads, query tokens, key tokens and head dim."""
     q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
     return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
 

@@ -1,4 +1,4 @@
-"""A problem for the tile simulator: its arguments, checked, and what the kernel allows of tiles."""
+"""Checked arguments of the tile simulator, and the tile sizes of the kernels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Walk = tuple[Triple, Triple, Triple, Triple, Triple]  # grid, window, stride, di
 
 @dataclass(frozen=True)
 class Problem:
-    """Checked arguments; axes that the grid lacks are 1, as in Neighborhood::Params."""
+    """Checked arguments; missing axes are 1, as in Neighborhood::Params."""
 
     axes: int
     walk: Walk
@@ -69,8 +69,8 @@ def check_problem(
     dilations = _checks.per_axis("dilation", dilation, axes)
     causals = _checks.per_axis("causal", causal, axes, bool)
     _checks.check_neighborhood(grid, windows, strides, dilations, causals)
-    # As the op does: a causal window ends with the sequence, and with a window of 1 there is
-    # nothing between which a dilation could lie.
+    # As in the op: a causal window is clamped to the sequence, and with a window of 1 the dilation
+    # has no effect.
     windows = [
         min(w, ceil_div(length, d)) if ends else w
         for length, w, d, ends in zip(grid, windows, dilations, causals, strict=True)
@@ -93,7 +93,7 @@ def check_problem(
 
 
 def triple(values: Sequence[int], fill: int = 1) -> Triple:
-    """Values of the last axes; the others get `fill`."""
+    """Pads the values of the last axes to three axes with `fill`."""
     t, y, x = (*[fill] * (3 - len(values)), *values)
     return t, y, x
 
@@ -105,7 +105,7 @@ def walk_of(
     dilation: Sequence[int],
     causal: Sequence[int],
 ) -> Walk:
-    """On three axes."""
+    """Returns the arguments on three axes."""
     return triple(grid), triple(window), triple(stride), triple(dilation), triple(causal, 0)
 
 
@@ -115,7 +115,7 @@ def _check_int(name: str, value: object) -> None:
 
 
 def check_tile(name: str, value: object, axes: int) -> Triple | None:
-    """A tile given for the grid's axes, or for all three."""
+    """Checks a tile given for the grid's axes, or for all three."""
     if value is None:
         return None
     if isinstance(value, Sequence) and len(value) == 3:

@@ -40,7 +40,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_width(name: str, width: int | None) -> None:
-    """Capacity of lists; None where it is not given."""
+    """Checks the capacity of lists; None means that it is not given."""
     if width is not None:
         check_count(name, width)
 
@@ -57,7 +57,7 @@ def check_list_tensor(
 
 
 def check_lists(prefix: str, counts: Tensor, indices: Tensor, q_len: int, block_q: int) -> None:
-    """counts `[B|1, H|1, nQ]` and indices `[B|1, H|1, nQ, width]`, int32, on one device."""
+    """Checks counts `[B|1, H|1, nQ]` and indices `[B|1, H|1, nQ, width]`: int32, one device."""
     rows = ceil_div(q_len, block_q)
     what = f"query blocks of {block_q}"
     check_list_pair(f"{prefix}counts", counts, f"{prefix}indices", indices, rows, what)
@@ -66,7 +66,7 @@ def check_lists(prefix: str, counts: Tensor, indices: Tensor, q_len: int, block_
 def check_list_pair(
     counts_name: str, counts: Tensor, name: str, indices: Tensor, rows: int, what: str
 ) -> None:
-    """counts `[B|1, H|1, rows]` and indices `[B|1, H|1, rows, width]`, int32, on one device."""
+    """Checks counts `[B|1, H|1, rows]` and indices `[B|1, H|1, rows, width]`: int32, one device."""
     for each, tensor, axes in ((counts_name, counts, 3), (name, indices, 4)):
         check_list_tensor(each, tensor, torch.int32, axes)
         if tensor.shape[2] != rows:
@@ -133,7 +133,7 @@ def check_dense(visible: Tensor) -> None:
 
 
 def validate(mask: BlockParts) -> None:
-    """The complete check; waits for the device."""
+    """Checks the values in the lists; waits for the device."""
     blocks = mask.blocks_kv
     validate_ordered("", mask.counts, mask.indices, blocks)
     if mask.partial is None:
@@ -146,7 +146,7 @@ def validate(mask: BlockParts) -> None:
 
 
 def validate_ordered(prefix: str, counts: Tensor, indices: Tensor, blocks: int) -> None:
-    """Counts within the width, blocks that there are, in ascending order."""
+    """Checks that counts fit the width and that blocks exist and ascend."""
     validate_counts(f"{prefix}counts", counts, indices, ROWS)
     read = slots_read(counts, indices)
     validate_range(f"{prefix}indices", indices, read, blocks, "key block", ROWS)
@@ -154,7 +154,7 @@ def validate_ordered(prefix: str, counts: Tensor, indices: Tensor, blocks: int) 
 
 
 def validate_unordered(counts: Tensor, indices: Tensor, blocks: int) -> None:
-    """As `validate_ordered`, with blocks in any order and -1 among them."""
+    """Like `validate_ordered`, but blocks may be in any order, with -1 among them."""
     validate_counts("counts", counts, indices, ROWS)
     read = slots_read(counts, indices) & (indices != block_lists.ABSENT)
     validate_range("indices", indices, read, blocks, "key block", ROWS)
@@ -164,13 +164,13 @@ def validate_unordered(counts: Tensor, indices: Tensor, blocks: int) -> None:
 
 
 def validate_width(blocks: Tensor, width: int) -> None:
-    """No row has more blocks than its list can hold; waits for the device."""
+    """Checks that each row's blocks fit in its list; waits for the device."""
     wrong = (blocks.sum(-1) > width)[..., None]
     refuse(wrong, f"blocks of {ROWS} are more than width {width} can hold")
 
 
 def slots_read(counts: Tensor, indices: Tensor) -> Tensor:
-    """Bool like indices: the slots before the count."""
+    """Returns the slots before the count: bool, with the shape of indices."""
     return torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
 
 
@@ -196,7 +196,7 @@ def validate_order(name: str, indices: Tensor, read: Tensor, what: str, rows: st
 
 
 def refuse(wrong: Tensor, message: str) -> None:
-    """Raises where any is set: {0} in the message is the (batch, head, row), {3} the last index."""
+    """Raises if any entry is set; {0} in the message is (batch, head, row), {3} the last index."""
     places = wrong.nonzero()
     if len(places):
         *row, last = places[0].tolist()

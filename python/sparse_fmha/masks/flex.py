@@ -1,4 +1,4 @@
-"""Block masks from and to `torch.nn.attention.flex_attention`, and from its mask functions."""
+"""Conversion from and to masks of `torch.nn.attention.flex_attention`, and from `mask_mod`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SLICE = 1 << 19  # evaluated at a time on the CPU, but at least those of one block
+SLICE = 1 << 19  # pairs evaluated at a time on the CPU; at least one block
 
 
 def from_mask_mod(
@@ -65,7 +65,7 @@ def from_mask_mod(
 
 
 def chunk_pairs(device: torch.device) -> int:
-    """Pairs that are evaluated at a time."""
+    """Returns how many pairs are evaluated at a time."""
     return SLICE if device.type == "cpu" else 1 << 24
 
 
@@ -78,9 +78,9 @@ def block_bits(
     block_q: int,
     block_kv: int,
 ) -> Tensor:
-    """The bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks.
+    """Returns bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks.
 
-    Waits for the device: most lists are shorter than the longest, and only what is listed is
+    Waits for the device: most lists are shorter than the longest, and only listed blocks are
     evaluated.
     """
     _, heads, rows, width = indices.shape
@@ -111,18 +111,18 @@ def pairs(
     block_q: int,
     block_kv: int,
 ) -> tuple[Tensor, Tensor]:
-    """What the queries of some lists see, and which pairs there are.
+    """Returns which pairs of some lists are visible, and which pairs exist.
 
-    The function is asked as FlexAttention asks it, by vmap: it may index tensors in ways that do
-    not broadcast, such as `table[b][q]`. Tokens past the end are clamped to the last one, so
-    that they do not change whether all or some of a block's pairs are seen.
+    The function is evaluated under vmap, as in FlexAttention: it may index tensors in ways that do
+    not broadcast, such as `table[b][q]`. Tokens past the end are clamped to the last token, so that
+    they do not change a block's kind.
 
     Args:
-        lists: int64 `[n]`, numbers of (batch entry, head, block of queries).
-        keys: int64 `[keys]`, or `[n, keys]` of each list.
+        lists: int64 `[n]`, flat indices of (batch entry, head, query block).
+        keys: int64 `[keys]`, or `[n, keys]`, different for each list.
 
     Returns:
-        bool `[n, block_q, keys]`, both; the second may be broadcast.
+        Two tensors, bool `[n, block_q, keys]`; the second may be broadcast.
     """
     b, h, row = lists // (heads * rows), lists // rows % heads, lists % rows
     queries = row[:, None] * block_q + torch.arange(block_q, device=lists.device)
@@ -142,9 +142,9 @@ def pairs(
 
 
 def _indexing() -> contextlib.AbstractContextManager[object]:
-    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too.
+    """Makes `table[q]` a lookup under vmap before torch 2.11, as in FlexAttention.
 
-    It is not entered where it is not needed: importing it takes a second.
+    It is entered only where needed, because its import takes a second.
     """
     if torch.__version__ >= "2.11":  # compared as a version, not as a string
         return contextlib.nullcontext()
@@ -220,13 +220,13 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 
     asked, whole = partial, full
     if mask.causal:
-        # FlexAttention has to ask for each pair of a block that the diagonal cuts.
+        # Blocks that the diagonal cuts are partial for FlexAttention: it calls mask_mod there.
         sizes = (mask.q_len, mask.kv_len, mask.block_q, mask.block_kv)
         whole = full & ~cut_blocks(*sizes, full.device)
         reachable = block_lists.reachable_blocks(*sizes, True, full.device)
         asked = (partial | full & ~whole) & reachable
     lists = (*block_lists.list_blocks(asked), *block_lists.list_blocks(whole))
-    # It wants indices of blocks that there are behind the counts, too.
+    # FlexAttention needs valid block indices past the counts, too.
     counts, indices, full_counts, full_indices = (tensor.clamp(min=0) for tensor in lists)
     flex: FlexBlockMask = FlexBlockMask.from_kv_blocks(
         counts,
@@ -243,8 +243,8 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 def cut_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, device: torch.device
 ) -> Tensor:
-    """Bool `[nQ, nK]`: blocks with a pair that `causal` forbids."""
+    """Returns bool `[nQ, nK]`: blocks with a pair that `causal` hides."""
     sizes = q_len, kv_len, True, ceil_div(q_len, block_q) * block_q, device
-    least = block_lists.key_limits(*sizes)[::block_q, None]  # of a block's rows the first one's
+    least = block_lists.key_limits(*sizes)[::block_q, None]  # of the first row of each block
     blocks = torch.arange(1, ceil_div(kv_len, block_kv) + 1, device=device)
     return (blocks * block_kv).clamp(max=kv_len) > least

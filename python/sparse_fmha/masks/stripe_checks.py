@@ -13,7 +13,7 @@ ROWS = "(batch, head, group) {0}"
 
 
 def check_sizes(q_len: int, kv_len: int, block_q: int, range_size: int, causal: bool) -> None:
-    # The lengths and the flag as those of block masks.
+    # Lengths and flag have the same rules as in block masks.
     block_checks.check_sizes(q_len, kv_len, 64, 64, causal)
     for name, value in (("block_q", block_q), ("range_size", range_size)):
         block_checks.check_int(name, value)
@@ -55,7 +55,7 @@ def check_tensors(mask: StripeParts) -> None:
 
 
 def validate(mask: StripeParts) -> None:
-    """The complete check; waits for the device."""
+    """Checks the values in the lists; waits for the device."""
     block_checks.validate_counts("counts", mask.counts, mask.columns, ROWS)
     read = block_checks.slots_read(mask.counts, mask.columns)
     block_checks.validate_range("columns", mask.columns, read, mask.kv_len, "key", ROWS)
@@ -65,7 +65,7 @@ def validate(mask: StripeParts) -> None:
     block_checks.validate_counts("range_counts", mask.range_counts, mask.range_starts, ROWS)
     read = block_checks.slots_read(mask.range_counts, mask.range_starts)
     block_checks.validate_range("range_starts", mask.range_starts, read, mask.kv_len, "key", ROWS)
-    # How often each key is listed, by where runs begin and end.
+    # Count how often each key is listed: +1 where a run begins, -1 where it ends.
     times = block_lists.block_map(mask.counts, mask.columns, mask.kv_len).int()
     times = torch.nn.functional.pad(times, (0, mask.range_size + 1))
     steps = torch.zeros_like(times)

@@ -1,4 +1,4 @@
-"""What the modules have in common: one projection to q, k and v, and one of the result."""
+"""Base class of the modules: a projection to q, k and v, and an output projection."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sparse_fmha._checks import MAX_HEAD_DIM, check_flag, check_int, check_numbe
 
 
 class SelfAttention(nn.Module):
-    """Base of the modules; its parameters are named as those of NATTEN and timm.
+    """Base class of the modules, with parameter names as in NATTEN and timm.
 
     Attributes:
         qkv: `nn.Linear(dim, (num_heads + 2 * num_heads_kv) * head_dim)`: rows of q, then k, then v.
         proj: `nn.Linear(dim, dim)`.
-        proj_drop: `nn.Dropout` of the result.
+        proj_drop: `nn.Dropout` after `proj`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(check_number("proj_drop", proj_drop, 0, 1))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q `[B, *L, num_heads, head_dim]`, k and v `[B, *L, num_heads_kv, head_dim]`: views."""
+        """Views: q `[B, *L, num_heads, head_dim]`, k and v `[B, *L, num_heads_kv, head_dim]`."""
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {list(x.shape)}; [batch, ..., {self.dim}] is needed")
         heads = self.num_heads, self.num_heads_kv, self.num_heads_kv

@@ -1,8 +1,8 @@
 """Published sparse attention methods as masks.
 
-Each function makes a `BlockMask`, or a `StripeMask` where keys are taken one by one, but for
-`anchor_attention`, which is the whole method; its docstring has the formula, the source and the
-published defaults. docs/patterns.md has them in one table.
+Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys;
+`anchor_attention` computes the whole method. The docstrings have the formula, the source and the
+published defaults. docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention

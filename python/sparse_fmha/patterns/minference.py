@@ -1,4 +1,4 @@
-"""MInference's block-sparse heads: the blocks with the largest products of means."""
+"""MInference's block-sparse heads: the blocks with the largest scores of means."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ def minference_block_sparse(
     block_q: int = 64,
     block_kv: int = 64,
 ) -> BlockMask:
-    """The block-sparse pattern of MInference, for each head and input.
+    """Returns the block-sparse pattern of MInference, for each head and input.
 
         S[I, J] = mean of q over block I . mean of k over block J, J not above the diagonal;
         query block I sees the `top_k` key blocks with the largest S[I, J].
 
     Source: Jiang et al. 2024, "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
-    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 3; defaults: blocks of
-    64, the top 100. No block is forced, also not the diagonal: a query may see nothing where it
-    is not chosen. Join `BlockGrid(...).mask(grid.diagonal())` by `|` to force it. The mean over the
-    last, ragged block is over its tokens; the reference divides it by the block's size.
+    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 3; defaults: blocks of 64, the top 100.
+    No block is forced, not even the diagonal, so a query may see nothing. To force the diagonal,
+    combine with `BlockGrid(...).mask(grid.diagonal())` by `|`. The mean of a shorter last block is
+    over its tokens; the reference divides by the block size.
 
     Args:
-        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`.
-        top_k: key blocks of each query block.
-        causal: as of `BlockMask`.
-        block_q, block_kv: of the mask.
+        q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`.
+        top_k: key blocks for each query block.
+        causal: as in `BlockMask`.
+        block_q, block_kv: block sizes of the mask.
 
     Returns:
-        A mask with lists for each batch entry and query head, made without waiting for the device.
+        A mask with lists for each batch entry and query head, built without waiting for the device.
         All `nQ * nK` scores of blocks are computed, a few rows at a time.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or sizes that are not allowed.
+        ValueError, TypeError: a shape, dtype or size is not allowed.
     """
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     rows, columns = grid.shape

@@ -1,4 +1,4 @@
-"""What SeerAttention's gate learns from: block maxima of the softmax map."""
+"""Training target of SeerAttention's gate: block maxima of the softmax map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparse_fmha._checks import check_q_and_k
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.masks.block_grid import BlockGrid
 
-SLICE = 1 << 26  # scores at a time
+SLICE = 1 << 26  # scores in memory at a time
 
 
 @torch.no_grad()
@@ -23,29 +23,28 @@ def seer_ground_truth(
     block_q: int = 64,
     block_kv: int = 64,
 ) -> Tensor:
-    """The row-normalised block maxima of the attention map.
+    """Returns the row-normalized block maxima of the attention map.
 
         M[I, J] = max over i in block I, j in block J of softmax(scale * q k^T)[i, j],
         T[I, J] = M[I, J] / sum over J of M[I, J].
 
-    The map is never there as a whole: one pass over slices of query blocks, with one product of a
-    slice's queries and its keys each. A slice is at least one query block of the query heads of one
-    key head, so memory is at most `4 * max(2^26, Hq / Hkv * block_q * Lkv)` bytes and a small
-    multiple. Source: Gao et al. 2024, "SeerAttention", arXiv:2410.13276; its blocks are
-    64x64.
+    The map is never stored as a whole: it is computed in one pass over slices of query blocks, with
+    one product of queries and keys per slice. A slice has at least one query block of the query
+    heads of one key head, so memory is at most a small multiple of
+    `4 * max(2^26, Hq / Hkv * block_q * Lkv)` bytes. Source: Gao et al. 2024, "SeerAttention",
+    arXiv:2410.13276; its blocks are 64x64.
 
     Args:
-        q: `[B, Lq, Hq, D]` as it goes into attention (after RoPE). k: `[B, Lkv, Hkv, D]`.
+        q: `[B, Lq, Hq, D]`, as passed to attention (after RoPE). k: `[B, Lkv, Hkv, D]`.
         causal: query i sees key j only if `j <= i + Lkv - Lq`.
-        scale: default `D**-0.5`.
+        scale: scale of q.k; default `D**-0.5`.
         block_q, block_kv: 64 or 128, and 16, 32, 64 or 128.
 
     Returns:
-        fp32 `[B, Hq, nQ, nK]`; each row adds up to 1, or is 0 if its queries see no key. No
-        gradients.
+        fp32 `[B, Hq, nQ, nK]`; each row sums to 1, or is 0 if its queries see no key. No gradients.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_q_and_k(q, k)
     scale = _checks.finite("scale", scale)
@@ -61,7 +60,7 @@ def seer_ground_truth(
             own = slice(head_kv * group, (head_kv + 1) * group)
             for first in range(0, q_len, step):
                 last = min(first + step, q_len)
-                # Keys behind the slice's last query are seen by none of it.
+                # No query of the slice sees a key after its last query.
                 seen = min(max(last + kv_len - q_len, 0), kv_len) if causal else kv_len
                 if seen == 0:
                     continue
@@ -75,7 +74,7 @@ def seer_ground_truth(
 
 
 def _product(q: Tensor, k: Tensor) -> Tensor:
-    """q `[n, G, D]` and k `[m, D]` as fp32 `[G, n, m]`, without rounding it to their dtype."""
+    """Multiplies q `[n, G, D]` by k `[m, D]` to fp32 `[G, n, m]`, not rounded to their dtype."""
     rows = q.transpose(0, 1).flatten(0, 1)
     with without_autocast(q.device):
         if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16):
@@ -86,9 +85,9 @@ def _product(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _block_maxima(scores: Tensor, shift: int | None, block_q: int, block_kv: int) -> Tensor:
-    """Block maxima of the softmax of scores `[G, n, m]`; with `shift` row i sees `j <= i + shift`.
+    """Returns block maxima of the softmax of scores `[G, n, m]`, which are overwritten.
 
-    The scores are overwritten."""
+    With `shift`, row i sees `j <= i + shift`."""
     rows, columns = scores.shape[1:]
     if shift is not None:
         i, j = (torch.arange(n, device=scores.device) for n in (rows, columns))

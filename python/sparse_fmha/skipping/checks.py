@@ -1,4 +1,4 @@
-"""Checks of what a calibration is made of: they name the argument, its value, what is allowed."""
+"""Checks of calibrations. Messages name the argument, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PHASES = ("prefill", "decode")
 
 
 def check_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
-    """Numbers in [0, 1)."""
+    """Checks that thresholds are numbers in [0, 1)."""
     if not isinstance(thresholds, Iterable):
         raise TypeError(f"thresholds is {thresholds!r}; a sequence of numbers is needed")
     thresholds = tuple(thresholds)
@@ -25,7 +25,7 @@ def check_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
 
 
 def check_fitted_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
-    """As `check_thresholds`; 0 skips nothing, so at least one is above it."""
+    """Like `check_thresholds`; at least one must be above 0, which skips nothing."""
     checked = check_thresholds(thresholds)
     if not any(checked):
         raise ValueError(f"thresholds is {list(checked)}; at least one above 0 is needed")

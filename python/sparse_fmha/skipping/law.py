@@ -1,4 +1,4 @@
-"""The law between thresholds and sparsity, fitted through measurements."""
+"""The law between threshold and sparsity, fitted to measurements."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Points that are fitted: beyond these shares the law does not hold.
+# Range of sparsities that are fitted; the law does not hold outside it.
 LEAST, MOST = 0.1, 0.9
 
 
 class Point(NamedTuple):
-    """One measurement: a threshold, and the share of tiles that it skips."""
+    """One measurement: a threshold and the share of tiles that it skips."""
 
     phase: str
     length: int  # keys
     threshold: float
     sparsity: float
-    tiles: int  # that were visited: the weight of the point
+    tiles: int  # tiles visited: the weight of the point
 
 
 class Fit(NamedTuple):
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
     beta: float
     gamma: float
     points: int
-    error: float  # root of the mean squared difference in S
+    error: float  # root mean squared error in S
 
 
 def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
@@ -72,7 +72,7 @@ def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
 
 
 def threshold_for(fit: Fit, sparsity: float, length: int) -> float:
-    """See `Calibration.threshold_for`; for a sparsity above 0."""
+    """See `Calibration.threshold_for`; requires a sparsity above 0."""
     free = fit.gamma * math.log(length) - math.log(fit.alpha)  # beta * sparsity at threshold 1
     with np.errstate(over="ignore"):
         threshold = float(np.exp(fit.beta * sparsity - free))
