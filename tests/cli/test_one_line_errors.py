@@ -73,6 +73,10 @@ MODULES = {
         (["--device", "cpu", "--out", "{file}/a.json"], "argument --out: .*a.json: a folder, or"),
         (["--device", "cpu", "--out", "{folder}.json"], "argument --out: .*.json: a folder, or"),
     ],
+    "benchmarks.studies.backward": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--calls", "0"], "--calls is 0; at least 1"),
@@ -109,7 +113,10 @@ MODULES = {
     SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],
 }
 NEED_GPU = [
-    *(f"benchmarks.studies.{name}" for name in ("calibrate", "diffusion", "scaling", "stripes")),
+    *(
+        f"benchmarks.studies.{name}"
+        for name in ("backward", "calibrate", "diffusion", "scaling", "stripes")
+    ),
     SANITIZE,
 ]
 
