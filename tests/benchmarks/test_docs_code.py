@@ -3,14 +3,12 @@
 import re
 import socket
 import subprocess
-import sys
 
 import pages
 import pytest
 import torch
 from pages import PAGES, ROOT
 
-import sparse_fmha
 from sparse_fmha import reference
 from sparse_fmha.cli import main
 
