@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "list_buffers.h"
 #include "sparse_fmha/planning/list_stages.h"
 
 namespace py = pybind11;
@@ -48,28 +49,11 @@ class QueryTileLists {
                  int32_t tile_k, int32_t q_tile, py::buffer const& counts,
                  py::buffer const& indices, int32_t width, py::buffer const& partial_counts,
                  py::buffer const& partial_indices, py::buffer const& bits, int32_t partial_width)
-      : counts_(counts.request()),
-        indices_(indices.request()),
-        partial_counts_(partial_counts.request()),
-        partial_indices_(partial_indices.request()),
-        bits_(bits.request()),
+      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width),
+        params_(buffers_.params(len_q, len_kv, block_q, block_kv, causal)),
         sizes_(box_sizes(block_kv, tile_k)),
         tile_k_(tile_k),
         q_tile_(q_tile) {
-    auto ints = [](py::buffer_info const& buffer) {
-      return static_cast<int32_t const*>(buffer.ptr);
-    };
-    params_ = {len_q,
-               len_kv,
-               block_q,
-               block_kv,
-               causal,
-               {ints(counts_), ints(indices_), width},
-               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
-                partial_width},
-               static_cast<uint8_t const*>(bits_.ptr),
-               0,
-               0};
     if (block_q == 64) {
       merge();
     }
@@ -166,7 +150,7 @@ class QueryTileLists {
     }
   }
 
-  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  ListBuffers buffers_;
   BlockSparse::Params params_;
   BoxSizes sizes_;
   int32_t tile_k_;

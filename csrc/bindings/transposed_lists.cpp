@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "list_buffers.h"
 #include "sparse_fmha/planning/transposed_lists.h"
 
 namespace py = pybind11;
@@ -22,25 +23,8 @@ class ListsOfKeys {
               py::buffer const& counts, py::buffer const& indices, int32_t width,
               py::buffer const& partial_counts, py::buffer const& partial_indices,
               py::buffer const& bits, int32_t partial_width)
-      : counts_(counts.request()),
-        indices_(indices.request()),
-        partial_counts_(partial_counts.request()),
-        partial_indices_(partial_indices.request()),
-        bits_(bits.request()) {
-    auto ints = [](py::buffer_info const& buffer) {
-      return static_cast<int32_t const*>(buffer.ptr);
-    };
-    params_ = {len_q,
-               len_kv,
-               block_q,
-               block_kv,
-               causal,
-               {ints(counts_), ints(indices_), width},
-               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
-                partial_width},
-               static_cast<uint8_t const*>(bits_.ptr),
-               0,
-               0};
+      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width),
+        params_(buffers_.params(len_q, len_kv, block_q, block_kv, causal)) {
     mark_rows();
   }
 
@@ -129,7 +113,7 @@ class ListsOfKeys {
     lists_.words = words;
   }
 
-  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  ListBuffers buffers_;
   BlockSparse::Params params_;
   std::vector<uint32_t> full_, partial_;
   std::vector<int32_t> ranks_, slots_;

@@ -26,6 +26,13 @@ inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t ti
           instances, ceil_div(instances, groups)};
 }
 
+// The number of heads processed side by side: as many as keep in the L2 cache what the blocks of a
+// head share, which takes `bytes`.
+inline int32_t heads_in_cache(double bytes) {
+  constexpr double kCacheBytes = 24e6;
+  return static_cast<int32_t>(std::clamp(kCacheBytes / bytes, 1.0, 16.0));
+}
+
 // Returns the number of thread blocks to launch. Clears the counter on the stream if one is needed.
 inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext const& context) {
   int const blocks = std::min(scheduler.num_tiles, multiprocessor_count());
@@ -36,6 +43,22 @@ inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext con
                "clearing the tile counter");
   }
   return blocks;
+}
+
+// Launches a persistent kernel. `params`, which has the scheduler, is of a type that only this
+// kernel takes.
+template <int kThreads, int kSmemBytes, class Params>
+void launch_persistent(void (*kernel)(Params), Params& params, ExecutionContext const& context,
+                       char const* what) {
+  static OncePerDevice raise_limit;
+  raise_limit([&] {
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
+        "raising the shared-memory limit");
+  });
+  int const blocks = prepare_persistent(params.scheduler, context);
+  kernel<<<blocks, kThreads, kSmemBytes, static_cast<cudaStream_t>(context.stream)>>>(params);
+  check_cuda(cudaGetLastError(), what);
 }
 
 }  // namespace sparse_fmha::sm90

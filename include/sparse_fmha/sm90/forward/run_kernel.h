@@ -21,18 +21,9 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.negate = p.scale < 0;
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts), p.heads_q};
 
-  auto* kernel = &attention_kernel<Traits, Geometry, Mechanism>;
-  constexpr int kSmemBytes = sizeof(SharedStorage<Traits, Geometry>);
-  static OncePerDevice raise_limit;
-  raise_limit([&] {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
-        "raising the shared-memory limit");
-  });
-  int const blocks = prepare_persistent(params.scheduler, context);
-  kernel<<<blocks, kBlockThreads<Traits, Geometry>, kSmemBytes,
-           static_cast<cudaStream_t>(context.stream)>>>(params);
-  check_cuda(cudaGetLastError(), "launching the attention kernel");
+  launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>)>(
+      &attention_kernel<Traits, Geometry, Mechanism>, params, context,
+      "launching the attention kernel");
 }
 
 }  // namespace sparse_fmha::sm90

@@ -64,9 +64,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   g.rows_batch = stride;
 
   // Group as many heads as have keys and values that fit in the L2 cache together.
-  constexpr double kCacheBytes = 24e6;
-  double const kv_bytes = 4.0 * volume(sparsity.grid) * p.head_dim;
-  int32_t const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  int32_t const group = heads_in_cache(4.0 * volume(sparsity.grid) * p.head_dim);
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
   g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
   int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
