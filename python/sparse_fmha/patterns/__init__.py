@@ -14,6 +14,7 @@ from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.moa import moa
 from sparse_fmha.patterns.power_attention import power_attention
+from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_attention
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
@@ -29,6 +30,7 @@ from sparse_fmha.patterns.vertical_slash import (
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "Rectified",
     "RegionOrder",
     "SeerAttentionGate",
     "anchor_attention",
@@ -42,6 +44,8 @@ __all__ = [
     "minference_block_sparse",
     "moa",
     "power_attention",
+    "rectified",
+    "rectified_attention",
     "s2_attention",
     "seer_ground_truth",
     "streaming_llm",
