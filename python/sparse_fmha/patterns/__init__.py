@@ -14,6 +14,7 @@ from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.moa import moa
 from sparse_fmha.patterns.power_attention import power_attention
+from sparse_fmha.patterns.psa import psa_attention, psa_levels
 from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_attention
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
@@ -44,6 +45,8 @@ __all__ = [
     "minference_block_sparse",
     "moa",
     "power_attention",
+    "psa_attention",
+    "psa_levels",
     "rectified",
     "rectified_attention",
     "s2_attention",

@@ -145,10 +145,11 @@ def rectified_attention(
     group = q.shape[2] // k.shape[2]
     with without_autocast(q.device):
         rest = plan.rest.unflatten(1, (-1, group)) @ means[:, :, None]
-    rest = rest.flatten(1, 2).transpose(1, 2)  # [B, nQ, Hq, D]
+    rest = rest.flatten(1, 2).transpose(1, 2)
     rows = torch.arange(q.shape[1], device=q.device) // plan.mask.block_q
     factor = plan.scale.transpose(1, 2).index_select(1, rows)[..., None]
-    return (out * factor + rest.index_select(1, rows)).to(out.dtype)
+    corrected: Tensor = out * factor + rest.index_select(1, rows)
+    return corrected.to(out.dtype)
 
 
 def _estimates(
