@@ -161,7 +161,7 @@ def test_levels(by, shares, causal, similarity, text):
     assert levels.dtype == torch.uint8
     assert set(levels.unique().tolist()) >= {0, 1, *shares} - {0 if 1.0 in shares.values() else -1}
     found = importance(q, k, 64, 32, 4, causal)
-    rows, columns = found.shape[2:]
+    _, columns = found.shape[2:]
     caps = None if similarity is None else cap(k, similarity, 32).repeat_interleave(2, 1)
     for b, h, i in torch.cartesian_prod(*map(torch.arange, found.shape[:3])).tolist():
         first, last = i * 64 + 30, min(i * 64 + 63, 389) + 30  # positions of the row's queries

@@ -10,6 +10,11 @@ from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_region
 from sparse_fmha.patterns.bigbird import bigbird
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
+from sparse_fmha.patterns.light_forcing import (
+    LightForcingLayout,
+    light_forcing,
+    light_forcing_sparsity,
+)
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.moa import moa
@@ -31,6 +36,7 @@ from sparse_fmha.patterns.vertical_slash import (
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "LightForcingLayout",
     "Rectified",
     "RegionOrder",
     "SeerAttentionGate",
@@ -41,6 +47,8 @@ __all__ = [
     "flexprefill_query_aware",
     "image_regions",
     "last_query_sums",
+    "light_forcing",
+    "light_forcing_sparsity",
     "longformer",
     "minference_block_sparse",
     "moa",

@@ -188,8 +188,9 @@ def psa_attention(
             )
         else:
             continue
-        pooled = (pooled_tokens(x[:, : mask.kv_len * level], level) for x in (k, v))
-        out, lse = block_sparse_attention(q, *pooled, mask, scale=scale, return_lse=True)
+        covered = slice(0, mask.kv_len * level)
+        keys, values = pooled_tokens(k[:, covered], level), pooled_tokens(v[:, covered], level)
+        out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
         outs.append(out)
         lses.append(lse + math.log(level))
     return merge(outs, lses)[0] if outs else torch.zeros_like(q)
@@ -207,7 +208,8 @@ def _importance(
     shares = pooled_scores(sample, keys, scale=scale, allowed=allowed, softmax=True)
     size_q, size_k = grid.block_q // every, grid.block_kv // every
     shares = pad(shares, (0, -shares.shape[3] % size_k, 0, -shares.shape[2] % size_q))
-    return shares.unflatten(3, (-1, size_k)).amax(4).unflatten(2, (-1, size_q)).amax(3)
+    found: Tensor = shares.unflatten(3, (-1, size_k)).amax(4).unflatten(2, (-1, size_q)).amax(3)
+    return found
 
 
 def _caps(k: Tensor, similarity: Mapping[int, float], block_kv: int, heads: int) -> Tensor:
