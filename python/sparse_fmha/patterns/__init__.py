@@ -25,6 +25,10 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
+from sparse_fmha.patterns.sparsifiner import (
+    SparsifinerPredictor,
+    sparsifiner_distillation_loss,
+)
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
@@ -40,6 +44,7 @@ __all__ = [
     "Rectified",
     "RegionOrder",
     "SeerAttentionGate",
+    "SparsifinerPredictor",
     "anchor_attention",
     "biformer",
     "bigbird",
@@ -59,6 +64,7 @@ __all__ = [
     "rectified_attention",
     "s2_attention",
     "seer_ground_truth",
+    "sparsifiner_distillation_loss",
     "streaming_llm",
     "token_top_k",
     "token_top_k_mask",
