@@ -18,6 +18,7 @@ from sparse_fmha.patterns.light_forcing import (
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.moa import moa
+from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
 from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_attention
@@ -51,12 +52,14 @@ __all__ = [
     "documents",
     "flexprefill_query_aware",
     "image_regions",
+    "keyword_rows",
     "last_query_sums",
     "light_forcing",
     "light_forcing_sparsity",
     "longformer",
     "minference_block_sparse",
     "moa",
+    "pka_attention",
     "power_attention",
     "psa_attention",
     "psa_levels",
