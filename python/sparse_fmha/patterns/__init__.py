@@ -8,7 +8,9 @@ published defaults. docs/patterns.md lists all patterns in one table.
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
 from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.patterns.documents import documents
+from sparse_fmha.patterns.draft import draft
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.light_forcing import (
     LightForcingLayout,
@@ -18,6 +20,7 @@ from sparse_fmha.patterns.light_forcing import (
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.moa import moa
+from sparse_fmha.patterns.nabla import nabla
 from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
@@ -37,10 +40,12 @@ from sparse_fmha.patterns.vertical_slash import (
     vertical_slash,
     vertical_slash_mask,
 )
+from sparse_fmha.patterns.vsa import vsa_attention
 
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "CubeOrder",
     "LightForcingLayout",
     "Rectified",
     "RegionOrder",
@@ -50,6 +55,7 @@ __all__ = [
     "biformer",
     "bigbird",
     "documents",
+    "draft",
     "flexprefill_query_aware",
     "image_regions",
     "keyword_rows",
@@ -59,6 +65,7 @@ __all__ = [
     "longformer",
     "minference_block_sparse",
     "moa",
+    "nabla",
     "pka_attention",
     "power_attention",
     "psa_attention",
@@ -73,4 +80,5 @@ __all__ = [
     "token_top_k_mask",
     "vertical_slash",
     "vertical_slash_mask",
+    "vsa_attention",
 ]

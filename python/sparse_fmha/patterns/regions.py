@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,14 @@ class RegionOrder(TensorFields):
     """
 
     TENSORS = ("slots", "sizes", "block_region", "present", "sources")
-    PLAIN = ("length", "tokens", "block", "regions", "padded", "most_blocks")
+    PLAIN: ClassVar[tuple[str, ...]] = (
+        "length",
+        "tokens",
+        "block",
+        "regions",
+        "padded",
+        "most_blocks",
+    )
 
     def __init__(
         self,

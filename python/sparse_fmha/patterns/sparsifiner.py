@@ -147,7 +147,8 @@ class SparsifinerPredictor(nn.Module):
         queries = self.project_q(q[:, self.dense_rows :]).transpose(1, 2)
         keys = torch.einsum("bnhc,nr->bhcr", self.project_k(k), self.down)
         keys = keys.repeat_interleave(self.heads // k.shape[2], 1)
-        return (queries @ keys * self.heads**-0.5).softmax(-1)
+        coefficients: Tensor = (queries @ keys * self.heads**-0.5).softmax(-1)
+        return coefficients
 
 
 def sparsifiner_distillation_loss(
