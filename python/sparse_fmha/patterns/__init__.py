@@ -29,6 +29,7 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
+from sparse_fmha.patterns.sol import sol_attention, sol_blocks
 from sparse_fmha.patterns.sparsifiner import (
     SparsifinerPredictor,
     sparsifiner_distillation_loss,
@@ -74,6 +75,8 @@ __all__ = [
     "rectified_attention",
     "s2_attention",
     "seer_ground_truth",
+    "sol_attention",
+    "sol_blocks",
     "sparsifiner_distillation_loss",
     "streaming_llm",
     "token_top_k",

@@ -14,6 +14,7 @@ from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.patterns._maps import map_like
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_p_blocks
 
 
@@ -94,7 +95,7 @@ def rectified(
         if text:
             chosen |= grid.tokens(-text)
         if forced is not None:
-            chosen |= _map_like(forced, chosen)
+            chosen |= map_like("forced", forced, chosen)
         left = chosen.logical_not()[..., :blocks, :blocks] & gains
         rest = shares.new_zeros(chosen.shape)
         rest[..., :blocks, :blocks] = shares[..., :blocks].masked_fill_(~left, 0)
@@ -177,15 +178,3 @@ def _deviations(x: Tensor, means: Tensor, block: int) -> Tensor:
     """Returns the mean of |x - mean| of each block, fp32 like `means`."""
     rows = torch.arange(x.shape[1], device=x.device) // block
     return pool_blocks((x - means.index_select(1, rows)).abs_(), block)
-
-
-def _map_like(forced: Tensor, blocks: Tensor) -> Tensor:
-    if not isinstance(forced, Tensor) or forced.dtype != torch.bool:
-        raise TypeError(f"forced is {getattr(forced, 'dtype', type(forced))}; bool is needed")
-    try:
-        return forced.expand(blocks.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"forced has shape {list(forced.shape)}; what broadcasts to {list(blocks.shape)} is "
-            "needed"
-        ) from None
