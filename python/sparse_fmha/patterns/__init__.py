@@ -24,17 +24,20 @@ from sparse_fmha.patterns.nabla import nabla
 from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
+from sparse_fmha.patterns.radial import radial
 from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_attention
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
+from sparse_fmha.patterns.sliding_tile import sliding_tile
 from sparse_fmha.patterns.sol import sol_attention, sol_blocks
 from sparse_fmha.patterns.sparsifiner import (
     SparsifinerPredictor,
     sparsifiner_distillation_loss,
 )
 from sparse_fmha.patterns.streaming_llm import streaming_llm
+from sparse_fmha.patterns.svg import svg_attention, svg_heads, svg_mask
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
     last_query_sums,
@@ -71,14 +74,19 @@ __all__ = [
     "power_attention",
     "psa_attention",
     "psa_levels",
+    "radial",
     "rectified",
     "rectified_attention",
     "s2_attention",
     "seer_ground_truth",
+    "sliding_tile",
     "sol_attention",
     "sol_blocks",
     "sparsifiner_distillation_loss",
     "streaming_llm",
+    "svg_attention",
+    "svg_heads",
+    "svg_mask",
     "token_top_k",
     "token_top_k_mask",
     "vertical_slash",

@@ -99,7 +99,8 @@ class CubeOrder(RegionOrder):
     def others(self) -> Tensor:
         """Returns the blocks outside the grid, bool `[regions]`."""
         number = torch.arange(self.regions, device=self.slots.device)
-        return (number < self.inside.start) | (number >= self.inside.stop)
+        outside: Tensor = (number < self.inside.start) | (number >= self.inside.stop)
+        return outside
 
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
         """Returns the mask of a map of blocks, for tokens in this order; padding is not seen.
