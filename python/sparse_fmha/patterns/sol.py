@@ -122,7 +122,7 @@ def sol_attention(
         make = _by_token if rest == "token" else _by_block
         parts.append(make(q, k[:, : whole * block], v[:, : whole * block], left, scale, block))
     outs, lses = zip(*parts, strict=True)
-    return merge(outs, lses)[0]
+    return merge([out.to(outs[0].dtype) for out in outs], lses)[0]
 
 
 def _by_token(
@@ -145,7 +145,7 @@ def _by_block(
     group = q.shape[2] // k.shape[2]
     with without_autocast(q.device):
         out = weights.unflatten(1, (-1, group)) @ values.transpose(1, 2)[:, :, None]
-    out = out.flatten(1, 2).transpose(1, 2).to(q.dtype)
+    out = out.flatten(1, 2).transpose(1, 2)
     rows = torch.arange(q.shape[1], device=q.device) // block
     lse = (lse + math.log(block)).transpose(1, 2)
     return out.index_select(1, rows), lse.index_select(1, rows)

@@ -40,16 +40,16 @@ def svg_mask(
     places in all frames. Text stands behind the video, sees all and is seen by all, in whole
     blocks.
 
-    Source: Xi et al. 2025, "Sparse VideoGen: Accelerating Video Diffusion Transformers with Spatial
-    -Temporal Sparsity", arXiv:2502.01776, and its code: blocks of 128, a quarter of the pairs; the
-    first 30% of steps and 3% of layers are dense. The code's masks for Wan also have the first
-    frame, which is `first_frame` here: in spatial heads, all see it. In temporal heads the code
-    has the first `frame_tokens` keys in the order of places; here all see these.
+    Source: Xi et al. 2025, "Sparse VideoGen: Accelerating Video Diffusion Transformers with
+    Spatial-Temporal Sparsity", arXiv:2502.01776, and its code: blocks of 128, a quarter of the
+    pairs; the first 30% of steps and 3% of layers are dense. `first_frame` is from the code's masks
+    for Wan.
 
     Args:
         frames, frame_tokens: at least 1. text: tokens behind them, at least 0.
         keep: share of the pairs; more than the text needs, at most 1.
-        first_frame: whether all tokens see the first `frame_tokens` tokens of the order.
+        first_frame: whether all see the first `frame_tokens` tokens in the order of the head; in
+            spatial heads that is the first frame.
         block: size of query and key blocks, 64 or 128.
         device: device of the mask.
 

@@ -83,7 +83,7 @@ def vsa_attention(
     coarse = coarse.index_select(1, place)
     if gate is not None:
         coarse = gate.expand(q.shape)[:, inside] * coarse
-    parts = [out[:, inside] + coarse]
+    parts = [(out[:, inside] + coarse).to(out.dtype)]
     if order.before:
         parts.insert(0, attention(q[:, : inside.start], k, v, scale=scale))
     if order.after:
