@@ -76,6 +76,12 @@ def test_nothing_asks_the_host(name):
     assert out.isfinite().all()
 
 
+@methods
+def test_an_empty_batch(name):
+    out = METHODS[name](*(x[:0] for x in inputs()))
+    assert out.shape[0] == 0
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_shapes_do_not_depend_on_data(name):
     """On the meta device there is no data."""

@@ -88,7 +88,7 @@ def psa_levels(
     if causal:
         exact |= grid.diagonal()
     with torch.no_grad():
-        keys = k[:, ::every]
+        keys = k[:, ::every].float()
         caps = None if similarity is None else _caps(k, similarity, block_kv, q.shape[2])
 
         def choose(part: slice) -> list[Tensor]:

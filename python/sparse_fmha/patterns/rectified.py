@@ -11,8 +11,10 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_int, check_number, check_q_and_k
 from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._sizes import SLICE
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_lists import chunks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._maps import map_like
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_p_blocks
@@ -81,7 +83,7 @@ def rectified(
     length = q.shape[1]
     if k.shape[1] != length:
         raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
-    if check_int("text", text) >= max(length, 1):
+    if check_int("text", text) >= length:
         raise ValueError(f"text is {text}; q has {length} tokens, and some must not be text")
     check_number("keep", keep, 0, 1)
     check_number("theta", theta, 0, 1)
@@ -147,10 +149,23 @@ def rectified_attention(
     with without_autocast(q.device):
         rest = plan.rest.unflatten(1, (-1, group)) @ means[:, :, None]
     rest = rest.flatten(1, 2).transpose(1, 2)
-    rows = torch.arange(q.shape[1], device=q.device) // plan.mask.block_q
-    factor = plan.scale.transpose(1, 2).index_select(1, rows)[..., None]
-    corrected: Tensor = out * factor + rest.index_select(1, rows)
-    return corrected.to(out.dtype)
+    return _corrected(out, plan.scale.transpose(1, 2)[..., None], rest, plan.mask.block_q)
+
+
+def _corrected(out: Tensor, scale: Tensor, rest: Tensor, block: int) -> Tensor:
+    """Returns scale * out + rest in the dtype of out; fp32 holds a few blocks at a time.
+
+    Args:
+        out: `[B, L, H, D]`. scale, rest: fp32 `[B, nQ, H, 1 or D]`, one for each block of rows.
+    """
+    made = []
+    blocks = rest.shape[1]
+    for part in chunks(blocks, block * out[:, :1].numel(), out.device, SLICE):
+        own = out[:, part.start * block : part.stop * block]
+        rows = torch.arange(own.shape[1], device=out.device) // block + part.start
+        corrected: Tensor = own * scale.index_select(1, rows) + rest.index_select(1, rows)
+        made.append(corrected.to(out.dtype))
+    return torch.cat(made, 1)
 
 
 def _estimates(

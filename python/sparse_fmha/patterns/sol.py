@@ -119,10 +119,16 @@ def sol_attention(
     whole = k.shape[1] // block
     if whole:
         left = exact[..., :whole].logical_not()
-        make = _by_token if rest == "token" else _by_block
-        parts.append(make(q, k[:, : whole * block], v[:, : whole * block], left, scale, block))
+        keys, values = k[:, : whole * block], v[:, : whole * block]
+        if rest == "token":
+            parts.append(_by_token(q, keys, values, left, scale, block))
+        else:
+            out, lse = _by_block(q, keys, values, left, scale, block)
+            rows = torch.arange(q.shape[1], device=q.device) // block
+            out = out.to(parts[0][0].dtype)  # under autocast not that of q
+            parts.append((out.index_select(1, rows), lse.index_select(1, rows)))
     outs, lses = zip(*parts, strict=True)
-    return merge([out.to(outs[0].dtype) for out in outs], lses)[0]
+    return merge(outs, lses)[0]
 
 
 def _by_token(
@@ -137,6 +143,7 @@ def _by_token(
 def _by_block(
     q: Tensor, k: Tensor, v: Tensor, left: Tensor, scale: float | None, block: int
 ) -> tuple[Tensor, Tensor]:
+    """Returns out and lse of blocks of queries, `[B, nQ, Hq, D]` and `[B, nQ, Hq]` in fp32."""
     keys, values = pooled_tokens(k, block), pool_blocks(v, block)
     scores = pooled_scores(pool_blocks(q, block), keys, scale=scale, allowed=left)
     none = ~left.any(-1, keepdim=True)  # rows whose softmax, and its derivative, would be NaN
@@ -144,8 +151,5 @@ def _by_block(
     weights, lse = scores.softmax(-1), scores.logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
     group = q.shape[2] // k.shape[2]
     with without_autocast(q.device):
-        out = weights.unflatten(1, (-1, group)) @ values.transpose(1, 2)[:, :, None]
-    out = out.flatten(1, 2).transpose(1, 2)
-    rows = torch.arange(q.shape[1], device=q.device) // block
-    lse = (lse + math.log(block)).transpose(1, 2)
-    return out.index_select(1, rows), lse.index_select(1, rows)
+        out: Tensor = weights.unflatten(1, (-1, group)) @ values.transpose(1, 2)[:, :, None]
+    return out.flatten(1, 2).transpose(1, 2), (lse + math.log(block)).transpose(1, 2)

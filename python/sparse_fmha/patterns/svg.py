@@ -15,7 +15,6 @@ from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask
-from sparse_fmha.selection import pooled_scores
 
 
 def svg_mask(
@@ -124,15 +123,16 @@ def svg_heads(
     group = q.shape[2] // k.shape[2]
     errors = torch.zeros(2, q.shape[0], k.shape[2], dtype=torch.float32, device=q.device)
     with torch.no_grad(), without_autocast(q.device):
-        values = v.float().transpose(1, 2)[:, :, None]
+        keys, values = k.permute(0, 2, 3, 1)[:, :, None], v.transpose(1, 2)[:, :, None]
+        scale = q.shape[3] ** -0.5 if scale is None else scale
 
         def outputs(scores: Tensor) -> Tensor:
-            shares: Tensor = scores.softmax(-1).unflatten(1, (-1, group))
-            return shares @ values
+            return (scores.softmax(-1).to(v.dtype) @ values).float()
 
         step = max(1, SLICE // max(1, q.shape[0] * q.shape[2] * length))
         for some in sample.split(step):
-            scores = pooled_scores(q.index_select(1, some), k, scale=scale)
+            queries = q.index_select(1, some).unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4)
+            scores = (queries @ keys).float() * scale  # [B, Hkv, group, queries, keys]
             dense = outputs(scores)
             for n, at in enumerate((torch.arange(length, device=q.device), moved)):
                 own = blocks[at[some] // mask.block_q][:, at // mask.block_kv]
