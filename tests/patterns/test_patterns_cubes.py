@@ -144,6 +144,23 @@ def test_draft(case, keep):
 
 
 @cases
+@pytest.mark.parametrize("keep", [0.0, 0.4])
+def test_cube_top_k(case, keep):
+    block, names = places(*case)
+    q, k, _, order = inputs(case)
+    with Watch():
+        mask = patterns.cube_top_k(q, k, order, keep=keep)
+    mask.validate()
+    cubes = torch.tensor([name[0] == "cube" for name in names])
+    scores = products(q, k, block).masked_fill(~cubes, -torch.inf)
+    count = max(1, math.floor(keep * int(cubes.sum()) + 1e-9))
+    expected = torch.zeros_like(scores, dtype=torch.bool)
+    expected.scatter_(-1, scores.topk(count, -1).indices, True)
+    expected |= ~cubes | ~cubes[:, None]
+    assert torch.equal(seen_tokens(mask, order), expected[:, :, block][..., block])
+
+
+@cases
 @pytest.mark.parametrize(
     ("options", "gated"), [({"keep": 0.3}, True), ({"top_k": 2, "scale": 0.4}, False)]
 )
@@ -205,6 +222,7 @@ C, V = patterns.CubeOrder, patterns.vsa_attention
         (lambda: patterns.nabla(Q, Q, ORDER, p=2), ValueError, "p is 2; 0 to 1"),
         (lambda: patterns.nabla(Q[:, 1:], Q, ORDER), ValueError, "64 tokens are needed"),
         (lambda: patterns.draft(Q, Q, ORDER, keep=-1), ValueError, "keep is -1; 0 to 1"),
+        (lambda: patterns.cube_top_k(Q, Q, ORDER, keep=2), ValueError, "keep is 2; 0 to 1"),
         (lambda: V(Q, Q, Q, ORDER, keep="a"), TypeError, "keep is 'a'; a number"),
         (lambda: V(Q, Q, Q, ORDER, top_k=0), ValueError, "top_k is 0; at least 1"),
         (lambda: V(Q[:, 1:], Q[:, 1:], Q[:, 1:], ORDER), ValueError, "64 tokens are needed"),

@@ -39,6 +39,8 @@ CHOICES = {
     "sparsifiner": sparsifiner_mask,
     "nabla": lambda q, k: patterns.nabla(q, k, CUBES.to(q.device)),
     "draft": lambda q, k: patterns.draft(q, k, CUBES.to(q.device)),
+    "cube_top_k": lambda q, k: patterns.cube_top_k(q, k, CUBES.to(q.device)),
+    "subblock": patterns.subblock,
     "sol": patterns.sol_blocks,
 }
 METHODS = {
@@ -54,6 +56,8 @@ METHODS = {
     ),
     "nabla": lambda q, k, v: in_cubes(q, k, v, patterns.nabla(q, k, CUBES, p=0.5)),
     "draft": lambda q, k, v: in_cubes(q, k, v, patterns.draft(q, k, CUBES)),
+    "cube_top_k": lambda q, k, v: in_cubes(q, k, v, patterns.cube_top_k(q, k, CUBES)),
+    "subblock": lambda q, k, v: block_sparse_attention(q, k, v, patterns.subblock(q, k)),
     "vsa": lambda q, k, v: patterns.vsa_attention(q, k, v, CUBES, gate=q),
     "sol": patterns.sol_attention,
     "sol_block": lambda q, k, v: patterns.sol_attention(q, k, v, rest="block"),

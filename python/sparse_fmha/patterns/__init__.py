@@ -8,6 +8,7 @@ published defaults. docs/patterns.md lists all patterns in one table.
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
 from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.cube_top_k import cube_top_k
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.draft import draft
@@ -37,6 +38,7 @@ from sparse_fmha.patterns.sparsifiner import (
     sparsifiner_distillation_loss,
 )
 from sparse_fmha.patterns.streaming_llm import streaming_llm
+from sparse_fmha.patterns.subblock import subblock
 from sparse_fmha.patterns.svg import svg_attention, svg_heads, svg_mask
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
@@ -58,6 +60,7 @@ __all__ = [
     "anchor_attention",
     "biformer",
     "bigbird",
+    "cube_top_k",
     "documents",
     "draft",
     "flexprefill_query_aware",
@@ -84,6 +87,7 @@ __all__ = [
     "sol_blocks",
     "sparsifiner_distillation_loss",
     "streaming_llm",
+    "subblock",
     "svg_attention",
     "svg_heads",
     "svg_mask",

@@ -102,6 +102,17 @@ class CubeOrder(RegionOrder):
         outside: Tensor = (number < self.inside.start) | (number >= self.inside.stop)
         return outside
 
+    def with_others(self, cubes: Tensor) -> Tensor:
+        """Returns a map of all blocks from one of cubes; other blocks see all and are seen by all.
+
+        Args:
+            cubes: bool `[B, H, cubes, cubes]`.
+        """
+        others = self.others()
+        blocks = (others | others[:, None]).expand(*cubes.shape[:2], -1, -1).clone()
+        blocks[:, :, self.inside, self.inside] = cubes
+        return blocks
+
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
         """Returns the mask of a map of blocks, for tokens in this order; padding is not seen.
 

@@ -49,7 +49,4 @@ def draft(
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
         shares = pooled_scores(queries, keys, scale=scale, softmax=True)
         kept = top_k_blocks(shares.flatten(2), density=keep).view(shares.shape)
-    others = order.others()
-    blocks = (others | others[:, None]).expand(*kept.shape[:2], -1, -1).clone()
-    blocks[:, :, order.inside, order.inside] = kept
-    return order.mask(blocks)
+    return order.mask(order.with_others(kept))
