@@ -78,6 +78,7 @@ SLOW = {
     "patterns/test_anchor_ops.py": ("test_means", "test_opcheck"),
     "patterns/test_patterns_capture.py": ("test_it_can_be_traced_in_one_graph",),
     "patterns/test_patterns_vertical_slash.py": ("test_it_can_be_traced_in_one_graph",),
+    "patterns/test_patterns_video.py": ("test_it_can_be_traced_in_one_graph",),
     "skipping/test_skipping.py": ("test_attention",),
     "skipping/test_skipping_ops.py": ("test_opcheck",),
 }
