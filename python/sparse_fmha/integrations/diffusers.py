@@ -23,13 +23,22 @@ require("diffusers", by=__name__, extra="diffusers")
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
+from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
 from sparse_fmha.masks.block_mask import BlockMask
 
-__all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
+__all__ = [
+    "Request",
+    "disable",
+    "disable_decoder",
+    "enable",
+    "enable_decoder",
+    "is_enabled",
+    "supported_models",
+]
 
 BACKEND = register()
 PARTS = ("transformer", "transformer_2")  # of a pipeline; the second is Wan 2.2's for late steps
