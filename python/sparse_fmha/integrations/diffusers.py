@@ -23,8 +23,10 @@ require("diffusers", by=__name__, extra="diffusers")
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
+from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks
+from sparse_fmha.integrations._diffusion_hunyuan15 import HunyuanVideo15Processor
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
@@ -41,6 +43,13 @@ __all__ = [
 ]
 
 BACKEND = register()
+# Processors of diffusers that cannot take a backend as they are.
+OURS: dict[str, Callable[[Any], Processor]] = {
+    "CogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "CosmosAttnProcessor2_0": CosmosProcessor,
+    "FusedCogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
+}
 PARTS = ("transformer", "transformer_2")  # of a pipeline; the second is Wan 2.2's for late steps
 
 
@@ -176,8 +185,8 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
 
 def _processor(original: Any) -> Processor:
     """The model's own processor with our backend. It is a copy, because modules may share one."""
-    cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
-    processor: Processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
+    ours = OURS.get(type(original).__name__)
+    processor: Processor = copy.copy(original) if ours is None else ours(original)
     processor._attention_backend = BACKEND
     return processor
 
