@@ -43,6 +43,7 @@ class Call:
     layout: Layout
     method: Dense | Sparse
     dense: bool  # this step runs the original attention
+    alone: bool = False  # some layers have the tokens of the grid alone
     outer: Call | None = None  # the enclosing forward call
     layer: Layer | None = None  # the self-attention that is running
     seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
@@ -130,13 +131,17 @@ def backend(
         return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    layout = call.layout
+    if call.alone and query.shape[1] == key.shape[1] == layout.image:
+        layout = Layout(layout.grid)
     for name, x in (("queries", query), ("keys", key)):
-        if x.shape[1] != call.layout.tokens:
+        if x.shape[1] != layout.tokens:
             raise ValueError(
-                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
             )
-    seen = call.runs(attn_mask, query.shape[0])
-    return call.method(query, key, value, call.layout, seen, scale)
+    batch = query.shape[0]
+    seen = call.runs(attn_mask, batch) if layout is call.layout else [layout.all_runs()] * batch
+    return call.method(query, key, value, layout, seen, scale)
 
 
 def _original(layer: Layer | None) -> object:

@@ -179,7 +179,7 @@ class Hooks:
 
     def _note_backends(self, model: nn.Module) -> None:
         self.active = _AttentionBackendRegistry.get_active_backend()[0]
-        found = [getattr(module, "processor", None) for module in model.modules()]
+        found: list[Any] = [getattr(module, "processor", None) for module in model.modules()]
         for processor in {id(p): p for p in found}.values():
             if hasattr(processor, "_attention_backend"):
                 own = "_attention_backend" in vars(processor)
@@ -201,12 +201,14 @@ class Hooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        layout = MODELS[self.name].layout(model, given, self.grid)
+        row = MODELS[self.name]
+        layout = row.layout(model, given, self.grid)
         self.method.check(layout)
         self._report(layout)
-        dense = self.steps.is_dense(*MODELS[self.name].step(given), model)
+        dense = self.steps.is_dense(*row.step(given), model)
         _drop(model)
-        call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
+        settings = model, self.key, self.name, layout, self.method, dense, row.alone
+        call = Call(*settings, outer=CALL.get())
         UNDER_WAY[id(call)] = call
         CALL.set(call)
         Checkpointing.put(model, call)

@@ -45,6 +45,7 @@ class Model:
             self-attention; from the same and the grid, or None where `enable` was told the grid.
         processors: names of processor classes whose self-attention can be replaced.
         step: returns a call's timestep, which falls during a run, and its text embeddings.
+        alone: whether some of the modules have the tokens of the grid alone.
     """
 
     axes: int
@@ -53,6 +54,7 @@ class Model:
     others: Callable[[Transformer, Given, Grid | None], tuple[int, int]]
     processors: tuple[str, ...]
     step: Callable[[Given], tuple[Any, Any]] = _step
+    alone: bool = False
 
     def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
         """The tokens of a call; `grid` overrides the grid read from the call."""
@@ -86,6 +88,12 @@ def _vace(model: Transformer) -> list[Any]:
 
 def _joint(model: Transformer) -> list[Any]:
     return [block.attn for block in model.transformer_blocks]
+
+
+def _joint_and_own(model: Transformer) -> list[Any]:
+    """Some blocks of Stable Diffusion 3.5 have a second self-attention, of the image alone."""
+    both = [(block.attn, block.attn2) for block in model.transformer_blocks]
+    return [layer for pair in both for layer in pair if layer is not None]
 
 
 def _visual(model: Transformer) -> list[Any]:
@@ -161,6 +169,14 @@ MODELS = {
     ),
     "SkyReelsV2Transformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("SkyReelsV2AttnProcessor",)
+    ),
+    "SD3Transformer2DModel": Model(
+        2,
+        _joint_and_own,
+        tokens.patched_image,
+        tokens.text_behind,
+        ("JointAttnProcessor2_0",),
+        alone=True,
     ),
     "ChronoEditTransformer3DModel": _WAN,
     "WanAnimateTransformer3DModel": _WAN,

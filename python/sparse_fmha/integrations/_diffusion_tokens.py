@@ -25,6 +25,12 @@ def patched_video(model: Transformer, given: Given) -> Grid:
     return _patches(given["hidden_states"].shape[2:], model.config.patch_size)
 
 
+def patched_image(model: Transformer, given: Given) -> Grid:
+    """Latents are `[B, C, Y, X]`."""
+    patch = model.config.patch_size
+    return _patches(given["hidden_states"].shape[2:], (patch, patch))
+
+
 def hunyuan_video(model: Transformer, given: Given) -> Grid:
     """Latents are `[B, C, T, Y, X]`."""
     patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
