@@ -10,8 +10,10 @@ folder that lets programs load this module in place of the kernel `shi-labs/natt
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from sparse_fmha.attention import neighborhood_attention
 from sparse_fmha.integrations._natten_kernel import write_local_kernel
 from sparse_fmha.merge import merge
 
-__all__ = ["merge_attentions", "na1d", "na2d", "na3d", "write_local_kernel"]
+__all__ = ["install", "merge_attentions", "na1d", "na2d", "na3d", "write_local_kernel"]
 
 # Arguments that choose and tune NATTEN's kernels, with their defaults there.
 TUNING: dict[str, object] = {
@@ -140,6 +142,54 @@ def merge_attentions(
         see `sparse_fmha.merge`.
     """
     return merge(outputs, lse_tensors)
+
+
+def install() -> None:
+    """Makes `import natten` give this module, for programs that import it by that name.
+
+    Call it before them. `natten.functional` then has the same functions. NATTEN's modules are not
+    there, nor are its functions before 0.20 that make attention maps: those that transformers
+    imports raise when they are called (`sparse_fmha.integrations.dinat` runs these models).
+
+    Raises:
+        RuntimeError: NATTEN itself has been imported.
+    """
+    here = sys.modules[__name__]
+    if sys.modules.get("natten", here) is not here:
+        raise RuntimeError("another natten has been imported; call install() before its import")
+    functional = ModuleType("natten.functional", "The functions of `sparse_fmha`'s natten.")
+    for function in (merge_attentions, na1d, na2d, na3d, natten2dav, natten2dqkrpb):
+        setattr(functional, function.__name__, function)
+    sys.modules["natten"] = here
+    sys.modules["natten.functional"] = functional
+    utils = sys.modules.get("transformers.utils.import_utils")
+    if utils is not None:  # it remembers what there was
+        utils.is_natten_available.cache_clear()
+
+
+def natten2dqkrpb(*_args: object, **_options: object) -> NoReturn:
+    """Scores with relative positional biases, of NATTEN before 0.20.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    _refuse_maps("natten2dqkrpb")
+
+
+def natten2dav(*_args: object, **_options: object) -> NoReturn:
+    """Products of attention maps and values, of NATTEN before 0.20.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    _refuse_maps("natten2dav")
+
+
+def _refuse_maps(name: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{name} is for attention maps, which this library does not make; for DiNAT in "
+        "transformers call sparse_fmha.integrations.dinat.enable(model)"
+    )
 
 
 def _attend(
