@@ -273,6 +273,31 @@ def test_what_is_refused(name, error, match, given):
         tiny(**given)
 
 
+@pytest.mark.parametrize("keyframes", [0, 2])
+def test_keyframes_of_minimax_h3(keyframes):
+    """They are seen by all and see all; the tiny model of the other tests has one."""
+    tiny = make("minimax_h3", keyframes=keyframes)
+    with torch_attention_with(tiny.visible(tiny.window)) as seen:
+        expected = tiny()
+    assert len(seen) == tiny.layers
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
+    close(tiny(), expected)
+
+
+@pytest.mark.parametrize("change", ["keyframe beside it", "rows in another order", "one place"])
+def test_rows_of_minimax_h3_that_are_not_one_video(change):
+    tiny = make("minimax_h3")
+    ids = tiny.inputs["position_ids"].clone()
+    if change == "keyframe beside it":
+        changed = {"video_indices": torch.arange(10, 174)[-150:]}
+    else:
+        ids[-120:] = ids[-120:].flip(0) if "order" in change else 1.0
+        changed = {"position_ids": ids}
+    sparse.enable(tiny.model, "dense")
+    with pytest.raises(ValueError, match=r"position_ids of the last .* are not those of one video"):
+        tiny(**changed)
+
+
 def test_blocks_of_frames_of_skyreels_are_refused():
     tiny = make("skyreels", num_frame_per_block=2)
     sparse.enable(tiny.model, "neighborhood", window=2)

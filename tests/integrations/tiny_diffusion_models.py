@@ -47,6 +47,61 @@ def ltx2(layers=2, **config):
     return Tiny("LTX2VideoTransformer3DModel", model, inputs, (4, 5, 6), 0, layers=layers, **VIDEO)
 
 
+class TinyMiniMaxH3(Tiny):
+    """Its time is from 0 to 1, and rows of one call have different ones."""
+
+    def __call__(self, timestep=None, **changed):
+        if timestep is not None:
+            # Audio is behind, keyframes are clean; as in the pipeline, times are sorted.
+            now = 1 - timestep / 1000
+            changed["timestep"] = torch.tensor([0.9 * now, now, 1.0])
+        with torch.no_grad():
+            return self.model(**{**self.inputs, **changed}, return_dict=False)[0]
+
+
+def minimax_h3(layers=2, keyframes=1):
+    """Text, keyframes, audio of two channels, and the video, which alone is the grid."""
+    model = diffusers.MiniMaxH3Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        hidden_size=24,
+        num_layers=layers,
+        num_refiner_layers=1,
+        ffn_dim=32,
+        in_channels=2,
+        audio_in_channels=4,
+        text_dim=12,
+        freq_dim=8,
+        time_embed_hidden_dim=16,
+        time_embed_dim=8,
+        rope_freq_dim=2,
+    )
+    frame = torch.cartesian_prod(*(torch.linspace(-1, 1, n) * n for n in (5, 6)))
+    times = TEXT + torch.tensor([0.0, 1.7, 8.3, 15.0])  # not at equal distances
+    text = torch.nn.functional.pad(torch.arange(TEXT)[:, None], (0, 2)).float()
+    still = torch.cat([torch.full((30, 1), float(TEXT)), frame], 1)
+    audio = torch.nn.functional.pad(TEXT + torch.arange(7.0)[:, None], (0, 2)).repeat(2, 1)
+    video = torch.cat([times.repeat_interleave(30)[:, None], frame.repeat(4, 1)], 1)
+    parts = [text, *[still] * keyframes, audio, video]
+    kinds = [0, *[1] * keyframes, 2, 3]
+    kind = torch.cat([torch.full((len(x),), k) for x, k in zip(parts, kinds, strict=True)])
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 30 * (4 + keyframes), 8),
+        "audio_hidden_states": torch.randn(BATCH, 14, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.tensor([0.2, 0.3, 1.0]),
+        "timestep_indices": torch.tensor([1, 2, 0, 1])[kind],
+        "token_tags": torch.tensor([1, 0, 2, 0])[kind],
+        "position_ids": torch.cat(parts),
+        "video_indices": ((kind == 1) | (kind == 3)).nonzero()[:, 0],
+        "audio_indices": (kind == 2).nonzero()[:, 0],
+        "text_indices": (kind == 0).nonzero()[:, 0],
+    }
+    name = "MiniMaxH3Transformer3DModel"
+    others = TEXT + 30 * keyframes + 14
+    return TinyMiniMaxH3(name, model, inputs, (4, 5, 6), others, True, layers, **VIDEO)
+
+
 def flux2(layers=1, references=0):
     model = diffusers.Flux2Transformer2DModel(
         in_channels=8,
@@ -325,6 +380,7 @@ def wan_animate(layers=2):
 
 MORE = {
     "ltx2": ltx2,
+    "minimax_h3": minimax_h3,
     "flux2": flux2,
     "krea2": krea2,
     "z_image": z_image,

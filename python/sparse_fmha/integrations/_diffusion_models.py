@@ -33,6 +33,11 @@ def _z_image_step(given: Given) -> tuple[Any, Any]:
     return -given["t"], captions[0] if captions else None
 
 
+def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
+    """Its time goes from 0 to 1, and rows have different ones; the last is of the video."""
+    return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
+
+
 @dataclass(frozen=True)
 class Model:
     """A transformer class.
@@ -137,6 +142,14 @@ MODELS = {
         3, _first_attentions, tokens.ltx, tokens.none, ("LTXVideoAttnProcessor",)
     ),
     "LTX2VideoTransformer3DModel": Model(3, _first_attentions, tokens.ltx, tokens.none, _LTX2),
+    "MiniMaxH3Transformer3DModel": Model(
+        3,
+        _joint,
+        tokens.minimax_h3,
+        tokens.minimax_h3_others,
+        ("MiniMaxH3AttnProcessor",),
+        _minimax_h3_step,
+    ),
     "Flux2Transformer2DModel": Model(
         2, _two_streams, tokens.flux, tokens.text_and_references, _FLUX2
     ),

@@ -119,6 +119,28 @@ def z_image(model: Transformer, given: Given) -> Grid:
     return size[1:]
 
 
+def minimax_h3(model: Transformer, given: Given) -> Grid:
+    """Rows of all kinds are packed, those of the video to be made at the end. Its positions
+    `(t, y, x)` are not whole numbers, but rise along each axis."""
+    rows = given["video_indices"].cpu()
+    end = given["position_ids"].shape[0]
+    count = int((rows.flip(0) == end - 1 - torch.arange(len(rows), device="cpu")).cumprod(0).sum())
+    places = given["position_ids"][end - count :].cpu()
+    frame = int((places[:, 0] == places[:1, 0]).cumprod(0).sum())
+    width = int((places[:frame, 1] == places[:1, 1]).cumprod(0).sum())
+    if count and not count % frame and not frame % width:
+        grid = count // frame, frame // width, width
+        cube = places.unflatten(0, grid)
+        axes = cube[:, 0, 0, 0], cube[0, :, 0, 1], cube[0, 0, :, 2]
+        product = torch.cartesian_prod(*axes).view_as(places)
+        if product.equal(places) and all((axis.diff() > 0).all() for axis in axes):
+            return grid
+    raise ValueError(
+        f"position_ids of the last {count} rows of video_indices are not those of one video, frame "
+        "by frame and row by row"
+    )
+
+
 def none(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
     """Text is in cross-attention."""
     return 0, 0
@@ -156,6 +178,12 @@ def z_image_others(model: Transformer, given: Given, grid: Grid | None) -> tuple
     image = 0 if grid is None else -math.prod(grid) % PADDED
     longest = max(caption.shape[0] for caption in given["cap_feats"])
     return 0, image + longest + -longest % PADDED
+
+
+def minimax_h3_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
+    """Text, keyframes, references and audio, all before the video."""
+    grid = minimax_h3(model, given) if grid is None else grid
+    return given["position_ids"].shape[0] - math.prod(grid), 0
 
 
 def _first_image(name: str, ids: Tensor) -> Grid:

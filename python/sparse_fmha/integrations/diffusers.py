@@ -52,7 +52,8 @@ OURS: dict[str, Callable[[Any], Processor]] = {
     "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
     "JointAttnProcessor2_0": StableDiffusion3Processor,
 }
-PARTS = ("transformer", "transformer_2")  # of a pipeline; the second is Wan 2.2's for late steps
+# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
+PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 def supported_models() -> list[str]:
@@ -85,8 +86,8 @@ def enable(
     themselves; padding tokens are visible to none. Cross-attention does not change.
 
     Args:
-        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. Both transformers
-            of a Wan 2.2 pipeline are enabled, and count steps together.
+        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. All transformers
+            of a pipeline (two in Wan 2.2) are enabled, and count steps together.
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
             dilation in tokens per axis: (height, width) for images, (frames, height, width) for
