@@ -55,6 +55,18 @@ def test_several_steps():
     close(decode(model, num_inference_steps=2), expected)
 
 
+@torch.no_grad()
+def test_tiles(original):
+    """Tiles in time, which overlap."""
+    model = decoder()
+    # In frames of the video.
+    model.enable_tiling(tile_sample_min_num_frames=8, tile_sample_stride_num_frames=4)
+    expected = decode(model)
+    assert not expected.equal(original)
+    sparse.enable_decoder(model)
+    close(decode(model), expected)
+
+
 def masked(attn, hidden_states, block_mask=None):
     """A processor of torch's attention: FlexAttention has no backward pass on the CPU."""
     q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in attn.project_qkv(hidden_states))
