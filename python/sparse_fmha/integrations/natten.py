@@ -138,8 +138,8 @@ def merge_attentions(
         torch_compile, use_autograd_fix: of NATTEN. The result and its gradients are the same with
             either value of both.
 
-    Returns, Raises:
-        see `sparse_fmha.merge`.
+    Returns:
+        out and lse as `sparse_fmha.merge`, which also says what raises.
     """
     return merge(outputs, lse_tensors)
 
