@@ -16,6 +16,7 @@ from sparse_fmha.attention import (
     neighborhood_attention,
     stripe_attention,
 )
+from sparse_fmha.cost import flops as _flops
 from sparse_fmha.cost.explanation import Explanation, explain
 from sparse_fmha.cost.simulation import Simulation, simulate
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -55,3 +56,4 @@ __all__ = [
 ]
 
 _ops.register()
+_flops.register()
