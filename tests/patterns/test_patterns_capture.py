@@ -5,10 +5,10 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import patterns
-from sparse_fmha.patterns import seer_truth
 from sparse_fmha.selection import (
     BlockGrid,
     block_scores,
+    reductions,
     top_k_blocks,
     top_k_indices,
     top_p_blocks,
@@ -98,7 +98,7 @@ def test_shapes_do_not_depend_on_data(name):
 def test_the_ground_truth_never_has_the_map():
     q, k = inputs()
     with Watch() as watch, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seer_truth, "SLICE", 1)
+        patch.setattr(reductions, "SLICE", 1)
         patterns.seer_ground_truth(q, k)
     assert watch.largest <= 2 * 64 * LENGTH  # a query block of the 2 query heads of a key head
 
