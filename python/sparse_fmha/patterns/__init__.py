@@ -8,6 +8,8 @@ published defaults. docs/patterns.md lists all patterns in one table.
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
 from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.dhsa import dhsa, dhsa_blocks
+from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.longformer import longformer
@@ -34,6 +36,10 @@ __all__ = [
     "anchor_attention",
     "biformer",
     "bigbird",
+    "dhsa",
+    "dhsa_blocks",
+    "dhsa_boundaries",
+    "dhsa_ratios",
     "documents",
     "flexprefill_query_aware",
     "image_regions",

@@ -45,9 +45,9 @@ def score_sums(
     maxima are the training target of SeerAttention (Gao et al. 2024, arXiv:2410.13276).
 
     Probabilities are computed in slices of query rows of one key head and reduced at once, in fp32.
-    A slice has at most 2^24 scores on the CPU and 2^26 elsewhere, or one row (one block of rows, for
-    blocks) of one query head if that is more. So besides the result, memory is a small multiple of
-    `4 * max(2^24, Lkv)` bytes; of `4 * max(2^24, block_q * Lkv)` for blocks.
+    A slice has at most 2^24 scores on the CPU and 2^26 elsewhere, or one row (for blocks, one block
+    of rows) of one query head if that is more. So besides the result, memory is a small multiple of
+    `4 * max(2^24, Lkv)` bytes; for blocks of `4 * max(2^24, block_q * Lkv)`.
 
     Args:
         q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
