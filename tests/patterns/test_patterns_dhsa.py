@@ -9,6 +9,7 @@ from dispatch_watch import Watch
 from sparse_fmha import block_sparse_attention, patterns, stripe_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.reference import causal_mask
+from sparse_fmha.selection import reductions
 
 
 def definition(q, k, boundaries, keys, local, first, window, dense_rows, normalize, shared, block):
@@ -147,7 +148,8 @@ def test_blocks(randn, forced, shared, density):
     assert mask.blocks().equal(expected)
 
 
-def test_without_the_host(randn):
+def test_without_the_host(randn, monkeypatch):
+    monkeypatch.setattr(reductions, "SLICE", 1 << 16)
     q, k = randn(1, 1024, 4, 16), randn(1, 1024, 2, 16)
     ratios = randn(1, 1024)
     with Watch() as watch:

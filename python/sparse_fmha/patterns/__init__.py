@@ -20,6 +20,7 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
+from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
@@ -32,6 +33,7 @@ __all__ = [
     "AnchorResult",
     "BiFormerLayout",
     "RegionOrder",
+    "SSAStreams",
     "SeerAttentionGate",
     "anchor_attention",
     "biformer",
@@ -50,6 +52,9 @@ __all__ = [
     "power_attention",
     "s2_attention",
     "seer_ground_truth",
+    "ssa",
+    "ssa_alignment",
+    "ssa_streams",
     "streaming_llm",
     "token_top_k",
     "token_top_k_mask",

@@ -40,7 +40,7 @@ def dhsa(
         block I sees its `local` most recent keys, the `first` keys, and the keys before the local
         ones with the largest s[I, j], `keys` in all.
 
-    Source: Xiong et al. 2025, "Dynamic Hierarchical Sparse Attention for On-Device LLMs",
+    Source: Xiong et al. 2025, "Long-Context Modeling with Dynamic Hierarchical Sparse Attention",
     arXiv:2510.24606, and its first released code: blocks of 64, 128 local and 128 first keys, means
     over heads, length-normalized, and 64 last queries dense. Keys of a chunk have one score; of a
     chunk that the budget cuts, the first ones are taken, which the paper leaves open. The code
