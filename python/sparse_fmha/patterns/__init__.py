@@ -22,6 +22,7 @@ from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
 from sparse_fmha.patterns.streaming_llm import streaming_llm
+from sparse_fmha.patterns.token_sparse import token_sparse_attention, token_sparse_indices
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
     last_query_sums,
@@ -56,6 +57,8 @@ __all__ = [
     "ssa_alignment",
     "ssa_streams",
     "streaming_llm",
+    "token_sparse_attention",
+    "token_sparse_indices",
     "token_top_k",
     "token_top_k_mask",
     "vertical_slash",
