@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from sparse_fmha import BlockGrid
-from sparse_fmha.patterns import AnchorResult, BiFormerLayout, RegionOrder
+from sparse_fmha.patterns import AnchorResult, BiFormerLayout, ModalityOrder, RegionOrder
 
 try:
     from transformers import masking_utils
@@ -53,6 +53,7 @@ KINDS = {
     "block grid": grids(),
     "region order": st.builds(RegionOrder, regions, st.integers(1, 9)),
     "BiFormer's layout": st.builds(BiFormerLayout, regions),
+    "modality order": st.builds(ModalityOrder, regions, keys_too=st.booleans()),
     "anchor's result": anchor_results(),
 }
 if plan is not None:

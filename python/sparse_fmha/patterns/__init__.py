@@ -14,6 +14,12 @@ from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
+from sparse_fmha.patterns.mminference_boundary import ModalityOrder, mminference_boundary
+from sparse_fmha.patterns.mminference_grid import (
+    GridLines,
+    mminference_grid_attention,
+    mminference_grid_lines,
+)
 from sparse_fmha.patterns.moa import moa
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.regions import RegionOrder
@@ -33,6 +39,8 @@ from sparse_fmha.patterns.vertical_slash import (
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "GridLines",
+    "ModalityOrder",
     "RegionOrder",
     "SSAStreams",
     "SeerAttentionGate",
@@ -49,6 +57,9 @@ __all__ = [
     "last_query_sums",
     "longformer",
     "minference_block_sparse",
+    "mminference_boundary",
+    "mminference_grid_attention",
+    "mminference_grid_lines",
     "moa",
     "power_attention",
     "s2_attention",
