@@ -12,8 +12,14 @@ from sparse_fmha.patterns.dhsa import dhsa, dhsa_blocks
 from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
+from sparse_fmha.patterns.head_search import HeadSearch, search_heads
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
+from sparse_fmha.patterns.minference_heads import (
+    load_minference,
+    minference_attention,
+    minference_heads,
+)
 from sparse_fmha.patterns.mminference_boundary import ModalityOrder, mminference_boundary
 from sparse_fmha.patterns.mminference_grid import (
     GridLines,
@@ -21,6 +27,7 @@ from sparse_fmha.patterns.mminference_grid import (
     mminference_grid_lines,
 )
 from sparse_fmha.patterns.moa import moa
+from sparse_fmha.patterns.per_head import WholeMethod, join_heads, per_head_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
@@ -40,10 +47,12 @@ __all__ = [
     "AnchorResult",
     "BiFormerLayout",
     "GridLines",
+    "HeadSearch",
     "ModalityOrder",
     "RegionOrder",
     "SSAStreams",
     "SeerAttentionGate",
+    "WholeMethod",
     "anchor_attention",
     "biformer",
     "bigbird",
@@ -54,15 +63,21 @@ __all__ = [
     "documents",
     "flexprefill_query_aware",
     "image_regions",
+    "join_heads",
     "last_query_sums",
+    "load_minference",
     "longformer",
+    "minference_attention",
     "minference_block_sparse",
+    "minference_heads",
     "mminference_boundary",
     "mminference_grid_attention",
     "mminference_grid_lines",
     "moa",
+    "per_head_attention",
     "power_attention",
     "s2_attention",
+    "search_heads",
     "seer_ground_truth",
     "ssa",
     "ssa_alignment",
