@@ -78,7 +78,7 @@ def test_each_head_is_as_if_alone(tensors, name):
         torch.testing.assert_close(found, lse.float())
 
 
-@pytest.mark.parametrize(("name", "launches"), [("stripes", 1), ("blocks", 1), ("one", 1)])
+@pytest.mark.parametrize(("name", "launches"), [("stripes", 1), ("blocks", 1), ("all", 2)])
 def test_one_launch_for_each_kind(tensors, monkeypatch, name, launches):
     calls = []
     module = __import__("sparse_fmha.patterns.per_head", fromlist=["per_head"])

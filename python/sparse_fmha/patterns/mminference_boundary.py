@@ -202,4 +202,4 @@ def _check_pattern(pattern: Pattern) -> None:
             "blocks, last blocks) are allowed"
         )
     for value in pattern[1:]:
-        check_int(f"a number of {pattern!r}", value)  # type: ignore[arg-type]
+        check_int(f"a number of {pattern!r}", value)

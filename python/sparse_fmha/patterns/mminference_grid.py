@@ -68,8 +68,9 @@ def mminference_grid_lines(
         best.append(most)
         phases.append(at)
     chosen = torch.stack(best, -1).argmax(-1, keepdim=True)
-    stride = sum(s * (chosen[..., 0] == n) for n, s in enumerate(strides))
-    assert isinstance(stride, Tensor)
+    stride = torch.zeros_like(chosen[..., 0])
+    for n, candidate in enumerate(strides):
+        stride += candidate * (chosen[..., 0] == n)
     return GridLines(stride, torch.stack(phases, -1).gather(-1, chosen)[..., 0])
 
 

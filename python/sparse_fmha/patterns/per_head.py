@@ -213,13 +213,17 @@ def join_heads(parts: Sequence[tuple[Sequence[int], Mask]], heads: int) -> Mask:
             number = table("range_counts", 0, None)
         runs = (starts, number, first.range_size)
         return StripeMask(columns, counts, *sizes, *runs, causal=first.causal)
-    partial: dict[str, Tensor] = {}
+    joined = BlockMask(
+        counts,
+        table("indices", block_lists.ABSENT, ()),
+        *(*sizes, first.block_kv),
+        causal=first.causal,
+    )
     if any(getattr(mask, "partial_counts", None) is not None for mask in masks):
-        partial["partial_counts"] = table("partial_counts", 0, None)
-        partial["partial_indices"] = table("partial_indices", block_lists.ABSENT, ())
-        partial["partial_bits"] = table("partial_bits", 0, (first.block_q, first.block_kv // 8))
-    indices = table("indices", block_lists.ABSENT, ())
-    return BlockMask(counts, indices, *sizes, first.block_kv, **partial, causal=first.causal)
+        joined.partial_counts = table("partial_counts", 0, None)
+        joined.partial_indices = table("partial_indices", block_lists.ABSENT, ())
+        joined.partial_bits = table("partial_bits", 0, (first.block_q, first.block_kv // 8))
+    return joined
 
 
 def _kind(mask: Mask) -> tuple[object, ...]:
