@@ -13,6 +13,7 @@ from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.head_search import HeadSearch, search_heads
+from sparse_fmha.patterns.hip import hip
 from sparse_fmha.patterns.longformer import longformer
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.minference_heads import (
@@ -62,6 +63,7 @@ __all__ = [
     "dhsa_ratios",
     "documents",
     "flexprefill_query_aware",
+    "hip",
     "image_regions",
     "join_heads",
     "last_query_sums",

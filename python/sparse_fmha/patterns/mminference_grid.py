@@ -60,10 +60,10 @@ def mminference_grid_lines(
     strides = _check_strides(strides, q_len, kv_len)
     sums = score_sums(q, k, rows=last, causal=True, scale=scale)
     best, phases = [], []
-    for stride in strides:
-        lines = pad(sums, (0, -kv_len % stride)).unflatten(-1, (-1, stride)).sum(-2)
-        phase = torch.arange(stride, device=q.device)
-        means = lines / ((kv_len - phase + stride - 1) // stride)
+    for candidate in strides:
+        lines = pad(sums, (0, -kv_len % candidate)).unflatten(-1, (-1, candidate)).sum(-2)
+        phase = torch.arange(candidate, device=q.device)
+        means = lines / ((kv_len - phase + candidate - 1) // candidate)
         most, at = means.max(-1)
         best.append(most)
         phases.append(at)
