@@ -96,8 +96,8 @@ def hip(
         keep = (tokens < ends[..., None]).flatten(-2)
         tokens = torch.cat([sinks, tokens.flatten(-2)], -1).flatten(0, 2)
         keep = torch.cat([sinks < low[part, None], keep], -1).flatten(0, 2)
-        width = min(first + keys, kv_len)
-        counts, columns = block_lists.list_kept(tokens, keep, *tokens.shape[:2], width)
+        width, groups = min(first + keys, kv_len), part.stop - part.start
+        counts, columns = block_lists.list_kept(tokens, keep, batch * heads, groups, width)
         return counts.unflatten(0, lists), columns.unflatten(0, lists)
 
     with torch.no_grad(), without_autocast(q.device):
@@ -117,7 +117,8 @@ def _sampled(q: Tensor, part: slice, block_q: int, sample: int) -> Tensor:
     step = torch.arange(0, block_q, sample, device=q.device)
     rows = (group + torch.minimum(step, last)).flatten()
     taken = q.index_select(1, rows).float().transpose(1, 2)
-    return taken.unflatten(2, (len(group), len(step)))
+    sampled: Tensor = taken.unflatten(2, (len(group), len(step)))
+    return sampled
 
 
 def _halve(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]:
@@ -137,6 +138,6 @@ def _scores(queries: Tensor, k: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     """
     middle = (starts + (ends - starts) // 2).clamp(max=k.shape[1] - 1)
     index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
-    keys = k.transpose(1, 2).gather(2, index).float().unflatten(2, middle.shape[2:])
+    keys: Tensor = k.transpose(1, 2).gather(2, index).float().unflatten(2, middle.shape[2:])
     scores = (queries @ keys.transpose(-1, -2)).amax(-2)
     return scores.masked_fill_(ends <= starts, -torch.inf)
