@@ -12,6 +12,7 @@ from sparse_fmha.patterns.dhsa import dhsa, dhsa_blocks
 from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
+from sparse_fmha.patterns.flexprefill_mask import flexprefill_mask
 from sparse_fmha.patterns.head_search import HeadSearch, search_heads
 from sparse_fmha.patterns.hip import hip
 from sparse_fmha.patterns.longformer import longformer
@@ -62,6 +63,7 @@ __all__ = [
     "dhsa_boundaries",
     "dhsa_ratios",
     "documents",
+    "flexprefill_mask",
     "flexprefill_query_aware",
     "hip",
     "image_regions",
