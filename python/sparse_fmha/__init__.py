@@ -24,6 +24,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
+from sparse_fmha.selection.reductions import score_sums
 from sparse_fmha.skipping import SkipStats
 
 try:
@@ -49,6 +50,7 @@ __all__ = [
     "patterns",
     "reference",
     "route_sdpa",
+    "score_sums",
     "sdpa",
     "selection",
     "simulate",
