@@ -41,6 +41,8 @@ def of_blocks(blocks: Blocks | None) -> tuple[Tensor | None, Tensor | None, int]
         return None, None, TILE
     _check_tuple("blocks", blocks, 3, "(indices, counts, block)")
     indices, counts, block = blocks
+    _check_given("blocks[0]", indices)
+    _check_given("blocks[1]", counts)
     return indices, counts, block
 
 
@@ -49,12 +51,18 @@ def of_tokens(tokens: Tokens | None) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     _check_tuple("tokens", tokens, 2, "(indices, counts or None)")
     indices, counts = tokens
+    _check_given("tokens[0]", indices)
     return indices, counts
 
 
 def _check_tuple(name: str, value: object, length: int, parts: str) -> None:
     if not isinstance(value, Sequence) or len(value) != length:
         raise TypeError(f"{name} is {_kind(value)}; {parts} is needed")
+
+
+def _check_given(name: str, tensor: object) -> None:
+    if tensor is None:
+        raise TypeError(f"{name} is None; a tensor is needed")
 
 
 def _kind(value: object) -> str:
@@ -159,8 +167,6 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
         table.check("tokens[0]", keys.token_indices, ("B", "Lq|1", "Hkv|1", "any"))
         if keys.token_counts is not None:
             table.check("tokens[1]", keys.token_counts, ("B", "Lq|1", "Hkv|1"))
-    elif keys.token_counts is not None:
-        raise ValueError("tokens[0] is None; a tensor is needed")
     if forms["head_starts"]:
         table.check("head_starts", keys.head_starts, ("B", "Hkv"))
         table.check("head_lengths", keys.head_lengths, ("B", "Hkv"))
