@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import skipping
+from sparse_fmha._ops import derivatives
 from sparse_fmha._ops.decode import ON_CPU_ONLY
 from sparse_fmha.attention import _calls
 from sparse_fmha.decode import arguments
@@ -264,46 +265,41 @@ def _run(
     counted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Calls the op; Python checks first only what the op may not see (see `_calls`)."""
-    given = (q, k_cache, v_cache, seq_lens, keys, split_tokens, out)
+
+    def check() -> None:
+        arguments.check(q, k_cache, v_cache, seq_lens, keys, split_tokens, out)
+
     tensors = [x for x in (q, k_cache, v_cache, seq_lens, *keys, out) if isinstance(x, Tensor)]
-    if type(keys.causal) is not bool or not _calls.op_checks(keys.scale, *tensors):
-        arguments.check(*given)
-        return _call(
-            q, k_cache, v_cache, seq_lens, keys, skip_threshold, split_tokens, out, counted
-        )
+    plain = type(keys.causal) is bool and _calls.op_checks(keys.scale, *tensors)
+    if not plain:
+        check()
     try:
-        return _call(
-            q, k_cache, v_cache, seq_lens, keys, skip_threshold, split_tokens, out, counted
-        )
+        threshold = None
+        if counted or type(skip_threshold) is not float or skip_threshold != 0:
+            threshold = skipping.threshold_of(skip_threshold, q, counted)
+        first = (q, k_cache, v_cache, seq_lens)
+        rest = (*keys, threshold, split_tokens)
+        if not plain or derivatives.wanted(*first, out, *rest):
+            return _call(first, out, rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _call(first, out, rest)
     except NotImplementedError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError):
+        if not plain:
+            raise
         try:
-            arguments.check(*given)
+            check()
         except (ValueError, TypeError) as error:
             raise error from None
         raise
 
 
 def _call(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    seq_lens: Tensor,
-    keys: Keys,
-    skip_threshold: float | Tensor,
-    split_tokens: int | None,
-    out: Tensor | None,
-    counted: bool,
+    first: tuple[Tensor, ...], out: Tensor | None, rest: tuple[object, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    threshold = None
-    if counted or type(skip_threshold) is not float or skip_threshold != 0:
-        threshold = skipping.threshold_of(skip_threshold, q, counted)
-    rest = (*keys, threshold, split_tokens)
     if out is None:
-        results: tuple[Tensor, Tensor, Tensor] = torch.ops.sparse_fmha.decode(
-            q, k_cache, v_cache, seq_lens, *rest
-        )
+        results: tuple[Tensor, Tensor, Tensor] = torch.ops.sparse_fmha.decode(*first, *rest)
         return results
-    lse, tiles = torch.ops.sparse_fmha.decode_out(q, k_cache, v_cache, seq_lens, out, *rest)
+    lse, tiles = torch.ops.sparse_fmha.decode_out(*first, out, *rest)
     return out, lse, tiles
