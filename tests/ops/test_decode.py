@@ -100,6 +100,20 @@ def test_no_keys_and_no_requests(form):
     assert run({**call, **nothing})[0].eq(0).all()
 
 
+@pytest.mark.parametrize("entry", [-1, 5])
+def test_pages_beside_the_cache_are_not_its_own(entry):
+    memory = torch.randn(2, 7, 16, 2, 16)
+    k_cache, v_cache = memory[:, 1:6].unbind()
+    q, lengths = torch.randn(1, 1, 4, 16), decode_cases.int32([48])
+    table = decode_cases.int32([[3, entry, 0]])
+    call = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "seq_lens": lengths}
+    check({**call, "page_table": table})
+    tokens = decode_cases.int32([*range(16), *range(32, 48)]).reshape(1, 1, 1, 32)
+    without = run({**call, "page_table": table.clamp(0, 4), "tokens": (tokens, None)})
+    for got, wanted in zip(run({**call, "page_table": table}), without, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("len_q", [1, 3, 16, 40])
 def test_trees(len_q):
     generator = torch.Generator().manual_seed(len_q)
@@ -115,6 +129,15 @@ def test_trees(len_q):
     causal = run(call, tree_mask=None)
     for got, wanted in zip(run(call, tree_mask=packed.to(torch.int32)), causal, strict=True):
         assert got.equal(wanted)
+
+
+def test_drafts_that_nobody_sees_may_hold_nan():
+    call = decode_cases.draw(12, "all", page=16, len_q=5, rows=100, lengths=[100, 5, 66, 40])
+    tree = decode_cases.int32([0b00001, 0b00011, 0b00101, 0b00001, 0b00001]).reshape(1, 5, 1)
+    decode_cases.clear(call)
+    call["tree_mask"] = tree.repeat(4, 1, 1)
+    decode_cases.fill(call, torch.Generator().manual_seed(5))
+    check(call)
 
 
 @pytest.mark.parametrize("form", decode_cases.FORMS)

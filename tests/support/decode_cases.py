@@ -130,6 +130,12 @@ def shape_size(shape):
     return torch.Size(shape).numel()
 
 
+def clear(call):
+    """NaN everywhere in the caches."""
+    for name in ("k_cache", "v_cache"):
+        call[name].fill_(torch.nan)
+
+
 def fill(call, generator):
     """Puts keys and values where some query looks."""
     rows = sorted(decode_oracle.seen_rows(call))
