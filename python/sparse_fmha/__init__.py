@@ -19,6 +19,7 @@ from sparse_fmha.attention import (
 from sparse_fmha.cost import flops as _flops
 from sparse_fmha.cost.explanation import Explanation, explain
 from sparse_fmha.cost.simulation import Simulation, simulate
+from sparse_fmha.decode import decode_attention
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "block_sparse_attention",
     "build_info",
+    "decode_attention",
     "explain",
     "kernels",
     "merge",

@@ -49,6 +49,16 @@ def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -
     assert_type(f(q, k, v, mask, return_lse=flag, return_stats=flag), Output)
 
 
+def decode(q: Tensor, lengths: Tensor, flag: bool) -> None:
+    f = sparse_fmha.decode_attention
+    assert_type(f(q, q, q, lengths), Tensor)
+    assert_type(f(q, q, q, lengths, blocks=(lengths, lengths, 64), out=q), Tensor)
+    assert_type(f(q, q, q, lengths, tokens=(lengths, None), return_lse=True), Pair)
+    assert_type(f(q, q, q, lengths, page_table=lengths, return_stats=True), WithStats)
+    assert_type(f(q, q, q, lengths, return_lse=True, return_stats=True), All)
+    assert_type(f(q, q, q, lengths, return_lse=flag), Output)
+
+
 def stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, flag: bool) -> None:
     f = sparse_fmha.stripe_attention
     assert_type(f(q, k, v, mask), Tensor)

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops import autocast, derivatives, gradients, library, shapes, symbolic, vmap
+from sparse_fmha._ops import (
+    autocast,
+    decode,
+    derivatives,
+    gradients,
+    library,
+    shapes,
+    symbolic,
+    vmap,
+)
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
 
@@ -45,6 +54,7 @@ def register() -> None:
         _register(op)
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
+    decode.register(_registrations)
 
 
 def _register(op: Op) -> None:
