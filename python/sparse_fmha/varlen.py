@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import derivatives
-from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.attention import _calls, block_sparse_attention
-from sparse_fmha.masks import packed
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha._packed_checks import check_out, check_sink, check_varlen
+from sparse_fmha._packed_lists import over_lists
+from sparse_fmha.attention import _calls
 
 
 @overload
@@ -158,11 +156,11 @@ def varlen_attention(
         RuntimeError: on the CPU, a sequence longer than max_q or max_k; else as in `attention`.
         NotImplementedError: page_table, or a threshold for each sequence, on CUDA.
     """
-    _check(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table)
+    check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table)
     scale = _checks.finite("scale", scale)
     threshold = skipping.threshold_of(skip_threshold, cu_q[1:], False)
-    _check_sink(sink, q)
-    _check_out(out, q, k, v, sink)
+    check_sink(sink, q)
+    check_out(out, q, k, v, sink)
     if q.device.type == "cuda":
         results = _on_cuda(
             q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale, skip_threshold
@@ -208,36 +206,9 @@ def _on_cuda(
             "skip_threshold is a tensor; on CUDA varlen_attention takes only one number for all "
             "sequences yet"
         )
-    given = packed.sequences_of(cu_q, cu_k, seqused_k, len(q), len(k))
-    return _over_lists(q, k, v, given, max_q, max_k, causal, scale, skip_threshold)
-
-
-def _over_lists(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sequences: packed.Sequences,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float | None,
-    skip_threshold: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Runs `block_sparse_attention` on the packed dimension, on any device."""
-    mask = BlockMask(**vars(packed.block_mask(sequences, max_q, max_k, causal)))
-    queries, keys = packed.held_queries(sequences), packed.held_keys(sequences)
-    # Tiles have tokens of other sequences and of none: these may hold NaN, and the rows of queries
-    # without a sequence get results.
-    q, k, v = (_only(held, x)[None] for held, x in ((queries, q), (keys, k), (keys, v)))
-    out, lse = block_sparse_attention(
-        q, k, v, mask, scale=scale, skip_threshold=skip_threshold, return_lse=True
+    return over_lists(
+        q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, scale, skip_threshold=skip_threshold
     )
-    return _only(queries, out[0]), torch.where(queries[:, None], lse[0], -torch.inf)
-
-
-def _only(held: Tensor, x: Tensor) -> Tensor:
-    """Returns x with zeros where a token is not held."""
-    return torch.where(held[:, None, None], x, 0)
 
 
 def _with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,100 +222,3 @@ def _with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Te
     wide = torch.promote_types(out.dtype, torch.float32)
     scaled = (out.to(wide) * weight[..., None]).to(out.dtype)
     return scaled, torch.where(held[:, None], total, -torch.inf)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    seqused_k: Tensor | None,
-    page_table: Tensor | None,
-) -> None:
-    q, k, v = cast_where_enabled(q, k, v)
-    check_packed(q, k, v, paged=page_table is not None)
-    _check_list("cu_q", cu_q, q, "[sequences + 1]")
-    if not len(cu_q):
-        raise ValueError("cu_q has shape [0]; [sequences + 1] is needed")
-    batch = len(cu_q) - 1
-    if cu_k is not None:
-        _check_list("cu_k", cu_k, q, f"[{batch + 1}]", (batch + 1,))
-    elif page_table is None or seqused_k is None:
-        raise ValueError("cu_k is None; only seqused_k with page_table can replace it")
-    if seqused_k is not None:
-        _check_list("seqused_k", seqused_k, q, f"[{batch}]", (batch,))
-    if page_table is not None:
-        _check_list("page_table", page_table, q, f"[{batch}, any]", (batch, None))
-    _checks.check_int("max_q", max_q)
-    _checks.check_int("max_k", max_k)
-    _checks.check_flag("causal", causal)
-
-
-def check_packed(q: Tensor, k: Tensor, v: Tensor, paged: bool = False) -> None:
-    """Checks q `[Tq, Hq, D]`, k and v `[Tk, Hkv, D]` or `[pages, page, Hkv, D]`."""
-    _checks.check_tensor("q", q)
-    if q.dim() != 3:
-        raise ValueError(f"q has shape {list(q.shape)}; [tokens, heads, head dim] is needed")
-    for name, tensor in (("k", k), ("v", v)):
-        _checks.check_strided(name, tensor)
-        if tensor.dim() != (4 if paged else 3):
-            wanted = "[pages, page, heads, head dim]" if paged else "[tokens, heads, head dim]"
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; {wanted} is needed")
-    # The other rules are those of a batch; pages are like its entries.
-    batch = k.shape[0] if paged else 1
-    _checks.check_qkv(
-        q[None].expand(batch, -1, -1, -1),
-        *((k, v) if paged else (k[None], v[None])),
-        axes=(1,),
-    )
-
-
-def _check_list(
-    name: str, values: Tensor, q: Tensor, wanted: str, shape: tuple[int | None, ...] = (None,)
-) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}, not a tensor")
-    if values.dtype != torch.int32:
-        raise TypeError(f"{name} has dtype {values.dtype}; torch.int32 is needed")
-    if values.device != q.device:
-        raise ValueError(f"{name} is on {values.device}, q on {q.device}; one device is needed")
-    fits = values.dim() == len(shape) and all(
-        size in (None, own) for size, own in zip(shape, values.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} has shape {list(values.shape)}; {wanted} is needed")
-
-
-def _check_sink(sink: Tensor | None, q: Tensor) -> None:
-    if sink is None:
-        return
-    if not isinstance(sink, Tensor) or sink.dtype != torch.float32:
-        kind = sink.dtype if isinstance(sink, Tensor) else type(sink).__name__
-        raise TypeError(f"sink is of {kind}; a tensor of torch.float32 is needed")
-    if sink.shape != q.shape[1:2]:
-        raise ValueError(f"sink has shape {list(sink.shape)}; {list(q.shape[1:2])} is needed")
-    if sink.device != q.device:
-        raise ValueError(f"sink is on {sink.device}, q on {q.device}; one device is needed")
-
-
-def _check_out(
-    out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None
-) -> None:
-    if out is None:
-        return
-    (q,) = cast_where_enabled(q, k, v)[:1]
-    if not isinstance(out, Tensor):
-        raise TypeError(f"out is a {type(out).__name__}, not a tensor")
-    if out.dtype != q.dtype:
-        raise TypeError(f"out has dtype {out.dtype}, the result {q.dtype}")
-    if out.shape != q.shape or out.device != q.device:
-        raise ValueError(
-            f"out has shape {list(out.shape)} on {out.device}; {list(q.shape)} on {q.device} is "
-            "needed"
-        )
-    if derivatives.wanted(q, k, v, sink, out):
-        raise ValueError("out is given and a gradient is wanted; call without out")

@@ -37,7 +37,10 @@ def gradients(
     need_dkv: bool = True,
     **_others: object,
 ) -> list[Tensor]:
-    """Gradients of q, k, v and any extra tokens; `[B, 0]` for one that is not needed (packed: `[T, 0]`)."""
+    """Gradients of q, k, v and any extra tokens.
+
+    `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed.
+    """
     wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
     if extra_k is not None:
         wanted += [(extra_k, need_dkv)] * 2

@@ -17,6 +17,20 @@ from sparse_fmha.masks.documents import Spans, parts_of
 from sparse_fmha.masks.parts import BlockParts
 
 
+class Window(NamedTuple):
+    """The keys that a query sees, around the key at its own distance from its sequence's end.
+
+    Query i of Lq sees key j of Lk only if `-left <= j - i - (Lk - Lq) <= right`; negative: no
+    bound. Windows shrink where a sequence begins or ends.
+    """
+
+    left: int
+    right: int
+
+
+EVERYTHING = Window(-1, -1)
+
+
 class Sequences(NamedTuple):
     """Where sequences lie: int64, within the tokens that exist, and without overlaps."""
 
@@ -78,7 +92,7 @@ class Seen(NamedTuple):
     held: Tensor
 
 
-def _seen(sequences: Sequences, causal: bool, rows: int) -> Seen:
+def _seen(sequences: Sequences, window: Window, rows: int) -> Seen:
     q_starts, k_starts, lengths, *_ = sequences
     tokens = torch.arange(rows, device=q_starts.device)
     if not sequences.batch:
@@ -86,8 +100,11 @@ def _seen(sequences: Sequences, causal: bool, rows: int) -> Seen:
     number = _number_of(q_starts, tokens, sequences.batch)
     begin = k_starts[number]
     end = begin + lengths[number]
-    if causal:
-        end = torch.maximum(begin, torch.minimum(end, end + tokens + 1 - q_starts[number + 1]))
+    own = end + tokens - q_starts[number + 1]  # the key at the same distance from the end
+    if window.left >= 0:
+        begin = torch.minimum(torch.maximum(begin, own - window.left), end)
+    if window.right >= 0:
+        end = torch.maximum(torch.minimum(end, own + window.right + 1), begin)
     held = (tokens >= q_starts[0]) & (tokens < q_starts[-1])
     return Seen(begin, torch.where(held, end, begin), held)
 
@@ -97,6 +114,7 @@ def block_mask(
     max_q: int,
     max_k: int,
     causal: bool,
+    window: Window = EVERYTHING,
     block_q: int = 128,
     block_kv: int = 128,
 ) -> BlockParts:
@@ -107,18 +125,20 @@ def block_mask(
     need, and bitmasks take `block_q * block_kv / 8` bytes for each entry of the lists of partial
     blocks:
 
-    - of one sequence: a few blocks at the ends of its keys and along the diagonal;
+    - of one sequence: a few blocks at the ends of the keys that its queries see;
     - if keys and queries share their cumulative lengths: the blocks of two neighboring sequences of
-      max_k tokens and the queries between them;
+      max_k tokens, or as many as the window reaches, and of the queries between them;
     - else all blocks of all sequences, as any number of sequences may have few queries or none.
 
     Queries that are in no sequence see either no key or, in blocks with other queries, any keys:
     the caller has to drop their results.
     """
+    if causal:
+        window = Window(window.left, 0)
     rows = ceil_div(sequences.q_len, block_q)
-    seen = _seen(sequences, causal, rows * block_q)
+    seen = _seen(sequences, window, rows * block_q)
     sizes = (sequences.q_len, sequences.kv_len, block_q, block_kv)
-    widths = _widths(sequences, max_q, max_k, causal, block_q, block_kv)
+    widths = _widths(sequences, max_q, max_k, window, block_q, block_kv)
     return parts_of(
         _spans(seen, sequences.kv_len, block_q, block_kv),
         widths,
@@ -145,18 +165,20 @@ def _spans(seen: Seen, kv_len: int, block_q: int, block_kv: int) -> Spans:
 
 
 def _widths(
-    sequences: Sequences, max_q: int, max_k: int, causal: bool, block_q: int, block_kv: int
+    sequences: Sequences, max_q: int, max_k: int, window: Window, block_q: int, block_kv: int
 ) -> list[int]:
     """Returns the most full and partial blocks of a query block."""
     blocks = ceil_div(sequences.kv_len, block_kv)
     if not sequences.batch:
         return [0, 0]
     if sequences.batch == 1:
-        # Where the keys begin and end; causal ones end in a row of block_q tokens.
-        partial = 2 + (ceil_div(block_q - 1, block_kv) if causal else 0)
+        # Where the keys begin and end: for all queries alike, or within as many keys as queries.
+        moving = sum(bound >= 0 for bound in window)
+        partial = 2 + moving * ceil_div(block_q - 1, block_kv)
     elif sequences.aligned:
         longest = min(max_q, max_k)
-        span = block_q + (longest - 1) * (1 if causal else 2) if longest else 0
+        reach = sum(longest - 1 if bound < 0 else min(bound, longest - 1) for bound in window)
+        span = block_q + reach if longest else 0
         partial = ceil_div(max(span - 1, 0), block_kv) + 1
     else:
         partial = blocks
