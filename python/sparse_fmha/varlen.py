@@ -161,8 +161,8 @@ def varlen_attention(
     threshold = skipping.threshold_of(skip_threshold, cu_q[1:], False)
     check_sink(sink, q)
     check_out(out, q, k, v, sink)
-    if q.device.type == "cuda":
-        results = _on_cuda(
+    if _runs_over_lists(q):
+        results = _over_lists(
             q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale, skip_threshold
         )
     else:
@@ -182,7 +182,11 @@ def _plain(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous()
 
 
-def _on_cuda(
+def _runs_over_lists(q: Tensor) -> bool:
+    return q.device.type == "cuda"
+
+
+def _over_lists(
     q: Tensor,
     k: Tensor,
     v: Tensor,

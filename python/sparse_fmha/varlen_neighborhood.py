@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -118,9 +117,11 @@ def varlen_neighborhood_attention(
     if tokens != len(q):
         raise ValueError(f"grids have {tokens} tokens, q has {len(q)}; they must be the same")
     parts: list[tuple[Tensor, Tensor]] = []
-    first = 0
-    for sample, equal in groupby(samples):
-        count = len(list(equal))
+    first = number = 0
+    while number < len(samples):
+        sample, count = samples[number], 1
+        while number + count < len(samples) and samples[number + count] == sample:
+            count += 1
         last = first + count * sample.tokens
         shape = (count, *sample.grid)
         out, lse = neighborhood_attention(
@@ -135,7 +136,7 @@ def varlen_neighborhood_attention(
             return_lse=True,
         )
         parts.append((out.flatten(0, -3), lse.flatten(0, -2)))
-        first = last
+        first, number = last, number + count
     if not parts:
         parts.append((torch.zeros_like(q), q.new_zeros(q.shape[:-1], dtype=torch.float32)))
     out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
