@@ -51,6 +51,10 @@ def check_packed(q: Tensor, k: Tensor, v: Tensor, paged: bool = False) -> None:
         if tensor.dim() != (4 if paged else 3):
             wanted = "[pages, page, heads, head dim]" if paged else "[tokens, heads, head dim]"
             raise ValueError(f"{name} has shape {list(tensor.shape)}; {wanted} is needed")
+    if k.shape != v.shape:
+        raise ValueError(
+            f"k has shape {list(k.shape)}, v has {list(v.shape)}; they must be the same"
+        )
     # The other rules are those of a batch; pages are like its entries.
     batch = k.shape[0] if paged else 1
     _checks.check_qkv(

@@ -116,14 +116,10 @@ def varlen_neighborhood_attention(
     tokens = sum(sample.tokens for sample in samples)
     if tokens != len(q):
         raise ValueError(f"grids have {tokens} tokens, q has {len(q)}; they must be the same")
-    parts: list[tuple[Tensor, Tensor]] = []
-    first = number = 0
-    while number < len(samples):
-        sample, count = samples[number], 1
-        while number + count < len(samples) and samples[number + count] == sample:
-            count += 1
-        last = first + count * sample.tokens
-        shape = (count, *sample.grid)
+    parts = []
+    first = 0
+    for sample, count in _runs(samples):
+        last, shape = first + count * sample.tokens, (count, *sample.grid)
         out, lse = neighborhood_attention(
             q[first:last].unflatten(0, shape),
             k[first:last].unflatten(0, shape),
@@ -136,9 +132,7 @@ def varlen_neighborhood_attention(
             return_lse=True,
         )
         parts.append((out.flatten(0, -3), lse.flatten(0, -2)))
-        first, number = last, number + count
-    if not parts:
-        parts.append((torch.zeros_like(q), q.new_zeros(q.shape[:-1], dtype=torch.float32)))
+        first = last
     out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
     return (out, lse) if return_lse else out
 
@@ -155,6 +149,17 @@ class _Sample(NamedTuple):
     @property
     def tokens(self) -> int:
         return math.prod(self.grid)
+
+
+def _runs(samples: list[_Sample]) -> list[tuple[_Sample, int]]:
+    """Returns equal samples that follow each other and how many; at least one run."""
+    runs: list[tuple[_Sample, int]] = []
+    for sample in samples:
+        if runs and runs[-1][0] == sample:
+            runs[-1] = sample, runs[-1][1] + 1
+        else:
+            runs.append((sample, 1))
+    return runs or [(_Sample((1,), (1,), (1,), (1,), (False,)), 0)]
 
 
 def _samples(grids: Any, window: Any, stride: Any, dilation: Any, causal: Any) -> list[_Sample]:

@@ -20,7 +20,7 @@ MANY = Packed(lengths=((1, 1, 1),) * 150, causal=True)
 
 def by_lists(**given):
     """The way of CUDA tensors, on the CPU."""
-    with mock.patch.object(sparse_fmha.varlen, "_runs_over_lists", lambda q: True):
+    with mock.patch.object(sparse_fmha.varlen, "_runs_over_lists", return_value=True):
         return attend(**given)
 
 
@@ -125,14 +125,18 @@ def test_a_sequence_does_not_depend_on_others(threads):
             rows, keys = (slice(*given[x][b : b + 2].tolist()) for x in ("cu_q", "cu_k"))
             alone = {
                 **given,
-                **{x: given[x][own].detach() for x, own in zip("qkv", (rows, keys, keys))},
+                **{
+                    x: given[x][own].detach()
+                    for x, own in zip("qkv", (rows, keys, keys), strict=True)
+                },
                 **{f"cu_{x}": given[f"cu_{x}"][b : b + 2] - given[f"cu_{x}"][b] for x in "qk"},
             }
             own = [alone[x].requires_grad_() for x in "qkv"]
             out, lse = attend(**alone)
             assert out.equal(together[0][rows])
             assert lse.equal(together[1][rows])
-            for x, y, part in zip(found, torch.autograd.grad(out.sum(), own), (rows, keys, keys)):
+            of_own = torch.autograd.grad(out.sum(), own)
+            for x, y, part in zip(found, of_own, (rows, keys, keys), strict=True):
                 assert x[part].equal(y)
     finally:
         torch.set_num_threads(before)

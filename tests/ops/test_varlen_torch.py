@@ -33,18 +33,16 @@ def finite(case=CASE, dtype=torch.float32):
     return {**given, **{x: given[x].nan_to_num(0) for x in "qkv"}}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(dtype):
-    given = finite(dtype=dtype)
+def test_opcheck():
+    given = finite(dtype=torch.bfloat16)
     for x in "qkv":
         given[x].requires_grad_()
     torch.library.opcheck(OPS.varlen_fwd, (), given)
     out, lse = OPS.varlen_fwd(**given)
     arguments = {**given, "dout": out, "dlse": lse.nan_to_num(0, 0, 0), "out": out, "lse": lse}
     arguments = {n: x.detach() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-    torch.library.opcheck(OPS.varlen_bwd, (), arguments)
-    for need in ("need_dq", "need_dkv"):
-        torch.library.opcheck(OPS.varlen_bwd, (), {**arguments, need: False})
+    for need in ({}, {"need_dq": False}, {"need_dkv": False}):
+        torch.library.opcheck(OPS.varlen_bwd, (), {**arguments, **need})
 
 
 def test_opcheck_of_pages_and_thresholds():
