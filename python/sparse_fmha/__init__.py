@@ -24,8 +24,7 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
 from sparse_fmha.skipping import SkipStats
-from sparse_fmha.varlen import varlen_attention
-from sparse_fmha.varlen_neighborhood import varlen_neighborhood_attention
+from sparse_fmha.varlen import varlen_attention, varlen_neighborhood_attention
 
 try:
     __version__ = version("sparse-fmha")

@@ -20,7 +20,7 @@ MANY = Packed(lengths=((1, 1, 1),) * 150, causal=True)
 
 def by_lists(**given):
     """The way of CUDA tensors, on the CPU."""
-    with mock.patch.object(sparse_fmha.varlen, "_runs_over_lists", return_value=True):
+    with mock.patch.object(sparse_fmha.varlen.sequences, "_runs_over_lists", return_value=True):
         return attend(**given)
 
 

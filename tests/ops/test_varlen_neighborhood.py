@@ -67,13 +67,13 @@ def test_every_sample_is_attention(randn, poisoned, parts, copies):
 
 def test_neighbors_of_one_shape_are_one_call(randn, monkeypatch):
     calls = []
-    attend = sparse_fmha.varlen_neighborhood.neighborhood_attention
+    attend = sparse_fmha.varlen.grids.neighborhood_attention
 
     def counted(q, *args, **kwargs):
         calls.append(tuple(q.shape[:-2]))
         return attend(q, *args, **kwargs)
 
-    monkeypatch.setattr(sparse_fmha.varlen_neighborhood, "neighborhood_attention", counted)
+    monkeypatch.setattr(sparse_fmha.varlen.grids, "neighborhood_attention", counted)
     inputs = qkv(randn, sum(map(math.prod, MIXED)))
     varlen_neighborhood_attention(*inputs, MIXED, 2)
     assert calls == [(2, 4, 6), (1, 3, 2, 5), (1, 17), (2, 4, 6)]

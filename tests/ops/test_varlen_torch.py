@@ -24,7 +24,7 @@ def fresh_compiler():
 @pytest.fixture
 def over_lists(monkeypatch):
     """What CUDA tensors do, on the CPU."""
-    monkeypatch.setattr(sparse_fmha.varlen, "_runs_over_lists", lambda q: True)
+    monkeypatch.setattr(sparse_fmha.varlen.sequences, "_runs_over_lists", lambda q: True)
 
 
 def finite(case=CASE, dtype=torch.float32):

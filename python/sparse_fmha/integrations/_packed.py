@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._packed_checks import check_varlen
-from sparse_fmha._packed_lists import over_lists
 from sparse_fmha.masks.packed import Window
-from sparse_fmha.varlen import varlen_attention
+from sparse_fmha.varlen.checks import check_varlen
+from sparse_fmha.varlen.lists import over_lists
+from sparse_fmha.varlen.sequences import varlen_attention
 
 
 def attend(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
-from sparse_fmha._packed_checks import check_out, check_sink, check_varlen
-from sparse_fmha._packed_lists import over_lists
 from sparse_fmha.attention import _calls
+from sparse_fmha.varlen.checks import check_out, check_sink, check_varlen
+from sparse_fmha.varlen.lists import over_lists
 
 
 @overload

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha._packed_checks import check_packed
 from sparse_fmha.attention import neighborhood_attention
+from sparse_fmha.varlen.checks import check_packed
 
 Axes = int | tuple[int, ...]
 Flags = bool | tuple[bool, ...]
