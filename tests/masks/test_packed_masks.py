@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from drawn_packed import PACKED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from packed_cases import PACKED, Packed
+from packed_cases import Packed
 
 from sparse_fmha import BlockMask
 from sparse_fmha.masks import packed

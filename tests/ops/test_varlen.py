@@ -4,10 +4,11 @@ from unittest import mock
 
 import pytest
 import torch
+from drawn_packed import PACKED
 from gradient_oracle import gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from packed_cases import NAN, PACKED, Packed, clean, in_pages
+from packed_cases import NAN, Packed, clean, in_pages
 
 import sparse_fmha
 from sparse_fmha import reference, varlen_attention

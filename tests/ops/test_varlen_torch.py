@@ -137,8 +137,3 @@ def test_the_op_refuses_cuda(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA")
     with pytest.raises(NotImplementedError, match=f"^sparse_fmha::{name} runs on the CPU only yet"):
         on_cuda(op)()
-
-
-def test_names():
-    for name in ("varlen_attention", "varlen_neighborhood_attention"):
-        assert name in sparse_fmha.__all__
