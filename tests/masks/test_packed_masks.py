@@ -62,6 +62,14 @@ def shared(case):
 @example(Packed(lengths=((128, 128, 128),) * 3), (128, 128), EVERYTHING, True, 0)
 @example(Packed(lengths=((500, 700, 700),), causal=True), (128, 16), EVERYTHING, False, 0)
 @example(Packed(lengths=((700, 300, 300),), causal=True), (64, 16), Window(70, -1), False, 0)
+@example(Packed(lengths=((300, 700, 700),), before=3, after=1), (64, 64), EVERYTHING, False, 0)
+@example(  # a query block from the last token of a longest sequence to the first of another one
+    Packed(lengths=((100, 100, 100), (62, 62, 62), (100, 100, 100)), before=29),
+    (64, 16),
+    EVERYTHING,
+    True,
+    0,
+)
 def test_it_is_the_token_mask(case, tiles, window, one_start, more):
     case = shared(case) if one_start else case
     mask, expected = masked(case, 0 if one_start else 1, window, tiles, more)

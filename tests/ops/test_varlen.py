@@ -16,6 +16,8 @@ from sparse_fmha import reference, varlen_attention
 EMPTY = Packed(lengths=())
 NO_TOKENS = Packed(lengths=((0, 0, 0), (0, 0, 0)))
 NO_KEYS = Packed(lengths=((5, 0, 0), (70, 3, 0)), counts_used=True, after=2)
+# Blocks of keys that all queries of a block see which are in a sequence.
+FULL = Packed(lengths=((70, 400, 400),), before=5, after=20)
 MANY = Packed(lengths=((1, 1, 1),) * 150, causal=True)
 
 
@@ -40,6 +42,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 @example(NO_TOKENS, torch.float32)
 @example(NO_KEYS, torch.float32)
 @example(MANY, torch.float32)
+@example(FULL, torch.float32)
 def test_every_sequence_is_attention(agrees, poisoned, way, case, dtype):
     given, mask = case.arguments(dtype)
     with poisoned():
@@ -55,6 +58,7 @@ def test_every_sequence_is_attention(agrees, poisoned, way, case, dtype):
 @example(EMPTY, "both")
 @example(NO_KEYS, "both")
 @example(MANY, "both")
+@example(FULL, "both")
 def test_gradients(poisoned, way, case, parts):
     given, mask = case.arguments(torch.float64)
     inputs = [given[x].requires_grad_() for x in "qkv"]
