@@ -124,14 +124,14 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
   m.def(
-      "varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k,"
-      " bool causal=False, float? scale=None, Tensor? seqused_k=None, Tensor? page_table=None,"
-      " Tensor? skip_threshold=None) -> Tensor[]");
+      "varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor? cu_k, SymInt max_q,"
+      " SymInt max_k, bool causal=False, float? scale=None, Tensor? seqused_k=None,"
+      " Tensor? page_table=None, Tensor? skip_threshold=None) -> Tensor[]");
   m.def(
       "varlen_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-      " Tensor cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k, bool causal=False, float? scale=None,"
-      " Tensor? seqused_k=None, Tensor? page_table=None, bool need_dq=True, bool need_dkv=True)"
-      " -> Tensor[]");
+      " Tensor cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k, bool causal=False,"
+      " float? scale=None, Tensor? seqused_k=None, Tensor? page_table=None, bool need_dq=True,"
+      " bool need_dkv=True) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {

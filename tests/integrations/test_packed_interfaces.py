@@ -12,7 +12,7 @@ from sparse_fmha.integrations.torch_varlen import varlen_attn
 
 varlen = pytest.importorskip("torch.nn.attention.varlen")
 
-# As published with flash_attn 2.8.
+# As published with version 2 of flash_attn.
 FLASH_ATTN = (
     "(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, "
     "softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "

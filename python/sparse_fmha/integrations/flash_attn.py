@@ -30,7 +30,7 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """`varlen_attention` with the signature of `flash_attn.flash_attn_varlen_func` (2.8).
+    """`varlen_attention` with the signature of `flash_attn.flash_attn_varlen_func` (version 2).
 
     Differences: it also runs on the CPU, in fp32 and fp64 too; lse has a gradient; a query that
     sees no key has lse -inf, not inf.
