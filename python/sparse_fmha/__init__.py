@@ -27,6 +27,7 @@ from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
 from sparse_fmha.selection.reductions import score_sums
 from sparse_fmha.skipping import SkipStats
+from sparse_fmha.varlen import varlen_attention, varlen_neighborhood_attention
 
 try:
     __version__ = version("sparse-fmha")
@@ -57,6 +58,8 @@ __all__ = [
     "selection",
     "simulate",
     "stripe_attention",
+    "varlen_attention",
+    "varlen_neighborhood_attention",
 ]
 
 _ops.register()

@@ -70,6 +70,7 @@ SLOW = {
     "ops/test_symbolic.py": (),
     "ops/test_torch.py": ("test_compile", "test_opcheck_.*"),
     "ops/test_typing.py": (),
+    "ops/test_varlen_torch.py": ("test_opcheck", "test_.*compiled", "test_one_graph_.*"),
     "packaging/test_bootstrap.py": ("test_unreachable_package_index",),
     "packaging/test_configure.py": (),
     "packaging/test_dependencies.py": (),
