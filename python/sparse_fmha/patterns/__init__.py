@@ -1,8 +1,8 @@
 """Published sparse attention methods as masks.
 
-Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys;
-`anchor_attention` computes the whole method. The docstrings have the formula, the source and the
-published defaults. docs/patterns.md lists all patterns in one table.
+Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys; those whose
+names end in `_attention` compute the whole method. The docstrings have the formula, the source and
+the published defaults. docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention

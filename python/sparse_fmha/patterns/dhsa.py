@@ -84,9 +84,8 @@ def dhsa(
     end, low, begin, dense = sizes.of_groups(groups, q.device)
     with torch.no_grad(), without_autocast(q.device):
         edges = boundaries.long().clamp(0, kv_len).expand(q.shape[0], -1)
-        chunk_keys = _chunk_means(
-            k.float().mean(2, keepdim=True) if shared else k, edges, normalize
-        )
+        pooled = k.mean(2, keepdim=True, dtype=torch.float32) if shared else k
+        chunk_keys = _chunk_means(pooled, edges, normalize)
         key = torch.arange(kv_len, device=q.device)
         chunk = torch.searchsorted(edges.contiguous(), key.repeat(len(edges), 1), right=True) - 1
         chunk = chunk.clamp(0, max(0, edges.shape[1] - 2))[:, None, None]
