@@ -18,9 +18,12 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
+from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, runs_of
 from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.masks.block_mask import BlockMask
 
 NAME = "sparse_fmha"
 
@@ -99,7 +102,7 @@ def backend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
+    attn_mask: Tensor | FlexBlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -109,13 +112,20 @@ def backend(
     """Called by diffusers: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
 
     Outside of enabled models it runs torch's attention, because `set_attention_backend` of one
-    model makes a backend the default of all others.
+    model makes a backend the default of all others; and block-sparse attention for models that
+    make masks of FlexAttention themselves.
     """
     call = CALL.get() if UNDER_WAY else None
     layer = None if call is None else call.layer
     if call is None or layer is None or call.dense:
         if call is not None:
             _refuse(call, {"context parallelism": _parallel_config})
+        chosen = AttentionBackendName.NATIVE if call is None else _original(layer)
+        if isinstance(attn_mask, FlexBlockMask) and chosen == AttentionBackendName.NATIVE:
+            options = {"dropout_p": dropout_p, "is_causal": is_causal}
+            _refuse("a call with a BlockMask", options | {"context parallelism": _parallel_config})
+            mask = BlockMask.from_flex(attn_mask)
+            return block_sparse_attention(query, key, value, mask, scale=scale)
         out: Tensor = dispatch_attention_fn(
             query,
             key,
@@ -126,11 +136,13 @@ def backend(
             scale=scale,
             enable_gqa=enable_gqa,
             parallel_config=_parallel_config,
-            backend=AttentionBackendName.NATIVE if call is None else _original(layer),
+            backend=chosen,
         )
         return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    if isinstance(attn_mask, FlexBlockMask):
+        raise NotImplementedError(f"a BlockMask of {call.model} beside a method is not supported")
     layout = call.layout
     if call.alone and query.shape[1] == key.shape[1] == layout.image:
         layout = Layout(layout.grid)
@@ -152,10 +164,11 @@ def _original(layer: Layer | None) -> object:
     return AttentionBackendName.NATIVE if original == NAME else original
 
 
-def _refuse(call: Call, options: dict[str, object]) -> None:
+def _refuse(call: Call | str, options: dict[str, object]) -> None:
+    where = call.model if isinstance(call, Call) else call
     for name, value in options.items():
         if value:
-            raise NotImplementedError(f"{name} of {call.model} is not supported by {NAME!r}")
+            raise NotImplementedError(f"{name} of {where} is not supported by {NAME!r}")
 
 
 def register() -> object:
