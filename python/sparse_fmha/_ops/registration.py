@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_fmha._ops import (
     autocast,
+    decode,
     derivatives,
     gradients,
     library,
@@ -57,6 +58,7 @@ def register() -> None:
         _register(op)
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
+    decode.register(_registrations)
 
 
 def _register(op: Op) -> None:
