@@ -98,8 +98,7 @@ def varlen_attention(
 
     The tokens of all sequences are in one dimension, one sequence after the other, without padding:
     sequence b has the queries `q[cu_q[b]:cu_q[b + 1]]` and the keys `k[cu_k[b]:cu_k[b + 1]]`. B is
-    the number of sequences. The names of the arguments are those of
-    `torch.nn.attention.varlen.varlen_attn`.
+    the number of sequences.
 
     Args:
         q: `[Tq, Hq, D]`. For dtypes, strides and D see `attention`.
