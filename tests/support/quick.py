@@ -56,6 +56,7 @@ SLOW = {
         "test_errors_are_at_most_twice_those_of_torch",
     ),
     "ops/test_backward_torch.py": ("test_opcheck", "test_compiled_.*"),
+    "ops/test_decode_torch.py": ("test_compiled", "test_opcheck"),
     "ops/test_derivatives.py": (
         "test_compiled",
         "test_first_derivatives_are_right",
@@ -69,6 +70,7 @@ SLOW = {
     "ops/test_symbolic.py": (),
     "ops/test_torch.py": ("test_compile", "test_opcheck_.*"),
     "ops/test_typing.py": (),
+    "ops/test_varlen_torch.py": ("test_opcheck", "test_.*compiled", "test_one_graph_.*"),
     "packaging/test_bootstrap.py": ("test_unreachable_package_index",),
     "packaging/test_configure.py": (),
     "packaging/test_dependencies.py": (),

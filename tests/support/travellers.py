@@ -11,6 +11,7 @@ from sparse_fmha.patterns import (
     BiFormerLayout,
     CubeOrder,
     LightForcingLayout,
+    ModalityOrder,
     RegionOrder,
 )
 
@@ -72,6 +73,7 @@ KINDS = {
         st.integers(0, 4),
         st.integers(1, 200),
     ),
+    "modality order": st.builds(ModalityOrder, regions, keys_too=st.booleans()),
     "anchor's result": anchor_results(),
 }
 if plan is not None:
