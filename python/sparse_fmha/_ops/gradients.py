@@ -10,6 +10,7 @@ from torch import Tensor
 
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
+BIAS = "key_bias"
 ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
 
 
@@ -51,9 +52,14 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
             dout = out.new_zeros(()).expand_as(out)
         need_dq = needed["q"]
         need_dkv = any(needed.get(name) for name in ("k", "v", *EXTRA))
+        need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)
+        needs = need_dq, need_dkv, need_dbias
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *needs)
+        if need_dbias:
+            # Of each batch entry and query head.
+            found[place[BIAS]] = gradients.pop().sum_to_size(inputs[place[BIAS]].shape)
         for name, gradient in zip(("q", "k", "v", *EXTRA), gradients, strict=False):
             if needed.get(name):
                 found[place[name]] = gradient
