@@ -14,10 +14,14 @@ def attend(q, k, v, mask, scale=None, key_bias=None, row_threshold=None, sink=No
     """out and lse; a lse of -inf stays. Tokens are in one axis."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * (
+        q.shape[3] ** -0.5 if scale is None else scale
+    )
     if key_bias is not None:
         mask = visible_with(mask, key_bias, row_threshold)
-        scores = scores + key_bias.double()[:, :, None].masked_fill(key_bias[:, :, None] == -torch.inf, 0)
+        scores = scores + key_bias.double()[:, :, None].masked_fill(
+            key_bias[:, :, None] == -torch.inf, 0
+        )
     scores = scores.masked_fill(~mask, -torch.inf)
     if sink is not None:
         column = sink.double()[None, :, None, None].expand(*scores.shape[:3], 1)

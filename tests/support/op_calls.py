@@ -164,7 +164,8 @@ def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=3
     bias = _operands({"key_bias": (2, 1, math.prod(grid))}, device, torch.float32)
     mechanisms = {
         "fmha": {**line, "causal": True, "scale": 0.3},
-        "neighborhood": {**plane, **window, "scale": None, **extra} | (bias if device == "cpu" else {}),
+        "neighborhood": {**plane, **window, "scale": None, **extra}
+        | (bias if device == "cpu" else {}),
         "block_sparse": {**line, **_block_lists(length, device)},
         "stripe": {**line, **_stripe_lists(length, device)},
     }

@@ -185,6 +185,7 @@ class Tokens {
   int for_each_key(Coord const& residue, Coord const& origin, Coord const& extent, int keys,
                    Coord* positions, float* biases, Body body) const {
     int32_t const head = head_kv();
+    float const* const own_biases = key_bias_;
     for_each_token(problem_.grid_kv, residue, origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      if constexpr (M::kByLists) {
@@ -192,8 +193,8 @@ class Tokens {
                      } else {
                        positions[keys] = position;
                      }
-                     if (key_bias_ != nullptr) {
-                       biases[keys] = key_bias_[index_in(problem_.grid_kv, token)];
+                     if (own_biases != nullptr) {
+                       biases[keys] = own_biases[index_in(problem_.grid_kv, token)];
                      }
                      body(keys++, row_of(problem_.k, token, head), row_of(problem_.v, token, head));
                    });
@@ -269,38 +270,31 @@ class Tokens {
            : raw == kEnd            ? static_cast<T>(__builtin_nan(""))
                                     : raw;
   }
-  // Adds the biases of keys to a panel of scores [key][query lane]; hides keys of bias -inf, whose
-  // scores may be anything.
-  void add_biases(float const* biases, int keys, T* panel) const {
-    for (int key = 0; key < keys; ++key) {
-      T const bias = raw_bias(biases[key]);
-      T* const scores = panel + key * kLanes;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        scores[lane] = bias == -kInfinity<T> ? bias : scores[lane] + bias;
-      }
-    }
-  }
-  // Hides keys below the rows' thresholds in a panel that begins at the lane of `thresholds`.
-  void hide_below(float const* thresholds, float const* biases, int keys, T* panel) const {
-    for (int key = 0; key < keys; ++key) {
-      float const bias = biases[key];
-      T* const scores = panel + key * kLanes;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        scores[lane] = bias >= thresholds[lane] ? scores[lane] : -kInfinity<T>;
-      }
-    }
-  }
   // All that changes a panel of raw scores [key][query lane] before the softmax.
   void adjust(LaneWords<Row> const& rows, float const* thresholds, int first,
               Coord const* positions, float const* biases, int keys, bool masked, T* panel) const {
     if (key_bias_ != nullptr) {
-      add_biases(biases, keys, panel);
-    }
-    if (row_threshold_ != nullptr) {
-      hide_below(thresholds + first, biases, keys, panel);
+      add_biases(row_threshold_ == nullptr ? nullptr : thresholds + first, biases, keys, panel);
     }
     if (masked) {
       mask(rows, first, positions, keys, panel);
+    }
+  }
+  // Adds the biases of keys; hides keys of bias -inf, whose scores may be anything, and those below
+  // the thresholds of the panel's rows, if there are any. Not inlined: it would slow down loops
+  // without a bias.
+  __attribute__((noinline)) void add_biases(float const* thresholds, float const* biases, int keys,
+                                            T* panel) const {
+    for (int key = 0; key < keys; ++key) {
+      float const given = biases[key];
+      T const bias = raw_bias(given);
+      T* const scores = panel + key * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scores[lane] = bias == -kInfinity<T> ? bias : scores[lane] + bias;
+      }
+      for (int lane = 0; thresholds != nullptr && lane < kLanes; ++lane) {
+        scores[lane] = given >= thresholds[lane] ? scores[lane] : -kInfinity<T>;
+      }
     }
   }
 

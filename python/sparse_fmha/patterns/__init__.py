@@ -1,13 +1,14 @@
 """Published sparse attention methods as masks.
 
 Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys;
-`anchor_attention` computes the whole method. The docstrings have the formula, the source and the
-published defaults. docs/patterns.md lists all patterns in one table.
+`anchor_attention` and `dma_attention` compute the whole method. The docstrings have the formula,
+the source and the published defaults. docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
 from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
+from sparse_fmha.patterns.dma import DMABias, DMAMask, dma_attention, dma_mask
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.longformer import longformer
@@ -29,11 +30,15 @@ from sparse_fmha.patterns.vertical_slash import (
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "DMABias",
+    "DMAMask",
     "RegionOrder",
     "SeerAttentionGate",
     "anchor_attention",
     "biformer",
     "bigbird",
+    "dma_attention",
+    "dma_mask",
     "documents",
     "flexprefill_query_aware",
     "image_regions",

@@ -1,4 +1,4 @@
-"""Trainable dynamic mask attention: keys are kept by a learned bias, which is added to the scores."""
+"""Trainable dynamic mask attention, which keeps keys by a learned bias of their scores."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def dma_mask(
     """
     check_floats("bias", bias, 3, "[batch, key heads, tokens]")
     check_int("keep", keep, 1)
-    batch, heads_kv, kv_len = bias.shape
+    _, heads_kv, kv_len = bias.shape
     heads = heads_kv if heads is None else check_int("heads", heads, 1)
     if not heads_kv or heads % heads_kv:
         raise ValueError(f"heads is {heads}; a multiple of bias's {heads_kv} is needed")
@@ -212,7 +212,9 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
             part = slice(first, first + block_q)
             # Later keys first: the sort is stable, so they win among equal ones.
             joined = torch.cat([bias[..., part].flip(2), best], 2)
-            best, where = _largest(joined, torch.cat([key[..., part].flip(2), where], 2), width, kv_len)
+            best, where = _largest(
+                joined, torch.cat([key[..., part].flip(2), where], 2), width, kv_len
+            )
     if not groups:
         return key[..., :0].int().unsqueeze(2)[:, :, :0], own.flatten(2)
     columns = torch.stack(places, 2).sort(-1).values
@@ -227,7 +229,7 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
 
 def _largest(values: Tensor, keys: Tensor, width: int, absent: int) -> tuple[Tensor, Tensor]:
     """The largest `width` values, descending, and their keys; padded with -inf and `absent`."""
-    values, order = values.sort(-1, descending=True, stable=True)
+    values, order = torch.sort(values, dim=-1, descending=True, stable=True)
     keys = keys.gather(-1, order)[..., :width]
     missing = width - keys.shape[-1]
     return pad(values[..., :width], (0, missing), value=-torch.inf), pad(

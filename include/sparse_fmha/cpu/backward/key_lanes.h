@@ -143,7 +143,7 @@ class KeyLanes : protected Tokens<M, Element> {
   }
 
   // Keys of bias -inf, or below a row's threshold, are hidden.
-  void add_biases(int first, int rows) {
+  __attribute__((noinline)) void add_biases(int first, int rows) {
     for (int row = 0; row < rows; ++row) {
       T* const scores = scores_ + row * kLanes;
       T const* const raw = raw_biases_ + first;
@@ -155,7 +155,7 @@ class KeyLanes : protected Tokens<M, Element> {
       }
     }
   }
-  void add_bias_gradients(int first, int rows) {
+  __attribute__((noinline)) void add_bias_gradients(int first, int rows) {
     for (int row = 0; row < rows; ++row) {
       for (int lane = 0; lane < kLanes; ++lane) {
         bias_sums_[first + lane] += gradients_[row * kLanes + lane];
