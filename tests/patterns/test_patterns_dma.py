@@ -71,7 +71,7 @@ def test_attention_and_the_gradient_of_the_bias(heads_kv):
 
 
 def test_equal_biases():
-    """All of the w largest are kept and nothing smaller; of equal ones no more than a group more."""
+    """The w largest are kept and nothing smaller; of equal ones at most a group more."""
     bias = torch.randint(4, (2, 2, 300), generator=torch.Generator().manual_seed(0)).float()
     seen = visible(patterns.dma_mask(bias, 50, block_q=64))
     must = kept(bias, 50, 300)

@@ -150,12 +150,18 @@ def check_neighborhood(
 
 
 def check_block_sparse(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None, *biases: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    scale: float | None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
 ) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_block_mask(mask, q, k)
-    scores.check(q, k, *biases)
+    scores.check(q, k, key_bias, row_threshold)
     return block_arguments(mask, _checks.finite("scale", scale))
 
 
@@ -174,12 +180,18 @@ def block_arguments(mask: BlockMask, scale: float | None) -> Rest:
 
 
 def check_stripe(
-    q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None, *biases: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    scale: float | None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
 ) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_stripe_mask(mask, q, k)
-    scores.check(q, k, *biases)
+    scores.check(q, k, key_bias, row_threshold)
     return stripe_arguments(mask, _checks.finite("scale", scale))
 
 

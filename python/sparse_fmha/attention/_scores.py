@@ -10,11 +10,9 @@ from sparse_fmha import _checks
 Biases = tuple[Tensor | None, ...]  # the last arguments of the ops, as many as are given
 
 
-def given(key_bias: Tensor | None, row_threshold: Tensor | None = None) -> Biases:
-    """key_bias and, for lists, row_threshold."""
-    if row_threshold is not None:
-        return key_bias, row_threshold
-    return () if key_bias is None else (key_bias,)
+def given(key_bias: Tensor | None, row_threshold: Tensor | None) -> Biases:
+    """Those of lists."""
+    return (key_bias,) if row_threshold is None else (key_bias, row_threshold)
 
 
 def check(

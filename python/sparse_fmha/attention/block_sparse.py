@@ -145,10 +145,12 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
             another device, or with lists for another number of heads or batch entries.
     """
-    biases = given(key_bias, row_threshold)
-    check = partial(_calls.check_block_sparse, q, k, v, mask, scale, *biases)
+    biases = () if key_bias is row_threshold is None else given(key_bias, row_threshold)
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale, key_bias, row_threshold)
     rest = None
     if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts, *biases):
         rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
-    options = skip_threshold, return_lse, return_stats, sink, biases
-    return run("block_sparse", q, k, v, rest, check, *options)
+    return run(
+        "block_sparse", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sparse_fmha.attention import _calls
 from sparse_fmha.attention._results import Output, run
-from sparse_fmha.attention._scores import given
 from sparse_fmha.skipping import SkipStats
 
 
@@ -155,10 +154,12 @@ def attention(
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: no compiled kernel takes the CUDA tensors.
     """
-    biases = given(key_bias)
-    check = partial(_calls.check_attention, q, k, v, causal, scale, *biases)
+    biases = () if key_bias is None else (key_bias,)
+    check = partial(_calls.check_attention, q, k, v, causal, scale, key_bias)
     rest = None
     if type(causal) is bool and _calls.op_checks(scale, q, k, v, *biases):
         rest = causal, scale
-    options = skip_threshold, return_lse, return_stats, sink, biases
-    return run("fmha", q, k, v, rest, check, *options)
+    return run(
+        "fmha", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -174,9 +174,9 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a window larger than the
             grid, a stride larger than the window, or a tuple of the wrong length.
     """
-    given = window, stride, dilation, causal, scale, extra_k, extra_v
-    biases = (key_bias,) if key_bias is not None else ()
-    check = partial(_calls.check_neighborhood, q, k, v, *given, *biases)
+    given = window, stride, dilation, causal, scale, extra_k, extra_v, key_bias
+    biases = () if key_bias is None else (key_bias,)
+    check = partial(_calls.check_neighborhood, q, k, v, *given)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
     if _calls.op_checks(scale, q, k, v, *extra, *biases):
@@ -189,5 +189,7 @@ def neighborhood_attention(
         )
         if None not in of_axes:
             rest = *of_axes, scale, extra_k, extra_v
-    options = skip_threshold, return_lse, return_stats, sink, biases
-    return run("neighborhood", q, k, v, rest, check, *options)
+    return run(
+        "neighborhood", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip
