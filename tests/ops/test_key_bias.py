@@ -168,9 +168,12 @@ def test_skipping_votes_on_biased_scores(name, threshold):
     arguments = {n: x for n, x in arguments.items() if not n.startswith("extra")}
     bias = arguments["key_bias"].masked_fill(arguments["key_bias"] == -INF, -9)
     key = torch.arange(bias.shape[2])
-    high = {"causal": key >= 200, "stripes": (key >= 3) & (key < 67)}.get(
-        large[name], key // 128 % 2 == 0
-    )
+    high = {
+        "causal": key >= 200,
+        "2-D, dilation": key // 110 % 2 == 0,
+        "blocks 128x128": key // 128 % 2 == 0,
+        "stripes": (key >= 3) & (key < 67),
+    }[large[name]]
     arguments["key_bias"] = bias + 40 * high
     arguments |= {"scale": 0.5, "skip_threshold": torch.full((2,), threshold)}
     arguments["k"] = arguments["k"].repeat_interleave(case.heads // arguments["k"].shape[-2], -2)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops.autocast import without_autocast
-
 
 def with_sink(
     query: Tensor,
@@ -31,7 +29,7 @@ def with_sink(
     """
     heads_kv, keys = key.shape[1], key.shape[2]
     grouped = query.unflatten(1, (heads_kv, -1))  # [B, Hkv, group, Lq, D]
-    with without_autocast(query.device):
+    with torch.autocast(query.device.type, enabled=False):
         q = grouped.float() * (query.shape[-1] ** -0.5 if scale is None else scale)
         scores = (q.flatten(2, 3) @ key.float().mT).view(*grouped.shape[:-1], keys).flatten(1, 2)
         if mask is not None:
