@@ -30,7 +30,7 @@ std::vector<KernelRow> make_table() {
 bool serves(KernelKey const& row, KernelKey const& request) {
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips &&
-         row.head_dim >= request.head_dim;
+         row.key_bias >= request.key_bias && row.head_dim >= request.head_dim;
 }
 
 }  // namespace
@@ -73,7 +73,8 @@ std::string to_string(KernelKey const& key) {
   std::ostringstream text;
   text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
        << ", mechanism=" << Mechanisms::kNames[key.mechanism] << ", dtype=" << to_string(key.dtype)
-       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "");
+       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "")
+       << (key.key_bias ? ", with key_bias" : "");
   return text.str();
 }
 

@@ -51,7 +51,7 @@ std::vector<KernelRow> cpu_backward_rows() {
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
       for (Pass pass : {Pass::kBackwardDq, Pass::kBackwardDkv}) {
         KernelRow row;
-        row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m), false};
+        row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m), false, true};
         row.info.mechanism = Mechanisms::kNames[m];
         row.info.name = std::string("cpu_") + to_string(pass) + "_" + row.info.mechanism + "_" +
                         to_string(dtype);

@@ -72,8 +72,10 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
   KernelRow const* const of_queries =
       given.need_dq ? &kernel_of(problem, q, Pass::kBackwardDq) : nullptr;
+  bool const has_bias = problem.key_bias.data != nullptr;
+  bool const need_dbias = has_bias && given.need_dbias;
   KernelRow const* const of_keys =
-      given.need_dkv ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
+      given.need_dkv || need_dbias ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -87,6 +89,11 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   if (extra_k) {
     results.push_back(new_gradient(*extra_k, given.need_dkv));
     results.push_back(new_gradient(*extra_k, given.need_dkv));
+  }
+  if (has_bias) {
+    std::vector<int64_t> const wanted = {problem.batch, problem.heads_q, volume(problem.grid_kv)};
+    std::vector<int64_t> const sizes = need_dbias ? wanted : std::vector<int64_t>{q.size(0), 0};
+    results.push_back(new_tensor(q, sizes, ScalarType::Float));
   }
   bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
   if (no_pairs) {
@@ -106,10 +113,13 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     gradients.extra_k = view(results[3]);
     gradients.extra_v = view(results[4]);
   }
+  if (need_dbias) {
+    gradients.key_bias = static_cast<float*>(results.back().data_ptr());
+  }
   problem.gradients = &gradients;
 
   Launch launch(q);
-  if (q.is_cuda() && (given.need_dq || given.need_dkv)) {
+  if (q.is_cuda() && (of_queries != nullptr || of_keys != nullptr)) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));

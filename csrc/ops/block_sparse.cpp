@@ -6,6 +6,7 @@
 #include "list_arguments.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
@@ -19,8 +20,11 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          Tensor const& indices, std::optional<Tensor> const& partial_counts,
                          std::optional<Tensor> const& partial_indices,
                          std::optional<Tensor>& partial_bits, int64_t block_q, int64_t block_kv,
-                         bool causal, std::optional<double> scale) {
+                         bool causal, std::optional<double> scale, std::optional<Tensor>& key_bias,
+                         std::optional<Tensor>& row_threshold) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  add_key_bias(problem, q, key_bias);
+  add_row_threshold(problem, q, row_threshold);
   require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
   require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
           block_kv, "; 16, 32, 64 or 128 is needed");
@@ -67,22 +71,26 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
                                      std::optional<Tensor> partial_indices,
                                      std::optional<Tensor> partial_bits, int64_t block_q,
                                      int64_t block_kv, bool causal, std::optional<double> scale,
-                                     std::optional<Tensor> skip_threshold) {
-  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
-                                     partial_bits, block_q, block_kv, causal, scale);
+                                     std::optional<Tensor> skip_threshold,
+                                     std::optional<Tensor> key_bias,
+                                     std::optional<Tensor> row_threshold) {
+  FmhaProblem problem =
+      block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
+                   block_kv, causal, scale, key_bias, row_threshold);
   return run(problem, q, skip_threshold);
 }
 
-std::vector<Tensor> block_sparse_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
-                                     Tensor v, Tensor out, Tensor lse, Tensor counts,
-                                     Tensor indices, std::optional<Tensor> partial_counts,
-                                     std::optional<Tensor> partial_indices,
-                                     std::optional<Tensor> partial_bits, int64_t block_q,
-                                     int64_t block_kv, bool causal, std::optional<double> scale,
-                                     bool need_dq, bool need_dkv) {
-  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
-                                     partial_bits, block_q, block_kv, causal, scale);
-  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+std::vector<Tensor> block_sparse_bwd(
+    Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+    Tensor counts, Tensor indices, std::optional<Tensor> partial_counts,
+    std::optional<Tensor> partial_indices, std::optional<Tensor> partial_bits, int64_t block_q,
+    int64_t block_kv, bool causal, std::optional<double> scale, std::optional<Tensor> key_bias,
+    std::optional<Tensor> row_threshold, bool need_dq, bool need_dkv, bool need_dbias) {
+  FmhaProblem problem =
+      block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
+                   block_kv, causal, scale, key_bias, row_threshold);
+  return run_backward(problem, q, k, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
@@ -91,11 +99,13 @@ SPARSE_FMHA_OP(block_sparse_fwd,
                "(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
                " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
                " int block_q, int block_kv, bool causal=False, float? scale=None,"
-               " Tensor? skip_threshold=None) -> Tensor[]")
+               " Tensor? skip_threshold=None,"
+               " Tensor? key_bias=None, Tensor? row_threshold=None) -> Tensor[]")
 SPARSE_FMHA_OP(block_sparse_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor counts, Tensor indices, Tensor? partial_counts, Tensor? partial_indices,"
                " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
-               " float? scale=None, bool need_dq=True, bool need_dkv=True) -> Tensor[]")
+               " float? scale=None, Tensor? key_bias=None, Tensor? row_threshold=None,"
+               " bool need_dq=True, bool need_dkv=True, bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

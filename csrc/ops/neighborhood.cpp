@@ -5,6 +5,7 @@
 #include "check.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
@@ -52,7 +53,8 @@ void clamp_causal_windows(Neighborhood::Params& p) {
 FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> const& window,
                          std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
                          std::vector<int64_t> const& causal, std::optional<double> scale,
-                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v) {
+                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v,
+                         std::optional<Tensor>& key_bias) {
   int const axes = static_cast<int>(q.dim()) - 3;
   require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
           "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");
@@ -60,6 +62,7 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
   require(problem.grid_q == problem.grid_kv, "q has shape ", shape_of(q), ", k has ", shape_of(k),
           "; their token axes must be the same");
   add_extra_tokens(problem, q, extra_k, extra_v);
+  add_key_bias(problem, q, key_bias);
   Neighborhood::Params params;
   params.grid = problem.grid_q;
   params.window = per_axis("window", window, axes);
@@ -84,9 +87,10 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
                                      std::vector<int64_t> stride, std::vector<int64_t> dilation,
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
-                                     std::optional<Tensor> skip_threshold) {
+                                     std::optional<Tensor> skip_threshold,
+                                     std::optional<Tensor> key_bias) {
   FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
   return run(problem, q, skip_threshold);
 }
 
@@ -95,10 +99,12 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
                                      std::vector<int64_t> stride, std::vector<int64_t> dilation,
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
-                                     bool need_dq, bool need_dkv) {
+                                     std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
+                                     bool need_dbias) {
   FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
-  return run_backward(problem, q, k, extra_k, {dout, dlse, out, lse, need_dq, need_dkv});
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
+  return run_backward(problem, q, k, extra_k,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
@@ -106,11 +112,12 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
 SPARSE_FMHA_OP(neighborhood_fwd,
                "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
                " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-               " Tensor? skip_threshold=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
 SPARSE_FMHA_OP(neighborhood_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
-               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None, bool need_dq=True,"
-               " bool need_dkv=True) -> Tensor[]")
+               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+               " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
+               " bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -54,7 +54,8 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
                          problem.dtype,
                          problem.head_dim,
                          static_cast<int32_t>(problem.sparsity.index()),
-                         problem.skip_threshold != nullptr};
+                         problem.skip_threshold != nullptr,
+                         problem.key_bias.data != nullptr};
   try {
     return find_kernel(key);
   } catch (std::runtime_error const& miss) {

@@ -4,6 +4,7 @@
 #include "list_arguments.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
@@ -11,8 +12,11 @@ namespace {
 FmhaProblem stripe(Tensor& q, Tensor& k, Tensor& v, Tensor const& columns, Tensor const& counts,
                    std::optional<Tensor> const& range_starts,
                    std::optional<Tensor> const& range_counts, int64_t block_q, int64_t range_size,
-                   bool causal, std::optional<double> scale) {
+                   bool causal, std::optional<double> scale, std::optional<Tensor>& key_bias,
+                   std::optional<Tensor>& row_threshold) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  add_key_bias(problem, q, key_bias);
+  add_row_threshold(problem, q, row_threshold);
   require(block_q >= 64 && block_q <= 2048 && block_q % 64 == 0, "block_q is ", block_q,
           "; a multiple of 64 from 64 to 2048 is needed");
   require(range_size == 64 || range_size == 128, "range_size is ", range_size,
@@ -52,9 +56,10 @@ std::vector<Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Ten
                                std::optional<Tensor> range_starts,
                                std::optional<Tensor> range_counts, int64_t block_q,
                                int64_t range_size, bool causal, std::optional<double> scale,
-                               std::optional<Tensor> skip_threshold) {
+                               std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias,
+                               std::optional<Tensor> row_threshold) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
-                               range_size, causal, scale);
+                               range_size, causal, scale, key_bias, row_threshold);
   return run(problem, q, skip_threshold);
 }
 
@@ -63,10 +68,12 @@ std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
                                std::optional<Tensor> range_starts,
                                std::optional<Tensor> range_counts, int64_t block_q,
                                int64_t range_size, bool causal, std::optional<double> scale,
-                               bool need_dq, bool need_dkv) {
+                               std::optional<Tensor> key_bias, std::optional<Tensor> row_threshold,
+                               bool need_dq, bool need_dkv, bool need_dbias) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
-                               range_size, causal, scale);
-  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+                               range_size, causal, scale, key_bias, row_threshold);
+  return run_backward(problem, q, k, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
@@ -74,11 +81,13 @@ std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
 SPARSE_FMHA_OP(stripe_fwd,
                "(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
                " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
-               " bool causal=False, float? scale=None, Tensor? skip_threshold=None) -> Tensor[]")
+               " bool causal=False, float? scale=None, Tensor? skip_threshold=None,"
+               " Tensor? key_bias=None, Tensor? row_threshold=None) -> Tensor[]")
 SPARSE_FMHA_OP(stripe_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor columns, Tensor counts, Tensor? range_starts, Tensor? range_counts,"
                " int block_q, int range_size=64, bool causal=False, float? scale=None,"
-               " bool need_dq=True, bool need_dkv=True) -> Tensor[]")
+               " Tensor? key_bias=None, Tensor? row_threshold=None, bool need_dq=True,"
+               " bool need_dkv=True, bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -5,6 +5,7 @@ A message is formatted only where it is raised: torch.compile cannot print a sym
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -139,6 +140,29 @@ def check_extra(
         raise ValueError(
             f"extra_k has shape {list(extra_k.shape)}, extra_v has {list(extra_v.shape)}; "
             "they must be the same"
+        )
+
+
+def check_token_numbers(
+    name: str, tensor: Tensor, q: Tensor, tokens: Sequence[int], allow_grid: bool = False
+) -> None:
+    """Checks numbers of tokens, fp32 `[B or 1, Hq or 1, tokens]` or there `*tokens` of a grid."""
+    check_strided(name, tensor)
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; torch.float32 is needed")
+    if tensor.device != q.device:
+        raise ValueError(f"{name} is on {tensor.device}, q on {q.device}; one device is needed")
+    batch, heads = q.shape[0], q.shape[-2]
+    flat = math.prod(tokens)
+    shape = tuple(tensor.shape)
+    fits = shape[2:] == (flat,) or (allow_grid and shape[2:] == tuple(tokens))
+    if not fits or shape[0] not in (1, batch) or shape[1] not in (1, heads):
+        ways = str(flat)
+        if allow_grid and len(tokens) > 1:
+            ways += f"] or [{batch} or 1, {heads} or 1, {', '.join(map(str, tokens))}"
+        raise ValueError(
+            f"{name} has shape {list(shape)}; [{batch} or 1, {heads} or 1, {ways}] is needed: "
+            "batch, query heads, tokens"
         )
 
 

@@ -90,7 +90,6 @@ def test_queries_and_keys_arrive_as_views(monkeypatch):
     ("option", "value", "message"),
     [
         ("softcap", 50.0, "asks for logit soft-capping, which sparse_fmha does not have"),
-        ("s_aux", torch.zeros(4), "asks for attention sinks"),
         ("position_bias", torch.zeros(1), "asks for position_bias"),
         ("dropout", 0.1, "asks for attention dropout 0.1, .* call model.eval"),
     ],

@@ -23,6 +23,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
     assert_type(f(q, k, v), Tensor)
     assert_type(f(q, k, v, causal=True, scale=1.0, skip_threshold=q), Tensor)
     assert_type(f(q, k, v, return_lse=False, return_stats=False), Tensor)
+    assert_type(f(q, k, v, key_bias=q, sink=q, return_lse=True), Pair)
     assert_type(f(q, k, v, return_lse=True), Pair)
     assert_type(f(q, k, v, return_stats=True), WithStats)
     assert_type(f(q, k, v, return_lse=True, return_stats=True), All)
@@ -43,6 +44,7 @@ def neighborhood(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
 def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -> None:
     f = sparse_fmha.block_sparse_attention
     assert_type(f(q, k, v, mask), Tensor)
+    assert_type(f(q, k, v, mask, key_bias=q, row_threshold=q, sink=q), Tensor)
     assert_type(f(q, k, v, mask, return_lse=True), Pair)
     assert_type(f(q, k, v, mask, return_stats=True), WithStats)
     assert_type(f(q, k, v, mask, return_lse=True, return_stats=True), All)

@@ -11,6 +11,7 @@ from torch import Tensor
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
+BIAS = "key_bias"
 ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
 
 
@@ -57,9 +58,14 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
                 f"{op._schema.name} has no backward pass for keys in pages; call it without "
                 f"{PAGES}, or under torch.no_grad()"
             )
+        need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)
+        needs = (need_dq, need_dkv, need_dbias)[: 3 if BIAS in place else 2]
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *needs)
+        if need_dbias:
+            # Of each batch entry and query head.
+            found[place[BIAS]] = gradients.pop().sum_to_size(inputs[place[BIAS]].shape)
         for name, gradient in zip(("q", "k", "v", *EXTRA), gradients, strict=False):
             if needed.get(name):
                 found[place[name]] = gradient

@@ -133,7 +133,10 @@ def _heads_of_gradients(given: Mapping[str, Any]) -> list[int | None]:
     dim = len(given["q"].shape) - 2
     dims = [dim if given.get("need_dq", True) else None]
     extra = [2, 2] if given.get("extra_k") is not None else []
-    return dims + [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    dims += [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    if given.get("key_bias") is not None:
+        dims.append(1 if given.get("need_dbias", True) else None)
+    return dims
 
 
 def _is_tensor(arg: object) -> TypeGuard[DTensorSpec]:

@@ -87,6 +87,9 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
 def check_options(options: dict[str, Any], function: str) -> None:
     if options.pop("return_stats", False):
         raise ValueError(f"{function} has no return_stats; each rank has counts of its own")
+    for name in ("key_bias", "row_threshold", "sink"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"{function} does not take {name} yet; leave it out")
 
 
 def check_agreement(

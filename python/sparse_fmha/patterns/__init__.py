@@ -12,6 +12,7 @@ from sparse_fmha.patterns.cube_top_k import cube_top_k
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.patterns.dhsa import dhsa, dhsa_blocks
 from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
+from sparse_fmha.patterns.dma import DMABias, DMAMask, dma_attention, dma_mask
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.draft import draft
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
@@ -71,6 +72,8 @@ __all__ = [
     "AnchorResult",
     "BiFormerLayout",
     "CubeOrder",
+    "DMABias",
+    "DMAMask",
     "GridLines",
     "HeadSearch",
     "LightForcingLayout",
@@ -89,6 +92,8 @@ __all__ = [
     "dhsa_blocks",
     "dhsa_boundaries",
     "dhsa_ratios",
+    "dma_attention",
+    "dma_mask",
     "documents",
     "draft",
     "flexprefill_mask",
