@@ -2,13 +2,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
-#include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
 namespace {
@@ -53,29 +49,14 @@ Tensor new_gradient(Tensor const& like, bool wanted) {
   return new_tensor(like, sizes, like.scalar_type());
 }
 
-// Python raises NotImplementedError for errors with this text.
-constexpr char const* kOnCpuOnly = "the backward pass of this mechanism runs on the CPU only yet";
-
-KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
-  bool const on_cpu = arch_of(q) == Arch::kCpu;
-  try {
-    return kernel_for(problem, q, pass);
-  } catch (std::runtime_error const& miss) {
-    if (on_cpu) {
-      throw;
-    }
-    throw std::runtime_error(std::string("sparse_fmha: ") + kOnCpuOnly + "\n" + miss.what());
-  }
-}
-
 }  // namespace
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
   KernelRow const* const of_queries =
-      given.need_dq ? &kernel_of(problem, q, Pass::kBackwardDq) : nullptr;
+      given.need_dq ? &kernel_for(problem, q, Pass::kBackwardDq) : nullptr;
   KernelRow const* const of_keys =
-      given.need_dkv ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
+      given.need_dkv ? &kernel_for(problem, q, Pass::kBackwardDkv) : nullptr;
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -111,11 +92,11 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   problem.gradients = &gradients;
 
   Launch launch(q);
-  if (q.is_cuda() && (given.need_dq || given.need_dkv)) {
+  if (given.need_dq || given.need_dkv) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
-    device::fill_row_terms(problem, launch.context());
+    fill_row_terms(arch_of(q), problem, launch.context());
   }
   for (KernelRow const* kernel : {of_queries, of_keys}) {
     if (kernel != nullptr) {

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
 #include "check.h"
 #include "device_scope.h"
@@ -67,20 +65,12 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
                          problem.head_dim,
                          static_cast<int32_t>(problem.sparsity.index()),
                          problem.skip_threshold != nullptr};
-  try {
-    return find_kernel(key);
-  } catch (std::runtime_error const& miss) {
-    if (key.arch == Arch::kCpu) {
-      throw;
-    }
-    throw std::runtime_error(std::string(miss.what()) +
-                             "\nThe CUDA kernel is not there yet; the CPU takes this request.");
-  }
+  return find_kernel(key);
 }
 
 Launch::Launch(Tensor const& q) : like_(q) {
+  context_.memory = this;
   if (q.is_cuda()) {
-    context_.memory = this;
     context_.stream = current_cuda_stream(q.get_device_index());
   } else {
     context_.parallel = &torch_threads();

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_fmha
 from sparse_fmha import BlockGrid, StripeMask
-from sparse_fmha._ops import gradients
+from sparse_fmha._ops import errors, gradients
 
 OPS = torch.ops.sparse_fmha
 # One of each mechanism.
@@ -261,19 +261,36 @@ def test_bad_arguments_are_named(case):
         OPS.fmha_bwd(**arguments)
 
 
-def test_a_device_without_kernels_of_the_backward_pass():
-    error = RuntimeError(
-        "sparse_fmha: the backward pass of this mechanism runs on the CPU only yet\nand more"
-    )
+@pytest.fixture
+def refusing(monkeypatch):
+    """Makes the ops raise an error as C++ does."""
 
-    class Op:
-        _schema = OPS.fmha_bwd.default._schema
+    def refuse(name, text):
+        def op(*args):
+            raise RuntimeError(text)
 
-        def __call__(self, *args):
-            raise error
+        monkeypatch.setattr(OPS, name, op)
+        return op
 
-    with pytest.raises(NotImplementedError, match=r"^sparse_fmha::fmha_bwd: .*on the CPU only yet"):
-        gradients._run(Op())
-    error = RuntimeError("out of memory")
+    return refuse
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["by the op", "before"])
+def test_no_kernel_of_the_forward_pass(randn, refusing, checked):
+    q, k, v = (randn(1, 70, h, 16, seed=h) for h in (2, 1, 1))
+    scale = 1 if checked else 1.0  # the op takes floats alone unchecked
+    for text in (f"{errors.NOT_IMPLEMENTED}sparse_fmha: no kernel", "out of memory"):
+        refusing("fmha_fwd", text)
+        with pytest.raises(RuntimeError) as raised:
+            sparse_fmha.attention(q, k, v, scale=scale)
+        implemented = text == "out of memory"
+        assert type(raised.value) is (RuntimeError if implemented else NotImplementedError)
+        assert str(raised.value) == text.removeprefix(errors.NOT_IMPLEMENTED)
+
+
+def test_no_kernel_of_the_backward_pass(refusing):
+    op = refusing("fmha_bwd", f"{errors.NOT_IMPLEMENTED}sparse_fmha: no kernel for this\nand more")
+    with pytest.raises(NotImplementedError, match="^sparse_fmha: no kernel for this\nand"):
+        gradients._run(op)
     with pytest.raises(RuntimeError, match=r"^out of memory"):
-        gradients._run(Op())
+        gradients._run(refusing("fmha_bwd", "out of memory"))
