@@ -13,8 +13,7 @@ using torch::headeronly::ScalarType;
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.
 TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous) {
-  require(same_shape(t, q), name, " has shape ", shape_of(t), ", q has ", shape_of(q),
-          "; they must be the same");
+  require(same_shape(t, q), name, " must have q's shape, ", shape_of(q), ", got ", shape_of(t));
   check_like_q(name, t, q);
   int64_t const last = t.dim() - 1;
   if (contiguous || (t.size(last) != 1 && t.stride(last) != 1)) {
@@ -30,11 +29,12 @@ float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   for (int64_t d = 0; same && d < t.dim(); ++d) {
     same = t.size(d) == q.size(d);
   }
-  require(same, name, " has shape ", shape_of(t), ", q has ", shape_of(q),
-          "; the same without the head dim is needed");
-  require(t.scalar_type() == ScalarType::Float, name, " has dtype ",
-          torch::headeronly::toString(t.scalar_type()), "; float32 is needed");
-  require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
+  require(same, name, " must have q's shape without the head dim, of ", shape_of(q), ", got ",
+          shape_of(t));
+  require(t.scalar_type() == ScalarType::Float, name, " must have dtype float32, got ",
+          torch::headeronly::toString(t.scalar_type()));
+  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
+          device_of(t));
   t = torch::stable::contiguous(t);
   if (!is_aligned(t, t.element_size())) {
     t = torch::stable::clone(t);

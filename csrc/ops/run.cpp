@@ -28,11 +28,15 @@ class TorchThreads : public ParallelFor {
 // The thresholds of the batch entries, checked.
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
   require(threshold.scalar_type() == ScalarType::Float,
-          "skip_threshold has a dtype other than float32");
-  require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
-          shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
-  require(on_one_device(threshold, q), "skip_threshold and q are on different devices");
-  require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
+          "skip_threshold must have dtype float32, got ",
+          torch::headeronly::toString(threshold.scalar_type()));
+  require(threshold.dim() == 1 && threshold.size(0) == q.size(0),
+          "skip_threshold must have shape [", q.size(0), "], one entry for each batch entry, got ",
+          shape_of(threshold));
+  require(on_one_device(threshold, q), "skip_threshold must be on q's device, ", device_of(q),
+          ", got ", device_of(threshold));
+  require(threshold.size(0) <= 1 || threshold.stride(0) == 1,
+          "skip_threshold must be contiguous, got stride ", threshold.stride(0));
   static float const nowhere = 0;  // an empty tensor may have no address
   return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
 }
@@ -46,15 +50,13 @@ Arch arch_of(Tensor const& q) {
   static bool const any = std::any_of(std::begin(kGpuArchs), std::end(kGpuArchs),
                                       [](GpuArch const& row) { return is_built(row.arch); });
   if (!any) {
-    require(false,
-            "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is "
-            "found, with SPARSE_FMHA_ARCHS=",
-            buildable_archs(), ", or move the tensors to the CPU");
+    require(false, "q must be on the CPU, because this build has no GPU kernels, got ",
+            device_of(q), "; build with nvcc >= 12.5 and SPARSE_FMHA_ARCHS=", buildable_archs());
   }
   Arch const arch = device_arch(q.get_device_index());
-  require(is_built(arch), "q is on a GPU that runs kernels of ", to_string(arch),
-          ", and this build has none of them; build with them in SPARSE_FMHA_ARCHS, or move the "
-          "tensors to the CPU");
+  require(
+      is_built(arch), device_of(q), " needs kernels of ", to_string(arch),
+      ", and this build has none; add them to SPARSE_FMHA_ARCHS, or move the tensors to the CPU");
   return arch;
 }
 
@@ -112,7 +114,7 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
                         static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
                         type, index, &result) == 0;
-  require(made, "torch cannot allocate a tensor; its own message is above");
+  require(made, "PyTorch cannot allocate a tensor; see its message above");
   return Tensor(result);
 }
 

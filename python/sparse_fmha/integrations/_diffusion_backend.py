@@ -66,12 +66,12 @@ UNDER_WAY: dict[int, Call] = {}
 
 def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
     layout = call.layout
-    where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
+    where = f"{mask.dtype} {list(mask.shape)} in {call.model}"
     keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
     if mask.dtype != torch.bool or not keys or mask.shape[-1] != layout.tokens:
         raise NotImplementedError(
-            f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
-            "supported"
+            f"attn_mask must be a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], got "
+            f"{where}"
         )
     image, text = layout.split(mask.reshape(-1, layout.tokens))
     counts = text.sum(1)
@@ -81,8 +81,8 @@ def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
     *lengths, right = torch.cat([counts, fits[None]]).tolist()
     if not right:
         raise NotImplementedError(
-            f"{where} hides image tokens or text tokens before others; only padding at the end of "
-            "the text is supported"
+            "attn_mask must hide only padding at the end of the text, got one that hides image "
+            f"tokens or earlier text tokens: {where}"
         )
     return lengths * batch if len(lengths) == 1 else lengths
 
@@ -126,7 +126,8 @@ def backend(
     for name, x in (("queries", query), ("keys", key)):
         if x.shape[1] != call.layout.tokens:
             raise ValueError(
-                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{name} of layer {layer.index} of {call.model} must match the grid: "
+                f"{call.layout}, got {x.shape[1]}"
             )
     lengths = call.text_lengths(attn_mask, query.shape[0])
     return call.method(query, key, value, call.layout, lengths, scale)
@@ -170,7 +171,7 @@ def register() -> object:
         _AttentionBackendRegistry.register(member)(backend)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
-            f"{error}"
+            "this version of diffusers registers attention backends in a way that is not "
+            f"supported, got {diffusers.__version__}: {error}"
         ) from error
     return member

@@ -76,8 +76,8 @@ def _flux(model: Transformer, given: Given) -> tuple[int, ...]:
     one_image = bool((ids[:, 0] == ids[0, 0]).all())
     if not one_image or not expected.equal(places):
         raise ValueError(
-            f"img_ids of {ids.shape[0]} tokens are not those of one image, row by row (they span "
-            f"{height}x{width}); reference images beside it are not supported"
+            "img_ids must be those of one image, row by row, without reference images, got "
+            f"{ids.shape[0]} tokens that span {height}x{width}"
         )
     return height, width
 
@@ -106,8 +106,8 @@ def _ltx(model: Transformer, given: Given) -> tuple[int, ...]:
     sizes = tuple(given[name] for name in names if given.get(name) is not None)
     if len(sizes) < len(names):
         raise ValueError(
-            "a call with video_coords in place of num_frames, height and width shows no grid; "
-            "enable(..., grid=(frames, height, width)) is needed"
+            "num_frames, height and width must be given, got video_coords, which do not tell the "
+            "grid; call enable(..., grid=(frames, height, width))"
         )
     return sizes
 
@@ -118,8 +118,8 @@ def _qwen_image(model: Transformer, given: Given) -> tuple[int, ...]:
     images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
     if len(images) != 1 or len(image := images.pop()) != 1 or image[0][0] != 1:
         raise ValueError(
-            f"img_shapes {shapes} are not those of one image of one size; reference images, layers "
-            "and batches of different sizes are not supported"
+            "img_shapes must be those of one image of one size, without reference images, layers "
+            f"or batches of different sizes, got {shapes}"
         )
     return tuple(image[0][1:])
 

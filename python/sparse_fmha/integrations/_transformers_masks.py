@@ -64,7 +64,7 @@ class Plan(TensorFields):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "sparse_fmha does not take caches that are compiled (cache_implementation='static'); "
+            "sparse_fmha does not support compiled caches (cache_implementation='static'); "
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
 

@@ -58,5 +58,5 @@ class BlockSets(BlockFields):
 def _parts_of(masks: Sequence[BlockSets]) -> list[BlockParts]:
     for mask in masks:
         if not isinstance(mask, BlockSets):
-            raise TypeError(f"masks have a {type(mask).__name__} among them; BlockMask is needed")
+            raise TypeError(f"masks must be BlockMasks, got {type(mask).__name__}")
     return [mask._parts() for mask in masks]

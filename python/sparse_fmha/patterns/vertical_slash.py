@@ -99,7 +99,7 @@ def last_query_sums(
     batch, q_len, heads, dim = q.shape
     kv_len, heads_kv = k.shape[1:3]
     if kv_len < q_len:
-        raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+        raise ValueError(f"k must have at least the {q_len} tokens of q, got {kv_len}")
     rows = min(check_int("last", last, 1), q_len)
     scale = _checks.finite("scale", scale)
     scale = dim**-0.5 if scale is None else scale
@@ -162,13 +162,13 @@ def vertical_slash_mask(
         block_checks.check_list_tensor(name, tensor, torch.bool)
     if columns.dim() != 3 or columns.shape != diagonals.shape:
         raise ValueError(
-            f"columns has shape {list(columns.shape)}, diagonals {list(diagonals.shape)}; both "
-            "[batch or 1, heads or 1, kv_len] are needed"
+            "columns and diagonals must have shape [batch or 1, heads or 1, kv_len], got "
+            f"{list(columns.shape)} and {list(diagonals.shape)}"
         )
     kv_len = columns.shape[2]
     stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
     if kv_len < q_len:
-        raise ValueError(f"columns is for {kv_len} keys, q_len is {q_len}; it may not be larger")
+        raise ValueError(f"q_len must be at most the {kv_len} keys of columns, got {q_len}")
     limits = []
     for name, limit in (("max_columns", max_columns), ("max_diagonals", max_diagonals)):
         limits.append(kv_len if limit is None else min(check_int(name, limit), kv_len))
