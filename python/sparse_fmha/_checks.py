@@ -227,7 +227,10 @@ def check_number(name: str, value: float | None, low: float, high: float) -> flo
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+        allowed = f"from {low} to {high}"
+        if high == LARGEST_FLOAT:
+            allowed = "finite" if low == -high else f"finite and at least {low}"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
     return float(value)
 
 

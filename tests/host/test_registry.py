@@ -95,5 +95,7 @@ def test_the_backward_pass_leaves_no_tiles_out(name):
 
 
 def test_an_unknown_dtype_names_the_allowed_ones():
-    with pytest.raises(ValueError, match="dtype is int8, allowed are: float16, bfloat16, float32"):
+    with pytest.raises(
+        ValueError, match="dtype must be one of float16, bfloat16, float32, float64, got int8"
+    ):
         _C.find_kernel(arch="cpu", mechanism="dense", dtype="int8", head_dim=64)

@@ -88,7 +88,7 @@ def arrange(
         _checks.check_strided(name, tensor)
         if tensor.dim() not in (3, 4) or tensor.dim() != query.dim():
             raise NotImplementedError(
-                f"{name} must have 3 or 4 dimensions, like query, got {tensor.dim()}"
+                f"{name} must have 3 or 4 dimensions, as many as query, got {tensor.dim()}"
             )
         _check_tangent(name, tensor)
     _check_float("dropout_p", dropout_p)

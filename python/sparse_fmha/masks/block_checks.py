@@ -141,7 +141,7 @@ def validate(mask: BlockParts) -> None:
     validate_ordered("partial_", counts, indices, blocks)
     full = block_lists.block_map(mask.counts, mask.indices, blocks)
     partial = block_lists.block_map(counts, indices, blocks)
-    refuse(full & partial, f"block {{3}} of {ROWS} is full and partial")
+    refuse(full & partial, f"block {{3}} of {ROWS} must be full or partial, got both")
 
 
 def validate_ordered(prefix: str, counts: Tensor, indices: Tensor, blocks: int) -> None:
