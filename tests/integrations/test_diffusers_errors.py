@@ -26,9 +26,7 @@ def hooks(model):
 
 @pytest.mark.parametrize("other", [torch.nn.Linear(8, 8), object(), None], ids=repr)
 def test_other_models(other):
-    with pytest.raises(
-        TypeError, match="model must be a transformer or a pipeline with one, one of"
-    ):
+    with pytest.raises(TypeError, match="model must be .*Flux"):
         sparse.enable(other, "dense")
 
 
@@ -97,7 +95,7 @@ def test_a_class_of_the_same_name_elsewhere():
         ),
         (
             TypeError,
-            "mask must be a BlockMask, a StripeMask, a function of q and k or None,",
+            "mask must be a BlockMask or a function",
             "block_sparse",
             {"mask": torch.ones(1)},
         ),
@@ -213,7 +211,7 @@ def test_masks_of_another_length_or_type(wan):
         wan()
     sparse.disable(wan.model)
     sparse.enable(wan.model, "block_sparse", mask=lambda q, k: q)
-    with pytest.raises(TypeError, match=r"mask\(q, k\) returned a Tensor"):
+    with pytest.raises(TypeError, match=r"mask\(q, k\) must return a BlockMask, got Tensor"):
         wan()
 
 

@@ -152,7 +152,9 @@ def test_runs_that_cannot_be_told_apart():
     sparse.enable(tiny.model, "neighborhood", window=tiny.window, first_dense_steps=2)
     for t in (1000, 1000, 750):
         tiny(t)
-    with pytest.raises(RuntimeError, match=r"timestep 980 is step 1 .* or step 0 of one that b"):
+    with pytest.raises(
+        RuntimeError, match=r"timestep 980 that is step 1 .* or step 0 of one that b"
+    ):
         tiny(980)
 
 

@@ -106,7 +106,9 @@ def test_errors_of_tensors():
         BlockMask(counts, indices.to("meta"), 200, 300)
     with pytest.raises(TypeError, match=r"blocks must have dtype torch.bool, got torch.int32"):
         BlockMask.from_blocks(indices, 200, 300)
-    with pytest.raises(ValueError, match=r"blocks has shape .*; \[batch or 1, heads or 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"blocks must have shape \[batch or 1, heads or 1, 2, 3\]"
+    ):
         BlockMask.from_blocks(indices[..., :2].bool(), 200, 300)
     with pytest.raises(TypeError, match=r"visible must have .*dtype.*, got torch.float32"):
         BlockMask.from_dense(torch.ones(1, 1, 5, 5))
@@ -151,7 +153,7 @@ def test_union_of_other_masks_is_refused():
         Drawn(200, 300, heads=2).mask() | Drawn(200, 300, heads=3).mask()
     with pytest.raises(TypeError, match="unsupported operand"):
         mask | 3
-    with pytest.raises(TypeError, match="masks have a int among them; BlockMask is needed"):
+    with pytest.raises(TypeError, match="masks must be BlockMasks, got int"):
         BlockMask.union(mask, 3)
     with pytest.raises(ValueError, match="masks must have at least one mask, got none"):
         BlockMask.union()
@@ -167,7 +169,7 @@ def test_intersection_of_other_masks_is_refused():
         mask & Drawn(200, 301).mask()
     with pytest.raises(TypeError, match="unsupported operand"):
         mask & 3
-    with pytest.raises(TypeError, match="masks have a int among them; BlockMask is needed"):
+    with pytest.raises(TypeError, match="masks must be BlockMasks, got int"):
         BlockMask.intersection(mask, 3)
     with pytest.raises(ValueError, match="masks must have at least one mask, got none"):
         BlockMask.intersection()

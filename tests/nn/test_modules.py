@@ -218,7 +218,9 @@ def test_bad_inputs(masks):
         ValueError, match=r"x must have shape \[batch, \*tokens, 32\] with 2 token axes, got \[1,"
     ):
         layer(normal(1, 8, 32))
-    with pytest.raises(ValueError, match=r"x has shape \[1, 8, 8, 16\]; \[batch, ..., 32\]"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \[batch, ..., 32\], got \[1, 8, 8, 16\]"
+    ):
         layer(normal(1, 8, 8, 16))
     with pytest.raises(ValueError, match=r"window\[1\] \* dilation\[1\] is 3 \* 1"):
         layer(normal(1, 8, 2, 32))
@@ -231,7 +233,7 @@ def test_bad_inputs(masks):
         masked(normal(1, 4, 4, 32), masks[0])
     with pytest.raises(ValueError, match="200"):
         masked(normal(1, 100, 32), masks[0])
-    with pytest.raises(TypeError, match="mask is a int; a BlockMask or a StripeMask"):
+    with pytest.raises(TypeError, match="mask must be a BlockMask or a StripeMask, got int"):
         SparseSelfAttention(32, 2, lambda q, k: 3)(normal(1, 200, 32))
 
 

@@ -133,5 +133,5 @@ def test_errors(randn):
     ):
         with pytest.raises(ValueError, match=message):
             anchor_attention(q, q, q, **options)
-    with pytest.raises(ValueError, match="q has 100 tokens, k has 99; they must be the same"):
+    with pytest.raises(ValueError, match="k must have the 100 tokens of q, got 99"):
         anchor_attention(q, q[:, :99], q[:, :99])

@@ -232,7 +232,7 @@ Q, K = inputs(1, 70, 70, (2, 1), 8)
         (
             lambda: GATE(Q, K[:, :, :, :4]),
             ValueError,
-            r"k_pooled must have the batch and head dim of q_pooled, of shape \[1,",
+            r"k must have the batch and head dim of q, of",
         ),
         (
             lambda: GATE.mask(Q, K, threshold=0.1, top_k=2),
