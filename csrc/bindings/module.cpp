@@ -48,7 +48,7 @@ Enum parse(std::string const& name, std::vector<Enum> const& values, char const*
     }
     allowed += std::string(allowed.empty() ? "" : ", ") + sparse_fmha::to_string(value);
   }
-  throw py::value_error(std::string(argument) + " is " + name + ", allowed are: " + allowed);
+  throw py::value_error(std::string(argument) + " must be one of " + allowed + ", got " + name);
 }
 
 int mechanism_index(std::string const& name) {
@@ -57,7 +57,7 @@ int mechanism_index(std::string const& name) {
       return row.info.key.mechanism;
     }
   }
-  throw py::value_error("mechanism is " + name + ", and no kernel has that one");
+  throw py::value_error("mechanism must be one that a kernel has, got " + name);
 }
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,

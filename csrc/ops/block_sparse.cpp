@@ -25,29 +25,29 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   add_key_bias(problem, q, key_bias);
   add_row_threshold(problem, q, row_threshold);
-  require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
-  require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
-          block_kv, "; 16, 32, 64 or 128 is needed");
+  require(block_q == 64 || block_q == 128, "block_q must be 64 or 128, got ", block_q);
+  require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128,
+          "block_kv must be 16, 32, 64 or 128, got ", block_kv);
   BlockSparse::Params params = {};
   params.len_q = problem.grid_q[kGridAxes - 1];
   params.len_kv = problem.grid_kv[kGridAxes - 1];
   params.block_q = static_cast<int32_t>(block_q);
   params.block_kv = static_cast<int32_t>(block_kv);
   params.causal = causal;
-  require(params.len_kv <= (1 << 30), "k has ", params.len_kv, " tokens; at most 2^30 are allowed");
+  require(params.len_kv <= (1 << 30), "k must have at most 2^30 tokens, got ", params.len_kv);
 
-  require(counts.dim() == 3, "counts has shape ", shape_of(counts),
-          "; 3 dimensions are needed: batch or 1, heads or 1, query blocks");
+  require(counts.dim() == 3,
+          "counts must have 3 dimensions (batch or 1, heads or 1, query blocks), got shape ",
+          shape_of(counts));
   int64_t const batch = check_shared("counts", "batch", counts.size(0), problem.batch);
   int64_t const heads = check_shared("counts", "head", counts.size(1), problem.heads_q);
   int64_t const blocks = (params.len_q + block_q - 1) / block_q;
   check_list("counts", counts, ScalarType::Int, {batch, heads, blocks}, q);
   check_list("indices", indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
   params.full = lists_of("indices", counts, indices);
-  require(
-      partial_counts.has_value() == partial_indices.has_value() &&
-          partial_counts.has_value() == partial_bits.has_value(),
-      "some of partial_counts, partial_indices and partial_bits are given; all or none must be");
+  require(partial_counts.has_value() == partial_indices.has_value() &&
+              partial_counts.has_value() == partial_bits.has_value(),
+          "partial_counts, partial_indices and partial_bits must be given all or none, got some");
   if (partial_counts) {
     int64_t const width = partial_indices->dim() == 4 ? partial_indices->size(3) : -1;
     check_list("partial_counts", *partial_counts, ScalarType::Int, {batch, heads, blocks}, q);

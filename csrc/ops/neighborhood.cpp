@@ -12,12 +12,12 @@ namespace {
 
 // One entry for each of the user's axes, after the axes that a grid of rank 3 adds.
 Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
-  require(static_cast<int>(values.size()) == axes, name, " has ", values.size(), " entries; q has ",
-          axes, " token axes");
+  require(static_cast<int>(values.size()) == axes, name, " must have one entry for each of q's ",
+          axes, " token axes, got ", values.size());
   Coord result = {1, 1, 1};
   for (int a = 0; a < axes; ++a) {
-    require(values[a] >= 0 && values[a] <= INT32_MAX, name, "[", a, "] is ", values[a],
-            "; 0 to 2^31 - 1 are allowed");
+    require(values[a] >= 0 && values[a] <= INT32_MAX, name, "[", a,
+            "] must be from 0 to 2^31 - 1, got ", values[a]);
     result[kGridAxes - axes + a] = static_cast<int32_t>(values[a]);
   }
   return result;
@@ -26,16 +26,16 @@ Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
 void check_neighborhood(Neighborhood::Params const& p, int axes) {
   for (int a = 0; a < axes; ++a) {
     int const g = kGridAxes - axes + a;
-    require(p.dilation[g] >= 1, "dilation[", a, "] is ", p.dilation[g], "; at least 1 is needed");
-    require(p.window[g] >= 1, "window[", a, "] is ", p.window[g], "; at least 1 is needed");
+    require(p.dilation[g] >= 1, "dilation[", a, "] must be at least 1, got ", p.dilation[g]);
+    require(p.window[g] >= 1, "window[", a, "] must be at least 1, got ", p.window[g]);
     bool const fits = p.causal[g] != 0
                           ? p.grid[g] > 0
                           : static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g];
-    require(fits, "window[", a, "] * dilation[", a, "] is ", p.window[g], " * ", p.dilation[g],
-            "; the grid has ", p.grid[g], " tokens on that axis");
-    require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a, "] is ", p.stride[g],
-            "; 1 to window[", a, "] = ", p.window[g], " are allowed");
-    require(p.causal[g] <= 1, "causal[", a, "] is ", p.causal[g], "; 0 or 1 is needed");
+    require(fits, "window[", a, "] * dilation[", a, "] must be at most the ", p.grid[g],
+            " tokens of that axis, got ", p.window[g], " * ", p.dilation[g]);
+    require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a,
+            "] must be from 1 to window[", a, "] = ", p.window[g], ", got ", p.stride[g]);
+    require(p.causal[g] <= 1, "causal[", a, "] must be 0 or 1, got ", p.causal[g]);
   }
 }
 
@@ -56,11 +56,12 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
                          std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v,
                          std::optional<Tensor>& key_bias) {
   int const axes = static_cast<int>(q.dim()) - 3;
-  require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
-          "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");
+  require(axes >= 1 && axes <= kGridAxes,
+          "q must have 4 to 6 dimensions (batch, 1 to 3 of tokens, heads, head dim), got shape ",
+          shape_of(q));
   FmhaProblem problem = make_problem(q, k, v, axes, scale);
-  require(problem.grid_q == problem.grid_kv, "q has shape ", shape_of(q), ", k has ", shape_of(k),
-          "; their token axes must be the same");
+  require(problem.grid_q == problem.grid_kv, "k must have q's token axes, of shape ", shape_of(q),
+          ", got shape ", shape_of(k));
   add_extra_tokens(problem, q, extra_k, extra_v);
   add_key_bias(problem, q, key_bias);
   Neighborhood::Params params;

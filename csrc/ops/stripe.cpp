@@ -17,20 +17,20 @@ FmhaProblem stripe(Tensor& q, Tensor& k, Tensor& v, Tensor const& columns, Tenso
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
   add_key_bias(problem, q, key_bias);
   add_row_threshold(problem, q, row_threshold);
-  require(block_q >= 64 && block_q <= 2048 && block_q % 64 == 0, "block_q is ", block_q,
-          "; a multiple of 64 from 64 to 2048 is needed");
-  require(range_size == 64 || range_size == 128, "range_size is ", range_size,
-          "; 64 or 128 is needed");
+  require(block_q >= 64 && block_q <= 2048 && block_q % 64 == 0,
+          "block_q must be a multiple of 64 from 64 to 2048, got ", block_q);
+  require(range_size == 64 || range_size == 128, "range_size must be 64 or 128, got ", range_size);
   Stripe::Params params = {};
   params.len_q = problem.grid_q[kGridAxes - 1];
   params.len_kv = problem.grid_kv[kGridAxes - 1];
   params.block_q = static_cast<int32_t>(block_q);
   params.range_size = static_cast<int32_t>(range_size);
   params.causal = causal;
-  require(params.len_kv <= (1 << 30), "k has ", params.len_kv, " tokens; at most 2^30 are allowed");
+  require(params.len_kv <= (1 << 30), "k must have at most 2^30 tokens, got ", params.len_kv);
 
-  require(counts.dim() == 3, "counts has shape ", shape_of(counts),
-          "; 3 dimensions are needed: batch or 1, heads or 1, groups of queries");
+  require(counts.dim() == 3,
+          "counts must have 3 dimensions (batch or 1, heads or 1, groups of queries), got shape ",
+          shape_of(counts));
   int64_t const batch = check_shared("counts", "batch", counts.size(0), problem.batch);
   int64_t const heads = check_shared("counts", "head", counts.size(1), problem.heads_q);
   int64_t const groups = (params.len_q + block_q - 1) / block_q;
@@ -38,9 +38,9 @@ FmhaProblem stripe(Tensor& q, Tensor& k, Tensor& v, Tensor const& columns, Tenso
   check_list("columns", columns, ScalarType::Int, {batch, heads, groups, -1}, q);
   params.columns = lists_of("columns", counts, columns);
   require(range_starts.has_value() == range_counts.has_value(),
-          range_starts ? "range_starts is given without range_counts"
-                       : "range_counts is given without range_starts",
-          "; both or neither");
+          range_starts ? "range_counts must be given with range_starts"
+                       : "range_starts must be given with range_counts",
+          ", got only the latter");
   if (range_starts) {
     check_list("range_counts", *range_counts, ScalarType::Int, {batch, heads, groups}, q);
     check_list("range_starts", *range_starts, ScalarType::Int, {batch, heads, groups, -1}, q);

@@ -43,7 +43,7 @@ WRONG = {
         (["--sigma", "nan"], "--sigma nan: at least 1"),
         (["--window", "0", "3", "3"], r"window\[\d\] is 0"),
         (["--out", "a.mp4"], "--out a.mp4: must end in"),
-        (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+        (["--out", "no/such/a.png"], "--out must be in a folder that exists, got no/such/a.png"),
     ],
 }
 TINY = ["--tiny", "--out"]
@@ -79,7 +79,7 @@ MODULES = {
     ],
     "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--calls", "0"], "--calls is 0; at least 1"),
+        (["--calls", "0"], "--calls must be at least 1, got 0"),
         (["--quick", "--calls", "2"], "--calls is of --quick's own choice"),
         (["--out", "{file}"], "argument --out: "),
     ],

@@ -168,11 +168,13 @@ def dtensor_sequence_is_redistributed(ranks):
 @case(2, 4)
 def dtensor_mask_errors(ranks):
     mesh, mask = mesh_of(ranks), block_mask()
-    with pytest.raises(ValueError, match=r"placed as S\(1\)"):
+    with pytest.raises(ValueError, match=r"placement of q must be .*, got S\(1\)"):
         sd.distribute_mask(mask, mesh, [Shard(1)])
-    with pytest.raises(ValueError, match="2 placements; the mesh has 1"):
+    with pytest.raises(
+        ValueError, match=r"placements must have one entry for each of the 1 dimensions .*got 2"
+    ):
         sd.distribute_mask(mask, mesh, [BATCH, HEADS])
-    with pytest.raises(TypeError, match="mask is a Tensor"):
+    with pytest.raises(TypeError, match="mask must be a BlockMask or StripeMask, got Tensor"):
         sd.distribute_mask(mask.counts, mesh, [BATCH])
 
 

@@ -54,7 +54,7 @@ def test_by_the_op_alone(qkv, checked, function):
 
 @functions
 def test_python_says_what_the_op_refused(qkv, checked, function):
-    with pytest.raises(ValueError, match=r"^v has batch 1, q has 2") as refused:
+    with pytest.raises(ValueError, match=r"^v must have q's batch, 2, got 1") as refused:
         function(*qkv[:2], qkv[2][:1])
     assert len(checked) == 1
     assert refused.value.__suppress_context__  # one reason, not two
@@ -79,7 +79,7 @@ class Subclass(torch.Tensor):
 def test_first_by_python_where_the_op_does_not(qkv, checked, function):
     """As it is traced, and for subclasses; the op has no say in what is wrong there."""
     k = qkv[1][:, :, :, :8]
-    message = "k has head dim 8, q has 16"
+    message = "k must have q's head dim, 16, got 8"
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=message):
         torch.compile(function, backend="eager", fullgraph=True)(qkv[0], k, qkv[2])
     fake = torch._subclasses.FakeTensorMode()

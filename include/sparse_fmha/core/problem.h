@@ -63,9 +63,10 @@ struct Gradients {
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
   float* key_bias = nullptr;    // written, [B, heads_q, grid_kv], contiguous
-  // Per query row, for GPU kernels: lse in log2 units (+inf if the row sees no key), and delta =
-  // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4] with two numbers unused,
-  // so that a row is 16 bytes.
+  // Per query row: lse in log2 units (+inf if the row sees no key), and delta =
+  // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4], 16 bytes a row. On a GPU
+  // two numbers of a row are unused; on the CPU all lse come first, then all delta, in the compute
+  // type.
   float* row_terms = nullptr;
 };
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_fmha._ops import errors
+
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
 BIAS = "key_bias"
-ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
@@ -84,7 +85,5 @@ def _run(op: torch._ops.OpOverload, *args: Any) -> list[Tensor]:
     try:
         gradients: list[Tensor] = op(*args)
     except RuntimeError as error:
-        if ON_CPU_ONLY in str(error):
-            raise NotImplementedError(f"{op._schema.name}: {error}") from None
-        raise
+        raise errors.typed(error) from None
     return gradients

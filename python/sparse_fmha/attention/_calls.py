@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import derivatives, symbolic
+from sparse_fmha._ops import derivatives, errors, symbolic
 from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.attention import _scores as scores
 from sparse_fmha.masks.block_mask import BlockMask
@@ -73,8 +73,7 @@ def run(
 
     Raises:
         ValueError, TypeError: from `check`, which also runs if the op has refused `rest`.
-        NotImplementedError: biases of CUDA tensors.
-        RuntimeError: from the op.
+        RuntimeError: from the op; NotImplementedError if no kernel takes the call yet.
     """
     skips = counted or type(skip_threshold) is not float or skip_threshold != 0
     if biases:
@@ -83,7 +82,10 @@ def run(
         rest = check()
         if skips or biases:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted) if skips else None
-        results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *scores.flat(biases))
+        try:
+            results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *scores.flat(biases))
+        except RuntimeError as refusal:
+            raise errors.typed(refusal) from None
         return results
     try:
         if skips:
@@ -95,12 +97,12 @@ def run(
             return op(q, k, v, *rest)  # type: ignore[no-any-return]
         with torch._C._AutoDispatchBelowAutograd():
             results = op(q, k, v, *rest)
-    except (RuntimeError, ValueError, TypeError):
+    except (RuntimeError, ValueError, TypeError) as refusal:
         try:
             check()
         except (ValueError, TypeError) as error:
             raise error from None
-        raise
+        raise errors.typed(refusal) from None
     return results
 
 

@@ -146,13 +146,13 @@ def attention(
     Under `torch.autocast` the inputs are cast to its dtype. `out` and `lse` are differentiable with
     respect to every floating point tensor except a threshold; repeated runs on the same input are
     bitwise equal. These raise NotImplementedError: a gradient where tiles may be skipped
-    (`skip_threshold`, `return_stats`), a gradient on a GPU without a kernel for it, second
-    derivatives, and forward-mode derivatives. `torch.vmap` is supported.
+    (`skip_threshold`, `return_stats`), a call or a gradient on a GPU that has no kernel for it,
+    second derivatives, and forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        RuntimeError: no compiled kernel takes the CUDA tensors.
+        RuntimeError: this build has no kernels for the GPU.
     """
     biases = () if key_bias is None else (key_bias,)
     check = partial(_calls.check_attention, q, k, v, causal, scale, key_bias)

@@ -121,20 +121,20 @@ def explain(
         stripe_attention: _stripe,
     }
     if function not in described:
-        names = ", ".join(f.__name__ for f in described)
-        raise ValueError(f"function is {function!r}; allowed are: {names}")
+        names = _checks.one_of(f.__name__ for f in described)
+        raise ValueError(f"function must be {names}, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     q = given["q"]
     if not isinstance(q, Tensor):
-        raise TypeError(f"q is a {type(q).__name__}, not a tensor")
+        raise TypeError(f"q must be a tensor, got {type(q).__name__}")
     arch = arch or _arch_of(q.device)
     from sparse_fmha._extension import _C
 
     archs = ("cpu", *_C.gpu_archs())
     if arch not in archs:
-        raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
+        raise ValueError(f"arch must be {' or '.join(archs)} for q on {q.device}, got {arch}")
     mechanism, times, notes = described[function](given, arch)
     skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
     skips = skips or given["return_stats"]

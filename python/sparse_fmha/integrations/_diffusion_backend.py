@@ -80,19 +80,20 @@ UNDER_WAY: dict[int, Call] = {}
 
 def _runs(mask: Tensor, call: Call, batch: int) -> list[Runs]:
     layout = call.layout
-    where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
+    where = f"{mask.dtype} {list(mask.shape)} in {call.model}"
     keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
     if mask.dtype != torch.bool or not keys or mask.shape[-1] != layout.tokens:
         raise NotImplementedError(
-            f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
-            "supported"
+            f"attn_mask must be a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], got "
+            f"{where}"
         )
     image, plain = layout.split(mask.reshape(-1, layout.tokens))
     found = []
     for whole, *visible in torch.cat([image.all(1, keepdim=True), plain], 1).tolist():
         if not whole:
             raise NotImplementedError(
-                f"{where} hides image tokens; only padding of the text is supported"
+                f"attn_mask must hide only padding of the text, got one that hides image tokens: "
+                f"{where}"
             )
         found.append(runs_of(visible))
     return found * batch if len(found) == 1 else found
@@ -149,7 +150,8 @@ def backend(
     for name, x in (("queries", query), ("keys", key)):
         if x.shape[1] != layout.tokens:
             raise ValueError(
-                f"{layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{name} of layer {layer.index} of {call.model} must match the grid: "
+                f"{layout}, got {x.shape[1]}"
             )
     batch = query.shape[0]
     seen = call.runs(attn_mask, batch) if layout is call.layout else [layout.all_runs()] * batch
@@ -195,7 +197,7 @@ def register() -> object:
         _AttentionBackendRegistry.register(member)(backend)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
-            f"{error}"
+            "this version of diffusers registers attention backends in a way that is not "
+            f"supported, got {diffusers.__version__}: {error}"
         ) from error
     return member

@@ -74,8 +74,8 @@ class LayerHooks:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.processor is not self.processor:
             raise RuntimeError(
-                f"the attention processor of {self.where} was replaced by a "
-                f"{type(module.processor).__name__} after enable(); disable() and enable() again"
+                f"the attention processor of {self.where} must not change after enable(), got "
+                f"{type(module.processor).__name__}; call disable() and enable() again"
             )
         self._set(self.layer)
 

@@ -126,7 +126,7 @@ class Steps:
             return False
         if timestep is None:
             raise ValueError(
-                f"first_dense_steps is {self.dense}, and the call has no timestep to count by"
+                f"timestep must be given to count first_dense_steps = {self.dense}, got None"
             )
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         with self.lock:
@@ -191,9 +191,9 @@ class Steps:
         for step, other in steps.items():
             if step != best.step + 1 and min(step, best.step + 1) < self.dense:
                 raise RuntimeError(
-                    f"first_dense_steps is {self.dense}, and a call at timestep {now:g} is step "
-                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}: runs with "
-                    "one text in one thread are told apart while they have one schedule; make each "
+                    f"runs with first_dense_steps = {self.dense}, one text and one thread must "
+                    f"have one schedule, got a call at timestep {now:g} that is step "
+                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}; make each "
                     "call of a run inside `with request:`, its own "
                     "sparse_fmha.integrations.diffusers.Request()"
                 )

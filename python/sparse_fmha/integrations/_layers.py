@@ -54,9 +54,9 @@ def skip(
     The calibration, or the path of a saved one, gives the threshold for each call's number of keys.
     """
     if (threshold is None) == (sparsity is None):
-        raise ValueError("skip takes a threshold, or a sparsity and a calibration")
+        raise ValueError("exactly one of threshold and sparsity must be given for skip")
     if (sparsity is None) != (calibration is None):
-        raise ValueError("skip takes sparsity and calibration together")
+        raise ValueError("sparsity and calibration must be given together for skip")
     points: list[Point] = []  # the fitted ones
     if sparsity is None or calibration is None:
         fixed = check_number("threshold", threshold, 0, 1 - 2**-24)

@@ -72,7 +72,7 @@ def register(
     """
     if "flash" in name or "/" in name:
         raise ValueError(
-            f"name is {name!r}; transformers takes names with 'flash' or '/' for its own"
+            f"name must not have 'flash' or '/', which transformers reserves, got {name!r}"
         )
     method_of = None if layers is None else parse(layers)
     AttentionInterface.register(name, functools.partial(attend, method_of=method_of))
@@ -113,13 +113,13 @@ def attend(
     for option, what in REFUSED.items():
         if kwargs.get(option) is not None:
             raise NotImplementedError(
-                f"{type(module).__name__} asks for {what}, which {NAME} does not have; load the "
+                f"{NAME} does not support {what}, which {type(module).__name__} requests; load the "
                 "model with attn_implementation='eager' or 'sdpa'"
             )
     if kwargs.get(WEIGHTS):
         raise NotImplementedError(
-            f"{WEIGHTS}=True asks {type(module).__name__} for its weights, which {NAME} never has; "
-            "load the model with attn_implementation='eager'"
+            f"{WEIGHTS} must be False for {type(module).__name__}, because {NAME} does not compute "
+            "attention weights, got True; load the model with attn_implementation='eager'"
         )
     index = getattr(module, "layer_idx", None)
     if isinstance(method_of, Layers):
@@ -130,7 +130,7 @@ def attend(
         raise _not_for(index, "attention sinks")
     if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
         if method is not None and query.shape[2] > 1:
-            raise _not_for(index, "a mask tensor of one's own")
+            raise _not_for(index, "a mask tensor")
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
@@ -143,8 +143,8 @@ def attend(
         return result
     if dropout:
         raise NotImplementedError(
-            f"{type(module).__name__} asks for attention dropout {dropout}, which {NAME} does not "
-            "have; set attention_dropout to 0 or call model.eval()"
+            f"attention dropout of {type(module).__name__} must be 0 for {NAME}, got {dropout}; "
+            "set attention_dropout to 0 or call model.eval()"
         )
     if attention_mask is None:
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
@@ -204,6 +204,6 @@ def _report(method_of: object, method: Method, options: Iterable[tuple[str, str]
 
 def _not_for(layer: int | None, reason: str) -> NotImplementedError:
     return NotImplementedError(
-        f"layer {layer} has a sparse method, which takes causal prefill alone, with or without "
-        f"padding; here is {reason}. Give the layer the method 'dense'"
+        f"layer {layer} has a sparse method, which supports only causal prefill, with or without "
+        f"padding, got {reason}; give the layer the method 'dense'"
     )
