@@ -10,7 +10,7 @@ from torch.nn.functional import linear, pad, softplus
 
 from sparse_fmha._checks import check_floats, check_int
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.attention import stripe_attention
+from sparse_fmha.attention import _scores, stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -178,6 +178,7 @@ def dma_attention(
         NotImplementedError: CUDA tensors.
     """
     check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
+    _scores.check_device(q)
     made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
     result: Tensor = stripe_attention(
         q, k, v, made.mask,
