@@ -29,7 +29,7 @@ from sparse_fmha.patterns.mminference_grid import (
     mminference_grid_lines,
 )
 from sparse_fmha.patterns.moa import moa
-from sparse_fmha.patterns.per_head import WholeMethod, join_heads, per_head_attention
+from sparse_fmha.patterns.per_head import HeadMethod, WholeMethod, join_heads, per_head_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
@@ -49,6 +49,7 @@ __all__ = [
     "AnchorResult",
     "BiFormerLayout",
     "GridLines",
+    "HeadMethod",
     "HeadSearch",
     "ModalityOrder",
     "RegionOrder",
