@@ -21,7 +21,7 @@ std::vector<KernelRow> make_table() {
 #define SPARSE_FMHA_ROW(name) rows.push_back(name());
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
-  for (auto const& of_cpu : {cpu_kernel_rows(), cpu_backward_rows()}) {
+  for (auto const& of_cpu : {cpu_kernel_rows(), cpu_backward_rows(), cpu_decode_rows()}) {
     rows.insert(rows.end(), of_cpu.begin(), of_cpu.end());
   }
   return rows;

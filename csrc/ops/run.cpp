@@ -27,18 +27,6 @@ class TorchThreads : public ParallelFor {
   }
 };
 
-// The thresholds of the batch entries, checked.
-float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
-  require(threshold.scalar_type() == ScalarType::Float,
-          "skip_threshold has a dtype other than float32");
-  require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
-          shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
-  require(on_one_device(threshold, q), "skip_threshold and q are on different devices");
-  require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
-  static float const nowhere = 0;  // an empty tensor may have no address
-  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
-}
-
 }  // namespace
 
 Arch arch_of(Tensor const& q) {
@@ -76,6 +64,17 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
     throw std::runtime_error(std::string(miss.what()) +
                              "\nThe CUDA kernel is not there yet; the CPU takes this request.");
   }
+}
+
+float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
+  require(threshold.scalar_type() == ScalarType::Float,
+          "skip_threshold has a dtype other than float32");
+  require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
+          shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
+  require(on_one_device(threshold, q), "skip_threshold and q are on different devices");
+  require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
+  static float const nowhere = 0;  // an empty tensor may have no address
+  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
 }
 
 Launch::Launch(Tensor const& q) : like_(q) {

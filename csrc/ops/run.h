@@ -17,6 +17,9 @@ Arch arch_of(Tensor const& q);
 // The registry's kernel for a problem on q's device. Throws if there is none.
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass);
 
+// The thresholds of the batch entries, checked.
+float const* checked_threshold(Tensor const& threshold, Tensor const& q);
+
 // PyTorch's own thread pool.
 ParallelFor const& torch_threads();
 

@@ -68,10 +68,10 @@ def test_a_miss_names_the_request_and_every_row():
 def test_a_row_serves_its_own_pass():
     key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
     assert _C.find_kernel(**key, **{"pass": "forward"}) == _C.find_kernel(**key)
-    for name in ("forward", "backward_dq", "backward_dkv"):
+    for name in ("forward", "backward_dq", "backward_dkv", "decode"):
         assert _C.find_kernel(**key, **{"pass": name})["pass"] == name
     with pytest.raises(RuntimeError, match="no kernel for arch=cpu, pass=decode, mech"):
-        _C.find_kernel(**key, **{"pass": "decode"})
+        _C.find_kernel(**{**key, "mechanism": "stripe", "pass": "decode"})
 
 
 @pytest.mark.parametrize("name", ["backward_dq", "backward_dkv"])

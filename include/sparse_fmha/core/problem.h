@@ -45,6 +45,8 @@ constexpr int mechanism_index() {
   }
 }
 
+struct DecodeKeys;  // decode.h
+
 // Tensors that the backward kernels read and write, besides those of the forward pass. A tensor
 // whose data is nullptr is not wanted.
 struct Gradients {
@@ -80,6 +82,9 @@ struct FmhaProblem {
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
+  // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv
+  // the rows of one, and skip_counts is [B, heads_kv, 2].
+  DecodeKeys const* decode = nullptr;
   Sparsity sparsity;
 };
 

@@ -12,6 +12,8 @@ namespace sparse_fmha {
 std::vector<KernelRow> cpu_kernel_rows();
 // The same for the backward passes.
 std::vector<KernelRow> cpu_backward_rows();
+// Decode attention: every form of keys and dtype, any head dim.
+std::vector<KernelRow> cpu_decode_rows();
 
 // Every dtype, any head dim.
 AnchorKernels cpu_anchor_kernels();
