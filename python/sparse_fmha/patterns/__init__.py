@@ -39,7 +39,7 @@ from sparse_fmha.patterns.mminference_grid import (
 )
 from sparse_fmha.patterns.moa import moa
 from sparse_fmha.patterns.nabla import nabla
-from sparse_fmha.patterns.per_head import WholeMethod, join_heads, per_head_attention
+from sparse_fmha.patterns.per_head import HeadMethod, WholeMethod, join_heads, per_head_attention
 from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
@@ -75,6 +75,7 @@ __all__ = [
     "DMABias",
     "DMAMask",
     "GridLines",
+    "HeadMethod",
     "HeadSearch",
     "LightForcingLayout",
     "ModalityOrder",
