@@ -26,7 +26,7 @@ def hooks(model):
 
 @pytest.mark.parametrize("other", [torch.nn.Linear(8, 8), object(), None], ids=repr)
 def test_other_models(other):
-    with pytest.raises(TypeError, match="model must be .*Flux"):
+    with pytest.raises(TypeError, match=r"model must be .*Flux"):
         sparse.enable(other, "dense")
 
 
