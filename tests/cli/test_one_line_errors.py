@@ -23,24 +23,24 @@ NO_SUCH = ["--no-such-option"]
 # What is given, and what the line says.
 WRONG = {
     "calibrate_embeddings": [(["text.txt"], "unrecognized arguments: text.txt")],
-    "text_model": [(["--tokens", "0"], "--tokens 0: at least 1"), (NO_SUCH, "no-such")],
+    "text_model": [(["--tokens", "0"], "--tokens must be at least 1, got 0"), (NO_SUCH, "no-such")],
     "two_processes": [
         (["--length", "0"], "--length 0: a multiple of 256"),
         (["--length", "1000"], "--length 1000: a multiple of 256"),
         (NO_SUCH, "no-such"),
     ],
     "video_model": [
-        (["--layers", "0"], "--layers 0: at least 1"),
+        (["--layers", "0"], "--layers must be at least 1, got 0"),
         (["--grid", "0", "4", "4"], "--grid 0 4 4: at least 2"),
         (["--grid", "4"], "expected 3 arguments"),
     ],
     "video_neighborhood": [
-        (["--frames", "0"], "--frames 0: at least 1"),
+        (["--frames", "0"], "--frames must be at least 1, got 0"),
         (["--size", "-1"], "--size -1: at least 2"),
         (["--size", "9999"], "9999"),
-        (["--pan", "-1"], "--pan -1: at least 0"),
+        (["--pan", "-1"], "--pan must be at least 0, got -1"),
         (["--pan", "900"], "the camera leaves the photograph"),
-        (["--sigma", "nan"], "--sigma nan: at least 1"),
+        (["--sigma", "nan"], "--sigma must be at least 1, got nan"),
         (["--window", "0", "3", "3"], r"window\[\d\] must be at least 1, got 0"),
         (["--out", "a.mp4"], "--out a.mp4: must end in"),
         (["--out", "no/such/a.png"], "--out no/such/a.png"),
