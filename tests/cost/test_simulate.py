@@ -203,12 +203,12 @@ def test_text():
         (
             {"grid": (2, 2, 2, 2)},
             ValueError,
-            "tuples of window, stride, dilation and causal must have the same",
+            "grid must have one to three axes",
         ),
         (
             {"grid": ()},
             ValueError,
-            "tuples of window, stride, dilation and causal must have the same",
+            "grid must have one to three axes",
         ),
         (
             {"grid": (8, 0)},

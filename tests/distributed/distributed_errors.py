@@ -44,7 +44,7 @@ def ranks_that_differ(ranks):
         with pytest.raises(ValueError, match=r"q's dtype must be the same.*on rank 1"):
             call(*half)
     with pytest.raises(
-        ValueError, match=r"causal must be the same on all ranks, got 1 on rank 0 and 0 on"
+        ValueError, match=r"causal must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"
     ):
         sd.all_gather_kv(*parts(ranks), causal=bool(ranks.rank))
     mask = block_mask() if ranks.rank else None

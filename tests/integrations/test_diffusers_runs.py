@@ -183,7 +183,9 @@ def test_another_text_begins_another_run():
     steps, model = Steps(1), object()
     one, two = torch.zeros(1), torch.zeros(1)
     assert steps.is_dense(900, one, model)
-    with pytest.warns(UserWarning, match="a call at timestep 800, after one at 900, begins a run"):
+    with pytest.warns(
+        UserWarning, match="a call at timestep 800, after one at 900, as the first of a run"
+    ):
         assert steps.is_dense(800, two, model)
     assert not steps.is_dense(700, one, model)
     assert not steps.is_dense(600, two, model)

@@ -120,7 +120,7 @@ def test_no_layers_at_all():
 def test_a_default_that_no_layer_takes():
     layers = {"default": TOPK, "layer 0": DENSE, "layer 1": DENSE}
     (message,) = warned(model(), layers, 150, 170)
-    assert "'default'; the model of LlamaAttention has layers 0 to 1, and each has" in message
+    assert "'default' of layers has no effect: each of the layers 0 to 1 of the model" in message
     assert not warned(model(), {"default": TOPK, "layer 0": DENSE}, 150, 170)
 
 
@@ -130,43 +130,46 @@ POINTS = [
     for s in (0.2, 0.5, 0.8)
 ]
 CASES = {
-    "threshold": ({"method": "skip", "threshold": 0.0}, "threshold is 0: nothing is skipped"),
+    "threshold": (
+        {"method": "skip", "threshold": 0.0},
+        "threshold = 0 has no effect: nothing is skipped",
+    ),
     "sparsity": (
         {"method": "skip", "sparsity": 0.0, "calibration": Calibration(POINTS)},
-        "sparsity is 0: nothing is skipped",
+        "sparsity = 0 has no effect: nothing is skipped",
     ),
     "least": (
         {"method": "skip", "sparsity": 0.05, "calibration": Calibration(POINTS)},
-        "sparsity is 0.05, outside of what the calibration was fitted to, 0.2 to 0.8",
+        "sparsity = 0.05 is outside the range of the calibration, 0.2 to 0.8",
     ),
     "most": (
         {"method": "skip", "sparsity": 0.9, "calibration": Calibration(POINTS)},
-        "sparsity is 0.9, outside",
+        "sparsity = 0.9 is outside",
     ),
     "length": (
         {"method": "skip", "sparsity": 0.5, "calibration": Calibration(POINTS[:3] * 2)},
-        "calibration was fitted to 64 to 64 keys; here are 150",
+        "150 keys are outside the range of the calibration, 64 to 64",
     ),
     "blocks": (
         {"method": "block_topk", "blocks": 2, "block_kv": 128},
-        "blocks is 2 of 128 keys, and here are 150: nothing is left out",
+        "blocks = 2 has no effect: blocks of 128 keys cover all 150 keys",
     ),
-    "step": ({"method": "anchor"}, "150 keys are all near: nothing is left out"),
+    "step": ({"method": "anchor"}, "have no effect: all 150 keys are near"),
     "vertical": (
         {"method": "vertical_slash", "vertical": 150, "slash": 120},
-        "vertical is 150, and here are 150 keys: nothing is left out",
+        "vertical = 150 has no effect: it covers all 150 keys",
     ),
     "slash": (
         {"method": "vertical_slash", "vertical": 40},
-        "slash is 6096, and here are 150 keys: nothing is left out",
+        "slash = 6096 has no effect: it covers all 150 keys",
     ),
     "few columns": (
         {"method": "vertical_slash", "vertical": 7, "slash": 120},
-        "vertical is 7; 30 are always taken",
+        "vertical = 7 has no effect: 30 are always taken",
     ),
     "few diagonals": (
         {"method": "vertical_slash", "vertical": 40, "slash": 9},
-        "slash is 9; 100 are always taken",
+        "slash = 9 has no effect: 100 are always taken",
     ),
 }
 
@@ -196,7 +199,9 @@ def test_padding_does_not_count_as_keys():
     layers = {"layer 0": {"method": "block_topk", "blocks": 2, "block_kv": 64}}
     mask = torch.ones(1, 200, dtype=torch.long)
     mask[:, 100:] = 0
-    with pytest.warns(UserWarning, match="blocks is 2 of 64 keys, and here are 100: nothing"):
+    with pytest.warns(
+        UserWarning, match="blocks = 2 has no effect: blocks of 64 keys cover all 100 keys"
+    ):
         run(model(), layers, ids(200), attention_mask=mask)
 
 

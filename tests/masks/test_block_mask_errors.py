@@ -102,7 +102,7 @@ def test_errors_of_tensors():
         ValueError, match=r"indices must have the shape of counts, \[1, 1, 2\], and one more"
     ):
         BlockMask(counts, indices.expand(2, 1, 2, 3), 200, 300)
-    with pytest.raises(ValueError, match="counts is on cpu, indices on meta"):
+    with pytest.raises(ValueError, match="indices must be on the device of counts, cpu, got meta"):
         BlockMask(counts, indices.to("meta"), 200, 300)
     with pytest.raises(TypeError, match=r"blocks must have dtype torch.bool, got torch.int32"):
         BlockMask.from_blocks(indices, 200, 300)
@@ -149,7 +149,7 @@ def test_union_of_other_masks_is_refused():
     }.items():
         with pytest.raises(ValueError, match=f"{name} must be the same in all masks, got "):
             mask | other.mask()
-    with pytest.raises(ValueError, match="2 and 3 heads; equal or 1 is needed"):
+    with pytest.raises(ValueError, match="heads of the masks must be equal or 1, got 2 and 3"):
         Drawn(200, 300, heads=2).mask() | Drawn(200, 300, heads=3).mask()
     with pytest.raises(TypeError, match="unsupported operand"):
         mask | 3
@@ -157,7 +157,9 @@ def test_union_of_other_masks_is_refused():
         BlockMask.union(mask, 3)
     with pytest.raises(ValueError, match="masks must have at least one mask, got none"):
         BlockMask.union()
-    with pytest.raises(ValueError, match="3 and 2 batch entries; equal or 1 is needed"):
+    with pytest.raises(
+        ValueError, match="batch entries of the masks must be equal or 1, got 3 and 2"
+    ):
         BlockMask.union(mask, *(Drawn(200, 300, batch=n).mask() for n in (3, 2)))
     with pytest.raises(ValueError, match="device must be the same in all masks, got cpu and meta"):
         mask | mask.to("meta")

@@ -172,8 +172,8 @@ def test_errors():
         (TypeError, "heads must be an int, got 1.5", (sliding, 1, 1.5, 100, 100)),
         (ValueError, "batch must be at least 0, got -1", (sliding, -1, 1, 100, 100)),
         (ValueError, "block_q must be 64 or 128, got 32", (sliding, 1, 1, 100, 100, 32)),
-        (TypeError, "mask_mod returns torch.int64; torch.bool", (scores, 1, 1, 100, 100)),
-        (ValueError, r"mask_mod returns shape \[2\] for one pair", (two, 1, 1, 100, 100)),
+        (TypeError, "mask_mod must return torch.bool, got torch.int64", (scores, 1, 1, 100, 100)),
+        (ValueError, r"mask_mod must return a scalar .*, got shape \[2\]", (two, 1, 1, 100, 100)),
     ):
         with pytest.raises(error, match=message):
             BlockMask.from_mask_mod(*arguments)

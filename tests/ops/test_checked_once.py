@@ -98,7 +98,9 @@ def test_lengths_of_masks(qkv, mask, place):
     """The ops do not get them."""
     run = {BLOCKS: sparse_fmha.block_sparse_attention, STRIPES: sparse_fmha.stripe_attention}[mask]
     shorter = [x[:, :99] if (i > 0) == place else x for i, x in enumerate(qkv)]
-    with pytest.raises(ValueError, match=f"^mask is for 100 tokens of {'qk'[place]}"):
+    with pytest.raises(
+        ValueError, match=f"^mask must be for the 99 tokens of {'qk'[place]}, got one for 100"
+    ):
         run(*shorter, mask)
 
 

@@ -275,5 +275,5 @@ def test_errors(randn):
         vertical_slash_mask(maps[0], maps[1, ..., 1:], 50)
     with pytest.raises(TypeError, match=r"diagonals must have .*dtype.*, got torch.int64"):
         vertical_slash_mask(maps[0], maps[1].long(), 50)
-    with pytest.raises(ValueError, match="max_diagonals is -1"):
+    with pytest.raises(ValueError, match="max_diagonals must be at least 0, got -1"):
         vertical_slash_mask(*maps, 50, max_diagonals=-1)

@@ -255,9 +255,7 @@ def test_wrong_types(call, message):
 def test_points_that_follow_no_law(shares):
     """Larger thresholds that skip less; a threshold would be nonsense, or overflow."""
     points = [("prefill", 100, t, s, 10) for t, s in zip((0.01, 0.1), shares, strict=True)]
-    with pytest.raises(
-        ValueError, match=r"alpha and beta must be positive, got inf and -2.3e\+09 from the 2"
-    ):
+    with pytest.raises(ValueError, match=r"alpha and beta must be positive, got .* from the 2"):
         Calibration(points).threshold_for(0.4, 1000)
     rising = [("prefill", 100, t, s, 10) for t, s in zip((0.1, 0.01), shares, strict=True)]
     if shares[0] - shares[1] > 0.1:
@@ -277,5 +275,5 @@ def test_a_picture(tmp_path):
         plot(Calibration(by_the_law(0.5, 7.0)), tmp_path / "law.jpg")
     with pytest.raises(TypeError, match="calibration must be a Calibration, got NoneType"):
         plot(None, path)
-    with pytest.raises(ValueError, match="there are 0 points of decode"):
+    with pytest.raises(ValueError, match="two different points of decode"):
         plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")

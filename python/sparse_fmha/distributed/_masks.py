@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_fmha.masks import block_mask, stripe_mask
+from sparse_fmha.masks import block_fields, stripe_mask
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -57,7 +57,7 @@ def with_tensors(
     kv_len: int | None = None,
 ) -> Mask:
     """Returns a mask with `part` applied to all tensors, and with other lengths if given."""
-    module = block_mask if isinstance(mask, BlockMask) else stripe_mask
+    module = block_fields if isinstance(mask, BlockMask) else stripe_mask
     tensors: dict[str, Any] = {
         name: None if getattr(mask, name) is None else part(getattr(mask, name))
         for name in module.TENSORS

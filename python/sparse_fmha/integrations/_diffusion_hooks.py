@@ -222,8 +222,8 @@ class Hooks:
                 chosen = getattr(backend, "value", backend)
                 self.reports(
                     "backend",
-                    f"{hooks.where} has the attention backend {chosen!r}, chosen after enable(), "
-                    f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
+                    f"enable() has no effect on {hooks.where}: the attention backend {chosen!r} "
+                    f"was chosen after it; call set_attention_backend({NAME!r}) to undo that",
                 )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -136,13 +136,13 @@ class Neighborhood(Sparse):
         if all(covered):
             yield (
                 "window",
-                f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out",
+                f"window = {self.window!r} has no effect: it covers the whole grid {layout.grid}",
             )
         elif any(c and s > 1 for c, s in zip(covered, options["stride"], strict=True)):
             yield (
                 "stride",
-                f"stride is {self.stride!r}, and has no effect where window, {self.window!r}, is "
-                f"all of an axis of the grid {layout.grid}",
+                f"stride = {self.stride!r} has no effect where window = {self.window!r} covers an "
+                f"axis of the grid {layout.grid}",
             )
 
     def image(

@@ -65,8 +65,8 @@ class Layers:
         if self.has_default and all(i in self.of_layer for i in range(count)):
             self.reports(
                 "default",
-                f"layers has the key 'default'; {model} has layers 0 to {count - 1}, and each has "
-                "a key of its own",
+                f"the key 'default' of layers has no effect: each of the layers 0 to {count - 1} "
+                f"of {model} has its own key",
             )
         self.checked.add((count, kinds))
 

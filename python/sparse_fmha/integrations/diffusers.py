@@ -134,7 +134,8 @@ def enable(
     for model, name, row in found:
         if len(dense_layers) == len(row.layers(model)):
             reports(
-                "dense_layers", f"dense_layers has all blocks of {name}: {method!r} is used in none"
+                "dense_layers",
+                f"method {method!r} has no effect: dense_layers names all blocks of {name}",
             )
     steps, done = Steps(first_dense_steps), []
     try:
