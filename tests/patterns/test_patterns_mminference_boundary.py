@@ -82,35 +82,51 @@ Q = torch.zeros(1, 9, 2, 16)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ModalityOrder(torch.zeros(4)), TypeError, "region is tensor"),
-        (lambda: ModalityOrder(torch.tensor([0]), block_q=32), ValueError, "block_q is 32"),
-        (lambda: ModalityOrder(torch.tensor([0]), keys_too=1), TypeError, "keys_too is 1; True"),
+        (
+            lambda: ModalityOrder(torch.zeros(4)),
+            TypeError,
+            r"region must be a tensor of integers, got tensor\(\[0\., 0\., 0\., 0\.\]\)",
+        ),
+        (
+            lambda: ModalityOrder(torch.tensor([0]), block_q=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (
+            lambda: ModalityOrder(torch.tensor([0]), keys_too=1),
+            TypeError,
+            "keys_too must be True or False, got 1",
+        ),
         (
             lambda: mminference_boundary(Q, Q[:, :5], ORDER, {}),
             ValueError,
-            "k has 5 tokens; the order has 9",
+            "k must have the 9 tokens of order, got 5",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {(2, 0): "dense"}),
             ValueError,
-            r"pairs has \(2, 0\); modalities of queries below 2",
+            "pairs must have modalities of queries below 2 and of keys below 2, got",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {(0, 0): "all"}),
             ValueError,
-            "pattern is 'all'",
+            r"last blocks\), got 'all'",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {}, other=("top_k",)),
             ValueError,
-            r"pattern is \('top_k',\)",
+            r"last blocks\), got \('top_k',\)",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {}, other=("top_k", -1)),
             ValueError,
-            r"\('top_k', -1\) is -1; at least 0",
+            r"a number of \('top_k', -1\) must be at least 0, got -1",
         ),
-        (lambda: patterns.ModalityOrder(torch.tensor([[0]])), ValueError, "region has shape"),
+        (
+            lambda: patterns.ModalityOrder(torch.tensor([[0]])),
+            ValueError,
+            r"region must have shape \[tokens\], got \[1, 1\]",
+        ),
     ],
 )
 def test_errors(call, error, message):
