@@ -180,9 +180,12 @@ def test_cuda_tensors_are_refused_before_anything_else(function):
 def test_no_row_of_a_gpu_takes_a_bias(name):
     key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name}
     assert _C.find_kernel(arch="cpu", **key, key_bias=True) == _C.find_kernel(arch="cpu", **key)
-    with pytest.raises(RuntimeError, match=r"no kernel for arch=sm90, .*, with key_bias; compiled"):
+    with pytest.raises(
+        RuntimeError, match="NotImplementedError: sparse_fmha: no kernel for arch=sm90,"
+    ):
         _C.find_kernel(arch="sm90", **key, key_bias=True)
-    assert all(row["key_bias"] == (row["arch"] == "cpu") for row in sparse_fmha.kernels())
+    rows = [row for row in sparse_fmha.kernels() if row["pass"] != "decode"]
+    assert all(row["key_bias"] == (row["arch"] == "cpu") for row in rows)
 
 
 def test_explained():
