@@ -24,7 +24,11 @@ def ints(*values):
 # What differs from good arguments, the error of the function, and the start of what it and the raw
 # op say.
 BOTH = {
-    "k of a batch": ({"k": torch.ones(1, 12, 2, 16)}, ValueError, "k must have "),
+    "k of a batch": (
+        {"k": torch.ones(1, 12, 2, 16)},
+        ValueError,
+        "k must have shape [tokens, heads, head dim], got [1, 12, 2, 16]",
+    ),
     "v differs": (
         {"v": torch.ones(11, 2, 16)},
         ValueError,
@@ -41,7 +45,11 @@ BOTH = {
         "k must have q's head dim, 16, got 8",
     ),
     "starts": ({"cu_q": ints()}, ValueError, "cu_q must have shape [sequences + 1], got [0]"),
-    "dtype of starts": ({"cu_q": torch.tensor([0, 9])}, TypeError, "cu_q must have dtype "),
+    "dtype of starts": (
+        {"cu_q": torch.tensor([0, 9])},
+        TypeError,
+        "cu_q must have dtype torch.int32, got torch.int64",
+    ),
     "starts of keys": (
         {"cu_k": ints(0, 12)},
         ValueError,
@@ -65,7 +73,17 @@ BOTH = {
         ValueError,
         "page_table must have shape [2, any], got [2]",
     ),
-    "pages": ({"page_table": ints(0, 1)[:, None]}, ValueError, "k must have "),
+    "pages": (
+        {"page_table": ints(0, 1)[:, None]},
+        ValueError,
+        "k must have shape [pages, page, heads, head dim], got [12, 2, 16]",
+    ),
+}
+# What the op says in other words.
+OF_THE_OP = {
+    "k of a batch": "k must have 3 dimensions, got shape [1, 12, 2, 16]",
+    "dtype of starts": "cu_q must have dtype Int, got Long",
+    "pages": "k must have 4 dimensions, got shape [12, 2, 16]",
 }
 # What only the function takes, or what the op's schema says itself.
 FUNCTION = {
