@@ -25,8 +25,8 @@ WRONG = {
     "calibrate_embeddings": [(["text.txt"], "unrecognized arguments: text.txt")],
     "text_model": [(["--tokens", "0"], "--tokens must be at least 1, got 0"), (NO_SUCH, "no-such")],
     "two_processes": [
-        (["--length", "0"], "--length 0: a multiple of 256"),
-        (["--length", "1000"], "--length 1000: a multiple of 256"),
+        (["--length", "0"], "--length must be a multiple of 256, got 0"),
+        (["--length", "1000"], "--length must be a multiple of 256, got 1000"),
         (NO_SUCH, "no-such"),
     ],
     "video_model": [
@@ -36,7 +36,7 @@ WRONG = {
     ],
     "video_neighborhood": [
         (["--frames", "0"], "--frames must be at least 1, got 0"),
-        (["--size", "-1"], "--size -1: at least 2"),
+        (["--size", "-1"], "--size must be at least 2, got -1"),
         (["--size", "9999"], "9999"),
         (["--pan", "-1"], "--pan must be at least 0, got -1"),
         (["--pan", "900"], "the camera leaves the photograph"),
