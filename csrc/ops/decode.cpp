@@ -136,8 +136,8 @@ std::tuple<Tensor, Tensor, Tensor> decode(
   " Tensor? page_table=None, Tensor? block_indices=None, Tensor? block_counts=None," \
   " int block=64, Tensor? token_indices=None, Tensor? token_counts=None,"            \
   " Tensor? head_starts=None, Tensor? head_lengths=None, Tensor? tree_mask=None,"    \
-  " bool causal=True, int? window=None, float? scale=None, Tensor? sink=None,"       \
-  " Tensor? skip_threshold=None, int? split_tokens=None)"
+  " bool causal=True, SymInt? window=None, float? scale=None, Tensor? sink=None,"    \
+  " Tensor? skip_threshold=None, SymInt? split_tokens=None)"
 SPARSE_FMHA_OP(
     decode, "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seq_lens," SPARSE_FMHA_DECODE_OPTIONS
             " -> (Tensor out, Tensor lse, Tensor tiles)")

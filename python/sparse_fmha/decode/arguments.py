@@ -159,9 +159,7 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
     if forms["blocks"]:
         table.check("blocks[0]", keys.block_indices, ("B", "Hkv|1", "any"))
         table.check("blocks[1]", keys.block_counts, ("B", "Hkv|1"))
-        if type(keys.block) is not int:
-            raise TypeError(f"blocks[2] is {keys.block!r}; an int is needed")
-        if keys.block not in BLOCKS:
+        if _checks.check_int("blocks[2]", keys.block) not in BLOCKS:
             raise ValueError(f"blocks[2] is {keys.block}; allowed are: 16, 32, 64, 128")
     if forms["tokens"]:
         table.check("tokens[0]", keys.token_indices, ("B", "Lq|1", "Hkv|1", "any"))
@@ -197,10 +195,13 @@ class _Tables:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; {needed} is needed")
 
     def _fits(self, tensor: Tensor, shape: tuple[str, ...]) -> bool:
-        return tensor.dim() == len(shape) and all(
-            not self.sizes[axis] or size in self.sizes[axis]
-            for size, axis in zip(tensor.shape, shape, strict=True)
-        )
+        if tensor.dim() != len(shape):
+            return False
+        for size, axis in zip(tensor.shape, shape, strict=True):
+            allowed = self.sizes[axis]
+            if len(allowed) > 0 and all(size != a for a in allowed):
+                return False
+        return True
 
     def _text(self, shape: tuple[str, ...]) -> str:
         sizes = (" or ".join(map(str, self.sizes[axis])) or "any" for axis in shape)
