@@ -27,7 +27,8 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-ORDER = ("choosing", "migrating", "patterns", "serving", "gallery", "simulator", "distributed")
+ORDER = ("choosing", "migrating", "patterns", "packed", "serving", "gallery")
+ORDER += ("simulator", "distributed")
 FOLDERS = {"api": "API", "lab": "Lab notes"}
 GALLERY = "gallery.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -39,7 +39,8 @@ def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -
     """The self-attention of one block, by variant."""
     from sparse_fmha.integrations import _diffusion_methods as methods
 
-    layout = methods.Layout(case.grid, case.text, case.text_first)
+    text = (case.text, 0) if case.text_first else (0, case.text)
+    layout = methods.Layout(case.grid, *text)
     shape = 1, layout.tokens, case.heads, case.dim
     q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
 
@@ -48,7 +49,7 @@ def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -
             heads_first = [x.transpose(1, 2) for x in (q, k, v)]
             return lambda: nn.functional.scaled_dot_product_attention(*heads_first)
         method = methods.make(*variants[name])
-        return lambda: method(q, k, v, layout, [case.text], None)
+        return lambda: method(q, k, v, layout, [layout.all_runs()], None)
 
     return {name: op(name) for name in variants}
 

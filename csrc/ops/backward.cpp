@@ -11,11 +11,9 @@
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
-namespace {
 
 using torch::headeronly::ScalarType;
 
-// The gradient of out, or out itself. Copied if kernels cannot read its layout.
 TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous) {
   require(same_shape(t, q), name, " has shape ", shape_of(t), ", q has ", shape_of(q),
           "; they must be the same");
@@ -28,7 +26,6 @@ TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous)
   return view(t);
 }
 
-// lse or its gradient, contiguous.
 float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   bool same = t.dim() == q.dim() - 1;
   for (int64_t d = 0; same && d < t.dim(); ++d) {
@@ -46,12 +43,13 @@ float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   return static_cast<float const*>(t.data_ptr());
 }
 
-// A gradient like an input, or [B, 0] if it is not wanted.
 Tensor new_gradient(Tensor const& like, bool wanted) {
   std::vector<int64_t> const sizes =
       wanted ? sizes_of(like) : std::vector<int64_t>{like.size(0), 0};
   return new_tensor(like, sizes, like.scalar_type());
 }
+
+namespace {
 
 // Python raises NotImplementedError for errors with this text.
 constexpr char const* kOnCpuOnly = "the backward pass of this mechanism runs on the CPU only yet";

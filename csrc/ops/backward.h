@@ -19,6 +19,15 @@ struct BackwardArguments {
   bool need_dkv;
 };
 
+// The gradient of out, or out itself. Copied if kernels cannot read its layout.
+TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous);
+
+// lse or its gradient, contiguous.
+float const* rows_of_q(char const* name, Tensor& t, Tensor const& q);
+
+// A gradient like an input, or [size of its first dimension, 0] if it is not wanted.
+Tensor new_gradient(Tensor const& like, bool wanted);
+
 // Runs the registry's kernels for the problem's backward passes on q's device and its current
 // stream. Returns dq, dk, dv and, for a problem with extra tokens, dextra_k and dextra_v:
 // contiguous, in q's dtype; [B, 0] for gradients that are not wanted.

@@ -240,3 +240,31 @@ def test_errors():
     mask = drawn(128, 128, 0.5)
     with pytest.raises(ValueError, match="mask is for 1000 tokens of q; q has 64"):
         explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")
+
+
+def test_kernels_of_the_backward():
+    q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
+    assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))
+    found = explain(sparse_fmha.attention, q, q.clone().requires_grad_(), q, causal=True)
+    names = {
+        name: _C.find_kernel(
+            **{"arch": "cpu", "mechanism": "causal", "dtype": "bfloat16", "head_dim": 72},
+            **{"pass": name, "skips": False},
+        )["name"]
+        for name in ("backward_dq", "backward_dkv")
+    }
+    assert (found.dq_kernel, found.dkv_kernel) == tuple(names.values())
+    (line,) = (x for x in str(found).splitlines() if "backward: " in x)
+    assert all(name in line for name in names.values())
+    with torch.no_grad():
+        leaf = q.clone().requires_grad_()
+        assert "backward: " not in str(explain(sparse_fmha.attention, leaf, q, q))
+
+
+def test_a_call_without_backward_kernels_says_so():
+    q = torch.randn(1, 40, 4, 64, requires_grad=True)
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
+    assert found.dq_kernel is None
+    assert "no kernel for dq or dk and dv" in str(found)
+    with pytest.raises(NotImplementedError):
+        sparse_fmha.attention(q, q, q, skip_threshold=0.1).sum().backward()

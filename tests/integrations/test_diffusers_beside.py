@@ -143,7 +143,7 @@ def test_a_mask_follows_the_model(monkeypatch):
     layout = _diffusion_methods.Layout((4, 5, 6))
     for device in ("cpu", "meta", "cpu", "meta"):
         q = torch.ones(1, 120, 2, 16, device=device)
-        method(q, q, q, layout, [0], None)
+        method(q, q, q, layout, [()], None)
         assert seen[-1].device == q.device
     assert seen[0] is seen[2] is mask
     assert seen[1] is seen[3]

@@ -29,7 +29,7 @@ def varied(name, argument):
     value = CALLS[name][argument]
     if value.is_floating_point():
         return torch.stack([value * (1 - 0.3 * i) for i in range(SIZE)])
-    return torch.stack([value.roll(i, 2) for i in range(SIZE)])
+    return torch.stack([value.roll(i, min(2, value.dim() - 1)) for i in range(SIZE)])
 
 
 def loop(name, mapped):

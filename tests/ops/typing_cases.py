@@ -68,6 +68,19 @@ def stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, flag: bool) -> Non
     assert_type(f(q, k, v, mask, return_lse=flag), Output)
 
 
+def packed(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, flag: bool) -> None:
+    f = sparse_fmha.varlen_attention
+    assert_type(f(q, k, v, cu, cu, 9, 9), Tensor)
+    assert_type(f(q, k, v, cu, None, 9, 9, seqused_k=cu, page_table=cu, out=q), Tensor)
+    assert_type(f(q, k, v, cu, cu, 9, 9, return_lse=True), Pair)
+    assert_type(f(q, k, v, cu, cu, 9, 9, return_lse=flag), Tensor | Pair)
+    g = sparse_fmha.varlen_neighborhood_attention
+    assert_type(g(q, k, v, [(3, 4), (5,)], 3), Tensor)
+    assert_type(g(q, k, v, [(3, 4), (5, 6)], [(3, 3), (1, 2)], causal=(True, False)), Tensor)
+    assert_type(g(q, k, v, [(3, 4)], 3, return_lse=True), Pair)
+    assert_type(g(q, k, v, [(3, 4)], 3, return_lse=flag), Tensor | Pair)
+
+
 def sequence_parallel(
     q: Tensor, k: Tensor, v: Tensor, mask: Callable[[Tensor, Tensor], BlockMask], flag: bool
 ) -> None:
@@ -86,6 +99,10 @@ def others(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
     assert_type(mask | mask, BlockMask)
     assert_type(BlockGrid.of(q, k).local(64), Tensor)
     assert_type(patterns.anchor_attention(q, k, v).out, Tensor)
+    assert_type(patterns.rectified(q, k).mask, BlockMask)
+    assert_type(patterns.psa_attention(q, k, v, patterns.psa_levels(q, k, {1: 0.1})), Tensor)
+    assert_type(patterns.pka_attention(q, k, v, (4, 4), spatial=[(k, v)], window=3), Tensor)
+    assert_type(patterns.nabla(q, k, patterns.CubeOrder((8, 8), (8, 8)).to("cuda")), BlockMask)
     assert_type(Calibration.load("points.json"), Calibration)
     assert_type(sparse_fmha.build_info()["archs"], list[str])
     assert_type(sparse_fmha.kernels()[0]["head_dim"], int)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha.patterns import SeerAttentionGate, seer_ground_truth, seer_truth
+from sparse_fmha.patterns import SeerAttentionGate, seer_ground_truth
+from sparse_fmha.selection import reductions
 
 FEW = settings(max_examples=25)
 POOLS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
@@ -166,7 +167,7 @@ def test_ground_truth(batch, q_len, kv_len, heads, sizes, causal, scale, most, d
     """Against the whole map."""
     q, k = (x.to(dtype) for x in inputs(batch, q_len, kv_len, heads))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seer_truth, "SLICE", most)
+        patch.setattr(reductions, "SLICE", most)
         options = {"block_q": sizes[0], "block_kv": sizes[1]}
         truth = seer_ground_truth(q, k, causal=causal, scale=scale, **options)
     factor = 0.25 if scale is None else scale

@@ -16,6 +16,7 @@ from sparse_fmha.patterns.vertical_slash import (
     vertical_slash,
     vertical_slash_mask,
 )
+from sparse_fmha.selection import reductions
 
 # The function has the module's name.
 module = import_module("sparse_fmha.patterns.vertical_slash")
@@ -158,8 +159,8 @@ def test_too_little_room_loses_the_last():
 @pytest.mark.parametrize("keys", [7, 1 << 14])
 @pytest.mark.parametrize("slice_size", [1, 1 << 24])
 def test_sums(randn, monkeypatch, q_len, kv_len, last, keys, slice_size):
-    monkeypatch.setattr(module, "KEYS", keys)
-    monkeypatch.setattr(module, "SLICE", slice_size)
+    monkeypatch.setattr(reductions, "KEYS", keys)
+    monkeypatch.setattr(reductions, "SLICE", slice_size)
     q, k = randn(2, q_len, 6, 16), randn(2, kv_len, 2, 16, seed=1)
     found = last_query_sums(q, k, last, scale=0.4)
     for ours, exact in zip(found, sums_by_loops(q, k, last, 0.4), strict=True):
@@ -206,6 +207,7 @@ def test_neither_the_host_nor_pairs_of_tokens(options):
     options = {"vertical": 20, "slash": 110} | options
     with Watch() as watch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SLICE", 1)
+        patch.setattr(reductions, "SLICE", 1)
         mask = vertical_slash(q, k, **options)
     assert watch.largest <= max(q.numel(), 2 * 64 * 4096)  # 64 rows of scores, or their bytes
     on_meta = vertical_slash(q.to("meta"), k.to("meta"), **options)

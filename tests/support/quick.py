@@ -70,6 +70,7 @@ SLOW = {
     "ops/test_symbolic.py": (),
     "ops/test_torch.py": ("test_compile", "test_opcheck_.*"),
     "ops/test_typing.py": (),
+    "ops/test_varlen_torch.py": ("test_opcheck", "test_.*compiled", "test_one_graph_.*"),
     "packaging/test_bootstrap.py": ("test_unreachable_package_index",),
     "packaging/test_configure.py": (),
     "packaging/test_dependencies.py": (),
@@ -79,6 +80,7 @@ SLOW = {
     "patterns/test_anchor_ops.py": ("test_means", "test_opcheck"),
     "patterns/test_patterns_capture.py": ("test_it_can_be_traced_in_one_graph",),
     "patterns/test_patterns_vertical_slash.py": ("test_it_can_be_traced_in_one_graph",),
+    "patterns/test_patterns_video.py": ("test_it_can_be_traced_in_one_graph",),
     "skipping/test_skipping.py": ("test_attention",),
     "skipping/test_skipping_ops.py": ("test_opcheck",),
 }

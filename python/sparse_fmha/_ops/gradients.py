@@ -10,6 +10,7 @@ from torch import Tensor
 
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
+PAGES = "page_table"
 ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
 
 
@@ -51,6 +52,11 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
             dout = out.new_zeros(()).expand_as(out)
         need_dq = needed["q"]
         need_dkv = any(needed.get(name) for name in ("k", "v", *EXTRA))
+        if PAGES in place and inputs[place[PAGES]] is not None:
+            raise NotImplementedError(
+                f"{op._schema.name} has no backward pass for keys in pages; call it without "
+                f"{PAGES}, or under torch.no_grad()"
+            )
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
         gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)

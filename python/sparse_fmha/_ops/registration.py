@@ -14,6 +14,7 @@ from sparse_fmha._ops import (
     derivatives,
     gradients,
     library,
+    packed,
     shapes,
     symbolic,
     vmap,
@@ -31,6 +32,7 @@ class Op(NamedTuple):
     shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # called by keyword
     is_attention: bool = False  # if so, autocast casts all but its thresholds
     differentiable: bool = True  # False: its results are integers
+    is_packed: bool = False  # tokens of all sequences are in one dimension; on the CPU only
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -41,6 +43,8 @@ class Op(NamedTuple):
 OPS = (
     *(Op(f"{name}_bwd", shapes.gradients) for name in MECHANISMS),
     *(Op(f"{name}_fwd", shapes.attention, is_attention=True) for name in MECHANISMS),
+    Op("varlen_bwd", shapes.gradients, is_packed=True),
+    Op("varlen_fwd", shapes.packed_attention, is_attention=True, is_packed=True),
     Op("anchor_means", shapes.anchor_means),
     Op("anchor_keys", shapes.anchor_keys, differentiable=False),
     Op("anchor_columns", shapes.anchor_columns, differentiable=False),
@@ -65,7 +69,10 @@ def _register(op: Op) -> None:
         return op.shapes(**dict(zip(names, args, strict=False)))
 
     torch.library.register_fake(overload.name(), fake)
-    vmap.register(_registrations, overload)
+    if op.is_packed:
+        packed.register(_registrations, overload)
+    else:
+        vmap.register(_registrations, overload)
     if op.is_attention:
         derivatives.register(
             _registrations,

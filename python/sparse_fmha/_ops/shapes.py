@@ -19,6 +19,16 @@ def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object
     return results
 
 
+def packed_attention(
+    q: Tensor, cu_q: Tensor, skip_threshold: Tensor | None = None, **_others: object
+) -> list[Tensor]:
+    """out like q, and lse `[T, Hq]` in fp32; with thresholds also counts `[sequences, Hq, 2]`."""
+    results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    if skip_threshold is not None:
+        results.append(q.new_empty((cu_q.shape[0] - 1, q.shape[1], 2), dtype=torch.int64))
+    return results
+
+
 def gradients(
     q: Tensor,
     k: Tensor,
@@ -27,7 +37,10 @@ def gradients(
     need_dkv: bool = True,
     **_others: object,
 ) -> list[Tensor]:
-    """Gradients of q, k, v and any extra tokens; `[B, 0]` for a gradient that is not needed."""
+    """Gradients of q, k, v and any extra tokens.
+
+    `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed.
+    """
     wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
     if extra_k is not None:
         wanted += [(extra_k, need_dkv)] * 2

@@ -30,7 +30,7 @@ Given = Mapping[str, Any]  # arguments of a call, by name
 
 @dataclass(frozen=True)
 class Explanation:
-    """Result of `explain`; prints at most five lines. `why_not` lists the other kernels."""
+    """Result of `explain`; prints at most six lines. `why_not` lists the other kernels."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
@@ -43,6 +43,9 @@ class Explanation:
     reachable_density: float | None  # the same, of the blocks that causality leaves
     break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
+    dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
+    dkv_kernel: str | None  # the same for k and v
+    needs_gradients: bool  # q, k or v require a gradient
 
     @property
     def speedup(self) -> float | None:
@@ -68,9 +71,21 @@ class Explanation:
             if self.density != self.reachable_density:
                 listed += f" ({self.reachable_density:.1%} of those that causality leaves)"
             lines.append(f"  {listed}; {until}")
+        if self.needs_gradients:
+            lines.append(f"  {self.backward}")
         if self.notes:
             lines.append(f"  note: {'; '.join(self.notes)}")
         return "\n".join(lines)
+
+    @property
+    def backward(self) -> str:
+        """Which kernels compute the gradients, and in which form."""
+        passes = {"dq": self.dq_kernel, "dk and dv": self.dkv_kernel}
+        missing = " or ".join(name for name, kernel in passes.items() if kernel is None)
+        if missing:
+            return f"backward: no kernel for {missing}, so asking for it raises"
+        found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
+        return f"backward: {found}; no atomics, so results repeat bitwise"
 
     def why_not(self) -> str:
         """Lists the other kernels of the mechanism and architecture, one per line, with reasons."""
@@ -124,7 +139,9 @@ def explain(
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
-    return _choose(mechanism, arch, q, skips, times, notes)
+    operands = (x for x in given.values() if isinstance(x, Tensor))
+    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    return _choose(mechanism, arch, q, skips, times, notes, needs_gradients)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -221,16 +238,27 @@ def _choose(
     skips: bool,
     times: _Times | None,
     notes: tuple[str, ...],
+    needs_gradients: bool,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
-    rows = [
-        row
-        for row in _build.kernels()
-        if (row["arch"], row["pass"], row["mechanism"], row["skips"])
-        == (arch, "forward", mechanism, skips)
-    ]
-    fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
-    best = min(fits, key=lambda row: row["head_dim"], default=None)
+
+    def rows_of(direction: str) -> list[_build.KernelRow]:
+        wanted = (arch, direction, mechanism, skips)
+        return [
+            row
+            for row in _build.kernels()
+            if (row["arch"], row["pass"], row["mechanism"], row["skips"]) == wanted
+        ]
+
+    def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
+        fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
+        return min(fits, key=lambda row: row["head_dim"], default=None)
+
+    def name_of(row: _build.KernelRow | None) -> str | None:
+        return None if row is None else row["name"]
+
+    rows = rows_of("forward")
+    best = smallest(rows)
     rejected = {}
     for row in rows:
         if row["dtype"] != dtype:
@@ -250,7 +278,7 @@ def _choose(
     return Explanation(
         mechanism=mechanism,
         arch=arch,
-        kernel=None if best is None else best["name"],
+        kernel=name_of(best),
         why=why,
         rejected=rejected,
         predicted_ms=None if times is None else times.predicted_us / 1e3,
@@ -259,4 +287,7 @@ def _choose(
         reachable_density=None if times is None else times.reachable_density,
         break_even_density=None if times is None else times.break_even,
         notes=notes,
+        dq_kernel=name_of(smallest(rows_of("backward_dq"))),
+        dkv_kernel=name_of(smallest(rows_of("backward_dkv"))),
+        needs_gradients=needs_gradients,
     )

@@ -19,7 +19,8 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import Tensor, nn
 
-from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs, runs_of
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
 
 NAME = "sparse_fmha"
 
@@ -42,20 +43,30 @@ class Call:
     layout: Layout
     method: Dense | Sparse
     dense: bool  # this step runs the original attention
+    alone: bool = False  # some layers have the tokens of the grid alone
     outer: Call | None = None  # the enclosing forward call
     layer: Layer | None = None  # the self-attention that is running
-    lengths: dict[int, tuple[Tensor, list[int]]] = field(default_factory=dict)
+    seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
-        """The number of text tokens of each batch entry, without padding.
+    def key_mask(self, mask: Tensor) -> Tensor:
+        """Bool `[B, 1, 1, tokens]` from a mask `[B, text]` of text behind the grid; the same
+        tensor for all layers of a call."""
+        if id(mask) not in self.masks:
+            padded = torch.nn.functional.pad(mask.bool(), (self.layout.image, 0), value=True)
+            self.masks[id(mask)] = mask, padded[:, None, None]
+        return self.masks[id(mask)][1]
+
+    def runs(self, mask: Tensor | None, batch: int) -> list[Runs]:
+        """What each batch entry sees of the plain tokens, those that are not padding.
 
         Most models pass one mask to all layers of a call, so this waits for the device only once.
         """
         if mask is None:
-            return [self.layout.text] * batch
-        if id(mask) not in self.lengths:  # stored with its tensor, so that the id stays unique
-            self.lengths[id(mask)] = mask, _text_lengths(mask, self, batch)
-        return self.lengths[id(mask)][1]
+            return [self.layout.all_runs()] * batch
+        if id(mask) not in self.seen:  # stored with its tensor, so that the id stays unique
+            self.seen[id(mask)] = mask, _runs(mask, self, batch)
+        return self.seen[id(mask)][1]
 
 
 CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
@@ -64,7 +75,7 @@ CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
 UNDER_WAY: dict[int, Call] = {}
 
 
-def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
+def _runs(mask: Tensor, call: Call, batch: int) -> list[Runs]:
     layout = call.layout
     where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
     keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
@@ -73,18 +84,15 @@ def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
             f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
             "supported"
         )
-    image, text = layout.split(mask.reshape(-1, layout.tokens))
-    counts = text.sum(1)
-    prefix = text == (torch.arange(layout.text, device=text.device) < counts[:, None])
-    fits = image.all() & prefix.all()
-    lengths: list[int]
-    *lengths, right = torch.cat([counts, fits[None]]).tolist()
-    if not right:
-        raise NotImplementedError(
-            f"{where} hides image tokens or text tokens before others; only padding at the end of "
-            "the text is supported"
-        )
-    return lengths * batch if len(lengths) == 1 else lengths
+    image, plain = layout.split(mask.reshape(-1, layout.tokens))
+    found = []
+    for whole, *visible in torch.cat([image.all(1, keepdim=True), plain], 1).tolist():
+        if not whole:
+            raise NotImplementedError(
+                f"{where} hides image tokens; only padding of the text is supported"
+            )
+        found.append(runs_of(visible))
+    return found * batch if len(found) == 1 else found
 
 
 def backend(
@@ -123,13 +131,17 @@ def backend(
         return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    layout = call.layout
+    if call.alone and query.shape[1] == key.shape[1] == layout.image:
+        layout = Layout(layout.grid)
     for name, x in (("queries", query), ("keys", key)):
-        if x.shape[1] != call.layout.tokens:
+        if x.shape[1] != layout.tokens:
             raise ValueError(
-                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
             )
-    lengths = call.text_lengths(attn_mask, query.shape[0])
-    return call.method(query, key, value, call.layout, lengths, scale)
+    batch = query.shape[0]
+    seen = call.runs(attn_mask, batch) if layout is call.layout else [layout.all_runs()] * batch
+    return call.method(query, key, value, layout, seen, scale)
 
 
 def _original(layer: Layer | None) -> object:

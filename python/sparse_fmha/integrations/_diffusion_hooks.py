@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
-from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
-from sparse_fmha.integrations._diffusion_models import MODELS, Processor, Transformer
+from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.integrations._diffusion_models import MODELS, Processor
 from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
 
@@ -176,9 +177,10 @@ class Hooks:
         self.handles.append(handle)  # immediately: the next line may be interrupted
         self.handles.append(module.register_forward_hook(hooks.after, always_call=True))
 
-    def _note_backends(self, model: Transformer) -> None:
+    def _note_backends(self, model: nn.Module) -> None:
         self.active = _AttentionBackendRegistry.get_active_backend()[0]
-        for processor in {id(p): p for p in model.attn_processors.values()}.values():
+        found: list[Any] = [getattr(module, "processor", None) for module in model.modules()]
+        for processor in {id(p): p for p in found}.values():
             if hasattr(processor, "_attention_backend"):
                 own = "_attention_backend" in vars(processor)
                 self.backends.append((processor, own, processor._attention_backend))
@@ -199,13 +201,14 @@ class Hooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        layout = MODELS[self.name].layout(model, given, self.grid)
+        row = MODELS[self.name]
+        layout = row.layout(model, given, self.grid)
         self.method.check(layout)
         self._report(layout)
-        text = given.get("encoder_hidden_states")
-        dense = self.steps.is_dense(given.get("timestep"), text, model)
+        dense = self.steps.is_dense(*row.step(given), model)
         _drop(model)
-        call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
+        settings = model, self.key, self.name, layout, self.method, dense, row.alone
+        call = Call(*settings, outer=CALL.get())
         UNDER_WAY[id(call)] = call
         CALL.set(call)
         Checkpointing.put(model, call)

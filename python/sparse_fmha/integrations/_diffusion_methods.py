@@ -1,12 +1,11 @@
-"""Methods that replace self-attention over a token grid and text tokens.
+"""Methods that replace self-attention over a token grid and the other tokens of a model.
 
 The same rules hold for every method: image queries see image tokens according to the method, and
-all text tokens; text queries see everything; no query sees text tokens that are padding.
+all other tokens (text, references); the others see everything; none sees tokens that are padding.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,57 +15,17 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.merge import merge
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The tokens of one self-attention: the grid in row-major order, before or after the text."""
-
-    grid: tuple[int, ...]
-    text: int = 0
-    text_first: bool = False
-
-    @property
-    def image(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def tokens(self) -> int:
-        return self.image + self.text
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns views of `[B, tokens, ...]`: image tokens, text tokens."""
-        if self.text_first:
-            return x[:, self.text :], x[:, : self.text]
-        return x[:, : self.image], x[:, self.image :]
-
-    def join(self, image: Tensor, text: Tensor) -> Tensor:
-        """The inverse of `split`."""
-        if not text.shape[1]:
-            return image
-        return torch.cat([text, image] if self.text_first else [image, text], 1)
-
-    def seen(self, x: Tensor, length: int) -> Tensor:
-        """Returns `[B, tokens, ...]` with only the first `length` text tokens."""
-        if length == self.text:
-            return x
-        if not self.text_first:
-            return x[:, : self.image + length]  # a view: nothing is copied for right padding
-        image, text = self.split(x)
-        return self.join(image, text[:, :length])
-
-    def __str__(self) -> str:
-        grid = "x".join(map(str, self.grid))
-        return f"the grid {grid} has {self.image} tokens, with {self.text} of text {self.tokens}"
-
-
-def by_length(lengths: Sequence[int], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Calls `compute(length, *tensors)` for the batch, or per entry if text lengths differ."""
-    if len(set(lengths)) == 1:
-        return compute(lengths[0], *tensors)
-    rows = [compute(n, *(x[i : i + 1] for x in tensors)) for i, n in enumerate(lengths)]
+def by_runs(seen: Sequence[Runs], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Calls `compute(runs, *tensors)` for the batch, or per entry if its entries see different
+    tokens."""
+    if len(set(seen)) == 1:
+        return compute(seen[0], *tensors)
+    rows = [compute(runs, *(x[i : i + 1] for x in tensors)) for i, runs in enumerate(seen)]
     return torch.cat(rows)
 
 
@@ -86,19 +45,20 @@ class Dense:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q; `lengths`: text length of each batch entry."""
+        """q, k, v `[B, tokens, H, D]` to out like q; `seen`: what each batch entry sees of the
+        tokens that are not on the grid."""
 
-        def dense(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q, layout.seen(k, n), layout.seen(v, n), scale=scale)
+        def dense(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(q, layout.seen(k, runs), layout.seen(v, runs), scale=scale)
 
-        return by_length(lengths, dense, q, k, v)
+        return by_runs(seen, dense, q, k, v)
 
 
 class Sparse:
-    """Base of sparse methods: text queries are dense; `image` computes the grid's queries."""
+    """Base of sparse methods: `image` computes the grid's queries; the others are dense."""
 
     def check(self, layout: Layout) -> None:
         """Raises for an invalid layout, before the model computes anything."""
@@ -113,7 +73,7 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
         """The output rows of the grid's tokens."""
@@ -125,15 +85,15 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
         """See `Dense`."""
-        image = self.image(q, k, v, layout, lengths, scale)
-        if not layout.text:
+        image = self.image(q, k, v, layout, seen, scale)
+        if not layout.plain:
             return image
-        text = Dense()(layout.split(q)[1], k, v, layout, lengths, scale)
-        return layout.join(image, text)
+        plain = Dense()(layout.split(q)[1], k, v, layout, seen, scale)
+        return layout.join(image, plain)
 
 
 @dataclass(frozen=True)
@@ -189,13 +149,13 @@ class Neighborhood(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
         grid, options = self.axes(layout.grid)
         image_q = layout.split(q)[0]
 
-        def attend(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
             q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
             out = neighborhood_attention(
@@ -206,12 +166,12 @@ class Neighborhood(Sparse):
                 stride=options["stride"],
                 dilation=options["dilation"],
                 scale=scale,
-                extra_k=extra_k[:, :n] if n else None,
-                extra_v=extra_v[:, :n] if n else None,
+                extra_k=layout.visible(extra_k, runs) if runs else None,
+                extra_v=layout.visible(extra_v, runs) if runs else None,
             )
             return out.flatten(1, -3)
 
-        return by_length(lengths, attend, image_q, k, v)
+        return by_runs(seen, attend, image_q, k, v)
 
 
 @dataclass(frozen=True)
@@ -237,10 +197,10 @@ class BlockSparse(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
+        (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
         mask = self.mask
         if isinstance(mask, BlockMask):
             if mask.device != q.device:  # the model moved to another device
@@ -253,18 +213,21 @@ class BlockSparse(Sparse):
                 raise TypeError(
                     f"mask(q, k) returned a {type(mask).__name__}; a BlockMask is needed"
                 )
-        if not layout.text:
+        if not layout.plain:
             return block_sparse_attention(q, k, v, mask, scale=scale)
         out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
 
-        # A mask of the grid works for any number of text tokens; merging them is exact.
-        def with_text(n: int, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if not n:
+        # A mask of the grid works for any number of other tokens; merging them is exact.
+        def with_plain(
+            runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor
+        ) -> Tensor:
+            if not runs:
                 return out
-            text = attention(q, k[:, :n], v[:, :n], scale=scale, return_lse=True)
-            return merge(*zip((out, lse), text, strict=True))[0]
+            k, v = layout.visible(k, runs), layout.visible(v, runs)
+            plain = attention(q, k, v, scale=scale, return_lse=True)
+            return merge(*zip((out, lse), plain, strict=True))[0]
 
-        return by_length(lengths, with_text, out, lse, q, text_k, text_v)
+        return by_runs(seen, with_plain, out, lse, q, plain_k, plain_v)
 
 
 METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {

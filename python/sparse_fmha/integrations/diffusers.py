@@ -23,16 +23,37 @@ require("diffusers", by=__name__, extra="diffusers")
 from sparse_fmha.integrations import _diffusion_methods as methods
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
+from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
+from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks
+from sparse_fmha.integrations._diffusion_hunyuan15 import HunyuanVideo15Processor
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
+from sparse_fmha.integrations._diffusion_sd3 import StableDiffusion3Processor
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
 from sparse_fmha.masks.block_mask import BlockMask
 
-__all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
+__all__ = [
+    "Request",
+    "disable",
+    "disable_decoder",
+    "enable",
+    "enable_decoder",
+    "is_enabled",
+    "supported_models",
+]
 
 BACKEND = register()
-PARTS = ("transformer", "transformer_2")  # of a pipeline; the second is Wan 2.2's for late steps
+# Processors of diffusers that cannot take a backend as they are.
+OURS: dict[str, Callable[[Any], Processor]] = {
+    "CogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "CosmosAttnProcessor2_0": CosmosProcessor,
+    "FusedCogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
+    "JointAttnProcessor2_0": StableDiffusion3Processor,
+}
+# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
+PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 def supported_models() -> list[str]:
@@ -60,18 +81,17 @@ def enable(
     the model, or a model saved as a whole, has its own. Calls nest: a second `enable` holds until
     its own `disable`, which restores the first. If this raises, nothing has changed.
 
-    Image tokens see each other according to the method. Text tokens in the same attention (not in
-    Wan and LTX) are visible to every query, and see everything themselves; padding tokens are
-    visible to none. Cross-attention does not change.
+    Image tokens see each other according to the method. Other tokens in the same attention (text,
+    reference images; none in Wan and LTX) are visible to every query, and see everything
+    themselves; padding tokens are visible to none. Cross-attention does not change.
 
     Args:
-        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. Both transformers
-            of a Wan 2.2 pipeline are enabled, and count steps together.
+        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. All transformers
+            of a pipeline (two in Wan 2.2) are enabled, and count steps together.
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
-            dilation in tokens per axis: (height, width) for Flux and Qwen-Image, (frames, height,
-            width) for the others, or one int for all axes. An axis with one token needs a window
-            of 1.
+            dilation in tokens per axis: (height, width) for images, (frames, height, width) for
+            videos, or one int for all axes. An axis with one token needs a window of 1.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
             of the grid's tokens in row-major order, without text, or a function that makes one from
             q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
@@ -80,11 +100,12 @@ def enable(
             attention. A new value of `timestep` is a new step, and a larger value begins a run.
             Reading it waits for the device. Interleaved runs are distinguished by the tensor of
             their text embeddings and their thread, or by a `Request`.
-        dense_layers: indices of blocks that keep the original attention. Blocks of Flux and
-            HunyuanVideo are counted through both streams: `transformer_blocks`, then
-            `single_transformer_blocks`. Blocks of VACE are counted from `vace_blocks` on.
-        grid: tokens per axis, for calls from which they cannot be read; default: read from each
-            call.
+        dense_layers: indices of blocks that keep the original attention. Blocks of models with
+            `single_transformer_blocks` are counted through both streams, these last. Blocks of VACE
+            are counted from `vace_blocks` on. A block of Stable Diffusion 3.5 with two attentions
+            counts twice.
+        grid: tokens per axis, for calls from which they cannot be read, without reference images;
+            default: read from each call.
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
@@ -167,8 +188,8 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
 
 def _processor(original: Any) -> Processor:
     """The model's own processor with our backend. It is a copy, because modules may share one."""
-    cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
-    processor: Processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
+    ours = OURS.get(type(original).__name__)
+    processor: Processor = copy.copy(original) if ours is None else ours(original)
     processor._attention_backend = BACKEND
     return processor
 

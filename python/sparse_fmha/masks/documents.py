@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,31 @@ def from_documents(
     if max_len is not None:
         widths = _bounds(length, max_len, block_q, block_kv, causal)
     spans = _spans(cu, length, block_q, block_kv, causal)
-    rows, device = len(spans.first), cu.device
+    return parts_of(
+        spans,
+        widths,
+        (length, length, block_q, block_kv),
+        causal,
+        lambda indices: _bits(cu, indices, length, block_q, block_kv),
+    )
+
+
+def parts_of(
+    spans: Spans,
+    widths: Sequence[int],
+    sizes: tuple[int, int, int, int],
+    causal: bool,
+    bits: Callable[[Tensor], Tensor],
+) -> BlockParts:
+    """Returns the mask of runs of key blocks.
+
+    Args:
+        widths: capacities of the lists of full and of partial blocks.
+        sizes: q_len, kv_len, block_q and block_kv.
+        bits: returns the bitmasks `[nQ, width, block_q, block_kv / 8]` of the partial blocks
+            `[nQ, width]`.
+    """
+    rows, device = len(spans.first), spans.first.device
 
     def make(width: int, partial: bool) -> tuple[Tensor, Tensor]:
         slots = torch.arange(width, device=device)
@@ -70,7 +95,6 @@ def from_documents(
 
     counts, indices = make(widths[0], False)
     lists = (counts[None], indices[None])
-    sizes = (length, length, block_q, block_kv)
     if not widths[1]:
         return BlockParts(*lists, *sizes, causal=causal)
     counts, indices = make(widths[1], True)
@@ -79,7 +103,7 @@ def from_documents(
         *sizes,
         partial_counts=counts[None],
         partial_indices=indices[None],
-        partial_bits=_bits(cu, indices[0], length, block_q, block_kv)[None, None],
+        partial_bits=bits(indices[0])[None, None],
         causal=causal,
     )
 

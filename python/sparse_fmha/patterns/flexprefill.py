@@ -32,8 +32,8 @@ def flexprefill_query_aware(
     All rows of a head share one budget, so rows with spread probability take more blocks than
     others. Source: Lai et al. 2025, "FlexPrefill: A Context-Aware Sparse Attention Mechanism for
     Efficient Long-Sequence Inference", arXiv:2502.20766, section 3, query-aware index search;
-    defaults of its code: blocks of 128, gamma 0.9. The test that makes a head query-aware (tau) and
-    the vertical-slash branch are not included.
+    defaults of its code: blocks of 128, gamma 0.9. `flexprefill_mask` has the test that makes a
+    head query-aware (tau) and the vertical-slash branch.
 
     Args:
         q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`.
@@ -54,6 +54,17 @@ def flexprefill_query_aware(
     check_number("gamma", gamma, 0, 1)
     check_flag("forced", forced)
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    blocks = query_aware_blocks(q, k, grid, gamma, scale)
+    if forced:
+        blocks = blocks | grid.sink(1).logical_or_(grid.diagonal())
+    return grid.mask(blocks)
+
+
+def query_aware_blocks(
+    q: Tensor, k: Tensor, grid: BlockGrid, gamma: float, scale: float | None
+) -> Tensor:
+    """Returns the blocks of the query-aware branch, bool `[B, Hq, nQ, nK]`."""
+    block_q, block_kv, causal = grid.block_q, grid.block_kv, grid.causal
     keys, sizes = pool_blocks(k, block_kv), (grid.q_len, grid.kv_len, block_q, block_kv)
     number = torch.arange(grid.shape[1], device=q.device)
     ends = reached(*sizes, causal, q.device)
@@ -66,8 +77,4 @@ def flexprefill_query_aware(
     parts = chunks(grid.shape[0], q.shape[0] * q.shape[2] * grid.shape[1], q.device, CACHED)
     (scores,) = by_chunks(shares, parts, grid.shape[0], 2)
     rows = (ends > 0).sum()  # with fewer keys than queries, some rows see no key
-    blocks = top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)
-    del scores
-    if forced:
-        blocks = blocks | grid.sink(1).logical_or_(grid.diagonal())
-    return grid.mask(blocks)
+    return top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)

@@ -47,23 +47,49 @@ def minference_block_sparse(
         ValueError, TypeError: a shape, dtype or size is not allowed.
     """
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    rows, columns = grid.shape
-    sizes = (grid.q_len, grid.kv_len, block_q, block_kv)
-    width = min(check_int("top_k", top_k), columns)
-    keys = pool_blocks(k, block_kv)
-    number = torch.arange(columns, device=q.device)
-    ends = reached(*sizes, causal, q.device)
+    return blocks_of_means(q, k, grid, check_int("top_k", top_k))
 
-    parts = chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, 1 << 18)
+
+def blocks_of_means(
+    q: Tensor,
+    k: Tensor,
+    grid: BlockGrid,
+    top_k: int,
+    *,
+    forced: bool = False,
+    shared: bool = False,
+) -> BlockMask:
+    """Lists the `top_k` key blocks of each query block by the products of block means.
+
+    Args:
+        forced: the first and the last block that a row may see come before all others.
+        shared: one list for all heads, by the means over heads.
+    """
+    rows, columns = grid.shape
+    block_q = grid.block_q
+    sizes = (grid.q_len, grid.kv_len, block_q, grid.block_kv)
+    width = min(top_k, columns)
+    keys = pool_blocks(k, grid.block_kv)
+    if shared:
+        keys = keys.mean(2, keepdim=True)
+    number = torch.arange(columns, device=q.device)
+    ends = reached(*sizes, grid.causal, q.device)
+
+    heads = 1 if shared else q.shape[2]
+    parts = chunks(rows, q.shape[0] * heads * columns, q.device, 1 << 18)
 
     def chosen(part: slice) -> tuple[Tensor, Tensor]:
         queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
-        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, causal)
+        if shared:
+            queries = queries.mean(2, keepdim=True)
+        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, grid.causal)
         allowed = number[:seen] < ends[part, None]
-        counts, indices = top_k_indices(
-            pooled_scores(queries, keys[:, :seen], allowed=allowed), width
-        )
+        scores = pooled_scores(queries, keys[:, :seen], allowed=allowed)
+        if forced:
+            at = number[:seen]
+            scores.masked_fill_(allowed & ((at == 0) | (at == ends[part, None] - 1)), torch.inf)
+        counts, indices = top_k_indices(scores, width)
         return counts, pad(indices, (0, width - indices.shape[-1]), value=ABSENT)
 
     counts, indices = by_chunks(chosen, parts, rows, 2)
-    return BlockMask(counts, indices, *sizes, causal=causal)
+    return BlockMask(counts, indices, *sizes, causal=grid.causal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,14 @@ class RegionOrder(TensorFields):
     """
 
     TENSORS = ("slots", "sizes", "block_region", "present", "sources")
-    PLAIN = ("length", "tokens", "block", "regions", "padded", "most_blocks")
+    PLAIN: ClassVar[tuple[str, ...]] = (
+        "length",
+        "tokens",
+        "block",
+        "regions",
+        "padded",
+        "most_blocks",
+    )
 
     def __init__(
         self,
@@ -106,7 +115,7 @@ class RegionOrder(TensorFields):
         means = torch.zeros(shape, dtype=torch.float32, device=x.device)
         number = torch.arange(self.regions, device=self.slots.device)[:, None]
         sizes = self.sizes.clamp(min=1)[:, None].float()
-        elements = x.shape[0] * self.block * x[0, :1].numel()
+        elements = x.shape[0] * self.block * x.shape[2:].numel()
         for some in chunks(len(self.block_region), elements, x.device, 1 << 20):
             # Padding reads token 0, which `present` masks.
             tokens, present = self.sources[some], self.present[some]

@@ -53,7 +53,7 @@ def token_top_k(
     batch, q_len, heads, _ = q.shape
     kv_len, group = k.shape[1], heads // k.shape[2]
     check_int("keys", keys)
-    window = _Window(q_len, kv_len, local, first, block_q, range_size)
+    window = LocalWindow(q_len, kv_len, local, first, block_q, range_size)
     step = max(1, (HELD if q.device.type == "cpu" else SLICE) // max(1, kv_len))
     made = []
     with torch.no_grad(), without_autocast(q.device):
@@ -109,7 +109,7 @@ def token_top_k_mask(
     """
     check_floats("scores", scores, 4, "[batch or 1, heads or 1, groups or 1, kv_len]")
     check_int("keys", keys)
-    window = _Window(q_len, scores.shape[3], local, first, block_q, range_size)
+    window = LocalWindow(q_len, scores.shape[3], local, first, block_q, range_size)
     if scores.shape[2] not in (1, window.groups):
         raise ValueError(
             f"scores has {scores.shape[2]} groups; 1 or {window.groups} are needed, for {q_len} "
@@ -141,7 +141,7 @@ def _products(means: Tensor, keys: Tensor) -> Tensor:
     return scores
 
 
-class _Window:
+class LocalWindow:
     """The runs around each group's queries; they start at multiples of the run size."""
 
     def __init__(

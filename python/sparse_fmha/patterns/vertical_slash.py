@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
 from sparse_fmha._checks import check_int, check_q_and_k
-from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE, ceil_div
 from sparse_fmha.masks import block_checks, block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.selection import top_k_blocks
-
-KEYS = 1 << 14  # keys converted to fp32 at a time
+from sparse_fmha.selection.reductions import reductions
 
 
 def vertical_slash(
@@ -57,7 +52,7 @@ def vertical_slash(
         A mask with lists for each batch entry and query head, built without waiting for the device.
         Its lists take `4 * (vertical + range_size + runs)` bytes for each group of queries and
         head, where runs is the smaller of `slash * ceil(block_q / range_size)` and
-        `Lkv / range_size`. Selection takes `4 * last * Lkv` bytes. With 1000 columns, 200
+        `Lkv / range_size`. Selection takes the memory of `score_sums`. With 1000 columns, 200
         diagonals, 128k tokens and four query heads per key head (bf16, D = 128), lists for groups
         of 64 are 62% of K and V. For groups of 1024 with runs of 128 they are 7%, and each diagonal
         covers 1024 keys.
@@ -90,34 +85,21 @@ def last_query_sums(
 
     Returns:
         Two tensors, fp32 `[B, Hq, Lkv]`: at j the sum for key j, and at s the sum for the key s
-        before each query's own. Memory holds `last * Lkv` scores at a time, or `SLICE` if more.
+        before each query's own; one pass of `score_sums` for both.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_q_and_k(q, k)
-    batch, q_len, heads, dim = q.shape
-    kv_len, heads_kv = k.shape[1:3]
-    if kv_len < q_len:
-        raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
-    rows = min(check_int("last", last, 1), q_len)
-    scale = _checks.finite("scale", scale)
-    scale = dim**-0.5 if scale is None else scale
-    sums = torch.zeros(2, batch, heads, kv_len, dtype=torch.float32, device=q.device)
-    if not rows:
-        return sums[0], sums[1]
-    group = heads // heads_kv
-    step = max(1, SLICE // (rows * kv_len))
-    with torch.no_grad(), without_autocast(q.device):
-        for b, head_kv in itertools.product(range(batch), range(heads_kv)):
-            end = (head_kv + 1) * group
-            for first in range(end - group, end, step):
-                own = slice(first, min(first + step, end))
-                queries = q[b, q_len - rows :, own].transpose(0, 1).float() * scale
-                weights = _causal_softmax(queries, k[b, :, head_kv])
-                sums[0, b, own] = weights.sum(1)
-                sums[1, b, own] = _diagonal_sums(weights)
-    return sums[0], sums[1]
+    if k.shape[1] < q.shape[1]:
+        raise ValueError(
+            f"k has {k.shape[1]} tokens, q has {q.shape[1]}; at least as many are needed"
+        )
+    check_int("last", last, 1)
+    columns, diagonals = reductions(
+        q, k, ("columns", "diagonals"), rows=last, causal=True, scale=scale
+    )
+    return columns, diagonals
 
 
 def vertical_slash_mask(
@@ -186,32 +168,6 @@ def vertical_slash_mask(
     keys, counts, starts, range_counts = (table.unflatten(0, lead) for table in tables)
     runs_of_keys = (starts, range_counts, range_size)
     return StripeMask(keys, counts, q_len, kv_len, block_q, *runs_of_keys, causal=True)
-
-
-def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
-    """Softmax `[n, rows, L]` of the last queries, scaled, `[n, rows, D]`, over keys `[L, D]`."""
-    n, rows, _ = queries.shape
-    length = keys.shape[0]
-    scores = queries.new_empty(n, rows, length)
-    for first in range(0, length, KEYS):
-        part = slice(first, first + KEYS)
-        scores[..., part] = queries @ keys[part].float().T
-    later = torch.ones(rows, rows - 1, dtype=torch.bool, device=keys.device).triu()
-    scores[..., length - rows + 1 :].masked_fill_(later, -torch.inf)
-    scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    return scores.div_(scores.sum(-1, keepdim=True))
-
-
-def _diagonal_sums(weights: Tensor) -> Tensor:
-    """Sums weights `[n, rows, L]` to `[n, L]`: at s all `weights[:, i, L - rows + i - s]`."""
-    n, rows, length = weights.shape
-    base = length - rows  # the first query's own key
-    # A stride of one row and one column walks along a diagonal. First the diagonals on which the
-    # first query has a key, from key 0 up; then those that begin below it.
-    inner = weights.as_strided((n, rows, base + 1), (rows * length, length + 1, 1)).sum(1)
-    corner = torch.nn.functional.pad(weights[..., :rows], (rows, 0)).contiguous()
-    outer = corner.as_strided((n, rows, rows), (2 * rows * rows, 2 * rows + 1, 1)).sum(1)
-    return torch.cat([inner.flip(-1), outer[:, 1:].flip(-1)], -1)
 
 
 def _lists(

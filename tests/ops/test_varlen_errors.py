@@ -1,0 +1,145 @@
+"""Bad input to varlen_attention and its op: what is raised and what it says."""
+
+import re
+
+import pytest
+import torch
+from packed_cases import NAN, Packed, in_pages
+
+from sparse_fmha import varlen_attention
+
+OPS = torch.ops.sparse_fmha
+CASE = Packed(lengths=((6, 8, 8), (3, 4, 4)))
+
+
+def given(**changes):
+    arguments, _ = CASE.arguments()
+    return {**arguments, **changes}
+
+
+def ints(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+# What differs from good arguments, the error of the function, and the start of what it and the raw
+# op say.
+BOTH = {
+    "k of a batch": ({"k": torch.ones(1, 12, 2, 16)}, ValueError, "k has shape [1, 12, 2, 16]; "),
+    "v differs": ({"v": torch.ones(11, 2, 16)}, ValueError, "k has shape [12, 2, 16], v has "),
+    "heads": (
+        {"k": torch.ones(12, 3, 16), "v": torch.ones(12, 3, 16)},
+        ValueError,
+        "q has 4 heads, k and v have 3; q's must be a multiple of theirs",
+    ),
+    "head dim": (
+        {"k": torch.ones(12, 2, 8), "v": torch.ones(12, 2, 8)},
+        ValueError,
+        "k has head dim 8, q has 16",
+    ),
+    "starts": ({"cu_q": ints()}, ValueError, "cu_q has shape [0]; [sequences + 1] is needed"),
+    "dtype of starts": ({"cu_q": torch.tensor([0, 9])}, TypeError, "cu_q has dtype "),
+    "starts of keys": (
+        {"cu_k": ints(0, 12)},
+        ValueError,
+        "cu_k has shape [2]; [3] is needed",
+    ),
+    "no starts of keys": (
+        {"cu_k": None},
+        ValueError,
+        "cu_k is ",
+    ),
+    "keys in use": ({"seqused_k": ints(1)}, ValueError, "seqused_k has shape [1]; [2] is needed"),
+    "bound of queries": ({"max_q": -1}, ValueError, "max_q is -1; at least 0 is needed"),
+    "bound of keys": ({"max_k": -1}, ValueError, "max_k is -1; at least 0 is needed"),
+    "scale": ({"scale": NAN}, ValueError, "scale is nan; a finite number is needed"),
+    "table": (
+        {
+            "page_table": ints(0, 1),
+            "k": torch.ones(2, 8, 2, 16),
+            "v": torch.ones(2, 8, 2, 16),
+        },
+        ValueError,
+        "page_table has shape [2]; [2, any] is needed",
+    ),
+    "pages": ({"page_table": ints(0, 1)[:, None]}, ValueError, "k has shape [12, 2, 16]; "),
+}
+# What only the function takes, or what the op's schema says itself.
+FUNCTION = {
+    "q of a batch": (
+        {"q": torch.ones(1, 9, 4, 16)},
+        ValueError,
+        "q has shape [1, 9, 4, 16]; [tokens, heads, head dim] is needed",
+    ),
+    "starts in a list": ({"cu_q": [0, 9]}, TypeError, "cu_q is a list, not a tensor"),
+    "causal": ({"causal": 1}, TypeError, "causal is 1; True or False is needed"),
+    "float bound": ({"max_q": 6.0}, TypeError, "max_q is 6.0; an int is needed"),
+    "threshold": ({"skip_threshold": 1.0}, ValueError, "skip_threshold is 1.0; 0 <= "),
+    "thresholds": (
+        {"skip_threshold": torch.zeros(3)},
+        ValueError,
+        "skip_threshold has shape [3]; [2] is needed",
+    ),
+    "heads of sink": ({"sink": torch.zeros(3)}, ValueError, "sink has shape [3]; [4] is needed"),
+    "dtype of sink": (
+        {"sink": torch.zeros(4, dtype=torch.float64)},
+        TypeError,
+        "sink is of torch.float64; a tensor of torch.float32 is needed",
+    ),
+    "shape of out": (
+        {"out": torch.zeros(9, 4, 8)},
+        ValueError,
+        "out has shape [9, 4, 8] on cpu; [9, 4, 16] on cpu is needed",
+    ),
+    "dtype of out": (
+        {"out": torch.zeros(9, 4, 16, dtype=torch.float64)},
+        TypeError,
+        "out has dtype torch.float64, the result torch.float32",
+    ),
+    "out with a gradient": (
+        {"out": torch.zeros(9, 4, 16), "sink": torch.zeros(4, requires_grad=True)},
+        ValueError,
+        "out is given and a gradient is wanted; call without out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BOTH | FUNCTION)
+def test_function(case):
+    changes, error, message = (BOTH | FUNCTION)[case]
+    with pytest.raises(error, match="^" + re.escape(message)):
+        varlen_attention(**given(**changes))
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_op(case):
+    changes, _, message = BOTH[case]
+    with pytest.raises(RuntimeError, match="sparse_fmha: " + re.escape(message)):
+        OPS.varlen_fwd(**given(**changes))
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ({"max_q": 5}, "max_q is 5; sequence 0 has 6 queries"),
+        ({"max_k": 7}, "max_k is 7; sequence 0 has 8 keys"),
+        ({"max_k": 7, "seqused_k": ints(3, 9)}, None),
+    ],
+)
+def test_bounds(bound, message):
+    if message is None:
+        varlen_attention(**given(**bound))
+        return
+    with pytest.raises(RuntimeError, match=f"sparse_fmha: {message}"):
+        varlen_attention(**given(**bound))
+
+
+def test_pages_have_no_gradient():
+    paged = in_pages(given(), 4)
+    paged["q"].requires_grad_()
+    out = varlen_attention(**paged)
+    with pytest.raises(NotImplementedError, match="varlen_fwd has no backward pass for keys in"):
+        out.sum().backward()
+    q, dout = paged.pop("q").detach(), out.detach()
+    lse = torch.zeros(9, 4)
+    with pytest.raises(RuntimeError, match="page_table is given; keys in pages have no gradient"):
+        OPS.varlen_bwd(dout, None, q, out=dout, lse=lse, **paged)
