@@ -197,9 +197,73 @@ def test_a_cache_of_kept_rows():
         ("pool is 4; an odd", lambda q, b, n: patterns.snapkv(q, q, pool=4)),
         ("keep is 3; at least 132", lambda q, b, n: patterns.snapkv(q, q, keep=3)),
         ("floor is 2; 0 to 1", lambda q, b, n: patterns.snapkv(q, q, floor=2)),
+        ("block_kv is 48", lambda q, b, n: patterns.power_attention_cache(n, 9, block_kv=48)),
+        (
+            "must divide .*block of 32",
+            lambda q, b, n: patterns.s2_attention_cache(n, 9, 2, block=32),
+        ),
+        ("total_heads is 1", lambda q, b, n: patterns.s2_attention_cache(n, 9, 2, total_heads=1)),
+        ("window is 0", lambda q, b, n: patterns.streaming_llm_cache(n, window=0)),
         ("room is -1", lambda q, b, n: patterns.kept_rows(q, n, -1)),
     ],
 )
 def test_refused(message, call):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(2, 1, 4, 8), patterns.PageBounds(5, 16, 2, 8), torch.tensor([1, 1]))
+
+
+def lists_as_masks(blocks, length):
+    """bool [B, H, length] of the tokens in the lists; none is there twice."""
+    indices, counts, block = blocks
+    found = torch.zeros(*counts.shape, length + block, dtype=torch.int64)
+    for at in torch.cartesian_prod(*map(torch.arange, counts.shape)).tolist():
+        for entry in indices[tuple(at)][: counts[tuple(at)]].tolist():
+            found[(*at, slice(entry * block, entry * block + block))] += 1
+    assert found.max() <= 1
+    return found[..., :length] > 0
+
+
+LENGTHS = [1, 64, 65, 700, 1001, 1500]
+
+
+@pytest.mark.parametrize(("sink", "local"), [(1, 5), (0, 1), (3, 2)])
+def test_power_attention_cache(sink, local):
+    lengths = torch.tensor([0, *LENGTHS])
+    options = {"sink_blocks": sink, "local_blocks": local, "block": 64}
+    with Watch():
+        blocks = patterns.power_attention_cache(lengths, 1500, **options, block_kv=32)
+    masks = lists_as_masks(blocks, 1600)
+    assert not masks[0].any()
+    for b, n in enumerate(LENGTHS, 1):
+        mask = patterns.power_attention(n, n, **options, block_q=64, block_kv=64).to_dense()
+        assert masks[b, 0, :n].equal(mask[0, 0, -1])
+
+
+@pytest.mark.parametrize(("local", "stride"), [(3, 4), (1, 5), (16, 8)])
+def test_s2_attention_cache(local, stride):
+    lengths = torch.tensor([0, *LENGTHS])
+    options = {"local_blocks": local, "stride": stride, "head_offset": 1, "total_heads": 4}
+    with Watch():
+        blocks = patterns.s2_attention_cache(lengths, 1500, 3, **options)
+    masks = lists_as_masks(blocks, 1600)
+    assert not masks[0].any()
+    for b, n in enumerate(LENGTHS, 1):
+        mask = patterns.s2_attention(n, n, 3, **options).to_dense()
+        assert masks[b, :, :n].equal(mask[0, :, -1])
+
+
+@pytest.mark.parametrize("sink", [0, 3])
+def test_a_ring_holds_what_streaming_llm_sees(sink):
+    window, steps = 10, 40
+    k, v = torch.randn(2, 1, steps, 2, 8)
+    ring_k, ring_v = torch.full((2, 1, sink + window, 2, 8), torch.nan)
+    visible = patterns.streaming_llm(steps, steps, window=window, sink=sink).to_dense()[0, 0]
+    for p in range(steps):
+        row = patterns.streaming_llm_cache(torch.tensor([p]), window=window, sink=sink)
+        ring_k[:, row], ring_v[:, row] = k[:, p : p + 1], v[:, p : p + 1]
+        q = torch.randn(1, 1, 4, 8)
+        lengths = torch.tensor([min(p + 1, sink + window)], dtype=torch.int32)
+        out = decode_attention(q, ring_k, ring_v, lengths)
+        tokens = visible[p].nonzero().int().reshape(1, 1, 1, -1)
+        whole = torch.tensor([p + 1], dtype=torch.int32)
+        torch.testing.assert_close(out, decode_attention(q, k, v, whole, tokens=(tokens, None)))

@@ -58,6 +58,11 @@ from sparse_fmha.patterns.sparsifiner import (
     sparsifiner_distillation_loss,
 )
 from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
+from sparse_fmha.patterns.static_cache import (
+    power_attention_cache,
+    s2_attention_cache,
+    streaming_llm_cache,
+)
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.subblock import subblock
 from sparse_fmha.patterns.svg import svg_attention, svg_heads, svg_mask
@@ -118,6 +123,7 @@ __all__ = [
     "per_head_attention",
     "pka_attention",
     "power_attention",
+    "power_attention_cache",
     "psa_attention",
     "psa_levels",
     "quest",
@@ -126,6 +132,7 @@ __all__ = [
     "rectified",
     "rectified_attention",
     "s2_attention",
+    "s2_attention_cache",
     "search_heads",
     "seer_ground_truth",
     "sliding_tile",
@@ -137,6 +144,7 @@ __all__ = [
     "ssa_alignment",
     "ssa_streams",
     "streaming_llm",
+    "streaming_llm_cache",
     "subblock",
     "svg_attention",
     "svg_heads",
