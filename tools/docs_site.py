@@ -27,7 +27,7 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-ORDER = ("choosing", "migrating", "patterns", "packed", "serving", "gallery")
+ORDER = ("usage", "choosing", "migrating", "patterns", "packed", "serving", "gallery")
 ORDER += ("simulator", "distributed")
 FOLDERS = {"api": "API", "lab": "Lab notes"}
 GALLERY = "gallery.md"

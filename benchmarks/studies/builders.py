@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--calls is of --quick's own choice")
     calls = 1 if args.quick else 3 if args.calls is None else args.calls
     if calls < 1:
-        parser.error(f"--calls is {calls}; at least 1 is needed")
+        parser.error(f"--calls must be at least 1, got {calls}")
     lengths = ["16k"] if args.quick else list(LENGTHS)
     results = report.stamp() | environment.describe("cpu")
     results |= {"cases": [], "not_run": {}}

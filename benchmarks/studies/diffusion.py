@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: torch sees no CUDA device; --tiny runs on the CPU")
     if args.layers < 1 or args.repeats < 1:
-        sys.exit("error: --layers and --repeats: at least 1 is needed")
+        sys.exit("error: --layers and --repeats must be at least 1")
     import diffusers
 
     results = {

@@ -102,8 +102,8 @@ ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, v
                     cudaStream_t stream) {
   int64_t const tiles = tiles_of(sizes);
   if (tiles > INT32_MAX) {
-    throw std::runtime_error("sparse_fmha: the lists have " + std::to_string(tiles) +
-                             " query tiles, above 2^31");
+    throw std::runtime_error("sparse_fmha: query tiles of the lists must be below 2^31, got " +
+                             std::to_string(tiles));
   }
   auto* const order = static_cast<int32_t*>(memory);
   int32_t* const counts = order + tiles;

@@ -155,8 +155,9 @@ __global__ void __launch_bounds__(kOrderThreads)
 // Grid size of a launch, checked.
 unsigned blocks_of(int64_t count) {
   if (count > INT32_MAX) {
-    throw std::runtime_error("sparse_fmha: to transpose the lists takes " + std::to_string(count) +
-                             " blocks, above 2^31");
+    throw std::runtime_error(
+        "sparse_fmha: blocks of the lists to transpose must be at most 2^31 - 1, got " +
+        std::to_string(count));
   }
   return static_cast<unsigned>(count);
 }

@@ -17,6 +17,7 @@ struct BackwardArguments {
   Tensor lse;
   bool need_dq;
   bool need_dkv;
+  bool need_dbias;
 };
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.
@@ -30,7 +31,8 @@ Tensor new_gradient(Tensor const& like, bool wanted);
 
 // Runs the registry's kernels for the problem's backward passes on q's device and its current
 // stream. Returns dq, dk, dv and, for a problem with extra tokens, dextra_k and dextra_v:
-// contiguous, in q's dtype; [B, 0] for gradients that are not wanted.
+// contiguous, in q's dtype. For a problem with a bias of keys its gradient comes last, in fp32
+// [B, Hq, tokens], not summed over what the bias shares. [B, 0] for gradients that are not wanted.
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments arguments);
 

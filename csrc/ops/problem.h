@@ -46,4 +46,11 @@ struct ShapeText {
 std::ostream& operator<<(std::ostream& out, ShapeText const& shape);
 inline ShapeText shape_of(Tensor const& tensor) { return {tensor}; }
 
+// The same for a device.
+struct DeviceText {
+  Tensor const& tensor;
+};
+std::ostream& operator<<(std::ostream& out, DeviceText const& device);
+inline DeviceText device_of(Tensor const& tensor) { return {tensor}; }
+
 }  // namespace sparse_fmha

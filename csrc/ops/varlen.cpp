@@ -14,6 +14,8 @@
 namespace sparse_fmha {
 namespace {
 
+constexpr int64_t kRowTerms = 4;  // fp32 numbers of a query in Gradients::row_terms
+
 // The problem of one sequence.
 FmhaProblem of_sequence(FmhaProblem const& packed, PackedSequence const& s, bool causal,
                         int64_t element_size) {
@@ -98,7 +100,11 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
   for (Tensor& result : results) {
     torch::stable::fill_(result, 0.0);
   }
+  if (!need_dq && !need_dkv) {
+    return results;
+  }
   int64_t const size = q.element_size();
+  Tensor const row_terms = new_tensor(q, {q.size(0), q.size(1), kRowTerms}, ScalarType::Float);
   for_each_sequence(sequences, [&](PackedSequence const& s, ExecutionContext const& context) {
     FmhaProblem problem = of_sequence(packed, s, causal, size);
     Gradients gradients;
@@ -107,6 +113,9 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
       gradients.lse = gradient_of_lse + int64_t{s.q_begin} * packed.heads_q;
     }
     problem.gradients = &gradients;
+    gradients.row_terms =
+        static_cast<float*>(row_terms.data_ptr()) + int64_t{s.q_begin} * packed.heads_q * kRowTerms;
+    fill_row_terms(Arch::kCpu, problem, context);
     if (need_dq) {
       gradients.q = from_token(view(results[0]), s.q_begin, size);
       kernel_for(problem, q, Pass::kBackwardDq).launch(problem, context);

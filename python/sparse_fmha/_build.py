@@ -15,6 +15,7 @@ _CompiledRow = TypedDict(
         "dtype": str,
         "head_dim": int,
         "skips": bool,
+        "key_bias": bool,
         "tile_q": int,
         "tile_k": int,
         "stages": int,
@@ -81,8 +82,9 @@ def kernels() -> KernelTable:
 
     `pass` is "forward", "backward_dq", "backward_dkv" or "decode". `head_dim` is the largest head
     dimension that the kernel takes. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
-    `skips` says whether the kernel can skip key tiles by a threshold. `smem_bytes` is per thread
-    block. GPU rows also have `registers` per thread and `spill_bytes`, as reported by ptxas.
+    `skips` says whether the kernel can skip key tiles by a threshold, `key_bias`
+    whether keys may have a bias. `smem_bytes` is per thread block. GPU rows also have `registers`
+    per thread and `spill_bytes`, as reported by ptxas.
 
     Raises:
         ImportError: the extension `_C` is missing for this Python; the ops work without it.

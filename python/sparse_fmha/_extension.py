@@ -10,9 +10,9 @@ try:
     from sparse_fmha import _C
 except ImportError as error:
     raise ImportError(
-        f"sparse_fmha's extension _C is not there for Python {platform.python_version()}, "
-        "and kernels(), build_info(), explain() and simulate() need it; install the package "
-        f"with `pip install .` ({error})"
+        f"sparse_fmha's extension _C is missing for Python {platform.python_version()}; "
+        "kernels(), build_info(), explain() and simulate() need it; install the package with "
+        f"`pip install .` ({error})"
     ) from error
 
 __all__ = ["_C"]

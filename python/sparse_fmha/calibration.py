@@ -109,15 +109,15 @@ class Calibration:
             ImportError: `progress` is set and rich is not installed.
         """
         if not callable(run):
-            raise TypeError(f"run is {run!r}; a function of one input is needed")
+            raise TypeError(f"run must be a function of one input, got {run!r}")
         shown = inputs
         if progress:
             try:
                 from rich.progress import track
             except ImportError as error:
                 raise ImportError(
-                    "progress is True and rich is not installed; install sparse_fmha[demo] or "
-                    "pass progress=False"
+                    "progress=True needs rich, which is not installed; install sparse_fmha[demo] "
+                    "or pass progress=False"
                 ) from error
             shown = track(inputs, description="calibrating")
         with self.collecting() as collector:
@@ -166,7 +166,7 @@ class Calibration:
         """
         check_number("sparsity", sparsity, 0, 1)
         if sparsity == 1:
-            raise ValueError(f"sparsity is {sparsity}; 0 <= sparsity < 1 is needed")
+            raise ValueError(f"sparsity must be at least 0 and less than 1, got {sparsity}")
         check_int("length", length, 1)
         checks.check_phase(phase)
         checks.check_gamma(gamma)
@@ -201,13 +201,13 @@ class Calibration:
         try:
             content = json.loads(Path(path).read_text())
         except ValueError as problem:
-            raise ValueError(f"{path} is no calibration: {problem}") from problem
+            raise ValueError(f"{path} must be a saved Calibration: {problem}") from problem
         if not isinstance(content, dict) or content.get("version") != VERSION:
-            raise ValueError(f"{path} is no calibration of version {VERSION}")
+            raise ValueError(f"{path} must be a saved Calibration of version {VERSION}")
         try:
             return cls(Point(**point) for point in content["points"])
         except (KeyError, TypeError, ValueError) as problem:
-            raise ValueError(f"{path} is no calibration: {problem}") from problem
+            raise ValueError(f"{path} must be a saved Calibration: {problem}") from problem
 
     def __repr__(self) -> str:
         lengths = sorted({point.length for point in self.points})

@@ -33,7 +33,10 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         TypeError: a part is not a floating point tensor, or the dtypes of outs or lses differ.
     """
     if not len(outs) or len(outs) != len(lses):
-        raise ValueError(f"outs has {len(outs)} parts, lses {len(lses)}; as many, at least one")
+        raise ValueError(
+            "outs and lses must have the same number of parts, at least one, got "
+            f"{len(outs)} and {len(lses)}"
+        )
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         _check_part(i, out, lse, outs[0], lses[0])
     wide = torch.promote_types(outs[0].dtype, torch.float32)
@@ -54,11 +57,15 @@ def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tens
         check_floats(name, tensor)
         if tensor.dtype != like.dtype:
             what = name.partition("[")[0]
-            raise TypeError(f"{name} has dtype {tensor.dtype}, {what}[0] {like.dtype}")
+            raise TypeError(
+                f"{name} must have the dtype of {what}[0], {like.dtype}, got {tensor.dtype}"
+            )
         if tensor.device != first.device:
-            raise ValueError(f"{name} is on {tensor.device}, outs[0] on {first.device}")
+            raise ValueError(
+                f"{name} must be on the device of outs[0], {first.device}, got {tensor.device}"
+            )
     if out.shape != first.shape or lse.shape != out.shape[:-1]:
         raise ValueError(
-            f"outs[{i}] has shape {list(out.shape)}, lses[{i}] {list(lse.shape)}; outs[0] has "
-            f"{list(first.shape)}, and lses lack its last dimension"
+            f"outs[{i}] must have the shape of outs[0], {list(first.shape)}, and lses[{i}] that "
+            f"without the last dimension, got {list(out.shape)} and {list(lse.shape)}"
         )

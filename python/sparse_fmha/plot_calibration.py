@@ -23,9 +23,9 @@ def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> 
         ImportError: matplotlib is not installed.
     """
     if not isinstance(calibration, Calibration):
-        raise TypeError(f"calibration is a {type(calibration).__name__}; a Calibration is needed")
+        raise TypeError(f"calibration must be a Calibration, got {type(calibration).__name__}")
     if not fspath(path).lower().endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; a name that ends in .png is needed")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     fit = calibration.fit(phase)
     measured: dict[int, list[tuple[float, float]]] = {}
     for point in sorted(calibration.points, key=lambda point: point.length):

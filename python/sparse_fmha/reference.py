@@ -102,7 +102,7 @@ def skip_attention(
     visible = _expand(visible, (batch, heads, len_q, len_kv)).clone()
     limit = torch.as_tensor(skip_threshold, dtype=torch.float64, device=q.device)
     if not bool(((limit >= 0) & (limit < 1)).all()):
-        raise ValueError(f"skip_threshold is {skip_threshold}; 0 <= skip_threshold < 1 is needed")
+        raise ValueError(f"skip_threshold must be at least 0 and less than 1, got {skip_threshold}")
     if isinstance(row_groups, int):
         row_groups = tile_ranks(len_q, row_groups, device=q.device)
     if isinstance(key_tiles, int):
@@ -197,9 +197,9 @@ def _axis_mask(
         and (length > 0 if causal else window * dilation <= length)
     ):
         raise ValueError(
-            f"window {window}, stride {stride}, dilation {dilation} on an axis of {length} tokens; "
-            "1 <= window, 1 <= stride <= window, 1 <= dilation and, unless the axis is causal, "
-            "window * dilation <= tokens are needed"
+            "stride must be from 1 to window, dilation at least 1 and, unless the axis is causal, "
+            f"window * dilation at most the {length} tokens of the axis, got window {window}, "
+            f"stride {stride} and dilation {dilation}"
         )
     i = torch.arange(length, device=device)[:, None]
     j = torch.arange(length, device=device)
@@ -305,38 +305,40 @@ def stripe_mask(
 def _check_list(name: str, where: tuple[int, int, int], listed: Sequence[int], end: int) -> None:
     if len(set(listed)) < len(listed) or any(not 0 <= i < end for i in listed):
         raise ValueError(
-            f"{name} of (batch, head, query block) {where} are {listed}; each of 0 to {end - 1} "
-            "may be there once"
+            f"{name} of (batch, head, query block) {where} must list each of 0 to {end - 1} at "
+            f"most once, got {listed}"
         )
 
 
 def _per_axis(name: str, value: int | Iterable[int], axes: int) -> tuple[int, ...]:
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
-        raise ValueError(f"{name} is {value}; the grid has {axes} axes")
+        raise ValueError(
+            f"{name} must have one entry for each of the {axes} axes of the grid, got {value}"
+        )
     return values
 
 
 def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Checks the shapes and flattens the token axes to one."""
-    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    shapes = f"got shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if min(q.dim(), k.dim(), v.dim()) < 4:
-        raise ValueError(f"{shapes}; [B, *L, H, D] is needed")
+        raise ValueError(f"q, k and v must have shape [B, *L, H, D], {shapes}")
     q, k, v = (x.flatten(1, -3) for x in (q, k, v))
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"{shapes}; equal B and D, and as many keys as values, are needed")
+        raise ValueError(f"q, k and v must have one B and D, and k the shape of v, {shapes}")
     if q.shape[2] % max(1, k.shape[2]):
-        raise ValueError(f"{shapes}; q's heads must be a multiple of k's")
+        raise ValueError(f"heads of q must be a multiple of those of k, {shapes}")
     return q, k, v
 
 
 def _expand(visible: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     if visible.dtype != torch.bool:
-        raise TypeError(f"visible is {visible.dtype}; torch.bool is needed")
+        raise TypeError(f"visible must have dtype torch.bool, got {visible.dtype}")
     try:
         return visible.expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"visible has shape {tuple(visible.shape)}; it must broadcast to [B, Hq, Lq, Lk] = "
-            f"{list(shape)}"
+            f"visible must broadcast to [B, Hq, Lq, Lk] = {list(shape)}, got shape "
+            f"{tuple(visible.shape)}"
         ) from None

@@ -79,7 +79,7 @@ def test_pipelines_that_share_a_transformer():
     assert one().equal(dense)
     sparse.disable(second)
     assert not sparse.is_enabled(two.model)
-    with pytest.raises(RuntimeError, match="is not enabled"):
+    with pytest.raises(RuntimeError, match=r"must be enabled before disable\(\); call"):
         sparse.disable(second)
 
 

@@ -1,6 +1,5 @@
-"""More models of diffusers: a few tests for each row, and what is special in some."""
+"""More models of diffusers: a few tests for each row."""
 
-import dataclasses
 import re
 
 import pages
@@ -10,24 +9,12 @@ import torch
 pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
 
 import tiny_diffusion
-from tiny_diffusion import BATCH, TEXT, torch_attention_with
-from tiny_diffusion_models import MORE, make
-from torch.utils._python_dispatch import TorchDispatchMode
+from tiny_diffusion import TEXT, torch_attention_with
+from tiny_diffusion_models import MORE, all_blocks, close, differs, make
 
 from sparse_fmha import reference
 from sparse_fmha.integrations import diffusers as sparse
 from sparse_fmha.integrations._diffusion_models import MODELS
-
-LOOSE = {"kandinsky5": 2e-3}  # it rounds q and k to bf16
-
-
-def close(out, expected, name=None):
-    tolerance = LOOSE.get(name, 1e-4)
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
-
-
-def differs(out, expected):
-    assert (out - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
 def masks(tiny, **options):
@@ -126,104 +113,6 @@ def test_padding(name, options, method):
     close(tiny(), expected)
 
 
-def all_blocks(q, k):
-    from sparse_fmha import BlockGrid
-
-    grid = BlockGrid.of(q, k, 64, 32)
-    return grid.mask(grid.reachable())
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of a tensor of bools."""
-
-    found = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.dtype == torch.bool:
-            self.found = max(self.found, out.numel())
-        return out
-
-
-@pytest.mark.parametrize("method", ["dense", "neighborhood"])
-def test_hunyuan_video_15_makes_no_mask_of_pairs(method):
-    tiny = make("hunyuan_video_15")
-    pairs = BATCH * (tiny.image + tiny.text) ** 2
-    with Largest() as original:
-        expected = tiny()
-    assert original.found == pairs
-    sparse.enable(tiny.model, method, **({"window": tiny.grid} if method != "dense" else {}))
-    with Largest() as ours:
-        out = tiny()
-    close(out, expected)
-    assert ours.found < pairs / 50
-
-
-def with_references(name):
-    """Models that edit images, with the latents of one or two references."""
-    if name == "flux2":
-        return make(name, references=2)
-    tiny = tiny_diffusion.make(name)
-    latents = torch.cat([tiny.inputs["hidden_states"], torch.randn(BATCH, 12, 8)], 1)
-    tiny.inputs["hidden_states"] = latents
-    if name == "flux":  # Kontext
-        ids = torch.cartesian_prod(torch.ones(1), torch.arange(3.0), torch.arange(4.0))
-        tiny.inputs["img_ids"] = torch.cat([tiny.inputs["img_ids"], ids])
-    else:
-        tiny.inputs["img_shapes"] = [[(1, 9, 11), (1, 3, 4)]] * BATCH
-    return dataclasses.replace(tiny, references=12)
-
-
-@pytest.mark.parametrize("name", ["flux", "flux2", "qwen_image"])
-@pytest.mark.parametrize("method", ["neighborhood", "block_sparse", "dense"])
-def test_references(name, method):
-    """They are seen by all and see all, as the text is."""
-    tiny = with_references(name)
-    dense = tiny()
-    options, expected = {"mask": all_blocks} if method == "block_sparse" else {}, dense
-    if method == "neighborhood":
-        options = tiny.options
-        with torch_attention_with(tiny.visible(**options)) as seen:
-            expected = tiny()
-        assert len(seen) == tiny.layers
-        differs(expected, dense)
-    sparse.enable(tiny.model, method, **options)
-    close(tiny(), expected)
-
-
-def test_audio_of_ltx2_is_not_on_the_grid():
-    """Only attn1 of each block is replaced."""
-    tiny = make("ltx2")
-    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
-    chosen = [
-        name
-        for name, processor in processors(tiny.model).items()
-        if processor._attention_backend == "sparse_fmha"
-    ]
-    assert chosen == [f"transformer_blocks.{i}.attn1" for i in range(tiny.layers)]
-
-
-def test_perturbed_attention_of_ltx2():
-    """Blocks of spatio-temporal guidance skip attention; the others keep their windows."""
-    tiny = make("ltx2", perturbed_attn=True)
-    given = {"spatio_temporal_guidance_blocks": [1]}
-    with torch_attention_with(tiny.visible(tiny.window)) as seen:
-        expected = tiny(**given)
-    assert len(seen) == 1
-    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
-    close(tiny(**given), expected)
-
-
-def test_cosmos_by_the_name_of_a_backend():
-    tiny = make("cosmos")
-    expected = tiny()
-    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
-    differs(tiny(), expected)
-    for block in tiny.model.transformer_blocks:
-        block.attn1.processor._attention_backend = "native"
-    close(tiny(), expected)
-
-
 @pytest.mark.parametrize(
     ("name", "error", "match", "given"),
     [
@@ -271,31 +160,6 @@ def test_what_is_refused(name, error, match, given):
     sparse.enable(tiny.model, "neighborhood", window=2)
     with pytest.raises(error, match=match):
         tiny(**given)
-
-
-@pytest.mark.parametrize("keyframes", [0, 2])
-def test_keyframes_of_minimax_h3(keyframes):
-    """They are seen by all and see all; the tiny model of the other tests has one."""
-    tiny = make("minimax_h3", keyframes=keyframes)
-    with torch_attention_with(tiny.visible(tiny.window)) as seen:
-        expected = tiny()
-    assert len(seen) == tiny.layers
-    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
-    close(tiny(), expected)
-
-
-@pytest.mark.parametrize("change", ["keyframe beside it", "rows in another order", "one place"])
-def test_rows_of_minimax_h3_that_are_not_one_video(change):
-    tiny = make("minimax_h3")
-    ids = tiny.inputs["position_ids"].clone()
-    if change == "keyframe beside it":
-        changed = {"video_indices": torch.arange(10, 174)[-150:]}
-    else:
-        ids[-120:] = ids[-120:].flip(0) if "order" in change else 1.0
-        changed = {"position_ids": ids}
-    sparse.enable(tiny.model, "dense")
-    with pytest.raises(ValueError, match=r"position_ids of the last .* are not those of one video"):
-        tiny(**changed)
 
 
 def test_blocks_of_frames_of_skyreels_are_refused():

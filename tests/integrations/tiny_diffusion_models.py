@@ -5,6 +5,9 @@ import tiny_videos
 import torch
 from tiny_diffusion import sharpen
 
+from sparse_fmha import BlockGrid
+
+LOOSE = {"kandinsky5": 2e-3}  # it rounds q and k to bf16
 MORE = {
     "ltx2": tiny_videos.ltx2,
     "minimax_h3": tiny_videos.minimax_h3,
@@ -25,3 +28,17 @@ MORE = {
 def make(name, **options):
     torch.manual_seed(0)
     return sharpen(MORE[name](**options))
+
+
+def close(out, expected, name=None):
+    tolerance = LOOSE.get(name, 1e-4)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+def differs(out, expected):
+    assert (out - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+def all_blocks(q, k):
+    grid = BlockGrid.of(q, k, 64, 32)
+    return grid.mask(grid.reachable())

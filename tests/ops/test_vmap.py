@@ -115,5 +115,5 @@ def test_autocast(randn):
 def test_an_error_is_that_of_the_op(randn):
     """What is mapped is not broadcast where the op does not."""
     q, k = randn(SIZE, 2, 33, 2, 16), randn(SIZE, 1, 33, 2, 16)
-    with pytest.raises(RuntimeError, match="k has batch"):
+    with pytest.raises(RuntimeError, match="k must have q's batch"):
         torch.vmap(torch.ops.sparse_fmha.fmha_fwd)(q, k, k)

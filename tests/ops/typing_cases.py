@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from typing_extensions import assert_type
@@ -23,6 +23,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
     assert_type(f(q, k, v), Tensor)
     assert_type(f(q, k, v, causal=True, scale=1.0, skip_threshold=q), Tensor)
     assert_type(f(q, k, v, return_lse=False, return_stats=False), Tensor)
+    assert_type(f(q, k, v, key_bias=q, sink=q, return_lse=True), Pair)
     assert_type(f(q, k, v, return_lse=True), Pair)
     assert_type(f(q, k, v, return_stats=True), WithStats)
     assert_type(f(q, k, v, return_lse=True, return_stats=True), All)
@@ -43,6 +44,7 @@ def neighborhood(q: Tensor, k: Tensor, v: Tensor, flag: bool) -> None:
 def block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -> None:
     f = sparse_fmha.block_sparse_attention
     assert_type(f(q, k, v, mask), Tensor)
+    assert_type(f(q, k, v, mask, key_bias=q, row_threshold=q, sink=q), Tensor)
     assert_type(f(q, k, v, mask, return_lse=True), Pair)
     assert_type(f(q, k, v, mask, return_stats=True), WithStats)
     assert_type(f(q, k, v, mask, return_lse=True, return_stats=True), All)
@@ -90,6 +92,19 @@ def sequence_parallel(
     assert_type(all_gather_kv(q, k, v, mask=mask), Tensor)
     assert_type(all_gather_kv(q, k, v, causal=True, return_lse=True), Pair)
     assert_type(all_gather_kv(q, k, v, return_lse=flag), Tensor | Pair)
+
+
+def heads_with_methods(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -> None:
+    methods: list[tuple[Sequence[int], patterns.HeadMethod]] = [
+        (range(3), mask),
+        ([3], patterns.vertical_slash),
+    ]
+    assert_type(patterns.per_head_attention(q, k, v, methods), Tensor)
+    assert_type(patterns.per_head_attention(q, k, v, methods, return_lse=True), Pair)
+    assert_type(patterns.per_head_attention(q, k, v, methods, return_lse=flag), Tensor | Pair)
+    assert_type(patterns.join_heads([(range(4), mask)], 4), BlockMask | StripeMask)
+    assert_type(patterns.ssa_streams(q, k, v, mask).alignment, Tensor)
+    assert_type(sparse_fmha.score_sums(q, k, reduce="blocks_max"), Tensor)
 
 
 def others(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:

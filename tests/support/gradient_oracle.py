@@ -1,10 +1,11 @@
 """Attention as the raw ops take it, by `reference` in fp64, which autograd differentiates."""
 
+import bias_oracle
 import torch
 
 from sparse_fmha import reference
 
-GRADIENTS = ("q", "k", "v", "extra_k", "extra_v")  # what ops have gradients for
+GRADIENTS = ("q", "k", "v", "extra_k", "extra_v", "key_bias")  # what ops have gradients for
 
 
 def bits_to_masks(bits):
@@ -65,7 +66,15 @@ def attend(name, arguments):
         mask = torch.nn.functional.pad(mask, (0, arguments["extra_k"].shape[1]), value=True)
     if name == "varlen":
         q, k, v = q[None], k[None], v[None]
-    out, lse = reference.attention(q, k, v, mask, arguments.get("scale"))
+    scale, bias = arguments.get("scale"), arguments.get("key_bias")
+    if bias is None:
+        out, lse = reference.attention(q, k, v, mask, scale)
+    else:
+        tokens = (x.flatten(1, -3) for x in (q, k, v))
+        bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[-1]))
+        more = bias, arguments.get("row_threshold")
+        out, lse = bias_oracle.attend(*tokens, mask, scale, *more)
+        out, lse = out.reshape(q.shape), lse.reshape(q.shape[:-1])
     if name == "varlen":
         out, lse = out[0], lse[0]
     return out, lse.masked_fill(lse == -torch.inf, 0)

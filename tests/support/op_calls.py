@@ -1,5 +1,6 @@
 """One small call of every raw op, with all of its tensor arguments, on any device."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -181,9 +182,11 @@ def op_calls(
     )  # fmt: skip
     window = {"window": [5, 6], "stride": [1, 2], "dilation": [2, 1], "causal": [0, 1]}
     extra = _operands({"extra_k": (2, 3, 1, dim), "extra_v": (2, 3, 1, dim)}, device, dtype)
+    bias = _operands({"key_bias": (2, 1, math.prod(grid))}, device, torch.float32)
     mechanisms = {
         "fmha": {**line, "causal": True, "scale": 0.3},
-        "neighborhood": {**plane, **window, "scale": None, **extra},
+        "neighborhood": {**plane, **window, "scale": None, **extra}
+        | (bias if device == "cpu" else {}),
         "block_sparse": {**line, **_block_lists(length, device)},
         "stripe": {**line, **_stripe_lists(length, device)},
     }

@@ -16,7 +16,7 @@ SLOW = {
         "test_pages_of_the_repository_are_current",
     ),
     "benchmarks/test_builder_bytes.py": (),
-    "benchmarks/test_docs_code.py": ("test_readme_models",),
+    "benchmarks/test_docs_code.py": ("test_usage_models",),
     "cli/test_cli.py": ("test_missing_package", "test_demo_as_a_command", "test_info_as_a_command"),
     "cli/test_simulate_command.py": ("test_missing_package", "test_as_a_command"),
     "cost/test_simulate.py": ("test_extension_of_another_python",),

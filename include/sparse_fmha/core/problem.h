@@ -23,6 +23,14 @@ struct TensorView {
   int64_t head_stride = 0;
 };
 
+// fp32 numbers of each (batch entry, query head, token), tokens in row-major order. A stride of 0
+// shares them among batch entries or heads. data is nullptr if there are none.
+struct TokenNumbers {
+  float const* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;
+};
+
 template <class... M>
 struct MechanismList {
   using Sparsity = std::variant<typename M::Params...>;
@@ -54,9 +62,11 @@ struct Gradients {
   float const* lse = nullptr;   // gradient of lse, [B, grid_q, heads_q], contiguous; nullptr: zero
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
-  // Per query row, for GPU kernels: lse in log2 units (+inf if the row sees no key), and delta =
-  // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4] with two numbers unused,
-  // so that a row is 16 bytes.
+  float* key_bias = nullptr;    // written, [B, heads_q, grid_kv], contiguous
+  // Per query row: lse in log2 units (+inf if the row sees no key), and delta =
+  // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4], 16 bytes a row. On a GPU
+  // two numbers of a row are unused; on the CPU all lse come first, then all delta, in the compute
+  // type.
   float* row_terms = nullptr;
 };
 
@@ -77,6 +87,10 @@ struct FmhaProblem {
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
+  // CPU kernels alone read these two. The bias is added to scale * q.k of the grid's keys, in
+  // natural units; -inf hides a key. A query sees no key whose bias is below the query's threshold.
+  TokenNumbers key_bias;
+  TokenNumbers row_threshold;
   // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped

@@ -18,9 +18,10 @@ struct KernelKey {
   Arch arch;
   Pass pass;
   DataType dtype;
-  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
-  int32_t mechanism;  // index in Sparsity
-  bool skips;         // whether key tiles are skipped by a threshold
+  int32_t head_dim;       // largest head dim of the row; a request takes the smallest that fits
+  int32_t mechanism;      // index in Sparsity
+  bool skips;             // whether key tiles are skipped by a threshold
+  bool key_bias = false;  // whether keys may have a bias
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.
@@ -39,7 +40,7 @@ struct DeviceMemory {
 
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
-  DeviceMemory* memory = nullptr;         // unused on the CPU
+  DeviceMemory* memory = nullptr;         // unused by kernels on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 
@@ -65,8 +66,12 @@ std::vector<KernelRow> const& kernel_table();
 // Whether the table has kernels for an architecture.
 bool is_built(Arch arch);
 
-// Throws std::runtime_error that names the request and the available rows.
+// Throws an error that names the request and the available rows: not_implemented (errors.h) if the
+// CPU has a row for the request of a GPU.
 KernelRow const& find_kernel(KernelKey const& request);
+
+// Fills `gradients->row_terms` of a problem, which all backward kernels of a call read.
+void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext const& context);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);

@@ -58,9 +58,11 @@ class Attend : Tokens<M, Element> {
     buffers.take(sum_, lanes);
     rows_.take(buffers, lanes_);
     buffers.take(query_token_, lanes);
+    buffers.take(thresholds_, lanes);
     buffers.take(key_rows_, keys * dim_);
     buffers.take(values_, keys * panel_dim_);
     buffers.take(key_position_, keys);
+    buffers.take(biases_, keys);
     buffers.take(scores_, keys * kGroup);
     buffers.take(rescale_, kLanes);
     if constexpr (kSkips) {
@@ -137,8 +139,8 @@ class Attend : Tokens<M, Element> {
   void load_queries(QueryTile const& q, Coord const& extent) {
     // Only the sign of the scale; its magnitude goes into the exponent, where it rounds least.
     T const factor = Base::sign(problem_.scale);
-    num_queries_ =
-        this->for_each_query(q, extent, rows_, query_token_, [&](int lane, Coord const& token) {
+    num_queries_ = this->for_each_query(
+        q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
         });
     this->clear_lanes_behind(num_queries_, queries_);
@@ -156,12 +158,13 @@ class Attend : Tokens<M, Element> {
   // Loads keys after the first `keys`; returns their new number.
   int load_tile(Coord const& residue, Coord const& origin, Coord const& extent, int keys = 0) {
     return this->for_each_key(
-        residue, origin, extent, keys, key_position_,
+        residue, origin, extent, keys, key_position_, biases_,
         [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
   }
   int load_extra(int32_t first, int most) {
     return this->for_each_extra(
-        first, most, [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
+        first, most, biases_,
+        [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
   }
   void load_key(int key, Element const* k, Element const* v) {
     this->load_row(k, key, key_rows_);
@@ -180,9 +183,7 @@ class Attend : Tokens<M, Element> {
         multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
                         queries_ + static_cast<int64_t>(first) * dim_, vectors(first), dim_, scores,
                         kLanes);
-        if constexpr (kMasked) {
-          this->mask(rows_, first, key_position_, keys, scores);
-        }
+        this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
       }
       if constexpr (kSkips) {
         if (is_left_out(keys)) {
@@ -261,9 +262,11 @@ class Attend : Tokens<M, Element> {
   T* sum_;
   LaneWords<Row> rows_;
   Coord* query_token_;
+  float* thresholds_;
   T* key_rows_;
   T* values_;
   Coord* key_position_;
+  float* biases_;
   T* scores_;  // [panel of the group][key][lane]
   T* rescale_;
   // If tiles are skipped:

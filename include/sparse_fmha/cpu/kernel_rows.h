@@ -12,6 +12,8 @@ namespace sparse_fmha {
 std::vector<KernelRow> cpu_kernel_rows();
 // The same for the backward passes.
 std::vector<KernelRow> cpu_backward_rows();
+// Fills `gradients->row_terms`, which the backward rows read.
+void cpu_fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context);
 // Decode attention: every form of keys and dtype, any head dim.
 std::vector<KernelRow> cpu_decode_rows();
 

@@ -86,20 +86,34 @@ class Tokens {
     if constexpr (M::kByLists) {
       params_ = M::for_head(all_, batch, head);
     }
+    key_bias_ = numbers_of(problem_.key_bias);
+    row_threshold_ = numbers_of(problem_.row_threshold);
   }
   int32_t group() const { return problem_.heads_q / problem_.heads_kv; }
   int32_t head_kv() const { return head_ / group(); }
 
-  // Factor of the scores; the sign of the scale goes into one of their operands. Never 0, which
-  // would turn the mask's -inf into NaN; the operand is 0 instead.
+  // Factor of the scores; the sign of the scale goes into one of their operands. A small scale goes
+  // there as a whole: 0 would turn the mask's -inf into NaN, and a bias is divided by this factor.
+  static constexpr double kLeastScale = 1e-20;
   static T scale_log2(double scale) {
     double const magnitude = __builtin_fabs(scale) * kLog2e;
-    return magnitude > kLargest<T>             ? kLargest<T>
-           : static_cast<T>(magnitude) == T(0) ? T(1)
-                                               : static_cast<T>(magnitude);
+    return magnitude > kLargest<T>   ? kLargest<T>
+           : magnitude < kLeastScale ? T(1)
+                                     : static_cast<T>(magnitude);
   }
   static T sign(double scale) {
-    return static_cast<T>(scale * kLog2e) == T(0) ? T(0) : scale < 0 ? T(-1) : T(1);
+    double const factor = scale * kLog2e;
+    return __builtin_fabs(factor) < kLeastScale ? static_cast<T>(factor) : T(scale < 0 ? -1 : 1);
+  }
+
+  // The numbers of the selected head.
+  float const* numbers_of(TokenNumbers const& all) const {
+    return all.data == nullptr ? nullptr
+                               : all.data + batch_ * all.batch_stride + head_ * all.head_stride;
+  }
+  // Index of a token in them.
+  static int64_t index_in(Coord const& grid, Coord const& token) {
+    return (int64_t{token[0]} * grid[1] + token[1]) * grid[2] + token[2];
   }
 
   // Calls body(position, token) for every in-range token of a box.
@@ -125,23 +139,24 @@ class Tokens {
   }
   // Index of a query in lse and arrays of its shape.
   int64_t index_of(Coord const& token) const {
-    Coord const grid = problem_.grid_q;
-    int64_t const row =
-        ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] + token[1]) * grid[2] +
-        token[2];
+    Coord const& grid = problem_.grid_q;
+    int64_t const row = batch_ * volume(grid) + index_in(grid, token);
     return row * problem_.heads_q + head_;
   }
 
-  // Calls body(lane, token) for the queries of a box and records their rows and tokens; returns
-  // their number.
+  // Calls body(lane, token) for the queries of a box and records their rows, tokens and any
+  // thresholds; returns their number.
   template <class Body>
   int for_each_query(QueryTile const& q, Coord const& extent, LaneWords<Row> const& rows,
-                     Coord* tokens, Body body) const {
+                     Coord* tokens, float* thresholds, Body body) const {
     int lanes = 0;
     for_each_token(problem_.grid_q, q.residue, q.origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      rows.set(lanes, M::row(params_, q.residue, position));
                      tokens[lanes] = token;
+                     if (row_threshold_ != nullptr) {
+                       thresholds[lanes] = row_threshold_[index_in(problem_.grid_q, token)];
+                     }
                      body(lanes++, token);
                    });
     return lanes;
@@ -165,11 +180,12 @@ class Tokens {
   }
 
   // Calls body(place, k, v) with the rows of a box of keys, placed after the first `keys`; returns
-  // the new number. Records the positions for visible().
+  // the new number. Records the positions for visible(), and any biases.
   template <class Body>
   int for_each_key(Coord const& residue, Coord const& origin, Coord const& extent, int keys,
-                   Coord* positions, Body body) const {
+                   Coord* positions, float* biases, Body body) const {
     int32_t const head = head_kv();
+    float const* const own_biases = key_bias_;
     for_each_token(problem_.grid_kv, residue, origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      if constexpr (M::kByLists) {
@@ -177,17 +193,23 @@ class Tokens {
                      } else {
                        positions[keys] = position;
                      }
+                     if (own_biases != nullptr) {
+                       biases[keys] = own_biases[index_in(problem_.grid_kv, token)];
+                     }
                      body(keys++, row_of(problem_.k, token, head), row_of(problem_.v, token, head));
                    });
     return keys;
   }
-  // The same for up to `most` extra tokens, starting at the given one.
+  // The same for up to `most` extra tokens, starting at the given one; their bias is 0.
   template <class Body>
-  int for_each_extra(int32_t first, int most, Body body) const {
+  int for_each_extra(int32_t first, int most, float* biases, Body body) const {
     int keys = 0;
     int32_t const head = head_kv();
     for (int32_t i = first; i < problem_.extra_len && keys < most; ++i) {
       Coord const token{0, 0, i};
+      if (key_bias_ != nullptr) {
+        biases[keys] = 0;
+      }
       body(keys++, row_of(problem_.extra_k, token, head), row_of(problem_.extra_v, token, head));
     }
     return keys;
@@ -238,6 +260,44 @@ class Tokens {
     }
   }
 
+  // A bias as a summand of raw scores. As in torch's softmax, +inf makes a row NaN.
+  T raw_bias(float bias) const {
+    constexpr T kEnd = kInfinity<T>;
+    T const raw = static_cast<T>(bias) * static_cast<T>(kLog2e) / scale_log2_;
+    bool const finite = bias - bias == 0;  // large ones stay finite
+    return finite && raw == kEnd    ? kLargest<T>
+           : finite && raw == -kEnd ? -kLargest<T>
+           : raw == kEnd            ? static_cast<T>(__builtin_nan(""))
+                                    : raw;
+  }
+  // All that changes a panel of raw scores [key][query lane] before the softmax.
+  void adjust(LaneWords<Row> const& rows, float const* thresholds, int first,
+              Coord const* positions, float const* biases, int keys, bool masked, T* panel) const {
+    if (key_bias_ != nullptr) {
+      add_biases(row_threshold_ == nullptr ? nullptr : thresholds + first, biases, keys, panel);
+    }
+    if (masked) {
+      mask(rows, first, positions, keys, panel);
+    }
+  }
+  // Adds the biases of keys; hides keys of bias -inf, whose scores may be anything, and those below
+  // the thresholds of the panel's rows, if there are any. Not inlined: it would slow down loops
+  // without a bias.
+  __attribute__((noinline)) void add_biases(float const* thresholds, float const* biases, int keys,
+                                            T* panel) const {
+    for (int key = 0; key < keys; ++key) {
+      float const given = biases[key];
+      T const bias = raw_bias(given);
+      T* const scores = panel + key * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scores[lane] = bias == -kInfinity<T> ? bias : scores[lane] + bias;
+      }
+      for (int lane = 0; thresholds != nullptr && lane < kLanes; ++lane) {
+        scores[lane] = given >= thresholds[lane] ? scores[lane] : -kInfinity<T>;
+      }
+    }
+  }
+
   FmhaProblem const& problem_;
   typename M::Params params_;  // of the selected head
   typename M::Params const& all_;
@@ -246,6 +306,8 @@ class Tokens {
   T const scale_log2_;
   int32_t batch_ = 0;
   int32_t head_ = 0;
+  float const* key_bias_ = nullptr;  // of the selected head, as the thresholds
+  float const* row_threshold_ = nullptr;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -138,7 +138,7 @@ def _apply_of(
     def run_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if backward is None and schema.name.endswith("_bwd"):
             raise NotImplementedError(
-                f"{schema.name} has no backward pass yet: there are no second derivatives"
+                f"{schema.name} has no backward pass yet: second derivatives are not supported"
             )
         if backward is None:
             raise NotImplementedError(

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_fmha._ops import errors
+
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
-ON_CPU_ONLY = "runs on the CPU only yet"  # as in csrc/ops/backward.cpp
+BIAS = "key_bias"
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
@@ -57,9 +59,14 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
                 f"{op._schema.name} has no backward pass for keys in pages; call it without "
                 f"{PAGES}, or under torch.no_grad()"
             )
+        need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)
+        needs = (need_dq, need_dkv, need_dbias)[: 3 if BIAS in place else 2]
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *needs)
+        if need_dbias:
+            # Of each batch entry and query head.
+            found[place[BIAS]] = gradients.pop().sum_to_size(inputs[place[BIAS]].shape)
         for name, gradient in zip(("q", "k", "v", *EXTRA), gradients, strict=False):
             if needed.get(name):
                 found[place[name]] = gradient
@@ -78,7 +85,5 @@ def _run(op: torch._ops.OpOverload, *args: Any) -> list[Tensor]:
     try:
         gradients: list[Tensor] = op(*args)
     except RuntimeError as error:
-        if ON_CPU_ONLY in str(error):
-            raise NotImplementedError(f"{op._schema.name}: {error}") from None
-        raise
+        raise errors.typed(error) from None
     return gradients

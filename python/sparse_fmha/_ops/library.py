@@ -29,4 +29,6 @@ def load() -> None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        raise ImportError(f"sparse_fmha's op library {LIBRARY} does not load: {error}") from error
+        raise ImportError(
+            f"sparse_fmha's op library {LIBRARY} cannot be loaded: {error}"
+        ) from error

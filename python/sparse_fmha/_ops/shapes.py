@@ -33,18 +33,25 @@ def gradients(
     q: Tensor,
     k: Tensor,
     extra_k: Tensor | None = None,
+    key_bias: Tensor | None = None,
     need_dq: bool = True,
     need_dkv: bool = True,
+    need_dbias: bool = True,
     **_others: object,
 ) -> list[Tensor]:
     """Gradients of q, k, v and any extra tokens.
 
-    `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed.
+    `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed. With a bias
+    of keys also its gradient for each batch entry and query head, in fp32.
     """
     wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
     if extra_k is not None:
         wanted += [(extra_k, need_dkv)] * 2
-    return [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
+    found = [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
+    if key_bias is not None:
+        shape = (q.shape[0], q.shape[-2], key_bias.shape[-1]) if need_dbias else (q.shape[0], 0)
+        found.append(q.new_empty(shape, dtype=torch.float32))
+    return found
 
 
 def anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:

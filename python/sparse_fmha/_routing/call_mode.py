@@ -46,7 +46,7 @@ def count_compiled(name: str) -> None:
         modes[-1].left[COMPILED] += 1
     else:
         warnings.warn(
-            f"{name} was entered inside a compiled function: its calls stay torch's and are not "
+            f"{name} has no effect inside a compiled function: its calls go to torch and are not "
             "counted",
             stacklevel=2,
         )

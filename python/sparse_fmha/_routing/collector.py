@@ -86,7 +86,10 @@ def _of_ours(
     causal: bool = False,
     scale: float | None = None,
     skip_threshold: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Measured:
+    if key_bias is not None:
+        raise NotImplementedError("a bias of keys")
     return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
 
 

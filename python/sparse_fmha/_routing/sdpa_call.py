@@ -88,12 +88,12 @@ def arrange(
         _checks.check_strided(name, tensor)
         if tensor.dim() not in (3, 4) or tensor.dim() != query.dim():
             raise NotImplementedError(
-                f"{name} has {tensor.dim()} dimensions; 3 or 4 are taken, as many for all"
+                f"{name} must have 3 or 4 dimensions, as many as query, got {tensor.dim()}"
             )
         _check_tangent(name, tensor)
     _check_float("dropout_p", dropout_p)
     if dropout_p != 0:
-        raise NotImplementedError(f"dropout_p is {dropout_p}; only 0 is there")
+        raise NotImplementedError(f"dropout_p must be 0, got {dropout_p}")
     if scale is not None:
         _check_float("scale", scale)
     _checks.check_flag("is_causal", is_causal)
@@ -108,12 +108,12 @@ def arrange(
     # One head of keys and values is broadcast to all query heads, even without enable_gqa.
     if not enable_gqa and k.shape[2] not in (1, q.shape[2]):
         raise ValueError(
-            f"query has {q.shape[2]} heads, key has {k.shape[2]}; the same number is needed "
-            "unless enable_gqa is True"
+            f"key must have 1 head or the {q.shape[2]} heads of query unless enable_gqa is True, "
+            f"got {k.shape[2]}"
         )
     if attn_mask is not None:
         if is_causal:
-            raise ValueError("attn_mask is given and is_causal is True; one of them is allowed")
+            raise ValueError("is_causal must be False with an attn_mask, got True")
         attn_mask = _expanded(attn_mask, q, k, flat)
     return SdpaCall(q, k, v, attn_mask, is_causal, scale, flat)
 
@@ -121,30 +121,30 @@ def arrange(
 def _check_tangent(name: str, tensor: Tensor) -> None:
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
-            f"forward-mode derivatives are asked for: {name} has a tangent; there are none"
+            f"{name} must not have a tangent: forward-mode derivatives are not supported"
         )
 
 
 def _check_float(name: str, value: float) -> None:
     """Checks the type as torch's own functions do, which take no other number."""
     if not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; a float is needed")
+        raise TypeError(f"{name} must be a float, got {value!r}")
 
 
 def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
     """Returns the mask as a bool view `[B or 1, H or 1, Lq, Lkv]`."""
     _checks.check_strided("attn_mask", mask)
     if mask.dtype != torch.bool:
-        raise NotImplementedError(f"attn_mask has dtype {mask.dtype}; only torch.bool is there")
+        raise NotImplementedError(f"attn_mask must have dtype torch.bool, got {mask.dtype}")
     if mask.device != q.device:
-        raise ValueError(f"attn_mask is on {mask.device}, query on {q.device}")
+        raise ValueError(f"attn_mask must be on the device of query, {q.device}, got {mask.device}")
     heads = () if flat else (q.shape[2],)
     whole = (q.shape[0], *heads, q.shape[1], k.shape[1])
     fits = zip(reversed(mask.shape), reversed(whole), strict=False)
     if not 2 <= mask.dim() <= len(whole) or any(m not in (1, n) for m, n in fits):
         raise ValueError(
-            f"attn_mask has shape {list(mask.shape)}; 2 to {len(whole)} dimensions that broadcast "
-            f"to {list(whole)} are needed"
+            f"attn_mask must have 2 to {len(whole)} dimensions that broadcast to {list(whole)}, "
+            f"got shape {list(mask.shape)}"
         )
     if flat and mask.dim() == 3:
         mask = mask.unsqueeze(1)

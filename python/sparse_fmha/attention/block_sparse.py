@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_fmha.attention import _calls
 from sparse_fmha.attention._results import Output, run
+from sparse_fmha.attention._scores import given
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.skipping import SkipStats
@@ -22,6 +23,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -36,6 +40,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -50,6 +57,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -64,6 +74,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -78,6 +91,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -91,6 +107,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -110,7 +129,10 @@ def block_sparse_attention(
             block listed twice in one list counts once or twice. `BlockMask.validate` finds all of
             these.
         scale: factor of q.k; default `D**-0.5`. May be negative.
-        skip_threshold, return_lse, return_stats: see `attention`.
+        row_threshold: fp32 `[B or 1, Hq or 1, Lq]`: of the keys that the mask shows, query i sees
+            key j only if `key_bias[j] >= row_threshold[i]`, which needs key_bias; NaN hides all.
+            It has no gradient.
+        key_bias, sink, skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
@@ -123,8 +145,12 @@ def block_sparse_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
             another device, or with lists for another number of heads or batch entries.
     """
-    check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
+    biases = () if key_bias is row_threshold is None else given(key_bias, row_threshold)
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale, key_bias, row_threshold)
     rest = None
-    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
+    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts, *biases):
         rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
-    return run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "block_sparse", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -20,6 +20,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -34,6 +36,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -48,6 +52,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -62,6 +68,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -76,6 +84,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -89,6 +99,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -108,6 +120,15 @@ def attention(
             padding to 0; k may hold anything there.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
         scale: factor of q.k; default `D**-0.5`. May be negative.
+        key_bias: fp32 `[B or 1, Hq or 1, Lkv]`, added to scale * q.k before the softmax. -inf hides
+            a key; NaN or +inf makes the queries that see the key NaN, as in torch's softmax. Its
+            accuracy is that of fp32 sums, so hide keys by -inf and not by a large number. Skipping
+            compares the biased scores. On CUDA it raises NotImplementedError: no kernel takes it
+            yet.
+        sink: fp32 `[Hq]` (or fp64 for fp64 q), one more logit of each query's softmax, which has no
+            value (gpt-oss): out is multiplied by sigmoid(lse - sink), and lse becomes
+            log(exp(lse) + exp(sink)). A query that sees no key has out 0 and lse = sink; -inf
+            changes nothing. Tiles are skipped as without a sink.
         skip_threshold: lambda, 0 <= lambda < 1, or an fp32 tensor `[B]` on q's device, whose values
             are clamped to that range (NaN becomes 0). Key tiles whose weights are all below lambda
             times the largest so far are skipped (BLASST, arXiv:2512.12087). Tiles are visited from
@@ -125,16 +146,20 @@ def attention(
     Under `torch.autocast` the inputs are cast to its dtype. `out` and `lse` are differentiable with
     respect to every floating point tensor except a threshold; repeated runs on the same input are
     bitwise equal. These raise NotImplementedError: a gradient where tiles may be skipped
-    (`skip_threshold`, `return_stats`), a gradient on a GPU without a kernel for it, second
-    derivatives, and forward-mode derivatives. `torch.vmap` is supported.
+    (`skip_threshold`, `return_stats`), a call or a gradient on a GPU that has no kernel for it,
+    second derivatives, and forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        RuntimeError: no compiled kernel takes the CUDA tensors.
+        RuntimeError: this build has no kernels for the GPU.
     """
-    check = partial(_calls.check_attention, q, k, v, causal, scale)
+    biases = () if key_bias is None else (key_bias,)
+    check = partial(_calls.check_attention, q, k, v, causal, scale, key_bias)
     rest = None
-    if type(causal) is bool and _calls.op_checks(scale, q, k, v):
+    if type(causal) is bool and _calls.op_checks(scale, q, k, v, *biases):
         rest = causal, scale
-    return run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "fmha", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -26,6 +26,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -45,6 +47,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -64,6 +68,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -83,6 +89,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -102,6 +110,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -120,6 +130,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -146,7 +158,9 @@ def neighborhood_attention(
         scale: factor of q.k; default `D**-0.5`. May be negative.
         extra_k: `[B, N, Hkv, D]`, tokens outside the grid that every query sees too.
         extra_v: like extra_k.
-        skip_threshold, return_lse, return_stats: see `attention`.
+        key_bias: as in `attention`, `[B or 1, Hq or 1, *L]` or with the grid's tokens in one axis;
+            extra tokens have none.
+        sink, skip_threshold, return_lse, return_stats: see `attention`.
 
     One int (or bool) for window, stride, dilation or causal applies to all axes.
 
@@ -160,11 +174,12 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a window larger than the
             grid, a stride larger than the window, or a tuple of the wrong length.
     """
-    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    given = window, stride, dilation, causal, scale, extra_k, extra_v, key_bias
+    biases = () if key_bias is None else (key_bias,)
     check = partial(_calls.check_neighborhood, q, k, v, *given)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
-    if _calls.op_checks(scale, q, k, v, *extra):
+    if _calls.op_checks(scale, q, k, v, *extra, *biases):
         axes = q.dim() - 3
         of_axes = (
             _calls.per_axis(window, axes, int),
@@ -174,4 +189,7 @@ def neighborhood_attention(
         )
         if None not in of_axes:
             rest = *of_axes, scale, extra_k, extra_v
-    return run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "neighborhood", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -172,17 +172,17 @@ def check(out: Path, device: str, window: int, sigma: float, resize: int | None)
     """Checks the options; returns the maximum number of pixels of a picture."""
     largest = math.isqrt(math.isqrt(MAX_PAIRS))  # the smallest picture has one window
     if not 2 <= window <= largest:
-        raise InputError(f"--window {window}: must be from 2 to {largest}")
+        raise InputError(f"--window must be from 2 to {largest}, got {window}")
     if not 1 <= sigma <= 255:
-        raise InputError(f"--sigma {sigma:g}: must be from 1 to 255")
+        raise InputError(f"--sigma must be from 1 to 255, got {sigma:g}")
     if resize is not None and resize < window:
-        raise InputError(f"--resize {resize}: must be at least the window, {window}")
+        raise InputError(f"--resize must be at least the window, {window}, got {resize}")
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: must end in .png")
+        raise InputError(f"--out must end in .png, got {out}")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: no such folder")
+        raise InputError(f"--out must be in a folder that exists, got {out}")
     if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        raise InputError(f"--out {out}: cannot be written")
+        raise InputError(f"--out must be a file that can be written, got {out}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("--device cuda: torch sees no CUDA device")
     return MAX_PAIRS // window**2

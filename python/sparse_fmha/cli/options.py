@@ -8,7 +8,7 @@ def sequence_of(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split("x"))
     except ValueError:
-        raise ValueError(f"{option} is {text!r}; numbers such as 30x48x80 are needed") from None
+        raise ValueError(f"{option} must be numbers such as 30x48x80, got {text!r}") from None
 
 
 def numbers_of(option: str, text: str) -> int | tuple[int, ...]:
@@ -21,5 +21,5 @@ def flags_of(option: str, text: str) -> tuple[bool, ...] | bool:
     """Parses text such as 0x0x1 to flags; returns a single flag as a bool."""
     flags = text.split("x")
     if set(flags) - {"0", "1"}:
-        raise ValueError(f"{option} is {text!r}; 0 or 1 for each axis, such as 0x0x1, is needed")
+        raise ValueError(f"{option} must be 0 or 1 for each axis, such as 0x0x1, got {text!r}")
     return tuple(flag == "1" for flag in flags) if len(flags) > 1 else text == "1"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparse_fmha import _build, _checks, skipping
 from sparse_fmha.attention import (
+    _scores,
     attention,
     block_sparse_attention,
     neighborhood_attention,
@@ -120,20 +121,20 @@ def explain(
         stripe_attention: _stripe,
     }
     if function not in described:
-        names = ", ".join(f.__name__ for f in described)
-        raise ValueError(f"function is {function!r}; allowed are: {names}")
+        names = _checks.one_of(f.__name__ for f in described)
+        raise ValueError(f"function must be {names}, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     q = given["q"]
     if not isinstance(q, Tensor):
-        raise TypeError(f"q is a {type(q).__name__}, not a tensor")
+        raise TypeError(f"q must be a tensor, got {type(q).__name__}")
     arch = arch or _arch_of(q.device)
     from sparse_fmha._extension import _C
 
     archs = ("cpu", *_C.gpu_archs())
     if arch not in archs:
-        raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
+        raise ValueError(f"arch must be {' or '.join(archs)} for q on {q.device}, got {arch}")
     mechanism, times, notes = described[function](given, arch)
     skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
     skips = skips or given["return_stats"]
@@ -141,7 +142,8 @@ def explain(
         notes = (*notes, "what skipping key tiles saves is not in the time")
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    return _choose(mechanism, arch, q, skips, times, notes, needs_gradients)
+    biased = given["key_bias"] is not None
+    return _choose(mechanism, arch, q, skips, biased, times, notes, needs_gradients)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -222,6 +224,9 @@ def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
+    _scores.check(q, k, given["key_bias"], given.get("row_threshold"))
+    if given["sink"] is not None:
+        _scores.check_sink(given["sink"], q)
     return q, k
 
 
@@ -236,6 +241,7 @@ def _choose(
     arch: str,
     q: Tensor,
     skips: bool,
+    biased: bool,
     times: _Times | None,
     notes: tuple[str, ...],
     needs_gradients: bool,
@@ -251,7 +257,11 @@ def _choose(
         ]
 
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
-        fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
+        fits = [
+            row
+            for row in rows
+            if row["dtype"] == dtype and row["head_dim"] >= head_dim and row["key_bias"] >= biased
+        ]
         return min(fits, key=lambda row: row["head_dim"], default=None)
 
     def name_of(row: _build.KernelRow | None) -> str | None:
@@ -265,6 +275,8 @@ def _choose(
             reason = f"is for {row['dtype']}, q is {dtype}"
         elif row["head_dim"] < head_dim:
             reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
+        elif biased and not row["key_bias"]:
+            reason = "takes no key_bias"
         else:
             reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
         if row is not best:
@@ -272,7 +284,8 @@ def _choose(
     if best is not None:
         why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
     elif rows:
-        why = f"no row is for {dtype} with head dim {head_dim}: the call raises"
+        bias = " and key_bias" if biased else ""
+        why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"
     return Explanation(

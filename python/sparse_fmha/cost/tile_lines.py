@@ -19,7 +19,7 @@ def check_query(grid: Coord, query: Sequence[int] | None) -> list[int]:
     query = _checks.per_axis("query", query, len(grid))
     for axis, (token, length) in enumerate(zip(query, grid, strict=True)):
         if not 0 <= token < length:
-            raise ValueError(f"query[{axis}] is {token}; 0 to {length - 1} are allowed")
+            raise ValueError(f"query[{axis}] must be from 0 to {length - 1}, got {token}")
     return query
 
 

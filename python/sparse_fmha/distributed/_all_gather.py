@@ -127,13 +127,13 @@ def all_gather_kv(
     _groups.check_options(options, "all_gather_kv")
     if attention is sparse_fmha.neighborhood_attention:
         raise ValueError(
-            "neighborhood_attention takes q and k on one grid, so all_gather_kv cannot give it "
-            "some of the queries; use ulysses"
+            "all_gather_kv does not support neighborhood_attention, which needs q and k on one "
+            "grid; use ulysses"
         )
     for name, flag in (("causal", causal), ("zigzag", zigzag)):
         _checks.check_flag(name, flag)
     if causal and isinstance(mask, _masks.MASKS):
-        raise ValueError("causal is given beside a mask; the mask's own causal counts")
+        raise ValueError("causal must not be given with a mask, which has its own causal")
     flags = {"causal": int(causal), "zigzag": int(zigzag)}
     q, k, v = cast_where_enabled(q, k, v)
     _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
@@ -168,8 +168,8 @@ def all_gather_kv(
             rows = _masks.made(rows, part, seen_k)
             if rows.causal != causal:
                 raise ValueError(
-                    f"mask(q, k) made a mask with causal {rows.causal}; causal is {causal}, and "
-                    "the keys are given by that"
+                    f"mask(q, k) must return a mask with causal = {causal}, by which the keys are "
+                    f"gathered, got {rows.causal}"
                 )
         if rows is None and causal:
             options["causal"] = True

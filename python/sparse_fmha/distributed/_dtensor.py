@@ -71,16 +71,19 @@ def distribute_mask(
         ValueError: another placement, or not one placement for each dimension of the mesh.
     """
     if not isinstance(mask, BlockMask | StripeMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
+        raise TypeError(f"mask must be a BlockMask or StripeMask, got {type(mask).__name__}")
     if len(placements) != mesh.ndim:
-        raise ValueError(f"{len(placements)} placements; the mesh has {mesh.ndim} dimensions")
+        raise ValueError(
+            f"placements must have one entry for each of the {mesh.ndim} dimensions of the mesh, "
+            f"got {len(placements)}"
+        )
     of_list: list[Placement] = []
     for placement in placements:
         list_dim = {Replicate(): None, Shard(0): 0, Shard(2): 1}.get(placement, -1)
         if list_dim == -1:
             raise ValueError(
-                f"q is placed as {placement}; Shard(0) (batch), Shard(2) (heads) and Replicate() "
-                "are allowed"
+                "placement of q must be Shard(0) (batch), Shard(2) (heads) or Replicate(), got "
+                f"{placement}"
             )
         if list_dim is None or mask.counts.shape[list_dim] == 1:
             of_list.append(Replicate())
@@ -133,7 +136,10 @@ def _heads_of_gradients(given: Mapping[str, Any]) -> list[int | None]:
     dim = len(given["q"].shape) - 2
     dims = [dim if given.get("need_dq", True) else None]
     extra = [2, 2] if given.get("extra_k") is not None else []
-    return dims + [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    dims += [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    if given.get("key_bias") is not None:
+        dims.append(1 if given.get("need_dbias", True) else None)
+    return dims
 
 
 def _is_tensor(arg: object) -> TypeGuard[DTensorSpec]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_fmha.masks import block_mask, stripe_mask
+from sparse_fmha.masks import block_fields, stripe_mask
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -25,8 +25,8 @@ def kind(mask: MaskOrFunction) -> int:
     if callable(mask):
         return 3
     raise TypeError(
-        f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask or a function of q and k that "
-        "makes one is needed"
+        "mask must be a BlockMask, a StripeMask or a function of q and k that returns one, got "
+        f"{type(mask).__name__}"
     )
 
 
@@ -35,8 +35,8 @@ def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
     for name, of_mask, given in (("q", mask.q_len, tokens), ("k", mask.kv_len, tokens_kv)):
         if of_mask != given:
             raise ValueError(
-                f"mask is for {of_mask} tokens of {name}; the ranks together have {given}. It is "
-                "to be the mask of the whole sequence on every rank"
+                f"mask must be for the {given} tokens of {name} that the ranks have together, the "
+                f"whole sequence, got one for {of_mask}"
             )
 
 
@@ -45,7 +45,7 @@ def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
     lists = mask(q, k)
     if not isinstance(lists, MASKS):
         raise TypeError(
-            f"mask(q, k) returned a {type(lists).__name__}; a BlockMask or StripeMask is needed"
+            f"mask(q, k) must return a BlockMask or StripeMask, got {type(lists).__name__}"
         )
     return lists
 
@@ -57,7 +57,7 @@ def with_tensors(
     kv_len: int | None = None,
 ) -> Mask:
     """Returns a mask with `part` applied to all tensors, and with other lengths if given."""
-    module = block_mask if isinstance(mask, BlockMask) else stripe_mask
+    module = block_fields if isinstance(mask, BlockMask) else stripe_mask
     tensors: dict[str, Any] = {
         name: None if getattr(mask, name) is None else part(getattr(mask, name))
         for name in module.TENSORS
@@ -80,8 +80,8 @@ def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
         return mask
     if listed != whole:
         raise ValueError(
-            f"mask has lists for {listed} heads; 1, q's {whole} or the {local} of this rank are "
-            "needed"
+            f"mask must have lists for 1 head, q's {whole} or the {local} of this rank, got "
+            f"{listed}"
         )
     return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
 
@@ -90,8 +90,8 @@ def check_rows(mask: Mask, rows: int) -> None:
     """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
     if rows % mask.block_q and rows != mask.q_len:
         raise ValueError(
-            f"parts of {rows} queries cut blocks of the mask, which has block_q {mask.block_q}; "
-            "pad the sequence so that each part (with zigzag each half of one) is a multiple of it"
+            "the queries of each part (with zigzag each half of one) must be a multiple of the "
+            f"mask's block_q = {mask.block_q}, got {rows}; pad the sequence"
         )
 
 

@@ -128,8 +128,8 @@ def ulysses(
         mask = _masks.heads(mask, rank, world, q.shape[2])
     if grid is not None and math.prod(grid) != q.shape[1] * world:
         raise ValueError(
-            f"grid {list(grid)} has {math.prod(grid)} tokens; the ranks together have "
-            f"{q.shape[1] * world}"
+            f"grid must have the {q.shape[1] * world} tokens that the ranks have together, got "
+            f"{math.prod(grid)} in {list(grid)}"
         )
     first = rank * k.shape[2] // world
     for name in ("extra_k", "extra_v"):
@@ -178,15 +178,15 @@ def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
     """How often each key head is sent, so that every rank has the key heads of its query heads."""
     if heads % world:
         raise ValueError(
-            f"q has {heads} heads, the group {world} ranks; ulysses shards heads, so q's must be a "
-            "multiple of the ranks. all_gather_kv has no such rule"
+            f"heads of q must be a multiple of the {world} ranks, which ulysses shards them over, "
+            f"got {heads}; all_gather_kv takes any number"
         )
     if heads_kv % world == 0:
         return 1
     if world % heads_kv:
         raise ValueError(
-            f"k and v have {heads_kv} heads, the group {world} ranks; one must be a multiple of "
-            "the other. all_gather_kv has no such rule"
+            f"heads of k and v must be a multiple or a divisor of the {world} ranks, got "
+            f"{heads_kv}; all_gather_kv takes any number"
         )
     return world // heads_kv
 

@@ -32,8 +32,8 @@ def zigzag_shard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> Ten
     group, rank, world = _groups.resolve(group)
     if x.shape[dim] % (2 * world):
         raise ValueError(
-            f"x has {x.shape[dim]} tokens in dimension {dim}; a multiple of 2 * world = "
-            f"{2 * world} is needed"
+            f"x must have a multiple of 2 * world = {2 * world} tokens in dimension {dim}, got "
+            f"{x.shape[dim]}"
         )
     chunks = x.tensor_split(2 * world, dim)  # chunk() returns one chunk for 0 tokens
     return torch.cat([chunks[rank], chunks[2 * world - 1 - rank]], dim)
@@ -57,8 +57,8 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
     group, _, world = _groups.resolve(group)
     if derivatives.requires_grad(x):
         raise NotImplementedError(
-            "x requires grad; every rank gets the whole sequence, and has a loss of its own: there "
-            "is no one gradient. Call it under torch.no_grad(), or detach x"
+            "x must not require grad: every rank gets the whole sequence and has its own loss, so "
+            "there is no single gradient; call it under torch.no_grad(), or detach x"
         )
     _groups.check_no_tangent("x", x)
     check_even("x", x.shape[dim])
@@ -68,8 +68,8 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
 def check_even(name: str, tokens: int) -> None:
     if tokens % 2:
         raise ValueError(
-            f"{name} has {tokens} tokens on this rank; the zig-zag order needs two chunks of the "
-            "same length"
+            f"{name} must have an even number of tokens on each rank, for two chunks of the "
+            f"zig-zag order, got {tokens}"
         )
 
 

@@ -18,9 +18,12 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
+from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, runs_of
 from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.masks.block_mask import BlockMask
 
 NAME = "sparse_fmha"
 
@@ -77,19 +80,20 @@ UNDER_WAY: dict[int, Call] = {}
 
 def _runs(mask: Tensor, call: Call, batch: int) -> list[Runs]:
     layout = call.layout
-    where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
+    where = f"{mask.dtype} {list(mask.shape)} in {call.model}"
     keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
     if mask.dtype != torch.bool or not keys or mask.shape[-1] != layout.tokens:
         raise NotImplementedError(
-            f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
-            "supported"
+            f"attn_mask must be a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], got "
+            f"{where}"
         )
     image, plain = layout.split(mask.reshape(-1, layout.tokens))
     found = []
     for whole, *visible in torch.cat([image.all(1, keepdim=True), plain], 1).tolist():
         if not whole:
             raise NotImplementedError(
-                f"{where} hides image tokens; only padding of the text is supported"
+                f"attn_mask must hide only padding of the text, got one that hides image tokens: "
+                f"{where}"
             )
         found.append(runs_of(visible))
     return found * batch if len(found) == 1 else found
@@ -99,7 +103,7 @@ def backend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
+    attn_mask: Tensor | FlexBlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -109,13 +113,20 @@ def backend(
     """Called by diffusers: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
 
     Outside of enabled models it runs torch's attention, because `set_attention_backend` of one
-    model makes a backend the default of all others.
+    model makes a backend the default of all others; and block-sparse attention for models that
+    make masks of FlexAttention themselves.
     """
     call = CALL.get() if UNDER_WAY else None
     layer = None if call is None else call.layer
     if call is None or layer is None or call.dense:
         if call is not None:
             _refuse(call, {"context parallelism": _parallel_config})
+        chosen = AttentionBackendName.NATIVE if call is None else _original(layer)
+        if isinstance(attn_mask, FlexBlockMask) and chosen == AttentionBackendName.NATIVE:
+            options = {"dropout_p": dropout_p, "is_causal": is_causal}
+            _refuse("a call with a BlockMask", options | {"context parallelism": _parallel_config})
+            mask = BlockMask.from_flex(attn_mask)
+            return block_sparse_attention(query, key, value, mask, scale=scale)
         out: Tensor = dispatch_attention_fn(
             query,
             key,
@@ -126,18 +137,21 @@ def backend(
             scale=scale,
             enable_gqa=enable_gqa,
             parallel_config=_parallel_config,
-            backend=AttentionBackendName.NATIVE if call is None else _original(layer),
+            backend=chosen,
         )
         return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    if isinstance(attn_mask, FlexBlockMask):
+        raise NotImplementedError(f"a BlockMask of {call.model} beside a method is not supported")
     layout = call.layout
     if call.alone and query.shape[1] == key.shape[1] == layout.image:
         layout = Layout(layout.grid)
     for name, x in (("queries", query), ("keys", key)):
         if x.shape[1] != layout.tokens:
             raise ValueError(
-                f"{layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{name} of layer {layer.index} of {call.model} must match the grid: "
+                f"{layout}, got {x.shape[1]}"
             )
     batch = query.shape[0]
     seen = call.runs(attn_mask, batch) if layout is call.layout else [layout.all_runs()] * batch
@@ -152,10 +166,11 @@ def _original(layer: Layer | None) -> object:
     return AttentionBackendName.NATIVE if original == NAME else original
 
 
-def _refuse(call: Call, options: dict[str, object]) -> None:
+def _refuse(call: Call | str, options: dict[str, object]) -> None:
+    where = call.model if isinstance(call, Call) else call
     for name, value in options.items():
         if value:
-            raise NotImplementedError(f"{name} of {call.model} is not supported by {NAME!r}")
+            raise NotImplementedError(f"{name} of {where} is not supported by {NAME!r}")
 
 
 def register() -> object:
@@ -182,7 +197,7 @@ def register() -> object:
         _AttentionBackendRegistry.register(member)(backend)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
-            f"{error}"
+            "this version of diffusers registers attention backends in a way that is not "
+            f"supported, got {diffusers.__version__}: {error}"
         ) from error
     return member

@@ -74,8 +74,8 @@ class LayerHooks:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.processor is not self.processor:
             raise RuntimeError(
-                f"the attention processor of {self.where} was replaced by a "
-                f"{type(module.processor).__name__} after enable(); disable() and enable() again"
+                f"the attention processor of {self.where} must not change after enable(), got "
+                f"{type(module.processor).__name__}; call disable() and enable() again"
             )
         self._set(self.layer)
 
@@ -222,8 +222,8 @@ class Hooks:
                 chosen = getattr(backend, "value", backend)
                 self.reports(
                     "backend",
-                    f"{hooks.where} has the attention backend {chosen!r}, chosen after enable(), "
-                    f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
+                    f"enable() has no effect on {hooks.where}: the attention backend {chosen!r} "
+                    f"was chosen after it; call set_attention_backend({NAME!r}) to undo that",
                 )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

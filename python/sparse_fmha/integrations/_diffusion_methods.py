@@ -113,8 +113,8 @@ class Neighborhood(Sparse):
             for axis, length in enumerate(grid):
                 if length == 1 and isinstance(given, Sequence) and options[name][axis] != 1:
                     raise ValueError(
-                        f"{name} is {given!r} on the grid {tuple(grid)}, which has one token on "
-                        f"axis {axis}; 1 is needed there"
+                        f"{name}[{axis}] must be 1 on the grid {tuple(grid)}, which has one token "
+                        f"on that axis, got {given!r}"
                     )
         kept = [axis for axis, length in enumerate(grid) if length > 1]
         return [grid[a] for a in kept], {n: [o[a] for a in kept] for n, o in options.items()}
@@ -122,11 +122,13 @@ class Neighborhood(Sparse):
     def check(self, layout: Layout) -> None:
         grid, options = self.axes(layout.grid)
         if not grid:
-            raise ValueError(f"the grid {layout.grid} has one token; it has no neighborhoods")
+            raise ValueError(
+                f"grid must have more than one token for neighborhoods, got {layout.grid}"
+            )
         try:
             _checks.check_neighborhood(grid, **options, causal=[False] * len(grid))
         except ValueError as error:
-            raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
+            raise ValueError(f"{error} on the grid {layout.grid} of tokens") from None
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         grid, options = self.axes(layout.grid)
@@ -134,13 +136,13 @@ class Neighborhood(Sparse):
         if all(covered):
             yield (
                 "window",
-                f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out",
+                f"window = {self.window!r} has no effect: it covers the whole grid {layout.grid}",
             )
         elif any(c and s > 1 for c, s in zip(covered, options["stride"], strict=True)):
             yield (
                 "stride",
-                f"stride is {self.stride!r}, and has no effect where window, {self.window!r}, is "
-                f"all of an axis of the grid {layout.grid}",
+                f"stride = {self.stride!r} has no effect where window = {self.window!r} covers an "
+                f"axis of the grid {layout.grid}",
             )
 
     def image(
@@ -188,7 +190,8 @@ class BlockSparse(Sparse):
             for name, length in (("queries", self.mask.q_len), ("keys", self.mask.kv_len)):
                 if length != layout.image:
                     raise ValueError(
-                        f"mask is for {length} {name}; {layout}, and the mask is of the grid's"
+                        f"mask must be for the tokens of the grid: {layout}, got one for {length} "
+                        f"{name}"
                     )
 
     def image(
@@ -210,9 +213,7 @@ class BlockSparse(Sparse):
         else:
             mask = mask(q, k)
             if not isinstance(mask, BlockMask):
-                raise TypeError(
-                    f"mask(q, k) returned a {type(mask).__name__}; a BlockMask is needed"
-                )
+                raise TypeError(f"mask(q, k) must return a BlockMask, got {type(mask).__name__}")
         if not layout.plain:
             return block_sparse_attention(q, k, v, mask, scale=scale)
         out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
@@ -240,17 +241,19 @@ METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {
 def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
     """Makes the method of a name; checks its options as far as possible without a grid."""
     if not isinstance(method, str):
-        raise TypeError(f"method is a {type(method).__name__}; one of {list(METHODS)} is needed")
+        raise TypeError(f"method must be one of {list(METHODS)}, got {type(method).__name__}")
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}; there are {list(METHODS)}")
+        raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
     kind = METHODS[method]
     allowed = [option.name for option in fields(kind) if option.init]
     for name in options:
         if name not in allowed:
-            raise TypeError(f"method {method!r} has no option {name!r}; it has {allowed}")
+            raise TypeError(f"options of method {method!r} must be among {allowed}, got {name!r}")
     if kind is Neighborhood:
         if "window" not in options:
-            raise TypeError("method 'neighborhood' needs window, tokens per axis of the grid")
+            raise TypeError(
+                "window must be given for method 'neighborhood', in tokens per axis of the grid"
+            )
         for name, value in options.items():
             axes = len(value) if isinstance(value, Sequence) else 1
             _checks.per_axis(name, value, axes)
@@ -258,7 +261,7 @@ def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
         mask = options.get("mask")
         if not isinstance(mask, BlockMask) and not callable(mask):
             raise TypeError(
-                f"mask is a {type(mask).__name__}; a BlockMask or a function (q, k) -> BlockMask "
-                "is needed"
+                "mask must be a BlockMask or a function (q, k) -> BlockMask, got "
+                f"{type(mask).__name__}"
             )
     return kind(**options)

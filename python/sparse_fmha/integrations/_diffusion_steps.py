@@ -126,7 +126,7 @@ class Steps:
             return False
         if timestep is None:
             raise ValueError(
-                f"first_dense_steps is {self.dense}, and the call has no timestep to count by"
+                f"timestep must be given to count first_dense_steps = {self.dense}, got None"
             )
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         with self.lock:
@@ -191,9 +191,9 @@ class Steps:
         for step, other in steps.items():
             if step != best.step + 1 and min(step, best.step + 1) < self.dense:
                 raise RuntimeError(
-                    f"first_dense_steps is {self.dense}, and a call at timestep {now:g} is step "
-                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}: runs with "
-                    "one text in one thread are told apart while they have one schedule; make each "
+                    f"runs with first_dense_steps = {self.dense}, one text and one thread must "
+                    f"have one schedule, got a call at timestep {now:g} that is step "
+                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}; make each "
                     "call of a run inside `with request:`, its own "
                     "sparse_fmha.integrations.diffusers.Request()"
                 )
@@ -224,9 +224,9 @@ class Steps:
         if not own and before is not None and before.last > now:
             self.reports(
                 "text",
-                f"first_dense_steps is {self.dense}, and a call at timestep {now:g}, after one at "
-                f"{before.last:g}, begins a run: its text embeddings were not there before. Where "
-                "each step has others, make the calls of a run inside `with request:`, its own "
+                f"first_dense_steps = {self.dense} counts a call at timestep {now:g}, after one at "
+                f"{before.last:g}, as the first of a run: its text embeddings are new. If each "
+                "step has new ones, make the calls of a run inside `with request:`, its own "
                 "sparse_fmha.integrations.diffusers.Request()",
             )
         return Run((now,))
@@ -235,8 +235,8 @@ class Steps:
         if before is not None and not self.sparse:
             self.reports(
                 "first_dense_steps",
-                f"first_dense_steps is {self.dense}, and no step was sparse before another run "
-                f"began; the one before it had {before.step + 1} steps",
+                f"first_dense_steps = {self.dense} made a whole run dense: it had "
+                f"{before.step + 1} steps before another run began",
             )
 
 

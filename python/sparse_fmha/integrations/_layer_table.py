@@ -53,18 +53,20 @@ class Layers:
         model = f"the model of {type(module).__name__}"
         for key, (indices, _) in self.keys.items():
             if indices[-1] >= count:
-                raise ValueError(f"layers has the key {key!r}; {model} has layers 0 to {count - 1}")
+                raise ValueError(
+                    f"layers must name layers 0 to {count - 1} of {model}, got {key!r}"
+                )
             kept = {kinds[i] for i in indices} if len(kinds) == count else {"attention"}
             if not any("attention" in kind and "linear" not in kind for kind in kept):
                 raise ValueError(
-                    f"layers has the key {key!r}; {model} has no attention there, but "
+                    f"layers must name layers of {model} with attention, got {key!r}, which has "
                     f"{', '.join(sorted(kept))}"
                 )
         if self.has_default and all(i in self.of_layer for i in range(count)):
             self.reports(
                 "default",
-                f"layers has the key 'default'; {model} has layers 0 to {count - 1}, and each has "
-                "a key of its own",
+                f"the key 'default' of layers has no effect: each of the layers 0 to {count - 1} "
+                f"of {model} has its own key",
             )
         self.checked.add((count, kinds))
 
@@ -86,9 +88,11 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
     if isinstance(layers, (str, PathLike)):
         layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
     if not isinstance(layers, Mapping):
-        raise TypeError(f"layers is a {type(layers).__name__}; a mapping or a path is needed")
+        raise TypeError(f"layers must be a mapping or a path, got {type(layers).__name__}")
     if not layers:
-        raise ValueError("layers is empty; 'default', 'layer 3' or 'layers 8-31' are its keys")
+        raise ValueError(
+            "layers must have keys such as 'default', 'layer 3' or 'layers 8-31', got none"
+        )
     methods = {key: _method(key, value) for key, value in layers.items()}
     keys, named = {}, set()
     for key, method in methods.items():
@@ -97,7 +101,7 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
         keys[key] = indices = _indices(key), method
         for index in indices[0]:
             if index in named:
-                raise ValueError(f"layers names layer {index} twice, the second time by {key!r}")
+                raise ValueError(f"layers must name layer {index} once, got it again in {key!r}")
             named.add(index)
     parsed = Layers(methods.get("default"), keys)
     parsed.has_default = "default" in methods
@@ -107,10 +111,12 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
 def _indices(key: str) -> range:
     found = LAYERS.fullmatch(key)
     if not found:
-        raise ValueError(f"layers has the key {key!r}; 'default', 'layer 3' or 'layers 8-31'")
+        raise ValueError(
+            f"keys of layers must be 'default', 'layer 3' or 'layers 8-31', got {key!r}"
+        )
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
-        raise ValueError(f"layers has the key {key!r}, which ends before it begins")
+        raise ValueError(f"keys of layers must not end before they begin, got {key!r}")
     return range(first, last + 1)
 
 
@@ -119,15 +125,17 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"the file of layers has the key {key!r} twice in one object")
+            raise ValueError(
+                f"keys of one object in the file of layers must be unique, got {key!r} twice"
+            )
     return dict(pairs)
 
 
 def _method(key: str, value: Mapping[str, Any]) -> Method | None:
     if not isinstance(value, Mapping) or value.get("method") not in METHODS:
         raise ValueError(
-            f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "
-            + ", ".join(METHODS)
+            f"layers[{key!r}] must be a mapping with a method, one of {', '.join(METHODS)}, got "
+            f"{value!r}"
         )
     options = {name: given for name, given in value.items() if name != "method"}
     make = METHODS[value["method"]]

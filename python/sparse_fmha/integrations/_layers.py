@@ -54,9 +54,9 @@ def skip(
     The calibration, or the path of a saved one, gives the threshold for each call's number of keys.
     """
     if (threshold is None) == (sparsity is None):
-        raise ValueError("skip takes a threshold, or a sparsity and a calibration")
+        raise ValueError("exactly one of threshold and sparsity must be given for skip")
     if (sparsity is None) != (calibration is None):
-        raise ValueError("skip takes sparsity and calibration together")
+        raise ValueError("sparsity and calibration must be given together for skip")
     points: list[Point] = []  # the fitted ones
     if sparsity is None or calibration is None:
         fixed = check_number("threshold", threshold, 0, 1 - 2**-24)
@@ -84,17 +84,18 @@ def skip(
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if threshold == 0 or sparsity == 0:
             name = "threshold" if sparsity is None else "sparsity"
-            yield name, f"{name} is 0: nothing is skipped"
+            yield name, f"{name} = 0 has no effect: nothing is skipped"
         elif sparsity is not None and shares and not min(shares) <= sparsity <= max(shares):
             yield (
                 "sparsity",
-                f"sparsity is {sparsity}, outside of what the calibration was fitted to, "
+                f"sparsity = {sparsity} is outside the range of the calibration, "
                 f"{min(shares):.3g} to {max(shares):.3g}",
             )
         if sparsity and lengths and not min(lengths) <= keys <= max(lengths):
             yield (
                 "calibration",
-                f"calibration was fitted to {min(lengths)} to {max(lengths)} keys; here are {keys}",
+                f"{keys} keys are outside the range of the calibration, {min(lengths)} to "
+                f"{max(lengths)}",
             )
 
     return attend, without_effect
@@ -114,7 +115,7 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
         if blocks * block_kv >= keys:
             yield (
                 "blocks",
-                f"blocks is {blocks} of {block_kv} keys, and here are {keys}: nothing is left out",
+                f"blocks = {blocks} has no effect: blocks of {block_kv} keys cover all {keys} keys",
             )
 
     return attend, without_effect
@@ -134,8 +135,7 @@ def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
         if (ceil_div(keys, block) - 1) // step * step <= 2:
             yield (
                 "step",
-                f"step is {step} and block is {block}, and {keys} keys are all near: nothing is "
-                "left out",
+                f"step = {step} and block = {block} have no effect: all {keys} keys are near",
             )
 
     return attend, without_effect
@@ -155,9 +155,9 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         for name, value in given.items():
             if max(value, forced[name]) >= keys:
-                yield name, f"{name} is {value}, and here are {keys} keys: nothing is left out"
+                yield name, f"{name} = {value} has no effect: it covers all {keys} keys"
             elif value < forced[name]:
-                yield name, f"{name} is {value}; {forced[name]} are always taken"
+                yield name, f"{name} = {value} has no effect: {forced[name]} are always taken"
 
     return attend, without_effect
 

@@ -19,8 +19,9 @@ from transformers import masking_utils as hf
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import tensor_fields
+from sparse_fmha.masks.block_fields import TENSORS
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_mask import TENSORS, BlockMask
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns._static import from_map, from_rules
 
@@ -63,7 +64,7 @@ class Plan(TensorFields):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "sparse_fmha does not take caches that are compiled (cache_implementation='static'); "
+            "sparse_fmha does not support compiled caches (cache_implementation='static'); "
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
 

@@ -134,7 +134,8 @@ def enable(
     for model, name, row in found:
         if len(dense_layers) == len(row.layers(model)):
             reports(
-                "dense_layers", f"dense_layers has all blocks of {name}: {method!r} is used in none"
+                "dense_layers",
+                f"method {method!r} has no effect: dense_layers names all blocks of {name}",
             )
     steps, done = Steps(first_dense_steps), []
     try:
@@ -161,7 +162,7 @@ def disable(pipe_or_transformer: object) -> None:
     found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
     if not any(hooks for _, hooks in found):
         names = " and ".join(type(model).__name__ for model, _ in found)
-        raise RuntimeError(f"{names} is not enabled; call enable() before disable()")
+        raise RuntimeError(f"{names} must be enabled before disable(); call enable() first")
     for model, hooks in found:
         if hooks is not None:
             hooks.remove(model)
@@ -172,15 +173,15 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     distinct = {id(model): model for model in models if model is not None}
     if not distinct:
         raise TypeError(
-            f"{type(given).__name__} is neither a transformer nor a pipeline with one; supported "
-            f"are {supported_models()}"
+            "model must be a transformer or a pipeline with one, one of "
+            f"{supported_models()}, got {type(given).__name__}"
         )
     found = []
     for model in distinct.values():
         row = find(model)
         if row is None:
             raise TypeError(
-                f"{type(model).__name__} is not supported; supported are {supported_models()}"
+                f"model must be one of {supported_models()}, got {type(model).__name__}"
             )
         found.append((model, *row))
     return found
@@ -196,14 +197,14 @@ def _processor(original: Any) -> Processor:
 
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; an int is needed")
+        raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 0:
-        raise ValueError(f"{name} is {value}; at least 0 is needed")
+        raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(grid, Sequence):
-        raise TypeError(f"grid is {grid!r}; tokens of each axis are needed")
+        raise TypeError(f"grid must be the tokens of each axis, got {grid!r}")
     for length in grid:
         _check_count("grid", length)
     return tuple(grid)
@@ -214,21 +215,21 @@ def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Mode
     for field, value in {**values, "grid": grid}.items():
         if isinstance(value, Sequence) and len(value) != row.axes:
             raise ValueError(
-                f"{field} is {value!r}: {len(value)} entries; the grid of {name} has {row.axes} "
-                "axes"
+                f"{field} must have one entry for each of the {row.axes} axes of the grid of "
+                f"{name}, got {value!r}"
             )
 
 
 def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
     if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
-        raise TypeError(f"dense_layers is {dense_layers!r}; indices of blocks are needed")
+        raise TypeError(f"dense_layers must be indices of blocks, got {dense_layers!r}")
     for index in dense_layers:
         _check_count("dense_layers", index)
         if index >= count:
-            raise ValueError(f"dense_layers has {index}; {name} has blocks 0 to {count - 1}")
+            raise ValueError(f"dense_layers must be blocks 0 to {count - 1} of {name}, got {index}")
     for index in dense_layers:
         if list(dense_layers).count(index) > 1:
-            raise ValueError(f"dense_layers has {index} twice")
+            raise ValueError(f"dense_layers must name each block once, got {index} twice")
 
 
 def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Model) -> None:
@@ -237,6 +238,6 @@ def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Mo
         kind = type(originals.get(layer, layer.processor)).__name__
         if kind not in row.processors:
             raise NotImplementedError(
-                f"the attention processor of block {index} of {name} is a {kind}; supported are "
-                f"{list(row.processors)}"
+                f"the attention processor of block {index} of {name} must be one of "
+                f"{list(row.processors)}, got {kind}"
             )

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.integrations._layer_table import Layers, parse
 from sparse_fmha.integrations._layers import Method
+from sparse_fmha.integrations._sinks import with_sink
 from sparse_fmha.integrations._transformers_masks import Plan, plan
 
 __all__ = ["Plan", "attend", "plan", "register"]
@@ -37,10 +38,10 @@ NAME = "sparse_fmha"
 # Unsupported options of models, by keyword.
 REFUSED = {
     "softcap": "logit soft-capping",
-    "s_aux": "attention sinks (s_aux)",
     "position_bias": "position_bias",
     "cache": "continuous batching (a paged cache)",
 }
+SINKS = "s_aux"  # of each head, as gpt-oss passes them
 WEIGHTS = "output_attentions"  # True or False in each layer's call
 
 
@@ -71,7 +72,7 @@ def register(
     """
     if "flash" in name or "/" in name:
         raise ValueError(
-            f"name is {name!r}; transformers takes names with 'flash' or '/' for its own"
+            f"name must not have 'flash' or '/', which transformers reserves, got {name!r}"
         )
     method_of = None if layers is None else parse(layers)
     AttentionInterface.register(name, functools.partial(attend, method_of=method_of))
@@ -99,6 +100,7 @@ def attend(
         attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
             of the call, or else of the module, decides.
         method_of: returns the method of a layer's index, if not all layers are dense.
+        kwargs: options of the model. `s_aux`, `[Hq]`, are the sinks of gpt-oss.
 
     Returns:
         `[B, Lq, Hq, D]`, and None for the weights, which are never computed.
@@ -111,32 +113,38 @@ def attend(
     for option, what in REFUSED.items():
         if kwargs.get(option) is not None:
             raise NotImplementedError(
-                f"{type(module).__name__} asks for {what}, which {NAME} does not have; load the "
+                f"{NAME} does not support {what}, which {type(module).__name__} requests; load the "
                 "model with attn_implementation='eager' or 'sdpa'"
             )
     if kwargs.get(WEIGHTS):
         raise NotImplementedError(
-            f"{WEIGHTS}=True asks {type(module).__name__} for its weights, which {NAME} never has; "
-            "load the model with attn_implementation='eager'"
+            f"{WEIGHTS} must be False for {type(module).__name__}, because {NAME} does not compute "
+            "attention weights, got True; load the model with attn_implementation='eager'"
         )
     index = getattr(module, "layer_idx", None)
     if isinstance(method_of, Layers):
         method_of.check(module)
     method = None if method_of is None else method_of(index)
+    sink = None if kwargs.get(SINKS) is None else kwargs[SINKS].float()
+    if sink is not None and method is not None and query.shape[2] > 1:
+        raise _not_for(index, "attention sinks")
     if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
         if method is not None and query.shape[2] > 1:
-            raise _not_for(index, "a mask tensor of one's own")
+            raise _not_for(index, "a mask tensor")
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
+        if sink is not None:
+            mask = attention_mask if isinstance(attention_mask, Tensor) else None
+            return with_sink(query, key, value, mask, sink, scaling), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return result
     if dropout:
         raise NotImplementedError(
-            f"{type(module).__name__} asks for attention dropout {dropout}, which {NAME} does not "
-            "have; set attention_dropout to 0 or call model.eval()"
+            f"attention dropout of {type(module).__name__} must be 0 for {NAME}, got {dropout}; "
+            "set attention_dropout to 0 or call model.eval()"
         )
     if attention_mask is None:
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
@@ -148,11 +156,12 @@ def attend(
         runs = attention_mask.runs or [(0, k.shape[1])]
         _report(method_of, method, method.without_effect(max(stop - start for start, stop in runs)))
     elif attention_mask.mask is not None:
-        out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling)
+        out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling, sink=sink)
     elif attention_mask.window is not None:
-        out = neighborhood_attention(q, k, v, attention_mask.window, causal=True, scale=scaling)
+        window = attention_mask.window
+        out = neighborhood_attention(q, k, v, window, causal=True, scale=scaling, sink=sink)
     else:
-        out = attention(q, k, v, causal=attention_mask.causal, scale=scaling)
+        out = attention(q, k, v, causal=attention_mask.causal, scale=scaling, sink=sink)
     return out, None
 
 
@@ -195,6 +204,6 @@ def _report(method_of: object, method: Method, options: Iterable[tuple[str, str]
 
 def _not_for(layer: int | None, reason: str) -> NotImplementedError:
     return NotImplementedError(
-        f"layer {layer} has a sparse method, which takes causal prefill alone, with or without "
-        f"padding; here is {reason}. Give the layer the method 'dense'"
+        f"layer {layer} has a sparse method, which supports only causal prefill, with or without "
+        f"padding, got {reason}; give the layer the method 'dense'"
     )

@@ -167,7 +167,7 @@ class BlockGrid(TensorFields):
         sizes = self.q_len, self.kv_len, self.block_q, self.block_kv
         block_checks.check_sizes(*sizes, self.causal)
         if not isinstance(self.device, torch.device):
-            raise TypeError(f"device is {self.device!r}; a torch.device is needed")
+            raise TypeError(f"device must be a torch.device, got {self.device!r}")
 
     def _query_positions(self) -> tuple[Tensor, Tensor]:
         first, last = _ends(self.q_len, self.block_q, self.device)

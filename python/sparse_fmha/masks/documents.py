@@ -159,23 +159,25 @@ def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int)
 def check_starts(cu: Tensor) -> None:
     block_checks.check_list_tensor("cu", cu, torch.int32)
     if cu.dim() != 1 or not len(cu):
-        raise ValueError(f"cu has shape {list(cu.shape)}; [documents + 1] is needed")
+        raise ValueError(f"cu must have shape [documents + 1], got {list(cu.shape)}")
 
 
 def check_values(cu: Tensor, length: int | None, max_len: int | None) -> None:
     """Checks the values of cu, on the host."""
     first, last = int(cu[0]), int(cu[-1])
     if first:
-        raise ValueError(f"cu[0] is {first}; 0 is needed")
+        raise ValueError(f"cu[0] must be 0, got {first}")
     sizes = cu.diff()
     falls = (sizes < 0).nonzero()
     if len(falls):
         n = int(falls[0])
         raise ValueError(
-            f"cu[{n + 1}] is {int(cu[n + 1])}, cu[{n}] is {int(cu[n])}; cu may not descend"
+            f"cu must not descend, got cu[{n}] = {int(cu[n])} and cu[{n + 1}] = {int(cu[n + 1])}"
         )
     if length not in (None, last):
-        raise ValueError(f"length is {length}, cu[-1] is {last}; they must be the same")
+        raise ValueError(f"length must be cu[-1], {last}, got {length}")
     most = int(sizes.max()) if len(sizes) else 0
     if max_len is not None and max_len < most:
-        raise ValueError(f"max_len is {max_len}; cu has a document of {most} tokens")
+        raise ValueError(
+            f"max_len must be at least the longest document in cu, {most} tokens, got {max_len}"
+        )

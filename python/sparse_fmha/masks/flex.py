@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.parts import BlockParts
@@ -35,7 +36,7 @@ def from_mask_mod(
     for name, value in (("batch", batch), ("heads", heads)):
         block_checks.check_count(name, value)
     if not callable(mask_mod):
-        raise TypeError(f"mask_mod is {mask_mod!r}; a function of (b, h, q, kv) is needed")
+        raise TypeError(f"mask_mod must be a function of (b, h, q, kv), got {mask_mod!r}")
     sizes = (q_len, kv_len, block_q, block_kv)
     rows = ceil_div(q_len, block_q)
     columns = ceil_div(kv_len, block_kv)
@@ -132,10 +133,10 @@ def pairs(
     with _indexing():
         seen = of_lists(b, h, queries.clamp(max=q_len - 1), keys.clamp(max=kv_len - 1))
     if seen.dtype != torch.bool:
-        raise TypeError(f"mask_mod returns {seen.dtype}; torch.bool is needed")
+        raise TypeError(f"mask_mod must return torch.bool, got {seen.dtype}")
     if seen.dim() != 3:
         raise ValueError(
-            f"mask_mod returns shape {list(seen.shape[3:])} for one pair; a scalar is needed"
+            f"mask_mod must return a scalar for one pair, got shape {list(seen.shape[3:])}"
         )
     there = (queries < q_len)[..., None] & (keys < kv_len).unsqueeze(-2)
     return seen, there
@@ -161,16 +162,15 @@ def from_flex(mask: FlexBlockMask) -> BlockParts:
 
     if not isinstance(mask, FlexBlockMask):
         raise TypeError(
-            f"mask is a {type(mask).__name__}; a BlockMask of torch.nn.attention.flex_attention is "
-            "needed"
+            "mask must be a BlockMask of torch.nn.attention.flex_attention, got "
+            f"{type(mask).__name__}"
         )
     block_q, block_kv = mask.BLOCK_SIZE
     q_len, kv_len = mask.seq_lengths
     if block_q not in block_checks.BLOCKS_Q or block_kv not in block_checks.BLOCKS_KV:
         raise ValueError(
-            f"the FlexAttention mask has BLOCK_SIZE {(block_q, block_kv)}; queries in blocks of "
-            f"{' or '.join(map(str, block_checks.BLOCKS_Q))} and keys in blocks of "
-            f"{', '.join(map(str, block_checks.BLOCKS_KV))} are needed"
+            f"BLOCK_SIZE of mask must be {_checks.one_of(block_checks.BLOCKS_Q)} for queries and "
+            f"{_checks.one_of(block_checks.BLOCKS_KV)} for keys, got {(block_q, block_kv)}"
         )
     sizes = (q_len, kv_len, block_q, block_kv)
     blocks_kv = ceil_div(kv_len, block_kv)
@@ -195,7 +195,7 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 
     for name, length in (("q_len", mask.q_len), ("kv_len", mask.kv_len)):
         if length == 0:
-            raise ValueError(f"{name} is 0; FlexAttention's masks need at least 1 token")
+            raise ValueError(f"{name} must be at least 1 for FlexAttention, got 0")
     blocks_kv = mask.blocks_kv
     full = block_lists.block_map(mask.counts, mask.indices, blocks_kv)
     partial = torch.zeros_like(full)

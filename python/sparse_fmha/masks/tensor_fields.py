@@ -60,7 +60,9 @@ class TensorFields:
         """
         missing = [name for name in (*self.TENSORS, *self.PLAIN) if name not in state]
         if missing:
-            raise ValueError(f"the saved {type(self).__name__} has no {', '.join(missing)}")
+            raise ValueError(
+                f"missing fields in the saved {type(self).__name__}: {', '.join(missing)}"
+            )
         for name, value in state.items():
             object.__setattr__(self, name, value)
         self._check_fields()
@@ -81,8 +83,8 @@ class TensorFields:
         given = device if isinstance(device, torch.dtype) else dtype
         if given is not None:
             raise TypeError(
-                f"dtype is {given}; the dtypes of a {type(self).__name__} are fixed, only a device "
-                "is allowed"
+                f"dtype must be None, because the dtypes of a {type(self).__name__} are fixed, got "
+                f"{given}"
             )
 
     def _map_tensors(self: T, function: Callable[[Any], Any], may_be_self: bool = True) -> T:

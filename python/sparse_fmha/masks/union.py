@@ -71,20 +71,19 @@ def _union_of_rows(
 
 def check(masks: Sequence[BlockParts], same: Sequence[str] = SAME) -> None:
     if not masks:
-        raise ValueError("masks are none; at least 1 is needed")
+        raise ValueError("masks must have at least one mask, got none")
     for name in same:
         values = [getattr(mask, name) for mask in masks]
         for value in values:
             if value != values[0]:
                 raise ValueError(
-                    f"{name} is {values[0]} in one mask and {value} in the other; they must be the "
-                    "same"
+                    f"{name} must be the same in all masks, got {values[0]} and {value}"
                 )
     for axis, what in enumerate(("batch entries", "heads")):
         several = 1
         for size in (mask.counts.shape[axis] for mask in masks):
             if 1 not in (several, size) and size != several:
                 raise ValueError(
-                    f"the masks have {several} and {size} {what}; equal or 1 is needed"
+                    f"{what} of the masks must be equal or 1, got {several} and {size}"
                 )
             several = size if several == 1 else several

@@ -74,8 +74,8 @@ class SparseSelfAttention(SelfAttention):
         )
         if not (mask is None or isinstance(mask, Mask) or callable(mask)):
             raise TypeError(
-                f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask, a function of q and "
-                "k or None is needed"
+                "mask must be a BlockMask, a StripeMask, a function of q and k or None, got "
+                f"{type(mask).__name__}"
             )
         self.mask = mask
 
@@ -89,11 +89,11 @@ class SparseSelfAttention(SelfAttention):
             return self._result(block_sparse_attention(q, k, v, mask, scale=self.scale))
         if isinstance(mask, StripeMask):
             return self._result(stripe_attention(q, k, v, mask, scale=self.scale))
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or a StripeMask is needed")
+        raise TypeError(f"mask must be a BlockMask or a StripeMask, got {type(mask).__name__}")
 
     def _mask_for(self, q: Tensor, k: Tensor) -> Mask:
         if self.mask is None:
-            raise ValueError("mask is None, both of the module and of this call; one is needed")
+            raise ValueError("mask must be given, to the module or to this call, got None")
         return self.mask if isinstance(self.mask, Mask) else self.mask(q, k)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:

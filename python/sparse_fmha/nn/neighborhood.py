@@ -64,8 +64,8 @@ class NeighborhoodAttention(SelfAttention):
         axes = lengths.pop() if len(lengths) == 1 else None
         if lengths or axes not in (None, 1, 2, 3):
             raise ValueError(
-                f"window is {window!r}, stride {stride!r}, dilation {dilation!r}, causal "
-                f"{causal!r}; tuples have one entry for each of one to three axes, all alike"
+                "tuples of window, stride, dilation and causal must have the same length, from 1 "
+                f"to 3, got {window!r}, {stride!r}, {dilation!r} and {causal!r}"
             )
         self.axes = axes
         self.window = _checked("window", window, axes)
@@ -81,8 +81,8 @@ class NeighborhoodAttention(SelfAttention):
         if axes not in ((1, 2, 3) if self.axes is None else (self.axes,)):
             wanted = "one to three" if self.axes is None else str(self.axes)
             raise ValueError(
-                f"x has shape {list(x.shape)}; [batch, *tokens, {self.dim}] with {wanted} token "
-                "axes is needed"
+                f"x must have shape [batch, *tokens, {self.dim}] with {wanted} token axes, got "
+                f"{list(x.shape)}"
             )
         q, k, v = self._project(x)
         out = neighborhood_attention(
@@ -111,5 +111,5 @@ def _checked(name: str, value: int | Sequence[int], axes: int | None) -> int | t
     """Returns one int for all axes, or one per axis if their number is known."""
     entries = per_axis(name, value, axes or 1)
     if min(entries) < 1:
-        raise ValueError(f"{name} is {value!r}; at least 1 is needed on each axis")
+        raise ValueError(f"{name} must be at least 1 on every axis, got {value!r}")
     return tuple(entries) if axes else entries[0]

@@ -13,6 +13,7 @@ from sparse_fmha.patterns.cube_top_k import cube_top_k
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.patterns.dhsa import dhsa, dhsa_blocks
 from sparse_fmha.patterns.dhsa_boundaries import dhsa_boundaries, dhsa_ratios
+from sparse_fmha.patterns.dma import DMABias, DMAMask, dma_attention, dma_mask
 from sparse_fmha.patterns.documents import documents
 from sparse_fmha.patterns.draft import draft
 from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
@@ -39,7 +40,7 @@ from sparse_fmha.patterns.mminference_grid import (
 )
 from sparse_fmha.patterns.moa import moa
 from sparse_fmha.patterns.nabla import nabla
-from sparse_fmha.patterns.per_head import WholeMethod, join_heads, per_head_attention
+from sparse_fmha.patterns.per_head import HeadMethod, WholeMethod, join_heads, per_head_attention
 from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
@@ -79,7 +80,10 @@ __all__ = [
     "AnchorResult",
     "BiFormerLayout",
     "CubeOrder",
+    "DMABias",
+    "DMAMask",
     "GridLines",
+    "HeadMethod",
     "HeadSearch",
     "LightForcingLayout",
     "ModalityOrder",
@@ -98,6 +102,8 @@ __all__ = [
     "dhsa_blocks",
     "dhsa_boundaries",
     "dhsa_ratios",
+    "dma_attention",
+    "dma_mask",
     "documents",
     "draft",
     "flexprefill_mask",

@@ -44,12 +44,12 @@ def pattern_rows(
     block_checks.check_sizes(q_len, kv_len, block_q, block_kv, True)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if block % size:
-            raise ValueError(f"{name} is {size}; it must divide the pattern's block of {block}")
+            raise ValueError(f"{name} must divide the pattern's block of {block}, got {size}")
     shift = kv_len - q_len
     if shift % block_q:
         raise ValueError(
-            f"kv_len - q_len is {shift}; a multiple of block_q = {block_q} is needed, so that each "
-            "query block lies in one block of the pattern"
+            f"kv_len - q_len must be a multiple of block_q = {block_q}, so that each query block "
+            f"lies in one block of the pattern, got {shift}"
         )
     rows = torch.arange(ceil_div(q_len, block_q), device=device) * block_q + shift
     return rows // block

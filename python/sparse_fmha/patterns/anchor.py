@@ -89,11 +89,11 @@ def anchor_attention(
     _checks.check_qkv(q, k, v, axes=(1,))
     length = q.shape[1]
     if k.shape[1] != length:
-        raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
     if block not in BLOCKS:
-        raise ValueError(f"block is {block}; allowed are: {', '.join(map(str, BLOCKS))}")
+        raise ValueError(f"block must be {_checks.one_of(BLOCKS)}, got {block}")
     if not 1 <= step <= 2048 // block:
-        raise ValueError(f"step is {step}; 1 to {2048 // block} blocks of {block} are allowed")
+        raise ValueError(f"step must be from 1 to {2048 // block} blocks of {block}, got {step}")
     if width is not None:
         width = check_int("width", width)
     theta = _checks.finite("theta", theta)

@@ -56,13 +56,13 @@ def bigbird(
     check_int("random_blocks", random_blocks)
     check_int("block", block, 1)
     if window_blocks % 2 == 0:
-        raise ValueError(f"window_blocks is {window_blocks}; an odd number is needed")
+        raise ValueError(f"window_blocks must be odd, got {window_blocks}")
     sizes = (length, length, block, block_q, block_kv)
     in_block = pattern_rows(*sizes, "cpu")
     blocks = ceil_div(length, block)
     for entry in global_blocks:
         if not -blocks <= check_int("global_blocks", entry, -blocks) < blocks:
-            raise ValueError(f"global_blocks has {entry}; there are {blocks} blocks")
+            raise ValueError(f"global_blocks must be less than the {blocks} blocks, got {entry}")
     everywhere = torch.tensor(
         sorted({entry % blocks for entry in global_blocks}), dtype=torch.int64, device="cpu"
     )

@@ -24,11 +24,12 @@ class CubeOrder(RegionOrder):
     is padded to a whole block. Other tokens, such as text, stand before or behind the grid's, in
     blocks of their own.
 
+    It is a `RegionOrder` in which each block is a region.
+
     Attributes:
         grid, cube: as given. cubes: number of cubes on each axis.
         before, after: as given. first: the first block that is a cube.
         ragged: number of blocks with padding.
-        And those of `RegionOrder`, where each block is a region.
 
     Args:
         grid: one to three lengths, such as frames, height and width.

@@ -61,7 +61,7 @@ def documents(
     check_int("sink", sink)
     if window is None:
         if sink:
-            raise ValueError(f"sink is {sink} without a window; every key is seen anyway")
+            raise ValueError(f"sink must be 0 without a window, which hides no key, got {sink}")
         return BlockMask.from_documents(
             cu, block_q, block_kv, causal, length=length, max_len=max_len, validate=validate
         )

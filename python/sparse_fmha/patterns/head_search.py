@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_fmha._checks import check_qkv
 from sparse_fmha.attention import attention
-from sparse_fmha.patterns.per_head import Method, per_head_attention
+from sparse_fmha.patterns.per_head import HeadMethod, per_head_attention
 
 
 class HeadSearch(NamedTuple):
@@ -19,7 +19,7 @@ class HeadSearch(NamedTuple):
     best: list[str]  # the candidate of each query head
     errors: Tensor  # fp32 [candidates, Hq], in the order of the candidates
 
-    def methods(self, candidates: Mapping[str, Method]) -> list[tuple[list[int], Method]]:
+    def methods(self, candidates: Mapping[str, HeadMethod]) -> list[tuple[list[int], HeadMethod]]:
         """Returns the chosen methods with their heads, for `per_head_attention`.
 
         Args:
@@ -36,7 +36,7 @@ def search_heads(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    candidates: Mapping[str, Method],
+    candidates: Mapping[str, HeadMethod],
     *,
     causal: bool = True,
     scale: float | None = None,

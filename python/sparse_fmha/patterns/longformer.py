@@ -54,17 +54,17 @@ def longformer(
     """
     check_int("window", window, 2)
     if window % 2:
-        raise ValueError(f"window is {window}; an even number is needed, half for each side")
+        raise ValueError(f"window must be even, half for each side, got {window}")
     dilations = list(dilation) if isinstance(dilation, Sequence) else [dilation]
     if not dilations:
-        raise ValueError("dilation is empty; one for each query head is needed")
+        raise ValueError("dilation must have one entry for each query head, got none")
     for entry in dilations:
         check_int("dilation", entry, 1)
     check_sizes(length, length, block_q, block_kv, causal)
     every = torch.zeros(length, dtype=torch.bool, device="cpu")
     for token in global_tokens:
         if not -length <= check_int("global_tokens", token, -length) < length:
-            raise ValueError(f"global_tokens has {token}; there are {length} tokens")
+            raise ValueError(f"global_tokens must be less than the {length} tokens, got {token}")
         every[token] = True
     sizes = (length, length, block_q, block_kv)
     blocks = _Blocks(every, causal, *sizes[2:])

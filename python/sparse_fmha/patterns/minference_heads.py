@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_fmha._checks import check_int, check_q_and_k
 from sparse_fmha.patterns.minference import minference_block_sparse
-from sparse_fmha.patterns.per_head import Method, per_head_attention
+from sparse_fmha.patterns.per_head import HeadMethod, per_head_attention
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.vertical_slash import vertical_slash
 
@@ -61,7 +61,7 @@ def minference_heads(
     block_q: int = 64,
     range_size: int = 64,
     device: torch.device | str = "cpu",
-) -> list[tuple[list[int], Method]]:
+) -> list[tuple[list[int], HeadMethod]]:
     """Returns the methods of a layer's heads, for `per_head_attention`.
 
     Heads with the same pattern are chosen together. Keep the result for a length: masks of
@@ -89,9 +89,9 @@ def minference_heads(
     for head in range(heads):
         pattern = _pattern(patterns.get(head, FALLBACK), f"head {head}")
         groups.setdefault(pattern, []).append(head)
-    methods: list[tuple[list[int], Method]] = []
+    methods: list[tuple[list[int], HeadMethod]] = []
     for (kind, columns, diagonals), own in groups.items():
-        method: Method
+        method: HeadMethod
         if kind == "stream_llm":
             sizes = (q_len, kv_len)
             method = streaming_llm(

@@ -55,18 +55,18 @@ def moa(
     check_int("sink", sink)
     check_int("min_span", min_span, sink + 1)
     if sink % block:
-        raise ValueError(f"sink is {sink}; a multiple of block = {block} is needed")
+        raise ValueError(f"sink must be a multiple of block = {block}, got {sink}")
     if len(alphas) != len(betas) or not len(alphas):
         raise ValueError(
-            f"{len(alphas)} alphas and {len(betas)} betas are given; one of each is needed for "
-            "each query head"
+            "alphas and betas must have one entry for each query head, got "
+            f"{len(alphas)} and {len(betas)}"
         )
     for name, values in (("alphas", alphas), ("betas", betas)):
         for value in values:
             if not isinstance(value, Real):
-                raise TypeError(f"{name} has {value!r}; numbers are needed")
+                raise TypeError(f"{name} must be numbers, got {value!r}")
             if not math.isfinite(value):
-                raise ValueError(f"{name} has {value}; finite numbers are needed")
+                raise ValueError(f"{name} must be finite numbers, got {value}")
     spans = [
         max(min(alpha + beta * kv_len, kv_len), min_span)
         for alpha, beta in zip(alphas, betas, strict=True)

@@ -33,7 +33,7 @@ class WholeMethod:
 
 # A mask with lists for its heads or one for all; what makes one from their q and k; or a method
 # that computes their output.
-Method = Mask | Callable[[Tensor, Tensor], Mask] | WholeMethod
+HeadMethod = Mask | Callable[[Tensor, Tensor], Mask] | WholeMethod
 
 
 @overload
@@ -41,7 +41,7 @@ def per_head_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    methods: Sequence[tuple[Sequence[int], Method]],
+    methods: Sequence[tuple[Sequence[int], HeadMethod]],
     *,
     scale: float | None = None,
     return_lse: Literal[False] = False,
@@ -53,18 +53,30 @@ def per_head_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    methods: Sequence[tuple[Sequence[int], Method]],
+    methods: Sequence[tuple[Sequence[int], HeadMethod]],
     *,
     scale: float | None = None,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
 def per_head_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    methods: Sequence[tuple[Sequence[int], Method]],
+    methods: Sequence[tuple[Sequence[int], HeadMethod]],
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def per_head_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    methods: Sequence[tuple[Sequence[int], HeadMethod]],
     *,
     scale: float | None = None,
     return_lse: bool = False,

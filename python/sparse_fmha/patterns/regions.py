@@ -64,16 +64,16 @@ class RegionOrder(TensorFields):
         device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(region, Tensor) or region.is_floating_point() or region.is_complex():
-            raise TypeError(f"region is {region!r:.80}; a tensor of integers is needed")
+            raise TypeError(f"region must be a tensor of integers, got {region!r:.80}")
         if region.dim() != 1 or not len(region):
-            raise ValueError(f"region has shape {list(region.shape)}; [tokens] is needed")
+            raise ValueError(f"region must have shape [tokens], got {list(region.shape)}")
         check_int("block", block, 1)
         device = region.device if device is None else torch.device(device)
         region = region.cpu().long()
         least, most = int(region.min()), int(region.max())
         regions = most + 1 if regions is None else check_int("regions", regions, 1)
         if least < 0 or most >= regions:
-            raise ValueError(f"region has {least} to {most}; 0 to {regions - 1} are allowed")
+            raise ValueError(f"region must be from 0 to {regions - 1}, got {least} to {most}")
         sizes = region.bincount(minlength=regions)
         blocks = (sizes + block - 1) // block
         first_slot = (blocks.cumsum(0) - blocks) * block
@@ -129,7 +129,7 @@ class RegionOrder(TensorFields):
 
     def _check(self, x: Tensor, tokens: int) -> None:
         if x.dim() < 2 or x.shape[1] != tokens:
-            raise ValueError(f"x has shape {list(x.shape)}; {tokens} tokens are needed")
+            raise ValueError(f"x must have {tokens} tokens, got shape {list(x.shape)}")
 
 
 tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")

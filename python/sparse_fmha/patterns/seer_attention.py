@@ -73,13 +73,13 @@ class SeerAttentionGate(nn.Module):
         for name, value in sizes.items():
             check_int(name, value, 1)
         if heads % heads_kv:
-            raise ValueError(f"heads is {heads}; a multiple of heads_kv = {heads_kv} is needed")
+            raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
         if gate_dim % 2:
-            raise ValueError(f"gate_dim is {gate_dim}; an even number is needed")
+            raise ValueError(f"gate_dim must be even, got {gate_dim}")
         BlockGrid(0, 0, block, block)  # checks it
         for name, pools in (("q_pools", q_pools), ("k_pools", k_pools)):
             if not pools:
-                raise ValueError(f"{name} is empty; at least one is needed")
+                raise ValueError(f"{name} must have at least one entry, got none")
             for pool in pools:
                 check_choice(name, pool, POOLS)
         self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
@@ -97,7 +97,7 @@ class SeerAttentionGate(nn.Module):
             inv_freq = rope_base ** -(half / gate_dim)
         elif inv_freq.shape != (gate_dim // 2,):
             raise ValueError(
-                f"inv_freq has shape {list(inv_freq.shape)}; [{gate_dim // 2}] is needed"
+                f"inv_freq must have shape [{gate_dim // 2}], got {list(inv_freq.shape)}"
             )
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.reset_parameters()
@@ -161,7 +161,8 @@ class SeerAttentionGate(nn.Module):
         given = [x for x in (threshold, top_k, nz_ratio) if x is not None]
         if len(given) > 1:
             raise ValueError(
-                f"threshold is {threshold}, top_k {top_k}, nz_ratio {nz_ratio}; one is allowed"
+                "at most one of threshold, top_k and nz_ratio must be given, got "
+                f"{threshold}, {top_k} and {nz_ratio}"
             )
         check_int("dense_rows", dense_rows)
         gate_q, gate_k, grid = self._gates(q, k, causal)
@@ -208,7 +209,7 @@ class SeerAttentionGate(nn.Module):
         for name, x, heads in (("q", q, self.heads), ("k", k, self.heads_kv)):
             if x.shape[2:] != (heads, self.head_dim):
                 raise ValueError(
-                    f"{name} has shape {list(x.shape)}; {heads} heads of {self.head_dim} are needed"
+                    f"{name} must have {heads} heads of {self.head_dim}, got shape {list(x.shape)}"
                 )
         grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
         gate_q, gate_k = self._pool(q, self.q_pools), self._pool(k, self.k_pools)

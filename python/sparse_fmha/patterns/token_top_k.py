@@ -112,8 +112,8 @@ def token_top_k_mask(
     window = LocalWindow(q_len, scores.shape[3], local, first, block_q, range_size)
     if scores.shape[2] not in (1, window.groups):
         raise ValueError(
-            f"scores has {scores.shape[2]} groups; 1 or {window.groups} are needed, for {q_len} "
-            f"queries in groups of {block_q}"
+            f"scores must have 1 or {window.groups} groups, for {q_len} queries in groups of "
+            f"{block_q}, got {scores.shape[2]}"
         )
     batch, heads, _, kv_len = scores.shape
     scores = scores.detach().expand(-1, -1, window.groups, -1)
@@ -149,7 +149,7 @@ class LocalWindow:
     ) -> None:
         stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
         if kv_len < q_len:
-            raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+            raise ValueError(f"k must have at least the {q_len} tokens of q, got {kv_len}")
         self.sizes = q_len, kv_len, block_q, range_size
         self.local, self.first = check_int("local", local), check_int("first", first)
         self.groups = ceil_div(q_len, block_q)

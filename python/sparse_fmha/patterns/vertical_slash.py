@@ -92,9 +92,7 @@ def last_query_sums(
     """
     check_q_and_k(q, k)
     if k.shape[1] < q.shape[1]:
-        raise ValueError(
-            f"k has {k.shape[1]} tokens, q has {q.shape[1]}; at least as many are needed"
-        )
+        raise ValueError(f"k must have at least the {q.shape[1]} tokens of q, got {k.shape[1]}")
     check_int("last", last, 1)
     columns, diagonals = reductions(
         q, k, ("columns", "diagonals"), rows=last, causal=True, scale=scale
@@ -144,13 +142,13 @@ def vertical_slash_mask(
         block_checks.check_list_tensor(name, tensor, torch.bool)
     if columns.dim() != 3 or columns.shape != diagonals.shape:
         raise ValueError(
-            f"columns has shape {list(columns.shape)}, diagonals {list(diagonals.shape)}; both "
-            "[batch or 1, heads or 1, kv_len] are needed"
+            "columns and diagonals must have shape [batch or 1, heads or 1, kv_len], got "
+            f"{list(columns.shape)} and {list(diagonals.shape)}"
         )
     kv_len = columns.shape[2]
     stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
     if kv_len < q_len:
-        raise ValueError(f"columns is for {kv_len} keys, q_len is {q_len}; it may not be larger")
+        raise ValueError(f"q_len must be at most the {kv_len} keys of columns, got {q_len}")
     limits = []
     for name, limit in (("max_columns", max_columns), ("max_diagonals", max_diagonals)):
         limits.append(kv_len if limit is None else min(check_int(name, limit), kv_len))

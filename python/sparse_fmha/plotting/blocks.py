@@ -48,9 +48,11 @@ def draw(
     """
     for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
         if not 0 <= value < size:
-            raise IndexError(f"{name} is {value}; the mask has lists for {size}")
+            raise IndexError(
+                f"{name} must be less than the {size} that the mask has lists for, got {value}"
+            )
     if not fspath(path).endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; it must end in .png")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     figure(place, kinds, words, reachable).savefig(path)
 
 

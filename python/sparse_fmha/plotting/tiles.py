@@ -39,7 +39,7 @@ LEAST_RANGE = 10  # of the distribution, so that a single value is not a bar as 
 def draw(view: TileView, path: str | PathLike[str]) -> None:
     """Writes `figure` as a PNG; see `Simulation.plot`."""
     if not fspath(path).endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; it must end in .png")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     figure(view).savefig(path, pil_kwargs={"optimize": True})
 
 

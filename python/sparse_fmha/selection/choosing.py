@@ -50,7 +50,7 @@ def top_k_blocks(
     check_floats("scores", scores)
     if (k is None) == (density is None):
         given = "neither" if k is None else "both"
-        raise ValueError(f"{given} of k and density are given; one of them is needed")
+        raise ValueError(f"exactly one of k and density must be given, got {given}")
     if k is None:
         return _top_share(scores, check_number("density", density, 0, 1))
     if isinstance(k, Tensor | Sequence):
@@ -156,9 +156,9 @@ def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
     n = scores.shape[-1]
     if isinstance(k, Tensor):
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            raise TypeError(f"k has dtype {k.dtype}; integers are needed")
+            raise TypeError(f"k must have an integer dtype, got {k.dtype}")
         if k.device != scores.device:
-            raise ValueError(f"k is on {k.device}, scores on {scores.device}; one is needed")
+            raise ValueError(f"k must be on the device of scores, {scores.device}, got {k.device}")
         counts, most = k.long().clamp(max=n), n
     else:
         entries = [min(check_int(f"k[{i}]", entry), n) for i, entry in enumerate(k)]
@@ -168,8 +168,8 @@ def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
         heads = scores.shape[-3] if scores.dim() >= 3 else None
         if len(counts) != heads:
             raise ValueError(
-                f"k has {len(counts)} entries, scores has shape {list(scores.shape)}; one for each "
-                "head of [..., heads, query blocks, key blocks] is needed"
+                "k must have one entry for each head of scores [..., heads, query blocks, key "
+                f"blocks], of shape {list(scores.shape)}, got {len(counts)} entries"
             )
         counts = counts[:, None, None]
     rows = (*scores.shape[:-1], 1)
@@ -179,7 +179,7 @@ def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
         fits = False
     if not fits:
         raise ValueError(
-            f"k has shape {list(counts.shape)}; one that broadcasts to {list(rows)} is needed"
+            f"k must have a shape that broadcasts to {list(rows)}, got {list(counts.shape)}"
         )
     return counts, most
 

@@ -109,7 +109,7 @@ def block_scores(
     check_q_and_k(q, k)
     for name, given, needed in (("q", q.shape[1], grid.q_len), ("k", k.shape[1], grid.kv_len)):
         if given != needed:
-            raise ValueError(f"{name} has {given} tokens; the grid has {needed}")
+            raise ValueError(f"{name} must have the {needed} tokens of the grid, got {given}")
     pooled = pool_blocks(q, grid.block_q), pool_blocks(k, grid.block_kv)
     allowed = grid.reachable() if grid.causal else None
     return pooled_scores(*pooled, scale=scale, allowed=allowed, softmax=softmax)
@@ -126,12 +126,14 @@ def _check_allowed(allowed: Tensor | None, shape: tuple[int, ...]) -> None:
     if allowed is None:
         return
     if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
-        raise TypeError(f"allowed is {getattr(allowed, 'dtype', type(allowed))}; bool is needed")
+        raise TypeError(
+            f"allowed must be a bool tensor, got {getattr(allowed, 'dtype', type(allowed))}"
+        )
     try:
         fits = torch.broadcast_shapes(allowed.shape, shape) == torch.Size(shape)
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"allowed has shape {list(allowed.shape)}; what broadcasts to {list(shape)} is needed"
+            f"allowed must have a shape that broadcasts to {list(shape)}, got {list(allowed.shape)}"
         )

@@ -51,15 +51,17 @@ def check(value: float | Tensor, q: Tensor) -> None:
     """Checks a number in [0, 1), or a tensor `[B]`, whose values are not read."""
     if isinstance(value, Tensor):
         if value.dtype != torch.float32:
-            raise TypeError(f"skip_threshold has dtype {value.dtype}; torch.float32 is needed")
+            raise TypeError(f"skip_threshold must have dtype torch.float32, got {value.dtype}")
         if value.shape != q.shape[:1]:
             raise ValueError(
-                f"skip_threshold has shape {list(value.shape)}; {list(q.shape[:1])} is needed, one "
-                "for each batch entry"
+                f"skip_threshold must have shape {list(q.shape[:1])}, one entry for each batch "
+                f"entry, got {list(value.shape)}"
             )
         if value.device != q.device:
-            raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
+            raise ValueError(
+                f"skip_threshold must be on q's device, {q.device}, got {value.device}"
+            )
     elif not isinstance(value, (Real, torch.SymFloat)) or isinstance(value, bool):
-        raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
+        raise TypeError(f"skip_threshold must be a number or a tensor, got {value!r}")
     elif not 0 <= value < 1:
-        raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")
+        raise ValueError(f"skip_threshold must be at least 0 and less than 1, got {value}")

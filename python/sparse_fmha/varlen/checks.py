@@ -80,18 +80,6 @@ def _check_list(
         raise ValueError(f"{name} has shape {list(values.shape)}; {wanted} is needed")
 
 
-def check_sink(sink: Tensor | None, q: Tensor) -> None:
-    if sink is None:
-        return
-    if not isinstance(sink, Tensor) or sink.dtype != torch.float32:
-        kind = sink.dtype if isinstance(sink, Tensor) else type(sink).__name__
-        raise TypeError(f"sink is of {kind}; a tensor of torch.float32 is needed")
-    if sink.shape != q.shape[1:2]:
-        raise ValueError(f"sink has shape {list(sink.shape)}; {list(q.shape[1:2])} is needed")
-    if sink.device != q.device:
-        raise ValueError(f"sink is on {sink.device}, q on {q.device}; one device is needed")
-
-
 def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> None:
     if out is None:
         return

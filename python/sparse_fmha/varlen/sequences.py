@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparse_fmha import _checks, skipping
 from sparse_fmha.attention import _calls
-from sparse_fmha.varlen.checks import check_out, check_sink, check_varlen
+from sparse_fmha.attention._scores import add_sink, check_sink
+from sparse_fmha.varlen.checks import check_out, check_varlen
 from sparse_fmha.varlen.lists import over_lists
 
 
@@ -98,8 +99,7 @@ def varlen_attention(
 
     The tokens of all sequences are in one dimension, one sequence after the other, without padding:
     sequence b has the queries `q[cu_q[b]:cu_q[b + 1]]` and the keys `k[cu_k[b]:cu_k[b + 1]]`. B is
-    the number of sequences. The names of the arguments are those of
-    `torch.nn.attention.varlen.varlen_attn`.
+    the number of sequences.
 
     Args:
         q: `[Tq, Hq, D]`. For dtypes, strides and D see `attention`.
@@ -159,7 +159,8 @@ def varlen_attention(
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table)
     scale = _checks.finite("scale", scale)
     threshold = skipping.threshold_of(skip_threshold, cu_q[1:], False)
-    check_sink(sink, q)
+    if sink is not None:
+        check_sink(sink, q)
     check_out(out, q, k, v, sink)
     if _runs_over_lists(q):
         results = _over_lists(
@@ -219,10 +220,5 @@ def _with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Te
     """Adds a logit to the denominator of each query that is in a sequence."""
     tokens = torch.arange(len(out), device=out.device)
     held = (tokens >= cu_q[0]) & (tokens < cu_q.amax())
-    empty = lse == -torch.inf
-    finite = lse.masked_fill(empty, 0)  # so that derivatives are finite
-    weight = (finite - sink).sigmoid().masked_fill(empty, 0)
-    total = torch.where(empty, sink, torch.logaddexp(finite, sink))
-    wide = torch.promote_types(out.dtype, torch.float32)
-    scaled = (out.to(wide) * weight[..., None]).to(out.dtype)
-    return scaled, torch.where(held[:, None], total, -torch.inf)
+    out, lse = add_sink(out, lse, sink)
+    return out, torch.where(held[:, None], lse, -torch.inf)

@@ -28,7 +28,7 @@ struct BackwardPlan {
   int32_t key_tiles;
   TransposedLists lists;  // of key blocks
   int32_t run_keys;       // keys in a key tile of stripes, of which by_key.k are taken at a time
-  // Per query, [B, grid_q, heads_q] in the compute type.
+  // Per query, [B, grid_q, heads_q] in the compute type, in the memory of Gradients::row_terms.
   void* lse;    // in log2 units; inf if the query sees no key
   void* delta;  // sum(out * gradient of out) - gradient of lse
 };

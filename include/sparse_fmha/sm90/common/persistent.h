@@ -17,8 +17,8 @@ inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t ti
                                         int32_t largest) {
   int64_t const num_tiles = static_cast<int64_t>(tiles) * heads * batch;
   if (num_tiles > INT32_MAX / 2) {
-    throw std::runtime_error("sparse_fmha: batch * heads * query tiles is " +
-                             std::to_string(num_tiles) + ", above 2^30");
+    throw std::runtime_error("sparse_fmha: batch * heads * query tiles must be at most 2^30, got " +
+                             std::to_string(num_tiles));
   }
   int32_t const instances = heads * batch;
   int32_t const groups = ceil_div(instances, largest);
