@@ -186,25 +186,37 @@ def test_a_cache_of_kept_rows():
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("budget is 3; at least 16", lambda q, b, n: patterns.quest(q, b, n, budget=3)),
-        ("seq_lens has shape", lambda q, b, n: patterns.quest(q, b, n[:1])),
-        ("q has shape .*a multiple of 2, 8", lambda q, b, n: patterns.quest(q[..., :4], b, n)),
-        ("page_table is None with 5 pages", lambda q, b, n: patterns.quest(q, b, n)),
-        ("page_table has shape", lambda q, b, n: patterns.quest(q, b, n, n)),
-        ("k has shape", lambda q, b, n: b.write(q, n)),
-        ("rows has shape", lambda q, b, n: b.write(q[:, 0, :2], n[:1])),
-        ("page is 0", lambda q, b, n: patterns.PageBounds(4, 0, 2, 8)),
-        ("pool is 4; an odd", lambda q, b, n: patterns.snapkv(q, q, pool=4)),
-        ("keep is 3; at least 132", lambda q, b, n: patterns.snapkv(q, q, keep=3)),
-        ("floor is 2; 0 to 1", lambda q, b, n: patterns.snapkv(q, q, floor=2)),
-        ("block_kv is 48", lambda q, b, n: patterns.power_attention_cache(n, 9, block_kv=48)),
+        ("budget must be at least 16", lambda q, b, n: patterns.quest(q, b, n, budget=3)),
+        ("seq_lens must have shape", lambda q, b, n: patterns.quest(q, b, n[:1])),
+        (
+            "q must have shape .*a multiple of 2, 8",
+            lambda q, b, n: patterns.quest(q[..., :4], b, n),
+        ),
+        (
+            "a multiple of 2 pages without a page_table, got 5",
+            lambda q, b, n: patterns.quest(q, b, n),
+        ),
+        ("page_table must have shape", lambda q, b, n: patterns.quest(q, b, n, n)),
+        ("k must have shape", lambda q, b, n: b.write(q, n)),
+        ("rows must have shape", lambda q, b, n: b.write(q[:, 0, :2], n[:1])),
+        ("page must be at least 1", lambda q, b, n: patterns.PageBounds(4, 0, 2, 8)),
+        ("pool must be odd, got 4", lambda q, b, n: patterns.snapkv(q, q, pool=4)),
+        ("keep must be at least 132", lambda q, b, n: patterns.snapkv(q, q, keep=3)),
+        ("floor must be from 0 to 1", lambda q, b, n: patterns.snapkv(q, q, floor=2)),
+        (
+            "block_kv must be 16, 32",
+            lambda q, b, n: patterns.power_attention_cache(n, 9, block_kv=48),
+        ),
         (
             "must divide .*block of 32",
             lambda q, b, n: patterns.s2_attention_cache(n, 9, 2, block=32),
         ),
-        ("total_heads is 1", lambda q, b, n: patterns.s2_attention_cache(n, 9, 2, total_heads=1)),
-        ("window is 0", lambda q, b, n: patterns.streaming_llm_cache(n, window=0)),
-        ("room is -1", lambda q, b, n: patterns.kept_rows(q, n, -1)),
+        (
+            "total_heads must be at least 2",
+            lambda q, b, n: patterns.s2_attention_cache(n, 9, 2, total_heads=1),
+        ),
+        ("window must be at least 1", lambda q, b, n: patterns.streaming_llm_cache(n, window=0)),
+        ("room must be at least 0", lambda q, b, n: patterns.kept_rows(q, n, -1)),
     ],
 )
 def test_refused(message, call):

@@ -65,11 +65,11 @@ class PageBounds:
         """
         if k.dim() != 3 or k.shape[1:] != self._low.shape[1:]:
             raise ValueError(
-                f"k has shape {list(k.shape)}; [any, {', '.join(map(str, self._low.shape[1:]))}] "
-                "is needed"
+                f"k must have shape [any, {', '.join(map(str, self._low.shape[1:]))}], got "
+                f"{list(k.shape)}"
             )
         if rows.shape != k.shape[:1]:
-            raise ValueError(f"rows has shape {list(rows.shape)}; [{k.shape[0]}] is needed")
+            raise ValueError(f"rows must have shape [{k.shape[0]}], got {list(rows.shape)}")
         rows = rows.long()
         last = self._low.shape[0] - 1
         pages = torch.where(rows < 0, last, rows // self.page).clamp(max=last)
@@ -179,19 +179,18 @@ def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor |
     batch = q.shape[0]
     if q.shape[1] != 1 or q.shape[3] != dim or q.shape[2] % heads:
         raise ValueError(
-            f"q has shape {list(q.shape)}; [any, 1, a multiple of {heads}, {dim}] is needed"
+            f"q must have shape [any, 1, a multiple of {heads}, {dim}], got {list(q.shape)}"
         )
     if seq_lens.shape != (batch,):
-        raise ValueError(f"seq_lens has shape {list(seq_lens.shape)}; [{batch}] is needed")
+        raise ValueError(f"seq_lens must have shape [{batch}], got {list(seq_lens.shape)}")
     if page_table is None:
         if not batch or pages % batch:
             raise ValueError(
-                f"page_table is None with {pages} pages and a batch of {batch}; a multiple of it "
-                "is needed"
+                f"bounds must have a multiple of {batch} pages without a page_table, got {pages}"
             )
         return torch.arange(pages, device=q.device).view(batch, -1)
     if page_table.dim() != 2 or page_table.shape[0] != batch or not page_table.shape[1]:
         raise ValueError(
-            f"page_table has shape {list(page_table.shape)}; [{batch}, at least 1] is needed"
+            f"page_table must have shape [{batch}, at least 1], got {list(page_table.shape)}"
         )
     return page_table.long()

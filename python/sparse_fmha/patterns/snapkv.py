@@ -56,7 +56,7 @@ def snapkv(
     check_int("recent", recent)
     check_int("keep", keep, max(1, sink + recent))
     if check_int("pool", pool, 1) % 2 == 0:
-        raise ValueError(f"pool is {pool}; an odd number is needed")
+        raise ValueError(f"pool must be odd, got {pool}")
     if floor is not None:
         check_number("floor", floor, 0, 1)
     sums, _ = last_query_sums(q, k, last, scale=scale)

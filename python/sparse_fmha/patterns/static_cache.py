@@ -129,11 +129,11 @@ def _rows(seq_lens: Tensor, kv_len: int, block: int, block_kv: int) -> tuple[Ten
     """Returns the block of each newest token, int64 `[B, 1, 1]` (-1: none), and their number."""
     check_int("kv_len", kv_len)
     if check_int("block_kv", block_kv) not in BLOCKS:
-        raise ValueError(f"block_kv is {block_kv}; allowed are: 16, 32, 64, 128")
+        raise ValueError(f"block_kv must be 16, 32, 64 or 128, got {block_kv}")
     if check_int("block", block, 1) % block_kv:
-        raise ValueError(f"block_kv is {block_kv}; it must divide the pattern's block of {block}")
+        raise ValueError(f"block_kv must divide the pattern's block of {block}, got {block_kv}")
     if seq_lens.dim() != 1:
-        raise ValueError(f"seq_lens has shape {list(seq_lens.shape)}; [batch] is needed")
+        raise ValueError(f"seq_lens must have shape [batch], got {list(seq_lens.shape)}")
     newest = seq_lens.long().clamp(0, kv_len) - 1
     return newest.div(block, rounding_mode="floor")[:, None, None], ceil_div(kv_len, block)
 
