@@ -97,15 +97,15 @@ def test_batches_differ_without_a_page_table():
 def test_the_raw_op_names_the_argument():
     op = torch.ops.sparse_fmha.decode
     for message, changes in {
-        "seq_lens has shape [3]; [2] is needed": {"seq_lens": int32([1, 1, 1])},
-        "page_table has shape [2]; [2, any]": {"page_table": ONES},
-        "token_counts is given without token_indices": {"token_counts": ONES},
-        "block_indices is given without block_counts": {"block_indices": BLOCKS[0]},
-        "block is 8; 16, 32, 64 or 128 is needed": {
+        "seq_lens must have shape [2], got [3]": {"seq_lens": int32([1, 1, 1])},
+        "page_table must have shape [2, any], got [2]": {"page_table": ONES},
+        "token_indices must be given with token_counts": {"token_counts": ONES},
+        "block_counts must be given with block_indices": {"block_indices": BLOCKS[0]},
+        "block must be 16, 32, 64 or 128, got 8": {
             "block_indices": BLOCKS[0], "block_counts": BLOCKS[1], "block": 8,
         },
-        "split_tokens is 65; a multiple of 64": {"split_tokens": 65},
-        "window is 0; at least 1, or None": {"window": 0},
+        "split_tokens must be a multiple of 64": {"split_tokens": 65},
+        "window must be at least 1 or None, got 0": {"window": 0},
     }.items():  # fmt: skip
         arguments = {"q": Q, "k_cache": CACHE, "v_cache": CACHE, "seq_lens": ONES, **changes}
         with pytest.raises(RuntimeError, match=re.escape(message)):
