@@ -40,16 +40,15 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
   int64_t const heads_q = q.size(2);
   int64_t const heads_kv = k_cache.size(2);
   require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
-          "heads of q must be a multiple of those of k_cache and v_cache, got ", heads_q, " and ",
-          heads_kv);
-  require(paged || k_cache.size(0) == q.size(0), "k_cache must have q's batch, ", q.size(0),
-          ", where page_table is not given, got ", k_cache.size(0));
+          "q must have a multiple of the cache's ", heads_kv, " heads, got ", heads_q);
+  require(paged || k_cache.size(0) == q.size(0),
+          "k_cache must have q's batch without a page_table, ", q.size(0), ", got ",
+          k_cache.size(0));
   require(q.size(0) <= INT32_MAX && q.size(1) <= INT32_MAX && q.size(1) * heads_q <= INT32_MAX,
-          "q must have at most 2^31 - 1 batch entries, and as many tokens times heads, got shape ",
+          "q must have a batch, and tokens times heads, of at most 2^31 - 1, got shape ",
           shape_of(q));
   require(k_cache.size(0) <= INT32_MAX && k_cache.size(1) <= INT32_MAX,
-          "k_cache must have at most 2^31 - 1 entries in its first two dimensions, got shape ",
-          shape_of(k_cache));
+          "k_cache must have first two sizes of at most 2^31 - 1, got shape ", shape_of(k_cache));
   p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
   require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
   p.batch = static_cast<int32_t>(q.size(0));
@@ -71,9 +70,9 @@ void check_out(Tensor const& out, Tensor const& q) {
           out.element_size(), " bytes, the size of its elements");
   for (int64_t d = 0; d < out.dim() && out.numel() != 0; ++d) {
     bool const last = d + 1 == out.dim();
-    require(out.size(d) == 1 || (last ? out.stride(d) == 1 : out.stride(d) != 0), "out must have ",
-            last ? "stride 1" : "a stride other than 0", " in dimension ", d, ", got ",
-            out.stride(d));
+    require(out.size(d) == 1 || (last ? out.stride(d) == 1 : out.stride(d) != 0),
+            "out must have a stride ", last ? "of 1" : "other than 0", " in dimension ", d,
+            ", got ", out.stride(d));
   }
 }
 
@@ -142,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> decode(
   " Tensor? page_table=None, Tensor? block_indices=None, Tensor? block_counts=None," \
   " int block=64, Tensor? token_indices=None, Tensor? token_counts=None,"            \
   " Tensor? head_starts=None, Tensor? head_lengths=None, Tensor? tree_mask=None,"    \
-  " bool causal=True, int? window=None, float? scale=None, Tensor? sink=None,"       \
-  " Tensor? skip_threshold=None, int? split_tokens=None)"
+  " bool causal=True, SymInt? window=None, float? scale=None, Tensor? sink=None,"    \
+  " Tensor? skip_threshold=None, SymInt? split_tokens=None)"
 SPARSE_FMHA_OP(
     decode, "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seq_lens," SPARSE_FMHA_DECODE_OPTIONS
             " -> (Tensor out, Tensor lse, Tensor tiles)")

@@ -89,9 +89,8 @@ void add_lists(DecodeKeys& keys, DecodeArguments const& a, FmhaProblem const& pr
                                a.block_counts.has_value());
   require(a.token_indices || !a.token_counts,
           "token_indices must be given with token_counts, got only the latter");
-  int const forms = spans + blocks + a.token_indices.has_value();
-  require(forms <= 1,
-          "at most one of block_indices, token_indices and head_starts must be given, got ", forms);
+  require(spans + blocks + a.token_indices.has_value() <= 1,
+          "at most one of block_indices, token_indices and head_starts must be given, got more");
   if (spans) {
     keys.starts = table_of("head_starts", *a.head_starts, "BH", problem, q);
     keys.span_lengths = table_of("head_lengths", *a.head_lengths, "BH", problem, q);
@@ -104,7 +103,7 @@ void add_lists(DecodeKeys& keys, DecodeArguments const& a, FmhaProblem const& pr
     keys.counts = table_of("block_counts", *a.block_counts, "Bh", problem, q);
     require(int64_t{keys.entries.width} * a.block <= (1 << 30),
             "block_indices must have lists of at most 2^30 keys, got ", keys.entries.width,
-            " blocks of ", a.block);
+            " blocks");
   } else if (a.token_indices) {
     keys.form = DecodeKeys::Form::kTokens;
     keys.entries = table_of("token_indices", *a.token_indices, "BqhN", problem, q);
@@ -142,27 +141,26 @@ DecodeKeys decode_keys(DecodeArguments const& a, FmhaProblem const& problem, Ten
   add_lists(keys, a, problem, q);
   keys.causal = a.causal;
   if (a.window) {
-    require(*a.window >= 1, "window must be at least 1, got ", *a.window);
+    require(*a.window >= 1, "window must be at least 1 or None, got ", *a.window);
     keys.window = static_cast<int32_t>(std::min<int64_t>(*a.window, INT32_MAX));
   }
   if (a.tree_mask) {
-    require(a.causal && !a.window, "causal must be True and window None with tree_mask, got ",
-            a.causal ? "True and a window" : "False");
+    require(a.causal && !a.window,
+            "tree_mask must be given with causal=True and without window, got one of them");
     keys.tree = table_of("tree_mask", *a.tree_mask, "BQN", problem, q);
     require(keys.tree.width == ceil_div(keys.len_q, 32), "tree_mask must have ",
-            ceil_div(keys.len_q, 32), " words for each query, one for 32 new keys, got ",
-            keys.tree.width);
+            ceil_div(keys.len_q, 32), " words of 32 new keys for a query, got ", keys.tree.width);
   }
   if (a.sink) {
     check_dtype("sink", *a.sink, ScalarType::Float, q);
     require(a.sink->dim() == 1 && a.sink->size(0) == problem.heads_q, "sink must have shape [",
-            problem.heads_q, "], one entry for each query head, got ", shape_of(*a.sink));
+            problem.heads_q, "], one for each query head, got ", shape_of(*a.sink));
     keys.sink = static_cast<float const*>(a.sink->data_ptr());
     keys.sink_stride = a.sink->stride(0);
   }
   int64_t const split = a.split_tokens.value_or(kDefaultSplit);
   require(split >= DecodeKeys::kTile && split % DecodeKeys::kTile == 0,
-          "split_tokens must be a positive multiple of ", DecodeKeys::kTile, ", got ", split);
+          "split_tokens must be a multiple of ", DecodeKeys::kTile, ", at least that, got ", split);
   keys.split = static_cast<int32_t>(std::min<int64_t>(split, 1 << 30));
   return keys;
 }

@@ -100,8 +100,8 @@ def check(
         table.check("tree_mask", keys.tree_mask, ("B", "Lq", "words"))
         if not keys.causal or keys.window is not None:
             raise ValueError(
-                f"causal must be True and window None with tree_mask, got {keys.causal} and "
-                f"{keys.window}"
+                "tree_mask must be given with causal=True and without window, got "
+                f"causal={keys.causal} and window={keys.window}"
             )
     if keys.sink is not None:
         table.sizes["Hq"] = (heads_q,)
@@ -124,20 +124,18 @@ def _check_operands(q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool) ->
     dim, heads_q, heads = q.shape[3], q.shape[2], k_cache.shape[2]
     if not 8 <= dim <= _checks.MAX_HEAD_DIM or dim % 8:
         raise ValueError(
-            f"head dim of q must be a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got {dim}"
+            f"q must have a head dim that is a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got "
+            f"{dim}"
         )
     if k_cache.shape != v_cache.shape:
         raise ValueError(
             f"v_cache must have k_cache's shape, {list(k_cache.shape)}, got {list(v_cache.shape)}"
         )
     if heads_q % heads if heads else heads_q:
-        raise ValueError(
-            f"heads of q must be a multiple of those of k_cache and v_cache, got {heads_q} and "
-            f"{heads}"
-        )
+        raise ValueError(f"q must have a multiple of the cache's {heads} heads, got {heads_q}")
     if not paged and k_cache.shape[0] != q.shape[0]:
         raise ValueError(
-            f"k_cache must have q's batch, {q.shape[0]}, where page_table is not given, got "
+            f"k_cache must have q's batch without a page_table, {q.shape[0]}, got "
             f"{k_cache.shape[0]}"
         )
 
@@ -155,16 +153,12 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
     }
     if sum(forms.values()) > 1:
         given = " and ".join(name for name, is_given in forms.items() if is_given)
-        raise ValueError(
-            f"at most one of blocks, tokens and head_starts must be given, got {given}"
-        )
+        raise ValueError(f"at most one of {', '.join(forms)} must be given, got {given}")
     if forms["blocks"]:
         table.check("blocks[0]", keys.block_indices, ("B", "Hkv|1", "any"))
         table.check("blocks[1]", keys.block_counts, ("B", "Hkv|1"))
-        if type(keys.block) is not int:
-            raise TypeError(f"blocks[2] must be an int, got {keys.block!r}")
-        if keys.block not in BLOCKS:
-            raise ValueError(f"blocks[2] must be {_checks.one_of(BLOCKS)}, got {keys.block}")
+        if _checks.check_int("blocks[2]", keys.block) not in BLOCKS:
+            raise ValueError(f"blocks[2] must be 16, 32, 64 or 128, got {keys.block}")
     if forms["tokens"]:
         table.check("tokens[0]", keys.token_indices, ("B", "Lq|1", "Hkv|1", "any"))
         if keys.token_counts is not None:
@@ -199,10 +193,13 @@ class _Tables:
             raise ValueError(f"{name} must have shape {needed}, got {list(tensor.shape)}")
 
     def _fits(self, tensor: Tensor, shape: tuple[str, ...]) -> bool:
-        return tensor.dim() == len(shape) and all(
-            not self.sizes[axis] or size in self.sizes[axis]
-            for size, axis in zip(tensor.shape, shape, strict=True)
-        )
+        if tensor.dim() != len(shape):
+            return False
+        for size, axis in zip(tensor.shape, shape, strict=True):
+            allowed = self.sizes[axis]
+            if len(allowed) > 0 and all(size != a for a in allowed):
+                return False
+        return True
 
     def _text(self, shape: tuple[str, ...]) -> str:
         sizes = (" or ".join(map(str, self.sizes[axis])) or "any" for axis in shape)
@@ -215,4 +212,4 @@ def _check_out(out: Tensor, q: Tensor) -> None:
         raise ValueError(f"out must have q's shape, {list(q.shape)}, got {list(out.shape)}")
     for dim, (size, stride) in enumerate(zip(out.shape, out.stride(), strict=True)):
         if size > 1 and stride == 0:
-            raise ValueError(f"out must have a stride other than 0 in dimension {dim}, got 0")
+            raise ValueError(f"out must have each element once, got stride 0 in dimension {dim}")
