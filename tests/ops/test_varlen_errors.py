@@ -73,6 +73,11 @@ BOTH = {
         ValueError,
         "page_table must have shape [2, any], got [2]",
     ),
+    "thresholds": (
+        {"skip_threshold": torch.zeros(3)},
+        ValueError,
+        "skip_threshold must have shape [2], one entry for each batch entry, got [3]",
+    ),
     "pages": (
         {"page_table": ints(0, 1)[:, None]},
         ValueError,
@@ -83,6 +88,7 @@ BOTH = {
 OF_THE_OP = {
     "k of a batch": "k must have 3 dimensions, got shape [1, 12, 2, 16]",
     "dtype of starts": "cu_q must have dtype Int, got Long",
+    "thresholds": "skip_threshold must have shape [2], got [3]",
     "pages": "k must have 4 dimensions, got shape [12, 2, 16]",
 }
 # What only the function takes, or what the op's schema says itself.
@@ -99,11 +105,6 @@ FUNCTION = {
         {"skip_threshold": 1.0},
         ValueError,
         "skip_threshold must be at least 0 and less than 1, got 1.0",
-    ),
-    "thresholds": (
-        {"skip_threshold": torch.zeros(3)},
-        ValueError,
-        "skip_threshold must have shape [2], one entry for each batch entry, got [3]",
     ),
     "heads of sink": (
         {"sink": torch.zeros(3)},
