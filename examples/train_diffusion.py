@@ -43,6 +43,7 @@ class Setting:
     heads: int
     layers: int
     batch: int
+    rate: float  # of learning, after a rise over the first twentieth of the steps
     steps: int
 
     @property
@@ -50,8 +51,8 @@ class Setting:
         return self.side // PATCH
 
 
-TINY = Setting(side=32, window=5, dim=64, heads=2, layers=2, batch=8, steps=120)
-LARGE = Setting(side=128, window=13, dim=512, heads=8, layers=8, batch=16, steps=2000)
+TINY = Setting(side=32, window=5, dim=64, heads=2, layers=2, batch=8, rate=1e-3, steps=120)
+LARGE = Setting(side=128, window=13, dim=512, heads=8, layers=8, batch=16, rate=2e-4, steps=2000)
 
 
 class DenseAttention(nn.Module):
@@ -157,7 +158,9 @@ def train(
     """The loss of every step, and seconds. bfloat16 autocast on a GPU, else float32."""
     torch.manual_seed(seed)
     model = DiffusionTransformer(name, setting, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.rate, betas=(0.9, 0.95))
+    rising = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1, (n + 1) / rising))
     losses = []
     start = time.perf_counter()
     for crops, noise, share in batches(setting, steps, seed, device):
@@ -169,6 +172,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         losses.append(loss.detach())
     curve = torch.stack(losses).tolist()  # waits for the device
     return curve, time.perf_counter() - start
