@@ -6,7 +6,6 @@ with one token. None takes tokens that a prefill does not have.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
+from sparse_fmha.integrations._kept import kept
 from sparse_fmha.integrations._layers import Call, Made, WithoutEffect
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -26,7 +26,6 @@ Mask = BlockMask | StripeMask
 Choice = Callable[[Tensor, Tensor, float | None], Mask]
 # From tokens, query heads and device, as those that need no more.
 Fixed = Callable[[int, int, torch.device], BlockMask]
-KEPT = 16  # masks of other lengths that a fixed pattern keeps
 
 
 def minference(file: str | PathLike[str], top_k: int = 100) -> Made:
@@ -238,15 +237,8 @@ def _chosen(choose: Choice, without_effect: WithoutEffect) -> Made:
 def _fixed(make: Fixed, without_effect: WithoutEffect) -> Made:
     make(1, 1, torch.device("cpu"))
 
-    @functools.lru_cache(KEPT)
-    def made(length: int, heads: int, device: torch.device) -> BlockMask:
-        with torch.inference_mode(False):  # a later pass may need gradients
-            return make(length, heads, device)
-
-    of_call: Fixed = torch.compiler.disable(made)
-
     def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        mask = of_call(q.shape[1], q.shape[2], q.device)
+        mask = kept(make, q.shape[1], q.shape[2], q.device)
         return block_sparse_attention(q, k, v, mask, scale=call.scale)
 
     return attend, without_effect
