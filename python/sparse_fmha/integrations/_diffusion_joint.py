@@ -134,11 +134,8 @@ class SVG(Joint):
     def __post_init__(self) -> None:
         check_number("keep", self.keep, 0, 1)
         check_int("rows", self.rows, 1)
-        # A share keeps no block of few tokens, unless it is all of them.
+        # A smaller share of so few tokens would be no block.
         patterns.svg_mask(1, 128, keep=1.0, first_frame=self.first_frame, block=self.block)
-
-    def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
-        yield from no_choice("keep", self.keep, "pairs")
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None

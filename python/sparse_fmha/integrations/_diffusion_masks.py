@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import patterns
-from sparse_fmha._checks import check_number
+from sparse_fmha._checks import check_int, check_number
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs
 from sparse_fmha.integrations._diffusion_methods import Neighborhood, Sparse, under_mask
 from sparse_fmha.integrations._kept import kept
@@ -76,6 +76,14 @@ class Radial(Sparse):
 
     def __post_init__(self) -> None:
         self.mask(Layout((1, 1, 1)), torch.device("cpu"))
+
+    def check(self, layout: Layout) -> None:
+        tokens = math.prod(layout.grid[1:])
+        if 3 * tokens <= self.block:  # a pair of blocks is listed from a third of its queries on
+            raise ValueError(
+                f"block must be below 3 * {tokens}, the tokens of a frame of the grid "
+                f"{layout.grid}, got {self.block}"
+            )
 
     def mask(self, layout: Layout, device: torch.device) -> BlockMask:
         mask: BlockMask = kept(
@@ -261,3 +269,5 @@ def no_choice(name: str, share: float, what: str) -> Iterator[tuple[str, str]]:
 def _check_axes(name: str, value: Sequence[int]) -> None:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of ints, one for each axis, got {value!r}")
+    for n, entry in enumerate(value):
+        check_int(f"{name}[{n}]", entry, 1)
