@@ -43,19 +43,19 @@ def test_a_class_of_the_same_name_elsewhere():
     [
         (
             TypeError,
-            r"method must be one of \['neighborhood', 'block_sparse', 'dense'\], got",
+            r"method must be one of \['neighborhood', 'block_sparse', 'dense',.*, got",
             3,
             {},
         ),
         (
             ValueError,
-            r"method must be one of \['neighborhood', 'block_sparse', 'dense'\], got",
+            r"method must be one of \['neighborhood', 'block_sparse', 'dense',.*, got",
             "sliding",
             {},
         ),
         (
             TypeError,
-            "window must be given for method 'neighborhood', in tokens per axis of",
+            "window must be given for method 'neighborhood'",
             "neighborhood",
             {},
         ),
@@ -103,7 +103,7 @@ def test_a_class_of_the_same_name_elsewhere():
         ),
         (
             TypeError,
-            r"mask must be a BlockMask or a function \(q, k\) -> BlockMask, got",
+            "mask must be given for method 'block_sparse'",
             "block_sparse",
             {},
         ),

@@ -6,9 +6,9 @@ all other tokens (text, references); the others see everything; none sees tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sparse_fmha.attention import attention, block_sparse_attention, neighborhoo
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.merge import merge
+from sparse_fmha.patterns import CubeOrder
 
 
 def by_runs(seen: Sequence[Runs], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -27,6 +28,43 @@ def by_runs(seen: Sequence[Runs], compute: Callable[..., Tensor], *tensors: Tens
         return compute(seen[0], *tensors)
     rows = [compute(runs, *(x[i : i + 1] for x in tensors)) for i, runs in enumerate(seen)]
     return torch.cat(rows)
+
+
+def under_mask(
+    mask_of: Callable[[Tensor, Tensor], BlockMask],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    seen: Sequence[Runs],
+    scale: float | None,
+    order: CubeOrder | None = None,
+) -> Tensor:
+    """The output rows of the grid's tokens under a mask of the grid, beside the plain tokens.
+
+    Args:
+        mask_of: makes it from q and k of the grid.
+        order: of the mask's tokens.
+    """
+    (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
+    mask = mask_of(q, k)
+    own_q, own_k, own_v = (x if order is None else order.permute(x) for x in (q, k, v))
+    if not layout.plain:
+        alone = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale)
+        return alone if order is None else order.undo(alone)
+    out, lse = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale, return_lse=True)
+    if order is not None:
+        out, lse = order.undo(out), order.undo(lse)
+
+    # A mask of the grid works for any number of other tokens; merging them is exact.
+    def merged(runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not runs:
+            return out
+        k, v = layout.visible(k, runs), layout.visible(v, runs)
+        plain = attention(q, k, v, scale=scale, return_lse=True)
+        return merge(*zip((out, lse), plain, strict=True))[0]
+
+    return by_runs(seen, merged, out, lse, q, plain_k, plain_v)
 
 
 @dataclass(frozen=True)
@@ -58,7 +96,12 @@ class Dense:
 
 
 class Sparse:
-    """Base of sparse methods: `image` computes the grid's queries; the others are dense."""
+    """Base of sparse methods: `image` computes the grid's queries; the others are dense.
+
+    Classes are dataclasses; their fields are the options, which they check when they are made.
+    """
+
+    video: ClassVar[bool] = False  # only for grids of frames, height and width
 
     def check(self, layout: Layout) -> None:
         """Raises for an invalid layout, before the model computes anything."""
@@ -103,6 +146,11 @@ class Neighborhood(Sparse):
     window: int | Sequence[int]
     stride: int | Sequence[int] = 1
     dilation: int | Sequence[int] = 1
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "dilation"):
+            value = getattr(self, name)
+            _checks.per_axis(name, value, len(value) if isinstance(value, Sequence) else 1)
 
     def axes(self, grid: Sequence[int]) -> tuple[list[int], dict[str, list[int]]]:
         """The grid and options without axes of one token, where a window has no effect."""
@@ -185,6 +233,13 @@ class BlockSparse(Sparse):
         default_factory=dict, init=False, repr=False, compare=False
     )  # copies of the mask
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, BlockMask) and not callable(self.mask):
+            raise TypeError(
+                "mask must be a BlockMask or a function (q, k) -> BlockMask, got "
+                f"{type(self.mask).__name__}"
+            )
+
     def check(self, layout: Layout) -> None:
         if isinstance(self.mask, BlockMask):
             for name, length in (("queries", self.mask.q_len), ("keys", self.mask.kv_len)):
@@ -203,65 +258,17 @@ class BlockSparse(Sparse):
         seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
+        return under_mask(self.of, q, k, v, layout, seen, scale)
+
+    def of(self, q: Tensor, k: Tensor) -> BlockMask:
         mask = self.mask
         if isinstance(mask, BlockMask):
             if mask.device != q.device:  # the model moved to another device
                 if q.device not in self.on:
                     self.on[q.device] = mask.to(q.device)
                 mask = self.on[q.device]
-        else:
-            mask = mask(q, k)
-            if not isinstance(mask, BlockMask):
-                raise TypeError(f"mask(q, k) must return a BlockMask, got {type(mask).__name__}")
-        if not layout.plain:
-            return block_sparse_attention(q, k, v, mask, scale=scale)
-        out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
-
-        # A mask of the grid works for any number of other tokens; merging them is exact.
-        def with_plain(
-            runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor
-        ) -> Tensor:
-            if not runs:
-                return out
-            k, v = layout.visible(k, runs), layout.visible(v, runs)
-            plain = attention(q, k, v, scale=scale, return_lse=True)
-            return merge(*zip((out, lse), plain, strict=True))[0]
-
-        return by_runs(seen, with_plain, out, lse, q, plain_k, plain_v)
-
-
-METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {
-    "neighborhood": Neighborhood,
-    "block_sparse": BlockSparse,
-    "dense": Dense,
-}
-
-
-def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
-    """Makes the method of a name; checks its options as far as possible without a grid."""
-    if not isinstance(method, str):
-        raise TypeError(f"method must be one of {list(METHODS)}, got {type(method).__name__}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
-    kind = METHODS[method]
-    allowed = [option.name for option in fields(kind) if option.init]
-    for name in options:
-        if name not in allowed:
-            raise TypeError(f"options of method {method!r} must be among {allowed}, got {name!r}")
-    if kind is Neighborhood:
-        if "window" not in options:
-            raise TypeError(
-                "window must be given for method 'neighborhood', in tokens per axis of the grid"
-            )
-        for name, value in options.items():
-            axes = len(value) if isinstance(value, Sequence) else 1
-            _checks.per_axis(name, value, axes)
-    if kind is BlockSparse:
-        mask = options.get("mask")
-        if not isinstance(mask, BlockMask) and not callable(mask):
-            raise TypeError(
-                "mask must be a BlockMask or a function (q, k) -> BlockMask, got "
-                f"{type(mask).__name__}"
-            )
-    return kind(**options)
+            return mask
+        mask = mask(q, k)
+        if not isinstance(mask, BlockMask):
+            raise TypeError(f"mask(q, k) must return a BlockMask, got {type(mask).__name__}")
+        return mask

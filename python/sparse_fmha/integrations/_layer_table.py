@@ -5,16 +5,34 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sparse_fmha.integrations._layers import METHODS, Method
+from sparse_fmha.integrations import _layer_patterns, _layers
+from sparse_fmha.integrations._layers import Made, Method
 from sparse_fmha.integrations._reports import Reports
 
+# What makes each method from its options; None is dense.
+METHODS: dict[str, Callable[..., Made | None]] = {
+    "dense": _layers.dense,
+    "skip": _layers.skip,
+    "block_topk": _layers.block_topk,
+    "anchor": _layers.anchor,
+    "vertical_slash": _layers.vertical_slash,
+    "minference": _layer_patterns.minference,
+    "flexprefill": _layer_patterns.flexprefill,
+    "streaming_llm": _layer_patterns.streaming_llm,
+    "moa": _layer_patterns.moa,
+    "s2": _layer_patterns.s2,
+    "dhsa": _layer_patterns.dhsa,
+    "hip": _layer_patterns.hip,
+    "ssa": _layer_patterns.ssa,
+    "token_sparse": _layer_patterns.token_sparse,
+}
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
 # Names of the number of layers in configurations, including those of decoders.
 COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
@@ -83,7 +101,7 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
         ValueError: no key, an unknown key, method or option, a layer named by two keys, a file that
             is not a calibration, or a calibration with too few points.
         OSError: a file cannot be read.
-        TypeError: not a mapping.
+        TypeError: not a mapping, or an option of another type.
     """
     if isinstance(layers, (str, PathLike)):
         layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,7 +21,15 @@ from sparse_fmha.attention import attention, block_sparse_attention, stripe_atte
 from sparse_fmha.calibration import LEAST, MOST, Calibration, Point
 from sparse_fmha.masks.block_grid import BlockGrid
 
-Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+
+class Call(NamedTuple):
+    """What a method gets besides q, k and v."""
+
+    scale: float | None
+    layer: int | None  # its index
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Call], Tensor]
 # From a number of keys: names of options without effect, and their messages.
 WithoutEffect = Callable[[int], Iterator[tuple[str, str]]]
 Made = tuple[Attend, WithoutEffect]
@@ -28,14 +37,14 @@ Made = tuple[Attend, WithoutEffect]
 
 @dataclass(frozen=True)
 class Method:
-    """A method: q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` and a scale to out like q."""
+    """A method: q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` to out like q."""
 
     attend: Attend
     without_effect: WithoutEffect
     name: str  # with the key that names it
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        return self.attend(q, k, v, scale)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        return self.attend(q, k, v, call)
 
 
 def dense() -> None:
@@ -77,9 +86,9 @@ def skip(
 
     lengths, shares = [p.length for p in points], [p.sparsity for p in points]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         chosen = threshold_for(k.shape[1])
-        return attention(q, k, v, causal=True, scale=scale, skip_threshold=chosen)
+        return attention(q, k, v, causal=True, scale=call.scale, skip_threshold=chosen)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if threshold == 0 or sparsity == 0:
@@ -105,11 +114,11 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
     """The top `blocks` key blocks by pooled scores, the first block and the diagonal."""
     check_int("blocks", blocks, 1)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         grid = BlockGrid.of(q, k, block_q, block_kv, causal=True)
         chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), blocks)
         mask = grid.mask(chosen | grid.sink(1) | grid.diagonal())
-        return block_sparse_attention(q, k, v, mask, scale=scale)
+        return block_sparse_attention(q, k, v, mask, scale=call.scale)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if blocks * block_kv >= keys:
@@ -124,9 +133,9 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
 def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
     """`patterns.anchor_attention`."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         result = patterns.anchor_attention(
-            q, k, v, theta=theta, step=step, block=block, scale=scale
+            q, k, v, theta=theta, step=step, block=block, scale=call.scale
         )
         return result.out
 
@@ -148,9 +157,9 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     forced: dict[str, int] = {name: options[of].default for name, of in least.items()}
     given = {"vertical": vertical, "slash": slash}
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        mask = patterns.vertical_slash(q, k, **given, scale=scale)
-        return stripe_attention(q, k, v, mask, scale=scale)
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        mask = patterns.vertical_slash(q, k, **given, scale=call.scale)
+        return stripe_attention(q, k, v, mask, scale=call.scale)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         for name, value in given.items():
@@ -160,8 +169,3 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
                 yield name, f"{name} = {value} has no effect: {forced[name]} are always taken"
 
     return attend, without_effect
-
-
-METHODS: dict[str, Callable[..., Made | None]] = {
-    f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)
-}

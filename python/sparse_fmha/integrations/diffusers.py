@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
-from sparse_fmha.integrations import _diffusion_methods as methods
+from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
 from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
@@ -31,7 +31,6 @@ from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor,
 from sparse_fmha.integrations._diffusion_sd3 import StableDiffusion3Processor
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
-from sparse_fmha.masks.block_mask import BlockMask
 
 __all__ = [
     "Request",
@@ -73,7 +72,7 @@ def enable(
     first_dense_steps: int = 0,
     dense_layers: Collection[int] = (),
     grid: Sequence[int] | None = None,
-    **options: int | Sequence[int] | BlockMask | Callable[[Tensor, Tensor], BlockMask],
+    **options: Any,
 ) -> None:
     """Replaces the self-attention over image or video tokens; `disable` undoes it.
 
@@ -96,6 +95,13 @@ def enable(
             of the grid's tokens in row-major order, without text, or a function that makes one from
             q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
             "dense": `sparse_fmha.attention`.
+            Published methods of `sparse_fmha.patterns`, which explains their options:
+            "sol" (tau, rest, block), "subblock" (keep, piece, block), "cube_top_k" and "vsa" (keep,
+            cube), "draft" (keep, cube), "rectified" (keep, theta, block), "psa" (shares, by, least,
+            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis); for videos
+            only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
+            "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
+            diffusers do not have.
         first_dense_steps: number of denoising steps at the start of each run that use the original
             attention. A new value of `timestep` is a new step, and a larger value begins a run.
             Reading it waits for the device. Interleaved runs are distinguished by the tensor of
@@ -121,7 +127,7 @@ def enable(
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
-    chosen = methods.make(method, options)
+    chosen = table.make(method, options)
     _check_count("first_dense_steps", first_dense_steps)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
@@ -211,7 +217,13 @@ def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Model) -> None:
-    values = {field: getattr(method, field, None) for field in ("window", "stride", "dilation")}
+    if getattr(method, "video", False) and row.axes != 3:
+        raise ValueError(
+            "method must be one for images, because the grid of "
+            f"{name} has {row.axes} axes, got {type(method).__name__}, which is for videos"
+        )
+    axes = ("window", "stride", "dilation", "tile", "cube")
+    values = {field: getattr(method, field, None) for field in axes}
     for field, value in {**values, "grid": grid}.items():
         if isinstance(value, Sequence) and len(value) != row.axes:
             raise ValueError(

@@ -28,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.integrations._layer_table import Layers, parse
-from sparse_fmha.integrations._layers import Method
+from sparse_fmha.integrations._layers import Call, Method
 from sparse_fmha.integrations._sinks import with_sink
 from sparse_fmha.integrations._transformers_masks import Plan, plan
 
@@ -62,13 +62,18 @@ def register(
             1e-3}}`, or the path of such a JSON file. Methods: dense; skip(threshold), or
             skip(sparsity, calibration) with the file of a saved `calibration.Calibration`;
             block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
-            vertical_slash(vertical, slash). Layers that a model does not have raise an error in its
-            first call. Settings without effect are warned about once: a default that no layer uses,
-            options that leave nothing out of a call, a calibration outside its fitted range, and
-            decode, which is dense.
+            vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
+            min_budget, max_budget, block); streaming_llm(window, sink); moa(alphas, betas, sink,
+            min_span); s2(local_blocks, stride, homo_head); dhsa(density, shared); hip(keys,
+            granule, local, first); ssa(blocks, block); token_sparse(tau, min_tokens, window). Those
+            from anchor on are methods of `sparse_fmha.patterns`, which explains their options.
+            Layers that a model does not have raise an error in its first call. Settings without
+            effect are warned about once: a default that no layer uses, options that leave nothing
+            out of a call, a calibration outside its fitted range, and decode, which is dense.
 
     Raises:
-        ValueError: such a name, or layers, methods or options that do not exist.
+        ValueError: such a name, or layers, methods or options that do not exist or are not allowed.
+        TypeError: an option of another type.
     """
     if "flash" in name or "/" in name:
         raise ValueError(
@@ -183,13 +188,13 @@ def _sparse(
     if reason is not None:
         raise _not_for(layer, reason)
     if plan.runs is None:
-        return method(q, k, v, scale)
+        return method(q, k, v, Call(scale, layer))
     out = None
     for entry, (start, stop) in enumerate(plan.runs):
         if start == stop:
             continue
         own = slice(entry, entry + 1), slice(start, stop)
-        rows = method(q[own], k[own], v[own], scale)
+        rows = method(q[own], k[own], v[own], Call(scale, layer))
         if out is None:  # autocast may have changed the dtype
             out = rows.new_zeros(q.shape)
         out[entry, start:stop] = rows[0]
