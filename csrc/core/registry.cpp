@@ -67,7 +67,8 @@ KernelRow const& find_kernel(KernelKey const& request) {
   });
   std::ostringstream message;
   message << "sparse_fmha: no kernel for " << to_string(request)
-          << (only_on_cpu ? "; there is one for the CPU" : "") << ". Compiled kernels:";
+          << (only_on_cpu ? ", which runs on the CPU only; move the tensors to the CPU" : "")
+          << ". Compiled kernels:";
   for (KernelRow const& row : kernel_table()) {
     message << "\n  " << row.info.name << " (head_dim <= " << row.info.key.head_dim << ")";
   }

@@ -9,6 +9,7 @@
 #include "register.h"
 #include "run.h"
 #include "sparse_fmha/core/decode.h"
+#include "sparse_fmha/core/errors.h"
 
 namespace sparse_fmha {
 namespace {
@@ -19,7 +20,9 @@ using torch::headeronly::ScalarType;
 FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
                        std::optional<double> scale) {
   require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
-  require(q.is_cpu(), "q must be on the CPU, because decode kernels run on the CPU only so far");
+  if (q.is_cuda()) {
+    throw not_implemented("sparse_fmha::decode runs on the CPU only; move the tensors to the CPU");
+  }
   FmhaProblem p;
   p.dtype = check_operand("q", q, 4);
   struct {

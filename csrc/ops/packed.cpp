@@ -15,7 +15,7 @@ namespace {
 std::vector<int32_t> starts_of(char const* name, Tensor const& cu, int64_t size, int64_t tokens,
                                Tensor const& q) {
   check_list(name, cu, ScalarType::Int, {size}, q);
-  require(cu.size(0) > 0, name, " has shape [0]; [sequences + 1] is needed");
+  require(cu.size(0) > 0, name, " must have shape [sequences + 1], got [0]");
   auto const* const given = static_cast<int32_t const*>(cu.data_ptr());
   std::vector<int32_t> starts(given, given + cu.size(0));
   int32_t last = 0;
@@ -27,12 +27,12 @@ std::vector<int32_t> starts_of(char const* name, Tensor const& cu, int64_t size,
 }
 
 void check_bound(char const* name, int64_t bound, char const* what, int32_t index, int32_t length) {
-  require(length <= bound, name, " is ", bound, "; sequence ", index, " has ", length, " ", what);
+  require(length <= bound, name, " must be at least the ", length, " ", what, " of sequence ",
+          index, ", got ", bound);
 }
 
 int64_t tokens_of(char const* name, Tensor const& t) {
-  require(t.size(0) <= INT32_MAX, name, " has ", t.size(0),
-          " tokens; at most 2^31 - 1 are allowed");
+  require(t.size(0) <= INT32_MAX, name, " must have at most 2^31 - 1 tokens, got ", t.size(0));
   return t.size(0);
 }
 
@@ -40,12 +40,12 @@ int64_t tokens_of(char const* name, Tensor const& t) {
 
 std::vector<PackedSequence> sequences_of(Packing const& packing, Tensor const& q, Tensor const& k) {
   bool const paged = packing.page_table.has_value();
-  require(packing.max_q >= 0, "max_q is ", packing.max_q, "; at least 0 is needed");
-  require(packing.max_k >= 0, "max_k is ", packing.max_k, "; at least 0 is needed");
+  require(packing.max_q >= 0, "max_q must be at least 0, got ", packing.max_q);
+  require(packing.max_k >= 0, "max_k must be at least 0, got ", packing.max_k);
   std::vector<int32_t> const q_starts = starts_of("cu_q", packing.cu_q, -1, tokens_of("q", q), q);
   int64_t const batch = static_cast<int64_t>(q_starts.size()) - 1;
   require(packing.cu_k || (paged && packing.seqused_k),
-          "cu_k is missing; only seqused_k with page_table can replace it");
+          "cu_k must be given unless seqused_k and page_table are, got None");
   int64_t const most = paged ? INT32_MAX : tokens_of("k", k);
   std::vector<int32_t> k_starts(batch + 1, 0);
   if (packing.cu_k) {
@@ -87,18 +87,17 @@ FmhaProblem packed_problem(Tensor& q, Tensor& k, Tensor& v, bool paged,
   check_operand("v", v, paged ? 4 : 3);
   check_like_q("k", k, q);
   check_like_q("v", v, q);
-  require(same_shape(k, v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
-          "; they must be the same");
+  require(same_shape(k, v), "v must have k's shape, ", shape_of(k), ", got ", shape_of(v));
   int64_t const dim = q.size(2);
   int64_t const heads = k.dim() - 2;
-  require(k.size(heads + 1) == dim, "k has head dim ", k.size(heads + 1), ", q has ", dim);
+  require(k.size(heads + 1) == dim, "k must have q's head dim, ", dim, ", got ", k.size(heads + 1));
   int64_t const heads_q = q.size(1);
   int64_t const heads_kv = k.size(heads);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,
-          " heads, k and v have ", heads_kv, "; q's must be a multiple of theirs");
-  require(heads_q <= INT32_MAX, "q has ", heads_q, " heads; at most 2^31 - 1 are allowed");
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
+          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
+  require(heads_q <= INT32_MAX, "heads of q must be at most 2^31 - 1, got ", heads_q);
   p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale is ", p.scale, "; a finite number is needed");
+  require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
   p.batch = 1;
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);

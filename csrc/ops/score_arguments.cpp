@@ -10,14 +10,15 @@ namespace {
 
 TokenNumbers numbers_of(char const* name, Tensor& t, int64_t tokens, FmhaProblem const& problem,
                         Tensor const& q) {
-  require(t.scalar_type() == ScalarType::Float, name, " has dtype ",
-          torch::headeronly::toString(t.scalar_type()), "; float32 is needed");
-  require(t.dim() == 3 && t.size(2) == tokens, name, " has shape ", shape_of(t), "; [",
-          problem.batch, " or 1, ", problem.heads_q, " or 1, ", tokens,
-          "] is needed: batch, query heads, tokens");
+  require(t.scalar_type() == ScalarType::Float, name, " must have dtype float32, got ",
+          torch::headeronly::toString(t.scalar_type()));
+  require(t.dim() == 3 && t.size(2) == tokens, name, " must have shape [", problem.batch, " or 1, ",
+          problem.heads_q, " or 1, ", tokens, "], batch, query heads and tokens, got ",
+          shape_of(t));
   check_shared(name, "batch", t.size(0), problem.batch);
   check_shared(name, "head", t.size(1), problem.heads_q);
-  require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
+  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
+          device_of(t));
   if (t.numel() != 0 && t.size(2) != 1 && t.stride(2) != 1) {
     t = torch::stable::contiguous(t);
   }
@@ -44,7 +45,7 @@ void add_row_threshold(FmhaProblem& problem, Tensor const& q,
                        std::optional<Tensor>& row_threshold) {
   if (row_threshold) {
     require(problem.key_bias.data != nullptr,
-            "row_threshold is given without key_bias, which it is compared with");
+            "key_bias must be given with row_threshold, got only the latter");
     problem.row_threshold =
         numbers_of("row_threshold", *row_threshold, volume(problem.grid_q), problem, q);
   }

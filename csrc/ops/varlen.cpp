@@ -86,7 +86,8 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
                                bool causal, std::optional<double> scale,
                                std::optional<Tensor> seqused_k, std::optional<Tensor> page_table,
                                bool need_dq, bool need_dkv) {
-  require(!page_table, "page_table is given; keys in pages have no gradient");
+  require(!page_table,
+          "page_table must be None, because keys in pages have no gradient, got a tensor");
   FmhaProblem packed = packed_problem(q, k, v, /*paged=*/false, scale);
   std::vector<PackedSequence> const sequences =
       sequences_of({cu_q, cu_k, max_q, max_k, seqused_k, page_table}, q, k);

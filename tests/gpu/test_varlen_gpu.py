@@ -73,7 +73,9 @@ def test_keys_in_pages_are_refused(cuda):
     given, _ = Packed(lengths=((9, 30, 30),), dim=64).arguments(torch.bfloat16)
     paged = in_pages(given, 16)
     paged = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in paged.items()}
-    with pytest.raises(NotImplementedError, match="page_table runs on the CPU only yet"):
+    with pytest.raises(
+        NotImplementedError, match="page_table runs on the CPU only; move the tensors"
+    ):
         varlen_attention(**paged)
     op = torch.ops.sparse_fmha.varlen_fwd
     with pytest.raises(NotImplementedError, match="sparse_fmha::varlen_fwd runs on the CPU only"):

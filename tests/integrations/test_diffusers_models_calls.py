@@ -154,5 +154,5 @@ def test_rows_of_minimax_h3_that_are_not_one_video(change):
         ids[-120:] = ids[-120:].flip(0) if "order" in change else 1.0
         changed = {"position_ids": ids}
     sparse.enable(tiny.model, "dense")
-    with pytest.raises(ValueError, match=r"position_ids of the last .* are not those of one video"):
+    with pytest.raises(ValueError, match=r"position_ids of the last .* must be those of one video"):
         tiny(**changed)

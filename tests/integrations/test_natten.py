@@ -91,15 +91,15 @@ def test_defaults_of_natten():
 )
 def test_what_tunes_other_kernels_is_refused(given):
     q, k, v, *_ = inputs((9, 7))
-    with pytest.raises(ValueError, match=f"^{next(iter(given))} is .* allowed here"):
+    with pytest.raises(ValueError, match=f"^{next(iter(given))} must be .* got "):
         natten.na2d(q, k, v, 3, **given)
 
 
 def test_other_arguments_and_ranks_are_refused():
     q, k, v, *_ = inputs((9, 7))
-    with pytest.raises(TypeError, match="na2d has no argument 'rel_pos_bias'"):
+    with pytest.raises(TypeError, match=r"options of na2d must be among .* got 'rel_pos_bias'"):
         natten.na2d(q, k, v, 3, rel_pos_bias=None)
-    with pytest.raises(ValueError, match=r"query has shape .* na3d needs 6 dimensions"):
+    with pytest.raises(ValueError, match="query must have 6 dimensions for na3d"):
         natten.na3d(q, k, v, 3)
 
 
@@ -141,7 +141,9 @@ def test_the_folder(tmp_path):
         module = load(variant / "__init__.py", metadata["id"])
         assert module.na3d is natten.na3d
     assert len(names) == 2
-    with pytest.raises(ValueError, match="allows no colon"):
+    with pytest.raises(
+        ValueError, match="directory must be a path without a colon, for LOCAL_KERNELS, got"
+    ):
         natten.write_local_kernel(tmp_path / "a:b")
 
 

@@ -154,7 +154,7 @@ def test_masks_of_inference_serve_training():
         ({"method": "s2", "homo_head": 3}, TypeError, "homo_head"),
         ({"method": "dhsa", "density": 2}, ValueError, "density must be from 0 to 1"),
         ({"method": "dhsa", "boundaries": []}, ValueError, "unexpected keyword.*'boundaries'"),
-        ({"method": "hip", "keys": 5}, ValueError, "keys is 5; a multiple of granule = 2"),
+        ({"method": "hip", "keys": 5}, ValueError, "keys must be a multiple of granule = 2, got 5"),
         ({"method": "ssa", "blocks": 0}, ValueError, "blocks must be at least 1"),
         ({"method": "ssa", "block": 7}, ValueError, "block"),
         ({"method": "token_sparse", "tau": -1}, ValueError, "tau must be from 0 to 1"),
@@ -174,7 +174,11 @@ def test_options_that_are_not_allowed(options, error, message):
             {"file": HEADS[:1]},
             "file must have the patterns of layer 1, got those of 1 layers",
         ),
-        ("minference", {"file": [{"7": ["stream_llm", 1, 2, 1]}] * 2}, "patterns has head 7"),
+        (
+            "minference",
+            {"file": [{"7": ["stream_llm", 1, 2, 1]}] * 2},
+            "patterns must have heads 0 to 3, got 7",
+        ),
         (
             "moa",
             {"alphas": [1], "betas": [1]},

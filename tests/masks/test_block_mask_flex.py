@@ -173,7 +173,7 @@ def test_errors():
         (ValueError, "batch must be at least 0, got -1", (sliding, -1, 1, 100, 100)),
         (
             ValueError,
-            "block_q must be a multiple of 64 from 64 to 2048, got 32",
+            "block_q must be 64 or 128, got 32",
             (sliding, 1, 1, 100, 100, 32),
         ),
         (TypeError, "mask_mod must return torch.bool, got torch.int64", (scores, 1, 1, 100, 100)),

@@ -124,28 +124,24 @@ BAD = {
     "half": (
         lambda b: b.half(),
         TypeError,
-        "key_bias must have dtype torch.float32, got torch.float16",
+        r"key_bias must have dtype torch\.float32, got torch\.float16",
     ),
     "batch": (
         lambda b: b.expand(3, -1, -1),
         ValueError,
-        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+        r"key_bias must have shape .* 70\], .* got \[3, 4, 70\]",
     ),
     "heads": (
         lambda b: b[:, :2],
         ValueError,
-        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+        r"key_bias must have shape .* 70\], .* got \[1, 2, 70\]",
     ),
     "tokens": (
         lambda b: b[..., :5],
         ValueError,
-        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+        r"key_bias must have shape .* 70\], .* got \[1, 4, 5\]",
     ),
-    "rank": (
-        lambda b: b[0],
-        ValueError,
-        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
-    ),
+    "rank": (lambda b: b[0], ValueError, r"key_bias must have shape .* 70\], .* got \[4, 70\]"),
     "meta": (lambda b: b.to("meta"), ValueError, "key_bias must be on q's device, cpu, got meta"),
 }
 
@@ -161,8 +157,8 @@ def test_bad_biases_are_named(function, bad):
 def test_raw_ops_name_bad_biases():
     q, k, v = (x.detach() for x in tensors())
     for bias, message in (
-        (torch.zeros(1, 1, 70).double(), "key_bias has dtype Double; float32 is needed"),
-        (torch.zeros(1, 1, 69), r"key_bias has shape \[1, 1, 69\]; \[2 or 1, 4 or 1, 70\] is"),
+        (torch.zeros(1, 1, 70).double(), "key_bias must have dtype float32, got Double"),
+        (torch.zeros(1, 1, 69), r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch"),
         (torch.zeros(3, 1, 70), "key_bias must have 1 or q's 2 in its batch dimension, got 3"),
         (torch.zeros(1, 2, 70), "key_bias must have 1 or q's 4 in its head dimension, got 2"),
     ):
@@ -175,7 +171,7 @@ def test_cuda_tensors_are_refused_before_anything_else(function):
     with FakeTensorMode():
         q = torch.empty(2, 130, 4, 8, device="cuda", dtype=torch.float16)
         bias = torch.empty(1, 1, 130, device="cuda")
-        message = "key_bias and row_threshold run on the CPU only yet; q is on cuda"
+        message = "key_bias runs on the CPU only; move the tensors to the CPU or leave it out"
         with pytest.raises(NotImplementedError, match=message):
             function(q, q, q, key_bias=bias)
 

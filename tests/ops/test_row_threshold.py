@@ -159,21 +159,25 @@ def test_compiled_in_one_graph(function):
 
 
 BAD = {
-    "alone": ({"key_bias": None}, ValueError, "row_threshold is given without key_bias"),
+    "alone": (
+        {"key_bias": None},
+        ValueError,
+        "key_bias must be given with row_threshold, got only the latter",
+    ),
     "half": (
         lambda t: t.half(),
         TypeError,
-        "row_threshold must have dtype torch.float32, got torch.float16",
+        r"row_threshold must have dtype torch\.float32, got torch\.float16",
     ),
     "tokens": (
         lambda t: t[..., :5],
         ValueError,
-        r"row_threshold must have shape \[2 or 1, 4 or 1, 100\], batch, query",
+        r"row_threshold must have shape .* 100\], .* got \[2, 4, 5\]",
     ),
     "heads": (
         lambda t: t[:, :3],
         ValueError,
-        r"row_threshold must have shape \[2 or 1, 4 or 1, 100\], batch, query",
+        r"row_threshold must have shape .* 100\], .* got \[2, 3, 100\]",
     ),
     "a number": (lambda t: 0.5, TypeError, "row_threshold must be a tensor, got float"),
 }
@@ -193,5 +197,7 @@ def test_bad_thresholds_are_named(function, bad):
 def test_the_raw_op_needs_a_bias():
     _, arguments = limited(CASES["stripes"])
     del arguments["key_bias"]
-    with pytest.raises(RuntimeError, match="sparse_fmha: row_threshold is given without key_bias"):
+    with pytest.raises(
+        RuntimeError, match="sparse_fmha: key_bias must be given with row_threshold, got only the"
+    ):
         OPS.stripe_fwd(**arguments)

@@ -210,11 +210,27 @@ def test_everything_stays_on_its_device():
 
 BAD = {
     "a float": (lambda s: 0.5, TypeError, "sink must be a tensor, got float"),
-    "half": (lambda s: s.half(), TypeError, "sink has dtype torch.float16; torch.float32 is need"),
-    "fp64": (lambda s: s.double(), TypeError, "sink has dtype torch.float64; torch.float32 is"),
-    "heads": (lambda s: s[:2], ValueError, r"sink has shape \[2\]; \[4\] is needed"),
-    "rank": (lambda s: s[None], ValueError, r"sink has shape \[1, 4\]; \[4\] is needed"),
-    "meta": (lambda s: s.to("meta"), ValueError, "sink is on meta, q on cpu; one device is needed"),
+    "half": (
+        lambda s: s.half(),
+        TypeError,
+        r"sink must have dtype torch\.float32, got torch\.float16",
+    ),
+    "fp64": (
+        lambda s: s.double(),
+        TypeError,
+        r"sink must have dtype torch\.float32, got torch\.float64",
+    ),
+    "heads": (
+        lambda s: s[:2],
+        ValueError,
+        r"sink must have shape \[4\], one entry for each query head, got \[2\]",
+    ),
+    "rank": (
+        lambda s: s[None],
+        ValueError,
+        r"sink must have shape \[4\], one entry for each query head, got \[1, 4\]",
+    ),
+    "meta": (lambda s: s.to("meta"), ValueError, "sink must be on q's device, cpu, got meta"),
 }
 
 
@@ -233,5 +249,7 @@ def test_explained():
         explain(sparse_fmha.attention, q, q, q, sink=torch.empty(4, device="meta"), arch="sm90")
         == plain
     )
-    with pytest.raises(ValueError, match="sink has shape"):
+    with pytest.raises(
+        ValueError, match=r"sink must have shape \[4\], one entry for each query head, got \[3\]"
+    ):
         explain(sparse_fmha.attention, q, q, q, sink=torch.empty(3, device="meta"), arch="cpu")

@@ -27,9 +27,13 @@ BOTH = {
     "k of a batch": (
         {"k": torch.ones(1, 12, 2, 16)},
         ValueError,
-        "k has shape [1, 12, 2, 16]; [tokens, heads, head dim] is needed",
+        "k must have shape [tokens, heads, head dim], got [1, 12, 2, 16]",
     ),
-    "v differs": ({"v": torch.ones(11, 2, 16)}, ValueError, "k has shape [12, 2, 16], v has "),
+    "v differs": (
+        {"v": torch.ones(11, 2, 16)},
+        ValueError,
+        "v must have k's shape, [12, 2, 16], got [11, 2, 16]",
+    ),
     "heads": (
         {"k": torch.ones(12, 3, 16), "v": torch.ones(12, 3, 16)},
         ValueError,
@@ -40,23 +44,23 @@ BOTH = {
         ValueError,
         "k must have q's head dim, 16, got 8",
     ),
-    "starts": ({"cu_q": ints()}, ValueError, "cu_q has shape [0]; [sequences + 1] is needed"),
+    "starts": ({"cu_q": ints()}, ValueError, "cu_q must have shape [sequences + 1], got [0]"),
     "dtype of starts": (
         {"cu_q": torch.tensor([0, 9])},
         TypeError,
-        "cu_q has dtype torch.int64; torch.int32 is needed",
+        "cu_q must have dtype torch.int32, got torch.int64",
     ),
     "starts of keys": (
         {"cu_k": ints(0, 12)},
         ValueError,
-        "cu_k has shape [2]; [3] is needed",
+        "cu_k must have shape [3], got [2]",
     ),
     "no starts of keys": (
         {"cu_k": None},
         ValueError,
-        "cu_k is ",
+        "cu_k must be given unless seqused_k and page_table are, got None",
     ),
-    "keys in use": ({"seqused_k": ints(1)}, ValueError, "seqused_k has shape [1]; [2] is needed"),
+    "keys in use": ({"seqused_k": ints(1)}, ValueError, "seqused_k must have shape [2], got [1]"),
     "bound of queries": ({"max_q": -1}, ValueError, "max_q must be at least 0, got -1"),
     "bound of keys": ({"max_k": -1}, ValueError, "max_k must be at least 0, got -1"),
     "scale": ({"scale": NAN}, ValueError, "scale must be a finite number, got nan"),
@@ -67,26 +71,24 @@ BOTH = {
             "v": torch.ones(2, 8, 2, 16),
         },
         ValueError,
-        "page_table has shape [2]; [2, any] is needed",
+        "page_table must have shape [2, any], got [2]",
+    ),
+    "thresholds": (
+        {"skip_threshold": torch.zeros(3)},
+        ValueError,
+        "skip_threshold must have shape [2], one entry for each batch entry, got [3]",
     ),
     "pages": (
         {"page_table": ints(0, 1)[:, None]},
         ValueError,
-        "k has shape [12, 2, 16]; [pages, page, heads, head dim] is needed",
+        "k must have shape [pages, page, heads, head dim], got [12, 2, 16]",
     ),
 }
 # What the op says in other words.
 OF_THE_OP = {
     "k of a batch": "k must have 3 dimensions, got shape [1, 12, 2, 16]",
-    "heads": "q has 4 heads, k and v have 3; q's must be a multiple of theirs",
-    "head dim": "k has head dim 8, q has 16",
     "dtype of starts": "cu_q must have dtype Int, got Long",
-    "starts of keys": "cu_k must have shape [3], got [2]",
-    "keys in use": "seqused_k must have shape [2], got [1]",
-    "bound of queries": "max_q is -1; at least 0 is needed",
-    "bound of keys": "max_k is -1; at least 0 is needed",
-    "scale": "scale is nan; a finite number is needed",
-    "table": "page_table must have shape [2, any], got [2]",
+    "thresholds": "skip_threshold must have shape [2], got [3]",
     "pages": "k must have 4 dimensions, got shape [12, 2, 16]",
 }
 # What only the function takes, or what the op's schema says itself.
@@ -94,9 +96,9 @@ FUNCTION = {
     "q of a batch": (
         {"q": torch.ones(1, 9, 4, 16)},
         ValueError,
-        "q has shape [1, 9, 4, 16]; [tokens, heads, head dim] is needed",
+        "q must have shape [tokens, heads, head dim], got [1, 9, 4, 16]",
     ),
-    "starts in a list": ({"cu_q": [0, 9]}, TypeError, "cu_q is a list, not a tensor"),
+    "starts in a list": ({"cu_q": [0, 9]}, TypeError, "cu_q must be a tensor, got list"),
     "causal": ({"causal": 1}, TypeError, "causal must be True or False, got 1"),
     "float bound": ({"max_q": 6.0}, TypeError, "max_q must be an int, got 6.0"),
     "threshold": (
@@ -104,31 +106,30 @@ FUNCTION = {
         ValueError,
         "skip_threshold must be at least 0 and less than 1, got 1.0",
     ),
-    "thresholds": (
-        {"skip_threshold": torch.zeros(3)},
+    "heads of sink": (
+        {"sink": torch.zeros(3)},
         ValueError,
-        "skip_threshold must have shape [2], one entry for each batch entry, got [3]",
+        "sink must have shape [4], one entry for each query head, got [3]",
     ),
-    "heads of sink": ({"sink": torch.zeros(3)}, ValueError, "sink has shape [3]; [4] is needed"),
     "dtype of sink": (
         {"sink": torch.zeros(4, dtype=torch.float64)},
         TypeError,
-        "sink has dtype torch.float64; torch.float32 is needed",
+        "sink must have dtype torch.float32, got torch.float64",
     ),
     "shape of out": (
         {"out": torch.zeros(9, 4, 8)},
         ValueError,
-        "out has shape [9, 4, 8] on cpu; [9, 4, 16] on cpu is needed",
+        "out must have shape [9, 4, 16] on cpu, got [9, 4, 8] on cpu",
     ),
     "dtype of out": (
         {"out": torch.zeros(9, 4, 16, dtype=torch.float64)},
         TypeError,
-        "out has dtype torch.float64, the result torch.float32",
+        "out must have the result's dtype, torch.float32, got torch.float64",
     ),
     "out with a gradient": (
         {"out": torch.zeros(9, 4, 16), "sink": torch.zeros(4, requires_grad=True)},
         ValueError,
-        "out is given and a gradient is wanted; call without out",
+        "out must be None where a gradient is wanted, got a tensor",
     ),
 }
 
@@ -151,8 +152,8 @@ def test_op(case):
 @pytest.mark.parametrize(
     ("bound", "message"),
     [
-        ({"max_q": 5}, "max_q is 5; sequence 0 has 6 queries"),
-        ({"max_k": 7}, "max_k is 7; sequence 0 has 8 keys"),
+        ({"max_q": 5}, "max_q must be at least the 6 queries of sequence 0, got 5"),
+        ({"max_k": 7}, "max_k must be at least the 8 keys of sequence 0, got 7"),
         ({"max_k": 7, "seqused_k": ints(3, 9)}, None),
     ],
 )
@@ -172,5 +173,7 @@ def test_pages_have_no_gradient():
         out.sum().backward()
     q, dout = paged.pop("q").detach(), out.detach()
     lse = torch.zeros(9, 4)
-    with pytest.raises(RuntimeError, match="page_table is given; keys in pages have no gradient"):
+    with pytest.raises(
+        RuntimeError, match="page_table must be None, because keys in pages have no"
+    ):
         OPS.varlen_bwd(dout, None, q, out=dout, lse=lse, **paged)

@@ -108,45 +108,45 @@ def test_no_samples(randn):
 
 
 BAD = {
-    "tokens": (([(4, 6)], 3), {}, ValueError, "grids have 24 tokens, q has 30"),
+    "tokens": (([(4, 6)], 3), {}, ValueError, "grids must have the 30 tokens of q, got 24"),
     "window": (
         ([(4, 6), (3, 2)], (3, 3)),
         {},
         ValueError,
-        "sample 1 with the grid [3, 2]: window[1] * dilation[1] must be at most the",
+        "sample 1 with the grid [3, 2]: window[1] * dilation[1] must be at most the 2 tokens",
     ),
     "stride": (
         ([(5, 6)], 3),
         {"stride": 4},
         ValueError,
-        "sample 0 with the grid [5, 6]: stride[0] must be from 1 to window[0] = 3,",
+        "sample 0 with the grid [5, 6]: stride[0] must be from 1 to window[0] = 3, got 4",
     ),
     "axes": (
         ([(5, 6)], (3,)),
         {},
         ValueError,
-        "sample 0 with the grid [5, 6]: window must have one entry for each of q's 2",
+        "sample 0 with the grid [5, 6]: window must have one entry",
     ),
     "entries": (
         ([(5, 6)], [3, 3]),
         {},
         ValueError,
-        "window is a list of 2 entries; one for each of the 1 samples is needed",
+        "window must have one entry for each of the 1 samples, got a list of 2",
     ),
     "type": (
         ([(5, 6)], 3),
         {"causal": [(0, 1)]},
         TypeError,
-        "sample 0 with the grid [5, 6]: causal must be a bool or a tuple of them,",
+        "sample 0 with the grid [5, 6]: causal must be a bool or a tuple of them, got (0, 1)",
     ),
-    "shape": (([5, 6], 3), {}, ValueError, "grids[0] is 5; a shape of one to three axes"),
+    "shape": (([5, 6], 3), {}, ValueError, "grids[0] must be a shape of one to three axes, got 5"),
     "rank": (
         ([(1, 1, 5, 6)], 1),
         {},
         ValueError,
-        "grids[0] is (1, 1, 5, 6); a shape of one to three axes",
+        "grids[0] must be a shape of one to three axes, got (1, 1, 5, 6)",
     ),
-    "grids": ((30, 3), {}, TypeError, "grids is a int; a sequence of shapes is needed"),
+    "grids": ((30, 3), {}, TypeError, "grids must be a sequence of shapes, got int"),
     "size": (([(5.0, 6)], 3), {}, TypeError, "an axis of grids[0] must be an int, got 5.0"),
 }
 
@@ -160,7 +160,7 @@ def test_errors(randn, case):
 
 def test_other_tensors_are_refused(randn):
     q, k, v = qkv(randn, 30)
-    with pytest.raises(ValueError, match=r"^q has shape \[1, 30, 4, 16\]; \[tokens, heads"):
+    with pytest.raises(ValueError, match=r"^q must have shape \[tokens, heads, head dim\]"):
         varlen_neighborhood_attention(q[None], k, v, [(30,)], 3)
     with pytest.raises(ValueError, match=r"^k must have q's grid, \[30\], got \[29\]"):
         varlen_neighborhood_attention(q, k[1:], v[1:], [(30,)], 3)

@@ -212,13 +212,33 @@ C, V = patterns.CubeOrder, patterns.vsa_attention
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: C((4, 4), (4, 4)), ValueError, r"cube is \[4, 4\], of 16 tokens; allowed are: 64"),
-        (lambda: C((4, 4), (64,)), ValueError, r"grid is \[4, 4\], cube \[64\]; one to three"),
+        (
+            lambda: C((4, 4), (4, 4)),
+            ValueError,
+            r"cube must have 64 or 128 tokens, as blocks of queries have, got \[4, 4\],",
+        ),
+        (
+            lambda: C((4, 4), (64,)),
+            ValueError,
+            r"grid must have one to three entries, and cube as many, got \[4, 4\] and",
+        ),
         (lambda: C((0, 4), (8, 8)), ValueError, r"grid\[0\] must be at least 1, got 0"),
         (lambda: C((8, 8), (8, 8), after=-1), ValueError, "after must be at least 0, got -1"),
-        (lambda: ORDER.near((3,)), ValueError, r"window is \[3\]; 2 entries are needed"),
-        (lambda: patterns.nabla(Q, Q, ORDER), ValueError, r"window is \[11, 3, 3\]"),
-        (lambda: patterns.nabla(Q, Q, ORDER, window=(2, 3)), ValueError, r"window\[0\] is 2; an o"),
+        (
+            lambda: ORDER.near((3,)),
+            ValueError,
+            r"window must have 2 entries, one for each axis, got \[3\]",
+        ),
+        (
+            lambda: patterns.nabla(Q, Q, ORDER),
+            ValueError,
+            r"window must have 2 entries, one for each axis, got \[11, 3, 3\]",
+        ),
+        (
+            lambda: patterns.nabla(Q, Q, ORDER, window=(2, 3)),
+            ValueError,
+            r"window\[0\] must be odd, got 2",
+        ),
         (lambda: patterns.nabla(Q, Q, ORDER, p=2), ValueError, "p must be from 0 to 1, got 2"),
         (
             lambda: patterns.nabla(Q[:, 1:], Q, ORDER),

@@ -170,16 +170,36 @@ EDGES = torch.tensor([[0, 9]])
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: patterns.dhsa(Q, Q, EDGES, 100), ValueError, "keys is 100; at least local"),
-        (lambda: patterns.dhsa(Q, Q, EDGES, 300, local=65), ValueError, "local is 65; a multiple"),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES, 100),
+            ValueError,
+            r"keys must be at least local \+ first = 128 \+ 128, got 100",
+        ),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES, 300, local=65),
+            ValueError,
+            "local must be a multiple of range_size = 64, got 65",
+        ),
         (
             lambda: patterns.dhsa(Q, Q, EDGES, 300, window=0),
             ValueError,
             "window must be at least 1, got 0",
         ),
-        (lambda: patterns.dhsa(Q, Q[:, :5], EDGES, 300), ValueError, "k has 5 tokens, q has 9"),
-        (lambda: patterns.dhsa(Q, Q, EDGES[0], 300), ValueError, r"boundaries has shape \[2\]"),
-        (lambda: patterns.dhsa(Q, Q, EDGES.float(), 300), TypeError, "boundaries is torch.float32"),
+        (
+            lambda: patterns.dhsa(Q, Q[:, :5], EDGES, 300),
+            ValueError,
+            "k must have at least the 9 tokens of q, got 5",
+        ),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES[0], 300),
+            ValueError,
+            r"boundaries must have shape \[1 or 1, chunks \+ 1\], with at least one",
+        ),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES.float(), 300),
+            TypeError,
+            r"boundaries must be an int32 or int64 tensor, got torch\.float32",
+        ),
         (
             lambda: patterns.dhsa(Q, Q, EDGES, 300, shared=1),
             TypeError,
@@ -195,7 +215,11 @@ EDGES = torch.tensor([[0, 9]])
             ValueError,
             "density must be from 0 to 1, got 2",
         ),
-        (lambda: patterns.dhsa_ratios(Q, Q[:, :5]), ValueError, "q has 9 tokens, k has 5"),
+        (
+            lambda: patterns.dhsa_ratios(Q, Q[:, :5]),
+            ValueError,
+            "k must have the 9 tokens of q, got 5",
+        ),
         (
             lambda: patterns.dhsa_ratios(Q, Q, window=0),
             ValueError,
@@ -204,7 +228,7 @@ EDGES = torch.tensor([[0, 9]])
         (
             lambda: patterns.dhsa_boundaries(EDGES, 3),
             TypeError,
-            "ratios must have a floating point dtype, got torch.int64",
+            r"ratios must have a floating point dtype, got torch\.int64",
         ),
         (
             lambda: patterns.dhsa_boundaries(Q[0, 0], -3),

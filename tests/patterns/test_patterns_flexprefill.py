@@ -108,5 +108,7 @@ def test_errors(options, error, message):
 
 
 def test_lengths_that_do_not_fit():
-    with pytest.raises(ValueError, match="k has 200 tokens, q has 100; a difference that is"):
+    with pytest.raises(
+        ValueError, match="k must have the 100 tokens of q and a multiple of block = 128 more, got"
+    ):
         patterns.flexprefill_mask(Q[:, :100], Q)

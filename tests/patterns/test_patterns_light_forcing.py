@@ -103,26 +103,38 @@ Q = normal(1, 64, 2, 16)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: F([1, 2], [1, 2], [1.0], base=0.9, target=0.8), ValueError, "q_lens has 2 ent"),
-        (lambda: F([1, 2], [1, 2], [0.0, 0.0], base=0.9, target=0.8), ValueError, "above 0 is nee"),
+        (
+            lambda: F([1, 2], [1, 2], [1.0], base=0.9, target=0.8),
+            ValueError,
+            "q_lens, kv_lens and noise must have the same number of entries, got 2, 2",
+        ),
+        (
+            lambda: F([1, 2], [1, 2], [0.0, 0.0], base=0.9, target=0.8),
+            ValueError,
+            r"noise must have a number above 0 after the first, got \[0\.0, 0\.0\]",
+        ),
         (
             lambda: F([4, 4], [4, 8], [0, 1], base=1.2, target=0.8),
             ValueError,
-            "base must be from 0 to 1, got 1.2",
+            r"base must be from 0 to 1, got 1\.2",
         ),
         (
             lambda: F([4, 4, 4], [4, 8, 12], [0, 0, 9], base=0.9, target=0.2),
             ValueError,
-            "chunk 2 would have the sparsity -0.2667",
+            r"which give chunk 2 -0\.2667",
         ),
-        (lambda: L(64, 100, 64), ValueError, "kv_len is 100; a multiple of frame = 64"),
-        (lambda: L(128, 64, 64), ValueError, "q_len is 128; at most kv_len = 64"),
+        (
+            lambda: L(64, 100, 64),
+            ValueError,
+            "kv_len must be a positive multiple of frame = 64, got 100",
+        ),
+        (lambda: L(128, 64, 64), ValueError, "q_len must be at most kv_len = 64, got 128"),
         (lambda: L(64, 64, 0), ValueError, "frame must be at least 1, got 0"),
         (lambda: L(64, 64, 8, block_kv=8), ValueError, "block_kv must be 16, 32, 64 or 128, got 8"),
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 128, 64)),
             ValueError,
-            "k has 64 tokens; the layout has 128",
+            "k must have the 128 tokens of layout, got 64",
         ),
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 64, 64), sparsity=2),
@@ -132,7 +144,7 @@ Q = normal(1, 64, 2, 16)
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 64, 64), frames=1.5),
             TypeError,
-            "frames must be an int, got 1.5",
+            r"frames must be an int, got 1\.5",
         ),
     ],
 )

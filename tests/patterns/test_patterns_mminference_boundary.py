@@ -85,7 +85,7 @@ Q = torch.zeros(1, 9, 2, 16)
         (
             lambda: ModalityOrder(torch.zeros(4)),
             TypeError,
-            r"region must be a tensor of integers, got tensor\(\[0., 0., 0., 0.\]\)",
+            r"region must be a tensor of integers, got tensor\(\[0\., 0\., 0\., 0\.\]\)",
         ),
         (
             lambda: ModalityOrder(torch.tensor([0]), block_q=32),
@@ -100,22 +100,22 @@ Q = torch.zeros(1, 9, 2, 16)
         (
             lambda: mminference_boundary(Q, Q[:, :5], ORDER, {}),
             ValueError,
-            "k has 5 tokens; the order has 9",
+            "k must have the 9 tokens of order, got 5",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {(2, 0): "dense"}),
             ValueError,
-            r"pairs has \(2, 0\); modalities of queries below 2",
+            "pairs must have modalities of queries below 2 and of keys below 2, got",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {(0, 0): "all"}),
             ValueError,
-            "pattern is 'all'",
+            r"last blocks\), got 'all'",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {}, other=("top_k",)),
             ValueError,
-            r"pattern is \('top_k',\)",
+            r"last blocks\), got \('top_k',\)",
         ),
         (
             lambda: mminference_boundary(Q, Q, ORDER, {}, other=("top_k", -1)),

@@ -89,7 +89,11 @@ LINES = GridLines(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=t
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: patterns.mminference_grid_lines(Q, Q, []), ValueError, "strides is empty"),
+        (
+            lambda: patterns.mminference_grid_lines(Q, Q, []),
+            ValueError,
+            "strides must have at least one entry, got none",
+        ),
         (
             lambda: patterns.mminference_grid_lines(Q, Q, [0]),
             ValueError,
@@ -98,22 +102,26 @@ LINES = GridLines(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=t
         (
             lambda: patterns.mminference_grid_lines(Q, Q, [10]),
             ValueError,
-            "strides has 10; at most",
+            "strides must be at most the 9 tokens of k, got 10",
         ),
-        (lambda: patterns.mminference_grid_lines(Q, Q[:, :5], [3]), ValueError, "k has 5 tokens"),
+        (
+            lambda: patterns.mminference_grid_lines(Q, Q[:, :5], [3]),
+            ValueError,
+            "k must have at least the 9 tokens of q, got 5",
+        ),
         (
             lambda: patterns.mminference_grid_attention(
                 Q, Q, Q, [3], lines=GridLines(LINES.stride, LINES.phase[:, :1])
             ),
             ValueError,
-            r"lines has a phase of shape \[1, 1\]",
+            r"lines\.phase must have shape \[1 or 1, 2\], one for both, got \[1, 1\]",
         ),
         (
             lambda: patterns.mminference_grid_attention(
                 Q, Q, Q, [3], lines=GridLines(LINES.stride.int(), LINES.phase)
             ),
             TypeError,
-            "lines has a stride that is torch.int32",
+            r"lines\.stride must be an int64 tensor, got torch\.int32",
         ),
         (
             lambda: patterns.mminference_grid_attention(Q, Q, Q, [3], block_q=100),

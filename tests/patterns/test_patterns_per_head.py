@@ -173,73 +173,85 @@ Q = torch.zeros(1, LENGTH, 2, 16)
         (
             lambda: per_head_attention(Q, Q, Q, [([0], stripe)]),
             ValueError,
-            r"methods name the heads \[0\]; each of 0 to 1 is needed once",
+            r"methods must name each head of 0 to 1 once, got \[0\]",
         ),
         (
             lambda: per_head_attention(Q, Q, Q, [([0, 1, 1], stripe)]),
             ValueError,
-            r"the heads \[0, 1, 1\]",
+            r"methods must name each head of 0 to 1 once, got \[0, 1, 1\]",
         ),
         (
             lambda: per_head_attention(Q, Q, Q, [([0, 1], lambda q, k: q)]),
             TypeError,
-            "a mask is a Tensor; a BlockMask",
+            "masks must be BlockMasks or StripeMasks, got Tensor",
         ),
         (
             lambda: per_head_attention(
                 Q, Q, Q, [([0, 1], WholeMethod(lambda q, k, v: q[:, :, :1]))]
             ),
             ValueError,
-            r"a WholeMethod returned shape \[1, 200, 1, 16\]",
+            r"a WholeMethod must return shape \[1, 200, 2, 16\], got \[1, 200, 1, 16\]",
         ),
         (
             lambda: per_head_attention(Q, Q, Q, [(range(2), DENSE)], return_lse=True),
             ValueError,
-            "return_lse is True with a WholeMethod",
+            "return_lse must be False with a WholeMethod, which returns none, got True",
         ),
         (
             lambda: per_head_attention(Q, Q, Q, [([0, "1"], stripe)]),
             TypeError,
             "a head must be an int, got '1'",
         ),
-        (lambda: join_heads([], 2), ValueError, "parts is empty"),
+        (lambda: join_heads([], 2), ValueError, "parts must have at least one mask, got none"),
         (
             lambda: join_heads([([0], WINDOW), ([1], columns(Q, Q))], 2),
             ValueError,
-            "masks do not fit each other",
+            "masks must have one kind, lengths, block sizes and causal, got",
         ),
         (
             lambda: join_heads([([0, 1, 2], stripe(Q, Q))], 3),
             ValueError,
-            "a mask has lists for 2 heads; 1 or 3",
+            r"the mask of heads \[0, 1, 2\] must have lists for 1 or 3 heads, got 2",
         ),
-        (lambda: join_heads([([0, 0], WINDOW)], 2), ValueError, r"heads \[0, 0\] are named"),
+        (
+            lambda: join_heads([([0, 0], WINDOW)], 2),
+            ValueError,
+            r"parts must name each head of 0 to 1 at most once, got \[0, 0\]",
+        ),
         (
             lambda: join_heads([([2], WINDOW)], 2),
             ValueError,
-            r"heads \[2\] are named; each of 0 to",
+            r"parts must name each head of 0 to 1 at most once, got \[2\]",
         ),
-        (lambda: patterns.search_heads(Q, Q, Q, {}), ValueError, "candidates is empty"),
-        (lambda: patterns.load_minference([[]]), ValueError, "source has no list of objects"),
+        (
+            lambda: patterns.search_heads(Q, Q, Q, {}),
+            ValueError,
+            "candidates must have at least one method, got none",
+        ),
+        (
+            lambda: patterns.load_minference([[]]),
+            ValueError,
+            r"source must have a list of objects, one for each layer, got \[\[\]\]",
+        ),
         (
             lambda: patterns.load_minference([{"x": ["stream_llm", 1, 2]}]),
             ValueError,
-            "layer 0 has the head 'x'",
+            "heads of layer 0 must be numbers, got 'x'",
         ),
         (
             lambda: patterns.load_minference([{"3": ["dense", 1, 2]}]),
             ValueError,
-            "layer 0, head 3 has the pattern",
+            "the pattern of layer 0, head 3 must be one of ",
         ),
         (
             lambda: patterns.load_minference([{"3": ["stream_llm", 1.5, 2]}]),
             TypeError,
-            "a number of layer 0, head 3 must be an int, got 1.5",
+            r"a number of layer 0, head 3 must be an int, got 1\.5",
         ),
         (
             lambda: patterns.minference_heads({5: ("stream_llm", 1, 2)}, 2, 9, 9),
             ValueError,
-            "patterns has head 5; 0 to 1",
+            "patterns must have heads 0 to 1, got 5",
         ),
     ],
 )

@@ -110,20 +110,32 @@ A = patterns.pka_attention
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: A(Q, Q, Q, (8, 9)), ValueError, r"grid is \[8, 9\]; one to three axes of 64"),
+        (
+            lambda: A(Q, Q, Q, (8, 9)),
+            ValueError,
+            r"grid must have one to three axes and the 64 tokens of q, got \[8, 9\]",
+        ),
         (lambda: A(Q, Q, Q, (64, 0)), ValueError, r"grid\[1\] must be at least 1, got 0"),
-        (lambda: A(Q, Q, Q, (8, 8), rows=Q[0, :, 0] > 0), ValueError, "without a subject"),
+        (
+            lambda: A(Q, Q, Q, (8, 8), rows=Q[0, :, 0] > 0),
+            ValueError,
+            "subject must be given with rows, got only the latter",
+        ),
         (
             lambda: A(Q, Q, Q, (8, 8), spatial=[(Q[:, 1:], Q[:, 1:])]),
             ValueError,
-            r"spatial\[0\] has 63 tokens; the grid has 64",
+            r"spatial\[0\] must have the 64 tokens of grid, got 63",
         ),
         (lambda: A(Q, Q, Q, (8, 8), spatial=[KV], window=9), ValueError, r"window\[0\]"),
-        (lambda: A(Q, Q, Q, (8, 8), subject=KV, rows=Q), TypeError, "rows is torch.float32"),
+        (
+            lambda: A(Q, Q, Q, (8, 8), subject=KV, rows=Q),
+            TypeError,
+            r"rows must be a bool tensor, got torch\.float32",
+        ),
         (
             lambda: A(Q, Q, Q, (8, 8), subject=KV, rows=torch.ones(1, 63) > 0),
             ValueError,
-            r"rows has shape \[1, 63\]; \[1 or 1, 64\]",
+            r"rows must have shape \[1 or 1, 64\], got \[1, 63\]",
         ),
         (lambda: A(Q, Q, Q, (8, 8), joint=1), TypeError, "joint must be True or False, got 1"),
         (
@@ -131,7 +143,11 @@ A = patterns.pka_attention
             ValueError,
             "threshold must be from 0 to 1, got 2",
         ),
-        (lambda: patterns.keyword_rows(Q[:, :0], Q), ValueError, "q has 0 tokens"),
+        (
+            lambda: patterns.keyword_rows(Q[:, :0], Q),
+            ValueError,
+            "q and k must have at least 1 token, got 0 and 64",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message):

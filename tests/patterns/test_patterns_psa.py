@@ -195,25 +195,37 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: patterns.psa_levels(Q, Q, {3: 0.5}), ValueError, "shares has level 3"),
-        (lambda: patterns.psa_levels(Q, Q, {}), ValueError, "shares is empty"),
+        (
+            lambda: patterns.psa_levels(Q, Q, {3: 0.5}),
+            ValueError,
+            "levels of shares must be 1, 2, 4 or 8, got 3",
+        ),
+        (
+            lambda: patterns.psa_levels(Q, Q, {}),
+            ValueError,
+            "shares must have at least one level, got none",
+        ),
         (
             lambda: patterns.psa_levels(Q, Q, {1: 0.5, 2: 0.4}),
             ValueError,
-            r"shares\[2\] is 0.4, below that of a lower level: 0.5",
+            r"shares\[2\] must be at least 0\.5, that of a lower level, got 0\.4",
         ),
         (lambda: patterns.psa_levels(Q, Q, by="x"), ValueError, "by must be rank or mass, got 'x'"),
-        (lambda: patterns.psa_levels(Q, Q, every=3), ValueError, "every is 3; it must divide"),
+        (
+            lambda: patterns.psa_levels(Q, Q, every=3),
+            ValueError,
+            "every must divide block_q = 128, got 3",
+        ),
         (
             lambda: patterns.psa_levels(Q, Q, similarity={1: 0.5}),
             ValueError,
-            "similarity has level 1; allowed are: 2, 4, 8",
+            "levels of similarity must be 2, 4 or 8, got 1",
         ),
         (lambda: patterns.psa_levels(Q, Q, text=-1), ValueError, "text must be at least 0, got -1"),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.float()),
             TypeError,
-            "a tensor of integers is needed",
+            r"levels must be a tensor of integers, got tensor\(\[\[\[\[1\.\]\]\]\]\)",
         ),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.expand(1, 1, 2, 1)),
@@ -223,12 +235,12 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS, pools=()),
             ValueError,
-            "pools is empty",
+            "pools must have at least one level, got none",
         ),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS, pools=(16,)),
             ValueError,
-            "pools has level 16; allowed are: 1, 2, 4, 8",
+            "levels of pools must be 1, 2, 4 or 8, got 16",
         ),
     ],
 )

@@ -141,14 +141,22 @@ Q = normal(1, 128, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"text": 128}, ValueError, "text is 128; q has 128 tokens"),
+        ({"text": 128}, ValueError, "text must be less than the 128 tokens of q, got 128"),
         ({"text": -1}, ValueError, "text must be at least 0, got -1"),
-        ({"keep": 1.5}, ValueError, "keep must be from 0 to 1, got 1.5"),
+        ({"keep": 1.5}, ValueError, r"keep must be from 0 to 1, got 1\.5"),
         ({"theta": "x"}, TypeError, "theta must be a number, got 'x'"),
         ({"block": 32}, ValueError, "block_q must be 64 or 128, got 32"),
-        ({"forced": torch.ones(2, 2)}, TypeError, "forced is torch.float32; bool is needed"),
-        ({"forced": torch.ones(5, 5) > 0, "block": 64}, ValueError, r"forced has shape \[5, 5\]"),
-        ({"k": Q[:, 1:]}, ValueError, "q has 128 tokens, k has 127"),
+        (
+            {"forced": torch.ones(2, 2)},
+            TypeError,
+            r"forced must be a bool tensor, got torch\.float32",
+        ),
+        (
+            {"forced": torch.ones(5, 5) > 0, "block": 64},
+            ValueError,
+            r"forced must have a shape that broadcasts to \[1, 2, 2, 2\], got \[5, 5\]",
+        ),
+        ({"k": Q[:, 1:]}, ValueError, "k must have the 128 tokens of q, got 127"),
     ],
 )
 def test_bad_arguments(options, error, message):

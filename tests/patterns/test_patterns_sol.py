@@ -118,14 +118,18 @@ A = patterns.sol_attention
     [
         (lambda: A(Q, Q, Q, tau=float("inf")), ValueError, "tau must be a finite number, got inf"),
         (lambda: A(Q, Q, Q, rest="x"), ValueError, "rest must be token or block, got 'x'"),
+        (lambda: A(Q, Q, Q, block=32), ValueError, "block_q must be 64 or 128, got 32"),
+        (lambda: A(Q, Q[:, 1:], Q[:, 1:]), ValueError, "k must have the 128 tokens of q, got 127"),
         (
-            lambda: A(Q, Q, Q, block=32),
-            ValueError,
-            "block_q must be 64 or 128, got 32",
+            lambda: A(Q, Q, Q, forced=Q),
+            TypeError,
+            r"forced must be a bool tensor, got torch\.float32",
         ),
-        (lambda: A(Q, Q[:, 1:], Q[:, 1:]), ValueError, "q has 128 tokens, k has 127"),
-        (lambda: A(Q, Q, Q, forced=Q), TypeError, "forced is torch.float32; bool"),
-        (lambda: A(Q, Q, Q, forced=torch.ones(3) > 0), ValueError, r"forced has shape \[3\]"),
+        (
+            lambda: A(Q, Q, Q, forced=torch.ones(3) > 0),
+            ValueError,
+            r"forced must have a shape that broadcasts to \[1, 2, 2, 2\], got \[3\]",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message):

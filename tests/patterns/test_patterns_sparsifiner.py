@@ -152,12 +152,12 @@ Q = normal(1, 101, 4, 16)
             ValueError,
             "threshold must be from 0 to inf, got -1",
         ),
-        (lambda: MADE(Q[:, 1:], Q), ValueError, "101 tokens and 4 query heads of 16 are needed"),
         (
-            lambda: MADE.mask(Q, Q, block_q=32),
+            lambda: MADE(Q[:, 1:], Q),
             ValueError,
-            "block_q must be 64 or 128, got 32",
+            r"q and k must have 101 tokens, and q 4 heads of 16, got shapes \[1, 100,",
         ),
+        (lambda: MADE.mask(Q, Q, block_q=32), ValueError, "block_q must be 64 or 128, got 32"),
         (
             lambda: MADE.reconstruction_loss(Q, Q, Q[0]),
             ValueError,
@@ -166,7 +166,7 @@ Q = normal(1, 101, 4, 16)
         (
             lambda: sparsifiner_distillation_loss(Q, Q[:, 1:], Q, Q),
             ValueError,
-            "logits has shape .* they must be the same",
+            r"teacher_logits must have the shape of logits, \[1, 101, 4, 16\], got \[1,",
         ),
         (
             lambda: sparsifiner_distillation_loss(Q, Q, Q, Q, cls_weight=-1),

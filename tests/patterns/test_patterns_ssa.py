@@ -97,7 +97,7 @@ Q = torch.zeros(1, 9, 2, 16)
     ("options", "error", "message"),
     [
         ({"blocks": 0}, ValueError, "blocks must be at least 1, got 0"),
-        ({"blocks": 1.5}, TypeError, "blocks must be an int, got 1.5"),
+        ({"blocks": 1.5}, TypeError, r"blocks must be an int, got 1\.5"),
         ({"block": 24}, ValueError, "block_kv must be 16, 32, 64 or 128, got 24"),
         ({"block_q": 32}, ValueError, "block_q must be 64 or 128, got 32"),
         ({"width": -1}, ValueError, "width must be at least 0, got -1"),
@@ -110,5 +110,7 @@ def test_errors(options, error, message):
 
 
 def test_outputs_of_two_shapes():
-    with pytest.raises(ValueError, match=r"full has shape \[1, 9, 2, 16\], sparse \[9, 2, 16\]"):
+    with pytest.raises(
+        ValueError, match=r"sparse must have the shape of full, \[1, 9, 2, 16\], got \[9, 2, 16\]"
+    ):
         patterns.ssa_alignment(Q, Q[0])

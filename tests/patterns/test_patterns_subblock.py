@@ -79,11 +79,11 @@ Q = normal(1, 64, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"keep": 1.5}, ValueError, "keep must be from 0 to 1, got 1.5"),
-        ({"piece": 24}, ValueError, "piece is 24; it must divide block_q = 64"),
+        ({"keep": 1.5}, ValueError, r"keep must be from 0 to 1, got 1\.5"),
+        ({"piece": 24}, ValueError, "piece must divide block_q = 64, got 24"),
         ({"piece": 0}, ValueError, "piece must be at least 1, got 0"),
         ({"block_kv": 48}, ValueError, "block_kv must be 16, 32, 64 or 128, got 48"),
-        ({"forced": Q}, TypeError, "forced is torch.float32; bool"),
+        ({"forced": Q}, TypeError, r"forced must be a bool tensor, got torch\.float32"),
         ({"causal": 1}, TypeError, "causal must be True or False, got 1"),
     ],
 )

@@ -133,7 +133,11 @@ INDICES = torch.zeros(1, 2, 3, dtype=torch.int64)
             ValueError,
             "tau must be from 0 to 1, got 2",
         ),
-        (lambda: patterns.token_sparse_indices(Q, Q, pool=4), ValueError, "pool is 4; an odd"),
+        (
+            lambda: patterns.token_sparse_indices(Q, Q, pool=4),
+            ValueError,
+            "pool must be odd, got 4",
+        ),
         (
             lambda: patterns.token_sparse_indices(Q, Q, window=0),
             ValueError,
@@ -144,23 +148,27 @@ INDICES = torch.zeros(1, 2, 3, dtype=torch.int64)
             ValueError,
             "keep must be at least 0, got -1",
         ),
-        (lambda: patterns.token_sparse_indices(Q, Q[:, :5]), ValueError, "q has 9 tokens, k has 5"),
+        (
+            lambda: patterns.token_sparse_indices(Q, Q[:, :5]),
+            ValueError,
+            "k must have the 9 tokens of q, got 5",
+        ),
         (
             lambda: patterns.token_sparse_attention(Q, Q, Q, indices=INDICES.int()),
             TypeError,
-            "indices is torch.int32; an int64",
+            r"indices must be an int64 tensor, got torch\.int32",
         ),
         (
             lambda: patterns.token_sparse_attention(Q, Q, Q, indices=INDICES[:, :1]),
             ValueError,
-            r"indices has shape \[1, 1, 3\]; \[1, 2, n\]",
+            r"indices must have shape \[1, 2, n\], n at most 9, got \[1, 1, 3\]",
         ),
         (
             lambda: patterns.token_sparse_attention(
                 Q, Q, Q, indices=INDICES, attend=lambda q, k, v: q[:, :1]
             ),
             ValueError,
-            r"attend returned shape \[1, 1, 2, 16\]",
+            r"attend must return shape \[1, 3, 2, 16\], got \[1, 1, 2, 16\]",
         ),
     ],
 )

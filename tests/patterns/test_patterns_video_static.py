@@ -209,19 +209,19 @@ R, S, T = patterns.radial, patterns.svg_mask, patterns.sliding_tile
     ("call", "error", "message"),
     [
         (lambda: R(0, 9), ValueError, "frames must be at least 1, got 0"),
-        (lambda: R(9, 9, decay=0), ValueError, "decay is 0; a number above 0"),
-        (
-            lambda: R(9, 9, block=32),
-            ValueError,
-            "block_q must be 64 or 128, got 32",
-        ),
+        (lambda: R(9, 9, decay=0), ValueError, "decay must be above 0, got 0"),
+        (lambda: R(9, 9, block=32), ValueError, "block_q must be 64 or 128, got 32"),
         (lambda: R(9, 9, first_frame=1), TypeError, "first_frame must be True or False, got 1"),
-        (lambda: S(4, 70, text=10, keep=0.05), ValueError, "keep is 0.05; that leaves a band of 0"),
-        (lambda: S(4, 70, keep=1.5), ValueError, "keep must be from 0 to 1, got 1.5"),
+        (
+            lambda: S(4, 70, text=10, keep=0.05),
+            ValueError,
+            "keep must leave a band of at least a block of 128 tokens beside 10 of",
+        ),
+        (lambda: S(4, 70, keep=1.5), ValueError, r"keep must be from 0 to 1, got 1\.5"),
         (
             lambda: patterns.svg_heads(Q, Q, Q, MASK, 5, 70),
             ValueError,
-            r"frames \* frame_tokens is 5 \* 70; q has 290",
+            r"frames \* frame_tokens must be at most the 290 tokens of q, got 5 \* 70",
         ),
         (
             lambda: patterns.svg_heads(Q[:, 1:], Q, Q, MASK, 4, 70),
@@ -231,18 +231,30 @@ R, S, T = patterns.radial, patterns.svg_mask, patterns.sliding_tile
         (
             lambda: patterns.svg_attention(Q, Q, Q, MASK, 4, 70, torch.ones(1, 3) > 0),
             ValueError,
-            r"temporal has shape \[1, 3\]; \[1 or 1, 2\]",
+            r"temporal must have shape \[1 or 1, 2\], got \[1, 3\]",
         ),
         (
             lambda: patterns.svg_attention(Q, Q, Q, MASK, 4, 70, torch.ones(1, 2)),
             TypeError,
-            "temporal is torch.float32; bool",
+            r"temporal must be a bool tensor, got torch\.float32",
         ),
         (lambda: T((8, 8), (4,), (1, 1)), ValueError, "as many in each"),
-        (lambda: T((8, 9), (4, 4), (1, 1)), ValueError, r"tile\[1\] is 4; it must divide grid"),
-        (lambda: T((16,), (4,), (2,)), ValueError, r"window\[0\] is 2; an odd number is needed"),
-        (lambda: T((16,), (4,), (5,)), ValueError, r"window\[0\] is 5; the axis has 4 tiles"),
-        (lambda: T((16,), (4.0,), (5,)), TypeError, r"tile\[0\] must be an int, got 4.0"),
+        (
+            lambda: T((8, 9), (4, 4), (1, 1)),
+            ValueError,
+            r"tile\[1\] must divide grid\[1\] = 9, got 4",
+        ),
+        (
+            lambda: T((16,), (4,), (2,)),
+            ValueError,
+            r"window\[0\] must be odd or all 4 tiles, got 2",
+        ),
+        (
+            lambda: T((16,), (4,), (5,)),
+            ValueError,
+            r"window\[0\] must be at most the 4 tiles of that axis, got 5",
+        ),
+        (lambda: T((16,), (4.0,), (5,)), TypeError, r"tile\[0\] must be an int, got 4\.0"),
     ],
 )
 def test_bad_arguments(call, error, message):

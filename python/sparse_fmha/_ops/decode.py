@@ -13,11 +13,6 @@ from torch import Tensor
 
 from sparse_fmha._ops import derivatives, symbolic
 
-ON_CPU_ONLY = (
-    "sparse_fmha::decode: q is on {}; decode kernels run on the CPU only so far; move the tensors "
-    "to the CPU"
-)
-
 
 def register(library: torch.library.Library) -> None:
     functional = torch.ops.sparse_fmha.decode.default

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 
+from sparse_fmha._ops import errors
+
 
 def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
     """Registers vmap of an op, and the error that it raises for CUDA tensors."""
@@ -19,9 +21,9 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
 
 def on_cuda(op: torch._ops.OpOverload) -> Callable[..., NoReturn]:
     def refuse(*_args: object) -> NoReturn:
-        raise NotImplementedError(
-            f"{op._schema.name} runs on the CPU only yet; sparse_fmha.varlen_attention takes CUDA "
-            "tensors, over block lists"
+        raise errors.on_cpu_only(
+            op._schema.name,
+            " or call sparse_fmha.varlen_attention, which takes CUDA tensors, over block lists",
         )
 
     return refuse

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
+from sparse_fmha._ops import errors
 
 Biases = tuple[Tensor | None, ...]  # the last arguments of the ops, as many as are given
 
@@ -23,19 +24,14 @@ def check(
         _checks.check_token_numbers("key_bias", key_bias, q, k.shape[1:-2], allow_grid=True)
     if row_threshold is not None:
         if key_bias is None:
-            raise ValueError(
-                "row_threshold is given without key_bias, which it is compared with; give both"
-            )
+            raise ValueError("key_bias must be given with row_threshold, got only the latter")
         _checks.check_token_numbers("row_threshold", row_threshold, q, q.shape[1:-2])
 
 
-def check_device(q: Tensor) -> None:
+def check_device(q: Tensor, what: str = "key_bias", otherwise: str = " or leave it out") -> None:
     """Refuses CUDA tensors, for which no kernel reads biases."""
     if isinstance(q, Tensor) and q.device.type == "cuda":
-        raise NotImplementedError(
-            f"key_bias and row_threshold run on the CPU only yet; q is on {q.device}. Leave them "
-            "out, or move the tensors to the CPU"
-        )
+        raise errors.on_cpu_only(what, otherwise)
 
 
 def flat(biases: Biases) -> Biases:
@@ -49,12 +45,13 @@ def check_sink(sink: Tensor, q: Tensor) -> None:
     wide = torch.promote_types(q.dtype, torch.float32)
     if sink.dtype not in (torch.float32, wide):
         allowed = " or ".join(map(str, dict.fromkeys((torch.float32, wide))))
-        raise TypeError(f"sink has dtype {sink.dtype}; {allowed} is needed")
+        raise TypeError(f"sink must have dtype {allowed}, got {sink.dtype}")
     if sink.device != q.device:
-        raise ValueError(f"sink is on {sink.device}, q on {q.device}; one device is needed")
+        raise ValueError(f"sink must be on q's device, {q.device}, got {sink.device}")
     if tuple(sink.shape) != (q.shape[-2],):
         raise ValueError(
-            f"sink has shape {list(sink.shape)}; [{q.shape[-2]}] is needed, one for each query head"
+            f"sink must have shape [{q.shape[-2]}], one entry for each query head, got "
+            f"{list(sink.shape)}"
         )
 
 

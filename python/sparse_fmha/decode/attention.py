@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import skipping
-from sparse_fmha._ops import derivatives, symbolic
-from sparse_fmha._ops.decode import ON_CPU_ONLY
+from sparse_fmha._ops import derivatives, errors, symbolic
 from sparse_fmha.attention import _calls
 from sparse_fmha.decode import arguments
 from sparse_fmha.decode.arguments import Blocks, Keys, Tokens
@@ -231,7 +230,7 @@ def decode_attention(
         NotImplementedError: CUDA tensors, for which there are no kernels yet.
     """
     if isinstance(q, Tensor) and q.is_cuda:
-        raise NotImplementedError(ON_CPU_ONLY.format(q.device))
+        raise errors.on_cpu_only("decode_attention")
     keys = Keys(
         page_table,
         *arguments.of_blocks(blocks),

@@ -50,8 +50,8 @@ def enable_decoder(pipe_or_decoder: object) -> None:
         kind = type(layer.processor).__name__
         if kind not in (*PROCESSORS, DecoderProcessor.__name__):
             raise NotImplementedError(
-                f"the attention processor of block {index} of {NAME} is a {kind}; supported are "
-                f"{list(PROCESSORS)}"
+                f"the attention processor of block {index} of {NAME} must be one of "
+                f"{list(PROCESSORS)}, got {kind}"
             )
     for layer in layers:
         if not isinstance(layer.processor, DecoderProcessor):
@@ -68,8 +68,8 @@ def disable_decoder(pipe_or_decoder: object) -> None:
     layers = _layers(pipe_or_decoder)
     if not all(isinstance(layer.processor, DecoderProcessor) for layer in layers):
         raise RuntimeError(
-            f"{NAME} is not enabled, or its attention processors were replaced; call "
-            "enable_decoder() before disable_decoder()"
+            f"{NAME} must be enabled, with its attention processors in place, before "
+            "disable_decoder(); call enable_decoder() first"
         )
     for layer in layers:
         layer.set_processor(layer.processor.original)
@@ -81,8 +81,8 @@ def _layers(given: object) -> list[Any]:
     named = [cls for cls in type(model).__mro__ if cls.__name__ == NAME]
     if not any(cls.__module__.partition(".")[0] == "diffusers" for cls in named):
         raise TypeError(
-            f"{type(given).__name__} is neither a {NAME} of diffusers nor a pipeline with one as "
-            f"{PART}"
+            f"pipe_or_decoder must be a {NAME} of diffusers or a pipeline with one as {PART}, got "
+            f"{type(given).__name__}"
         )
     decoder = model.decoder
     blocks = [block for stage in decoder.det_stages for block in stage]

@@ -42,8 +42,8 @@ def hunyuan_image(model: Transformer, given: Given) -> Grid:
     shape = given["hidden_states"].shape
     if len(shape) != 4:
         raise NotImplementedError(
-            f"hidden_states has shape {list(shape)}; latents of HunyuanImage's refiner, with "
-            "frames, are not supported"
+            "hidden_states must have 4 dimensions, as latents of HunyuanImage's refiner, with "
+            f"frames, are not supported, got shape {list(shape)}"
         )
     return _patches(shape[2:], model.config.patch_size)
 
@@ -59,8 +59,8 @@ def kandinsky5(model: Transformer, given: Given) -> Grid:
     """Latents are `[B, T, Y, X, C]`."""
     if given.get("sparse_params") is not None:
         raise NotImplementedError(
-            "sparse_params is given: Kandinsky 5's own sparse attention has tokens in another "
-            "order, and is not supported; a config with attention_type 'regular' has none"
+            "sparse_params must be None, because Kandinsky 5's own sparse attention has tokens in "
+            "another order, got some; a config with attention_type 'regular' has none"
         )
     return _patches(given["hidden_states"].shape[1:4], model.config.patch_size)
 
@@ -71,8 +71,8 @@ def ltx(model: Transformer, given: Given) -> Grid:
     sizes = tuple(given[name] for name in names if given.get(name) is not None)
     if len(sizes) < len(names):
         raise ValueError(
-            "a call with video_coords in place of num_frames, height and width shows no grid; "
-            "enable(..., grid=(frames, height, width)) is needed"
+            "num_frames, height and width must be given, because video_coords shows no grid, got "
+            f"{len(sizes)} of them; or call enable(..., grid=(frames, height, width))"
         )
     return sizes
 
@@ -96,8 +96,8 @@ def qwen_image(model: Transformer, given: Given) -> Grid:
     image = images.pop() if len(images) == 1 else ()
     if not image or any(size[0] != 1 for size in image):
         raise ValueError(
-            f"img_shapes {shapes} are not those of one image and its references in one size for "
-            "the batch; layers and batches of different sizes are not supported"
+            "img_shapes must be those of one image and its references, in one size for the batch "
+            f"and without layers, got {shapes}"
         )
     return tuple(image[0][1:])
 
@@ -107,14 +107,14 @@ def z_image(model: Transformer, given: Given) -> Grid:
     images = given["x"]
     if isinstance(images[0], list):
         raise NotImplementedError(
-            "x is a list of lists: Z-Image with several images for each prompt is not supported"
+            "x must be a list of tensors, one image for each prompt of Z-Image, got a list of lists"
         )
     patch, frames = given.get("patch_size", 2), given.get("f_patch_size", 1)
     sizes = {_patches(tuple(image.shape[1:]), (frames, patch, patch)) for image in images}
     if len(sizes) != 1 or (size := sizes.pop())[0] != 1:
         raise ValueError(
-            f"x has images of {[list(image.shape) for image in images]}; one size and one frame "
-            "are needed"
+            "x must have images of one size and one frame, got "
+            f"{[list(image.shape) for image in images]}"
         )
     return size[1:]
 
@@ -136,8 +136,8 @@ def minimax_h3(model: Transformer, given: Given) -> Grid:
         if product.equal(places) and all((axis.diff() > 0).all() for axis in axes):
             return grid
     raise ValueError(
-        f"position_ids of the last {count} rows of video_indices are not those of one video, frame "
-        "by frame and row by row"
+        f"position_ids of the last {count} rows of video_indices must be those of one video, frame "
+        "by frame and row by row, got others"
     )
 
 
@@ -197,8 +197,8 @@ def _first_image(name: str, ids: Tensor) -> Grid:
     expected = torch.cartesian_prod(*(torch.arange(n, device="cpu") for n in (height, width)))
     if not expected.equal(places):
         raise ValueError(
-            f"{name} of {count} tokens are not those of one image, row by row (they span "
-            f"{height}x{width})"
+            f"{name} must be those of one image, row by row, got {count} tokens that span "
+            f"{height}x{width}"
         )
     return height, width
 

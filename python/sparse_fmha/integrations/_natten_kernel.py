@@ -37,7 +37,9 @@ def write_local_kernel(directory: str | PathLike[str]) -> str:
     """
     root = Path(directory).resolve()
     if ":" in str(root):
-        raise ValueError(f"directory is {str(root)!r}; LOCAL_KERNELS allows no colon in a path")
+        raise ValueError(
+            f"directory must be a path without a colon, for LOCAL_KERNELS, got {str(root)!r}"
+        )
     for backend in BACKENDS:
         folder = root / "build" / f"torch-{backend}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Returns out and lse `[Tq, Hq]`; a window other than (-1, -1) and (-1, 0) runs over lists."""
     if len(window) != 2:
-        raise ValueError(f"window_size is {window!r}; (left, right) is needed")
+        raise ValueError(f"window_size must be (left, right), got {window!r}")
     left, right = (_checks.check_int("window_size", bound, -1) for bound in window)
     if left < 0 and right <= 0:
         return varlen_attention(
@@ -46,8 +46,7 @@ def attend(
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k, page_table)
     if page_table is not None or cu_k is None:
         raise ValueError(
-            f"window_size is {(left, right)} and block_table is given; with pages only (-1, -1) "
-            "and (-1, 0) are supported"
+            f"window_size must be (-1, -1) or (-1, 0) with block_table, got {(left, right)}"
         )
     return over_lists(
         q,

@@ -39,11 +39,13 @@ class FusedNeighborhoodAttention(NeighborhoodAttention):  # type: ignore[misc]
     ) -> tuple[Tensor]:
         """`[B, Y, X, C]` to the same, in a tuple."""
         if output_attentions:
-            raise NotImplementedError("output_attentions: fused attention makes no attention maps")
+            raise NotImplementedError(
+                "output_attentions must be False, because fused attention makes no maps, got True"
+            )
         if self.training and self.dropout.p:
             raise NotImplementedError(
-                f"attention_probs_dropout_prob is {self.dropout.p}; dropout of attention maps is "
-                "not supported in training"
+                f"attention_probs_dropout_prob must be 0 in training, got {self.dropout.p}; set it "
+                "to 0 or call model.eval()"
             )
         projections = self.query, self.key, self.value
         heads = self.num_attention_heads
@@ -63,8 +65,8 @@ class FusedNeighborhoodAttention(NeighborhoodAttention):  # type: ignore[misc]
         channels = 8 * ceil_div(head_dim + period**2, 8) - head_dim
         if head_dim + channels > MAX_HEAD_DIM:
             raise NotImplementedError(
-                f"kernel_size is {self.kernel_size} and the head dim {head_dim}; {head_dim} + "
-                f"{period}**2 may be {MAX_HEAD_DIM} at most"
+                f"head dim + (2 * kernel_size - 1)**2 must be at most {MAX_HEAD_DIM}, got "
+                f"{head_dim} + {period}**2"
             )
         residue = torch.arange(period, device=q.device)
         rows, columns = (
@@ -112,6 +114,8 @@ def disable(model: nn.Module) -> None:
 def _change(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
     found = [module for module in model.modules() if type(module) is old]
     if not found:
-        raise TypeError(f"{type(model).__name__} has no {old.__name__} of DiNAT")
+        raise TypeError(
+            f"model must have a {old.__name__} of DiNAT, got {type(model).__name__} without one"
+        )
     for module in found:
         module.__class__ = new

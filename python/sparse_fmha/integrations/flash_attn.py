@@ -57,9 +57,9 @@ def flash_attn_varlen_func(
     """
     for name, value in (("dropout_p", dropout_p), ("softcap", softcap)):
         if value:
-            raise ValueError(f"{name} is {value}; only 0 is supported")
+            raise ValueError(f"{name} must be 0, got {value}")
     if alibi_slopes is not None:
-        raise ValueError("alibi_slopes is given; only None is supported")
+        raise ValueError(f"alibi_slopes must be None, got {type(alibi_slopes).__name__}")
     if causal:
         window_size = (window_size[0], 0)
     out, lse = _packed.attend(

@@ -156,7 +156,7 @@ def install() -> None:
     """
     here = sys.modules[__name__]
     if sys.modules.get("natten", here) is not here:
-        raise RuntimeError("another natten has been imported; call install() before its import")
+        raise RuntimeError("natten must not be imported before install(), got another natten")
     functional = ModuleType("natten.functional", "The functions of `sparse_fmha`'s natten.")
     for function in (merge_attentions, na1d, na2d, na3d, natten2dav, natten2dqkrpb):
         setattr(functional, function.__name__, function)
@@ -209,16 +209,15 @@ def _attend(
 ) -> Tensor | tuple[Tensor, Tensor]:
     for name, chosen in tuning.items():
         if name not in TUNING:
-            raise TypeError(f"na{axes}d has no argument {name!r}")
+            raise TypeError(f"options of na{axes}d must be among {', '.join(TUNING)}, got {name!r}")
         if chosen != TUNING[name]:
             raise ValueError(
-                f"{name} is {chosen!r}; it is for NATTEN's kernels, and only {TUNING[name]!r} is "
-                "allowed here"
+                f"{name} must be {TUNING[name]!r}, as it is for NATTEN's kernels, got {chosen!r}"
             )
     if query.dim() != axes + 3:
         raise ValueError(
-            f"query has shape {list(query.shape)}; na{axes}d needs {axes + 3} dimensions: batch, "
-            f"{axes} of the grid, heads, head dim"
+            f"query must have {axes + 3} dimensions for na{axes}d (batch, {axes} of tokens, heads, "
+            f"head dim), got shape {list(query.shape)}"
         )
     # mypy takes no overload for a bool that is not a literal beside optional statistics.
     result: Any = neighborhood_attention(

@@ -64,10 +64,12 @@ def varlen_attn(
         TypeError, RuntimeError, NotImplementedError: see `varlen_attention`.
     """
     if num_splits is not None:
-        raise ValueError(f"num_splits is {num_splits}; only None is supported")
+        raise ValueError(f"num_splits must be None, got {num_splits}")
     heads, heads_kv = (x.shape[-2] if x.dim() > 1 else 0 for x in (query, key))
     if heads != heads_kv and not enable_gqa:
-        raise ValueError(f"query has {heads} heads, key has {heads_kv}; enable_gqa=True is needed")
+        raise ValueError(
+            f"key must have the {heads} heads of query unless enable_gqa is True, got {heads_kv}"
+        )
     out, lse = _packed.attend(
         query,
         key,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, one_of
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, tensor_fields
 from sparse_fmha.masks.block_checks import BLOCKS_Q
@@ -63,16 +63,16 @@ class CubeOrder(RegionOrder):
     ) -> None:
         if not 1 <= len(grid) <= 3 or len(cube) != len(grid):
             raise ValueError(
-                f"grid is {list(grid)}, cube {list(cube)}; one to three lengths, and as many, are "
-                "needed"
+                "grid must have one to three entries, and cube as many, got "
+                f"{list(grid)} and {list(cube)}"
             )
         self.grid = tuple(check_int(f"grid[{n}]", x, 1) for n, x in enumerate(grid))
         self.cube = tuple(check_int(f"cube[{n}]", x, 1) for n, x in enumerate(cube))
         block = math.prod(self.cube)
         if block not in BLOCKS_Q:
             raise ValueError(
-                f"cube is {list(cube)}, of {block} tokens; allowed are: 64, 128, the blocks of "
-                "queries"
+                f"cube must have {one_of(BLOCKS_Q)} tokens, as blocks of queries have, got "
+                f"{list(cube)}, which has {block}"
             )
         self.before, self.after = check_int("before", before), check_int("after", after)
         self.cubes = tuple(ceil_div(n, c) for n, c in zip(self.grid, self.cube, strict=True))
@@ -151,7 +151,7 @@ class CubeOrder(RegionOrder):
         """
         if len(window) != len(self.cubes):
             raise ValueError(
-                f"window is {list(window)}; {len(self.cubes)} entries are needed, one for each axis"
+                f"window must have {len(self.cubes)} entries, one for each axis, got {list(window)}"
             )
         device = self.slots.device
         near = torch.ones(1, 1, dtype=torch.bool, device=device)

@@ -78,7 +78,7 @@ def dhsa(
     sizes = _Sizes(q.shape[1], k.shape[1], keys, local, first, window, dense_rows, block_q)
     stripe_checks.check_sizes(sizes.q_len, sizes.kv_len, block_q, range_size, True)
     if local % range_size:
-        raise ValueError(f"local is {local}; a multiple of range_size = {range_size} is needed")
+        raise ValueError(f"local must be a multiple of range_size = {range_size}, got {local}")
     _check_boundaries(boundaries, q)
     groups, kv_len = ceil_div(sizes.q_len, block_q), sizes.kv_len
     end, low, begin, dense = sizes.of_groups(groups, q.device)
@@ -175,11 +175,9 @@ class _Sizes:
         for name, value in (("local", local), ("first", first), ("dense_rows", dense_rows)):
             check_int(name, value)
         if kv_len < q_len:
-            raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+            raise ValueError(f"k must have at least the {q_len} tokens of q, got {kv_len}")
         if check_int("keys", keys) < local + first:
-            raise ValueError(
-                f"keys is {keys}; at least local + first = {local} + {first} is needed"
-            )
+            raise ValueError(f"keys must be at least local + first = {local} + {first}, got {keys}")
         if window is not None:
             check_int("window", window, 1)
         self.q_len, self.kv_len, self.block_q = q_len, kv_len, block_q
@@ -218,13 +216,13 @@ def _chunk_means(k: Tensor, edges: Tensor, normalize: bool) -> Tensor:
 def _check_boundaries(boundaries: Tensor, q: Tensor) -> None:
     if not isinstance(boundaries, Tensor) or boundaries.dtype not in (torch.int32, torch.int64):
         kind = getattr(boundaries, "dtype", type(boundaries))
-        raise TypeError(f"boundaries is {kind}; an int32 or int64 tensor is needed")
+        raise TypeError(f"boundaries must be an int32 or int64 tensor, got {kind}")
     batch = q.shape[0]
     shape = boundaries.shape
     if len(shape) != 2 or shape[0] not in (1, batch) or shape[1] < 2:
         raise ValueError(
-            f"boundaries has shape {list(shape)}; [1 or {batch}, chunks + 1] is needed, with at "
-            "least one chunk"
+            f"boundaries must have shape [{batch} or 1, chunks + 1], with at least one chunk, got "
+            f"{list(shape)}"
         )
     if boundaries.device != q.device:
-        raise ValueError(f"boundaries is on {boundaries.device}, q on {q.device}; one is needed")
+        raise ValueError(f"boundaries must be on q's device, {q.device}, got {boundaries.device}")

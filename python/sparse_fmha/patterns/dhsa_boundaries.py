@@ -80,7 +80,7 @@ def dhsa_ratios(q: Tensor, k: Tensor, *, window: int = 4, scale: float | None = 
     check_int("window", window, 1)
     batch, length, heads, dim = q.shape
     if k.shape[1] != length:
-        raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
     ratios = torch.zeros(batch, length, dtype=torch.float32, device=q.device)
     inner = length - 4 * window + 1  # tokens with a ratio, from 2 * window - 1
     if inner <= 0:

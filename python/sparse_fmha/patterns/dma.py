@@ -71,7 +71,7 @@ class DMABias(nn.Module):
         check_floats("v", v, 4, "[batch, tokens, key heads, head dim]")
         if v.shape[2:] != (self.heads_kv, self.head_dim):
             raise ValueError(
-                f"v has shape {list(v.shape)}; {self.heads_kv} heads of {self.head_dim} are needed"
+                f"v must have {self.heads_kv} heads of {self.head_dim}, got shape {list(v.shape)}"
             )
         z = linear(v.flatten(2), self.weight.to(v.dtype)).float()
         return (self.decay.float() * softplus(z)).exp().transpose(1, 2)
@@ -123,10 +123,10 @@ def dma_mask(
     _, heads_kv, kv_len = bias.shape
     heads = heads_kv if heads is None else check_int("heads", heads, 1)
     if not heads_kv or heads % heads_kv:
-        raise ValueError(f"heads is {heads}; a multiple of bias's {heads_kv} is needed")
+        raise ValueError(f"heads must be a multiple of bias's {heads_kv}, got {heads}")
     q_len = kv_len if q_len is None else check_int("q_len", q_len)
     if q_len > kv_len:
-        raise ValueError(f"q_len is {q_len}; at most the {kv_len} keys of bias are allowed")
+        raise ValueError(f"q_len must be at most the {kv_len} keys of bias, got {q_len}")
     run = 128 if block_q % 128 == 0 else 64
     stripe_checks.check_sizes(q_len, kv_len, block_q, run, True)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def dma_attention(
         NotImplementedError: CUDA tensors.
     """
     check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
-    _scores.check_device(q)
+    _scores.check_device(q, "dma_attention", "")
     made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
     result: Tensor = stripe_attention(
         q, k, v, made.mask,

@@ -70,8 +70,8 @@ def flexprefill_mask(
     shift, columns = grid.kv_len - grid.q_len, grid.shape[1]
     if shift < 0 or shift % block:
         raise ValueError(
-            f"k has {grid.kv_len} tokens, q has {grid.q_len}; a difference that is a multiple of "
-            f"block = {block} is needed"
+            f"k must have the {grid.q_len} tokens of q and a multiple of block = {block} more, got "
+            f"{grid.kv_len}"
         )
     scale = _checks.finite("scale", scale)
     if not q.numel():

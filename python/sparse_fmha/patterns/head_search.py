@@ -64,7 +64,7 @@ def search_heads(
     """
     check_qkv(q, k, v, axes=(1,))
     if not candidates:
-        raise ValueError("candidates is empty; at least one is needed")
+        raise ValueError("candidates must have at least one method, got none")
     dense = attention(q, k, v, causal=causal, scale=scale).float()
     size = dense.square().sum((0, 1, 3)).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     errors = []

@@ -62,7 +62,7 @@ def hip(
     check_int("granule", granule, 1)
     check_int("sample", sample, 1)
     if check_int("keys", keys, 1) % granule:
-        raise ValueError(f"keys is {keys}; a multiple of granule = {granule} is needed")
+        raise ValueError(f"keys must be a multiple of granule = {granule}, got {keys}")
     batch, q_len, heads, dim = q.shape
     kv_len, heads_kv = k.shape[1:3]
     window = LocalWindow(q_len, kv_len, local, first, block_q, range_size)

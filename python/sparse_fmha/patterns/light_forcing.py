@@ -46,8 +46,8 @@ def light_forcing_sparsity(
     """
     if not len(q_lens) == len(kv_lens) == len(noise):
         raise ValueError(
-            f"q_lens has {len(q_lens)} entries, kv_lens {len(kv_lens)}, noise {len(noise)}; they "
-            "must be as many"
+            "q_lens, kv_lens and noise must have the same number of entries, got "
+            f"{len(q_lens)}, {len(kv_lens)} and {len(noise)}"
         )
     check_number("base", base, 0, 1)
     check_number("target", target, 0, 1)
@@ -60,14 +60,14 @@ def light_forcing_sparsity(
         return [0.0] * len(pairs)
     weighted = sum(w * a for w, a in zip(pairs[1:], levels[1:], strict=True))
     if not weighted:
-        raise ValueError(f"noise is {list(noise)}; a number above 0 is needed after the first")
+        raise ValueError(f"noise must have a number above 0 after the first, got {list(noise)}")
     beta = (base - target) * sum(pairs[1:]) / weighted
     found = [0.0] + [base - a * beta for a in levels[1:]]
     for n, each in enumerate(found):
         if not -1e-9 <= each <= 1 + 1e-9:
             raise ValueError(
-                f"chunk {n} would have the sparsity {each:.4f}; 0 to 1 are allowed: base is "
-                f"{base}, target {target}, noise {list(noise)}"
+                f"base, target and noise must give each chunk a sparsity from 0 to 1, got {base}, "
+                f"{target} and {list(noise)}, which give chunk {n} {each:.4f}"
             )
     return [min(max(each, 0.0), 1.0) for each in found]
 
@@ -112,9 +112,11 @@ class LightForcingLayout(TensorFields):
         check_int("frame", frame, 1)
         for name, size in (("q_len", q_len), ("kv_len", kv_len)):
             if not size or size % frame:
-                raise ValueError(f"{name} is {size}; a multiple of frame = {frame} is needed")
+                raise ValueError(
+                    f"{name} must be a positive multiple of frame = {frame}, got {size}"
+                )
         if q_len > kv_len:
-            raise ValueError(f"q_len is {q_len}; at most kv_len = {kv_len} is allowed")
+            raise ValueError(f"q_len must be at most kv_len = {kv_len}, got {q_len}")
         self.q_len, self.kv_len, self.frame = q_len, kv_len, frame
         self.block_q, self.block_kv = block_q, block_kv
         token = torch.arange(kv_len, device="cpu")
@@ -183,7 +185,7 @@ def light_forcing(
         check_int(name, number)
     for name, x, length in (("q", q, layout.q_len), ("k", k, layout.kv_len)):
         if x.shape[1] != length:
-            raise ValueError(f"{name} has {x.shape[1]} tokens; the layout has {length}")
+            raise ValueError(f"{name} must have the {length} tokens of layout, got {x.shape[1]}")
     q_len, kv_len, frame = layout.q_len, layout.kv_len, layout.frame
     blocks = len(layout.ends) - 1
     keep = max(1, math.ceil((1 - sparsity) * blocks - 1e-9))

@@ -41,7 +41,9 @@ def load_minference(source: str | Path | list[Any]) -> list[dict[int, HeadPatter
     """
     layers = json.loads(Path(source).read_text()) if isinstance(source, str | Path) else source
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise ValueError("source has no list of objects, one for each layer")
+        raise ValueError(
+            f"source must have a list of objects, one for each layer, got {layers!r:.80}"
+        )
     return [
         {
             _head(head, n): _pattern(value, f"layer {n}, head {head}")
@@ -85,7 +87,7 @@ def minference_heads(
     groups: dict[HeadPattern, list[int]] = {}
     for head in patterns:
         if not 0 <= head < heads:
-            raise ValueError(f"patterns has head {head}; 0 to {heads - 1} are allowed")
+            raise ValueError(f"patterns must have heads 0 to {heads - 1}, got {head}")
     for head in range(heads):
         pattern = _pattern(patterns.get(head, FALLBACK), f"head {head}")
         groups.setdefault(pattern, []).append(head)
@@ -151,15 +153,15 @@ def minference_attention(
 
 def _head(name: str, layer: int) -> int:
     if not name.isdecimal():
-        raise ValueError(f"layer {layer} has the head {name!r}; a number is needed")
+        raise ValueError(f"heads of layer {layer} must be numbers, got {name!r}")
     return int(name)
 
 
 def _pattern(value: Any, where: str) -> HeadPattern:
     if not isinstance(value, list | tuple) or len(value) < 3 or value[0] not in KINDS:
-        kinds = ", ".join(KINDS)
         raise ValueError(
-            f"{where} has the pattern {value!r}; a kind of {kinds} and two numbers are needed"
+            f"the pattern of {where} must be one of {', '.join(KINDS)} and two numbers, got "
+            f"{value!r}"
         )
     numbers = [check_int(f"a number of {where}", number) for number in value[1:3]]
     return value[0], numbers[0], numbers[1]

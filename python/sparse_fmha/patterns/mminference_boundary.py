@@ -145,14 +145,18 @@ def mminference_boundary(
     queries, keys = order.queries, order.keys
     for name, tensor in (("q", q), ("k", k)):
         if tensor.shape[1] != queries.tokens:
-            raise ValueError(f"{name} has {tensor.shape[1]} tokens; the order has {queries.tokens}")
+            raise ValueError(
+                f"{name} must have the {queries.tokens} tokens of order, got {tensor.shape[1]}"
+            )
         if tensor.device != queries.slots.device:
-            raise ValueError(f"{name} is on {tensor.device}, the order on {queries.slots.device}")
+            raise ValueError(
+                f"{name} must be on order's device, {queries.slots.device}, got {tensor.device}"
+            )
     for pair in pairs:
         if not (0 <= pair[0] < queries.regions and 0 <= pair[1] < keys.regions):
             raise ValueError(
-                f"pairs has {pair}; modalities of queries below {queries.regions} and of keys "
-                f"below {keys.regions} are allowed"
+                f"pairs must have modalities of queries below {queries.regions} and of keys below "
+                f"{keys.regions}, got {pair}"
             )
     for pattern in (other, *pairs.values()):
         _check_pattern(pattern)
@@ -198,8 +202,8 @@ def _check_pattern(pattern: Pattern) -> None:
         return
     if isinstance(pattern, str) or len(pattern) != 1 + sizes.get(pattern[0], -1):
         raise ValueError(
-            f"a pattern is {pattern!r}; 'dense', 'none', ('top_k', blocks) and ('a_shape', first "
-            "blocks, last blocks) are allowed"
+            "patterns of pairs and other must be 'dense', 'none', ('top_k', blocks) or ('a_shape', "
+            f"first blocks, last blocks), got {pattern!r}"
         )
     for value in pattern[1:]:
         check_int(f"a number of {pattern!r}", value)

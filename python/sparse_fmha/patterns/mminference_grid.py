@@ -187,12 +187,12 @@ def _rows_mask(rows: Tensor, strides: Sequence[int], q_len: int, kv_len: int) ->
 
 def _check_strides(strides: Sequence[int], q_len: int, kv_len: int) -> list[int]:
     if kv_len < q_len:
-        raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+        raise ValueError(f"k must have at least the {q_len} tokens of q, got {kv_len}")
     values = [check_int(f"strides[{n}]", stride, 1) for n, stride in enumerate(strides)]
     if not values:
-        raise ValueError("strides is empty; at least one is needed")
+        raise ValueError("strides must have at least one entry, got none")
     if max(values) > max(kv_len, 1):
-        raise ValueError(f"strides has {max(values)}; at most the {kv_len} tokens of k are allowed")
+        raise ValueError(f"strides must be at most the {kv_len} tokens of k, got {max(values)}")
     return values
 
 
@@ -200,15 +200,15 @@ def _check_lines(lines: GridLines, q: Tensor) -> None:
     for name, tensor in (("stride", lines[0]), ("phase", lines[1])):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
             kind = getattr(tensor, "dtype", type(tensor))
-            raise TypeError(f"lines has a {name} that is {kind}; an int64 tensor is needed")
+            raise TypeError(f"lines.{name} must be an int64 tensor, got {kind}")
         if tensor.dim() != 2 or tensor.shape[0] not in (1, q.shape[0]):
             fits = False
         else:
             fits = tensor.shape[1] == q.shape[2] and tensor.shape == lines[0].shape
         if not fits:
             raise ValueError(
-                f"lines has a {name} of shape {list(tensor.shape)}; [1 or {q.shape[0]}, "
-                f"{q.shape[2]}] is needed, the same for both"
+                f"lines.{name} must have shape [{q.shape[0]} or 1, {q.shape[2]}], one for both, "
+                f"got {list(tensor.shape)}"
             )
         if tensor.device != q.device:
-            raise ValueError(f"lines is on {tensor.device}, q on {q.device}; one device is needed")
+            raise ValueError(f"lines.{name} must be on q's device, {q.device}, got {tensor.device}")

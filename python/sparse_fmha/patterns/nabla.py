@@ -64,6 +64,6 @@ def nabla(
     if window is not None:
         for n, size in enumerate(window):
             if not size % 2:
-                raise ValueError(f"window[{n}] is {size}; an odd number is needed")
+                raise ValueError(f"window[{n}] must be odd, got {size}")
         blocks |= order.near(window)
     return order.mask(blocks)

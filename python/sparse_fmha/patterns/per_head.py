@@ -136,7 +136,9 @@ def per_head_attention(
             mask = method(*own)
         kinds.setdefault(_kind(mask), []).append((heads, mask))
     if whole and return_lse:
-        raise ValueError("return_lse is True with a WholeMethod, which returns no lse; use masks")
+        raise ValueError(
+            "return_lse must be False with a WholeMethod, which returns none, got True"
+        )
     results = []
     for parts in kinds.values():
         mask = join_heads(parts, total)
@@ -174,19 +176,23 @@ def join_heads(parts: Sequence[tuple[Sequence[int], Mask]], heads: int) -> Mask:
         TypeError: a part has no mask.
     """
     if not parts:
-        raise ValueError("parts is empty; at least one mask is needed")
+        raise ValueError("parts must have at least one mask, got none")
     first = parts[0][1]
     named = [[check_int("a head", head) for head in own] for own, _ in parts]
     for own, (_, mask) in zip(named, parts, strict=True):
         if _kind(mask) != _kind(first):
-            raise ValueError(f"masks do not fit each other: {_kind(first)} and {_kind(mask)}")
+            raise ValueError(
+                "masks must have one kind, lengths, block sizes and causal, got "
+                f"{_kind(first)} and {_kind(mask)}"
+            )
         if mask.counts.shape[1] not in (1, len(own)):
             raise ValueError(
-                f"a mask has lists for {mask.counts.shape[1]} heads; 1 or {len(own)} are needed"
+                f"the mask of heads {own} must have lists for 1 or {len(own)} heads, got "
+                f"{mask.counts.shape[1]}"
             )
     flat = [head for own in named for head in own]
     if len(set(flat)) < len(flat) or not all(0 <= head < heads for head in flat):
-        raise ValueError(f"heads {flat} are named; each of 0 to {heads - 1} may be there once")
+        raise ValueError(f"parts must name each head of 0 to {heads - 1} at most once, got {flat}")
     batch = max(mask.counts.shape[0] for _, mask in parts)
     where = {
         head: (n, at) for n, own in enumerate(named) for at, head in enumerate(own)
@@ -244,7 +250,7 @@ def _kind(mask: Mask) -> tuple[object, ...]:
         return ("BlockMask", mask.q_len, mask.kv_len, mask.block_q, mask.block_kv, mask.causal)
     if isinstance(mask, StripeMask):
         return ("StripeMask", mask.q_len, mask.kv_len, mask.block_q, mask.range_size, mask.causal)
-    raise TypeError(f"a mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
+    raise TypeError(f"masks must be BlockMasks or StripeMasks, got {type(mask).__name__}")
 
 
 def _take(x: Tensor, heads: Sequence[int]) -> Tensor:
@@ -268,13 +274,13 @@ def _keys_of(heads: Sequence[int], group: int) -> list[int]:
 
 def _check_heads(named: list[int], total: int) -> None:
     if sorted(named) != list(range(total)):
-        raise ValueError(f"methods name the heads {named}; each of 0 to {total - 1} is needed once")
+        raise ValueError(f"methods must name each head of 0 to {total - 1} once, got {named}")
 
 
 def _check_output(out: object, own: Tensor) -> None:
     if not isinstance(out, Tensor):
-        raise TypeError(f"a WholeMethod returned a {type(out).__name__}, not a tensor")
+        raise TypeError(f"a WholeMethod must return a tensor, got {type(out).__name__}")
     if out.shape != own.shape:
         raise ValueError(
-            f"a WholeMethod returned shape {list(out.shape)}; {list(own.shape)} is needed"
+            f"a WholeMethod must return shape {list(own.shape)}, got {list(out.shape)}"
         )

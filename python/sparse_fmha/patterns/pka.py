@@ -70,13 +70,17 @@ def pka_attention(
     for length in lengths:
         tokens *= length
     if not 1 <= len(lengths) <= 3 or tokens != q.shape[1]:
-        raise ValueError(f"grid is {list(grid)}; one to three axes of {q.shape[1]} tokens, as q")
+        raise ValueError(
+            f"grid must have one to three axes and the {q.shape[1]} tokens of q, got {list(grid)}"
+        )
     if rows is not None and subject is None:
-        raise ValueError("rows are given without a subject; both or neither")
+        raise ValueError("subject must be given with rows, got only the latter")
     parts = [attention(q, k, v, scale=scale, return_lse=True)]
     for n, (keys, values) in enumerate(spatial):
         if keys.shape[1] != tokens:
-            raise ValueError(f"spatial[{n}] has {keys.shape[1]} tokens; the grid has {tokens}")
+            raise ValueError(
+                f"spatial[{n}] must have the {tokens} tokens of grid, got {keys.shape[1]}"
+            )
         parts.append(_aligned(q, keys, values, lengths, window, scale))
     if subject is not None:
         parts.append(_scoped(q, *subject, rows, scale))
@@ -106,7 +110,7 @@ def keyword_rows(
     check_q_and_k(q, k)
     check_number("threshold", threshold, 0, 1)
     if not q.shape[1] or not k.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} tokens, k has {k.shape[1]}; at least 1 is needed")
+        raise ValueError(f"q and k must have at least 1 token, got {q.shape[1]} and {k.shape[1]}")
     with torch.no_grad():
         shares = pooled_scores(q, k, scale=scale, softmax=True).mean((1, 2))
         low, high = shares.amin(1, keepdim=True), shares.amax(1, keepdim=True)
@@ -132,10 +136,10 @@ def _scoped(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, scale: float |
     if rows is None:
         return attention(q, k, v, scale=scale, return_lse=True)
     if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
-        raise TypeError(f"rows is {getattr(rows, 'dtype', type(rows))}; bool is needed")
+        raise TypeError(f"rows must be a bool tensor, got {getattr(rows, 'dtype', type(rows))}")
     if rows.dim() != 2 or rows.shape[0] not in (1, q.shape[0]) or rows.shape[1] != q.shape[1]:
         raise ValueError(
-            f"rows has shape {list(rows.shape)}; [{q.shape[0]} or 1, {q.shape[1]}] is needed"
+            f"rows must have shape [{q.shape[0]} or 1, {q.shape[1]}], got {list(rows.shape)}"
         )
     grid = BlockGrid.of(q, k, 64, 64)
     missing = -rows.shape[1] % 64

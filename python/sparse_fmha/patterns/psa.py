@@ -81,7 +81,7 @@ def psa_levels(
     check_int("text", text)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if size % check_int("every", every, 1):
-            raise ValueError(f"every is {every}; it must divide {name} = {size}")
+            raise ValueError(f"every must divide {name} = {size}, got {every}")
     rows, columns = grid.shape
     reachable = grid.reachable()
     exact = grid.keys(max(grid.kv_len - text, 0)) & reachable
@@ -158,10 +158,10 @@ def psa_attention(
     _checks.check_qkv(q, k, v, axes=(1,))
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
-        raise TypeError(f"levels is {levels!r:.80}; a tensor of integers is needed")
+        raise TypeError(f"levels must be a tensor of integers, got {levels!r:.80}")
     block_checks.check_blocks(levels > 0, grid.q_len, grid.kv_len, block_q, block_kv)
     if not pools:
-        raise ValueError("pools is empty; at least one level is needed")
+        raise ValueError("pools must have at least one level, got none")
     for level in pools:
         _check_level("pools", level)
     whole = grid.kv_len // block_kv
@@ -234,22 +234,24 @@ def _limits(grid: BlockGrid, level: int, whole: int) -> Tensor:
 
 def _check_level(name: str, level: int) -> None:
     if level not in LEVELS:
-        raise ValueError(f"{name} has level {level}; allowed are: 1, 2, 4, 8")
+        raise ValueError(f"levels of {name} must be {_checks.one_of(LEVELS)}, got {level}")
 
 
 def _check_shares(shares: Mapping[int, float], similarity: Mapping[int, float] | None) -> None:
     if not shares:
-        raise ValueError("shares is empty; at least one level is needed")
+        raise ValueError("shares must have at least one level, got none")
     before = 0.0
     for level in shares:
         _check_level("shares", level)
     for level in sorted(shares):
         share = check_number(f"shares[{level}]", shares[level], 0, 1)
         if share < before:
-            raise ValueError(f"shares[{level}] is {share}, below that of a lower level: {before}")
+            raise ValueError(
+                f"shares[{level}] must be at least {before}, that of a lower level, got {share}"
+            )
         before = share
     for level in similarity or ():
         _check_level("similarity", level)
         if level == 1:
-            raise ValueError("similarity has level 1; allowed are: 2, 4, 8")
+            raise ValueError(f"levels of similarity must be {_checks.one_of(LEVELS[1:])}, got 1")
         check_number(f"similarity[{level}]", (similarity or {})[level], -1, 1)

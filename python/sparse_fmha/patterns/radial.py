@@ -60,7 +60,7 @@ def radial(
     check_int("text", text)
     check_flag("first_frame", first_frame)
     if not check_number("decay", decay, 0, math.inf):
-        raise ValueError("decay is 0; a number above 0 is needed")
+        raise ValueError("decay must be above 0, got 0")
     video = frames * frame_tokens
     grid = BlockGrid(video + text, video + text, block, block, device="cpu")
     parts = _parts(frames, frame_tokens, block)

@@ -82,9 +82,9 @@ def rectified(
     check_q_and_k(q, k)
     length = q.shape[1]
     if k.shape[1] != length:
-        raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
     if check_int("text", text) >= length:
-        raise ValueError(f"text is {text}; q has {length} tokens, and some must not be text")
+        raise ValueError(f"text must be less than the {length} tokens of q, got {text}")
     check_number("keep", keep, 0, 1)
     check_number("theta", theta, 0, 1)
     grid = BlockGrid.of(q, k, block, block)

@@ -37,21 +37,21 @@ def sliding_tile(
     """
     if not 1 <= len(grid) <= 3 or not len(grid) == len(tile) == len(window):
         raise ValueError(
-            f"grid is {list(grid)}, tile {list(tile)}, window {list(window)}; one to three entries "
-            "are needed, as many in each"
+            "grid, tile and window must have one to three entries, as many in each, got "
+            f"{list(grid)}, {list(tile)} and {list(window)}"
         )
     windows, strides = [], []
     for n, (length, size, tiles) in enumerate(zip(grid, tile, window, strict=True)):
         check_int(f"grid[{n}]", length, 1)
         check_int(f"window[{n}]", tiles, 1)
         if length % check_int(f"tile[{n}]", size, 1):
-            raise ValueError(f"tile[{n}] is {size}; it must divide grid[{n}] = {length}")
+            raise ValueError(f"tile[{n}] must divide grid[{n}] = {length}, got {size}")
         if tiles * size > length:
-            raise ValueError(f"window[{n}] is {tiles}; the axis has {length // size} tiles")
-        if not tiles % 2 and tiles * size < length:
             raise ValueError(
-                f"window[{n}] is {tiles}; an odd number is needed, or all {length // size} tiles"
+                f"window[{n}] must be at most the {length // size} tiles of that axis, got {tiles}"
             )
+        if not tiles % 2 and tiles * size < length:
+            raise ValueError(f"window[{n}] must be odd or all {length // size} tiles, got {tiles}")
         windows.append(tiles * size)
         strides.append(size)
     return tuple(windows), tuple(strides)

@@ -54,7 +54,7 @@ def sol_blocks(
     """
     check_q_and_k(q, k)
     if q.shape[1] != k.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {q.shape[1]} tokens of q, got {k.shape[1]}")
     tau = _checks.finite("tau", tau)
     scale = _checks.finite("scale", scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale

@@ -72,7 +72,7 @@ class SparsifinerPredictor(nn.Module):
         self.threshold = check_number("threshold", threshold, 0, math.inf)
         self.dense_rows = check_int("dense_rows", dense_rows)
         if dense_rows > tokens:
-            raise ValueError(f"dense_rows is {dense_rows}; at most tokens = {tokens} is allowed")
+            raise ValueError(f"dense_rows must be at most tokens = {tokens}, got {dense_rows}")
         self.budget = math.ceil(check_number("keep", keep, 0, 1) * tokens - 1e-9)
         self.project_q = nn.Linear(head_dim, reduced_dim, device=device, dtype=dtype)
         self.project_k = nn.Linear(head_dim, reduced_dim, device=device, dtype=dtype)
@@ -141,8 +141,8 @@ class SparsifinerPredictor(nn.Module):
         needed = (self.tokens, self.heads, self.head_dim)
         if q.shape[1:] != needed or k.shape[1] != self.tokens:
             raise ValueError(
-                f"q has shape {list(q.shape)}, k {list(k.shape)}; {self.tokens} tokens and "
-                f"{self.heads} query heads of {self.head_dim} are needed"
+                f"q and k must have {self.tokens} tokens, and q {self.heads} heads of "
+                f"{self.head_dim}, got shapes {list(q.shape)} and {list(k.shape)}"
             )
         queries = self.project_q(q[:, self.dense_rows :]).transpose(1, 2)
         keys = torch.einsum("bnhc,nr->bhcr", self.project_k(k), self.down)
@@ -183,8 +183,8 @@ def sparsifiner_distillation_loss(
         check_floats(f"teacher_{name}", other)
         if own.shape != other.shape:
             raise ValueError(
-                f"{name} has shape {list(own.shape)}, teacher_{name} {list(other.shape)}; they "
-                "must be the same"
+                f"teacher_{name} must have the shape of {name}, {list(own.shape)}, got "
+                f"{list(other.shape)}"
             )
     classes = functional.kl_div(
         logits.log_softmax(-1),

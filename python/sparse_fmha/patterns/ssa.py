@@ -140,7 +140,7 @@ def ssa_alignment(full: Tensor, sparse: Tensor) -> Tensor:
     """
     if full.shape != sparse.shape:
         raise ValueError(
-            f"full has shape {list(full.shape)}, sparse {list(sparse.shape)}; they must be the same"
+            f"sparse must have the shape of full, {list(full.shape)}, got {list(sparse.shape)}"
         )
     return smooth_l1_loss(full, sparse.detach()) + smooth_l1_loss(sparse, full.detach())
 

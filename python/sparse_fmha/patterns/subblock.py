@@ -58,7 +58,7 @@ def subblock(
     check_number("keep", keep, 0, 1)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if size % check_int("piece", piece, 1):
-            raise ValueError(f"piece is {piece}; it must divide {name} = {size}")
+            raise ValueError(f"piece must divide {name} = {size}, got {piece}")
     rows, columns = grid.shape
     in_q, in_k = block_q // piece, block_kv // piece
     always = grid.none().expand(q.shape[0], q.shape[2], -1, -1)

@@ -70,8 +70,8 @@ def svg_mask(
     reach = int(width) // block
     if not reach:
         raise ValueError(
-            f"keep is {keep}; that leaves a band of {width:.0f} tokens beside {text} of text, and "
-            f"a block of {block} is needed"
+            f"keep must leave a band of at least a block of {block} tokens beside {text} of text, "
+            f"got {keep}, which leaves {width:.0f}"
         )
     grid = BlockGrid(length, length, block, block, device=device)
     blocks = grid.local((reach - 2) * block + 2 if reach > 1 else 1)
@@ -176,7 +176,7 @@ def svg_attention(
         temporal = svg_heads(q, k, v, mask, frames, frame_tokens, scale=scale)
     if not isinstance(temporal, Tensor) or temporal.dtype != torch.bool:
         found = getattr(temporal, "dtype", type(temporal))
-        raise TypeError(f"temporal is {found}; bool is needed")
+        raise TypeError(f"temporal must be a bool tensor, got {found}")
     heads = k.shape[2]
     if (
         temporal.dim() != 2
@@ -184,7 +184,7 @@ def svg_attention(
         or temporal.shape[1] != heads
     ):
         raise ValueError(
-            f"temporal has shape {list(temporal.shape)}; [{q.shape[0]} or 1, {heads}] is needed"
+            f"temporal must have shape [{q.shape[0]} or 1, {heads}], got {list(temporal.shape)}"
         )
     place = _places(frames, frame_tokens, q.shape[1], q.device)
     source = place.argsort()
@@ -206,9 +206,14 @@ def _places(frames: int, frame_tokens: int, length: int, device: torch.device) -
 def _check(q: Tensor, k: Tensor, mask: BlockMask, frames: int, frame_tokens: int) -> None:
     check_block_mask(mask, q, k)
     if mask.counts.shape[:2] != (1, 1) or mask.partial_counts is not None:
-        raise ValueError("mask has lists for each head, or partial blocks; svg_mask makes neither")
+        raise ValueError(
+            "mask must be one of svg_mask, with one list for all heads and no partial blocks, got "
+            f"counts of shape {list(mask.counts.shape)}"
+            f"{'' if mask.partial_counts is None else ' and partial blocks'}"
+        )
     video = check_int("frames", frames, 1) * check_int("frame_tokens", frame_tokens, 1)
     if video > q.shape[1]:
         raise ValueError(
-            f"frames * frame_tokens is {frames} * {frame_tokens}; q has {q.shape[1]} tokens"
+            f"frames * frame_tokens must be at most the {q.shape[1]} tokens of q, got {frames} * "
+            f"{frame_tokens}"
         )

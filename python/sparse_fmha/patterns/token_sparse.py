@@ -71,7 +71,7 @@ def token_sparse_attention(
     kept = [x[:, :, :, None].expand(shared).gather(1, of_group).flatten(2, 3) for x in (k, v)]
     out = attend(q.gather(1, own), *kept)
     if out.shape != own.shape:
-        raise ValueError(f"attend returned shape {list(out.shape)}; {list(own.shape)} is needed")
+        raise ValueError(f"attend must return shape {list(own.shape)}, got {list(out.shape)}")
     return torch.zeros_like(q, memory_format=torch.contiguous_format).scatter(1, own, out)
 
 
@@ -119,10 +119,10 @@ def token_sparse_indices(
     check_int("min_tokens", min_tokens)
     check_int("window", window, 1)
     if check_int("pool", pool, 1) % 2 == 0:
-        raise ValueError(f"pool is {pool}; an odd number is needed")
+        raise ValueError(f"pool must be odd, got {pool}")
     batch, length, heads, _ = q.shape
     if k.shape[1] != length:
-        raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
     before = max(0, length - window)
     if keep is not None:
         keep = min(check_int("keep", keep), before)
@@ -149,14 +149,14 @@ def _dropped(scores: Tensor, tau: float) -> int:
 def _check_indices(indices: Tensor, q: Tensor, k: Tensor) -> None:
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         kind = getattr(indices, "dtype", type(indices))
-        raise TypeError(f"indices is {kind}; an int64 tensor is needed")
+        raise TypeError(f"indices must be an int64 tensor, got {kind}")
     if k.shape[1] != q.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {q.shape[1]} tokens of q, got {k.shape[1]}")
     lead = (q.shape[0], q.shape[2])
     if indices.dim() != 3 or indices.shape[:2] != lead or indices.shape[2] > q.shape[1]:
         raise ValueError(
-            f"indices has shape {list(indices.shape)}; [{lead[0]}, {lead[1]}, n] is needed, n at "
-            f"most {q.shape[1]}"
+            f"indices must have shape [{lead[0]}, {lead[1]}, n], n at most {q.shape[1]}, got "
+            f"{list(indices.shape)}"
         )
     if indices.device != q.device:
-        raise ValueError(f"indices is on {indices.device}, q on {q.device}; one device is needed")
+        raise ValueError(f"indices must be on q's device, {q.device}, got {indices.device}")

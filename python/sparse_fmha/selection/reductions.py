@@ -100,7 +100,7 @@ def reductions(
     check_int("block_q", block_q, 1)
     check_int("block_kv", block_kv, 1)
     if "diagonals" in reduce and not causal:
-        raise ValueError("reduce is 'diagonals' without causal; causal=True is needed")
+        raise ValueError("causal must be True with reduce 'diagonals', got False")
     _check_lse(lse, q)
     batch, q_len, heads, dim = q.shape
     kv_len, heads_kv = k.shape[1:3]
@@ -237,6 +237,6 @@ def _check_lse(lse: Tensor | None, q: Tensor) -> None:
         return
     check_floats("lse", lse, 3, f"{list(q.shape[:-1])}")
     if lse.shape != q.shape[:-1]:
-        raise ValueError(f"lse has shape {list(lse.shape)}; {list(q.shape[:-1])} is needed")
+        raise ValueError(f"lse must have shape {list(q.shape[:-1])}, got {list(lse.shape)}")
     if lse.device != q.device:
-        raise ValueError(f"lse is on {lse.device}, q on {q.device}; one device is needed")
+        raise ValueError(f"lse must be on q's device, {q.device}, got {lse.device}")

@@ -26,12 +26,12 @@ def check_varlen(
     check_packed(q, k, v, paged=page_table is not None)
     _check_list("cu_q", cu_q, q, "[sequences + 1]")
     if not len(cu_q):
-        raise ValueError("cu_q has shape [0]; [sequences + 1] is needed")
+        raise ValueError("cu_q must have shape [sequences + 1], got [0]")
     batch = len(cu_q) - 1
     if cu_k is not None:
         _check_list("cu_k", cu_k, q, f"[{batch + 1}]", (batch + 1,))
     elif page_table is None or seqused_k is None:
-        raise ValueError("cu_k is None; only seqused_k with page_table can replace it")
+        raise ValueError("cu_k must be given unless seqused_k and page_table are, got None")
     if seqused_k is not None:
         _check_list("seqused_k", seqused_k, q, f"[{batch}]", (batch,))
     if page_table is not None:
@@ -45,16 +45,14 @@ def check_packed(q: Tensor, k: Tensor, v: Tensor, paged: bool = False) -> None:
     """Checks q `[Tq, Hq, D]`, k and v `[Tk, Hkv, D]` or `[pages, page, Hkv, D]`."""
     _checks.check_tensor("q", q)
     if q.dim() != 3:
-        raise ValueError(f"q has shape {list(q.shape)}; [tokens, heads, head dim] is needed")
+        raise ValueError(f"q must have shape [tokens, heads, head dim], got {list(q.shape)}")
     for name, tensor in (("k", k), ("v", v)):
         _checks.check_strided(name, tensor)
         if tensor.dim() != (4 if paged else 3):
             wanted = "[pages, page, heads, head dim]" if paged else "[tokens, heads, head dim]"
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; {wanted} is needed")
+            raise ValueError(f"{name} must have shape {wanted}, got {list(tensor.shape)}")
     if k.shape != v.shape:
-        raise ValueError(
-            f"k has shape {list(k.shape)}, v has {list(v.shape)}; they must be the same"
-        )
+        raise ValueError(f"v must have k's shape, {list(k.shape)}, got {list(v.shape)}")
     # The other rules are those of a batch; pages are like its entries.
     batch = k.shape[0] if paged else 1
     _checks.check_qkv(
@@ -68,16 +66,16 @@ def _check_list(
     name: str, values: Tensor, q: Tensor, wanted: str, shape: tuple[int | None, ...] = (None,)
 ) -> None:
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}, not a tensor")
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
     if values.dtype != torch.int32:
-        raise TypeError(f"{name} has dtype {values.dtype}; torch.int32 is needed")
+        raise TypeError(f"{name} must have dtype torch.int32, got {values.dtype}")
     if values.device != q.device:
-        raise ValueError(f"{name} is on {values.device}, q on {q.device}; one device is needed")
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {values.device}")
     fits = values.dim() == len(shape) and all(
         size in (None, own) for size, own in zip(shape, values.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name} has shape {list(values.shape)}; {wanted} is needed")
+        raise ValueError(f"{name} must have shape {wanted}, got {list(values.shape)}")
 
 
 def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> None:
@@ -85,13 +83,13 @@ def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor 
         return
     (q,) = cast_where_enabled(q, k, v)[:1]
     if not isinstance(out, Tensor):
-        raise TypeError(f"out is a {type(out).__name__}, not a tensor")
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
     if out.dtype != q.dtype:
-        raise TypeError(f"out has dtype {out.dtype}, the result {q.dtype}")
+        raise TypeError(f"out must have the result's dtype, {q.dtype}, got {out.dtype}")
     if out.shape != q.shape or out.device != q.device:
         raise ValueError(
-            f"out has shape {list(out.shape)} on {out.device}; {list(q.shape)} on {q.device} is "
-            "needed"
+            f"out must have shape {list(q.shape)} on {q.device}, got {list(out.shape)} on "
+            f"{out.device}"
         )
     if derivatives.wanted(q, k, v, sink, out):
-        raise ValueError("out is given and a gradient is wanted; call without out")
+        raise ValueError("out must be None where a gradient is wanted, got a tensor")

@@ -115,7 +115,7 @@ def varlen_neighborhood_attention(
     samples = _samples(grids, window, stride, dilation, causal)
     tokens = sum(sample.tokens for sample in samples)
     if tokens != len(q):
-        raise ValueError(f"grids have {tokens} tokens, q has {len(q)}; they must be the same")
+        raise ValueError(f"grids must have the {len(q)} tokens of q, got {tokens}")
     parts = []
     first = 0
     for sample, count in _runs(samples):
@@ -165,13 +165,13 @@ def _runs(samples: list[_Sample]) -> list[tuple[_Sample, int]]:
 def _samples(grids: Any, window: Any, stride: Any, dilation: Any, causal: Any) -> list[_Sample]:
     """Checks the grids and parameters and returns those of each sample."""
     if not isinstance(grids, Sequence):
-        raise TypeError(f"grids is a {type(grids).__name__}; a sequence of shapes is needed")
+        raise TypeError(f"grids must be a sequence of shapes, got {type(grids).__name__}")
     given = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
     for name, value in given.items():
         if isinstance(value, list) and len(value) != len(grids):
             raise ValueError(
-                f"{name} is a list of {len(value)} entries; one for each of the {len(grids)} "
-                "samples is needed, or a tuple or number for all"
+                f"{name} must have one entry for each of the {len(grids)} samples, got a list of "
+                f"{len(value)}; a tuple or number is for all samples"
             )
     return [
         _sample(i, grid, {n: x[i] if isinstance(x, list) else x for n, x in given.items()})
@@ -181,7 +181,7 @@ def _samples(grids: Any, window: Any, stride: Any, dilation: Any, causal: Any) -
 
 def _sample(number: int, grid: Any, given: dict[str, Any]) -> _Sample:
     if not isinstance(grid, Sequence) or not 1 <= len(grid) <= 3:
-        raise ValueError(f"grids[{number}] is {grid!r}; a shape of one to three axes is needed")
+        raise ValueError(f"grids[{number}] must be a shape of one to three axes, got {grid!r}")
     for size in grid:
         _checks.check_int(f"an axis of grids[{number}]", size)
     try:

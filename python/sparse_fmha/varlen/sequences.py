@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
+from sparse_fmha._ops import errors
 from sparse_fmha.attention import _calls
 from sparse_fmha.attention._scores import add_sink, check_sink
 from sparse_fmha.varlen.checks import check_out, check_varlen
@@ -202,14 +203,13 @@ def _over_lists(
     skip_threshold: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     if page_table is not None or cu_k is None:
-        raise NotImplementedError(
-            "varlen_attention with page_table runs on the CPU only yet: the CUDA kernels do not "
-            "read keys from pages; pack the keys of the sequences, or move the tensors to the CPU"
+        raise errors.on_cpu_only(
+            "varlen_attention with page_table", " or pack the keys of the sequences"
         )
     if isinstance(skip_threshold, Tensor):
-        raise NotImplementedError(
-            "skip_threshold is a tensor; on CUDA varlen_attention takes only one number for all "
-            "sequences yet"
+        raise errors.on_cpu_only(
+            "varlen_attention with skip_threshold as a tensor",
+            " or give one number for all sequences",
         )
     return over_lists(
         q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, scale, skip_threshold=skip_threshold
