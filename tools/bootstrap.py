@@ -193,8 +193,15 @@ def docs_command() -> list[str]:
     return ["-m", "mkdocs", "build", "--strict", "--quiet"]
 
 
+def pytest(*arguments: str) -> list[str]:
+    """Runs tests in a process for each core, of one thread, at most eight: each takes 1 GB."""
+    workers = min(8, len(os.sched_getaffinity(0)))
+    return ["-m", "pytest", "-n", str(workers), "--dist", "worksteal", *arguments]
+
+
 def checks(python: Path) -> list[str]:
     """Runs every check; returns the names of those that failed."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sources = (p for folder in CXX_FOLDERS for p in sorted((ROOT / folder).rglob("*")))
     cxx = [p for p in sources if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     commands = {
@@ -203,14 +210,15 @@ def checks(python: Path) -> list[str]:
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "factories": ["tools/check_factories.py"],
         "mypy": ["-m", "mypy"],
-        "pytest": ["-m", "pytest", "--durations=25"],
+        "pytest": pytest("--durations=25", "-m", "not packaging"),
+        "pytest, packaging": ["-m", "pytest", "-m", "packaging"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }
     if builds_docs():
         commands["docs"] = docs_command()
     for default in ("meta", "float64", "bfloat16"):
-        commands[f"pytest under default {default}"] = ["-m", "pytest", "--other-default", default]
+        commands[f"pytest under default {default}"] = pytest("--other-default", default)
     failed = []
     for name, command in commands.items():
         say(name)

@@ -28,7 +28,7 @@ ELSEWHERE = {
     "changelog.md": "CHANGELOG.md",
 }
 ORDER = ("usage", "choosing", "migrating", "patterns", "packed", "serving", "gallery")
-ORDER += ("simulator", "distributed")
+ORDER += ("training", "simulator", "distributed")
 FOLDERS = {"api": "API", "lab": "Lab notes"}
 GALLERY = "gallery.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

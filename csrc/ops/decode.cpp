@@ -18,8 +18,8 @@ using torch::headeronly::ScalarType;
 // Checks q and the cache, and describes them.
 FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
                        std::optional<double> scale) {
-  require(q.is_cpu() || q.is_cuda(), "q is on a device that is neither cpu nor cuda");
-  require(q.is_cpu(), "q is on a GPU; decode kernels run on the CPU only so far");
+  require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
+  require(q.is_cpu(), "q must be on the CPU, because decode kernels run on the CPU only so far");
   FmhaProblem p;
   p.dtype = check_operand("q", q, 4);
   struct {
@@ -30,22 +30,24 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
   for (auto const& [name, t] : caches) {
     check_like_q(name, t, q);
     check_operand(name, t, 4);
-    require(t.size(3) == dim, name, " has head dim ", t.size(3), ", q has ", dim);
+    require(t.size(3) == dim, name, " must have q's head dim, ", dim, ", got ", t.size(3));
   }
-  require(same_shape(k_cache, v_cache), "k_cache has shape ", shape_of(k_cache), ", v_cache has ",
-          shape_of(v_cache), "; they must be the same");
+  require(same_shape(k_cache, v_cache), "v_cache must have k_cache's shape, ", shape_of(k_cache),
+          ", got ", shape_of(v_cache));
   int64_t const heads_q = q.size(2);
   int64_t const heads_kv = k_cache.size(2);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,
-          " heads, the cache has ", heads_kv, "; q's must be a multiple of the cache's");
-  require(paged || k_cache.size(0) == q.size(0), "k_cache has batch ", k_cache.size(0), ", q has ",
-          q.size(0), "; they must be the same if there is no page_table");
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
+          "q must have a multiple of the cache's ", heads_kv, " heads, got ", heads_q);
+  require(paged || k_cache.size(0) == q.size(0),
+          "k_cache must have q's batch without a page_table, ", q.size(0), ", got ",
+          k_cache.size(0));
   require(q.size(0) <= INT32_MAX && q.size(1) <= INT32_MAX && q.size(1) * heads_q <= INT32_MAX,
-          "q has shape ", shape_of(q), "; batch, and tokens times heads, are at most 2^31 - 1");
-  require(k_cache.size(0) <= INT32_MAX && k_cache.size(1) <= INT32_MAX, "k_cache has shape ",
-          shape_of(k_cache), "; its first two sizes are at most 2^31 - 1");
+          "q must have a batch, and tokens times heads, of at most 2^31 - 1, got shape ",
+          shape_of(q));
+  require(k_cache.size(0) <= INT32_MAX && k_cache.size(1) <= INT32_MAX,
+          "k_cache must have first two sizes of at most 2^31 - 1, got shape ", shape_of(k_cache));
   p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale is ", p.scale, "; a finite number is needed");
+  require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
   p.batch = static_cast<int32_t>(q.size(0));
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);
@@ -59,15 +61,15 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
 }
 
 void check_out(Tensor const& out, Tensor const& q) {
-  require(same_shape(out, q), "out has shape ", shape_of(out), ", q has ", shape_of(q),
-          "; they must be the same");
+  require(same_shape(out, q), "out must have q's shape, ", shape_of(q), ", got ", shape_of(out));
   check_like_q("out", out, q);
-  require(is_aligned(out, out.element_size()), "out does not start at a multiple of ",
+  require(is_aligned(out, out.element_size()), "out must start at a multiple of ",
           out.element_size(), " bytes, the size of its elements");
   for (int64_t d = 0; d < out.dim() && out.numel() != 0; ++d) {
     bool const last = d + 1 == out.dim();
-    require(out.size(d) == 1 || (last ? out.stride(d) == 1 : out.stride(d) != 0), "out has stride ",
-            out.stride(d), " in dimension ", d, "; ", last ? "1" : "other than 0", " is needed");
+    require(out.size(d) == 1 || (last ? out.stride(d) == 1 : out.stride(d) != 0),
+            "out must have a stride ", last ? "of 1" : "other than 0", " in dimension ", d,
+            ", got ", out.stride(d));
   }
 }
 
@@ -136,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> decode(
   " Tensor? page_table=None, Tensor? block_indices=None, Tensor? block_counts=None," \
   " int block=64, Tensor? token_indices=None, Tensor? token_counts=None,"            \
   " Tensor? head_starts=None, Tensor? head_lengths=None, Tensor? tree_mask=None,"    \
-  " bool causal=True, int? window=None, float? scale=None, Tensor? sink=None,"       \
-  " Tensor? skip_threshold=None, int? split_tokens=None)"
+  " bool causal=True, SymInt? window=None, float? scale=None, Tensor? sink=None,"    \
+  " Tensor? skip_threshold=None, SymInt? split_tokens=None)"
 SPARSE_FMHA_OP(
     decode, "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seq_lens," SPARSE_FMHA_DECODE_OPTIONS
             " -> (Tensor out, Tensor lse, Tensor tiles)")

@@ -16,12 +16,11 @@ using torch::headeronly::ScalarType;
 constexpr int32_t kDefaultSplit = 1024;
 
 void check_dtype(char const* name, Tensor const& t, ScalarType dtype, Tensor const& q) {
-  require(t.scalar_type() == dtype, name, " has dtype ",
-          torch::headeronly::toString(t.scalar_type()), "; ", torch::headeronly::toString(dtype),
-          " is needed");
-  require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
-  require(is_aligned(t, t.element_size()), name, " does not start at a multiple of ",
-          t.element_size(), " bytes, the size of its entries; copy it");
+  require(t.scalar_type() == dtype, name, " must have dtype ", torch::headeronly::toString(dtype),
+          ", got ", torch::headeronly::toString(t.scalar_type()));
+  require(on_one_device(t, q), name, " must be on q's device");
+  require(is_aligned(t, t.element_size()), name, " must start at a multiple of ", t.element_size(),
+          " bytes, the size of its entries; copy it");
 }
 
 // The axes of a table by their letters: B requests, Q queries, H KV heads, N entries. Lower case:
@@ -49,8 +48,8 @@ IndexTable table_of(char const* name, Tensor const& t, char const* axes, FmhaPro
      : letter == 'H' ? table.head_stride
                      : table.stride) = stride;
     if (letter == 'N') {
-      require(t.size(d) <= (1 << 30), name, " has ", t.size(d),
-              " entries in its last dimension; at most 2^30 are allowed");
+      require(t.size(d) <= (1 << 30), name,
+              " must have at most 2^30 entries in its last dimension, got ", t.size(d));
       table.width = static_cast<int32_t>(t.size(d));
     }
   }
@@ -68,7 +67,7 @@ IndexTable table_of(char const* name, Tensor const& t, char const* axes, FmhaPro
                << (*axis != letter ? " or 1" : "");
       }
     }
-    require(false, name, " has shape ", shape_of(t), "; ", wanted.str(), "] is needed");
+    require(false, name, " must have shape ", wanted.str(), "], got ", shape_of(t));
   }
   table.data = static_cast<int32_t const*>(t.data_ptr());
   return table;
@@ -76,8 +75,8 @@ IndexTable table_of(char const* name, Tensor const& t, char const* axes, FmhaPro
 
 // A form whose tensors are both given or both missing.
 bool is_given(char const* first, bool has_first, char const* second, bool has_second) {
-  require(has_first == has_second, has_first ? first : second, " is given without ",
-          has_first ? second : first, "; both or neither");
+  require(has_first == has_second, has_first ? second : first, " must be given with ",
+          has_first ? first : second, ", got only the latter");
   return has_first;
 }
 
@@ -88,21 +87,22 @@ void add_lists(DecodeKeys& keys, DecodeArguments const& a, FmhaProblem const& pr
   bool const blocks = is_given("block_indices", a.block_indices.has_value(), "block_counts",
                                a.block_counts.has_value());
   require(a.token_indices || !a.token_counts,
-          "token_counts is given without token_indices; the counts are of their lists");
+          "token_indices must be given with token_counts, got only the latter");
   require(spans + blocks + a.token_indices.has_value() <= 1,
-          "more than one of blocks, tokens and head spans is given; one of them is allowed");
+          "at most one of block_indices, token_indices and head_starts must be given, got more");
   if (spans) {
     keys.starts = table_of("head_starts", *a.head_starts, "BH", problem, q);
     keys.span_lengths = table_of("head_lengths", *a.head_lengths, "BH", problem, q);
   } else if (blocks) {
-    require(a.block == 16 || a.block == 32 || a.block == 64 || a.block == 128, "block is ", a.block,
-            "; 16, 32, 64 or 128 is needed");
+    require(a.block == 16 || a.block == 32 || a.block == 64 || a.block == 128,
+            "block must be 16, 32, 64 or 128, got ", a.block);
     keys.form = DecodeKeys::Form::kBlocks;
     keys.block = static_cast<int32_t>(a.block);
     keys.entries = table_of("block_indices", *a.block_indices, "BhN", problem, q);
     keys.counts = table_of("block_counts", *a.block_counts, "Bh", problem, q);
-    require(int64_t{keys.entries.width} * a.block <= (1 << 30), "block_indices has lists of ",
-            keys.entries.width, " entries; at most 2^30 keys are allowed");
+    require(int64_t{keys.entries.width} * a.block <= (1 << 30),
+            "block_indices must have lists of at most 2^30 keys, got ", keys.entries.width,
+            " blocks");
   } else if (a.token_indices) {
     keys.form = DecodeKeys::Form::kTokens;
     keys.entries = table_of("token_indices", *a.token_indices, "BqhN", problem, q);
@@ -140,28 +140,26 @@ DecodeKeys decode_keys(DecodeArguments const& a, FmhaProblem const& problem, Ten
   add_lists(keys, a, problem, q);
   keys.causal = a.causal;
   if (a.window) {
-    require(*a.window >= 1, "window is ", *a.window, "; at least 1, or None, is needed");
+    require(*a.window >= 1, "window must be at least 1 or None, got ", *a.window);
     keys.window = static_cast<int32_t>(std::min<int64_t>(*a.window, INT32_MAX));
   }
   if (a.tree_mask) {
-    require(
-        a.causal && !a.window,
-        "tree_mask is given with causal=False or a window; it takes the place of both among the "
-        "new keys");
+    require(a.causal && !a.window,
+            "tree_mask must be given with causal=True and without window, got one of them");
     keys.tree = table_of("tree_mask", *a.tree_mask, "BQN", problem, q);
-    require(keys.tree.width == ceil_div(keys.len_q, 32), "tree_mask has ", keys.tree.width,
-            " words for a query; ", ceil_div(keys.len_q, 32), " are needed, 32 new keys in each");
+    require(keys.tree.width == ceil_div(keys.len_q, 32), "tree_mask must have ",
+            ceil_div(keys.len_q, 32), " words of 32 new keys for a query, got ", keys.tree.width);
   }
   if (a.sink) {
     check_dtype("sink", *a.sink, ScalarType::Float, q);
-    require(a.sink->dim() == 1 && a.sink->size(0) == problem.heads_q, "sink has shape ",
-            shape_of(*a.sink), "; [", problem.heads_q, "] is needed: one for each query head");
+    require(a.sink->dim() == 1 && a.sink->size(0) == problem.heads_q, "sink must have shape [",
+            problem.heads_q, "], one for each query head, got ", shape_of(*a.sink));
     keys.sink = static_cast<float const*>(a.sink->data_ptr());
     keys.sink_stride = a.sink->stride(0);
   }
   int64_t const split = a.split_tokens.value_or(kDefaultSplit);
-  require(split >= DecodeKeys::kTile && split % DecodeKeys::kTile == 0, "split_tokens is ", split,
-          "; a multiple of ", DecodeKeys::kTile, ", at least that, is needed");
+  require(split >= DecodeKeys::kTile && split % DecodeKeys::kTile == 0,
+          "split_tokens must be a multiple of ", DecodeKeys::kTile, ", at least that, got ", split);
   keys.split = static_cast<int32_t>(std::min<int64_t>(split, 1 << 30));
   return keys;
 }

@@ -14,7 +14,9 @@ sys.path.insert(0, str(ROOT))
 # Modules that an example needs beside the library and torch.
 NEEDS = {
     "calibrate_embeddings": ["transformers", "all_minilm_l6_v2"],
+    "distill_seer_gate": ["transformers", "all_minilm_l6_v2"],
     "text_model": ["transformers"],
+    "train_diffusion": ["matplotlib"],
     "two_processes": [],
     "video_model": ["diffusers"],
     "video_neighborhood": ["PIL", "rich"],
@@ -23,10 +25,19 @@ NO_SUCH = ["--no-such-option"]
 # What is given, and what the line says.
 WRONG = {
     "calibrate_embeddings": [(["text.txt"], "unrecognized arguments: text.txt")],
+    "distill_seer_gate": [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (NO_SUCH, "no-such"),
+    ],
     "text_model": [(["--tokens", "0"], "--tokens must be at least 1, got 0"), (NO_SUCH, "no-such")],
+    "train_diffusion": [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--out", "a.jpg"], "--out must end in .png, got a.jpg"),
+        (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+    ],
     "two_processes": [
-        (["--length", "0"], "--length 0: a multiple of 256"),
-        (["--length", "1000"], "--length 1000: a multiple of 256"),
+        (["--length", "0"], "--length must be a multiple of 256, got 0"),
+        (["--length", "1000"], "--length must be a multiple of 256, got 1000"),
         (NO_SUCH, "no-such"),
     ],
     "video_model": [
@@ -36,7 +47,7 @@ WRONG = {
     ],
     "video_neighborhood": [
         (["--frames", "0"], "--frames must be at least 1, got 0"),
-        (["--size", "-1"], "--size -1: at least 2"),
+        (["--size", "-1"], "--size must be at least 2, got -1"),
         (["--size", "9999"], "9999"),
         (["--pan", "-1"], "--pan must be at least 0, got -1"),
         (["--pan", "900"], "the camera leaves the photograph"),
@@ -130,8 +141,9 @@ def last_line(capsys, monkeypatch):
 
     def run(program, arguments):
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
-        if program == SANITIZE:  # as Python does for a script
+        if isinstance(program, Path):  # as Python does for a script
             monkeypatch.syspath_prepend(program.parent)
+            monkeypatch.delitem(sys.modules, "calibrate_embeddings", raising=False)
         # runpy warns of what was imported before.
         if str(program).startswith("benchmarks."):
             monkeypatch.delitem(sys.modules, program, raising=False)
@@ -185,9 +197,10 @@ def test_an_example_with_wrong_options(last_line, monkeypatch, tmp_path, name, a
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["video_model", "video_neighborhood"])
+@pytest.mark.parametrize("name", ["train_diffusion", "video_model", "video_neighborhood"])
 def test_an_example_without_a_gpu(last_line, name):
-    pytest.importorskip("diffusers")
+    for module in NEEDS[name]:
+        pytest.importorskip(module)
     line = last_line(example(name), ["--device", "cuda"])
     assert line == "error: --device cuda: torch sees no CUDA device"
 

@@ -24,7 +24,9 @@ def hooks(model):
     return [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
-@pytest.mark.parametrize("other", [torch.nn.Linear(8, 8), object(), None], ids=repr)
+@pytest.mark.parametrize(
+    "other", [torch.nn.Linear(8, 8), object(), None], ids=["module", "object", "None"]
+)
 def test_other_models(other):
     with pytest.raises(TypeError, match=r"model must be .*Flux"):
         sparse.enable(other, "dense")

@@ -118,7 +118,7 @@ def test_signature_of_flash_attn():
         ({"dropout_p": 0.1}, "dropout_p is 0.1; only 0 is supported"),
         ({"softcap": 30.0}, "softcap is 30.0; only 0 is supported"),
         ({"alibi_slopes": torch.ones(4)}, "alibi_slopes is given; only None is supported"),
-        ({"window_size": (-2, 3)}, "window_size is -2; at least -1 is needed"),
+        ({"window_size": (-2, 3)}, "window_size must be at least -1, got -2"),
         ({"window_size": (3,)}, r"window_size is \(3,\); \(left, right\) is needed"),
     ],
 )

@@ -62,7 +62,7 @@ def test_validation_of_lists_in_any_order():
 
 
 ERRORS = {
-    "block_q must be 64 or 128, got 32": (ValueError, {"block_q": 32}),
+    "block_q must be a multiple of 64 from 64 to 2048, got 32": (ValueError, {"block_q": 32}),
     "block_kv must be 16, 32, 64 or 128, got 48": (ValueError, {"block_kv": 48}),
     "q_len must be at least 0, got -1": (ValueError, {"q_len": -1}),
     "kv_len must be an int, got 1.5": (TypeError, {"kv_len": 1.5}),

@@ -171,7 +171,11 @@ def test_errors():
         (TypeError, "mask_mod must be a function .*, got 3", (3, 1, 1, 100, 100)),
         (TypeError, "heads must be an int, got 1.5", (sliding, 1, 1.5, 100, 100)),
         (ValueError, "batch must be at least 0, got -1", (sliding, -1, 1, 100, 100)),
-        (ValueError, "block_q must be 64 or 128, got 32", (sliding, 1, 1, 100, 100, 32)),
+        (
+            ValueError,
+            "block_q must be a multiple of 64 from 64 to 2048, got 32",
+            (sliding, 1, 1, 100, 100, 32),
+        ),
         (TypeError, "mask_mod must return torch.bool, got torch.int64", (scores, 1, 1, 100, 100)),
         (ValueError, r"mask_mod must return a scalar .*, got shape \[2\]", (two, 1, 1, 100, 100)),
     ):

@@ -123,7 +123,7 @@ def test_blocks_that_are_not_there_are_ignored():
 CASE = Drawn(100, 200, 64, 32, batch=2, heads=2, seed=1)
 
 RAW_ERRORS = {
-    "block_q must be 64 or 128, got 32": {"block_q": 32},
+    "block_q must be a multiple of 64 from 64 to 2048, got 32": {"block_q": 32},
     "block_kv must be 16, 32, 64 or 128, got 8": {"block_kv": 8},
     r"counts must have .*3 dimensions.*, got .*\[2, 2\]": {"counts": torch.ones(2, 2).int()},
     "counts must have 1 or q's 2 in its batch dimension, got 3": {

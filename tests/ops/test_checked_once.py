@@ -79,7 +79,7 @@ class Subclass(torch.Tensor):
 def test_first_by_python_where_the_op_does_not(qkv, checked, function):
     """As it is traced, and for subclasses; the op has no say in what is wrong there."""
     k = qkv[1][:, :, :, :8]
-    message = "k must have q's head dim, 16, got 8"
+    message = "k has head dim 8, q has 16"
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=message):
         torch.compile(function, backend="eager", fullgraph=True)(qkv[0], k, qkv[2])
     fake = torch._subclasses.FakeTensorMode()

@@ -66,6 +66,23 @@ def test_compiled(form):
             assert a.equal(b)
 
 
+def test_one_graph_serves_all_sizes():
+    torch._dynamo.reset()
+    compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    into_out = torch.compile(
+        lambda out, **call: decode_attention(**call, out=out) * 1,
+        fullgraph=True, backend="aot_eager", dynamic=True,
+    )  # fmt: skip
+    for i in range(2):
+        sizes = {"page": 9 + i, "len_q": 3 + i, "rows": 60 + 20 * i, "batch": 13 + 2 * i}
+        call = decode_cases.draw(i, "all", **sizes)
+        call |= {"window": 20 + i, "split_tokens": 64 * (i + 1), "scale": 0.1 + i}
+        wanted = decode_attention(**call)
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            assert compiled(**call).equal(wanted)
+            assert into_out(torch.empty_like(wanted), **call).equal(wanted)
+
+
 def test_out():
     call = decode_cases.draw(33, "all", page=16, len_q=2, heads=(4, 2), dim=8)
     wanted = decode_attention(**call)

@@ -59,7 +59,7 @@ BAD_TENSORS = {
     "heads not a multiple": (
         qkv(k=(2, 12, 3, 16)),
         ValueError,
-        "heads of q must be a multiple of those of k and v, got 4 and 3",
+        "q has 4 heads, k and v have 3; q's must be a multiple of theirs",
     ),
     "fewer query heads": (
         qkv(k=(2, 12, 8, 16)),

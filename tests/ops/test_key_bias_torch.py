@@ -120,17 +120,33 @@ def test_biases_of_grids():
 
 
 BAD = {
-    "a list": (lambda b: [1.0], TypeError, "key_bias is a list, not a tensor"),
-    "half": (lambda b: b.half(), TypeError, "key_bias has dtype torch.float16; torch.float32 is"),
+    "a list": (lambda b: [1.0], TypeError, "key_bias must be a tensor, got list"),
+    "half": (
+        lambda b: b.half(),
+        TypeError,
+        "key_bias must have dtype torch.float32, got torch.float16",
+    ),
     "batch": (
         lambda b: b.expand(3, -1, -1),
         ValueError,
-        r"key_bias has shape \[3, 4, 70\]; \[2 or",
+        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
     ),
-    "heads": (lambda b: b[:, :2], ValueError, r"key_bias has shape \[1, 2, 70\]; .* 4 or 1, 70\]"),
-    "tokens": (lambda b: b[..., :5], ValueError, r"key_bias has shape \[1, 4, 5\]; .*70\] is need"),
-    "rank": (lambda b: b[0], ValueError, r"key_bias has shape \[4, 70\]"),
-    "meta": (lambda b: b.to("meta"), ValueError, "key_bias is on meta, q on cpu; one device"),
+    "heads": (
+        lambda b: b[:, :2],
+        ValueError,
+        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+    ),
+    "tokens": (
+        lambda b: b[..., :5],
+        ValueError,
+        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+    ),
+    "rank": (
+        lambda b: b[0],
+        ValueError,
+        r"key_bias must have shape \[2 or 1, 4 or 1, 70\], batch, query heads and",
+    ),
+    "meta": (lambda b: b.to("meta"), ValueError, "key_bias must be on q's device, cpu, got meta"),
 }
 
 
@@ -147,8 +163,8 @@ def test_raw_ops_name_bad_biases():
     for bias, message in (
         (torch.zeros(1, 1, 70).double(), "key_bias has dtype Double; float32 is needed"),
         (torch.zeros(1, 1, 69), r"key_bias has shape \[1, 1, 69\]; \[2 or 1, 4 or 1, 70\] is"),
-        (torch.zeros(3, 1, 70), "key_bias has 3 in its batch dimension; 1 or that of q, 2"),
-        (torch.zeros(1, 2, 70), "key_bias has 2 in its head dimension; 1 or that of q, 4"),
+        (torch.zeros(3, 1, 70), "key_bias must have 1 or q's 2 in its batch dimension, got 3"),
+        (torch.zeros(1, 2, 70), "key_bias must have 1 or q's 4 in its head dimension, got 2"),
     ):
         with pytest.raises(RuntimeError, match=f"sparse_fmha: {message}"):
             OPS.fmha_fwd(q, k, v, key_bias=bias)
@@ -168,9 +184,12 @@ def test_cuda_tensors_are_refused_before_anything_else(function):
 def test_no_row_of_a_gpu_takes_a_bias(name):
     key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name}
     assert _C.find_kernel(arch="cpu", **key, key_bias=True) == _C.find_kernel(arch="cpu", **key)
-    with pytest.raises(RuntimeError, match=r"no kernel for arch=sm90, .*, with key_bias; compiled"):
+    with pytest.raises(
+        RuntimeError, match="NotImplementedError: sparse_fmha: no kernel for arch=sm90,"
+    ):
         _C.find_kernel(arch="sm90", **key, key_bias=True)
-    assert all(row["key_bias"] == (row["arch"] == "cpu") for row in sparse_fmha.kernels())
+    rows = [row for row in sparse_fmha.kernels() if row["pass"] != "decode"]
+    assert all(row["key_bias"] == (row["arch"] == "cpu") for row in rows)
 
 
 def test_explained():
@@ -182,5 +201,7 @@ def test_explained():
     assert found.kernel is None
     assert "the call raises" in found.why
     assert set(found.rejected.values()) <= {"takes no key_bias", "is for bfloat16, q is float16"}
-    with pytest.raises(ValueError, match="key_bias has shape"):
+    with pytest.raises(
+        ValueError, match=r"key_bias must have shape \[1 or 1, 4 or 1, 70\], batch, query heads and"
+    ):
         explain(sparse_fmha.attention, q, q, q, key_bias=bias[..., 1:], arch="sm90")

@@ -160,10 +160,22 @@ def test_compiled_in_one_graph(function):
 
 BAD = {
     "alone": ({"key_bias": None}, ValueError, "row_threshold is given without key_bias"),
-    "half": (lambda t: t.half(), TypeError, "row_threshold has dtype torch.float16; torch.float32"),
-    "tokens": (lambda t: t[..., :5], ValueError, r"row_threshold has shape \[2, 4, 5\]; .*100\]"),
-    "heads": (lambda t: t[:, :3], ValueError, r"row_threshold has shape \[2, 3, 100\]; \[2 or 1"),
-    "a number": (lambda t: 0.5, TypeError, "row_threshold is a float, not a tensor"),
+    "half": (
+        lambda t: t.half(),
+        TypeError,
+        "row_threshold must have dtype torch.float32, got torch.float16",
+    ),
+    "tokens": (
+        lambda t: t[..., :5],
+        ValueError,
+        r"row_threshold must have shape \[2 or 1, 4 or 1, 100\], batch, query",
+    ),
+    "heads": (
+        lambda t: t[:, :3],
+        ValueError,
+        r"row_threshold must have shape \[2 or 1, 4 or 1, 100\], batch, query",
+    ),
+    "a number": (lambda t: 0.5, TypeError, "row_threshold must be a tensor, got float"),
 }
 
 

@@ -209,7 +209,7 @@ def test_everything_stays_on_its_device():
 
 
 BAD = {
-    "a float": (lambda s: 0.5, TypeError, "sink is a float, not a tensor"),
+    "a float": (lambda s: 0.5, TypeError, "sink must be a tensor, got float"),
     "half": (lambda s: s.half(), TypeError, "sink has dtype torch.float16; torch.float32 is need"),
     "fp64": (lambda s: s.double(), TypeError, "sink has dtype torch.float64; torch.float32 is"),
     "heads": (lambda s: s[:2], ValueError, r"sink has shape \[2\]; \[4\] is needed"),

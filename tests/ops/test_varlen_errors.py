@@ -24,20 +24,28 @@ def ints(*values):
 # What differs from good arguments, the error of the function, and the start of what it and the raw
 # op say.
 BOTH = {
-    "k of a batch": ({"k": torch.ones(1, 12, 2, 16)}, ValueError, "k has shape [1, 12, 2, 16]; "),
+    "k of a batch": (
+        {"k": torch.ones(1, 12, 2, 16)},
+        ValueError,
+        "k has shape [1, 12, 2, 16]; [tokens, heads, head dim] is needed",
+    ),
     "v differs": ({"v": torch.ones(11, 2, 16)}, ValueError, "k has shape [12, 2, 16], v has "),
     "heads": (
         {"k": torch.ones(12, 3, 16), "v": torch.ones(12, 3, 16)},
         ValueError,
-        "q has 4 heads, k and v have 3; q's must be a multiple of theirs",
+        "heads of q must be a multiple of those of k and v, got 4 and 3",
     ),
     "head dim": (
         {"k": torch.ones(12, 2, 8), "v": torch.ones(12, 2, 8)},
         ValueError,
-        "k has head dim 8, q has 16",
+        "k must have q's head dim, 16, got 8",
     ),
     "starts": ({"cu_q": ints()}, ValueError, "cu_q has shape [0]; [sequences + 1] is needed"),
-    "dtype of starts": ({"cu_q": torch.tensor([0, 9])}, TypeError, "cu_q has dtype "),
+    "dtype of starts": (
+        {"cu_q": torch.tensor([0, 9])},
+        TypeError,
+        "cu_q has dtype torch.int64; torch.int32 is needed",
+    ),
     "starts of keys": (
         {"cu_k": ints(0, 12)},
         ValueError,
@@ -49,9 +57,9 @@ BOTH = {
         "cu_k is ",
     ),
     "keys in use": ({"seqused_k": ints(1)}, ValueError, "seqused_k has shape [1]; [2] is needed"),
-    "bound of queries": ({"max_q": -1}, ValueError, "max_q is -1; at least 0 is needed"),
-    "bound of keys": ({"max_k": -1}, ValueError, "max_k is -1; at least 0 is needed"),
-    "scale": ({"scale": NAN}, ValueError, "scale is nan; a finite number is needed"),
+    "bound of queries": ({"max_q": -1}, ValueError, "max_q must be at least 0, got -1"),
+    "bound of keys": ({"max_k": -1}, ValueError, "max_k must be at least 0, got -1"),
+    "scale": ({"scale": NAN}, ValueError, "scale must be a finite number, got nan"),
     "table": (
         {
             "page_table": ints(0, 1),
@@ -61,7 +69,25 @@ BOTH = {
         ValueError,
         "page_table has shape [2]; [2, any] is needed",
     ),
-    "pages": ({"page_table": ints(0, 1)[:, None]}, ValueError, "k has shape [12, 2, 16]; "),
+    "pages": (
+        {"page_table": ints(0, 1)[:, None]},
+        ValueError,
+        "k has shape [12, 2, 16]; [pages, page, heads, head dim] is needed",
+    ),
+}
+# What the op says in other words.
+OF_THE_OP = {
+    "k of a batch": "k must have 3 dimensions, got shape [1, 12, 2, 16]",
+    "heads": "q has 4 heads, k and v have 3; q's must be a multiple of theirs",
+    "head dim": "k has head dim 8, q has 16",
+    "dtype of starts": "cu_q must have dtype Int, got Long",
+    "starts of keys": "cu_k must have shape [3], got [2]",
+    "keys in use": "seqused_k must have shape [2], got [1]",
+    "bound of queries": "max_q is -1; at least 0 is needed",
+    "bound of keys": "max_k is -1; at least 0 is needed",
+    "scale": "scale is nan; a finite number is needed",
+    "table": "page_table must have shape [2, any], got [2]",
+    "pages": "k must have 4 dimensions, got shape [12, 2, 16]",
 }
 # What only the function takes, or what the op's schema says itself.
 FUNCTION = {
@@ -71,19 +97,23 @@ FUNCTION = {
         "q has shape [1, 9, 4, 16]; [tokens, heads, head dim] is needed",
     ),
     "starts in a list": ({"cu_q": [0, 9]}, TypeError, "cu_q is a list, not a tensor"),
-    "causal": ({"causal": 1}, TypeError, "causal is 1; True or False is needed"),
-    "float bound": ({"max_q": 6.0}, TypeError, "max_q is 6.0; an int is needed"),
-    "threshold": ({"skip_threshold": 1.0}, ValueError, "skip_threshold is 1.0; 0 <= "),
+    "causal": ({"causal": 1}, TypeError, "causal must be True or False, got 1"),
+    "float bound": ({"max_q": 6.0}, TypeError, "max_q must be an int, got 6.0"),
+    "threshold": (
+        {"skip_threshold": 1.0},
+        ValueError,
+        "skip_threshold must be at least 0 and less than 1, got 1.0",
+    ),
     "thresholds": (
         {"skip_threshold": torch.zeros(3)},
         ValueError,
-        "skip_threshold has shape [3]; [2] is needed",
+        "skip_threshold must have shape [2], one entry for each batch entry, got [3]",
     ),
     "heads of sink": ({"sink": torch.zeros(3)}, ValueError, "sink has shape [3]; [4] is needed"),
     "dtype of sink": (
         {"sink": torch.zeros(4, dtype=torch.float64)},
         TypeError,
-        "sink is of torch.float64; a tensor of torch.float32 is needed",
+        "sink has dtype torch.float64; torch.float32 is needed",
     ),
     "shape of out": (
         {"out": torch.zeros(9, 4, 8)},
@@ -113,6 +143,7 @@ def test_function(case):
 @pytest.mark.parametrize("case", BOTH)
 def test_op(case):
     changes, _, message = BOTH[case]
+    message = OF_THE_OP.get(case, message)
     with pytest.raises(RuntimeError, match="sparse_fmha: " + re.escape(message)):
         OPS.varlen_fwd(**given(**changes))
 

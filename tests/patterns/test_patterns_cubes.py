@@ -214,18 +214,34 @@ C, V = patterns.CubeOrder, patterns.vsa_attention
     [
         (lambda: C((4, 4), (4, 4)), ValueError, r"cube is \[4, 4\], of 16 tokens; allowed are: 64"),
         (lambda: C((4, 4), (64,)), ValueError, r"grid is \[4, 4\], cube \[64\]; one to three"),
-        (lambda: C((0, 4), (8, 8)), ValueError, r"grid\[0\] is 0; at least 1"),
-        (lambda: C((8, 8), (8, 8), after=-1), ValueError, "after is -1; at least 0"),
+        (lambda: C((0, 4), (8, 8)), ValueError, r"grid\[0\] must be at least 1, got 0"),
+        (lambda: C((8, 8), (8, 8), after=-1), ValueError, "after must be at least 0, got -1"),
         (lambda: ORDER.near((3,)), ValueError, r"window is \[3\]; 2 entries are needed"),
         (lambda: patterns.nabla(Q, Q, ORDER), ValueError, r"window is \[11, 3, 3\]"),
         (lambda: patterns.nabla(Q, Q, ORDER, window=(2, 3)), ValueError, r"window\[0\] is 2; an o"),
-        (lambda: patterns.nabla(Q, Q, ORDER, p=2), ValueError, "p is 2; 0 to 1"),
-        (lambda: patterns.nabla(Q[:, 1:], Q, ORDER), ValueError, "64 tokens are needed"),
-        (lambda: patterns.draft(Q, Q, ORDER, keep=-1), ValueError, "keep is -1; 0 to 1"),
-        (lambda: patterns.cube_top_k(Q, Q, ORDER, keep=2), ValueError, "keep is 2; 0 to 1"),
-        (lambda: V(Q, Q, Q, ORDER, keep="a"), TypeError, "keep is 'a'; a number"),
-        (lambda: V(Q, Q, Q, ORDER, top_k=0), ValueError, "top_k is 0; at least 1"),
-        (lambda: V(Q[:, 1:], Q[:, 1:], Q[:, 1:], ORDER), ValueError, "64 tokens are needed"),
+        (lambda: patterns.nabla(Q, Q, ORDER, p=2), ValueError, "p must be from 0 to 1, got 2"),
+        (
+            lambda: patterns.nabla(Q[:, 1:], Q, ORDER),
+            ValueError,
+            r"x must have 64 tokens, got shape \[1, 63, 2, 16\]",
+        ),
+        (
+            lambda: patterns.draft(Q, Q, ORDER, keep=-1),
+            ValueError,
+            "keep must be from 0 to 1, got -1",
+        ),
+        (
+            lambda: patterns.cube_top_k(Q, Q, ORDER, keep=2),
+            ValueError,
+            "keep must be from 0 to 1, got 2",
+        ),
+        (lambda: V(Q, Q, Q, ORDER, keep="a"), TypeError, "keep must be a number, got 'a'"),
+        (lambda: V(Q, Q, Q, ORDER, top_k=0), ValueError, "top_k must be at least 1, got 0"),
+        (
+            lambda: V(Q[:, 1:], Q[:, 1:], Q[:, 1:], ORDER),
+            ValueError,
+            r"x must have 64 tokens, got shape \[1, 63, 2, 16\]",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message):

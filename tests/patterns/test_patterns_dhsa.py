@@ -172,17 +172,45 @@ EDGES = torch.tensor([[0, 9]])
     [
         (lambda: patterns.dhsa(Q, Q, EDGES, 100), ValueError, "keys is 100; at least local"),
         (lambda: patterns.dhsa(Q, Q, EDGES, 300, local=65), ValueError, "local is 65; a multiple"),
-        (lambda: patterns.dhsa(Q, Q, EDGES, 300, window=0), ValueError, "window is 0; at least 1"),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES, 300, window=0),
+            ValueError,
+            "window must be at least 1, got 0",
+        ),
         (lambda: patterns.dhsa(Q, Q[:, :5], EDGES, 300), ValueError, "k has 5 tokens, q has 9"),
         (lambda: patterns.dhsa(Q, Q, EDGES[0], 300), ValueError, r"boundaries has shape \[2\]"),
         (lambda: patterns.dhsa(Q, Q, EDGES.float(), 300), TypeError, "boundaries is torch.float32"),
-        (lambda: patterns.dhsa(Q, Q, EDGES, 300, shared=1), TypeError, "shared is 1; True or"),
-        (lambda: patterns.dhsa(Q, Q, EDGES, 300, block_q=32), ValueError, "block_q is 32"),
-        (lambda: patterns.dhsa_blocks(Q, Q, density=2), ValueError, "density is 2; 0 to 1"),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES, 300, shared=1),
+            TypeError,
+            "shared must be True or False, got 1",
+        ),
+        (
+            lambda: patterns.dhsa(Q, Q, EDGES, 300, block_q=32),
+            ValueError,
+            "block_q must be a multiple of 64 from 64 to 2048, got 32",
+        ),
+        (
+            lambda: patterns.dhsa_blocks(Q, Q, density=2),
+            ValueError,
+            "density must be from 0 to 1, got 2",
+        ),
         (lambda: patterns.dhsa_ratios(Q, Q[:, :5]), ValueError, "q has 9 tokens, k has 5"),
-        (lambda: patterns.dhsa_ratios(Q, Q, window=0), ValueError, "window is 0; at least 1"),
-        (lambda: patterns.dhsa_boundaries(EDGES, 3), TypeError, "ratios has dtype torch.int64"),
-        (lambda: patterns.dhsa_boundaries(Q[0, 0], -3), ValueError, "chunks is -3; at least 0"),
+        (
+            lambda: patterns.dhsa_ratios(Q, Q, window=0),
+            ValueError,
+            "window must be at least 1, got 0",
+        ),
+        (
+            lambda: patterns.dhsa_boundaries(EDGES, 3),
+            TypeError,
+            "ratios must have a floating point dtype, got torch.int64",
+        ),
+        (
+            lambda: patterns.dhsa_boundaries(Q[0, 0], -3),
+            ValueError,
+            "chunks must be at least 0, got -3",
+        ),
     ],
 )
 def test_errors(call, error, message):

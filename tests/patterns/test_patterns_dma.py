@@ -130,12 +130,20 @@ def test_one_graph():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"bias": torch.ones(2, 30)}, ValueError, r"bias has shape \[2, 30\]; \[batch, key heads"),
-        ({"bias": torch.ones(1, 2, 30).int()}, TypeError, "bias has dtype torch.int32"),
-        ({"keep": 0}, ValueError, "keep is 0; at least 1 is needed"),
+        (
+            {"bias": torch.ones(2, 30)},
+            ValueError,
+            r"bias must have shape \[batch, key heads, tokens\], got \[2, 30\]",
+        ),
+        (
+            {"bias": torch.ones(1, 2, 30).int()},
+            TypeError,
+            "bias must have a floating point dtype, got torch.int32",
+        ),
+        ({"keep": 0}, ValueError, "keep must be at least 1, got 0"),
         ({"heads": 3}, ValueError, "heads is 3; a multiple of bias's 2 is needed"),
         ({"q_len": 31}, ValueError, "q_len is 31; at most the 30 keys of bias are allowed"),
-        ({"block_q": 100}, ValueError, "block_q is 100"),
+        ({"block_q": 100}, ValueError, "block_q must be a multiple of 64 from 64 to 2048, got 100"),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):

@@ -94,12 +94,12 @@ Q = torch.zeros(1, 200, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"gamma": 2}, ValueError, "gamma is 2; 0 to 1"),
-        ({"tau": -1}, ValueError, "tau is -1; 0 to 1"),
-        ({"min_budget": 0}, ValueError, "min_budget is 0; at least 1"),
-        ({"min_budget": 3, "max_budget": 2}, ValueError, "max_budget is 2; at least 3"),
-        ({"block": 32}, ValueError, "block_q is 32"),
-        ({"scale": float("inf")}, ValueError, "scale is inf"),
+        ({"gamma": 2}, ValueError, "gamma must be from 0 to 1, got 2"),
+        ({"tau": -1}, ValueError, "tau must be from 0 to 1, got -1"),
+        ({"min_budget": 0}, ValueError, "min_budget must be at least 1, got 0"),
+        ({"min_budget": 3, "max_budget": 2}, ValueError, "max_budget must be at least 3, got 2"),
+        ({"block": 32}, ValueError, "block_q must be 64 or 128, got 32"),
+        ({"scale": float("inf")}, ValueError, "scale must be a finite number, got inf"),
     ],
 )
 def test_errors(options, error, message):

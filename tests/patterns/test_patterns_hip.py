@@ -96,13 +96,13 @@ Q = torch.zeros(1, 9, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"keys": 0}, ValueError, "keys is 0; at least 1"),
+        ({"keys": 0}, ValueError, "keys must be at least 1, got 0"),
         ({"keys": 33}, ValueError, "keys is 33; a multiple of granule = 2"),
-        ({"granule": 0}, ValueError, "granule is 0; at least 1"),
-        ({"sample": 0}, ValueError, "sample is 0; at least 1"),
-        ({"local": -1}, ValueError, "local is -1; at least 0"),
-        ({"first": 1.5}, TypeError, "first is 1.5; an int"),
-        ({"block_q": 32}, ValueError, "block_q is 32"),
+        ({"granule": 0}, ValueError, "granule must be at least 1, got 0"),
+        ({"sample": 0}, ValueError, "sample must be at least 1, got 0"),
+        ({"local": -1}, ValueError, "local must be at least 0, got -1"),
+        ({"first": 1.5}, TypeError, "first must be an int, got 1.5"),
+        ({"block_q": 32}, ValueError, "block_q must be a multiple of 64 from 64 to 2048, got 32"),
     ],
 )
 def test_errors(options, error, message):

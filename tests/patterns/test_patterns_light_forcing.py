@@ -105,7 +105,11 @@ Q = normal(1, 64, 2, 16)
     [
         (lambda: F([1, 2], [1, 2], [1.0], base=0.9, target=0.8), ValueError, "q_lens has 2 ent"),
         (lambda: F([1, 2], [1, 2], [0.0, 0.0], base=0.9, target=0.8), ValueError, "above 0 is nee"),
-        (lambda: F([4, 4], [4, 8], [0, 1], base=1.2, target=0.8), ValueError, "base is 1.2"),
+        (
+            lambda: F([4, 4], [4, 8], [0, 1], base=1.2, target=0.8),
+            ValueError,
+            "base must be from 0 to 1, got 1.2",
+        ),
         (
             lambda: F([4, 4, 4], [4, 8, 12], [0, 0, 9], base=0.9, target=0.2),
             ValueError,
@@ -113,8 +117,8 @@ Q = normal(1, 64, 2, 16)
         ),
         (lambda: L(64, 100, 64), ValueError, "kv_len is 100; a multiple of frame = 64"),
         (lambda: L(128, 64, 64), ValueError, "q_len is 128; at most kv_len = 64"),
-        (lambda: L(64, 64, 0), ValueError, "frame is 0; at least 1"),
-        (lambda: L(64, 64, 8, block_kv=8), ValueError, "block_kv is 8; allowed are"),
+        (lambda: L(64, 64, 0), ValueError, "frame must be at least 1, got 0"),
+        (lambda: L(64, 64, 8, block_kv=8), ValueError, "block_kv must be 16, 32, 64 or 128, got 8"),
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 128, 64)),
             ValueError,
@@ -123,12 +127,12 @@ Q = normal(1, 64, 2, 16)
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 64, 64), sparsity=2),
             ValueError,
-            "sparsity is 2; 0 to 1",
+            "sparsity must be from 0 to 1, got 2",
         ),
         (
             lambda: patterns.light_forcing(Q, Q, L(64, 64, 64), frames=1.5),
             TypeError,
-            "frames is 1.5; an int",
+            "frames must be an int, got 1.5",
         ),
     ],
 )

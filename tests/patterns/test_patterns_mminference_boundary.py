@@ -82,9 +82,21 @@ Q = torch.zeros(1, 9, 2, 16)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ModalityOrder(torch.zeros(4)), TypeError, "region is tensor"),
-        (lambda: ModalityOrder(torch.tensor([0]), block_q=32), ValueError, "block_q is 32"),
-        (lambda: ModalityOrder(torch.tensor([0]), keys_too=1), TypeError, "keys_too is 1; True"),
+        (
+            lambda: ModalityOrder(torch.zeros(4)),
+            TypeError,
+            r"region must be a tensor of integers, got tensor\(\[0., 0., 0., 0.\]\)",
+        ),
+        (
+            lambda: ModalityOrder(torch.tensor([0]), block_q=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (
+            lambda: ModalityOrder(torch.tensor([0]), keys_too=1),
+            TypeError,
+            "keys_too must be True or False, got 1",
+        ),
         (
             lambda: mminference_boundary(Q, Q[:, :5], ORDER, {}),
             ValueError,
@@ -108,9 +120,13 @@ Q = torch.zeros(1, 9, 2, 16)
         (
             lambda: mminference_boundary(Q, Q, ORDER, {}, other=("top_k", -1)),
             ValueError,
-            r"\('top_k', -1\) is -1; at least 0",
+            r"a number of \('top_k', -1\) must be at least 0, got -1",
         ),
-        (lambda: patterns.ModalityOrder(torch.tensor([[0]])), ValueError, "region has shape"),
+        (
+            lambda: patterns.ModalityOrder(torch.tensor([[0]])),
+            ValueError,
+            r"region must have shape \[tokens\], got \[1, 1\]",
+        ),
     ],
 )
 def test_errors(call, error, message):

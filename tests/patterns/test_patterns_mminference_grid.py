@@ -90,7 +90,11 @@ LINES = GridLines(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=t
     ("call", "error", "message"),
     [
         (lambda: patterns.mminference_grid_lines(Q, Q, []), ValueError, "strides is empty"),
-        (lambda: patterns.mminference_grid_lines(Q, Q, [0]), ValueError, r"strides\[0\] is 0; at"),
+        (
+            lambda: patterns.mminference_grid_lines(Q, Q, [0]),
+            ValueError,
+            r"strides\[0\] must be at least 1, got 0",
+        ),
         (
             lambda: patterns.mminference_grid_lines(Q, Q, [10]),
             ValueError,
@@ -114,7 +118,7 @@ LINES = GridLines(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=t
         (
             lambda: patterns.mminference_grid_attention(Q, Q, Q, [3], block_q=100),
             ValueError,
-            "block_q is 100",
+            "block_q must be a multiple of 64 from 64 to 2048, got 100",
         ),
     ],
 )

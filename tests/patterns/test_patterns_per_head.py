@@ -200,7 +200,7 @@ Q = torch.zeros(1, LENGTH, 2, 16)
         (
             lambda: per_head_attention(Q, Q, Q, [([0, "1"], stripe)]),
             TypeError,
-            "a head is '1'; an int",
+            "a head must be an int, got '1'",
         ),
         (lambda: join_heads([], 2), ValueError, "parts is empty"),
         (
@@ -234,7 +234,7 @@ Q = torch.zeros(1, LENGTH, 2, 16)
         (
             lambda: patterns.load_minference([{"3": ["stream_llm", 1.5, 2]}]),
             TypeError,
-            "a number of layer 0, head 3 is 1.5; an int",
+            "a number of layer 0, head 3 must be an int, got 1.5",
         ),
         (
             lambda: patterns.minference_heads({5: ("stream_llm", 1, 2)}, 2, 9, 9),

@@ -111,7 +111,7 @@ A = patterns.pka_attention
     ("call", "error", "message"),
     [
         (lambda: A(Q, Q, Q, (8, 9)), ValueError, r"grid is \[8, 9\]; one to three axes of 64"),
-        (lambda: A(Q, Q, Q, (64, 0)), ValueError, r"grid\[1\] is 0; at least 1"),
+        (lambda: A(Q, Q, Q, (64, 0)), ValueError, r"grid\[1\] must be at least 1, got 0"),
         (lambda: A(Q, Q, Q, (8, 8), rows=Q[0, :, 0] > 0), ValueError, "without a subject"),
         (
             lambda: A(Q, Q, Q, (8, 8), spatial=[(Q[:, 1:], Q[:, 1:])]),
@@ -125,8 +125,12 @@ A = patterns.pka_attention
             ValueError,
             r"rows has shape \[1, 63\]; \[1 or 1, 64\]",
         ),
-        (lambda: A(Q, Q, Q, (8, 8), joint=1), TypeError, "joint is 1; True or False"),
-        (lambda: patterns.keyword_rows(Q, Q, threshold=2), ValueError, "threshold is 2; 0 to 1"),
+        (lambda: A(Q, Q, Q, (8, 8), joint=1), TypeError, "joint must be True or False, got 1"),
+        (
+            lambda: patterns.keyword_rows(Q, Q, threshold=2),
+            ValueError,
+            "threshold must be from 0 to 1, got 2",
+        ),
         (lambda: patterns.keyword_rows(Q[:, :0], Q), ValueError, "q has 0 tokens"),
     ],
 )

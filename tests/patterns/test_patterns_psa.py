@@ -202,14 +202,14 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
             ValueError,
             r"shares\[2\] is 0.4, below that of a lower level: 0.5",
         ),
-        (lambda: patterns.psa_levels(Q, Q, by="x"), ValueError, "by is 'x'; allowed are: rank"),
+        (lambda: patterns.psa_levels(Q, Q, by="x"), ValueError, "by must be rank or mass, got 'x'"),
         (lambda: patterns.psa_levels(Q, Q, every=3), ValueError, "every is 3; it must divide"),
         (
             lambda: patterns.psa_levels(Q, Q, similarity={1: 0.5}),
             ValueError,
             "similarity has level 1; allowed are: 2, 4, 8",
         ),
-        (lambda: patterns.psa_levels(Q, Q, text=-1), ValueError, "text is -1; at least 0"),
+        (lambda: patterns.psa_levels(Q, Q, text=-1), ValueError, "text must be at least 0, got -1"),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.float()),
             TypeError,
@@ -218,7 +218,7 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.expand(1, 1, 2, 1)),
             ValueError,
-            r"blocks has shape \[1, 1, 2, 1\]",
+            r"blocks must have shape \[batch or 1, heads or 1, 1, 1\] for lengths 128",
         ),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS, pools=()),

@@ -260,12 +260,12 @@ Q, K = inputs(1, 70, 70, (2, 1), 8)
         (
             lambda: seer_ground_truth(Q, K, block_q=32),
             ValueError,
-            "block_q must be 64 or 128, got 32",
+            "block_q must be a multiple of 64 from 64 to 2048, got 32",
         ),
         (
             lambda: seer_ground_truth(Q, K, scale=math.nan),
             ValueError,
-            "scale must be a finite number, got nan",
+            "scale is nan; a finite number is needed",
         ),
     ],
 )

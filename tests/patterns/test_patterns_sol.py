@@ -116,9 +116,13 @@ A = patterns.sol_attention
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: A(Q, Q, Q, tau=float("inf")), ValueError, "tau is inf; a finite number"),
-        (lambda: A(Q, Q, Q, rest="x"), ValueError, "rest is 'x'; allowed are: token, block"),
-        (lambda: A(Q, Q, Q, block=32), ValueError, "block_q is 32; allowed are"),
+        (lambda: A(Q, Q, Q, tau=float("inf")), ValueError, "tau must be a finite number, got inf"),
+        (lambda: A(Q, Q, Q, rest="x"), ValueError, "rest must be token or block, got 'x'"),
+        (
+            lambda: A(Q, Q, Q, block=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
         (lambda: A(Q, Q[:, 1:], Q[:, 1:]), ValueError, "q has 128 tokens, k has 127"),
         (lambda: A(Q, Q, Q, forced=Q), TypeError, "forced is torch.float32; bool"),
         (lambda: A(Q, Q, Q, forced=torch.ones(3) > 0), ValueError, r"forced has shape \[3\]"),

@@ -135,14 +135,34 @@ Q = normal(1, 101, 4, 16)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: SparsifinerPredictor(0, 4, 16), ValueError, "tokens is 0; at least 1"),
-        (lambda: SparsifinerPredictor(9, 4, 16, keep=2), ValueError, "keep is 2; 0 to 1"),
-        (lambda: SparsifinerPredictor(9, 4, 16, rank=0), ValueError, "rank is 0; at least 1"),
+        (lambda: SparsifinerPredictor(0, 4, 16), ValueError, "tokens must be at least 1, got 0"),
+        (
+            lambda: SparsifinerPredictor(9, 4, 16, keep=2),
+            ValueError,
+            "keep must be from 0 to 1, got 2",
+        ),
+        (
+            lambda: SparsifinerPredictor(9, 4, 16, rank=0),
+            ValueError,
+            "rank must be at least 1, got 0",
+        ),
         (lambda: SparsifinerPredictor(9, 4, 16, dense_rows=10), ValueError, "at most tokens = 9"),
-        (lambda: SparsifinerPredictor(9, 4, 16, threshold=-1), ValueError, "threshold is -1"),
+        (
+            lambda: SparsifinerPredictor(9, 4, 16, threshold=-1),
+            ValueError,
+            "threshold must be from 0 to inf, got -1",
+        ),
         (lambda: MADE(Q[:, 1:], Q), ValueError, "101 tokens and 4 query heads of 16 are needed"),
-        (lambda: MADE.mask(Q, Q, block_q=32), ValueError, "block_q is 32; allowed are"),
-        (lambda: MADE.reconstruction_loss(Q, Q, Q[0]), ValueError, r"target has shape \[101"),
+        (
+            lambda: MADE.mask(Q, Q, block_q=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (
+            lambda: MADE.reconstruction_loss(Q, Q, Q[0]),
+            ValueError,
+            r"target must have shape \[batch, heads, tokens, tokens\], got \[101, 4,",
+        ),
         (
             lambda: sparsifiner_distillation_loss(Q, Q[:, 1:], Q, Q),
             ValueError,
@@ -151,7 +171,7 @@ Q = normal(1, 101, 4, 16)
         (
             lambda: sparsifiner_distillation_loss(Q, Q, Q, Q, cls_weight=-1),
             ValueError,
-            "cls_weight is -1",
+            "cls_weight must be from 0 to inf, got -1",
         ),
     ],
 )

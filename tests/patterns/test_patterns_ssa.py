@@ -96,12 +96,12 @@ Q = torch.zeros(1, 9, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"blocks": 0}, ValueError, "blocks is 0; at least 1 is needed"),
-        ({"blocks": 1.5}, TypeError, "blocks is 1.5; an int"),
-        ({"block": 24}, ValueError, "block_kv is 24"),
-        ({"block_q": 32}, ValueError, "block_q is 32"),
-        ({"width": -1}, ValueError, "width is -1; at least 0"),
-        ({"scale": float("nan")}, ValueError, "scale is nan"),
+        ({"blocks": 0}, ValueError, "blocks must be at least 1, got 0"),
+        ({"blocks": 1.5}, TypeError, "blocks must be an int, got 1.5"),
+        ({"block": 24}, ValueError, "block_kv must be 16, 32, 64 or 128, got 24"),
+        ({"block_q": 32}, ValueError, "block_q must be 64 or 128, got 32"),
+        ({"width": -1}, ValueError, "width must be at least 0, got -1"),
+        ({"scale": float("nan")}, ValueError, "scale must be a finite number, got nan"),
     ],
 )
 def test_errors(options, error, message):

@@ -79,12 +79,12 @@ Q = normal(1, 64, 2, 16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"keep": 1.5}, ValueError, "keep is 1.5; 0 to 1"),
+        ({"keep": 1.5}, ValueError, "keep must be from 0 to 1, got 1.5"),
         ({"piece": 24}, ValueError, "piece is 24; it must divide block_q = 64"),
-        ({"piece": 0}, ValueError, "piece is 0; at least 1"),
-        ({"block_kv": 48}, ValueError, "block_kv is 48; allowed are"),
+        ({"piece": 0}, ValueError, "piece must be at least 1, got 0"),
+        ({"block_kv": 48}, ValueError, "block_kv must be 16, 32, 64 or 128, got 48"),
         ({"forced": Q}, TypeError, "forced is torch.float32; bool"),
-        ({"causal": 1}, TypeError, "causal is 1; True or False"),
+        ({"causal": 1}, TypeError, "causal must be True or False, got 1"),
     ],
 )
 def test_bad_arguments(options, error, message):

@@ -128,10 +128,22 @@ INDICES = torch.zeros(1, 2, 3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: patterns.token_sparse_indices(Q, Q, tau=2), ValueError, "tau is 2; 0 to 1"),
+        (
+            lambda: patterns.token_sparse_indices(Q, Q, tau=2),
+            ValueError,
+            "tau must be from 0 to 1, got 2",
+        ),
         (lambda: patterns.token_sparse_indices(Q, Q, pool=4), ValueError, "pool is 4; an odd"),
-        (lambda: patterns.token_sparse_indices(Q, Q, window=0), ValueError, "window is 0; at"),
-        (lambda: patterns.token_sparse_indices(Q, Q, keep=-1), ValueError, "keep is -1; at least"),
+        (
+            lambda: patterns.token_sparse_indices(Q, Q, window=0),
+            ValueError,
+            "window must be at least 1, got 0",
+        ),
+        (
+            lambda: patterns.token_sparse_indices(Q, Q, keep=-1),
+            ValueError,
+            "keep must be at least 0, got -1",
+        ),
         (lambda: patterns.token_sparse_indices(Q, Q[:, :5]), ValueError, "q has 9 tokens, k has 5"),
         (
             lambda: patterns.token_sparse_attention(Q, Q, Q, indices=INDICES.int()),

@@ -208,12 +208,16 @@ R, S, T = patterns.radial, patterns.svg_mask, patterns.sliding_tile
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: R(0, 9), ValueError, "frames is 0; at least 1"),
+        (lambda: R(0, 9), ValueError, "frames must be at least 1, got 0"),
         (lambda: R(9, 9, decay=0), ValueError, "decay is 0; a number above 0"),
-        (lambda: R(9, 9, block=32), ValueError, "block_q is 32; allowed are"),
-        (lambda: R(9, 9, first_frame=1), TypeError, "first_frame is 1; True or False"),
+        (
+            lambda: R(9, 9, block=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (lambda: R(9, 9, first_frame=1), TypeError, "first_frame must be True or False, got 1"),
         (lambda: S(4, 70, text=10, keep=0.05), ValueError, "keep is 0.05; that leaves a band of 0"),
-        (lambda: S(4, 70, keep=1.5), ValueError, "keep is 1.5; 0 to 1"),
+        (lambda: S(4, 70, keep=1.5), ValueError, "keep must be from 0 to 1, got 1.5"),
         (
             lambda: patterns.svg_heads(Q, Q, Q, MASK, 5, 70),
             ValueError,
@@ -222,7 +226,7 @@ R, S, T = patterns.radial, patterns.svg_mask, patterns.sliding_tile
         (
             lambda: patterns.svg_heads(Q[:, 1:], Q, Q, MASK, 4, 70),
             ValueError,
-            "mask is for 290 tokens of q; q has 289",
+            "mask must be for the 289 tokens of q, got one for 290",
         ),
         (
             lambda: patterns.svg_attention(Q, Q, Q, MASK, 4, 70, torch.ones(1, 3) > 0),
@@ -238,7 +242,7 @@ R, S, T = patterns.radial, patterns.svg_mask, patterns.sliding_tile
         (lambda: T((8, 9), (4, 4), (1, 1)), ValueError, r"tile\[1\] is 4; it must divide grid"),
         (lambda: T((16,), (4,), (2,)), ValueError, r"window\[0\] is 2; an odd number is needed"),
         (lambda: T((16,), (4,), (5,)), ValueError, r"window\[0\] is 5; the axis has 4 tiles"),
-        (lambda: T((16,), (4.0,), (5,)), TypeError, r"tile\[0\] is 4.0; an int"),
+        (lambda: T((16,), (4.0,), (5,)), TypeError, r"tile\[0\] must be an int, got 4.0"),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -116,17 +116,21 @@ def test_autocast_and_gradients(randn):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "reduce is 'rows'; allowed are: columns", {"reduce": "rows"}),
+        (
+            ValueError,
+            "reduce must be columns, diagonals, blocks_max or blocks_sum, got 'rows'",
+            {"reduce": "rows"},
+        ),
         (ValueError, "'diagonals' without causal", {"reduce": "diagonals"}),
-        (ValueError, "group is 'sum'; allowed are: mean, max", {"group": "sum"}),
-        (ValueError, "rows is 0; at least 1", {"rows": 0}),
-        (ValueError, "block_q is 0; at least 1", {"block_q": 0}),
-        (TypeError, "block_kv is 1.5; an int", {"block_kv": 1.5}),
-        (TypeError, "causal is 1; True or False", {"causal": 1}),
-        (ValueError, "scale is inf", {"scale": float("inf")}),
+        (ValueError, "group must be mean or max, got 'sum'", {"group": "sum"}),
+        (ValueError, "rows must be at least 1, got 0", {"rows": 0}),
+        (ValueError, "block_q must be at least 1, got 0", {"block_q": 0}),
+        (TypeError, "block_kv must be an int, got 1.5", {"block_kv": 1.5}),
+        (TypeError, "causal must be True or False, got 1", {"causal": 1}),
+        (ValueError, "scale must be a finite number, got inf", {"scale": float("inf")}),
         (ValueError, r"lse has shape \[1, 9, 3\]; \[1, 9, 2\] is", {"lse": torch.ones(1, 9, 3)}),
-        (ValueError, r"lse has shape \[9\]; \[1, 9, 2\] is", {"lse": torch.ones(9)}),
-        (TypeError, "lse is a float, not a tensor", {"lse": 0.5}),
+        (ValueError, r"lse must have shape \[1, 9, 2\], got \[9\]", {"lse": torch.ones(9)}),
+        (TypeError, "lse must be a tensor, got float", {"lse": 0.5}),
     ],
 )
 def test_errors(error, message, options):

@@ -478,7 +478,11 @@ ROWS = normal(2, 5)
             "max_blocks must be at least 3, got 2",
         ),
         (lambda: BlockGrid(-1, 5), ValueError, "q_len must be at least 0, got -1"),
-        (lambda: BlockGrid(5, 5, 32), ValueError, "block_q must be 64 or 128, got 32"),
+        (
+            lambda: BlockGrid(5, 5, 32),
+            ValueError,
+            "block_q must be a multiple of 64 from 64 to 2048, got 32",
+        ),
         (lambda: BlockGrid(5, 5).sink(-1), ValueError, "n must be at least 0, got -1"),
         (lambda: BlockGrid(5, 5).local(-1), ValueError, "n must be at least 0, got -1"),
         (lambda: BlockGrid.of(X, X[0]), ValueError, r"k must have .*, got .*\[10, 2, 8\]"),

@@ -56,7 +56,7 @@ SLOW = {
         "test_errors_are_at_most_twice_those_of_torch",
     ),
     "ops/test_backward_torch.py": ("test_opcheck", "test_compiled_.*"),
-    "ops/test_decode_torch.py": ("test_compiled", "test_opcheck"),
+    "ops/test_decode_torch.py": ("test_compiled", "test_one_graph_.*", "test_opcheck"),
     "ops/test_derivatives.py": (
         "test_compiled",
         "test_first_derivatives_are_right",

@@ -5,12 +5,13 @@ Caches are not cast by autocast, which would copy them in each step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops import derivatives
+from sparse_fmha._ops import derivatives, symbolic
 
 ON_CPU_ONLY = (
     "sparse_fmha::decode: q is on {}; decode kernels run on the CPU only so far; move the tensors "
@@ -20,11 +21,18 @@ ON_CPU_ONLY = (
 
 def register(library: torch.library.Library) -> None:
     functional = torch.ops.sparse_fmha.decode.default
+    for op in (functional, _made(symbolic.define(functional))):
+        torch.library.register_fake(op.name(), _shapes)
+        derivatives.register(library, op)
     into_out = torch.ops.sparse_fmha.decode_out.default
-    for op, shapes in ((functional, _shapes), (into_out, _shapes_without_out)):
-        torch.library.register_fake(op.name(), shapes)
-    derivatives.register(library, functional)
-    library.impl(into_out._opname, _refuse_derivatives, "Autograd", with_keyset=True)
+    for op in (into_out, _made(symbolic.define(into_out))):
+        torch.library.register_fake(op.name(), _shapes_without_out)
+        library.impl(op._opname, _refusing_derivatives(op), "Autograd", with_keyset=True)
+
+
+def _made(name: str) -> torch._ops.OpOverload:
+    op: torch._ops.OpOverload = getattr(torch.ops.sparse_fmha, name).default
+    return op
 
 
 def _shapes(q: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,11 +54,14 @@ def _rest(name: str, q: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Ten
     return lse, q.new_empty(shape, dtype=torch.int64)
 
 
-def _refuse_derivatives(keyset: torch._C.DispatchKeySet, *args: Any) -> object:
-    op = torch.ops.sparse_fmha.decode_out.default
-    recorded = torch.is_grad_enabled() and derivatives.any_requires_grad(*args)
-    if recorded or any(derivatives.has_tangent(a) for a in args if isinstance(a, Tensor)):
-        raise NotImplementedError(
-            f"{op.name()} has no derivatives; call it under torch.no_grad(), or detach its inputs"
-        )
-    return op._handle.redispatch_boxed(keyset & derivatives.AFTER_AUTOGRAD, *args)
+def _refusing_derivatives(op: torch._ops.OpOverload) -> Callable[..., object]:
+    def run(keyset: torch._C.DispatchKeySet, *args: Any) -> object:
+        recorded = torch.is_grad_enabled() and derivatives.any_requires_grad(*args)
+        if recorded or any(derivatives.has_tangent(a) for a in args if isinstance(a, Tensor)):
+            raise NotImplementedError(
+                f"{op.name()} has no derivatives; call it under torch.no_grad(), or detach its "
+                "inputs"
+            )
+        return op._handle.redispatch_boxed(keyset & derivatives.AFTER_AUTOGRAD, *args)
+
+    return run

@@ -57,12 +57,12 @@ def of_tokens(tokens: Tokens | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _check_tuple(name: str, value: object, length: int, parts: str) -> None:
     if not isinstance(value, Sequence) or len(value) != length:
-        raise TypeError(f"{name} is {_kind(value)}; {parts} is needed")
+        raise TypeError(f"{name} must be {parts}, got {_kind(value)}")
 
 
 def _check_given(name: str, tensor: object) -> None:
     if tensor is None:
-        raise TypeError(f"{name} is None; a tensor is needed")
+        raise TypeError(f"{name} must be a tensor, got None")
 
 
 def _kind(value: object) -> str:
@@ -100,8 +100,8 @@ def check(
         table.check("tree_mask", keys.tree_mask, ("B", "Lq", "words"))
         if not keys.causal or keys.window is not None:
             raise ValueError(
-                f"tree_mask is given with causal={keys.causal} and window={keys.window}; True and "
-                "None are needed"
+                "tree_mask must be given with causal=True and without window, got "
+                f"causal={keys.causal} and window={keys.window}"
             )
     if keys.sink is not None:
         table.sizes["Hq"] = (heads_q,)
@@ -109,7 +109,7 @@ def check(
     if split_tokens is not None:
         _checks.check_int("split_tokens", split_tokens, TILE)
         if split_tokens % TILE:
-            raise ValueError(f"split_tokens is {split_tokens}; a multiple of {TILE} is needed")
+            raise ValueError(f"split_tokens must be a multiple of {TILE}, got {split_tokens}")
     if out is not None:
         _check_out(out, q)
 
@@ -118,27 +118,25 @@ def _check_operands(q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool) ->
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         _checks.check_like(name, tensor, q)
         if tensor.dim() != 4:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; 4 dimensions are needed")
+            raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
         if tensor.shape[3] != q.shape[3]:
-            raise ValueError(f"{name} has head dim {tensor.shape[3]}, q has {q.shape[3]}")
+            raise ValueError(f"{name} must have q's head dim, {q.shape[3]}, got {tensor.shape[3]}")
     dim, heads_q, heads = q.shape[3], q.shape[2], k_cache.shape[2]
     if not 8 <= dim <= _checks.MAX_HEAD_DIM or dim % 8:
         raise ValueError(
-            f"q has head dim {dim}; multiples of 8 from 8 to {_checks.MAX_HEAD_DIM} are allowed"
+            f"q must have a head dim that is a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got "
+            f"{dim}"
         )
     if k_cache.shape != v_cache.shape:
         raise ValueError(
-            f"k_cache has shape {list(k_cache.shape)}, v_cache has {list(v_cache.shape)}; they "
-            "must be the same"
+            f"v_cache must have k_cache's shape, {list(k_cache.shape)}, got {list(v_cache.shape)}"
         )
     if heads_q % heads if heads else heads_q:
-        raise ValueError(
-            f"q has {heads_q} heads, the cache has {heads}; q's must be a multiple of the cache's"
-        )
+        raise ValueError(f"q must have a multiple of the cache's {heads} heads, got {heads_q}")
     if not paged and k_cache.shape[0] != q.shape[0]:
         raise ValueError(
-            f"k_cache has batch {k_cache.shape[0]}, q has {q.shape[0]}; they must be the same if "
-            "there is no page_table"
+            f"k_cache must have q's batch without a page_table, {q.shape[0]}, got "
+            f"{k_cache.shape[0]}"
         )
 
 
@@ -147,7 +145,7 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
         given, missing = "head_starts", "head_lengths"
         if keys.head_starts is None:
             given, missing = missing, given
-        raise ValueError(f"{given} is given without {missing}; both or neither")
+        raise ValueError(f"{missing} must be given with {given}, got only the latter")
     forms = {
         "blocks": keys.block_indices is not None,
         "tokens": keys.token_indices is not None,
@@ -155,14 +153,12 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
     }
     if sum(forms.values()) > 1:
         given = " and ".join(name for name, is_given in forms.items() if is_given)
-        raise ValueError(f"{given} are given; at most one of {', '.join(forms)} is allowed")
+        raise ValueError(f"at most one of {', '.join(forms)} must be given, got {given}")
     if forms["blocks"]:
         table.check("blocks[0]", keys.block_indices, ("B", "Hkv|1", "any"))
         table.check("blocks[1]", keys.block_counts, ("B", "Hkv|1"))
-        if type(keys.block) is not int:
-            raise TypeError(f"blocks[2] is {keys.block!r}; an int is needed")
-        if keys.block not in BLOCKS:
-            raise ValueError(f"blocks[2] is {keys.block}; allowed are: 16, 32, 64, 128")
+        if _checks.check_int("blocks[2]", keys.block) not in BLOCKS:
+            raise ValueError(f"blocks[2] must be 16, 32, 64 or 128, got {keys.block}")
     if forms["tokens"]:
         table.check("tokens[0]", keys.token_indices, ("B", "Lq|1", "Hkv|1", "any"))
         if keys.token_counts is not None:
@@ -187,20 +183,23 @@ class _Tables:
         dtype: torch.dtype = torch.int32,
     ) -> None:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; a tensor is needed")
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype != dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; {dtype} is needed")
+            raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
         if tensor.device != self.device:
-            raise ValueError(f"{name} is on {tensor.device}, q on {self.device}; one is needed")
+            raise ValueError(f"{name} must be on q's device, {self.device}, got {tensor.device}")
         if not any(self._fits(tensor, shape) for shape in shapes):
             needed = " or ".join(self._text(shape) for shape in shapes)
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; {needed} is needed")
+            raise ValueError(f"{name} must have shape {needed}, got {list(tensor.shape)}")
 
     def _fits(self, tensor: Tensor, shape: tuple[str, ...]) -> bool:
-        return tensor.dim() == len(shape) and all(
-            not self.sizes[axis] or size in self.sizes[axis]
-            for size, axis in zip(tensor.shape, shape, strict=True)
-        )
+        if tensor.dim() != len(shape):
+            return False
+        for size, axis in zip(tensor.shape, shape, strict=True):
+            allowed = self.sizes[axis]
+            if len(allowed) > 0 and all(size != a for a in allowed):
+                return False
+        return True
 
     def _text(self, shape: tuple[str, ...]) -> str:
         sizes = (" or ".join(map(str, self.sizes[axis])) or "any" for axis in shape)
@@ -210,7 +209,7 @@ class _Tables:
 def _check_out(out: Tensor, q: Tensor) -> None:
     _checks.check_like("out", out, q)
     if out.shape != q.shape:
-        raise ValueError(f"out has shape {list(out.shape)}, q has {list(q.shape)}")
+        raise ValueError(f"out must have q's shape, {list(q.shape)}, got {list(out.shape)}")
     for dim, (size, stride) in enumerate(zip(out.shape, out.stride(), strict=True)):
         if size > 1 and stride == 0:
-            raise ValueError(f"out has stride 0 in dimension {dim}; each element once is needed")
+            raise ValueError(f"out must have each element once, got stride 0 in dimension {dim}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import skipping
-from sparse_fmha._ops import derivatives
+from sparse_fmha._ops import derivatives, symbolic
 from sparse_fmha._ops.decode import ON_CPU_ONLY
 from sparse_fmha.attention import _calls
 from sparse_fmha.decode import arguments
@@ -299,7 +299,7 @@ def _call(
     first: tuple[Tensor, ...], out: Tensor | None, rest: tuple[object, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     if out is None:
-        results: tuple[Tensor, Tensor, Tensor] = torch.ops.sparse_fmha.decode(*first, *rest)
+        results: tuple[Tensor, Tensor, Tensor] = symbolic.call("decode", *first, *rest)
         return results
-    lse, tiles = torch.ops.sparse_fmha.decode_out(*first, out, *rest)
+    lse, tiles = symbolic.call("decode_out", *first, out, *rest)
     return out, lse, tiles

@@ -1,8 +1,9 @@
 """Published sparse attention methods as masks.
 
 Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys; those whose
-names end in `_attention` compute the whole method. The docstrings have the formula, the source and
-the published defaults. docs/patterns.md lists all patterns in one table.
+names end in `_attention` compute the whole method. `quest`, `snapkv` and those whose names end in
+`_cache` choose keys for `decode_attention`. The docstrings have the formula, the source and the
+published defaults. docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
@@ -43,6 +44,7 @@ from sparse_fmha.patterns.per_head import HeadMethod, WholeMethod, join_heads, p
 from sparse_fmha.patterns.pka import keyword_rows, pka_attention
 from sparse_fmha.patterns.power_attention import power_attention
 from sparse_fmha.patterns.psa import psa_attention, psa_levels
+from sparse_fmha.patterns.quest import PageBounds, quest, quest_page_table
 from sparse_fmha.patterns.radial import radial
 from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_attention
 from sparse_fmha.patterns.regions import RegionOrder
@@ -50,12 +52,18 @@ from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.sliding_tile import sliding_tile
+from sparse_fmha.patterns.snapkv import kept_rows, snapkv
 from sparse_fmha.patterns.sol import sol_attention, sol_blocks
 from sparse_fmha.patterns.sparsifiner import (
     SparsifinerPredictor,
     sparsifiner_distillation_loss,
 )
 from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
+from sparse_fmha.patterns.static_cache import (
+    power_attention_cache,
+    s2_attention_cache,
+    streaming_llm_cache,
+)
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.subblock import subblock
 from sparse_fmha.patterns.svg import svg_attention, svg_heads, svg_mask
@@ -79,6 +87,7 @@ __all__ = [
     "HeadSearch",
     "LightForcingLayout",
     "ModalityOrder",
+    "PageBounds",
     "Rectified",
     "RegionOrder",
     "SSAStreams",
@@ -102,6 +111,7 @@ __all__ = [
     "hip",
     "image_regions",
     "join_heads",
+    "kept_rows",
     "keyword_rows",
     "last_query_sums",
     "light_forcing",
@@ -119,15 +129,20 @@ __all__ = [
     "per_head_attention",
     "pka_attention",
     "power_attention",
+    "power_attention_cache",
     "psa_attention",
     "psa_levels",
+    "quest",
+    "quest_page_table",
     "radial",
     "rectified",
     "rectified_attention",
     "s2_attention",
+    "s2_attention_cache",
     "search_heads",
     "seer_ground_truth",
     "sliding_tile",
+    "snapkv",
     "sol_attention",
     "sol_blocks",
     "sparsifiner_distillation_loss",
@@ -135,6 +150,7 @@ __all__ = [
     "ssa_alignment",
     "ssa_streams",
     "streaming_llm",
+    "streaming_llm_cache",
     "subblock",
     "svg_attention",
     "svg_heads",
