@@ -37,10 +37,11 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -> dict:
     """The self-attention of one block, by variant."""
-    from sparse_fmha.integrations import _diffusion_methods as methods
+    from sparse_fmha.integrations._diffusion_layout import Layout
+    from sparse_fmha.integrations._diffusion_table import make
 
     text = (case.text, 0) if case.text_first else (0, case.text)
-    layout = methods.Layout(case.grid, *text)
+    layout = Layout(case.grid, *text)
     shape = 1, layout.tokens, case.heads, case.dim
     q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
 
@@ -48,7 +49,7 @@ def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -
         if name == "torch":
             heads_first = [x.transpose(1, 2) for x in (q, k, v)]
             return lambda: nn.functional.scaled_dot_product_attention(*heads_first)
-        method = methods.make(*variants[name])
+        method = make(*variants[name])
         return lambda: method(q, k, v, layout, [layout.all_runs()], None)
 
     return {name: op(name) for name in variants}
