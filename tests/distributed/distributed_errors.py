@@ -103,7 +103,7 @@ def tensors_of_another_kind(ranks):
         with pytest.raises(ValueError, match="return_stats"):
             call(q, k, v, return_stats=True)
         for name in ("key_bias", "row_threshold", "sink"):
-            with pytest.raises(NotImplementedError, match=f"does not take {name} yet"):
+            with pytest.raises(NotImplementedError, match=f"does not support {name} yet"):
                 call(q, k, v, **{name: torch.zeros(1)})
 
 

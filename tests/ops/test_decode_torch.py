@@ -5,6 +5,7 @@ import mmap
 import decode_cases
 import pytest
 import torch
+from derivative_ways import WAYS, lacking
 from torch.autograd import forward_ad
 
 from sparse_fmha import decode_attention
@@ -91,6 +92,14 @@ def test_out():
     assert decode_attention(**call, out=out) is out
     assert out.equal(wanted)
     assert wide.isnan().sum() == wide.numel() - out.numel()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_ask_for_a_derivative_raises(way):
+    call = decode_cases.draw(34, "all", bad=False)
+    q = call.pop("q")
+    with pytest.raises(NotImplementedError, match=lacking(way, "decode")):
+        WAYS[way](lambda x: decode_attention(x, **call), q)
 
 
 def test_derivatives_raise():
