@@ -57,6 +57,7 @@ TESTS = {
     "transformers": INTEGRATIONS,
     "hypothesis": RANDOM,
     "pytest": RANDOM,
+    "pytest-xdist": (*RANDOM, "--numprocesses=2"),
     "torch": ALL,
 }
 TOGETHER = tuple(itertools.takewhile(lambda name: name != "hypothesis", TESTS))
