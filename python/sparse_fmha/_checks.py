@@ -166,6 +166,13 @@ def one_of(values: Iterable[object]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Checks a tensor of integers of any width; bool counts."""
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {got}")
+
+
 def check_flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -85,7 +85,7 @@ Q = torch.zeros(1, 9, 2, 16)
         (
             lambda: ModalityOrder(torch.zeros(4)),
             TypeError,
-            r"region must be a tensor of integers, got tensor\(\[0\., 0\., 0\., 0\.\]\)",
+            r"region must be a tensor of integers, got torch\.float32",
         ),
         (
             lambda: ModalityOrder(torch.tensor([0]), block_q=32),

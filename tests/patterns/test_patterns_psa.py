@@ -225,7 +225,7 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.float()),
             TypeError,
-            r"levels must be a tensor of integers, got tensor\(\[\[\[\[1\.\]\]\]\]\)",
+            r"levels must be a tensor of integers, got torch\.float32",
         ),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.expand(1, 1, 2, 1)),

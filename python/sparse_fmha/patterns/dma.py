@@ -254,5 +254,6 @@ def _thresholds(before: Tensor, own: Tensor, keep: int) -> Tensor:
     taken = keep - torch.arange(rows + 1, device=own.device)  # w - a
     padded = pad(before, (1, max(0, keep - before.shape[-1])), value=-torch.inf)
     olds = padded[..., taken.clamp(min=0)]
-    olds = torch.where(taken > 0, olds, torch.where(taken == 0, torch.inf, -torch.inf))
+    beyond = torch.where(taken == 0, torch.inf, -torch.inf).to(olds.dtype)
+    olds = torch.where(taken > 0, olds, beyond)
     return torch.minimum(olds[..., None, :], news).amax(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_int, check_number
+from sparse_fmha._checks import check_choice, check_int, check_integers, check_number
 from sparse_fmha._sizes import CACHED, ceil_div
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks import block_checks, block_lists
@@ -157,8 +157,7 @@ def psa_attention(
     """
     _checks.check_qkv(q, k, v, axes=(1,))
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
-        raise TypeError(f"levels must be a tensor of integers, got {levels!r:.80}")
+    check_integers("levels", levels)
     block_checks.check_blocks(levels > 0, grid.q_len, grid.kv_len, block_q, block_kv)
     if not pools:
         raise ValueError("pools must have at least one level, got none")

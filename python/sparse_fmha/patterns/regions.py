@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._checks import check_floats, check_int, check_integers
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.masks import tensor_fields
 from sparse_fmha.masks.block_lists import chunks
@@ -63,8 +63,7 @@ class RegionOrder(TensorFields):
         regions: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(region, Tensor) or region.is_floating_point() or region.is_complex():
-            raise TypeError(f"region must be a tensor of integers, got {region!r:.80}")
+        check_integers("region", region)
         if region.dim() != 1 or not len(region):
             raise ValueError(f"region must have shape [tokens], got {list(region.shape)}")
         check_int("block", block, 1)
