@@ -1,7 +1,6 @@
 // The op of decode attention: few queries over the keys of a cache.
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
 #include <tuple>
 
 #include "check.h"
@@ -49,8 +48,7 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
           shape_of(q));
   require(k_cache.size(0) <= INT32_MAX && k_cache.size(1) <= INT32_MAX,
           "k_cache must have first two sizes of at most 2^31 - 1, got shape ", shape_of(k_cache));
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
+  p.scale = scale_of(scale, dim);
   p.batch = static_cast<int32_t>(q.size(0));
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);

@@ -1,7 +1,6 @@
 #include "packed.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "check.h"
 #include "list_arguments.h"
@@ -93,11 +92,9 @@ FmhaProblem packed_problem(Tensor& q, Tensor& k, Tensor& v, bool paged,
   require(k.size(heads + 1) == dim, "k must have q's head dim, ", dim, ", got ", k.size(heads + 1));
   int64_t const heads_q = q.size(1);
   int64_t const heads_kv = k.size(heads);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
-          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
+  check_groups(heads_q, heads_kv);
   require(heads_q <= INT32_MAX, "heads of q must be at most 2^31 - 1, got ", heads_q);
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
+  p.scale = scale_of(scale, dim);
   p.batch = 1;
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);

@@ -85,6 +85,17 @@ Coord grid_of(char const* name, Tensor const& t) {
 
 }  // namespace
 
+void check_groups(int64_t heads_q, int64_t heads_kv) {
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
+          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
+}
+
+double scale_of(std::optional<double> given, int64_t head_dim) {
+  double const scale = given.value_or(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  require(std::isfinite(scale), "scale must be a finite number, got ", scale);
+  return scale;
+}
+
 bool same_shape(Tensor const& a, Tensor const& b) {
   bool same = a.dim() == b.dim();
   for (int64_t d = 0; same && d < a.dim(); ++d) {
@@ -174,10 +185,8 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
   }
   int64_t const heads_q = q.size(heads);
   int64_t const heads_kv = k.size(heads);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
-          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale must be a finite number, got ", p.scale);
+  check_groups(heads_q, heads_kv);
+  p.scale = scale_of(scale, dim);
 
   p.batch = narrow("q", q, 0);
   p.heads_q = narrow("q", q, heads);

@@ -29,6 +29,12 @@ DataType check_operand(char const* name, Tensor& t, int64_t rank);
 // Checks what an operand must share with q, besides its shape.
 void check_like_q(char const* name, Tensor const& t, Tensor const& q);
 
+// Checks that k and v have a head for each group of q's heads.
+void check_groups(int64_t heads_q, int64_t heads_kv);
+
+// The factor of q.k: what is given, which must be finite, or head_dim**-0.5.
+double scale_of(std::optional<double> given, int64_t head_dim);
+
 bool same_shape(Tensor const& a, Tensor const& b);
 
 // Address and strides of a [B, *L, H, D] tensor.

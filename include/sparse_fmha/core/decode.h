@@ -3,8 +3,8 @@
 //
 // A KV head's keys are numbered by slots: the positions of a range, the places of a list of blocks,
 // or the entries of a list of tokens. Tiles and splits are cut at multiples of their size in slots,
-// so they depend on the request alone. Lengths, tables and lists may hold anything: what is out of
-// range is as if not there.
+// so they depend on the request alone. Lengths, tables and lists may hold any numbers: lengths are
+// clamped, and entries that are out of range are ignored.
 #pragma once
 
 #include "sparse_fmha/core/config.h"

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import patterns
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import check_int
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs
 from sparse_fmha.integrations._diffusion_methods import Neighborhood, Sparse, under_mask
 from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.patterns.vsa import kept_cubes
 
 ONE = (1, 1, 1, 8)  # shape of q and k with one token, to check options with
 
@@ -215,8 +216,8 @@ class VSA(CubeTopK):
         self, q: Tensor, k: Tensor, order: patterns.CubeOrder, scale: float | None
     ) -> BlockMask:
         cubes = math.prod(order.cubes)
-        count = math.ceil(check_number("keep", self.keep, 0, 1) * cubes - 1e-9)  # rounded up
-        return patterns.cube_top_k(q, k, order, keep=count / cubes, scale=scale)
+        share = kept_cubes(self.keep, cubes) / cubes
+        return patterns.cube_top_k(q, k, order, keep=share, scale=scale)
 
 
 @dataclass(frozen=True)

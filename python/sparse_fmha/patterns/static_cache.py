@@ -104,10 +104,10 @@ def s2_attention_cache(
 def streaming_llm_cache(positions: Tensor, *, window: int = 1020, sink: int = 4) -> Tensor:
     """Returns the rows of a ring that holds what `streaming_llm` lets a new token see.
 
-    The first `sink` tokens keep their rows; token p > sink takes row `sink + (p - sink) % window`,
-    in place of the token that leaves the window. With the new token written,
-    `seq_lens = min(N, sink + window)` are the keys of `decode_attention` for one new token of each
-    request. See `streaming_llm` for the source and the defaults.
+    Token p is in row p if `p < sink`, else in row `sink + (p - sink) % window`, where it overwrites
+    the token that leaves the window. Write the new token, then call `decode_attention` with
+    `seq_lens = min(N, sink + window)`, for one new token of each request. See `streaming_llm` for
+    the source and the defaults.
 
     Args:
         positions: int, any shape, the tokens' places in their sequences.

@@ -15,6 +15,11 @@ from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
 
 
+def kept_cubes(keep: float, cubes: int) -> int:
+    """Returns the number of cubes that are a share of all: rounded up, at least 1."""
+    return max(1, math.ceil(check_number("keep", keep, 0, 1) * cubes - 1e-9))
+
+
 def vsa_attention(
     q: Tensor,
     k: Tensor,
@@ -64,7 +69,7 @@ def vsa_attention(
     _checks.check_qkv(q, k, v, axes=(1,))
     cubes = math.prod(order.cubes)
     if top_k is None:
-        top_k = max(1, math.ceil(check_number("keep", keep, 0, 1) * cubes - 1e-9))
+        top_k = kept_cubes(keep, cubes)
     top_k = min(check_int("top_k", top_k, 1), cubes)
     group = q.shape[2] // k.shape[2]
     means_q, means_k, means_v = (order.means(x)[:, order.inside] for x in (q, k, v))
