@@ -1,4 +1,4 @@
-# The GPU kernels: which architectures, and one object file for each row of csrc/kernels/*.def.
+# The GPU kernels: which architectures, and the object files of the rows of csrc/kernels/*.def.
 
 set(GPU_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")
 
@@ -21,8 +21,8 @@ if(GPU_ARCHS)
                  "CUTLASS ${CUTLASS_VERSION}")
 endif()
 
-# One source file of a few lines for each row of csrc/kernels/*.def whose architecture is wanted, and
-# kernel_rows.inc, which names them all for the registry.
+# Generated source files for the rows of csrc/kernels/*.def whose architecture is wanted, and
+# kernel_rows.inc, which names all rows for the registry.
 function(add_gpu_kernels core)
   set(tool "${PROJECT_SOURCE_DIR}/tools/kernel_list.py")
   file(GLOB lists CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/kernels/*.def")
@@ -30,14 +30,14 @@ function(add_gpu_kernels core)
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
   execute_process(COMMAND "${Python_EXECUTABLE}" "${tool}" "${GPU_GENERATED_DIR}" ${GPU_ARCHS}
-    OUTPUT_VARIABLE rows ERROR_VARIABLE reason RESULT_VARIABLE status
+    OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
   if(NOT status EQUAL 0)
     message(FATAL_ERROR "${reason}")
   endif()
-  string(REPLACE "\n" ";" rows "${rows}")
+  string(REPLACE "\n" ";" files "${files}")
   foreach(arch IN LISTS GPU_ARCHS)
-    set(sources ${rows})
+    set(sources ${files})
     list(FILTER sources INCLUDE REGEX "^${arch}:")
     list(TRANSFORM sources REPLACE "^${arch}:(.+)$" "${GPU_GENERATED_DIR}/\\1.cu")
     add_kernel_objects(${core} sm${arch} "${arch}" ${sources})

@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -71,16 +72,16 @@ def load(folder: str):
     return AutoTokenizer.from_pretrained(home), model.eval()
 
 
-def texts(tokenizer) -> dict[int, list[torch.Tensor]]:
-    """Token rows of each length, cut from the documentation end to end, so without padding."""
+def texts(tokenizer, lengths: Sequence[int], count: int) -> dict[int, list[torch.Tensor]]:
+    """`count` token rows of each length, cut from the documentation end to end, so not padded."""
     words = "\n".join(topics[name] for name in sorted(topics))
     ids = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     rows: dict[int, list[torch.Tensor]] = {}
     at = 0
-    for length in LENGTHS:
+    for length in lengths:
         rows[length] = []
-        for _ in range(2 * CALIBRATED_ON):
+        for _ in range(count):
             row = [first, *ids[at : at + length - 2], last]
             rows[length].append(torch.tensor([row], device="cpu"))
             at += length - 2
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, model = load(folder)
-    rows = texts(tokenizer)
+    rows = texts(tokenizer, LENGTHS, 2 * CALIBRATED_ON)
 
     def embed(row: torch.Tensor) -> torch.Tensor:
         return model(input_ids=row, attention_mask=None).last_hidden_state.mean(1)

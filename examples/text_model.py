@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     length = parser().parse_args(argv).tokens
     if length < 1:
-        raise ValueError(f"--tokens {length}: at least 1 is needed")
+        raise ValueError(f"--tokens must be at least 1, got {length}")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=4,

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     unit = 2 * RANKS * BLOCK
     if args.length < unit or args.length % unit:
-        raise ValueError(f"--length {args.length}: a multiple of {unit} is needed")
+        raise ValueError(f"--length must be a multiple of {unit}, got {args.length}")
     with tempfile.TemporaryDirectory() as folder:
         init = (Path(folder) / "init").as_uri()
         mp.spawn(work, (args.length, init), nprocs=RANKS)

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: torch sees no CUDA device")
     if args.layers < 1:
-        raise ValueError(f"--layers {args.layers}: at least 1 is needed")
+        raise ValueError(f"--layers must be at least 1, got {args.layers}")
     if min(args.grid) < 2:
         raise ValueError(f"--grid {' '.join(map(str, args.grid))}: at least 2 on each axis")
     torch.manual_seed(args.seed)

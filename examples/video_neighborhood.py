@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     for option, least in (("frames", 1), ("size", 2), ("pan", 0), ("sigma", 1)):
         value = getattr(args, option)
         if not value >= least:
-            raise photo.InputError(f"--{option} {value:g}: at least {least} is needed")
+            raise photo.InputError(f"--{option} must be at least {least}, got {value:g}")
     truth = panning(args.frames, args.size, args.pan)
     generator = torch.Generator("cpu").manual_seed(args.seed)
     noise = torch.randn(truth.shape, generator=generator, device="cpu")

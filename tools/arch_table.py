@@ -1,4 +1,4 @@
-"""The table of GPU architectures that the library has, include/sparse_fmha/core/archs.def."""
+"""Reads the table of supported GPU architectures, include/sparse_fmha/core/archs.def."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ ARCHS_DEF = Path(__file__).resolve().parent.parent / "include/sparse_fmha/core/a
 
 class GpuArch(NamedTuple):
     enumerator: str  # kSm90
-    name: str  # sm90: in kernel names and folders
-    nvcc: str  # 90a: in SPARSE_FMHA_ARCHS
-    capabilities: tuple[str, ...]  # 9.0: of the devices that run its kernels
+    name: str  # sm90, in kernel names and folders
+    nvcc: str  # 90a, in SPARSE_FMHA_ARCHS
+    capabilities: tuple[str, ...]  # such as 9.0, of the devices that run its kernels
 
 
 def read() -> list[GpuArch]:

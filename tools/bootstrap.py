@@ -1,7 +1,7 @@
 """From a fresh checkout to the demo, the docs or the tests: `make` runs this for each.
 
-Needs Python >= 3.10 and a C++17 compiler; the rest goes into a virtual environment. What can be
-wrong with a machine is said in one line.
+Needs Python >= 3.10 and a C++17 compiler; the rest is installed into a virtual environment.
+Problems with the machine are reported in one line.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ PROBE = """#include <Python.h>
 #include <optional>
 int main() { return std::optional<int>(0).value(); }
 """
-# The backend without pip, which would keep the compiler's progress to itself.
+# Calls the backend without pip, which would hide the compiler's progress.
 BUILD_WHEEL = """import sys
 sys.path.insert(0, "tools")
 import build_backend
 build_backend.build_wheel("dist", {"--global-option": "--quiet"})
 """
-# The packages that models come from, on the tests of the integrations.
+# Runs the tests of the integrations with several versions of the packages that they integrate.
 VERSIONS = ("tools/versions.py", "--only", "packages", "--end")
-# clang_format is no module that `python -m` runs.
+# `python -m` cannot run clang_format.
 CLANG_FORMAT = "import clang_format; clang_format.clang_format()"
 
 
@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str | Path, what: str) -> None:
-    """Runs a command with its output in view."""
+    """Runs a command and shows its output."""
     status = subprocess.call([str(c) for c in command], cwd=ROOT)
     if status:
         raise SetupError(f"{what} failed ({status}), see above")
@@ -85,7 +85,7 @@ def check_archs() -> None:
 
 
 def importable_torch() -> str | None:
-    """Version of the torch that this interpreter imports, where it is new enough."""
+    """The version of the torch that this interpreter imports, if new enough."""
     command = [sys.executable, "-c", "import torch; print(torch.__version__)"]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     version = done.stdout.strip()
@@ -112,7 +112,7 @@ class Environment:
         return subprocess.run(command, capture_output=True, text=True)
 
     def create(self) -> None:
-        """A new environment with an up-to-date pip and torch; one that is complete is kept."""
+        """Creates an environment with an up-to-date pip and torch; a complete one is kept."""
         stamp = self.path / "torch-installed"
         if stamp.is_file() and stamp.read_text() == self.torch:
             return
@@ -129,7 +129,7 @@ class Environment:
             )
         if found and sys.prefix != sys.base_prefix:  # system-site-packages sees only the base
             self.site_packages().joinpath("outer.pth").write_text(sysconfig.get_path("purelib"))
-        # Reinstalled, or pip would be content with the one that is there and not ask the index.
+        # Reinstall, or pip would accept the installed version without asking the index.
         upgrade = self.can_pip("--upgrade", "--force-reinstall", "pip")
         if upgrade.returncode:
             index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
@@ -145,7 +145,7 @@ class Environment:
         return next(self.path.glob("lib/python*/site-packages"))
 
     def install_torch(self) -> None:
-        """The requested torch, or the pinned CPU build: never the gigabytes of a CUDA one."""
+        """Installs the requested torch, or the pinned CPU build, never a CUDA build (gigabytes)."""
         wanted = self.torch or f"{locate.PINNED_TORCH}+cpu"
         options = []
         if not self.torch and self.can_pip("--dry-run", "--no-deps", wanted).returncode:
@@ -157,7 +157,7 @@ class Environment:
         text = (ROOT / "pyproject.toml").read_text()
         requires = ast.literal_eval(re.search(r"^requires = (\[.*?\])", text, re.M | re.S)[1])
         self.pip("--quiet", *requires, what="installing the build tools")
-        # Apart from the environment, in which pip would go on about its missing dependencies.
+        # Outside the environment, where pip would keep reporting missing dependencies.
         folder = self.path / locate.PINNED_CUTLASS
         source = folder / "cutlass_library" / "source"
         if locate.builds_gpu_kernels() and not os.environ.get("CUTLASS_DIR"):
@@ -169,7 +169,7 @@ class Environment:
     def build(self, extra: str) -> None:
         """Builds the wheel, with the compiler's progress in view, and installs it."""
         say("Building")
-        # Clones share what ccache keeps.
+        # Clones share ccache's entries.
         os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
         os.environ.setdefault("CCACHE_NOHASHDIR", "1")
         self.install_build_tools()
@@ -183,18 +183,25 @@ class Environment:
 
 
 def builds_docs() -> bool:
-    """Whether there is a mkdocs for this Python."""
+    """Whether mkdocs is available for this Python."""
     return sys.version_info >= (3, 11)
 
 
 def docs_command() -> list[str]:
-    """Builds the site of the docs; warnings are errors."""
+    """Returns the command that builds the docs site; warnings are errors."""
     os.environ["NO_MKDOCS_2_WARNING"] = "1"  # about the future of mkdocs itself
     return ["-m", "mkdocs", "build", "--strict", "--quiet"]
 
 
+def pytest(*arguments: str) -> list[str]:
+    """Runs tests in a process for each core, of one thread, at most eight: each takes 1 GB."""
+    workers = min(8, len(os.sched_getaffinity(0)))
+    return ["-m", "pytest", "-n", str(workers), "--dist", "worksteal", *arguments]
+
+
 def checks(python: Path) -> list[str]:
-    """Runs every check; names those that failed."""
+    """Runs every check; returns the names of those that failed."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sources = (p for folder in CXX_FOLDERS for p in sorted((ROOT / folder).rglob("*")))
     cxx = [p for p in sources if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     commands = {
@@ -203,14 +210,15 @@ def checks(python: Path) -> list[str]:
         "clang-format": ["-c", CLANG_FORMAT, "--dry-run", "-Werror", *cxx],
         "factories": ["tools/check_factories.py"],
         "mypy": ["-m", "mypy"],
-        "pytest": ["-m", "pytest", "--durations=25"],
+        "pytest": pytest("--durations=25", "-m", "not packaging"),
+        "pytest, packaging": ["-m", "pytest", "-m", "packaging"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],
     }
     if builds_docs():
         commands["docs"] = docs_command()
     for default in ("meta", "float64", "bfloat16"):
-        commands[f"pytest under default {default}"] = ["-m", "pytest", "--other-default", default]
+        commands[f"pytest under default {default}"] = pytest("--other-default", default)
     failed = []
     for name, command in commands.items():
         say(name)

@@ -1,10 +1,10 @@
-"""PEP 517 backend: setuptools, with build requirements that depend on what is already there.
+"""PEP 517 backend: setuptools, with build requirements that depend on what is installed.
 
-torch   from the environment that the package is for, even when the build is isolated from it
-        (locate.py), or from the directory SPARSE_FMHA_TORCH. Where there is none, the build stops
-        with a line that says so, unless SPARSE_FMHA_TORCH is a requirement, such as torch==2.13.0.
-CUTLASS the same way, but where it is missing and GPU kernels get built, it is required from the
-        package index: headers of 30 MB.
+torch   from the environment that the package is for, even if the build is isolated from it
+        (locate.py), or from the directory SPARSE_FMHA_TORCH. If there is none, the build stops with
+        a one-line error, unless SPARSE_FMHA_TORCH is a requirement, such as torch==2.13.0.
+CUTLASS the same way. If it is missing and GPU kernels are built, it is required from the package
+        index: headers of 30 MB.
 """
 
 import setuptools
@@ -20,7 +20,7 @@ from setuptools.build_meta import (  # noqa: F401
 
 import locate
 
-# pip asks for the requirements of a build only where it isolates it.
+# pip asks for build requirements only if it isolates the build.
 OLDEST_SETUPTOOLS = 77
 if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
     raise SystemExit(

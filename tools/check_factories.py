@@ -1,9 +1,10 @@
-"""Refuses tensors that are made on whatever the default device is.
+"""Finds tensors that are created on the default device.
 
     python tools/check_factories.py [FILE or FOLDER ...]
 
-A torch factory called without `device=` follows `torch.set_default_device`, and its result does not
-meet the tensors that it was made for. Printed is each such call as file:line and what is missing.
+A torch factory called without `device=` follows `torch.set_default_device`, so its result may be on
+another device than the tensors that it is used with. Prints file:line and the missing argument for
+each such call.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ FACTORIES = frozenset(
 
 
 def factory(node: ast.expr) -> str | None:
-    """The name of the factory that an expression is, as `arange` of `torch.arange`."""
+    """The name of the factory that an expression refers to: `arange` for `torch.arange`."""
     if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "torch":
         return node.attr if node.attr in FACTORIES | {"Generator"} else None
     return None
 
 
 def problems(source: str) -> Iterator[tuple[int, str]]:
-    """Line and message of each factory that is called, handed on or imported without a device."""
+    """Line and message of each factory that is called, passed or imported without a device."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
             for alias in node.names:
@@ -53,7 +54,7 @@ def problems(source: str) -> Iterator[tuple[int, str]]:
 
 
 def check(paths: list[Path]) -> list[str]:
-    """What is wrong in Python files and in those of folders, as `path:line: message`."""
+    """Problems in Python files and in folders of them, as `path:line: message`."""
     files = (f for p in paths for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p]))
     return [f"{f}:{line}: {text}" for f in files for line, text in problems(f.read_text())]
 

@@ -25,16 +25,16 @@ FUNCTION = re.compile(r"\s*Function : (\S+)")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?;)\s*(?:/\* (0x[0-9a-f]+) \*/)?\s*$")
 ENCODING = re.compile(r"\s*/\* (0x[0-9a-f]+) \*/\s*$")  # an instruction's second word
 REGISTER = re.compile(r"\b(U?[RPB])\d+")
-SYMBOL = re.compile(r"`\([^)]*\)")  # in the operands of calls
+SYMBOL = re.compile(r"`\([^)]*\)")  # in operands of calls
 
 
 class Function(NamedTuple):
     name: str
-    code: tuple[str, ...]  # instructions with their encoding, a line each
+    code: tuple[str, ...]  # instructions with their encoding, one per line
 
 
 def parse(dump: str) -> list[Function]:
-    """The functions of a dump, in its order."""
+    """The functions of a dump, in order."""
     functions: list[tuple[str, list[str]]] = []
     for line in dump.splitlines():
         if start := FUNCTION.match(line):
@@ -48,7 +48,7 @@ def parse(dump: str) -> list[Function]:
 
 
 def dump(path: Path) -> str:
-    """What cuobjdump says of a binary; the text of a file that is such a dump."""
+    """The output of cuobjdump for a binary, or the text of a file that is such a dump."""
     if path.read_bytes()[:4] != b"\x7fELF":
         return path.read_text()
     tool = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump")
@@ -61,7 +61,7 @@ def dump(path: Path) -> str:
 
 
 def demangle(names: Iterable[str]) -> dict[str, str]:
-    """Names as C++ has them, where there is a c++filt."""
+    """Maps names to demangled C++ names, if c++filt is available."""
     names = list(names)
     tool = shutil.which("c++filt")
     if tool is None or not names:
@@ -73,13 +73,13 @@ def demangle(names: Iterable[str]) -> dict[str, str]:
 
 class Comparison(NamedTuple):
     matched: int
-    renamed: int  # of these
+    renamed: int  # of the matches
     only_old: list[Function]
     only_new: list[Function]
 
 
 def compare(old: list[Function], new: list[Function]) -> Comparison:
-    """Matches each function with one of equal code, of equal name first."""
+    """Matches each function with one of equal code, preferably of equal name."""
     left = Counter(function.code for function in new)
     only_old = []
     for function in old:
@@ -100,7 +100,7 @@ def compare(old: list[Function], new: list[Function]) -> Comparison:
 
 
 def without_registers(function: Function) -> tuple[str, ...]:
-    """Its instructions without the numbers of registers, and so without encodings."""
+    """The instructions without register numbers, and so without encodings."""
     return tuple(REGISTER.sub(r"\1", line.partition(" ;")[0]) for line in function.code)
 
 
@@ -112,7 +112,7 @@ def first_difference(old: Function, new: Function) -> str:
 
 
 def report(found: Comparison) -> list[str]:
-    """Lines that say what matches and what does not."""
+    """Lines that list what matches and what does not."""
     lines = [f"{found.matched} functions match, {found.renamed} of them under another name"]
     shapes = Counter(without_registers(function) for function in found.only_new)
     unmatched = [("old", f) for f in found.only_old] + [("new", f) for f in found.only_new]

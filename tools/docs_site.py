@@ -1,10 +1,10 @@
-"""What mkdocs does for this project's site beyond its own: mkdocs.yml names this file as a hook.
+"""Hooks for mkdocs to build this project's site; mkdocs.yml names this file.
 
-- README.md is the first page; CONTRIBUTING.md and CHANGELOG.md are pages. Links between pages work,
-  and links to files that are no pages become their paths.
-- The order of the pages: ORDER first, then those that are not in it.
-- The blocks of GALLERY are run, and the picture that each writes is shown below it. So the library
-  must be importable.
+- README.md is the first page; CONTRIBUTING.md and CHANGELOG.md are pages. Links between pages work;
+  links to files that are not pages become their paths.
+- Pages are ordered: those in ORDER first, then the rest.
+- The code blocks of GALLERY are run, and the picture that each writes is shown below it. So the
+  library must be importable.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pages that are not in docs/, by their names in the site.
+# Pages outside docs/, by their names in the site.
 ELSEWHERE = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-ORDER = ("choosing", "migrating", "patterns", "gallery", "simulator", "distributed")
+ORDER = ("usage", "choosing", "migrating", "patterns", "packed", "serving", "gallery")
+ORDER += ("training", "simulator", "distributed")
 FOLDERS = {"api": "API", "lab": "Lab notes"}
 GALLERY = "gallery.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -73,7 +74,7 @@ def _place(stem: str) -> tuple[int, str]:
 
 
 def _link(found: re.Match[str], name: str, source: PurePosixPath, files: Files) -> str:
-    """A link as the site has it: to a page of it, else the path alone."""
+    """A link for the site: to one of its pages, else only the path."""
     mark, text, target, anchor = found[1], found[2], found[3], found[4] or ""
     if not target or re.match(r"\w+:", target):
         return found[0]
@@ -98,7 +99,7 @@ def _inside(folder: str) -> Iterator[None]:
 
 
 def _pictures(text: str) -> dict[str, bytes]:
-    """What the blocks of the gallery write, by name."""
+    """The pictures that the blocks of the gallery write, by name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder, _inside(folder):
         for block in BLOCK.finditer(text):

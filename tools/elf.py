@@ -1,7 +1,7 @@
-"""What the shared libraries of a wheel may ask of a machine, and what they do ask.
+"""Checks what the shared libraries of a wheel require of a machine.
 
-As auditwheel and abi3audit look at wheels, with allow-lists of this project's: its libraries are
-linked to torch's, which auditwheel would copy into the wheel. Needs readelf and nm, of binutils.
+Like auditwheel and abi3audit, but with this project's allow-lists: its libraries are linked to
+torch's, which auditwheel would copy into the wheel. Needs readelf and nm from binutils.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-# Those of the machine; libtorch_cpu and libc10 are in every torch, CPU or CUDA.
+# System libraries. libtorch_cpu and libc10 are in every torch, CPU or CUDA.
 SYSTEM = {
     "libstdc++.so.6",
     "libgcc_s.so.1",
@@ -26,15 +26,15 @@ LIBRARIES = {
     "libsparse_fmha": SYSTEM | {"libtorch_cpu.so", "libc10.so"},
     "_C": SYSTEM | {"libsparse_fmha.so"},
 }
-# The newest versions of symbols that manylinux_2_28 allows.
+# The newest symbol versions that manylinux_2_28 allows.
 MANYLINUX_2_28 = {
     "GLIBC": (2, 28),
     "GLIBCXX": (3, 4, 24),
     "CXXABI": (1, 3, 11),
     "GCC": (7, 0, 0),
 }
-# Symbols without a version that the libraries may take: torch's stable C interface, this project's
-# own, what a C++ runtime has in a vague place, and in `_C` Python's.
+# Unversioned symbols that the libraries may use: torch's stable C interface, this project's own,
+# weak symbols of the C++ runtime, and Python's in `_C`.
 UNVERSIONED = {
     "libsparse_fmha": r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__",
     "_C": r"_?Py\w+|_ZN\w*11sparse_fmha\w+|_ITM_\w+|__gmon_start__",
@@ -42,7 +42,7 @@ UNVERSIONED = {
 
 
 def kind(library: Path) -> str:
-    """The name up to the first dot: a key of LIBRARIES."""
+    """The library's name up to the first dot: a key of LIBRARIES."""
     return library.name.split(".")[0]
 
 
@@ -53,7 +53,7 @@ def output(*command: str | Path) -> str:
 
 
 def needed(library: Path) -> set[str]:
-    """The libraries that it is linked to."""
+    """The libraries that a library is linked to."""
     return set(re.findall(r"\(NEEDED\).*\[(.+)\]", output("readelf", "-dW", library)))
 
 
@@ -62,13 +62,13 @@ def run_paths(library: Path) -> list[str]:
 
 
 def symbols(library: Path, which: str) -> list[str]:
-    """Names of dynamic symbols, with their versions; `which` is an option of nm."""
+    """Names of dynamic symbols with their versions; `which` is an option of nm."""
     lines = output("nm", "-D", which, library).splitlines()
     return [re.sub(r"^[0-9a-f ]*[A-Za-z] ", "", line) for line in lines]
 
 
 def newest_versions(library: Path) -> dict[str, tuple[int, ...]]:
-    """By what has symbols of versions, such as GLIBC, the newest that is asked for."""
+    """The newest symbol version required, by version name such as GLIBC."""
     found: dict[str, tuple[int, ...]] = {}
     for name, text in re.findall(r"Name: ([A-Z]+)_([\d.]+)", output("readelf", "-VW", library)):
         version = tuple(map(int, text.split(".")))
@@ -77,7 +77,7 @@ def newest_versions(library: Path) -> dict[str, tuple[int, ...]]:
 
 
 def problems(library: Path, limits: dict[str, tuple[int, ...]] = MANYLINUX_2_28) -> list[str]:
-    """What keeps a library from loading on another machine; a line each, none if it is fine."""
+    """Reasons why a library may not load on another machine, one line each; empty if none."""
     found = []
     allowed = LIBRARIES[kind(library)]
     extra = needed(library) - allowed

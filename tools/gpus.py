@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, and what `make demo` builds for them."""
+"""Finds the GPUs of this machine and chooses what `make demo` builds for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HAS_CUDA = "import sys, torch; sys.exit(torch.version.cuda is None)"
 
 
 def seen(python: Path) -> dict[str, str]:
-    """Compute capabilities by name, such as 9.0: what nvidia-smi lists, else torch of `python`."""
+    """Compute capabilities (such as 9.0) by GPU name, from nvidia-smi or else torch of `python`."""
     for command in (NVIDIA_SMI, (str(python), "-c", TORCH)):
         try:
             done = subprocess.run(command, capture_output=True, text=True)
@@ -32,16 +32,16 @@ def seen(python: Path) -> dict[str, str]:
 
 
 def choose(python: Path) -> tuple[str, str]:
-    """The SPARSE_FMHA_ARCHS with which a build has just what this machine can run.
+    """Chooses SPARSE_FMHA_ARCHS so that a build has only kernels that this machine can run.
 
     Args:
-        python: an interpreter with torch, which is asked where there is no nvidia-smi.
+        python: an interpreter with torch, used if there is no nvidia-smi.
 
     Returns:
-        The value, and a line that says so and why.
+        The value, and a line that states and explains it.
 
     Raises:
-        LookupError: SPARSE_FMHA_ARCHS is set, and cannot be built.
+        LookupError: SPARSE_FMHA_ARCHS is set, but cannot be built.
     """
     wanted = os.environ.get("SPARSE_FMHA_ARCHS", "")
     buildable, reason = locate.archs()

@@ -1,12 +1,15 @@
-"""Reads the lists of GPU kernels, csrc/kernels/ARCH_PASS.def, and writes what is compiled of them.
+"""Generates source files from the lists of GPU kernels, csrc/kernels/ARCH_PASS.def.
 
     kernel_list.py FOLDER [ARCH...]
 
-writes into the folder a source file for each row of the architectures (as in SPARSE_FMHA_ARCHS),
+writes into the folder the source files of all rows of the architectures (as in SPARSE_FMHA_ARCHS),
 kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
-all rows that leave key tiles out. Prints ARCH:ROW for each source file.
+all rows that skip key tiles. Prints ARCH:FILE for each source file.
 
-A list is Python syntax: a call `kernel(field=value, ...)` for each entry, every field once.
+Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
+compiling a row, and much longer where a row needs the widths below.
+
+A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once.
 """
 
 from __future__ import annotations
@@ -23,24 +26,28 @@ import arch_table
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
+# The widths of Hopper's matrix instructions that CuTe always defines. Without a row's width a
+# selector of CuTe silently falls back to 16, which sm90/common/tile_traits.h rejects.
+COMMON_WIDTHS = {16, 32, 64, 96, 128, 192, 256}
+ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 
 
 class ListError(Exception):
-    """A list that cannot be read: file, line and what is wrong."""
+    """A list cannot be read; the message has file, line and reason."""
 
 
 class Row(NamedTuple):
     """One kernel."""
 
     arch: arch_table.GpuArch
-    direction: str  # the pass, which is a word of Python
+    direction: str  # the pass; `pass` is a Python keyword
     mechanism: str
     element: str
     head_dim: int
     tile_q: int
     tile_k: int
     stages: int
-    schedule: str = ""  # of the forward pass alone, as is the next
+    schedule: str = ""  # this and the next: forward pass only
     skipping: str = "kNever"
 
     @property
@@ -58,9 +65,17 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """Such as sm90_dense_bfloat16_d128_skip."""
+        return self._name(f"_{self.dtype}_d{self.head_dim}")
+
+    @property
+    def file(self) -> str:
+        """The name of the source file, such as sm90_dense_skip."""
+        return self._name("")
+
+    def _name(self, shape: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
         end = "_skip" if self.skips else ""
-        return f"{self.arch.name}_{of}{self.mechanism_name}_{self.dtype}_d{self.head_dim}{end}"
+        return f"{self.arch.name}_{of}{self.mechanism_name}{shape}{end}"
 
 
 def _number(node: ast.expr) -> int:
@@ -114,11 +129,11 @@ PASSES: dict[str, Fields] = {
 
 
 def read(path: Path) -> list[Row]:
-    """The kernels of one list, whose name says the architecture and the pass.
+    """Reads the kernels of one list, whose file name gives the architecture and the pass.
 
     Raises:
-        ListError: a field is unknown, missing, given twice or has a value that it cannot have, or
-            two entries give the same kernel.
+        ListError: a field is unknown, missing, given twice or has an invalid value, or two entries
+            give the same kernel.
     """
     arch_name, _, direction = path.stem.partition("_")
     arch = next((a for a in arch_table.read() if a.name == arch_name), None)
@@ -172,8 +187,21 @@ def read_all() -> list[Row]:
     return [row for path in sorted(KERNELS.glob("*.def")) for row in read(path)]
 
 
-def source(row: Row) -> str:
-    """The file that compiles one kernel."""
+def source(rows: list[Row]) -> str:
+    """The source file of rows of one architecture, pass and mechanism."""
+    arch, direction = rows[0].arch.name, rows[0].direction
+    widths = "" if {row.tile_k for row in rows} <= COMMON_WIDTHS else ALL_WIDTHS
+    parts = [definition(row) for row in rows]
+    return f"""\
+{widths}#include "sparse_fmha/{arch}/{direction.replace("_", "/")}/launch.h"
+
+namespace sparse_fmha {{
+{chr(10).join(parts)}}}  // namespace sparse_fmha
+"""
+
+
+def definition(row: Row) -> str:
+    """The function that makes the registry's row of one kernel, and with it the kernel."""
     parameters = {
         "Mechanism": row.mechanism,
         "Element": f"cutlass::{row.element}",
@@ -188,34 +216,31 @@ def source(row: Row) -> str:
         parameters["kSchedule"] = f"Schedule::{row.schedule}"
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
-    folder = row.direction.replace("_", "/")
     return f"""\
-#define SPARSE_FMHA_TILE_K {row.tile_k}
-#include "sparse_fmha/{row.arch.name}/{folder}/launch.h"
-
-namespace sparse_fmha {{
 KernelRow {row.name}() {{
   using namespace {row.arch.name};
   using Config = {config}<
 {listed}>;
   return kernel_row<Config>("{row.name}");
 }}
-}}  // namespace sparse_fmha
 """
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:  # else it would be compiled again
+    if not path.is_file() or path.read_text() != text:  # writing would cause a recompile
         path.write_text(text)
 
 
-def write(folder: Path, archs: list[str]) -> list[Row]:
-    """Writes the files into the folder; the rows that have a source file."""
+def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
+    """Writes the files into the folder; returns the rows of each source file."""
     rows = read_all()
     built = [row for row in rows if row.arch.nvcc in archs]
     folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, list[Row]] = {}
     for row in built:
-        _write(folder / f"{row.name}.cu", source(row))
+        files.setdefault(row.file, []).append(row)
+    for name, members in files.items():
+        _write(folder / f"{name}.cu", source(members))
     names = "".join(f"SPARSE_FMHA_ROW({row.name})\n" for row in built)
     _write(folder / "kernel_rows.inc", names)
     tiles = dict.fromkeys(
@@ -224,12 +249,12 @@ def write(folder: Path, archs: list[str]) -> list[Row]:
         if r.skips
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
-    return built
+    return files
 
 
 if __name__ == "__main__":
     try:
-        for built in write(Path(sys.argv[1]), sys.argv[2:]):
-            print(f"{built.arch.nvcc}:{built.name}")
+        for file, members in write(Path(sys.argv[1]), sys.argv[2:]).items():
+            print(f"{members[0].arch.nvcc}:{file}")
     except ListError as error:
         sys.exit(str(error))

@@ -1,10 +1,10 @@
-"""Finds what the build takes from its surroundings: torch, CUTLASS, pybind11, nvcc, and for which
-GPU architectures it can build.
+"""Finds torch, CUTLASS, pybind11 and nvcc for the build, and the GPU architectures that it can
+build for.
 
-Packages are looked up without importing them. An isolated build hides the environment that the
-package is for, yet that is where torch is: after `sys.path` the directories are searched that this
-interpreter would use outside of isolation. Headers of any torch >= MIN_TORCH serve every other one,
-because the library uses LibTorch's stable ABI only.
+Packages are found without importing them. An isolated build hides the environment that the package
+is for, although torch is there. So after `sys.path`, the directories that this interpreter would
+use outside of isolation are searched. Headers of any torch >= MIN_TORCH work for every other such
+torch, because the library uses only LibTorch's stable ABI.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MIN_TORCH = tuple(map(int, _floor.groups()))
 PINNED_TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINNED_CUTLASS = "nvidia-cutlass==4.2.0.0"
-MIN_CUDA = (12, 5)  # the first nvcc that has cudaGetDriverEntryPointByVersion
+MIN_CUDA = (12, 5)  # the first version with cudaGetDriverEntryPointByVersion
 # Supported architectures, and the compute capabilities of the GPUs that run each.
 ARCHS = {arch.nvcc: list(arch.capabilities) for arch in arch_table.read()}
 
 
 def _linked(directory: str) -> list[str]:
-    """Folders that its .pth files add: an environment inside another sees packages by them."""
+    """Folders added by the directory's .pth files, which make nested environments see packages."""
     files = sorted(Path(directory).glob("*.pth"))
     lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
     folders = (line.strip() for line in lines if not line.startswith(("#", "import")))
@@ -59,25 +59,25 @@ def _package(name: str) -> Path | None:
 
 
 def torch_version(directory: Path) -> str:
-    """Version of the torch in `directory`, such as 2.13.0+cpu."""
+    """The version of the torch in `directory`, such as 2.13.0+cpu."""
     match = re.search(r"__version__ = ['\"](.+?)['\"]", (directory / "version.py").read_text())
     return match.group(1) if match else "unknown"
 
 
 def is_supported_torch(version: str) -> bool:
-    """Whether the stable ABI of that torch has what the ops use."""
+    """Whether the stable ABI of that torch has everything that the ops use."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     return numbers is not None and tuple(map(int, numbers.groups())) >= MIN_TORCH
 
 
 def torch_requirement() -> str | None:
-    """The requirement that SPARSE_FMHA_TORCH asks for, where it is not a directory."""
+    """The requirement in SPARSE_FMHA_TORCH, if it is not a directory."""
     wanted = os.environ.get("SPARSE_FMHA_TORCH", "")
     return wanted if re.match(r"torch\b[^/]*$", wanted) else None
 
 
 def torch() -> Path:
-    """Directory of a torch whose headers will do."""
+    """Directory of a torch with suitable headers."""
     wanted = None if torch_requirement() else os.environ.get("SPARSE_FMHA_TORCH")
     directory = Path(wanted) if wanted else _package("torch")
     get_one = (
@@ -147,14 +147,14 @@ def capable_nvcc() -> Path:
 
 
 def archs() -> tuple[list[str], str]:
-    """The architectures that a build here, with this environment, compiles kernels for.
+    """The architectures that a build in this environment compiles kernels for.
 
-    SPARSE_FMHA_ARCHS decides: none, a list, or empty for all that the nvcc found can build. Where
-    there are none the second value says why.
+    SPARSE_FMHA_ARCHS is "none", a list, or empty for all that the nvcc found can build. If the
+    result is empty, the second value says why.
 
     Raises:
-        LookupError: SPARSE_FMHA_ARCHS names what is not supported, or needs an nvcc that is not
-            there.
+        LookupError: SPARSE_FMHA_ARCHS has an unsupported architecture, or needs an nvcc that is
+            missing.
     """
     wanted = os.environ.get("SPARSE_FMHA_ARCHS", "")
     if wanted == "none":
@@ -178,7 +178,7 @@ def archs() -> tuple[list[str], str]:
 
 
 def builds_gpu_kernels() -> bool:
-    """Whether a build here, with this environment, compiles GPU kernels."""
+    """Whether a build in this environment compiles GPU kernels."""
     return bool(archs()[0])
 
 

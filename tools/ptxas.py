@@ -1,10 +1,10 @@
-"""Keeps what ptxas says of each kernel, and fails the build where it says that a kernel is slow.
+"""Stores the report of ptxas for each kernel, and fails the build if it shows a slow kernel.
 
     ptxas.py compile COMMAND...            runs a compile command, reports beside its object file
     ptxas.py collect BASICS OUT OBJECT...  merges basics and reports into a C++ string literal
 
-A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), costs a kernel a
-large part of its speed and never its correctness, so nothing but the build would notice.
+A register spill, or a WGMMA that ptxas serialises (its notes C7500 to C7599), makes a kernel much
+slower but never incorrect, so only the build can notice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernel_list
+
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
+SHAPE = re.compile(r"N7cutlass\d+(\w+?)ELi(\d+)E")  # dtype and head dim in a row's symbol
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 SMEM = re.compile(r"(\d+) bytes smem")
@@ -23,8 +26,20 @@ FIGURE = re.compile(r"ptxas info +:|    \d+ bytes stack frame")
 SERIALISED = re.compile(r"\(C75\d\d\)")
 
 
-def parse(log: str) -> dict:
-    """Figures of one object file: the worst over the functions that it has."""
+def parse(log: str, file: str) -> dict[str, dict]:
+    """The figures of each row in the object of a file; kernels of no row go by the file's name."""
+    rows = {(r.element, str(r.head_dim)): r.name for r in kernel_list.read_all() if r.file == file}
+    texts: dict[str, str] = {}
+    for text in re.split(f"(?={ENTRY.pattern})", log):
+        if entry := ENTRY.match(text):
+            shape = SHAPE.search(entry[1])
+            name = rows.get(shape.groups(), file) if shape else file
+            texts[name] = texts.get(name, "") + text
+    return {name: figures(text) for name, text in texts.items()}
+
+
+def figures(log: str) -> dict:
+    """The worst figures of the functions in a log."""
     frames = [tuple(map(int, m.groups())) for m in STACK.finditer(log)]
     return {
         "entries": len(ENTRY.findall(log)),
@@ -36,15 +51,16 @@ def parse(log: str) -> dict:
     }
 
 
-def faults(log: str, figures: dict) -> list[str]:
-    """Why the object must not be used."""
+def faults(log: str, kernels: dict[str, dict]) -> list[str]:
+    """The reasons why the object must not be used."""
     found = sorted({line.strip() for line in log.splitlines() if SERIALISED.search(line)})
-    if figures["spill_store_bytes"] or figures["spill_load_bytes"]:
-        found.append(
-            f"register spills: {figures['spill_store_bytes']} bytes stored, "
-            f"{figures['spill_load_bytes']} bytes loaded"
-        )
-    if not figures["entries"] or not figures["registers"]:
+    for name, of in kernels.items():
+        if of["spill_store_bytes"] or of["spill_load_bytes"]:
+            found.append(
+                f"register spills in {name}: {of['spill_store_bytes']} bytes stored, "
+                f"{of['spill_load_bytes']} bytes loaded"
+            )
+    if not kernels or not all(of["registers"] for of in kernels.values()):
         found.append("ptxas printed no figures: is -Xptxas -v among the flags?")
     return found
 
@@ -54,7 +70,7 @@ def report_path(obj: str) -> Path:
 
 
 def compile_object(command: list[str]) -> int:
-    """Runs the command; the object and its report stay only if both are good."""
+    """Runs the command; keeps the object and its report only if both are good."""
     obj = command[command.index("-o") + 1]
     report = report_path(obj)
     report.unlink(missing_ok=True)
@@ -64,19 +80,19 @@ def compile_object(command: list[str]) -> int:
         print("\n".join(notes), file=sys.stderr)
     if done.returncode:
         return done.returncode
-    figures = parse(done.stderr)
-    wrong = faults(done.stderr, figures)
+    kernels = parse(done.stderr, Path(obj).name.split(".")[0])
+    wrong = faults(done.stderr, kernels)
     if wrong:
         Path(obj).unlink(missing_ok=True)
         for line in wrong:
             print(f"{Path(obj).name}: {line}", file=sys.stderr)
         return 1
-    report.write_text(json.dumps(figures))
+    report.write_text(json.dumps(kernels))
     return 0
 
 
 def is_figure(line: str) -> bool:
-    """A line of a ptxas report that is fine and of no interest while building."""
+    """Whether a line of a ptxas report is only a figure, of no interest while building."""
     return not SERIALISED.search(line) and FIGURE.match(line) is not None
 
 
@@ -89,9 +105,10 @@ def collect(basics: str, out: str, objects: list[str]) -> int:
         if not report.is_file():
             print(f"{report} is missing: {obj} was not checked for spills", file=sys.stderr)
             return 1
-        name, figures = Path(obj).name.split(".")[0], json.loads(report.read_text())
-        info["kernels"][name] = figures
-        print(f"  {name}: {figures['registers']} registers, no spills")
+        kernels = json.loads(report.read_text())
+        info["kernels"].update(kernels)
+        for name, of in kernels.items():
+            print(f"  {name}: {of['registers']} registers, no spills")
     Path(out).write_text(f'R"json({json.dumps(info)})json"\n')
     return 0
 

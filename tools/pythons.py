@@ -1,4 +1,4 @@
-"""The Pythons of this machine."""
+"""Finds Python interpreters on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
 
 def interpreter(version: str) -> str:
-    """A program of that version, such as 3.12: of PATH, else of pyenv.
+    """The interpreter of a version such as 3.12, from PATH or else from pyenv.
 
     Raises:
         LookupError: there is none.

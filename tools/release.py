@@ -4,13 +4,13 @@
     SPARSE_FMHA_ARCHS=none python tools/release.py           # without GPU kernels
     python tools/release.py --torch torch==2.10.0            # use it with this torch
 
-The wheel is tagged py3-none-manylinux_2_28: it has a `_C` for each Python, and an op library that
-serves all. It comes into `--out` only if
+The wheel is tagged py3-none-manylinux_2_28: it has a `_C` for each Python, and one op library for
+all. It is written to `--out` only if
 
 - it has these files, under the version of pyproject.toml and of CHANGELOG.md;
-- its libraries are linked to, and take symbols of, what tools/elf.py allows;
-- in a fresh environment of each Python, without a compiler on PATH, it computes attention as torch
-  does. Their torch is downloaded, which can be gigabytes each; they are removed afterwards.
+- its libraries link to and use symbols of only what tools/elf.py allows;
+- in a fresh environment of each Python, without a compiler on PATH, it computes the same attention
+  as torch. Each environment downloads torch, possibly gigabytes, and is removed afterwards.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ assert any(row["arch"] == "cpu" for row in sparse_fmha.kernels())
 try:
     sparse_fmha.attention(q[..., :4], k[..., :4], v[..., :4])
 except ValueError as error:  # through the op, with a number in its text
-    assert "head dim 4" in str(error), error
+    assert str(error).startswith("head dim of q") and "got 4" in str(error), error
 else:
     raise AssertionError("a head dim of 4 was taken")
 print(torch.__version__)
@@ -98,7 +98,7 @@ def output(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = 
 
 
 def version_of_release() -> str:
-    """That of pyproject.toml, which CHANGELOG.md must have."""
+    """The version of pyproject.toml; CHANGELOG.md must have it, too."""
     version = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     changes = (ROOT / "CHANGELOG.md").read_text()
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changes, re.M):
@@ -116,7 +116,7 @@ def build(environment: bootstrap.Environment, found: dict[str, str], folder: Pat
 
 
 def check(wheel: Path, version: str, found: dict[str, str], folder: Path) -> None:
-    """Raises where something is missing in the wheel, or asks too much of a machine."""
+    """Raises if the wheel lacks a file or requires too much of a machine."""
     machine = os.uname().machine
     name = f"sparse_fmha-{version}-py3-none-manylinux_2_28_{machine}.whl"
     if wheel.name != name:
@@ -141,13 +141,13 @@ def check(wheel: Path, version: str, found: dict[str, str], folder: Path) -> Non
 
 
 def use(wheel: Path, version: str, program: str, torch: str, folder: Path) -> str:
-    """Installs the wheel into a new environment of that Python and runs it; torch's version."""
+    """Installs the wheel into a new environment and runs it; returns torch's version."""
     output(program, "-m", "venv", folder)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
     output(*install, "--upgrade", "pip")
     output(*install, torch, wheel)
-    # No compiler, no tool: only the programs of the environment.
+    # Only the programs of the environment: no compiler, no tools.
     env = {"PATH": str(folder / "bin"), "HOME": str(folder)}
     found = output(python, "-I", "-c", SMOKE, version, env=env, cwd=folder)
     shown = output(folder / "bin" / "sparse-fmha", "--version", env=env, cwd=folder)

@@ -6,9 +6,9 @@
     python tools/versions.py --only transformers --end lowest
     python tools/versions.py --python 3.12
 
-pyproject.toml has the floors. A row is a virtual environment that is removed afterwards. It sees
-the packages of this interpreter, sparse_fmha among them, behind its own; a row with a Python of its
-own sees nothing else. Results are rows of a Markdown table, for docs/versions.md.
+pyproject.toml has the floors. A row is a virtual environment that is removed afterwards. Its own
+packages come first, then those of this interpreter, including sparse_fmha; a row with another
+Python sees only its own. Results are rows of a Markdown table, for docs/versions.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PICTURES = (
 )
 RANDOM = ("tests/ops/test_attention.py", "tests/host/test_walks.py")
 ALL = ("tests", "--ignore=tests/gpu", "--ignore=tests/packaging")
-# What a package's rows run; `packages` are those of its first block at once.
+# The tests of each package's rows; `packages` combines the packages of the first block.
 TESTS = {
     "accelerate": INTEGRATIONS,
     "diffusers": INTEGRATIONS,
@@ -57,6 +57,7 @@ TESTS = {
     "transformers": INTEGRATIONS,
     "hypothesis": RANDOM,
     "pytest": RANDOM,
+    "pytest-xdist": (*RANDOM, "--numprocesses=2"),
     "torch": ALL,
 }
 TOGETHER = tuple(itertools.takewhile(lambda name: name != "hypothesis", TESTS))
@@ -65,7 +66,7 @@ HEADER = "| row | versions | Python | torch | result |\n| --- | --- | --- | --- 
 
 
 class RowError(Exception):
-    """A row that could not be set up, or whose tests failed; one line."""
+    """A row could not be set up or its tests failed; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Row:
     """One environment.
 
     Attributes:
-        name, end: how it is chosen; end is lowest or newest.
-        packages: those that get the lowest or newest version.
+        name, end: select the row; end is lowest or newest.
+        packages: packages that get the lowest or newest version.
         tests: arguments of pytest.
-        builds: sparse_fmha is built in it, CPU ops alone, with the build requirements of `end`.
-        python: such as 3.12, in an environment that shares nothing; None is this interpreter.
+        builds: build sparse_fmha in the row, CPU ops only, with the build requirements of `end`.
+        python: version such as 3.12, in an environment that shares nothing; None: this interpreter.
     """
 
     name: str
@@ -93,14 +94,14 @@ def project() -> dict:
 
 
 def declared() -> dict[str, str]:
-    """Floors by package: of dependencies and extras; what is pinned to one version has none."""
+    """Floors of dependencies and extras, by package; packages with a pinned version have none."""
     table = project()["project"]
     lists = [table["dependencies"], *table["optional-dependencies"].values()]
     return _floors(itertools.chain(*lists), {table["name"]})
 
 
 def build_requirements() -> dict[str, str]:
-    """Floors of what builds the package."""
+    """Floors of the build requirements."""
     return _floors(project()["build-system"]["requires"], set())
 
 
@@ -128,14 +129,14 @@ def rows() -> Iterator[Row]:
 
 
 def requirements(row: Row) -> list[str]:
-    """What pip installs, such as transformers==5.4; names alone for the newest."""
+    """Arguments for pip, such as transformers==5.4; only names for the newest."""
     floors = {**declared(), **build_requirements()}
     lowest = row.end == "lowest"
     return [f"{name}=={floors[name]}" if lowest else name for name in row.packages]
 
 
 def interpreter(python: str | None) -> str:
-    """A program of that version; None: of this one."""
+    """The interpreter of a version; None: this interpreter."""
     try:
         return sys.executable if python is None else pythons.interpreter(python)
     except LookupError as error:
@@ -158,17 +159,17 @@ def check_output(*command: str | Path, what: str, env: dict[str, str] | None = N
 
 
 def create(row: Row, folder: Path) -> Path:
-    """The environment with everything installed; returns its interpreter."""
+    """Creates the environment with everything installed; returns its interpreter."""
     options = [] if row.python else ["--without-pip"]
     check_output(interpreter(row.python), "-m", "venv", *options, folder, what="making the venv")
     python = folder / "bin" / "python"
-    if row.python is None:  # also packages that another environment shares with this one
+    if row.python is None:  # includes packages that another environment shares with this one
         shared = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
         site_packages = next(folder.glob("lib/python*/site-packages"))
         site_packages.joinpath("shared.pth").write_text("\n".join(shared))
     install = [python, "-m", "pip", "install", "--quiet"]
     if "torch" in row.packages:
-        install.append("--no-cache-dir")  # of gigabytes
+        install.append("--no-cache-dir")  # it would hold gigabytes
     wanted = requirements(row)
     check_output(*install, "--upgrade", *wanted, what=f"installing {' '.join(wanted)}")
     if row.builds:
@@ -180,9 +181,9 @@ def create(row: Row, folder: Path) -> Path:
 
 
 def build(row: Row, python: Path, folder: Path) -> Path:
-    """The wheel, from a source distribution, so that the build trees here stay as they are."""
+    """Builds the wheel from a source distribution, so that the build trees here do not change."""
     tools = {"PYTHONPATH": str(ROOT / "tools"), "SPARSE_FMHA_ARCHS": "none"}
-    if row.python:  # those of the row `build` are installed
+    if row.python:  # the row `build` already has its own
         newest = list(build_requirements())
         check_output(python, "-m", "pip", "install", "-q", *newest, what="installing build tools")
     folder.mkdir()
@@ -229,7 +230,7 @@ def run(row: Row) -> str:
 
 
 def choose(only: list[str], pythons: list[str], end: str | None) -> list[Row]:
-    """Raises ValueError where an option matches nothing."""
+    """Selects rows; raises ValueError if an option matches nothing."""
     wanted = {*only, *(f"python {python}" for python in pythons)}
     every = list(rows())
     names = list(dict.fromkeys(row.name for row in every))

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -82,6 +83,14 @@ def device(kind: str) -> dict:
         "l2_bytes": properties.L2_cache_size, "memory_bytes": properties.total_memory,
         "driver": driver, "power_limit_w": watts, "max_sm_mhz": mhz,
     }  # fmt: skip
+
+
+def of_study(tiny: bool) -> tuple[str, torch.dtype]:
+    """The device and dtype that a study runs on; without a GPU only its tiny size runs."""
+    gpu = torch.cuda.is_available()
+    if not tiny and not gpu:
+        sys.exit("error: torch finds no GPU; --tiny runs on the CPU")
+    return ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
 
 
 def describe(kind: str) -> dict:

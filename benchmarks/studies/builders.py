@@ -127,6 +127,12 @@ def token_top_k_mask(length: int) -> Build:
     return lambda: patterns.token_top_k_mask(scores, 1000, length, block_q=1024)
 
 
+def dhsa(length: int) -> Build:
+    q, k = queries_and_keys(length)
+    boundaries = torch.arange(0, length + 1, 64, device="cpu")[None]
+    return lambda: patterns.dhsa(q, k, boundaries, 2048, dense_rows=0, block_q=1024)
+
+
 def seer(length: int) -> Build:
     q, k = queries_and_keys(length)
     gate = patterns.SeerAttentionGate(1, 1, DIM, gate_dim=DIM, device="cpu", dtype=torch.float32)
@@ -162,6 +168,12 @@ CASES = {
     "SeerAttentionGate.mask": Case(seer),
     "token_top_k": Case(of_q_and_k(lambda q, k: patterns.token_top_k(q, k, 1000, block_q=1024))),
     "token_top_k_mask": Case(token_top_k_mask),
+    "dhsa": Case(dhsa),
+    "dhsa_blocks": Case(of_q_and_k(lambda q, k: patterns.dhsa_blocks(q, k, density=0.01))),
+    "hip": Case(of_q_and_k(patterns.hip)),
+    "ssa": Case(
+        of_q_and_k(lambda q, k: patterns.ssa(q, k, width=256)), "128k", "each token has its scores"
+    ),
     "BlockMask.from_documents": Case(documents),
     "BlockMask.from_blocks": Case(from_blocks),
     "BlockMask.from_indices": Case(from_indices),
@@ -255,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--calls is of --quick's own choice")
     calls = 1 if args.quick else 3 if args.calls is None else args.calls
     if calls < 1:
-        parser.error(f"--calls is {calls}; at least 1 is needed")
+        parser.error(f"--calls must be at least 1, got {calls}")
     lengths = ["16k"] if args.quick else list(LENGTHS)
     results = report.stamp() | environment.describe("cpu")
     results |= {"cases": [], "not_run": {}}

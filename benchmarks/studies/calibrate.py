@@ -147,10 +147,7 @@ def margins(top: Tensor) -> tuple[Tensor, Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if not args.tiny and not torch.cuda.is_available():
-        sys.exit("error: torch finds no GPU; --tiny runs on the CPU")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    device, dtype = environment.of_study(args.tiny)
     size = SIZES["tiny" if args.tiny else "full"]
     rows = reached(size, device, dtype, args.seed)
     at = [row["gamma fitted"]["threshold"] for row in rows if row["length"] == size["ordered"]]

@@ -37,9 +37,11 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -> dict:
     """The self-attention of one block, by variant."""
-    from sparse_fmha.integrations import _diffusion_methods as methods
+    from sparse_fmha.integrations._diffusion_layout import Layout
+    from sparse_fmha.integrations._diffusion_table import make
 
-    layout = methods.Layout(case.grid, case.text, case.text_first)
+    text = (case.text, 0) if case.text_first else (0, case.text)
+    layout = Layout(case.grid, *text)
     shape = 1, layout.tokens, case.heads, case.dim
     q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
 
@@ -47,8 +49,8 @@ def attention_ops(case: Case, variants: dict, device: str, dtype: torch.dtype) -
         if name == "torch":
             heads_first = [x.transpose(1, 2) for x in (q, k, v)]
             return lambda: nn.functional.scaled_dot_product_attention(*heads_first)
-        method = methods.make(*variants[name])
-        return lambda: method(q, k, v, layout, [case.text], None)
+        method = make(*variants[name])
+        return lambda: method(q, k, v, layout, [layout.all_runs()], None)
 
     return {name: op(name) for name in variants}
 
@@ -145,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: torch sees no CUDA device; --tiny runs on the CPU")
     if args.layers < 1 or args.repeats < 1:
-        sys.exit("error: --layers and --repeats: at least 1 is needed")
+        sys.exit("error: --layers and --repeats must be at least 1")
     import diffusers
 
     results = {

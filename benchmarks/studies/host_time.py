@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, name) != p.get_default(name):
             p.error(f"--{name} is of --tiny's own choice")
     if args.calls < 1 or args.rounds < 1:
-        p.error("--calls and --rounds: at least 1 is needed")
+        p.error("--calls and --rounds must be at least 1")
     vars(args).update(TINY if args.tiny else {})
     dtype = args.dtype or ("float16" if args.device == "cuda" else "float32")
     ops, skipped = calls(args.device, dtype, args.seed)

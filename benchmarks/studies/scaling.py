@@ -227,7 +227,9 @@ def start(args: argparse.Namespace) -> None:
             "torchrun --nproc-per-node N -m benchmarks.studies.scaling"
         )
     if int(os.environ["WORLD_SIZE"]) < 2:
-        sys.exit("error: one rank; torchrun --nproc-per-node 2 or more is needed")
+        sys.exit(
+            "error: there must be at least 2 ranks, got 1; run with torchrun --nproc-per-node 2"
+        )
     if not args.tiny:
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():

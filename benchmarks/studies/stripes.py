@@ -117,12 +117,9 @@ def table(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if not args.tiny and not torch.cuda.is_available():
-        sys.exit("error: torch finds no GPU; --tiny runs on the CPU")
+    device, dtype = environment.of_study(args.tiny)
     if args.iterations < 1:
         sys.exit("error: --iterations is at least 1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     size = SIZES["tiny" if args.tiny else "full"]
     results = {
         **report.stamp(),

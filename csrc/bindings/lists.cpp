@@ -1,4 +1,5 @@
-// The stages of block lists for Python: what the tests prove of the Hopper kernel without a GPU.
+// The stages of block lists for Python, so that tests can check the Hopper kernel's logic without a
+// GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "list_buffers.h"
 #include "sparse_fmha/planning/list_stages.h"
 
 namespace py = pybind11;
@@ -28,7 +30,8 @@ std::vector<std::pair<int32_t, int32_t>> stream_places(Counts const& counts) {
   return places;
 }
 
-// Of each stage of a consumer: its place among all, and whether it follows one of the other's.
+// For each stage of a consumer: its index among all stages, and whether it follows one of the other
+// consumer.
 std::vector<std::pair<int32_t, bool>> consumer_places(Counts const& counts, int32_t consumer) {
   ListWalk const walk = list_walk(stages_of(counts), {}, {}, consumer);
   std::vector<std::pair<int32_t, bool>> places;
@@ -46,32 +49,15 @@ class QueryTileLists {
                  int32_t tile_k, int32_t q_tile, py::buffer const& counts,
                  py::buffer const& indices, int32_t width, py::buffer const& partial_counts,
                  py::buffer const& partial_indices, py::buffer const& bits, int32_t partial_width)
-      : counts_(counts.request()),
-        indices_(indices.request()),
-        partial_counts_(partial_counts.request()),
-        partial_indices_(partial_indices.request()),
-        bits_(bits.request()),
+      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width),
+        params_(buffers_.params(len_q, len_kv, block_q, block_kv, causal)),
         sizes_(box_sizes(block_kv, tile_k)),
         tile_k_(tile_k),
         q_tile_(q_tile) {
-    auto ints = [](py::buffer_info const& buffer) {
-      return static_cast<int32_t const*>(buffer.ptr);
-    };
-    params_ = {len_q,
-               len_kv,
-               block_q,
-               block_kv,
-               causal,
-               {ints(counts_), ints(indices_), width},
-               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
-                partial_width},
-               static_cast<uint8_t const*>(bits_.ptr),
-               0,
-               0};
     if (block_q == 64) {
       merge();
     }
-    // The plan has the tiles before this one as well, which are not looked at.
+    // The plan formally includes the tiles before this one, which are not read.
     ListPlan const plan = {nullptr, merged_.data(), merged_counts_.data(), 0, 0};
     find_streams(params_, plan, 0, 0, q_tile, streams_);
     stages_ = count_stages(sizes_, streams_);
@@ -79,7 +65,7 @@ class QueryTileLists {
 
   Counts stages() const { return {stages_.both, stages_.first, stages_.second}; }
 
-  // First keys of the boxes of a stage; 2^30 for a box that is not there.
+  // First keys of the boxes of a stage; 2^30 for a box that does not exist.
   std::vector<int32_t> origins(int32_t stream, int32_t stage) const {
     std::vector<int32_t> result;
     for (int32_t b = 0; b < 1 << sizes_.log2_boxes; ++b) {
@@ -88,12 +74,12 @@ class QueryTileLists {
     return result;
   }
 
-  // Whether a stage is masked, and if so for each of a consumer's 64 rows the words of columns
-  // seen.
+  // Whether a stage is masked and, if so, the words of visible columns for each of a consumer's 64
+  // rows.
   std::pair<bool, std::vector<std::vector<uint32_t>>> seen(int32_t stream, int32_t stage,
                                                            int32_t consumer) const {
     std::vector<int32_t> const origin = origins(stream, stage);
-    std::vector<uint8_t> bits(128 * 16);  // as the producer lays them out
+    std::vector<uint8_t> bits(128 * 16);  // in the producer's layout
     uint32_t with_bits = 0;
     bool const masked = walk(consumer).is_masked(stage + (stream == 0 ? 0 : stages_.both));
     for (size_t b = 0; b < origin.size(); ++b) {
@@ -122,7 +108,7 @@ class QueryTileLists {
   }
 
  private:
-  // As Lists::look_through() does.
+  // Same as Lists::look_through().
   WholeStages whole(int32_t stream) const {
     ListStream const& from = streams_[stream];
     int32_t const first_query = q_tile_ * 128 + (stream == 2 ? 64 : 0);
@@ -136,7 +122,7 @@ class QueryTileLists {
     return list_walk(stages_, whole(0), whole(1 + consumer), consumer);
   }
 
-  // As csrc/device/list_plan.cu does on the device, for this tile.
+  // Same as csrc/device/list_plan.cu does on the device, for this tile.
   void merge() {
     int32_t const blocks = ceil_div(params_.len_q, 64);
     int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
@@ -164,7 +150,7 @@ class QueryTileLists {
     }
   }
 
-  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  ListBuffers buffers_;
   BlockSparse::Params params_;
   BoxSizes sizes_;
   int32_t tile_k_;

@@ -1,4 +1,4 @@
-// `_C`: the host side of the library for Python. No tensors pass here.
+// `_C`: the host side of the library for Python. It handles no tensors.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -26,8 +26,9 @@ py::dict describe(sparse_fmha::KernelInfo const& info) {
                   "pass"_a = sparse_fmha::to_string(info.key.pass), "mechanism"_a = info.mechanism,
                   "dtype"_a = sparse_fmha::to_string(info.key.dtype),
                   "head_dim"_a = info.key.head_dim, "skips"_a = info.key.skips,
-                  "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
-                  "threads"_a = info.threads, "smem_bytes"_a = info.smem_bytes);
+                  "key_bias"_a = info.key.key_bias, "tile_q"_a = info.tile_q,
+                  "tile_k"_a = info.tile_k, "stages"_a = info.stages, "threads"_a = info.threads,
+                  "smem_bytes"_a = info.smem_bytes);
 }
 
 py::list kernel_table() {
@@ -47,7 +48,7 @@ Enum parse(std::string const& name, std::vector<Enum> const& values, char const*
     }
     allowed += std::string(allowed.empty() ? "" : ", ") + sparse_fmha::to_string(value);
   }
-  throw py::value_error(std::string(argument) + " is " + name + ", allowed are: " + allowed);
+  throw py::value_error(std::string(argument) + " must be one of " + allowed + ", got " + name);
 }
 
 int mechanism_index(std::string const& name) {
@@ -56,11 +57,12 @@ int mechanism_index(std::string const& name) {
       return row.info.key.mechanism;
     }
   }
-  throw py::value_error("mechanism is " + name + ", and no kernel has that one");
+  throw py::value_error("mechanism must be one that a kernel has, got " + name);
 }
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
-                     std::string const& dtype, int head_dim, bool skips, std::string const& pass) {
+                     std::string const& dtype, int head_dim, bool skips, std::string const& pass,
+                     bool key_bias) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   using sparse_fmha::Pass;
@@ -75,10 +77,11 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
   Pass const in = parse<Pass>(
       pass, {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kDecode}, "pass");
   return describe(
-      sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips}).info);
+      sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias})
+          .info);
 }
 
-// Compute capabilities by the architecture that they run.
+// Compute capabilities of each architecture.
 py::dict gpu_archs() {
   py::dict archs;
   for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
@@ -105,6 +108,7 @@ PYBIND11_MODULE(_C, m) {
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
+        py::arg("key_bias") = false,
         "The row that an op takes for this request; RuntimeError names the rows there are.");
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
   m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),

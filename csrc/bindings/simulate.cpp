@@ -17,10 +17,10 @@ using namespace sparse_fmha;
 using Triple = std::tuple<int32_t, int32_t, int32_t>;
 using Problem = std::tuple<Triple, Triple, Triple, Triple, Triple>;
 using Shape = std::pair<Triple, Triple>;                       // queries, keys
-using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // as TileCount
-using Costs = std::tuple<double, double, double>;              // as TileCosts
-using Group = std::tuple<int64_t, int64_t, int64_t>;           // as TileGroup
-using Ranked = std::tuple<Triple, Triple, Count, double>;      // as RankedTiles
+using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // fields of TileCount
+using Costs = std::tuple<double, double, double>;              // fields of TileCosts
+using Group = std::tuple<int64_t, int64_t, int64_t>;           // fields of TileGroup
+using Ranked = std::tuple<Triple, Triple, Count, double>;      // fields of RankedTiles
 
 Coord coord(Triple const& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
 Triple triple(Coord const& c) { return {c[0], c[1], c[2]}; }

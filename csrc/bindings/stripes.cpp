@@ -1,4 +1,5 @@
-// The stages of stripes for Python: what the tests prove of the Hopper kernel without a GPU.
+// The stages of stripes for Python, so that tests can check the Hopper kernel's logic without a
+// GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -18,7 +19,7 @@ using namespace sparse_fmha;
 // entry, one head.
 class QueryTileStripes {
  public:
-  using Rows = std::vector<std::vector<int32_t>>;  // a list for each group, of one length
+  using Rows = std::vector<std::vector<int32_t>>;  // one list per group, all of one length
 
   QueryTileStripes(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t range_size, bool causal,
                    int32_t tile_k, int32_t q_tile, std::vector<int32_t> counts, Rows const& columns,
@@ -51,8 +52,8 @@ class QueryTileStripes {
     return {s.both, s.first, s.second};
   }
 
-  // The key of each row of a stage, 2^30 or more where there is none, and whether a consumer masks
-  // it.
+  // The key of each row of a stage, 2^30 or more if there is none, and whether a consumer masks the
+  // stage.
   std::pair<std::vector<int32_t>, bool> keys(int32_t stream, int32_t stage,
                                              int32_t consumer) const {
     StripeStream const& from = streams_[stream];
@@ -77,7 +78,7 @@ class QueryTileStripes {
     auto stages = [&](int i) { return stages_of(sizes_, tile_k_, streams_[i]); };
     return {stages(0), stages(1), stages(2)};
   }
-  // As Stripes::look_through() does.
+  // Same as Stripes::look_through().
   WholeStages whole(int32_t stream) const {
     StripeStream const& from = streams_[stream];
     int32_t const limit = Stripe::limit(params_, q_tile_ * 128 + (stream == 2 ? 64 : 0));

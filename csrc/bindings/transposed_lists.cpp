@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "list_buffers.h"
 #include "sparse_fmha/planning/transposed_lists.h"
 
 namespace py = pybind11;
@@ -35,8 +36,8 @@ class OfKeys {
     return result;
   }
 
-  // For each of 64 keys, which of a step's 64 queries see it: as a warp of the kernel works it out,
-  // and threads of the accumulator read it.
+  // For each of 64 keys, which of a step's 64 queries see it: computed as by a warp of the kernel,
+  // and read as by threads of the accumulator.
   std::vector<uint64_t> seen(int32_t part, int32_t step) const {
     int64_t const row = row_of(step);
     int32_t const first_key = part * kPartKeys;

@@ -1,4 +1,4 @@
-// The walks of the mechanisms for Python: what the tests prove and the simulator counts.
+// The walks of the mechanisms for Python, for the tests and the simulator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

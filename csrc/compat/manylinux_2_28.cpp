@@ -1,9 +1,9 @@
-// What newer compilers and C libraries would have a library ask for, defined here instead, so that
-// it loads where glibc 2.28 and the libstdc++ of GCC 8 are. Linked in by
-// -DSPARSE_FMHA_MANYLINUX=ON; tools/release.py checks the result.
+// Defines symbols that newer compilers and C libraries would import, so that the library loads with
+// glibc 2.28 and the libstdc++ of GCC 8. Linked in by -DSPARSE_FMHA_MANYLINUX=ON; tools/release.py
+// checks the result.
 //
 // A linker takes the newest version of a symbol. Each function below jumps to the oldest one, which
-// every glibc still has: most changed in name only, when glibc 2.34 put its libraries together.
+// every glibc still has: most changed in name only, when glibc 2.34 merged its libraries.
 #include <ios>
 #include <new>
 
@@ -82,12 +82,12 @@ TAKE(shm_unlink, OLDEST)
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
-// glibc 2.32: whether reference counts need no atomic instructions. They always have them here.
+// glibc 2.32: whether reference counts may do without atomic instructions. Here they never do.
 extern "C" HIDDEN char __libc_single_threaded;
 char __libc_single_threaded = 0;
 
-// GCC 12 declares these two members of std::exception_ptr to its users; before, copying and
-// destroying one were functions of the runtime, which does what the members do.
+// GCC 12 declares these two members of std::exception_ptr in headers. Before, copying and
+// destroying one were runtime functions, which do the same.
 using ExceptionPtr = void*;
 extern "C" void copy_exception_ptr(ExceptionPtr* to, ExceptionPtr const* from) __asm__(
     "_ZNSt15__exception_ptr13exception_ptrC1ERKS0_");
@@ -99,17 +99,17 @@ extern "C" HIDDEN void release(ExceptionPtr*) __asm__(
     "_ZNSt15__exception_ptr13exception_ptr10_M_releaseEv");
 
 void add_reference(ExceptionPtr* self) {
-  ExceptionPtr copy;  // never destroyed, so that its reference stays
+  ExceptionPtr copy;  // never destroyed, so its reference is kept
   copy_exception_ptr(&copy, self);
 }
 void release(ExceptionPtr* self) { destroy_exception_ptr(self); }
 
-// GCC 11: what a new[] of a negative length calls.
+// GCC 11: called by a new[] of a negative length.
 extern "C" HIDDEN void throw_bad_length() __asm__("_ZSt28__throw_bad_array_new_lengthv");
 
 void throw_bad_length() { throw std::bad_array_new_length(); }
 
-// GCC 9: constructors of string streams without an argument, apart from those with a mode.
+// GCC 9: string stream constructors without arguments, separate from those with a mode.
 extern "C" void open_output(void* self, int mode) __asm__(
     "_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1ESt13_Ios_Openmode");
 extern "C" void open_stream(void* self, int mode) __asm__(

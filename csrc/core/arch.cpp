@@ -21,8 +21,8 @@ Arch arch_of_capability(int major, int minor) {
     }
   }
   std::ostringstream message;
-  message << "sparse_fmha: no kernels are for GPUs of compute capability " << major << "." << minor
-          << "; there are kernels for:";
+  message << "sparse_fmha: compute capability " << major << "." << minor
+          << " is not supported. Supported are:";
   for (Capability const& row : kCapabilities) {
     message << "\n  " << row.major << "." << row.minor << " (" << to_string(row.arch) << ")";
   }

@@ -4,12 +4,14 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
 
-// kernel_rows.inc names the rows of csrc/kernels/*.def that were compiled, one function each.
+// kernel_rows.inc names the compiled rows of csrc/kernels/*.def, one function each.
 #define SPARSE_FMHA_ROW(name) KernelRow name();
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
@@ -21,7 +23,7 @@ std::vector<KernelRow> make_table() {
 #define SPARSE_FMHA_ROW(name) rows.push_back(name());
 #include "kernel_rows.inc"
 #undef SPARSE_FMHA_ROW
-  for (auto const& of_cpu : {cpu_kernel_rows(), cpu_backward_rows()}) {
+  for (auto const& of_cpu : {cpu_kernel_rows(), cpu_backward_rows(), cpu_decode_rows()}) {
     rows.insert(rows.end(), of_cpu.begin(), of_cpu.end());
   }
   return rows;
@@ -30,7 +32,7 @@ std::vector<KernelRow> make_table() {
 bool serves(KernelKey const& row, KernelKey const& request) {
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips &&
-         row.head_dim >= request.head_dim;
+         row.key_bias >= request.key_bias && row.head_dim >= request.head_dim;
 }
 
 }  // namespace
@@ -57,12 +59,24 @@ KernelRow const& find_kernel(KernelKey const& request) {
   if (best != nullptr) {
     return *best;
   }
+  KernelKey on_cpu = request;
+  on_cpu.arch = Arch::kCpu;
+  auto const& table = kernel_table();
+  bool const only_on_cpu = std::any_of(table.begin(), table.end(), [&](KernelRow const& row) {
+    return serves(row.info.key, on_cpu);
+  });
   std::ostringstream message;
-  message << "sparse_fmha: no kernel for " << to_string(request) << "; compiled in are:";
+  message << "sparse_fmha: no kernel for " << to_string(request)
+          << (only_on_cpu ? ", which runs on the CPU only; move the tensors to the CPU" : "")
+          << ". Compiled kernels:";
   for (KernelRow const& row : kernel_table()) {
     message << "\n  " << row.info.name << " (head_dim <= " << row.info.key.head_dim << ")";
   }
-  throw std::runtime_error(message.str());
+  throw only_on_cpu ? not_implemented(message.str()) : std::runtime_error(message.str());
+}
+
+void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_fill_row_terms : device::fill_row_terms)(problem, context);
 }
 
 AnchorKernels anchor_kernels(Arch arch) {
@@ -73,7 +87,8 @@ std::string to_string(KernelKey const& key) {
   std::ostringstream text;
   text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
        << ", mechanism=" << Mechanisms::kNames[key.mechanism] << ", dtype=" << to_string(key.dtype)
-       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "");
+       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "")
+       << (key.key_bias ? ", with key_bias" : "");
   return text.str();
 }
 

@@ -1,4 +1,4 @@
-// AnchorAttention's choice of keys on the CPU: what is to be done, handed to all threads.
+// AnchorAttention's choice of keys on the CPU: dispatch of its items to all threads.
 #include "sparse_fmha/core/anchor.h"
 
 #include "sparse_fmha/cpu/dispatch.h"

@@ -1,5 +1,5 @@
-// Scores of AnchorAttention's choice of keys, compiled once per instruction set (attend_isa.cpp
-// says what that asks for). Queries lie across the lanes, as in attend.h.
+// Scores of AnchorAttention's choice of keys, compiled once per instruction set (for the
+// requirements see attend_isa.cpp). Queries lie across the lanes, as in attend.h.
 #include "sparse_fmha/core/config.h"
 #undef SPARSE_FMHA_HD
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kKeys = AnchorGrid::kTile;
 
-// NaN if either is: what has NaN scores has no anchor.
+// NaN if either is NaN: a row with NaN scores has no anchor.
 template <class T>
 inline T larger(T x, T y) {
   return x > y || x != x ? x : y;
@@ -23,7 +23,7 @@ inline int64_t offset(TensorView const& t, int64_t batch, int64_t token, int64_t
   return batch * t.batch_stride + token * t.axis_stride[kGridAxes - 1] + head * t.head_stride;
 }
 
-// Some query rows and a tile of keys, in a thread's scratch memory.
+// Query rows and a tile of keys, in a thread's scratch memory.
 template <class Element>
 struct Tile {
   using T = typename ComputeOf<Element>::type;
@@ -34,7 +34,7 @@ struct Tile {
   T* queries;  // [panel][dim][lane]
   T* keys;     // [kKeys][dim]
   T* scores;   // [kKeys][lane], of one panel
-  T* figures;  // one for each row, what the caller likes
+  T* figures;  // one per row, for the caller's use
 
   Tile(int num_rows, int head_dim, void* scratch)
       : rows(round_up(num_rows, kLanes)), dim(head_dim), queries(static_cast<T*>(scratch)) {
@@ -54,7 +54,7 @@ struct Tile {
       to[d * kLanes] = widen(from[d]) * factor;
     }
   }
-  // Lanes without a query compute along, on numbers that do no harm.
+  // Zeroes lanes without a query, which are computed as well.
   void clear_queries_from(int first) {
     for (int row = first; row < rows; ++row) {
       T* const to = queries + row / kLanes * kLanes * dim + row % kLanes;
@@ -63,7 +63,7 @@ struct Tile {
       }
     }
   }
-  // Keys [first, first + kKeys); 0 behind the last.
+  // Loads keys [first, first + kKeys); 0 past the last.
   void load_keys(TensorView const& k, int64_t batch, int32_t first, int32_t length, int64_t head) {
     auto const* const data = static_cast<Element const*>(k.data);
     for (int key = 0; key < kKeys; ++key) {
@@ -74,7 +74,7 @@ struct Tile {
       }
     }
   }
-  // Fills `scores` for the rows from `first` on.
+  // Fills `scores` for the rows of the panel that begins at `first`.
   void multiply_panel(int first) {
     multiply<false>(Factor<T>{keys, dim, 1}, kKeys, queries + first * dim, kPanelVectors, dim,
                     scores, kLanes);
@@ -149,7 +149,7 @@ void keys(AnchorKeys const& p, int64_t item, void* scratch) {
   }
   tile.clear_queries_from(rows);
   for (int row = rows; row < tile.rows; ++row) {
-    least[row] = __builtin_nan("");  // no score is that large
+    least[row] = __builtin_nan("");  // no score reaches it
   }
   int32_t const candidates = p.grid.candidates(superblock);
   uint32_t* const bits = p.bits + item * p.grid.words();

@@ -1,5 +1,5 @@
-// Compiled once per instruction set. Nothing from here may be merged by the linker with code for
-// another one: all of it is in the instruction set's namespace or inlined.
+// Compiled once per instruction set. The linker must not merge any of this code with that of
+// another set, so all of it is in the instruction set's namespace or inlined.
 #include "sparse_fmha/core/config.h"
 #undef SPARSE_FMHA_HD
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))

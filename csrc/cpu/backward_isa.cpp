@@ -1,4 +1,4 @@
-// Compiled once per instruction set, as attend_isa.cpp.
+// Compiled once per instruction set, like attend_isa.cpp.
 #include "sparse_fmha/core/config.h"
 #undef SPARSE_FMHA_HD
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))

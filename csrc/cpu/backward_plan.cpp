@@ -7,24 +7,24 @@
 namespace sparse_fmha::cpu {
 namespace {
 
-constexpr int32_t kMaxKeys = 128;    // across the lanes; their sums stay in the second-level cache
-constexpr int32_t kMaxQueries = 64;  // rows that go by at a time
-// Of neighborhoods: of small boxes less lies outside of the windows.
+constexpr int32_t kMaxKeys = 128;    // across the lanes; their sums stay in the L2 cache
+constexpr int32_t kMaxQueries = 64;  // rows processed at a time
+// For neighborhoods, where smaller boxes have fewer keys outside the windows.
 constexpr int32_t kBoxKeys = 64;
 constexpr int32_t kBoxQueries = 16;
-constexpr int kThreads = 16;   // that are to have work, whatever number there is
-constexpr int32_t kRuns = 16;  // of the keys of stripes, for each head
+constexpr int kThreads = 16;   // that should have work, whatever their actual number
+constexpr int32_t kRuns = 16;  // ranges of the keys of stripes, per head
 constexpr int32_t kMaxRun = 1024;
 
-// As tile_cycles of tiles.cpp: rows of queries go by, keys lie across the lanes.
+// Like tile_cycles of tiles.cpp: rows of queries pass by, keys lie across the lanes.
 double key_tile_cycles(double head_dim, double rows, double keys) {
-  double const per_score = 2 * head_dim + 20;  // of 16 keys with a query: products and weights
-  double const per_row = 4 * head_dim;         // fetching a query and its gradient
-  double const per_key = 1600;                 // fetching and transposing it, storing its gradients
+  double const per_score = 2 * head_dim + 20;  // 16 keys with a query: products and weights
+  double const per_row = 4 * head_dim;         // loading a query and its gradient
+  double const per_key = 1600;                 // loading and transposing it, storing its gradients
   return rows * (std::ceil(keys / 16) * per_score + per_row) + keys * per_key;
 }
 
-// The next power of two that holds n, or `most`.
+// The smallest power of two that is at least n, or `most`.
 int32_t box_side(int32_t n, int32_t most) {
   int32_t side = 1;
   while (side < n && side < most) {
@@ -33,7 +33,7 @@ int32_t box_side(int32_t n, int32_t most) {
   return side;
 }
 
-// Calls body(box) for boxes of up to `most` tokens with powers of two on the sides.
+// Calls body(box) for boxes of up to `most` tokens with sides that are powers of two.
 template <class Body>
 void for_each_box(Coord const& grid, int32_t most, Body body) {
   Coord box;
@@ -53,7 +53,7 @@ void tile_keys(FmhaProblem const& problem, Neighborhood::Params const& params, B
     for_each_box(params.grid, kBoxQueries, [&](Coord const& q) {
       TileShape const shape = {q, k};
       int32_t const tiles = Neighborhood::num_key_tiles(params, shape);
-      // The tile in the middle of the first class stands for all of them.
+      // The tile in the middle of the first class represents all of them.
       KeyTile middle = {};
       for (int axis = 0; axis < kGridAxes; ++axis) {
         int32_t const half = Neighborhood::length(params, axis, 0) / 2;

@@ -1,5 +1,3 @@
-#include <memory>
-
 #include "sparse_fmha/cpu/backward/choose_plan.h"
 #include "sparse_fmha/cpu/dispatch.h"
 #include "sparse_fmha/cpu/isa.h"
@@ -10,7 +8,9 @@ namespace {
 
 constexpr int kMaxHeadDim = 256;
 
-void launch(FmhaProblem const& problem, ExecutionContext const& context, bool of_queries) {
+enum class Stage { kRowTerms, kQueries, kKeys };
+
+void launch(FmhaProblem const& problem, ExecutionContext const& context, Stage which) {
   void const* const params =
       std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity);
   cpu::BackwardStages const stages =
@@ -18,21 +18,24 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context, bool of
   cpu::BackwardPlan plan = cpu::plan_backward(problem);
 
   int64_t const heads = static_cast<int64_t>(problem.batch) * problem.heads_q;
+  // row_terms has 16 bytes for each query: enough for two numbers of any compute type.
   size_t const element = problem.dtype == DataType::kFloat64 ? sizeof(double) : sizeof(float);
-  size_t const bytes = element * heads * volume(problem.grid_q);
-  std::unique_ptr<char[]> const lse(new char[bytes]);
-  std::unique_ptr<char[]> const delta(new char[bytes]);
-  plan.lse = lse.get();
-  plan.delta = delta.get();
+  plan.lse = problem.gradients->row_terms;
+  plan.delta = static_cast<char*>(plan.lse) + element * heads * volume(problem.grid_q);
   auto run = [&](cpu::BackwardStage const& stage, int64_t items) {
     cpu::share(
         context, items, stage.scratch_bytes(problem, plan),
         [&](int64_t item, void* scratch) { stage.run(problem, params, plan, item, scratch); });
   };
-  run(stages.row_terms, heads * plan.query_tiles);
-  if (of_queries) {
-    run(stages.queries, heads * plan.query_tiles);
-    return;
+  switch (which) {
+    case Stage::kRowTerms:
+      run(stages.row_terms, heads * plan.query_tiles);
+      return;
+    case Stage::kQueries:
+      run(stages.queries, heads * plan.query_tiles);
+      return;
+    case Stage::kKeys:
+      break;
   }
   cpu::TransposedMemory memory;
   if (auto const* const blocks = std::get_if<BlockSparse::Params>(&problem.sparsity)) {
@@ -44,6 +47,10 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context, bool of
 
 }  // namespace
 
+void cpu_fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context) {
+  launch(problem, context, Stage::kRowTerms);
+}
+
 std::vector<KernelRow> cpu_backward_rows() {
   std::vector<KernelRow> rows;
   for (size_t m = 0; m < std::size(Mechanisms::kNames); ++m) {
@@ -51,16 +58,16 @@ std::vector<KernelRow> cpu_backward_rows() {
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
       for (Pass pass : {Pass::kBackwardDq, Pass::kBackwardDkv}) {
         KernelRow row;
-        row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m), false};
+        row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m), false, true};
         row.info.mechanism = Mechanisms::kNames[m];
         row.info.name = std::string("cpu_") + to_string(pass) + "_" + row.info.mechanism + "_" +
                         to_string(dtype);
         row.launch = [](FmhaProblem const& problem, ExecutionContext const& context) {
-          launch(problem, context, true);
+          launch(problem, context, Stage::kQueries);
         };
         if (pass == Pass::kBackwardDkv) {
           row.launch = [](FmhaProblem const& problem, ExecutionContext const& context) {
-            launch(problem, context, false);
+            launch(problem, context, Stage::kKeys);
           };
         }
         rows.push_back(row);

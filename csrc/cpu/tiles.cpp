@@ -10,16 +10,16 @@
 namespace sparse_fmha::cpu {
 namespace {
 
-// More queries make keys no cheaper, and more keys do not stay in the first-level cache.
+// More queries make keys no cheaper, and more keys do not fit in the L1 cache.
 constexpr int64_t kMaxQueries = 256;
 constexpr int64_t kMaxKeys = 64;
 
 // Cycles of one query tile on a core with two 16-lane multipliers, fitted to measured times of 2-D
 // and 3-D neighborhoods within 15 percent.
 double tile_cycles(double head_dim, double queries, double keys) {
-  double const per_score = head_dim + 10;  // of 16 queries with a key: products and softmax
-  double const per_key = 1.5 * head_dim;   // fetching it
-  double const per_query = 800;            // fetching and transposing it, storing its output
+  double const per_score = head_dim + 10;  // 16 queries with a key: products and softmax
+  double const per_key = 1.5 * head_dim;   // loading it
+  double const per_query = 800;            // loading and transposing it, storing its output
   return keys * (std::ceil(queries / 16) * per_score + per_key) + queries * per_query;
 }
 
@@ -29,7 +29,7 @@ Coord positions(Neighborhood::Params const& p) {
   return {p.grid[0] / p.dilation[0], p.grid[1] / p.dilation[1], p.grid[2] / p.dilation[2]};
 }
 
-// The query tile in the middle stands for all of them.
+// The query tile in the middle represents all of them.
 template <class Params>
 QueryTile middle_tile(Params const& params, Coord const& q) {
   Coord const all = positions(params);
@@ -41,8 +41,8 @@ template <class M>
 TileShape with_keys(typename M::Params const& params, Coord const& q) {
   TileShape shape{q, {1, 1, kMaxKeys}};
   if constexpr (std::is_same_v<M, Neighborhood>) {
-    // The union of the windows in equal parts, so that little of them lies outside; the fastest
-    // axis is cut last, because long runs of keys are cheap to fetch.
+    // Divides the union of the windows into equal parts, so that few keys lie outside. The fastest
+    // axis is divided last, because long runs of keys are cheap to load.
     Coord const all = M::walk(params, {q, {1, 1, 1}}, middle_tile(params, q)).count;
     shape.k = all;
     for (int axis = 0; axis < kGridAxes; ++axis) {
@@ -54,7 +54,7 @@ TileShape with_keys(typename M::Params const& params, Coord const& q) {
   return shape;
 }
 
-// The best of all boxes of queries with powers of two on the sides.
+// The best of all boxes of queries with sides that are powers of two.
 template <class M>
 Tiling choose(FmhaProblem const& problem, typename M::Params const& params, int threads) {
   double const heads = static_cast<double>(problem.batch) * problem.heads_q;
@@ -87,7 +87,7 @@ Tiling tiles_of_blocks(BlockSparse::Params const& p) {
   return {shape, BlockSparse::num_query_tiles(p, shape)};
 }
 
-// Groups are cut where they have more rows than a tile is best at.
+// Splits groups that have more rows than the best tile.
 Tiling tiles_of_stripes(Stripe::Params const& p) {
   int32_t rows = static_cast<int32_t>(kMaxQueries);
   while (p.block_q % rows != 0) {
@@ -97,14 +97,14 @@ Tiling tiles_of_stripes(Stripe::Params const& p) {
   return {shape, Stripe::num_query_tiles(p, shape)};
 }
 
-// The CPU leaves out what the kernels of this architecture do.
+// The CPU skips the same tiles as the kernels of this architecture.
 constexpr Arch kLike = Arch::kSm90;
 
 struct KernelTile {
   int32_t head_dim;
   int32_t tile_k;
 };
-// Of the kernel that leaves tiles out; of the usual one where there is none.
+// The tile of the kernel that skips, or of the usual one if there is none.
 KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
   struct {
     Arch arch;
@@ -113,10 +113,10 @@ KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
   } constexpr kRows[] = {
 #define SPARSE_FMHA_SKIP_TILE(arch, mechanism, head_dim, tile_k) \
   {Arch::arch, mechanism::kName, {head_dim, tile_k}},
-#include "skip_tiles.inc"  // of csrc/kernels/*.def
+#include "skip_tiles.inc"  // from csrc/kernels/*.def
 #undef SPARSE_FMHA_SKIP_TILE
   };
-  for (auto const& row : kRows) {  // ascending head dims
+  for (auto const& row : kRows) {  // in ascending order of head dim
     if (row.arch == kLike && row.tile.head_dim >= head_dim &&
         std::strcmp(row.mechanism, mechanism) == 0) {
       return row.tile;
@@ -125,13 +125,13 @@ KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
   return {128, 128};
 }
 
-// What groups.h is told of each mechanism.
+// The shapes that groups.h takes for each mechanism.
 template <class M>
 Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
   auto const [head_dim, tile_k] = kernel_tile(M::kName, problem.head_dim);
   TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
   if constexpr (std::is_same_v<M, Neighborhood>) {
-    // As sm90/geometry/grid/launch.h does for the first of the interleaved grids.
+    // Like sm90/geometry/grid/launch.h for the first interleaved grid.
     Neighborhood::Params first = params;
     Coord const inside = element_strides(params.grid, params.dilation);
     for (int axis = 0; axis < kGridAxes; ++axis) {
@@ -148,7 +148,7 @@ Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
   return {shape, Group<M>::count(params, shape)};
 }
 
-// The best tiles where nothing is left out.
+// The best tiles if nothing is skipped.
 template <class M>
 Tiling plain_tiles(FmhaProblem const& problem, typename M::Params const& params, int threads) {
   if constexpr (std::is_same_v<M, BlockSparse>) {

@@ -1,4 +1,4 @@
-// Stands in for the other sources of this folder, and of device/, where no GPU kernels are built.
+// Replaces the other sources of this folder and of device/ in a build without GPU kernels.
 #include <stdexcept>
 
 #include "sparse_fmha/cuda/current_device.h"

@@ -1,4 +1,4 @@
-// Lists of the bits that are set.
+// Lists of the set bits.
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/mma_launch.h"
 
@@ -8,7 +8,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// One block for each list. A bit's place is the number of bits before it, so there is one order.
+// One thread block per list. A bit's position in the list is the number of bits before it, so the
+// order is deterministic.
 __global__ void __launch_bounds__(kThreads) list_bits(AnchorColumns const p) {
   __shared__ int32_t ends[kWarps];
   int const warp = threadIdx.x / 32;

@@ -1,16 +1,16 @@
-// One bit for each distant key: whether a query block of a superblock keeps it.
+// One bit per distant key: whether a query block of a superblock keeps it.
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/mma_launch.h"
 
 namespace sparse_fmha::device {
 namespace {
 
-constexpr int kRows = 64;  // of a thread block: query blocks of the heads that share keys
+constexpr int kRows = 64;  // per thread block: query blocks of the heads that share keys
 constexpr int kWarpRows = 16;
-constexpr int kRunKeys = 4096;  // of a thread block
+constexpr int kRunKeys = 4096;  // per thread block
 
 template <int kDim>
-constexpr int kKeys = kDim == 256 ? 64 : 128;  // of a tile
+constexpr int kKeys = kDim == 256 ? 64 : 128;  // per tile
 template <int kDim>
 constexpr size_t kSmemBytes = 2 * kKeys<kDim> * kDim * sizeof(uint16_t);
 
@@ -18,10 +18,10 @@ constexpr SPARSE_FMHA_HD int32_t heads_of_part(AnchorGrid const& grid, int32_t g
   return min_int(group, kRows / grid.step);
 }
 
-// Means as pairs of rows, of which the first has the leading bits and the second what is missing:
-// the sum of their products is that of the means but for 2^-16 of a bf16 mean and 2^-22 of an fp16
-// one. The largest number of a row is brought to [1/2, 1), so that the second one does not
-// underflow, and `least` with it. Row h * step + j is block j of head h.
+// Splits each mean into two rows, the leading bits and the remainder. The sum of their products
+// with a key is that of the mean up to 2^-16 of a bf16 mean and 2^-22 of an fp16 one. The largest
+// number of a row is scaled to [1/2, 1), so that the remainder does not underflow, and `least` is
+// scaled with it. Row h * step + j is block j of head h.
 template <int kDim, class Element>
 __device__ __forceinline__ void split_means(AnchorKeys const& p, int32_t batch, int32_t first_head,
                                             int32_t heads, int32_t first_block, int32_t blocks,
@@ -62,7 +62,7 @@ __device__ __forceinline__ void split_means(AnchorKeys const& p, int32_t batch, 
     if (lane == 0) {
       int64_t const list = int64_t{batch} * p.heads_q + head;
       least[row] = there ? p.least[list * p.grid.blocks() + first_block + block] * factor
-                         : NAN;  // which no score reaches
+                         : NAN;  // no score reaches it
     }
   }
 }
@@ -81,8 +81,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   int const warp = threadIdx.x / 32;
   int const lane = threadIdx.x % 32;
 
-  // Of all superblocks with the same run of keys, one after the other, so that they find it in the
-  // L2 cache.
+  // All superblocks with the same range of keys are adjacent, so that they find it in the L2 cache.
   int32_t const group = p.heads_q / p.heads_kv;
   int32_t const heads_at_once = heads_of_part(grid, group);
   int32_t const parts = ceil_div(group, heads_at_once);
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   split_means<kDim>(p, batch, first_head, heads, first_block, blocks, tiles, tiles + kRows * kDim,
                     row_least);
   __syncthreads();
-  // Warps that no rows are left for share those of the others and take different keys.
+  // Warps without rows of their own share those of the others and take different keys.
   int const num_rows = heads * grid.step;
   int const log2_sharers = num_rows <= 16 ? 2 : num_rows <= 32 ? 1 : 0;
   int const first_word = warp % (1 << log2_sharers);
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   copy_tile(0);
   for (int32_t t = 0; t < num_tiles; ++t) {
     cutlass::arch::cp_async_wait<0>();
-    // Tile t is there, no one reads the one before it any more, and what was seen in it is there.
+    // Tile t has landed, the tile before it has been read by all, and its results are visible.
     __syncthreads();
     if (t + 1 < num_tiles) {
       copy_tile(t + 1);
@@ -161,7 +160,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
     for (int word = first_word; word < kWords; word += 1 << log2_sharers) {
       MmaScores scores;
       multiply(rows, tiles + t % 2 * kTileKeys * kDim, word * 32, scores);
-      uint32_t kept[2] = {0, 0};  // of rows g and g + 8; key 8n + 2t + i is bit 8n + i for now
+      uint32_t kept[2] = {0, 0};  // of rows g and g + 8; key 8n + 2t + i is at bit 8n + i so far
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
 #pragma unroll
@@ -185,7 +184,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   store(num_tiles - 1);
 }
 
-// One warp for each superblock of a head.
+// One warp per superblock of a head.
 __global__ void __launch_bounds__(kMmaThreads)
     count_bits(uint32_t const* bits, int64_t lists, int32_t words, int32_t* counts) {
   int64_t const list = int64_t{blockIdx.x} * kMmaWarps + threadIdx.x / 32;

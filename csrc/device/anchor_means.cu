@@ -14,7 +14,7 @@ template <int kDim>
 constexpr size_t kSmemBytes = 2 * kKeys * kDim * sizeof(uint16_t);
 static_assert(kRows == 2 * kKeys, "the rows lie where both tiles of keys do later");
 
-// NaN if either is: what has NaN scores has no anchor.
+// NaN if either is NaN: a row with NaN scores has no anchor.
 __device__ __forceinline__ float larger(float x, float y) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
@@ -28,7 +28,7 @@ __device__ __forceinline__ Element const* row_of(TensorView const& t, int32_t ba
          token * t.axis_stride[kGridAxes - 1] + head * t.head_stride;
 }
 
-// Takes out the scores with keys behind the query; the first key is `ahead` tokens behind the first
+// Removes the scores with keys after the query. The first key is `ahead` tokens after the first
 // query.
 __device__ __forceinline__ void mask_later(MmaScores& scores, int32_t ahead) {
   int const lane = threadIdx.x % 32;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   int const warp = threadIdx.x / 32;
   int const lane = threadIdx.x % 32;
 
-  // The rows of the heads that share keys, head after head, in parts of kRows.
+  // The rows of the heads that share keys, one head after another, in parts of kRows.
   int32_t const group = p.heads_q / p.heads_kv;
   int32_t const parts = ceil_div(group * grid.block, kRows);
   int32_t item = blockIdx.x;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   int32_t const rows_here = min_int(kRows, group * grid.block - first_row);
   int32_t const first_token = block * grid.block;
 
-  // 64 rows are of one head.
+  // 64 rows belong to one head.
   int64_t const q_stride = p.q.axis_stride[kGridAxes - 1];
   for (int half = 0; half < kRows; half += kRows / 2) {
     int32_t const token = first_token + half % grid.block;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   cutlass::arch::cp_async_fence();
   cutlass::arch::cp_async_wait<0>();
   __syncthreads();
-  // Where there are 64 rows alone, two warps share them and take keys by turns.
+  // If there are only 64 rows, two warps share them and take alternate keys.
   bool const shares_rows = rows_here < kRows;
   int const warp_row = (shares_rows ? warp % 2 : warp) * kWarpRows;
   int const part = shares_rows ? warp / 2 : 0;
@@ -116,14 +116,14 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   copy_tile(0);
   for (int32_t t = 0; t < num_tiles; ++t) {
     cutlass::arch::cp_async_wait<0>();
-    __syncthreads();  // tile t is there, and no one reads the one before it any more
+    __syncthreads();  // tile t has landed, and the tile before it has been read by all
     if (t + 1 < num_tiles) {
       copy_tile(t + 1);
     }
     for (int chunk = part * 32; chunk < kKeys; chunk += chunk_step) {
       int32_t const first_key = grid.anchor_tile(block, t) + chunk;
       if (first_key >= warp_token + kWarpRows) {
-        continue;  // behind all queries of the warp
+        continue;  // after all queries of the warp
       }
       MmaScores scores;
       multiply(rows, tiles + t % 2 * kKeys * kDim, chunk, scores);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kMmaThreads, kDim == 256 ? 2 : 3)
   }
   __syncthreads();
 
-  // A warp for each head.
+  // One warp per head.
   if (warp < rows_here / grid.block) {
     int32_t const num_tokens = min_int(grid.block, grid.length - first_token);
     float sum = 0;

@@ -13,7 +13,7 @@ constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
 constexpr int kMaxBitmapBytes = 48 * 1024;
 
-// One warp for each query tile, over two bitmaps of the key blocks in shared memory.
+// One warp per query tile, using two bitmaps of the key blocks in shared memory.
 __global__ void merge_pairs(BlockSparse::Params params, ListSizes sizes, int32_t words,
                             int32_t* merged, int32_t* merged_counts) {
   extern __shared__ uint32_t bitmaps[];  // [2, words]
@@ -39,7 +39,7 @@ __global__ void merge_pairs(BlockSparse::Params params, ListSizes sizes, int32_t
   }
   __syncwarp();
 
-  // Of one word: the blocks of both, of the first alone, of the second alone.
+  // For one word: the blocks of both, of the first alone, of the second alone.
   auto part = [&](int32_t word, int32_t i) {
     uint32_t const a = word < words ? bitmaps[word] : 0;
     uint32_t const b = word < words ? bitmaps[words + word] : 0;
@@ -102,8 +102,8 @@ ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, v
                     cudaStream_t stream) {
   int64_t const tiles = tiles_of(sizes);
   if (tiles > INT32_MAX) {
-    throw std::runtime_error("sparse_fmha: the lists have " + std::to_string(tiles) +
-                             " query tiles, above 2^31");
+    throw std::runtime_error("sparse_fmha: query tiles of the lists must be below 2^31, got " +
+                             std::to_string(tiles));
   }
   auto* const order = static_cast<int32_t*>(memory);
   int32_t* const counts = order + tiles;

@@ -1,4 +1,5 @@
-// lse in units of log2, and delta = sum(out * dout) - dlse, of each query row: one read of both.
+// For each query row, lse in log2 units and delta = sum(out * dout) - dlse; reads out and dout
+// once.
 #include "sparse_fmha/device/row_terms.h"
 
 #include "sparse_fmha/device/mma_launch.h"
@@ -7,7 +8,7 @@ namespace sparse_fmha::device {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kElements = 8;  // of 16 bits, that a lane reads at once
+constexpr int kElements = 8;  // 16-bit elements that a lane reads at once
 constexpr float kLog2e = 1.44269504088896340736f;
 
 struct RowTermsParams {
@@ -34,7 +35,7 @@ __device__ __forceinline__ float dot(uint4 const& a, uint4 const& b) {
   return sum;
 }
 
-// kLanes lanes for each row, a power of two that has room for the head.
+// Each row has kLanes lanes, a power of two that covers the head.
 template <class Element, int kLanes>
 __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const p) {
   int const lane = threadIdx.x % kLanes;
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const 
   }
   if (inside && lane == 0) {
     float const lse = p.lse[row];
-    bool const sees = lse != -INFINITY;  // else no weight, and no gradient whatever dout is
+    bool const sees = lse != -INFINITY;  // else weight and gradient are 0 for any dout
     float const delta = sum - (p.dlse == nullptr ? 0.f : p.dlse[row]);
     p.to[row] = {sees ? lse * kLog2e : INFINITY, sees ? delta : 0.f, 0.f, 0.f};
   }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
-constexpr int kBitmapWords = 1024;  // at a time
+constexpr int kBitmapWords = 1024;  // processed at a time
 constexpr int kStepWarps = 8;
 constexpr int kWarpParts = 16;
 constexpr int kColumnThreads = 256;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   });
 }
 
-// One warp for each row.
+// One warp per row.
 __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* full,
                           uint32_t* partial, int32_t* ranks, int32_t* slots) {
   int32_t const lane = threadIdx.x;
@@ -147,12 +147,12 @@ __global__ void mark_steps(Params params, TransposedLists lists, uint32_t* seen,
   }
 }
 
-// A warp counts the steps of one key tile, over the query heads that share it.
+// One warp counts the steps of one key tile, over the query heads that share it.
 __global__ void count_steps(TransposedLists lists, int32_t heads_per_kv, int32_t parts_per_tile,
                             int32_t* counts) {
   int64_t const tile = blockIdx.x % lists.key_tiles;
   int64_t const list_kv = blockIdx.x / lists.key_tiles;
-  // Where heads share a list, that of the first.
+  // If heads share a list, it is counted as the first head's.
   int64_t const first_list = lists.head_stride == 0 ? list_kv : list_kv * heads_per_kv;
   int32_t steps[3] = {};
   for (int32_t head = 0; head < heads_per_kv; ++head) {
@@ -185,11 +185,12 @@ __global__ void __launch_bounds__(kOrderThreads)
   order_by_weight(key_tiles, weight, order + first);
 }
 
-// What a launch can count.
+// Grid size of a launch, checked.
 unsigned blocks_of(int64_t count) {
   if (count > INT32_MAX) {
-    throw std::runtime_error("sparse_fmha: to transpose the lists takes " + std::to_string(count) +
-                             " blocks, above 2^31");
+    throw std::runtime_error(
+        "sparse_fmha: blocks of the lists to transpose must be at most 2^31 - 1, got " +
+        std::to_string(count));
   }
   return static_cast<unsigned>(count);
 }

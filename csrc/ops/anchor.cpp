@@ -15,20 +15,20 @@ namespace sparse_fmha {
 namespace {
 
 AnchorGrid grid_of(int64_t length, int64_t block, int64_t step) {
-  require(block == 64 || block == 128, "block is ", block, "; 64 or 128 is needed");
-  require(step >= 1 && step <= 2048 / block, "step is ", step, "; 1 to ", 2048 / block,
-          " blocks of ", block, " are allowed");
-  require(length <= (1 << 30), "k has ", length, " tokens; at most 2^30 are allowed");
+  require(block == 64 || block == 128, "block must be 64 or 128, got ", block);
+  require(step >= 1 && step <= 2048 / block, "step must be from 1 to ", 2048 / block, " blocks of ",
+          block, ", got ", step);
+  require(length <= (1 << 30), "k must have at most 2^30 tokens, got ", length);
   return {static_cast<int32_t>(length), static_cast<int32_t>(block), static_cast<int32_t>(step)};
 }
 
 void check_heads(char const* name, int64_t heads_q, int64_t heads_kv) {
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, name, " has ", heads_q,
-          " heads, k has ", heads_kv, "; ", name, "'s must be a multiple of k's");
-  require(heads_q <= INT32_MAX, name, " has ", heads_q, " heads; at most 2^31 - 1 are allowed");
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "heads of ", name,
+          " must be a multiple of those of k, got ", heads_q, " and ", heads_kv);
+  require(heads_q <= INT32_MAX, name, " must have at most 2^31 - 1 heads, got ", heads_q);
 }
 
-// On q's device and its current stream, or torch's threads.
+// Launches on q's device and its current stream, or on torch's threads.
 template <class Problem>
 void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext const&),
             Problem const& problem, Tensor const& q) {
@@ -45,14 +45,13 @@ void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext cons
 
 void check_dtype_on_device(char const* name, Tensor const& t, DataType dtype) {
   require(t.is_cpu() || dtype == DataType::kFloat16 || dtype == DataType::kBFloat16, name,
-          " has dtype ", torch::headeronly::toString(t.scalar_type()),
-          "; on CUDA float16 or bfloat16 is needed");
+          " must have dtype float16 or bfloat16 on CUDA, got ",
+          torch::headeronly::toString(t.scalar_type()));
 }
 
 Tensor anchor_means(Tensor q, Tensor k, int64_t block, int64_t step, double scale) {
   FmhaProblem const problem = make_problem(q, k, k, /*axes=*/1, scale);
-  require(q.size(1) == k.size(1), "q has ", q.size(1), " tokens, k has ", k.size(1),
-          "; they must be the same");
+  require(q.size(1) == k.size(1), "k must have the ", q.size(1), " tokens of q, got ", k.size(1));
   check_dtype_on_device("q", q, problem.dtype);
   AnchorGrid const grid = grid_of(k.size(1), block, step);
   Tensor means = new_tensor(q, {q.size(0), q.size(2), grid.blocks()}, ScalarType::Float);
@@ -72,7 +71,7 @@ Tensor anchor_means(Tensor q, Tensor k, int64_t block, int64_t step, double scal
   return means;
 }
 
-// q_mean [B, H, blocks, D], whose last stride alone is fixed.
+// q_mean [B, H, blocks, D], whose last stride must be 1.
 TensorView means_view(Tensor const& t) {
   TensorView view;
   view.data = t.data_ptr();
@@ -89,15 +88,15 @@ std::tuple<Tensor, Tensor> anchor_keys(Tensor q_mean, Tensor k, Tensor least, in
   AnchorGrid const grid = grid_of(k.size(1), block, step);
   require(q_mean.dim() == 4 && q_mean.size(0) == k.size(0) && q_mean.size(2) == grid.blocks() &&
               q_mean.size(3) == k.size(3),
-          "q_mean has shape ", shape_of(q_mean), "; [", k.size(0), ", any, ", grid.blocks(), ", ",
-          k.size(3), "] is needed: batch, heads, query blocks, head dim");
+          "q_mean must have shape [", k.size(0), ", any, ", grid.blocks(), ", ", k.size(3),
+          "] (batch, heads, query blocks, head dim), got ", shape_of(q_mean));
   int64_t const heads = q_mean.size(1);
   check_heads("q_mean", heads, k.size(2));
-  require(q_mean.scalar_type() == ScalarType::Float, "q_mean has dtype ",
-          torch::headeronly::toString(q_mean.scalar_type()), "; Float is needed");
-  require(q_mean.numel() == 0 || q_mean.stride(3) == 1, "q_mean has stride ", q_mean.stride(3),
-          " in its last dimension; 1 is needed");
-  require(on_one_device(q_mean, k), "q_mean and k are on different devices; all must be on one");
+  require(q_mean.scalar_type() == ScalarType::Float, "q_mean must have dtype float32, got ",
+          torch::headeronly::toString(q_mean.scalar_type()));
+  require(q_mean.numel() == 0 || q_mean.stride(3) == 1,
+          "q_mean must have stride 1 in its last dimension, got ", q_mean.stride(3));
+  require(on_one_device(q_mean, k), "q_mean must be on k's device");
   check_list("least", least, ScalarType::Float, {k.size(0), heads, grid.blocks()}, q_mean);
 
   Tensor bits =
@@ -121,11 +120,12 @@ std::tuple<Tensor, Tensor> anchor_keys(Tensor q_mean, Tensor k, Tensor least, in
 }
 
 std::tuple<Tensor, Tensor> anchor_columns(Tensor bits, int64_t first, int64_t width) {
-  require(bits.is_cpu() || bits.is_cuda(), "bits is on a device that is neither cpu nor cuda");
+  require(bits.is_cpu() || bits.is_cuda(), "bits must be on cpu or cuda");
   check_list("bits", bits, ScalarType::Int, {-1, -1, -1, -1}, bits);
-  require(width >= 0 && width <= (1 << 30), "width is ", width, "; 0 to 2^30 are allowed");
-  require(first >= 0 && bits.size(3) <= (1 << 25) && first <= (1 << 30), "first is ", first,
-          " and bits has ", bits.size(3), " words; at most 2^30 and 2^25 are allowed");
+  require(width >= 0 && width <= (1 << 30), "width must be from 0 to 2^30, got ", width);
+  require(first >= 0 && bits.size(3) <= (1 << 25) && first <= (1 << 30),
+          "first and the words of bits must be at most 2^30 and 2^25, got ", first, " and ",
+          bits.size(3));
   Tensor columns =
       new_tensor(bits, {bits.size(0), bits.size(1), bits.size(2), width}, ScalarType::Int);
   Tensor counts = new_tensor(bits, {bits.size(0), bits.size(1), bits.size(2)}, ScalarType::Int);

@@ -2,23 +2,16 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
-#include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
-namespace {
 
 using torch::headeronly::ScalarType;
 
-// The gradient of out, or out itself. A layout that kernels do not read is copied.
 TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous) {
-  require(same_shape(t, q), name, " has shape ", shape_of(t), ", q has ", shape_of(q),
-          "; they must be the same");
+  require(same_shape(t, q), name, " must have q's shape, ", shape_of(q), ", got ", shape_of(t));
   check_like_q(name, t, q);
   int64_t const last = t.dim() - 1;
   if (contiguous || (t.size(last) != 1 && t.stride(last) != 1)) {
@@ -28,17 +21,17 @@ TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous)
   return view(t);
 }
 
-// lse or its gradient, contiguous.
 float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   bool same = t.dim() == q.dim() - 1;
   for (int64_t d = 0; same && d < t.dim(); ++d) {
     same = t.size(d) == q.size(d);
   }
-  require(same, name, " has shape ", shape_of(t), ", q has ", shape_of(q),
-          "; the same without the head dim is needed");
-  require(t.scalar_type() == ScalarType::Float, name, " has dtype ",
-          torch::headeronly::toString(t.scalar_type()), "; float32 is needed");
-  require(on_one_device(t, q), name, " and q are on different devices; all must be on one");
+  require(same, name, " must have q's shape without the head dim, of ", shape_of(q), ", got ",
+          shape_of(t));
+  require(t.scalar_type() == ScalarType::Float, name, " must have dtype float32, got ",
+          torch::headeronly::toString(t.scalar_type()));
+  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
+          device_of(t));
   t = torch::stable::contiguous(t);
   if (!is_aligned(t, t.element_size())) {
     t = torch::stable::clone(t);
@@ -46,36 +39,20 @@ float const* rows_of_q(char const* name, Tensor& t, Tensor const& q) {
   return static_cast<float const*>(t.data_ptr());
 }
 
-// A gradient like an input, or [B, 0] where it is not wanted.
 Tensor new_gradient(Tensor const& like, bool wanted) {
   std::vector<int64_t> const sizes =
       wanted ? sizes_of(like) : std::vector<int64_t>{like.size(0), 0};
   return new_tensor(like, sizes, like.scalar_type());
 }
 
-// Python raises NotImplementedError where this is what an error says.
-constexpr char const* kOnCpuOnly = "the backward pass of this mechanism runs on the CPU only yet";
-
-KernelRow const& kernel_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
-  bool const on_cpu = arch_of(q) == Arch::kCpu;
-  try {
-    return kernel_for(problem, q, pass);
-  } catch (std::runtime_error const& miss) {
-    if (on_cpu) {
-      throw;
-    }
-    throw std::runtime_error(std::string("sparse_fmha: ") + kOnCpuOnly + "\n" + miss.what());
-  }
-}
-
-}  // namespace
-
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
   KernelRow const* const of_queries =
-      given.need_dq ? &kernel_of(problem, q, Pass::kBackwardDq) : nullptr;
+      given.need_dq ? &kernel_for(problem, q, Pass::kBackwardDq) : nullptr;
+  bool const has_bias = problem.key_bias.data != nullptr;
+  bool const need_dbias = has_bias && given.need_dbias;
   KernelRow const* const of_keys =
-      given.need_dkv ? &kernel_of(problem, q, Pass::kBackwardDkv) : nullptr;
+      given.need_dkv || need_dbias ? &kernel_for(problem, q, Pass::kBackwardDkv) : nullptr;
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -89,6 +66,11 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   if (extra_k) {
     results.push_back(new_gradient(*extra_k, given.need_dkv));
     results.push_back(new_gradient(*extra_k, given.need_dkv));
+  }
+  if (has_bias) {
+    std::vector<int64_t> const wanted = {problem.batch, problem.heads_q, volume(problem.grid_kv)};
+    std::vector<int64_t> const sizes = need_dbias ? wanted : std::vector<int64_t>{q.size(0), 0};
+    results.push_back(new_tensor(q, sizes, ScalarType::Float));
   }
   bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
   if (no_pairs) {
@@ -108,14 +90,17 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     gradients.extra_k = view(results[3]);
     gradients.extra_v = view(results[4]);
   }
+  if (need_dbias) {
+    gradients.key_bias = static_cast<float*>(results.back().data_ptr());
+  }
   problem.gradients = &gradients;
 
   Launch launch(q);
-  if (q.is_cuda() && (given.need_dq || given.need_dkv)) {
+  if (of_queries != nullptr || of_keys != nullptr) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
-    device::fill_row_terms(problem, launch.context());
+    fill_row_terms(arch_of(q), problem, launch.context());
   }
   for (KernelRow const* kernel : {of_queries, of_keys}) {
     if (kernel != nullptr) {

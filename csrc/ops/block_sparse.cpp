@@ -1,4 +1,4 @@
-// The op of block lists: what it adds to the common problem.
+// The op of block lists: its additions to the common problem.
 #include <torch/csrc/stable/ops.h>
 
 #include "backward.h"
@@ -6,44 +6,48 @@
 #include "list_arguments.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
 
-// What bulk copies ask of an address, in bytes.
+// Address alignment of bulk copies, in bytes.
 constexpr int64_t kCopyAlignment = 16;
 
-// Points into the tensors, which must live until the launch; bits that the copy engine does not
-// read where they are, are replaced by a copy.
+// The problem points into the tensors, which must live until the launch. Bits that bulk copies
+// cannot read in place are replaced by a copy.
 FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          Tensor const& indices, std::optional<Tensor> const& partial_counts,
                          std::optional<Tensor> const& partial_indices,
                          std::optional<Tensor>& partial_bits, int64_t block_q, int64_t block_kv,
-                         bool causal, std::optional<double> scale) {
+                         bool causal, std::optional<double> scale, std::optional<Tensor>& key_bias,
+                         std::optional<Tensor>& row_threshold) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
-  require(block_q == 64 || block_q == 128, "block_q is ", block_q, "; 64 or 128 is needed");
-  require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128, "block_kv is ",
-          block_kv, "; 16, 32, 64 or 128 is needed");
+  add_key_bias(problem, q, key_bias);
+  add_row_threshold(problem, q, row_threshold);
+  require(block_q == 64 || block_q == 128, "block_q must be 64 or 128, got ", block_q);
+  require(block_kv == 16 || block_kv == 32 || block_kv == 64 || block_kv == 128,
+          "block_kv must be 16, 32, 64 or 128, got ", block_kv);
   BlockSparse::Params params = {};
   params.len_q = problem.grid_q[kGridAxes - 1];
   params.len_kv = problem.grid_kv[kGridAxes - 1];
   params.block_q = static_cast<int32_t>(block_q);
   params.block_kv = static_cast<int32_t>(block_kv);
   params.causal = causal;
-  require(params.len_kv <= (1 << 30), "k has ", params.len_kv, " tokens; at most 2^30 are allowed");
+  require(params.len_kv <= (1 << 30), "k must have at most 2^30 tokens, got ", params.len_kv);
 
-  require(counts.dim() == 3, "counts has shape ", shape_of(counts),
-          "; 3 dimensions are needed: batch or 1, heads or 1, query blocks");
+  require(counts.dim() == 3,
+          "counts must have 3 dimensions (batch or 1, heads or 1, query blocks), got shape ",
+          shape_of(counts));
   int64_t const batch = check_shared("counts", "batch", counts.size(0), problem.batch);
   int64_t const heads = check_shared("counts", "head", counts.size(1), problem.heads_q);
   int64_t const blocks = (params.len_q + block_q - 1) / block_q;
   check_list("counts", counts, ScalarType::Int, {batch, heads, blocks}, q);
   check_list("indices", indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
   params.full = lists_of("indices", counts, indices);
-  require(
-      partial_counts.has_value() == partial_indices.has_value() &&
-          partial_counts.has_value() == partial_bits.has_value(),
-      "some of partial_counts, partial_indices and partial_bits are given; all or none must be");
+  require(partial_counts.has_value() == partial_indices.has_value() &&
+              partial_counts.has_value() == partial_bits.has_value(),
+          "partial_counts, partial_indices and partial_bits must be given all or none, got some");
   if (partial_counts) {
     int64_t const width = partial_indices->dim() == 4 ? partial_indices->size(3) : -1;
     check_list("partial_counts", *partial_counts, ScalarType::Int, {batch, heads, blocks}, q);
@@ -67,22 +71,26 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
                                      std::optional<Tensor> partial_indices,
                                      std::optional<Tensor> partial_bits, int64_t block_q,
                                      int64_t block_kv, bool causal, std::optional<double> scale,
-                                     std::optional<Tensor> skip_threshold) {
-  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
-                                     partial_bits, block_q, block_kv, causal, scale);
+                                     std::optional<Tensor> skip_threshold,
+                                     std::optional<Tensor> key_bias,
+                                     std::optional<Tensor> row_threshold) {
+  FmhaProblem problem =
+      block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
+                   block_kv, causal, scale, key_bias, row_threshold);
   return run(problem, q, skip_threshold);
 }
 
-std::vector<Tensor> block_sparse_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
-                                     Tensor v, Tensor out, Tensor lse, Tensor counts,
-                                     Tensor indices, std::optional<Tensor> partial_counts,
-                                     std::optional<Tensor> partial_indices,
-                                     std::optional<Tensor> partial_bits, int64_t block_q,
-                                     int64_t block_kv, bool causal, std::optional<double> scale,
-                                     bool need_dq, bool need_dkv) {
-  FmhaProblem problem = block_sparse(q, k, v, counts, indices, partial_counts, partial_indices,
-                                     partial_bits, block_q, block_kv, causal, scale);
-  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+std::vector<Tensor> block_sparse_bwd(
+    Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+    Tensor counts, Tensor indices, std::optional<Tensor> partial_counts,
+    std::optional<Tensor> partial_indices, std::optional<Tensor> partial_bits, int64_t block_q,
+    int64_t block_kv, bool causal, std::optional<double> scale, std::optional<Tensor> key_bias,
+    std::optional<Tensor> row_threshold, bool need_dq, bool need_dkv, bool need_dbias) {
+  FmhaProblem problem =
+      block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
+                   block_kv, causal, scale, key_bias, row_threshold);
+  return run_backward(problem, q, k, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
@@ -91,11 +99,13 @@ SPARSE_FMHA_OP(block_sparse_fwd,
                "(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices,"
                " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
                " int block_q, int block_kv, bool causal=False, float? scale=None,"
-               " Tensor? skip_threshold=None) -> Tensor[]")
+               " Tensor? skip_threshold=None,"
+               " Tensor? key_bias=None, Tensor? row_threshold=None) -> Tensor[]")
 SPARSE_FMHA_OP(block_sparse_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor counts, Tensor indices, Tensor? partial_counts, Tensor? partial_indices,"
                " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
-               " float? scale=None, bool need_dq=True, bool need_dkv=True) -> Tensor[]")
+               " float? scale=None, Tensor? key_bias=None, Tensor? row_threshold=None,"
+               " bool need_dq=True, bool need_dkv=True, bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

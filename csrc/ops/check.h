@@ -1,4 +1,4 @@
-// Errors of the ops: std::runtime_error, which Python sees as RuntimeError with this text.
+// Errors of the ops: std::runtime_error, which becomes a RuntimeError in Python.
 #pragma once
 
 #include <sstream>
@@ -6,7 +6,7 @@
 
 namespace sparse_fmha {
 
-// The parts say which argument is wrong, what it is, and what is allowed.
+// The parts say which argument is wrong, its value, and what is allowed.
 template <class... Parts>
 void require(bool condition, Parts const&... parts) {
   if (!condition) {

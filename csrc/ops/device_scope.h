@@ -10,9 +10,9 @@
 
 namespace sparse_fmha {
 
-// While it lives, a CUDA tensor's device is current in this thread, for torch and for the driver;
-// torch's own choice comes back at its end. Torch's guard alone is not enough: it leaves out the
-// call that makes the context current where the device is torch's current one already.
+// Makes a CUDA tensor's device current in this thread, for torch and for the driver, and restores
+// torch's device at the end. Torch's guard alone is not enough: it skips the call that makes the
+// context current if the device is already torch's current one.
 class DeviceScope {
  public:
   explicit DeviceScope(torch::stable::Tensor const& tensor) {

@@ -2,12 +2,15 @@
 #include "backward.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
 
-FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<double> scale) {
+FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<double> scale,
+                 std::optional<Tensor>& key_bias) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  add_key_bias(problem, q, key_bias);
   int32_t const len_q = problem.grid_q[kGridAxes - 1];
   int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
   if (causal) {
@@ -19,26 +22,28 @@ FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<dou
 }
 
 std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
-                             std::optional<Tensor> skip_threshold) {
-  FmhaProblem problem = fmha(q, k, v, causal, scale);
+                             std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
   return run(problem, q, skip_threshold);
 }
 
 std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v,
                              Tensor out, Tensor lse, bool causal, std::optional<double> scale,
-                             bool need_dq, bool need_dkv) {
-  FmhaProblem problem = fmha(q, k, v, causal, scale);
-  return run_backward(problem, q, k, std::nullopt, {dout, dlse, out, lse, need_dq, need_dkv});
+                             std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
+                             bool need_dbias) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
+  return run_backward(problem, q, k, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
 
 SPARSE_FMHA_OP(fmha_fwd,
                "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None,"
-               " Tensor? skip_threshold=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
 SPARSE_FMHA_OP(fmha_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-               " bool causal=False, float? scale=None, bool need_dq=True, bool need_dkv=True)"
-               " -> Tensor[]")
+               " bool causal=False, float? scale=None, Tensor? key_bias=None, bool need_dq=True,"
+               " bool need_dkv=True, bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

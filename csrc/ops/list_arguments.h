@@ -11,15 +11,15 @@ namespace sparse_fmha {
 
 using torch::headeronly::ScalarType;
 
-// Lists are read as plain memory: the shape (negative: any), the dtype, the device and the strides
-// must be what the kernels take for granted.
+// Checks a list, which kernels read as plain memory: its shape (negative: any), dtype, device and
+// strides.
 void check_list(char const* name, Tensor const& t, ScalarType dtype,
                 std::vector<int64_t> const& sizes, Tensor const& q);
 
 // int32 lists [.., width] and their lengths, both checked.
 BlockSparse::Lists lists_of(char const* name, Tensor const& counts, Tensor const& indices);
 
-// `size`, which is to be 1, or as many as q has.
+// `size`, which must be 1 or as many as q has.
 int64_t check_shared(char const* name, char const* dimension, int64_t size, int64_t whole);
 
 }  // namespace sparse_fmha

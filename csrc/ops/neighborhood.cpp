@@ -1,22 +1,23 @@
-// The op of neighborhoods: what it adds to the common problem.
+// The op of neighborhoods: its additions to the common problem.
 #include <algorithm>
 
 #include "backward.h"
 #include "check.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
 
-// One entry for each of the user's axes, placed behind the axes that a grid of rank 3 adds.
+// One entry for each of the user's axes, after the axes that a grid of rank 3 adds.
 Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
-  require(static_cast<int>(values.size()) == axes, name, " has ", values.size(), " entries; q has ",
-          axes, " token axes");
+  require(static_cast<int>(values.size()) == axes, name, " must have one entry for each of q's ",
+          axes, " token axes, got ", values.size());
   Coord result = {1, 1, 1};
   for (int a = 0; a < axes; ++a) {
-    require(values[a] >= 0 && values[a] <= INT32_MAX, name, "[", a, "] is ", values[a],
-            "; 0 to 2^31 - 1 are allowed");
+    require(values[a] >= 0 && values[a] <= INT32_MAX, name, "[", a,
+            "] must be from 0 to 2^31 - 1, got ", values[a]);
     result[kGridAxes - axes + a] = static_cast<int32_t>(values[a]);
   }
   return result;
@@ -25,21 +26,21 @@ Coord per_axis(char const* name, std::vector<int64_t> const& values, int axes) {
 void check_neighborhood(Neighborhood::Params const& p, int axes) {
   for (int a = 0; a < axes; ++a) {
     int const g = kGridAxes - axes + a;
-    require(p.dilation[g] >= 1, "dilation[", a, "] is ", p.dilation[g], "; at least 1 is needed");
-    require(p.window[g] >= 1, "window[", a, "] is ", p.window[g], "; at least 1 is needed");
+    require(p.dilation[g] >= 1, "dilation[", a, "] must be at least 1, got ", p.dilation[g]);
+    require(p.window[g] >= 1, "window[", a, "] must be at least 1, got ", p.window[g]);
     bool const fits = p.causal[g] != 0
                           ? p.grid[g] > 0
                           : static_cast<int64_t>(p.window[g]) * p.dilation[g] <= p.grid[g];
-    require(fits, "window[", a, "] * dilation[", a, "] is ", p.window[g], " * ", p.dilation[g],
-            "; the grid has ", p.grid[g], " tokens on that axis");
-    require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a, "] is ", p.stride[g],
-            "; 1 to window[", a, "] = ", p.window[g], " are allowed");
-    require(p.causal[g] <= 1, "causal[", a, "] is ", p.causal[g], "; 0 or 1 is needed");
+    require(fits, "window[", a, "] * dilation[", a, "] must be at most the ", p.grid[g],
+            " tokens of that axis, got ", p.window[g], " * ", p.dilation[g]);
+    require(p.stride[g] >= 1 && p.stride[g] <= p.window[g], "stride[", a,
+            "] must be from 1 to window[", a, "] = ", p.window[g], ", got ", p.stride[g]);
+    require(p.causal[g] <= 1, "causal[", a, "] must be 0 or 1, got ", p.causal[g]);
   }
 }
 
-// On a causal axis a window may pass the start of the sequence, where keys end anyway: the longest
-// dilation class gives it its size. The rest of the planning sees windows that fit.
+// On a causal axis a window may extend past the start of the sequence, where keys end anyway. It is
+// clamped to the longest dilation class, so that the rest of the planning sees windows that fit.
 void clamp_causal_windows(Neighborhood::Params& p) {
   for (int axis = 0; axis < kGridAxes; ++axis) {
     if (p.causal[axis] != 0) {
@@ -52,14 +53,17 @@ void clamp_causal_windows(Neighborhood::Params& p) {
 FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> const& window,
                          std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
                          std::vector<int64_t> const& causal, std::optional<double> scale,
-                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v) {
+                         std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v,
+                         std::optional<Tensor>& key_bias) {
   int const axes = static_cast<int>(q.dim()) - 3;
-  require(axes >= 1 && axes <= kGridAxes, "q has shape ", shape_of(q),
-          "; 4 to 6 dimensions are needed: batch, 1 to 3 of tokens, heads, head dim");
+  require(axes >= 1 && axes <= kGridAxes,
+          "q must have 4 to 6 dimensions (batch, 1 to 3 of tokens, heads, head dim), got shape ",
+          shape_of(q));
   FmhaProblem problem = make_problem(q, k, v, axes, scale);
-  require(problem.grid_q == problem.grid_kv, "q has shape ", shape_of(q), ", k has ", shape_of(k),
-          "; their token axes must be the same");
+  require(problem.grid_q == problem.grid_kv, "k must have q's token axes, of shape ", shape_of(q),
+          ", got shape ", shape_of(k));
   add_extra_tokens(problem, q, extra_k, extra_v);
+  add_key_bias(problem, q, key_bias);
   Neighborhood::Params params;
   params.grid = problem.grid_q;
   params.window = per_axis("window", window, axes);
@@ -72,7 +76,8 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
   check_neighborhood(params, axes);
   clamp_causal_windows(params);
   for (int axis = 0; axis < kGridAxes; ++axis) {
-    // A window of 1 is the query's own place whatever the dilation, and kernels do less for 1.
+    // A window of 1 is the query's own position whatever the dilation, and a dilation of 1 is
+    // cheaper.
     params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];
   }
   problem.sparsity = params;
@@ -83,9 +88,10 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
                                      std::vector<int64_t> stride, std::vector<int64_t> dilation,
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
-                                     std::optional<Tensor> skip_threshold) {
+                                     std::optional<Tensor> skip_threshold,
+                                     std::optional<Tensor> key_bias) {
   FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
   return run(problem, q, skip_threshold);
 }
 
@@ -94,10 +100,12 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
                                      std::vector<int64_t> stride, std::vector<int64_t> dilation,
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
-                                     bool need_dq, bool need_dkv) {
+                                     std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
+                                     bool need_dbias) {
   FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v);
-  return run_backward(problem, q, k, extra_k, {dout, dlse, out, lse, need_dq, need_dkv});
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
+  return run_backward(problem, q, k, extra_k,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias});
 }
 
 }  // namespace
@@ -105,11 +113,12 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
 SPARSE_FMHA_OP(neighborhood_fwd,
                "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
                " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-               " Tensor? skip_threshold=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
 SPARSE_FMHA_OP(neighborhood_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
-               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None, bool need_dq=True,"
-               " bool need_dkv=True) -> Tensor[]")
+               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+               " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
+               " bool need_dbias=True) -> Tensor[]")
 
 }  // namespace sparse_fmha

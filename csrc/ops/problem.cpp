@@ -27,25 +27,12 @@ DataType data_type(char const* name, Tensor const& t) {
     default:
       break;
   }
-  require(false, name, " has a dtype other than float16, bfloat16, float32 and float64: ",
+  require(false, name, " must have dtype float16, bfloat16, float32 or float64, got ",
           toString(t.scalar_type()));
   return {};
 }
 
-// The device as text, which is made only where a message is.
-struct DeviceText {
-  Tensor const& tensor;
-};
-
-std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
-  Tensor const& t = device.tensor;
-  if (t.is_cuda()) {
-    return out << "cuda:" << t.get_device_index();
-  }
-  return out << (t.is_cpu() ? "cpu" : "neither cpu nor cuda");
-}
-
-// What the tensor copy engine asks of an address and of strides, in bytes and in elements.
+// TMA's requirements on addresses, in bytes, and on strides, in elements.
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kStrideUnit = 8;
 
@@ -57,15 +44,15 @@ bool fits_copy_engine(Tensor const& t) {
   return fits;
 }
 
-// Refuses a layout that no kernel reads, and copies what the copy engine, or C++, does not take. A
-// copy has strides that fit, since its head dim is a multiple of the unit.
+// Rejects a layout that no kernel reads, and copies what TMA or C++ cannot read in place. A copy
+// has valid strides, since its head dim is a multiple of the unit.
 void make_readable(char const* name, Tensor& t) {
   if (t.numel() == 0) {
     return;
   }
   int64_t const last = t.dim() - 1;
-  require(t.size(last) == 1 || t.stride(last) == 1, name, " has stride ", t.stride(last),
-          " in its last dimension; 1 is needed");
+  require(t.size(last) == 1 || t.stride(last) == 1, name,
+          " must have stride 1 in its last dimension, got ", t.stride(last));
   bool const fits = t.is_cuda() ? fits_copy_engine(t) : is_aligned(t, t.element_size());
   if (!fits) {
     t = torch::stable::clone(t);
@@ -73,13 +60,13 @@ void make_readable(char const* name, Tensor& t) {
 }
 
 void check_head_dim(char const* name, int64_t dim) {
-  require(dim >= 8 && dim <= 256 && dim % 8 == 0, name, " has head dim ", dim,
-          "; multiples of 8 from 8 to 256 are allowed");
+  require(dim >= 8 && dim <= 256 && dim % 8 == 0, "head dim of ", name,
+          " must be a multiple of 8 from 8 to 256, got ", dim);
 }
 
 int32_t narrow(char const* name, Tensor const& t, int64_t dim) {
-  require(t.size(dim) <= INT32_MAX, name, " has ", t.size(dim), " entries in dimension ", dim,
-          "; at most 2^31 - 1 are allowed");
+  require(t.size(dim) <= INT32_MAX, name, " must have at most 2^31 - 1 entries in dimension ", dim,
+          ", got ", t.size(dim));
   return static_cast<int32_t>(t.size(dim));
 }
 
@@ -90,13 +77,24 @@ Coord grid_of(char const* name, Tensor const& t) {
   for (int64_t a = 0; a < axes; ++a) {
     grid[kGridAxes - axes + a] = narrow(name, t, 1 + a);
     tokens *= t.size(1 + a);
-    require(tokens <= INT32_MAX, name, " has ", shape_of(t),
-            " tokens; at most 2^31 - 1 are allowed");
+    require(tokens <= INT32_MAX, name, " must have at most 2^31 - 1 tokens, got shape ",
+            shape_of(t));
   }
   return grid;
 }
 
 }  // namespace
+
+void check_groups(int64_t heads_q, int64_t heads_kv) {
+  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
+          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
+}
+
+double scale_of(std::optional<double> given, int64_t head_dim) {
+  double const scale = given.value_or(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  require(std::isfinite(scale), "scale must be a finite number, got ", scale);
+  return scale;
+}
 
 bool same_shape(Tensor const& a, Tensor const& b) {
   bool same = a.dim() == b.dim();
@@ -107,17 +105,15 @@ bool same_shape(Tensor const& a, Tensor const& b) {
 }
 
 void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
-  require(t.scalar_type() == q.scalar_type(), name,
-          " and q differ in dtype; all must have one: ", toString(t.scalar_type()), ", ",
-          toString(q.scalar_type()));
-  require(on_one_device(t, q), name,
-          " and q are on different devices; all must be on one: ", DeviceText{t}, ", ",
-          DeviceText{q});
+  require(t.scalar_type() == q.scalar_type(), name, " must have q's dtype, ",
+          toString(q.scalar_type()), ", got ", toString(t.scalar_type()));
+  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
+          device_of(t));
 }
 
 DataType check_operand(char const* name, Tensor& t, int64_t rank) {
-  require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank, " dimensions are needed");
-  require(t.is_cpu() || t.is_cuda(), name, " is on a device that is neither cpu nor cuda");
+  require(t.dim() == rank, name, " must have ", rank, " dimensions, got shape ", shape_of(t));
+  require(t.is_cpu() || t.is_cuda(), name, " must be on cpu or cuda");
   DataType const dtype = data_type(name, t);
   check_head_dim(name, t.size(rank - 1));
   make_readable(name, t);
@@ -153,6 +149,14 @@ std::ostream& operator<<(std::ostream& out, ShapeText const& shape) {
   return out << "]";
 }
 
+std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
+  Tensor const& t = device.tensor;
+  if (t.is_cuda()) {
+    return out << "cuda:" << t.get_device_index();
+  }
+  return out << (t.is_cpu() ? "cpu" : "another device");
+}
+
 FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optional<double> scale) {
   int64_t const rank = axes + 3;
   int64_t const heads = rank - 2;
@@ -161,20 +165,19 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
     Tensor& tensor;
   } const operands[] = {{"q", q}, {"k", k}, {"v", v}};
   for (auto const& [name, t] : operands) {
-    require(t.dim() == rank, name, " has shape ", shape_of(t), "; ", rank,
-            " dimensions are needed: batch, ", axes, " of tokens, heads, head dim");
+    require(t.dim() == rank, name, " must have ", rank, " dimensions (batch, ", axes,
+            " of tokens, heads, head dim), got shape ", shape_of(t));
   }
-  require(q.is_cpu() || q.is_cuda(), "q is on a device that is neither cpu nor cuda");
+  require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
   FmhaProblem p;
   p.dtype = data_type("q", q);
   for (auto const& [name, t] : operands) {
     check_like_q(name, t, q);
-    require(t.size(0) == q.size(0), name, " has batch ", t.size(0), ", q has ", q.size(0));
-    require(t.size(rank - 1) == q.size(rank - 1), name, " has head dim ", t.size(rank - 1),
-            ", q has ", q.size(rank - 1));
+    require(t.size(0) == q.size(0), name, " must have q's batch, ", q.size(0), ", got ", t.size(0));
+    require(t.size(rank - 1) == q.size(rank - 1), name, " must have q's head dim, ",
+            q.size(rank - 1), ", got ", t.size(rank - 1));
   }
-  require(same_shape(k, v), "k has shape ", shape_of(k), ", v has ", shape_of(v),
-          "; they must be the same");
+  require(same_shape(k, v), "v must have k's shape, ", shape_of(k), ", got ", shape_of(v));
   int64_t const dim = q.size(rank - 1);
   check_head_dim("q", dim);
   for (auto const& [name, t] : operands) {
@@ -182,10 +185,8 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
   }
   int64_t const heads_q = q.size(heads);
   int64_t const heads_kv = k.size(heads);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0, "q has ", heads_q,
-          " heads, k and v have ", heads_kv, "; q's must be a multiple of theirs");
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
-  require(std::isfinite(p.scale), "scale is ", p.scale, "; a finite number is needed");
+  check_groups(heads_q, heads_kv);
+  p.scale = scale_of(scale, dim);
 
   p.batch = narrow("q", q, 0);
   p.heads_q = narrow("q", q, heads);
@@ -201,8 +202,8 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
 
 void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& extra_k,
                       std::optional<Tensor>& extra_v) {
-  require(extra_k.has_value() == extra_v.has_value(), "extra_", extra_k ? "k" : "v",
-          " is given without extra_", extra_k ? "v" : "k", "; both or neither");
+  require(extra_k.has_value() == extra_v.has_value(), "extra_", extra_k ? "v" : "k",
+          " must be given with extra_", extra_k ? "k" : "v", ", got only the latter");
   if (!extra_k) {
     return;
   }
@@ -213,13 +214,13 @@ void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tenso
   for (auto const& [name, t] : operands) {
     require(t.dim() == 4 && t.size(0) == problem.batch && t.size(2) == problem.heads_kv &&
                 t.size(3) == problem.head_dim,
-            name, " has shape ", shape_of(t), "; [", problem.batch, ", any, ", problem.heads_kv,
-            ", ", problem.head_dim, "] is needed");
+            name, " must have shape [", problem.batch, ", any, ", problem.heads_kv, ", ",
+            problem.head_dim, "], got ", shape_of(t));
     check_like_q(name, t, q);
     make_readable(name, t);
   }
-  require(extra_k->size(1) == extra_v->size(1), "extra_k has ", extra_k->size(1),
-          " tokens, extra_v has ", extra_v->size(1), "; they must be the same");
+  require(extra_k->size(1) == extra_v->size(1), "extra_v must have the ", extra_k->size(1),
+          " tokens of extra_k, got ", extra_v->size(1));
   problem.extra_len = narrow("extra_k", *extra_k, 1);
   problem.extra_k = view(*extra_k);
   problem.extra_v = view(*extra_v);

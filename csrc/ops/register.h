@@ -1,9 +1,9 @@
-// How an op comes to torch.
+// Registration of an op with torch.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
-// Defines sparse_fmha::NAME with that schema; the function of the same name takes the tensors of
+// Defines sparse_fmha::NAME with this schema. The function of the same name handles tensors of
 // every device.
 #define SPARSE_FMHA_OP(name, schema)                                                  \
   STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) { m.def(#name schema); }              \

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
 #include "check.h"
 #include "device_scope.h"
@@ -27,18 +25,6 @@ class TorchThreads : public ParallelFor {
   }
 };
 
-// Where the thresholds of the batch entries lie.
-float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
-  require(threshold.scalar_type() == ScalarType::Float,
-          "skip_threshold has a dtype other than float32");
-  require(threshold.dim() == 1 && threshold.size(0) == q.size(0), "skip_threshold has shape ",
-          shape_of(threshold), "; [", q.size(0), "] is needed: one for each batch entry");
-  require(on_one_device(threshold, q), "skip_threshold and q are on different devices");
-  require(threshold.size(0) <= 1 || threshold.stride(0) == 1, "skip_threshold is not contiguous");
-  static float const nowhere = 0;  // an empty tensor may have no address
-  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
-}
-
 }  // namespace
 
 Arch arch_of(Tensor const& q) {
@@ -48,15 +34,13 @@ Arch arch_of(Tensor const& q) {
   static bool const any = std::any_of(std::begin(kGpuArchs), std::end(kGpuArchs),
                                       [](GpuArch const& row) { return is_built(row.arch); });
   if (!any) {
-    require(false,
-            "q is a CUDA tensor and this build has no GPU kernels; build where nvcc >= 12.5 is "
-            "found, with SPARSE_FMHA_ARCHS=",
-            buildable_archs(), ", or move the tensors to the CPU");
+    require(false, "q must be on the CPU, because this build has no GPU kernels, got ",
+            device_of(q), "; build with nvcc >= 12.5 and SPARSE_FMHA_ARCHS=", buildable_archs());
   }
   Arch const arch = device_arch(q.get_device_index());
-  require(is_built(arch), "q is on a GPU that runs kernels of ", to_string(arch),
-          ", and this build has none of them; build with them in SPARSE_FMHA_ARCHS, or move the "
-          "tensors to the CPU");
+  require(
+      is_built(arch), device_of(q), " needs kernels of ", to_string(arch),
+      ", and this build has none; add them to SPARSE_FMHA_ARCHS, or move the tensors to the CPU");
   return arch;
 }
 
@@ -66,21 +50,29 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
                          problem.dtype,
                          problem.head_dim,
                          static_cast<int32_t>(problem.sparsity.index()),
-                         problem.skip_threshold != nullptr};
-  try {
-    return find_kernel(key);
-  } catch (std::runtime_error const& miss) {
-    if (key.arch == Arch::kCpu) {
-      throw;
-    }
-    throw std::runtime_error(std::string(miss.what()) +
-                             "\nThe CUDA kernel is not there yet; the CPU takes this request.");
-  }
+                         problem.skip_threshold != nullptr,
+                         problem.key_bias.data != nullptr};
+  return find_kernel(key);
+}
+
+float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
+  require(threshold.scalar_type() == ScalarType::Float,
+          "skip_threshold must have dtype float32, got ",
+          torch::headeronly::toString(threshold.scalar_type()));
+  require(threshold.dim() == 1 && threshold.size(0) == q.size(0),
+          "skip_threshold must have shape [", q.size(0), "], one entry for each batch entry, got ",
+          shape_of(threshold));
+  require(on_one_device(threshold, q), "skip_threshold must be on q's device, ", device_of(q),
+          ", got ", device_of(threshold));
+  require(threshold.size(0) <= 1 || threshold.stride(0) == 1,
+          "skip_threshold must be contiguous, got stride ", threshold.stride(0));
+  static float const nowhere = 0;  // an empty tensor may have no address
+  return q.size(0) == 0 ? &nowhere : static_cast<float const*>(threshold.data_ptr());
 }
 
 Launch::Launch(Tensor const& q) : like_(q) {
+  context_.memory = this;
   if (q.is_cuda()) {
-    context_.memory = this;
     context_.stream = current_cuda_stream(q.get_device_index());
   } else {
     context_.parallel = &torch_threads();
@@ -105,7 +97,7 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
   return sizes;
 }
 
-// Past the dispatcher, which takes longer than the allocation.
+// Bypasses the dispatcher, which takes longer than the allocation.
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
@@ -122,7 +114,7 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
                         static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
                         type, index, &result) == 0;
-  require(made, "torch cannot allocate a tensor; its own message is above");
+  require(made, "PyTorch cannot allocate a tensor; see its message above");
   return Tensor(result);
 }
 

@@ -1,4 +1,4 @@
-// From a described problem to its outputs.
+// Runs a described problem.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -11,17 +11,21 @@
 
 namespace sparse_fmha {
 
-// Which kernels take tensors on q's device; throws where this build has none.
+// The architecture whose kernels handle tensors on q's device. Throws if this build has none.
 Arch arch_of(Tensor const& q);
 
-// The kernel that the registry has for a problem on q's device; throws where it has none.
+// The registry's kernel for a problem on q's device. Throws if there is none.
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass);
+
+// The thresholds of the batch entries, checked.
+float const* checked_threshold(Tensor const& threshold, Tensor const& q);
 
 // PyTorch's own thread pool.
 ParallelFor const& torch_threads();
 
-// Where the kernels of a call run: on q's current stream, or on PyTorch's threads. Memory is of
-// PyTorch's allocator, which gives it to later work of the stream alone once this is gone.
+// Where the kernels of a call run: on q's current stream, or on PyTorch's threads. Memory comes
+// from PyTorch's allocator, which reuses it only for later work of the stream once this object is
+// destroyed.
 class Launch : private DeviceMemory {
  public:
   explicit Launch(Tensor const& q);
@@ -41,10 +45,10 @@ std::vector<int64_t> sizes_of(Tensor const& t);
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
                   torch::headeronly::ScalarType dtype);
 
-// Allocates out like q and lse [B, *L, Hq] fp32, runs the kernel that the registry has for the
-// problem on q's device and its current stream, and returns both. With thresholds, fp32 [B] on q's
-// device, key tiles below them are left out, and the third result is int64 [B, Hq, 2]: the tiles
-// that groups of 64 query rows visited, and those left out.
+// Allocates out like q and lse [B, *L, Hq] fp32, runs the registry's kernel for the problem on q's
+// device and its current stream, and returns both. With thresholds, fp32 [B] on q's device, key
+// tiles below them are skipped, and the third result is int64 [B, Hq, 2]: the tiles that groups of
+// 64 query rows visited, and those that they skipped.
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
                         std::optional<Tensor> const& skip_threshold);
 

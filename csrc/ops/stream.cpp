@@ -9,7 +9,7 @@ namespace {
 
 using CurrentStream = int32_t (*)(int32_t device, void** stream);
 
-// The symbol is in libtorch_cuda.so alone; a link-time reference, even a weak one, would break this
+// Only libtorch_cuda.so has the symbol. A link-time reference, even a weak one, would break this
 // library on a CPU build of torch.
 CurrentStream look_up() {
   void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);

@@ -5,7 +5,7 @@
 
 namespace sparse_fmha {
 
-// A cudaStream_t. Throws where no CUDA build of torch is loaded.
+// A cudaStream_t. Throws if no CUDA build of torch is loaded.
 void* current_cuda_stream(int32_t device);
 
 }  // namespace sparse_fmha

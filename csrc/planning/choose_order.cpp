@@ -5,7 +5,7 @@
 namespace sparse_fmha {
 namespace {
 
-// Keys of the union of windows of tiles in a row on an axis.
+// Keys in the union of the windows of consecutive tiles on an axis.
 int64_t keys_of(Neighborhood::Params const& p, int axis, int32_t queries) {
   int32_t const moves = (queries - 1) / p.stride[axis];
   return std::min<int64_t>(p.grid[axis], p.window[axis] + int64_t{moves} * p.stride[axis]);
@@ -28,7 +28,7 @@ TileOrder choose_order(Neighborhood::Params const& p, TileShape const& shape, in
   int64_t fewest = 0;
   for (int slowest = 0; slowest < kGridAxes; ++slowest) {
     int64_t keys = 1;
-    int32_t runs = std::max(blocks, 1);  // places on an axis, and of all slower ones, at work
+    int32_t runs = std::max(blocks, 1);  // concurrent positions on an axis, and on all slower ones
     int32_t inner = 1;
     auto visit = [&](int axis) {
       keys *= keys_of(p, axis, std::min(runs, tiles[axis]) * shape.q[axis]);

@@ -12,10 +12,10 @@
 namespace sparse_fmha {
 namespace {
 
-// Limits of the tensor copy engine.
+// Limits of TMA.
 constexpr int32_t kMaxElementStride = 8;
-constexpr int32_t kMaxBoxExtent = 256;  // elements passed over included
-constexpr int32_t kLongestBox = 128;    // of the kernels
+constexpr int32_t kMaxBoxExtent = 256;  // including the elements passed over
+constexpr int32_t kLongestBox = 128;    // in the kernels
 
 using Params = Neighborhood::Params;
 
@@ -24,8 +24,8 @@ Neighborhood::AxisWalk axis_walk(Params const& p, int axis, int32_t len, int32_t
   if (tiling == KeyTiling::kDynamic) {
     return Neighborhood::axis_walk(p, axis, len, step_q, step_k, q_origin);
   }
-  // Key tiles of one position are the keys themselves: those that some query sees, and from `inner`
-  // on those that all see.
+  // Key tiles of one position are the keys themselves: those that some query sees and, from
+  // `inner`, those that all see.
   auto const keys = Neighborhood::axis_walk(p, axis, len, step_q, 1, q_origin);
   int32_t const inner = keys.origin + keys.full_first;
   int32_t const first = keys.origin / step_k;
@@ -34,8 +34,8 @@ Neighborhood::AxisWalk axis_walk(Params const& p, int axis, int32_t len, int32_t
           (inner + keys.full) / step_k - first_full};
 }
 
-// Calls body(walk, classes) for the query tiles of one axis; `classes` dilation classes have one
-// like it.
+// Calls body(walk, classes) for the query tiles of one axis; `classes` dilation classes have an
+// equal one.
 template <class Body>
 void for_each_tile(Params const& p, int axis, int32_t step_q, int32_t step_k, KeyTiling tiling,
                    Body&& body) {
@@ -50,7 +50,8 @@ void for_each_tile(Params const& p, int axis, int32_t step_q, int32_t step_k, Ke
   }
 }
 
-// What a tile visits is a product over the axes. So are sums and maxima over all of them.
+// The number of tiles that a query tile visits is a product over the axes. So are the sums and the
+// maxima over all query tiles.
 TileCount product(TileCount const& a, TileCount const& b) {
   return {a.query_tiles * b.query_tiles, a.visited * b.visited, a.full * b.full, a.worst * b.worst};
 }
@@ -67,7 +68,7 @@ TileCount count_axis(Params const& p, int axis, int32_t step_q, int32_t step_k, 
   return sum;
 }
 
-// The counts of each axis, each worked out when it is first asked for. Extents are powers of two.
+// The counts of each axis, computed on first use. Extents are powers of two.
 class AxisCounts {
  public:
   AxisCounts(Params const& params, int32_t rows_q, int32_t rows_k, KeyTiling tiling)
@@ -108,7 +109,7 @@ Coord at_most(Coord const& a, Coord const& b) {
 
 std::vector<Coord> legal_boxes(Params const& p, int32_t rows, Coord const& max_extent) {
   Coord const largest = at_most(max_extent, {rows, rows, rows});
-  Coord limit = {1, 1, 1};  // at first around the longest dilation class
+  Coord limit = {1, 1, 1};  // initially covers the longest dilation class
   for (int axis = 0; axis < kGridAxes; ++axis) {
     while (limit[axis] < min_int(Neighborhood::length(p, axis, 0), rows)) {
       limit[axis] *= 2;
@@ -190,9 +191,9 @@ std::vector<TileGroup> tile_groups(Params const& params, TileShape const& shape,
 }
 
 TileCosts tile_costs(int32_t head_dim) {
-  // Fitted to the neighborhood cases of four runs on an H100, which the power limit sets apart by
-  // up to 17%: at head dim 128 to twelve cases, at the others to one, in the ratios they had
-  // before.
+  // Fitted to the neighborhood cases of four runs on an H100, which differ by up to 17% due to the
+  // power limit: twelve cases at head dim 128, one at each other head dim, with the previous
+  // ratios.
   if (head_dim <= 64) {
     return {1.26, 1.45, 1.2};
   }
@@ -209,8 +210,7 @@ double cost(TileCount const& count, TileCosts const& costs) {
 }
 
 Coord element_strides(Coord const& grid, Coord const& dilation) {
-  // The engine takes strides up to 8. On a single axis a box of 128 tokens leaves it no more
-  // than 2.
+  // TMA strides over at most 8 elements. On a single axis a box of 128 tokens leaves at most 2.
   Coord strides;
   for (int axis = 0; axis < kGridAxes; ++axis) {
     bool const single = grid[axis] == volume(grid);
@@ -280,12 +280,11 @@ TileShape choose_tiles(Params const& params, int32_t rows_q, int32_t rows_k,
     }
   }
   RankedTiles best{};
-  for_each_pair(params, rows_q, rows_k, max_extent, costs, tiling,
-                [&](RankedTiles const& pair) {
-                  if (best.count.query_tiles == 0 || better(pair, best)) {
-                    best = pair;
-                  }
-                });
+  for_each_pair(params, rows_q, rows_k, max_extent, costs, tiling, [&](RankedTiles const& pair) {
+    if (best.count.query_tiles == 0 || better(pair, best)) {
+      best = pair;
+    }
+  });
   std::lock_guard<std::mutex> const lock(mutex);
   if (cache.size() >= kMaxEntries) {
     cache.clear();

@@ -1,6 +1,6 @@
 """Sparse attention in one fused kernel family, on the CPU and on Hopper GPUs.
 
-Tensors have their heads last: `[B, *L, H, D]`, where `*L` is one axis of tokens (a sequence) or the
+Tensors have the layout `[B, *L, H, D]`, heads last. `*L` is one axis of tokens (a sequence) or the
 one to three axes of a grid.
 """
 
@@ -16,14 +16,18 @@ from sparse_fmha.attention import (
     neighborhood_attention,
     stripe_attention,
 )
+from sparse_fmha.cost import flops as _flops
 from sparse_fmha.cost.explanation import Explanation, explain
 from sparse_fmha.cost.simulation import Simulation, simulate
+from sparse_fmha.decode import decode_attention
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import merge
 from sparse_fmha.sdpa import route_sdpa, sdpa
+from sparse_fmha.selection.reductions import score_sums
 from sparse_fmha.skipping import SkipStats
+from sparse_fmha.varlen import varlen_attention, varlen_neighborhood_attention
 
 try:
     __version__ = version("sparse-fmha")
@@ -40,6 +44,7 @@ __all__ = [
     "attention",
     "block_sparse_attention",
     "build_info",
+    "decode_attention",
     "explain",
     "kernels",
     "merge",
@@ -48,10 +53,14 @@ __all__ = [
     "patterns",
     "reference",
     "route_sdpa",
+    "score_sums",
     "sdpa",
     "selection",
     "simulate",
     "stripe_attention",
+    "varlen_attention",
+    "varlen_neighborhood_attention",
 ]
 
 _ops.register()
+_flops.register()

@@ -1,10 +1,10 @@
-"""What was compiled in, with what, and what the GPU compiler made of it."""
+"""The compiled kernels, the build's versions, and the figures of ptxas for each kernel."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-# Not a class: one of the keys is a keyword of Python.
+# Functional syntax, because the key `pass` is a Python keyword.
 _CompiledRow = TypedDict(
     "_CompiledRow",
     {
@@ -15,6 +15,7 @@ _CompiledRow = TypedDict(
         "dtype": str,
         "head_dim": int,
         "skips": bool,
+        "key_bias": bool,
         "tile_q": int,
         "tile_k": int,
         "stages": int,
@@ -25,7 +26,7 @@ _CompiledRow = TypedDict(
 
 
 class KernelRow(_CompiledRow, total=False):
-    """A row of the kernel table; see `kernels`. GPU rows have all keys."""
+    """One row of the kernel table; see `kernels`. GPU rows have every key."""
 
     registers: int
     spill_bytes: int
@@ -60,15 +61,16 @@ class KernelTable(list[KernelRow]):
 
 
 def build_info() -> BuildInfo:
-    """Versions the library was built with.
+    """Returns the versions that the library was built with.
 
     Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `cpu_isas`,
-    `compiler`, `torch` (the headers; any torch >= 2.10 runs it), `cuda` and `cutlass` (empty for a
-    CPU-only build), and `kernels`: by kernel name the figures of ptxas, in registers per thread
-    and bytes; also of `list_plan`, which prepares block lists and is no row of `kernels()`.
+    `compiler`, `torch` (version of the headers; any torch >= 2.10 runs the library), `cuda` and
+    `cutlass` (empty for a CPU-only build), and `kernels`, which maps kernel names to the figures of
+    ptxas (registers per thread, and bytes). `kernels` also has `list_plan`, which prepares block
+    lists and is not a row of `kernels()`.
 
     Raises:
-        ImportError: as `kernels`.
+        ImportError: see `kernels`.
     """
     from sparse_fmha._extension import _C
 
@@ -76,16 +78,16 @@ def build_info() -> BuildInfo:
 
 
 def kernels() -> KernelTable:
-    """Compiled kernels as a list of dicts that prints as a table.
+    """Returns the compiled kernels as a list of dicts that prints as a table.
 
-    `pass` is "forward", "backward_dq", "backward_dkv" or "decode", `head_dim` is the largest that
-    the kernel takes,
-    `tile_q` and `tile_k` are tokens (0: chosen at run time), `skips` says whether key tiles can be
-    left out by a threshold, `smem_bytes` is per thread block. GPU rows also have `registers` per
-    thread and `spill_bytes`, as ptxas reported them.
+    `pass` is "forward", "backward_dq", "backward_dkv" or "decode". `head_dim` is the largest head
+    dimension that the kernel takes. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
+    `skips` says whether the kernel can skip key tiles by a threshold, `key_bias`
+    whether keys may have a bias. `smem_bytes` is per thread block. GPU rows also have `registers`
+    per thread and `spill_bytes`, as reported by ptxas.
 
     Raises:
-        ImportError: the extension `_C` is not there for this Python; the ops work without it.
+        ImportError: the extension `_C` is missing for this Python; the ops work without it.
     """
     from sparse_fmha._extension import _C
 

@@ -1,12 +1,13 @@
-"""Checks of arguments. Messages name the argument, its value, and what is allowed.
+"""Argument checks. Messages name the argument, its value, and what is allowed.
 
-A message is made only where it is raised: torch.compile cannot print a symbolic number.
+A message is formatted only where it is raised: torch.compile cannot print a symbolic number.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, overload
 
@@ -22,39 +23,37 @@ LARGEST_FLOAT = sys.float_info.max
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
-    """A tensor with one stride for each dimension: not nested, not sparse."""
+    """Checks for a strided tensor: not nested, not sparse."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else f"of layout {tensor.layout}"
-        raise TypeError(f"{name} is {kind}; a dense (strided) tensor is needed")
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
 
 
 def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPES)) -> None:
-    """A strided tensor of a dtype and on a device that some kernel takes."""
+    """Checks for a strided tensor with a dtype and device that some kernel supports."""
     check_strided(name, tensor)
     device = tensor.device.type
     if device not in devices:
-        raise ValueError(f"{name} is on {tensor.device}; allowed are: {', '.join(devices)}")
+        raise ValueError(f"{name} must be on {one_of(devices)}, got {tensor.device}")
     if tensor.dtype not in DTYPES.get(device, DTYPES["cuda"]):
-        allowed = ", ".join(map(str, DTYPES[device]))
-        raise TypeError(f"{name} has dtype {tensor.dtype}; allowed on {device} are: {allowed}")
+        allowed = one_of(DTYPES[device])
+        raise TypeError(f"{name} must have dtype {allowed} on {device}, got {tensor.dtype}")
 
 
 def check_like(
     name: str, tensor: Tensor, q: Tensor, devices: Sequence[str] = tuple(DTYPES)
 ) -> None:
-    """What an operand shares with q besides its shape, and a unit last stride."""
+    """Checks that an operand has q's dtype and device, and a last stride of 1."""
     check_tensor(name, tensor, devices)
     if tensor.dtype != q.dtype:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, q has {q.dtype}; all must have one")
+        raise TypeError(f"{name} must have q's dtype, {q.dtype}, got {tensor.dtype}")
     if tensor.device != q.device:
-        raise ValueError(
-            f"{name} is on {tensor.device}, q on {q.device}; all must be on one device"
-        )
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {tensor.device}")
     if tensor.dim() and tensor.numel() and tensor.stride(-1) != 1:
         raise ValueError(
-            f"{name} has stride {tensor.stride(-1)} in its last dimension; 1 is needed"
+            f"{name} must have stride 1 in its last dimension, got {tensor.stride(-1)}"
         )
 
 
@@ -65,54 +64,51 @@ def check_qkv(
     axes: Sequence[int],
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`, with a number of token axes in `axes`."""
+    """Checks q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`; `axes`: allowed numbers of axes."""
     check_tensor("q", q, devices)
     if q.dim() - 3 not in axes:
         ranks = " to ".join(str(n + 3) for n in (axes[0], axes[-1])[: len(axes)])
         raise ValueError(
-            f"q has shape {list(q.shape)}; {ranks} dimensions are needed: batch, tokens, heads, "
-            "head dim"
+            f"q must have {ranks} dimensions (batch, tokens, heads, head dim), got shape "
+            f"{list(q.shape)}"
         )
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_like(name, tensor, q, devices)
         shape = tensor.shape
         if len(shape) != q.dim():
-            raise ValueError(f"{name} has shape {list(shape)}; q has {q.dim()} dimensions")
+            raise ValueError(
+                f"{name} must have {q.dim()} dimensions like q, got shape {list(shape)}"
+            )
         if shape[0] != q.shape[0]:
-            raise ValueError(f"{name} has batch {shape[0]}, q has {q.shape[0]}")
+            raise ValueError(f"{name} must have q's batch, {q.shape[0]}, got {shape[0]}")
         if shape[-1] != q.shape[-1]:
-            raise ValueError(f"{name} has head dim {shape[-1]}, q has {q.shape[-1]}")
+            raise ValueError(f"{name} must have q's head dim, {q.shape[-1]}, got {shape[-1]}")
     if k.shape != v.shape:
-        raise ValueError(
-            f"k has shape {list(k.shape)}, v has {list(v.shape)}; they must be the same"
-        )
+        raise ValueError(f"v must have k's shape, {list(k.shape)}, got {list(v.shape)}")
     head_dim, heads, heads_kv = q.shape[-1], q.shape[-2], k.shape[-2]
     if not 8 <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
         raise ValueError(
-            f"q has head dim {head_dim}; multiples of 8 from 8 to {MAX_HEAD_DIM} are allowed"
+            f"head dim of q must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
         )
     if heads % heads_kv if heads_kv else heads:
         raise ValueError(
-            f"q has {heads} heads, k and v have {heads_kv}; q's must be a multiple of theirs"
+            f"heads of q must be a multiple of those of k and v, got {heads} and {heads_kv}"
         )
 
 
 def check_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
 ) -> float | None:
-    """What `attention` asks of its arguments, skipping apart; the scale as a float or None."""
+    """Checks the arguments of `attention` except skipping; returns the scale as a float or None."""
     check_qkv(q, k, v, axes=(1,))
     check_flag("causal", causal)
     return finite("scale", scale)
 
 
 def check_grid(q: Tensor, k: Tensor) -> None:
-    """q and k on the same grid."""
+    """Checks that q and k have the same grid."""
     if q.shape[1:-2] != k.shape[1:-2]:
-        raise ValueError(
-            f"k has the grid {list(k.shape[1:-2])}, q has {list(q.shape[1:-2])}; "
-            "they must be the same"
-        )
+        raise ValueError(f"k must have q's grid, {list(q.shape[1:-2])}, got {list(k.shape[1:-2])}")
 
 
 def check_extra(
@@ -122,33 +118,68 @@ def check_extra(
     k: Tensor,
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """Extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
+    """Checks extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
     if (extra_k is None) != (extra_v is None):
         given, missing = ("k", "v") if extra_v is None else ("v", "k")
-        raise ValueError(f"extra_{given} is given without extra_{missing}; both or neither")
+        raise ValueError(f"extra_{missing} must be given with extra_{given}, got only the latter")
     if extra_k is None or extra_v is None:
         return
     for name, tensor in (("extra_k", extra_k), ("extra_v", extra_v)):
         check_like(name, tensor, q, devices)
         if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (k.shape[0], *k.shape[-2:]):
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; "
-                f"[{k.shape[0]}, any, {k.shape[-2]}, {k.shape[-1]}] is needed"
+                f"{name} must have shape [{k.shape[0]}, any, {k.shape[-2]}, {k.shape[-1]}], "
+                f"got {list(tensor.shape)}"
             )
     if extra_k.shape != extra_v.shape:
         raise ValueError(
-            f"extra_k has shape {list(extra_k.shape)}, extra_v has {list(extra_v.shape)}; "
-            "they must be the same"
+            f"extra_v must have extra_k's shape, {list(extra_k.shape)}, got {list(extra_v.shape)}"
         )
+
+
+def check_token_numbers(
+    name: str, tensor: Tensor, q: Tensor, tokens: Sequence[int], allow_grid: bool = False
+) -> None:
+    """Checks numbers of tokens, fp32 `[B or 1, Hq or 1, tokens]` or there `*tokens` of a grid."""
+    check_strided(name, tensor)
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name} must have dtype torch.float32, got {tensor.dtype}")
+    if tensor.device != q.device:
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {tensor.device}")
+    batch, heads = q.shape[0], q.shape[-2]
+    flat = math.prod(tokens)
+    shape = tuple(tensor.shape)
+    fits = shape[2:] == (flat,) or (allow_grid and shape[2:] == tuple(tokens))
+    if not fits or shape[0] not in (1, batch) or shape[1] not in (1, heads):
+        ways = str(flat)
+        if allow_grid and len(tokens) > 1:
+            ways += f"] or [{batch} or 1, {heads} or 1, {', '.join(map(str, tokens))}"
+        raise ValueError(
+            f"{name} must have shape [{batch} or 1, {heads} or 1, {ways}], batch, query heads and "
+            f"tokens, got {list(shape)}"
+        )
+
+
+def one_of(values: Iterable[object]) -> str:
+    """Returns the allowed values as a message lists them: "a, b or c"."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Checks a tensor of integers of any width; bool counts."""
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {got}")
 
 
 def check_flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; True or False is needed")
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def as_int(value: int) -> int:
-    """An int of another type as Python's; a symbolic one stays, or its graph would be for it."""
+    """Converts to a Python int. A SymInt is kept, or the graph would be specialized to it."""
     return value if isinstance(value, torch.SymInt) else int(value)
 
 
@@ -161,29 +192,31 @@ def finite(name: str, value: float | None) -> float | None: ...
 
 
 def finite(name: str, value: float | None) -> float | None:
-    """A finite number as a float, a symbolic one as a symbolic float; None stays None."""
+    """Returns a finite number as a float, a symbolic one as a SymFloat, and None as None."""
     if value is None:
         return None
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return torch.sym_float(value)
     if not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; a finite number or None is needed")
-    if not abs(value) <= LARGEST_FLOAT:  # also of an int that no float can hold
-        raise ValueError(f"{name} is {value}; a finite number is needed")
+        raise TypeError(f"{name} must be a finite number or None, got {value!r}")
+    if not abs(value) <= LARGEST_FLOAT:  # also true for an int too large for a float
+        raise ValueError(f"{name} must be a finite number, got {value}")
     return float(value)
 
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
-    """One entry for each token axis, from one value or a sequence of them."""
+    """Expands one value, or a sequence of values, to one entry for each token axis."""
     values: list[Any] = list(value) if isinstance(value, Sequence) else [value] * axes
     for entry in values:
         if kind is Integral and isinstance(entry, torch.SymInt):
             continue
         if not isinstance(entry, kind) or (kind is not bool and isinstance(entry, bool)):
             wanted = "a bool" if kind is bool else "an int"
-            raise TypeError(f"{name} is {value!r}; {wanted} or a tuple of them is needed")
+            raise TypeError(f"{name} must be {wanted} or a tuple of them, got {value!r}")
     if len(values) != axes:
-        raise ValueError(f"{name} is {value!r}: {len(values)} entries, but q has {axes} token axes")
+        raise ValueError(
+            f"{name} must have one entry for each of q's {axes} token axes, got {value!r}"
+        )
     return [as_int(entry) for entry in values]
 
 
@@ -194,71 +227,73 @@ def check_neighborhood(
     dilation: list[int],
     causal: list[int],
 ) -> None:
-    """The rules of generalized neighborhood attention on each axis."""
+    """Checks the rules of generalized neighborhood attention on each axis."""
     axes = zip(grid, window, stride, dilation, causal, strict=True)
     for axis, (length, w, s, d, ends) in enumerate(axes):
         if d < 1:
-            raise ValueError(f"dilation[{axis}] is {d}; at least 1 is needed")
+            raise ValueError(f"dilation[{axis}] must be at least 1, got {d}")
         if w < 1:
-            raise ValueError(f"window[{axis}] is {w}; at least 1 is needed")
+            raise ValueError(f"window[{axis}] must be at least 1, got {w}")
         if length == 0 if ends else w * d > length:
             raise ValueError(
-                f"window[{axis}] * dilation[{axis}] is {w} * {d}; "
-                f"the grid has {length} tokens on that axis"
+                f"window[{axis}] * dilation[{axis}] must be at most the {length} tokens of that "
+                f"axis, got {w} * {d}"
             )
         if not 1 <= s <= w:
-            raise ValueError(f"stride[{axis}] is {s}; 1 to window[{axis}] = {w} are allowed")
+            raise ValueError(f"stride[{axis}] must be from 1 to window[{axis}] = {w}, got {s}")
 
 
 def check_int(name: str, value: int, low: int = 0) -> int:
     if isinstance(value, torch.SymInt):
         return value
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; an int is needed")
+        raise TypeError(f"{name} must be an int, got {value!r}")
     if value < low:
-        raise ValueError(f"{name} is {value}; at least {low} is needed")
+        raise ValueError(f"{name} must be at least {low}, got {value}")
     return int(value)
 
 
 def check_number(name: str, value: float | None, low: float, high: float) -> float:
-    """A number in [low, high]."""
+    """Checks for a number in [low, high]; returns it as a float."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; a number is needed")
+        raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; {low} to {high} are allowed")
+        allowed = f"from {low} to {high}"
+        if high == LARGEST_FLOAT:
+            allowed = "finite" if low == -high else f"finite and at least {low}"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
     return float(value)
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are: {', '.join(allowed)}")
+        raise ValueError(f"{name} must be {one_of(allowed)}, got {value!r}")
 
 
 def check_floats(name: str, tensor: Tensor, dims: int | None = None, shape: str = "") -> None:
-    """A tensor of floating point numbers, with `dims` dimensions if that is given."""
+    """Checks for a floating point tensor, with `dims` dimensions if `dims` is given."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} has dtype {tensor.dtype}; a floating point dtype is needed")
+        raise TypeError(f"{name} must have a floating point dtype, got {tensor.dtype}")
     if dims is not None and tensor.dim() != dims:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; {shape} is needed")
+        raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}")
 
 
 def check_q_and_k(q: Tensor, k: Tensor, names: tuple[str, str] = ("q", "k")) -> None:
-    """q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`, Hq a multiple of Hkv, on one device."""
+    """Checks q `[B, Lq, Hq, D]` and k `[B, Lkv, Hkv, D]`: one device, Hq a multiple of Hkv."""
     for name, tensor in zip(names, (q, k), strict=True):
         check_floats(name, tensor, 4, "[batch, tokens, heads, head dim]")
     first, second = names
     if q.device != k.device:
-        raise ValueError(f"{second} is on {k.device}, {first} on {q.device}; one device is needed")
+        raise ValueError(f"{second} must be on {first}'s device, {q.device}, got {k.device}")
     if (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]):
         raise ValueError(
-            f"{second} has shape {list(k.shape)}, {first} has {list(q.shape)}; batch and head dim "
-            "must be the same"
+            f"{second} must have the batch and head dim of {first}, of shape {list(q.shape)}, got "
+            f"shape {list(k.shape)}"
         )
     heads, heads_kv = q.shape[2], k.shape[2]
     if not heads_kv or heads % heads_kv:
         raise ValueError(
-            f"{first} has {heads} heads, {second} has {heads_kv}; the first must be a multiple of "
-            "the second"
+            f"heads of {first} must be a multiple of those of {second}, got {heads} and {heads_kv}"
         )

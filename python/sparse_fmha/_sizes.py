@@ -1,4 +1,4 @@
-"""Sizes: how many blocks there are, and how large a temporary may be."""
+"""Sizes: the number of blocks, and limits on temporaries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 Count = TypeVar("Count", int, Tensor)
 
-SLICE = 1 << 24  # elements of a temporary, where one could be as large as the input
+SLICE = 1 << 24  # elements; limits temporaries that could be as large as the input
 
-CACHED = 1 << 18  # elements of one on the CPU that stays in a core's cache
+CACHED = 1 << 18  # elements; limits CPU temporaries to what fits in a core's cache
 
 
 def ceil_div(a: Count, b: int) -> Count:

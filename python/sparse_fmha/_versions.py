@@ -1,4 +1,4 @@
-"""The oldest versions of other packages that this library runs with."""
+"""The lowest versions of other packages that this library supports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import re
 
-# As in pyproject.toml, which a test compares; tools/versions.py runs the tests with these.
+# Same as in pyproject.toml (a test compares them); tools/versions.py runs the tests with these.
 FLOORS = {
     "torch": "2.10",
     "numpy": "1.26",
@@ -16,32 +16,32 @@ FLOORS = {
     "diffusers": "0.37",
     "transformers": "5.4",
 }
-MODULES = {"pillow": "PIL"}  # where the name is another one
+MODULES = {"pillow": "PIL"}  # where it differs from the package's name
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (2, 13, 0) of 2.13.0+cpu."""
+    """Returns the leading numbers of a version: (2, 13, 0) for 2.13.0+cpu."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def is_supported(package: str, version: str) -> bool:
-    """Whether that version of the package is not below its floor."""
+    """Whether the package's version is at or above its floor."""
     found, floor = release(version), release(FLOORS[package])
     return found + (0,) * (len(floor) - len(found)) >= floor
 
 
 def require(*packages: str, by: str = "sparse_fmha", extra: str = "") -> None:
-    """Checks that packages are installed and not too old.
+    """Checks that packages are installed and recent enough.
 
     Args:
         packages: keys of FLOORS.
-        by: what needs them, for the message.
-        extra: of this package, which installs them.
+        by: what needs the packages, for the message.
+        extra: the extra of this package that installs them.
 
     Raises:
-        ModuleNotFoundError: one is not installed.
-        ImportError: one is below its floor. Either message is one line.
+        ModuleNotFoundError: a package is not installed.
+        ImportError: a package is below its floor. Either message is one line.
     """
     for package in packages:
         name = MODULES.get(package, package)

@@ -1,8 +1,8 @@
-"""Thresholds of softmax skipping for a wanted sparsity, from a model's own queries and keys.
+"""Skip thresholds for a target sparsity, calibrated on a model's queries and keys.
 
-Source: "BLASST: Dynamic BLocked Attention Sparsity via Softmax Thresholding", arXiv:2512.12087:
-the sparsity that a threshold lambda gives depends on lambda * L, L the number of keys, and
-`lambda * L = alpha * exp(beta * S)` for a sparsity S, fitted for prefill and for decoding.
+Source: "BLASST: Dynamic BLocked Attention Sparsity via Softmax Thresholding", arXiv:2512.12087.
+The sparsity S at a threshold lambda depends on lambda * L, where L is the number of keys:
+`lambda * L = alpha * exp(beta * S)`, fitted separately for prefill and decode.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ __all__ = [
 
 
 class Calibration:
-    """Measured sparsities, and the law fitted through them.
+    """Measured sparsities and the law fitted to them.
 
     Args:
-        points: measurements; `add` and `collect` bring more.
-        thresholds: what is tried on each attention call; in [0, 1), at least one above 0.
+        points: initial measurements; `add` and `collect` append more.
+        thresholds: the thresholds to measure on each attention call, in [0, 1), at least one
+            above 0.
 
     Raises:
-        ValueError: a threshold or a number of a point that is out of range, another phase.
-        TypeError: points or thresholds of another type.
+        ValueError: a threshold or a number in a point is out of range, or a phase is unknown.
+        TypeError: points or thresholds have the wrong type.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class Calibration:
         causal: bool = False,
         scale: float | None = None,
     ) -> None:
-        """Measures one attention call, all heads and batch entries together.
+        """Measures one attention call over all heads and batch entries together.
 
-        Its phase is "decode" where q has one token, else "prefill". Arguments and errors as
+        The phase is "decode" if q has one token, else "prefill". Arguments and errors are those of
         `tile_sparsity`. Waits for the device.
         """
         skipped, visited = tile_sparsity(q, k, self.thresholds, causal=causal, scale=scale)
@@ -79,14 +80,15 @@ class Calibration:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Collector]:
-        """Inside, each attention call of a model is measured as by `add`.
+        """Context manager that measures each attention call of a model as `add` does.
 
-        Seen are `torch.nn.functional.scaled_dot_product_attention` and `sparse_fmha.attention`; the
-        collector that is returned has `measured`, the number of calls, and `passed_over`, those
-        that could not be measured by their reason, such as a mask tensor. Each call returns or
-        raises what it would without; one that raises is not measured. What `sdpa` would refuse is
-        passed over, but for dropout and gradients, which do not change the scores. Calls inside
-        `torch.compile` are passed over when they are compiled.
+        It intercepts `torch.nn.functional.scaled_dot_product_attention` and
+        `sparse_fmha.attention`. The collector that it yields has `measured`, the number of measured
+        calls, and `passed_over`, the calls that could not be measured, counted by reason, such as a
+        mask tensor. Results and errors of the calls do not change; a call that raises is not
+        measured. Calls that `sdpa` would refuse are passed over, except for dropout and gradients,
+        which do not change the scores. Calls inside `torch.compile` are counted as passed over
+        when they are compiled.
         """
         with Collector(self.add) as collector:
             yield collector
@@ -94,28 +96,28 @@ class Calibration:
     def collect(
         self, run: Callable[[object], object], inputs: Sequence[object], *, progress: bool = True
     ) -> Collector:
-        """Calls `run(x)` for each input, which should differ in length, and measures its calls.
+        """Calls `run(x)` for each input and measures its attention calls.
 
         Args:
             run: a model, or a function that calls it.
-            inputs: at least two lengths serve the fit best.
-            progress: show a bar; needs rich (the extra `demo`).
+            inputs: inputs of at least two different lengths, for a better fit.
+            progress: show a progress bar; needs rich (the extra `demo`).
 
         Raises:
-            ValueError: not one attention call could be measured.
-            TypeError: run cannot be called.
-            ImportError: a bar is to be shown, and rich is not there.
+            ValueError: no attention call could be measured.
+            TypeError: run is not callable.
+            ImportError: `progress` is set and rich is not installed.
         """
         if not callable(run):
-            raise TypeError(f"run is {run!r}; a function of one input is needed")
+            raise TypeError(f"run must be a function of one input, got {run!r}")
         shown = inputs
         if progress:
             try:
                 from rich.progress import track
             except ImportError as error:
                 raise ImportError(
-                    "progress is True and rich is not installed; install sparse_fmha[demo] or "
-                    "pass progress=False"
+                    "progress=True needs rich, which is not installed; install sparse_fmha[demo] "
+                    "or pass progress=False"
                 ) from error
             shown = track(inputs, description="calibrating")
         with self.collecting() as collector:
@@ -129,22 +131,22 @@ class Calibration:
         return collector
 
     def fit(self, phase: str = "prefill", gamma: float | None = 1.0) -> Fit:
-        """The law for a phase, by least squares in ln(lambda).
+        """Fits the law for a phase by least squares in ln(lambda).
 
-        Measurements of one length and threshold are put together first. Those with 10% to 90% of
-        the tiles skipped count.
+        Measurements with the same length and threshold are pooled first. Only points with 10% to
+        90% of the tiles skipped are used.
 
         Args:
             phase: "prefill" or "decode".
-            gamma: how the threshold falls with the length, at least 0; None fits that too, from
-                several lengths. 1 is the paper's, where attention gets sparser in proportion to
+            gamma: exponent with which the threshold falls with length, at least 0. None fits gamma
+                too, from several lengths. 1 is the paper's value: sparsity grows in proportion to
                 length.
 
         Raises:
-            ValueError: an unknown phase, a gamma below 0, fewer than two such points that differ,
-                points of one length where gamma is to be fitted, or points that a larger threshold
-                does not make sparser.
-            TypeError: gamma is no number.
+            ValueError: an unknown phase, a gamma below 0, fewer than two distinct usable points,
+                points of one length only where gamma is fitted, or points where a larger threshold
+                does not give more sparsity.
+            TypeError: gamma is not a number.
         """
         checks.check_phase(phase)
         checks.check_gamma(gamma)
@@ -153,18 +155,18 @@ class Calibration:
     def threshold_for(
         self, sparsity: float, length: int, phase: str = "prefill", gamma: float | None = 1.0
     ) -> float:
-        """The threshold that skips a share `sparsity` of the tiles at `length` keys.
+        """Returns the threshold that skips a fraction `sparsity` of the tiles at `length` keys.
 
-        `phase` and `gamma` as `fit`.
+        `phase` and `gamma` are those of `fit`.
 
         Raises:
-            ValueError: a sparsity outside [0, 1), a length below 1, a threshold of 1 or more, which
-                the rule of skipping does not have, or as `fit`.
-            TypeError: a sparsity that is no number, a length that is no int; as `fit`.
+            ValueError: a sparsity outside [0, 1), a length below 1, a resulting threshold of 1 or
+                more, which skipping does not allow, or an error of `fit`.
+            TypeError: sparsity is not a number or length is not an int; or an error of `fit`.
         """
         check_number("sparsity", sparsity, 0, 1)
         if sparsity == 1:
-            raise ValueError(f"sparsity is {sparsity}; 0 <= sparsity < 1 is needed")
+            raise ValueError(f"sparsity must be at least 0 and less than 1, got {sparsity}")
         check_int("length", length, 1)
         checks.check_phase(phase)
         checks.check_gamma(gamma)
@@ -173,13 +175,13 @@ class Calibration:
         return law.threshold_for(self.fit(phase, gamma), sparsity, length)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the points, and for the reader the fits, as JSON."""
+        """Writes the points as JSON, with the fits for human readers."""
         fits = {}
         for phase in PHASES:
             try:
                 fits[phase] = self.fit(phase)._asdict()
             except ValueError:
-                continue  # too few points of it
+                continue  # too few points of this phase
         content = {
             "version": VERSION,
             "law": "threshold * length**gamma = alpha * exp(beta * sparsity)",
@@ -190,21 +192,22 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Calibration:
-        """Reads what `save` wrote.
+        """Reads a file written by `save`.
 
         Raises:
-            ValueError: a file of another version or shape, numbers out of range, or no JSON.
+            ValueError: the file is not JSON, has another version or structure, or has numbers out
+                of range.
         """
         try:
             content = json.loads(Path(path).read_text())
         except ValueError as problem:
-            raise ValueError(f"{path} is no calibration: {problem}") from problem
+            raise ValueError(f"{path} must be a saved Calibration: {problem}") from problem
         if not isinstance(content, dict) or content.get("version") != VERSION:
-            raise ValueError(f"{path} is no calibration of version {VERSION}")
+            raise ValueError(f"{path} must be a saved Calibration of version {VERSION}")
         try:
             return cls(Point(**point) for point in content["points"])
         except (KeyError, TypeError, ValueError) as problem:
-            raise ValueError(f"{path} is no calibration: {problem}") from problem
+            raise ValueError(f"{path} must be a saved Calibration: {problem}") from problem
 
     def __repr__(self) -> str:
         lengths = sorted({point.length for point in self.points})

@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, put together."""
+"""Merges the results of attention over parts of the keys."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from sparse_fmha._checks import check_floats
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The attention over all keys, of attentions over disjoint parts of them.
+    """Merges attention over disjoint parts of the keys into attention over all keys.
 
-    `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`: exact, since a softmax
-    over all keys is a weighted mean of those over parts (Milakov and Gimelshein 2018,
+    `out = sum_i exp(lse_i - lse) out_i` with `lse = log sum_i exp(lse_i)`. This is exact: attention
+    over all keys is a weighted mean of attention over the parts (Milakov and Gimelshein 2018,
     arXiv:1805.02867). Computed in fp32, or fp64 for fp64 outputs.
 
     Args:
-        outs: at least one `[B, *L, H, D]`, all of one shape, dtype and device.
-        lses: as many `[B, *L, H]`, natural logs; -inf where a part has no key for a query.
+        outs: one or more tensors `[B, *L, H, D]` with the same shape, dtype and device.
+        lses: as many tensors `[B, *L, H]`, natural logs; -inf where a query sees no key of a part.
 
     Returns:
-        out, in the dtype of outs, and lse, in that of lses. A query without keys in any part has
-        out 0, lse -inf and derivatives 0.
+        out in the dtype of outs, and lse in the dtype of lses. A query that sees no key in any part
+        has out 0, lse -inf and derivatives 0.
 
     Differentiable any number of times, in forward and reverse mode.
 
     Raises:
-        ValueError: no parts, not as many of one as of the other, shapes that do not fit, or tensors
-            on different devices.
-        TypeError: parts that are no floating point tensors, outs or lses of different dtypes.
+        ValueError: no parts, different numbers of outs and lses, shapes that do not match, or
+            tensors on different devices.
+        TypeError: a part is not a floating point tensor, or the dtypes of outs or lses differ.
     """
     if not len(outs) or len(outs) != len(lses):
-        raise ValueError(f"outs has {len(outs)} parts, lses {len(lses)}; as many, at least one")
+        raise ValueError(
+            "outs and lses must have the same number of parts, at least one, got "
+            f"{len(outs)} and {len(lses)}"
+        )
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         _check_part(i, out, lse, outs[0], lses[0])
     wide = torch.promote_types(outs[0].dtype, torch.float32)
     stacked = torch.stack([lse.to(wide) for lse in lses])
     empty = (stacked == -torch.inf).all(0)
-    total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are
+    total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
     weights = (stacked - total).exp()
-    # A part without keys counts for nothing, whatever it holds.
+    # A part without keys contributes nothing, even if it holds NaN.
     merged = sum(
         (w[..., None] * out).masked_fill(w[..., None] == 0, 0)
         for w, out in zip(weights, outs, strict=True)
@@ -54,11 +57,15 @@ def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tens
         check_floats(name, tensor)
         if tensor.dtype != like.dtype:
             what = name.partition("[")[0]
-            raise TypeError(f"{name} has dtype {tensor.dtype}, {what}[0] {like.dtype}")
+            raise TypeError(
+                f"{name} must have the dtype of {what}[0], {like.dtype}, got {tensor.dtype}"
+            )
         if tensor.device != first.device:
-            raise ValueError(f"{name} is on {tensor.device}, outs[0] on {first.device}")
+            raise ValueError(
+                f"{name} must be on the device of outs[0], {first.device}, got {tensor.device}"
+            )
     if out.shape != first.shape or lse.shape != out.shape[:-1]:
         raise ValueError(
-            f"outs[{i}] has shape {list(out.shape)}, lses[{i}] {list(lse.shape)}; outs[0] has "
-            f"{list(first.shape)}, and lses lack its last dimension"
+            f"outs[{i}] must have the shape of outs[0], {list(first.shape)}, and lses[{i}] that "
+            f"without the last dimension, got {list(out.shape)} and {list(lse.shape)}"
         )

@@ -1,4 +1,4 @@
-"""A picture of a calibration."""
+"""Plots a calibration."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from sparse_fmha.plotting.law import draw
 
 
 def plot(calibration: Calibration, path: str | Path, phase: str = "prefill") -> None:
-    """Writes a PNG: the sparsity by lambda * L, the points of each length and the paper's law.
+    """Writes a PNG of sparsity over lambda * L: the points of each length and the paper's law.
 
     Args:
-        calibration: with points enough for a fit of the phase.
+        calibration: a calibration with enough points to fit the phase.
         path: PNG file to write.
         phase: "prefill" or "decode".
 
     Raises:
-        ValueError: path does not end in .png, or as `Calibration.fit`.
-        TypeError: calibration is no Calibration.
-        ImportError: matplotlib is not there.
+        ValueError: path does not end in .png, or an error of `Calibration.fit`.
+        TypeError: calibration is not a Calibration.
+        ImportError: matplotlib is not installed.
     """
     if not isinstance(calibration, Calibration):
-        raise TypeError(f"calibration is a {type(calibration).__name__}; a Calibration is needed")
+        raise TypeError(f"calibration must be a Calibration, got {type(calibration).__name__}")
     if not fspath(path).lower().endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; a name that ends in .png is needed")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     fit = calibration.fit(phase)
     measured: dict[int, list[tuple[float, float]]] = {}
     for point in sorted(calibration.points, key=lambda point: point.length):

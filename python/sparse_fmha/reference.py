@@ -1,9 +1,9 @@
-"""The definition of every result, in fp64 and token by token: the oracle of the tests.
+"""Defines every result in fp64, token by token; the tests compare with it.
 
-Nothing here knows how the kernels work. A mechanism is a boolean mask (True: the query sees the
-key) built from the formulas of docs/design.md; `attention` is exact softmax attention under any
-mask. Memory is bounded by chunks of query rows, plus the mask. Everything runs on any device and
-is differentiable.
+Nothing here depends on how the kernels work. A mechanism is a boolean mask (True: the query sees
+the key), built from the formulas of docs/design.md. `attention` is exact softmax attention under
+any mask. Query rows are processed in chunks to bound memory, apart from the mask itself. Everything
+runs on any device and is differentiable.
 
 Masks index tokens; a grid is flattened in row-major order.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 Device = torch.device | str
 
-_CHUNK = 1 << 24  # scores held at a time
+_CHUNK = 1 << 24  # scores in memory at a time
 
 
 def attention(
@@ -38,7 +38,7 @@ def attention(
 
     Raises:
         TypeError: visible is not bool.
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not match.
     """
     shape = q.shape
     q, k, v = _flatten(q, k, v)
@@ -74,27 +74,27 @@ def skip_attention(
     key_tiles: int | Tensor = 128,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention that leaves out key tiles whose scores are far below the running maximum (BLASST).
+    """Attention that skips key tiles whose scores are far below the running maximum (BLASST).
 
-    A row group visits the key tiles that hold a key visible to it, in ascending rank. Let mt be a
-    row's maximum of scale * q.k over the visible keys of the tile, and m its maximum over the
+    A group of rows visits the key tiles that hold a key visible to it, in ascending rank. Let mt be
+    a row's maximum of scale * q.k over the visible keys of the tile, and m its maximum over the
     tiles visited before. The tile is skipped iff mt - m < ln(skip_threshold) for every row of the
     group that sees a key of it. So the first tile is never skipped, a skipped tile never raises m,
-    and the result is exact attention over the keys that are left.
+    and the result is exact attention over the remaining keys.
 
     Args:
-        q, k, v, visible, scale: as for `attention`.
+        q, k, v, visible, scale: see `attention`.
         skip_threshold: lambda, 0 <= lambda < 1: a float, or a tensor [B]. 0 skips nothing.
-        row_groups: the group of each query row: int64 [Lq], or an int for runs of so many rows.
-        key_tiles: the rank in visiting order of each key's tile: int64 [Lk], or [groups, Lk] where
-            groups differ, or an int for runs of so many keys in ascending order. See `tile_ranks`.
+        row_groups: the group of each query row, int64 [Lq]; or an int, the rows per group.
+        key_tiles: the rank of each key's tile in visiting order, int64 [Lk], or [groups, Lk] where
+            groups differ; or an int, the keys per tile in ascending order. See `tile_ranks`.
 
     Returns:
-        out and lse as `attention`, and skipped, bool [B, Hq, groups, tiles]. A tile that a group
-        has no visible key in is not visited, so not skipped either.
+        out and lse as in `attention`, and skipped, bool [B, Hq, groups, tiles]. A tile without a
+        key visible to the group is not visited, so it is not skipped either.
 
     Raises:
-        TypeError, ValueError: as `attention`, or a threshold outside [0, 1).
+        TypeError, ValueError: see `attention`; also for a threshold outside [0, 1).
     """
     shape = q.shape
     q, k, v = _flatten(q, k, v)
@@ -102,7 +102,7 @@ def skip_attention(
     visible = _expand(visible, (batch, heads, len_q, len_kv)).clone()
     limit = torch.as_tensor(skip_threshold, dtype=torch.float64, device=q.device)
     if not bool(((limit >= 0) & (limit < 1)).all()):
-        raise ValueError(f"skip_threshold is {skip_threshold}; 0 <= skip_threshold < 1 is needed")
+        raise ValueError(f"skip_threshold must be at least 0 and less than 1, got {skip_threshold}")
     if isinstance(row_groups, int):
         row_groups = tile_ranks(len_q, row_groups, device=q.device)
     if isinstance(key_tiles, int):
@@ -132,16 +132,16 @@ def skip_attention(
 
 
 def tile_ranks(length: int, size: int, descending: bool = False, device: Device = "cpu") -> Tensor:
-    """The rank of each token's tile, int64 [length], when tiles are runs of `size` tokens.
+    """Returns the rank of each token's tile, int64 [length], for tiles of `size` tokens.
 
-    Tiles are visited from the first to the last, or with `descending` from the last to the first.
+    Tiles are visited first to last, or last to first with `descending`.
     """
     ranks = torch.arange(length, device=device) // size
     return (length - 1) // size - ranks if descending else ranks
 
 
 def causal_mask(len_q: int, len_kv: int, device: Device = "cpu") -> Tensor:
-    """Bool [len_q, len_kv]: the last query sees every key, each earlier one a key less."""
+    """Bool [len_q, len_kv]: the last query sees every key, each earlier one sees one key less."""
     i = torch.arange(len_q, device=device)[:, None]
     j = torch.arange(len_kv, device=device)
     return j <= i + (len_kv - len_q)
@@ -161,15 +161,15 @@ def neighborhood_mask(
     Args:
         grid: tokens per axis, a tuple (or an int for one axis).
         window, stride, dilation, causal: one value for all axes, or one per axis.
-        extra: so many keys that every query sees follow the grid's keys. They are what
-            torch.cat([k.flatten(1, -3), extra_k], 1) puts there.
+        extra: number of extra keys, which every query sees. They follow the grid's keys, as in
+            torch.cat([k.flatten(1, -3), extra_k], 1).
 
     Returns:
         bool [tokens, tokens + extra].
 
     Raises:
-        ValueError: on some axis not (1 <= window, 1 <= stride <= window, 1 <= dilation,
-            window * dilation <= tokens unless the axis is causal), or the number of values is not
+        ValueError: an axis violates 1 <= window, 1 <= stride <= window, 1 <= dilation, or
+            window * dilation <= tokens (unless the axis is causal); or the number of values is not
             the number of axes.
     """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
@@ -197,9 +197,9 @@ def _axis_mask(
         and (length > 0 if causal else window * dilation <= length)
     ):
         raise ValueError(
-            f"window {window}, stride {stride}, dilation {dilation} on an axis of {length} tokens; "
-            "1 <= window, 1 <= stride <= window, 1 <= dilation and, unless the axis is causal, "
-            "window * dilation <= tokens are needed"
+            "stride must be from 1 to window, dilation at least 1 and, unless the axis is causal, "
+            f"window * dilation at most the {length} tokens of the axis, got window {window}, "
+            f"stride {stride} and dilation {dilation}"
         )
     i = torch.arange(length, device=device)[:, None]
     j = torch.arange(length, device=device)
@@ -227,20 +227,20 @@ def block_sparse_mask(
     partial_masks: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """The mask of block lists. Queries and keys are cut in blocks; the last may be ragged.
+    """The mask of block lists. Queries and keys are divided into blocks; the last may be ragged.
 
     Args:
         counts: int [B|1, H|1, nQ], the length of each query block's list of full key blocks.
-        indices: int [B|1, H|1, nQ, max], the lists; what is beyond the count is ignored.
+        indices: int [B|1, H|1, nQ, max], the lists; entries beyond the count are ignored.
         partial_counts, partial_indices: the same for the partial key blocks.
-        partial_masks: bool [B|1, H|1, nQ, max, block_q, block_kv], their visible pairs.
+        partial_masks: bool [B|1, H|1, nQ, max, block_q, block_kv], visible pairs of partial blocks.
         causal: key j is visible to query i only if j <= i + kv_len - q_len.
 
     Returns:
         bool [B|1, H|1, q_len, kv_len]
 
     Raises:
-        ValueError: the lists of a query block name a block that is not there, or one twice.
+        ValueError: the lists of a query block name a block that does not exist, or one twice.
     """
     blocks_q, blocks_kv = -(-q_len // block_q), -(-kv_len // block_kv)
     mask = torch.zeros(
@@ -275,21 +275,21 @@ def stripe_mask(
     range_size: int = 64,
     causal: bool = False,
 ) -> Tensor:
-    """The mask of stripes: key positions listed one by one, and runs of keys.
+    """The mask of stripes: single key positions, and runs of keys.
 
     Args:
-        columns: int [B|1, H|1, groups, max], key positions seen by a group of block_q query rows;
-            ascending. What is beyond the count is ignored.
+        columns: int [B|1, H|1, groups, max], key positions seen by a group of block_q query rows,
+            ascending. Entries beyond the count are ignored.
         counts: int [B|1, H|1, groups].
-        range_starts, range_counts: the same for the first keys of runs of range_size keys; a run
-            may reach beyond the last key.
+        range_starts, range_counts: the same for the first keys of runs of range_size keys. A run
+            may extend beyond the last key.
         causal: key j is visible to query i only if j <= i + kv_len - q_len.
 
     Returns:
         bool [B|1, H|1, q_len, kv_len]
 
     Raises:
-        ValueError: a position that is not there, or one listed twice in columns and runs together.
+        ValueError: a position does not exist, or is listed twice in columns and runs together.
     """
     mask = torch.zeros(*counts.shape[:2], q_len, kv_len, dtype=torch.bool, device=counts.device)
     for b, h, n in itertools.product(*map(range, counts.shape)):
@@ -305,38 +305,40 @@ def stripe_mask(
 def _check_list(name: str, where: tuple[int, int, int], listed: Sequence[int], end: int) -> None:
     if len(set(listed)) < len(listed) or any(not 0 <= i < end for i in listed):
         raise ValueError(
-            f"{name} of (batch, head, query block) {where} are {listed}; each of 0 to {end - 1} "
-            "may be there once"
+            f"{name} of (batch, head, query block) {where} must list each of 0 to {end - 1} at "
+            f"most once, got {listed}"
         )
 
 
 def _per_axis(name: str, value: int | Iterable[int], axes: int) -> tuple[int, ...]:
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
-        raise ValueError(f"{name} is {value}; the grid has {axes} axes")
+        raise ValueError(
+            f"{name} must have one entry for each of the {axes} axes of the grid, got {value}"
+        )
     return values
 
 
 def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors with one token axis, and their shapes checked."""
-    shapes = f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    """Checks the shapes and flattens the token axes to one."""
+    shapes = f"got shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if min(q.dim(), k.dim(), v.dim()) < 4:
-        raise ValueError(f"{shapes}; [B, *L, H, D] is needed")
+        raise ValueError(f"q, k and v must have shape [B, *L, H, D], {shapes}")
     q, k, v = (x.flatten(1, -3) for x in (q, k, v))
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"{shapes}; equal B and D, and as many keys as values, are needed")
+        raise ValueError(f"q, k and v must have one B and D, and k the shape of v, {shapes}")
     if q.shape[2] % max(1, k.shape[2]):
-        raise ValueError(f"{shapes}; q's heads must be a multiple of k's")
+        raise ValueError(f"heads of q must be a multiple of those of k, {shapes}")
     return q, k, v
 
 
 def _expand(visible: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     if visible.dtype != torch.bool:
-        raise TypeError(f"visible is {visible.dtype}; torch.bool is needed")
+        raise TypeError(f"visible must have dtype torch.bool, got {visible.dtype}")
     try:
         return visible.expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"visible has shape {tuple(visible.shape)}; it must broadcast to [B, Hq, Lq, Lk] = "
-            f"{list(shape)}"
+            f"visible must broadcast to [B, Hq, Lq, Lk] = {list(shape)}, got shape "
+            f"{tuple(visible.shape)}"
         ) from None

@@ -1,4 +1,4 @@
-"""Attention with the signature of torch's, and the routing of a model's calls to it."""
+"""Attention with the signature of torch's SDPA, and routing of a model's calls to it."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ def sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, by the kernels of this library.
+    """`torch.nn.functional.scaled_dot_product_attention` on the kernels of this library.
 
-    Tensors are taken as views: nothing is copied but a mask into lists of blocks.
+    Tensors are used as views, without copies. A mask is converted to block lists.
 
     Args:
-        query: `[B, H, L, D]`, or `[B, L, D]` as with one head. Dtypes, D and strides as
+        query: `[B, H, L, D]`, or `[B, L, D]` for one head. For dtypes, D and strides see
             `attention`.
-        key, value: `[B, Hkv, S, D]`; as many heads as query or one, or with `enable_gqa` a divisor.
-        attn_mask: bool, broadcastable to `[B, H, L, S]`, with the last two dimensions at least;
-            True takes part. It is evaluated block by block, and blocks without a pair cost nothing.
-        dropout_p: 0.
-        is_causal: query i sees key j only if `j <= i`, counted from the first of each, as torch
-            has it; `attention(causal=True)` counts from the last.
-        scale: of q.k; default `D**-0.5`.
-        enable_gqa: heads of key and value may be fewer.
+        key, value: `[B, Hkv, S, D]`. Hkv is 1 or H; with `enable_gqa` any divisor of H.
+        attn_mask: bool, broadcastable to `[B, H, L, S]`, with at least the last two dimensions;
+            True: the pair is visible. It is evaluated block by block, and blocks without a visible
+            pair cost nothing.
+        dropout_p: must be 0.
+        is_causal: query i sees key j only if `j <= i`, aligned to the first query and key, as in
+            torch; `attention(causal=True)` is aligned to the last.
+        scale: factor of q.k; default `D**-0.5`.
+        enable_gqa: allow fewer heads of key and value than of query.
 
     Returns:
-        Like query, in memory as `[B, L, H, D]`. A query that sees no key has 0, as in torch.
+        A tensor shaped like query, with memory layout `[B, L, H, D]`. A query that sees no key has
+        output 0, as in torch.
 
     Raises:
-        NotImplementedError: dropout, a mask of numbers, forward-mode derivatives, another number
-            of dimensions, and tensors and a scale that `attention` does not allow.
-        ValueError: both a mask and `is_causal`, a mask or heads that do not fit.
-        TypeError: an argument of the wrong type, nested and sparse tensors.
-        RuntimeError: as `attention`.
+        NotImplementedError: dropout, a mask of numbers, forward-mode derivatives, an unsupported
+            number of dimensions, or tensors or a scale that `attention` does not allow.
+        ValueError: both a mask and `is_causal`, or a mask or heads that do not match.
+        TypeError: an argument of the wrong type, or a nested or sparse tensor.
+        RuntimeError: see `attention`.
     """
     try:
         call = arrange(
@@ -61,18 +63,19 @@ def sdpa(
 
 
 class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa())
-    """Inside `with route_sdpa() as routes:` a model's calls of torch's SDPA go to `sdpa`.
+    """Context manager that routes a model's calls of torch's SDPA to `sdpa`.
 
-    A call that `sdpa` refuses goes to torch as it is and is counted by the reason, and so are calls
-    inside `torch.compile` (each once, when it is compiled), `torch.jit.trace` and transforms of
-    `torch.func`, those on subclasses of tensors that handle torch's functions themselves, those
-    with a scale of 0 or less, and on the CPU those whose scores overflow or whose values are not
-    finite. `torch.nn.attention.sdpa_kernel` chooses for those calls only. Not seen are calls that
-    torch makes within its own functions, as in `nn.MultiheadAttention`.
+    Use it as `with route_sdpa() as routes:`. A call that `sdpa` refuses goes to torch unchanged and
+    is counted by reason. The same holds for calls inside `torch.compile` (counted once, at
+    compilation), `torch.jit.trace` and transforms of `torch.func`; for tensor subclasses that
+    handle torch's functions themselves; for a scale of 0 or less; and on the CPU for scores that
+    overflow or values that are not finite. `torch.nn.attention.sdpa_kernel` affects only those
+    calls. Calls that torch makes inside its own functions, as in `nn.MultiheadAttention`, are not
+    intercepted.
 
     Attributes:
-        routed: calls that went to `sdpa`.
-        left: calls that went to torch, by their reason.
+        routed: number of calls that went to `sdpa`.
+        left: calls that went to torch, counted by reason.
     """
 
     def __init__(self) -> None:
@@ -107,7 +110,7 @@ class route_sdpa(CallMode):  # noqa: N801  (used as a function: with route_sdpa(
 
 
 def _own(*args: Any, **kwargs: Any) -> SdpaCall:
-    """The call of this library for a call of torch, or a `Refusal` before anything ran."""
+    """Translates a call of torch to one of this library, or raises `Refusal` before running it."""
     with refusals():
         torch_only.check_eager([*args, *kwargs.values()])
         call = arrange(*args, **kwargs)

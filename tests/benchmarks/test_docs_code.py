@@ -3,14 +3,12 @@
 import re
 import socket
 import subprocess
-import sys
 
 import pages
 import pytest
 import torch
 from pages import PAGES, ROOT
 
-import sparse_fmha
 from sparse_fmha import reference
 from sparse_fmha.cli import main
 
@@ -34,8 +32,8 @@ def run(block):
     return names
 
 
-def of_the_readme(word):
-    (block,) = (b for b in BLOCKS if b.page.name == "README.md" and word in b.code)
+def of_the_page(name, word):
+    (block,) = (b for b in BLOCKS if b.page.name == name and word in b.code)
     return run(block)
 
 
@@ -136,7 +134,7 @@ def test_blocks_have_a_language_and_a_reason():
 
 
 def test_readme_computes_attention():
-    names = of_the_readme("return_lse")
+    names = of_the_page("README.md", "return_lse")
     q, k, v, dense, lse = (names[x] for x in ("q", "k", "v", "dense", "lse"))
     length = q.shape[1]
     exact, exact_lse = reference.attention(q, k, v, torch.ones(length, length).tril().bool())
@@ -144,8 +142,8 @@ def test_readme_computes_attention():
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
 
 
-def test_readme_vision_transformer():
-    names = of_the_readme("CLS token")
+def test_usage_vision_transformer():
+    names = of_the_page("usage.md", "CLS token")
     q, k, v, out = (names[x] for x in ("q", "k", "v", "out"))
     place = torch.arange(14).clamp(3, 10)  # windows shift at borders
     near = (torch.arange(14) - place[:, None]).abs() <= 3
@@ -155,8 +153,8 @@ def test_readme_vision_transformer():
     torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-5)
 
 
-def test_readme_custom_mask():
-    names = of_the_readme("from_mask_mod")
+def test_usage_custom_mask():
+    names = of_the_page("usage.md", "from_mask_mod")
     q, k = torch.arange(2048)[:, None], torch.arange(2048)
     visible = (k < 64) | ((k <= q) & (k > q - 256))
     exact, _ = reference.attention(*(names[x] for x in ("q", "k", "v")), visible)
@@ -164,16 +162,11 @@ def test_readme_custom_mask():
 
 
 @torch.no_grad()
-def test_readme_models(small_models):
-    model = of_the_readme("AutoModelForCausalLM")["model"]
+def test_usage_models(small_models):
+    model = of_the_page("usage.md", "AutoModelForCausalLM")["model"]
     tokens = torch.randint(0, 90, (1, 70 * 128))
     ours = model(tokens, use_cache=False).logits
     model.set_attn_implementation("sdpa")
     assert 0 < (ours - model(tokens, use_cache=False).logits).norm() < 0.1 * ours.norm()
-    pipe = of_the_readme("WanPipeline")["pipe"]
+    pipe = of_the_page("usage.md", "WanPipeline")["pipe"]
     assert pipe.transformer.blocks[0].attn1.processor._attention_backend == "sparse_fmha"
-
-
-def test_python_is_of_this_tree():
-    assert sys.modules["sparse_fmha"] is sparse_fmha
-    assert (ROOT / "python") in type(ROOT)(sparse_fmha.__file__).parents

@@ -112,13 +112,13 @@ def test_too_small_a_picture(capsys, picture):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--window", 1], "--window 1: must be from 2 to 168"),
-        (["--window", 169], "--window 169: must be from 2 to 168"),
-        (["--sigma", "nan"], "--sigma nan: must be from 1 to 255"),
-        (["--sigma", 0], "--sigma 0: must be from 1 to 255"),
-        (["--resize", 20], "--resize 20: must be at least the window, 21"),
-        (["--out", "a.jpg"], "--out a.jpg: must end in .png"),
-        (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+        (["--window", 1], "--window must be from 2 to 168, got 1"),
+        (["--window", 169], "--window must be from 2 to 168, got 169"),
+        (["--sigma", "nan"], "--sigma must be from 1 to 255, got nan"),
+        (["--sigma", 0], "--sigma must be from 1 to 255, got 0"),
+        (["--resize", 20], "--resize must be at least the window, 21, got 20"),
+        (["--out", "a.jpg"], "--out must end in .png, got a.jpg"),
+        (["--out", "no/such/a.png"], "--out must be in a folder that exists, got no/such/a.png"),
     ],
 )
 def test_bad_options(capsys, arguments, words):
@@ -131,7 +131,7 @@ def test_out_is_a_folder(capsys, tmp_path):
     (tmp_path / "a.png").mkdir()
     status, message = error_of(capsys, ["--out", tmp_path / "a.png"])
     assert status == 2
-    assert "cannot be written" in message
+    assert "--out must be a file that can be written" in message
 
 
 def test_argparse_rejects_what_is_no_option(capsys):

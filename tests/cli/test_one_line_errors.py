@@ -14,7 +14,9 @@ sys.path.insert(0, str(ROOT))
 # Modules that an example needs beside the library and torch.
 NEEDS = {
     "calibrate_embeddings": ["transformers", "all_minilm_l6_v2"],
+    "distill_seer_gate": ["transformers", "all_minilm_l6_v2"],
     "text_model": ["transformers"],
+    "train_diffusion": ["matplotlib"],
     "two_processes": [],
     "video_model": ["diffusers"],
     "video_neighborhood": ["PIL", "rich"],
@@ -23,27 +25,36 @@ NO_SUCH = ["--no-such-option"]
 # What is given, and what the line says.
 WRONG = {
     "calibrate_embeddings": [(["text.txt"], "unrecognized arguments: text.txt")],
-    "text_model": [(["--tokens", "0"], "--tokens 0: at least 1"), (NO_SUCH, "no-such")],
+    "distill_seer_gate": [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (NO_SUCH, "no-such"),
+    ],
+    "text_model": [(["--tokens", "0"], "--tokens must be at least 1, got 0"), (NO_SUCH, "no-such")],
+    "train_diffusion": [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--out", "a.jpg"], "--out must end in .png, got a.jpg"),
+        (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+    ],
     "two_processes": [
-        (["--length", "0"], "--length 0: a multiple of 256"),
-        (["--length", "1000"], "--length 1000: a multiple of 256"),
+        (["--length", "0"], "--length must be a multiple of 256, got 0"),
+        (["--length", "1000"], "--length must be a multiple of 256, got 1000"),
         (NO_SUCH, "no-such"),
     ],
     "video_model": [
-        (["--layers", "0"], "--layers 0: at least 1"),
+        (["--layers", "0"], "--layers must be at least 1, got 0"),
         (["--grid", "0", "4", "4"], "--grid 0 4 4: at least 2"),
         (["--grid", "4"], "expected 3 arguments"),
     ],
     "video_neighborhood": [
-        (["--frames", "0"], "--frames 0: at least 1"),
-        (["--size", "-1"], "--size -1: at least 2"),
+        (["--frames", "0"], "--frames must be at least 1, got 0"),
+        (["--size", "-1"], "--size must be at least 2, got -1"),
         (["--size", "9999"], "9999"),
-        (["--pan", "-1"], "--pan -1: at least 0"),
+        (["--pan", "-1"], "--pan must be at least 0, got -1"),
         (["--pan", "900"], "the camera leaves the photograph"),
-        (["--sigma", "nan"], "--sigma nan: at least 1"),
-        (["--window", "0", "3", "3"], r"window\[\d\] is 0"),
+        (["--sigma", "nan"], "--sigma must be at least 1, got nan"),
+        (["--window", "0", "3", "3"], r"window\[\d\] must be at least 1, got 0"),
         (["--out", "a.mp4"], "--out a.mp4: must end in"),
-        (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+        (["--out", "no/such/a.png"], "--out no/such/a.png"),
     ],
 }
 TINY = ["--tiny", "--out"]
@@ -52,8 +63,11 @@ MODULES = {
     "sparse_fmha": [
         ([], "arguments are required: command"),
         (["simulate"], "required: --grid, --window"),
-        (["simulate", "--grid", "8x8", "--window", "x"], "--window is 'x'"),
-        (["demo", "--window", "0"], "--window 0: must be from"),
+        (
+            ["simulate", "--grid", "8x8", "--window", "x"],
+            "--window must be numbers such as 30x48x80, got 'x'",
+        ),
+        (["demo", "--window", "0"], "--window must be from .*, got 0"),
         (["demo", "--seed", "x"], "invalid int value: 'x'"),
         (["info", "x"], "unrecognized arguments: x"),
     ],
@@ -73,20 +87,24 @@ MODULES = {
         (["--device", "cpu", "--out", "{file}/a.json"], "argument --out: .*a.json: a folder, or"),
         (["--device", "cpu", "--out", "{folder}.json"], "argument --out: .*.json: a folder, or"),
     ],
+    "benchmarks.studies.backward": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--calls", "0"], "--calls is 0; at least 1"),
+        (["--calls", "0"], "--calls must be at least 1, got 0"),
         (["--quick", "--calls", "2"], "--calls is of --quick's own choice"),
         (["--out", "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
     "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--tiny", "--layers", "0"], "--layers and --repeats: at least 1"),
+        (["--tiny", "--layers", "0"], "--layers and --repeats must be at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.host_time": [
-        (["--device", "cpu", "--rounds", "0"], "--calls and --rounds: at least 1"),
+        (["--device", "cpu", "--rounds", "0"], "--calls and --rounds must be at least 1"),
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
@@ -109,7 +127,10 @@ MODULES = {
     SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],
 }
 NEED_GPU = [
-    *(f"benchmarks.studies.{name}" for name in ("calibrate", "diffusion", "scaling", "stripes")),
+    *(
+        f"benchmarks.studies.{name}"
+        for name in ("backward", "calibrate", "diffusion", "scaling", "stripes")
+    ),
     SANITIZE,
 ]
 
@@ -120,8 +141,9 @@ def last_line(capsys, monkeypatch):
 
     def run(program, arguments):
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
-        if program == SANITIZE:  # as Python does for a script
+        if isinstance(program, Path):  # as Python does for a script
             monkeypatch.syspath_prepend(program.parent)
+            monkeypatch.delitem(sys.modules, "calibrate_embeddings", raising=False)
         # runpy warns of what was imported before.
         if str(program).startswith("benchmarks."):
             monkeypatch.delitem(sys.modules, program, raising=False)
@@ -175,9 +197,10 @@ def test_an_example_with_wrong_options(last_line, monkeypatch, tmp_path, name, a
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["video_model", "video_neighborhood"])
+@pytest.mark.parametrize("name", ["train_diffusion", "video_model", "video_neighborhood"])
 def test_an_example_without_a_gpu(last_line, name):
-    pytest.importorskip("diffusers")
+    for module in NEEDS[name]:
+        pytest.importorskip(module)
     line = last_line(example(name), ["--device", "cuda"])
     assert line == "error: --device cuda: torch sees no CUDA device"
 

@@ -75,17 +75,32 @@ def test_table(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([*HUNYUAN, "--stride", "20x1x1"], "stride[0] is 20; 1 to window[0] = 18"),
-        (["--grid", "30xx80", "--window", "8"], "--grid is '30xx80'; numbers such as 30x48x80"),
-        (["--grid", "8x8", "--window", "3x3x3"], "window is (3, 3, 3): 3 entries"),
-        ([*HUNYUAN, "--causal", "0x2x0"], "--causal is '0x2x0'; 0 or 1 for each axis"),
-        ([*HUNYUAN, "--head-dim", "12"], "head_dim is 12"),
-        ([*HUNYUAN, "--all", "0"], "--all is 0; at least 1"),
-        ([*HUNYUAN, "--query", "1x2x3"], "--query is given without --plot"),
-        ([*HUNYUAN, "--plot", "a.pdf"], "path is a.pdf; it must end in .png"),
+        ([*HUNYUAN, "--stride", "20x1x1"], "stride[0] must be from 1 to window[0] = 18, got 20"),
+        (
+            ["--grid", "30xx80", "--window", "8"],
+            "--grid must be numbers such as 30x48x80, got '30xx80'",
+        ),
+        (
+            ["--grid", "8x8", "--window", "3x3x3"],
+            "window must have one entry for each of q's 2 token axes, got (3, 3, 3)",
+        ),
+        (
+            [*HUNYUAN, "--causal", "0x2x0"],
+            "--causal must be 0 or 1 for each axis, such as 0x0x1, got '0x2x0'",
+        ),
+        ([*HUNYUAN, "--head-dim", "12"], "head_dim must be a multiple of 8 from 8 to 256, got 12"),
+        ([*HUNYUAN, "--all", "0"], "--all must be at least 1, got 0"),
+        ([*HUNYUAN, "--query", "1x2x3"], "--query must be given with --plot"),
+        ([*HUNYUAN, "--plot", "a.pdf"], "path must end in .png, got a.pdf"),
         ([*HUNYUAN, "--plot", "no/such/a.png"], "no/such/a.png"),
-        ([*HUNYUAN, "--plot", "a.png", "--query", "1x48x3"], "query[1] is 48; 0 to 47"),
-        ([*HUNYUAN, "--plot", "a.png", "--query", "5"], "query is (5,): 1 entries"),
+        (
+            [*HUNYUAN, "--plot", "a.png", "--query", "1x48x3"],
+            "query[1] must be from 0 to 47, got 48",
+        ),
+        (
+            [*HUNYUAN, "--plot", "a.png", "--query", "5"],
+            "query must have one entry for each of q's 3 token axes, got (5,)",
+        ),
     ],
 )
 def test_errors(capsys, tmp_path, monkeypatch, arguments, words):
@@ -263,7 +278,7 @@ def test_distribution_is_drawn():
 
 def test_query_and_path_are_checked(tmp_path):
     found = simulate((8, 8), 3)
-    with pytest.raises(ValueError, match=r"query\[1\] is 8; 0 to 7 are allowed"):
+    with pytest.raises(ValueError, match=r"query\[1\] must be from 0 to 7, got 8"):
         found.plot(tmp_path / "a.png", (0, 8))
     with pytest.raises(ValueError, match=r"must end in \.png"):
         found.plot(tmp_path / "a")

@@ -225,18 +225,46 @@ def test_calls_that_skip_take_rows_that_do(given):
 
 def test_errors():
     q = tokens(1, 64, 2, 64)
-    with pytest.raises(ValueError, match="allowed are: attention, neighborhood_attention"):
+    with pytest.raises(ValueError, match="function must be attention, neighborhood_attention,"):
         explain(torch.nn.functional.scaled_dot_product_attention, q, q, q)
-    with pytest.raises(ValueError, match="arch is None, q is on meta; cpu or sm90 is needed"):
+    with pytest.raises(ValueError, match="arch must be cpu or sm90 for q on meta, got None"):
         explain(sparse_fmha.attention, q, q, q)
-    with pytest.raises(ValueError, match="arch is sm100"):
+    with pytest.raises(ValueError, match=r"arch must be .*, got sm100"):
         explain(sparse_fmha.attention, q, q, q, arch="sm100")
-    with pytest.raises(TypeError, match="q is a list, not a tensor"):
+    with pytest.raises(TypeError, match="q must be a tensor, got list"):
         explain(sparse_fmha.attention, [1], q, q)
-    with pytest.raises(ValueError, match="v has head dim 32, q has 64"):
+    with pytest.raises(ValueError, match="v must have q's head dim, 64, got 32"):
         explain(sparse_fmha.attention, q, q, tokens(1, 64, 2, 32), arch="sm90")
     with pytest.raises(TypeError, match="missing a required argument: 'v'"):
         explain(sparse_fmha.attention, q, q, arch="sm90")
     mask = drawn(128, 128, 0.5)
-    with pytest.raises(ValueError, match="mask is for 1000 tokens of q; q has 64"):
+    with pytest.raises(ValueError, match="mask must be for the 64 tokens of q, got one for 1000"):
         explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")
+
+
+def test_kernels_of_the_backward():
+    q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
+    assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))
+    found = explain(sparse_fmha.attention, q, q.clone().requires_grad_(), q, causal=True)
+    names = {
+        name: _C.find_kernel(
+            **{"arch": "cpu", "mechanism": "causal", "dtype": "bfloat16", "head_dim": 72},
+            **{"pass": name, "skips": False},
+        )["name"]
+        for name in ("backward_dq", "backward_dkv")
+    }
+    assert (found.dq_kernel, found.dkv_kernel) == tuple(names.values())
+    (line,) = (x for x in str(found).splitlines() if "backward: " in x)
+    assert all(name in line for name in names.values())
+    with torch.no_grad():
+        leaf = q.clone().requires_grad_()
+        assert "backward: " not in str(explain(sparse_fmha.attention, leaf, q, q))
+
+
+def test_a_call_without_backward_kernels_says_so():
+    q = torch.randn(1, 40, 4, 64, requires_grad=True)
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
+    assert found.dq_kernel is None
+    assert "no kernel for dq or dk and dv" in str(found)
+    with pytest.raises(NotImplementedError):
+        sparse_fmha.attention(q, q, q, skip_threshold=0.1).sum().backward()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed_inputs import block_mask, qkv, skipped_qkv, stripe_mask
+from distributed_inputs import LENGTH, block_mask, qkv, skipped_qkv, stripe_mask
 from distributed_ranks import case
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -108,6 +108,34 @@ def dtensor_skipping(ranks):
     assert whole.skipped.sum() > 0
 
 
+@case(2)
+def dtensor_biases_and_sinks(ranks):
+    """Values and gradients; what heads share is replicated where heads are sharded."""
+    mesh, (q, k, v) = mesh_of(ranks), qkv(batch=4)
+    generator = torch.Generator().manual_seed(1)
+    sink = torch.randn(8, generator=generator)
+    for placement, of_list, of_sink in ((BATCH, 0, Replicate()), (HEADS, 1, Shard(0))):
+        for batch, heads in ((4, 8), (4, 1), (1, 8)):
+            bias = torch.randn(batch, heads, LENGTH, generator=generator)
+            of_bias = Replicate() if bias.shape[of_list] == 1 else Shard(of_list)
+            given = [x.clone().requires_grad_() for x in (q, k, v, bias, sink)]
+            places = [placement] * 3 + [of_bias, of_sink]
+            spread = [
+                distribute_tensor(x.detach(), mesh, [place]).requires_grad_()
+                for x, place in zip(given, places, strict=True)
+            ]
+            found = [
+                sparse_fmha.attention(*x[:3], causal=True, key_bias=x[3], sink=x[4])
+                for x in (given, spread)
+            ]
+            assert found[1].placements == (placement,)
+            torch.testing.assert_close(found[1].full_tensor(), found[0])
+            whole = torch.autograd.grad(found[0].square().sum(), given)
+            parts = torch.autograd.grad(found[1].square().sum(), spread)
+            for a, b in zip(parts, whole, strict=True):
+                torch.testing.assert_close(a.full_tensor(), b, rtol=1e-4, atol=1e-5)
+
+
 @case(2, 4)
 def dtensor_key_heads_that_do_not_divide(ranks):
     """Three key heads, also of nine: no rank may have query heads without their key heads."""
@@ -140,11 +168,13 @@ def dtensor_sequence_is_redistributed(ranks):
 @case(2, 4)
 def dtensor_mask_errors(ranks):
     mesh, mask = mesh_of(ranks), block_mask()
-    with pytest.raises(ValueError, match=r"placed as S\(1\)"):
+    with pytest.raises(ValueError, match=r"placement of q must be .*, got S\(1\)"):
         sd.distribute_mask(mask, mesh, [Shard(1)])
-    with pytest.raises(ValueError, match="2 placements; the mesh has 1"):
+    with pytest.raises(
+        ValueError, match=r"placements must have one entry for each of the 1 dimensions .*got 2"
+    ):
         sd.distribute_mask(mask, mesh, [BATCH, HEADS])
-    with pytest.raises(TypeError, match="mask is a Tensor"):
+    with pytest.raises(TypeError, match="mask must be a BlockMask or StripeMask, got Tensor"):
         sd.distribute_mask(mask.counts, mesh, [BATCH])
 
 

@@ -80,5 +80,5 @@ def test_example():
         [sys.executable, script, "--length", "100"], capture_output=True, text=True
     )
     assert (wrong.returncode, wrong.stderr) == (
-        2, "error: --length 100: a multiple of 256 is needed\n"
+        2, "error: --length must be a multiple of 256, got 100\n"
     )  # fmt: skip

@@ -14,8 +14,10 @@ from pathlib import Path
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # a tensor's end is an allocation's end
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
+import gradient_oracle
 import torch
 from block_lists import compact
+from gradient_cases import LARGE
 
 import sparse_fmha
 from sparse_fmha import reference
@@ -168,6 +170,24 @@ def skipping_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
     return relative_error(*results, q, k, v, dense_mask(len_q, len_kv, causal))
 
 
+def backward_error(name: str, head_dim: int, dtype, device: str = "cuda") -> float:
+    """Of the worst gradient of a case; rounding to 16 bits comes twice, before products of sums."""
+    case = LARGE[name]
+    arguments = case.arguments(dtype, device, head_dim)
+    out, lse = case.forward(arguments)
+    dout = torch.randn_like(out)
+    has_dkv = case.mechanism != "stripe" or device == "cpu"
+    found = case.backward(arguments, out, lse, dout, need_dkv=has_dkv)
+    there = {n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    expected = gradient_oracle.gradients(case.mechanism, there, dout.cpu(), None)
+    errors = [
+        ((found[n].cpu().double() - exact).norm() / exact.norm()).item()
+        for n, exact in expected.items()
+        if n == "q" or has_dkv
+    ]
+    return max(errors) / 3
+
+
 def dense_mask(len_q: int, len_kv: int, causal: bool) -> torch.Tensor:
     """Bool [len_q, len_kv] on the CPU."""
     i, j = (torch.arange(n, device="cpu") for n in (len_q, len_kv))
@@ -193,6 +213,7 @@ PROBLEMS = {
     "block_sparse": (block_sparse_error, BLOCK_LISTS),
     "stripe": (stripe_error, STRIPES),
     "skipping": (skipping_error, DENSE),
+    "backward": (backward_error, [(name,) for name in LARGE]),
 }
 
 

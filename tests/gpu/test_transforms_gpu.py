@@ -20,7 +20,7 @@ def calls(cuda):
 def test_what_is_lacking_raises(calls, way, name):
     message = lacking(way, name)
     if message is None:
-        pytest.skip("test_backward_gpu.py has what is there")
+        pytest.skip("supported; test_backward_gpu.py tests it")
     for argument, value in calls[name].tensors().items():
         if not value.is_floating_point():
             continue

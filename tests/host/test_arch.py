@@ -24,7 +24,7 @@ def test_a_capability_without_a_row_names_the_rows(capability):
     with pytest.raises(RuntimeError) as error:
         _C.arch_of_capability(*capability)
     first, *rows = str(error.value).splitlines()
-    assert "compute capability {}.{};".format(*capability) in first
+    assert "compute capability {}.{} is not supported".format(*capability) in first
     expected = {f"  {a}.{b} ({arch})" for arch, gpus in _C.gpu_archs().items() for a, b in gpus}
     assert set(rows) == expected
 

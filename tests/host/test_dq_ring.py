@@ -191,7 +191,8 @@ def test_keys_that_are_kept_over_a_stage_of_another_stop_everything():
 
 def test_rings_of_the_kernels_are_played():
     rows = sparse_fmha.kernels()
-    stages = {row["stages"] for row in rows if row["pass"] == "backward_dq"}
+    on_gpu = [row for row in rows if row["arch"] != "cpu"]
+    stages = {row["stages"] for row in on_gpu if row["pass"] == "backward_dq"}
     if not stages:
         pytest.skip("no such kernels are compiled")
     assert stages <= set(STAGES)

@@ -9,6 +9,7 @@ import pytest
 
 import sparse_fmha
 from sparse_fmha import _C
+from sparse_fmha._ops import errors
 
 COLUMNS = ("name", "arch", "pass", "mechanism", "dtype", "head_dim")
 COLUMNS += ("tile_q", "tile_k", "stages", "skips")
@@ -60,18 +61,30 @@ def test_a_miss_names_the_request_and_every_row():
         _C.find_kernel(arch="sm90", mechanism="dense", dtype="float64", head_dim=64)
     message = str(error.value)
     request = "arch=sm90, pass=forward, mechanism=dense, dtype=float64, head_dim=64"
-    assert f"no kernel for {request}; compiled in are:" in message
+    assert f"no kernel for {request}, which runs on the CPU only; " in message
     for row in sparse_fmha.kernels():
         assert f"{row['name']} (head_dim <= {row['head_dim']})" in message
+
+
+def test_a_miss_is_told_from_an_impossible_request():
+    """By the type that Python makes of it."""
+    missing = [("sm90", "float64", NotImplementedError), ("cpu", "float64", RuntimeError)]
+    for arch, dtype, kind in missing:
+        name = {"arch": arch, "mechanism": "dense", "dtype": dtype}
+        with pytest.raises(RuntimeError) as raised:
+            _C.find_kernel(**name, head_dim=264 if arch == "cpu" else 64)
+        error = errors.typed(raised.value)
+        assert type(error) is kind
+        assert str(error).startswith("sparse_fmha: no kernel for arch=")
 
 
 def test_a_row_serves_its_own_pass():
     key = {"arch": "cpu", "mechanism": "dense", "dtype": "float32", "head_dim": 64}
     assert _C.find_kernel(**key, **{"pass": "forward"}) == _C.find_kernel(**key)
-    for name in ("forward", "backward_dq", "backward_dkv"):
+    for name in ("forward", "backward_dq", "backward_dkv", "decode"):
         assert _C.find_kernel(**key, **{"pass": name})["pass"] == name
     with pytest.raises(RuntimeError, match="no kernel for arch=cpu, pass=decode, mech"):
-        _C.find_kernel(**key, **{"pass": "decode"})
+        _C.find_kernel(**{**key, "mechanism": "stripe", "pass": "decode"})
 
 
 @pytest.mark.parametrize("name", ["backward_dq", "backward_dkv"])
@@ -82,5 +95,7 @@ def test_the_backward_pass_leaves_no_tiles_out(name):
 
 
 def test_an_unknown_dtype_names_the_allowed_ones():
-    with pytest.raises(ValueError, match="dtype is int8, allowed are: float16, bfloat16, float32"):
+    with pytest.raises(
+        ValueError, match="dtype must be one of float16, bfloat16, float32, float64, got int8"
+    ):
         _C.find_kernel(arch="cpu", mechanism="dense", dtype="int8", head_dim=64)

@@ -29,10 +29,6 @@ def tiny(request):
     return make(request.param)
 
 
-def test_all_supported_models_are_tested():
-    assert sorted(make(name).name for name in MODELS) == sorted(sparse.supported_models())
-
-
 def test_window_of_the_whole_grid_is_the_original(tiny):
     expected = tiny()
     sparse.enable(tiny.model, "neighborhood", window=tiny.grid)

@@ -50,11 +50,12 @@ def test_tiny(capsys, tmp_path):
 
 @pytest.mark.parametrize("name", diffusion.CASES)
 def test_windows_fit_the_grids(name):
-    from sparse_fmha.integrations import _diffusion_methods as methods
+    from sparse_fmha.integrations import _diffusion_table as table
+    from sparse_fmha.integrations._diffusion_layout import Layout
 
     for case in (diffusion.CASES[name], diffusion.tiny(diffusion.CASES[name])):
-        method = methods.make("neighborhood", {"window": case.window, "stride": case.stride})
-        method.check(methods.Layout(case.grid))
+        method = table.make("neighborhood", {"window": case.window, "stride": case.stride})
+        method.check(Layout(case.grid))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from diffusion_state import NAME, image, windowed
 from tiny_diffusion import make
 
 import sparse_fmha
-from sparse_fmha.integrations import _diffusion_methods
+from sparse_fmha.integrations import _diffusion_methods, _diffusion_table
 from sparse_fmha.integrations import diffusers as sparse
 
 pytestmark = pytest.mark.usefixtures("default")
@@ -79,7 +79,7 @@ def test_pipelines_that_share_a_transformer():
     assert one().equal(dense)
     sparse.disable(second)
     assert not sparse.is_enabled(two.model)
-    with pytest.raises(RuntimeError, match="is not enabled"):
+    with pytest.raises(RuntimeError, match=r"must be enabled before disable\(\); call"):
         sparse.disable(second)
 
 
@@ -139,11 +139,11 @@ def test_a_mask_follows_the_model(monkeypatch):
     monkeypatch.setattr(_diffusion_methods, "block_sparse_attention", watched)
     blocks = torch.ones(1, 1, 2, 8, dtype=torch.bool)
     mask = sparse_fmha.BlockMask.from_blocks(blocks, 120, 120, 64, 16)
-    method = _diffusion_methods.make("block_sparse", {"mask": mask})
+    method = _diffusion_table.make("block_sparse", {"mask": mask})
     layout = _diffusion_methods.Layout((4, 5, 6))
     for device in ("cpu", "meta", "cpu", "meta"):
         q = torch.ones(1, 120, 2, 16, device=device)
-        method(q, q, q, layout, [0], None)
+        method(q, q, q, layout, [()], None)
         assert seen[-1].device == q.device
     assert seen[0] is seen[2] is mask
     assert seen[1] is seen[3]

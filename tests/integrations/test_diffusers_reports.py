@@ -27,7 +27,7 @@ def warned(tiny, *timesteps, method="neighborhood", **options):
 def test_a_window_of_the_whole_grid(name):
     tiny = make(name)
     (message,) = warned(tiny, 900, 700, window=tiny.grid)
-    assert f"{tiny.name}: window is {tiny.grid}, all of the grid {tiny.grid}: nothing" in message
+    assert f"{tiny.name}: window = {tiny.grid} has no effect: it covers the whole grid" in message
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -36,7 +36,7 @@ def test_a_stride_where_the_window_is_all_of_an_axis(name):
     rest = (2,) * (len(tiny.grid) - 1)
     ones = (1,) * len(rest)
     (message,) = warned(tiny, 900, 700, window=(tiny.grid[0], *rest), stride=(2, *ones))
-    assert f"stride is {(2, *ones)}, and has no effect where window" in message
+    assert f"stride = {(2, *ones)} has no effect where window" in message
     assert not warned(tiny, 900, window=(tiny.grid[0], *rest), stride=(1, 2, *ones[1:]))
 
 
@@ -44,7 +44,10 @@ def test_a_stride_where_the_window_is_all_of_an_axis(name):
 def test_all_blocks_are_dense(name):
     tiny = make(name)
     (message,) = warned(tiny, 900, window=tiny.window, dense_layers=range(tiny.layers))
-    assert message == f"dense_layers has all blocks of {tiny.name}: 'neighborhood' is used in none"
+    assert (
+        message
+        == f"method 'neighborhood' has no effect: dense_layers names all blocks of {tiny.name}"
+    )
     assert not warned(tiny, 900, window=tiny.window, dense_layers=range(tiny.layers - 1))
 
 
@@ -61,8 +64,8 @@ def test_runs_that_are_over_before_the_dense_steps_are(steps, request_):
         assert not found
     else:
         assert found == [
-            f"first_dense_steps is {steps}, and no step was sparse before another run began; the "
-            "one before it had 4 steps"
+            f"first_dense_steps = {steps} made a whole run dense: it had 4 steps before another "
+            "run began"
         ]
 
 
@@ -77,7 +80,9 @@ def test_another_backend_chosen_after_enable(name):
         tiny.model.set_attention_backend("native")
         tiny(), tiny()
     (message,) = [str(w.message) for w in seen if "backend" in str(w.message)]
-    assert message.startswith(f"block 1 of {tiny.name} has the attention backend 'native'")
+    assert message.startswith(
+        f"enable() has no effect on block 1 of {tiny.name}: the attention backend 'native'"
+    )
 
 
 def test_options_that_do_something():

@@ -59,17 +59,28 @@ def warned(net, layers, *lengths):
 @pytest.mark.parametrize("key", ["layer 99", "layer 2", "layers 1-2", "layers 2-7"])
 @pytest.mark.parametrize("method", [DENSE, TOPK], ids=["dense", "sparse"])
 def test_layers_that_the_model_does_not_have(kind, key, method):
-    with pytest.raises(ValueError, match=f"has the key '{key}'; .*Attention has layers 0 to 1"):
+    with pytest.raises(
+        ValueError, match=f"layers must name layers 0 to 1 of .*Attention, got '{key}'"
+    ):
         run(model(kind), {key: method}, ids())
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_hidden_layers": 2}, "layers 0 to 1"),
-        ({"num_hidden_layers": 2, "decoder_layers": 3}, "layers 0 to 2"),
-        ({"num_hidden_layers": 8, "layer_types": ["linear_attention"] * 8}, "but linear_attention"),
-        ({"num_hidden_layers": 8, "layer_types": ["conv", "mamba"] * 4}, "but conv, mamba"),
+        ({"num_hidden_layers": 2}, "layers 0 to 1 of the model of Linear, got 'layers 4-5'"),
+        (
+            {"num_hidden_layers": 2, "decoder_layers": 3},
+            "layers 0 to 2 of the model of Linear, got 'layers 4-5'",
+        ),
+        (
+            {"num_hidden_layers": 8, "layer_types": ["linear_attention"] * 8},
+            "layers of .* Linear with attention, got .*, which has linear_attention",
+        ),
+        (
+            {"num_hidden_layers": 8, "layer_types": ["conv", "mamba"] * 4},
+            "layers of .* Linear with attention, got .*, which has conv, mamba",
+        ),
         ({"num_hidden_layers": 8, "layer_types": ["full_attention"] * 8}, None),
         ({"num_hidden_layers": 8, "layer_types": ["full_attention", "conv"] * 4}, None),
         ({"num_hidden_layers": 4, "decoder_layers": 6}, None),
@@ -83,7 +94,7 @@ def test_how_many_layers_of_attention_a_configuration_says(config, message):
     if message is None:
         layers.check(module)
     else:
-        with pytest.raises(ValueError, match=f"'layers 4-5'; the model of Linear has .*{message}"):
+        with pytest.raises(ValueError, match=f"layers must name {message}"):
             layers.check(module)
 
 
@@ -100,14 +111,16 @@ def test_a_vision_tower_counts_its_own_layers():
 
 
 def test_no_layers_at_all():
-    with pytest.raises(ValueError, match="layers is empty"):
+    with pytest.raises(
+        ValueError, match="layers must have keys such as 'default', 'layer 3' or 'layers 8-31',"
+    ):
         sparse.register(NAME, {})
 
 
 def test_a_default_that_no_layer_takes():
     layers = {"default": TOPK, "layer 0": DENSE, "layer 1": DENSE}
     (message,) = warned(model(), layers, 150, 170)
-    assert "'default'; the model of LlamaAttention has layers 0 to 1, and each has" in message
+    assert "'default' of layers has no effect: each of the layers 0 to 1 of the model" in message
     assert not warned(model(), {"default": TOPK, "layer 0": DENSE}, 150, 170)
 
 
@@ -117,43 +130,46 @@ POINTS = [
     for s in (0.2, 0.5, 0.8)
 ]
 CASES = {
-    "threshold": ({"method": "skip", "threshold": 0.0}, "threshold is 0: nothing is skipped"),
+    "threshold": (
+        {"method": "skip", "threshold": 0.0},
+        "threshold = 0 has no effect: nothing is skipped",
+    ),
     "sparsity": (
         {"method": "skip", "sparsity": 0.0, "calibration": Calibration(POINTS)},
-        "sparsity is 0: nothing is skipped",
+        "sparsity = 0 has no effect: nothing is skipped",
     ),
     "least": (
         {"method": "skip", "sparsity": 0.05, "calibration": Calibration(POINTS)},
-        "sparsity is 0.05, outside of what the calibration was fitted to, 0.2 to 0.8",
+        "sparsity = 0.05 is outside the range of the calibration, 0.2 to 0.8",
     ),
     "most": (
         {"method": "skip", "sparsity": 0.9, "calibration": Calibration(POINTS)},
-        "sparsity is 0.9, outside",
+        "sparsity = 0.9 is outside",
     ),
     "length": (
         {"method": "skip", "sparsity": 0.5, "calibration": Calibration(POINTS[:3] * 2)},
-        "calibration was fitted to 64 to 64 keys; here are 150",
+        "150 keys are outside the range of the calibration, 64 to 64",
     ),
     "blocks": (
         {"method": "block_topk", "blocks": 2, "block_kv": 128},
-        "blocks is 2 of 128 keys, and here are 150: nothing is left out",
+        "blocks = 2 has no effect: blocks of 128 keys cover all 150 keys",
     ),
-    "step": ({"method": "anchor"}, "150 keys are all near: nothing is left out"),
+    "step": ({"method": "anchor"}, "have no effect: all 150 keys are near"),
     "vertical": (
         {"method": "vertical_slash", "vertical": 150, "slash": 120},
-        "vertical is 150, and here are 150 keys: nothing is left out",
+        "vertical = 150 has no effect: it covers all 150 keys",
     ),
     "slash": (
         {"method": "vertical_slash", "vertical": 40},
-        "slash is 6096, and here are 150 keys: nothing is left out",
+        "slash = 6096 has no effect: it covers all 150 keys",
     ),
     "few columns": (
         {"method": "vertical_slash", "vertical": 7, "slash": 120},
-        "vertical is 7; 30 are always taken",
+        "vertical = 7 has no effect: 30 are always taken",
     ),
     "few diagonals": (
         {"method": "vertical_slash", "vertical": 40, "slash": 9},
-        "slash is 9; 100 are always taken",
+        "slash = 9 has no effect: 100 are always taken",
     ),
 }
 
@@ -183,7 +199,9 @@ def test_padding_does_not_count_as_keys():
     layers = {"layer 0": {"method": "block_topk", "blocks": 2, "block_kv": 64}}
     mask = torch.ones(1, 200, dtype=torch.long)
     mask[:, 100:] = 0
-    with pytest.warns(UserWarning, match="blocks is 2 of 64 keys, and here are 100: nothing"):
+    with pytest.warns(
+        UserWarning, match="blocks = 2 has no effect: blocks of 64 keys cover all 100 keys"
+    ):
         run(model(), layers, ids(200), attention_mask=mask)
 
 
@@ -201,7 +219,10 @@ def test_decoding_is_dense_and_says_so():
 
 def test_a_mask_tensor_with_a_sparse_method_is_an_error():
     mask = torch.zeros(1, 1, 150, 150).masked_fill(torch.ones(150, 150).triu(1) > 0, -1e9)
-    with pytest.raises(NotImplementedError, match=r"layer 1 has a sparse .*here is a mask tensor"):
+    with pytest.raises(
+        NotImplementedError,
+        match="layer 1 has a sparse method, which supports only causal prefill, with",
+    ):
         run(model(), {"layer 1": TOPK}, ids(), attention_mask=mask)
     run(model(), {"layer 1": DENSE}, ids(), attention_mask=mask)
 

@@ -64,5 +64,5 @@ def test_a_plan_says_where_it_is_not():
     real[0, :60] = False
     mask = sparse.plan(2, 150, 150, attention_mask=real).mask
     q = torch.randn(2, 150, 4, 16)
-    with pytest.raises(ValueError, match="mask is on meta, q on cpu"):
+    with pytest.raises(ValueError, match="mask must be on q's device, cpu, got meta"):
         sparse.block_sparse_attention(q, q, q, mask.to("meta"))

@@ -87,12 +87,12 @@ def test_where_a_method_is_an_error():
         ("bert", {}, "attention that is not causal"),
     ]
     for name, inputs, reason in cases:
-        with pytest.raises(NotImplementedError, match=f"layer 1 has a sparse .* here is {reason}"):
+        with pytest.raises(NotImplementedError, match=f"layer 1 has a sparse .*, got {reason}"):
             run(model(name), "sparse_by_layer", [], input_ids=tokens, **inputs)
     net = model("llama")
     net.set_attn_implementation("sparse_by_layer")
     cache = net(tokens[:, :60], use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="here is 40 queries and 100 keys, as behind"):
+    with pytest.raises(NotImplementedError, match="got 40 queries and 100 keys, as behind"):
         net(tokens[:, 60:], past_key_values=cache)
 
 
@@ -129,32 +129,54 @@ def test_a_sparsity_in_place_of_a_threshold(tmp_path, monkeypatch):
 def test_a_key_twice_in_a_file(tmp_path):
     path = tmp_path / "methods.json"
     path.write_text('{"layer 1": {"method": "dense"}, "layer 1": {"method": "dense"}}')
-    with pytest.raises(ValueError, match="has the key 'layer 1' twice in one object"):
+    with pytest.raises(
+        ValueError, match="keys of one object in the file of layers must be unique, got 'layer 1'"
+    ):
         sparse.register("sparse_by_layer", path)
 
 
 @pytest.mark.parametrize(
     ("layers", "error", "message"),
     [
-        ({"layer x": {"method": "dense"}}, ValueError, "layers has the key 'layer x'; 'default'"),
-        ({"layers 5-2": {"method": "dense"}}, ValueError, "which ends before it begins"),
-        ({"default": {"method": "magic"}}, ValueError, r"layers\['default'\] is .*dense, skip"),
-        ({"default": "dense"}, ValueError, "a mapping with a method is needed"),
-        ({"default": {"method": "skip"}}, ValueError, "skip takes a threshold, or a sparsity"),
+        (
+            {"layer x": {"method": "dense"}},
+            ValueError,
+            "keys of layers must be 'default', 'layer 3' or 'layers 8-31', got",
+        ),
+        (
+            {"layers 5-2": {"method": "dense"}},
+            ValueError,
+            "keys of layers must not end before they begin, got 'layers 5-2'",
+        ),
+        (
+            {"default": {"method": "magic"}},
+            ValueError,
+            r"layers\['default'\] must be a mapping with a method, one of dense,",
+        ),
+        (
+            {"default": "dense"},
+            ValueError,
+            r"layers\['default'\] must be a mapping with a method, one of dense,",
+        ),
+        (
+            {"default": {"method": "skip"}},
+            ValueError,
+            "exactly one of threshold and sparsity must be given for skip",
+        ),
         (
             {"default": {"method": "skip", "threshold": 0.1, "sparsity": 0.5}},
             ValueError,
-            "skip takes a threshold, or a sparsity",
+            "exactly one of threshold and sparsity must be given for skip",
         ),
         (
             {"default": {"method": "skip", "sparsity": 0.5}},
             ValueError,
-            "skip takes sparsity and calibration together",
+            "sparsity and calibration must be given together for skip",
         ),
         (
             {"default": {"method": "skip", "sparsity": 1.5, "calibration": "x"}},
             ValueError,
-            "sparsity is 1.5; 0 to",
+            "sparsity must be from 0 to.*, got 1.5",
         ),
         (
             {"default": {"method": "skip", "sparsity": 0.5, "calibration": "no-such-file"}},
@@ -166,11 +188,19 @@ def test_a_key_twice_in_a_file(tmp_path):
         (
             {"layers 0-3": {"method": "dense"}, "layer 2": {"method": "dense"}},
             ValueError,
-            "layers names layer 2 twice, the second time by 'layer 2'",
+            "layers must name layer 2 once, got it again in 'layer 2'",
         ),
-        ({"default": {"method": "skip", "threshold": 7}}, ValueError, "threshold is 7; 0 to"),
-        ({"default": {"method": "block_topk", "blocks": 0}}, ValueError, "blocks is 0; at least 1"),
-        (3, TypeError, "layers is a int; a mapping or a path is needed"),
+        (
+            {"default": {"method": "skip", "threshold": 7}},
+            ValueError,
+            "threshold must be from 0 to.*, got 7",
+        ),
+        (
+            {"default": {"method": "block_topk", "blocks": 0}},
+            ValueError,
+            "blocks must be at least 1, got 0",
+        ),
+        (3, TypeError, "layers must be a mapping or a path, got int"),
     ],
 )
 def test_layers_that_do_not_make_sense(layers, error, message):

@@ -19,6 +19,7 @@ from diffusers import (
 
 from sparse_fmha import reference
 
+SHARP = ("norm_q.weight", "norm_k.weight", "query_norm.weight", "key_norm.weight")
 TEXT = 10
 BATCH = 2
 
@@ -37,6 +38,7 @@ class Tiny:
     window: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    references: int = 0  # tokens behind the grid that are not text
     options: dict = field(init=False)
 
     def __post_init__(self):
@@ -57,21 +59,23 @@ class Tiny:
 
     def visible(self, window, stride=1, dilation=1):
         """Bool [tokens, tokens] in the model's order; text sees and is seen by all."""
-        rows = reference.neighborhood_mask(self.grid, window, stride, dilation, extra=self.text)
-        return self.with_text(rows[:, : self.image])
+        return self.with_text(reference.neighborhood_mask(self.grid, window, stride, dilation))
 
     def with_text(self, image):
         before, behind = (self.text, 0) if self.text_first else (0, self.text)
-        return torch.nn.functional.pad(image, (before, behind) * 2, value=True)
+        sides = before, behind + self.references
+        return torch.nn.functional.pad(image, sides * 2, value=True)
 
 
 @contextlib.contextmanager
-def torch_attention_with(visible, layers=None):
+def torch_attention_with(*masks, layers=None):
     """torch's attention with a mask wherever queries and keys are as many as the mask's."""
     own, seen = torch.nn.functional.scaled_dot_product_attention, []
+    of_shape = {tuple(mask.shape): mask for mask in masks}
 
     def masked(query, key, value, attn_mask=None, **options):
-        if (query.shape[-2], key.shape[-2]) == visible.shape:
+        visible = of_shape.get((query.shape[-2], key.shape[-2]))
+        if visible is not None:
             seen.append(None)
             if layers is None or len(seen) - 1 in layers:
                 attn_mask = visible if attn_mask is None else visible & attn_mask
@@ -266,10 +270,14 @@ MAKERS = {
 
 def make(name, **options):
     torch.manual_seed(0)
-    tiny = MAKERS[name](**options)
+    return sharpen(MAKERS[name](**options))
+
+
+def sharpen(tiny):
+    """Weights with which attention matters."""
     tiny.model.eval()
     # As initialised, some models hardly listen to attention: gates and projections are small.
     for name, parameter in tiny.model.named_parameters():
-        sharp = name.endswith(("norm_q.weight", "norm_k.weight"))
+        sharp = name.endswith(SHARP)
         torch.nn.init.normal_(parameter, mean=2.0 if sharp else 0.0, std=0.25)
     return tiny

@@ -243,9 +243,11 @@ def test_plot(tmp_path):
     mask = Drawn(1000, 2000, heads=2).mask()
     mask.plot(tmp_path / "mask.png", head=1)
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(IndexError, match="head is 2; the mask has lists for 2"):
+    with pytest.raises(
+        IndexError, match="head must be less than the 2 that the mask has lists for, got 2"
+    ):
         mask.plot(tmp_path / "no.png", head=2)
-    with pytest.raises(ValueError, match=r"no.pdf; it must end in .png"):
+    with pytest.raises(ValueError, match=r"path must end in .png, got .*no.pdf"):
         mask.plot(tmp_path / "no.pdf")
     Drawn(10, 10, kinds=(1, 0, 0)).mask().plot(tmp_path / "empty.png")
 
@@ -284,7 +286,7 @@ def test_from_dense_of_fewer_dimensions():
     assert BlockMask.from_dense(visible[1, 2]).to_dense().equal(visible[1:, 2:])
     assert BlockMask.from_dense(visible[1]).to_dense().equal(visible[1:])
     for wrong in (visible[0, 0, 0], visible[None]):
-        with pytest.raises(ValueError, match=r"visible has shape .*; \[q_len, kv_len\] is needed"):
+        with pytest.raises(ValueError, match=r"visible must have .*\[q_len, kv_len\].*, got .*"):
             BlockMask.from_dense(wrong)
 
 

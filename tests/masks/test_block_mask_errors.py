@@ -9,13 +9,13 @@ from sparse_fmha import BlockMask
 FAULTS = {
     "counts of .* 0 to 3, the width": {"counts": [[[4]]]},
     "counts of .*0, 0, 0.* 0 to 3, the width": {"counts": [[[-1]]]},
-    "no key block in slot 1; 0 to 3 are allowed": {"indices": [[[[0, 4, 5]]]]},
-    "no key block in slot 0": {"indices": [[[[-2, 1, 3]]]]},
-    "do not ascend after slot 1": {"indices": [[[[1, 3, 2]]]]},
-    "do not ascend after slot 0; each block may be there once": {"indices": [[[[1, 1, 2]]]]},
-    "partial_indices of .* no key block in slot 0": {"partial_indices": [[[[9, 0]]]]},
+    "must have a key block from 0 to 3 in slot 1": {"indices": [[[[0, 4, 5]]]]},
+    "must have a key block from 0 to 3 in slot 0": {"indices": [[[[-2, 1, 3]]]]},
+    "must ascend and list each block once, also after slot 1": {"indices": [[[[1, 3, 2]]]]},
+    "must ascend and list each block once, also after slot 0": {"indices": [[[[1, 1, 2]]]]},
+    "partial_indices of .* must have a key block .* in slot 0": {"partial_indices": [[[[9, 0]]]]},
     "partial_counts of .* 0 to 2, the width": {"partial_counts": [[[3]]]},
-    "block 2 of .*0, 0, 0.* is full and partial": {"partial_indices": [[[[2, 0]]]]},
+    "block 2 of .*0, 0, 0.* must be full or partial, got both": {"partial_indices": [[[[2, 0]]]]},
 }
 
 
@@ -52,7 +52,7 @@ def test_validation_of_lists_in_any_order():
     assert make([3, -1, 0, 2]).counts.item() == 3
     with pytest.raises(ValueError, match="a block twice"):
         make([3, -1, 3])
-    with pytest.raises(ValueError, match="no key block in slot 1; 0 to 3 are allowed"):
+    with pytest.raises(ValueError, match="must have a key block from 0 to 3 in slot 1"):
         make([3, 4])
     with pytest.raises(ValueError, match="0 to 2, the width"):
         make([3, 1], counts=3)
@@ -62,18 +62,21 @@ def test_validation_of_lists_in_any_order():
 
 
 ERRORS = {
-    "block_q is 32; allowed are: 64, 128": (ValueError, {"block_q": 32}),
-    "block_kv is 48; allowed are: 16, 32, 64, 128": (ValueError, {"block_kv": 48}),
-    "q_len is -1; at least 0": (ValueError, {"q_len": -1}),
-    "kv_len is 1.5; an int is needed": (TypeError, {"kv_len": 1.5}),
-    "causal is 1; True or False": (TypeError, {"causal": 1}),
-    "counts has shape .*; 2 query blocks of 64 are needed": (ValueError, {"q_len": 70}),
-    "partial_bits has shape .* 64, 8. is needed": (ValueError, {"block_kv": 64}),
-    "partial_bits missing; partial tensors are given all or none": (
+    "block_q must be 64 or 128, got 32": (ValueError, {"block_q": 32}),
+    "block_kv must be 16, 32, 64 or 128, got 48": (ValueError, {"block_kv": 48}),
+    "q_len must be at least 0, got -1": (ValueError, {"q_len": -1}),
+    "kv_len must be an int, got 1.5": (TypeError, {"kv_len": 1.5}),
+    "causal must be True or False, got 1": (TypeError, {"causal": 1}),
+    "counts must have .*2 query blocks of 64.*, got .*": (ValueError, {"q_len": 70}),
+    r"partial_bits must have shape \[1, 1, 1, 2, 64, 8\], got \[1, 1, 1, 2,": (
+        ValueError,
+        {"block_kv": 64},
+    ),
+    "partial tensors must be given all or none, got none for partial_bits": (
         ValueError,
         {"partial_bits": None},
     ),
-    "partial_bits has dtype torch.int32; torch.uint8 is needed": (
+    "partial_bits must have dtype torch.uint8, got torch.int32": (
         TypeError,
         {"partial_bits": torch.zeros(1, 1, 1, 2, 64, 4, dtype=torch.int32)},
     ),
@@ -89,23 +92,27 @@ def test_errors(message, fault):
 
 def test_errors_of_tensors():
     counts, indices = torch.zeros(1, 1, 2).int(), torch.zeros(1, 1, 2, 3).int()
-    with pytest.raises(TypeError, match=r"counts has dtype torch.int64; torch.int32 is needed"):
+    with pytest.raises(TypeError, match=r"counts must have dtype torch.int32, got torch.int64"):
         BlockMask(counts.long(), indices, 200, 300)
-    with pytest.raises(TypeError, match="indices is a list, not a tensor"):
+    with pytest.raises(TypeError, match="indices must be a tensor, got list"):
         BlockMask(counts, [1], 200, 300)
-    with pytest.raises(ValueError, match=r"indices has shape \[1, 2, 3\]; 4 dimensions are needed"):
+    with pytest.raises(ValueError, match=r"indices must have .*4 dimensions.*, got .*\[1, 2, 3\]"):
         BlockMask(counts, indices[0], 200, 300)
-    with pytest.raises(ValueError, match="they must agree but for the last dimension"):
+    with pytest.raises(
+        ValueError, match=r"indices must have the shape of counts, \[1, 1, 2\], and one more"
+    ):
         BlockMask(counts, indices.expand(2, 1, 2, 3), 200, 300)
-    with pytest.raises(ValueError, match="counts is on cpu, indices on meta"):
+    with pytest.raises(ValueError, match="indices must be on the device of counts, cpu, got meta"):
         BlockMask(counts, indices.to("meta"), 200, 300)
-    with pytest.raises(TypeError, match=r"blocks has dtype torch.int32; torch.bool is needed"):
+    with pytest.raises(TypeError, match=r"blocks must have dtype torch.bool, got torch.int32"):
         BlockMask.from_blocks(indices, 200, 300)
-    with pytest.raises(ValueError, match=r"blocks has shape .*; \[batch or 1, heads or 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"blocks must have shape \[batch or 1, heads or 1, 2, 3\]"
+    ):
         BlockMask.from_blocks(indices[..., :2].bool(), 200, 300)
-    with pytest.raises(TypeError, match=r"visible has dtype torch.float32"):
+    with pytest.raises(TypeError, match=r"visible must have .*dtype.*, got torch.float32"):
         BlockMask.from_dense(torch.ones(1, 1, 5, 5))
-    with pytest.raises(ValueError, match=r"visible has shape \[5\]"):
+    with pytest.raises(ValueError, match=r"visible must have .*, got .*\[5\]"):
         BlockMask.from_dense(torch.ones(5).bool())
 
 
@@ -115,17 +122,19 @@ def test_errors_of_constructors():
         "width": lambda width: BlockMask.from_blocks(blocks, 200, 300, width=width),
         "partial_width": lambda width: BlockMask.from_dense(dense, partial_width=width),
     }.items():
-        with pytest.raises(ValueError, match=f"^{name} is -1; at least 0 is needed"):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 0, got -1"):
             make(-1)
-        with pytest.raises(TypeError, match=f"^{name} is 2.5; an int is needed"):
+        with pytest.raises(TypeError, match=f"^{name} must be an int, got 2.5"):
             make(2.5)
-    with pytest.raises(TypeError, match="indices is a list, not a tensor"):
+    with pytest.raises(TypeError, match="indices must be a tensor, got list"):
         BlockMask.from_indices(None, [1, 2], 200, 300)
-    with pytest.raises(TypeError, match=r"indices has dtype torch.int64; torch.int32 is needed"):
+    with pytest.raises(TypeError, match=r"indices must have dtype torch.int32, got torch.int64"):
         BlockMask.from_indices(None, torch.zeros(1, 1, 2, 3).long(), 200, 300)
-    with pytest.raises(ValueError, match=r"indices has shape \[1, 2\]; 4 dimensions are needed"):
+    with pytest.raises(ValueError, match=r"indices must have .*4 dimensions.*, got .*\[1, 2\]"):
         BlockMask.from_indices(None, torch.zeros(1, 2).int(), 200, 300)
-    with pytest.raises(ValueError, match="2 query blocks of 128 are needed"):
+    with pytest.raises(
+        ValueError, match=r"counts must have 2 query blocks of 128, got shape \[1, 1, 3\]"
+    ):
         BlockMask.from_indices(None, torch.zeros(1, 1, 3, 2).int(), 200, 300)
 
 
@@ -138,29 +147,31 @@ def test_union_of_other_masks_is_refused():
         "block_kv": Drawn(200, 300, 128, 64),
         "causal": Drawn(200, 300, causal=True),
     }.items():
-        with pytest.raises(ValueError, match=f"{name} is .* in one mask and .* in the other"):
+        with pytest.raises(ValueError, match=f"{name} must be the same in all masks, got "):
             mask | other.mask()
-    with pytest.raises(ValueError, match="2 and 3 heads; equal or 1 is needed"):
+    with pytest.raises(ValueError, match="heads of the masks must be equal or 1, got 2 and 3"):
         Drawn(200, 300, heads=2).mask() | Drawn(200, 300, heads=3).mask()
     with pytest.raises(TypeError, match="unsupported operand"):
         mask | 3
-    with pytest.raises(TypeError, match="masks have a int among them; BlockMask is needed"):
+    with pytest.raises(TypeError, match="masks must be BlockMasks, got int"):
         BlockMask.union(mask, 3)
-    with pytest.raises(ValueError, match="at least 1 is needed"):
+    with pytest.raises(ValueError, match="masks must have at least one mask, got none"):
         BlockMask.union()
-    with pytest.raises(ValueError, match="3 and 2 batch entries; equal or 1 is needed"):
+    with pytest.raises(
+        ValueError, match="batch entries of the masks must be equal or 1, got 3 and 2"
+    ):
         BlockMask.union(mask, *(Drawn(200, 300, batch=n).mask() for n in (3, 2)))
-    with pytest.raises(ValueError, match="device is cpu in one mask and meta in the other"):
+    with pytest.raises(ValueError, match="device must be the same in all masks, got cpu and meta"):
         mask | mask.to("meta")
 
 
 def test_intersection_of_other_masks_is_refused():
     mask = Drawn(200, 300).mask()
-    with pytest.raises(ValueError, match="kv_len is 300 in one mask and 301 in the other"):
+    with pytest.raises(ValueError, match="kv_len must be the same in all masks, got 300 and 301"):
         mask & Drawn(200, 301).mask()
     with pytest.raises(TypeError, match="unsupported operand"):
         mask & 3
-    with pytest.raises(TypeError, match="masks have a int among them; BlockMask is needed"):
+    with pytest.raises(TypeError, match="masks must be BlockMasks, got int"):
         BlockMask.intersection(mask, 3)
-    with pytest.raises(ValueError, match="at least 1 is needed"):
+    with pytest.raises(ValueError, match="masks must have at least one mask, got none"):
         BlockMask.intersection()

@@ -153,25 +153,31 @@ def test_from_mask_mod(mask_mod, sizes, monkeypatch):
 def test_a_block_size_that_we_lack():
     given_mask = create_block_mask(everything, None, None, 256, 256, device="cpu", BLOCK_SIZE=256)
     with pytest.raises(
-        ValueError, match=r"BLOCK_SIZE \(256, 256\); queries in blocks of 64 or 128"
+        ValueError, match="BLOCK_SIZE of mask must be 64 or 128 for queries and 16, 32, 64 or 128"
     ):
         BlockMask.from_flex(given_mask)
 
 
 def test_errors():
-    with pytest.raises(TypeError, match=r"mask is a BlockMask; a BlockMask of torch.nn.attention"):
+    with pytest.raises(
+        TypeError, match=r"mask must be a BlockMask of torch.nn.attention.flex_attention, got"
+    ):
         BlockMask.from_flex(Drawn(100, 100).mask())
     for sizes, name in {(0, 100): "q_len", (100, 0): "kv_len"}.items():
         mask = BlockMask.from_dense(torch.ones(1, 1, *sizes).bool())
-        with pytest.raises(ValueError, match=f"{name} is 0; FlexAttention's masks need at least 1"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1 for FlexAttention, got 0"):
             mask.to_flex()
     for error, message, arguments in (
-        (TypeError, "mask_mod is 3; a function", (3, 1, 1, 100, 100)),
-        (TypeError, "heads is 1.5; an int is needed", (sliding, 1, 1.5, 100, 100)),
-        (ValueError, "batch is -1; at least 0 is needed", (sliding, -1, 1, 100, 100)),
-        (ValueError, "block_q is 32; allowed are: 64, 128", (sliding, 1, 1, 100, 100, 32)),
-        (TypeError, "mask_mod returns torch.int64; torch.bool", (scores, 1, 1, 100, 100)),
-        (ValueError, r"mask_mod returns shape \[2\] for one pair", (two, 1, 1, 100, 100)),
+        (TypeError, "mask_mod must be a function .*, got 3", (3, 1, 1, 100, 100)),
+        (TypeError, "heads must be an int, got 1.5", (sliding, 1, 1.5, 100, 100)),
+        (ValueError, "batch must be at least 0, got -1", (sliding, -1, 1, 100, 100)),
+        (
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+            (sliding, 1, 1, 100, 100, 32),
+        ),
+        (TypeError, "mask_mod must return torch.bool, got torch.int64", (scores, 1, 1, 100, 100)),
+        (ValueError, r"mask_mod must return a scalar .*, got shape \[2\]", (two, 1, 1, 100, 100)),
     ):
         with pytest.raises(error, match=message):
             BlockMask.from_mask_mod(*arguments)

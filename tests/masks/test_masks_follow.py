@@ -75,7 +75,9 @@ def test_to_moves_all_tensors(kind, data):
 def test_a_dtype_is_refused(kind, data):
     value = data.draw(KINDS[kind])
     for args in ((torch.float16,), ("cpu", torch.float16)):
-        with pytest.raises(TypeError, match=r"dtype is torch\.float16; the dtypes"):
+        with pytest.raises(
+            TypeError, match=r"dtype must be None, because the dtypes of a .* are fixed, got"
+        ):
             value.to(*args)
 
 
@@ -172,7 +174,9 @@ def test_a_file_without_a_field_is_refused(kind, data):
     value = data.draw(KINDS[kind])
     for name in vars(value):
         state = {key: held for key, held in vars(value).items() if key != name}
-        with pytest.raises(ValueError, match=f"the saved {type(value).__name__} has no {name}"):
+        with pytest.raises(
+            ValueError, match=f"missing fields in the saved {type(value).__name__}: {name}"
+        ):
             object.__new__(type(value)).__setstate__(state)
 
 

@@ -136,28 +136,72 @@ def test_dropout_and_dtype():
 
 
 BAD_MODULES = {
-    "dim": (lambda: NeighborhoodAttention(30, 4, 3), ValueError, "dim is 30, num_heads 4"),
+    "dim": (
+        lambda: NeighborhoodAttention(30, 4, 3),
+        ValueError,
+        "dim / num_heads must be a multiple of 8 from 8 to 256, got 30 / 4",
+    ),
     "head dim": (
         lambda: NeighborhoodAttention(48, 4, 3),
         ValueError,
         "multiple of 8 from 8 to 256",
     ),
     "large": (lambda: NeighborhoodAttention(1024, 2, 3), ValueError, "from 8 to 256"),
-    "heads": (lambda: NeighborhoodAttention(32, 0, 3), ValueError, "num_heads is 0; at least 1"),
-    "window": (lambda: NeighborhoodAttention(32, 2, (3, 0)), ValueError, r"window is \(3, 0\)"),
-    "type": (lambda: NeighborhoodAttention(32, 2, 3.5), TypeError, "window is 3.5; an int"),
-    "causal": (lambda: NeighborhoodAttention(32, 2, 3, causal=1), TypeError, "causal is 1; a bool"),
+    "heads": (
+        lambda: NeighborhoodAttention(32, 0, 3),
+        ValueError,
+        "num_heads must be at least 1, got 0",
+    ),
+    "window": (
+        lambda: NeighborhoodAttention(32, 2, (3, 0)),
+        ValueError,
+        r"window must be at least 1 on every axis, got \(3, 0\)",
+    ),
+    "type": (
+        lambda: NeighborhoodAttention(32, 2, 3.5),
+        TypeError,
+        "window must be an int or a tuple of them, got 3.5",
+    ),
+    "causal": (
+        lambda: NeighborhoodAttention(32, 2, 3, causal=1),
+        TypeError,
+        "causal must be a bool or a tuple of them, got 1",
+    ),
     "tuples": (
         lambda: NeighborhoodAttention(32, 2, (3, 3), stride=(1, 1, 1)),
         ValueError,
-        r"window is \(3, 3\), stride \(1, 1, 1\)",
+        "tuples of window, stride, dilation and causal must have the same",
     ),
-    "axes": (lambda: NeighborhoodAttention(32, 2, (3,) * 4), ValueError, "one to three axes"),
-    "drop": (lambda: SparseSelfAttention(32, 2, proj_drop=2), ValueError, "proj_drop is 2"),
-    "bias": (lambda: SparseSelfAttention(32, 2, qkv_bias=1), TypeError, "qkv_bias is 1"),
-    "scale": (lambda: SparseSelfAttention(32, 2, scale=1e999), ValueError, "scale is inf"),
-    "groups": (lambda: SparseSelfAttention(32, 4, num_heads_kv=3), ValueError, "a multiple of 3"),
-    "mask": (lambda: SparseSelfAttention(32, 4, torch.ones(2)), TypeError, "mask is a Tensor"),
+    "axes": (
+        lambda: NeighborhoodAttention(32, 2, (3,) * 4),
+        ValueError,
+        "tuples of window, stride, dilation and causal must have the same",
+    ),
+    "drop": (
+        lambda: SparseSelfAttention(32, 2, proj_drop=2),
+        ValueError,
+        "proj_drop must be from 0 to 1, got 2",
+    ),
+    "bias": (
+        lambda: SparseSelfAttention(32, 2, qkv_bias=1),
+        TypeError,
+        "qkv_bias must be True or False, got 1",
+    ),
+    "scale": (
+        lambda: SparseSelfAttention(32, 2, scale=1e999),
+        ValueError,
+        "scale must be a finite number, got inf",
+    ),
+    "groups": (
+        lambda: SparseSelfAttention(32, 4, num_heads_kv=3),
+        ValueError,
+        "num_heads must be a multiple of num_heads_kv = 3, got 4",
+    ),
+    "mask": (
+        lambda: SparseSelfAttention(32, 4, torch.ones(2)),
+        TypeError,
+        "mask must be a BlockMask, a StripeMask, a function of q and k or None,",
+    ),
 }
 
 
@@ -170,22 +214,26 @@ def test_bad_modules(name):
 
 def test_bad_inputs(masks):
     layer = NeighborhoodAttention(32, 2, (3, 3))
-    with pytest.raises(ValueError, match=r"x has shape \[1, 8, 32\]; .* with 2 token axes"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \[batch, \*tokens, 32\] with 2 token axes, got \[1,"
+    ):
         layer(normal(1, 8, 32))
-    with pytest.raises(ValueError, match=r"x has shape \[1, 8, 8, 16\]; \[batch, ..., 32\]"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \[batch, ..., 32\], got \[1, 8, 8, 16\]"
+    ):
         layer(normal(1, 8, 8, 16))
-    with pytest.raises(ValueError, match=r"window\[1\] \* dilation\[1\] is 3 \* 1"):
+    with pytest.raises(ValueError, match=r"window\[1\] \* dilation\[1\] must be .*, got 3 \* 1"):
         layer(normal(1, 8, 2, 32))
-    with pytest.raises(TypeError, match=r"x has dtype torch\.int64"):
+    with pytest.raises(TypeError, match=r"x must have .*dtype.*, got torch\.int64"):
         layer(normal(1, 8, 8, 32).long())
     masked = SparseSelfAttention(32, 2)
-    with pytest.raises(ValueError, match="mask is None, both of the module and of this call"):
+    with pytest.raises(ValueError, match="mask must be given, to the module or to this call"):
         masked(normal(1, 200, 32))
-    with pytest.raises(ValueError, match=r"x has shape \[1, 4, 4, 32\]"):
+    with pytest.raises(ValueError, match=r"x must have .*, got .*\[1, 4, 4, 32\]"):
         masked(normal(1, 4, 4, 32), masks[0])
     with pytest.raises(ValueError, match="200"):
         masked(normal(1, 100, 32), masks[0])
-    with pytest.raises(TypeError, match="mask is a int; a BlockMask or a StripeMask"):
+    with pytest.raises(TypeError, match="mask must be a BlockMask or a StripeMask, got int"):
         SparseSelfAttention(32, 2, lambda q, k: 3)(normal(1, 200, 32))
 
 

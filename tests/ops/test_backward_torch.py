@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_fmha
 from sparse_fmha import BlockGrid, StripeMask
-from sparse_fmha._ops import gradients
+from sparse_fmha._ops import errors, gradients
 
 OPS = torch.ops.sparse_fmha
 # One of each mechanism.
@@ -202,7 +202,9 @@ def test_autocast(randn, function, inside):
 def test_a_second_derivative_names_the_op(randn, function):
     tensors = [randn(1, 70, h, 16, seed=h).requires_grad_() for h in (2, 1, 1)]
     found = torch.autograd.grad(loss(function, *tensors), tensors, create_graph=True)
-    with pytest.raises(NotImplementedError, match="_bwd has no backward pass yet: there are no"):
+    with pytest.raises(
+        NotImplementedError, match="_bwd has no backward pass yet: second derivatives"
+    ):
         found[0].sum().backward()
 
 
@@ -240,15 +242,35 @@ def dense_arguments():
 
 
 BAD = {
-    "dout of another shape": ("dout", lambda x: x[:, :3], r"dout has shape \[1, 3, 4, 8\], q has"),
-    "out of another rank": ("out", lambda x: x[0], r"out has shape \[19, 4, 8\], q has"),
-    "lse of another shape": ("lse", lambda x: x[..., :1], r"lse has shape \[1, 19, 1\], q has"),
-    "dlse of another rank": ("dlse", lambda x: x[..., None], r"dlse has shape .* without the head"),
-    "dout of another dtype": ("dout", lambda x: x.double(), "dout and q differ in dtype.*Double"),
-    "out of another dtype": ("out", lambda x: x.half(), "out and q differ in dtype.*Half, Float"),
-    "lse of another dtype": ("lse", lambda x: x.double(), "lse has dtype Double; float32"),
-    "dlse of another dtype": ("dlse", lambda x: x.half(), "dlse has dtype Half; float32"),
-    "k": ("k", lambda x: x[:, :, :, :4], "k has head dim 4, q has 8"),
+    "dout of another shape": (
+        "dout",
+        lambda x: x[:, :3],
+        r"dout must have q's shape, \[1, 19, 4, 8\], got \[1, 3, 4, 8\]",
+    ),
+    "out of another rank": (
+        "out",
+        lambda x: x[0],
+        r"out must have q's shape, \[1, 19, 4, 8\], got \[19, 4, 8\]",
+    ),
+    "lse of another shape": (
+        "lse",
+        lambda x: x[..., :1],
+        r"lse must have q's shape without the head dim, of \[1, 19, 4, 8\], got",
+    ),
+    "dlse of another rank": (
+        "dlse",
+        lambda x: x[..., None],
+        r"dlse must have q's shape without the head dim, of \[1, 19, 4, 8\], got",
+    ),
+    "dout of another dtype": (
+        "dout",
+        lambda x: x.double(),
+        "dout must have q's dtype, Float, got Double",
+    ),
+    "out of another dtype": ("out", lambda x: x.half(), "out must have q's dtype, Float, got Half"),
+    "lse of another dtype": ("lse", lambda x: x.double(), "lse must have .*dtype.*, got Double"),
+    "dlse of another dtype": ("dlse", lambda x: x.half(), "dlse must have .*dtype.*, got Half"),
+    "k": ("k", lambda x: x[:, :, :, :4], "k must have q's head dim, 8, got 4"),
 }
 
 
@@ -261,19 +283,36 @@ def test_bad_arguments_are_named(case):
         OPS.fmha_bwd(**arguments)
 
 
-def test_a_device_without_kernels_of_the_backward_pass():
-    error = RuntimeError(
-        "sparse_fmha: the backward pass of this mechanism runs on the CPU only yet\nand more"
-    )
+@pytest.fixture
+def refusing(monkeypatch):
+    """Makes the ops raise an error as C++ does."""
 
-    class Op:
-        _schema = OPS.fmha_bwd.default._schema
+    def refuse(name, text):
+        def op(*args):
+            raise RuntimeError(text)
 
-        def __call__(self, *args):
-            raise error
+        monkeypatch.setattr(OPS, name, op)
+        return op
 
-    with pytest.raises(NotImplementedError, match=r"^sparse_fmha::fmha_bwd: .*on the CPU only yet"):
-        gradients._run(Op())
-    error = RuntimeError("out of memory")
+    return refuse
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["by the op", "before"])
+def test_no_kernel_of_the_forward_pass(randn, refusing, checked):
+    q, k, v = (randn(1, 70, h, 16, seed=h) for h in (2, 1, 1))
+    scale = 1 if checked else 1.0  # the op takes floats alone unchecked
+    for text in (f"{errors.NOT_IMPLEMENTED}sparse_fmha: no kernel", "out of memory"):
+        refusing("fmha_fwd", text)
+        with pytest.raises(RuntimeError) as raised:
+            sparse_fmha.attention(q, k, v, scale=scale)
+        implemented = text == "out of memory"
+        assert type(raised.value) is (RuntimeError if implemented else NotImplementedError)
+        assert str(raised.value) == text.removeprefix(errors.NOT_IMPLEMENTED)
+
+
+def test_no_kernel_of_the_backward_pass(refusing):
+    op = refusing("fmha_bwd", f"{errors.NOT_IMPLEMENTED}sparse_fmha: no kernel for this\nand more")
+    with pytest.raises(NotImplementedError, match=r"^sparse_fmha: no kernel for this\nand"):
+        gradients._run(op)
     with pytest.raises(RuntimeError, match=r"^out of memory"):
-        gradients._run(Op())
+        gradients._run(refusing("fmha_bwd", "out of memory"))

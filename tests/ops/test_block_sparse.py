@@ -123,27 +123,35 @@ def test_blocks_that_are_not_there_are_ignored():
 CASE = Drawn(100, 200, 64, 32, batch=2, heads=2, seed=1)
 
 RAW_ERRORS = {
-    "block_q is 32; 64 or 128 is needed": {"block_q": 32},
-    "block_kv is 8; 16, 32, 64 or 128 is needed": {"block_kv": 8},
-    r"counts has shape \[2, 2\]; 3 dimensions are needed": {"counts": torch.ones(2, 2).int()},
-    "counts has 3 in its batch dimension; 1 or that of q, 2": {"counts": torch.ones(3, 2, 2).int()},
-    "counts has 4 in its head dimension; 1 or that of q, 2": {"counts": torch.ones(2, 4, 2).int()},
-    r"counts has shape \[2, 2, 3\]; \[2, 2, 2\] is needed": {"counts": torch.ones(2, 2, 3).int()},
-    "counts has dtype Long; Int is needed": {"counts": torch.ones(2, 2, 2).long()},
-    r"indices has shape \[2, 1, 2, 3\]; \[2, 2, 2, any\] is needed": {
+    "block_q must be 64 or 128, got 32": {"block_q": 32},
+    "block_kv must be 16, 32, 64 or 128, got 8": {"block_kv": 8},
+    r"counts must have .*3 dimensions.*, got .*\[2, 2\]": {"counts": torch.ones(2, 2).int()},
+    "counts must have 1 or q's 2 in its batch dimension, got 3": {
+        "counts": torch.ones(3, 2, 2).int()
+    },
+    "counts must have 1 or q's 2 in its head dimension, got 4": {
+        "counts": torch.ones(2, 4, 2).int()
+    },
+    r"counts must have .*\[2, 2, 2\].*, got .*\[2, 2, 3\]": {"counts": torch.ones(2, 2, 3).int()},
+    "counts must have dtype Int, got Long": {"counts": torch.ones(2, 2, 2).long()},
+    r"indices must have .*\[2, 2, 2, any\].*, got .*\[2, 1, 2, 3\]": {
         "indices": torch.ones(2, 1, 2, 3).int()
     },
-    "indices has dtype Float; Int is needed": {"indices": torch.ones(2, 2, 2, 3)},
-    "indices has stride .* in dimension 3; a contiguous tensor is needed": {
+    "indices must have dtype Int, got Float": {"indices": torch.ones(2, 2, 2, 3)},
+    "indices must be contiguous, got stride 2 in dimension 3": {
         "indices": torch.ones(2, 2, 3, 2).int().mT
     },
-    "some of partial_counts, partial_indices and partial_bits": {"partial_bits": None},
-    "partial_counts has shape": {"partial_counts": torch.ones(2, 2, 1).int()},
-    "partial_indices has dtype Long": {"partial_indices": torch.ones(2, 2, 2, 3).long()},
-    r"partial_bits has shape .*; \[2, 2, 2, .*, 64, 4\] is needed": {
+    "partial_counts, partial_indices and partial_bits must be given all or": {"partial_bits": None},
+    r"partial_counts must have shape \[2, 2, 2\], got \[2, 2, 1\]": {
+        "partial_counts": torch.ones(2, 2, 1).int()
+    },
+    "partial_indices must have .*dtype.*, got Long": {
+        "partial_indices": torch.ones(2, 2, 2, 3).long()
+    },
+    r"partial_bits must have .*\[2, 2, 2, .*, 64, 4\].*, got .*": {
         "partial_bits": torch.ones(2, 2, 2, 3, 64, 8).byte()
     },
-    "partial_bits has dtype Int; Byte is needed": {"partial_bits": CASE.mask().partial_bits.int()},
+    "partial_bits must have dtype Byte, got Int": {"partial_bits": CASE.mask().partial_bits.int()},
 }
 
 
@@ -161,19 +169,21 @@ def test_errors_of_the_function(randn):
         return sparse_fmha.block_sparse_attention(q, k, k, mask, **options)
 
     attend(CASE.mask())
-    with pytest.raises(TypeError, match="mask is a Tensor; a BlockMask is needed"):
+    with pytest.raises(TypeError, match="mask must be a BlockMask, got Tensor"):
         attend(torch.ones(1))
-    with pytest.raises(ValueError, match="mask is for 101 tokens of q; q has 100"):
+    with pytest.raises(ValueError, match="mask must be for the 100 tokens of q, got one for 101"):
         attend(replace(CASE, q_len=101).mask())
-    with pytest.raises(ValueError, match="mask is for 201 tokens of k; k has 200"):
+    with pytest.raises(ValueError, match="mask must be for the 200 tokens of k, got one for 201"):
         attend(replace(CASE, kv_len=201).mask())
-    with pytest.raises(ValueError, match="mask has lists for 3 heads; 1 or q's 2 is needed"):
+    with pytest.raises(ValueError, match="mask must have lists for 1 or q's 2 heads, got 3"):
         attend(replace(CASE, heads=3).mask())
-    with pytest.raises(ValueError, match="mask has lists for 3 batch entries; 1 or q's 2"):
+    with pytest.raises(
+        ValueError, match="mask must have lists for 1 or q's 2 batch entries, got 3"
+    ):
         attend(replace(CASE, batch=3).mask())
-    with pytest.raises(ValueError, match="mask is on meta, q on cpu; all must be on one device"):
+    with pytest.raises(ValueError, match="mask must be on q's device, cpu, got meta"):
         attend(CASE.mask().to("meta"))
-    with pytest.raises(ValueError, match="scale is inf"):
+    with pytest.raises(ValueError, match="scale must be a finite number, got inf"):
         attend(CASE.mask(), scale=float("inf"))
 
 

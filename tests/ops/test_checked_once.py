@@ -54,7 +54,7 @@ def test_by_the_op_alone(qkv, checked, function):
 
 @functions
 def test_python_says_what_the_op_refused(qkv, checked, function):
-    with pytest.raises(ValueError, match=r"^v has batch 1, q has 2") as refused:
+    with pytest.raises(ValueError, match=r"^v must have q's batch, 2, got 1") as refused:
         function(*qkv[:2], qkv[2][:1])
     assert len(checked) == 1
     assert refused.value.__suppress_context__  # one reason, not two
@@ -79,7 +79,7 @@ class Subclass(torch.Tensor):
 def test_first_by_python_where_the_op_does_not(qkv, checked, function):
     """As it is traced, and for subclasses; the op has no say in what is wrong there."""
     k = qkv[1][:, :, :, :8]
-    message = "k has head dim 8, q has 16"
+    message = "k must have q's head dim, 16, got 8"
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=message):
         torch.compile(function, backend="eager", fullgraph=True)(qkv[0], k, qkv[2])
     fake = torch._subclasses.FakeTensorMode()
@@ -98,7 +98,9 @@ def test_lengths_of_masks(qkv, mask, place):
     """The ops do not get them."""
     run = {BLOCKS: sparse_fmha.block_sparse_attention, STRIPES: sparse_fmha.stripe_attention}[mask]
     shorter = [x[:, :99] if (i > 0) == place else x for i, x in enumerate(qkv)]
-    with pytest.raises(ValueError, match=f"^mask is for 100 tokens of {'qk'[place]}"):
+    with pytest.raises(
+        ValueError, match=f"^mask must be for the 99 tokens of {'qk'[place]}, got one for 100"
+    ):
         run(*shorter, mask)
 
 

@@ -19,92 +19,120 @@ def swapped(place, new):
 
 # q, k, v; the error of the Python function; the start of what it and the raw op say.
 BAD_TENSORS = {
-    "q of rank 3": (swapped(0, tensor(2, 12, 16)), ValueError, r"q has shape \[2, 12, 16\]; 4"),
+    "q of rank 3": (
+        swapped(0, tensor(2, 12, 16)),
+        ValueError,
+        r"q must have 4 .*dimensions \(batch, .*tokens, heads, head dim\), got shape",
+    ),
     "k of rank 5": (
         swapped(1, tensor(2, 3, 4, 2, 16)),
         ValueError,
-        r"k has shape \[2, 3, 4, 2, 16\]",
+        r"k must have .*, got .*\[2, 3, 4, 2, 16\]",
     ),
-    "v of rank 3": (swapped(2, tensor(2, 12, 16)), ValueError, r"v has shape \[2, 12, 16\]"),
-    "batch of k": (swapped(1, tensor(3, 12, 2, 16)), ValueError, "k has batch 3, q has 2"),
-    "batch of v": (swapped(2, tensor(1, 12, 2, 16)), ValueError, "v has batch 1, q has 2"),
-    "head dim of k": (swapped(1, tensor(2, 12, 2, 24)), ValueError, "k has head dim 24, q has 16"),
-    "head dim of v": (swapped(2, tensor(2, 12, 2, 8)), ValueError, "v has head dim 8, q has 16"),
+    "v of rank 3": (
+        swapped(2, tensor(2, 12, 16)),
+        ValueError,
+        r"v must have .*, got .*\[2, 12, 16\]",
+    ),
+    "batch of k": (swapped(1, tensor(3, 12, 2, 16)), ValueError, "k must have q's batch, 2, got 3"),
+    "batch of v": (swapped(2, tensor(1, 12, 2, 16)), ValueError, "v must have q's batch, 2, got 1"),
+    "head dim of k": (
+        swapped(1, tensor(2, 12, 2, 24)),
+        ValueError,
+        "k must have q's head dim, 16, got 24",
+    ),
+    "head dim of v": (
+        swapped(2, tensor(2, 12, 2, 8)),
+        ValueError,
+        "v must have q's head dim, 16, got 8",
+    ),
     "length of v": (
         swapped(2, tensor(2, 11, 2, 16)),
         ValueError,
-        r"k has shape \[2, 12, 2, 16\], v has \[2, 11, 2, 16\]; they must be the same",
+        r"v must have k's shape, \[2, 12, 2, 16\], got \[2, 11, 2, 16\]",
     ),
     "heads of v": (
         swapped(2, tensor(2, 12, 4, 16)),
         ValueError,
-        r"k has shape \[2, 12, 2, 16\], v has \[2, 12, 4, 16\]; they must be the same",
+        r"v must have k's shape, \[2, 12, 2, 16\], got \[2, 12, 4, 16\]",
     ),
     "heads not a multiple": (
         qkv(k=(2, 12, 3, 16)),
         ValueError,
-        "q has 4 heads, k and v have 3; q's must be a multiple",
+        "heads of q must be a multiple of those of k and v, got 4 and 3",
     ),
     "fewer query heads": (
         qkv(k=(2, 12, 8, 16)),
         ValueError,
-        "q has 4 heads, k and v have 8; q's must be a multiple",
+        "heads of q must be a multiple of those of k and v, got 4 and 8",
     ),
     "no key heads": (
         qkv(k=(2, 12, 0, 16)),
         ValueError,
-        "q has 4 heads, k and v have 0; q's must be a multiple",
+        "heads of q must be a multiple of those of k and v, got 4 and 0",
     ),
-    "head dim 12": (
+    "head dim of q must be a multiple of 8 from 8 to 256, got 12": (
         qkv(q=(2, 12, 4, 12), k=(2, 12, 2, 12)),
         ValueError,
-        "q has head dim 12; multiples of 8 from 8 to 256 are allowed",
+        "head dim of q must be a multiple of 8 from 8 to 256, got 12",
     ),
     "head dim 264": (
         qkv(q=(2, 12, 4, 264), k=(2, 12, 2, 264)),
         ValueError,
-        "q has head dim 264; multiples of 8 from 8 to 256 are allowed",
+        "head dim of q must be a multiple of 8 from 8 to 256, got 264",
     ),
     "head dim 0": (
         qkv(q=(2, 12, 4, 0), k=(2, 12, 2, 0)),
         ValueError,
-        "q has head dim 0; multiples of 8 from 8 to 256 are allowed",
+        "head dim of q must be a multiple of 8 from 8 to 256, got 0",
     ),
     "q by columns": (
         swapped(0, tensor(2, 12, 16, 4).mT),
         ValueError,
-        "q has stride 4 in its last dimension; 1 is needed",
+        "q must have stride 1 in its last dimension, got 4",
     ),
     "k with every other element": (
         swapped(1, tensor(2, 12, 2, 32)[..., ::2]),
         ValueError,
-        "k has stride 2 in its last dimension; 1 is needed",
+        "k must have stride 1 in its last dimension, got 2",
     ),
     "v of one element": (
         swapped(2, tensor(2, 12, 2, 1).expand(2, 12, 2, 16)),
         ValueError,
-        "v has stride 0 in its last dimension; 1 is needed",
+        "v must have stride 1 in its last dimension, got 0",
     ),
 }
 # q, k, v; what the Python function says; what the raw op says.
 BAD_DTYPES = {
-    "int32": (qkv(dtype=torch.int32), "q has dtype torch.int32; allowed", "q .*float64: Int"),
-    "float8": (qkv(dtype=FP8), "q has dtype torch.float8_e4m3fn; allowed", "q .*: Float8_e4m3fn"),
-    "bool": (qkv(dtype=torch.bool), "q has dtype torch.bool; allowed", "q .*float64: Bool"),
+    "int32": (
+        qkv(dtype=torch.int32),
+        "q must have .*dtype.*, got torch.int32",
+        "q must have dtype float16, bfloat16, float32 or float64, got Int",
+    ),
+    "float8": (
+        qkv(dtype=FP8),
+        "q must have .*dtype.*, got torch.float8_e4m3fn",
+        "q must have dtype float16, bfloat16, float32 or float64, got",
+    ),
+    "bool": (
+        qkv(dtype=torch.bool),
+        "q must have .*dtype.*, got torch.bool",
+        "q must have dtype float16, bfloat16, float32 or float64, got Bool",
+    ),
     "complex": (
         qkv(dtype=torch.complex64),
-        "q has dtype torch.complex64; allowed",
-        "q .*float64: ComplexFloat",
+        "q must have .*dtype.*, got torch.complex64",
+        "q must have dtype float16, bfloat16, float32 or float64, got",
     ),
     "k other than q": (
         swapped(1, tensor(2, 12, 2, 16, dtype=torch.bfloat16)),
-        "k has dtype torch.bfloat16, q has torch.float32; all must have one",
-        "k and q differ in dtype; all must have one: BFloat16, Float",
+        "k must have q's dtype, torch.float32, got torch.bfloat16",
+        "k must have q's dtype, Float, got BFloat16",
     ),
     "v other than q": (
         swapped(2, tensor(2, 12, 2, 16, dtype=torch.float64)),
-        "v has dtype torch.float64, q has torch.float32; all must have one",
-        "v and q differ in dtype; all must have one: Double, Float",
+        "v must have q's dtype, torch.float32, got torch.float64",
+        "v must have q's dtype, Float, got Double",
     ),
 }
 
@@ -138,19 +166,19 @@ def test_dtypes(case):
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_not_a_tensor(place):
-    with pytest.raises(TypeError, match=f"^{'qkv'[place]} is a list, not a tensor"):
+    with pytest.raises(TypeError, match=f"^{'qkv'[place]} must be a tensor, got list"):
         sparse_fmha.attention(*swapped(place, [1.0]))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_device(place):
-    with pytest.raises(ValueError, match=f"^{'qkv'[place]} is on meta; .*cpu, cuda"):
+    with pytest.raises(ValueError, match=f"^{'qkv'[place]} must be on cpu or cuda, got meta"):
         sparse_fmha.attention(*swapped(place, qkv()[place].to("meta")))
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
 def test_scale(scale):
-    message = f"scale is {scale}; a finite number is needed"
+    message = f"scale must be a finite number, got {scale}"
     with pytest.raises(ValueError, match=f"^{message}"):
         sparse_fmha.attention(*qkv(), scale=scale)
     with pytest.raises(ValueError, match=f"^{message}"):
@@ -163,14 +191,14 @@ def test_scale(scale):
 
 @pytest.mark.parametrize("scale", ["1", 1j, [1.0]])
 def test_scale_is_no_number(scale):
-    with pytest.raises(TypeError, match=r"^scale is .*; a finite number or None is needed"):
+    with pytest.raises(TypeError, match=r"^scale must be a finite number or None, got .*"):
         sparse_fmha.attention(*qkv(), scale=scale)
 
 
 def test_causal_is_no_bool():
-    with pytest.raises(TypeError, match=r"^causal is 'yes'; True or False is needed"):
+    with pytest.raises(TypeError, match=r"^causal must be True or False, got 'yes'"):
         sparse_fmha.attention(*qkv(), causal="yes")
-    with pytest.raises(TypeError, match=r"^causal is 1; a bool or a tuple of them is needed"):
+    with pytest.raises(TypeError, match=r"^causal must be a bool or a tuple of them, got 1"):
         sparse_fmha.neighborhood_attention(*qkv(), 4, causal=1)
 
 
@@ -184,13 +212,21 @@ def test_options_are_keywords():
 @pytest.mark.parametrize(
     ("place", "new", "message"),
     [
-        (0, lambda x: torch.nested.as_nested_tensor(list(x)), "q is nested; a dense"),
+        (
+            0,
+            lambda x: torch.nested.as_nested_tensor(list(x)),
+            r"q must be a dense \(strided\) tensor, got a nested tensor",
+        ),
         (
             1,
             lambda x: torch.nested.as_nested_tensor(x, layout=torch.jagged),
-            "k is nested; a dense",
+            r"k must be a dense \(strided\) tensor, got a nested tensor",
         ),
-        (2, lambda x: x.to_sparse(), "v is of layout torch.sparse_coo; a dense"),
+        (
+            2,
+            lambda x: x.to_sparse(),
+            r"v must be a dense \(strided\) tensor, got layout torch.sparse_coo",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -203,5 +239,5 @@ def test_tensors_without_strides(place, new, message):
 
 @pytest.mark.parametrize("scale", [10**400, -(10**400)])
 def test_a_scale_that_no_float_holds(scale):
-    with pytest.raises(ValueError, match=r"scale is -?10+; a finite number is needed"):
+    with pytest.raises(ValueError, match=r"scale must be a finite number, got -?10+"):
         sparse_fmha.attention(*qkv(), scale=scale)

@@ -37,14 +37,14 @@ def test_extension_of_another_python(tmp_path, function):
     run = run_without(tmp_path, ["_C.*"], code)
     assert run.stdout == "True\n"
     last = run.stderr.strip().splitlines()[-1]
-    assert re.match(r"ImportError: sparse_fmha's extension _C is not .*pip install", last)
+    assert re.match(r"ImportError: sparse_fmha's extension _C is missing .*pip install", last)
 
 
 @pytest.mark.parametrize(
     ("library", "message"),
     [
         (None, "libsparse_fmha.so is missing; .*pip install"),
-        (b"text", "libsparse_fmha.so does not load"),
+        (b"text", "libsparse_fmha.so cannot be loaded"),
     ],
     ids=["missing", "damaged"],
 )

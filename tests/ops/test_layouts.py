@@ -5,7 +5,7 @@ import torch
 from layouts import at_byte, at_offset, negated
 from op_calls import op_calls
 
-CALLS = op_calls(backward=True)
+CALLS = op_calls(backward=True, on_cpu_only=True)
 ARGUMENTS = [(op, name) for op, call in CALLS.items() for name in call.tensors()]
 arguments = pytest.mark.parametrize(("op", "name"), ARGUMENTS, ids=map("-".join, ARGUMENTS))
 

@@ -98,15 +98,40 @@ OUT, LSE = torch.zeros(1, 5, 2, 8), torch.zeros(1, 5, 2)
 @pytest.mark.parametrize(
     ("outs", "lses", "error", "message"),
     [
-        ((), (), ValueError, "outs has 0 parts, lses 0"),
-        ((OUT, None), (LSE, LSE), TypeError, r"outs\[1\] is a NoneType, not a tensor"),
-        ((OUT, OUT), (LSE, 0.0), TypeError, r"lses\[1\] is a float, not a tensor"),
-        ((OUT.int(),), (LSE,), TypeError, r"outs\[0\] has dtype torch.int32; a floating point"),
-        ((OUT,), (LSE.long(),), TypeError, r"lses\[0\] has dtype torch.int64; a floating point"),
-        ((OUT, OUT), (LSE, LSE.double()), TypeError, r"lses\[1\] has dtype .*64, lses\[0\] .*32"),
-        ((OUT, OUT.to("meta")), (LSE, LSE), ValueError, r"outs\[1\] is on meta, outs\[0\] on cpu"),
-        ((OUT,), (LSE.to("meta"),), ValueError, r"lses\[0\] is on meta, outs\[0\] on cpu"),
-        ((OUT, OUT[:, :1]), (LSE, LSE), ValueError, r"outs\[1\] has shape \[1, 1, 2, 8\]"),
+        (
+            (),
+            (),
+            ValueError,
+            "outs and lses must have the same number of parts, at least one, got 0",
+        ),
+        ((OUT, None), (LSE, LSE), TypeError, r"outs\[1\] must be a tensor, got NoneType"),
+        ((OUT, OUT), (LSE, 0.0), TypeError, r"lses\[1\] must be a tensor, got float"),
+        ((OUT.int(),), (LSE,), TypeError, r"outs\[0\] must have .*dtype.*, got torch.int32"),
+        ((OUT,), (LSE.long(),), TypeError, r"lses\[0\] must have .*dtype.*, got torch.int64"),
+        (
+            (OUT, OUT),
+            (LSE, LSE.double()),
+            TypeError,
+            r"lses\[1\] must have the dtype of lses\[0\], torch.float32, got",
+        ),
+        (
+            (OUT, OUT.to("meta")),
+            (LSE, LSE),
+            ValueError,
+            r"outs\[1\] must be on the device of outs\[0\], cpu, got meta",
+        ),
+        (
+            (OUT,),
+            (LSE.to("meta"),),
+            ValueError,
+            r"lses\[0\] must be on the device of outs\[0\], cpu, got meta",
+        ),
+        (
+            (OUT, OUT[:, :1]),
+            (LSE, LSE),
+            ValueError,
+            r"outs\[1\] must have .*, got .*\[1, 1, 2, 8\]",
+        ),
     ],
 )
 def test_errors(outs, lses, error, message):

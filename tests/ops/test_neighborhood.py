@@ -292,11 +292,13 @@ def test_causal_window_beyond_the_start_is_causal(tensors, window):
 def test_other_windows_may_not_pass_the_grid(tensors):
     q, k, v, *_ = tensors(Case((8, 8), (1, 1)))
     with pytest.raises(
-        ValueError, match=r"^window\[1\] \* dilation\[1\] is 9 \* 1; the grid has 8"
+        ValueError,
+        match=r"^window\[1\] \* dilation\[1\] must be at most the 8 tokens .*, got 9 \* 1",
     ):
         sparse_fmha.neighborhood_attention(q, k, v, 9, causal=(True, False))
     empty = q[:, :0, 0]
     with pytest.raises(
-        ValueError, match=r"^window\[0\] \* dilation\[0\] is 9 \* 1; the grid has 0"
+        ValueError,
+        match=r"^window\[0\] \* dilation\[0\] must be at most the 0 tokens .*, got 9 \* 1",
     ):
         sparse_fmha.neighborhood_attention(empty, empty, empty, 9, causal=True)

@@ -56,7 +56,9 @@ def test_grouped_heads(heads_kv, enable_gqa):
 
 def test_heads_that_do_not_fit():
     q, k, v = given((2, 8, 50, 16), (2, 2, 50, 16), (2, 2, 50, 16))
-    with pytest.raises(ValueError, match=r"query has 8 heads, key has 2; .* enable_gqa"):
+    with pytest.raises(
+        ValueError, match="key must have 1 head or the 8 heads of query unless enable_gqa is True,"
+    ):
         sdpa(q, k, v)
 
 
@@ -77,12 +79,12 @@ def test_nothing_is_copied():
 
 
 REFUSED = [
-    ({"dropout_p": 0.1}, {}, "dropout_p is 0.1; only 0 is there"),
-    ({"attn_mask": torch.zeros(20, 20)}, {}, "attn_mask has dtype torch.float32"),
-    ({}, {"dim": 12}, "q has head dim 12; multiples of 8 from 8 to 256"),
-    ({}, {"dim": 264}, "q has head dim 264"),
-    ({}, {"dtype": torch.complex64}, "q has dtype torch.complex64; allowed on cpu are"),
-    ({}, {"lead": (2,)}, "query has 5 dimensions; 3 or 4 are taken"),
+    ({"dropout_p": 0.1}, {}, "dropout_p must be 0, got 0.1"),
+    ({"attn_mask": torch.zeros(20, 20)}, {}, "attn_mask must have .*dtype.*, got torch.float32"),
+    ({}, {"dim": 12}, "head dim of q must be a multiple of 8 from 8 to 256, got 12"),
+    ({}, {"dim": 264}, "head dim of q must be a multiple of 8 from 8 to 256, got 264"),
+    ({}, {"dtype": torch.complex64}, "q must have .*dtype.*, got torch.complex64"),
+    ({}, {"lead": (2,)}, "query must have 3 or 4 dimensions, as many as query, got 5"),
 ]
 
 
@@ -99,7 +101,7 @@ def test_what_is_not_there(options, sizes, message):
 
 def test_a_mask_and_causal():
     q = refused()
-    with pytest.raises(ValueError, match="attn_mask is given and is_causal is True"):
+    with pytest.raises(ValueError, match="is_causal must be False with an attn_mask, got True"):
         sdpa(q, q, q, torch.ones(20, 20).bool(), is_causal=True)
 
 
@@ -120,26 +122,46 @@ def test_routing():
     torch.testing.assert_close(routed, plain)
     assert (routes.routed, dict(routes.left)) == (
         2,
-        {"attn_mask has dtype torch.float32; only torch.bool is there": 1},
+        {"attn_mask must have dtype torch.bool, got torch.float32": 1},
     )
     assert str(routes).splitlines()[0] == "2 calls routed to sparse_fmha"
-    assert "1 left to torch: attn_mask has dtype" in str(routes)
+    assert "1 left to torch: attn_mask must have dtype" in str(routes)
     model(q)
     assert routes.routed == 2
 
 
 WRONG = [
-    ((None,), {}, TypeError, "query is a NoneType, not a tensor"),
-    (("nested",), {}, TypeError, "query is nested; a dense"),
-    (("sparse",), {}, TypeError, "query is of layout torch.sparse_coo; a dense"),
-    ((), {"is_causal": 1}, TypeError, "is_causal is 1; True or False"),
-    ((), {"enable_gqa": 1}, TypeError, "enable_gqa is 1; True or False"),
-    ((), {"dropout_p": None}, TypeError, "dropout_p is None; a float is needed"),
-    ((), {"scale": "x"}, TypeError, "scale is 'x'; a float is needed"),
-    ((), {"scale": 10**400}, NotImplementedError, "scale is 10+; a finite number"),
-    ((), {"attn_mask": [[True]]}, TypeError, "attn_mask is a list, not a tensor"),
-    ((), {"attn_mask": torch.ones(20).bool()}, ValueError, r"attn_mask has shape \[20\]; 2 to 4"),
-    ((), {"attn_mask": torch.ones(20, 19).bool()}, ValueError, r"attn_mask has shape \[20, 19\]"),
+    ((None,), {}, TypeError, "query must be a tensor, got NoneType"),
+    (("nested",), {}, TypeError, r"query must be a dense \(strided\) tensor, got a nested tensor"),
+    (
+        ("sparse",),
+        {},
+        TypeError,
+        r"query must be a dense \(strided\) tensor, got layout torch.sparse_coo",
+    ),
+    ((), {"is_causal": 1}, TypeError, "is_causal must be True or False, got 1"),
+    ((), {"enable_gqa": 1}, TypeError, "enable_gqa must be True or False, got 1"),
+    ((), {"dropout_p": None}, TypeError, "dropout_p must be a float, got None"),
+    ((), {"scale": "x"}, TypeError, "scale must be a float, got 'x'"),
+    (
+        (),
+        {"scale": 10**400},
+        NotImplementedError,
+        "sparse_fmha.sdpa: scale must be a finite number, got",
+    ),
+    ((), {"attn_mask": [[True]]}, TypeError, "attn_mask must be a tensor, got list"),
+    (
+        (),
+        {"attn_mask": torch.ones(20).bool()},
+        ValueError,
+        r"attn_mask must have 2 to 4 dimensions that broadcast to \[1, 2, 20,",
+    ),
+    (
+        (),
+        {"attn_mask": torch.ones(20, 19).bool()},
+        ValueError,
+        r"attn_mask must have .*, got .*\[20, 19\]",
+    ),
     ((), {"attn_mask": torch.ones(3, 20, 20).bool()}, ValueError, r"broadcast to \[1, 2, 20, 20\]"),
 ]
 
@@ -156,7 +178,10 @@ def test_forward_mode():
     q = refused()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q)
-        with pytest.raises(NotImplementedError, match="key has a tangent"):
+        with pytest.raises(
+            NotImplementedError,
+            match=r"sparse_fmha.sdpa: key must not have a tangent: forward-mode derivatives",
+        ):
             sdpa(q, dual, q)
 
 
@@ -181,7 +206,7 @@ def test_no_kernel_for_gradients(monkeypatch):
     """A device with kernels of the forward pass alone."""
 
     def raises(*args, **kwargs):
-        raise NotImplementedError("fmha_bwd runs on the CPU only yet\nand more")
+        raise NotImplementedError("no kernel for pass=backward_dq\nand more")
 
     q = refused().requires_grad_()
     sdpa_call._problem_with.cache_clear()
@@ -192,7 +217,7 @@ def test_no_kernel_for_gradients(monkeypatch):
             torch_sdpa(q, q, q)
     sdpa_call._problem_with.cache_clear()
     assert routes.routed == 1
-    assert routes.left == {"fmha_bwd runs on the CPU only yet": 1}
+    assert routes.left == {"no kernel for pass=backward_dq": 1}
 
 
 @pytest.fixture
@@ -259,7 +284,7 @@ def test_routing_inside_a_compiled_function(graphs):
         with route_sdpa():
             return torch_sdpa(x, x, x)
 
-    with pytest.warns(UserWarning, match="route_sdpa was entered inside a compiled function"):
+    with pytest.warns(UserWarning, match="route_sdpa has no effect inside a compiled function"):
         out = torch.compile(model, backend=graphs)(q)
     torch.testing.assert_close(out, torch_sdpa(q, q, q))
 

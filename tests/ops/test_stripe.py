@@ -66,11 +66,11 @@ def small(**changes):
 
 
 FAULTS = {
-    "counts of .* is not in 0 to 3": {"counts": [[[4]]]},
-    "columns of .* has no key in slot 2; 0 to 99": {"columns": [[[[1, 5, 100]]]]},
-    "columns of .* do not ascend after slot 0": {"columns": [[[[5, 1, 9]]]]},
-    "range_counts of .* is not in 0 to 2": {"range_counts": [[[-1]]]},
-    "range_starts of .* has no key in slot 0": {"range_starts": [[[[-1, 90]]]]},
+    "counts of .* must be from 0 to 3": {"counts": [[[4]]]},
+    "columns of .* must have a key from 0 to 99 in slot 2": {"columns": [[[[1, 5, 100]]]]},
+    "columns of .* must ascend .*, also after slot 0": {"columns": [[[[5, 1, 9]]]]},
+    "range_counts of .* must be from 0 to 2": {"range_counts": [[[-1]]]},
+    "range_starts of .* must have a key from .* in slot 0": {"range_starts": [[[[-1, 90]]]]},
     "key 83 of .* is listed more than once": {"range_starts": [[[[20, 83]]]]},
     "key 20 of .* is listed more than once": {"columns": [[[[1, 5, 20]]]]},
 }
@@ -86,25 +86,31 @@ def test_validation_names_the_fault(message, change):
 
 def test_errors_of_the_mask():
     for error, message, change in (
-        (ValueError, "block_q is 96; a multiple of 64 from 64 to 2048", {"block_q": 96}),
-        (ValueError, "block_q is 4096", {"block_q": 4096}),
-        (ValueError, "range_size is 32; allowed are: 64, 128", {"range_size": 32}),
-        (TypeError, "causal is 1", {"causal": 1}),
-        (ValueError, "counts has shape .*; 2 groups of 64 queries are needed", {"q_len": 70}),
+        (ValueError, "block_q must be a multiple of 64 from 64 to 2048, got 96", {"block_q": 96}),
         (
             ValueError,
-            "they must be the same|2 dimensions|must agree",
+            "block_q must be a multiple of 64 from 64 to 2048, got 4096",
+            {"block_q": 4096},
+        ),
+        (ValueError, "range_size must be 64 or 128, got 32", {"range_size": 32}),
+        (TypeError, "causal must be True or False, got 1", {"causal": 1}),
+        (ValueError, "counts must have .*2 groups of 64 queries.*, got .*", {"q_len": 70}),
+        (
+            ValueError,
+            "must have the shape of|2 dimensions",
             {"range_counts": [[[2], [1]]]},
         ),
     ):
         with pytest.raises(error, match=message):
             small(**change)
     columns, counts = torch.zeros(1, 1, 1, 2).int(), torch.zeros(1, 1, 1).int()
-    with pytest.raises(ValueError, match="range_starts is given without range_counts"):
+    with pytest.raises(
+        ValueError, match="range_counts must be given with range_starts, got only the latter"
+    ):
         StripeMask(columns, counts, 60, 100, 64, columns)
-    with pytest.raises(TypeError, match=r"columns has dtype torch.int64; torch.int32 is needed"):
+    with pytest.raises(TypeError, match=r"columns must have dtype torch.int32, got torch.int64"):
         StripeMask(columns.long(), counts, 60, 100, 64)
-    with pytest.raises(TypeError, match=r"seen has dtype torch.int32; torch.bool is needed"):
+    with pytest.raises(TypeError, match=r"seen must have dtype torch.bool, got torch.int32"):
         StripeMask.from_columns(columns, 60, 64)
 
 
@@ -114,7 +120,9 @@ def test_repr_and_plot(tmp_path):
         assert part in repr(mask)
     mask.plot(tmp_path / "mask.png", head=1)
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(IndexError, match="head is 2; the mask has lists for 2"):
+    with pytest.raises(
+        IndexError, match="head must be less than the 2 that the mask has lists for, got 2"
+    ):
         mask.plot(tmp_path / "no.png", head=2)
 
 
@@ -135,14 +143,18 @@ def raw(**changes):
 
 
 RAW_ERRORS = {
-    "block_q is 32; a multiple of 64 from 64 to 2048": {"block_q": 32},
-    "range_size is 32; 64 or 128 is needed": {"range_size": 32},
-    "counts has 3 in its batch dimension; 1 or that of q, 2": {"counts": torch.ones(3, 2, 2).int()},
-    r"columns has shape \[2, 2\]": {"columns": torch.ones(2, 2).int()},
-    "columns has dtype Long; Int is needed": {"columns": torch.ones(2, 2, 2, 3).long()},
-    "range_counts is given without range_starts": {"range_starts": None},
-    "range_starts is given without range_counts": {"range_counts": None},
-    r"range_counts has shape \[2, 2, 3\]; \[2, 2, 2\]": {"range_counts": torch.ones(2, 2, 3).int()},
+    "block_q must be a multiple of 64 from 64 to 2048, got 32": {"block_q": 32},
+    "range_size must be 64 or 128, got 32": {"range_size": 32},
+    "counts must have 1 or q's 2 in its batch dimension, got 3": {
+        "counts": torch.ones(3, 2, 2).int()
+    },
+    r"columns must have .*, got .*\[2, 2\]": {"columns": torch.ones(2, 2).int()},
+    "columns must have dtype Int, got Long": {"columns": torch.ones(2, 2, 2, 3).long()},
+    "range_starts must be given with range_counts, got only the latter": {"range_starts": None},
+    "range_counts must be given with range_starts, got only the latter": {"range_counts": None},
+    r"range_counts must have shape \[2, 2, 2\], got \[2, 2, 3\]": {
+        "range_counts": torch.ones(2, 2, 3).int()
+    },
 }
 
 
@@ -193,11 +205,26 @@ def test_errors_of_the_function(randn):
     case = Drawn(100, 200, heads=2)
     sparse_fmha.stripe_attention(q, k, k, case.mask())
     for error, message, mask, options in (
-        (TypeError, "mask is a Tensor; a StripeMask is needed", q, {}),
-        (ValueError, "mask is for 101 tokens of q", Drawn(101, 200).mask(), {}),
-        (ValueError, "mask is for 201 tokens of k", Drawn(100, 201).mask(), {}),
-        (ValueError, "mask has lists for 3 heads", Drawn(100, 200, heads=3).mask(), {}),
-        (ValueError, "mask is on meta, q on cpu", case.mask().to("meta"), {}),
+        (TypeError, "mask must be a StripeMask, got Tensor", q, {}),
+        (
+            ValueError,
+            "mask must be for the 100 tokens of q, got one for 101",
+            Drawn(101, 200).mask(),
+            {},
+        ),
+        (
+            ValueError,
+            "mask must be for the 200 tokens of k, got one for 201",
+            Drawn(100, 201).mask(),
+            {},
+        ),
+        (
+            ValueError,
+            "mask must have lists for 1 or q's 2 heads, got 3",
+            Drawn(100, 200, heads=3).mask(),
+            {},
+        ),
+        (ValueError, "mask must be on q's device, cpu, got meta", case.mask().to("meta"), {}),
     ):
         with pytest.raises(error, match=message):
             sparse_fmha.stripe_attention(q, k, k, mask, **options)
@@ -244,11 +271,17 @@ def test_merge_is_attention_over_all(randn, dtype):
 
 def test_errors_of_merge():
     out, lse = torch.zeros(1, 5, 2, 8), torch.zeros(1, 5, 2)
-    with pytest.raises(ValueError, match="outs has 0 parts, lses 0"):
+    with pytest.raises(
+        ValueError, match="outs and lses must have the same number of parts, at least one, got 0"
+    ):
         sparse_fmha.merge([], [])
-    with pytest.raises(ValueError, match="outs has 2 parts, lses 1"):
+    with pytest.raises(
+        ValueError, match="outs and lses must have the same number of parts, at least one, got 2"
+    ):
         sparse_fmha.merge([out, out], [lse])
-    with pytest.raises(ValueError, match=r"lses\[1\] \[1, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"lses\[1\] that without the last dimension, got .*\[1, 5\]"
+    ):
         sparse_fmha.merge([out, out], [lse, lse[..., 0]])
-    with pytest.raises(TypeError, match=r"outs\[1\] has dtype torch.float64"):
+    with pytest.raises(TypeError, match=r"outs\[1\] must have .*dtype.*, got torch.float64"):
         sparse_fmha.merge([out, out.double()], [lse, lse])

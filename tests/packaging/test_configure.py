@@ -178,7 +178,21 @@ def test_an_entry_is_a_row_for_each_element(tmp_path):
         "sm90_block_sparse_float16_d64_skip",
         "sm90_block_sparse_bfloat16_d64_skip",
     ]
-    assert "/*kTileK=*/128," in kernel_list.source(rows[0])
+    text = kernel_list.source(rows)
+    assert text.count("/*kTileK=*/128,") == 2
+    assert all(f'("{row.name}")' in text for row in rows)
+    assert kernel_list.ALL_WIDTHS not in text
+
+
+def test_rows_of_a_mechanism_share_a_file(tmp_path):
+    listed = tmp_path / "sm90_forward.def"
+    wide = ENTRY.replace("head_dim=64", "head_dim=128").replace("tile_k=128", "tile_k=80")
+    always = ENTRY.replace("kByThreshold", "kNever")
+    listed.write_text(ENTRY + wide + always)
+    rows = kernel_list.read(listed)
+    assert [row.file for row in rows] == ["sm90_block_sparse_skip"] * 4 + ["sm90_block_sparse"] * 2
+    # 80 is a width that CuTe defines on request.
+    assert kernel_list.source(rows[:4]).startswith(kernel_list.ALL_WIDTHS)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,14 @@ SERIALISED = GOOD + (
     "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
     "serialized due to function call in the function '_Z6kernelv'\n"
 )
+FIGURES = {  # of GOOD
+    "entries": 1,
+    "registers": 168,
+    "stack_bytes": 8,
+    "spill_store_bytes": 0,
+    "spill_load_bytes": 0,
+    "static_smem_bytes": 1024,
+}
 # A stand-in for nvcc: prints a log to stderr, writes the object, exits as told.
 COMPILER = """import sys
 log, status, _, obj = sys.argv[1:]
@@ -61,20 +69,30 @@ def test_figures_are_kept(compile_log):
     status, obj, output = compile_log(GOOD)
     assert status == 0
     assert output == ""
-    assert json.loads(ptxas.report_path(str(obj)).read_text()) == {
-        "entries": 1,
-        "registers": 168,
-        "stack_bytes": 8,
-        "spill_store_bytes": 0,
-        "spill_load_bytes": 0,
-        "static_smem_bytes": 1024,
+    assert json.loads(ptxas.report_path(str(obj)).read_text()) == {"kernel": FIGURES}
+
+
+def test_figures_are_those_of_each_row():
+    name = "_ZN11sparse_fmha4sm906kernelINS0_12KernelConfigINS_5DenseEN7cutlass{}ELi{}ELi192ELi80"
+    first, second = (
+        GOOD.replace("_Z6kernelv", name.format(*of))
+        for of in (("6half_t", 64), ("10bfloat16_t", 128))
+    )
+    lean = second.replace("168 registers", "90 registers")
+    assert ptxas.parse(GOOD + first + lean, "sm90_dense") == {
+        "sm90_dense": FIGURES,
+        "sm90_dense_float16_d64": FIGURES,
+        "sm90_dense_bfloat16_d128": FIGURES | {"registers": 90},
     }
+    spill = second.replace("0 bytes spill stores, 0 bytes", "24 bytes spill stores, 32 bytes")
+    (fault,) = ptxas.faults(first + spill, ptxas.parse(first + spill, "sm90_dense"))
+    assert fault.startswith("register spills in sm90_dense_bfloat16_d128: 24 bytes stored")
 
 
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
-        (SPILL, "register spills: 24 bytes stored, 32 bytes loaded"),
+        (SPILL, "register spills in kernel: 24 bytes stored, 32 bytes loaded"),
         (SERIALISED, "(C7510)"),
         ("", "ptxas printed no figures"),
     ],

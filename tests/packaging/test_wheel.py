@@ -58,4 +58,11 @@ def test_console_script(wheel, fresh_venv, tmp_path):
     program = python.parent / "sparse-fmha"
     version = check_output(python, "-c", "import sparse_fmha as s; print(s.__version__)")
     assert check_output(program, "--version", cwd=tmp_path) == f"sparse-fmha {version}"
-    assert "no problems" in check_output(program, "info", cwd=tmp_path)
+    text = check_output(program, "info", cwd=tmp_path)
+    found = [line for line in text.splitlines() if line.startswith("problem: ")]
+    archs = "import sparse_fmha; print(*sparse_fmha.build_info()['archs'])"
+    unused = check_output(python, "-c", archs).strip() and "torch is a CPU-only build" in text
+    # A wheel with GPU kernels is also right for a torch that cannot use them; nothing else is.
+    idle = "problem: cuda: GPU kernels are compiled in, but torch is a CPU-only build"
+    assert found == ([idle] if unused else [])
+    assert ("no problems" in text) == (not found)

@@ -257,26 +257,53 @@ def test_errors(randn):
     q_mean, least = torch.zeros(2, 4, 11, 16), torch.zeros(2, 4, 11)
     bits = torch.zeros(2, 4, 6, 3, dtype=torch.int32)
     wrong = [
-        ("block is 32; 64 or 128", lambda: OPS.anchor_means(q, k, 32, 2, 1.0)),
-        ("step is 0; 1 to 32 blocks of 64", lambda: OPS.anchor_means(q, k, 64, 0, 1.0)),
-        ("step is 17; 1 to 16", lambda: OPS.anchor_keys(q_mean, k, least, 128, 17)),
-        ("scale is inf", lambda: OPS.anchor_means(q, k, 64, 2, torch.inf)),
-        ("q has 699 tokens, k has 700", lambda: OPS.anchor_means(q[:, 1:], k, 64, 2, 1.0)),
-        ("differ in dtype", lambda: OPS.anchor_means(q.half(), k, 64, 2, 1.0)),
-        ("q has 3 heads", lambda: OPS.anchor_means(q[:, :, :3], k, 64, 2, 1.0)),
-        ("k has shape .*4 dimensions", lambda: OPS.anchor_keys(q_mean, k[0], least, 64, 2)),
-        ("k has head dim 12", lambda: OPS.anchor_keys(q_mean, k[..., :12], least, 64, 2)),
-        ("k has a dtype other", lambda: OPS.anchor_keys(q_mean, k.int(), least, 64, 2)),
-        ("k has stride 2 in its last", lambda: OPS.anchor_keys(q_mean, k[..., ::2], least, 64, 2)),
-        ("q_mean has shape", lambda: OPS.anchor_keys(q_mean[:, :, 1:], k, least, 64, 2)),
-        ("q_mean has 3 heads, k has 2", lambda: OPS.anchor_keys(q_mean[:, :3], k, least, 64, 2)),
-        ("q_mean has dtype Double", lambda: OPS.anchor_keys(q_mean.double(), k, least, 64, 2)),
-        ("least has shape", lambda: OPS.anchor_keys(q_mean, k, least[..., 1:], 64, 2)),
-        ("least has dtype", lambda: OPS.anchor_keys(q_mean, k, least.double(), 64, 2)),
-        ("bits has dtype", lambda: OPS.anchor_columns(bits.long(), 64, 2)),
-        ("bits has shape", lambda: OPS.anchor_columns(bits[0], 64, 2)),
-        ("width is -1", lambda: OPS.anchor_columns(bits, 64, -1)),
-        ("first is -64", lambda: OPS.anchor_columns(bits, -64, 1)),
+        ("block must be 64 or 128, got 32", lambda: OPS.anchor_means(q, k, 32, 2, 1.0)),
+        (
+            "step must be from 1 to 32 blocks of 64.*, got 0",
+            lambda: OPS.anchor_means(q, k, 64, 0, 1.0),
+        ),
+        ("step must be from 1 to 16.*, got 17", lambda: OPS.anchor_keys(q_mean, k, least, 128, 17)),
+        (
+            "scale must be a finite number, got inf",
+            lambda: OPS.anchor_means(q, k, 64, 2, torch.inf),
+        ),
+        (
+            "k must have the 699 tokens of q, got 700",
+            lambda: OPS.anchor_means(q[:, 1:], k, 64, 2, 1.0),
+        ),
+        ("k must have q's dtype", lambda: OPS.anchor_means(q.half(), k, 64, 2, 1.0)),
+        (
+            "heads of q must be .*, got 3 and 2",
+            lambda: OPS.anchor_means(q[:, :, :3], k, 64, 2, 1.0),
+        ),
+        ("k must have 4 dimensions", lambda: OPS.anchor_keys(q_mean, k[0], least, 64, 2)),
+        (
+            "head dim of k must be .*, got 12",
+            lambda: OPS.anchor_keys(q_mean, k[..., :12], least, 64, 2),
+        ),
+        ("k must have dtype .*, got Int", lambda: OPS.anchor_keys(q_mean, k.int(), least, 64, 2)),
+        (
+            "k must have stride 1 in its last dimension, got 2",
+            lambda: OPS.anchor_keys(q_mean, k[..., ::2], least, 64, 2),
+        ),
+        ("q_mean must have shape", lambda: OPS.anchor_keys(q_mean[:, :, 1:], k, least, 64, 2)),
+        (
+            "heads of q_mean must be .*, got 3 and 2",
+            lambda: OPS.anchor_keys(q_mean[:, :3], k, least, 64, 2),
+        ),
+        (
+            "q_mean must have .*dtype.*, got Double",
+            lambda: OPS.anchor_keys(q_mean.double(), k, least, 64, 2),
+        ),
+        ("least must have shape", lambda: OPS.anchor_keys(q_mean, k, least[..., 1:], 64, 2)),
+        ("least must have dtype", lambda: OPS.anchor_keys(q_mean, k, least.double(), 64, 2)),
+        ("bits must have dtype", lambda: OPS.anchor_columns(bits.long(), 64, 2)),
+        ("bits must have shape", lambda: OPS.anchor_columns(bits[0], 64, 2)),
+        ("width must be from 0 .*, got -1", lambda: OPS.anchor_columns(bits, 64, -1)),
+        (
+            "first and the words of bits must be .*, got -64",
+            lambda: OPS.anchor_columns(bits, -64, 1),
+        ),
     ]
     for message, call in wrong:
         with pytest.raises(RuntimeError, match=message):

@@ -126,12 +126,12 @@ def test_empty():
 def test_errors(randn):
     q = randn(1, 100, 1, 16)
     for message, options in (
-        ("block is 32; allowed are: 64, 128", {"block": 32}),
-        ("step is 17; 1 to 16 blocks of 128", {"step": 17}),
-        ("step is 0; 1 to 32 blocks of 64", {"step": 0, "block": 64}),
-        ("theta is nan", {"theta": float("nan")}),
+        ("block must be 64 or 128, got 32", {"block": 32}),
+        ("step must be from 1 to 16 blocks of 128.*, got 17", {"step": 17}),
+        ("step must be from 1 to 32 blocks of 64.*, got 0", {"step": 0, "block": 64}),
+        ("theta must be a finite number, got nan", {"theta": float("nan")}),
     ):
         with pytest.raises(ValueError, match=message):
             anchor_attention(q, q, q, **options)
-    with pytest.raises(ValueError, match="q has 100 tokens, k has 99; they must be the same"):
+    with pytest.raises(ValueError, match="k must have the 100 tokens of q, got 99"):
         anchor_attention(q, q[:, :99], q[:, :99])

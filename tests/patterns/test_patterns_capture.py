@@ -5,10 +5,10 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import patterns
-from sparse_fmha.patterns import seer_truth
 from sparse_fmha.selection import (
     BlockGrid,
     block_scores,
+    reductions,
     top_k_blocks,
     top_k_indices,
     top_p_blocks,
@@ -66,6 +66,8 @@ PATHS = {
     "flexprefill": patterns.flexprefill_query_aware,
     "biformer": lambda q, k: patterns.biformer(q, k, LAYOUT, top_k=4),
     "biformer_heads": lambda q, k: patterns.biformer(q, k, LAYOUT, top_k=4, per_head=True),
+    "dhsa_blocks": lambda q, k: patterns.dhsa_blocks(q, k, shared=True),
+    "ssa": lambda q, k: patterns.ssa(q, k, blocks=4),
     "seer": GATE.mask,
     "seer_top_k": lambda q, k: GATE.mask(q, k, top_k=4),
 }
@@ -98,12 +100,14 @@ def test_shapes_do_not_depend_on_data(name):
 def test_the_ground_truth_never_has_the_map():
     q, k = inputs()
     with Watch() as watch, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seer_truth, "SLICE", 1)
+        patch.setattr(reductions, "SLICE", 1)
         patterns.seer_ground_truth(q, k)
     assert watch.largest <= 2 * 64 * LENGTH  # a query block of the 2 query heads of a key head
 
 
-@pytest.mark.parametrize("name", ["top_p", "minference", "flexprefill", "biformer", "seer"])
+@pytest.mark.parametrize(
+    "name", ["top_p", "minference", "flexprefill", "biformer", "dhsa_blocks", "ssa", "seer"]
+)
 def test_it_can_be_traced_in_one_graph(name):
     def lists(q, k):
         mask = PATHS[name](q, k)

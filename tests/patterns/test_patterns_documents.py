@@ -78,15 +78,31 @@ def test_the_window_shrinks_at_borders_as_flash_attention_does():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"sink": 4}, ValueError, "sink is 4 without a window"),
-        ({"window": 0}, ValueError, "window is 0; at least 1"),
-        ({"window": 3, "sink": -1}, ValueError, "sink is -1; at least 0"),
-        ({"window": 3.0}, TypeError, "window is 3.0; an int"),
-        ({"window": 3, "block_q": 32}, ValueError, "block_q is 32; allowed are"),
-        ({"window": 3, "length": 6, "validate": True}, ValueError, r"length is 6, cu\[-1\] is 5"),
-        ({"window": 3, "max_len": 2}, ValueError, "max_len is 2; cu has a document of 3"),
-        ({"window": 3, "cu": torch.zeros(2)}, TypeError, "cu has dtype torch.float32"),
-        ({"window": 3, "cu": starts([5, -2])}, ValueError, "cu may not descend"),
+        ({"sink": 4}, ValueError, "sink must be 0 without a window, which hides no key, got 4"),
+        ({"window": 0}, ValueError, "window must be at least 1, got 0"),
+        ({"window": 3, "sink": -1}, ValueError, "sink must be at least 0, got -1"),
+        ({"window": 3.0}, TypeError, "window must be an int, got 3.0"),
+        ({"window": 3, "block_q": 32}, ValueError, "block_q must be .*, got 32"),
+        (
+            {"window": 3, "length": 6, "validate": True},
+            ValueError,
+            r"length must be cu\[-1\], 5, got 6",
+        ),
+        (
+            {"window": 3, "max_len": 2},
+            ValueError,
+            "max_len must be at least the longest document in cu, 3 tokens, got 2",
+        ),
+        (
+            {"window": 3, "cu": torch.zeros(2)},
+            TypeError,
+            "cu must have .*dtype.*, got torch.float32",
+        ),
+        (
+            {"window": 3, "cu": starts([5, -2])},
+            ValueError,
+            r"cu must not descend, got cu\[1\] = 5 and cu\[2\] = 3",
+        ),
     ],
 )
 def test_errors(arguments, error, words):

@@ -218,29 +218,93 @@ LAYOUT = patterns.BiFormerLayout(patterns.image_regions(8, 8, 2))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: P.minference_block_sparse(Q, Q, top_k=-1), ValueError, "k is -1; at least 0"),
-        (lambda: P.minference_block_sparse(Q, Q[0]), ValueError, r"k has shape \[64, 2, 8\]"),
-        (lambda: P.minference_block_sparse(Q, Q, block_q=96), ValueError, "block_q is 96"),
-        (lambda: P.minference_block_sparse(Q.int(), Q), TypeError, "q has dtype torch.int32"),
-        (lambda: P.minference_block_sparse(Q[:, :, :1], Q), ValueError, "q has 1 heads, k has 2"),
-        (lambda: P.flexprefill_query_aware(Q, Q, gamma=1.1), ValueError, "gamma is 1.1; 0 to 1"),
-        (lambda: P.flexprefill_query_aware(Q, Q, gamma="a"), TypeError, "gamma is 'a'; a number"),
-        (lambda: P.flexprefill_query_aware(Q, Q, forced=1), TypeError, "forced is 1; True or"),
-        (lambda: P.flexprefill_query_aware(Q, Q, causal=0), TypeError, "causal is 0; True or"),
-        (lambda: P.image_regions(0, 4), ValueError, "height is 0; at least 1"),
-        (lambda: P.biformer(Q, Q, LAYOUT, top_k=0), ValueError, "top_k is 0; at least 1"),
-        (lambda: P.biformer(Q, Q, LAYOUT, top_k=1, per_head=2), TypeError, "per_head is 2"),
-        (lambda: P.biformer(Q[:, 1:], Q, LAYOUT, top_k=1), ValueError, "63, 2, 8.; 64 tokens are"),
-        (lambda: P.RegionOrder(torch.ones(3), 4), TypeError, "a tensor of integers is needed"),
-        (lambda: P.RegionOrder(torch.ones(0).int(), 4), ValueError, r"region has shape \[0\]"),
-        (lambda: P.RegionOrder(torch.tensor([0, -1]), 4), ValueError, "region has -1 to 0"),
+        (
+            lambda: P.minference_block_sparse(Q, Q, top_k=-1),
+            ValueError,
+            "k must be at least 0, got -1",
+        ),
+        (
+            lambda: P.minference_block_sparse(Q, Q[0]),
+            ValueError,
+            r"k must have .*, got .*\[64, 2, 8\]",
+        ),
+        (
+            lambda: P.minference_block_sparse(Q, Q, block_q=96),
+            ValueError,
+            "block_q must be 64 or 128, got 96",
+        ),
+        (
+            lambda: P.minference_block_sparse(Q.int(), Q),
+            TypeError,
+            "q must have .*dtype.*, got torch.int32",
+        ),
+        (
+            lambda: P.minference_block_sparse(Q[:, :, :1], Q),
+            ValueError,
+            "heads of q must be a multiple of those of k, got 1 and 2",
+        ),
+        (
+            lambda: P.flexprefill_query_aware(Q, Q, gamma=1.1),
+            ValueError,
+            "gamma must be from 0 to 1.*, got 1.1",
+        ),
+        (
+            lambda: P.flexprefill_query_aware(Q, Q, gamma="a"),
+            TypeError,
+            "gamma must be a number, got 'a'",
+        ),
+        (
+            lambda: P.flexprefill_query_aware(Q, Q, forced=1),
+            TypeError,
+            "forced must be True or False, got 1",
+        ),
+        (
+            lambda: P.flexprefill_query_aware(Q, Q, causal=0),
+            TypeError,
+            "causal must be True or False, got 0",
+        ),
+        (lambda: P.image_regions(0, 4), ValueError, "height must be at least 1, got 0"),
+        (lambda: P.biformer(Q, Q, LAYOUT, top_k=0), ValueError, "top_k must be at least 1, got 0"),
+        (
+            lambda: P.biformer(Q, Q, LAYOUT, top_k=1, per_head=2),
+            TypeError,
+            "per_head must be True or False, got 2",
+        ),
+        (
+            lambda: P.biformer(Q[:, 1:], Q, LAYOUT, top_k=1),
+            ValueError,
+            r"x must have 64 tokens, got shape \[1, 63, 2, 8\]",
+        ),
+        (
+            lambda: P.RegionOrder(torch.ones(3), 4),
+            TypeError,
+            r"region must be a tensor of integers, got torch\.float32",
+        ),
+        (
+            lambda: P.RegionOrder(torch.ones(0).int(), 4),
+            ValueError,
+            r"region must have .*, got .*\[0\]",
+        ),
+        (
+            lambda: P.RegionOrder(torch.tensor([0, -1]), 4),
+            ValueError,
+            "region must be from 0 to 0, got -1 to 0",
+        ),
         (
             lambda: P.RegionOrder(torch.tensor([0, 2]), 4, regions=2),
             ValueError,
-            "region has 0 to 2; 0 to 1 are allowed",
+            "region must be from 0 to 1, got 0 to 2",
         ),
-        (lambda: P.RegionOrder(torch.tensor([0]), 0), ValueError, "block is 0; at least 1"),
-        (lambda: LAYOUT.queries.undo(Q[:, 1:]), ValueError, "256 tokens are needed"),
+        (
+            lambda: P.RegionOrder(torch.tensor([0]), 0),
+            ValueError,
+            "block must be at least 1, got 0",
+        ),
+        (
+            lambda: LAYOUT.queries.undo(Q[:, 1:]),
+            ValueError,
+            r"x must have 256 tokens, got shape \[1, 63, 2, 8\]",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha.patterns import SeerAttentionGate, seer_ground_truth, seer_truth
+from sparse_fmha.patterns import SeerAttentionGate, seer_ground_truth
+from sparse_fmha.selection import reductions
 
 FEW = settings(max_examples=25)
 POOLS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
@@ -166,7 +167,7 @@ def test_ground_truth(batch, q_len, kv_len, heads, sizes, causal, scale, most, d
     """Against the whole map."""
     q, k = (x.to(dtype) for x in inputs(batch, q_len, kv_len, heads))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seer_truth, "SLICE", most)
+        patch.setattr(reductions, "SLICE", most)
         options = {"block_q": sizes[0], "block_kv": sizes[1]}
         truth = seer_ground_truth(q, k, causal=causal, scale=scale, **options)
     factor = 0.25 if scale is None else scale
@@ -202,26 +203,70 @@ Q, K = inputs(1, 70, 70, (2, 1), 8)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: SeerAttentionGate(3, 2, 8), ValueError, "heads is 3; a multiple of heads_kv = 2"),
-        (lambda: SeerAttentionGate(2, 1, 8, gate_dim=7), ValueError, "gate_dim is 7; an even"),
-        (lambda: SeerAttentionGate(2, 1, 8, block=32), ValueError, "block_q is 32; allowed are"),
-        (lambda: SeerAttentionGate(2, 1, 8, q_pools=()), ValueError, "q_pools is empty"),
-        (lambda: SeerAttentionGate(2, 1, 8, k_pools=["avg"]), ValueError, "k_pools is 'avg'"),
+        (
+            lambda: SeerAttentionGate(3, 2, 8),
+            ValueError,
+            "heads must be a multiple of heads_kv = 2, got 3",
+        ),
+        (
+            lambda: SeerAttentionGate(2, 1, 8, gate_dim=7),
+            ValueError,
+            "gate_dim must be even, got 7",
+        ),
+        (lambda: SeerAttentionGate(2, 1, 8, block=32), ValueError, "block_q must be .*, got 32"),
+        (
+            lambda: SeerAttentionGate(2, 1, 8, q_pools=()),
+            ValueError,
+            "q_pools must have at least one entry, got none",
+        ),
+        (
+            lambda: SeerAttentionGate(2, 1, 8, k_pools=["avg"]),
+            ValueError,
+            "k_pools must be mean, max or min, got 'avg'",
+        ),
         (
             lambda: SeerAttentionGate(2, 1, 8, inv_freq=torch.ones(3)),
             ValueError,
-            r"inv_freq has shape \[3\]; \[64\] is needed",
+            r"inv_freq must have .*\[64\].*, got .*\[3\]",
         ),
-        (lambda: GATE(K, K), ValueError, r"q has shape \[1, 70, 1, 8\]; 2 heads of 8 are needed"),
-        (lambda: GATE(Q, K[:, :, :, :4]), ValueError, "batch and head dim must be the same"),
-        (lambda: GATE.mask(Q, K, threshold=0.1, top_k=2), ValueError, "one is allowed"),
-        (lambda: GATE.mask(Q, K, threshold=2), ValueError, "threshold is 2; 0 to 1"),
-        (lambda: GATE.mask(Q, K, top_k=0), ValueError, "top_k is 0; at least 1"),
-        (lambda: GATE.mask(Q, K, nz_ratio=-1), ValueError, "nz_ratio is -1; 0 to 1"),
-        (lambda: GATE.mask(Q, K, dense_rows=-1), ValueError, "dense_rows is -1; at least 0"),
-        (lambda: seer_ground_truth(Q, K[0]), ValueError, r"k has shape \[70, 1, 8\]"),
-        (lambda: seer_ground_truth(Q, K, block_q=32), ValueError, "block_q is 32"),
-        (lambda: seer_ground_truth(Q, K, scale=math.nan), ValueError, "scale is nan"),
+        (lambda: GATE(K, K), ValueError, r"q must have .*2 heads of 8.*, got .*\[1, 70, 1, 8\]"),
+        (
+            lambda: GATE(Q, K[:, :, :, :4]),
+            ValueError,
+            r"k must have the batch and head dim of q, of",
+        ),
+        (
+            lambda: GATE.mask(Q, K, threshold=0.1, top_k=2),
+            ValueError,
+            "at most one of threshold, top_k and nz_ratio must be given, got 0.1, 2",
+        ),
+        (
+            lambda: GATE.mask(Q, K, threshold=2),
+            ValueError,
+            "threshold must be from 0 to 1.*, got 2",
+        ),
+        (lambda: GATE.mask(Q, K, top_k=0), ValueError, "top_k must be at least 1, got 0"),
+        (
+            lambda: GATE.mask(Q, K, nz_ratio=-1),
+            ValueError,
+            "nz_ratio must be from 0 to 1.*, got -1",
+        ),
+        (
+            lambda: GATE.mask(Q, K, dense_rows=-1),
+            ValueError,
+            "dense_rows must be at least 0, got -1",
+        ),
+        (lambda: seer_ground_truth(Q, K[0]), ValueError, r"k must have .*, got .*\[70, 1, 8\]"),
+        (
+            lambda: seer_ground_truth(Q, K, block_q=32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (
+            lambda: seer_ground_truth(Q, K, scale=math.nan),
+            ValueError,
+            "scale must be a finite number, got nan",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -91,19 +91,47 @@ Q = torch.zeros(1, 9, 2, 16)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda s: token_top_k_mask(s, -1, 100), ValueError, "keys is -1; at least 0 is needed"),
-        (lambda s: token_top_k_mask(s, 5, 100, local=-3), ValueError, "local is -3; at least 0"),
-        (lambda s: token_top_k_mask(s, 5, 100, first=0.5), TypeError, "first is 0.5; an int"),
-        (lambda s: token_top_k_mask(s, 5, 101), ValueError, "k has 100 tokens, q has 101"),
+        (lambda s: token_top_k_mask(s, -1, 100), ValueError, "keys must be at least 0, got -1"),
+        (
+            lambda s: token_top_k_mask(s, 5, 100, local=-3),
+            ValueError,
+            "local must be at least 0, got -3",
+        ),
+        (
+            lambda s: token_top_k_mask(s, 5, 100, first=0.5),
+            TypeError,
+            "first must be an int, got 0.5",
+        ),
+        (
+            lambda s: token_top_k_mask(s, 5, 101),
+            ValueError,
+            "k must have at least the 101 tokens of q, got 100",
+        ),
         (
             lambda s: token_top_k_mask(s, 5, 64, block_q=64),
             ValueError,
-            "scores has 2 groups; 1 or 1",
+            "scores must have 1 or 1 groups, for 64 queries in groups of 64, got 2",
         ),
-        (lambda s: token_top_k_mask(s[0], 5, 100), ValueError, r"scores has shape \[1, 2, 100\]"),
-        (lambda s: token_top_k_mask(s.long(), 5, 100), TypeError, "scores has dtype torch.int64"),
-        (lambda s: token_top_k_mask(s, 5, 100, block_q=70), ValueError, "block_q is 70"),
-        (lambda s: token_top_k(Q, Q[:, :5], 5), ValueError, "k has 5 tokens, q has 9"),
+        (
+            lambda s: token_top_k_mask(s[0], 5, 100),
+            ValueError,
+            r"scores must have .*, got .*\[1, 2, 100\]",
+        ),
+        (
+            lambda s: token_top_k_mask(s.long(), 5, 100),
+            TypeError,
+            "scores must have .*dtype.*, got torch.int64",
+        ),
+        (
+            lambda s: token_top_k_mask(s, 5, 100, block_q=70),
+            ValueError,
+            "block_q must be a multiple of 64 from 64 to 2048, got 70",
+        ),
+        (
+            lambda s: token_top_k(Q, Q[:, :5], 5),
+            ValueError,
+            "k must have at least the 9 tokens of q, got 5",
+        ),
     ],
 )
 def test_errors(call, error, message):

@@ -16,6 +16,7 @@ from sparse_fmha.patterns.vertical_slash import (
     vertical_slash,
     vertical_slash_mask,
 )
+from sparse_fmha.selection import reductions
 
 # The function has the module's name.
 module = import_module("sparse_fmha.patterns.vertical_slash")
@@ -158,8 +159,8 @@ def test_too_little_room_loses_the_last():
 @pytest.mark.parametrize("keys", [7, 1 << 14])
 @pytest.mark.parametrize("slice_size", [1, 1 << 24])
 def test_sums(randn, monkeypatch, q_len, kv_len, last, keys, slice_size):
-    monkeypatch.setattr(module, "KEYS", keys)
-    monkeypatch.setattr(module, "SLICE", slice_size)
+    monkeypatch.setattr(reductions, "KEYS", keys)
+    monkeypatch.setattr(reductions, "SLICE", slice_size)
     q, k = randn(2, q_len, 6, 16), randn(2, kv_len, 2, 16, seed=1)
     found = last_query_sums(q, k, last, scale=0.4)
     for ours, exact in zip(found, sums_by_loops(q, k, last, 0.4), strict=True):
@@ -206,6 +207,7 @@ def test_neither_the_host_nor_pairs_of_tokens(options):
     options = {"vertical": 20, "slash": 110} | options
     with Watch() as watch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SLICE", 1)
+        patch.setattr(reductions, "SLICE", 1)
         mask = vertical_slash(q, k, **options)
     assert watch.largest <= max(q.numel(), 2 * 64 * 4096)  # 64 rows of scores, or their bytes
     on_meta = vertical_slash(q.to("meta"), k.to("meta"), **options)
@@ -247,29 +249,31 @@ def test_empty(shape):
 def test_errors(randn):
     q, k = randn(1, 100, 2, 16), randn(1, 120, 1, 16)
     for error, message, options in (
-        (ValueError, "vertical is -1; at least 0", {"vertical": -1}),
-        (TypeError, "slash is 1.5; an int is needed", {"slash": 1.5}),
-        (ValueError, "last is 0; at least 1", {"last": 0}),
-        (ValueError, "last_diagonals is -3", {"last_diagonals": -3}),
-        (ValueError, "first_columns is -3", {"first_columns": -3}),
-        (ValueError, "scale is inf", {"scale": float("inf")}),
-        (ValueError, "block_q is 100; a multiple of 64", {"block_q": 100}),
-        (ValueError, "range_size is 32", {"range_size": 32}),
+        (ValueError, "vertical must be at least 0, got -1", {"vertical": -1}),
+        (TypeError, "slash must be an int, got 1.5", {"slash": 1.5}),
+        (ValueError, "last must be at least 1, got 0", {"last": 0}),
+        (ValueError, "last_diagonals must be at least 0, got -3", {"last_diagonals": -3}),
+        (ValueError, "first_columns must be at least 0, got -3", {"first_columns": -3}),
+        (ValueError, "scale must be a finite number, got inf", {"scale": float("inf")}),
+        (ValueError, "block_q must be a multiple of 64 .*, got 100", {"block_q": 100}),
+        (ValueError, "range_size must be 64 or 128, got 32", {"range_size": 32}),
     ):
         with pytest.raises(error, match=message):
             vertical_slash(q, k, **options)
-    with pytest.raises(ValueError, match="k has 99 tokens, q has 100; at least as many"):
+    with pytest.raises(ValueError, match="k must have at least the 100 tokens of q, got 99"):
         vertical_slash(q, k[:, :99])
-    with pytest.raises(ValueError, match="q has 2 heads, k has 3"):
+    with pytest.raises(
+        ValueError, match="heads of q must be a multiple of those of k, got 2 and 3"
+    ):
         vertical_slash(q, randn(1, 100, 3, 16))
     maps = torch.zeros(2, 1, 1, 100, dtype=torch.bool)
-    with pytest.raises(ValueError, match="columns is for 100 keys, q_len is 101"):
+    with pytest.raises(ValueError, match="q_len must be at most the 100 keys of columns, got 101"):
         vertical_slash_mask(*maps, 101)
     with pytest.raises(
-        ValueError, match=r"columns has shape \[1, 1, 100\], diagonals \[1, 1, 99\]"
+        ValueError, match=r"columns and diagonals must have .*, got \[1, 1, 100\] and \[1, 1, 99\]"
     ):
         vertical_slash_mask(maps[0], maps[1, ..., 1:], 50)
-    with pytest.raises(TypeError, match=r"diagonals has dtype torch.int64"):
+    with pytest.raises(TypeError, match=r"diagonals must have .*dtype.*, got torch.int64"):
         vertical_slash_mask(maps[0], maps[1].long(), 50)
-    with pytest.raises(ValueError, match="max_diagonals is -1"):
+    with pytest.raises(ValueError, match="max_diagonals must be at least 0, got -1"):
         vertical_slash_mask(*maps, 50, max_diagonals=-1)

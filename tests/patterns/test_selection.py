@@ -114,7 +114,7 @@ def test_scores_of_tokens():
         if 32 * j > min(64 * i + 63, 299) + 100:
             expected[:, :, i, j] = -INF
     torch.testing.assert_close(block_scores(q, k, grid, scale=2), expected)
-    with pytest.raises(ValueError, match="q has 300 tokens; the grid has 301"):
+    with pytest.raises(ValueError, match="q must have the 301 tokens of the grid, got 300"):
         block_scores(q, k, BlockGrid(301, 400))
 
 
@@ -211,7 +211,7 @@ def test_top_k(scores, k, dtype, most):
         assert (listed[count:] == -1).all()
 
 
-def largest(row, k):
+def the_largest(row, k):
     """Which of a row are its k largest, the lowest index first of equal ones."""
     there = [n for n, score in enumerate(row) if score > -INF]
     return sorted(sorted(there, key=lambda n: (-row[n], n))[: max(k, 0)])
@@ -235,7 +235,7 @@ def test_top_k_of_each_head(data, heads, columns, most):
             assert indices.shape == (2, heads, 2, width)
             for place, chosen in enumerate(blocks.flatten(0, 2)):
                 own = ks[place // 2 % heads] if k is not by_row else by_row.flatten()[place]
-                expected = largest(rows[place], own)
+                expected = the_largest(rows[place], own)
                 assert chosen.nonzero()[:, 0].tolist() == expected
                 count = counts.flatten()[place]
                 assert indices.flatten(0, 2)[place, :count].tolist() == expected
@@ -250,7 +250,7 @@ def test_top_share(scores, density):
     assert indices.shape[-1] == math.ceil(len(scores[0]) * density)
     for row, chosen, count, listed in zip(scores, blocks, counts, indices, strict=True):
         k = math.ceil(sum(score > -INF for score in row) * density)
-        assert chosen.nonzero()[:, 0].tolist() == listed[:count].tolist() == largest(row, k)
+        assert chosen.nonzero()[:, 0].tolist() == listed[:count].tolist() == the_largest(row, k)
 
 
 def test_a_share_of_causal_scores_is_one_of_what_causality_leaves():
@@ -264,22 +264,34 @@ def test_a_share_of_causal_scores_is_one_of_what_causality_leaves():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({}, ValueError, "neither of k and density are given"),
-        ({"k": 1, "density": 0.5}, ValueError, "both of k and density are given"),
-        ({"density": 1.5}, ValueError, "density is 1.5; 0 to 1 are allowed"),
-        ({"density": "1"}, TypeError, "density is '1'; a number is needed"),
+        ({}, ValueError, "exactly one of k and density must be given, got neither"),
+        (
+            {"k": 1, "density": 0.5},
+            ValueError,
+            "exactly one of k and density must be given, got both",
+        ),
+        ({"density": 1.5}, ValueError, "density must be from 0 to 1, got 1.5"),
+        ({"density": "1"}, TypeError, "density must be a number, got '1'"),
         (
             {"k": [1, 2, 3]},
             ValueError,
-            r"k has 3 entries, scores has shape \[1, 2, 4, 5\]; one for",
+            r"k must have one entry for each head of scores \[..., heads, query",
         ),
-        ({"k": [1, -2]}, ValueError, r"k\[1\] is -2; at least 0"),
-        ({"k": [1, 2.0]}, TypeError, r"k\[1\] is 2.0; an int"),
-        ({"k": 2.0}, TypeError, "k is 2.0; an int is needed"),
-        ({"k": "2"}, TypeError, r"k\[0\] is '2'; an int is needed"),
-        ({"k": torch.ones(2)}, TypeError, "k has dtype torch.float32; integers"),
-        ({"k": torch.ones(2, 4).int()}, ValueError, r"k has shape \[2, 4\]; one that broadcasts"),
-        ({"k": torch.ones(2, device="meta").int()}, ValueError, "k is on meta, scores on cpu"),
+        ({"k": [1, -2]}, ValueError, r"k\[1\] must be at least 0, got -2"),
+        ({"k": [1, 2.0]}, TypeError, r"k\[1\] must be an int, got 2.0"),
+        ({"k": 2.0}, TypeError, "k must be an int, got 2.0"),
+        ({"k": "2"}, TypeError, r"k\[0\] must be an int, got '2'"),
+        ({"k": torch.ones(2)}, TypeError, "k must have .*dtype.*, got torch.float32"),
+        (
+            {"k": torch.ones(2, 4).int()},
+            ValueError,
+            r"k must have a shape that broadcasts to \[1, 2, 4, 1\], got \[2, 4\]",
+        ),
+        (
+            {"k": torch.ones(2, device="meta").int()},
+            ValueError,
+            "k must be on the device of scores, cpu, got meta",
+        ),
     ],
 )
 def test_errors_of_top_k(arguments, error, words):
@@ -405,39 +417,75 @@ ROWS = normal(2, 5)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: pool_blocks(X[0], 4), ValueError, r"x has shape \[10, 2, 8\]; \[batch, tokens"),
-        (lambda: pool_blocks(X.int(), 4), TypeError, "x has dtype torch.int32"),
-        (lambda: pool_blocks([1], 4), TypeError, "x is a list, not a tensor"),
-        (lambda: pool_blocks(X, 0), ValueError, "block is 0; at least 1"),
-        (lambda: pool_blocks(X, 1.5), TypeError, "block is 1.5; an int"),
-        (lambda: pool_blocks(X, 2, "sum"), ValueError, "reduce is 'sum'; allowed are: mean, max"),
-        (lambda: pooled_scores(X, X[..., :4]), ValueError, "batch and head dim must be the same"),
-        (lambda: pooled_scores(X[:, :, :1], X), ValueError, "has 1 heads, k_pooled has 2"),
-        (lambda: pooled_scores(X, X, scale=INF), ValueError, "scale is inf; a finite"),
-        (lambda: pooled_scores(X, X, softmax=1), TypeError, "softmax is 1; True or False"),
-        (lambda: pooled_scores(X, X, allowed=X), TypeError, "allowed is torch.float32; bool"),
+        (
+            lambda: pool_blocks(X[0], 4),
+            ValueError,
+            r"x must have shape \[batch, tokens, heads, head dim\], got \[10, 2, 8\]",
+        ),
+        (lambda: pool_blocks(X.int(), 4), TypeError, "x must have .*dtype.*, got torch.int32"),
+        (lambda: pool_blocks([1], 4), TypeError, "x must be a tensor, got list"),
+        (lambda: pool_blocks(X, 0), ValueError, "block must be at least 1, got 0"),
+        (lambda: pool_blocks(X, 1.5), TypeError, "block must be an int, got 1.5"),
+        (
+            lambda: pool_blocks(X, 2, "sum"),
+            ValueError,
+            "reduce must be mean, max or min, got 'sum'",
+        ),
+        (
+            lambda: pooled_scores(X, X[..., :4]),
+            ValueError,
+            r"k_pooled must have the batch and head dim of q_pooled, of shape \[1,",
+        ),
+        (
+            lambda: pooled_scores(X[:, :, :1], X),
+            ValueError,
+            "heads of q_pooled must be a multiple of those of k_pooled, got 1 and 2",
+        ),
+        (
+            lambda: pooled_scores(X, X, scale=INF),
+            ValueError,
+            "scale must be a finite number, got inf",
+        ),
+        (lambda: pooled_scores(X, X, softmax=1), TypeError, "softmax must be True or False, got 1"),
+        (
+            lambda: pooled_scores(X, X, allowed=X),
+            TypeError,
+            "allowed must be a bool tensor, got torch.float32",
+        ),
         (
             lambda: pooled_scores(X, X, allowed=ROWS > 0),
             ValueError,
-            r"allowed has shape \[2, 5\]; what broadcasts to \[1, 2, 10, 10\]",
+            r"allowed must have a shape that broadcasts to \[1, 2, 10, 10\], got \[2,",
         ),
-        (lambda: top_k_blocks(ROWS, -1), ValueError, "k is -1; at least 0"),
-        (lambda: top_k_blocks(ROWS, True), TypeError, "k is True; an int"),
-        (lambda: top_k_blocks(ROWS.int(), 1), TypeError, "scores has dtype torch.int32"),
-        (lambda: top_p_blocks(ROWS, -0.1), ValueError, "p is -0.1; 0 to"),
-        (lambda: top_p_blocks(ROWS, NAN), ValueError, "p is nan; 0 to"),
-        (lambda: top_p_blocks(ROWS, "1"), TypeError, "p is '1'; a number"),
-        (lambda: top_p_blocks(ROWS, 0.5, min_blocks=0), ValueError, "min_blocks is 0; at least 1"),
+        (lambda: top_k_blocks(ROWS, -1), ValueError, "k must be at least 0, got -1"),
+        (lambda: top_k_blocks(ROWS, True), TypeError, "k must be an int, got True"),
+        (
+            lambda: top_k_blocks(ROWS.int(), 1),
+            TypeError,
+            "scores must have .*dtype.*, got torch.int32",
+        ),
+        (lambda: top_p_blocks(ROWS, -0.1), ValueError, "p must be from 0 to.*, got -0.1"),
+        (lambda: top_p_blocks(ROWS, NAN), ValueError, "p must be from 0 to.*, got nan"),
+        (lambda: top_p_blocks(ROWS, "1"), TypeError, "p must be a number, got '1'"),
+        (
+            lambda: top_p_blocks(ROWS, 0.5, min_blocks=0),
+            ValueError,
+            "min_blocks must be at least 1, got 0",
+        ),
         (
             lambda: top_p_blocks(ROWS, 0.5, min_blocks=3, max_blocks=2),
             ValueError,
-            "max_blocks is 2; at least 3",
+            "max_blocks must be at least 3, got 2",
         ),
-        (lambda: BlockGrid(-1, 5), ValueError, "q_len is -1"),
-        (lambda: BlockGrid(5, 5, 32), ValueError, "block_q is 32; allowed are: 64, 128"),
-        (lambda: BlockGrid(5, 5).sink(-1), ValueError, "n is -1; at least 0"),
-        (lambda: BlockGrid(5, 5).local(-1), ValueError, "n is -1; at least 0"),
-        (lambda: BlockGrid.of(X, X[0]), ValueError, r"k has shape \[10, 2, 8\]"),
+        (lambda: BlockGrid(-1, 5), ValueError, "q_len must be at least 0, got -1"),
+        (
+            lambda: BlockGrid(5, 5, 32),
+            ValueError,
+            "block_q must be 64 or 128, got 32",
+        ),
+        (lambda: BlockGrid(5, 5).sink(-1), ValueError, "n must be at least 0, got -1"),
+        (lambda: BlockGrid(5, 5).local(-1), ValueError, "n must be at least 0, got -1"),
+        (lambda: BlockGrid.of(X, X[0]), ValueError, r"k must have .*, got .*\[10, 2, 8\]"),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -59,7 +59,9 @@ def test_nothing_to_measure():
 @pytest.mark.parametrize("threshold", [1.0, -0.1, math.nan])
 def test_thresholds_out_of_range(threshold):
     q, k, _ = along_a_way(100)
-    with pytest.raises(ValueError, match=r"thresholds\[1\] is .*; 0 <= threshold < 1 is needed"):
+    with pytest.raises(
+        ValueError, match=r"thresholds\[1\] must be at least 0 and less than 1, got .*"
+    ):
         tile_sparsity(q, k, [0.5, threshold])
 
 
@@ -80,7 +82,9 @@ def test_the_fit_finds_the_law():
     assert found.threshold_for(0.5, 8000) == pytest.approx(0.5 * math.exp(3.5) / 8000)
     assert found.threshold_for(0, 8000) == 0
     assert found.fit(gamma=None)[:3] == pytest.approx((0.5, 7.0, 1.0))
-    with pytest.raises(ValueError, match=r"99% at 100 keys would take .* of 5.11; .* at most 76%"):
+    with pytest.raises(
+        ValueError, match="sparsity must be at most 76% at 100 keys, got 99%; its threshold would"
+    ):
         found.threshold_for(0.99, 100)
 
 
@@ -92,7 +96,9 @@ def test_another_exponent_of_the_length():
     wanted = 0.01 * math.exp(2.0) / 9000**0.3
     assert found.threshold_for(0.5, 9000, gamma=None) == pytest.approx(wanted)
     one_length = Calibration(by_the_law(1.0, 5.0, lengths=(1000,)))
-    with pytest.raises(ValueError, match="gamma is None, and all points are of one length"):
+    with pytest.raises(
+        ValueError, match="gamma=None needs points of at least two lengths, got one length"
+    ):
         one_length.fit(gamma=None)
 
 
@@ -109,10 +115,16 @@ PARTS = ((-0.03, 10), (0.01, 30))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: c.fit("training"), "phase is 'training'; prefill or decode is needed"),
-        (lambda c: c.fit("decode"), "there are 0 points of decode with 10% to 90% of the tiles"),
-        (lambda c: c.threshold_for(1.0, 10), "sparsity is 1.0; 0 <= sparsity < 1 is needed"),
-        (lambda c: c.threshold_for(0.5, 0), "length is 0; at least 1 is needed"),
+        (lambda c: c.fit("training"), "phase must be prefill or decode, got 'training'"),
+        (
+            lambda c: c.fit("decode"),
+            "a fit needs at least two different points of decode with 10% to 90% of",
+        ),
+        (
+            lambda c: c.threshold_for(1.0, 10),
+            "sparsity must be at least 0 and less than 1, got 1.0",
+        ),
+        (lambda c: c.threshold_for(0.5, 0), "length must be at least 1, got 0"),
     ],
 )
 def test_errors(call, message):
@@ -136,7 +148,7 @@ def test_files(tmp_path):
         json.dumps({"version": 1, "points": [wrong]}),
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match="is no calibration"):
+        with pytest.raises(ValueError, match=r"calibration.json must be a saved Calibration"):
             Calibration.load(path)
 
 
@@ -161,19 +173,46 @@ def test_a_wanted_sparsity_is_met(wanted):
 
 
 NO_EFFECT = [
-    (lambda c: Calibration(thresholds=()), "thresholds is []; at least one above 0"),
-    (lambda c: Calibration(thresholds=(0.0,)), "thresholds is [0.0]; at least one above 0"),
-    (lambda c: Calibration(thresholds=(0.1, 1.0)), "thresholds[1] is 1.0; 0 <= threshold < 1"),
-    (lambda c: Calibration([("train", 9, 0.1, 0.5, 1)]), "points[0].phase is 'train'; allowed"),
-    (lambda c: Calibration([("decode", -1, 0.1, 0.5, 1)]), "points[0].length is -1; at least 0"),
-    (lambda c: Calibration([("decode", 9, -0.1, 0.5, 1)]), "points[0].threshold is -0.1; 0 to"),
-    (lambda c: Calibration([("decode", 9, 0.1, math.nan, 1)]), "points[0].sparsity is nan; "),
-    (lambda c: Calibration([("decode", 0, 0.1, 0.5, 1)]), "points[0] has 1 tiles of 0 keys"),
-    (lambda c: c.fit(gamma=-1.0), "gamma is -1.0; 0 to"),
-    (lambda c: c.fit(gamma=math.inf), "gamma is inf; 0 to"),
-    (lambda c: c.threshold_for(0, 10, "training"), "phase is 'training'; prefill or decode"),
-    (lambda c: c.threshold_for(0, 10, gamma=math.nan), "gamma is nan; 0 to"),
-    (lambda c: tile_sparsity(*along_a_way(9)[:2], tile_k=0), "tile_k is 0; at least 1"),
+    (lambda c: Calibration(thresholds=()), "thresholds must have at least one above 0, got []"),
+    (
+        lambda c: Calibration(thresholds=(0.0,)),
+        "thresholds must have at least one above 0, got [0.0]",
+    ),
+    (
+        lambda c: Calibration(thresholds=(0.1, 1.0)),
+        "thresholds[1] must be at least 0 and less than 1, got 1.0",
+    ),
+    (
+        lambda c: Calibration([("train", 9, 0.1, 0.5, 1)]),
+        "points[0].phase must be prefill or decode, got 'train'",
+    ),
+    (
+        lambda c: Calibration([("decode", -1, 0.1, 0.5, 1)]),
+        "points[0].length must be at least 0, got -1",
+    ),
+    (
+        lambda c: Calibration([("decode", 9, -0.1, 0.5, 1)]),
+        "points[0].threshold must be finite and at least 0, got -0.1",
+    ),
+    (
+        lambda c: Calibration([("decode", 9, 0.1, math.nan, 1)]),
+        "points[0].sparsity must be finite, got nan",
+    ),
+    (
+        lambda c: Calibration([("decode", 0, 0.1, 0.5, 1)]),
+        "points[0] must have tiles of at least 1 key, got 1 tiles of 0 keys",
+    ),
+    (lambda c: c.fit(gamma=-1.0), "gamma must be finite and at least 0, got -1.0"),
+    (lambda c: c.fit(gamma=math.inf), "gamma must be finite and at least 0, got inf"),
+    (
+        lambda c: c.threshold_for(0, 10, "training"),
+        "phase must be prefill or decode, got 'training'",
+    ),
+    (
+        lambda c: c.threshold_for(0, 10, gamma=math.nan),
+        "gamma must be finite and at least 0, got nan",
+    ),
+    (lambda c: tile_sparsity(*along_a_way(9)[:2], tile_k=0), "tile_k must be at least 1, got 0"),
 ]
 
 
@@ -184,14 +223,23 @@ def test_options_without_an_effect(call, message):
 
 
 WRONG_TYPES = [
-    (lambda c: Calibration(thresholds=0.5), "thresholds is 0.5; a sequence of numbers"),
-    (lambda c: Calibration(thresholds="0.5"), "thresholds[0] is '0'; a number"),
-    (lambda c: Calibration([("decode", "9", 0.1, 0.5, 1)]), "points[0].length is '9'; an int"),
-    (lambda c: Calibration([("decode", 9, 0.1, None, 1)]), "points[0].sparsity is None; a number"),
-    (lambda c: c.fit(gamma="x"), "gamma is 'x'; a number"),
-    (lambda c: c.threshold_for("x", 10), "sparsity is 'x'; a number"),
-    (lambda c: c.threshold_for(0.5, 10.5), "length is 10.5; an int"),
-    (lambda c: c.collect(None, [1], progress=False), "run is None; a function of one input"),
+    (lambda c: Calibration(thresholds=0.5), "thresholds must be a sequence of numbers, got 0.5"),
+    (lambda c: Calibration(thresholds="0.5"), "thresholds[0] must be a number, got '0'"),
+    (
+        lambda c: Calibration([("decode", "9", 0.1, 0.5, 1)]),
+        "points[0].length must be an int, got '9'",
+    ),
+    (
+        lambda c: Calibration([("decode", 9, 0.1, None, 1)]),
+        "points[0].sparsity must be a number, got None",
+    ),
+    (lambda c: c.fit(gamma="x"), "gamma must be a number, got 'x'"),
+    (lambda c: c.threshold_for("x", 10), "sparsity must be a number, got 'x'"),
+    (lambda c: c.threshold_for(0.5, 10.5), "length must be an int, got 10.5"),
+    (
+        lambda c: c.collect(None, [1], progress=False),
+        "run must be a function of one input, got None",
+    ),
 ]
 
 
@@ -207,7 +255,7 @@ def test_wrong_types(call, message):
 def test_points_that_follow_no_law(shares):
     """Larger thresholds that skip less; a threshold would be nonsense, or overflow."""
     points = [("prefill", 100, t, s, 10) for t, s in zip((0.01, 0.1), shares, strict=True)]
-    with pytest.raises(ValueError, match="the 2 points of prefill follow no law: alpha would be"):
+    with pytest.raises(ValueError, match=r"alpha and beta must be positive, got .* from the 2"):
         Calibration(points).threshold_for(0.4, 1000)
     rising = [("prefill", 100, t, s, 10) for t, s in zip((0.1, 0.01), shares, strict=True)]
     if shares[0] - shares[1] > 0.1:
@@ -223,9 +271,9 @@ def test_a_picture(tmp_path):
     picture = pyplot.imread(path)
     assert picture.shape[:2] == (340, 520)
     assert picture[..., :3].std() > 0.05
-    with pytest.raises(ValueError, match=r"law.jpg; a name that ends in .png is needed"):
+    with pytest.raises(ValueError, match=r"path must end in .png, got"):
         plot(Calibration(by_the_law(0.5, 7.0)), tmp_path / "law.jpg")
-    with pytest.raises(TypeError, match="calibration is a NoneType; a Calibration is needed"):
+    with pytest.raises(TypeError, match="calibration must be a Calibration, got NoneType"):
         plot(None, path)
-    with pytest.raises(ValueError, match="there are 0 points of decode"):
+    with pytest.raises(ValueError, match="two different points of decode"):
         plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")

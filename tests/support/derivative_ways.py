@@ -53,7 +53,8 @@ BROKEN_GRAPHS |= {way for way in WAYS if "functional" in way}
 
 SECOND = {"grad of grad", "backward twice", "functional.hessian"}
 FIRST = [way for way in REVERSE if way not in SECOND]
-WITH_BACKWARD = [f"{name}_fwd" for name in _ops.MECHANISMS]  # where no tiles are left out
+# Where no tiles are left out.
+WITH_BACKWARD = [f"{name}_fwd" for name in (*_ops.MECHANISMS, "varlen")]
 
 
 def lacking(way, call):

@@ -1,10 +1,11 @@
 """Attention as the raw ops take it, by `reference` in fp64, which autograd differentiates."""
 
+import bias_oracle
 import torch
 
 from sparse_fmha import reference
 
-GRADIENTS = ("q", "k", "v", "extra_k", "extra_v")  # what ops have gradients for
+GRADIENTS = ("q", "k", "v", "extra_k", "extra_v", "key_bias")  # what ops have gradients for
 
 
 def bits_to_masks(bits):
@@ -15,6 +16,8 @@ def bits_to_masks(bits):
 
 def mask_of(name, arguments):
     """Which query sees which key, without extra tokens."""
+    if name == "varlen":
+        return packed_mask(arguments)
     q_len, kv_len = (arguments[x].flatten(1, -3).shape[1] for x in "qk")
     device = arguments["q"].device
     causal = arguments.get("causal", False)
@@ -39,6 +42,20 @@ def mask_of(name, arguments):
     return reference.stripe_mask(*lists, q_len, kv_len, arguments["block_q"], *runs, size, causal)
 
 
+def packed_mask(arguments):
+    """The mask of packed sequences, [Tq, Tk], one sequence after the other."""
+    q, k, cu_q, cu_k = (arguments[x] for x in ("q", "k", "cu_q", "cu_k"))
+    mask = torch.zeros(len(q), len(k), dtype=torch.bool, device=q.device)
+    lengths = cu_k.diff() if arguments.get("seqused_k") is None else arguments["seqused_k"]
+    for b, used in enumerate(torch.minimum(cu_k.diff(), lengths).tolist()):
+        first, last, key = (int(x) for x in (cu_q[b], cu_q[b + 1], cu_k[b]))
+        own = torch.ones(last - first, used, dtype=torch.bool, device=q.device)
+        if arguments.get("causal", False):
+            own = reference.causal_mask(last - first, used, q.device)
+        mask[first:last, key : key + used] = own
+    return mask
+
+
 def attend(name, arguments):
     """out and lse of a mechanism's op in fp64; a lse of -inf is 0, and so has no gradient."""
     q, k, v = (arguments[x] for x in "qkv")
@@ -47,7 +64,19 @@ def attend(name, arguments):
         k = torch.cat([k.flatten(1, -3), arguments["extra_k"]], 1)
         v = torch.cat([v.flatten(1, -3), arguments["extra_v"]], 1)
         mask = torch.nn.functional.pad(mask, (0, arguments["extra_k"].shape[1]), value=True)
-    out, lse = reference.attention(q, k, v, mask, arguments.get("scale"))
+    if name == "varlen":
+        q, k, v = q[None], k[None], v[None]
+    scale, bias = arguments.get("scale"), arguments.get("key_bias")
+    if bias is None:
+        out, lse = reference.attention(q, k, v, mask, scale)
+    else:
+        tokens = (x.flatten(1, -3) for x in (q, k, v))
+        bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[-1]))
+        more = bias, arguments.get("row_threshold")
+        out, lse = bias_oracle.attend(*tokens, mask, scale, *more)
+        out, lse = out.reshape(q.shape), lse.reshape(q.shape[:-1])
+    if name == "varlen":
+        out, lse = out[0], lse[0]
     return out, lse.masked_fill(lse == -torch.inf, 0)
 
 

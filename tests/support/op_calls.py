@@ -1,5 +1,6 @@
 """One small call of every raw op, with all of its tensor arguments, on any device."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -151,8 +152,29 @@ def _backward_calls(mechanisms):
     return calls
 
 
-def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=32, backward=False):
-    """The calls by the name of their op and whether it skips; on request of backward ops, too."""
+def _packed(length, device, dtype, dim):
+    """Three sequences, of which one is empty, and tokens in none."""
+    shapes = {"q": (length, 2, dim), "k": (length + 5, 1, dim), "v": (length + 5, 1, dim)}
+    starts = {"cu_q": [2, 30, 30, length - 1], "cu_k": [0, 40, 41, length]}
+    cu = {n: torch.tensor(x, dtype=torch.int32, device=device) for n, x in starts.items()}
+    used = torch.tensor([33, 1, length], dtype=torch.int32, device=device)
+    bounds = {"max_q": length, "max_k": length, "causal": True, "seqused_k": used}
+    return {**_operands(shapes, device, dtype), **cu, **bounds}
+
+
+def op_calls(
+    device="cpu",
+    dtype=torch.float32,
+    length=200,
+    grid=(13, 14),
+    dim=32,
+    backward=False,
+    on_cpu_only=False,
+):
+    """The calls by the name of their op and whether it skips.
+
+    On request also those of backward ops, and of ops that run on the CPU only.
+    """
     line, plane = (
         _operands({"q": (2, *axes, 2, dim), "k": (2, *axes, 1, dim), "v": (2, *axes, 1, dim)},
                   device, dtype)
@@ -160,15 +182,20 @@ def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=3
     )  # fmt: skip
     window = {"window": [5, 6], "stride": [1, 2], "dilation": [2, 1], "causal": [0, 1]}
     extra = _operands({"extra_k": (2, 3, 1, dim), "extra_v": (2, 3, 1, dim)}, device, dtype)
+    bias = _operands({"key_bias": (2, 1, math.prod(grid))}, device, torch.float32)
     mechanisms = {
         "fmha": {**line, "causal": True, "scale": 0.3},
-        "neighborhood": {**plane, **window, "scale": None, **extra},
+        "neighborhood": {**plane, **window, "scale": None, **extra}
+        | (bias if device == "cpu" else {}),
         "block_sparse": {**line, **_block_lists(length, device)},
         "stripe": {**line, **_stripe_lists(length, device)},
     }
+    if on_cpu_only:
+        mechanisms["varlen"] = _packed(length, device, dtype, dim)
     calls = {}
     for name, arguments in mechanisms.items():
-        threshold = torch.tensor([0.05, 0.2], device=device)
+        batch = len(arguments["cu_q"]) - 1 if "cu_q" in arguments else len(arguments["q"])
+        threshold = torch.tensor([0.05, 0.2, 0.1][:batch], device=device)
         calls[f"{name}_fwd"] = arguments
         calls[f"{name}_fwd{SKIPPING}"] = arguments | {"skip_threshold": threshold}
     calls |= _anchor_calls(device, dtype)
@@ -180,7 +207,9 @@ def op_calls(device="cpu", dtype=torch.float32, length=200, grid=(13, 14), dim=3
 # Small ones on the CPU: the arguments of each op by their names.
 CALLS = {
     name: call.arguments
-    for name, call in op_calls(length=70, grid=(10, 7), dim=8, backward=True).items()
+    for name, call in op_calls(
+        length=70, grid=(10, 7), dim=8, backward=True, on_cpu_only=True
+    ).items()
 }
 INTEGER_OPS = ("anchor_keys", "anchor_columns")  # with integers as results
 

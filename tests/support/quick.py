@@ -16,7 +16,7 @@ SLOW = {
         "test_pages_of_the_repository_are_current",
     ),
     "benchmarks/test_builder_bytes.py": (),
-    "benchmarks/test_docs_code.py": ("test_readme_models",),
+    "benchmarks/test_docs_code.py": ("test_usage_models",),
     "cli/test_cli.py": ("test_missing_package", "test_demo_as_a_command", "test_info_as_a_command"),
     "cli/test_simulate_command.py": ("test_missing_package", "test_as_a_command"),
     "cost/test_simulate.py": ("test_extension_of_another_python",),
@@ -56,6 +56,7 @@ SLOW = {
         "test_errors_are_at_most_twice_those_of_torch",
     ),
     "ops/test_backward_torch.py": ("test_opcheck", "test_compiled_.*"),
+    "ops/test_decode_torch.py": ("test_compiled", "test_one_graph_.*", "test_opcheck"),
     "ops/test_derivatives.py": (
         "test_compiled",
         "test_first_derivatives_are_right",
@@ -69,6 +70,7 @@ SLOW = {
     "ops/test_symbolic.py": (),
     "ops/test_torch.py": ("test_compile", "test_opcheck_.*"),
     "ops/test_typing.py": (),
+    "ops/test_varlen_torch.py": ("test_opcheck", "test_.*compiled", "test_one_graph_.*"),
     "packaging/test_bootstrap.py": ("test_unreachable_package_index",),
     "packaging/test_configure.py": (),
     "packaging/test_dependencies.py": (),
@@ -78,6 +80,7 @@ SLOW = {
     "patterns/test_anchor_ops.py": ("test_means", "test_opcheck"),
     "patterns/test_patterns_capture.py": ("test_it_can_be_traced_in_one_graph",),
     "patterns/test_patterns_vertical_slash.py": ("test_it_can_be_traced_in_one_graph",),
+    "patterns/test_patterns_video.py": ("test_it_can_be_traced_in_one_graph",),
     "skipping/test_skipping.py": ("test_attention",),
     "skipping/test_skipping_ops.py": ("test_opcheck",),
 }

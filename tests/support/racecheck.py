@@ -71,6 +71,7 @@ class Known:
 GRID = "sm90/geometry/grid/grid.h"
 WINDOWS = "sm90/geometry/grid/window_mask.h"
 LISTS = "sm90/geometry/lists/lists.h"
+LIST_KEYS = "sm90/geometry/lists/keys.h"
 STRIPES = "sm90/geometry/stripes/stripes.h"
 KNOWN = (
     Known("neighborhood: who needs a box", (Site(GRID, "needs"),), (Site(GRID, "publish"),)),
@@ -84,12 +85,18 @@ KNOWN = (
             Site(LISTS, "look_up"),
             Site("planning/list_stages.h", "seen_columns"),
             Site("planning/list_stages.h", "first_columns"),
+            Site("device/bit_mask.h", "set"),  # what it is handed is read there
         ),
         (
             Site(LISTS, "publish"),
             Site(LISTS, "copy_bits"),
             Site("cute/arch/copy_sm90_tma.hpp"),
         ),
+    ),
+    Known(
+        "block lists of dK and dV: masks of a stage",
+        (Site(LIST_KEYS, "use"), Site(LIST_KEYS, "look_up")),
+        (Site(LIST_KEYS, "publish_mask"),),
     ),
     Known("stripes: keys of a stage", (Site(STRIPES, "look_up"),), (Site(STRIPES, "publish"),)),
 )

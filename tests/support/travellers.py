@@ -6,7 +6,14 @@ import torch
 from hypothesis import strategies as st
 
 from sparse_fmha import BlockGrid
-from sparse_fmha.patterns import AnchorResult, BiFormerLayout, RegionOrder
+from sparse_fmha.patterns import (
+    AnchorResult,
+    BiFormerLayout,
+    CubeOrder,
+    LightForcingLayout,
+    ModalityOrder,
+    RegionOrder,
+)
 
 try:
     from transformers import masking_utils
@@ -53,6 +60,20 @@ KINDS = {
     "block grid": grids(),
     "region order": st.builds(RegionOrder, regions, st.integers(1, 9)),
     "BiFormer's layout": st.builds(BiFormerLayout, regions),
+    "cube order": st.builds(
+        CubeOrder,
+        st.tuples(*[st.integers(1, 9)] * 3),
+        st.just((4, 4, 4)),
+        before=st.integers(0, 70),
+        after=st.integers(0, 70),
+    ),
+    "Light Forcing's layout": st.builds(
+        lambda own, before, frame: LightForcingLayout(own * frame, (own + before) * frame, frame),
+        st.integers(1, 3),
+        st.integers(0, 4),
+        st.integers(1, 200),
+    ),
+    "modality order": st.builds(ModalityOrder, regions, keys_too=st.booleans()),
     "anchor's result": anchor_results(),
 }
 if plan is not None:

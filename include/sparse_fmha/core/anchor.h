@@ -1,5 +1,5 @@
-// What AnchorAttention (Zhang et al. 2025, arXiv:2505.23520) computes to choose distant keys, as
-// plain data. python/sparse_fmha/patterns/anchor.py defines it.
+// The computations by which AnchorAttention (Zhang et al. 2025, arXiv:2505.23520) chooses distant
+// keys, as plain data. python/sparse_fmha/patterns/anchor.py defines them.
 #pragma once
 
 #include "sparse_fmha/core/arch.h"
@@ -9,9 +9,9 @@ namespace sparse_fmha {
 
 struct ExecutionContext;  // registry.h
 
-// Queries are in blocks, and `step` blocks are a superblock. There are as many keys as queries.
+// Queries are in blocks; `step` blocks are a superblock. There are as many keys as queries.
 struct AnchorGrid {
-  static constexpr int32_t kTile = 64;  // keys; divides every run of keys that follows
+  static constexpr int32_t kTile = 64;  // keys; divides every range of keys below
 
   int32_t length;  // tokens, at most 2^30
   int32_t block;   // 64 or 128 queries
@@ -20,26 +20,27 @@ struct AnchorGrid {
   SPARSE_FMHA_HD int32_t blocks() const { return ceil_div(length, block); }
   SPARSE_FMHA_HD int32_t superblocks() const { return ceil_div(blocks(), step); }
 
-  // The anchor keys of query block i: the first block of keys, then [near(i), (i + 1) * block),
-  // less what lies behind each query. The first block is in neither twice.
+  // The anchor keys of query block i: the first block of keys, then [near(i), (i + 1) * block), up
+  // to each query. The first block is never in both.
   SPARSE_FMHA_HD int32_t near(int32_t i) const { return max_int(1, i / step * step - 1) * block; }
   SPARSE_FMHA_HD int32_t anchor_tiles(int32_t i) const {
     return (block + (i + 1) * block - near(i)) / kTile;
   }
-  // First key of tile t of these.
+  // First key of the t-th anchor tile.
   SPARSE_FMHA_HD int32_t anchor_tile(int32_t i, int32_t t) const {
     return t * kTile < block ? t * kTile : near(i) + t * kTile - block;
   }
 
-  // The distant keys of superblock u, of which some are kept: `candidates` from key `block` on.
+  // The distant keys of superblock u, some of which are kept: `candidates` keys from key `block`
+  // on.
   SPARSE_FMHA_HD int32_t candidates(int32_t u) const { return max_int(0, u * step - 2) * block; }
-  // 32-bit words with a bit for each candidate of the last superblock.
+  // Number of 32-bit words with a bit for each candidate of the last superblock.
   SPARSE_FMHA_HD int32_t words() const {
     return length == 0 ? 0 : candidates(superblocks() - 1) / 32;
   }
 };
 
-// Of each query block the mean over its queries of the largest score with an anchor key.
+// For each query block, the mean over its queries of the largest score with an anchor key.
 struct AnchorMeans {
   AnchorGrid grid;
   DataType dtype;
@@ -53,7 +54,7 @@ struct AnchorMeans {
   float* means;  // [B, heads_q, blocks]
 };
 
-// The candidates n for which q_mean . k_n >= least for a query block of the superblock.
+// The candidates n with q_mean . k_n >= least for some query block of the superblock.
 struct AnchorKeys {
   AnchorGrid grid;
   DataType dtype;  // of k
@@ -68,11 +69,11 @@ struct AnchorKeys {
   int32_t* counts;     // [B, heads_q, superblocks]
 };
 
-// The bits that are set in each of some lists, ascending, -1 behind the last.
+// The indices of the bits set in each list, ascending, then -1.
 struct AnchorColumns {
   int64_t lists;
   int32_t words;
-  int32_t first;  // number of the lowest bit
+  int32_t first;  // index of the lowest bit
   int32_t width;
   uint32_t const* bits;  // [lists, words]
   int32_t* columns;      // [lists, width]
@@ -85,7 +86,7 @@ struct AnchorKernels {
   void (*columns)(AnchorColumns const&, ExecutionContext const&);
 };
 
-// Throws std::runtime_error where this build has none for the architecture.
+// Throws std::runtime_error if this build has none for the architecture.
 AnchorKernels anchor_kernels(Arch arch);
 
 }  // namespace sparse_fmha

@@ -1,5 +1,5 @@
-// Which architecture's kernels a device runs: its compute capability decides, by the table in
-// archs.def, and nothing else.
+// Which architecture's kernels a device runs. Only its compute capability decides, by the table in
+// archs.def.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@ enum class Arch : int32_t {
 #include "sparse_fmha/core/archs.def"
 };
 
-// A row of the table of architectures, all but the CPU.
+// A row of the table of architectures, which does not include the CPU.
 struct GpuArch {
   Arch arch;
   char const* name;
-  char const* nvcc;  // what nvcc compiles for, as in SPARSE_FMHA_ARCHS
+  char const* nvcc;  // nvcc's target, as in SPARSE_FMHA_ARCHS
 };
 inline constexpr GpuArch kGpuArchs[] = {
 #define SPARSE_FMHA_ARCH(enumerator, name, nvcc) {Arch::enumerator, #name, #nvcc},
@@ -37,7 +37,7 @@ inline constexpr Capability kCapabilities[] = {
 
 char const* to_string(Arch arch);
 
-// Throws std::runtime_error that names the capability and those of the table.
+// Throws std::runtime_error that names the capability and the supported ones.
 Arch arch_of_capability(int major, int minor);
 
 // The architectures that can be built, as SPARSE_FMHA_ARCHS lists them.

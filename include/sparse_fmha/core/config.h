@@ -1,4 +1,4 @@
-// Host/device annotations and the small integer types that every layer shares.
+// Host/device annotations and small integer types shared by all layers.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace sparse_fmha {
 
 // A token grid always has three axes, slowest first: (T, Y, X). A sequence is {1, 1, L}, an image
-// {1, Y, X}. One rank for everything keeps the walks free of rank branches.
+// {1, Y, X}. A fixed rank keeps the walks free of rank branches.
 inline constexpr int kGridAxes = 3;
 
 struct Coord {

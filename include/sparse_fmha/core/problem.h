@@ -1,4 +1,4 @@
-// The problem as plain data: what every kernel, CPU or GPU, is handed.
+// The problem as plain data, the input of every CPU and GPU kernel.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,20 @@ namespace sparse_fmha {
 
 enum class DataType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
-// A [B, T, Y, X, H, D] tensor. Strides are in elements; D has stride 1. An axis that the user's
-// tensor lacks has extent 1 and stride 0.
+// A [B, T, Y, X, H, D] tensor. Strides are in elements; D has stride 1. An axis missing from the
+// user's tensor has extent 1 and stride 0.
 struct TensorView {
   void* data = nullptr;
   int64_t batch_stride = 0;
   int64_t axis_stride[kGridAxes] = {0, 0, 0};
+  int64_t head_stride = 0;
+};
+
+// fp32 numbers of each (batch entry, query head, token), tokens in row-major order. A stride of 0
+// shares them among batch entries or heads. data is nullptr if there are none.
+struct TokenNumbers {
+  float const* data = nullptr;
+  int64_t batch_stride = 0;
   int64_t head_stride = 0;
 };
 
@@ -28,10 +36,10 @@ struct MechanismList {
   using Sparsity = std::variant<typename M::Params...>;
   static constexpr char const* kNames[] = {M::kName...};
 };
-// All mechanisms; the place of one among these is its registry key.
+// All mechanisms; a mechanism's index in this list is its registry key.
 using Mechanisms = MechanismList<Dense, Causal, Neighborhood, BlockSparse, Stripe>;
 
-// The parameters of one of them.
+// The parameters of one mechanism.
 using Sparsity = Mechanisms::Sparsity;
 
 template <class Mechanism, int Index = 0>
@@ -45,16 +53,20 @@ constexpr int mechanism_index() {
   }
 }
 
-// What the kernels of the backward pass read and write besides the forward pass's tensors. A tensor
+struct DecodeKeys;  // decode.h
+
+// Tensors that the backward kernels read and write, besides those of the forward pass. A tensor
 // whose data is nullptr is not wanted.
 struct Gradients {
-  TensorView out;               // of the loss by out, [B, grid_q, heads_q, D]
-  float const* lse = nullptr;   // by lse, [B, grid_q, heads_q], contiguous; nullptr: zero
+  TensorView out;               // gradient of out, [B, grid_q, heads_q, D]
+  float const* lse = nullptr;   // gradient of lse, [B, grid_q, heads_q], contiguous; nullptr: zero
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
-  // Of each query row, for the kernels of a GPU: lse in units of log2 (+inf where the row sees no
-  // key), and delta = sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4] with
-  // two numbers unused, so that a row is 16 bytes.
+  float* key_bias = nullptr;    // written, [B, heads_q, grid_kv], contiguous
+  // Per query row: lse in log2 units (+inf if the row sees no key), and delta =
+  // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4], 16 bytes a row. On a GPU
+  // two numbers of a row are unused; on the CPU all lse come first, then all delta, in the compute
+  // type.
   float* row_terms = nullptr;
 };
 
@@ -71,15 +83,22 @@ struct FmhaProblem {
   TensorView v;           // [B, grid_kv, heads_kv, D]
   TensorView out;         // [B, grid_q, heads_q, D], contiguous
   float* lse = nullptr;   // [B, grid_q, heads_q], contiguous, natural log
-  int32_t extra_len = 0;  // tokens every query sees besides its neighborhood
+  int32_t extra_len = 0;  // tokens that every query sees besides its neighborhood
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
-  // For kernels that leave key tiles out, else nullptr:
+  // CPU kernels alone read these two. The bias is added to scale * q.k of the grid's keys, in
+  // natural units; -inf hides a key. A query sees no key whose bias is below the query's threshold.
+  TokenNumbers key_bias;
+  TokenNumbers row_threshold;
+  // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
-  int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and left out of them
-  // For kernels of the backward pass, which read out and lse, else nullptr.
+  int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
+  // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
+  // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv
+  // the rows of one, and skip_counts is [B, heads_kv, 2].
+  DecodeKeys const* decode = nullptr;
   Sparsity sparsity;
 };
 

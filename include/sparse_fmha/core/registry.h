@@ -1,4 +1,5 @@
-// The table of what was compiled in, and the look-up that either finds a row or names them all.
+// The registry: the table of compiled kernels, and a lookup that finds a row or throws and lists
+// them.
 #pragma once
 
 #include <cstddef>
@@ -10,19 +11,20 @@
 
 namespace sparse_fmha {
 
-// kBackwardDq: the gradient of q; kBackwardDkv: those of k, v and the extra tokens.
+// kBackwardDq: the gradient of q; kBackwardDkv: the gradients of k, v and the extra tokens.
 enum class Pass : int32_t { kForward, kBackwardDq, kBackwardDkv, kDecode };
 
 struct KernelKey {
   Arch arch;
   Pass pass;
   DataType dtype;
-  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
-  int32_t mechanism;  // index in Sparsity
-  bool skips;         // whether key tiles are left out by a threshold
+  int32_t head_dim;       // largest head dim of the row; a request takes the smallest that fits
+  int32_t mechanism;      // index in Sparsity
+  bool skips;             // whether key tiles are skipped by a threshold
+  bool key_bias = false;  // whether keys may have a bias
 };
 
-// Runs body(begin, end) over [0, n) on as many threads as the caller owns.
+// Runs body(begin, end) over [0, n) on the caller's threads.
 struct ParallelFor {
   virtual ~ParallelFor() = default;
   virtual int num_threads() const = 0;
@@ -30,7 +32,7 @@ struct ParallelFor {
                    void* arg) const = 0;
 };
 
-// Device memory, aligned to 16 bytes, that lives until the work of a launch is done.
+// Device memory, aligned to 16 bytes, that lives until the launched work is done.
 struct DeviceMemory {
   virtual ~DeviceMemory() = default;
   virtual void* allocate(size_t bytes) = 0;
@@ -38,16 +40,16 @@ struct DeviceMemory {
 
 struct ExecutionContext {
   void* stream = nullptr;                 // cudaStream_t; unused on the CPU
-  DeviceMemory* memory = nullptr;         // unused on the CPU
+  DeviceMemory* memory = nullptr;         // unused by kernels on the CPU
   ParallelFor const* parallel = nullptr;  // CPU only
 };
 
 // Printable description of one compiled kernel.
 struct KernelInfo {
   KernelKey key;
-  std::string name;       // sm90_dense_bfloat16_d128, the row's name, by tools/kernel_list.py
+  std::string name;       // sm90_dense_bfloat16_d128, the row's name from tools/kernel_list.py
   std::string mechanism;  // Dense::kName
-  int tile_q = 0;         // 0 where it is a run-time value
+  int tile_q = 0;         // 0 if it is a run-time value
   int tile_k = 0;
   int stages = 0;
   int threads = 0;
@@ -64,8 +66,12 @@ std::vector<KernelRow> const& kernel_table();
 // Whether the table has kernels for an architecture.
 bool is_built(Arch arch);
 
-// Throws std::runtime_error that names the request and the rows there are.
+// Throws an error that names the request and the available rows: not_implemented (errors.h) if the
+// CPU has a row for the request of a GPU.
 KernelRow const& find_kernel(KernelKey const& request);
+
+// Fills `gradients->row_terms` of a problem, which all backward kernels of a call read.
+void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext const& context);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);

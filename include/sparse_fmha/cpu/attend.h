@@ -1,9 +1,9 @@
 // Online-softmax attention of one query tile, driven by the mechanism's walk.
 //
-// Queries lie across the lanes: scores are stored [key][query], so maxima and sums are plain vector
-// operations, keys and values are used as they are in memory, and the weights already are the
-// transposed factor that the second product reads. Source of the recurrence: Milakov and
-// Gimelshein, "Online normalizer calculation for softmax" (2018), in units of log2.
+// Queries lie across the lanes. Scores are stored [key][query], so maxima and sums are plain vector
+// operations, keys and values are used as they are in memory, and the weights are already the
+// transposed operand of the second product. The recurrence is from Milakov and Gimelshein, "Online
+// normalizer calculation for softmax" (2018), in log2 units.
 #pragma once
 
 #include "sparse_fmha/cpu/groups.h"
@@ -12,8 +12,8 @@
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-// kSkips: key tiles that are too small to count are left out, by 64 rows that agree on it
-// (groups.h; the rule is reference.skip_attention's).
+// kSkips: groups of 64 rows vote to skip negligible key tiles (groups.h; the rule is that of
+// reference.skip_attention).
 template <class M, class Element, bool kSkips>
 class Attend : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
@@ -47,7 +47,7 @@ class Attend : Tokens<M, Element> {
         lanes_(round_up(static_cast<int>(volume(shape.q)), kLanes)),
         keys_(round_up(static_cast<int>(volume(shape.k)), kPanelRows)) {}
 
-  // Lays the buffers out in `memory`; returns their size.
+  // Lays out the buffers in `memory`; returns their size.
   size_t place(void* memory) {
     Buffers buffers(memory);
     int64_t const lanes = lanes_;
@@ -58,9 +58,11 @@ class Attend : Tokens<M, Element> {
     buffers.take(sum_, lanes);
     rows_.take(buffers, lanes_);
     buffers.take(query_token_, lanes);
+    buffers.take(thresholds_, lanes);
     buffers.take(key_rows_, keys * dim_);
     buffers.take(values_, keys * panel_dim_);
     buffers.take(key_position_, keys);
+    buffers.take(biases_, keys);
     buffers.take(scores_, keys * kGroup);
     buffers.take(rescale_, kLanes);
     if constexpr (kSkips) {
@@ -80,7 +82,7 @@ class Attend : Tokens<M, Element> {
     int64_t const head_index = item / tiles;
     this->select(static_cast<int32_t>(head_index / problem_.heads_q),
                  static_cast<int32_t>(head_index % problem_.heads_q));
-    // From the last tile down: under a causal mask it is the heaviest.
+    // Starts with the last tile, which is the heaviest under a causal mask.
     int32_t const index = tiles - 1 - static_cast<int32_t>(item % tiles);
     if constexpr (kSkips) {
       visit_group(index);
@@ -135,10 +137,10 @@ class Attend : Tokens<M, Element> {
   }
 
   void load_queries(QueryTile const& q, Coord const& extent) {
-    // Only the sign of the scale here; the rest comes in the exponent, where it rounds least.
+    // Only the sign of the scale; its magnitude goes into the exponent, where it rounds least.
     T const factor = Base::sign(problem_.scale);
-    num_queries_ =
-        this->for_each_query(q, extent, rows_, query_token_, [&](int lane, Coord const& token) {
+    num_queries_ = this->for_each_query(
+        q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
         });
     this->clear_lanes_behind(num_queries_, queries_);
@@ -153,15 +155,16 @@ class Attend : Tokens<M, Element> {
     std::memset(out_, 0, sizeof(T) * lanes * panel_dim_);
   }
 
-  // Loads keys behind the `keys` that there are; returns how many there are then.
+  // Loads keys after the first `keys`; returns their new number.
   int load_tile(Coord const& residue, Coord const& origin, Coord const& extent, int keys = 0) {
     return this->for_each_key(
-        residue, origin, extent, keys, key_position_,
+        residue, origin, extent, keys, key_position_, biases_,
         [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
   }
   int load_extra(int32_t first, int most) {
     return this->for_each_extra(
-        first, most, [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
+        first, most, biases_,
+        [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
   }
   void load_key(int key, Element const* k, Element const* v) {
     this->load_row(k, key, key_rows_);
@@ -180,9 +183,7 @@ class Attend : Tokens<M, Element> {
         multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
                         queries_ + static_cast<int64_t>(first) * dim_, vectors(first), dim_, scores,
                         kLanes);
-        if constexpr (kMasked) {
-          this->mask(rows_, first, key_position_, keys, scores);
-        }
+        this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
       }
       if constexpr (kSkips) {
         if (is_left_out(keys)) {
@@ -198,7 +199,7 @@ class Attend : Tokens<M, Element> {
   // [key][lane] of the panel that begins at query `first`.
   T* scores_of(int first) const { return scores_ + static_cast<int64_t>(first % kGroup) * keys_; }
 
-  // Adds the values of a tile with the weights that its scores become.
+  // Turns the scores of a tile into weights and adds its weighted values.
   void weigh(int first, int keys) {
     int const lanes = min_int(num_queries_ - first, kLanes);
     with_vectors(vectors(first), [&](auto count) {
@@ -213,8 +214,8 @@ class Attend : Tokens<M, Element> {
     }
   }
 
-  // The vote of the rows at hand: whether none of them has a score that comes within the threshold
-  // of its largest one so far.
+  // The vote of the current rows: true if no row has a score within the threshold of its largest
+  // one so far.
   bool is_left_out(int keys) {
     for (int first = 0; first < num_queries_; first += kLanes) {
       with_vectors(vectors(first), [&](auto count) {
@@ -225,7 +226,7 @@ class Attend : Tokens<M, Element> {
     bool counts = false;
     for (int lane = 0; lane < num_queries_; ++lane) {
       visited |= top_[lane] != -kInfinity<T>;
-      // A row that has seen nothing keeps any score but -inf, and every row what is no number.
+      // A row that has seen no key keeps any score but -inf. Every row keeps NaN.
       T const least = max_[lane] + margin_;
       counts |= !(top_[lane] < (least > -kLargest<T> ? least : -kLargest<T>));
     }
@@ -251,7 +252,7 @@ class Attend : Tokens<M, Element> {
   }
 
   TileShape const shape_;
-  // Sizes of the buffers, in whole panels.
+  // Buffer sizes, in whole panels.
   int const lanes_;
   int const keys_;
   int num_queries_ = 0;
@@ -261,12 +262,14 @@ class Attend : Tokens<M, Element> {
   T* sum_;
   LaneWords<Row> rows_;
   Coord* query_token_;
+  float* thresholds_;
   T* key_rows_;
   T* values_;
   Coord* key_position_;
+  float* biases_;
   T* scores_;  // [panel of the group][key][lane]
   T* rescale_;
-  // Where tiles are left out:
+  // If tiles are skipped:
   T* top_ = nullptr;
   uint32_t* group_scratch_ = nullptr;
   T margin_ = 0;  // ln(threshold), in raw scores

@@ -1,4 +1,4 @@
-// How work gets to the code that is compiled once per instruction set, and to all threads.
+// Dispatch to the code of the best instruction set, and to all threads.
 #pragma once
 
 #include <atomic>
@@ -8,7 +8,7 @@
 #include "sparse_fmha/core/registry.h"
 
 // `call`, an expression that begins with a function of the instruction set's namespace, for the
-// best set that this CPU has.
+// best set of this CPU.
 #if defined(__x86_64__)
 #define SPARSE_FMHA_BEST_ISA(call)                      \
   (::sparse_fmha::cpu::has_avx512() ? cpu::avx512::call \
@@ -32,8 +32,8 @@ struct AlignedDelete {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
 };
 
-// Calls body(item, scratch) for items 0 to n - 1, on the caller's threads, each with
-// `scratch_bytes` of its own, aligned to 64.
+// Calls body(item, scratch) for items 0 to n - 1 on the caller's threads. Each thread has its own
+// scratch of `scratch_bytes`, aligned to 64.
 template <class Body>
 void share(ExecutionContext const& context, int64_t n, size_t scratch_bytes, Body const& body) {
   struct Job {

@@ -1,5 +1,5 @@
-// Rows of 16-bit elements to and from the type that is computed in. Integer arithmetic, because
-// neither every compiler nor every CPU has the conversions.
+// Conversion of rows of 16-bit elements to and from the compute type. By integer arithmetic,
+// because not every compiler and CPU has the conversions.
 #pragma once
 
 #include "sparse_fmha/cpu/vector.h"
@@ -28,14 +28,14 @@ inline double widen(double x) { return x; }
 inline float widen(float x) { return x; }
 inline float widen(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 inline float widen(Half x) {
-  // The exponent keeps half's bias until the product puts it right, subnormal numbers included.
+  // The exponent keeps half's bias until the multiplication corrects it, also for subnormals.
   uint32_t const magnitude = (x.bits & 0x7fffu) << 13;
   uint32_t const scaled = to_bits(from_bits(magnitude) * 0x1p112f);
   uint32_t const special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
   return from_bits(scaled | special | (x.bits & 0x8000u) << 16);
 }
 
-// `count` is a head dim or a panel of one: either way a multiple of the step.
+// `count` is a head dim or a panel of one, so a multiple of the step.
 template <class Element, class T>
 inline void widen_row(Element const* __restrict from, int count, T* __restrict to) {
   constexpr int kStep = kPanel<T> < 8 ? kPanel<T> : 8;
@@ -46,7 +46,7 @@ inline void widen_row(Element const* __restrict from, int count, T* __restrict t
   }
 }
 
-// Round to nearest even.
+// Rounds to nearest even.
 inline void narrow(double x, double* to) { *to = x; }
 inline void narrow(float x, float* to) { *to = x; }
 inline void narrow(float x, BFloat16* to) {
@@ -68,7 +68,7 @@ inline void narrow(float x, Half* to) {
   to->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-// The type that an element is computed in.
+// The type in which an element is computed.
 template <class Element>
 struct ComputeOf {
   using type = float;

@@ -1,9 +1,9 @@
-// Groups of 64 query rows that leave out key tiles together, and the key tiles that each visits.
+// Groups of 64 query rows that skip key tiles together, and the key tiles that each visits.
 //
-// They are those of the Hopper kernel: a group is what one of its consumer warpgroups holds, a tile
-// is a stage of keys, and the order is the consumer's, so that both leave out the same tiles. The
-// shape that these are cut by: shape.q is the kernel's query tile on a grid, else 64 rows; shape.k
-// is a box of keys, of which kernels by lists have several in a stage: shape.k[1] says how many.
+// Groups and tiles match those of the Hopper kernel, so that both skip the same tiles: a group is
+// the rows of one consumer warpgroup, a tile is a stage of keys, and the order is the consumer's.
+// shape.q is the kernel's query tile on a grid, else 64 rows. shape.k is a box of keys; for kernels
+// by lists, shape.k[1] is the number of boxes per stage.
 #pragma once
 
 #include "sparse_fmha/core/problem.h"
@@ -12,7 +12,7 @@ namespace sparse_fmha::cpu {
 
 inline constexpr int kGroupRows = 64;
 
-// load(origin, extent) takes the keys of a box; visit(masked) those that have been taken.
+// load(origin, extent) loads the keys of a box; visit(masked) processes the loaded keys.
 template <class M>
 class Group {
  public:
@@ -42,7 +42,7 @@ class Group {
   TileShape const shape_;
 };
 
-// A half of the kernel's box of 128 rows, which is a box, too.
+// One half of the kernel's box of 128 rows, which is also a box.
 template <>
 class Group<Neighborhood> {
  public:
@@ -63,7 +63,7 @@ class Group<Neighborhood> {
         {whole_.origin[0] + offset[0], whole_.origin[1] + offset[1], whole_.origin[2] + offset[2]}};
   }
 
-  // Of the whole box: where none of these rows see a key, nothing is visited.
+  // Walks the whole box; visits nothing where these rows see no key.
   template <class Load, class Visit>
   SPARSE_FMHA_HD void for_each_tile(Load load, Visit visit) const {
     auto const walk = Neighborhood::walk(params_, shape_, whole_);
@@ -87,8 +87,8 @@ class Group<Neighborhood> {
   QueryTile const whole_;
 };
 
-// Query blocks of 64 rows share a query tile in twos: full blocks that both list come first, then
-// the partial blocks and the other full ones, all in order of the keys.
+// Two query blocks of 64 rows share a query tile. Full blocks that both list come first, then the
+// partial blocks and the other full ones; each in ascending order.
 template <>
 class Group<BlockSparse> {
  public:
@@ -141,7 +141,7 @@ class Group<BlockSparse> {
   Coord const extent;
 
  private:
-  // Boxes one after another; a stage is visited when it is full.
+  // Loads boxes one after another; visits a stage when it is full.
   template <class Load, class Visit>
   struct Stream {
     Group const& group;
@@ -150,7 +150,7 @@ class Group<BlockSparse> {
     int32_t taken = 0;
     bool masked = false;
 
-    // `entry`: of the partial list, from 1; 0 for a full block.
+    // `entry`: index in the partial list, from 1; 0 for a full block.
     SPARSE_FMHA_HD void take(int32_t block, int32_t entry) {
       BlockSparse::Params const& p = group.params_;
       bool const there = block >= 0 && block < ceil_div(p.len_kv, p.block_kv);
@@ -192,7 +192,7 @@ class Group<BlockSparse> {
       }
     }
   }
-  // Blocks of `a` whose bit in `b` is that of `wanted`.
+  // Blocks of `a` whose bit in `b` equals `wanted`.
   template <class Body>
   SPARSE_FMHA_HD void for_each_block(uint32_t const* a, uint32_t const* b, uint32_t wanted,
                                      Body body) const {
@@ -210,7 +210,7 @@ class Group<BlockSparse> {
   uint32_t* const others_;
 };
 
-// Runs of keys, several to a tile, then the columns.
+// Runs of keys, several per tile, then the columns.
 template <>
 class Group<Stripe> {
  public:

@@ -1,5 +1,5 @@
-// What kernel_rows.cpp, backward_rows.cpp and anchor.cpp call of the code that is compiled once per
-// instruction set.
+// The functions that are compiled once per instruction set, for kernel_rows.cpp, backward_rows.cpp
+// and anchor.cpp.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 namespace sparse_fmha::cpu {
 
 struct IsaKernel {
-  // Bytes of scratch memory, aligned to 64, that a thread needs.
+  // Scratch memory per thread in bytes, aligned to 64.
   size_t (*scratch_bytes)(FmhaProblem const&, TileShape const&);
   // One query tile of one head: item = (batch * heads_q + head) * query tiles + tile.
   void (*attend)(FmhaProblem const&, void const* params, TileShape const&, int64_t item,
@@ -18,7 +18,7 @@ struct IsaKernel {
 };
 
 struct AnchorIsa {
-  // Bytes of scratch memory, aligned to 64, that a thread needs.
+  // Scratch memory per thread in bytes, aligned to 64.
   size_t (*means_scratch)(AnchorMeans const&);
   size_t (*keys_scratch)(AnchorKeys const&);
   // One block of queries: item = (batch * heads_q + head) * blocks + block.

@@ -1,4 +1,4 @@
-// What the registry takes from the CPU.
+// The CPU's entries in the registry.
 #pragma once
 
 #include <vector>
@@ -10,8 +10,12 @@ namespace sparse_fmha {
 
 // Rows of the kernel table: every mechanism and dtype, any head dim.
 std::vector<KernelRow> cpu_kernel_rows();
-// And those of the backward passes.
+// The same for the backward passes.
 std::vector<KernelRow> cpu_backward_rows();
+// Fills `gradients->row_terms`, which the backward rows read.
+void cpu_fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context);
+// Decode attention: every form of keys and dtype, any head dim.
+std::vector<KernelRow> cpu_decode_rows();
 
 // Every dtype, any head dim.
 AnchorKernels cpu_anchor_kernels();

@@ -1,4 +1,4 @@
-// The inner product that both matrix products of attention are made of.
+// The matrix product kernel of both products of attention.
 #pragma once
 
 #include "sparse_fmha/cpu/vector.h"
@@ -13,9 +13,9 @@ struct Factor {
   int64_t step_stride;
 };
 
-// c = keep * c + a * b, or without kAccumulate c = a * b, in registers throughout, where a is
-// [kPanelRows][depth], b is [depth][kVectors] with rows kPanel apart, and keep[row] is a factor, or
-// 1 where keep is nullptr. Adding to c last keeps the rounding errors of long sums small.
+// c = keep * c + a * b, or without kAccumulate c = a * b, in registers. a is [kPanelRows][depth], b
+// is [depth][kVectors] with rows kPanel apart. keep[row] is a factor; nullptr means 1. c is added
+// last, which keeps the rounding errors of long sums small.
 template <bool kAccumulate, int kVectors, class T>
 inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_stride,
                            T const* keep) {
@@ -46,7 +46,7 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
   }
 }
 
-// The same for any number of rows (a multiple of kPanelRows) and of vectors up to kPanelVectors.
+// The same for any number of rows (a multiple of kPanelRows) and up to kPanelVectors vectors.
 template <bool kAccumulate, class T>
 inline void multiply(Factor<T> a, int rows, T const* b, int vectors, int depth, T* c,
                      int64_t c_stride, T const* keep = nullptr) {

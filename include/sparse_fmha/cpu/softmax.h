@@ -1,4 +1,4 @@
-// Online softmax over scores that are stored [key][query lane], in units of log2.
+// Online softmax over scores stored [key][query lane], in log2 units.
 #pragma once
 
 #include "sparse_fmha/cpu/vector.h"
@@ -10,7 +10,7 @@ inline constexpr T kInfinity = __builtin_inf();
 template <class T>
 inline constexpr T kLargest = sizeof(T) == 4 ? __FLT_MAX__ : static_cast<T>(__DBL_MAX__);
 
-// The largest score of each row, of `kVectors` vectors of rows in a panel.
+// The largest score of each row, for `kVectors` vectors of rows in a panel.
 template <class T, int kVectors>
 void row_tops(T const* scores, int keys, Vector<T>* top) {
   Vector<T> most[kVectors];
@@ -28,8 +28,8 @@ void row_tops(T const* scores, int keys, Vector<T>* top) {
   }
 }
 
-// Turns scores into weights relative to the running maximum, and takes them into the running sum;
-// `rescale` is what the output so far is to be multiplied with.
+// Turns scores into weights relative to the running maximum and adds them to the running sum.
+// `rescale` is the factor for the output so far.
 template <class T, int kVectors>
 void update_softmax(T* scores, int keys, T scale_log2, T* running_max, T* running_sum,
                     T* running_rescale) {
@@ -41,7 +41,7 @@ void update_softmax(T* scores, int keys, T scale_log2, T* running_max, T* runnin
   V base[kVectors];
   V total[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    // Finite, so that neither a row without keys nor an overflow makes inf - inf.
+    // Finite, so that neither a row without keys nor an overflow computes inf - inf.
     V const most = max(max_seen[v], top[v]);
     V const bounded = most > kLargest<T> ? broadcast(kLargest<T>) : most;
     base[v] = bounded < -kLargest<T> ? V{} : bounded;

@@ -1,4 +1,4 @@
-// Tile shapes for the CPU kernel, chosen for each problem.
+// Tile shapes of the CPU kernels, chosen per problem.
 #pragma once
 
 #include "sparse_fmha/core/problem.h"
@@ -10,7 +10,7 @@ struct Tiling {
   int32_t query_tiles;
 };
 
-// The shape whose walks take the least time, by a cost model of the kernel, on that many threads.
+// The shape with the least time by a cost model of the kernel, on `threads` threads.
 Tiling choose_tiles(FmhaProblem const& problem, int threads);
 
 }  // namespace sparse_fmha::cpu

@@ -1,5 +1,4 @@
-// How the passes of attention read tiles of tokens: which rows of which tensors these are, and what
-// queries see of keys.
+// How attention passes read tiles of tokens: the rows of each tensor, and what queries see.
 #pragma once
 
 #include <cstring>
@@ -11,7 +10,7 @@
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-// Lays out buffers one after another, each aligned to 64 bytes. Without memory it counts.
+// Lays out buffers one after another, each aligned to 64 bytes. Without memory it only counts.
 class Buffers {
  public:
   explicit Buffers(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -63,8 +62,8 @@ struct LaneWords {
   }
 };
 
-// One head of a problem. Operands that lie across the lanes are in panels [panel][dim][lane], those
-// that a product adds up are in panels [panel][row][dim], and the others in rows [row][dim].
+// One head of a problem. Operands across the lanes are in panels [panel][dim][lane], operands that
+// a product sums over are in panels [panel][row][dim], and the others are in rows [row][dim].
 template <class M, class Element>
 class Tokens {
  protected:
@@ -87,20 +86,34 @@ class Tokens {
     if constexpr (M::kByLists) {
       params_ = M::for_head(all_, batch, head);
     }
+    key_bias_ = numbers_of(problem_.key_bias);
+    row_threshold_ = numbers_of(problem_.row_threshold);
   }
   int32_t group() const { return problem_.heads_q / problem_.heads_kv; }
   int32_t head_kv() const { return head_ / group(); }
 
-  // Scores are multiplied with this, and one of their factors with the sign of the scale. Not 0,
-  // where the mask's -inf would become NaN: the factor is 0 then.
+  // Factor of the scores; the sign of the scale goes into one of their operands. A small scale goes
+  // there as a whole: 0 would turn the mask's -inf into NaN, and a bias is divided by this factor.
+  static constexpr double kLeastScale = 1e-20;
   static T scale_log2(double scale) {
     double const magnitude = __builtin_fabs(scale) * kLog2e;
-    return magnitude > kLargest<T>             ? kLargest<T>
-           : static_cast<T>(magnitude) == T(0) ? T(1)
-                                               : static_cast<T>(magnitude);
+    return magnitude > kLargest<T>   ? kLargest<T>
+           : magnitude < kLeastScale ? T(1)
+                                     : static_cast<T>(magnitude);
   }
   static T sign(double scale) {
-    return static_cast<T>(scale * kLog2e) == T(0) ? T(0) : scale < 0 ? T(-1) : T(1);
+    double const factor = scale * kLog2e;
+    return __builtin_fabs(factor) < kLeastScale ? static_cast<T>(factor) : T(scale < 0 ? -1 : 1);
+  }
+
+  // The numbers of the selected head.
+  float const* numbers_of(TokenNumbers const& all) const {
+    return all.data == nullptr ? nullptr
+                               : all.data + batch_ * all.batch_stride + head_ * all.head_stride;
+  }
+  // Index of a token in them.
+  static int64_t index_in(Coord const& grid, Coord const& token) {
+    return (int64_t{token[0]} * grid[1] + token[1]) * grid[2] + token[2];
   }
 
   // Calls body(position, token) for every in-range token of a box.
@@ -124,25 +137,26 @@ class Tokens {
     return static_cast<Element*>(t.data) + batch_ * t.batch_stride + token[0] * t.axis_stride[0] +
            token[1] * t.axis_stride[1] + token[2] * t.axis_stride[2] + head * t.head_stride;
   }
-  // Of a query in lse and what is shaped like it.
+  // Index of a query in lse and arrays of its shape.
   int64_t index_of(Coord const& token) const {
-    Coord const grid = problem_.grid_q;
-    int64_t const row =
-        ((static_cast<int64_t>(batch_) * grid[0] + token[0]) * grid[1] + token[1]) * grid[2] +
-        token[2];
+    Coord const& grid = problem_.grid_q;
+    int64_t const row = batch_ * volume(grid) + index_in(grid, token);
     return row * problem_.heads_q + head_;
   }
 
-  // Calls body(lane, token) for the queries of a box, whose rows and tokens are noted; returns how
-  // many there are.
+  // Calls body(lane, token) for the queries of a box and records their rows, tokens and any
+  // thresholds; returns their number.
   template <class Body>
   int for_each_query(QueryTile const& q, Coord const& extent, LaneWords<Row> const& rows,
-                     Coord* tokens, Body body) const {
+                     Coord* tokens, float* thresholds, Body body) const {
     int lanes = 0;
     for_each_token(problem_.grid_q, q.residue, q.origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      rows.set(lanes, M::row(params_, q.residue, position));
                      tokens[lanes] = token;
+                     if (row_threshold_ != nullptr) {
+                       thresholds[lanes] = row_threshold_[index_in(problem_.grid_q, token)];
+                     }
                      body(lanes++, token);
                    });
     return lanes;
@@ -165,12 +179,13 @@ class Tokens {
     }
   }
 
-  // Calls body(place, k, v) with the rows of a box of keys, placed behind the `keys` that there
-  // are; returns how many there are then. What visible() is asked of them is noted.
+  // Calls body(place, k, v) with the rows of a box of keys, placed after the first `keys`; returns
+  // the new number. Records the positions for visible(), and any biases.
   template <class Body>
   int for_each_key(Coord const& residue, Coord const& origin, Coord const& extent, int keys,
-                   Coord* positions, Body body) const {
+                   Coord* positions, float* biases, Body body) const {
     int32_t const head = head_kv();
+    float const* const own_biases = key_bias_;
     for_each_token(problem_.grid_kv, residue, origin, extent,
                    [&](Coord const& position, Coord const& token) {
                      if constexpr (M::kByLists) {
@@ -178,30 +193,36 @@ class Tokens {
                      } else {
                        positions[keys] = position;
                      }
+                     if (own_biases != nullptr) {
+                       biases[keys] = own_biases[index_in(problem_.grid_kv, token)];
+                     }
                      body(keys++, row_of(problem_.k, token, head), row_of(problem_.v, token, head));
                    });
     return keys;
   }
-  // The same for up to `most` extra tokens, from the first given.
+  // The same for up to `most` extra tokens, starting at the given one; their bias is 0.
   template <class Body>
-  int for_each_extra(int32_t first, int most, Body body) const {
+  int for_each_extra(int32_t first, int most, float* biases, Body body) const {
     int keys = 0;
     int32_t const head = head_kv();
     for (int32_t i = first; i < problem_.extra_len && keys < most; ++i) {
       Coord const token{0, 0, i};
+      if (key_bias_ != nullptr) {
+        biases[keys] = 0;
+      }
       body(keys++, row_of(problem_.extra_k, token, head), row_of(problem_.extra_v, token, head));
     }
     return keys;
   }
 
-  // A row across one lane, times a factor.
+  // Loads a row, times a factor, into one lane.
   void load_lane(Element const* from, T factor, int lane, T* panels) const {
     T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
     for (int d = 0; d < dim_; ++d) {
       to[d * kLanes] = widen(from[d]) * factor;
     }
   }
-  // The lanes behind the last one compute along, on numbers that do no harm.
+  // Zeroes the unused lanes of the last vector, which are computed as well.
   void clear_lanes_behind(int last, T* panels) const {
     for (int lane = last; lane < round_up(last, kWidth<T>); ++lane) {
       T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
@@ -221,7 +242,7 @@ class Tokens {
     }
   }
   static int64_t panel_of(int lane) { return lane - lane % kLanes; }
-  // Of the panel that begins at lane `first`, of `lanes` in all.
+  // Vectors of the panel that begins at lane `first`, of `lanes` in all.
   static int vectors(int first, int lanes) {
     return (min_int(lanes - first, kLanes) + kWidth<T> - 1) / kWidth<T>;
   }
@@ -239,14 +260,54 @@ class Tokens {
     }
   }
 
+  // A bias as a summand of raw scores. As in torch's softmax, +inf makes a row NaN.
+  T raw_bias(float bias) const {
+    constexpr T kEnd = kInfinity<T>;
+    T const raw = static_cast<T>(bias) * static_cast<T>(kLog2e) / scale_log2_;
+    bool const finite = bias - bias == 0;  // large ones stay finite
+    return finite && raw == kEnd    ? kLargest<T>
+           : finite && raw == -kEnd ? -kLargest<T>
+           : raw == kEnd            ? static_cast<T>(__builtin_nan(""))
+                                    : raw;
+  }
+  // All that changes a panel of raw scores [key][query lane] before the softmax.
+  void adjust(LaneWords<Row> const& rows, float const* thresholds, int first,
+              Coord const* positions, float const* biases, int keys, bool masked, T* panel) const {
+    if (key_bias_ != nullptr) {
+      add_biases(row_threshold_ == nullptr ? nullptr : thresholds + first, biases, keys, panel);
+    }
+    if (masked) {
+      mask(rows, first, positions, keys, panel);
+    }
+  }
+  // Adds the biases of keys; hides keys of bias -inf, whose scores may be anything, and those below
+  // the thresholds of the panel's rows, if there are any. Not inlined: it would slow down loops
+  // without a bias.
+  __attribute__((noinline)) void add_biases(float const* thresholds, float const* biases, int keys,
+                                            T* panel) const {
+    for (int key = 0; key < keys; ++key) {
+      float const given = biases[key];
+      T const bias = raw_bias(given);
+      T* const scores = panel + key * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scores[lane] = bias == -kInfinity<T> ? bias : scores[lane] + bias;
+      }
+      for (int lane = 0; thresholds != nullptr && lane < kLanes; ++lane) {
+        scores[lane] = given >= thresholds[lane] ? scores[lane] : -kInfinity<T>;
+      }
+    }
+  }
+
   FmhaProblem const& problem_;
-  typename M::Params params_;  // of the head that is selected
+  typename M::Params params_;  // of the selected head
   typename M::Params const& all_;
   int const dim_;
   int const panel_dim_;  // in whole panels
   T const scale_log2_;
   int32_t batch_ = 0;
   int32_t head_ = 0;
+  float const* key_bias_ = nullptr;  // of the selected head, as the thresholds
+  float const* row_threshold_ = nullptr;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,6 +1,6 @@
-// Vectors as wide as the instruction set of this translation unit, and the two functions of them
-// that softmax needs. Everything lives in a namespace named after the instruction set: the same
-// header is compiled once for each, and the linker must not merge the results.
+// Vectors as wide as the instruction set of this translation unit, and the two vector functions
+// that softmax needs. All of it is in a namespace named after the instruction set: this header is
+// compiled once per set, and the linker must not merge the results.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// CUDA errors as exceptions. Header-only and free of torch.
+// CUDA errors as exceptions. Header-only, without torch.
 #pragma once
 
 #include <cuda.h>

@@ -1,4 +1,4 @@
-// Which GPU driver calls are about.
+// Sets the GPU for driver calls.
 #pragma once
 
 #include <cstdint>

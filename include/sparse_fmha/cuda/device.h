@@ -1,4 +1,4 @@
-// What is asked of the current GPU in each launch, and kept.
+// Cached per-device properties and one-time setup of the current GPU.
 #pragma once
 
 #include <array>
@@ -15,11 +15,11 @@ inline int current_device() {
   return device;
 }
 
-inline constexpr int kMaxDevices = 64;  // whose answers are cached
+inline constexpr int kMaxDevices = 64;  // whose properties are cached
 
-// Multiprocessors of the current GPU.
+// Number of multiprocessors of the current GPU.
 inline int multiprocessor_count() {
-  static std::array<std::atomic<int>, kMaxDevices> kept;  // zero: not asked yet
+  static std::array<std::atomic<int>, kMaxDevices> kept;  // zero: not queried yet
   int const device = current_device();
   int count = device < kMaxDevices ? kept[device].load(std::memory_order_relaxed) : 0;
   if (count == 0) {
@@ -32,7 +32,7 @@ inline int multiprocessor_count() {
   return count;
 }
 
-// Does something on the current GPU unless it has been done there. Threads may do it twice.
+// Runs something on the current GPU unless it has already run there. Threads may run it twice.
 class OncePerDevice {
  public:
   template <class Body>
@@ -46,7 +46,7 @@ class OncePerDevice {
   }
 
  private:
-  std::atomic<uint64_t> done_{0};  // a bit for each device
+  std::atomic<uint64_t> done_{0};  // one bit per device
 };
 
 }  // namespace sparse_fmha

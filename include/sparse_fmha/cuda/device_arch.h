@@ -5,7 +5,7 @@
 
 namespace sparse_fmha {
 
-// Devices are asked once. Throws std::runtime_error where the table in core/arch.h has no row for
+// Each device is queried once. Throws std::runtime_error if the table in core/arch.h has no row for
 // the device, and in a build without GPU kernels.
 Arch device_arch(int32_t device);
 

@@ -1,4 +1,4 @@
-// Descriptors for the tensor copy engine (TMA), encoded without linking libcuda.
+// TMA descriptors, encoded without linking libcuda.
 #pragma once
 
 #include <cudaTypedefs.h>
@@ -26,25 +26,25 @@ inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   return encode;
 }
 
-// One axis of a tensor map behind that of the head's elements.
+// One axis of a tensor map after the head dimension.
 struct MapAxis {
   int64_t extent;
   int64_t stride;               // in elements of the tensor
-  uint32_t box = 1;             // extent of the boxes copied
+  uint32_t box = 1;             // extent of the copied boxes
   uint32_t element_stride = 1;  // between the elements of a box, at most 8
 };
 
-// What the rows of a tensor's boxes are.
+// The rows of a tensor's boxes.
 struct MapRows {
   CUtensorMapDataType type;
-  int bytes;          // of an element
-  uint32_t elements;  // of a row
+  int bytes;          // per element
+  uint32_t elements;  // per row
   CUtensorMapSwizzle swizzle;
   CUtensorMapL2promotion promotion;
 };
 
-// A tensor (extent, axes...) read and written in boxes. What lies outside reads as zero and is not
-// written, so nothing need be padded.
+// A tensor (extent, axes...) that is read and written in boxes. Elements outside read as zero and
+// are not written, so no padding is needed.
 template <std::size_t kAxes>
 CUtensorMap make_tensor_map(void* data, MapRows const& rows, int64_t extent,
                             std::array<MapAxis, kAxes> const& axes) {
@@ -54,7 +54,8 @@ CUtensorMap make_tensor_map(void* data, MapRows const& rows, int64_t extent,
   std::array<cuuint32_t, kAxes + 1> element_strides = {1};
   for (std::size_t i = 0; i < kAxes; ++i) {
     dims[i + 1] = static_cast<cuuint64_t>(axes[i].extent);
-    // An extent of one leaves its stride free, but the encoder wants a multiple of 16 all the same.
+    // An extent of one makes its stride irrelevant, but the encoder still requires a multiple of
+    // 16.
     strides[i] = axes[i].extent == 1 ? 16 : static_cast<cuuint64_t>(axes[i].stride) * rows.bytes;
     box[i + 1] = axes[i].box * axes[i].element_stride;
     element_strides[i + 1] = axes[i].element_stride;
@@ -67,11 +68,11 @@ CUtensorMap make_tensor_map(void* data, MapRows const& rows, int64_t extent,
   return map;
 }
 
-// A 16-bit tensor in boxes whose rows are 64 elements of the head in the 128-byte swizzle.
+// A 16-bit tensor in boxes whose rows are 64 elements of the head, with the 128-byte swizzle.
 template <std::size_t kAxes>
 CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
                             std::array<MapAxis, kAxes> const& axes) {
-  // Fetching more than a row at once pays where the row's other half is asked for next.
+  // L2 promotion beyond one row pays if the row's other half is read next.
   auto const promotion =
       head_dim > 64 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   auto const type = dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
@@ -80,7 +81,7 @@ CUtensorMap make_tensor_map(void* data, DataType dtype, int64_t head_dim,
                                 head_dim, axes);
 }
 
-// Gradients::row_terms, four numbers a row.
+// Gradients::row_terms, four numbers per row.
 template <std::size_t kAxes>
 CUtensorMap row_terms_map(float* data, std::array<MapAxis, kAxes> const& axes) {
   return make_tensor_map<kAxes>(data,

@@ -1,14 +1,14 @@
-// A warpgroup's accumulator of scores: which of its elements a thread has, and what is done to them
-// row by row.
+// A warpgroup's accumulator of scores: which elements a thread holds, and row-wise operations on
+// them.
 #pragma once
 
 #include "sparse_fmha/device/cute.h"
 
 namespace sparse_fmha::device {
 
-// A thread holds two rows of a 64-row accumulator, `lane / 4` and 8 below it in its warp's 16 rows;
-// four neighbouring lanes share a row. Element i of the accumulator is column
-// 8 * (i / 4) + 2 * (lane % 4) + i % 2 of row (i / 2) % 2.
+// A thread holds two rows of a 64-row accumulator: rows `lane / 4` and `lane / 4 + 8` of its warp's
+// 16. Four neighboring lanes share a row. Element i of the accumulator is column 8 * (i / 4) + 2 *
+// (lane % 4) + i % 2 of row (i / 2) % 2.
 inline constexpr int kRowsPerThread = 2;
 
 struct AccumulatorPosition {
@@ -26,7 +26,7 @@ __device__ __forceinline__ float reduce_quad(float x, Op op) {
   return op(x, __shfl_xor_sync(0xffffffff, x, 1));
 }
 
-// Folds a thread's elements of each row, in two chains a row to shorten the dependence.
+// Reduces a thread's elements of each row, in two chains per row to shorten the dependence.
 template <class Scores, class Op>
 __device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRowsPerThread], Op op) {
   float chain[4] = {s(0), s(1), s(2), s(3)};
@@ -38,7 +38,7 @@ __device__ __forceinline__ void fold_rows(Scores const& s, float (&result)[kRows
   result[1] = op(chain[2], chain[3]);
 }
 
-// hide(i, x) is x, or -inf where a mask hides the i-th score.
+// hide(i, x) is x, or -inf if a mask hides the i-th score.
 template <class Scores, class Hide>
 __device__ __forceinline__ void hide_scores(Scores& s, Hide hide) {
   CUTE_UNROLL
@@ -51,7 +51,7 @@ struct HideNone {
   __device__ __forceinline__ float operator()(int /*i*/, float x) const { return x; }
 };
 
-// What a mask hides by what it has looked up; nothing where a tile has no mask.
+// What a mask hides, given what was looked up; nothing if the tile has no mask.
 template <bool kMasked = true, class Mask, class Seen>
 __device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
   if constexpr (kMasked) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ auto hidden_by(Mask const& mask, Seen const& seen) {
   }
 }
 
-// Whether the thread sees a score of row r.
+// Whether the thread sees any score of row r.
 template <bool kMasked = true, class Mask, class Seen>
 __device__ __forceinline__ auto seen_by(Mask const& mask, Seen const& seen) {
   if constexpr (kMasked) {

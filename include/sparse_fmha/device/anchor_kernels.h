@@ -1,5 +1,5 @@
-// What the registry takes from the GPU for AnchorAttention's choice of keys: fp16 and bf16, head
-// dims up to 256.
+// GPU kernels of AnchorAttention's choice of keys, for the registry: fp16 and bf16, head dims up to
+// 256.
 #pragma once
 
 #include "sparse_fmha/core/anchor.h"

@@ -1,9 +1,9 @@
-// Which columns of a key box lie inside a window, as bit masks from a table in shared memory.
+// Which columns of a key box lie inside a window, as bitmasks from a table in shared memory.
 //
-// A thread holds the same columns of every score tile. For each axis and each coordinate v the
-// table has, as one word, which of them have a coordinate below v: the columns inside an interval
-// are two words apart. Rows of a query tile that share a coordinate share an interval, so a warp
-// works these out for each key tile, and a row sees what three of them have in common.
+// A thread holds the same columns of every score tile. For each axis and each coordinate v, the
+// table has one word of the columns whose coordinate is below v, so the columns inside an interval
+// are the difference of two words. Rows of a query tile with the same coordinate share an interval.
+// A warp computes their words for each key tile, and a row sees the AND of three of them.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -12,12 +12,12 @@
 
 namespace sparse_fmha::device {
 
-// c[axis] for an axis that is not known to the compiler: Coords stay in registers.
+// c[axis] for an axis known only at run time, without moving Coords out of registers.
 SPARSE_FMHA_HD int32_t pick(Coord const& c, int axis) {
   return axis == 0 ? c[0] : axis == 1 ? c[1] : c[2];
 }
 
-// box_offset() for a box with powers of two on the sides.
+// box_offset() for a box whose sides are powers of two.
 struct BoxBits {
   int32_t y;  // log2 of the extents
   int32_t x;
@@ -26,8 +26,8 @@ struct BoxBits {
   }
 };
 
-// One bit for each column that a thread holds, for four neighbouring lanes; other lanes hold the
-// same columns as these.
+// One bit for each column that a thread holds, for four neighboring lanes. The other lanes hold the
+// same columns.
 struct alignas(16) LaneColumns {
   uint32_t of[4];
 };
@@ -37,7 +37,7 @@ class PrefixTable {
  public:
   static_assert(kColumns <= 128, "a thread's columns are the bits of one word");
 
-  // All threads of the block call this, and synchronise afterwards.
+  // Called by all threads of the block, which synchronize afterwards.
   __device__ __forceinline__ void fill(Coord const& extent, BoxBits const& bits) {
     for (int i = threadIdx.x; i < 4 * kEntries; i += blockDim.x) {
       int const lane = i % 4;
@@ -59,7 +59,7 @@ class PrefixTable {
     }
   }
 
-  // The first entry of each axis.
+  // Index of the first entry of each axis.
   static __device__ __forceinline__ Coord entries(Coord const& extent) {
     return {0, extent[0] + 1, extent[0] + extent[1] + 2};
   }
@@ -90,7 +90,7 @@ class PrefixTable {
   }
 
  private:
-  // Sides of powers of two add up to most when two of them are 1.
+  // For sides that are powers of two the sum is largest when two of them are 1.
   static constexpr int kEntries = kColumns + 1 + 2 + 2;
   LaneColumns entries_[kEntries];
 };

@@ -1,4 +1,4 @@
-// What is worked out from lists on the device, before the kernel runs.
+// Plans computed from lists on the device, before the kernel runs.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,8 +12,8 @@ namespace sparse_fmha::device {
 // Sizes of the lists of a problem.
 struct ListSizes {
   int32_t lists;    // (batch entries or 1) * (query heads or 1)
-  int32_t heads;    // of these
-  int32_t blocks;   // query blocks of each
+  int32_t heads;    // query heads, or 1
+  int32_t blocks;   // query blocks per list
   int32_t q_tiles;  // query tiles of 128 rows
 };
 
@@ -23,12 +23,12 @@ inline ListSizes list_sizes(BlockSparse::Params const& p, int32_t batch, int32_t
           ceil_div(p.len_q, 128)};
 }
 
-// Device memory for a plan.
+// Size of a plan in device memory.
 size_t list_plan_bytes(BlockSparse::Params const& params, ListSizes const& sizes);
 
-// Launches what fills the plan; it is in `memory` then. Orders the query tiles by how much they
-// visit, and merges the full lists of two query blocks of 64 rows: key blocks that both list, those
-// that the first one lists alone, those of the second, each in ascending order.
+// Launches the kernels that fill the plan, which is in `memory`. They order the query tiles by the
+// number of key tiles they visit, and merge the full lists of two query blocks of 64 rows into: key
+// blocks in both, in the first alone, in the second alone; each in ascending order.
 ListPlan plan_lists(BlockSparse::Params const& params, ListSizes const& sizes, void* memory,
                     cudaStream_t stream);
 

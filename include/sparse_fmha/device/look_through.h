@@ -1,14 +1,14 @@
-// What a warp finds out about a list.
+// Search through a list by a warp.
 #pragma once
 
 #include "sparse_fmha/device/cute.h"
 
 namespace sparse_fmha::device {
 
-// The first of `count` places for which test(i), or count; all lanes call this.
+// The first of `count` indices for which test(i) holds, or count. Called by all lanes.
 template <class Test>
 __device__ __forceinline__ int32_t first_of_warp(int32_t count, Test test) {
-  constexpr int kEach = 8;  // reads of a lane under way together
+  constexpr int kEach = 8;  // outstanding reads per lane
   CUTE_NO_UNROLL
   for (int32_t from = threadIdx.x % 32; from - static_cast<int32_t>(threadIdx.x % 32) < count;
        from += 32 * kEach) {

@@ -1,4 +1,4 @@
-// Launches of the kernels on mma_tile.h.
+// Launches of kernels that use mma_tile.h.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@
 
 namespace sparse_fmha::device {
 
-// Calls body(element, dim): an element of the dtype, and the smallest of the depths that are
-// compiled which has room for the head dim, as an integral_constant.
+// Calls body(element, dim): an element of the dtype and, as an integral_constant, the smallest
+// compiled depth that the head dim fits in.
 template <class Body>
 void with_mma_types(DataType dtype, int32_t head_dim, Body const& body) {
   auto with_dim = [&](auto element) {
@@ -29,15 +29,17 @@ void with_mma_types(DataType dtype, int32_t head_dim, Body const& body) {
   } else if (dtype == DataType::kBFloat16) {
     with_dim(cutlass::bfloat16_t());
   } else {
-    throw std::runtime_error(std::string("sparse_fmha: no CUDA kernel takes ") + to_string(dtype));
+    throw std::runtime_error(
+        std::string("sparse_fmha: dtype must be float16 or bfloat16 on CUDA, got ") +
+        to_string(dtype));
   }
 }
 
-// `blocks` of a grid of one axis.
+// `blocks` thread blocks in a one-dimensional grid.
 inline unsigned grid_size(int64_t blocks, char const* of_what) {
   if (blocks > INT32_MAX) {
-    throw std::runtime_error(std::string("sparse_fmha: ") + of_what + " is cut in " +
-                             std::to_string(blocks) + " parts, above 2^31");
+    throw std::runtime_error(std::string("sparse_fmha: thread blocks for ") + of_what +
+                             " must be at most 2^31 - 1, got " + std::to_string(blocks));
   }
   return static_cast<unsigned>(blocks);
 }

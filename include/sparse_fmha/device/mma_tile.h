@@ -1,10 +1,10 @@
-// Scores of a few rows with tiles of keys by mma.sync: the rows stay in registers, the keys come
-// through shared memory by asynchronous copies. For products that are read and not fed on, where
-// there is no second product to hide behind.
+// Scores of a few rows with tiles of keys by mma.sync: rows stay in registers, keys go through
+// shared memory by asynchronous copies. For kernels that only read the scores, with no second
+// product to overlap.
 //
-// Where lane l has what (PTX ISA, mma.m16n8k16 and ldmatrix), with g = l / 4 and t = l % 4:
-//   rows, register r:   row g + 8 * (r % 2), depths 2t + 8 * (r / 2) and the one after
-//   keys, register r:   key g, depths 2t + 8r and the one after
+// Registers of lane l (PTX ISA, mma.m16n8k16 and ldmatrix), with g = l / 4 and t = l % 4:
+//   rows, register r:   row g + 8 * (r % 2), depths 2t + 8 * (r / 2) and the next
+//   keys, register r:   key g, depths 2t + 8r and the next
 //   scores, register r: row g + 8 * (r / 2), key 2t + r % 2
 #pragma once
 
@@ -28,15 +28,15 @@ inline constexpr int kMmaWarps = 4;
 inline constexpr int kMmaThreads = 32 * kMmaWarps;
 inline constexpr uint32_t kWholeWarp = 0xffffffff;
 
-// Element at the beginning of a 16-byte chunk of a row of kDim elements. Chunks change places by
-// the row's number, so that the same chunk of eight rows is in 32 different banks.
+// Index of a 16-byte chunk of a row of kDim elements. Chunks are swizzled by the row, so the same
+// chunk of eight rows is in 32 different banks.
 template <int kDim>
 constexpr SPARSE_FMHA_HD int chunk_place(int row, int chunk) {
   return row * kDim + (chunk ^ (row % 8)) * 8;
 }
 
-// Row r of `to` is what from + r * stride points at, zeros from row `count` and in the columns from
-// `head_dim` on. All threads of the block take part; the copies are left under way.
+// Copies row r from from + r * stride to row r of `to`. Rows from `count` and columns from
+// `head_dim` are zero. Called by all threads of the block; returns with the copies in flight.
 template <int kDim, int kRows, class Element>
 __device__ __forceinline__ void copy_rows(Element* to, Element const* from, int64_t stride,
                                           int32_t count, int32_t head_dim) {
@@ -51,7 +51,7 @@ __device__ __forceinline__ void copy_rows(Element* to, Element const* from, int6
   for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
     int const r = first + i * kRowsAtOnce;
     bool const there = r < last;
-    // Where nothing is there nothing is read, but an address is asked for all the same.
+    // If the row does not exist nothing is read, but a valid address is still required.
     cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
         to + chunk_place<kDim>(r, chunk), there ? row : from, there);
     row += kRowsAtOnce * stride;
@@ -73,7 +73,8 @@ struct MmaRows {
     int const lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kDim / 16; ++s) {
-      // Lanes 0 to 15 name the rows of matrices 0 and 1, the others those of 2 and 3, 8 depths on.
+      // Lanes 0 to 15 address the rows of matrices 0 and 1, the others those of 2 and 3, 8 depths
+      // later.
       load_matrices(tile + chunk_place<kDim>(first_row + lane % 16, 2 * s + lane / 16), step[s]);
     }
   }
@@ -91,7 +92,7 @@ struct MmaRows {
 // Scores of two sets of 16 rows with 32 keys: [set][8 keys][register].
 using MmaScores = float[2][4][4];
 
-// With the keys from `first_key` on of a tile.
+// Multiplies with 32 keys of a tile, starting at `first_key`.
 template <int kDim, class Element>
 __device__ __forceinline__ void multiply(MmaRows<kDim> const (&rows)[2], Element const* tile,
                                          int first_key, MmaScores& scores) {
@@ -109,7 +110,7 @@ __device__ __forceinline__ void multiply(MmaRows<kDim> const (&rows)[2], Element
   }
 #pragma unroll
   for (int s = 0; s < kDim / 16; ++s) {
-    uint32_t keys[2][4];  // of 16 keys each: first 8 keys, depths 0 and 8 on; last 8 keys
+    uint32_t keys[2][4];  // per 16 keys: first 8, depths from 0 and from 8; then the last 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const key = first_key + 16 * half + lane / 16 * 8 + lane % 8;

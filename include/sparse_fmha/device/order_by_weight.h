@@ -1,4 +1,4 @@
-// The heaviest tiles first.
+// Orders tiles by weight, heaviest first.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@ namespace sparse_fmha::device {
 inline constexpr int kOrderWarps = 32;
 inline constexpr int kOrderThreads = kOrderWarps * 32;
 
-// How many blocks of kOrderThreads order `tiles` tiles of each of some lists: a block is for 32
-// neighbours of a list, one after another.
+// Thread blocks of kOrderThreads needed to order `tiles` tiles of one list: each takes 32
+// neighboring tiles.
 SPARSE_FMHA_HD int32_t order_groups(int32_t tiles) { return ceil_div(tiles, kOrderWarps); }
 
-// The place of a tile is the number of tiles of its list that come before it, which a warp counts.
-// Tiles of equal weight keep their order, in which neighbours share keys; the last ones come first,
-// as everywhere. weight(tile) is of the block's list, as is `order`.
+// The position of a tile is the number of tiles of its list that come before it, counted by a warp.
+// Tiles of equal weight keep their order, so that neighbors share keys; as everywhere, the last
+// ones come first. weight(tile) and `order` are those of the block's list.
 template <class Weight>
 __device__ __forceinline__ void order_by_weight(int32_t tiles, Weight const& weight,
                                                 int32_t* order) {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void order_by_weight(int32_t tiles, Weight const& wei
   int32_t before = 0;
   for (int32_t first = 0; first < tiles; first += kOrderThreads) {
     int32_t const count = min(kOrderThreads, tiles - first);
-    __syncthreads();  // the last ones have been read
+    __syncthreads();  // the last weights have been read
     if (thread < count) {
       weights[thread] = weight(first + thread);
     }

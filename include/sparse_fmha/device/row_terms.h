@@ -1,4 +1,4 @@
-// What the backward pass needs of each query row, found once for all of its kernels.
+// Per-row terms of the backward pass, computed once for all of its kernels.
 #pragma once
 
 #include "sparse_fmha/core/problem.h"
@@ -6,7 +6,7 @@
 
 namespace sparse_fmha::device {
 
-// Launches what fills `gradients->row_terms` of a problem in fp16 or bf16. Throws
+// Launches the kernel that fills `gradients->row_terms` of an fp16 or bf16 problem. Throws
 // std::runtime_error in a build without GPU kernels.
 void fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context);
 

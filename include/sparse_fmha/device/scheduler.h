@@ -1,4 +1,4 @@
-// Which query tile a persistent block takes next.
+// The tile scheduler of persistent kernels.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@ struct WorkTile {
   int32_t batch;  // negative: no work is left
 };
 
-// Tiles are handed out from one counter, the heaviest first: under a causal mask those with the
-// highest queries. Heads go in groups whose keys and values fit the L2 cache together; in a group
-// all heads walk down their query tiles side by side.
+// Hands out tiles from one counter, heaviest first: under a causal mask those with the highest
+// queries. Heads are in groups whose keys and values fit in the L2 cache together; all heads of a
+// group walk down their query tiles side by side.
 struct Scheduler {
-  int32_t* next;      // device memory, zero at launch: tiles taken beyond the first of each block;
-                      // null where each tile has a block of its own
+  int32_t* next;      // device memory, zero at launch: counts tiles taken after each thread block's
+                      // first one; null if every tile has its own thread block
   int32_t num_tiles;  // q_tiles * heads * batch
   int32_t q_tiles;
   int32_t heads;
   int32_t instances;  // heads * batch
-  int32_t group;      // instances in a group
+  int32_t group;      // instances per group
 
   __device__ __forceinline__ WorkTile decode(int32_t index) const {
     if (index >= num_tiles) {

@@ -1,5 +1,5 @@
-// Key tiles that a warpgroup leaves out of its softmax because they are too small to count (BLASST,
-// arXiv:2512.12087): a vote before the running maximum is updated.
+// The vote of a warpgroup to skip a key tile whose weights are negligible (BLASST,
+// arXiv:2512.12087), before the running maximum is updated.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -8,16 +8,16 @@
 
 namespace sparse_fmha::device {
 
-// For kernels that leave key tiles out.
+// For kernels that skip key tiles.
 struct SkipParams {
   float const* threshold;      // [B]
-  unsigned long long* counts;  // [B, Hq, 2]: tiles visited, and those of them left out
+  unsigned long long* counts;  // [B, Hq, 2]: tiles visited, and tiles skipped
   int32_t heads_q;
 };
 
-// Whether any thread of a warpgroup says yes; all 128 call this.
+// Whether any thread of a warpgroup votes yes. Called by all 128 threads.
 __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {
-  constexpr int kFirstBarrier = 1;  // as the hardware counts; CUTLASS's begin at 8
+  constexpr int kFirstBarrier = 1;  // hardware numbering; CUTLASS's barriers start at 8
   uint32_t any;
   asm volatile(
       "{\n"
@@ -29,12 +29,12 @@ __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {
       : "=r"(any)
       : "r"(uint32_t(mine)), "r"(kFirstBarrier + warpgroup)
       : "memory");
-  // The compiler knows of a vote that a warp agrees on it, and keeps uniform registers for what
-  // comes behind the branch.
+  // A warp vote tells the compiler that the result is uniform, so it keeps uniform registers after
+  // the branch.
   return __any_sync(0xffffffff, any != 0) != 0;
 }
 
-// For kernels that leave nothing out.
+// For kernels that do not skip.
 struct NoVote {
   template <class... Args>
   __device__ __forceinline__ explicit NoVote(Args const&...) {}
@@ -43,8 +43,8 @@ struct NoVote {
 // The votes of one query tile.
 class TileVote {
  public:
-  // exists(r): whether the thread's r-th row does. Those that do not vote for leaving out: no tile
-  // comes near their maximum.
+  // exists(r): whether the thread's r-th row exists. A row that does not never vetoes a skip,
+  // because no tile comes near its maximum.
   template <class Exists>
   __device__ __forceinline__ TileVote(SkipParams const& skip, WorkTile const& tile,
                                       float scale_log2, int warpgroup, Exists exists)
@@ -58,15 +58,15 @@ class TileVote {
     }
   }
 
-  // Takes the largest scores of a tile's rows; true if the tile is left out. kMasked: there may be
-  // no key in it that a row sees.
+  // Takes the largest scores of a tile's rows; returns true if the tile is skipped. kMasked: the
+  // tile may have no key that a row sees.
   template <bool kMasked>
   __device__ __forceinline__ bool leaves_out(float const (&high)[kRowsPerThread]) {
     bool counts = false;
     bool sees = false;
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      // A row that has seen nothing keeps any score but -inf, and every row what is no number.
+      // A row that has seen no key keeps any score but -inf. Every row keeps NaN.
       counts |= !(high[r] < fmaxf(top_[r] + margin_, -kLargest)) && top_[r] != INFINITY;
       sees |= kMasked && high[r] > -INFINITY && top_[r] != INFINITY;
       top_[r] = fmaxf(top_[r], high[r]);
@@ -78,7 +78,7 @@ class TileVote {
     return !kept;
   }
 
-  // Adds what was counted to [B, Hq, 2].
+  // Adds the counts to [B, Hq, 2].
   __device__ __forceinline__ void add_to(SkipParams const& skip, WorkTile const& tile) const {
     if (threadIdx.x % 128 == 0) {
       auto* const counts = skip.counts + (int64_t(tile.batch) * skip.heads_q + tile.head) * 2;
@@ -92,7 +92,7 @@ class TileVote {
   int const warpgroup_;
   float margin_;               // ln(threshold), in raw scores
   float top_[kRowsPerThread];  // the largest score so far
-  int visited_ = 0;            // tiles of which some row sees a key
+  int visited_ = 0;            // tiles in which some row sees a key
   int skipped_ = 0;
 };
 

@@ -1,9 +1,9 @@
 // Online softmax over the accumulator of one warpgroup, in log2 units.
 //
-// Of each row there is a reference, near its largest score, and the sum of the weights so far,
-// which are exp2(scale * (score - reference)). How the scores of a key tile become weights:
+// Each row has a reference, near its largest score, and the sum of its weights so far, which are
+// exp2(scale * (score - reference)). How the scores of a key tile become weights:
 //
-//   the maximum first                          against the reference as it stands
+//   the maximum first                          against the current reference
 //
 //          scores                                          scores
 //            | row_tops(), or in update()                    | weigh(): weights and their sum
@@ -23,11 +23,11 @@
 //   weights, sum += theirs                   take(): sum +=       v
 //                                                       weights and sum scaled, sum +=
 //
-// Where `rescale` is not 1 the output so far is multiplied with it. References move row by row, but
-// on the right one row that says no takes its warp that way. A row that has not seen a key is open:
-// its reference is -inf and counts as zero. weigh_known() takes the right side where the maximum is
-// known, and so needs no scores once more: too large a maximum sends it to the left side. finish()
-// ends a row.
+// If `rescale` is not 1, the output so far is multiplied by it. References move row by row, but on
+// the right side one row that answers no sends its whole warp that way. A row that has seen no key
+// is open: its reference is -inf and counts as zero. weigh_known() takes the right side when the
+// maximum is known, so it never needs the scores again: if the maximum is too large it takes the
+// left side. finish() ends a row.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -41,7 +41,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
 }
 
 struct OnlineSoftmax {
-  // The reference follows a maximum only when it is this far behind, in log2 units: the output is
+  // The reference follows the maximum only if it is this far behind, in log2 units. The output is
   // then rarely rescaled, and a weight is at most 2^8. The result does not depend on it.
   static constexpr float kSlack = 8.f;
 
@@ -66,25 +66,25 @@ struct OnlineSoftmax {
     }
   }
 
-  // Replaces the scores by exp2(scale * (s - reference)) and tells whether the output so far is to
-  // be multiplied with `rescale` first. kMasked: a row may not have seen any key yet.
+  // Replaces the scores by exp2(scale * (s - reference)). Returns whether the output so far must
+  // first be multiplied by `rescale`. kMasked: a row may not have seen any key yet.
   template <bool kMasked, class Scores>
   __device__ __forceinline__ bool update(Scores& s, float (&rescale)[kRowsPerThread]) {
     float part[kRowsPerThread];
     fold_rows(s, part, larger);
     return follow<kMasked>(s, [&](int r) { return reduce_quad(part[r], larger); }, rescale);
   }
-  // The same where row_tops() has been asked for.
+  // The same after row_tops().
   template <bool kMasked, class Scores>
   __device__ __forceinline__ bool update(Scores& s, float const (&high)[kRowsPerThread],
                                          float (&rescale)[kRowsPerThread]) {
     return follow<kMasked>(s, [&](int r) { return high[r]; }, rescale);
   }
-  // What update() does, against the reference as it stands: nothing waits for the maximum, which is
-  // not looked for either. Weights may then be anything, and their sum tells; the reference of a
-  // row that has not seen any key is zero (kOpen) or -inf. Where all is well take() is to follow,
-  // else settle(). `hide`, as in hide_scores(): what is still to be hidden. `sees(r)`: whether the
-  // thread sees a score of row r. `meanwhile` is called when most is done.
+  // Like update(), but against the current reference: the maximum is neither computed nor waited
+  // for. Weights may be out of range, which their sum shows. The reference of a row that has seen
+  // no key is zero (kOpen) or -inf. Returns true if take() must follow, otherwise settle(). `hide`:
+  // what is still to be hidden, as in hide_scores(). `sees(r)`: whether the thread sees a score of
+  // row r. `meanwhile` is called when most of the work is done.
   template <bool kOpen, class Scores, class Hide, class Sees, class Meanwhile>
   __device__ __forceinline__ bool weigh(Scores& s, float (&sum)[kRowsPerThread], Hide hide,
                                         Sees sees, Meanwhile meanwhile) const {
@@ -98,8 +98,8 @@ struct OnlineSoftmax {
       row_sum[r] += sum[r];
     }
   }
-  // Makes sums that are too large, or the first of their row, its reference. Weights that may have
-  // been out of range are worked out anew, from the scores that `again` brings back.
+  // Makes a sum that is too large, or the first of its row, the row's new reference. Weights that
+  // may have been out of range are recomputed from the scores that `again` restores.
   template <class Scores, class Hide, class Sees, class Again>
   __device__ __forceinline__ void settle(Scores& s, float (&sum)[kRowsPerThread],
                                          float (&rescale)[kRowsPerThread], Hide hide, Sees sees,
@@ -130,11 +130,11 @@ struct OnlineSoftmax {
     }
     rescale_rows(s, rescale);
   }
-  // weigh() and what it asks for, where row_tops() has been asked for.
+  // weigh() and its take() or settle(), after row_tops().
   template <class Scores>
   __device__ __forceinline__ bool weigh_known(Scores& s, float const (&high)[kRowsPerThread],
                                               float (&rescale)[kRowsPerThread]) {
-    constexpr float kMost = 100.f;  // log2 of a weight that is in settle()'s range for certain
+    constexpr float kMost = 100.f;  // log2 of a weight that is surely in settle()'s range
     float const ahead = fmaxf(high[0] - row_max[0], high[1] - row_max[1]) * scale_log2;
     if (__any_sync(0xffffffff, !(ahead <= kMost))) {
       return update<true>(s, high, rescale);
@@ -148,8 +148,8 @@ struct OnlineSoftmax {
     settle(s, sum, rescale, HideNone{}, none, [] {});
     return true;
   }
-  // Completes the sums. Afterwards `rescale` normalises the output and `lse` is its natural
-  // log-sum-exp; a row without keys gets zero and -inf.
+  // Completes the sums. Afterwards `rescale` normalizes the output and `lse` is the row's natural
+  // log-sum-exp. A row without keys has zero and -inf.
   __device__ __forceinline__ void finish(float (&rescale)[kRowsPerThread],
                                          float (&lse)[kRowsPerThread]) {
     constexpr float kLn2 = 0.69314718055994530942f;
@@ -182,12 +182,11 @@ struct OnlineSoftmax {
     fold_rows(s, sum, [](float a, float b) { return a + b; });
   }
 
-  // Replaces scores by exp2(scale * (s - reference)), as `hide` has it, and adds them up, a few at
-  // a time. ptxas would put nearly all multiply-adds and masks before the exponentials, which take
-  // long enough to run beside them. So the scale for a group is one that seems to hang on the sums
-  // of the group before the last; but no sum of exponentials has the sign bit that it takes from
-  // it. A group has one score of each of the chains that fold_rows() has, so that sums are the
-  // same.
+  // Replaces scores by exp2(scale * (s - reference)), masked by `hide`, and adds them up, one group
+  // at a time. ptxas would put nearly all multiply-adds and masks before the exponentials, which
+  // take long enough to overlap them. So a false dependence makes each group's scale wait for the
+  // sums of the group before the last: it takes their sign bit, which a sum of exponentials never
+  // has. A group has one score of each chain of fold_rows(), so the sums are the same as there.
   template <bool kOpen, class Scores, class Hide, class Meanwhile>
   __device__ __forceinline__ void exponentiate_in_order(Scores& s, float (&sum)[kRowsPerThread],
                                                         Hide hide, Meanwhile meanwhile) const {

@@ -1,8 +1,9 @@
-// Every query block sees the key blocks of its lists: full ones wholly, partial ones by a bitmask.
+// Every query block sees the key blocks of its lists: full ones entirely, partial ones by a
+// bitmask.
 //
-// A mechanism by lists: the walk reads device or host memory. A position's first axis, which a
-// sequence does not use, tells of which partial entry a key is: 0 for full blocks, else one more
-// than its place in the list. There is no walk_transposed: lists are transposed when they are made.
+// A mechanism by lists: the walk reads device or host memory. A sequence does not use a position's
+// first axis, so it encodes the partial entry of a key: 0 for full blocks, else one more than the
+// entry's index in the list. There is no walk_transposed: lists are transposed when they are made.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
@@ -16,8 +17,8 @@ struct BlockSparse {
 
   // Lists of key blocks, one for each (batch entry or all, query head or all, query block).
   struct Lists {
-    int32_t const* counts;   // [rows]; held to [0, width]
-    int32_t const* indices;  // [rows, width]; blocks that there are not are as if not listed
+    int32_t const* counts;   // [rows]; clamped to [0, width]
+    int32_t const* indices;  // [rows, width]; blocks that do not exist are ignored
     int32_t width;
   };
 
@@ -26,11 +27,11 @@ struct BlockSparse {
     int32_t len_kv;
     int32_t block_q;   // 64 or 128
     int32_t block_kv;  // 16, 32, 64 or 128
-    bool causal;       // key j is also required to be <= i + len_kv - len_q
+    bool causal;       // key j must also be <= i + len_kv - len_q
     Lists full;
-    Lists partial;        // counts is nullptr where there are none
+    Lists partial;        // counts is nullptr if there are no partial blocks
     uint8_t const* bits;  // [rows, partial.width, block_q, block_kv / 8], the lowest bit first
-    // Of the lists of a (batch entry, head), in rows; 0 where they share them.
+    // Stride of a batch entry's or head's lists, in rows; 0 if they are shared.
     int64_t batch_stride;
     int64_t head_stride;
   };
@@ -39,7 +40,7 @@ struct BlockSparse {
     return lists.counts == nullptr ? 0 : min_int(max_int(lists.counts[row], 0), lists.width);
   }
   static SPARSE_FMHA_HD int32_t bits_bytes(Params const& p) { return p.block_q * p.block_kv / 8; }
-  // Keys [0, limit) are there, and not behind the query.
+  // Keys [0, limit) exist and are not after the query.
   static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t q) {
     return p.causal ? min_int(q + 1 + p.len_kv - p.len_q, p.len_kv) : p.len_kv;
   }
@@ -85,7 +86,7 @@ struct BlockSparse {
     return {{0, 0, 0}, {0, 0, i * p.block_q}};
   }
 
-  // The blocks of the partial list, then those of the full one, in `parts` tiles each.
+  // The blocks of the partial list, then those of the full list, each in `parts` tiles.
   struct Walk {
     Params params;
     int32_t first_query;
@@ -100,12 +101,12 @@ struct BlockSparse {
       int32_t const entry = (partial ? i : i - num_partial) / parts;
       int32_t const block = lists.indices[row * lists.width + entry];
       if (block < 0 || block >= ceil_div(params.len_kv, params.block_kv)) {
-        return {0, 0, params.len_kv};  // no token lies there
+        return {0, 0, params.len_kv};  // past the last token
       }
       int32_t const first = block * params.block_kv + i % parts * (params.block_kv / parts);
       return {partial ? entry + 1 : 0, 0, first};
     }
-    // Whether a full block's part is cut by the diagonal.
+    // Whether the diagonal cuts this part of a full block.
     SPARSE_FMHA_HD bool is_cut(Coord const& tile) const {
       int32_t const last = min_int(tile[2] + params.block_kv / parts, params.len_kv) - 1;
       return last >= limit(params, first_query);

@@ -1,52 +1,52 @@
-// What a sparsity mechanism is.
+// The interface of a sparsity mechanism.
 //
-// A mechanism is a type with only static members, made of integer arithmetic that runs on the host
-// and on the device. Kernels are written against this contract, so a mechanism is added without
-// touching them, and the host tests can prove it without a GPU.
+// A mechanism is a type with only static members: integer arithmetic that runs on host and device.
+// Kernels are written against this interface, so a mechanism can be added without changing them,
+// and the host tests can verify it without a GPU.
 //
 //   struct Params;                       plain data, passed to kernels by value
 //   static constexpr char const* kName;
 //   num_query_tiles(Params, TileShape)            how many query tiles cover the problem
-//   query_tile(Params, TileShape, index)          the index-th of them
+//   query_tile(Params, TileShape, index)          the index-th query tile
 //   walk(Params, TileShape, QueryTile)            the key tiles that this query tile visits
 //   num_key_tiles(Params, TileShape)
 //   key_tile(Params, TileShape, index)            a tiling of the keys, for the backward pass
-//   walk_transposed(Params, TileShape, KeyTile)   the query tiles that this key tile is visited by
+//   walk_transposed(Params, TileShape, KeyTile)   the query tiles that visit this key tile
 //   row(Params, residue, q)                       what `visible` needs to know of one query
 //   visible(Params, Row, k)                       whether that query sees key position k
 //
-// For the Hopper kernel also kOnGrid. Where it is false, tiles are runs of tokens, and
+// The Hopper kernel also needs kOnGrid. If it is false, tiles are contiguous tokens, with
 //
 //   Row::relative_to(origin)                      the row when keys are counted from `origin`
-//   kPartsAreSuffixes                             whether some rows of a query tile visit the last
-//                                                 key tiles of the whole tile's walk and no others;
-//                                                 walk() is then also asked for parts beyond the
-//                                                 last query, and answers with no tiles
+//   kPartsAreSuffixes                             whether some rows of a query tile visit only the
+//                                                 last key tiles of the whole tile's walk; walk()
+//                                                 is then also called for parts beyond the last
+//                                                 query, and returns no tiles
 //
-// Where it is true, tiles are boxes, and what a query sees is one, too:
+// If it is true, tiles are boxes, and so is what a query sees, with
 //
 //   length(Params, axis, residue)                 positions of a class on one axis
 //   window(Params, axis, length, q)               the interval that position q sees there; q may be
-//                                                 behind the last position
+//                                                 after the last position
 //
 // kByLists: the parameters point to lists that may differ by batch entry and head. A mechanism by
-// lists has no walk_transposed and no key tiling, but
+// lists has no walk_transposed and no key tiling, but has
 //
-//   for_head(Params, batch, head)                 the parameters of one of them, for all the above
-//   key_position(position, token)                 what visible() is asked of a key
-//   Walk::is_cut(tile)                            whether a full tile has to be masked all the same
+//   for_head(Params, batch, head)                 the parameters of one of them, for the above
+//   key_position(position, token)                 the position of a key for visible()
+//   Walk::is_cut(tile)                            whether a full tile still needs a mask
 //
-// Positions. A mechanism with dilation splits the grid in residue classes that never see each
+// Positions. A mechanism with dilation splits the grid into residue classes that never see each
 // other. `residue` names the class; positions q and k count inside it. Token = position * dilation
-// + residue, which `token(Params, residue, position)` computes. Without dilation residue is 0 and
+// + residue, which `token(Params, residue, position)` computes. Without dilation, residue is 0 and
 // positions are token coordinates.
 //
-// Promises that the tests hold every mechanism to:
+// Promises, which the tests check for every mechanism:
 //   1. query tiles are disjoint and cover every query;
 //   2. every visible (query, key) pair lies in exactly one tile of the query tile's walk;
 //   3. in a full tile every in-range query of the tile sees every key, and all keys are in range;
 //   4. walk_transposed visits query tiles of the tiling above, covers every visible pair exactly
-//      once too, and makes the same promise for its full tiles.
+//      once, and makes the same promise for its full tiles.
 // A walk may visit a tile in which nothing is visible; it costs time, not correctness.
 #pragma once
 
@@ -54,7 +54,7 @@
 
 namespace sparse_fmha {
 
-// Extents of the tiles in tokens per axis; a run-time value. volume(q) and volume(k) are the rows
+// Extents of the tiles in tokens per axis, as run-time values. volume(q) and volume(k) are the rows
 // and columns of the matrix tile. A box clipped by the border keeps its row numbering.
 struct TileShape {
   Coord q;
@@ -77,12 +77,12 @@ struct KeyTile {
   Coord origin;
 };
 
-// Row r of a box, in row-major order, has this offset from the box's origin.
+// Offset of row r from the box's origin; rows are in row-major order.
 SPARSE_FMHA_HD Coord box_offset(Coord const& extent, int32_t r) {
   return {r / (extent[1] * extent[2]), (r / extent[2]) % extent[1], r % extent[2]};
 }
 
-// Fails to compile, with the missing name in the message, when M is not a mechanism.
+// Fails to compile, with the missing name in the message, if M is not a mechanism.
 template <class M>
 constexpr bool is_mechanism() {
   using Params = typename M::Params;

@@ -5,21 +5,21 @@
 
 namespace sparse_fmha {
 
-// Equal tiles along one axis in descending order: the ragged or diagonal ones are the highest, so
-// the partial tiles are the head of the walk and the full ones its tail.
+// Equal tiles along one axis, in descending order. The ragged or diagonal tiles are the highest, so
+// the walk visits the partial tiles first and the full ones last.
 struct DescendingWalk {
   int32_t num_partial;
   int32_t num_full;
   int32_t last;  // origin of the first tile visited
-  int32_t step;  // tokens from one tile down to the next
+  int32_t step;  // tokens from one tile to the next lower one
   SPARSE_FMHA_HD Coord tile(int32_t i) const { return {0, 0, last - i * step}; }
 };
 
 // A mechanism on one axis in which each query sees a prefix of the keys that never shrinks from one
-// query to the next. Limits gives the two functions that everything else follows from:
+// query to the next. Limits has the functions from which everything else follows:
 //   limit(Params, q)        keys [0, limit) are visible to query q
 //   first_query(Params, k)  queries [first_query, len_q) see key k
-//   kStep                   first_query rises by this from a key to the next, where it is above 0
+//   kStep                   first_query grows by this per key, where it is above 0
 template <class Limits>
 struct Prefix {
   struct Params {
@@ -58,7 +58,7 @@ struct Prefix {
 
   static constexpr bool kOnGrid = false;
   static constexpr bool kByLists = false;
-  // Rows [a, b) of a query tile visit the last tiles of the whole tile's walk, and no others.
+  // Rows [a, b) of a query tile visit only the last tiles of the whole tile's walk.
   static constexpr bool kPartsAreSuffixes = true;
 
   static SPARSE_FMHA_HD DescendingWalk walk(Params const& p, TileShape const& t,
@@ -72,7 +72,7 @@ struct Prefix {
     return {visited - full, full, (visited - 1) * t.k[2], t.k[2]};
   }
 
-  // Partial tiles come first here too, and they are the lowest: the list ascends.
+  // Partial tiles come first here too. They are the lowest, so the walk ascends.
   static SPARSE_FMHA_HD DescendingWalk walk_transposed(Params const& p, TileShape const& t,
                                                        KeyTile const& k) {
     int32_t const end = ceil_div(p.len_q, t.q[2]);

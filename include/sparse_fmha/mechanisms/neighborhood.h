@@ -1,17 +1,17 @@
 // Generalized neighborhood attention on grids of one to three axes.
 //
-// Every quantity is a product over the axes, so each axis is worked out alone and the boxes are put
-// together at the end. On an axis a query tile's windows have a union and an intersection, both
-// intervals, because neither edge of the window ever moves back from one query to the next: key
-// tiles cover the union, and those inside the intersection are full.
+// Every quantity is a product over the axes, so each axis is computed separately and the boxes are
+// combined at the end. The edges of a window never move back from one query to the next, so on each
+// axis the windows of a query tile have an interval as union and as intersection: key tiles cover
+// the union, and those inside the intersection are full.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
 
 namespace sparse_fmha {
 
-// A box of tiles, of which a box inside (`full_first`, `full`) needs no element mask. The rest is
-// visited first: the slabs outside it along axis 0, then along axis 1, then along axis 2.
+// A box of tiles. Those in an inner box (`full_first`, `full`) need no mask. The others are visited
+// first: the slabs outside it along axis 0, then axis 1, then axis 2.
 struct BoxWalk {
   int32_t num_partial;
   int32_t num_full;
@@ -19,11 +19,10 @@ struct BoxWalk {
   Coord step;    // extents of a tile
   Coord count;   // tiles per axis
   Coord full_first;
-  Coord full;  // full tiles per axis; all three are 0 when there is none
+  Coord full;  // full tiles per axis; all three are 0 if there are none
 
   SPARSE_FMHA_HD Coord tile(int32_t i) const {
-    // Written without arrays that are indexed by run-time values, which live in slow memory on
-    // GPUs.
+    // No arrays indexed by run-time values, because GPUs place these in slow local memory.
     int32_t const slab0 = (count[0] - full[0]) * count[1] * count[2];
     int32_t const slab1 = full[0] * (count[1] - full[1]) * count[2];
     int32_t const slab2 = full[0] * full[1] * (count[2] - full[2]);
@@ -52,7 +51,7 @@ struct Neighborhood {
   static constexpr bool kOnGrid = true;
   static constexpr bool kByLists = false;
 
-  // Axes that the user's grid lacks have length 1, window 1, stride 1, dilation 1, not causal.
+  // Axes missing from the user's grid have length 1, window 1, stride 1, dilation 1, not causal.
   struct Params {
     Coord grid;
     Coord window;
@@ -70,7 +69,7 @@ struct Neighborhood {
     }
   };
 
-  // Positions in a dilation class of one axis.
+  // Number of positions in a dilation class of one axis.
   static SPARSE_FMHA_HD int32_t length(Params const& p, int axis, int32_t residue) {
     int32_t const d = p.dilation[axis];
     return p.grid[axis] / d + (residue < p.grid[axis] % d);
@@ -90,7 +89,7 @@ struct Neighborhood {
     return {begin, begin + w};
   }
 
-  // Its inverse: queries that see key position k.
+  // The inverse: queries that see key position k.
   static SPARSE_FMHA_HD Interval queries(Params const& p, int axis, int32_t len, int32_t k) {
     int32_t const w = p.window[axis];
     int32_t const s = p.stride[axis];
@@ -113,7 +112,7 @@ struct Neighborhood {
     }
     return r;
   }
-  // Unsigned, so that a key before the window is as far out as one behind it.
+  // Unsigned, so that a key before the window is out of range just like one after it.
   static SPARSE_FMHA_HD bool visible(Params const& /*p*/, Row const& r, Coord const& k) {
     return (static_cast<uint32_t>(k[0] - r.begin[0]) < static_cast<uint32_t>(r.size[0])) &
            (static_cast<uint32_t>(k[1] - r.begin[1]) < static_cast<uint32_t>(r.size[1])) &
@@ -141,7 +140,7 @@ struct Neighborhood {
   }
 
   // One axis of a walk. The full tiles of a box are those that are full on every axis; `full` is
-  // zero or less where this one has none.
+  // zero or less if this axis has none.
   struct AxisWalk {
     int32_t origin;  // position of the first key tile
     int32_t count;
@@ -149,7 +148,7 @@ struct Neighborhood {
     int32_t full;
   };
 
-  // Key tiles from the window's very edge on, wherever that is.
+  // Key tiles start exactly at the window's edge, wherever that is.
   static SPARSE_FMHA_HD AxisWalk axis_walk(Params const& p, int axis, int32_t len, int32_t step_q,
                                            int32_t step_k, int32_t q_origin) {
     Interval const first = window(p, axis, len, q_origin);
@@ -173,8 +172,8 @@ struct Neighborhood {
     return counted(walk);
   }
 
-  // Query tiles of the tiling above that hold a query which sees a key of this tile. A key tile
-  // that the border clips has keys out of range, hence no full query tile.
+  // Query tiles of the tiling above with a query that sees a key of this tile. A key tile clipped
+  // by the border has keys out of range, so it has no full query tile.
   static SPARSE_FMHA_HD BoxWalk walk_transposed(Params const& p, TileShape const& t,
                                                 KeyTile const& k) {
     BoxWalk walk{};
@@ -197,11 +196,11 @@ struct Neighborhood {
   }
 
  private:
-  // Boxes of one axis' two kinds of dilation classes: the longer ones come first.
+  // Boxes of one axis' two kinds of dilation classes. The longer classes come first.
   struct Classes {
     int32_t longer;        // number of classes with one more position
-    int32_t boxes_longer;  // boxes in each of them
-    int32_t boxes;         // boxes in each other one
+    int32_t boxes_longer;  // boxes per longer class
+    int32_t boxes;         // boxes per other class
     int32_t total;
   };
   static SPARSE_FMHA_HD Classes classes(Params const& p, int axis, int32_t extent) {
@@ -234,7 +233,7 @@ struct Neighborhood {
     return tile;
   }
 
-  // Fills in the totals of a walk whose axes are known; a full tile is full on every axis.
+  // Fills in the totals of a walk from its axes; a full tile is full on every axis.
   static SPARSE_FMHA_HD BoxWalk counted(BoxWalk walk) {
     if (walk.full[0] <= 0 || walk.full[1] <= 0 || walk.full[2] <= 0) {
       walk.full = {0, 0, 0};

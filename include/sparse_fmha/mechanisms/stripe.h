@@ -1,7 +1,7 @@
-// Every group of query rows sees the keys that its lists name: single columns, and runs of keys.
+// Every group of query rows sees the keys in its lists: single columns, and runs of keys.
 //
-// A mechanism by lists (contract.h). A position on the first axis says how the last one counts: 0,
-// in keys; 1, in the columns listed for the group on the second axis. There is no walk_transposed.
+// A mechanism by lists (contract.h). A position's first axis selects what its last one counts: 0:
+// keys; 1: entries of the column list of the group on the second axis. There is no walk_transposed.
 #pragma once
 
 #include "sparse_fmha/mechanisms/block_sparse.h"
@@ -18,15 +18,15 @@ struct Stripe {
     int32_t len_kv;
     int32_t block_q;     // rows of a group
     int32_t range_size;  // keys of a run
-    bool causal;         // key j is also required to be <= i + len_kv - len_q
+    bool causal;         // key j must also be <= i + len_kv - len_q
     BlockSparse::Lists columns;
-    BlockSparse::Lists ranges;  // first keys of runs; counts is nullptr where there are none
-    // Of the lists of a (batch entry, head), in groups; 0 where they share them.
+    BlockSparse::Lists ranges;  // first keys of runs; counts is nullptr if there are none
+    // Stride of a batch entry's or head's lists, in groups; 0 if they are shared.
     int64_t batch_stride;
     int64_t head_stride;
   };
 
-  // Keys [0, limit) are there, and not behind the query.
+  // Keys [0, limit) exist and are not after the query.
   static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t q) {
     return p.causal ? min_int(q + 1 + p.len_kv - p.len_q, p.len_kv) : p.len_kv;
   }
@@ -45,7 +45,7 @@ struct Stripe {
   static SPARSE_FMHA_HD Row row(Params const& p, Coord const& /*residue*/, Coord const& q) {
     return {limit(p, q[2])};
   }
-  // `k` is a token here: key_position() made it one.
+  // `k` is a token here, converted by key_position().
   static SPARSE_FMHA_HD bool visible(Params const& /*p*/, Row const& r, Coord const& k) {
     return k[2] < r.limit;
   }
@@ -58,7 +58,7 @@ struct Stripe {
     }
     bool const listed = pos[2] < BlockSparse::count(p.columns, pos[1]);
     int32_t const key = listed ? p.columns.indices[pos[1] * int64_t{p.columns.width} + pos[2]] : -1;
-    return {0, 0, key < 0 ? p.len_kv : key};  // no token lies behind the last one
+    return {0, 0, key < 0 ? p.len_kv : key};  // past the last token
   }
 
   static SPARSE_FMHA_HD int32_t num_query_tiles(Params const& p, TileShape const& t) {
@@ -68,12 +68,12 @@ struct Stripe {
     return {{0, 0, 0}, {0, 0, i * t.q[2]}};
   }
 
-  // The runs in `parts` tiles each, then the columns, as many to a tile as that has keys.
+  // The runs, each in `parts` tiles, then the columns, in tiles of as many as a tile has keys.
   struct Walk {
     Params params;
     int32_t first_query;
     int32_t tile_k;
-    int32_t num_ranges;  // tiles of them
+    int32_t num_ranges;  // tiles of runs
     int32_t num_partial;
     int32_t num_full;
 
@@ -88,7 +88,7 @@ struct Stripe {
       bool const there = start >= 0 && start < params.len_kv;
       return {0, 0, there ? start + i % parts * tile_k : params.len_kv};
     }
-    // Whether the diagonal cuts a tile; columns ascend.
+    // Whether the diagonal cuts a tile. Columns ascend.
     SPARSE_FMHA_HD bool is_cut(Coord const& tile) const {
       if (!params.causal) {
         return false;
@@ -98,7 +98,7 @@ struct Stripe {
         last = min_int(last, BlockSparse::count(params.columns, tile[1]) - 1);
         last = params.columns.indices[int64_t{tile[1]} * params.columns.width + last];
         if (last < 0) {
-          return true;  // no key lies there, which tells nothing of those before
+          return true;  // no such key; the ones before it are unknown
         }
       }
       return min_int(last, params.len_kv - 1) >= limit(params, first_query);

@@ -1,4 +1,5 @@
-// Which order of a neighborhood's query tiles keeps the keys of those at work in the L2 cache.
+// Chooses the order of a neighborhood's query tiles that keeps the keys of concurrent tiles in the
+// L2 cache.
 #pragma once
 
 #include "sparse_fmha/mechanisms/neighborhood.h"
@@ -6,8 +7,9 @@
 
 namespace sparse_fmha {
 
-// For `blocks` query tiles of a head at a time. Row-major where another order reads no fewer keys,
-// and where an axis is causal or dilated: there the first axis decides what is heavy, or near.
+// For `blocks` query tiles of a head at a time. Row-major if no other order reads fewer keys, or if
+// an axis is causal or dilated: then the first axis decides which tiles are heavy, or which are
+// near.
 TileOrder choose_order(Neighborhood::Params const& params, TileShape const& shape, int32_t blocks);
 
 }  // namespace sparse_fmha

@@ -1,5 +1,5 @@
-// What lies in the stages of a query tile whose key blocks are named by lists: integers alone, for
-// the kernel and for the host's proof of it.
+// The contents of the stages of a query tile with lists of key blocks. Integer arithmetic, shared
+// by the kernel and the host tests.
 #pragma once
 
 #include "sparse_fmha/mechanisms/block_sparse.h"
@@ -7,12 +7,12 @@
 
 namespace sparse_fmha {
 
-// How key blocks fill stages, as powers of two. A stage holds boxes; a key block that is longer
-// than a stage is several boxes.
+// How key blocks fill stages; sizes are powers of two. A stage holds boxes; a key block longer than
+// a stage is split into several boxes.
 struct BoxSizes {
   int32_t log2_box;    // keys of a box
-  int32_t log2_boxes;  // boxes of a stage
-  int32_t log2_split;  // boxes of a key block
+  int32_t log2_boxes;  // boxes per stage
+  int32_t log2_split;  // boxes per key block
 };
 
 inline BoxSizes box_sizes(int32_t block_kv, int32_t tile_k) {
@@ -20,7 +20,7 @@ inline BoxSizes box_sizes(int32_t block_kv, int32_t tile_k) {
   return {log2_floor(box), log2_floor(tile_k / box), log2_floor(block_kv / box)};
 }
 
-// The key blocks of one stream of stages: the partial ones come first.
+// The key blocks of one stream of stages. Partial blocks come first.
 struct ListStream {
   int32_t const* partial;
   int32_t const* full;
@@ -29,17 +29,17 @@ struct ListStream {
   int32_t entries;
 };
 
-// What is worked out on the device before the kernel runs (list_plan.h).
+// Computed on the device before the kernel runs (list_plan.h).
 struct ListPlan {
-  int32_t const* order;   // [lists, query tiles]: the heaviest first
+  int32_t const* order;   // [lists, query tiles]: heaviest first
   int32_t const* merged;  // [lists, query tiles, 2 * width], for query blocks of 64 rows:
   int32_t const*
       merged_counts;     // [lists, query tiles, 3]: full blocks of both, the first, the other
-  int64_t batch_stride;  // in query tiles; 0 where the lists are shared
+  int64_t batch_stride;  // in query tiles; 0 if the lists are shared
   int64_t head_stride;
 };
 
-// Full blocks, with the partial blocks of a list row before them.
+// Full blocks, preceded by the partial blocks of a list row.
 SPARSE_FMHA_HD ListStream list_stream(BlockSparse::Params const& p, int64_t row,
                                       int32_t const* full, int32_t fulls) {
   if (p.partial.counts == nullptr) {
@@ -88,9 +88,9 @@ SPARSE_FMHA_HD StreamStages count_stages(BoxSizes const& sizes, ListStream const
 
 // One box of a stage of a stream.
 struct ListBox {
-  int32_t entry;  // of the stream
-  int32_t part;   // of the key block
-  int32_t block;  // the entry's key block; negative where the stream has no such entry
+  int32_t entry;  // index in the stream
+  int32_t part;   // which part of the key block
+  int32_t block;  // the entry's key block; negative if the stream has no such entry
 };
 
 SPARSE_FMHA_HD ListBox list_box(BoxSizes const& sizes, ListStream const& stream, int32_t stage,
@@ -106,43 +106,42 @@ SPARSE_FMHA_HD ListBox list_box(BoxSizes const& sizes, ListStream const& stream,
   return {entry, part, from[partial ? entry : entry - stream.partials]};
 }
 
-// The origin of a box that is not there: behind every key.
+// The origin of a box that does not exist: past every key.
 inline constexpr int32_t kAbsent = 1 << 30;
 
-// First key of a box. Key blocks that there are not are as if they were not listed.
+// First key of a box. Key blocks that do not exist count as not listed.
 SPARSE_FMHA_HD int32_t box_origin(BlockSparse::Params const& p, BoxSizes const& sizes,
                                   ListBox const& box) {
   bool const there = box.block >= 0 && box.block < ceil_div(p.len_kv, p.block_kv);
   return there ? box.block * p.block_kv + (box.part << sizes.log2_box) : kAbsent;
 }
 
-// Whether all rows from `first_query` on see all of a key block without bits.
+// Whether all rows from `first_query` see all of a key block that has no bitmask.
 SPARSE_FMHA_HD bool is_whole(BlockSparse::Params const& p, int32_t block, int32_t first_query) {
   return block >= 0 && block < BlockSparse::limit(p, first_query) / p.block_kv;
 }
 
-// Of a stream without the boxes from `boxes` on, which of the first `masked` ones on are whole.
+// The whole stages of a stream of `boxes` boxes, the first `masked` of which may be masked.
 SPARSE_FMHA_HD WholeStages whole_stages(int32_t log2_boxes, int32_t masked, int32_t boxes) {
   int32_t const begin = (masked + (1 << log2_boxes) - 1) >> log2_boxes;
   int32_t const end = boxes >> log2_boxes;
   return {begin, end > begin ? end : begin};
 }
-// `first_masked`: of the full blocks, the first one that is not whole, or how many there are.
+// `first_masked`: index of the first full block that is not whole, or their number.
 SPARSE_FMHA_HD WholeStages whole_stages(BoxSizes const& sizes, ListStream const& stream,
                                         int32_t first_masked) {
   return whole_stages(sizes.log2_boxes, stream.partials << sizes.log2_split,
                       (stream.partials + first_masked) << sizes.log2_split);
 }
 
-// The first n of 32 columns, for any n.
+// A word with the first n of 32 columns, for any n.
 SPARSE_FMHA_HD uint32_t first_columns(int32_t n) {
   return n >= 32 ? 0xffffffff : n <= 0 ? 0 : (1u << n) - 1;
 }
 
-// Which of columns [32 * word, 32 * word + 32) of a stage a row sees. `origins` of the boxes;
-// `with_bits`: which of these have a bitmask, `bits`: where these are, one behind the other by
-// boxes, and `row`: the row in them. A key block that is split has its whole bitmask with each
-// part.
+// Which of columns [32 * word, 32 * word + 32) of a stage a row sees. `origins`: first keys of the
+// boxes. `with_bits`: which boxes have a bitmask. `bits`: the bitmasks, one after another by box.
+// `row`: the row in them. Each part of a split key block has the block's whole bitmask.
 SPARSE_FMHA_HD uint32_t seen_columns(BlockSparse::Params const& p, BoxSizes const& sizes,
                                      int32_t const* origins, uint32_t with_bits,
                                      uint8_t const* bits, int32_t row, int32_t limit,

@@ -1,7 +1,7 @@
-// In which order the stages of a query tile come, when its two consumers have lists of their own.
+// The order of a query tile's stages when its two consumers have separate lists.
 //
-// First the stages for both, then by turns one for the first consumer and one for the second, then
-// what is left of the longer list. A consumer passes over the stages of the other.
+// First the stages for both, then alternately one for the first consumer and one for the second,
+// then the rest of the longer list. A consumer passes over the other's stages.
 #pragma once
 
 #include "sparse_fmha/core/config.h"
@@ -34,7 +34,7 @@ SPARSE_FMHA_HD StreamPlace stream_place(StreamStages const& stages, int32_t i) {
   return {stages.first > paired ? 1 : 2, rest - paired};
 }
 
-// Of the stages of a stream those that every row sees all of: [begin, end).
+// The stages [begin, end) of a stream that every row sees entirely.
 struct WholeStages {
   int32_t begin;
   int32_t end;
@@ -42,27 +42,27 @@ struct WholeStages {
 
 // The stages of one consumer.
 struct ListWalk {
-  static constexpr int32_t num_partial = 0;  // is_masked() says which ones are
+  static constexpr int32_t num_partial = 0;  // is_masked() tells which ones are
   int32_t num_full;
   WholeStages whole;
   int32_t both;
-  int32_t others;  // stages of the other consumer alone
+  int32_t others;  // stages for the other consumer alone
   int32_t consumer;
 
   SPARSE_FMHA_HD bool is_masked(int32_t i) const { return i < whole.begin || i >= whole.end; }
-  // Place of the consumer's i-th stage among all stages of the query tile.
+  // Index of the consumer's i-th stage among all stages of the query tile.
   SPARSE_FMHA_HD int32_t position(int32_t i) const {
     return i < both ? i : i + min_int(i - both + consumer, others);
   }
-  // Whether a stage of the other consumer comes right before the i-th; never two.
+  // Whether a stage of the other consumer comes right before the i-th; there are never two.
   SPARSE_FMHA_HD bool follows_other(int32_t i) const {
-    int32_t const turn = i - both + consumer;  // of the other's stages, those that came before
+    int32_t const turn = i - both + consumer;  // number of the other's stages that came before
     return i >= both && turn > 0 && turn <= others;
   }
 };
 
-// `whole`: of the stages for both, and of the consumer's own. What lies between masked stages may
-// be masked, too.
+// `whole`: of the stages for both, and of the consumer's own. Stages between masked stages may
+// count as masked, too.
 SPARSE_FMHA_HD ListWalk list_walk(StreamStages const& stages, WholeStages both, WholeStages own,
                                   int32_t consumer) {
   int32_t const num_own = consumer == 0 ? stages.first : stages.second;

@@ -1,5 +1,5 @@
-// What lies in the stages of a query tile whose keys are listed one by one and in runs: integers
-// alone, for the kernel and for the host's proof of it.
+// The contents of the stages of a query tile with lists of single keys and runs. Integer
+// arithmetic, shared by the kernel and the host tests.
 #pragma once
 
 #include "sparse_fmha/mechanisms/stripe.h"
@@ -7,15 +7,15 @@
 
 namespace sparse_fmha {
 
-// How runs of keys fill stages, as powers of two. A run that is longer than a stage is several
-// boxes.
+// How runs of keys fill stages; sizes are powers of two. A run longer than a stage is split into
+// several boxes.
 inline BoxSizes run_sizes(Stripe::Params const& p, int32_t tile_k) {
   return box_sizes(p.range_size, tile_k);
 }
 
 // The stages of one stream: runs first, then columns.
 struct StripeStream {
-  int32_t const* runs;  // first keys
+  int32_t const* runs;  // first key of each run
   int32_t const* columns;
   int32_t num_runs;
   int32_t num_columns;
@@ -27,8 +27,8 @@ SPARSE_FMHA_HD StripeStream stripe_stream(Stripe::Params const& p, int64_t group
           BlockSparse::count(p.columns, group)};
 }
 
-// The streams of a query tile of 128 rows: for both consumers if they are of one group, else one
-// for each.
+// The streams of a query tile of 128 rows: one for both consumers if they are in the same group,
+// else one for each.
 SPARSE_FMHA_HD void find_streams(Stripe::Params const& p, int32_t batch, int32_t head,
                                  int32_t q_tile, StripeStream (&streams)[3]) {
   int64_t const lists = batch * p.batch_stride + head * p.head_stride;
@@ -50,13 +50,13 @@ SPARSE_FMHA_HD int32_t stages_of(BoxSizes const& sizes, int32_t tile_k,
   return run_stages(sizes, stream) + ceil_div(stream.num_columns, tile_k);
 }
 
-// Whether rows that see keys up to `limit` and more see all of a run, or a column.
+// Whether all rows, each of which sees keys up to at least `limit`, see all of a run or a column.
 SPARSE_FMHA_HD bool is_whole_run(Stripe::Params const& p, int32_t start, int32_t limit) {
   return start >= 0 && start <= limit - p.range_size;
 }
 SPARSE_FMHA_HD bool is_whole_column(int32_t key, int32_t limit) { return key >= 0 && key < limit; }
 
-// `runs`, `columns`: how many of each, from the first on, all rows see all of.
+// `runs`, `columns`: the number of leading ones that all rows see entirely.
 SPARSE_FMHA_HD WholeStages whole_stages(BoxSizes const& sizes, int32_t tile_k,
                                         StripeStream const& stream, int32_t runs, int32_t columns) {
   int32_t const stages = run_stages(sizes, stream);
@@ -65,7 +65,7 @@ SPARSE_FMHA_HD WholeStages whole_stages(BoxSizes const& sizes, int32_t tile_k,
   return {masks_runs ? stages : 0, stages + columns / tile_k};
 }
 
-// First key of a box of runs; kAbsent where there is none.
+// First key of a box of runs; kAbsent if there is none.
 SPARSE_FMHA_HD int32_t run_origin(Stripe::Params const& p, BoxSizes const& sizes,
                                   StripeStream const& stream, int32_t stage, int32_t box) {
   int32_t const i = (stage << sizes.log2_boxes) + box;
@@ -79,8 +79,8 @@ SPARSE_FMHA_HD int32_t run_origin(Stripe::Params const& p, BoxSizes const& sizes
   return there ? start + (part << sizes.log2_box) : kAbsent;
 }
 
-// The i-th entry of the list of columns, as it stands in memory; kAbsent behind the last one. What
-// it means is asked later (column_key), so that nothing waits for the memory here.
+// The i-th entry of the column list, as stored; kAbsent past the end. It is interpreted later
+// (column_key), so that nothing here waits for the memory.
 SPARSE_FMHA_HD int32_t listed_column(StripeStream const& stream, int32_t i) {
   int32_t listed = kAbsent;
   if (i < stream.num_columns) {
@@ -88,7 +88,7 @@ SPARSE_FMHA_HD int32_t listed_column(StripeStream const& stream, int32_t i) {
   }
   return listed;
 }
-// The key that is listed; kAbsent where there is none.
+// The listed key; kAbsent if there is none.
 SPARSE_FMHA_HD int32_t column_key(Stripe::Params const& p, int32_t listed) {
   return listed >= 0 && listed < p.len_kv ? listed : kAbsent;
 }

@@ -21,7 +21,7 @@ SPARSE_FMHA_HD int32_t count_bits(uint32_t x) {
   return __builtin_popcount(x);
 #endif
 }
-// The place of the lowest bit, of which there is one.
+// The index of the only set bit.
 SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
 #if defined(__CUDA_ARCH__)
   return __ffs(static_cast<int32_t>(x)) - 1;
@@ -36,19 +36,19 @@ SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
 struct TransposedLists {
   uint32_t const* full;     // [rows, words]: which are listed; the next three are of block lists
   uint32_t const* partial;  // [rows, words]
-  int32_t const* ranks;     // [rows, words]: partial blocks in the words before
-  int32_t const* slots;     // [rows, partial.width]: where the partial blocks, in ascending order,
-                            // are in the list
-  uint32_t const* seen;     // [lists, parts, step words]: steps of which a row may see a key
-  uint32_t const* masked;   // [lists, parts, step words]: those of which not all see all
+  int32_t const* ranks;     // [rows, words]: number of partial blocks in earlier words
+  int32_t const* slots;     // [rows, partial.width]: list indices of the partial blocks, in
+                            // ascending order of the blocks
+  uint32_t const* seen;     // [lists, parts, step words]: steps in which some row may see a key
+  uint32_t const* masked;   // [lists, parts, step words]: steps in which not all rows see all keys
   int32_t const* counts;    // [lists of key heads, key tiles, 3]: steps of the tile, and of each of
                             // its parts
-  int32_t const* order;     // [lists of key heads, key tiles]: the heaviest first
+  int32_t const* order;     // [lists of key heads, key tiles]: heaviest first
   int32_t words;
   int32_t step_words;
-  int32_t parts;  // those of whole key tiles
+  int32_t parts;  // rounded up to whole key tiles
   int32_t key_tiles;
-  // Number of a list: these times batch entry and query head; for a key head's, the others.
+  // List index: these strides times batch entry and query head; the others, for a key head's list.
   int32_t batch_stride;
   int32_t head_stride;
   int32_t batch_stride_kv;
@@ -57,7 +57,7 @@ struct TransposedLists {
 // The key blocks of a part, as bits of one word. A key block of 128 has two parts.
 struct PartBlocks {
   int32_t word;
-  uint32_t there;  // without those behind the last key
+  uint32_t there;  // without blocks past the last key
 };
 
 SPARSE_FMHA_HD PartBlocks part_blocks(BlockSparse::Params const& p, int32_t part) {
@@ -94,7 +94,7 @@ SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int3
   return {true, !whole};
 }
 
-// Of a query row, the words of the key blocks of a tile; `rank`: partial blocks in words before.
+// The words of a query row for the key blocks of a tile. `rank`: partial blocks in earlier words.
 struct RowBlocks {
   uint32_t full;
   uint32_t partial;
@@ -193,10 +193,10 @@ SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const
          first_columns(Stripe::limit(p, query) - first_key - offset);
 }
 
-// Rows of 32 bits, one in each lane, are transposed in five exchanges with lanes at distance 16, 8,
-// 4, 2, 1: what a lane has after one of them.
+// Transposes 32 rows of 32 bits, one row per lane, in five exchanges with lanes at distance 16, 8,
+// 4, 2, 1. Returns a lane's word after one of them.
 SPARSE_FMHA_HD uint32_t exchange(uint32_t mine, uint32_t others, int32_t lane, int32_t distance) {
-  uint32_t low = 0xffffffff;  // bits whose place lacks `distance`
+  uint32_t low = 0xffffffff;  // bits whose index lacks `distance`
   for (int32_t d = 16; d >= distance; d /= 2) {
     low ^= low << d;
   }
@@ -204,9 +204,9 @@ SPARSE_FMHA_HD uint32_t exchange(uint32_t mine, uint32_t others, int32_t lane, i
                                 : (mine & ~low) | (others >> distance & low);
 }
 
-// Which query of a step a lane has in the word of a half, so that the bits that a thread of the
-// accumulator looks for come to lie side by side: of four threads to a row, two have the columns in
-// each half, 16 each.
+// Which query of a step a lane has in the word of a half. The order places the bits that a thread
+// of the accumulator needs next to each other: of the four threads of a row, two have the columns
+// in each half, 16 each.
 SPARSE_FMHA_HD int32_t query_of_lane(int32_t half, int32_t lane) {
   int32_t const thread = 2 * half + lane / 16;
   return lane % 16 / 2 * 8 + thread * 2 + lane % 2;

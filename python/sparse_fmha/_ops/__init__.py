@@ -1,4 +1,4 @@
-"""The ops: their library, and what Python adds to them. Nothing here knows masks."""
+"""The ops: loading their library, and their registrations in Python. Independent of mask types."""
 
 from sparse_fmha._ops.registration import MECHANISMS, register
 from sparse_fmha._ops.shapes import anchor_words

@@ -1,4 +1,4 @@
-"""The ops of AnchorAttention; csrc/ops says what they compute."""
+"""The ops of AnchorAttention; csrc/ops documents what they compute."""
 
 from __future__ import annotations
 

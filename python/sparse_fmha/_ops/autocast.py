@@ -1,4 +1,4 @@
-"""What `torch.autocast` does to the tensors of a call."""
+"""Casts of a call's tensors under `torch.autocast`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 def register(library: torch.library.Library, op: torch._ops.OpOverload, end: int) -> None:
-    """Registers that the arguments before `end` are cast."""
+    """Registers autocast kernels that cast the arguments before `end`."""
     for device, key in KEYS.items():
         library.impl(op._opname, _casting(op, end, device), key)
 
@@ -29,9 +29,9 @@ def _casting(op: torch._ops.OpOverload, end: int, device: str) -> Callable[..., 
 
 
 def cast(device: str, *args: T) -> tuple[T | Tensor, ...]:
-    """The arguments, with tensors of that device in the dtype `torch.autocast` asks for there.
+    """Casts the arguments that are tensors on the device to its autocast dtype.
 
-    As PyTorch's own ops under autocast, fp64 is left alone.
+    fp64 is not cast, as in PyTorch's own ops under autocast.
     """
     dtype = torch.get_autocast_dtype(device)
     casts = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,7 +52,7 @@ def cast_where_enabled(
 
 
 def cast_where_enabled(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as the op would cast them, so that what is checked is what it gets."""
+    """Casts the tensors as the op would, so that checks see the tensors that the op gets."""
     device = q.device.type if isinstance(q, Tensor) else "none"
     if device not in KEYS or not torch.is_autocast_enabled(device):
         return q, *others
@@ -60,8 +60,8 @@ def cast_where_enabled(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Products of fp32 tensors stay fp32."""
-    # Asking torch.amp which devices have autocast is not traced by torch.compile before 2.11.
+    """Disables autocast on the device, so that products of fp32 tensors stay fp32."""
+    # torch.compile before 2.11 cannot trace torch.amp's query of which devices have autocast.
     if device.type in KEYS:
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

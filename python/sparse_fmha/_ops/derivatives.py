@@ -29,26 +29,26 @@ def register(
     backward: Backward | None = None,
     setup_context: SetupContext | None = None,
 ) -> None:
-    """Registers the derivatives of an op. Those that it lacks raise NotImplementedError.
+    """Registers the derivatives of an op. Missing derivatives raise NotImplementedError.
 
-    It takes the place of `torch.library.register_autograd`, whose ops drop forward-mode tangents
-    silently and fail under the transforms of torch.func.
+    Used instead of `torch.library.register_autograd`, whose ops silently drop forward-mode tangents
+    and fail under the transforms of torch.func.
 
     Args:
         library: keeps the registration alive.
         op: a functional op without keyword-only arguments.
         backward: `backward(ctx, *grads)` returns one gradient or None for each argument of the
-            schema. Without it the op has no backward pass. For a second derivative, ops that it
+            schema. Without it the op has no backward pass. For second derivatives, the ops that it
             calls must be registered too.
-        setup_context: `setup_context(ctx, inputs, output)`, as of `torch.autograd.Function`.
+        setup_context: `setup_context(ctx, inputs, output)`, as in `torch.autograd.Function`.
     """
     apply = _apply_of(op, backward, setup_context)
 
     redispatch = op._handle.redispatch_boxed
 
     def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-        # In each call, so every microsecond counts. forward_ad does not know of levels that a
-        # compiled graph opens, but tracing needs a mode.
+        # This runs in every call, so every microsecond counts. forward_ad does not report levels
+        # that a compiled graph opens, but tracing always has a dispatch mode.
         grad_mode = is_grad_enabled()
         if (
             (grad_mode and any_requires_grad(*args))
@@ -64,9 +64,9 @@ def register(
 
 
 def wanted(*args: object) -> bool:
-    """Whether a call with these arguments may be recorded for a derivative, or be in a transform.
+    """Whether a call with these arguments may need a derivative or be inside a transform.
 
-    Where it is not, an op may be called below autograd, which saves a quarter of its host time.
+    If not, the op may be called below autograd, which saves a quarter of its host time.
     """
     return (
         forward_ad._current_level >= 0
@@ -76,12 +76,12 @@ def wanted(*args: object) -> bool:
 
 
 def register_no_derivative(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
-    """Registers that no output depends on the inputs differentiably, as of `torch.argmax`."""
+    """Registers an op whose outputs are not differentiable, like those of `torch.argmax`."""
     library.impl(op._opname, torch.library.fallthrough_kernel, "Autograd")
 
 
 def requires_grad(tensor: Tensor) -> bool:
-    """Whether autograd or a transform of torch.func records what is done with the tensor."""
+    """Whether autograd or a transform of torch.func records operations on the tensor."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in _levels(tensor))
 
 
@@ -90,14 +90,14 @@ def has_tangent(tensor: Tensor) -> bool:
     return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None
         for x in _levels(tensor)
-        if not is_batchedtensor(x)  # whose tangent is that of what it wraps
+        if not is_batchedtensor(x)  # its tangent is that of the tensor it wraps
     )
 
 
 def _levels(tensor: Tensor) -> list[Tensor]:
-    """The tensor as each of the nested transforms of torch.func sees it, and without them.
+    """The tensor at each level of nested torch.func transforms, and the innermost plain tensor.
 
-    torch.compile traces only the first; there the ops raise.
+    torch.compile can trace only the first level; there the ops raise.
     """
     levels = [tensor]
     while not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(levels[-1]):
@@ -108,9 +108,9 @@ def _levels(tensor: Tensor) -> list[Tensor]:
 def _redispatch(
     op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, grad_mode: bool, *args: object
 ) -> object:
-    """Runs the op below autograd, which includes the outer ones of nested transforms.
+    """Runs the op below autograd, including the outer levels of nested transforms.
 
-    They need the modes that autograd.Function switches off while it runs `forward`.
+    These need the modes that autograd.Function switches off while it runs `forward`.
     """
     with (
         torch.set_grad_enabled(grad_mode),
@@ -123,13 +123,13 @@ def _redispatch(
 def _apply_of(
     op: torch._ops.OpOverload, backward: Backward | None, setup_context: SetupContext | None
 ) -> Callable[..., object]:
-    """`apply` of the op's autograd.Function. Its last argument runs the op."""
+    """Returns `apply` of the op's autograd.Function. Its last argument runs the op."""
     schema = op._schema
 
     def forward(*inputs: Any) -> Any:
         *args, redispatch = inputs
         results = redispatch(*args)
-        return tuple(results) if isinstance(results, list) else results  # as autograd wants them
+        return tuple(results) if isinstance(results, list) else results  # autograd needs a tuple
 
     def set_up(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
         if setup_context is not None:
@@ -138,7 +138,7 @@ def _apply_of(
     def run_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if backward is None and schema.name.endswith("_bwd"):
             raise NotImplementedError(
-                f"{schema.name} has no backward pass yet: there are no second derivatives"
+                f"{schema.name} has no backward pass yet: second derivatives are not supported"
             )
         if backward is None:
             raise NotImplementedError(
@@ -159,8 +159,8 @@ def _apply_of(
         "backward": run_backward,
         "jvp": jvp,
     }
-    # As torch.func makes them: Function.apply itself goes through all transforms, and the
-    # dispatcher is already inside one.
+    # Built as torch.func builds such classes: Function.apply would go through all transforms again,
+    # but the dispatcher is already inside one.
     function: Any = type(
         schema.name.replace("::", "_"),
         (torch.autograd.function._SingleLevelFunction,),

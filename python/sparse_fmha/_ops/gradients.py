@@ -1,4 +1,4 @@
-"""The backward pass of the ops of attention: what a call saves, and the ops that it runs."""
+"""The backward pass of the attention ops: the tensors that a call saves, and the ops it runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_fmha._ops import errors
+
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
-ON_CPU_ONLY = "runs on the CPU only yet"  # what csrc/ops/backward.cpp says
+PAGES = "page_table"
+BIAS = "key_bias"
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
-    """`setup_context` of a forward op, from the names of its arguments."""
+    """Makes `setup_context` of a forward op from the names of its arguments."""
 
     def run(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
@@ -27,7 +30,7 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
 
 
 def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[Tensor | None]]:
-    """`backward` of a forward op, from the names of its arguments."""
+    """Makes `backward` of a forward op from the names of its arguments."""
     backward_op = _backward_of(op)
     place = {name: i for i, name in enumerate(names)}
     given = [name for name in names if name not in ("q", "k", "v", "skip_threshold")]
@@ -36,7 +39,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
     ) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(names)
-        # Of the arguments that were given; the dispatcher leaves out defaults at the end.
+        # Only for the given arguments: the dispatcher drops trailing defaults.
         needed = dict(zip(names, ctx.needs_input_grad, strict=False))
         if ctx.skips:
             raise NotImplementedError(
@@ -51,9 +54,19 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
             dout = out.new_zeros(()).expand_as(out)
         need_dq = needed["q"]
         need_dkv = any(needed.get(name) for name in ("k", "v", *EXTRA))
+        if PAGES in place and inputs[place[PAGES]] is not None:
+            raise NotImplementedError(
+                f"{op._schema.name} has no backward pass for keys in pages; call it without "
+                f"{PAGES}, or under torch.no_grad()"
+            )
+        need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, need_dq, need_dkv)
+        needs = (need_dq, need_dkv, need_dbias)[: 3 if BIAS in place else 2]
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *needs)
+        if need_dbias:
+            # Of each batch entry and query head.
+            found[place[BIAS]] = gradients.pop().sum_to_size(inputs[place[BIAS]].shape)
         for name, gradient in zip(("q", "k", "v", *EXTRA), gradients, strict=False):
             if needed.get(name):
                 found[place[name]] = gradient
@@ -72,7 +85,5 @@ def _run(op: torch._ops.OpOverload, *args: Any) -> list[Tensor]:
     try:
         gradients: list[Tensor] = op(*args)
     except RuntimeError as error:
-        if ON_CPU_ONLY in str(error):
-            raise NotImplementedError(f"{op._schema.name}: {error}") from None
-        raise
+        raise errors.typed(error) from None
     return gradients

@@ -19,7 +19,7 @@ def load() -> None:
         ImportError: torch or numpy is too old, or the library is missing or does not load.
     """
     require("torch")
-    if "numpy" in sys.modules:  # torch imports it where it is there
+    if "numpy" in sys.modules:  # torch imports it if installed
         require("numpy")
     if not LIBRARY.exists():
         raise ImportError(
@@ -29,4 +29,6 @@ def load() -> None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        raise ImportError(f"sparse_fmha's op library {LIBRARY} does not load: {error}") from error
+        raise ImportError(
+            f"sparse_fmha's op library {LIBRARY} cannot be loaded: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Loads the ops, and adds what Python adds: shapes for tracing, derivatives, vmap, autocast."""
+"""Loads the ops and registers shapes for tracing, derivatives, vmap and autocast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops import autocast, derivatives, gradients, library, shapes, symbolic, vmap
+from sparse_fmha._ops import (
+    autocast,
+    decode,
+    derivatives,
+    gradients,
+    library,
+    packed,
+    shapes,
+    symbolic,
+    vmap,
+)
 
 MECHANISMS = ("fmha", "neighborhood", "block_sparse", "stripe")
 
@@ -16,12 +26,13 @@ _registrations = torch.library.Library("sparse_fmha", "IMPL")
 
 
 class Op(NamedTuple):
-    """What an op has besides its schema and its kernels."""
+    """What Python registers for an op, besides its schema and kernels."""
 
     name: str
-    shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # by names of arguments
-    is_attention: bool = False  # which autocast casts, but for its thresholds
-    differentiable: bool = True  # otherwise its results are integers
+    shapes: Callable[..., Tensor | list[Tensor] | tuple[Tensor, ...]]  # called by keyword
+    is_attention: bool = False  # if so, autocast casts all but its thresholds
+    differentiable: bool = True  # False: its results are integers
+    is_packed: bool = False  # tokens of all sequences are in one dimension; on the CPU only
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -32,6 +43,8 @@ class Op(NamedTuple):
 OPS = (
     *(Op(f"{name}_bwd", shapes.gradients) for name in MECHANISMS),
     *(Op(f"{name}_fwd", shapes.attention, is_attention=True) for name in MECHANISMS),
+    Op("varlen_bwd", shapes.gradients, is_packed=True),
+    Op("varlen_fwd", shapes.packed_attention, is_attention=True, is_packed=True),
     Op("anchor_means", shapes.anchor_means),
     Op("anchor_keys", shapes.anchor_keys, differentiable=False),
     Op("anchor_columns", shapes.anchor_columns, differentiable=False),
@@ -39,12 +52,13 @@ OPS = (
 
 
 def register() -> None:
-    """Registers the ops with torch; once a process."""
+    """Registers the ops with torch, once per process."""
     library.load()
     for op in OPS:
         _register(op)
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
+    decode.register(_registrations)
 
 
 def _register(op: Op) -> None:
@@ -55,7 +69,10 @@ def _register(op: Op) -> None:
         return op.shapes(**dict(zip(names, args, strict=False)))
 
     torch.library.register_fake(overload.name(), fake)
-    vmap.register(_registrations, overload)
+    if op.is_packed:
+        packed.register(_registrations, overload)
+    else:
+        vmap.register(_registrations, overload)
     if op.is_attention:
         derivatives.register(
             _registrations,

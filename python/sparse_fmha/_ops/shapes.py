@@ -1,4 +1,4 @@
-"""Shapes of what the ops return, for tracing."""
+"""Output shapes of the ops, for tracing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sparse_fmha._sizes import ceil_div
 
 
 def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object) -> list[Tensor]:
-    """Out like q and the log-sum-exp `[B, *L, Hq]` in fp32, both contiguous.
+    """out like q, and lse `[B, *L, Hq]` in fp32, both contiguous.
 
-    With thresholds also the tiles visited and skipped, `[B, Hq, 2]`.
+    With thresholds also the counts of visited and skipped tiles, `[B, Hq, 2]`.
     """
     results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
     if skip_threshold is not None:
@@ -19,19 +19,39 @@ def attention(q: Tensor, skip_threshold: Tensor | None = None, **_others: object
     return results
 
 
+def packed_attention(
+    q: Tensor, cu_q: Tensor, skip_threshold: Tensor | None = None, **_others: object
+) -> list[Tensor]:
+    """out like q, and lse `[T, Hq]` in fp32; with thresholds also counts `[sequences, Hq, 2]`."""
+    results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    if skip_threshold is not None:
+        results.append(q.new_empty((cu_q.shape[0] - 1, q.shape[1], 2), dtype=torch.int64))
+    return results
+
+
 def gradients(
     q: Tensor,
     k: Tensor,
     extra_k: Tensor | None = None,
+    key_bias: Tensor | None = None,
     need_dq: bool = True,
     need_dkv: bool = True,
+    need_dbias: bool = True,
     **_others: object,
 ) -> list[Tensor]:
-    """Of q, k and v, and of extra tokens where there are any; `[B, 0]` what is not wanted."""
+    """Gradients of q, k, v and any extra tokens.
+
+    `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed. With a bias
+    of keys also its gradient for each batch entry and query head, in fp32.
+    """
     wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
     if extra_k is not None:
         wanted += [(extra_k, need_dkv)] * 2
-    return [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
+    found = [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
+    if key_bias is not None:
+        shape = (q.shape[0], q.shape[-2], key_bias.shape[-1]) if need_dbias else (q.shape[0], 0)
+        found.append(q.new_empty(shape, dtype=torch.float32))
+    return found
 
 
 def anchor_means(q: Tensor, k: Tensor, block: int, step: int, scale: float) -> Tensor:
@@ -56,5 +76,5 @@ def anchor_columns(bits: Tensor, first: int, width: int) -> tuple[Tensor, Tensor
 
 
 def anchor_words(blocks: int, block: int, step: int) -> int:
-    """32-bit words with a bit for each candidate of the last superblock of `anchor_keys`."""
+    """Number of 32-bit words: one bit per candidate of the last superblock of `anchor_keys`."""
     return max(0, (ceil_div(blocks, step) - 1) * step - 2) * block // 32

@@ -1,9 +1,9 @@
-"""Scales that stay variables of a compiled graph.
+"""Keeps scales symbolic in compiled graphs.
 
-The schemas of the ops have `float`, which torch.compile takes for a constant: it makes a graph for
-each value. So each op with a scale is there once more with the scale as a tensor on the host: a
-symbolic float stays a variable only in products with tensors, also for torch's own ops. Graphs that
-have such a variable call that op; all others, and eager code, do not.
+The schemas of the ops have `float`, which torch.compile treats as a constant: it compiles a graph
+for each value. So each op with a scale has a second version that takes the scale as a tensor on the
+host: a symbolic float stays symbolic only in products with tensors, also for torch's own ops. Only
+graphs with a symbolic scale call that version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SUFFIX = "_symbolic"
 SYMBOLIC = (torch.SymFloat, torch.SymInt)
 
 _library = torch.library.Library("sparse_fmha", "FRAGMENT")
-_scales: dict[str, int] = {}  # the place of the scale among an op's arguments
+_scales: dict[str, int] = {}  # position of the scale among an op's arguments
 
 
 def has_scale(op: torch._ops.OpOverload) -> bool:
@@ -26,7 +26,7 @@ def has_scale(op: torch._ops.OpOverload) -> bool:
 
 
 def define(op: torch._ops.OpOverload) -> str:
-    """Defines the op of a symbolic scale beside an op; returns what it is called."""
+    """Defines the version of an op with a symbolic scale; returns its name."""
     name = op._opname
     place = [argument.name for argument in op._schema.arguments].index("scale")
     _scales[name] = place
@@ -37,7 +37,7 @@ def define(op: torch._ops.OpOverload) -> str:
 
     def run(*given: Any) -> Any:
         args = list(given)
-        # The dispatcher leaves out defaults at the end.
+        # The dispatcher drops trailing defaults.
         if place < len(args) and args[place] is not None:
             args[place] = args[place].item()
         return op(*args)
@@ -47,15 +47,15 @@ def define(op: torch._ops.OpOverload) -> str:
 
 
 def call(name: str, q: Tensor, *others: Any) -> Any:
-    """Calls the op, or that of a symbolic scale where a graph has it as a variable.
+    """Calls the op, or its version with a symbolic scale if the scale is symbolic.
 
-    The schema says what it takes and returns.
+    Arguments and results are those of the op's schema.
 
-    DTensors always go to the op itself, whose sharding is registered: a graph for each value.
+    DTensors always go to the op itself, whose sharding is registered: one graph per scale value.
     """
     args = [q, *others]
     scale = _scales[name]
-    # Asked of the type: torch.compile does not see the attributes of a DTensor.
+    # Ask the type: torch.compile does not see the attributes of a DTensor.
     if not is_symbolic(args[scale]) or hasattr(type(q), "__tensor_flatten__"):
         return getattr(torch.ops.sparse_fmha, name)(*args)
     args[scale] = torch.ones((), dtype=torch.float64, device="cpu") * args[scale]
@@ -63,7 +63,7 @@ def call(name: str, q: Tensor, *others: Any) -> Any:
 
 
 def is_symbolic(value: float | None) -> bool:
-    """Whether a graph that is being traced has the number as a variable."""
+    """Whether the number is symbolic in the graph that is being traced."""
     if isinstance(value, SYMBOLIC):
         return True
     if value is None or not torch.compiler.is_compiling():

@@ -1,1 +1,1 @@
-"""Calls of other attention functions that a model makes: as calls of this library, or measured."""
+"""Intercepts a model's calls of attention functions, to run them here or to measure them."""

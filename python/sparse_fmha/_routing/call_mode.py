@@ -1,4 +1,4 @@
-"""What modes that see a model's calls have in common: calls in graphs are reported, too."""
+"""Base class of the modes that intercept a model's calls; compiled calls are counted, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _entered: list[CallMode] = []
 
 
 class CallMode(TorchFunctionMode):
-    """A mode that counts the calls that it leaves alone, by their reason."""
+    """A mode that counts the calls that it does not handle, by reason."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,16 +37,16 @@ class CallMode(TorchFunctionMode):
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def count_compiled(name: str) -> None:
-    """Counts a call in the innermost mode of the class of that name, while it is compiled.
+    """Counts a call at compilation, in the innermost mode whose class has that name.
 
-    A compiled graph that counted would be compiled again for each number.
+    Counting inside the compiled graph would recompile it for each value of the counter.
     """
     modes = [mode for mode in _entered if type(mode).__name__ == name]
     if modes:
         modes[-1].left[COMPILED] += 1
     else:
         warnings.warn(
-            f"{name} was entered inside a compiled function: its calls stay torch's and are not "
+            f"{name} has no effect inside a compiled function: its calls go to torch and are not "
             "counted",
             stacklevel=2,
         )

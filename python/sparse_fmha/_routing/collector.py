@@ -20,11 +20,11 @@ Measured = tuple[Tensor, Tensor, bool, float | None]
 
 
 class Collector(CallMode):
-    """While it is entered, each attention call runs as it would and is measured afterwards.
+    """A mode that runs each attention call unchanged and measures it afterwards.
 
-    Seen are torch's `scaled_dot_product_attention` and `sparse_fmha.attention`, wherever the model
-    makes them. A call that cannot be measured is counted in `passed_over`, by its reason; one that
-    raises is not counted.
+    It intercepts torch's `scaled_dot_product_attention` and `sparse_fmha.attention`, wherever the
+    model calls them. A call that cannot be measured is counted in `passed_over` by reason; a call
+    that raises is not counted.
     """
 
     def __init__(self, measure: Measure) -> None:
@@ -34,7 +34,7 @@ class Collector(CallMode):
 
     @property
     def passed_over(self) -> Counter[str]:
-        """The calls that could not be measured, by their reason."""
+        """The calls that could not be measured, by reason."""
         return self.left
 
     def __torch_function__(
@@ -67,14 +67,14 @@ class Collector(CallMode):
 
 
 def _of_torch(*args: Any, **kwargs: Any) -> Measured:
-    """Of torch's function: queries and keys are all that is measured, so dropout is left out."""
+    """What to measure of torch's function. Only queries and keys matter, so dropout is ignored."""
     bound = inspect.signature(arrange).bind(*args, **kwargs)
     if bound.arguments.get("attn_mask") is not None:
         raise NotImplementedError("a mask tensor")
     bound.arguments["dropout_p"] = 0.0
     call = arrange(*bound.args, **bound.kwargs)
     if call.causal and call.q.shape[1] != call.k.shape[1]:
-        # torch counts from the first query, `tile_sparsity` from the last.
+        # torch aligns causal to the first query, `tile_sparsity` to the last.
         raise NotImplementedError("causal, with queries and keys of different lengths")
     return call.q, call.k, call.causal, call.scale
 
@@ -86,7 +86,10 @@ def _of_ours(
     causal: bool = False,
     scale: float | None = None,
     skip_threshold: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Measured:
+    if key_bias is not None:
+        raise NotImplementedError("a bias of keys")
     return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of torch's `scaled_dot_product_attention` as a call of this library."""
+"""Translates arguments of torch's `scaled_dot_product_attention` to a call of this library."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sparse_fmha.masks.block_mask import BlockMask
 
 
 class Refusal(Exception):  # noqa: N818  (it decides which way a call goes)
-    """A call that this library does not compute; the text is the reason."""
+    """This library does not compute the call; the message is the reason."""
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What checks raise inside becomes a `Refusal`. Nothing may be computed inside."""
+    """Turns errors raised by checks inside into `Refusal`. Nothing may be computed inside."""
     try:
         yield
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -32,21 +32,21 @@ def refusals() -> Iterator[None]:
 
 
 class SdpaCall(NamedTuple):
-    """A call that passed the checks of the function that computes it.
+    """A call that has passed the checks of the function that computes it.
 
-    q is `[B, Lq, Hq, D]`, k and v are `[B, Lkv, Hkv, D]`, in the dtype that autocast asks for.
+    q is `[B, Lq, Hq, D]`, k and v are `[B, Lkv, Hkv, D]`, in the dtype that autocast requires.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     mask: Tensor | None  # bool [B or 1, H or 1, Lq, Lkv]
-    causal: bool  # counted from the first query and key
+    causal: bool  # aligned to the first query and key
     scale: float | None
     flat: bool  # torch's tensors are [B, L, D]
 
     def run(self) -> Tensor:
-        """The output as torch has it: like query."""
+        """Returns the output in torch's layout, that of query."""
         q, k, v = self.q, self.k, self.v
         if self.mask is not None:
             mask = BlockMask.from_dense(self.mask)
@@ -54,8 +54,8 @@ class SdpaCall(NamedTuple):
         elif not self.causal:
             out = attention(q, k, v, scale=self.scale)
         else:
-            # `attention` counts from the last query: the first ones have a square, the rest see
-            # all.
+            # `attention` aligns to the last query: the first queries form a square with the keys,
+            # the rest see all keys.
             square = min(q.shape[1], k.shape[1])
             head = q[:, :square], k[:, :square], v[:, :square]
             out = attention(*head, causal=True, scale=self.scale)
@@ -75,25 +75,25 @@ def arrange(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> SdpaCall:
-    """The call for torch's arguments, in torch's signature. Nothing is computed.
+    """Returns the call for torch's arguments, in torch's signature. Computes nothing.
 
     Raises:
-        NotImplementedError: what torch has and this library has not, and what the checks of
-            `attention` do not allow.
+        NotImplementedError: a feature of torch that this library lacks, or an argument that the
+            checks of `attention` refuse.
         TypeError: an argument of the wrong type.
-        ValueError: heads or a mask that do not fit, both a mask and `is_causal`.
+        ValueError: heads or a mask that do not match, or both a mask and `is_causal`.
     """
     given = {"query": query, "key": key, "value": value}
     for name, tensor in given.items():
         _checks.check_strided(name, tensor)
         if tensor.dim() not in (3, 4) or tensor.dim() != query.dim():
             raise NotImplementedError(
-                f"{name} has {tensor.dim()} dimensions; 3 or 4 are taken, as many for all"
+                f"{name} must have 3 or 4 dimensions, as many as query, got {tensor.dim()}"
             )
         _check_tangent(name, tensor)
     _check_float("dropout_p", dropout_p)
     if dropout_p != 0:
-        raise NotImplementedError(f"dropout_p is {dropout_p}; only 0 is there")
+        raise NotImplementedError(f"dropout_p must be 0, got {dropout_p}")
     if scale is not None:
         _check_float("scale", scale)
     _checks.check_flag("is_causal", is_causal)
@@ -105,15 +105,15 @@ def arrange(
         scale = _checks.check_attention(q, k, v, is_causal, scale)
     except (TypeError, ValueError) as error:
         raise NotImplementedError(str(error)) from error
-    # One head of keys and values is broadcast to all queries' heads, also without enable_gqa.
+    # One head of keys and values is broadcast to all query heads, even without enable_gqa.
     if not enable_gqa and k.shape[2] not in (1, q.shape[2]):
         raise ValueError(
-            f"query has {q.shape[2]} heads, key has {k.shape[2]}; the same number is needed "
-            "unless enable_gqa is True"
+            f"key must have 1 head or the {q.shape[2]} heads of query unless enable_gqa is True, "
+            f"got {k.shape[2]}"
         )
     if attn_mask is not None:
         if is_causal:
-            raise ValueError("attn_mask is given and is_causal is True; one of them is allowed")
+            raise ValueError("is_causal must be False with an attn_mask, got True")
         attn_mask = _expanded(attn_mask, q, k, flat)
     return SdpaCall(q, k, v, attn_mask, is_causal, scale, flat)
 
@@ -121,30 +121,30 @@ def arrange(
 def _check_tangent(name: str, tensor: Tensor) -> None:
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
-            f"forward-mode derivatives are asked for: {name} has a tangent; there are none"
+            f"{name} must not have a tangent: forward-mode derivatives are not supported"
         )
 
 
 def _check_float(name: str, value: float) -> None:
-    """As torch's own functions, which take no other number."""
+    """Checks the type as torch's own functions do, which take no other number."""
     if not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; a float is needed")
+        raise TypeError(f"{name} must be a float, got {value!r}")
 
 
 def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
-    """The mask as bool `[B or 1, H or 1, Lq, Lkv]`, a view."""
+    """Returns the mask as a bool view `[B or 1, H or 1, Lq, Lkv]`."""
     _checks.check_strided("attn_mask", mask)
     if mask.dtype != torch.bool:
-        raise NotImplementedError(f"attn_mask has dtype {mask.dtype}; only torch.bool is there")
+        raise NotImplementedError(f"attn_mask must have dtype torch.bool, got {mask.dtype}")
     if mask.device != q.device:
-        raise ValueError(f"attn_mask is on {mask.device}, query on {q.device}")
+        raise ValueError(f"attn_mask must be on the device of query, {q.device}, got {mask.device}")
     heads = () if flat else (q.shape[2],)
     whole = (q.shape[0], *heads, q.shape[1], k.shape[1])
     fits = zip(reversed(mask.shape), reversed(whole), strict=False)
     if not 2 <= mask.dim() <= len(whole) or any(m not in (1, n) for m, n in fits):
         raise ValueError(
-            f"attn_mask has shape {list(mask.shape)}; 2 to {len(whole)} dimensions that broadcast "
-            f"to {list(whole)} are needed"
+            f"attn_mask must have 2 to {len(whole)} dimensions that broadcast to {list(whole)}, "
+            f"got shape {list(mask.shape)}"
         )
     if flat and mask.dim() == 3:
         mask = mask.unsqueeze(1)
@@ -152,10 +152,10 @@ def _expanded(mask: Tensor, q: Tensor, k: Tensor, flat: bool) -> Tensor:
 
 
 def check_kernel(call: SdpaCall) -> None:
-    """The ops have kernels for such tensors on this device, also for gradients if asked for.
+    """Checks that this device has kernels for such tensors, including gradients if required.
 
     Raises:
-        NotImplementedError: with what the op said.
+        NotImplementedError: with the op's message.
     """
     gradients = any(derivatives.requires_grad(x) for x in (call.q, call.k, call.v))
     kind = call.q.device, call.q.dtype, call.q.shape[-1], call.causal, call.mask is not None
@@ -173,9 +173,10 @@ def _problem_with(
     masked: bool,
     gradients: bool,
 ) -> str | None:
-    """What the ops raise for one token; a missing kernel or another GPU is found in no other way.
+    """Runs the ops on one token and returns their error message, if any.
 
-    Once for each kind of tensors.
+    This is the only way to find a missing kernel or an unsupported GPU. It runs once for each kind
+    of tensors.
     """
     with (
         torch.set_grad_enabled(gradients),

@@ -1,8 +1,8 @@
-"""Calls of torch's functions that must stay torch's, whatever their arguments are.
+"""Finds calls of torch's functions that must stay with torch, whatever their arguments are.
 
-`route_sdpa` and `Calibration.collecting` see calls before torch looks at them. Some belong to what
-torch has around its functions: transforms, tracing, subclasses of tensors. All checks here raise
-NotImplementedError with the reason, and compute nothing that is recorded anywhere.
+`route_sdpa` and `Calibration.collecting` intercept calls before torch does. Transforms, tracing and
+tensor subclasses must still reach torch. All checks here raise NotImplementedError with the reason,
+and compute nothing that is recorded anywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WITHOUT_OVERRIDE = (torch._C._disabled_torch_function_impl, _override(Tensor))
 
 
 def check_eager(arguments: Iterable[object]) -> None:
-    """The call is run now, on plain tensors."""
+    """Checks that the call runs eagerly, on plain tensors."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise NotImplementedError("inside a transform of torch.func")
     if torch._C._is_tracing():
@@ -34,7 +34,7 @@ def check_eager(arguments: Iterable[object]) -> None:
 
 
 def _overrides(kind: type[Tensor]) -> bool:
-    """Whether a subclass has its own idea of what a function does."""
+    """Whether a tensor subclass overrides torch's functions."""
     return (
         _override(kind) not in _WITHOUT_OVERRIDE
         or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
@@ -42,7 +42,7 @@ def _overrides(kind: type[Tensor]) -> bool:
 
 
 def check_readable() -> None:
-    """Values of tensors can be read on the host here and now."""
+    """Checks that the host can read tensor values at this point."""
     if _python_dispatch._get_current_dispatch_mode() is not None:
         raise NotImplementedError("values cannot be read inside a TorchDispatchMode")
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -50,11 +50,11 @@ def check_readable() -> None:
 
 
 def check_values(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> None:
-    """Numbers for which every kernel has the same result.
+    """Checks for numbers for which every kernel gives the same result.
 
-    With others torch's result is that of the kernel it takes: several multiply hidden scores, -inf,
-    by a scale that is 0, also after rounding, or less. Values that are not finite and scores that
-    overflow are looked for on the CPU only: reading them elsewhere would wait for the device.
+    For others torch's result depends on the kernel it picks: several multiply hidden scores, -inf,
+    by a scale that is negative or 0 (also 0 after rounding). Values that are not finite and scores
+    that overflow are checked on the CPU only: reading them elsewhere would wait for the device.
     """
     numbers = torch.finfo(torch.promote_types(q.dtype, torch.float32))
     if scale is not None and scale < numbers.tiny:
@@ -69,7 +69,7 @@ def check_values(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> None:
 
 
 def _largest(x: Tensor) -> float:
-    """The largest absolute value, NaN if there is one."""
+    """Returns the largest absolute value, or NaN if there is one."""
     if not x.numel():
         return 0.0
     return float(torch.linalg.vector_norm(x.detach(), torch.inf))

@@ -1,8 +1,8 @@
-"""From the arguments of a public function to its op, with each of them checked once.
+"""Calls the op of a public function and checks each argument once.
 
-The ops check what they get. So Python checks first only where an op may not see the tensors as they
-are: while they are traced, or where a subclass handles the op. Everywhere else it looks for what is
-wrong once the op has refused it, to raise ValueError or TypeError.
+The ops check their arguments. Python checks first only where an op may not see the actual tensors:
+during tracing, or where a tensor subclass handles the op. Elsewhere Python checks only after the op
+has raised, to turn its error into a ValueError or TypeError.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
-from sparse_fmha._ops import derivatives, symbolic
+from sparse_fmha._ops import derivatives, errors, symbolic
 from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha.attention import _scores as scores
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -24,22 +25,22 @@ _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 _PLAIN_SCALES = (float, type(None))
 _namespace = torch.ops.sparse_fmha
 
-Rest = tuple[object, ...]  # the op's arguments behind q, k and v
-Check = Callable[[], Rest]  # all of them checked
+Rest = tuple[object, ...]  # the op's arguments after q, k and v
+Check = Callable[[], Rest]  # checks and returns them
 
 
 def op_checks(scale: object, *tensors: Any) -> bool:
-    """Whether an op gets these arguments as they are, and checks them."""
+    """Whether the op receives these arguments unchanged, and so checks them itself."""
     if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     for tensor in tensors:
-        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # what traces, too
+        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # also during tracing
             return False
     return type(scale) in _PLAIN_SCALES
 
 
 def per_axis(value: Any, axes: int, kind: type[int]) -> Sequence[int] | None:
-    """One entry for each axis, from one of that very type or several; None for anything else."""
+    """One entry per axis from a value, tuple or list of exactly type `kind`; None for the rest."""
     if type(value) is kind:
         return [value] * axes
     if type(value) is not tuple and type(value) is not list:
@@ -59,46 +60,68 @@ def run(
     check: Check,
     skip_threshold: float | Tensor,
     counted: bool,
+    biases: scores.Biases = (),
 ) -> list[Tensor]:
     """Calls an op of attention.
 
     Args:
-        rest: the arguments behind v, unchecked; None: those that `check` returns.
-        skip_threshold: as the user gave it. counted: tiles are counted even if it is 0.
+        rest: the arguments up to the skip threshold, unchecked; None: use those that `check`
+            returns.
+        skip_threshold: as the user gave it.
+        counted: count tiles even if the threshold is 0.
+        biases: the op's arguments after the skip threshold.
 
     Raises:
-        ValueError, TypeError: as `check`, which is asked once the op has refused `rest`.
-        RuntimeError: as the op.
+        ValueError, TypeError: from `check`, which also runs if the op has refused `rest`.
+        RuntimeError: from the op; NotImplementedError if no kernel takes the call yet.
     """
     skips = counted or type(skip_threshold) is not float or skip_threshold != 0
+    if biases:
+        scores.check_device(q)
     if rest is None:
         rest = check()
-        threshold = (skipping.threshold_of(skip_threshold, q, counted),) if skips else ()
-        results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *threshold)
+        if skips or biases:
+            rest = *rest, skipping.threshold_of(skip_threshold, q, counted) if skips else None
+        try:
+            results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *scores.flat(biases))
+        except RuntimeError as refusal:
+            raise errors.typed(refusal) from None
         return results
     try:
         if skips:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted)
+        if biases:
+            rest = *rest, *(() if skips else (None,)), *scores.flat(biases)
         op = getattr(_namespace, name)
         if derivatives.wanted(q, k, v, *rest):
             return op(q, k, v, *rest)  # type: ignore[no-any-return]
         with torch._C._AutoDispatchBelowAutograd():
             results = op(q, k, v, *rest)
-    except (RuntimeError, ValueError, TypeError):
+    except (RuntimeError, ValueError, TypeError) as refusal:
         try:
             check()
         except (ValueError, TypeError) as error:
             raise error from None
-        raise
+        raise errors.typed(refusal) from None
     return results
 
 
 def check_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    key_bias: Tensor | None = None,
 ) -> tuple[bool, float | None]:
-    """The op's arguments behind v, all checked: this and the other `Check`s, by mechanism."""
+    """Checks and returns the op's arguments after v up to the skip threshold.
+
+    There is one such `Check` per mechanism.
+    """
     q, k, v = cast_where_enabled(q, k, v)
-    return causal, _checks.check_attention(q, k, v, causal, scale)
+    checked = causal, _checks.check_attention(q, k, v, causal, scale)
+    scores.check(q, k, key_bias)
+    return checked
 
 
 def check_neighborhood(
@@ -112,11 +135,13 @@ def check_neighborhood(
     scale: float | None,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
+    key_bias: Tensor | None = None,
 ) -> Rest:
     q, k, v, cast_k, cast_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
     _checks.check_extra(cast_k, cast_v, q, k)
+    scores.check(q, k, key_bias)
     axes = q.dim() - 3
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
@@ -127,11 +152,18 @@ def check_neighborhood(
 
 
 def check_block_sparse(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    scale: float | None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
 ) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_block_mask(mask, q, k)
+    scores.check(q, k, key_bias, row_threshold)
     return block_arguments(mask, _checks.finite("scale", scale))
 
 
@@ -149,10 +181,19 @@ def block_arguments(mask: BlockMask, scale: float | None) -> Rest:
     )
 
 
-def check_stripe(q: Tensor, k: Tensor, v: Tensor, mask: StripeMask, scale: float | None) -> Rest:
+def check_stripe(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: StripeMask,
+    scale: float | None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_stripe_mask(mask, q, k)
+    scores.check(q, k, key_bias, row_threshold)
     return stripe_arguments(mask, _checks.finite("scale", scale))
 
 

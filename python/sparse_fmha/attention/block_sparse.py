@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_fmha.attention import _calls
 from sparse_fmha.attention._results import Output, run
+from sparse_fmha.attention._scores import given
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import has_lengths
 from sparse_fmha.skipping import SkipStats
@@ -22,6 +23,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -36,6 +40,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -50,6 +57,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -64,6 +74,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -78,6 +91,9 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -91,38 +107,50 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
 ) -> Output:
-    """Attention over the key blocks that a mask lists for each block of queries.
+    """Attention over the key blocks that a mask lists for each query block.
 
-    Time goes with the blocks listed. A full block costs what it does in dense attention; a partial
-    one, one at the causal diagonal and the last, ragged one are masked pair by pair.
+    Run time is proportional to the number of listed blocks. A full block costs the same as in dense
+    attention. Partial blocks, blocks at the causal diagonal and a ragged last block are masked pair
+    by pair.
 
     Args:
-        q: `[B, Lq, Hq, D]`; dtypes, strides and D as `attention`.
+        q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `attention`.
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
         v: like k.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
-            heads. Block indices out of range and entries beyond the list's width are ignored; a
-            block twice in one row counts twice or once. `BlockMask.validate` finds all these.
-        scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold, return_lse, return_stats: as `attention`.
+            heads. Block indices out of range and entries beyond the list's width are ignored. A
+            block listed twice in one list counts once or twice. `BlockMask.validate` finds all of
+            these.
+        scale: factor of q.k; default `D**-0.5`. May be negative.
+        row_threshold: fp32 `[B or 1, Hq or 1, Lq]`: of the keys that the mask shows, query i sees
+            key j only if `key_bias[j] >= row_threshold[i]`, which needs key_bias; NaN hides all.
+            It has no gradient.
+        key_bias, sink, skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
 
-    Autocast and gradients as `attention`. Nothing waits for the device, so the way from scores to a
-    mask to the output can be captured in a CUDA graph.
+    For autocast and gradients see `attention`. Nothing waits for the device, so the whole path from
+    scores to mask to output can be captured in a CUDA graph.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `attention`; also for a mask of
-            other lengths, another device, or lists for another number of heads or batch entries.
+        ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
+            another device, or with lists for another number of heads or batch entries.
     """
-    check = partial(_calls.check_block_sparse, q, k, v, mask, scale)
+    biases = () if key_bias is row_threshold is None else given(key_bias, row_threshold)
+    check = partial(_calls.check_block_sparse, q, k, v, mask, scale, key_bias, row_threshold)
     rest = None
-    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts):
+    if type(mask) is BlockMask and _calls.op_checks(scale, q, k, v, mask.counts, *biases):
         rest = _calls.block_arguments(mask, scale) if has_lengths(mask, q, k) else None
-    return run("block_sparse", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "block_sparse", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -20,6 +20,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -34,6 +36,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -48,6 +52,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -62,6 +68,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -76,6 +84,8 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -89,52 +99,67 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
 ) -> Output:
     """Dense or causal attention: softmax(scale * q k^T) v.
 
-    The forward of FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1), which never
-    stores the scores.
+    Uses the forward pass of FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1), which
+    never stores the scores.
 
     Args:
-        q: `[B, Lq, Hq, D]`; fp16 or bf16, on the CPU also fp32 and fp64. D is a multiple of 8 up to
-            256. Any strides with a unit last one. On CUDA a tensor whose other strides are no
-            multiples of 8 elements, or whose data are not 16-byte aligned, is copied first.
-        k: `[B, Lkv, Hkv, D]`, of q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
-        v: like k. NaN or infinity here can reach queries that do not see the key, in this and all
-            other functions: hidden keys have weight 0, and 0 times NaN is NaN. Set the values of
+        q: `[B, Lq, Hq, D]`, fp16 or bf16; on the CPU also fp32 and fp64. D is a multiple of 8, at
+            most 256. The last stride is 1, the others are free. On CUDA a tensor is copied first
+            if another stride is not a multiple of 8 elements or the data are not 16-byte aligned.
+        k: `[B, Lkv, Hkv, D]`, with q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
+        v: like k. In this and all other functions, NaN or infinity in v can reach queries that do
+            not see the key: hidden keys have weight 0, and 0 times NaN is NaN. Set the values of
             padding to 0; k may hold anything there.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
-        scale: of q.k; default `D**-0.5`. May be negative.
-        skip_threshold: lambda, 0 <= lambda < 1, or fp32 `[B]` on q's device, which counts as held
-            to that range (NaN as 0): key tiles whose weights are all below lambda times the largest
-            so far are left out (BLASST, arXiv:2512.12087): tiles go from the last
-            key to the first, and 64 query rows decide together. 0 leaves out nothing.
-            `sparse_fmha.calibration` finds a lambda; `reference.skip_attention` has the rule.
+        scale: factor of q.k; default `D**-0.5`. May be negative.
+        key_bias: fp32 `[B or 1, Hq or 1, Lkv]`, added to scale * q.k before the softmax. -inf hides
+            a key; NaN or +inf makes the queries that see the key NaN, as in torch's softmax. Its
+            accuracy is that of fp32 sums, so hide keys by -inf and not by a large number. Skipping
+            compares the biased scores. On CUDA it raises NotImplementedError: no kernel takes it
+            yet.
+        sink: fp32 `[Hq]` (or fp64 for fp64 q), one more logit of each query's softmax, which has no
+            value (gpt-oss): out is multiplied by sigmoid(lse - sink), and lse becomes
+            log(exp(lse) + exp(sink)). A query that sees no key has out 0 and lse = sink; -inf
+            changes nothing. Tiles are skipped as without a sink.
+        skip_threshold: lambda, 0 <= lambda < 1, or an fp32 tensor `[B]` on q's device, whose values
+            are clamped to that range (NaN becomes 0). Key tiles whose weights are all below lambda
+            times the largest so far are skipped (BLASST, arXiv:2512.12087). Tiles are visited from
+            the last key to the first, and 64 query rows vote together. 0 skips nothing.
+            `sparse_fmha.calibration` finds a lambda; `reference.skip_attention` defines the rule.
         return_lse: also return the log-sum-exp.
         return_stats: also return how many tiles were visited and skipped.
 
     Returns:
-        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype. With `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32: the natural log of the sum of exp(scale * q.k) over the visible keys
-        that are not left out; with `return_stats` last a `SkipStats`. A query that sees no key has
-        out 0 and lse -inf.
+        that are not skipped. With `return_stats` also a `SkipStats`, last. A query that sees no key
+        has out 0 and lse -inf.
 
-    Under `torch.autocast` the inputs are cast to its dtype. Gradients go through `out` and `lse`
-    to every tensor of floats but a threshold; runs on the same input give the same bits. A
-    gradient where tiles may be left out (`skip_threshold`, `return_stats`), one on a GPU that has
-    no kernel for it, a second derivative and one in forward mode raise NotImplementedError.
-    `torch.vmap` works.
+    Under `torch.autocast` the inputs are cast to its dtype. `out` and `lse` are differentiable with
+    respect to every floating point tensor except a threshold; repeated runs on the same input are
+    bitwise equal. These raise NotImplementedError: a gradient where tiles may be skipped
+    (`skip_threshold`, `return_stats`), a call or a gradient on a GPU that has no kernel for it,
+    second derivatives, and forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        RuntimeError: CUDA tensors that no compiled kernel takes.
+        RuntimeError: this build has no kernels for the GPU.
     """
-    check = partial(_calls.check_attention, q, k, v, causal, scale)
+    biases = () if key_bias is None else (key_bias,)
+    check = partial(_calls.check_attention, q, k, v, causal, scale, key_bias)
     rest = None
-    if type(causal) is bool and _calls.op_checks(scale, q, k, v):
+    if type(causal) is bool and _calls.op_checks(scale, q, k, v, *biases):
         rest = causal, scale
-    return run("fmha", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "fmha", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

@@ -26,6 +26,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[False] = False,
@@ -45,6 +47,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[False] = False,
@@ -64,6 +68,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[False] = False,
     return_stats: Literal[True],
@@ -83,6 +89,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: Literal[True],
     return_stats: Literal[True],
@@ -102,6 +110,8 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -120,49 +130,56 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     return_stats: bool = False,
 ) -> Output:
     """Generalized neighborhood attention on a grid of one to three axes.
 
-    Every query sees a window of W keys on each axis, around it where `stride` is 1, or around the
-    leader of its group of `stride` queries; at the borders the window shifts and keeps its size
-    (Hassani et al. 2025, "Generalized Neighborhood Attention", arXiv:2504.16922). With dilation d a
-    query sees the keys of its own residue modulo d. On a causal axis it sees no key behind it.
+    Every query sees a window of W keys on each axis. The window lies around the query if `stride`
+    is 1, else around the leader of its group of `stride` queries. At the borders the window shifts
+    and keeps its size (Hassani et al. 2025, "Generalized Neighborhood Attention",
+    arXiv:2504.16922). With dilation d a query sees only keys with its own residue modulo d. On a
+    causal axis it sees no later key.
 
     Args:
-        q: `[B, *L, Hq, D]` with one to three token axes `*L`; dtypes, strides and D as `attention`.
+        q: `[B, *L, Hq, D]` with one to three token axes `*L`. For dtypes, strides and D see
+            `attention`.
         k: `[B, *L, Hkv, D]` on the same grid; Hq is a multiple of Hkv.
         v: like k.
-        window: W of each axis in tokens, at least 1, which is the query's own place on that axis.
-            W * dilation may not pass the axis's length, unless the axis is causal: there a longer
-            window sees every key that is not behind the query.
+        window: W of each axis in tokens, at least 1; with 1 a query sees only its own position on
+            that axis. W * dilation may not exceed the axis's length, unless the axis is causal:
+            there a longer window sees every key up to the query.
         stride: of each axis, 1 (neighborhood attention) to W (blocked attention).
         dilation: of each axis, at least 1.
         causal: of each axis.
-        scale: of q.k; default `D**-0.5`. May be negative.
-        extra_k: `[B, N, Hkv, D]`: tokens without a place on the grid that every query sees too.
+        scale: factor of q.k; default `D**-0.5`. May be negative.
+        extra_k: `[B, N, Hkv, D]`, tokens outside the grid that every query sees too.
         extra_v: like extra_k.
-        skip_threshold, return_lse, return_stats: as `attention`.
+        key_bias: as in `attention`, `[B or 1, Hq or 1, *L]` or with the grid's tokens in one axis;
+            extra tokens have none.
+        sink, skip_threshold, return_lse, return_stats: see `attention`.
 
-    One int (or bool) for window, stride, dilation or causal serves all axes.
+    One int (or bool) for window, stride, dilation or causal applies to all axes.
 
     Returns:
         `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
-        `[B, *L, Hq]` in fp32, natural log, as `attention`.
+        `[B, *L, Hq]` in fp32, natural log, as in `attention`.
 
-    Autocast and gradients as `attention`.
+    For autocast and gradients see `attention`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `attention`; also for a window
-            larger than the grid, a stride over the window, a tuple of the wrong length.
+        ValueError, TypeError, RuntimeError: see `attention`; also for a window larger than the
+            grid, a stride larger than the window, or a tuple of the wrong length.
     """
-    given = window, stride, dilation, causal, scale, extra_k, extra_v
+    given = window, stride, dilation, causal, scale, extra_k, extra_v, key_bias
+    biases = () if key_bias is None else (key_bias,)
     check = partial(_calls.check_neighborhood, q, k, v, *given)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
-    if _calls.op_checks(scale, q, k, v, *extra):
+    if _calls.op_checks(scale, q, k, v, *extra, *biases):
         axes = q.dim() - 3
         of_axes = (
             _calls.per_axis(window, axes, int),
@@ -172,4 +189,7 @@ def neighborhood_attention(
         )
         if None not in of_axes:
             rest = *of_axes, scale, extra_k, extra_v
-    return run("neighborhood", q, k, v, rest, check, skip_threshold, return_lse, return_stats)
+    return run(
+        "neighborhood", q, k, v, rest, check,
+        skip_threshold, return_lse, return_stats, sink, biases,
+    )  # fmt: skip

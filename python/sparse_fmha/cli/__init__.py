@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "2-D neighborhood attention and as dense attention. Writes a picture, prints a table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    absent = argparse.SUPPRESS  # help shows no default where there is none
+    absent = argparse.SUPPRESS  # help shows no default if there is none
     demo.add_argument("--image", type=Path, metavar="PATH", default=absent, help="your own picture")
     demo.add_argument(
         "--out", type=Path, default=Path("demo.png"), metavar="PATH", help="PNG to write"
@@ -192,8 +192,8 @@ def report(error: Exception, install: str = "") -> int:
     """Prints one line on stderr and returns the exit status.
 
     Args:
-        error: what ends the program.
-        install: what pip installs where a package is missing.
+        error: the error that ends the program.
+        install: what to install with pip if a package is missing.
     """
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError) and install and "pip install" not in reason:
@@ -204,10 +204,10 @@ def report(error: Exception, install: str = "") -> int:
 
 @contextlib.contextmanager
 def one_line_errors(install: str = "") -> Iterator[None]:
-    """Ends the program as the commands do, with one line; for scripts, around imports and `main`.
+    """Ends the program with one line on errors, as the commands do; wrap imports and `main` in it.
 
     Args:
-        install: what pip installs where a package is missing.
+        install: what to install with pip if a package is missing.
     """
     try:
         yield

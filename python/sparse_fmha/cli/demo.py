@@ -1,11 +1,11 @@
 """Image denoising by attention: `python -m sparse_fmha demo`.
 
-Non-local means (Buades, Coll, Morel, "A non-local algorithm for image denoising", CVPR 2005) gives
-every pixel the mean of the pixels whose surrounding patches look alike, weighted by
-exp(-|p_i - p_j|^2 / h^2). That is softmax attention over the pixels: a term that depends on the
-query alone drops out of a softmax, so the logit may be (2 p_i.p_j - |p_j|^2) / h^2, a dot product.
-Restricting j to a window around i, as the method is used in practice, is 2-D neighborhood
-attention; all of the picture is dense attention.
+Non-local means (Buades, Coll, Morel, "A non-local algorithm for image denoising", CVPR 2005)
+replaces every pixel by the mean of the pixels whose surrounding patches look alike, weighted by
+exp(-|p_i - p_j|^2 / h^2). This is softmax attention over the pixels: a term that depends only on
+the query cancels in a softmax, so the score can be (2 p_i.p_j - |p_j|^2) / h^2, a dot product.
+Restricting j to a window around i, as is usual in practice, gives 2-D neighborhood attention; the
+whole picture gives dense attention.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from sparse_fmha.plotting import pictures
 PATCH = 3  # side, pixels
 BANDWIDTH = 0.75  # h, in units of the distance that noise puts between equal patches
 SAMPLE_QUERY = 100, 133  # the pixel of the sample photograph whose window is drawn
-# What two CPU cores do in well under a minute.
-MAX_PAIRS = 8 * 10**8  # of a query and a key in its window
+# Limits that keep the run well under a minute on two CPU cores.
+MAX_PAIRS = 8 * 10**8  # pairs of a query and a key in its window
 DENSE_TOKENS = {"cpu": 2**16, "cuda": 2**20}
 
 Call = Callable[[], Iterator[torch.Tensor]]  # yields [1, rows, X, 1, D], top to bottom
@@ -47,7 +47,7 @@ Crop = tuple[slice, slice]  # rows, columns
 
 @dataclass
 class Tokens:
-    """Pictures as attention inputs, each [F, Y, X, 1, D]; a single one is F = 1."""
+    """Pictures as attention inputs, each [F, Y, X, 1, D]; F is 1 for a single picture."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -66,7 +66,7 @@ class Tokens:
 
 @dataclass
 class Result:
-    """What an attention call gave, [C, Y, X], and its price."""
+    """The output of an attention call, [C, Y, X], and its cost."""
 
     pixels: torch.Tensor
     keys: int  # per query
@@ -75,26 +75,26 @@ class Result:
 
 
 def head_dim(channels: int) -> int:
-    """Patch, two components for its norm, zeros up to a multiple of 8."""
+    """The patch, two components for its norm, and zeros up to a multiple of 8."""
     return -(-(channels * PATCH**2 + 2) // 8) * 8
 
 
 def as_tokens(noisy: torch.Tensor, sigma: float, dtype: torch.dtype) -> Tokens:
-    """Attention inputs whose softmax weights are those of non-local means.
+    """Makes attention inputs whose softmax weights are those of non-local means.
 
     Args:
         noisy: [C, Y, X], or the frames of a video, [F, C, Y, X].
         sigma: standard deviation of the noise, in the unit of `noisy`.
-        dtype: of the tokens.
+        dtype: dtype of the tokens.
     """
     noisy = noisy.view(-1, *noisy.shape[-3:])
     frames, channels, height, width = noisy.shape
     border = [PATCH // 2] * 4
     patches = F.unfold(F.pad(noisy, border, mode="reflect"), PATCH).mT.flatten(0, 1)
-    # Distances do not see the shift, and small numbers lose least in 16 bits.
+    # A shift does not change distances, and small numbers lose least in 16 bits.
     patches = (patches - patches.mean()).to(dtype)
     norm = patches.double().square().sum(1, keepdim=True) / -2
-    high = norm.to(dtype)  # the norm needs more digits than a 16-bit number has
+    high = norm.to(dtype)  # the norm needs more precision than 16 bits have
     low = (norm - high.double()).to(dtype)
 
     def tokens(*columns: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def as_tokens(noisy: torch.Tensor, sigma: float, dtype: torch.dtype) -> Tokens:
     q = tokens(patches, one, one)
     k = tokens(patches, high, low)
     v = tokens(noisy.flatten(2).mT.flatten(0, 1).to(dtype))
-    # Equal patches of n values are sqrt(2 n) sigma apart under noise.
+    # Noise moves equal patches of n values sqrt(2 n) sigma apart.
     h_squared = BANDWIDTH**2 * 2 * patches.shape[1] * sigma**2
     return Tokens(q, k, v, 2 / h_squared, channels)
 
@@ -121,7 +121,7 @@ def neighborhood(tokens: Tokens, window: int) -> Call:
 
 
 def dense(tokens: Tokens, bands: int) -> Call:
-    """Bands of queries against all keys: the work of one call, with progress to show."""
+    """Attends bands of queries to all keys: the work of one call, split to show progress."""
 
     def call() -> Iterator[torch.Tensor]:
         k, v = tokens.k.flatten(1, 2), tokens.v.flatten(1, 2)
@@ -155,12 +155,12 @@ def measure(
 
 
 def dense_region(tokens: Tokens, window: int, device: str) -> Crop:
-    """The largest centred crop that dense attention may have."""
+    """The largest centred crop that dense attention is run on."""
     limit = DENSE_TOKENS[device]
     shrink = min(1.0, math.sqrt(limit / math.prod(tokens.grid)))
     width = max(window, int(tokens.grid[1] * shrink))
     height = max(window, min(int(tokens.grid[0] * shrink), limit // width))
-    width = min(width, limit // height)  # where a narrow picture kept its full height
+    width = min(width, limit // height)  # a narrow picture may have kept its full height
 
     def middle(extent: int, size: int) -> slice:
         return slice((extent - size) // 2, (extent - size) // 2 + size)
@@ -169,20 +169,20 @@ def dense_region(tokens: Tokens, window: int, device: str) -> Crop:
 
 
 def check(out: Path, device: str, window: int, sigma: float, resize: int | None) -> int:
-    """Raises where an option is wrong; returns the most pixels that a picture may have."""
+    """Checks the options; returns the maximum number of pixels of a picture."""
     largest = math.isqrt(math.isqrt(MAX_PAIRS))  # the smallest picture has one window
     if not 2 <= window <= largest:
-        raise InputError(f"--window {window}: must be from 2 to {largest}")
+        raise InputError(f"--window must be from 2 to {largest}, got {window}")
     if not 1 <= sigma <= 255:
-        raise InputError(f"--sigma {sigma:g}: must be from 1 to 255")
+        raise InputError(f"--sigma must be from 1 to 255, got {sigma:g}")
     if resize is not None and resize < window:
-        raise InputError(f"--resize {resize}: must be at least the window, {window}")
+        raise InputError(f"--resize must be at least the window, {window}, got {resize}")
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: must end in .png")
+        raise InputError(f"--out must end in .png, got {out}")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: no such folder")
+        raise InputError(f"--out must be in a folder that exists, got {out}")
     if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        raise InputError(f"--out {out}: cannot be written")
+        raise InputError(f"--out must be a file that can be written, got {out}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("--device cuda: torch sees no CUDA device")
     return MAX_PAIRS // window**2
@@ -197,14 +197,14 @@ def run(
     seed: int = 0,
     resize: int | None = None,
 ) -> dict[str, Result]:
-    """The whole demo; `python -m sparse_fmha demo --help` explains the options.
+    """Runs the whole demo; `python -m sparse_fmha demo --help` explains the options.
 
     Returns:
         The results by their names in the table.
 
     Raises:
-        InputError: a bad option or picture.
-        UnavailableError: no such device, or no kernel for it.
+        InputError: an invalid option or picture.
+        UnavailableError: the device does not exist or has no kernel.
     """
     max_pixels = check(out, device, window, sigma, resize)
     truth = photo.load(image, window, max_pixels, resize)
@@ -266,7 +266,7 @@ def say(line: str) -> None:
 
 
 def show(results: dict[str, Result], truth: torch.Tensor, noisy: torch.Tensor, crop: Crop) -> None:
-    """Prints the table; a speedup compares runs over the same tokens."""
+    """Prints the table; speedups compare runs over the same tokens."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("PSNR dB", "tokens", "keys", "GFLOP", "time", "GFLOP/s", "speedup"):

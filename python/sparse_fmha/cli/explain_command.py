@@ -30,20 +30,20 @@ def run(
     heads_kv: int | None = None,
     **options: str | int | float,
 ) -> None:
-    """Prints what `sparse_fmha.explain` says of a call with such tensors; nothing is computed.
+    """Prints the output of `sparse_fmha.explain` for a call with such tensors; computes nothing.
 
     Raises:
         ValueError, TypeError: bad input.
-        ImportError: the extension `_C` is not there for this Python.
+        ImportError: the extension `_C` is missing for this Python.
     """
     for name in options:
         if name not in OPTIONS_OF[mechanism]:
             allowed = ", ".join(map(_option, OPTIONS_OF[mechanism]))
-            raise ValueError(f"{_option(name)} is not for {mechanism}; it takes {allowed}")
+            raise ValueError(f"options of {mechanism} must be among {allowed}, got {_option(name)}")
     grid = sequence_of("TOKENS", tokens)
     for name, count in (("--batch", batch), ("--heads", heads), ("TOKENS", min(grid))):
         if count < 1:
-            raise ValueError(f"{name} is {count}; at least 1 is needed")
+            raise ValueError(f"{name} must be at least 1, got {count}")
     keys = heads if heads_kv is None else heads_kv
     if arch == "auto":
         arch = _arch_here()
@@ -64,7 +64,7 @@ def _explained(
     causal = flags_of("--causal", given.get("causal", "0"))
     if mechanism == "neighborhood":
         if "window" not in given:
-            raise ValueError("--window is missing; neighborhood needs it")
+            raise ValueError("--window must be given for neighborhood")
         numbers = {
             name: numbers_of(_option(name), given[name])
             for name in ("window", "stride", "dilation")
@@ -72,7 +72,7 @@ def _explained(
         }
         extra = int(options.get("extra", 0))
         if extra < 0:
-            raise ValueError(f"--extra is {extra}; at least 0 is needed")
+            raise ValueError(f"--extra must be at least 0, got {extra}")
         tensors = {}
         if extra:
             shape = (q.shape[0], extra, *k.shape[-2:])
@@ -86,11 +86,11 @@ def _explained(
             arch=arch,
         )
     if q.dim() != 4:
-        raise ValueError(f"TOKENS has {q.dim() - 3} axes; {mechanism} takes one number")
+        raise ValueError(f"TOKENS must be one number for {mechanism}, got {q.dim() - 3} axes")
     if mechanism == "dense":
         return sparse_fmha.explain(sparse_fmha.attention, q, k, k, causal=causal, arch=arch)
     if "density" not in options:
-        raise ValueError("--density is missing; block-sparse needs it")
+        raise ValueError("--density must be given for block-sparse")
     sizes = q.shape[1], q.shape[1]
     blocks = int(options.get("block_q", 128)), int(options.get("block_kv", 128))
     mask = _drawn(sizes, blocks, causal, float(options["density"]))
@@ -100,9 +100,9 @@ def _explained(
 def _drawn(
     sizes: tuple[int, int], blocks: tuple[int, int], causal: object, density: float
 ) -> sparse_fmha.BlockMask:
-    """Random blocks, as many of each row that causality leaves as the density says."""
+    """Draws random blocks: in each row a fraction `density` of those that causality leaves."""
     if not isinstance(causal, bool):
-        raise ValueError("--causal has several entries; block-sparse takes one")
+        raise ValueError("--causal must have one entry for block-sparse, got several")
     grid = sparse_fmha.BlockGrid(*sizes, *blocks, causal=causal)
     shape = tuple(ceil_div(length, block) for length, block in zip(sizes, blocks, strict=True))
     generator = torch.Generator("cpu").manual_seed(0)
@@ -112,7 +112,7 @@ def _drawn(
 
 
 def _arch_here() -> str:
-    """The architecture of the GPU that torch sees, or the CPU."""
+    """The architecture of the GPU that torch finds, or the CPU."""
     from sparse_fmha._extension import _C
 
     if not torch.cuda.is_available():

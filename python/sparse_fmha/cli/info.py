@@ -14,10 +14,10 @@ from sparse_fmha._build import BuildInfo, KernelRow
 
 
 def report(with_kernels: bool = False) -> str:
-    """Versions, what each device can run, and a line for every problem.
+    """Returns the versions, what each device can run, and one line per problem.
 
     Args:
-        with_kernels: also the whole table of compiled kernels.
+        with_kernels: include the whole table of compiled kernels.
     """
     build = sparse_fmha.build_info()
     versions = (
@@ -39,7 +39,7 @@ def report(with_kernels: bool = False) -> str:
 
 
 def compiled() -> str:
-    """How many kernels there are for each architecture."""
+    """The number of kernels for each architecture."""
     counts = Counter(row["arch"] for row in sparse_fmha.kernels())
     return "kernels: " + (", ".join(f"{n} for {arch}" for arch, n in counts.items()) or "none")
 
@@ -59,7 +59,7 @@ def built_with(build: BuildInfo) -> Iterable[str]:
 
 
 def devices() -> dict[str, str]:
-    """A description of every device, by torch's name for it."""
+    """A description of every device, by its name in torch."""
     found = {"cpu": f"{cpu_name()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -99,7 +99,7 @@ def rows_for(device: str) -> list[KernelRow]:
 
 
 def would_run() -> list[str]:
-    """For each device here, what the library has for it."""
+    """The kernels that the library has for each device here."""
     lines = []
     for device, text in devices().items():
         dtypes: dict[str, list[str]] = {}
@@ -114,7 +114,7 @@ def would_run() -> list[str]:
 
 
 def problems() -> list[str]:
-    """What keeps a device, or a compiled kernel, from being used; a line each."""
+    """The reasons why a device or a compiled kernel cannot be used, one line each."""
     found = []
     archs = sorted({row["arch"] for row in sparse_fmha.kernels()})
     if "cpu" not in archs:

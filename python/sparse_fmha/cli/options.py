@@ -1,25 +1,25 @@
-"""Numbers and flags for each axis, as options have them."""
+"""Parses options with a number or flag for each axis."""
 
 from __future__ import annotations
 
 
 def sequence_of(option: str, text: str) -> tuple[int, ...]:
-    """30x48x80 as a tuple."""
+    """Parses text such as 30x48x80 to a tuple."""
     try:
         return tuple(int(part) for part in text.split("x"))
     except ValueError:
-        raise ValueError(f"{option} is {text!r}; numbers such as 30x48x80 are needed") from None
+        raise ValueError(f"{option} must be numbers such as 30x48x80, got {text!r}") from None
 
 
 def numbers_of(option: str, text: str) -> int | tuple[int, ...]:
-    """As `sequence_of`, but a single number as it is."""
+    """Like `sequence_of`, but returns a single number as an int."""
     values = sequence_of(option, text)
     return values if len(values) > 1 else values[0]
 
 
 def flags_of(option: str, text: str) -> tuple[bool, ...] | bool:
-    """0x0x1 as flags; a single one as it is."""
+    """Parses text such as 0x0x1 to flags; returns a single flag as a bool."""
     flags = text.split("x")
     if set(flags) - {"0", "1"}:
-        raise ValueError(f"{option} is {text!r}; 0 or 1 for each axis, such as 0x0x1, is needed")
+        raise ValueError(f"{option} must be 0 or 1 for each axis, such as 0x0x1, got {text!r}")
     return tuple(flag == "1" for flag in flags) if len(flags) > 1 else text == "1"

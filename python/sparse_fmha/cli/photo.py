@@ -19,11 +19,11 @@ SIDE = 256  # of the sample photograph, pixels
 
 
 class InputError(ValueError):
-    """The user's picture or options are at fault."""
+    """The user's picture or options are invalid."""
 
 
 class UnavailableError(RuntimeError):
-    """This machine or installation cannot do it."""
+    """This machine or installation cannot run the demo."""
 
 
 def sample() -> Image.Image:
@@ -37,21 +37,21 @@ def sample() -> Image.Image:
 
 
 def load(path: Path | None, window: int, max_pixels: int, resize: int | None) -> torch.Tensor:
-    """A picture as [C, Y, X] in 0..1, upright; C is 1 for grayscale, else 3.
+    """Loads a picture as [C, Y, X] in 0..1, upright; C is 1 for grayscale, else 3.
 
     Args:
         path: any file that Pillow reads, or None for the sample.
-        window: the least number of pixels on either axis.
-        max_pixels: the most in all.
+        window: the minimum number of pixels on either axis.
+        max_pixels: the maximum total number of pixels.
         resize: shrink the longer side to this many pixels first.
 
     Raises:
-        InputError: not a picture, or outside these sizes.
+        InputError: the file is not a picture, or its size is out of range.
     """
     name = "the sample photograph" if path is None else str(path)
     try:
         with sample() if path is None else Image.open(path) as image:
-            if resize is None:  # before decoding what may be huge
+            if resize is None:  # before decoding, as it may be huge
                 check_size(name, image.size, window, max_pixels)
             picture = flatten(ImageOps.exif_transpose(image))
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def load(path: Path | None, window: int, max_pixels: int, resize: int | None) ->
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """To 8-bit grayscale or RGB; what is transparent becomes white."""
+    """Converts to 8-bit grayscale or RGB; transparent areas become white."""
     if image.mode.startswith("I"):  # 16 bits
         levels = (np.asarray(image, np.float64) / 257).round().clip(0, 255)
         return Image.fromarray(levels.astype(np.uint8))
@@ -91,5 +91,5 @@ def check_size(name: str, size: tuple[int, int], window: int, max_pixels: int) -
 
 
 def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
-    """Peak signal to noise ratio in dB, both clipped to what can be shown."""
+    """Peak signal-to-noise ratio in dB, with both pictures clipped to the displayable range."""
     return -10 * math.log10((picture.clamp(0, 1) - truth).square().mean().item())

@@ -23,7 +23,7 @@ def run(
     query: str | None = None,
     **numbers: int,
 ) -> None:
-    """Prints a simulation or, with `all`, a table of them; plots the best one.
+    """Prints a simulation, or with `all` a table of simulations; plots the best one.
 
     Raises:
         ValueError, TypeError, OSError: bad input.
@@ -41,9 +41,9 @@ def run(
         **numbers,
     }
     if query is not None and plot is None:
-        raise ValueError("--query is given without --plot")
+        raise ValueError("--query must be given with --plot")
     if all is not None and all < 1:
-        raise ValueError(f"--all is {all}; at least 1 is needed")
+        raise ValueError(f"--all must be at least 1, got {all}")
     if all is not None:
         require("rich", by="--all", extra="demo")
     if plot is not None:

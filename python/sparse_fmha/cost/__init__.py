@@ -1,1 +1,1 @@
-"""What a call costs: tiles counted, time predicted, kernels named."""
+"""The cost of a call: tile counts, predicted time and kernel names."""

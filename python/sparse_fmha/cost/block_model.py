@@ -1,4 +1,4 @@
-"""What block lists cost on an H100: stages of keys, counted as the Hopper kernel packs them."""
+"""Cost of block lists on an H100: stages of keys, counted as the Hopper kernel packs them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ QUERY_TILE = 128
 
 
 class StageCosts(NamedTuple):
-    """Microseconds of one multiprocessor, fitted to the bs cases of benchmarks/results."""
+    """Microseconds per stage on a multiprocessor, fitted to the bs cases of benchmarks/results."""
 
     full: float
-    small: float  # full, of blocks of 16 keys, where the copies are what takes the time
+    small: float  # full, with blocks of 16 keys; bound by copies
     masked: float
-    own: float  # for 64 of the rows; fetching it is what takes the time
+    own: float  # for 64 of the rows; bound by copies
 
 
 TILE_US = 4.8
-# Measured: D = 128, and full stages at 64. The others are in the ratio that neighborhoods have.
+# Measured: D = 128, and full stages at 64. The others are scaled as the costs of neighborhoods.
 COSTS = {
     64: StageCosts(1.46, 1.58, 2.19, 1.17),
     96: StageCosts(1.49, 1.63, 2.24, 1.19),
@@ -36,15 +36,15 @@ COSTS = {
 
 
 class Stages(NamedTuple):
-    """Of each query tile of 128 rows, int64 `[B|1, H|1, tiles]`."""
+    """Stages of each query tile of 128 rows, int64 `[B|1, H|1, tiles]`."""
 
-    both: Tensor  # for all its rows
-    own: Tensor  # for 64 of them alone
-    masked: Tensor  # of all of these, those that are masked
+    both: Tensor  # for all 128 rows
+    own: Tensor  # for only 64 of them
+    masked: Tensor  # how many of these are masked
 
 
 def count_stages(mask: BlockMask, tile_k: int) -> Stages:
-    """Stages of `tile_k` keys; reads the lists."""
+    """Counts stages of `tile_k` keys; reads the lists."""
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     partials = torch.zeros_like(mask.counts, dtype=torch.int64)
     if mask.partial_counts is not None and mask.partial_indices is not None:
@@ -64,7 +64,7 @@ def count_stages(mask: BlockMask, tile_k: int) -> Stages:
     cut_first, cut_second = (_every_other(cut, n) for n in (0, 1))
     shared = first & second
     both = stages(shared.sum(-1))
-    # A consumer masks all that lies before its own stages if it masks some of that.
+    # A consumer masks either none or all of the stages before its own ones.
     cut_shared = (shared & (cut_first | cut_second)).any(-1)
     masked = torch.where(cut_shared, both, 0)
     own = torch.zeros_like(both)
@@ -81,18 +81,18 @@ def count_stages(mask: BlockMask, tile_k: int) -> Stages:
 class BlockSparseCost(NamedTuple):
     us: float
     density: float  # share of blocks listed
-    break_even_density: float | None  # at which `attention` takes as long; see block_sparse_cost
+    break_even_density: float | None  # where `attention` takes as long; see block_sparse_cost
 
 
 def block_sparse_cost(
     mask: BlockMask, batch: int, heads: int, head_dim: int, dense_us: float
 ) -> BlockSparseCost:
-    """`block_sparse_attention` on an H100, beside dense attention that takes `dense_us`.
+    """Predicts `block_sparse_attention` on an H100, against dense attention of `dense_us`.
 
-    For the break-even density, query tiles cost what they do at any density; the stages go with it.
-    Lists that are nearly full fill the multiprocessors as full ones do, which sparse ones that vary
-    more may do better. Infinite where lists of all blocks (that causality leaves) are still faster,
-    None for lists with no block.
+    The break-even density assumes a fixed cost per query tile and stages proportional to density.
+    Near it, lists fill the multiprocessors like full lists; sparser lists, which vary more, may
+    fill them better. It is inf if lists of all reachable blocks are still faster, and None for
+    lists without blocks.
     """
     groups = query_tiles(mask, batch, heads, head_dim)
     us, density = model.makespan(groups), mask.block_density
@@ -114,7 +114,7 @@ def block_sparse_cost(
 
 
 def query_tiles(mask: BlockMask, batch: int, heads: int, head_dim: int) -> list[tuple[int, float]]:
-    """Those that take the same time: how many, and the microseconds of each."""
+    """Groups query tiles of equal time: (how many, microseconds of each)."""
     row, _, tile_k = next(r for r in ROWS if r[0] >= head_dim)
     costs = COSTS[row]
     full_us = costs.small if mask.block_kv == 16 else costs.full
@@ -128,7 +128,7 @@ def query_tiles(mask: BlockMask, batch: int, heads: int, head_dim: int) -> list[
 
 
 def _cut_blocks(mask: BlockMask) -> Tensor:
-    """Bool `[nQ, nK]`: blocks of which some row of the query block sees a part only."""
+    """Returns bool `[nQ, nK]`: blocks with a hidden pair, cut by causality or the end of keys."""
     rows = mask.blocks_q * mask.block_q
     limits = block_lists.key_limits(mask.q_len, mask.kv_len, mask.causal, rows, mask.device)
     first_row = limits.view(-1, mask.block_q)[:, 0]
@@ -137,6 +137,6 @@ def _cut_blocks(mask: BlockMask) -> Tensor:
 
 
 def _every_other(rows: Tensor, first: int) -> Tensor:
-    """Query blocks first, first + 2, ... of `[..., nQ, n]`; zeros where the last one lacks."""
+    """Returns query blocks first, first + 2, ... of `[..., nQ, n]`; pads an odd nQ with zeros."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[-2] % 2))
     return padded[..., first::2, :]

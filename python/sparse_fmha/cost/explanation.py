@@ -1,4 +1,4 @@
-"""Which kernel a call takes, why the others do not, and how long it should take."""
+"""Which kernel a call selects, why not the others, and the predicted time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparse_fmha import _build, _checks, skipping
 from sparse_fmha.attention import (
+    _scores,
     attention,
     block_sparse_attention,
     neighborhood_attention,
@@ -25,28 +26,31 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
 DEVICES = ("cpu", "cuda", "meta")
-Given = Mapping[str, Any]  # the arguments of a call by their names
+Given = Mapping[str, Any]  # arguments of a call, by name
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; prints as five lines at most. `why_not` has the other rows."""
+    """Result of `explain`; prints at most six lines. `why_not` lists the other kernels."""
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
-    kernel: str | None  # the row that the call takes; None: it raises
-    why: str  # what decided
-    rejected: dict[str, str]  # the other rows of the mechanism and architecture, and why not
-    predicted_ms: float | None  # on an H100; None on the CPU and for stripes: there is no model
-    dense_ms: float | None  # of `attention` on the same tokens
+    kernel: str | None  # the kernel that the call selects; None: the call raises
+    why: str  # the reason for the selection
+    rejected: dict[str, str]  # other kernels of the mechanism and architecture: reason
+    predicted_ms: float | None  # on an H100; None on the CPU and for stripes, without a model
+    dense_ms: float | None  # `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
-    reachable_density: float | None  # the same of the blocks that causality leaves
+    reachable_density: float | None  # the same, of the blocks that causality leaves
     break_even_density: float | None  # where block lists take as long as dense; inf: nowhere
     notes: tuple[str, ...]
+    dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
+    dkv_kernel: str | None  # the same for k and v
+    needs_gradients: bool  # q, k or v require a gradient
 
     @property
     def speedup(self) -> float | None:
-        """Over dense attention, as predicted."""
+        """Predicted speedup over dense attention."""
         if self.predicted_ms is None or self.dense_ms is None:
             return None
         return self.dense_ms / self.predicted_ms
@@ -68,12 +72,24 @@ class Explanation:
             if self.density != self.reachable_density:
                 listed += f" ({self.reachable_density:.1%} of those that causality leaves)"
             lines.append(f"  {listed}; {until}")
+        if self.needs_gradients:
+            lines.append(f"  {self.backward}")
         if self.notes:
             lines.append(f"  note: {'; '.join(self.notes)}")
         return "\n".join(lines)
 
+    @property
+    def backward(self) -> str:
+        """Which kernels compute the gradients, and in which form."""
+        passes = {"dq": self.dq_kernel, "dk and dv": self.dkv_kernel}
+        missing = " or ".join(name for name, kernel in passes.items() if kernel is None)
+        if missing:
+            return f"backward: no kernel for {missing}, so asking for it raises"
+        found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
+        return f"backward: {found}; no atomics, so results repeat bitwise"
+
     def why_not(self) -> str:
-        """The other rows of the mechanism and architecture, a line each, and why not."""
+        """Lists the other kernels of the mechanism and architecture, one per line, with reasons."""
         rejected = (f"  not {name}: {reason}" for name, reason in self.rejected.items())
         return "\n".join(rejected) or "  there are no other rows"
 
@@ -81,23 +97,22 @@ class Explanation:
 def explain(
     function: Callable[..., object], /, *args: object, arch: str | None = None, **kwargs: object
 ) -> Explanation:
-    """Says which kernel a call of the library would take, why, and how long that should take.
+    """Explains which kernel a call would select and why, and predicts its time.
 
-    The times are those of a cost model of one H100 SXM (docs/simulator.md says how far it is
-    right); nothing is run, and tensors of device "meta" do. Block lists are read, which waits for
-    their device.
+    Times are from a cost model of one H100 SXM (docs/simulator.md gives its accuracy). Nothing is
+    run, so tensors on device "meta" work. Block lists are read, which waits for their device.
 
     Args:
         function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
-            `stripe_attention`, for which there is no model yet.
-        args, kwargs: as for the function; they are checked as there.
-        arch: "cpu", or a GPU architecture such as "sm90"; default that of q's device.
+            `stripe_attention`, which has no cost model yet.
+        args, kwargs: arguments of the function, checked as in the function.
+        arch: "cpu", or a GPU architecture such as "sm90"; default: that of q's device.
 
     Raises:
-        ValueError: a function that is not the library's, an arch that is not known, or no arch for
-            q on another device; and what the function raises.
-        TypeError: as the function.
-        ImportError: the extension `_C` is not there for this Python.
+        ValueError: function is not one of these, arch is unknown, or arch is missing and q is on
+            another device; also as in the function.
+        TypeError: as in the function.
+        ImportError: the extension `_C` is not available for this Python.
     """
     described = {
         attention: _dense,
@@ -106,26 +121,29 @@ def explain(
         stripe_attention: _stripe,
     }
     if function not in described:
-        names = ", ".join(f.__name__ for f in described)
-        raise ValueError(f"function is {function!r}; allowed are: {names}")
+        names = _checks.one_of(f.__name__ for f in described)
+        raise ValueError(f"function must be {names}, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     q = given["q"]
     if not isinstance(q, Tensor):
-        raise TypeError(f"q is a {type(q).__name__}, not a tensor")
+        raise TypeError(f"q must be a tensor, got {type(q).__name__}")
     arch = arch or _arch_of(q.device)
     from sparse_fmha._extension import _C
 
     archs = ("cpu", *_C.gpu_archs())
     if arch not in archs:
-        raise ValueError(f"arch is {arch}, q is on {q.device}; {' or '.join(archs)} is needed")
+        raise ValueError(f"arch must be {' or '.join(archs)} for q on {q.device}, got {arch}")
     mechanism, times, notes = described[function](given, arch)
     skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
-    return _choose(mechanism, arch, q, skips, times, notes)
+    operands = (x for x in given.values() if isinstance(x, Tensor))
+    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    biased = given["key_bias"] is not None
+    return _choose(mechanism, arch, q, skips, biased, times, notes, needs_gradients)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -201,16 +219,19 @@ def _on(arch: str, times: _Times) -> _Times | None:
 
 
 def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """q and k, checked as the functions do; on device meta as if they were on the GPU."""
+    """Returns q and k, checked as in the functions; device meta counts as a GPU."""
     q, k, v = (given[name] for name in "qkv")
     _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
+    _scores.check(q, k, given["key_bias"], given.get("row_threshold"))
+    if given["sink"] is not None:
+        _scores.check_sink(given["sink"], q)
     return q, k
 
 
 def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
-    """Batch, heads, query tokens, key tokens, head dim."""
+    """Returns batch, heads, query tokens, key tokens and head dim."""
     q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
     return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
 
@@ -220,24 +241,42 @@ def _choose(
     arch: str,
     q: Tensor,
     skips: bool,
+    biased: bool,
     times: _Times | None,
     notes: tuple[str, ...],
+    needs_gradients: bool,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
-    rows = [
-        row
-        for row in _build.kernels()
-        if (row["arch"], row["pass"], row["mechanism"], row["skips"])
-        == (arch, "forward", mechanism, skips)
-    ]
-    fits = [row for row in rows if row["dtype"] == dtype and row["head_dim"] >= head_dim]
-    best = min(fits, key=lambda row: row["head_dim"], default=None)
+
+    def rows_of(direction: str) -> list[_build.KernelRow]:
+        wanted = (arch, direction, mechanism, skips)
+        return [
+            row
+            for row in _build.kernels()
+            if (row["arch"], row["pass"], row["mechanism"], row["skips"]) == wanted
+        ]
+
+    def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
+        fits = [
+            row
+            for row in rows
+            if row["dtype"] == dtype and row["head_dim"] >= head_dim and row["key_bias"] >= biased
+        ]
+        return min(fits, key=lambda row: row["head_dim"], default=None)
+
+    def name_of(row: _build.KernelRow | None) -> str | None:
+        return None if row is None else row["name"]
+
+    rows = rows_of("forward")
+    best = smallest(rows)
     rejected = {}
     for row in rows:
         if row["dtype"] != dtype:
             reason = f"is for {row['dtype']}, q is {dtype}"
         elif row["head_dim"] < head_dim:
             reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
+        elif biased and not row["key_bias"]:
+            reason = "takes no key_bias"
         else:
             reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
         if row is not best:
@@ -245,13 +284,14 @@ def _choose(
     if best is not None:
         why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
     elif rows:
-        why = f"no row is for {dtype} with head dim {head_dim}: the call raises"
+        bias = " and key_bias" if biased else ""
+        why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"
     return Explanation(
         mechanism=mechanism,
         arch=arch,
-        kernel=None if best is None else best["name"],
+        kernel=name_of(best),
         why=why,
         rejected=rejected,
         predicted_ms=None if times is None else times.predicted_us / 1e3,
@@ -260,4 +300,7 @@ def _choose(
         reachable_density=None if times is None else times.reachable_density,
         break_even_density=None if times is None else times.break_even,
         notes=notes,
+        dq_kernel=name_of(smallest(rows_of("backward_dq"))),
+        dkv_kernel=name_of(smallest(rows_of("backward_dkv"))),
+        needs_gradients=needs_gradients,
     )

@@ -1,6 +1,6 @@
-"""How long the Hopper kernels take on an H100 by a small model: costs of stages and query tiles.
+"""A small cost model of the Hopper kernels on an H100: costs per stage and per query tile.
 
-Each multiprocessor works on one query tile at a time, and a tile takes a fixed time and some for
+Each multiprocessor processes one query tile at a time. A tile takes a fixed time, plus a time for
 each stage of keys. The costs are fitted to files of benchmarks/results (docs/lab/README.md).
 """
 
@@ -9,31 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-ARCH = "sm90"  # whose kernels these are
+ARCH = "sm90"  # architecture of the modeled kernels
 MULTIPROCESSORS = 132
 
 
 class DenseCosts(NamedTuple):
-    head_dim: int  # the largest of the row
+    head_dim: int  # the largest head dim of the kernel
     tile_q: int
     tile_k: int
     stage_us: float
     tile_us: float
 
 
-# Fitted to dense and causal attention at 4k to 32k tokens. The power limit moves cases by 15%.
+# Fitted to dense and causal attention at 4k to 32k tokens. The power limit shifts cases by 15%.
 DENSE = (
     DenseCosts(64, 192, 128, 1.425, 1.50),
     DenseCosts(96, 192, 80, 1.100, 2.60),
     DenseCosts(128, 192, 80, 1.240, 2.20),
     DenseCosts(256, 128, 80, 1.680, 5.20),
 )
-# A stage that the causal diagonal cuts is computed by a part of the consumers.
+# Relative cost of a stage cut by the causal diagonal: only some consumers compute it.
 CUT_STAGE = 0.85
 
 
 def dense_us(batch: int, heads: int, q_len: int, kv_len: int, head_dim: int, causal: bool) -> float:
-    """Microseconds of `attention`."""
+    """Predicts the microseconds of `attention`."""
     costs = next(row for row in DENSE if row.head_dim >= head_dim)
     times = []
     for first in range(0, q_len, costs.tile_q):
@@ -50,11 +50,11 @@ def dense_us(batch: int, heads: int, q_len: int, kv_len: int, head_dim: int, cau
 
 
 def makespan(groups: Iterable[tuple[int, float]]) -> float:
-    """The least time for (number, duration) of jobs on all multiprocessors.
+    """Returns a lower bound of the time for (number, duration) of jobs on all multiprocessors.
 
-    They cannot be done before their sum is shared out evenly, nor before the multiprocessor that
-    has the most of the n longest jobs has done those. Heaviest first, as the kernels take them,
-    comes close to the larger of the two.
+    The time is at least the total divided by the multiprocessors. It is also at least the time of
+    the multiprocessor that gets the most of the n longest jobs, for any n. Scheduling the heaviest
+    jobs first, as the kernels do, comes close to the larger of the two.
     """
     total, number, longest = 0.0, 0, 0.0
     for count, duration in sorted(groups, key=lambda group: -group[1]):

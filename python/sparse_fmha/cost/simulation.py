@@ -1,4 +1,4 @@
-"""The tile simulator: what a neighborhood costs, by counting tiles; see docs/simulator.md."""
+"""The tile simulator: counts tiles to predict the cost of a neighborhood; see docs/simulator.md."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Tiles(NamedTuple):
-    """A number of key tiles for each query tile."""
+    """Key tiles per query tile."""
 
     mean: float
-    worst: int  # the largest
+    worst: int  # the maximum
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What `simulate` found.
+    """Result of `simulate`.
 
     Tiles are counted for one head, FLOPs and time for all heads and the whole batch. Extra tokens
-    are tiles of their own, which every query tile visits.
+    have separate tiles, which every query tile visits.
     """
 
     grid: Coord
@@ -41,19 +41,19 @@ class Simulation:
     head_dim: int
     extra: int
     key_tiling: str
-    tile_q: Coord  # tokens per axis; three entries where a tile reaches beyond the grid's axes
+    tile_q: Coord  # tokens per axis; three entries if a tile extends beyond the grid's axes
     tile_k: Coord
     query_tiles: int
     visited: Tiles  # key tiles that a query tile visits
-    full: Tiles  # those that need no mask
-    partial: Tiles  # those that do
-    distribution: dict[int, int]  # key tiles visited: how many query tiles visit that many
-    useful_flops: int  # of both products, over the visible pairs; a multiply-add counts two
-    executed_flops: int  # of whole tiles, head dim padded to the kernel's
-    dense_flops: int  # of attention where every query sees every key
+    full: Tiles  # visited tiles without a mask
+    partial: Tiles  # visited tiles with a mask
+    distribution: dict[int, int]  # key tiles visited: number of query tiles
+    useful_flops: int  # both products over the visible pairs; a multiply-add counts two
+    executed_flops: int  # both products over whole tiles, head dim padded to the kernel's
+    dense_flops: int  # both products if every query sees every key
     speedup_bound: float  # tiles of dense attention / tiles visited
     speedup_bound_worst: float  # the same if all query tiles visited as many as the worst
-    perfect_bound: float  # dense / useful FLOPs: what perfect block sparsity would reach
+    perfect_bound: float  # dense / useful FLOPs: the bound of perfect block sparsity
     predicted_ms: float  # on an H100, by the cost model of csrc/planning/tiling.cpp
 
     def __str__(self) -> str:
@@ -93,15 +93,15 @@ class Simulation:
         )
 
     def plot(self, path: str | PathLike[str], query: Sequence[int] | None = None) -> None:
-        """Writes a PNG: the keys that one query sees, the tiles visited for it, the distribution.
+        """Writes a PNG: the keys one query sees, the tiles visited for it, and the distribution.
 
         Args:
-            path: file to write; ends in .png.
-            query: token coordinates; the centre of the grid if not given.
+            path: PNG file to write; must end in .png.
+            query: token coordinates; default: the center of the grid.
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError, TypeError: a path or a query that is not allowed.
+            ValueError, TypeError: path or query is not allowed.
             OSError: the file cannot be written.
         """
         from sparse_fmha.plotting.tiles import draw
@@ -109,7 +109,7 @@ class Simulation:
         draw(self._view(query), path)
 
     def _view(self, query: Sequence[int] | None = None) -> TileView:
-        # These need numpy, which nothing else here does.
+        # Imported here, because only these need numpy.
         from sparse_fmha.cost.tile_lines import check_query, lines
         from sparse_fmha.plotting.views import TileView
 
@@ -148,28 +148,28 @@ def simulate(
     key_tiling: str = "dynamic",
     extra: int = 0,
 ) -> Simulation:
-    """Counts the tiles that `neighborhood_attention` visits, and what follows from their number.
+    """Counts the tiles that `neighborhood_attention` visits, and derives bounds and a time.
 
-    The counts are those of the Hopper kernel's own walk, so they are exact; the time is a
-    prediction. With `key_tiling="static"` and the worst query tile these are the bounds of Hassani
-    et al., "Generalized Neighborhood Attention", arXiv 2504.16922, appendix B.1.
+    The counts use the Hopper kernel's walk, so they are exact; the time is a prediction. With
+    `key_tiling="static"` and the worst query tile, the bounds are those of Hassani et al.,
+    "Generalized Neighborhood Attention", arXiv 2504.16922, appendix B.1.
 
     Args:
         grid: tokens on each of one to three axes.
-        window, stride, dilation, causal: as `neighborhood_attention`; one value serves all axes.
-        heads: of the queries.
-        batch: entries of the batch.
+        window, stride, dilation, causal: as in `neighborhood_attention`; one value serves all axes.
+        heads: query heads.
+        batch: batch entries.
         head_dim: a multiple of 8 up to 256.
-        tile_q: queries of a tile on each axis; where not given, the cheapest box that the kernel
-            takes: 128 tokens, powers of two on its sides.
-        tile_k: keys of a tile on each axis; 128 tokens if not given, 64 for head dims over 128.
-        key_tiling: "dynamic", key tiles from the edge of the window on, as the kernel has them; or
-            "static", on a grid that all query tiles share.
+        tile_q: queries per tile on each axis; default: the cheapest box that the kernel supports,
+            of 128 tokens with powers of two as sides.
+        tile_k: keys per tile on each axis; default: 128 tokens, 64 for head dims over 128.
+        key_tiling: "dynamic", key tiles that start at the edge of the window, as in the kernel; or
+            "static", key tiles on a grid that all query tiles share.
         extra: tokens that every query sees besides its window.
 
     Raises:
-        ValueError, TypeError: an argument that is not allowed, as `neighborhood_attention`.
-        ImportError: the extension `_C` is not there for this Python.
+        ValueError, TypeError: an argument is not allowed, as in `neighborhood_attention`.
+        ImportError: the extension `_C` is not available for this Python.
     """
     problem = check_problem(
         grid, window, stride, dilation, causal, heads, batch, head_dim, key_tiling, extra
@@ -180,7 +180,7 @@ def simulate(
 def ranking(
     count: int, *, tile_q: object = None, tile_k: object = None, **options: Any
 ) -> list[Simulation]:
-    """The best `count` tile pairs, cheapest first; arguments as `simulate`."""
+    """Returns the best `count` tile pairs, cheapest first; arguments as in `simulate`."""
     problem = check_problem(**options)
     return [_with_tiles(problem, *pair) for pair in _rank(problem, tile_q, tile_k)[:count]]
 
@@ -195,13 +195,13 @@ def _choose(problem: Problem, tile_q: object, tile_k: object) -> tuple[Triple, T
 
 
 def _max_extent(problem: Problem) -> Triple:
-    """The largest box that the tensor copy engine takes."""
+    """Returns the largest box that TMA supports."""
     grid, _, _, dilation, _ = problem.walk
     return tile_simulator().max_box(grid, dilation)
 
 
 def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Triple, Triple]]:
-    """Tile pairs with the tiles that were given, the cheapest first."""
+    """Returns tile pairs, with the given tiles if any, cheapest first."""
     given_q, given_k = (
         check_tile(name, value, problem.axes)
         for name, value in (("tile_q", tile_q), ("tile_k", tile_k))
@@ -215,7 +215,7 @@ def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Triple
     ranked = tiles.rank(problem.walk, rows_q, rows_k, limits, costs, problem.static)
     if not given_q and not given_k:
         return [(q, k) for q, k, *_ in ranked]
-    # One is fixed and need not be a box of the kernel's.
+    # One tile is given and need not be a box that the kernel supports.
     pairs = {(given_q or q, given_k or k): None for q, k, *_ in ranked}
 
     def cost(pair: tuple[Triple, Triple]) -> float:
@@ -227,11 +227,11 @@ def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Triple
 def _timed_groups(
     problem: Problem, q: Triple, k: Triple
 ) -> list[tuple[int, tuple[int, int], float]]:
-    """(query tiles, (visited, full) by each, microseconds of one block for each)."""
+    """Returns groups: (query tiles, (visited, full) of each, microseconds of each)."""
     tiles = tile_simulator()
     head_dim, rows_q, rows_k = problem.row
     full_us, partial_us, query_us = tiles.costs(head_dim)
-    # The costs are those of the kernel's own tiles. Others are taken to cost what their size says.
+    # The costs are for the kernel's tiles; other tiles are assumed to cost in proportion to size.
     of_queries = math.prod(q) / rows_q
     area = of_queries * math.prod(k) / rows_k
     extra_tiles = -(-problem.extra // math.prod(k))
@@ -263,12 +263,12 @@ def _with_tiles(problem: Problem, q: Triple, k: Triple) -> Simulation:
     total = sum(count * tiles for tiles, count in distribution.items())
     dense_keys = -(-(tokens + problem.extra) // math.prod(k))
     dense_queries = -(-tokens // math.prod(q))
-    # With tiles of one token the tiles visited are the visible pairs.
+    # With tiles of one token, the tiles visited are the visible pairs.
     _, on_grid, *_ = tile_simulator().count(problem.walk, ((1, 1, 1), (1, 1, 1)))
     pairs = on_grid + tokens * problem.extra
     flops = 4 * heads * problem.head_dim
     useful, dense = flops * pairs, flops * tokens * (tokens + problem.extra)
-    first = 3 - problem.axes  # of the grid's own axes
+    first = 3 - problem.axes  # the grid's first axis
     grid, window, stride, dilation, causal = (values[first:] for values in problem.walk)
     return Simulation(
         grid=grid,

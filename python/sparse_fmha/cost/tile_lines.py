@@ -1,4 +1,4 @@
-"""The key tiles that are visited for one query, axis by axis."""
+"""The key tiles visited for one query, axis by axis."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sparse_fmha.plotting.views import Line
 
 
 def check_query(grid: Coord, query: Sequence[int] | None) -> list[int]:
-    """Token coordinates on the grid; its centre where none are given."""
+    """Returns token coordinates on the grid, checked; default: the center of the grid."""
     if query is None:
         query = [length // 2 for length in grid]
     query = _checks.per_axis("query", query, len(grid))
     for axis, (token, length) in enumerate(zip(query, grid, strict=True)):
         if not 0 <= token < length:
-            raise ValueError(f"query[{axis}] is {token}; 0 to {length - 1} are allowed")
+            raise ValueError(f"query[{axis}] must be from 0 to {length - 1}, got {token}")
     return query
 
 
@@ -29,12 +29,12 @@ def lines(
     static: bool,
     query: list[int],
 ) -> tuple[Line, Line, Line]:
-    """The three axes, of which those that the grid lacks have one token.
+    """Returns three axes; axes that the grid does not have get one token.
 
     Args:
         walk: grid, window, stride, dilation, causal, on the grid's axes.
         tiles: tokens of a query tile and of a key tile, on these axes or on all three.
-        static: key tiles are on a common grid.
+        static: key tiles are on a grid that all query tiles share.
         query: token coordinates.
     """
     simulator = _C.tiles

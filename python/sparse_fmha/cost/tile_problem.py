@@ -1,4 +1,4 @@
-"""A problem for the tile simulator: its arguments, checked, and what the kernel allows of tiles."""
+"""Checked arguments of the tile simulator, and the tile sizes of the kernels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Walk = tuple[Triple, Triple, Triple, Triple, Triple]  # grid, window, stride, di
 
 @dataclass(frozen=True)
 class Problem:
-    """Checked arguments; axes that the grid lacks are 1, as in Neighborhood::Params."""
+    """Checked arguments; missing axes are 1, as in Neighborhood::Params."""
 
     axes: int
     walk: Walk
@@ -57,20 +57,20 @@ def check_problem(
 ) -> Problem:
     axes = len(grid) if isinstance(grid, Sequence) else 1
     if not 1 <= axes <= 3:
-        raise ValueError(f"grid is {grid!r}; one to three axes are allowed")
+        raise ValueError(f"grid must have one to three axes, got {grid!r}")
     grid = _checks.per_axis("grid", grid, axes)
     if min(grid) < 1 or math.prod(grid) > MAX_TOKENS:
         raise ValueError(
-            f"grid is {joined(grid)}; at least 1 token on each axis and at most {MAX_TOKENS} "
-            "in all are allowed"
+            f"grid must have at least 1 token on every axis and at most {MAX_TOKENS} in all, got "
+            f"{joined(grid)}"
         )
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
     dilations = _checks.per_axis("dilation", dilation, axes)
     causals = _checks.per_axis("causal", causal, axes, bool)
     _checks.check_neighborhood(grid, windows, strides, dilations, causals)
-    # As the op does: a causal window ends with the sequence, and with a window of 1 there is
-    # nothing between which a dilation could lie.
+    # As in the op: a causal window is clamped to the sequence, and with a window of 1 the dilation
+    # has no effect.
     windows = [
         min(w, ceil_div(length, d)) if ends else w
         for length, w, d, ends in zip(grid, windows, dilations, causals, strict=True)
@@ -80,20 +80,20 @@ def check_problem(
     for name, value, least in (("heads", heads, 1), ("batch", batch, 1), ("extra", extra, 0)):
         _check_int(name, value)
         if value < least:
-            raise ValueError(f"{name} is {value}; at least {least} is needed")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     _check_int("head_dim", head_dim)
     if not 8 <= head_dim <= _checks.MAX_HEAD_DIM or head_dim % 8:
         raise ValueError(
-            f"head_dim is {head_dim}; multiples of 8 from 8 to {_checks.MAX_HEAD_DIM} are allowed"
+            f"head_dim must be a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got {head_dim}"
         )
     if key_tiling not in KEY_TILINGS:
-        raise ValueError(f"key_tiling is {key_tiling!r}; allowed are: {', '.join(KEY_TILINGS)}")
+        raise ValueError(f"key_tiling must be {_checks.one_of(KEY_TILINGS)}, got {key_tiling!r}")
     walk = walk_of(grid, windows, strides, dilations, causals)
     return Problem(axes, walk, heads, batch, head_dim, key_tiling, extra)
 
 
 def triple(values: Sequence[int], fill: int = 1) -> Triple:
-    """Values of the last axes; the others get `fill`."""
+    """Pads the values of the last axes to three axes with `fill`."""
     t, y, x = (*[fill] * (3 - len(values)), *values)
     return t, y, x
 
@@ -105,17 +105,17 @@ def walk_of(
     dilation: Sequence[int],
     causal: Sequence[int],
 ) -> Walk:
-    """On three axes."""
+    """Returns the arguments on three axes."""
     return triple(grid), triple(window), triple(stride), triple(dilation), triple(causal, 0)
 
 
 def _check_int(name: str, value: object) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; an int is needed")
+        raise TypeError(f"{name} must be an int, got {value!r}")
 
 
 def check_tile(name: str, value: object, axes: int) -> Triple | None:
-    """A tile given for the grid's axes, or for all three."""
+    """Checks a tile given for the grid's axes, or for all three."""
     if value is None:
         return None
     if isinstance(value, Sequence) and len(value) == 3:
@@ -123,8 +123,8 @@ def check_tile(name: str, value: object, axes: int) -> Triple | None:
     tile = triple(_checks.per_axis(name, value, axes))
     if min(tile) < 1 or math.prod(tile) > MAX_TILE_TOKENS:
         raise ValueError(
-            f"{name} is {value!r}; at least 1 token on each axis and at most {MAX_TILE_TOKENS} "
-            "in all are allowed"
+            f"{name} must have at least 1 token on every axis and at most {MAX_TILE_TOKENS} in "
+            f"all, got {value!r}"
         )
     return tile
 

@@ -1,6 +1,6 @@
 """Attention over several GPUs: sequence parallel functions, and sharding rules for DTensor.
 
-`import sparse_fmha.distributed` registers the rules. docs/distributed.md says which way to take.
+`import sparse_fmha.distributed` registers the rules. docs/distributed.md says which one to use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sequence parallel attention by all-gather: each rank keeps its queries and gets all keys."""
+"""Sequence parallel attention by all-gather: each rank keeps its queries and gathers all keys."""
 
 from __future__ import annotations
 
@@ -79,60 +79,61 @@ def all_gather_kv(
     validate: bool = True,
     **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention over a sequence that is sharded over ranks, each of which computes its queries.
+    """Attention over a sequence sharded over ranks; each rank computes its own queries.
 
     Keys and values are gathered on every rank, as in the context parallelism of Llama 3 (Dubey et
-    al. 2024, arXiv:2407.21783, section 3.3.2). The result is that of the function on the whole
-    sequence. Any number of heads will do.
+    al. 2024, arXiv:2407.21783, section 3.3.2). The result equals that of the function on the whole
+    sequence. Any number of heads is allowed.
 
     Args:
-        q: `[B, Lq / world, Hq, D]`, as many tokens on each rank: rank r has tokens r * Lq / world
-            and on, or with `zigzag` chunks r and 2 * world - 1 - r of 2 * world, as
-            `zigzag_shard` makes them. Dtypes, strides and D as `sparse_fmha.attention`.
+        q: `[B, Lq / world, Hq, D]`, the same number of tokens on each rank. Rank r has the Lq /
+            world tokens from r * Lq / world; with `zigzag` it has chunks r and 2 * world - 1 - r of
+            2 * world, as made by `zigzag_shard`. For dtypes, strides and D see
+            `sparse_fmha.attention`.
         k: `[B, Lkv / world, Hkv, D]`, in the same order.
         v: like k.
-        attention: the function to run, called as `attention(q, k, v, **options)`, with a mask as
-            `attention(q, k, v, mask, **options)`, on parts of the queries with the keys that they
-            may see. Default: by the mask `attention`, `block_sparse_attention` or
+        attention: the function to run on parts of the queries and the keys that they may see,
+            called as `attention(q, k, v, **options)`, or `attention(q, k, v, mask, **options)` with
+            a mask. The default depends on the mask: `attention`, `block_sparse_attention` or
             `stripe_attention` of sparse_fmha.
-        mask: for the whole sequence, the same on every rank; its rows are cut here. The parts, with
-            `zigzag` the chunks, must be multiples of its block_q. Or a function that makes one
-            from part of the queries and the keys: a selection by scores. It is called for each
-            part, with the keys that `causal` lets it see.
-        causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own; of one that a
-            function makes it must be the same.
-        zigzag: the order of tokens that has as much causal work for each rank.
-        group: process group or mesh of one dimension; default all ranks.
+        mask: a mask of the whole sequence, the same on every rank; its rows are sliced here. The
+            parts (the chunks, with `zigzag`) must be multiples of its block_q. Or a function that
+            makes a mask from a part of the queries and the keys, for selection by scores. It is
+            called for each part, with the keys that `causal` lets the part see.
+        causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own flag; a mask
+            made by a function must have the same value.
+        zigzag: tokens are in the order that balances causal work over the ranks.
+        group: process group or one-dimensional mesh; default all ranks.
         return_lse: also return the log-sum-exp.
-        validate: compare the ranks' shapes first, which waits for the device; without it ranks of
-            different shapes are undefined, and may wait for ever.
-        options: to the function, such as `scale`.
+        validate: compare the ranks' shapes first, which waits for the device. Without it, different
+            shapes are undefined behavior and may deadlock.
+        options: passed to the function, such as `scale`.
 
     Returns:
         `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as of the function. In the backward pass each rank finds
-        gradients of all keys and values, which a reduce-scatter adds up in fp32.
+        `[B, Lq / world, Hq]` in fp32, as returned by the function. In the backward pass each rank
+        computes gradients of all keys and values, which a reduce-scatter adds in fp32.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
-        ValueError: ranks that do not agree, a mask of another length or with blocks that are cut,
-            an odd number of tokens with `zigzag`, `causal` beside a mask, a mesh of several
-            dimensions, a group without this process; `neighborhood_attention`, which `ulysses`
-            takes; `return_stats`.
-        TypeError: a DTensor, another type of mask, group or tensor.
-        NotImplementedError: an input with a tangent of forward mode.
+        ValueError: ranks that do not agree, a mask of another length or with blocks that are split,
+            an odd number of tokens with `zigzag`, `causal` together with a mask, a mesh of several
+            dimensions, a group without this process, `neighborhood_attention` (use `ulysses`), or
+            `return_stats`.
+        TypeError: a DTensor, or a mask, group or tensor of the wrong type.
+        NotImplementedError: an input with a forward-mode tangent.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "all_gather_kv")
     if attention is sparse_fmha.neighborhood_attention:
         raise ValueError(
-            "neighborhood_attention takes q and k on one grid, so all_gather_kv cannot give it "
-            "some of the queries; use ulysses"
+            "all_gather_kv does not support neighborhood_attention, which needs q and k on one "
+            "grid; use ulysses"
         )
     for name, flag in (("causal", causal), ("zigzag", zigzag)):
         _checks.check_flag(name, flag)
     if causal and isinstance(mask, _masks.MASKS):
-        raise ValueError("causal is given beside a mask; the mask's own causal counts")
+        raise ValueError("causal must not be given with a mask, which has its own causal")
     flags = {"causal": int(causal), "zigzag": int(zigzag)}
     q, k, v = cast_where_enabled(q, k, v)
     _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
@@ -142,7 +143,7 @@ def all_gather_kv(
     options["return_lse"] = return_lse
 
     tokens, tokens_kv = q.shape[1] * world, k.shape[1] * world
-    # Without a causal mask or lists, which number the keys, any order of the keys will do.
+    # Key order matters only for a causal mask or for lists, which refer to keys by position.
     ordered = zigzag and (causal or mask is not None)
     parts = q.chunk(2, 1) if ordered else (q,)
     length = parts[0].shape[1]
@@ -153,7 +154,7 @@ def all_gather_kv(
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
-    # One message for both.
+    # k and v in one message.
     k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
     results: list[Any] = []
     for part, span, rows in zip(parts, spans, masks, strict=True):
@@ -167,8 +168,8 @@ def all_gather_kv(
             rows = _masks.made(rows, part, seen_k)
             if rows.causal != causal:
                 raise ValueError(
-                    f"mask(q, k) made a mask with causal {rows.causal}; causal is {causal}, and "
-                    "the keys are given by that"
+                    f"mask(q, k) must return a mask with causal = {causal}, by which the keys are "
+                    f"gathered, got {rows.causal}"
                 )
         if rows is None and causal:
             options["causal"] = True

@@ -1,4 +1,4 @@
-"""Communication between ranks, with its derivatives."""
+"""Differentiable communication between ranks."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from sparse_fmha._ops import derivatives
 from sparse_fmha.distributed import _groups
 
-Context = Any  # torch.autograd.function.FunctionCtx, which has no attributes for types
+Context = Any  # torch.autograd.function.FunctionCtx, whose attributes are not typed
 
 
 def all_to_all(sent: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`[world, ...]`: what each rank sent to this one, of what is for it."""
+    """Sends `sent[r]` to rank r; returns `[world, ...]`, what each rank sent to this one."""
     if derivatives.requires_grad(sent):
         return _AllToAll.apply(sent, group)  # type: ignore[no-any-return, no-untyped-call]
     return _all_to_all(sent, group)
 
 
 def all_gather(part: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
-    """The ranks' parts, one behind the other along the first dimension."""
+    """Concatenates the ranks' parts along the first dimension."""
     if derivatives.requires_grad(part):
         return _AllGather.apply(part, group, world)  # type: ignore[no-any-return, no-untyped-call]
     return _all_gather(part, group, world)
 
 
 def shared(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """A tensor that is whole and the same on every rank, of which each rank uses a part.
+    """Marks a tensor that is whole and equal on every rank, of which each rank uses a part.
 
-    So its gradient is, too: the sum of what the ranks find.
+    Its gradient is then also whole and equal on every rank: the sum of the ranks' gradients.
     """
     if derivatives.requires_grad(x):
         return _Shared.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
@@ -52,10 +52,10 @@ def _all_gather(part: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
 
 
 def _sum_to_parts(whole: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
-    """This rank's part of the sum over ranks; 16-bit numbers are added in fp32."""
+    """Returns this rank's part of the sum over ranks; 16-bit numbers are added in fp32."""
     wide = whole.to(torch.promote_types(whole.dtype, torch.float32)).contiguous()
     part = wide.new_empty(wide.shape[0] // world, *wide.shape[1:])
-    # torch 2.13 renamed it, and warns about the name that older ones have.
+    # torch 2.13 renamed this function and warns about the old name.
     scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     scatter(part, wide, group=group)
     return part.to(whole.dtype)

@@ -1,4 +1,4 @@
-"""How the ops run on DTensors: sharded over the batch and over heads, without communication."""
+"""Sharding rules of the ops for DTensor: over the batch and over heads, without communication."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _registered = False
 
 
 def register_sharding() -> None:
-    """Registers the ops with DTensor; done when `sparse_fmha.distributed` is imported.
+    """Registers the ops with DTensor. Importing `sparse_fmha.distributed` calls this.
 
-    All ops of attention and of its backward pass are sharded over the batch or over heads; a mesh
-    of several dimensions may do both. Lists of a mask that serve all batch entries or all heads are
-    replicated there. With fewer key heads than query heads, heads are sharded only where the key
-    heads divide evenly. Tensors that are placed otherwise are redistributed by DTensor, as for its
-    own ops. Repeated calls do nothing.
+    All attention ops, forward and backward, are sharded over the batch or over heads; a mesh of
+    several dimensions may do both. Lists of a mask that are shared by all batch entries or all
+    heads are replicated there. With fewer key heads than query heads, heads are sharded only if the
+    key heads divide evenly. DTensor redistributes tensors with other placements, as for its own
+    ops. Repeated calls do nothing.
     """
     global _registered
     if _registered:
@@ -43,7 +43,7 @@ def register_sharding() -> None:
         op = getattr(torch.ops.sparse_fmha, name).default
         names = [argument.name for argument in op._schema.arguments]
         static = names.index("lse" if "lse" in names else "v") + 1
-        # torch's own `register_sharding` counts a list of results as one tensor.
+        # torch's own `register_sharding` treats a list of results as one tensor.
         DTensor._op_dispatcher.sharding_propagator.register_op_strategy(
             op, _strategy_of(names), RuntimeSchemaInfo(static_argnum=static, needs_pytree=True)
         )
@@ -53,33 +53,37 @@ def register_sharding() -> None:
 def distribute_mask(
     mask: BlockMask | StripeMask, mesh: DeviceMesh, placements: Sequence[Placement]
 ) -> BlockMask | StripeMask:
-    """The mask with DTensor lists, for a q `[B, Lq, Hq, D]` that has the placements.
+    """Distributes a mask's lists as DTensors, for a q `[B, Lq, Hq, D]` with the given placements.
 
     Args:
-        mask: whole and the same on every rank of the mesh.
-        mesh: q's.
-        placements: q's, one for each dimension of the mesh: `Shard(0)` (batch), `Shard(2)` (heads)
-            or `Replicate()`. Lists for all batch entries or all heads are replicated there.
+        mask: the whole mask, the same on every rank of the mesh.
+        mesh: q's mesh.
+        placements: q's placements, one for each dimension of the mesh: `Shard(0)` (batch),
+            `Shard(2)` (heads) or `Replicate()`. Lists shared by all batch entries or all heads are
+            replicated there.
 
     Returns:
-        A mask for `block_sparse_attention` or `stripe_attention` of DTensors; what it lists is to
-        be asked of the whole one.
+        A mask for `block_sparse_attention` or `stripe_attention` on DTensors. To query what is
+        listed, use the whole mask.
 
     Raises:
-        TypeError: mask is neither mask.
-        ValueError: another placement, or not one for each dimension of the mesh.
+        TypeError: mask is not a BlockMask or StripeMask.
+        ValueError: another placement, or not one placement for each dimension of the mesh.
     """
     if not isinstance(mask, BlockMask | StripeMask):
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or StripeMask is needed")
+        raise TypeError(f"mask must be a BlockMask or StripeMask, got {type(mask).__name__}")
     if len(placements) != mesh.ndim:
-        raise ValueError(f"{len(placements)} placements; the mesh has {mesh.ndim} dimensions")
+        raise ValueError(
+            f"placements must have one entry for each of the {mesh.ndim} dimensions of the mesh, "
+            f"got {len(placements)}"
+        )
     of_list: list[Placement] = []
     for placement in placements:
         list_dim = {Replicate(): None, Shard(0): 0, Shard(2): 1}.get(placement, -1)
         if list_dim == -1:
             raise ValueError(
-                f"q is placed as {placement}; Shard(0) (batch), Shard(2) (heads) and Replicate() "
-                "are allowed"
+                "placement of q must be Shard(0) (batch), Shard(2) (heads) or Replicate(), got "
+                f"{placement}"
             )
         if list_dim is None or mask.counts.shape[list_dim] == 1:
             of_list.append(Replicate())
@@ -89,7 +93,7 @@ def distribute_mask(
 
 
 def _strategy_of(names: Sequence[str]) -> Callable[[OpSchema], OpStrategy]:
-    """How an op with these arguments can run on a mesh, as DTensor asks for it."""
+    """Returns the strategy function that tells DTensor how an op with these arguments can run."""
 
     def strategy(called: OpSchema) -> OpStrategy:
         args = [
@@ -105,8 +109,8 @@ def _strategy_of(names: Sequence[str]) -> Callable[[OpSchema], OpStrategy]:
 
 
 def _shardings(given: Mapping[str, Any]) -> tuple[list[list[Placement | None]], int]:
-    """Placements of the outputs and then the inputs on one dimension of a mesh, of which any one
-    is possible; and how many of them are of outputs.
+    """The alternative placements on one mesh dimension, outputs before inputs; and the number of
+    outputs.
     """
     q, k = given["q"], given["k"]
     heads = _heads_of_gradients(given) if "dout" in given else _heads_of_results(given)
@@ -122,25 +126,28 @@ def _shardings(given: Mapping[str, Any]) -> tuple[list[list[Placement | None]], 
 
 
 def _heads_of_results(given: Mapping[str, Any]) -> list[int | None]:
-    """In which dimension out, lse and the counts of tiles have their heads."""
+    """The head dimension of out, lse and the tile counts."""
     dim = len(given["q"].shape) - 2
     return [dim, dim] if given.get("skip_threshold") is None else [dim, dim, 1]
 
 
 def _heads_of_gradients(given: Mapping[str, Any]) -> list[int | None]:
-    """The same of gradients; one that is not wanted is empty and has no heads."""
+    """The head dimension of the gradients; one that is not needed is empty and has no heads."""
     dim = len(given["q"].shape) - 2
     dims = [dim if given.get("need_dq", True) else None]
     extra = [2, 2] if given.get("extra_k") is not None else []
-    return dims + [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    dims += [d if given.get("need_dkv", True) else None for d in (dim, dim, *extra)]
+    if given.get("key_bias") is not None:
+        dims.append(1 if given.get("need_dbias", True) else None)
+    return dims
 
 
 def _is_tensor(arg: object) -> TypeGuard[DTensorSpec]:
-    return hasattr(arg, "placements")  # DTensor passes specs in the place of tensors
+    return hasattr(arg, "placements")  # DTensor passes specs instead of tensors
 
 
 def _place(name: str, arg: object, axis: int) -> Placement | None:
-    """Of an argument, where the op is sharded over the batch (axis 0) or heads (axis 1)."""
+    """Placement of an argument if the op is sharded over the batch (axis 0) or heads (axis 1)."""
     if not _is_tensor(arg):
         return None
     if name in TOKENS:
@@ -155,8 +162,8 @@ def _place(name: str, arg: object, axis: int) -> Placement | None:
 def _heads_divide(heads: int, heads_kv: int, mesh: Sequence[int]) -> bool:
     """Whether every shard of query heads has its key heads in the same shard.
 
-    Heads may be sharded over any of the mesh's dimensions. DTensor itself leaves out those of more
-    ranks than there are heads.
+    Heads may be sharded over any mesh dimension. DTensor itself excludes dimensions with more ranks
+    than heads.
     """
     if heads == heads_kv:
         return True

@@ -1,4 +1,4 @@
-"""Which ranks take part, and whether they agree."""
+"""Resolves process groups and checks that ranks agree."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Group = dist.ProcessGroup | DeviceMesh | None
 
 
 def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
-    """The process group, this process's rank in it and its size.
+    """Returns the process group, this process's rank in it, and its size.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
-        TypeError: neither a process group nor a mesh.
-        ValueError: a mesh of several dimensions, or a group that this process is not in.
+        TypeError: group is neither a process group nor a mesh.
+        ValueError: the mesh has several dimensions, or this process is not in the group.
     """
     if not dist.is_initialized():
         raise RuntimeError(
@@ -32,70 +32,76 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
-                f"group is a mesh of {group.ndim} dimensions, {group.mesh_dim_names or ''}; give "
-                "the one that the sequence is sharded over, such as mesh['cp']"
+                "group must be a mesh of one dimension, the one that the sequence is sharded over, "
+                f"such as mesh['cp'], got {group.ndim} dimensions {group.mesh_dim_names or ''}"
             )
         if group.get_coordinate() is None:
-            raise ValueError("this process is not in the mesh that is given as group")
+            raise ValueError("the mesh given as group must contain this process")
         group = group.get_group()
-    # What new_group returns to a process that is not in the group; it is no ProcessGroup.
+    # new_group returns this to a process outside the group; it is not a ProcessGroup.
     outside: object = dist.GroupMember.NON_GROUP_MEMBER
     if group is outside:
-        raise ValueError("this process is not in the group that is given")
+        raise ValueError("group must contain this process")
     if group is None:
         group = dist.group.WORLD
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            f"group is a {type(group).__name__}; a ProcessGroup, a DeviceMesh of one dimension or "
-            "None is needed"
+            "group must be a ProcessGroup, a DeviceMesh of one dimension or None, got "
+            f"{type(group).__name__}"
         )
     return group, dist.get_rank(group), dist.get_world_size(group)
 
 
 def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    """The parts of all ranks, one behind the other along the first dimension."""
-    # torch 2.13 renamed it, and warns about the name that older ones have.
+    """Writes the parts of all ranks into `whole`, concatenated along the first dimension."""
+    # torch 2.13 renamed this function and warns about the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(whole, part, group=group)
 
 
 def check_local(**tensors: Tensor) -> None:
-    """This rank's parts: plain tensors `[B, L / world, H, D]` of one dtype, without tangents."""
+    """Checks this rank's parts: plain tensors `[B, L / world, H, D]`, one dtype, no tangents."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if isinstance(tensor, DTensor):
             raise TypeError(
-                f"{name} is a DTensor; give this rank's part of the sequence, {name}.to_local()"
+                f"{name} must be this rank's part of the sequence, {name}.to_local(), got DTensor"
             )
         if tensor.dim() != 4:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; [batch, tokens of this rank, heads, head "
-                "dim] is needed"
+                f"{name} must have shape [batch, tokens of this rank, heads, head dim], got "
+                f"{list(tensor.shape)}"
             )
         check_no_tangent(name, tensor)
 
 
 def check_no_tangent(name: str, tensor: Tensor) -> None:
-    """Communication into a buffer would lose tangents silently."""
+    """Checks for a tangent: communication into a buffer would silently lose it."""
     if derivatives.has_tangent(tensor):
         raise NotImplementedError(
-            f"{name} carries a tangent, and there is no forward-mode derivative; detach the inputs"
+            f"{name} must not carry a tangent: forward-mode derivatives are not supported; detach "
+            "the inputs"
         )
 
 
 def check_options(options: dict[str, Any], function: str) -> None:
     if options.pop("return_stats", False):
-        raise ValueError(f"{function} has no return_stats; each rank has counts of its own")
+        raise ValueError(
+            f"{function} does not support return_stats, because each rank counts its own tiles"
+        )
+    for name in ("key_bias", "row_threshold", "sink"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"{function} does not support {name} yet")
 
 
 def check_agreement(
     q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int,
 ) -> None:  # fmt: skip
-    """Every rank has the same shapes, dtype, mask sizes and flags; waits for the device.
+    """Checks that ranks have the same shapes, dtype, mask sizes and flags; waits for the device.
 
-    All ranks raise the same error, so that none waits for the others.
+    All ranks raise the same error, so no rank waits for the others.
     """
     mine = {
         "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
@@ -116,9 +122,8 @@ def check_agreement(
         for name, size, expected in zip(mine, row, first, strict=True):
             if size != expected:
                 raise ValueError(
-                    f"rank {rank} of the group has another {name} than rank 0, {size} and "
-                    f"{expected}; all ranks need the same. A sequence that does not divide by the "
-                    f"{world} ranks is to be padded"
+                    f"{name} must be the same on all ranks, got {expected} on rank 0 and {size} on "
+                    f"rank {rank}; pad a sequence that the {world} ranks do not divide"
                 )
 
 
@@ -126,7 +131,7 @@ def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int, validate: bool,
 ) -> None:  # fmt: skip
-    """All checks that do not depend on the function; shapes across the ranks first."""
+    """Runs all checks that do not depend on the function, shapes across ranks first."""
     check_local(q=q, k=k, v=v)
     _masks.kind(mask)
     if validate:

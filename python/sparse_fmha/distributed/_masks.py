@@ -1,4 +1,4 @@
-"""Parts of masks: some heads, some rows of queries."""
+"""Slices of masks: some heads, or some query rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_fmha.masks import block_mask, stripe_mask
+from sparse_fmha.masks import block_fields, stripe_mask
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -17,7 +17,7 @@ MaskOrFunction = Mask | Callable[[Tensor, Tensor], Mask] | None
 
 
 def kind(mask: MaskOrFunction) -> int:
-    """What it is, as a number that ranks can compare."""
+    """The kind of mask, as a number that ranks can compare."""
     if mask is None:
         return 0
     if isinstance(mask, MASKS):
@@ -25,27 +25,27 @@ def kind(mask: MaskOrFunction) -> int:
     if callable(mask):
         return 3
     raise TypeError(
-        f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask or a function of q and k that "
-        "makes one is needed"
+        "mask must be a BlockMask, a StripeMask or a function of q and k that returns one, got "
+        f"{type(mask).__name__}"
     )
 
 
 def check_whole(mask: Mask, tokens: int, tokens_kv: int) -> None:
-    """A mask for the sequence of all ranks."""
+    """Checks that the mask is for the sequence of all ranks."""
     for name, of_mask, given in (("q", mask.q_len, tokens), ("k", mask.kv_len, tokens_kv)):
         if of_mask != given:
             raise ValueError(
-                f"mask is for {of_mask} tokens of {name}; the ranks together have {given}. It is "
-                "to be the mask of the whole sequence on every rank"
+                f"mask must be for the {given} tokens of {name} that the ranks have together, the "
+                f"whole sequence, got one for {of_mask}"
             )
 
 
 def made(mask: Callable[[Tensor, Tensor], Mask], q: Tensor, k: Tensor) -> Mask:
-    """The mask that the user's function makes."""
+    """Returns the mask that the user's function makes."""
     lists = mask(q, k)
     if not isinstance(lists, MASKS):
         raise TypeError(
-            f"mask(q, k) returned a {type(lists).__name__}; a BlockMask or StripeMask is needed"
+            f"mask(q, k) must return a BlockMask or StripeMask, got {type(lists).__name__}"
         )
     return lists
 
@@ -56,8 +56,8 @@ def with_tensors(
     q_len: int | None = None,
     kv_len: int | None = None,
 ) -> Mask:
-    """A mask of the parts of all tensors, for other lengths where they are given."""
-    module = block_mask if isinstance(mask, BlockMask) else stripe_mask
+    """Returns a mask with `part` applied to all tensors, and with other lengths if given."""
+    module = block_fields if isinstance(mask, BlockMask) else stripe_mask
     tensors: dict[str, Any] = {
         name: None if getattr(mask, name) is None else part(getattr(mask, name))
         for name in module.TENSORS
@@ -74,33 +74,33 @@ def with_tensors(
 
 
 def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
-    """The mask of one rank's heads; one that serves all heads, or has only these, is itself."""
+    """The mask of one rank's heads; unchanged if it is for all heads or has only these."""
     listed, local = mask.counts.shape[1], whole // world
     if listed in (1, local):
         return mask
     if listed != whole:
         raise ValueError(
-            f"mask has lists for {listed} heads; 1, q's {whole} or the {local} of this rank are "
-            "needed"
+            f"mask must have lists for 1 head, q's {whole} or the {local} of this rank, got "
+            f"{listed}"
         )
     return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
 
 
 def check_rows(mask: Mask, rows: int) -> None:
-    """Parts of so many queries cut no block; the answer is the same on every rank."""
+    """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
     if rows % mask.block_q and rows != mask.q_len:
         raise ValueError(
-            f"parts of {rows} queries cut blocks of the mask, which has block_q {mask.block_q}; "
-            "pad the sequence so that each part (with zigzag each half of one) is a multiple of it"
+            "the queries of each part (with zigzag each half of one) must be a multiple of the "
+            f"mask's block_q = {mask.block_q}, got {rows}; pad the sequence"
         )
 
 
 def query_rows(mask: Mask, start: int, stop: int) -> Mask:
-    """The mask of query rows [start, stop), which `check_rows` has seen.
+    """The mask of query rows [start, stop), already checked by `check_rows`.
 
-    A causal one is aligned to its last key, so it is cut behind the last key that row stop - 1 may
-    see: its `kv_len` says how many keys to give. Blocks and keys behind that are still listed, and
-    count as not listed, since they do not exist.
+    A causal mask is aligned to its last key, so it ends at the last key that row stop - 1 may see:
+    its `kv_len` is the number of keys to pass. Later blocks and keys stay in the lists, but are
+    ignored because they do not exist.
     """
     rows = slice(start // mask.block_q, -(-stop // mask.block_q))
     keys = visible_keys(stop, mask.q_len, mask.kv_len) if mask.causal else mask.kv_len
@@ -108,5 +108,5 @@ def query_rows(mask: Mask, start: int, stop: int) -> Mask:
 
 
 def visible_keys(stop: int, q_len: int, kv_len: int) -> int:
-    """How many keys query stop - 1 of q_len sees under a causal mask that is aligned to the end."""
+    """The number of keys that query stop - 1 of q_len sees, causal aligned to the end."""
     return min(max(stop + kv_len - q_len, 0), kv_len)

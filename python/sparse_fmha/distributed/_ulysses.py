@@ -78,44 +78,45 @@ def ulysses(
     validate: bool = True,
     **options: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention over a sequence that is sharded over ranks, each of which computes some heads.
+    """Attention over a sequence sharded over ranks; each rank computes some of the heads.
 
     An all-to-all gives every rank the whole sequence of Hq / world heads, the function runs on
-    them, and another one shards its result as q was (DeepSpeed-Ulysses, Jacobs et al. 2023,
-    arXiv:2309.14509). The result is that of the function on the whole sequence.
+    them, and a second all-to-all shards its result like q (DeepSpeed-Ulysses, Jacobs et al. 2023,
+    arXiv:2309.14509). The result equals that of the function on the whole sequence.
 
     Args:
-        q: `[B, Lq / world, Hq, D]`: rank r has tokens r * Lq / world and on; as many on each rank.
-            Hq is a multiple of world. Dtypes, strides and D as `sparse_fmha.attention`.
-        k: `[B, Lkv / world, Hkv, D]`. Hkv is a multiple of world, or divides it: then world / Hkv
-            ranks have the same key head, and it is sent so many times.
+        q: `[B, Lq / world, Hq, D]`, the same number of tokens on each rank. Rank r has the Lq /
+            world tokens from r * Lq / world. Hq is a multiple of world. For dtypes, strides and D
+            see `sparse_fmha.attention`.
+        k: `[B, Lkv / world, Hkv, D]`. Hkv is a multiple or a divisor of world. If it is a divisor,
+            world / Hkv ranks share a key head, which is sent to each of them.
         v: like k.
-        attention: the function to run, called as `attention(q, k, v, **options)`, with a mask as
-            `attention(q, k, v, mask, **options)`. Default: by the mask `attention`,
-            `block_sparse_attention` or `stripe_attention` of sparse_fmha.
-        mask: for the whole sequence on every rank, with lists for 1, for all Hq or for the
-            Hq / world heads of the rank. Or a function that makes one for this rank's heads from q
-            and k of the whole sequence, `[B, Lq, Hq / world, D]` and `[B, Lkv, heads of this rank,
-            D]`: a selection by scores.
-        group: process group or mesh of one dimension; default all ranks.
+        attention: the function to run, called as `attention(q, k, v, **options)`, or
+            `attention(q, k, v, mask, **options)` with a mask. The default depends on the mask:
+            `attention`, `block_sparse_attention` or `stripe_attention` of sparse_fmha.
+        mask: a mask of the whole sequence on every rank, with lists for 1 head, all Hq heads, or
+            the Hq / world heads of the rank. Or a function that makes a mask of this rank's heads
+            from q and k of the whole sequence, `[B, Lq, Hq / world, D]` and `[B, Lkv, heads of this
+            rank, D]`, for selection by scores.
+        group: process group or one-dimensional mesh; default all ranks.
         grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
         return_lse: also return the log-sum-exp.
-        validate: compare the ranks' shapes first, which waits for the device; without it ranks of
-            different shapes are undefined, and may wait for ever.
-        options: to the function, such as `causal`, `scale` or `window`. `extra_k` and `extra_v`
-            `[B, N, Hkv, D]` are whole and the same on every rank, and so are their gradients.
+        validate: compare the ranks' shapes first, which waits for the device. Without it, different
+            shapes are undefined behavior and may deadlock.
+        options: passed to the function, such as `causal`, `scale` or `window`. `extra_k` and
+            `extra_v` `[B, N, Hkv, D]` are whole and equal on every rank; so are their gradients.
 
     Returns:
         `out`, `[B, Lq / world, Hq, D]`, contiguous; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as of the function. The backward pass sends gradients the
-        same ways back.
+        `[B, Lq / world, Hq]` in fp32, as returned by the function. The backward pass sends
+        gradients back along the same paths.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
         ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
-            length, a mesh of several dimensions, a group without this process; `return_stats`.
-        TypeError: a DTensor, another type of mask, group or tensor.
-        NotImplementedError: an input with a tangent of forward mode.
+            length, a mesh of several dimensions, a group without this process, or `return_stats`.
+        TypeError: a DTensor, or a mask, group or tensor of the wrong type.
+        NotImplementedError: an input with a forward-mode tangent.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
@@ -127,8 +128,8 @@ def ulysses(
         mask = _masks.heads(mask, rank, world, q.shape[2])
     if grid is not None and math.prod(grid) != q.shape[1] * world:
         raise ValueError(
-            f"grid {list(grid)} has {math.prod(grid)} tokens; the ranks together have "
-            f"{q.shape[1] * world}"
+            f"grid must have the {q.shape[1] * world} tokens that the ranks have together, got "
+            f"{math.prod(grid)} in {list(grid)}"
         )
     first = rank * k.shape[2] // world
     for name in ("extra_k", "extra_v"):
@@ -147,7 +148,7 @@ def ulysses(
     if grid is not None:
         q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
     result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
-    del q, k, v  # what they hold is as large as what comes
+    del q, k, v  # frees memory as large as that of the results
     outs: Sequence[Tensor] = result if return_lse else (result,)
     if grid is not None:
         outs = [x.flatten(1, len(grid)) for x in outs]
@@ -163,7 +164,7 @@ def attend(
     mask: BlockMask | StripeMask | None,
     **options: Any,
 ) -> Any:
-    """The function that is given, or the one that the mask is for."""
+    """Calls the given function, or the default one for the mask."""
     if mask is None:
         return (attention or sparse_fmha.attention)(q, k, v, **options)
     if attention is not None:
@@ -174,36 +175,36 @@ def attend(
 
 
 def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
-    """How often each key head is sent, so that every rank has those of its query heads."""
+    """How often each key head is sent, so that every rank has the key heads of its query heads."""
     if heads % world:
         raise ValueError(
-            f"q has {heads} heads, the group {world} ranks; ulysses shards heads, so q's must be a "
-            "multiple of the ranks. all_gather_kv has no such rule"
+            f"heads of q must be a multiple of the {world} ranks, which ulysses shards them over, "
+            f"got {heads}; all_gather_kv takes any number"
         )
     if heads_kv % world == 0:
         return 1
     if world % heads_kv:
         raise ValueError(
-            f"k and v have {heads_kv} heads, the group {world} ranks; one must be a multiple of "
-            "the other. all_gather_kv has no such rule"
+            f"heads of k and v must be a multiple or a divisor of the {world} ranks, got "
+            f"{heads_kv}; all_gather_kv takes any number"
         )
     return world // heads_kv
 
 
 def _to_heads(parts: list[Tensor], group: dist.ProcessGroup, world: int) -> list[Tensor]:
-    """`[B, L / world, H, D]` each to `[B, L, H / world, D]`, in one message.
+    """Exchanges each `[B, L / world, H, D]` for `[B, L, H / world, D]`, in one message.
 
     The results are strided views of one tensor.
     """
     heads = [x.shape[2] // world for x in parts]
     sent = torch.cat([x.unflatten(2, (world, -1)).movedim(2, 0) for x in parts], 3)
     received = _collectives.all_to_all(sent, group)
-    # [world, B, L / world, H / world, D]: for one batch entry already in order.
+    # [world, B, L / world, H / world, D], already in order if B is 1.
     return list(received.movedim(0, 1).flatten(1, 2).split(heads, 2))
 
 
 def _to_tokens(x: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
-    """`[B, L, H / world, ...]` to `[B, L / world, H, ...]`, contiguous."""
+    """Exchanges `[B, L, H / world, ...]` for `[B, L / world, H, ...]`, contiguous."""
     sent = x.unflatten(1, (world, -1)).movedim(1, 0).contiguous()
     received = _collectives.all_to_all(sent, group)
     return received.movedim(0, 2).flatten(2, 3).contiguous()

@@ -1,1 +1,1 @@
-"""Bridges to other libraries; each is imported only when asked for."""
+"""Integrations with other libraries; each is imported only on request."""

@@ -1,8 +1,8 @@
-"""The attention backend "sparse_fmha" of diffusers, and what tells it where it is called from.
+"""The attention backend "sparse_fmha" of diffusers, and the context that it is called in.
 
-diffusers hands a backend q, k, v and a mask, and neither layer nor grid nor step, so these are a
-context variable, set by hooks around a transformer's forward and its self-attention. Where it is
-not set, the backend is torch's attention.
+diffusers passes a backend q, k, v and a mask, but not the layer, grid or step. These are in a
+context variable, set by hooks around a transformer's forward and its self-attention. If it is not
+set, the backend runs torch's attention.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
-from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
+from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs, runs_of
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.masks.block_mask import BlockMask
 
 NAME = "sparse_fmha"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A self-attention module, and the backend that it had."""
+    """A self-attention module and its original backend."""
 
     index: int
     original: object
@@ -34,80 +38,95 @@ class Layer:
 
 @dataclass
 class Call:
-    """One forward of an enabled transformer."""
+    """One forward call of an enabled transformer."""
 
     module: nn.Module
-    key: object  # of the hooks that are in it
+    key: object  # of the hooks that opened it
     model: str
     layout: Layout
     method: Dense | Sparse
-    dense: bool  # this step is the original
-    outer: Call | None = None  # the forward that this one is inside of
-    layer: Layer | None = None  # the self-attention that it is in
-    lengths: dict[int, tuple[Tensor, list[int]]] = field(default_factory=dict)
+    dense: bool  # this step runs the original attention
+    alone: bool = False  # some layers have the tokens of the grid alone
+    outer: Call | None = None  # the enclosing forward call
+    layer: Layer | None = None  # the self-attention that is running
+    seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def text_lengths(self, mask: Tensor | None, batch: int) -> list[int]:
-        """Text tokens that are no padding, of each batch entry.
+    def key_mask(self, mask: Tensor) -> Tensor:
+        """Bool `[B, 1, 1, tokens]` from a mask `[B, text]` of text behind the grid; the same
+        tensor for all layers of a call."""
+        if id(mask) not in self.masks:
+            padded = torch.nn.functional.pad(mask.bool(), (self.layout.image, 0), value=True)
+            self.masks[id(mask)] = mask, padded[:, None, None]
+        return self.masks[id(mask)][1]
 
-        Most models give all layers of a call one mask, so the device is waited for once.
+    def runs(self, mask: Tensor | None, batch: int) -> list[Runs]:
+        """What each batch entry sees of the plain tokens, those that are not padding.
+
+        Most models pass one mask to all layers of a call, so this waits for the device only once.
         """
         if mask is None:
-            return [self.layout.text] * batch
-        if id(mask) not in self.lengths:  # kept with its tensor, so that the id stays its own
-            self.lengths[id(mask)] = mask, _text_lengths(mask, self, batch)
-        return self.lengths[id(mask)][1]
+            return [self.layout.all_runs()] * batch
+        if id(mask) not in self.seen:  # stored with its tensor, so that the id stays unique
+            self.seen[id(mask)] = mask, _runs(mask, self, batch)
+        return self.seen[id(mask)][1]
 
 
 CALL: ContextVar[Call | None] = ContextVar("sparse_fmha_call", default=None)
-# The calls under way by id, of all threads. torch.compile does not trace context variables; without
-# a call none is asked for, and other models compile to one graph.
+# Running calls of all threads, by id. torch.compile does not trace context variables: if no call is
+# running, the variable is not read, so other models compile to one graph.
 UNDER_WAY: dict[int, Call] = {}
 
 
-def _text_lengths(mask: Tensor, call: Call, batch: int) -> list[int]:
+def _runs(mask: Tensor, call: Call, batch: int) -> list[Runs]:
     layout = call.layout
-    where = f"attn_mask {mask.dtype} {list(mask.shape)} of {call.model}"
+    where = f"{mask.dtype} {list(mask.shape)} in {call.model}"
     keys = mask.dim() == 2 or (mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1)
     if mask.dtype != torch.bool or not keys or mask.shape[-1] != layout.tokens:
         raise NotImplementedError(
-            f"{where}: only a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], is "
-            "supported"
+            f"attn_mask must be a mask of padded text keys, bool [B, 1, 1, {layout.tokens}], got "
+            f"{where}"
         )
-    image, text = layout.split(mask.reshape(-1, layout.tokens))
-    counts = text.sum(1)
-    prefix = text == (torch.arange(layout.text, device=text.device) < counts[:, None])
-    fits = image.all() & prefix.all()
-    lengths: list[int]
-    *lengths, right = torch.cat([counts, fits[None]]).tolist()
-    if not right:
-        raise NotImplementedError(
-            f"{where} hides image tokens or text tokens before others; only padding at the end of "
-            "the text is supported"
-        )
-    return lengths * batch if len(lengths) == 1 else lengths
+    image, plain = layout.split(mask.reshape(-1, layout.tokens))
+    found = []
+    for whole, *visible in torch.cat([image.all(1, keepdim=True), plain], 1).tolist():
+        if not whole:
+            raise NotImplementedError(
+                f"attn_mask must hide only padding of the text, got one that hides image tokens: "
+                f"{where}"
+            )
+        found.append(runs_of(visible))
+    return found * batch if len(found) == 1 else found
 
 
 def backend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
+    attn_mask: Tensor | FlexBlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
     _parallel_config: object = None,
 ) -> Tensor:
-    """What diffusers calls: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
+    """Called by diffusers: q `[B, S, H, D]`, k and v `[B, S_kv, H_kv, D]` to out like q.
 
-    Outside of a model that it is enabled for it is torch's attention: `set_attention_backend` of
-    one model makes a backend the default of all others.
+    Outside of enabled models it runs torch's attention, because `set_attention_backend` of one
+    model makes a backend the default of all others; and block-sparse attention for models that
+    make masks of FlexAttention themselves.
     """
     call = CALL.get() if UNDER_WAY else None
     layer = None if call is None else call.layer
     if call is None or layer is None or call.dense:
         if call is not None:
             _refuse(call, {"context parallelism": _parallel_config})
+        chosen = AttentionBackendName.NATIVE if call is None else _original(layer)
+        if isinstance(attn_mask, FlexBlockMask) and chosen == AttentionBackendName.NATIVE:
+            options = {"dropout_p": dropout_p, "is_causal": is_causal}
+            _refuse("a call with a BlockMask", options | {"context parallelism": _parallel_config})
+            mask = BlockMask.from_flex(attn_mask)
+            return block_sparse_attention(query, key, value, mask, scale=scale)
         out: Tensor = dispatch_attention_fn(
             query,
             key,
@@ -118,41 +137,49 @@ def backend(
             scale=scale,
             enable_gqa=enable_gqa,
             parallel_config=_parallel_config,
-            backend=AttentionBackendName.NATIVE if call is None else _original(layer),
+            backend=chosen,
         )
         return out
     _refuse(call, {"context parallelism": _parallel_config})
     _refuse(call, {"dropout_p": dropout_p, "is_causal": is_causal})
+    if isinstance(attn_mask, FlexBlockMask):
+        raise NotImplementedError(f"a BlockMask of {call.model} beside a method is not supported")
+    layout = call.layout
+    if call.alone and query.shape[1] == key.shape[1] == layout.image:
+        layout = Layout(layout.grid)
     for name, x in (("queries", query), ("keys", key)):
-        if x.shape[1] != call.layout.tokens:
+        if x.shape[1] != layout.tokens:
             raise ValueError(
-                f"{call.layout}; layer {layer.index} of {call.model} has {x.shape[1]} {name}"
+                f"{name} of layer {layer.index} of {call.model} must match the grid: "
+                f"{layout}, got {x.shape[1]}"
             )
-    lengths = call.text_lengths(attn_mask, query.shape[0])
-    return call.method(query, key, value, call.layout, lengths, scale)
+    batch = query.shape[0]
+    seen = call.runs(attn_mask, batch) if layout is call.layout else [layout.all_runs()] * batch
+    return call.method(query, key, value, layout, seen, scale)
 
 
 def _original(layer: Layer | None) -> object:
-    """The backend of what stays dense: steps, layers, and all that is not over the grid."""
+    """The backend of everything that stays dense: steps, layers, and attention not on the grid."""
     original = layer and layer.original
     original = original or _AttentionBackendRegistry.get_active_backend()[0]
-    # Ours where it was chosen by name for all of the model, or as the default.
+    # It is ours if chosen by name for the whole model, or as the default.
     return AttentionBackendName.NATIVE if original == NAME else original
 
 
-def _refuse(call: Call, options: dict[str, object]) -> None:
+def _refuse(call: Call | str, options: dict[str, object]) -> None:
+    where = call.model if isinstance(call, Call) else call
     for name, value in options.items():
         if value:
-            raise NotImplementedError(f"{name} of {call.model} is not supported by {NAME!r}")
+            raise NotImplementedError(f"{name} of {where} is not supported by {NAME!r}")
 
 
 def register() -> object:
-    """Adds the backend to the registry of diffusers, once; returns its name there.
+    """Adds the backend to the registry of diffusers once; returns its name there.
 
-    diffusers has a closed enum of names and no call to extend it.
+    diffusers has a closed enum of names and no function to extend it.
 
     Raises:
-        RuntimeError: this version of diffusers keeps its registry in another way.
+        RuntimeError: this version of diffusers has another kind of registry.
     """
     if NAME in AttentionBackendName._value2member_map_:
         return AttentionBackendName(NAME)
@@ -161,16 +188,16 @@ def register() -> object:
         member._name_, member._value_ = NAME.upper(), NAME
         member.__objclass__ = AttentionBackendName
         member._sort_order_ = len(AttentionBackendName)
-        # Processors hold it. Loading one imports this module, so that the name is there.
+        # Processors hold the name. Unpickling one imports this module, so that the name exists.
         member.__reduce_ex__ = lambda protocol: (register, ())
-        setattr(AttentionBackendName, NAME.upper(), member)  # before the map makes it read-only
+        setattr(AttentionBackendName, NAME.upper(), member)  # the map makes it read-only
         AttentionBackendName._member_map_[NAME.upper()] = member
         AttentionBackendName._value2member_map_[NAME] = member
         AttentionBackendName._member_names_.append(NAME.upper())
         _AttentionBackendRegistry.register(member)(backend)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"diffusers {diffusers.__version__} does not register attention backends as it did: "
-            f"{error}"
+            "this version of diffusers registers attention backends in a way that is not "
+            f"supported, got {diffusers.__version__}: {error}"
         ) from error
     return member

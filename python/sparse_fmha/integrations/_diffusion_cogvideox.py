@@ -1,4 +1,4 @@
-"""CogVideoX's processor, which in diffusers calls torch's attention and no backend."""
+"""A processor for CogVideoX: the one of diffusers calls torch's attention, not a backend."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sparse_fmha.integrations._diffusion_backend import CALL
 
 
 class CogVideoXProcessor:
-    """Joint attention over text and video tokens, through the chosen attention backend.
+    """Joint attention over text and video tokens, through the selected attention backend.
 
-    Computes what `CogVideoXAttnProcessor2_0` and its fused variant do; dense steps are theirs.
+    Computes the same as `CogVideoXAttnProcessor2_0` and its fused variant; they run dense steps.
     """
 
     _attention_backend: object = None

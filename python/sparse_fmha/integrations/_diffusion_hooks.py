@@ -1,7 +1,7 @@
 """Hooks on a transformer and its self-attention modules that set the context of the backend.
 
-All that `enable` changes is kept in them. They are plain objects and belong to their modules, so a
-copy of a model, or one that was saved as a whole, has its own.
+They hold everything that `enable` changes. They are plain objects that belong to their modules, so
+a copy of a model, or a model saved as a whole, has its own hooks.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
-from sparse_fmha.integrations._diffusion_methods import Dense, Layout, Sparse
-from sparse_fmha.integrations._diffusion_models import MODELS, Processor, Transformer
+from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.integrations._diffusion_models import MODELS, Processor
 from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
 
 _signature = functools.cache(inspect.signature)
-CHECKPOINT = "_gradient_checkpointing_func"  # of models, called with a block and its arguments
+CHECKPOINT = "_gradient_checkpointing_func"  # called with a block and its arguments
 
 
 class Checkpointing:
-    """A model's function of gradient checkpointing during a call.
+    """Wraps a model's gradient checkpointing function during a call.
 
-    The backward pass runs blocks again after the call has ended: then it is under way once more.
+    The backward pass runs blocks again after the call has ended. This restores the call for them.
     """
 
     def __init__(self, original: Callable[..., Any], call: Call) -> None:
@@ -64,7 +65,7 @@ class Checkpointing:
 
 
 class LayerHooks:
-    """Around one self-attention module."""
+    """Hooks around one self-attention module."""
 
     def __init__(self, key: object, where: str, layer: Layer, processor: Processor) -> None:
         self.key, self.where, self.layer, self.processor = key, where, layer, processor
@@ -73,8 +74,8 @@ class LayerHooks:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.processor is not self.processor:
             raise RuntimeError(
-                f"the attention processor of {self.where} was replaced by a "
-                f"{type(module.processor).__name__} after enable(); disable() and enable() again"
+                f"the attention processor of {self.where} must not change after enable(), got "
+                f"{type(module.processor).__name__}; call disable() and enable() again"
             )
         self._set(self.layer)
 
@@ -84,12 +85,12 @@ class LayerHooks:
 
     def _set(self, layer: Layer | None) -> None:
         call = CALL.get()
-        if call is not None and call.key is self.key:  # not where it is called by itself
+        if call is not None and call.key is self.key:  # not if the module is called directly
             call.layer = layer
 
 
 class Hooks:
-    """What one `enable` put into one transformer; `remove` takes it out."""
+    """The hooks and processors that one `enable` adds to one transformer; `remove` undoes it."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Hooks:
 
     @staticmethod
     def of(model: nn.Module) -> Hooks | None:
-        """The hooks that are in a model."""
+        """The hooks that are active in a model."""
         for hook in model._forward_pre_hooks.values():
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, Hooks):
@@ -123,10 +124,10 @@ class Hooks:
         dense_layers: Collection[int],
         make: Callable[[Processor], Processor],
     ) -> None:
-        """Puts them in, in place of those that are there; all of it or nothing.
+        """Installs the hooks in place of previous ones; all or nothing.
 
         Args:
-            make: our processor, from the module's own.
+            make: makes our processor from the module's own.
         """
         self.previous = Hooks.of(model)
         try:
@@ -148,11 +149,11 @@ class Hooks:
             raise
 
     def originals(self) -> dict[nn.Module, Processor]:
-        """The processors that modules had."""
+        """The original processors by module."""
         return {layer: original for layer, _, original in self.layers}
 
     def remove(self, model: nn.Module) -> None:
-        """Takes them out, and puts back those that were there before."""
+        """Removes the hooks and restores the previous ones."""
         self._take()
         _drop(model)  # a call that was interrupted
         self._restore_backends()
@@ -173,19 +174,20 @@ class Hooks:
 
     def _around(self, module: nn.Module, hooks: Hooks | LayerHooks) -> None:
         handle = module.register_forward_pre_hook(hooks.before, with_kwargs=True)
-        self.handles.append(handle)  # at once: the next line may be interrupted
+        self.handles.append(handle)  # immediately: the next line may be interrupted
         self.handles.append(module.register_forward_hook(hooks.after, always_call=True))
 
-    def _note_backends(self, model: Transformer) -> None:
+    def _note_backends(self, model: nn.Module) -> None:
         self.active = _AttentionBackendRegistry.get_active_backend()[0]
-        for processor in {id(p): p for p in model.attn_processors.values()}.values():
+        found: list[Any] = [getattr(module, "processor", None) for module in model.modules()]
+        for processor in {id(p): p for p in found}.values():
             if hasattr(processor, "_attention_backend"):
                 own = "_attention_backend" in vars(processor)
                 self.backends.append((processor, own, processor._attention_backend))
 
     def _restore_backends(self) -> None:
-        """Where ours was chosen by name since, which `set_attention_backend` does for all of a
-        model and as the default."""
+        """Restores backends if ours was chosen by name since; `set_attention_backend` sets it for
+        the whole model and as the default."""
         for processor, own, backend in self.backends:
             if processor._attention_backend != NAME or backend == NAME:
                 continue
@@ -199,19 +201,20 @@ class Hooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        layout = MODELS[self.name].layout(model, given, self.grid)
+        row = MODELS[self.name]
+        layout = row.layout(model, given, self.grid)
         self.method.check(layout)
         self._report(layout)
-        text = given.get("encoder_hidden_states")
-        dense = self.steps.is_dense(given.get("timestep"), text, model)
+        dense = self.steps.is_dense(*row.step(given), model)
         _drop(model)
-        call = Call(model, self.key, self.name, layout, self.method, dense, CALL.get())
+        settings = model, self.key, self.name, layout, self.method, dense, row.alone
+        call = Call(*settings, outer=CALL.get())
         UNDER_WAY[id(call)] = call
         CALL.set(call)
         Checkpointing.put(model, call)
 
     def _report(self, layout: Layout) -> None:
-        """What has no effect in a call."""
+        """Reports options that have no effect in a call."""
         for option, message in self.method.without_effect(layout):
             self.reports(option, f"{self.name}: {message}")
         for _, hooks, _ in self.layers:
@@ -219,8 +222,8 @@ class Hooks:
                 chosen = getattr(backend, "value", backend)
                 self.reports(
                     "backend",
-                    f"{hooks.where} has the attention backend {chosen!r}, chosen after enable(), "
-                    f"and not what was enabled; set_attention_backend({NAME!r}) goes back to it",
+                    f"enable() has no effect on {hooks.where}: the attention backend {chosen!r} "
+                    f"was chosen after it; call set_attention_backend({NAME!r}) to undo that",
                 )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -229,8 +232,8 @@ class Hooks:
 
 
 def _drop(model: nn.Module) -> None:
-    """Ends the call of a model, if one is under way, and what is inside it: torch runs no hooks
-    after KeyboardInterrupt, so calls are left behind."""
+    """Ends the running call of a model, if any, and calls nested in it. After KeyboardInterrupt
+    torch runs no hooks, so calls can be left over."""
     Checkpointing.take(model)
     outermost = None
     call = CALL.get()

@@ -1,78 +1,75 @@
-"""What replaces self-attention over a token grid and text tokens beside it.
+"""Methods that replace self-attention over a token grid and the other tokens of a model.
 
-Every method has the rules of one place: image queries see image tokens as the method says and all
-text tokens; text queries see everything; text tokens that are padding are seen by nobody.
+The same rules hold for every method: image queries see image tokens according to the method, and
+all other tokens (text, references); the others see everything; none sees tokens that are padding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.merge import merge
+from sparse_fmha.patterns import CubeOrder
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The tokens of one self-attention: the grid's, row by row, before or behind the text's."""
-
-    grid: tuple[int, ...]
-    text: int = 0
-    text_first: bool = False
-
-    @property
-    def image(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def tokens(self) -> int:
-        return self.image + self.text
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of `[B, tokens, ...]`: image tokens, text tokens."""
-        if self.text_first:
-            return x[:, self.text :], x[:, : self.text]
-        return x[:, : self.image], x[:, self.image :]
-
-    def join(self, image: Tensor, text: Tensor) -> Tensor:
-        """The inverse of `split`."""
-        if not text.shape[1]:
-            return image
-        return torch.cat([text, image] if self.text_first else [image, text], 1)
-
-    def seen(self, x: Tensor, length: int) -> Tensor:
-        """`[B, tokens, ...]` without the text tokens from `length` on."""
-        if length == self.text:
-            return x
-        if not self.text_first:
-            return x[:, : self.image + length]  # a view: nothing is copied for right padding
-        image, text = self.split(x)
-        return self.join(image, text[:, :length])
-
-    def __str__(self) -> str:
-        grid = "x".join(map(str, self.grid))
-        return f"the grid {grid} has {self.image} tokens, with {self.text} of text {self.tokens}"
-
-
-def by_length(lengths: Sequence[int], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`compute(length, *tensors)` of the batch, or entry by entry where text lengths differ."""
-    if len(set(lengths)) == 1:
-        return compute(lengths[0], *tensors)
-    rows = [compute(n, *(x[i : i + 1] for x in tensors)) for i, n in enumerate(lengths)]
+def by_runs(seen: Sequence[Runs], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Calls `compute(runs, *tensors)` for the batch, or per entry if its entries see different
+    tokens."""
+    if len(set(seen)) == 1:
+        return compute(seen[0], *tensors)
+    rows = [compute(runs, *(x[i : i + 1] for x in tensors)) for i, runs in enumerate(seen)]
     return torch.cat(rows)
+
+
+def under_mask(
+    mask_of: Callable[[Tensor, Tensor], BlockMask],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    seen: Sequence[Runs],
+    scale: float | None,
+    order: CubeOrder | None = None,
+) -> Tensor:
+    """The output rows of the grid's tokens under a mask of the grid, beside the plain tokens.
+
+    Args:
+        mask_of: makes it from q and k of the grid.
+        order: of the mask's tokens.
+    """
+    (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
+    mask = mask_of(q, k)
+    own_q, own_k, own_v = (x if order is None else order.permute(x) for x in (q, k, v))
+    if not layout.plain:
+        alone = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale)
+        return alone if order is None else order.undo(alone)
+    out, lse = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale, return_lse=True)
+    if order is not None:
+        out, lse = order.undo(out), order.undo(lse)
+
+    # A mask of the grid works for any number of other tokens; merging them is exact.
+    def merged(runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not runs:
+            return out
+        k, v = layout.visible(k, runs), layout.visible(v, runs)
+        plain = attention(q, k, v, scale=scale, return_lse=True)
+        return merge(*zip((out, lse), plain, strict=True))[0]
+
+    return by_runs(seen, merged, out, lse, q, plain_k, plain_v)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Everything sees everything, by `sparse_fmha.attention`."""
+    """Dense attention over all tokens, by `sparse_fmha.attention`."""
 
     def check(self, layout: Layout) -> None:
         pass
@@ -86,25 +83,31 @@ class Dense:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q; `lengths` of the text of each batch entry."""
+        """q, k, v `[B, tokens, H, D]` to out like q; `seen`: what each batch entry sees of the
+        tokens that are not on the grid."""
 
-        def dense(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q, layout.seen(k, n), layout.seen(v, n), scale=scale)
+        def dense(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(q, layout.seen(k, runs), layout.seen(v, runs), scale=scale)
 
-        return by_length(lengths, dense, q, k, v)
+        return by_runs(seen, dense, q, k, v)
 
 
 class Sparse:
-    """Text queries are dense; `image` says what the queries of the grid do."""
+    """Base of sparse methods: `image` computes the grid's queries; the others are dense.
+
+    Classes are dataclasses; their fields are the options, which they check when they are made.
+    """
+
+    video: ClassVar[bool] = False  # only for grids of frames, height and width
 
     def check(self, layout: Layout) -> None:
-        """Raises before the model computes anything."""
+        """Raises for an invalid layout, before the model computes anything."""
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
-        """Options that do nothing in a call that `check` takes, and what is said of them."""
+        """Options that have no effect in a call that passes `check`, with their messages."""
         yield from ()
 
     def image(
@@ -113,10 +116,10 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        """The rows of the grid's tokens."""
+        """The output rows of the grid's tokens."""
         raise NotImplementedError
 
     def __call__(
@@ -125,15 +128,15 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        """As `Dense`."""
-        image = self.image(q, k, v, layout, lengths, scale)
-        if not layout.text:
+        """See `Dense`."""
+        image = self.image(q, k, v, layout, seen, scale)
+        if not layout.plain:
             return image
-        text = Dense()(layout.split(q)[1], k, v, layout, lengths, scale)
-        return layout.join(image, text)
+        plain = Dense()(layout.split(q)[1], k, v, layout, seen, scale)
+        return layout.join(image, plain)
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,13 @@ class Neighborhood(Sparse):
     stride: int | Sequence[int] = 1
     dilation: int | Sequence[int] = 1
 
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "dilation"):
+            value = getattr(self, name)
+            _checks.per_axis(name, value, len(value) if isinstance(value, Sequence) else 1)
+
     def axes(self, grid: Sequence[int]) -> tuple[list[int], dict[str, list[int]]]:
-        """The grid and the options without axes of one token, which no window needs."""
+        """The grid and options without axes of one token, where a window has no effect."""
         options = {}
         for name in ("window", "stride", "dilation"):
             given = getattr(self, name)
@@ -153,8 +161,8 @@ class Neighborhood(Sparse):
             for axis, length in enumerate(grid):
                 if length == 1 and isinstance(given, Sequence) and options[name][axis] != 1:
                     raise ValueError(
-                        f"{name} is {given!r} on the grid {tuple(grid)}, which has one token on "
-                        f"axis {axis}; 1 is needed there"
+                        f"{name}[{axis}] must be 1 on the grid {tuple(grid)}, which has one token "
+                        f"on that axis, got {given!r}"
                     )
         kept = [axis for axis, length in enumerate(grid) if length > 1]
         return [grid[a] for a in kept], {n: [o[a] for a in kept] for n, o in options.items()}
@@ -162,11 +170,13 @@ class Neighborhood(Sparse):
     def check(self, layout: Layout) -> None:
         grid, options = self.axes(layout.grid)
         if not grid:
-            raise ValueError(f"the grid {layout.grid} has one token; it has no neighborhoods")
+            raise ValueError(
+                f"grid must have more than one token for neighborhoods, got {layout.grid}"
+            )
         try:
             _checks.check_neighborhood(grid, **options, causal=[False] * len(grid))
         except ValueError as error:
-            raise ValueError(f"neighborhood on the grid {layout.grid} of tokens: {error}") from None
+            raise ValueError(f"{error} on the grid {layout.grid} of tokens") from None
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         grid, options = self.axes(layout.grid)
@@ -174,13 +184,13 @@ class Neighborhood(Sparse):
         if all(covered):
             yield (
                 "window",
-                f"window is {self.window!r}, all of the grid {layout.grid}: nothing is left out",
+                f"window = {self.window!r} has no effect: it covers the whole grid {layout.grid}",
             )
         elif any(c and s > 1 for c, s in zip(covered, options["stride"], strict=True)):
             yield (
                 "stride",
-                f"stride is {self.stride!r}, and has no effect where window, {self.window!r}, is "
-                f"all of an axis of the grid {layout.grid}",
+                f"stride = {self.stride!r} has no effect where window = {self.window!r} covers an "
+                f"axis of the grid {layout.grid}",
             )
 
     def image(
@@ -189,13 +199,13 @@ class Neighborhood(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
         grid, options = self.axes(layout.grid)
         image_q = layout.split(q)[0]
 
-        def attend(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
             q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
             out = neighborhood_attention(
@@ -206,12 +216,12 @@ class Neighborhood(Sparse):
                 stride=options["stride"],
                 dilation=options["dilation"],
                 scale=scale,
-                extra_k=extra_k[:, :n] if n else None,
-                extra_v=extra_v[:, :n] if n else None,
+                extra_k=layout.visible(extra_k, runs) if runs else None,
+                extra_v=layout.visible(extra_v, runs) if runs else None,
             )
             return out.flatten(1, -3)
 
-        return by_length(lengths, attend, image_q, k, v)
+        return by_runs(seen, attend, image_q, k, v)
 
 
 @dataclass(frozen=True)
@@ -223,12 +233,20 @@ class BlockSparse(Sparse):
         default_factory=dict, init=False, repr=False, compare=False
     )  # copies of the mask
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, BlockMask) and not callable(self.mask):
+            raise TypeError(
+                "mask must be a BlockMask or a function (q, k) -> BlockMask, got "
+                f"{type(self.mask).__name__}"
+            )
+
     def check(self, layout: Layout) -> None:
         if isinstance(self.mask, BlockMask):
             for name, length in (("queries", self.mask.q_len), ("keys", self.mask.kv_len)):
                 if length != layout.image:
                     raise ValueError(
-                        f"mask is for {length} {name}; {layout}, and the mask is of the grid's"
+                        f"mask must be for the tokens of the grid: {layout}, got one for {length} "
+                        f"{name}"
                     )
 
     def image(
@@ -237,65 +255,20 @@ class BlockSparse(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        lengths: Sequence[int],
+        seen: Sequence[Runs],
         scale: float | None,
     ) -> Tensor:
-        (q, _), (k, text_k), (v, text_v) = map(layout.split, (q, k, v))
+        return under_mask(self.of, q, k, v, layout, seen, scale)
+
+    def of(self, q: Tensor, k: Tensor) -> BlockMask:
         mask = self.mask
         if isinstance(mask, BlockMask):
-            if mask.device != q.device:  # the model was moved
+            if mask.device != q.device:  # the model moved to another device
                 if q.device not in self.on:
                     self.on[q.device] = mask.to(q.device)
                 mask = self.on[q.device]
-        else:
-            mask = mask(q, k)
-            if not isinstance(mask, BlockMask):
-                raise TypeError(
-                    f"mask(q, k) returned a {type(mask).__name__}; a BlockMask is needed"
-                )
-        if not layout.text:
-            return block_sparse_attention(q, k, v, mask, scale=scale)
-        out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
-
-        # A mask of the grid alone serves any number of text tokens; they are merged in exactly.
-        def with_text(n: int, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if not n:
-                return out
-            text = attention(q, k[:, :n], v[:, :n], scale=scale, return_lse=True)
-            return merge(*zip((out, lse), text, strict=True))[0]
-
-        return by_length(lengths, with_text, out, lse, q, text_k, text_v)
-
-
-METHODS: dict[str, type[Neighborhood] | type[BlockSparse] | type[Dense]] = {
-    "neighborhood": Neighborhood,
-    "block_sparse": BlockSparse,
-    "dense": Dense,
-}
-
-
-def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
-    """The method of a name, with its options checked as far as they can be without a grid."""
-    if not isinstance(method, str):
-        raise TypeError(f"method is a {type(method).__name__}; one of {list(METHODS)} is needed")
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; there are {list(METHODS)}")
-    kind = METHODS[method]
-    allowed = [option.name for option in fields(kind) if option.init]
-    for name in options:
-        if name not in allowed:
-            raise TypeError(f"method {method!r} has no option {name!r}; it has {allowed}")
-    if kind is Neighborhood:
-        if "window" not in options:
-            raise TypeError("method 'neighborhood' needs window, tokens per axis of the grid")
-        for name, value in options.items():
-            axes = len(value) if isinstance(value, Sequence) else 1
-            _checks.per_axis(name, value, axes)
-    if kind is BlockSparse:
-        mask = options.get("mask")
-        if not isinstance(mask, BlockMask) and not callable(mask):
-            raise TypeError(
-                f"mask is a {type(mask).__name__}; a BlockMask or a function (q, k) -> BlockMask "
-                "is needed"
-            )
-    return kind(**options)
+            return mask
+        mask = mask(q, k)
+        if not isinstance(mask, BlockMask):
+            raise TypeError(f"mask(q, k) must return a BlockMask, got {type(mask).__name__}")
+        return mask

@@ -1,27 +1,41 @@
-"""Where the supported transformers keep self-attention, and how their calls show the grid.
+"""For each supported transformer, its self-attention modules and how to read the tokens of a call.
 
-Written against diffusers 0.42 from the `forward` of each class; a new model is a new row of MODELS.
+Based on the `forward` of each class in diffusers 0.42; a new model is a new row of MODELS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from sparse_fmha.integrations._diffusion_methods import Layout
-
-Transformer = Any  # a module of one of MODELS, which torch's types know nothing of
-Given = Mapping[str, Any]  # the arguments of its `forward` by name
+from sparse_fmha.integrations import _diffusion_tokens as tokens
+from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.integrations._diffusion_tokens import Given, Grid, Transformer
 
 
 class Processor(Protocol):
-    """What computes attention for a module, by the backend that it has."""
+    """Computes attention for a module with the processor's backend."""
 
     _attention_backend: Any
+
+
+def _step(given: Given) -> tuple[Any, Any]:
+    text = given.get("encoder_hidden_states")
+    return given.get("timestep"), text[0] if isinstance(text, Sequence) and text else text
+
+
+def _z_image_step(given: Given) -> tuple[Any, Any]:
+    """Its time goes from 0 to 1."""
+    captions = given["cap_feats"]
+    return -given["t"], captions[0] if captions else None
+
+
+def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
+    """Its time goes from 0 to 1, and rows have different ones; the last is of the video."""
+    return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
 
 
 @dataclass(frozen=True)
@@ -29,31 +43,33 @@ class Model:
     """A transformer class.
 
     Attributes:
-        axes: of the grid.
-        layers: its self-attention modules in the order of the blocks.
-        grid: tokens per axis of a call, from the module and the arguments of `forward` by name.
-        text: where text tokens are in the self-attention, "first", "last" or nowhere.
-        processors: names of the processor classes whose self-attention can be replaced.
+        axes: axes of the grid.
+        layers: returns the self-attention modules in the order of the blocks.
+        grid: returns tokens per axis of a call, from the module and `forward`'s arguments by name.
+        others: returns the numbers of plain tokens before and behind the grid in the
+            self-attention; from the same and the grid, or None where `enable` was told the grid.
+        processors: names of processor classes whose self-attention can be replaced.
+        step: returns a call's timestep, which falls during a run, and its text embeddings.
+        alone: whether some of the modules have the tokens of the grid alone.
     """
 
     axes: int
     layers: Callable[[Transformer], list[Any]]
-    grid: Callable[[Transformer, Given], tuple[int, ...]]
-    text: str | None
+    grid: Callable[[Transformer, Given], Grid]
+    others: Callable[[Transformer, Given, Grid | None], tuple[int, int]]
     processors: tuple[str, ...]
+    step: Callable[[Given], tuple[Any, Any]] = _step
+    alone: bool = False
 
-    def layout(
-        self, model: Transformer, given: Given, grid: tuple[int, ...] | None = None
-    ) -> Layout:
-        """The tokens of a call; `grid` where they are known otherwise."""
-        grid = self.grid(model, given) if grid is None else grid
-        text = given["encoder_hidden_states"].shape[1] if self.text else 0
-        return Layout(grid, text, text_first=self.text == "first")
+    def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
+        """The tokens of a call; `grid` overrides the grid read from the call."""
+        read = self.grid(model, given) if grid is None else None
+        return Layout(read or grid or (), *self.others(model, given, read))
 
 
 def find(model: nn.Module) -> tuple[str, Model] | None:
-    """The name and the row of the supported class that a module is of, by name and not by import:
-    older versions of diffusers lack some."""
+    """The name and row of a module's supported class. It is found by name, not by import, because
+    older versions of diffusers lack some classes."""
     for cls in type(model).__mro__:
         if cls.__name__ in MODELS and cls.__module__.partition(".")[0] == "diffusers":
             return cls.__name__, MODELS[cls.__name__]
@@ -63,69 +79,6 @@ def find(model: nn.Module) -> tuple[str, Model] | None:
 def _two_streams(model: Transformer) -> list[Any]:
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     return [block.attn for block in blocks]
-
-
-def _flux(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, Y * X, C]`, so the grid is read from the position ids."""
-    ids = given["img_ids"]
-    ids = ids[0] if ids.ndim == 3 else ids
-    places = ids[:, 1:].long().cpu()
-    places = places - places.amin(0)
-    height, width = (places.amax(0) + 1).tolist()
-    expected = torch.cartesian_prod(*(torch.arange(n, device="cpu") for n in (height, width)))
-    one_image = bool((ids[:, 0] == ids[0, 0]).all())
-    if not one_image or not expected.equal(places):
-        raise ValueError(
-            f"img_ids of {ids.shape[0]} tokens are not those of one image, row by row (they span "
-            f"{height}x{width}); reference images beside it are not supported"
-        )
-    return height, width
-
-
-def _wan(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents are `[B, C, T, Y, X]`."""
-    return _patches(given["hidden_states"].shape[2:], model.config.patch_size)
-
-
-def _hunyuan_video(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents are `[B, C, T, Y, X]`."""
-    patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
-    return _patches(given["hidden_states"].shape[2:], patch)
-
-
-def _cogvideox(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents are `[B, T, C, Y, X]`; CogVideoX 1.0 has no patches in time."""
-    _, frames, _, height, width = given["hidden_states"].shape
-    patch = (model.config.patch_size_t or 1, model.config.patch_size, model.config.patch_size)
-    return _patches((frames, height, width), patch)
-
-
-def _ltx(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, T * Y * X, C]`, with their sizes beside them."""
-    names = ("num_frames", "height", "width")
-    sizes = tuple(given[name] for name in names if given.get(name) is not None)
-    if len(sizes) < len(names):
-        raise ValueError(
-            "a call with video_coords in place of num_frames, height and width shows no grid; "
-            "enable(..., grid=(frames, height, width)) is needed"
-        )
-    return sizes
-
-
-def _qwen_image(model: Transformer, given: Given) -> tuple[int, ...]:
-    """Latents come packed, `[B, Y * X, C]`; their sizes are `[[(1, Y, X)]] * B`."""
-    shapes = given["img_shapes"]
-    images = {tuple(s) if isinstance(s, list) else (s,) for s in shapes}
-    if len(images) != 1 or len(image := images.pop()) != 1 or image[0][0] != 1:
-        raise ValueError(
-            f"img_shapes {shapes} are not those of one image of one size; reference images, layers "
-            "and batches of different sizes are not supported"
-        )
-    return tuple(image[0][1:])
-
-
-def _patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size // p for size, p in zip(sizes, patch, strict=True))
 
 
 def _first_attentions(model: Transformer) -> list[Any]:
@@ -142,19 +95,102 @@ def _joint(model: Transformer) -> list[Any]:
     return [block.attn for block in model.transformer_blocks]
 
 
+def _joint_and_own(model: Transformer) -> list[Any]:
+    """Some blocks of Stable Diffusion 3.5 have a second self-attention, of the image alone."""
+    both = [(block.attn, block.attn2) for block in model.transformer_blocks]
+    return [layer for pair in both for layer in pair if layer is not None]
+
+
+def _visual(model: Transformer) -> list[Any]:
+    return [block.self_attention for block in model.visual_transformer_blocks]
+
+
+def _z_image(model: Transformer) -> list[Any]:
+    """Refiners, of the image or the caption alone, are not among them."""
+    return [layer.attention for layer in model.layers]
+
+
 _COGVIDEOX = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
+_LTX2 = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
+_FLUX2 = ("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor")
+_HUNYUAN15 = ("HunyuanVideo15AttnProcessor2_0",)
+_WAN = Model(3, _first_attentions, tokens.patched_video, tokens.none, ("WanAttnProcessor",))
 MODELS = {
-    "FluxTransformer2DModel": Model(2, _two_streams, _flux, "first", ("FluxAttnProcessor",)),
+    "FluxTransformer2DModel": Model(
+        2, _two_streams, tokens.flux, tokens.text_and_references, ("FluxAttnProcessor",)
+    ),
     "QwenImageTransformer2DModel": Model(
-        2, _joint, _qwen_image, "first", ("QwenDoubleStreamAttnProcessor2_0",)
+        2,
+        _joint,
+        tokens.qwen_image,
+        tokens.text_and_references,
+        ("QwenDoubleStreamAttnProcessor2_0",),
     ),
     "HunyuanVideoTransformer3DModel": Model(
-        3, _two_streams, _hunyuan_video, "last", ("HunyuanVideoAttnProcessor2_0",)
+        3,
+        _two_streams,
+        tokens.hunyuan_video,
+        tokens.text_behind,
+        ("HunyuanVideoAttnProcessor2_0",),
     ),
-    "WanTransformer3DModel": Model(3, _first_attentions, _wan, None, ("WanAttnProcessor",)),
-    "WanVACETransformer3DModel": Model(3, _vace, _wan, None, ("WanAttnProcessor",)),
-    "CogVideoXTransformer3DModel": Model(3, _first_attentions, _cogvideox, "first", _COGVIDEOX),
+    "WanTransformer3DModel": _WAN,
+    "WanVACETransformer3DModel": Model(3, _vace, _WAN.grid, _WAN.others, _WAN.processors),
+    "CogVideoXTransformer3DModel": Model(
+        3, _first_attentions, tokens.cogvideox, tokens.text_before, _COGVIDEOX
+    ),
     "LTXVideoTransformer3DModel": Model(
-        3, _first_attentions, _ltx, None, ("LTXVideoAttnProcessor",)
+        3, _first_attentions, tokens.ltx, tokens.none, ("LTXVideoAttnProcessor",)
     ),
+    "LTX2VideoTransformer3DModel": Model(3, _first_attentions, tokens.ltx, tokens.none, _LTX2),
+    "MiniMaxH3Transformer3DModel": Model(
+        3,
+        _joint,
+        tokens.minimax_h3,
+        tokens.minimax_h3_others,
+        ("MiniMaxH3AttnProcessor",),
+        _minimax_h3_step,
+    ),
+    "Flux2Transformer2DModel": Model(
+        2, _two_streams, tokens.flux, tokens.text_and_references, _FLUX2
+    ),
+    "Krea2Transformer2DModel": Model(
+        2, _joint, tokens.krea2, tokens.text_and_references, ("Krea2AttnProcessor",)
+    ),
+    "ZImageTransformer2DModel": Model(
+        2,
+        _z_image,
+        tokens.z_image,
+        tokens.z_image_others,
+        ("ZSingleStreamAttnProcessor",),
+        _z_image_step,
+    ),
+    "CosmosTransformer3DModel": Model(
+        3, _first_attentions, tokens.patched_video, tokens.none, ("CosmosAttnProcessor2_0",)
+    ),
+    "HunyuanVideo15Transformer3DModel": Model(
+        3, _joint, tokens.hunyuan_video, tokens.hunyuan_video_15_text, _HUNYUAN15
+    ),
+    "HunyuanImageTransformer2DModel": Model(
+        2,
+        _two_streams,
+        tokens.hunyuan_image,
+        tokens.two_texts_behind,
+        ("HunyuanImageAttnProcessor",),
+    ),
+    "Kandinsky5Transformer3DModel": Model(
+        3, _visual, tokens.kandinsky5, tokens.none, ("Kandinsky5AttnProcessor",)
+    ),
+    "SkyReelsV2Transformer3DModel": Model(
+        3, _first_attentions, tokens.patched_video, tokens.none, ("SkyReelsV2AttnProcessor",)
+    ),
+    "SD3Transformer2DModel": Model(
+        2,
+        _joint_and_own,
+        tokens.patched_image,
+        tokens.text_behind,
+        ("JointAttnProcessor2_0",),
+        alone=True,
+    ),
+    "ChronoEditTransformer3DModel": _WAN,
+    "WanAnimateTransformer3DModel": _WAN,
 }

@@ -1,7 +1,8 @@
-"""Which denoising step a call of a transformer is, of several runs that may take turns.
+"""Finds the denoising step of a transformer call; several runs may be interleaved.
 
-A transformer is told a timestep and not whose it is. A run is known by what stays the same in it:
-the `Request` it is called in, else the tensor of its text embeddings and its thread.
+A transformer receives a timestep, but not the run that it belongs to. A run is identified by what
+stays the same: the `Request` it is called in, else the tensor of its text embeddings and its
+thread.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparse_fmha.integrations._reports import Reports
 
-KEPT = 256  # runs; of more, those that were called longest ago are forgotten
+KEPT = 256  # maximum number of runs; the least recently called ones are dropped
 _requests: ContextVar[tuple[Request, ...]] = ContextVar("sparse_fmha_requests", default=())
 _local = threading.local()
 
 
 class Request:
-    """One denoising run: calls of transformers inside it are its steps, and no others'.
+    """One denoising run: transformer calls inside it are steps of this run only.
 
         request = Request()
         for t in timesteps:
             with request:
                 noise = transformer(latents, timestep=t, ...)
 
-    It can be entered again, from any thread. Do not yield to another run inside the `with` of one.
+    It can be entered repeatedly, from any thread. Do not switch to another run inside its `with`.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Request:
 
 
 class Thread:
-    """Stands for a thread, and ends with it; idents of threads are used again."""
+    """Represents a thread and ends with it; needed because thread idents are reused."""
 
 
 def _thread() -> Thread:
@@ -57,14 +58,14 @@ def _thread() -> Thread:
 
 @dataclass(eq=False)
 class Run:
-    """The timesteps of a run so far, and who asked for them."""
+    """The timesteps of a run so far, and where its calls came from."""
 
     times: tuple[float, ...]
     thread: ref[Thread] | None = None
     text: StorageWeakRef | None = None
     model: int | None = None
-    new_text: bool = True  # the text was there in one step only
-    used: int = 0  # by the count of calls
+    new_text: bool = True  # the text was used in one step only
+    used: int = 0  # call count at its last use
 
     @property
     def last(self) -> float:
@@ -75,7 +76,7 @@ class Run:
         return len(self.times) - 1
 
     def owner(self) -> Thread | None:
-        """The thread, while there is one."""
+        """The thread, or None after it has ended."""
         return None if self.thread is None else self.thread()
 
     def begins_as(self, times: tuple[float, ...]) -> bool:
@@ -85,24 +86,24 @@ class Run:
         return self.text is None or self.text.expired()
 
     def is_over(self) -> bool:
-        """A text that is gone after several steps does not come again."""
+        """A text that was freed after several steps is not used again."""
         return not self.new_text and self.text is not None and self.text.expired()
 
 
 @dataclass(eq=False)
 class Steps:
-    """Tells the first `dense` steps of each run.
+    """Finds the first `dense` steps of each run.
 
-    A smaller timestep is the next step of a run, a larger one begins another run. So the calls of
-    one step, with and without the prompt, are one step. Where each token has its timestep, the
-    largest counts: those of given frames are 0 throughout. A copy has seen no run.
+    A smaller timestep is the next step of a run; a larger one begins another run. So the calls of
+    one step, with and without the prompt, count once. If each token has its own timestep, the
+    largest one is used: that of given frames is always 0. A copy starts without runs.
     """
 
     dense: int
     reports: Reports = field(default_factory=Reports)
     runs: list[Run] = field(default_factory=list)
     calls: int = 0
-    sparse: bool = False  # whether any step was
+    sparse: bool = False  # whether any step was sparse
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -111,21 +112,21 @@ class Steps:
         return Steps, (self.dense,)
 
     def is_dense(self, timestep: Tensor | float | None, text: object, model: object) -> bool:
-        """Whether a call is one of the first steps of its run, which goes on by it.
+        """Whether a call is one of the first steps of its run; advances the run.
 
         Args:
-            timestep: of the call, or of each batch entry or token.
-            text: the embeddings; calls of one run hand over the same tensor, or a view of it.
-            model: a run may go on in another one.
+            timestep: timestep of the call, or of each batch entry or token.
+            text: the embeddings; calls of one run pass the same tensor, or a view of it.
+            model: the model called; a run may continue in another model.
 
         Raises:
-            RuntimeError: runs that take turns cannot be told apart, and it matters.
+            RuntimeError: interleaved runs cannot be told apart, and the result depends on it.
         """
         if not self.dense:
             return False
         if timestep is None:
             raise ValueError(
-                f"first_dense_steps is {self.dense}, and the call has no timestep to count by"
+                f"timestep must be given to count first_dense_steps = {self.dense}, got None"
             )
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         with self.lock:
@@ -153,7 +154,7 @@ class Steps:
     def _of_text(self, text: StorageWeakRef | None, model: int, now: float) -> Run:
         here = _thread()
         mine = [r for r in self.runs if r.owner() is here]
-        left = [r for r in self.runs if r.owner() is None]  # by threads that have ended
+        left = [r for r in self.runs if r.owner() is None]  # runs of threads that have ended
         near = mine or left
         before = max(near, key=lambda r: r.used, default=None)
         own = [r for r in mine if r.text == text] or [r for r in left if r.text == text]
@@ -169,11 +170,14 @@ class Steps:
         return run
 
     def _next(self, runs: list[Run], now: float, may_begin: bool = False) -> Run | None:
-        """Which of the runs of one text and thread goes on.
+        """The run that continues, among runs with one text and thread.
 
-        Runs of one schedule do not overtake each other, so of those it is the nearest. Of others it
-        is the one that was called last, as where a run was given up; where it matters, an error.
-        may_begin: the call may also be the first of a run.
+        Runs with the same schedule do not overtake each other, so it is the nearest of those. Among
+        different schedules it is the one called last, since others may be abandoned; an error is
+        raised if the result depends on the choice.
+
+        Args:
+            may_begin: the call may also be the first of a run.
         """
         ahead = [r for r in runs if r.last > now]
         if not ahead:
@@ -187,9 +191,9 @@ class Steps:
         for step, other in steps.items():
             if step != best.step + 1 and min(step, best.step + 1) < self.dense:
                 raise RuntimeError(
-                    f"first_dense_steps is {self.dense}, and a call at timestep {now:g} is step "
-                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}: runs with "
-                    "one text in one thread are told apart while they have one schedule; make each "
+                    f"runs with first_dense_steps = {self.dense}, one text and one thread must "
+                    f"have one schedule, got a call at timestep {now:g} that is step "
+                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}; make each "
                     "call of a run inside `with request:`, its own "
                     "sparse_fmha.integrations.diffusers.Request()"
                 )
@@ -198,8 +202,8 @@ class Steps:
     def _with_new_text(
         self, near: list[Run], before: Run | None, model: int, now: float
     ) -> Run | None:
-        """The run that goes on with a text not seen before: one that has another in each step, or
-        one that changes to another model."""
+        """The run that continues with a new text: one with another text in each step, or one that
+        changes to another model."""
         runs = [r for r in near if r.model != model or (r.new_text and r.text_is_gone())]
         rises = before is not None and now > before.last
         if rises:
@@ -207,7 +211,7 @@ class Steps:
         return self._next(runs, now, may_begin=rises)
 
     def _another(self, own: list[Run], before: Run | None, now: float) -> Run:
-        """A call of the same step as one before, or the first of a run."""
+        """A new run: for another call of an earlier call's step, or for the first call of a run."""
         latest = max(own, key=lambda r: r.used, default=before)
         same: list[Run] = []
         if latest is not None:
@@ -220,9 +224,9 @@ class Steps:
         if not own and before is not None and before.last > now:
             self.reports(
                 "text",
-                f"first_dense_steps is {self.dense}, and a call at timestep {now:g}, after one at "
-                f"{before.last:g}, begins a run: its text embeddings were not there before. Where "
-                "each step has others, make the calls of a run inside `with request:`, its own "
+                f"first_dense_steps = {self.dense} counts a call at timestep {now:g}, after one at "
+                f"{before.last:g}, as the first of a run: its text embeddings are new. If each "
+                "step has new ones, make the calls of a run inside `with request:`, its own "
                 "sparse_fmha.integrations.diffusers.Request()",
             )
         return Run((now,))
@@ -231,11 +235,11 @@ class Steps:
         if before is not None and not self.sparse:
             self.reports(
                 "first_dense_steps",
-                f"first_dense_steps is {self.dense}, and no step was sparse before another run "
-                f"began; the one before it had {before.step + 1} steps",
+                f"first_dense_steps = {self.dense} made a whole run dense: it had "
+                f"{before.step + 1} steps before another run began",
             )
 
 
 def _seen(run: Run, now: float, runs: list[Run]) -> bool:
-    """Whether another run with the same schedule has gone on to `now`."""
+    """Whether another run with the same schedule continued to `now`."""
     return any(r.begins_as((*run.times, now)) for r in runs)

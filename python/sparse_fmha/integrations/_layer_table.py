@@ -1,27 +1,45 @@
-"""Which method each layer of a language model takes, from a dict or a JSON file."""
+"""The method of each layer of a language model, from a dict or a JSON file."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sparse_fmha.integrations._layers import METHODS, Method
+from sparse_fmha.integrations import _layer_patterns, _layers
+from sparse_fmha.integrations._layers import Made, Method
 from sparse_fmha.integrations._reports import Reports
 
+# What makes each method from its options; None is dense.
+METHODS: dict[str, Callable[..., Made | None]] = {
+    "dense": _layers.dense,
+    "skip": _layers.skip,
+    "block_topk": _layers.block_topk,
+    "anchor": _layers.anchor,
+    "vertical_slash": _layers.vertical_slash,
+    "minference": _layer_patterns.minference,
+    "flexprefill": _layer_patterns.flexprefill,
+    "streaming_llm": _layer_patterns.streaming_llm,
+    "moa": _layer_patterns.moa,
+    "s2": _layer_patterns.s2,
+    "dhsa": _layer_patterns.dhsa,
+    "hip": _layer_patterns.hip,
+    "ssa": _layer_patterns.ssa,
+    "token_sparse": _layer_patterns.token_sparse,
+}
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
-# Where configurations say how many layers there are, of decoders too.
+# Names of the number of layers in configurations, including those of decoders.
 COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 
 
 class Layers:
-    """The method of each layer index; None where it is dense."""
+    """The method of each layer index; None for dense."""
 
     def __init__(self, default: Method | None, keys: Mapping[str, tuple[range, Method | None]]):
         self.default, self.keys = default, keys
@@ -33,17 +51,17 @@ class Layers:
         self.checked: set[tuple[int, tuple[str, ...]]] = set()
 
     def __call__(self, index: int | None) -> Method | None:
-        """`index` is None of a module that has none; what is named by index is not for it."""
+        """`index` is None for a module without one; keys with indices do not apply to it."""
         return self.of_layer.get(index, self.default)
 
     def check(self, module: nn.Module) -> None:
-        """That each key is of layers that the model of an attention module has.
+        """Checks that each key names layers that the model of an attention module has.
 
         Raises:
-            ValueError: a key that is not.
+            ValueError: a key names a layer that does not exist.
         """
         config = getattr(module, "config", None)
-        # A vision tower beside a language model counts its own layers.
+        # The vision tower of a language model counts its own layers.
         if config is None or not hasattr(config, "vocab_size"):
             return
         count = max((getattr(config, name, None) or 0 for name in COUNTS), default=0)
@@ -53,42 +71,46 @@ class Layers:
         model = f"the model of {type(module).__name__}"
         for key, (indices, _) in self.keys.items():
             if indices[-1] >= count:
-                raise ValueError(f"layers has the key {key!r}; {model} has layers 0 to {count - 1}")
+                raise ValueError(
+                    f"layers must name layers 0 to {count - 1} of {model}, got {key!r}"
+                )
             kept = {kinds[i] for i in indices} if len(kinds) == count else {"attention"}
             if not any("attention" in kind and "linear" not in kind for kind in kept):
                 raise ValueError(
-                    f"layers has the key {key!r}; {model} has no attention there, but "
+                    f"layers must name layers of {model} with attention, got {key!r}, which has "
                     f"{', '.join(sorted(kept))}"
                 )
         if self.has_default and all(i in self.of_layer for i in range(count)):
             self.reports(
                 "default",
-                f"layers has the key 'default'; {model} has layers 0 to {count - 1}, and each has "
-                "a key of its own",
+                f"the key 'default' of layers has no effect: each of the layers 0 to {count - 1} "
+                f"of {model} has its own key",
             )
         self.checked.add((count, kinds))
 
 
 def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Layers:
-    """The method of each layer index.
+    """Parses the method of each layer index.
 
     Args:
         layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" other layers
-            are dense.
+            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" the other
+            layers are dense.
 
     Raises:
-        ValueError: no key, an unknown key, method or option, a layer that two keys
-            name, a file that is no calibration or too few points in it.
-        OSError: a file that cannot be read.
-        TypeError: no mapping.
+        ValueError: no key, an unknown key, method or option, a layer named by two keys, a file that
+            is not a calibration, or a calibration with too few points.
+        OSError: a file cannot be read.
+        TypeError: not a mapping, or an option of another type.
     """
     if isinstance(layers, (str, PathLike)):
         layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
     if not isinstance(layers, Mapping):
-        raise TypeError(f"layers is a {type(layers).__name__}; a mapping or a path is needed")
+        raise TypeError(f"layers must be a mapping or a path, got {type(layers).__name__}")
     if not layers:
-        raise ValueError("layers is empty; 'default', 'layer 3' or 'layers 8-31' are its keys")
+        raise ValueError(
+            "layers must have keys such as 'default', 'layer 3' or 'layers 8-31', got none"
+        )
     methods = {key: _method(key, value) for key, value in layers.items()}
     keys, named = {}, set()
     for key, method in methods.items():
@@ -97,7 +119,7 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
         keys[key] = indices = _indices(key), method
         for index in indices[0]:
             if index in named:
-                raise ValueError(f"layers names layer {index} twice, the second time by {key!r}")
+                raise ValueError(f"layers must name layer {index} once, got it again in {key!r}")
             named.add(index)
     parsed = Layers(methods.get("default"), keys)
     parsed.has_default = "default" in methods
@@ -107,27 +129,31 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
 def _indices(key: str) -> range:
     found = LAYERS.fullmatch(key)
     if not found:
-        raise ValueError(f"layers has the key {key!r}; 'default', 'layer 3' or 'layers 8-31'")
+        raise ValueError(
+            f"keys of layers must be 'default', 'layer 3' or 'layers 8-31', got {key!r}"
+        )
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
-        raise ValueError(f"layers has the key {key!r}, which ends before it begins")
+        raise ValueError(f"keys of layers must not end before they begin, got {key!r}")
     return range(first, last + 1)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object whose keys differ."""
+    """Makes a JSON object's dict; keys must be unique."""
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"the file of layers has the key {key!r} twice in one object")
+            raise ValueError(
+                f"keys of one object in the file of layers must be unique, got {key!r} twice"
+            )
     return dict(pairs)
 
 
 def _method(key: str, value: Mapping[str, Any]) -> Method | None:
     if not isinstance(value, Mapping) or value.get("method") not in METHODS:
         raise ValueError(
-            f"layers[{key!r}] is {value!r}; a mapping with a method is needed, one of: "
-            + ", ".join(METHODS)
+            f"layers[{key!r}] must be a mapping with a method, one of {', '.join(METHODS)}, got "
+            f"{value!r}"
         )
     options = {name: given for name, given in value.items() if name != "method"}
     make = METHODS[value["method"]]

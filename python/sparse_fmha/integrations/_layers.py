@@ -1,7 +1,7 @@
-"""The sparse methods that layers of a language model can take, for causal prefill.
+"""Sparse methods for layers of a language model, for causal prefill.
 
-Each is made of its options, and gives two functions of a call: what computes it, and what says
-which options do nothing in it.
+Each is made from its options and returns two functions: one computes a call, the other reports
+options that have no effect in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,26 +21,34 @@ from sparse_fmha.attention import attention, block_sparse_attention, stripe_atte
 from sparse_fmha.calibration import LEAST, MOST, Calibration, Point
 from sparse_fmha.masks.block_grid import BlockGrid
 
-Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
-# Of a number of keys: names of options, and what is said of them.
+
+class Call(NamedTuple):
+    """What a method gets besides q, k and v."""
+
+    scale: float | None
+    layer: int | None  # its index
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Call], Tensor]
+# From a number of keys: names of options without effect, and their messages.
 WithoutEffect = Callable[[int], Iterator[tuple[str, str]]]
 Made = tuple[Attend, WithoutEffect]
 
 
 @dataclass(frozen=True)
 class Method:
-    """q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` and a scale to out like q."""
+    """A method: q `[B, L, Hq, D]`, k and v `[B, L, Hkv, D]` to out like q."""
 
     attend: Attend
     without_effect: WithoutEffect
-    name: str  # and the key of it
+    name: str  # with the key that names it
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        return self.attend(q, k, v, scale)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        return self.attend(q, k, v, call)
 
 
 def dense() -> None:
-    """Nothing is left out; any kind of pass."""
+    """Dense attention, for any kind of pass."""
     return None
 
 
@@ -49,15 +58,15 @@ def skip(
     sparsity: float | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
 ) -> Made:
-    """Softmax skipping by a threshold, or by the share of tiles to skip and what measured it.
+    """Softmax skipping by a threshold, or by the fraction of tiles to skip and a calibration.
 
-    A calibration, or the path of a saved one, says the threshold for each call's number of keys.
+    The calibration, or the path of a saved one, gives the threshold for each call's number of keys.
     """
     if (threshold is None) == (sparsity is None):
-        raise ValueError("skip takes a threshold, or a sparsity and a calibration")
+        raise ValueError("exactly one of threshold and sparsity must be given for skip")
     if (sparsity is None) != (calibration is None):
-        raise ValueError("skip takes sparsity and calibration together")
-    points: list[Point] = []  # that were fitted
+        raise ValueError("sparsity and calibration must be given together for skip")
+    points: list[Point] = []  # the fitted ones
     if sparsity is None or calibration is None:
         fixed = check_number("threshold", threshold, 0, 1 - 2**-24)
 
@@ -68,7 +77,7 @@ def skip(
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(calibration)
         measured = calibration
-        measured.fit()  # points that no law fits are an error here, not in a model's call
+        measured.fit()  # raises here, not in a model's call, if no law fits the points
         points = [p for p in measured.points if p.phase == "prefill" and p.tiles]
         points = [p for p in points if LEAST <= p.sparsity <= MOST]
 
@@ -77,44 +86,45 @@ def skip(
 
     lengths, shares = [p.length for p in points], [p.sparsity for p in points]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         chosen = threshold_for(k.shape[1])
-        return attention(q, k, v, causal=True, scale=scale, skip_threshold=chosen)
+        return attention(q, k, v, causal=True, scale=call.scale, skip_threshold=chosen)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if threshold == 0 or sparsity == 0:
             name = "threshold" if sparsity is None else "sparsity"
-            yield name, f"{name} is 0: nothing is skipped"
+            yield name, f"{name} = 0 has no effect: nothing is skipped"
         elif sparsity is not None and shares and not min(shares) <= sparsity <= max(shares):
             yield (
                 "sparsity",
-                f"sparsity is {sparsity}, outside of what the calibration was fitted to, "
+                f"sparsity = {sparsity} is outside the range of the calibration, "
                 f"{min(shares):.3g} to {max(shares):.3g}",
             )
         if sparsity and lengths and not min(lengths) <= keys <= max(lengths):
             yield (
                 "calibration",
-                f"calibration was fitted to {min(lengths)} to {max(lengths)} keys; here are {keys}",
+                f"{keys} keys are outside the range of the calibration, {min(lengths)} to "
+                f"{max(lengths)}",
             )
 
     return attend, without_effect
 
 
 def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
-    """The best `blocks` key blocks by pooled scores, the first one and the diagonal."""
+    """The top `blocks` key blocks by pooled scores, the first block and the diagonal."""
     check_int("blocks", blocks, 1)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         grid = BlockGrid.of(q, k, block_q, block_kv, causal=True)
         chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), blocks)
         mask = grid.mask(chosen | grid.sink(1) | grid.diagonal())
-        return block_sparse_attention(q, k, v, mask, scale=scale)
+        return block_sparse_attention(q, k, v, mask, scale=call.scale)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if blocks * block_kv >= keys:
             yield (
                 "blocks",
-                f"blocks is {blocks} of {block_kv} keys, and here are {keys}: nothing is left out",
+                f"blocks = {blocks} has no effect: blocks of {block_kv} keys cover all {keys} keys",
             )
 
     return attend, without_effect
@@ -123,19 +133,18 @@ def block_topk(blocks: int, block_q: int = 128, block_kv: int = 128) -> Made:
 def anchor(theta: float = 12.0, step: int = 16, block: int = 128) -> Made:
     """`patterns.anchor_attention`."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         result = patterns.anchor_attention(
-            q, k, v, theta=theta, step=step, block=block, scale=scale
+            q, k, v, theta=theta, step=step, block=block, scale=call.scale
         )
         return result.out
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
-        # Distant are blocks after the first one that are two or more before a superblock.
+        # Distant blocks come after the first block and two or more blocks before a superblock.
         if (ceil_div(keys, block) - 1) // step * step <= 2:
             yield (
                 "step",
-                f"step is {step} and block is {block}, and {keys} keys are all near: nothing is "
-                "left out",
+                f"step = {step} and block = {block} have no effect: all {keys} keys are near",
             )
 
     return attend, without_effect
@@ -148,20 +157,15 @@ def vertical_slash(vertical: int = 1000, slash: int = 6096) -> Made:
     forced: dict[str, int] = {name: options[of].default for name, of in least.items()}
     given = {"vertical": vertical, "slash": slash}
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        mask = patterns.vertical_slash(q, k, **given, scale=scale)
-        return stripe_attention(q, k, v, mask, scale=scale)
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        mask = patterns.vertical_slash(q, k, **given, scale=call.scale)
+        return stripe_attention(q, k, v, mask, scale=call.scale)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         for name, value in given.items():
             if max(value, forced[name]) >= keys:
-                yield name, f"{name} is {value}, and here are {keys} keys: nothing is left out"
+                yield name, f"{name} = {value} has no effect: it covers all {keys} keys"
             elif value < forced[name]:
-                yield name, f"{name} is {value}; {forced[name]} are always taken"
+                yield name, f"{name} = {value} has no effect: {forced[name]} are always taken"
 
     return attend, without_effect
-
-
-METHODS: dict[str, Callable[..., Made | None]] = {
-    f.__name__: f for f in (dense, skip, block_topk, anchor, vertical_slash)
-}

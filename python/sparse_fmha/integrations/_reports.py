@@ -1,4 +1,4 @@
-"""Options that have no effect, each reported once."""
+"""Reports options without effect, each once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 
 
 class Reports:
-    """Warns (UserWarning) once of each name; a copy has reported what its original had."""
+    """Warns (UserWarning) once per name; a copy does not repeat the warnings of its original."""
 
     def __init__(self) -> None:
         self.made: set[str] = set()

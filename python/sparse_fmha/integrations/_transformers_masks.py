@@ -1,8 +1,8 @@
-"""What the queries of a forward pass see: transformers' mask functions as plans.
+"""Converts transformers' mask functions to plans of what the queries of a forward pass see.
 
-transformers says a mask as a function of indices, made of parts that are known. Causal masks,
-sliding windows and packed sequences are read from these parts, and with the padding become block
-lists; only the blocks that an edge cuts are looked at pair by pair. Any other function is evaluated
+transformers defines a mask as a function of indices, composed of known parts. Causal masks, sliding
+windows and packed sequences are recognised from these parts and, with the padding, converted to
+block lists; only blocks cut by an edge are evaluated pair by pair. Any other function is evaluated
 at all pairs, some millions at a time.
 """
 
@@ -19,8 +19,9 @@ from transformers import masking_utils as hf
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import tensor_fields
+from sparse_fmha.masks.block_fields import TENSORS
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_mask import TENSORS, BlockMask
+from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns._static import from_map, from_rules
 
@@ -31,18 +32,19 @@ MaskFunction = Callable[..., Tensor]  # of batch entry, head, query and key
 
 @dataclass(frozen=True)
 class Plan(TensorFields):
-    """Made once for a forward pass and read by each layer; `mask` comes before the others.
+    """The mask of a forward pass, made once and read by each layer.
 
-    `to` moves it with its mask: accelerate's hooks do so for layers on other devices.
+    `mask` takes precedence over the other fields. `to` moves the plan with its mask: accelerate's
+    hooks do so for layers on other devices.
 
     Attributes:
-        causal: the last query sees the last key.
-        window: a causal sliding window of as many keys, over as many queries as keys.
-        mask: blocks, where neither says it.
-        keys: how many there are, None for all; a cache may have room behind them.
-        runs: of each batch entry the first key that is no padding, and the one behind the last;
-            None where there is no padding.
-        special: what else than causal and padding there is, or None.
+        causal: the mask is causal, aligned to the last query and key.
+        window: size in keys of a causal sliding window, with as many queries as keys.
+        mask: block lists, where neither causal nor window describes the mask.
+        keys: number of keys, None for all; a cache may have unused room after them.
+        runs: for each batch entry the first key that is not padding, and one past the last; None
+            without padding.
+        special: description of a feature other than causal and padding, or None.
     """
 
     TENSORS: ClassVar = ("mask",)
@@ -56,19 +58,19 @@ class Plan(TensorFields):
     special: str | None = None
 
     def contiguous(self) -> Plan:
-        """Asked for where transformers makes masks ahead of the model's call, which takes tensors.
+        """Called where transformers makes masks before the model's call, which needs tensors.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "sparse_fmha does not take caches that are compiled (cache_implementation='static'); "
+            "sparse_fmha does not support compiled caches (cache_implementation='static'); "
             "generate with the default cache, or with attn_implementation='sdpa'"
         )
 
     @property
     def ndim(self) -> int:
-        """What older versions ask for there; raises as `contiguous`."""
+        """Used by older versions there; raises like `contiguous`."""
         return self.contiguous().ndim
 
 
@@ -77,12 +79,12 @@ tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 
 @dataclass(frozen=True)
 class Form:
-    """Of a mask function that is known: what has to hold for a pair to be visible."""
+    """A known mask function: the conditions for a pair to be visible."""
 
     causal: bool = False
     window: int | None = None  # key > query - window
-    sequences: Tensor | None = None  # int64 [B, tokens]: query and key are of the same one
-    positions: Tensor | None = None  # [B, tokens], of which causal and window are said
+    sequences: Tensor | None = None  # int64 [B, tokens]: query and key are in the same one
+    positions: Tensor | None = None  # [B, tokens], to which causal and window refer
 
 
 def plan(
@@ -96,14 +98,14 @@ def plan(
     device: torch.device | str = "cpu",
     **kwargs: object,
 ) -> Plan | Tensor | None:
-    """What transformers calls once for each kind of mask of a forward pass.
+    """Called by transformers once for each kind of mask of a forward pass.
 
-    Of one query it is the mask of `sdpa_mask`, else a `Plan`. Padding, and packed sequences, are
-    read, which waits for the device.
+    Returns the mask of `sdpa_mask` for one query, else a `Plan`. Reads padding and packed
+    sequences, which waits for the device.
 
     Args:
-        batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device, kwargs: as of
-            `sdpa_mask`.
+        batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device, kwargs: those
+            of `sdpa_mask`.
         attention_mask: bool `[B, tokens seen]`, False is padding; or None.
     """
     if q_length == 1:
@@ -119,8 +121,8 @@ def plan(
             **kwargs,
         )
         return mask_of_one
-    q_offset = int(q_offset)  # of a static cache it is a tensor
-    keys = q_offset + q_length - kv_offset  # that the last query may see
+    q_offset = int(q_offset)  # a tensor for a static cache
+    keys = q_offset + q_length - kv_offset  # those that the last query may see
     form = read(mask_function)
     if form is not None and not _fits(form, batch_size, q_length, kv_length, keys):
         form = None
@@ -135,12 +137,12 @@ def plan(
     if form.window is not None and form.window >= keys:
         form = replace(form, window=None)
     if form.sequences is not None and bool((form.sequences == form.sequences[:, :1]).all()):
-        form = replace(form, sequences=None)  # torch.compile has them in any case
+        form = replace(form, sequences=None)  # torch.compile always sets them
     runs = None if real is None else _runs(real)
     made = Plan(causal=form.causal, keys=keys, runs=runs, special=_special(form, real, runs))
     if real is None and form.window is None and form.sequences is None:
         return made
-    # neighborhood_attention has windows of 2 keys or more, and as many queries as keys.
+    # neighborhood_attention is used for windows of 2 keys or more and as many queries as keys.
     alone = real is None and form.sequences is None and q_length == keys
     if alone and form.window is not None and form.window >= 2:
         return replace(made, causal=False, window=form.window)
@@ -148,10 +150,11 @@ def plan(
 
 
 def read(function: MaskFunction) -> Form | None:
-    """The form of a mask function of transformers, None for one that is not known.
+    """The form of a mask function of transformers, or None if it is unknown.
 
-    Its parts are told by the function that made them and what they hold. Should another version
-    make them in another way they are not known, and their masks as right as before.
+    Its parts are recognised by the function that made them and by their closures. If another
+    version makes them differently, they are unknown, and the mask is evaluated, which is as
+    correct.
     """
     if function is hf.bidirectional_mask_function:
         return Form()
@@ -195,7 +198,7 @@ def _joined(parts: list[Form]) -> Form | None:
 
 
 def _fits(form: Form, batch: int, q_len: int, kv_len: int, keys: int) -> bool:
-    """Whether `block_mask` can say it of these lengths."""
+    """Whether `block_mask` supports the form for these lengths."""
     if form.sequences is None and form.positions is not None:
         return False
     if not form.causal:
@@ -208,7 +211,7 @@ def _fits(form: Form, batch: int, q_len: int, kv_len: int, keys: int) -> bool:
         return False
     if form.positions is None:
         return True
-    # Where positions count up within each sequence, they differ as indices do.
+    # If positions count up within each sequence, their differences equal those of indices.
     new, step = form.sequences.diff(dim=1), form.positions.diff(dim=1)
     return bool(((new > 0) | ((new == 0) & (step == 1))).all())
 
@@ -216,17 +219,17 @@ def _fits(form: Form, batch: int, q_len: int, kv_len: int, keys: int) -> bool:
 def _padding(
     attention_mask: Tensor | None, keys: int, offset: int, device: torch.device | str
 ) -> Tensor | None:
-    """Bool `[B, keys]`, or None where all are real."""
+    """Bool `[B, keys]`, True for real tokens, or None if all are real."""
     if attention_mask is None:
         return None
     real = attention_mask.to(device=device, dtype=torch.bool)[:, offset : offset + keys]
-    if real.shape[1] < keys:  # of a cache that is longer than what has been seen
+    if real.shape[1] < keys:  # a cache longer than the tokens so far
         real = torch.nn.functional.pad(real, (0, keys - real.shape[1]))
     return None if bool(real.all()) else real
 
 
 def _runs(real: Tensor) -> Runs | None:
-    """First and behind the last of each entry's real tokens; None if there is padding between."""
+    """First and one past the last real token of each entry; None if there is padding between."""
     count = real.sum(1)
     first = real.int().argmax(1)
     last = real.shape[1] - real.flip(1).int().argmax(1)
@@ -247,11 +250,11 @@ def _special(form: Form, real: Tensor | None, runs: Runs | None) -> str | None:
 def block_mask(
     form: Form, real: Tensor | None, q_len: int, keys: int, device: torch.device
 ) -> BlockMask:
-    """The lists of a known form; the last query stands at the last key if it is causal."""
+    """The block lists of a known form; causal aligns the last query with the last key."""
     grid = BlockGrid(q_len, keys, BLOCK, BLOCK, causal=form.causal)
     shift = keys - q_len
     full = some = grid.reachable()[None]
-    # Blocks in which a pair's distance does not say whether it is seen.
+    # Blocks in which distance alone does not decide whether a pair is visible.
     special_q, special_k = (torch.zeros(n, dtype=torch.bool, device="cpu") for n in grid.shape)
     if form.window is not None:
         least, most = grid.distances()
@@ -269,7 +272,7 @@ def block_mask(
 
     def rule(entry: int) -> Callable[[Tensor, Tensor], Tensor]:
         def visible(q: Tensor, k: Tensor) -> Tensor:
-            # What causal leaves out comes on top.
+            # The causal condition is applied separately.
             window = keys if form.window is None else form.window
             seen = k > q + shift - window
             if form.sequences is not None:
@@ -279,7 +282,7 @@ def block_mask(
         return visible
 
     rules = [rule(entry) for entry in range(full.shape[0])]
-    # from_rules has a list for each head; here it is one for each batch entry.
+    # from_rules takes one list per head; here there is one per batch entry.
     kinds = from_map(full), from_map(some & ~full)
     sizes = (q_len, keys, BLOCK, BLOCK)
     mask = from_rules(rules, *kinds, special_q, special_k, *sizes, form.causal, device)
@@ -293,7 +296,7 @@ def block_mask(
 
 
 def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest of each block of `[B, tokens]`."""
+    """The minimum and maximum of each block of `[B, tokens]`."""
     missing = ceil_div(values.shape[1], BLOCK) * BLOCK - values.shape[1]
     last = values[:, -1:].expand(-1, missing)
     blocks: Tensor = torch.cat([values, last], 1).unflatten(1, (-1, BLOCK))

@@ -4,7 +4,7 @@
     sparse.enable(pipe, "neighborhood", window=(6, 16, 16), first_dense_steps=5)
 
 Importing this module adds the attention backend "sparse_fmha" to the registry of diffusers.
-`enable` chooses it for the self-attention of a model and sets hooks that tell it the token grid.
+`enable` selects it for a model's self-attention and sets hooks that pass it the token grid.
 """
 
 from __future__ import annotations
@@ -14,25 +14,45 @@ from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
-from sparse_fmha.integrations import _diffusion_methods as methods
+from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_backend import register
 from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
+from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
+from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks
+from sparse_fmha.integrations._diffusion_hunyuan15 import HunyuanVideo15Processor
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
+from sparse_fmha.integrations._diffusion_sd3 import StableDiffusion3Processor
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
-from sparse_fmha.masks.block_mask import BlockMask
 
-__all__ = ["Request", "disable", "enable", "is_enabled", "supported_models"]
+__all__ = [
+    "Request",
+    "disable",
+    "disable_decoder",
+    "enable",
+    "enable_decoder",
+    "is_enabled",
+    "supported_models",
+]
 
 BACKEND = register()
-PARTS = ("transformer", "transformer_2")  # of a pipeline; Wan 2.2 has a second one for late steps
+# Processors of diffusers that cannot take a backend as they are.
+OURS: dict[str, Callable[[Any], Processor]] = {
+    "CogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "CosmosAttnProcessor2_0": CosmosProcessor,
+    "FusedCogVideoXAttnProcessor2_0": CogVideoXProcessor,
+    "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
+    "JointAttnProcessor2_0": StableDiffusion3Processor,
+}
+# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
+PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 def supported_models() -> list[str]:
@@ -41,7 +61,7 @@ def supported_models() -> list[str]:
 
 
 def is_enabled(pipe_or_transformer: object) -> bool:
-    """Whether all its transformers are enabled, by whichever pipeline."""
+    """Whether all transformers of the argument are enabled, through any pipeline."""
     return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
 
 
@@ -52,58 +72,66 @@ def enable(
     first_dense_steps: int = 0,
     dense_layers: Collection[int] = (),
     grid: Sequence[int] | None = None,
-    **options: int | Sequence[int] | BlockMask | Callable[[Tensor, Tensor], BlockMask],
+    **options: Any,
 ) -> None:
-    """Replaces the self-attention over image or video tokens; `disable` takes it back.
+    """Replaces the self-attention over image or video tokens; `disable` undoes it.
 
-    What it sets belongs to the transformer: all pipelines that share it are enabled, and a copy, or
-    a model that was saved as a whole, is enabled by itself. A second `enable` holds until its own
-    `disable`, then the first one again. Where this raises, nothing has changed.
+    The settings belong to the transformer: they apply to all pipelines that share it, and a copy of
+    the model, or a model saved as a whole, has its own. Calls nest: a second `enable` holds until
+    its own `disable`, which restores the first. If this raises, nothing has changed.
 
-    Tokens of the image see each other as the method says. Text tokens that are in the same
-    attention (not in Wan and LTX) are seen by every query, and see everything themselves; those
-    that are padding are seen by none. Cross-attention stays as it is.
+    Image tokens see each other according to the method. Other tokens in the same attention (text,
+    reference images; none in Wan and LTX) are visible to every query, and see everything
+    themselves; padding tokens are visible to none. Cross-attention does not change.
 
     Args:
-        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. Both transformers
-            of a Wan 2.2 pipeline are enabled, and count steps together.
+        pipe_or_transformer: a pipeline, or a transformer of `supported_models()`. All transformers
+            of a pipeline (two in Wan 2.2) are enabled, and count steps together.
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
-            dilation, tokens per axis: (height, width) for Flux and Qwen-Image, (frames, height,
-            width) for the others, or one int for all axes. On an axis with one token a window of 1
-            is needed.
+            dilation in tokens per axis: (height, width) for images, (frames, height, width) for
+            videos, or one int for all axes. An axis with one token needs a window of 1.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
-            of the tokens of the grid, row by row and without text, or a function that makes one
-            from q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
+            of the grid's tokens in row-major order, without text, or a function that makes one from
+            q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
             "dense": `sparse_fmha.attention`.
-        first_dense_steps: so many denoising steps of each run stay the original. A step is a new
-            value of `timestep`, a run begins where it grows; reading it waits for the device. Runs
-            that take turns are told apart by the tensor of their text embeddings and their thread,
-            or by a `Request`.
-        dense_layers: indices of blocks that stay the original. Blocks of Flux and HunyuanVideo are
-            counted through both streams: `transformer_blocks`, then `single_transformer_blocks`;
-            those of VACE from `vace_blocks` on.
-        grid: tokens per axis, for calls that do not show them; by default read from each call.
+            Published methods of `sparse_fmha.patterns`, which explains their options:
+            "sol" (tau, rest, block), "subblock" (keep, piece, block), "cube_top_k" and "vsa" (keep,
+            cube), "draft" (keep, cube), "rectified" (keep, theta, block), "psa" (shares, by, least,
+            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis); for videos
+            only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
+            "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
+            diffusers do not have.
+        first_dense_steps: number of denoising steps at the start of each run that use the original
+            attention. A new value of `timestep` is a new step, and a larger value begins a run.
+            Reading it waits for the device. Interleaved runs are distinguished by the tensor of
+            their text embeddings and their thread, or by a `Request`.
+        dense_layers: indices of blocks that keep the original attention. Blocks of models with
+            `single_transformer_blocks` are counted through both streams, these last. Blocks of VACE
+            are counted from `vace_blocks` on. A block of Stable Diffusion 3.5 with two attentions
+            counts twice.
+        grid: tokens per axis, for calls from which they cannot be read, without reference images;
+            default: read from each call.
 
-    Calls then raise ValueError for a grid that is not as many tokens as the attention has or a
-    window larger than the grid, NotImplementedError for masks other than of padded text, dropout
-    and context parallelism, RuntimeError for runs that cannot be told apart, and what the functions
-    named above raise. What has no effect is a warning, once: a window of the whole grid, a stride
-    where the window is all of an axis, all blocks in dense_layers, runs that are over before
-    first_dense_steps are.
+    Model calls then raise ValueError if the grid has another number of tokens than the attention or
+    the window is larger than the grid, NotImplementedError for masks other than text padding, for
+    dropout and for context parallelism, RuntimeError for runs that cannot be distinguished, and the
+    errors of the functions above. Settings without effect are warned about once: a window of the
+    whole grid, a stride where the window covers an axis, a share of 1 (keep, p), all blocks in
+    dense_layers, and runs that end before first_dense_steps.
 
     Raises:
-        TypeError: an argument of the wrong type, an option that the method does not have, a model
-            that is not supported.
-        ValueError: an unknown method, a missing layer or one named twice, values for
+        TypeError: an argument of the wrong type, an option that the method does not have, or an
+            unsupported model.
+        ValueError: an unknown method, a layer that does not exist or is named twice, or values for
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
-    chosen = methods.make(method, options)
+    chosen = table.make(method, options)
     _check_count("first_dense_steps", first_dense_steps)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
-    for model, name, row in found:  # everything is checked before anything changes
+    for model, name, row in found:  # check everything before changing anything
         _check_axes(chosen, grid, name, row)
         layers = row.layers(model)
         _check_layers(dense_layers, len(layers), name)
@@ -112,7 +140,8 @@ def enable(
     for model, name, row in found:
         if len(dense_layers) == len(row.layers(model)):
             reports(
-                "dense_layers", f"dense_layers has all blocks of {name}: {method!r} is used in none"
+                "dense_layers",
+                f"method {method!r} has no effect: dense_layers names all blocks of {name}",
             )
     steps, done = Steps(first_dense_steps), []
     try:
@@ -127,19 +156,19 @@ def enable(
 
 
 def disable(pipe_or_transformer: object) -> None:
-    """Takes back the last `enable` of each transformer: what was there before it is there again.
+    """Undoes the last `enable` of each transformer and restores the previous state.
 
-    That is the very processors, no hooks, and where "sparse_fmha" was chosen by name since, the
-    backends that were chosen before.
+    Restores the same processor objects and removes the hooks. If "sparse_fmha" was chosen by name
+    since, it also restores the backends that were chosen before.
 
     Raises:
-        TypeError: a model that is not supported.
-        RuntimeError: none of its transformers is enabled.
+        TypeError: an unsupported model.
+        RuntimeError: none of the transformers is enabled.
     """
     found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
     if not any(hooks for _, hooks in found):
         names = " and ".join(type(model).__name__ for model, _ in found)
-        raise RuntimeError(f"{names} is not enabled; call enable() before disable()")
+        raise RuntimeError(f"{names} must be enabled before disable(); call enable() first")
     for model, hooks in found:
         if hooks is not None:
             hooks.remove(model)
@@ -150,63 +179,69 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     distinct = {id(model): model for model in models if model is not None}
     if not distinct:
         raise TypeError(
-            f"{type(given).__name__} is neither a transformer nor a pipeline with one; supported "
-            f"are {supported_models()}"
+            "model must be a transformer or a pipeline with one, one of "
+            f"{supported_models()}, got {type(given).__name__}"
         )
     found = []
     for model in distinct.values():
         row = find(model)
         if row is None:
             raise TypeError(
-                f"{type(model).__name__} is not supported; supported are {supported_models()}"
+                f"model must be one of {supported_models()}, got {type(model).__name__}"
             )
         found.append((model, *row))
     return found
 
 
 def _processor(original: Any) -> Processor:
-    """The model's own processor with our backend; a copy, as modules may share one."""
-    cogvideox = type(original).__name__ in MODELS["CogVideoXTransformer3DModel"].processors
-    processor: Processor = CogVideoXProcessor(original) if cogvideox else copy.copy(original)
+    """The model's own processor with our backend. It is a copy, because modules may share one."""
+    ours = OURS.get(type(original).__name__)
+    processor: Processor = copy.copy(original) if ours is None else ours(original)
     processor._attention_backend = BACKEND
     return processor
 
 
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; an int is needed")
+        raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 0:
-        raise ValueError(f"{name} is {value}; at least 0 is needed")
+        raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(grid, Sequence):
-        raise TypeError(f"grid is {grid!r}; tokens of each axis are needed")
+        raise TypeError(f"grid must be the tokens of each axis, got {grid!r}")
     for length in grid:
         _check_count("grid", length)
     return tuple(grid)
 
 
 def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Model) -> None:
-    values = {field: getattr(method, field, None) for field in ("window", "stride", "dilation")}
+    if getattr(method, "video", False) and row.axes != 3:
+        raise ValueError(
+            "method must be one for images, because the grid of "
+            f"{name} has {row.axes} axes, got {type(method).__name__}, which is for videos"
+        )
+    axes = ("window", "stride", "dilation", "tile", "cube")
+    values = {field: getattr(method, field, None) for field in axes}
     for field, value in {**values, "grid": grid}.items():
         if isinstance(value, Sequence) and len(value) != row.axes:
             raise ValueError(
-                f"{field} is {value!r}: {len(value)} entries; the grid of {name} has {row.axes} "
-                "axes"
+                f"{field} must have one entry for each of the {row.axes} axes of the grid of "
+                f"{name}, got {value!r}"
             )
 
 
 def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
     if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
-        raise TypeError(f"dense_layers is {dense_layers!r}; indices of blocks are needed")
+        raise TypeError(f"dense_layers must be indices of blocks, got {dense_layers!r}")
     for index in dense_layers:
         _check_count("dense_layers", index)
         if index >= count:
-            raise ValueError(f"dense_layers has {index}; {name} has blocks 0 to {count - 1}")
+            raise ValueError(f"dense_layers must be blocks 0 to {count - 1} of {name}, got {index}")
     for index in dense_layers:
         if list(dense_layers).count(index) > 1:
-            raise ValueError(f"dense_layers has {index} twice")
+            raise ValueError(f"dense_layers must name each block once, got {index} twice")
 
 
 def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Model) -> None:
@@ -215,6 +250,6 @@ def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Mo
         kind = type(originals.get(layer, layer.processor)).__name__
         if kind not in row.processors:
             raise NotImplementedError(
-                f"the attention processor of block {index} of {name} is a {kind}; supported are "
-                f"{list(row.processors)}"
+                f"the attention processor of block {index} of {name} must be one of "
+                f"{list(row.processors)}, got {kind}"
             )

@@ -1,12 +1,12 @@
-"""Attention of Hugging Face transformers by this library's kernels.
+"""Runs the attention of Hugging Face transformers on this library's kernels.
 
     from sparse_fmha.integrations import transformers as sparse
 
     sparse.register()
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sparse_fmha")
 
-The model's masks become block lists: causal, padding, sliding window and packed sequences alike,
-and blocks that nobody sees cost nothing. No mask of all pairs is made.
+The model's masks (causal, padding, sliding window, packed sequences) become block lists. Blocks
+that no query sees cost nothing, and no mask of all pairs is made.
 """
 
 from __future__ import annotations
@@ -28,50 +28,56 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.integrations._layer_table import Layers, parse
-from sparse_fmha.integrations._layers import Method
+from sparse_fmha.integrations._layers import Call, Method
+from sparse_fmha.integrations._sinks import with_sink
 from sparse_fmha.integrations._transformers_masks import Plan, plan
 
 __all__ = ["Plan", "attend", "plan", "register"]
 
 NAME = "sparse_fmha"
-# Options of models that are not there, by the keyword that brings them.
+# Unsupported options of models, by keyword.
 REFUSED = {
     "softcap": "logit soft-capping",
-    "s_aux": "attention sinks (s_aux)",
     "position_bias": "position_bias",
     "cache": "continuous batching (a paged cache)",
 }
-WEIGHTS = "output_attentions"  # True or False, in each layer's call
+SINKS = "s_aux"  # of each head, as gpt-oss passes them
+WEIGHTS = "output_attentions"  # True or False in each layer's call
 
 
 def register(
     name: str = NAME, layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str] | None = None
 ) -> None:
-    """Makes `attn_implementation=name` known to transformers, attention and masks together.
+    """Registers `attn_implementation=name` with transformers, for attention and masks.
 
     Prefill and encoders run on `attention` and `block_sparse_attention`. A forward pass of one
-    query (decoding) goes to torch's SDPA with the mask that transformers makes for it: there is no
-    kernel for it here yet.
+    query (decode) goes to torch's SDPA with the mask that transformers makes for it: this library
+    has no kernel for it yet.
 
     Args:
-        name: without "flash" or "/", which transformers reads in its own way.
-        layers: sparse methods by layer, for causal prefill, with padding or without; in other
-            passes, but for decoding, such a layer raises NotImplementedError. A dict as
+        name: a name without "flash" or "/", which transformers interprets in its own way.
+        layers: sparse methods by layer, for causal prefill with or without padding. In other
+            passes except decode, such a layer raises NotImplementedError. A dict such as
             `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}}`, or the path of such a JSON file. Methods:
-            dense; skip(threshold), or skip(sparsity, calibration) with the file that a
-            `calibration.Calibration` was saved in; block_topk(blocks, block_q, block_kv);
-            anchor(theta, step, block); vertical_slash(vertical, slash). Layers that a model does
-            not have are an error in its first call. What has no effect is a warning, once: a
-            default that no layer takes, options that leave nothing out of a call, a calibration
-            outside of what it was fitted to, decoding, which is dense.
+            1e-3}}`, or the path of such a JSON file. Methods: dense; skip(threshold), or
+            skip(sparsity, calibration) with the file of a saved `calibration.Calibration`;
+            block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
+            vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
+            min_budget, max_budget, block); streaming_llm(window, sink); moa(alphas, betas, sink,
+            min_span); s2(local_blocks, stride, homo_head); dhsa(density, shared); hip(keys,
+            granule, local, first); ssa(blocks, block); token_sparse(tau, min_tokens, window). Those
+            from anchor on are methods of `sparse_fmha.patterns`, which explains their options.
+            Layers that a model does not have raise an error in its first call. Settings without
+            effect are warned about once: a default that no layer uses, options that leave nothing
+            out of a call, a calibration outside its fitted range, and decode, which is dense.
 
     Raises:
-        ValueError: such a name; layers, methods or options that there are not.
+        ValueError: such a name, or layers, methods or options that do not exist or are not allowed.
+        TypeError: an option of another type.
     """
     if "flash" in name or "/" in name:
         raise ValueError(
-            f"name is {name!r}; transformers takes names with 'flash' or '/' for its own"
+            f"name must not have 'flash' or '/', which transformers reserves, got {name!r}"
         )
     method_of = None if layers is None else parse(layers)
     AttentionInterface.register(name, functools.partial(attend, method_of=method_of))
@@ -91,52 +97,59 @@ def attend(
     method_of: Layers | Callable[[int | None], Method | None] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer.
+    """Called by transformers in each layer.
 
     Args:
-        query: `[B, Hq, Lq, D]`. key, value: `[B, Hkv, Lkv, D]`, not repeated. Any strides with a
-            unit last one.
-        attention_mask: what `plan` made; None where the model asks for none, then `is_causal`, or
-            that of the module, decides.
-        method_of: the method of a layer's index, where not all are dense.
+        query: `[B, Hq, Lq, D]`. The last stride is 1, the others are free, as in key and value.
+        key, value: `[B, Hkv, Lkv, D]`, not repeated.
+        attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
+            of the call, or else of the module, decides.
+        method_of: returns the method of a layer's index, if not all layers are dense.
+        kwargs: options of the model. `s_aux`, `[Hq]`, are the sinks of gpt-oss.
 
     Returns:
-        `[B, Lq, Hq, D]`, and None for the weights, which are never there.
+        `[B, Lq, Hq, D]`, and None for the weights, which are never computed.
 
     Raises:
-        NotImplementedError: dropout, output_attentions, or an option of the model that is not
-            there, by its name; a layer with a sparse method in another pass than causal prefill.
+        NotImplementedError: dropout, output_attentions, or an unsupported option of the model, by
+            name; a layer with a sparse method in a pass other than causal prefill.
         ValueError: layers of `method_of` that the model does not have.
     """
     for option, what in REFUSED.items():
         if kwargs.get(option) is not None:
             raise NotImplementedError(
-                f"{type(module).__name__} asks for {what}, which {NAME} does not have; load the "
+                f"{NAME} does not support {what}, which {type(module).__name__} requests; load the "
                 "model with attn_implementation='eager' or 'sdpa'"
             )
     if kwargs.get(WEIGHTS):
         raise NotImplementedError(
-            f"{WEIGHTS}=True asks {type(module).__name__} for its weights, which {NAME} never has; "
-            "load the model with attn_implementation='eager'"
+            f"{WEIGHTS} must be False for {type(module).__name__}, because {NAME} does not compute "
+            "attention weights, got True; load the model with attn_implementation='eager'"
         )
     index = getattr(module, "layer_idx", None)
     if isinstance(method_of, Layers):
         method_of.check(module)
     method = None if method_of is None else method_of(index)
+    sink = None if kwargs.get(SINKS) is None else kwargs[SINKS].float()
+    if sink is not None and method is not None and query.shape[2] > 1:
+        raise _not_for(index, "attention sinks")
     if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
         if method is not None and query.shape[2] > 1:
-            raise _not_for(index, "a mask tensor of one's own")
+            raise _not_for(index, "a mask tensor")
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
+        if sink is not None:
+            mask = attention_mask if isinstance(attention_mask, Tensor) else None
+            return with_sink(query, key, value, mask, sink, scaling), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return result
     if dropout:
         raise NotImplementedError(
-            f"{type(module).__name__} asks for attention dropout {dropout}, which {NAME} does not "
-            "have; set attention_dropout to 0 or call model.eval()"
+            f"attention dropout of {type(module).__name__} must be 0 for {NAME}, got {dropout}; "
+            "set attention_dropout to 0 or call model.eval()"
         )
     if attention_mask is None:
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
@@ -148,11 +161,12 @@ def attend(
         runs = attention_mask.runs or [(0, k.shape[1])]
         _report(method_of, method, method.without_effect(max(stop - start for start, stop in runs)))
     elif attention_mask.mask is not None:
-        out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling)
+        out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling, sink=sink)
     elif attention_mask.window is not None:
-        out = neighborhood_attention(q, k, v, attention_mask.window, causal=True, scale=scaling)
+        window = attention_mask.window
+        out = neighborhood_attention(q, k, v, window, causal=True, scale=scaling, sink=sink)
     else:
-        out = attention(q, k, v, causal=attention_mask.causal, scale=scaling)
+        out = attention(q, k, v, causal=attention_mask.causal, scale=scaling, sink=sink)
     return out, None
 
 
@@ -165,7 +179,7 @@ def _sparse(
     plan: Plan,
     scale: float | None,
 ) -> Tensor:
-    """A layer's sparse method; of a padded batch, entry by entry on the tokens that are there."""
+    """Runs a layer's sparse method; in a padded batch, entry by entry on the real tokens."""
     reason = plan.special
     if reason is None and not plan.causal:
         reason = "attention that is not causal"
@@ -174,13 +188,13 @@ def _sparse(
     if reason is not None:
         raise _not_for(layer, reason)
     if plan.runs is None:
-        return method(q, k, v, scale)
+        return method(q, k, v, Call(scale, layer))
     out = None
     for entry, (start, stop) in enumerate(plan.runs):
         if start == stop:
             continue
         own = slice(entry, entry + 1), slice(start, stop)
-        rows = method(q[own], k[own], v[own], scale)
+        rows = method(q[own], k[own], v[own], Call(scale, layer))
         if out is None:  # autocast may have changed the dtype
             out = rows.new_zeros(q.shape)
         out[entry, start:stop] = rows[0]
@@ -195,6 +209,6 @@ def _report(method_of: object, method: Method, options: Iterable[tuple[str, str]
 
 def _not_for(layer: int | None, reason: str) -> NotImplementedError:
     return NotImplementedError(
-        f"layer {layer} has a sparse method, which takes causal prefill alone, with or without "
-        f"padding; here is {reason}. Give the layer the method 'dense'"
+        f"layer {layer} has a sparse method, which supports only causal prefill, with or without "
+        f"padding, got {reason}; give the layer the method 'dense'"
     )

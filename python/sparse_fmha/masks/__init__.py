@@ -1,1 +1,1 @@
-"""Masks of blocks and of single keys: their lists, and what makes and checks them."""
+"""Block masks and stripe masks: their lists, builders and checks."""

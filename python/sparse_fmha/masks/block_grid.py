@@ -1,4 +1,4 @@
-"""Maps of the blocks that a mask always has, or may have."""
+"""Maps of the blocks that a mask must or may list."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sparse_fmha.masks.tensor_fields import TensorFields
 
 
 class BlockGrid(TensorFields):
-    """The blocks of a mask, and maps of those that are forced or allowed.
+    """The blocks of a mask, with maps of forced or allowed blocks.
 
-    A map is bool `[nQ, nK]`. It has a block if the block holds one of the named pairs of tokens:
-    tokens are rounded outwards to blocks. Query i stands at the position of key
-    `i + kv_len - q_len`. Maps are joined by `|` with each other and with what `selection` chooses:
+    A map is bool `[nQ, nK]`. A block is set if it holds at least one of the named pairs of tokens:
+    tokens are rounded outwards to blocks. Query i is at the position of key `i + kv_len - q_len`.
+    Combine maps by `|` with each other and with the blocks that `selection` chooses:
 
         grid = BlockGrid(q_len, kv_len, 128, 128, causal=True, device=q.device)
         mask = grid.mask(top_k_blocks(scores, 16) | grid.sink(64) | grid.local(256))
 
-    No method waits for the device. `to`, saving and use as a pytree node (without leaves) as
-    `BlockMask`.
+    No method waits for the device. `to`, saving and use as a pytree node (without leaves) work as
+    for `BlockMask`.
 
     Args:
-        q_len, kv_len, block_q, block_kv, causal: as of `BlockMask`.
-        device: where maps are made.
+        q_len, kv_len, block_q, block_kv, causal: as in `BlockMask`.
+        device: device of the maps.
 
     Raises:
-        ValueError, TypeError: sizes as `BlockMask`; a number of tokens below 0.
+        ValueError, TypeError: a size that `BlockMask` does not allow; a number of tokens below 0.
     """
 
     PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal", "device")
@@ -55,7 +55,7 @@ class BlockGrid(TensorFields):
     def of(
         cls, q: Tensor, k: Tensor, block_q: int = 128, block_kv: int = 128, *, causal: bool = False
     ) -> BlockGrid:
-        """The grid of q `[B, q_len, Hq, D]` and k `[B, kv_len, Hkv, D]`, on their device."""
+        """Returns the grid for q `[B, q_len, Hq, D]` and k `[B, kv_len, Hkv, D]`, on q's device."""
         check_q_and_k(q, k)
         return cls(q.shape[1], k.shape[1], block_q, block_kv, causal=causal, device=q.device)
 
@@ -71,7 +71,7 @@ class BlockGrid(TensorFields):
         non_blocking: bool = False,
         copy: bool = False,
     ) -> BlockGrid:
-        """The grid whose maps are made on another device; arguments as of `BlockMask.to`."""
+        """Returns the grid with maps on another device; arguments as in `BlockMask.to`."""
         self._check_target(device, dtype)
         device = self.device if device is None else torch.device(device)
         if device == self.device and not copy:
@@ -80,51 +80,52 @@ class BlockGrid(TensorFields):
         return BlockGrid(*sizes, causal=self.causal, device=device)
 
     def reachable(self) -> Tensor:
-        """Blocks that hold a pair which `causal` allows; all blocks without `causal`."""
+        """Returns the blocks with a pair that `causal` allows; all blocks without `causal`."""
         sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
         return block_lists.reachable_blocks(*sizes, self.causal, self.device)
 
     def distances(self) -> tuple[Tensor, Tensor]:
-        """The least and the largest `query position - key` in each block, int64 `[nQ, nK]`."""
+        """Returns the smallest and largest `query position - key` per block, int64 `[nQ, nK]`."""
         first_q, last_q = self._query_positions()
         first_k, last_k = self._key_positions()
         return first_q[:, None] - last_k, last_q[:, None] - first_k
 
     def none(self) -> Tensor:
-        """No block."""
+        """Returns an empty map."""
         return torch.zeros(self.shape, dtype=torch.bool, device=self.device)
 
     def sink(self, n: int) -> Tensor:
-        """The first n keys, for all queries."""
+        """Returns the blocks of the first n keys, for all queries."""
         return self.keys(0, check_int("n", n))
 
     def local(self, n: int) -> Tensor:
-        """Keys less than n away from a query: itself, and n - 1 before it and (not causal) behind.
+        """Returns the blocks of keys less than n from a query.
 
-        `local((b - 1) * block + 1)` is the band of b blocks with the diagonal's.
+        These are its own key, the n - 1 before it and, if not causal, the n - 1 after it.
+        `local((b - 1) * block + 1)` is the band of b blocks, including the diagonal.
         """
         check_int("n", n)
         if n == 0:
             return self.none()
-        # The least distance of a block is below n, and the largest not below the other end.
+        # The block's smallest distance is below n, and its largest reaches the other end.
         first_q, last_q = self._query_positions()
         first_k, last_k = self._key_positions()
         blocks = last_k > first_q[:, None] - n
         return blocks.logical_and_(first_k <= last_q[:, None] - (0 if self.causal else 1 - n))
 
     def diagonal(self) -> Tensor:
-        """The key at each query's own position."""
+        """Returns the blocks with the key at a query's own position."""
         return self.local(1)
 
     def keys(self, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Keys start to stop - 1 for all queries; counted as a slice's, also from the end."""
+        """Returns the blocks of the keys `start:stop`, bounds as in a slice, for all queries."""
         start, stop = _bounds(start, stop, self.kv_len)
         first, last = self._key_positions()
         columns = (first < stop) & (last >= start) & (start < stop)
         return columns.expand(self.shape).clone()
 
     def queries(self, start: int | None = None, stop: int | None = None) -> Tensor:
-        """All keys for queries start to stop - 1; counted as a slice's, also from the end."""
+        """Returns all keys for the queries `start:stop`, bounds as in a slice."""
         start, stop = _bounds(start, stop, self.q_len)
         first, last = self._query_positions()
         shift = self.kv_len - self.q_len
@@ -132,14 +133,16 @@ class BlockGrid(TensorFields):
         return rows[:, None].expand(self.shape).clone()
 
     def last_queries(self, n: int) -> Tensor:
-        """All keys for the last n queries."""
+        """Returns all keys for the last n queries."""
         return self.queries(max(self.q_len - check_int("n", n), 0), self.q_len)
 
     def tokens(self, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Global tokens, as text in a video: all queries see them, and they see all keys.
+        """Returns the blocks of global tokens: all queries see them, and they see all keys.
+
+        An example is the text tokens of a video model.
 
         Args:
-            start, stop: positions of keys, counted as a slice's; `tokens(-n)` are the last n.
+            start, stop: key positions, as in a slice; `tokens(-n)` are the last n.
         """
         start, stop = _bounds(start, stop, self.kv_len)
         shift = self.kv_len - self.q_len
@@ -147,7 +150,7 @@ class BlockGrid(TensorFields):
         return rows.logical_or_(self.keys(start, stop))
 
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
-        """`BlockMask.from_blocks` of bool `[nQ, nK]`, `[H|1, nQ, nK]` or `[B|1, H|1, nQ, nK]`."""
+        """`BlockMask.from_blocks` for bool `[nQ, nK]`, `[H|1, nQ, nK]` or `[B|1, H|1, nQ, nK]`."""
         if isinstance(blocks, Tensor) and 2 <= blocks.dim() < 4:
             blocks = blocks[(None,) * (4 - blocks.dim())]
         return BlockMask.from_blocks(
@@ -164,7 +167,7 @@ class BlockGrid(TensorFields):
         sizes = self.q_len, self.kv_len, self.block_q, self.block_kv
         block_checks.check_sizes(*sizes, self.causal)
         if not isinstance(self.device, torch.device):
-            raise TypeError(f"device is {self.device!r}; a torch.device is needed")
+            raise TypeError(f"device must be a torch.device, got {self.device!r}")
 
     def _query_positions(self) -> tuple[Tensor, Tensor]:
         first, last = _ends(self.q_len, self.block_q, self.device)
@@ -179,13 +182,13 @@ tensor_fields.register(BlockGrid, "sparse_fmha.BlockGrid")
 
 
 def _ends(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First and last token of each block."""
+    """Returns the first and last token of each block."""
     first = torch.arange(ceil_div(length, block), device=device) * block
     return first, (first + block).clamp(max=length) - 1
 
 
 def _bounds(start: int | None, stop: int | None, length: int) -> tuple[int, int]:
-    """As `slice(start, stop).indices(length)`, which torch.compile before 2.13 does not trace."""
+    """Like `slice(start, stop).indices(length)`, which torch.compile before 2.13 cannot trace."""
     any_int = -(1 << 62)
     start = 0 if start is None else check_int("start", start, any_int)
     stop = length if stop is None else check_int("stop", stop, any_int)

@@ -1,7 +1,7 @@
-"""Lists of blocks and bitmasks: making them on the device, without asking the host.
+"""Lists of blocks and bitmasks, built on the device without host synchronization.
 
-Every function has static shapes and no synchronisation unless it says so, so that the way from
-scores to a mask can be captured in a CUDA graph.
+Unless a function says otherwise, its shapes are static and it does not synchronize, so that a CUDA
+graph can capture everything from scores to mask.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 
-ONES = 0x0101010101010101  # eight times true
-ABSENT = -1  # what lists are filled with behind their count
+ONES = 0x0101010101010101  # eight bools, all true
+ABSENT = -1  # fills lists past their count
 
 
 def chunks(
     rows: int, columns: int, device: torch.device, elements: int | None = None
 ) -> list[slice]:
-    """Slices of the rows of a table of which a few temporaries fit beside the lists made of it.
+    """Splits the rows of a table into slices, so that temporaries of one slice stay small.
 
-    On the CPU they have `elements` of the table, by default as many as fit in its cache and an
-    eighth of it at most; elsewhere each one costs launches, so they are larger. One row is the
-    least. In a graph that is traced there is one slice: their number would be a constant of it.
+    On the CPU a slice has `elements` of the table: by default as many as fit in the cache, at most
+    an eighth of the table. On other devices each slice costs launches, so slices are larger. A
+    slice has at least one row. Under tracing there is one slice, as the number of slices would
+    become a constant of the graph.
     """
     symbolic = isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt)
     if symbolic or torch.compiler.is_compiling():
@@ -41,8 +42,8 @@ def chunks(
 def by_chunks(
     make: Callable[[slice], Sequence[Tensor]], parts: Sequence[slice], rows: int, dim: int
 ) -> list[Tensor]:
-    """The tables whose rows, along `dim`, `make` gives for each slice."""
-    # Not the truth of the list, which dynamo takes for that of what the slice ends at.
+    """Returns the tables whose rows, along `dim`, `make` computes for each slice."""
+    # `if parts` would not do: dynamo takes the truth of the list for that of the slice's end.
     made = make(parts[0] if len(parts) > 0 else slice(0, 0))
     if len(parts) <= 1:
         return list(made)
@@ -57,11 +58,11 @@ def by_chunks(
 def list_blocks(
     blocks: Tensor, width: int | None = None, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ascending lists of the blocks that are set.
+    """Returns ascending lists of the blocks that are set.
 
     Args:
         blocks: bool `[..., rows, n]`.
-        width: capacity of the lists, default n; a row that has more is cut off there.
+        width: capacity of the lists, default n; longer rows are truncated.
         ends: int64 `[rows]`, where each row ends; default n.
 
     Returns:
@@ -89,12 +90,13 @@ def build_lists(
     width: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Lists of what `make` keeps; never more than a few rows of its tables are there.
+    """Returns lists of the blocks that `make` keeps; its tables exist a few rows at a time.
 
     Args:
-        make: of a slice of the rows, to integers and bools that broadcast to
-            `[heads, rows of the slice, columns]`: block numbers that ascend where they are kept.
-        width: capacity of the lists; a row that has more is cut off there.
+        make: maps a slice of rows to integers and bools that broadcast to
+            `[heads, rows of the slice, columns]`: block numbers and which to keep. Kept numbers
+            ascend.
+        width: capacity of the lists; longer rows are truncated.
 
     Returns:
         counts int32 `[heads, rows]` and indices int32 `[heads, rows, width]`.
@@ -110,11 +112,11 @@ def build_lists(
 def list_kept(
     numbers: Tensor, keep: Tensor, heads: int, rows: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The lists of one slice of `build_lists`."""
+    """Returns the lists of one slice of `build_lists`."""
     columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
     keep = keep.expand(heads, rows, columns)
-    # In place, as these are the largest tensors on the way. What is not listed goes to a column of
-    # its own, which is dropped.
+    # In place, as these are the largest temporaries. Blocks that are not listed go to an extra
+    # column, which is dropped.
     place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
     place = place.masked_fill_(~keep, width).long()
     indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
@@ -124,7 +126,7 @@ def list_kept(
 
 
 def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists in any order as ascending ones without repetition, as wide but for `blocks` at most.
+    """Sorts lists and removes duplicates; keeps the width, limited to `blocks`.
 
     Args:
         counts: int32 `[..., rows]`. indices: int32 `[..., rows, width]`.
@@ -144,10 +146,10 @@ def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tupl
 
 
 def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of each row in ascending order, each kept once: what `build_lists` wants.
+    """Sorts the numbers of each row and keeps each once, as `build_lists` needs them.
 
     Args:
-        numbers: integers `[..., n]` below 2^31 - 1, in any order. keep: bool, the same.
+        numbers: integers `[..., n]` below 2^31 - 1, in any order. keep: bool `[..., n]`.
     """
     behind = torch.iinfo(torch.int32).max
     ordered = numbers.int().masked_fill(~keep, behind).sort(-1).values
@@ -157,13 +159,13 @@ def distinct(numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_listed(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
-    """Which slots of the lists hold a block that there is: bool like indices."""
+    """Returns which slots hold an existing block: bool, with the shape of indices."""
     slots = torch.arange(indices.shape[-1], device=indices.device)
     return (slots < counts[..., None]) & (indices >= 0) & (indices < blocks)
 
 
 def scattered(counts: Tensor, indices: Tensor, blocks: int, values: Tensor, empty: int) -> Tensor:
-    """`[..., blocks]`: at each listed block its slot's value, elsewhere `empty`."""
+    """Returns `[..., blocks]`: the slot's value at each listed block, `empty` elsewhere."""
     target = torch.where(is_listed(counts, indices, blocks), indices, blocks).long()
     result = torch.full(
         (*indices.shape[:-1], blocks + 1), empty, dtype=values.dtype, device=indices.device
@@ -172,34 +174,34 @@ def scattered(counts: Tensor, indices: Tensor, blocks: int, values: Tensor, empt
 
 
 def block_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
-    """Bool `[..., blocks]`: which blocks are listed."""
+    """Returns bool `[..., blocks]`: which blocks are listed."""
     true = torch.ones((), dtype=torch.bool, device=indices.device)
     return scattered(counts, indices, blocks, true, False)
 
 
 def slot_map(counts: Tensor, indices: Tensor, blocks: int) -> Tensor:
-    """Int64 `[..., blocks]`: the slot that a block is listed in, -1 where it is not."""
+    """Returns int64 `[..., blocks]`: the slot of each listed block, -1 for other blocks."""
     slots = torch.arange(indices.shape[-1], device=indices.device)
     return scattered(counts, indices, blocks, slots, -1)
 
 
 def kinds(seen: Tensor, block_kv: int) -> tuple[Tensor, Tensor]:
-    """Which blocks of pairs show all, and which show some.
+    """Returns which blocks have all pairs visible, and which have any.
 
     Args:
         seen: bool `[..., block_q, n * block_kv]`.
 
     Returns:
-        bool `[..., n]`, both.
+        Two tensors, bool `[..., n]`.
     """
-    # Eight pairs in a word: of words of zeros and ones that of ones is the largest.
+    # Eight pairs to a word: among words of bools, ONES is the largest and 0 the smallest.
     words: Tensor = seen.contiguous().view(torch.int64).unflatten(-1, (-1, block_kv // 8))
     least, most = words.amin(-3), words.amax(-3)
     return least.amin(-1) == ONES, most.amax(-1) > 0
 
 
 def pack_bits(visible: Tensor) -> Tensor:
-    """Bool `[..., n]`, n a multiple of 8, as uint8 `[..., n / 8]`, the lowest bit first."""
+    """Packs bool `[..., n]`, n a multiple of 8, into uint8 `[..., n / 8]`, lowest bit first."""
     shifts = torch.arange(8, dtype=torch.uint8, device=visible.device)
     bits: Tensor = visible.to(torch.uint8).unflatten(-1, (-1, 8)) << shifts
     return bits.sum(-1, dtype=torch.uint8)
@@ -212,18 +214,18 @@ def unpack_bits(bits: Tensor) -> Tensor:
 
 
 def interval_bits(begin: Tensor, end: Tensor, block_kv: int) -> Tensor:
-    """Bitmasks of rows that see the columns `[begin, end)`, cut at 0 and block_kv.
+    """Returns bitmasks of rows that see the columns `[begin, end)`, clamped to 0 and block_kv.
 
     Args:
         begin, end: integers `[..., rows]`, `begin <= end`.
 
     Returns:
-        uint8 `[..., rows, block_kv / 8]`, as of `pack_bits`.
+        uint8 `[..., rows, block_kv / 8]`, as from `pack_bits`.
     """
     first = torch.arange(0, block_kv, 8, dtype=torch.int16, device=begin.device)
 
     def ones(column: Tensor) -> Tensor:
-        """2^n, n the columns of each byte before `column`."""
+        """Returns 2^n, where n is the number of columns of each byte before `column`."""
         before = column.clamp(0, block_kv).to(torch.int16)[..., None] - first
         return torch.ones_like(before) << before.clamp_(0, 8)
 
@@ -231,7 +233,7 @@ def interval_bits(begin: Tensor, end: Tensor, block_kv: int) -> Tensor:
 
 
 def take_slots(bits: Tensor, slots: Tensor) -> Tensor:
-    """The bitmasks `[..., width, block_q, bytes]` of some slots `[..., n]`; zeros for slot -1."""
+    """Gathers bitmasks `[..., width, block_q, bytes]` at slots `[..., n]`; zeros for slot -1."""
     tail = bits.shape[-2:]
     index = slots.clamp(min=0)[..., None, None].expand(*slots.shape, *tail)
     if bits.shape[-3] == 0:
@@ -240,7 +242,7 @@ def take_slots(bits: Tensor, slots: Tensor) -> Tensor:
 
 
 def key_limits(q_len: int, kv_len: int, causal: bool, rows: int, device: torch.device) -> Tensor:
-    """Int64 `[rows]`: query i sees no key from there on; 0 for rows that there are not."""
+    """Returns int64 `[rows]`: query i sees keys below this limit; 0 for rows past q_len."""
     i = torch.arange(rows, device=device)
     limit = (i + 1 + kv_len - q_len).clamp(0, kv_len) if causal else torch.full_like(i, kv_len)
     return torch.where(i < q_len, limit, 0)
@@ -249,7 +251,7 @@ def key_limits(q_len: int, kv_len: int, causal: bool, rows: int, device: torch.d
 def reached(
     q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
 ) -> Tensor:
-    """Int64 `[nQ]`: how many key blocks each query block may see; the first ones."""
+    """Returns int64 `[nQ]`: how many key blocks, from the first, each query block may see."""
     last = torch.arange(1, ceil_div(q_len, block_q) + 1, device=device) * block_q
     last = last.clamp(max=q_len) - 1
     keys = (last + 1 + kv_len - q_len) if causal else torch.full_like(last, kv_len)
@@ -259,7 +261,7 @@ def reached(
 def reached_before(
     row: int, q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool
 ) -> int:
-    """How many key blocks the query blocks before `row` may see: the last of `reached`."""
+    """Returns how many key blocks the query blocks before `row` may see: the last of `reached`."""
     keys = min(row * block_q, q_len) + kv_len - q_len if causal else kv_len
     return ceil_div(min(max(keys, 0), kv_len), block_kv)
 
@@ -267,6 +269,6 @@ def reached_before(
 def reachable_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, causal: bool, device: torch.device
 ) -> Tensor:
-    """Bool `[nQ, nK]`: blocks that hold a pair which `causal` allows."""
+    """Returns bool `[nQ, nK]`: blocks with a pair that `causal` allows."""
     columns = torch.arange(ceil_div(kv_len, block_kv), device=device)
     return columns < reached(q_len, kv_len, block_q, block_kv, causal, device)[:, None]

@@ -1,344 +1,69 @@
-"""Masks of key blocks for `block_sparse_attention`."""
+"""Block masks for `block_sparse_attention`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
-from sparse_fmha._sizes import ceil_div
-from sparse_fmha.masks import (
-    block_checks,
-    block_lists,
-    dense,
-    documents,
-    flex,
-    intersection,
-    tensor_fields,
-    union,
-)
-from sparse_fmha.masks.parts import BlockParts
-from sparse_fmha.masks.tensor_fields import TensorFields
+from sparse_fmha.masks import block_lists, dense, flex, tensor_fields
+from sparse_fmha.masks.block_builders import BlockBuilders
+from sparse_fmha.masks.block_sets import BlockSets
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
-TENSORS = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
-PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal")
-FIELDS = (*TENSORS, *PLAIN)  # also those of BlockParts
 
+class BlockMask(BlockBuilders, BlockSets):
+    """Lists, for each query block, the key blocks that it sees.
 
-class BlockMask(TensorFields):
-    """For each block of queries, which blocks of keys it sees.
-
-    Query rows are cut in blocks of `block_q`, keys in blocks of `block_kv`; the last ones may be
-    ragged. nQ and nK are the numbers of blocks. Each (batch entry or all, query head or all, query
-    block) has a list of full key blocks, of which it sees every key, and one of partial key blocks,
-    each with a bitmask. With `causal` query i sees key j only if `j <= i + kv_len - q_len`, too.
+    Query rows are divided into blocks of `block_q`, keys into blocks of `block_kv`; the last block
+    may be shorter. nQ and nK are the numbers of blocks. Each (batch entry or all, query head or
+    all, query block) has a list of full key blocks, in which it sees every key, and a list of
+    partial key blocks, each with a bitmask. `causal` applies on top: query i sees key j only if
+    `j <= i + kv_len - q_len`.
 
     Attributes:
         counts: int32 `[B|1, H|1, nQ]`, the lengths of the lists of full blocks.
-        indices: int32 `[B|1, H|1, nQ, width]`, these lists; what is behind a count is ignored.
-        partial_counts, partial_indices: the same for the partial blocks, or None.
+        indices: int32 `[B|1, H|1, nQ, width]`, these lists; entries past a count are ignored.
+        partial_counts, partial_indices: the same for partial blocks, or None.
         partial_bits: uint8 `[B|1, H|1, nQ, partial width, block_q, block_kv / 8]` or None: column c
             of a row is bit `c % 8` of byte `c // 8`.
         q_len, kv_len: tokens. block_q: 64 or 128. block_kv: 16, 32, 64 or 128. causal: bool.
 
-    `to` moves a mask, `torch.save` and `torch.load(weights_only=True)` take it, and it is a pytree
-    node: an input of `torch.export` and of compiled and checkpointed functions. A module does not
-    move a mask that it keeps as a plain attribute: call `mask.to(q.device)` where the mask is used,
-    which returns the mask itself on the same device.
+    `to` moves a mask, `torch.save` and `torch.load(weights_only=True)` support it, and it is a
+    pytree node: an input of `torch.export` and of compiled and checkpointed functions. A module
+    does not move a mask that it keeps as a plain attribute: call `mask.to(q.device)` where the mask
+    is used. It returns the mask itself if the device is the same.
 
-    Making a mask from device tensors neither waits for the device nor makes shapes that depend on
-    data, unless the constructor says so: scores, lists and attention fit in one CUDA graph.
+    Unless a constructor says otherwise, building a mask from device tensors does not wait for the
+    device, and shapes do not depend on data: scores, lists and attention fit in one CUDA graph.
 
     Args:
-        counts, indices, q_len, kv_len, block_q, block_kv: as the attributes.
-        partial_counts, partial_indices, partial_bits, causal: as the attributes. The tensors are
-            kept, not copied.
-        validate: check the lists completely (`validate()`), which waits for the device.
+        counts, indices, q_len, kv_len, block_q, block_kv: see Attributes.
+        partial_counts, partial_indices, partial_bits, causal: see Attributes. Tensors are kept, not
+            copied.
+        validate: also call `validate()`, which waits for the device.
 
     Raises:
-        TypeError: a dtype or type that is not allowed.
-        ValueError: shapes that do not fit, block sizes that are not allowed, tensors on different
-            devices, some but not all partial tensors; with `validate`, lists that are not right.
+        TypeError: a dtype or type is not allowed.
+        ValueError: shapes do not match, a block size is not allowed, tensors are on different
+            devices, or only some partial tensors are given; with `validate`, lists are invalid.
     """
 
-    TENSORS = TENSORS
-    PLAIN = PLAIN
-
-    def __init__(
-        self,
-        counts: Tensor,
-        indices: Tensor,
-        q_len: int,
-        kv_len: int,
-        block_q: int = 128,
-        block_kv: int = 128,
-        *,
-        partial_counts: Tensor | None = None,
-        partial_indices: Tensor | None = None,
-        partial_bits: Tensor | None = None,
-        causal: bool = False,
-        validate: bool = False,
-    ) -> None:
-        block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
-        self.q_len, self.kv_len = _checks.as_int(q_len), _checks.as_int(kv_len)
-        self.block_q, self.block_kv = int(block_q), int(block_kv)
-        self.causal = causal
-        self.counts, self.indices = counts, indices
-        self.partial_counts, self.partial_indices = partial_counts, partial_indices
-        self.partial_bits = partial_bits
-        block_checks.check_tensors(self._parts())
-        for name in TENSORS:
-            tensor = getattr(self, name)
-            setattr(self, name, None if tensor is None else tensor.contiguous())
-        if validate:
-            self.validate()
-
-    @property
-    def blocks_q(self) -> int:
-        """nQ."""
-        return ceil_div(self.q_len, self.block_q)
-
-    @property
-    def blocks_kv(self) -> int:
-        """nK."""
-        return ceil_div(self.kv_len, self.block_kv)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Batch entries or 1, query heads or 1, q_len, kv_len."""
-        return (*self.counts.shape[:2], self.q_len, self.kv_len)
-
-    @property
-    def device(self) -> torch.device:
-        return self.counts.device
-
-    @staticmethod
-    def from_blocks(
-        blocks: Tensor,
-        q_len: int,
-        kv_len: int,
-        block_q: int = 128,
-        block_kv: int = 128,
-        *,
-        causal: bool = False,
-        width: int | None = None,
-        validate: bool = False,
-    ) -> BlockMask:
-        """Every pair of the blocks that are set; with `causal` none above the diagonal.
-
-        Args:
-            blocks: bool `[B|1, H|1, nQ, nK]`.
-            width: capacity of the lists, default nK. A row with more blocks loses its last ones.
-            validate: raise ValueError where a row has more than `width`; waits for the device.
-        """
-        block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
-        block_checks.check_blocks(blocks, q_len, kv_len, block_q, block_kv)
-        block_checks.check_width("width", width)
-        sizes = (q_len, kv_len, block_q, block_kv)
-        if validate and width is not None:
-            reachable = block_lists.reachable_blocks(*sizes, causal, blocks.device)
-            block_checks.validate_width(blocks & reachable, width)
-        ends = block_lists.reached(*sizes, True, blocks.device) if causal else None
-        return BlockMask(*block_lists.list_blocks(blocks, width, ends), *sizes, causal=causal)
-
-    @staticmethod
-    def from_indices(
-        counts: Tensor | None,
-        indices: Tensor,
-        q_len: int,
-        kv_len: int,
-        block_q: int = 128,
-        block_kv: int = 128,
-        *,
-        causal: bool = False,
-        validate: bool = False,
-    ) -> BlockMask:
-        """Lists of full blocks in any order, -1 as padding anywhere; repeated ones count once.
-
-        Args:
-            counts: int32 `[B|1, H|1, nQ]`, how many slots of each list to read; None: all.
-            indices: int32 `[B|1, H|1, nQ, width]`.
-            validate: raise ValueError where a list has a block twice or one that there is not
-                (-1 apart), or a count is not in [0, width]; waits for the device. Without it such
-                blocks are left out.
-        """
-        block_checks.check_sizes(q_len, kv_len, block_q, block_kv, causal)
-        if counts is None:
-            block_checks.check_list_tensor("indices", indices, torch.int32, axes=4)
-            counts = torch.full(
-                indices.shape[:3], indices.shape[3], dtype=torch.int32, device=indices.device
-            )
-        block_checks.check_lists("", counts, indices, q_len, block_q)
-        blocks_kv = ceil_div(kv_len, block_kv)
-        if validate:
-            block_checks.validate_unordered(counts, indices, blocks_kv)
-        sizes = (q_len, kv_len, block_q, block_kv)
-        ends = block_lists.reached(*sizes, causal, indices.device)
-        return BlockMask(
-            *block_lists.in_order(counts, indices, blocks_kv, ends), *sizes, causal=causal
-        )
-
-    @staticmethod
-    def from_dense(
-        visible: Tensor,
-        block_q: int = 128,
-        block_kv: int = 128,
-        *,
-        partial_width: int | None = None,
-    ) -> BlockMask:
-        """Exactly the pairs of a token mask: full blocks and bitmasks. All pairs are looked at.
-
-        Args:
-            visible: bool `[q_len, kv_len]`, `[H|1, q_len, kv_len]` or `[B|1, H|1, q_len, kv_len]`.
-            partial_width: capacity of the lists of partial blocks; a row with more loses its last
-                ones. By default as many as the fullest row has, which waits for the device.
-
-        Raises:
-            TypeError: visible is no bool tensor.
-            ValueError: another number of dimensions, or block sizes that are not allowed.
-        """
-        return _mask_of(dense.from_dense(visible, block_q, block_kv, partial_width))
-
-    @staticmethod
-    def from_mask_mod(
-        mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-        batch: int,
-        heads: int,
-        q_len: int,
-        kv_len: int,
-        block_q: int = 128,
-        block_kv: int = 128,
-        *,
-        device: torch.device | str = "cpu",
-    ) -> BlockMask:
-        """A mask as FlexAttention's `mask_mod(b, h, q, kv)` has it; waits for the device.
-
-        The function is evaluated at every pair, some at a time, so that memory stays small: time
-        grows with `q_len * kv_len`. `from_documents` and `patterns` make their masks without that.
-
-        Args:
-            mask_mod: of four scalar index tensors, to a bool scalar; it runs under `torch.vmap`.
-            batch, heads: 1 where the function does not look at them.
-
-        Raises:
-            TypeError: mask_mod cannot be called, or what it returns is not bool.
-            ValueError: what it returns for one pair is no scalar.
-        """
-        sizes = (q_len, kv_len, block_q, block_kv)
-        return _mask_of(flex.from_mask_mod(mask_mod, batch, heads, *sizes, device))
-
-    @staticmethod
-    def from_documents(
-        cu: Tensor,
-        block_q: int = 128,
-        block_kv: int = 128,
-        causal: bool = False,
-        *,
-        length: int | None = None,
-        max_len: int | None = None,
-        validate: bool = False,
-    ) -> BlockMask:
-        """Documents that are packed one behind the other: a query sees the keys of its own.
-
-        No pair of tokens is looked at. A block of queries with tokens of several documents sees
-        all its key blocks in part, and the lists of all rows have room for what the fullest has:
-        bitmasks take up to `T / block_q * W * block_q * block_kv / 8` bytes, W the most key blocks
-        of two neighboring documents. Documents that start at multiples of `block_q` have none of
-        that, and at most two partial blocks to a row.
-
-        Args:
-            cu: int32 `[documents + 1]`, where each document starts, and T: `cu[0]` is 0, `cu[-1]`
-                is T, the number of tokens. It may not descend; equal ones are empty documents.
-            block_q, block_kv, causal: as of the mask.
-            length: T. max_len: no document has more tokens. With both given the mask is made on the
-                device of cu without waiting for it; lists are as wide as documents of max_len
-                tokens can need, and the numbers in cu are not checked. Else cu is read by the host,
-                which waits for its device.
-            validate: check the numbers in cu in any case; waits for the device.
-
-        Returns:
-            A mask of T queries and T keys, one for all batch entries and heads, on cu's device.
-
-        Raises:
-            TypeError: cu is no int32 tensor.
-            ValueError: cu has another rank or no entry; where it is read, cu does not start at 0,
-                descends, or does not fit length or max_len.
-        """
-        return _mask_of(
-            documents.from_documents(cu, block_q, block_kv, causal, length, max_len, validate)
-        )
-
-    @staticmethod
-    def from_flex(mask: FlexBlockMask) -> BlockMask:
-        """The mask of `torch.nn.attention.flex_attention`; waits for the device.
-
-        Its `mask_mod` is evaluated in its partial blocks and fills their bitmasks. What `causal`
-        would say is in there, too, so the mask that is returned is not causal.
-
-        Raises:
-            TypeError: mask is not of that class.
-            ValueError: its BLOCK_SIZE is not one of ours.
-        """
-        return _mask_of(flex.from_flex(mask))
-
     def to_flex(self) -> FlexBlockMask:
-        """The same mask for `torch.nn.attention.flex_attention`; its `mask_mod` reads this one.
+        """Converts to a mask of `torch.nn.attention.flex_attention`; its `mask_mod` reads this one.
 
-        FlexAttention takes a mask for one batch entry or head for all, as ours.
+        FlexAttention also broadcasts a mask of one batch entry or head.
 
         Raises:
-            ValueError: there are no queries or no keys, which FlexAttention has no masks for.
+            ValueError: there are no queries or no keys; FlexAttention does not support such masks.
         """
         return flex.to_flex(self._parts())
 
-    @staticmethod
-    def union(*masks: BlockMask) -> BlockMask:
-        """What any of the masks shows, as `a | b`: forced blocks are put into a mask so.
-
-        A block that is full in one is full; the bitmasks of blocks that are partial in several are
-        joined. One batch entry or head serves all. The lists can hold what all had.
-
-        Raises:
-            TypeError: one of them is no BlockMask.
-            ValueError: none given; they differ in lengths, block sizes, causal or device.
-        """
-        return _mask_of(union.union(_parts_of(masks)))
-
-    @staticmethod
-    def intersection(*masks: BlockMask) -> BlockMask:
-        """What all of the masks show, as `a & b`: a document mask and a sliding window, say.
-
-        A block that is full in all is full; the bitmasks of blocks that are partial in some are
-        cut. One batch entry or head serves all. Nothing waits for the device.
-
-        Returns:
-            A mask that is causal if one of them is.
-
-        Raises:
-            TypeError: one of them is no BlockMask.
-            ValueError: none given; they differ in lengths, block sizes or device.
-        """
-        return _mask_of(intersection.intersection(_parts_of(masks)))
-
-    def __or__(self, other: BlockMask) -> BlockMask:
-        """`union` of two."""
-        return BlockMask.union(self, other) if isinstance(other, BlockMask) else NotImplemented
-
-    def __and__(self, other: BlockMask) -> BlockMask:
-        """`intersection` of two."""
-        if not isinstance(other, BlockMask):
-            return NotImplemented
-        return BlockMask.intersection(self, other)
-
     def blocks(self) -> Tensor:
-        """Bool `[B|1, H|1, nQ, nK]`: the blocks that are listed, full or partial."""
+        """Returns bool `[B|1, H|1, nQ, nK]`: the listed blocks, full or partial."""
         listed = block_lists.block_map(self.counts, self.indices, self.blocks_kv)
         if self.partial_counts is None or self.partial_indices is None:
             return listed
@@ -346,7 +71,7 @@ class BlockMask(TensorFields):
         return listed | partial
 
     def to_dense(self) -> Tensor:
-        """Bool `[B|1, H|1, q_len, kv_len]`: the visible pairs."""
+        """Returns the visible pairs, bool `[B|1, H|1, q_len, kv_len]`."""
         return dense.to_dense(self._parts())
 
     @property
@@ -364,9 +89,9 @@ class BlockMask(TensorFields):
 
     @property
     def reachable_block_density(self) -> float:
-        """Listed blocks over blocks that hold a pair which `causal` allows; 0 without such.
+        """Listed blocks over blocks with a pair that `causal` allows; 0 if there are none.
 
-        Without `causal` the same as `block_density`. Waits for the device.
+        Equals `block_density` without `causal`. Waits for the device.
         """
         sizes = (self.q_len, self.kv_len, self.block_q, self.block_kv)
         reachable = block_lists.reachable_blocks(*sizes, self.causal, self.device)
@@ -375,30 +100,20 @@ class BlockMask(TensorFields):
         return int((blocks & reachable).sum()) / most if most else 0.0
 
     def visible_pairs(self) -> int:
-        """Visible pairs of all lists together. Waits for the device."""
+        """Returns the number of visible pairs, summed over all lists. Waits for the device."""
         return dense.visible_pairs(self._parts())
 
-    def validate(self) -> None:
-        """Checks the lists completely; waits for the device.
-
-        Raises:
-            ValueError: a count that is not in [0, width], a block that there is not, a list that
-                does not ascend or has a block twice, a block that is full and partial; the message
-                names the first place.
-        """
-        block_checks.validate(self._parts())
-
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the blocks of one head, and how many each query block of all heads has.
+        """Writes a PNG: the blocks of one head, and a histogram of list lengths over all heads.
 
         Args:
-            path: PNG file to write; the mask is read back from its device.
-            batch, head: which lists; those that serve all where the mask has one for all.
+            path: PNG file to write; the mask is copied to the host.
+            batch, head: which lists to draw; 0 if one list serves all.
 
         Raises:
-            IndexError: there is no such batch entry or head.
+            IndexError: the mask has no such batch entry or head.
             ValueError: path does not end in .png.
-            ImportError: matplotlib is not there.
+            ImportError: matplotlib is not installed.
         """
         from sparse_fmha.plotting.blocks import Words, draw
 
@@ -424,7 +139,7 @@ class BlockMask(TensorFields):
         )
 
     def __repr__(self) -> str:
-        """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
+        """Returns sizes and density; waits for the device, like printing a tensor."""
         if unfit := self._repr_of_unfit():
             return unfit
         batch, heads, *_ = self.shape
@@ -441,23 +156,5 @@ class BlockMask(TensorFields):
             f"{listed}{partial}{'causal, ' if self.causal else ''}{self.device})"
         )
 
-    def _parts(self) -> BlockParts:
-        return BlockParts(**{name: getattr(self, name) for name in FIELDS})
-
-    def _check_fields(self) -> None:
-        block_checks.check_sizes(self.q_len, self.kv_len, self.block_q, self.block_kv, self.causal)
-        block_checks.check_tensors(self._parts())
-
 
 tensor_fields.register(BlockMask, "sparse_fmha.BlockMask")
-
-
-def _parts_of(masks: Sequence[BlockMask]) -> list[BlockParts]:
-    for mask in masks:
-        if not isinstance(mask, BlockMask):
-            raise TypeError(f"masks have a {type(mask).__name__} among them; BlockMask is needed")
-    return [mask._parts() for mask in masks]
-
-
-def _mask_of(parts: BlockParts) -> BlockMask:
-    return BlockMask(**{name: getattr(parts, name) for name in FIELDS})

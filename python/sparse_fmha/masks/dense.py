@@ -1,4 +1,4 @@
-"""Block masks from and to masks of tokens, and how many pairs they show."""
+"""Conversion of block masks from and to token masks, and their number of visible pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.parts import BlockParts, PartialLists
 
-PAIRS = 1 << 19  # looked at together on the CPU, but at least those of one row of blocks
+PAIRS = 1 << 19  # read at a time on the CPU; at least one row of blocks
 
 
 def from_dense(
@@ -57,9 +57,9 @@ def from_dense(
 
 
 def _in_blocks(visible: Tensor, part: slice, block_q: int, block_kv: int) -> Tensor:
-    """The rows `[B, H, n, block_q, columns * block_kv]` of some query blocks.
+    """Returns the rows `[B, H, n, block_q, columns * block_kv]` of some query blocks.
 
-    Behind the last token its row or column is repeated, which changes neither all nor some.
+    Padding repeats the last token's row or column, which does not change a block's kind.
     """
     seen = visible[:, :, part.start * block_q : part.stop * block_q]
     missing = -visible.shape[3] % block_kv
@@ -96,7 +96,7 @@ def visible_pairs(mask: BlockParts) -> int:
     limits = _limits(mask).view(-1, mask.block_q)
     first = torch.arange(mask.blocks_kv, device=mask.device) * mask.block_kv
     of_block = torch.zeros(mask.blocks_q, mask.blocks_kv, dtype=torch.int64, device=mask.device)
-    for limit in limits.T:  # of each query block the same row
+    for limit in limits.T:  # the same row of each query block
         of_block += (limit[:, None] - first).clamp(0, mask.block_kv)
     full = block_lists.block_map(mask.counts, mask.indices, mask.blocks_kv)
     pairs = (full.sum((0, 1)) * of_block).sum()
@@ -106,17 +106,17 @@ def visible_pairs(mask: BlockParts) -> int:
 
 
 def _pairs_of_bits(mask: BlockParts, partial: PartialLists, limits: Tensor) -> Tensor:
-    """The pairs of the partial blocks; byte by byte, one slot of all lists at a time."""
+    """Counts the pairs of partial blocks byte by byte, one slot of all lists at a time."""
     listed = block_lists.is_listed(partial.counts, partial.indices, mask.blocks_kv)
     columns = torch.arange(0, mask.block_kv, 8, dtype=torch.int32, device=mask.device)
     limits = limits.int()[..., None]
     pairs = torch.zeros((), dtype=torch.int64, device=mask.device)
     for slot in range(partial.indices.shape[-1]):
         here = listed[..., slot]
-        # What is behind the count may be any number: held down, or its first key would overflow.
+        # Entries past the count may be any number; 0 keeps the first key from overflowing.
         block = torch.where(here, partial.indices[..., slot], 0)
         first = block[..., None, None] * mask.block_kv + columns
-        keys = (limits - first).clamp_(0, 8)  # of each byte, the bits that are keys to be seen
+        keys = (limits - first).clamp_(0, 8)  # per byte, how many bits are keys below the limit
         bytes_seen = partial.bits[..., slot, :, :] & ((1 << keys) - 1).to(torch.uint8)
         seen = _bits_set(bytes_seen).sum((-2, -1), dtype=torch.int64)
         pairs += (seen * here).sum()
@@ -124,13 +124,13 @@ def _pairs_of_bits(mask: BlockParts, partial: PartialLists, limits: Tensor) -> T
 
 
 def _bits_set(x: Tensor) -> Tensor:
-    """How many bits of each byte are set."""
+    """Returns the number of bits set in each byte."""
     x = x - ((x >> 1) & 0x55)
     x = (x & 0x33) + ((x >> 2) & 0x33)
     return (x + (x >> 4)) & 0x0F
 
 
 def _limits(mask: BlockParts) -> Tensor:
-    """Int64 `[nQ * block_q]`: query i sees no key from there on."""
+    """Returns int64 `[nQ * block_q]`: query i sees keys below this limit."""
     rows = mask.blocks_q * mask.block_q
     return block_lists.key_limits(mask.q_len, mask.kv_len, mask.causal, rows, mask.device)

@@ -1,7 +1,8 @@
-"""Block masks of packed documents, from where they start."""
+"""Block masks of packed documents, from cumulative lengths."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,11 @@ from sparse_fmha.masks.parts import BlockParts
 
 
 class Spans(NamedTuple):
-    """For each block of queries, which key blocks its documents have; int64 `[nQ]`."""
+    """The key blocks `[first, stop)` of each query block's documents; int64 `[nQ]`."""
 
-    first: Tensor  # of the key blocks that it sees something of
+    first: Tensor  # key blocks with a visible key
     stop: Tensor
-    full_first: Tensor  # of those that it sees all of, but for causality; empty where the block
+    full_first: Tensor  # key blocks seen whole, causality apart; empty if the query block
     full_stop: Tensor  # has tokens of several documents
 
     def full_counts(self) -> Tensor:
@@ -53,7 +54,31 @@ def from_documents(
     if max_len is not None:
         widths = _bounds(length, max_len, block_q, block_kv, causal)
     spans = _spans(cu, length, block_q, block_kv, causal)
-    rows, device = len(spans.first), cu.device
+    return parts_of(
+        spans,
+        widths,
+        (length, length, block_q, block_kv),
+        causal,
+        lambda indices: _bits(cu, indices, length, block_q, block_kv),
+    )
+
+
+def parts_of(
+    spans: Spans,
+    widths: Sequence[int],
+    sizes: tuple[int, int, int, int],
+    causal: bool,
+    bits: Callable[[Tensor], Tensor],
+) -> BlockParts:
+    """Returns the mask of runs of key blocks.
+
+    Args:
+        widths: capacities of the lists of full and of partial blocks.
+        sizes: q_len, kv_len, block_q and block_kv.
+        bits: returns the bitmasks `[nQ, width, block_q, block_kv / 8]` of the partial blocks
+            `[nQ, width]`.
+    """
+    rows, device = len(spans.first), spans.first.device
 
     def make(width: int, partial: bool) -> tuple[Tensor, Tensor]:
         slots = torch.arange(width, device=device)
@@ -62,7 +87,7 @@ def from_documents(
             first, stop, full_first, full_stop = (x[part, None] for x in spans)
             if not partial:
                 return full_first + slots, full_first + slots < full_stop
-            number = first + slots  # full blocks lie together: they are jumped over
+            number = first + slots  # full blocks are contiguous: skip them
             number = torch.where(number < full_first, number, number + (full_stop - full_first))
             return number, number < stop
 
@@ -70,7 +95,6 @@ def from_documents(
 
     counts, indices = make(widths[0], False)
     lists = (counts[None], indices[None])
-    sizes = (length, length, block_q, block_kv)
     if not widths[1]:
         return BlockParts(*lists, *sizes, causal=causal)
     counts, indices = make(widths[1], True)
@@ -79,13 +103,13 @@ def from_documents(
         *sizes,
         partial_counts=counts[None],
         partial_indices=indices[None],
-        partial_bits=_bits(cu, indices[0], length, block_q, block_kv)[None, None],
+        partial_bits=bits(indices[0])[None, None],
         causal=causal,
     )
 
 
 def document_of(cu: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the document of each token begins and ends; empty ones have no token."""
+    """Returns where the document of each token begins and ends; skips empty documents."""
     number = torch.searchsorted(cu, tokens, right=True).clamp_(max=len(cu) - 1)
     return cu[(number - 1).clamp(min=0)].long(), cu[number].long()
 
@@ -98,7 +122,7 @@ def _spans(cu: Tensor, length: int, block_q: int, block_kv: int, causal: bool) -
     one = end_of_first == end
     seen = torch.minimum(end, last + 1) if causal else end
     first, stop = begin // block_kv, ceil_div(seen, block_kv)
-    # The last key block is full where the document and all tokens end in it.
+    # The last key block is full if it ends with the document and the sequence.
     inside = torch.where(end == length, ceil_div(length, block_kv), end // block_kv)
     full_first = torch.minimum(ceil_div(begin, block_kv), stop)
     full_stop = torch.minimum(inside, stop)
@@ -107,16 +131,16 @@ def _spans(cu: Tensor, length: int, block_q: int, block_kv: int, causal: bool) -
 
 
 def _bounds(length: int, max_len: int, block_q: int, block_kv: int, causal: bool) -> list[int]:
-    """Most full and most partial blocks that documents of max_len tokens can give a row."""
+    """Returns the most full and partial blocks of a row, for documents of max_len tokens."""
     blocks = ceil_div(length, block_kv)
-    # A row's documents reach max_len - 1 tokens over it at each end, but causality cuts one off.
+    # Documents extend a query block by max_len - 1 tokens at each end, causal ones at one end.
     span = block_q + (max_len - 1) * (1 if causal else 2) if max_len else 0
     partial = ceil_div(max(span - 1, 0), block_kv) + 1
     return [min(ceil_div(max_len, block_kv), blocks), min(partial, blocks)]
 
 
 def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int) -> Tensor:
-    """uint8 `[nQ, width, block_q, block_kv / 8]` of the listed blocks `[nQ, width]`."""
+    """Returns uint8 bitmasks `[nQ, width, block_q, block_kv / 8]` of the blocks `[nQ, width]`."""
     rows, width = indices.shape
     shape = (rows, width, block_q, block_kv // 8)
     bits = torch.empty(shape, dtype=torch.uint8, device=cu.device)
@@ -135,23 +159,25 @@ def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int)
 def check_starts(cu: Tensor) -> None:
     block_checks.check_list_tensor("cu", cu, torch.int32)
     if cu.dim() != 1 or not len(cu):
-        raise ValueError(f"cu has shape {list(cu.shape)}; [documents + 1] is needed")
+        raise ValueError(f"cu must have shape [documents + 1], got {list(cu.shape)}")
 
 
 def check_values(cu: Tensor, length: int | None, max_len: int | None) -> None:
-    """Of cu on the host."""
+    """Checks the values of cu, on the host."""
     first, last = int(cu[0]), int(cu[-1])
     if first:
-        raise ValueError(f"cu[0] is {first}; 0 is needed")
+        raise ValueError(f"cu[0] must be 0, got {first}")
     sizes = cu.diff()
     falls = (sizes < 0).nonzero()
     if len(falls):
         n = int(falls[0])
         raise ValueError(
-            f"cu[{n + 1}] is {int(cu[n + 1])}, cu[{n}] is {int(cu[n])}; cu may not descend"
+            f"cu must not descend, got cu[{n}] = {int(cu[n])} and cu[{n + 1}] = {int(cu[n + 1])}"
         )
     if length not in (None, last):
-        raise ValueError(f"length is {length}, cu[-1] is {last}; they must be the same")
+        raise ValueError(f"length must be cu[-1], {last}, got {length}")
     most = int(sizes.max()) if len(sizes) else 0
     if max_len is not None and max_len < most:
-        raise ValueError(f"max_len is {max_len}; cu has a document of {most} tokens")
+        raise ValueError(
+            f"max_len must be at least the longest document in cu, {most} tokens, got {max_len}"
+        )

@@ -1,4 +1,4 @@
-"""Block masks from and to `torch.nn.attention.flex_attention`, and from its mask functions."""
+"""Conversion from and to masks of `torch.nn.attention.flex_attention`, and from `mask_mod`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.parts import BlockParts
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-SLICE = 1 << 19  # evaluated at a time on the CPU, but at least those of one block
+SLICE = 1 << 19  # pairs evaluated at a time on the CPU; at least one block
 
 
 def from_mask_mod(
@@ -35,7 +36,7 @@ def from_mask_mod(
     for name, value in (("batch", batch), ("heads", heads)):
         block_checks.check_count(name, value)
     if not callable(mask_mod):
-        raise TypeError(f"mask_mod is {mask_mod!r}; a function of (b, h, q, kv) is needed")
+        raise TypeError(f"mask_mod must be a function of (b, h, q, kv), got {mask_mod!r}")
     sizes = (q_len, kv_len, block_q, block_kv)
     rows = ceil_div(q_len, block_q)
     columns = ceil_div(kv_len, block_kv)
@@ -65,7 +66,7 @@ def from_mask_mod(
 
 
 def chunk_pairs(device: torch.device) -> int:
-    """Pairs that are evaluated at a time."""
+    """Returns how many pairs are evaluated at a time."""
     return SLICE if device.type == "cpu" else 1 << 24
 
 
@@ -78,9 +79,9 @@ def block_bits(
     block_q: int,
     block_kv: int,
 ) -> Tensor:
-    """The bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks.
+    """Returns bitmasks uint8 `[B, H, nQ, width, block_q, block_kv / 8]` of listed blocks.
 
-    Waits for the device: most lists are shorter than the longest, and only what is listed is
+    Waits for the device: most lists are shorter than the longest, and only listed blocks are
     evaluated.
     """
     _, heads, rows, width = indices.shape
@@ -111,18 +112,18 @@ def pairs(
     block_q: int,
     block_kv: int,
 ) -> tuple[Tensor, Tensor]:
-    """What the queries of some lists see, and which pairs there are.
+    """Returns which pairs of some lists are visible, and which pairs exist.
 
-    The function is asked as FlexAttention asks it, by vmap: it may index tensors in ways that do
-    not broadcast, such as `table[b][q]`. Tokens past the end are clamped to the last one, so
-    that they do not change whether all or some of a block's pairs are seen.
+    The function is evaluated under vmap, as in FlexAttention: it may index tensors in ways that do
+    not broadcast, such as `table[b][q]`. Tokens past the end are clamped to the last token, so that
+    they do not change a block's kind.
 
     Args:
-        lists: int64 `[n]`, numbers of (batch entry, head, block of queries).
-        keys: int64 `[keys]`, or `[n, keys]` of each list.
+        lists: int64 `[n]`, flat indices of (batch entry, head, query block).
+        keys: int64 `[keys]`, or `[n, keys]`, different for each list.
 
     Returns:
-        bool `[n, block_q, keys]`, both; the second may be broadcast.
+        Two tensors, bool `[n, block_q, keys]`; the second may be broadcast.
     """
     b, h, row = lists // (heads * rows), lists // rows % heads, lists % rows
     queries = row[:, None] * block_q + torch.arange(block_q, device=lists.device)
@@ -132,19 +133,19 @@ def pairs(
     with _indexing():
         seen = of_lists(b, h, queries.clamp(max=q_len - 1), keys.clamp(max=kv_len - 1))
     if seen.dtype != torch.bool:
-        raise TypeError(f"mask_mod returns {seen.dtype}; torch.bool is needed")
+        raise TypeError(f"mask_mod must return torch.bool, got {seen.dtype}")
     if seen.dim() != 3:
         raise ValueError(
-            f"mask_mod returns shape {list(seen.shape[3:])} for one pair; a scalar is needed"
+            f"mask_mod must return a scalar for one pair, got shape {list(seen.shape[3:])}"
         )
     there = (queries < q_len)[..., None] & (keys < kv_len).unsqueeze(-2)
     return seen, there
 
 
 def _indexing() -> contextlib.AbstractContextManager[object]:
-    """What makes `table[q]` a lookup under vmap before torch 2.11. FlexAttention enters it, too.
+    """Makes `table[q]` a lookup under vmap before torch 2.11, as in FlexAttention.
 
-    It is not entered where it is not needed: importing it takes a second.
+    It is entered only where needed, because its import takes a second.
     """
     if torch.__version__ >= "2.11":  # compared as a version, not as a string
         return contextlib.nullcontext()
@@ -161,16 +162,15 @@ def from_flex(mask: FlexBlockMask) -> BlockParts:
 
     if not isinstance(mask, FlexBlockMask):
         raise TypeError(
-            f"mask is a {type(mask).__name__}; a BlockMask of torch.nn.attention.flex_attention is "
-            "needed"
+            "mask must be a BlockMask of torch.nn.attention.flex_attention, got "
+            f"{type(mask).__name__}"
         )
     block_q, block_kv = mask.BLOCK_SIZE
     q_len, kv_len = mask.seq_lengths
     if block_q not in block_checks.BLOCKS_Q or block_kv not in block_checks.BLOCKS_KV:
         raise ValueError(
-            f"the FlexAttention mask has BLOCK_SIZE {(block_q, block_kv)}; queries in blocks of "
-            f"{' or '.join(map(str, block_checks.BLOCKS_Q))} and keys in blocks of "
-            f"{', '.join(map(str, block_checks.BLOCKS_KV))} are needed"
+            f"BLOCK_SIZE of mask must be {_checks.one_of(block_checks.BLOCKS_Q)} for queries and "
+            f"{_checks.one_of(block_checks.BLOCKS_KV)} for keys, got {(block_q, block_kv)}"
         )
     sizes = (q_len, kv_len, block_q, block_kv)
     blocks_kv = ceil_div(kv_len, block_kv)
@@ -195,7 +195,7 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 
     for name, length in (("q_len", mask.q_len), ("kv_len", mask.kv_len)):
         if length == 0:
-            raise ValueError(f"{name} is 0; FlexAttention's masks need at least 1 token")
+            raise ValueError(f"{name} must be at least 1 for FlexAttention, got 0")
     blocks_kv = mask.blocks_kv
     full = block_lists.block_map(mask.counts, mask.indices, blocks_kv)
     partial = torch.zeros_like(full)
@@ -220,13 +220,13 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 
     asked, whole = partial, full
     if mask.causal:
-        # FlexAttention has to ask for each pair of a block that the diagonal cuts.
+        # Blocks that the diagonal cuts are partial for FlexAttention: it calls mask_mod there.
         sizes = (mask.q_len, mask.kv_len, mask.block_q, mask.block_kv)
         whole = full & ~cut_blocks(*sizes, full.device)
         reachable = block_lists.reachable_blocks(*sizes, True, full.device)
         asked = (partial | full & ~whole) & reachable
     lists = (*block_lists.list_blocks(asked), *block_lists.list_blocks(whole))
-    # It wants indices of blocks that there are behind the counts, too.
+    # FlexAttention needs valid block indices past the counts, too.
     counts, indices, full_counts, full_indices = (tensor.clamp(min=0) for tensor in lists)
     flex: FlexBlockMask = FlexBlockMask.from_kv_blocks(
         counts,
@@ -243,8 +243,8 @@ def to_flex(mask: BlockParts) -> FlexBlockMask:
 def cut_blocks(
     q_len: int, kv_len: int, block_q: int, block_kv: int, device: torch.device
 ) -> Tensor:
-    """Bool `[nQ, nK]`: blocks with a pair that `causal` forbids."""
+    """Returns bool `[nQ, nK]`: blocks with a pair that `causal` hides."""
     sizes = q_len, kv_len, True, ceil_div(q_len, block_q) * block_q, device
-    least = block_lists.key_limits(*sizes)[::block_q, None]  # of a block's rows the first one's
+    least = block_lists.key_limits(*sizes)[::block_q, None]  # of the first row of each block
     blocks = torch.arange(1, ceil_div(kv_len, block_kv) + 1, device=device)
     return (blocks * block_kv).clamp(max=kv_len) > least

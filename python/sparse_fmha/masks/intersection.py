@@ -11,7 +11,7 @@ from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.parts import BlockParts
 from sparse_fmha.masks.union import check
 
-ALL_PAIRS = 0xFF  # of a byte of a bitmask
+ALL_PAIRS = 0xFF  # a byte of a bitmask with all pairs visible
 SAME = ("q_len", "kv_len", "block_q", "block_kv", "device")
 
 
@@ -23,7 +23,7 @@ def intersection(masks: Sequence[BlockParts]) -> BlockParts:
     lead = torch.broadcast_shapes(*(mask.counts.shape for mask in masks))
     full_width = min(mask.indices.shape[-1] for mask in masks)
     partial_width = _partial_width(masks)
-    # A few rows at a time: their maps of blocks are larger than their lists.
+    # A few rows at a time, because block maps are larger than lists.
     columns = lead[0] * lead[1] * (first.blocks_kv + partial_width * first.block_q)
     parts = block_lists.chunks(lead[2], columns, first.device)
     counts, indices, *partial = block_lists.by_chunks(
@@ -37,7 +37,7 @@ def intersection(masks: Sequence[BlockParts]) -> BlockParts:
 
 
 def _partial_width(masks: Sequence[BlockParts]) -> int:
-    """Room for the partial blocks of any row: each is partial in one mask and listed in all."""
+    """Returns the most partial blocks of a row: each is partial in one mask and listed in all."""
     listed, partial = [], 0
     for mask in masks:
         own = 0 if mask.partial is None else mask.partial.indices.shape[-1]
@@ -53,7 +53,7 @@ def _rows(
     full_width: int,
     partial_width: int,
 ) -> list[Tensor]:
-    """The lists of some rows, and the partial ones if a mask has such."""
+    """Returns the full lists of some rows, and the partial ones if a mask has any."""
     first = masks[0]
     lead = (*lead[:2], rows.stop - rows.start)
     ones = torch.ones(*lead, first.blocks_kv, dtype=torch.bool, device=first.device)
@@ -75,13 +75,13 @@ def _rows(
     if all(mask.partial is None for mask in masks):
         return made
     counts, indices = block_lists.list_blocks(all_listed & ~all_full, partial_width)
-    # Behind the counts block 0 is taken: what is in the bits there is ignored.
+    # Past the counts, read block 0: the bits there are ignored.
     taken = indices.clamp(min=0).long()
     shape = (*indices.shape, first.block_q, first.block_kv // 8)
     bits = torch.full(shape, ALL_PAIRS, dtype=torch.uint8, device=first.device)
     for mask, (full, slots) in zip(masks, maps, strict=True):
         if mask.partial is None or slots is None:
-            continue  # what is listed is full
+            continue  # all listed blocks are full
         of_mask = mask.partial.bits[:, :, rows].expand(*lead, *mask.partial.bits.shape[3:])
         own = block_lists.take_slots(of_mask, slots.expand(*lead, -1).gather(-1, taken))
         whole = full.expand(*lead, -1).gather(-1, taken)[..., None, None]

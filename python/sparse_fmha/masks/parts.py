@@ -1,6 +1,6 @@
-"""What masks are made of, as plain data.
+"""The fields of masks as plain data.
 
-Builders make it and checks read it; only `BlockMask` and `StripeMask` turn it into a mask.
+Builders create it and checks read it; only `BlockMask` and `StripeMask` turn it into a mask.
 """
 
 from __future__ import annotations
@@ -75,5 +75,5 @@ class StripeParts:
 
     @property
     def groups(self) -> int:
-        """Groups of queries."""
+        """Number of groups."""
         return ceil_div(self.q_len, self.block_q)

@@ -1,4 +1,4 @@
-"""Masks of single keys and short runs of keys for `stripe_attention`."""
+"""Stripe masks, of single keys and short runs, for `stripe_attention`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ TENSORS = ("columns", "counts", "range_starts", "range_counts")
 
 
 class StripeMask(TensorFields):
-    """For each group of queries, which keys it sees, one by one and in runs.
+    """Lists, for each group of queries, the keys that it sees: single keys and runs.
 
-    Query rows are cut in groups of `block_q`; the last one may be ragged. Each (batch entry or all,
-    query head or all, group) has a list of key positions and, if given, one of runs of `range_size`
-    keys that start at any token and may reach behind the last key. No key is listed twice. With
-    `causal` query i sees key j only if `j <= i + kv_len - q_len`, too. AnchorAttention, vertical-
-    slash patterns and token-level top-k selection are such masks.
+    Query rows are divided into groups of `block_q`; the last group may be shorter. Each (batch
+    entry or all, query head or all, group) has a list of key positions and, optionally, a list of
+    runs of `range_size` keys, which start at any token and may extend past the last key. No key is
+    listed twice. `causal` applies on top: query i sees key j only if `j <= i + kv_len - q_len`.
+    AnchorAttention, vertical-slash patterns and token-level top-k selection have such masks.
 
-    `to`, saving and use as a pytree node as `BlockMask`.
+    `to`, saving and use as a pytree node work as for `BlockMask`.
 
     Attributes:
-        columns: int32 `[B|1, H|1, groups, width]`, ascending; what is behind a count is ignored.
+        columns: int32 `[B|1, H|1, groups, width]`, ascending; entries past a count are ignored.
         counts: int32 `[B|1, H|1, groups]`.
         range_starts, range_counts: the same for the first keys of runs, in any order; or None.
         q_len, kv_len: tokens. block_q: a multiple of 64 from 64 to 2048. range_size: 64 or 128.
 
     Args:
-        columns, counts, q_len, kv_len, block_q, range_starts, range_counts, range_size, causal: as
-            the attributes. The tensors are kept, not copied.
-        validate: check the lists completely (`validate()`), which waits for the device.
+        columns, counts, q_len, kv_len, block_q, range_starts, range_counts, range_size, causal: see
+            Attributes. Tensors are kept, not copied.
+        validate: also call `validate()`, which waits for the device.
 
     Raises:
-        TypeError: a dtype or type that is not allowed.
-        ValueError: shapes that do not fit, sizes that are not allowed, tensors on different
-            devices; with `validate`, lists that are not right.
+        TypeError: a dtype or type is not allowed.
+        ValueError: shapes do not match, a size is not allowed, or tensors are on different devices;
+            with `validate`, lists are invalid.
     """
 
     TENSORS = TENSORS
@@ -75,7 +75,7 @@ class StripeMask(TensorFields):
 
     @property
     def groups(self) -> int:
-        """Groups of queries."""
+        """Number of groups."""
         return ceil_div(self.q_len, self.block_q)
 
     @property
@@ -96,11 +96,11 @@ class StripeMask(TensorFields):
         causal: bool = False,
         width: int | None = None,
     ) -> StripeMask:
-        """The keys that are set, listed on the device without waiting for it.
+        """Builds a mask from a map of keys, without waiting for the device.
 
         Args:
             seen: bool `[B|1, H|1, groups, kv_len]`.
-            q_len, block_q, causal: as of the mask.
+            q_len, block_q, causal: as in `StripeMask`.
             width: capacity of the lists, default kv_len; a group with more loses its last keys.
         """
         stripe_checks.check_seen(seen)
@@ -108,7 +108,7 @@ class StripeMask(TensorFields):
         return StripeMask(columns, counts, q_len, seen.shape[3], block_q, causal=causal)
 
     def seen(self) -> Tensor:
-        """Bool `[B|1, H|1, groups, kv_len]`: the keys that are listed, before `causal`."""
+        """Returns the listed keys before `causal` applies, bool `[B|1, H|1, groups, kv_len]`."""
         seen = block_lists.block_map(self.counts, self.columns, self.kv_len)
         if self.range_starts is not None and self.range_counts is not None:
             for offset in range(self.range_size):
@@ -118,7 +118,7 @@ class StripeMask(TensorFields):
         return seen
 
     def to_dense(self) -> Tensor:
-        """Bool `[B|1, H|1, q_len, kv_len]`: the visible pairs."""
+        """Returns the visible pairs, bool `[B|1, H|1, q_len, kv_len]`."""
         dense = self.seen().repeat_interleave(self.block_q, 2)[:, :, : self.q_len]
         if self.causal:
             limit = self._limits()[: self.q_len]
@@ -131,7 +131,7 @@ class StripeMask(TensorFields):
         seen = self.seen()
         if not seen.numel() or not self.q_len:
             return 0.0
-        # Of a group's rows the first ones may not see a key that the last ones do.
+        # With causal, the first rows of a group may not see a key that the last rows see.
         limits = self._limits().view(self.groups, self.block_q)
         keys = torch.arange(self.kv_len, device=self.device)
         pairs = 0
@@ -141,18 +141,18 @@ class StripeMask(TensorFields):
         return pairs / (seen.shape[0] * seen.shape[1] * self.q_len * self.kv_len)
 
     def validate(self) -> None:
-        """Checks the lists completely; waits for the device.
+        """Checks the values in the lists; waits for the device.
 
         Raises:
-            ValueError: a count that is not in [0, width], a key that there is not, columns that do
-                not ascend, a key that is listed twice; the message names the first place.
+            ValueError: a count is not in [0, width], a key is out of range, columns do not ascend,
+                or a key is listed twice; the message names the first place.
         """
         stripe_checks.validate(self._parts())
 
     def plot(self, path: str | Path, *, batch: int = 0, head: int = 0) -> None:
-        """Writes a PNG: the keys of one head, and how many each group of all heads has.
+        """Writes a PNG: the keys of one head, and a histogram of list lengths over all heads.
 
-        Arguments and errors as `BlockMask.plot`.
+        Arguments and errors as in `BlockMask.plot`.
         """
         from sparse_fmha.plotting.blocks import Words, draw
 
@@ -168,7 +168,7 @@ class StripeMask(TensorFields):
         draw(path, (batch, head), self.seen().int(), words, None)
 
     def __repr__(self) -> str:
-        """Sizes and how much is listed; printing waits for the device, as that of a tensor."""
+        """Returns sizes and density; waits for the device, like printing a tensor."""
         if unfit := self._repr_of_unfit():
             return unfit
         batch, heads, *_ = self.shape

@@ -1,4 +1,4 @@
-"""Objects of tensors and plain values, such as masks: how they are moved, saved and traced."""
+"""Base of objects with tensors and plain values, such as masks: moving, saving and tracing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T", bound="TensorFields")
-# Of a pytree node: the fields that have a leaf, and the values of the plain ones.
+# Context of a pytree node: the names of the fields with a leaf, and the values of plain fields.
 Context = tuple[tuple[str, ...], tuple[Any, ...]]
 
 
 class TensorFields:
-    """Base of the objects that follow their tensors; `register` each subclass.
+    """Base class of objects that hold tensors; `register` each subclass.
 
     Attributes:
         TENSORS: names of the fields that hold a tensor, another such object, or None.
@@ -32,15 +32,15 @@ class TensorFields:
         non_blocking: bool = False,
         copy: bool = False,
     ) -> T:
-        """The same on another device; itself where all tensors are there, unless `copy`.
+        """Returns the object on another device; self if all tensors are there, unless `copy`.
 
         Args:
-            device: None: each tensor stays where it is.
-            dtype: None; it has the place that `torch.Tensor.to` gives it.
-            non_blocking, copy: as of `torch.Tensor.to`.
+            device: target device; None leaves each tensor where it is.
+            dtype: must be None; it keeps the argument order of `torch.Tensor.to`.
+            non_blocking, copy: as in `torch.Tensor.to`.
 
         Raises:
-            TypeError: a dtype is given: those of the tensors are fixed.
+            TypeError: a dtype is given; the dtypes of the tensors are fixed.
         """
         self._check_target(device, dtype)
         return self._map_tensors(
@@ -49,24 +49,26 @@ class TensorFields:
         )
 
     def pin_memory(self: T) -> T:
-        """The same in pinned memory; `DataLoader(pin_memory=True)` calls it."""
+        """Returns a copy in pinned memory; `DataLoader(pin_memory=True)` calls it."""
         return self._map_tensors(lambda tensor: tensor.pin_memory())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What `pickle`, `copy` and `torch.load` fill; checked, since a file may say anything.
+        """Restores fields for `pickle`, `copy` and `torch.load`; checks them: files may be wrong.
 
         Raises:
-            ValueError, TypeError: fields are missing, or are not as the constructor allows.
+            ValueError, TypeError: fields are missing or invalid.
         """
         missing = [name for name in (*self.TENSORS, *self.PLAIN) if name not in state]
         if missing:
-            raise ValueError(f"the saved {type(self).__name__} has no {', '.join(missing)}")
+            raise ValueError(
+                f"missing fields in the saved {type(self).__name__}: {', '.join(missing)}"
+            )
         for name, value in state.items():
             object.__setattr__(self, name, value)
         self._check_fields()
 
     def _repr_of_unfit(self) -> str | None:
-        """None where they fit together; `tree_map` and vmap may put anything there."""
+        """Returns a plain repr if the fields are invalid (after `tree_map` or vmap), else None."""
         try:
             self._check_fields()
         except (TypeError, ValueError):
@@ -75,14 +77,14 @@ class TensorFields:
         return None
 
     def _check_fields(self) -> None:
-        """Raises where the fields do not fit together; never waits for the device."""
+        """Raises if the fields do not match each other; never waits for the device."""
 
     def _check_target(self, device: object, dtype: object) -> None:
         given = device if isinstance(device, torch.dtype) else dtype
         if given is not None:
             raise TypeError(
-                f"dtype is {given}; the dtypes of a {type(self).__name__} are fixed, only a device "
-                "is allowed"
+                f"dtype must be None, because the dtypes of a {type(self).__name__} are fixed, got "
+                f"{given}"
             )
 
     def _map_tensors(self: T, function: Callable[[Any], Any], may_be_self: bool = True) -> T:
@@ -97,13 +99,14 @@ class TensorFields:
 
 
 def register(cls: type[T], name: str) -> None:
-    """Makes a class known to torch: as a pytree node, and to `torch.load(weights_only=True)`.
+    """Registers a class with torch: as a pytree node, and for `torch.load(weights_only=True)`.
 
-    Leaves are the tensors that are there. All else is the node's context, so two objects have one
-    tree structure only if they agree in it. Unflattening takes any leaves and checks nothing.
+    The leaves are the tensors that are not None. Everything else is the node's context, so two
+    objects have the same tree structure only if their contexts are equal. Unflattening takes any
+    leaves and checks nothing.
 
     Args:
-        name: the class in exported programs that are saved; never to be changed.
+        name: identifies the class in saved exported programs; must never change.
     """
 
     def flatten(value: T) -> tuple[list[Any], Context]:
@@ -144,7 +147,7 @@ def register(cls: type[T], name: str) -> None:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether the host can read it: no tensor of shapes alone, of a trace, of vmap, no DTensor."""
+    """Whether the host can read the values: not a meta, traced, vmapped or distributed tensor."""
     plain = type(tensor) is Tensor and tensor.device.type != "meta"
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -155,7 +158,7 @@ def _leaves(value: TensorFields) -> dict[str, Any]:
 
 
 def _build(cls: type[T], fields: dict[str, Any]) -> T:
-    """An object of these fields, past its constructor."""
+    """Creates an object with these fields without calling its constructor."""
     made = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(made, name, value)
@@ -163,5 +166,5 @@ def _build(cls: type[T], fields: dict[str, Any]) -> T:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where there were tuples."""
+    """Converts lists back to tuples, which JSON does not have."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

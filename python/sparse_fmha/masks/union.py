@@ -18,7 +18,7 @@ def union(masks: Sequence[BlockParts]) -> BlockParts:
     first = masks[0]
     sizes = (first.q_len, first.kv_len, first.block_q, first.block_kv)
     lead = torch.broadcast_shapes(*(mask.counts.shape for mask in masks))
-    # A few rows at a time: their maps of blocks are larger than their lists.
+    # A few rows at a time, because block maps are larger than lists.
     columns = lead[0] * lead[1] * first.blocks_kv
     widths = [mask.partial.indices.shape[-1] for mask in masks if mask.partial is not None]
     if widths:
@@ -36,7 +36,7 @@ def union(masks: Sequence[BlockParts]) -> BlockParts:
 def _union_of_rows(
     masks: Sequence[BlockParts], rows: slice, lead: tuple[int, int, int]
 ) -> list[torch.Tensor]:
-    """The lists of some rows, and the partial ones if a mask has such."""
+    """Returns the full lists of some rows, and the partial ones if a mask has any."""
     first = masks[0]
     lead = (*lead[:2], rows.stop - rows.start)
     full = torch.zeros(*lead, first.blocks_kv, dtype=torch.bool, device=first.device)
@@ -62,7 +62,7 @@ def _union_of_rows(
         device=first.device,
     )
     for own, slot in zip(partials, slots, strict=True):
-        # Behind the counts block 0 is taken: what is in the bits there is ignored.
+        # Past the counts, read block 0: the bits there are ignored.
         taken = slot.gather(-1, indices.clamp(min=0).long())
         of_mask = own.bits[:, :, rows].expand(*lead, *own.bits.shape[3:])
         bits |= block_lists.take_slots(of_mask, taken)
@@ -71,20 +71,19 @@ def _union_of_rows(
 
 def check(masks: Sequence[BlockParts], same: Sequence[str] = SAME) -> None:
     if not masks:
-        raise ValueError("masks are none; at least 1 is needed")
+        raise ValueError("masks must have at least one mask, got none")
     for name in same:
         values = [getattr(mask, name) for mask in masks]
         for value in values:
             if value != values[0]:
                 raise ValueError(
-                    f"{name} is {values[0]} in one mask and {value} in the other; they must be the "
-                    "same"
+                    f"{name} must be the same in all masks, got {values[0]} and {value}"
                 )
     for axis, what in enumerate(("batch entries", "heads")):
         several = 1
         for size in (mask.counts.shape[axis] for mask in masks):
             if 1 not in (several, size) and size != several:
                 raise ValueError(
-                    f"the masks have {several} and {size} {what}; equal or 1 is needed"
+                    f"{what} of the masks must be equal or 1, got {several} and {size}"
                 )
             several = size if several == 1 else several

@@ -1,10 +1,10 @@
-"""Modules: self-attention with its projections, as models have it.
+"""Self-attention modules, with projections.
 
     layer = sparse_fmha.nn.NeighborhoodAttention(dim=512, num_heads=8, window=(7, 7))
     y = layer(x)  # x: [batch, height, width, 512]
 
-The attention itself is `neighborhood_attention`, `block_sparse_attention` or `stripe_attention`,
-whose dtypes, devices and gradients these modules have.
+The modules call `neighborhood_attention`, `block_sparse_attention` or `stripe_attention`, and
+support the same dtypes, devices and gradients.
 """
 
 from sparse_fmha.nn.masked import SparseSelfAttention

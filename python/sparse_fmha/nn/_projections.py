@@ -1,4 +1,4 @@
-"""What the modules have in common: one projection to q, k and v, and one of the result."""
+"""Base class of the modules: a projection to q, k and v, and an output projection."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sparse_fmha._checks import MAX_HEAD_DIM, check_flag, check_int, check_numbe
 
 
 class SelfAttention(nn.Module):
-    """Base of the modules; its parameters are named as those of NATTEN and timm.
+    """Base class of the modules, with parameter names as in NATTEN and timm.
 
     Attributes:
         qkv: `nn.Linear(dim, (num_heads + 2 * num_heads_kv) * head_dim)`: rows of q, then k, then v.
         proj: `nn.Linear(dim, dim)`.
-        proj_drop: `nn.Dropout` of the result.
+        proj_drop: `nn.Dropout` after `proj`.
     """
 
     def __init__(
@@ -36,12 +36,14 @@ class SelfAttention(nn.Module):
             num_heads_kv = num_heads
         self.num_heads_kv = check_int("num_heads_kv", num_heads_kv, 1)
         if num_heads % num_heads_kv:
-            raise ValueError(f"num_heads is {num_heads}; a multiple of {num_heads_kv} is needed")
+            raise ValueError(
+                f"num_heads must be a multiple of num_heads_kv = {num_heads_kv}, got {num_heads}"
+            )
         self.head_dim, rest = divmod(dim, num_heads)
         if rest or self.head_dim % 8 or not 8 <= self.head_dim <= MAX_HEAD_DIM:
             raise ValueError(
-                f"dim is {dim}, num_heads {num_heads}: dim / num_heads must be a multiple of 8 "
-                f"from 8 to {MAX_HEAD_DIM}"
+                f"dim / num_heads must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got "
+                f"{dim} / {num_heads}"
             )
         check_flag("qkv_bias", qkv_bias)
         check_flag("proj_bias", proj_bias)
@@ -52,9 +54,9 @@ class SelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(check_number("proj_drop", proj_drop, 0, 1))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q `[B, *L, num_heads, head_dim]`, k and v `[B, *L, num_heads_kv, head_dim]`: views."""
+        """Views: q `[B, *L, num_heads, head_dim]`, k and v `[B, *L, num_heads_kv, head_dim]`."""
         if x.shape[-1] != self.dim:
-            raise ValueError(f"x has shape {list(x.shape)}; [batch, ..., {self.dim}] is needed")
+            raise ValueError(f"x must have shape [batch, ..., {self.dim}], got {list(x.shape)}")
         heads = self.num_heads, self.num_heads_kv, self.num_heads_kv
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(heads, -2)
         return q, k, v

@@ -1,4 +1,4 @@
-"""Self-attention under a mask as a module."""
+"""A module for self-attention with a mask."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Mask = BlockMask | StripeMask
 
 
 class SparseSelfAttention(SelfAttention):
-    """Self-attention of a sequence under a `BlockMask` or a `StripeMask`.
+    """Self-attention of a sequence with a `BlockMask` or a `StripeMask`.
 
         q, k, v = qkv(x);  y = proj(block_sparse_attention(q, k, v, mask))
 
-    A function of q and k in place of a mask chooses what is seen from the input:
+    Instead of a mask, pass a function of q and k to select a mask from the input:
 
         def choose(q, k):
             grid = sparse_fmha.BlockGrid.of(q, k, causal=True)
@@ -36,23 +36,23 @@ class SparseSelfAttention(SelfAttention):
 
     Args:
         dim: channels of a token; `dim / num_heads`, the head dim, is a multiple of 8 from 8 to 256.
-        num_heads: of q.
-        mask: for one length of the sequence; the module moves it with its parameters. Or a function
-            of q `[B, L, num_heads, head_dim]` and k `[B, L, num_heads_kv, head_dim]` that returns
-            one on their device. None: `forward` gets it. It is no part of the `state_dict`.
-        num_heads_kv: of k and v; num_heads is a multiple of it (GQA, MQA). Default num_heads.
+        num_heads: heads of q.
+        mask: a mask for one sequence length, which the module moves with its parameters; or a
+            function of q `[B, L, num_heads, head_dim]` and k `[B, L, num_heads_kv, head_dim]` that
+            returns a mask on their device. None: pass it to `forward`. Not in the `state_dict`.
+        num_heads_kv: heads of k and v; num_heads is a multiple of it (GQA, MQA). Default num_heads.
         qkv_bias, proj_bias: whether the projections have biases.
-        scale: of q.k; default `head_dim**-0.5`.
-        proj_drop: probability of the dropout after the last projection.
-        device, dtype: of the parameters; None is torch's default, as for its own modules.
+        scale: scale of q.k; default `head_dim**-0.5`.
+        proj_drop: dropout probability after the output projection.
+        device, dtype: device and dtype of the parameters; None: torch's default.
 
     Shape:
         x `[B, L, dim]` to `[B, L, dim]`.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed, a mask of another type; in `forward` no
-            mask at all, or as `block_sparse_attention` and `stripe_attention`, whose dtypes,
-            devices and gradients this has.
+        ValueError, TypeError: a size or the type of mask is not allowed. In `forward`: there is no
+            mask, or as in `block_sparse_attention` and `stripe_attention`, whose dtypes, devices
+            and gradients this module supports.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class SparseSelfAttention(SelfAttention):
         )
         if not (mask is None or isinstance(mask, Mask) or callable(mask)):
             raise TypeError(
-                f"mask is a {type(mask).__name__}; a BlockMask, a StripeMask, a function of q and "
-                "k or None is needed"
+                "mask must be a BlockMask, a StripeMask, a function of q and k or None, got "
+                f"{type(mask).__name__}"
             )
         self.mask = mask
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """x `[B, L, dim]` to `[B, L, dim]`; a mask given here takes the place of the module's."""
+        """Maps x `[B, L, dim]` to `[B, L, dim]`; a mask given here replaces the module's."""
         check_floats("x", x, 3, "[batch, tokens, channels]")
         q, k, v = self._project(x)
         if mask is None:
@@ -89,20 +89,20 @@ class SparseSelfAttention(SelfAttention):
             return self._result(block_sparse_attention(q, k, v, mask, scale=self.scale))
         if isinstance(mask, StripeMask):
             return self._result(stripe_attention(q, k, v, mask, scale=self.scale))
-        raise TypeError(f"mask is a {type(mask).__name__}; a BlockMask or a StripeMask is needed")
+        raise TypeError(f"mask must be a BlockMask or a StripeMask, got {type(mask).__name__}")
 
     def _mask_for(self, q: Tensor, k: Tensor) -> Mask:
         if self.mask is None:
-            raise ValueError("mask is None, both of the module and of this call; one is needed")
+            raise ValueError("mask must be given, to the module or to this call, got None")
         return self.mask if isinstance(self.mask, Mask) else self.mask(q, k)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
-        """What `to`, `cuda` and `half` do to parameters; masks are integers and only move."""
+        """Applies `to`, `cuda` or `half`; masks hold integers, so they only change device."""
         super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         if isinstance(self.mask, Mask):
             self.mask = self.mask._map_tensors(lambda tensor: fn(tensor).contiguous())
         return self
 
     def extra_repr(self) -> str:
-        """Sizes and the mask."""
+        """Returns sizes and the mask."""
         return f"{self._sizes_repr()}, mask={self.mask}"

@@ -1,4 +1,4 @@
-"""Neighborhood self-attention as a module."""
+"""A module for neighborhood self-attention."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from sparse_fmha.nn._projections import SelfAttention
 
 
 class NeighborhoodAttention(SelfAttention):
-    """Self-attention of tokens on a grid, each to a window of the grid around it.
+    """Self-attention on a grid of tokens, each to a window around it.
 
         q, k, v = qkv(x);  y = proj(neighborhood_attention(q, k, v, window, ...))
 
-    One class serves grids of one to three axes. It takes the place of NATTEN's
-    `NeighborhoodAttention1D`, `2D` and `3D` and loads their `state_dict`. Source: Hassani et al.
+    One class supports grids of one to three axes. It replaces NATTEN's `NeighborhoodAttention1D`,
+    `2D` and `3D` and loads their `state_dict`. Source: Hassani et al.
     2023, "Neighborhood Attention Transformer", arXiv:2204.07143; stride: Hassani et al. 2025,
     "Generalized Neighborhood Attention", arXiv:2504.16922.
 
     Args:
         dim: channels of a token; `dim / num_heads`, the head dim, is a multiple of 8 from 8 to 256.
-        num_heads: of q, k and v.
-        window, stride, dilation, causal: as of `sparse_fmha.neighborhood_attention`: one value
-            for all axes, or a tuple with one for each. A tuple fixes the number of axes; with
-            single values the input decides.
+        num_heads: heads of q, k and v.
+        window, stride, dilation, causal: as in `sparse_fmha.neighborhood_attention`: one value for
+            all axes, or a tuple with one for each. A tuple fixes the number of axes; otherwise the
+            input determines it.
         qkv_bias, proj_bias: whether the projections have biases.
-        scale: of q.k; default `head_dim**-0.5`.
-        proj_drop: probability of the dropout after the last projection.
-        device, dtype: of the parameters; None is torch's default, as for its own modules.
+        scale: scale of q.k; default `head_dim**-0.5`.
+        proj_drop: dropout probability after the output projection.
+        device, dtype: device and dtype of the parameters; None: torch's default.
 
     Shape:
         x `[B, *L, dim]` to `[B, *L, dim]`, with `*L` the grid: one to three axes.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed; in `forward` another number of axes or
-            channels, or as `neighborhood_attention`, whose dtypes, devices and gradients this has.
+        ValueError, TypeError: a size is not allowed. In `forward`: x has a wrong number of axes or
+            channels, or as in `neighborhood_attention`, whose dtypes, devices and gradients this
+            module supports.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class NeighborhoodAttention(SelfAttention):
         axes = lengths.pop() if len(lengths) == 1 else None
         if lengths or axes not in (None, 1, 2, 3):
             raise ValueError(
-                f"window is {window!r}, stride {stride!r}, dilation {dilation!r}, causal "
-                f"{causal!r}; tuples have one entry for each of one to three axes, all alike"
+                "tuples of window, stride, dilation and causal must have the same length, from 1 "
+                f"to 3, got {window!r}, {stride!r}, {dilation!r} and {causal!r}"
             )
         self.axes = axes
         self.window = _checked("window", window, axes)
@@ -74,14 +75,14 @@ class NeighborhoodAttention(SelfAttention):
         self.causal = tuple(map(bool, flags)) if axes else bool(flags[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[B, *L, dim]` to `[B, *L, dim]`."""
+        """Maps x `[B, *L, dim]` to `[B, *L, dim]`."""
         check_floats("x", x)
         axes = x.dim() - 2
         if axes not in ((1, 2, 3) if self.axes is None else (self.axes,)):
             wanted = "one to three" if self.axes is None else str(self.axes)
             raise ValueError(
-                f"x has shape {list(x.shape)}; [batch, *tokens, {self.dim}] with {wanted} token "
-                "axes is needed"
+                f"x must have shape [batch, *tokens, {self.dim}] with {wanted} token axes, got "
+                f"{list(x.shape)}"
             )
         q, k, v = self._project(x)
         out = neighborhood_attention(
@@ -97,7 +98,7 @@ class NeighborhoodAttention(SelfAttention):
         return self._result(out)
 
     def extra_repr(self) -> str:
-        """Sizes, and the options that are not the default."""
+        """Returns sizes and the options that are not default."""
         text = f"{self._sizes_repr()}, window={self.window}"
         for name, default in (("stride", 1), ("dilation", 1), ("causal", False)):
             value = getattr(self, name)
@@ -107,8 +108,8 @@ class NeighborhoodAttention(SelfAttention):
 
 
 def _checked(name: str, value: int | Sequence[int], axes: int | None) -> int | tuple[int, ...]:
-    """One int for all axes, or one for each where their number is known."""
+    """Returns one int for all axes, or one per axis if their number is known."""
     entries = per_axis(name, value, axes or 1)
     if min(entries) < 1:
-        raise ValueError(f"{name} is {value!r}; at least 1 is needed on each axis")
+        raise ValueError(f"{name} must be at least 1 on every axis, got {value!r}")
     return tuple(entries) if axes else entries[0]

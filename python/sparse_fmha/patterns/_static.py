@@ -1,4 +1,4 @@
-"""What patterns that do not look at the input have in common."""
+"""Common code of patterns that do not depend on the input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.block_mask import BlockMask
 
-AT_ONCE = 16  # blocks of which all pairs are evaluated together
+AT_ONCE = 16  # blocks whose pairs are evaluated together
 
 
 class Lists(NamedTuple):
@@ -22,7 +22,7 @@ class Lists(NamedTuple):
     indices: Tensor  # [heads, nQ, width]
 
     def of_mask(self) -> tuple[Tensor, Tensor]:
-        """Counts and indices with an axis for the batch."""
+        """Returns counts and indices with a batch axis."""
         return self.counts[None], self.indices[None]
 
 
@@ -34,22 +34,22 @@ def pattern_rows(
     block_kv: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Which block of a pattern each query block is in, int64 `[nQ]`.
+    """Returns the pattern block that each query block is in, int64 `[nQ]`.
 
-    Query i stands at position `i + kv_len - q_len`.
+    Query i is at position `i + kv_len - q_len`.
 
     Raises:
-        ValueError: a query or key block that does not lie in one block of the pattern.
+        ValueError: a query or key block does not lie in one block of the pattern.
     """
     block_checks.check_sizes(q_len, kv_len, block_q, block_kv, True)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if block % size:
-            raise ValueError(f"{name} is {size}; it must divide the pattern's block of {block}")
+            raise ValueError(f"{name} must divide the pattern's block of {block}, got {size}")
     shift = kv_len - q_len
     if shift % block_q:
         raise ValueError(
-            f"kv_len - q_len is {shift}; a multiple of block_q = {block_q} is needed, so that each "
-            "query block lies in one block of the pattern"
+            f"kv_len - q_len must be a multiple of block_q = {block_q}, so that each query block "
+            f"lies in one block of the pattern, got {shift}"
         )
     rows = torch.arange(ceil_div(q_len, block_q), device=device) * block_q + shift
     return rows // block
@@ -67,13 +67,13 @@ def from_pattern(
     causal: bool,
     device: torch.device | str,
 ) -> Lists:
-    """Lists of whole blocks of a pattern, from the key blocks of each of its query blocks.
+    """Builds lists of full blocks from the key blocks of each query block of a pattern.
 
     Args:
-        make: of query blocks of the pattern, int64 `[n, 1]`, to key blocks of it and whether each
-            is seen, which broadcast to `[heads, n, columns]`: ascending where they are seen. With
-            `causal` those behind the diagonal need not be left out.
-        heads, columns: of what it makes.
+        make: maps query blocks of the pattern, int64 `[n, 1]`, to its key blocks and whether each
+            is seen, which broadcast to `[heads, n, columns]`. Seen blocks ascend. With `causal`,
+            it may include blocks above the diagonal.
+        heads, columns: sizes of the result of `make`.
     """
     device = torch.device(device)
     rows = pattern_rows(q_len, kv_len, block, block_q, block_kv, device)
@@ -93,10 +93,10 @@ def from_pattern(
 
 
 def from_ranges(ranges: Sequence[tuple[Tensor, Tensor]]) -> Lists:
-    """Lists of the blocks in some ranges, which do not overlap and ascend.
+    """Builds lists of the blocks in ranges, which must ascend without overlap.
 
     Args:
-        ranges: begin and end, int64 `[nQ]` on the CPU; those that end before they begin are empty.
+        ranges: begin and end, int64 `[nQ]` on the CPU; a range that ends before it begins is empty.
     """
     sizes = [(end - begin).clamp(min=0) for begin, end in ranges]
     rows = len(sizes[0])
@@ -115,13 +115,13 @@ def from_ranges(ranges: Sequence[tuple[Tensor, Tensor]]) -> Lists:
 
 
 def from_map(blocks: Tensor) -> Lists:
-    """Lists of what is set in bool `[heads, nQ, nK]`, as wide as the fullest row."""
+    """Builds lists of the blocks set in bool `[heads, nQ, nK]`, as wide as the longest list."""
     width = int(blocks.sum(-1).max()) if blocks.numel() else 0
     return Lists(*block_lists.list_blocks(blocks, width))
 
 
 def replace_rows(lists: Lists, rows: Tensor, others: Lists) -> Lists:
-    """The lists, at rows int64 `[n]` the `others` of `[heads, n]`; as wide as the fullest row."""
+    """Replaces the lists at `rows`, int64 `[n]`, by `others`; as wide as the longest list."""
     counts = lists.counts.index_copy(1, rows, others.counts)
     width = int(counts.max()) if counts.numel() else 0
     more = width - lists.indices.shape[-1]
@@ -144,16 +144,16 @@ def from_rules(
     causal: bool,
     device: torch.device | str,
 ) -> BlockMask:
-    """A mask that is exact for tokens; the rules are evaluated in partial blocks alone.
+    """Builds a token-exact mask; rules are evaluated only in partial blocks.
 
-    Partial blocks that must be alike are evaluated once: those of a head that lie as far from the
-    diagonal, but for special ones.
+    Partial blocks of a head at the same distance from the diagonal are equal, except special ones,
+    and are evaluated once.
 
     Args:
-        rules: of each head, visible(query, key) of indices; the causal flag comes on top.
-        full: blocks where all is visible. partial: blocks where something may be.
-        special_q, special_k: bool `[nQ]` and `[nK]` on the CPU, the blocks of queries and of keys
-            in which a rule looks at more than query - key.
+        rules: visible(query, key) of token indices, one for each head; `causal` applies on top.
+        full: blocks with all pairs visible. partial: blocks that may have visible pairs.
+        special_q, special_k: bool `[nQ]` and `[nK]` on the CPU, query and key blocks in which a
+            rule depends on more than query - key.
     """
     sizes = (q_len, kv_len, block_q, block_kv)
     counts, indices = (x.to(device) for x in full.of_mask())
@@ -169,7 +169,7 @@ def from_rules(
         rows, columns, which = _unlike(
             partial.counts[head], partial.indices[head], special_q, special_k, block_q, block_kv
         )
-        # The last pattern has no bit, for what is behind the counts.
+        # The last pattern is empty, for slots past the counts.
         patterns = torch.zeros(len(rows) + 1, *shape[3:], dtype=torch.uint8, device=device)
         for first in range(0, len(rows), AT_ONCE):
             some = slice(first, min(first + AT_ONCE, len(rows)))
@@ -196,10 +196,10 @@ def _unlike(
     block_q: int,
     block_kv: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A row and a column of each kind of listed block, and the kind in each slot.
+    """Returns a row and column of each kind of listed block, and the kind in each slot.
 
     Returns:
-        rows, columns int64 `[kinds]`, and int64 `[nQ, width]`; `kinds` behind the counts.
+        rows, columns int64 `[kinds]`, and kinds int64 `[nQ, width]`; `kinds` past the counts.
     """
     rows, width = indices.shape
     row = torch.arange(rows, device="cpu")[:, None]
@@ -227,7 +227,7 @@ def _evaluate(
     block_kv: int,
     device: torch.device | str,
 ) -> Tensor:
-    """The bitmasks uint8 `[n, block_q, block_kv / 8]` of blocks."""
+    """Returns bitmasks uint8 `[n, block_q, block_kv / 8]` of the blocks at rows and columns."""
     tokens_q, tokens_k = (torch.arange(n, device=device) for n in (block_q, block_kv))
     q = (rows[:, None].to(device) * block_q + tokens_q)[:, :, None]
     k = (columns[:, None].to(device) * block_kv + tokens_k)[:, None]

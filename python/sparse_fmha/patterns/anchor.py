@@ -1,4 +1,4 @@
-"""AnchorAttention: exact attention around each query, and the distant keys that can matter."""
+"""AnchorAttention: exact attention near each query, and selected distant keys."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BLOCKS = (64, 128)
 
 @dataclass(frozen=True)
 class AnchorResult(TensorFields):
-    """What `anchor_attention` computed besides its output."""
+    """Output and statistics of `anchor_attention`."""
 
     TENSORS: ClassVar = ("out", "lse", "kept", "recall")
 
     out: Tensor  # [B, L, Hq, D]
-    lse: Tensor  # [B, L, Hq] fp32, natural log, over the keys that were computed
+    lse: Tensor  # [B, L, Hq] fp32, natural log, over the visited keys
     kept: Tensor  # int32 [B, Hq, superblocks]: distant keys of each superblock
-    recall: Tensor | None  # [B, L, Hq]: the share of the full softmax's weight on computed keys
+    recall: Tensor | None  # [B, L, Hq]: the share of the full softmax on the visited keys
 
 
 tensor_fields.register(AnchorResult, "sparse_fmha.patterns.AnchorResult")
@@ -53,47 +53,47 @@ def anchor_attention(
 ) -> AnchorResult:
     """Causal attention by AnchorAttention (Zhang et al. 2025, arXiv:2505.23520).
 
-    Queries are in blocks, and `step` blocks are a superblock. 1. Every query attends exactly to its
-    anchor keys: the first block, the block before its superblock, and its superblock up to itself;
-    the largest score there is the query's anchor. 2. A key n between these is kept for superblock u
-    iff for one of its blocks `scale * mean(q) . k_n + theta >= mean(anchor)`, the means being over
-    the queries of the block. 3. Every query attends to the kept keys of its superblock. 1 and 3 are
-    put together by their log-sum-exps, exactly, and no key is in both. Scores are in natural-log
+    Queries are divided into blocks; `step` blocks are a superblock. 1. Every query attends to its
+    anchor keys: the first block, the block before its superblock, and its superblock up to itself.
+    The largest score there is the query's anchor. 2. Superblock u keeps a key n between these iff
+    `scale * mean(q) . k_n + theta >= mean(anchor)` for one of its blocks, with means over the
+    queries of the block. 3. Every query attends to the kept keys of its superblock. The results of
+    1 and 3 are merged exactly by their log-sum-exps; no key is in both. Scores are in natural-log
     units.
 
     Args:
         q: `[B, L, Hq, D]`. k, v: `[B, L, Hkv, D]`, Hq a multiple of Hkv; dtypes and strides as
-            `attention`. L need not be a multiple of anything.
-        theta: how far below the anchor a score may be; larger keeps more. Published: 12, from 9 to
-            17.
-        step: blocks of a superblock; `step * block` is at most 2048.
-        block: 64 or 128 queries.
-        width: capacity of the lists of kept keys; a superblock with more loses its last ones. By
-            default as many as the fullest has, which waits for the device.
-        scale: of q.k; default `D**-0.5`.
-        recall: also compute full attention, to tell how much of its weight was kept.
+            in `attention`. L may be any length.
+        theta: how far below the anchor a score may be; a larger theta keeps more keys. Published:
+            12, from 9 to 17.
+        step: blocks per superblock; `step * block` is at most 2048.
+        block: queries per block, 64 or 128.
+        width: capacity of the lists of kept keys; a superblock with more loses its last ones.
+            Default: the longest list, which waits for the device.
+        scale: scale of q.k; default `D**-0.5`.
+        recall: also compute full attention, to measure the share of its weight that was kept.
 
     Returns:
         out, lse and statistics, as `AnchorResult`.
 
-    Besides the outputs of both parts, lists take 4 bytes for each superblock, head and entry: with
-    superblocks of 2048, four query heads to a key head, bf16 and D = 128, lists of 1310 keys are
-    2% of K and V at any length. Finding the keys holds no scores, but the mean of each block's
-    queries in fp32, at blocks of 128 1.6% of q, and a bit for each superblock, head and token,
-    which at 128k tokens are 3% of q and grow with the length.
+    Besides the outputs of both parts, lists take 4 bytes per superblock, head and entry. With
+    superblocks of 2048, four query heads per key head, bf16 and D = 128, lists of 1310 keys are 2%
+    of K and V at any length. Selection stores no scores. It stores the mean of each block's queries
+    in fp32 (1.6% of q for blocks of 128) and one bit per superblock, head and token (3% of q at
+    128k tokens, growing with the length).
 
     Raises:
-        ValueError: lengths of q and k differ, a number out of range; else as `attention`.
-        TypeError: as `attention`.
+        ValueError: lengths of q and k differ, a number is out of range, or as in `attention`.
+        TypeError: as in `attention`.
     """
     _checks.check_qkv(q, k, v, axes=(1,))
     length = q.shape[1]
     if k.shape[1] != length:
-        raise ValueError(f"q has {length} tokens, k has {k.shape[1]}; they must be the same")
+        raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
     if block not in BLOCKS:
-        raise ValueError(f"block is {block}; allowed are: {', '.join(map(str, BLOCKS))}")
+        raise ValueError(f"block must be {_checks.one_of(BLOCKS)}, got {block}")
     if not 1 <= step <= 2048 // block:
-        raise ValueError(f"step is {step}; 1 to {2048 // block} blocks of {block} are allowed")
+        raise ValueError(f"step must be from 1 to {2048 // block} blocks of {block}, got {step}")
     if width is not None:
         width = check_int("width", width)
     theta = _checks.finite("theta", theta)
@@ -114,10 +114,10 @@ def anchor_attention(
 
 
 def anchor_mask(length: int, block: int, step: int, device: torch.device) -> BlockMask:
-    """The anchor keys of each query block: `step + 2` blocks at most."""
+    """Returns the mask of each query block's anchor keys, at most `step + 2` blocks."""
     n = ceil_div(length, block)
     rows = torch.arange(n, device=device)[:, None]
-    begin = torch.arange(-1, step, device=device)  # from the block before the superblock
+    begin = torch.arange(-1, step, device=device)  # starts at the block before the superblock
 
     def make(part: slice) -> tuple[Tensor, Tensor]:
         near = rows[part] // step * step + begin
@@ -133,9 +133,9 @@ def anchor_mask(length: int, block: int, step: int, device: torch.device) -> Blo
 def distant_keys(
     q: Tensor, k: Tensor, theta: float, step: int, block: int, scale: float, width: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The keys that are kept: int32 columns `[B, Hq, superblocks, width]` and their counts.
+    """Returns the kept keys: int32 columns `[B, Hq, superblocks, width]` and their counts.
 
-    Ascending, -1 behind the count. Without `width` it waits for the device, once.
+    Columns ascend, with -1 past the count. Without `width`, waits for the device once.
     """
     blocks = ceil_div(q.shape[1], block)
     candidates = 32 * anchor_words(blocks, block, step)  # of the last superblock
@@ -143,7 +143,7 @@ def distant_keys(
         shape = (q.shape[0], q.shape[2], ceil_div(blocks, step))
         counts = torch.zeros(shape, dtype=torch.int32, device=q.device)
         return counts.new_empty(*shape, 0), counts
-    q, k = q.detach(), k.detach()  # the choice has no derivative, in forward mode either
+    q, k = q.detach(), k.detach()  # selection has no derivative, not in forward mode either
     with without_autocast(q.device):
         mean = pool_blocks(q, block).mul_(scale).transpose(1, 2)
         least = anchor.means(q, k, block, step, scale).sub_(theta)

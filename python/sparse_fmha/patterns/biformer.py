@@ -1,4 +1,4 @@
-"""BiFormer: regions of an image see the regions that their means match best."""
+"""BiFormer: each region of an image attends to the regions with the best-matching means."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sparse_fmha.selection import pooled_scores, top_k_blocks
 def image_regions(
     height: int, width: int, regions: int = 7, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The region of each token of an image, int64 `[height * width]`, row by row.
+    """Returns the region of each token of an image, int64 `[height * width]`, in row-major order.
 
-    `regions` regions to a side, of `ceil(height / regions) x ceil(width / regions)` tokens; the
-    last ones may be smaller, or empty. BiFormer's padding gives these regions; 7 for ImageNet at
-    224, 8 for ADE20K at 512, 16 for COCO.
+    There are `regions` regions per side, of `ceil(height / regions) x ceil(width / regions)`
+    tokens; the last ones may be smaller or empty. BiFormer's padding gives the same regions. It
+    uses 7 for ImageNet at 224, 8 for ADE20K at 512, 16 for COCO.
     """
     for name, value in (("height", height), ("width", width), ("regions", regions)):
         check_int(name, value, 1)
@@ -31,21 +31,21 @@ def image_regions(
 
 
 class BiFormerLayout(TensorFields):
-    """Where tokens go for attention between regions: queries and keys in region order.
+    """Order of queries and keys, by region, for attention between regions.
 
-    Queries are padded to blocks of `block_q` and keys to blocks of `block_kv`, so a small
-    `block_kv` wastes little on regions that are not multiples of anything.
+    The queries of each region are padded to blocks of `block_q`, the keys to blocks of `block_kv`.
+    A small `block_kv` reduces padding.
 
-    `to`, saving and use as a pytree node as `BlockMask`.
+    `to`, saving and use as a pytree node work as for `BlockMask`.
 
     Attributes:
         queries, keys: `RegionOrder`.
 
     Args:
-        region: integers `[tokens]`, as of `image_regions`; any partition. Read by the host.
-        regions: default the largest of `region` and one.
-        block_q, block_kv: of the mask.
-        device: default that of `region`.
+        region: integers `[tokens]`, any partition, e.g. from `image_regions`. Read by the host.
+        regions: number of regions; default `region.max() + 1`.
+        block_q, block_kv: block sizes of the mask.
+        device: device of the tensors; default that of `region`.
     """
 
     TENSORS = ("queries", "keys")
@@ -69,35 +69,34 @@ tensor_fields.register(BiFormerLayout, "sparse_fmha.patterns.BiFormerLayout")
 def biformer(
     q: Tensor, k: Tensor, layout: BiFormerLayout, *, top_k: int, per_head: bool = False
 ) -> BlockMask:
-    """Bi-level routing attention: the mask for tokens in the layout's order.
+    """Returns the mask of bi-level routing attention, for tokens in the layout's order.
 
         A[R, S] = mean of q over region R . mean of k over region S, heads concatenated;
         a token of R sees all tokens of the `top_k` regions S with the largest A[R, S].
 
     Source: Zhu et al. 2023, "BiFormer: Vision Transformer with Bi-Level Routing Attention",
-    arXiv:2303.08810, section 3.2; top_k there 1, 4, 16 and all regions in its
-    four stages. Padding is masked by bitmasks; the authors' later code gives it weight instead.
+    arXiv:2303.08810, section 3.2; its four stages use a top_k of 1, 4, 16 and all regions. Padding
+    is masked by bitmasks; in the authors' later code it has weight.
 
         layout = BiFormerLayout(image_regions(56, 56, 7, device=q.device))
         mask = biformer(q, k, layout, top_k=4)
         permuted = layout.queries.permute(q), layout.keys.permute(k), layout.keys.permute(v)
         out = layout.queries.undo(block_sparse_attention(*permuted, mask))
 
-    BiFormer's scale is that of all heads together, `(heads * D)**-0.5`.
+    BiFormer scales by the channels of all heads, `(heads * D)**-0.5`.
 
     Args:
         q: `[B, tokens, Hq, D]`, in the image's order. k: `[B, tokens, Hkv, D]`.
-        layout: of these tokens, on their device.
-        top_k: regions; an empty one is never taken.
+        layout: order of these tokens, on their device.
+        top_k: regions for each region; empty regions are never selected.
         per_head: route each query head by its own scores.
 
     Returns:
         A mask of `layout.queries.length` queries and `layout.keys.length` keys, with lists for each
-        batch entry and for all heads, or with `per_head` for each; made without waiting for the
-        device.
+        batch entry, and for each head with `per_head`. Built without waiting for the device.
 
     Raises:
-        ValueError, TypeError: tensors that do not fit the layout, sizes that are not allowed.
+        ValueError, TypeError: tensors do not match the layout, or a size is not allowed.
     """
     check_q_and_k(q, k)
     check_int("top_k", top_k, 1)
@@ -107,7 +106,7 @@ def biformer(
     if not per_head:
         scores = scores.sum(1, keepdim=True)
     routed = top_k_blocks(scores.masked_fill(keys.sizes == 0, -torch.inf), top_k)
-    # Lists of regions, which all query blocks of a region share.
+    # All query blocks of a region share its lists.
     blocks = routed.index_select(3, keys.block_region)
     whole = keys.present.all(1)
     width = min(top_k, keys.regions) * keys.most_blocks
@@ -131,6 +130,6 @@ def biformer(
 
 
 def pack_columns(present: Tensor) -> Tensor:
-    """Bool `[n, block]` as uint8 `[n, block / 8]`, the lowest bit first; nothing from the host."""
+    """Packs bool `[n, block]` into uint8 `[n, block / 8]`, lowest bit first, without host data."""
     bits: Tensor = present.unflatten(-1, (-1, 8)).to(torch.uint8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1).to(torch.uint8)

@@ -27,28 +27,28 @@ def bigbird(
     block_kv: int = 64,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The mask of BigBird in blocks (ITC: global tokens are tokens of the sequence).
+    """Returns the block mask of BigBird (ITC: global tokens are tokens of the sequence).
 
     Query block I sees the key blocks J with `|I - J| <= window_blocks // 2`, the global blocks,
-    and `random_blocks` others, drawn for each head and query block without repetition. A global
+    and `random_blocks` others, drawn without replacement for each head and query block. A global
     block also sees all blocks. Source: Zaheer et al. 2020, "Big Bird: Transformers for Longer
-    Sequences", arXiv:2007.14062, section 2; defaults as BigBird-ITC: blocks of 64, 3 window
-    blocks, 2 global ones (first and last, as in its code), 3 random ones. The window does
-    not wrap around the ends. The draw is ours: the same seed gives the same mask on every device,
-    and not the mask of another implementation.
+    Sequences", arXiv:2007.14062, section 2; defaults as in BigBird-ITC: blocks of 64, 3 window
+    blocks, 2 global blocks (first and last, as in its code), 3 random blocks. The window does not
+    wrap around. A seed gives the same mask on every device, but not the mask of other
+    implementations.
 
     Args:
-        length: tokens, of queries and keys.
-        heads: query heads; without random blocks one list serves all.
+        length: number of tokens, of queries and keys.
+        heads: query heads; without random blocks, one list serves all heads.
         window_blocks: odd, at least 1.
-        global_blocks: numbers of blocks, below 0 from the end.
-        random_blocks: at least 0; where fewer are left, all of them.
-        seed: of the draw.
-        block: tokens of a block of the formula, a multiple of `block_q` and `block_kv`.
-        block_q, block_kv, device: of the mask.
+        global_blocks: block numbers; negative ones count from the end.
+        random_blocks: at least 0; if fewer blocks are left, all of them.
+        seed: seed of the random blocks.
+        block: tokens in a block of the formula, a multiple of `block_q` and `block_kv`.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes or numbers that are not allowed.
+        ValueError, TypeError: a size or block number is not allowed.
     """
     check_int("length", length, 1)
     check_int("heads", heads, 1)
@@ -56,13 +56,13 @@ def bigbird(
     check_int("random_blocks", random_blocks)
     check_int("block", block, 1)
     if window_blocks % 2 == 0:
-        raise ValueError(f"window_blocks is {window_blocks}; an odd number is needed")
+        raise ValueError(f"window_blocks must be odd, got {window_blocks}")
     sizes = (length, length, block, block_q, block_kv)
     in_block = pattern_rows(*sizes, "cpu")
     blocks = ceil_div(length, block)
     for entry in global_blocks:
         if not -blocks <= check_int("global_blocks", entry, -blocks) < blocks:
-            raise ValueError(f"global_blocks has {entry}; there are {blocks} blocks")
+            raise ValueError(f"global_blocks must be less than the {blocks} blocks, got {entry}")
     everywhere = torch.tensor(
         sorted({entry % blocks for entry in global_blocks}), dtype=torch.int64, device="cpu"
     )
@@ -70,7 +70,7 @@ def bigbird(
     window = torch.arange(-reach, reach + 1, device="cpu")
 
     def forced(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Window and global blocks of rows `[n, 1]`, ascending where they are."""
+        """Returns window and global blocks of rows `[n, 1]`, ascending where they are set."""
         near = rows + window
         both = torch.cat([near, everywhere.expand(len(rows), -1)], 1)
         return distinct(both, (both >= 0) & (both < blocks))
@@ -95,18 +95,18 @@ def bigbird(
 
 
 def _draw(columns: Tensor, forced: Tensor, heads: int, random_blocks: int, seed: int) -> Tensor:
-    """Blocks that are not forced, drawn without repetition for each head and row.
+    """Draws blocks that are not forced, without replacement, for each head and row.
 
-    By Floyd's method, as Bentley and Floyd 1987, "A sample of brilliance": the n-th number is drawn
-    from the first `left - (random_blocks - n) + 1` blocks, and is the last of these if it has been
-    drawn before. So time and memory do not grow with the number of blocks in a row.
+    Uses Floyd's method (Bentley and Floyd 1987, "A sample of brilliance"): the n-th number is drawn
+    from the first `left - (random_blocks - n) + 1` blocks, and replaced by the last of these if it
+    has been drawn before. Time and memory do not grow with the number of blocks in a row.
 
     Args:
         columns, forced: ints and bools `[blocks, n]`: forced blocks, ascending.
 
     Returns:
-        int32 `[heads, blocks, random_blocks]`, or `[1, blocks, 0]` without random blocks; below 0
-        where fewer are left.
+        int32 `[heads, blocks, random_blocks]`, or `[1, blocks, 0]` without random blocks; negative
+        where fewer blocks are left.
     """
     blocks = len(columns)
     random_blocks = min(random_blocks, blocks)
@@ -116,12 +116,12 @@ def _draw(columns: Tensor, forced: Tensor, heads: int, random_blocks: int, seed:
     left = blocks - forced.sum(1)
     drawn = torch.full((heads, blocks, random_blocks), -1, dtype=torch.int32, device="cpu")
     for n in range(random_blocks):
-        last = (left - random_blocks + n).expand(heads, -1)  # below 0 where fewer are left
+        last = (left - random_blocks + n).expand(heads, -1)  # negative if fewer are left
         uniform = torch.rand(heads, blocks, generator=generator, dtype=torch.float64, device="cpu")
         one = torch.minimum((uniform * (last + 1)).long(), last)
         again = (drawn[..., :n] == one[..., None]).any(-1)
         drawn[..., n] = torch.where(again, last, one).int()
-    # From numbers among those that are not forced to numbers among all.
+    # Convert numbers among blocks that are not forced to block numbers.
     for place in range(columns.shape[1]):
         column, there = columns[:, place, None], forced[:, place, None]
         drawn += there & (drawn >= column)

@@ -1,4 +1,4 @@
-"""Packed documents with a sliding window and sinks in each, exact for tokens."""
+"""Packed documents, each with a sliding window and sinks, token-exact."""
 
 from __future__ import annotations
 
@@ -27,40 +27,41 @@ def documents(
     max_len: int | None = None,
     validate: bool = False,
 ) -> BlockMask:
-    """Documents packed one behind the other, each with a sliding window and attention sinks.
+    """Returns the mask of packed documents, each with a sliding window and attention sinks.
 
     Query i of a document sees its keys j with `|i - j| < window`, and the first `sink` keys of the
-    document; with `causal` only those with `j <= i`. The window counts the query's own token, and
-    it ends at the document's borders: it does not shift there. Without a window a query sees all of
-    its document, as `BlockMask.from_documents`. Source of window and sinks: Xiao et al. 2023,
-    arXiv:2309.17453, section 3; packing is that of `flash_attn_varlen_func`.
+    document; with `causal`, only those with `j <= i`. The window includes the query's own token. It
+    shrinks at the document's borders and does not shift. Without a window, a query sees all of its
+    document, as in `BlockMask.from_documents`. Source of window and sinks: Xiao et al. 2023,
+    arXiv:2309.17453, section 3; packing as in `flash_attn_varlen_func`.
 
-    No pair of tokens is looked at outside of the blocks that an edge cuts. Bitmasks take
-    `block_q * block_kv / 8` bytes for each partial block.
+    Pairs of tokens are evaluated only in partial blocks. Bitmasks take `block_q * block_kv / 8`
+    bytes for each partial block.
 
     Args:
-        cu: int32 `[documents + 1]`, where each document starts, and T: `cu[0]` is 0, `cu[-1]` is T,
-            the number of tokens. It may not descend; equal ones are empty documents.
-        window: tokens, at least 1; None: all of the document.
-        sink: tokens at the start of each document, at least 0; only with a window.
-        block_q, block_kv, causal: of the mask.
-        length: T. max_len: no document has more tokens. With both given (with a window, length
-            alone) the mask is made on the device of cu without waiting for it, and the numbers in
-            cu are not checked. Else cu is read by the host.
-        validate: check the numbers in cu in any case; waits for the device.
+        cu: int32 `[documents + 1]`, cumulative lengths: the start of each document, then T, the
+            number of tokens. `cu[0]` is 0. Entries must not descend; equal entries are empty
+            documents.
+        window: tokens, at least 1; None: the whole document.
+        sink: tokens at the start of each document, at least 0; requires a window.
+        block_q, block_kv, causal: as in `BlockMask`.
+        length: T. max_len: upper bound of a document's tokens. If both are given (with a window,
+            length is enough), the mask is built on cu's device without waiting for it, and the
+            values in cu are not checked. Otherwise the host reads cu.
+        validate: always check the values in cu; waits for the device.
 
     Returns:
         A mask of T queries and T keys, one for all batch entries and heads, on cu's device.
 
     Raises:
-        TypeError: cu is no int32 tensor, or an argument of another type.
-        ValueError: sizes that are not allowed, a sink without a window, or as
+        TypeError: cu is not an int32 tensor, or another argument has a wrong type.
+        ValueError: a size is not allowed, a sink is given without a window, or as in
             `BlockMask.from_documents`.
     """
     check_int("sink", sink)
     if window is None:
         if sink:
-            raise ValueError(f"sink is {sink} without a window; every key is seen anyway")
+            raise ValueError(f"sink must be 0 without a window, which hides no key, got {sink}")
         return BlockMask.from_documents(
             cu, block_q, block_kv, causal, length=length, max_len=max_len, validate=validate
         )
@@ -78,7 +79,7 @@ def documents(
     assert length is not None
     rule = Rule(length, window, sink, block_q, block_kv, causal)
     lists = [_lists(rule, cu, partial) for partial in (False, True)]
-    if exact:  # as wide as the fullest row
+    if exact:  # as wide as the longest list
         lists = [
             (counts, indices[..., : int(counts.max()) if counts.numel() else 0].contiguous())
             for counts, indices in lists
@@ -108,9 +109,9 @@ class Rule(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The two runs of keys that a query sees, int64: the sinks, and the window behind them.
+    """The two runs of keys that a query sees, int64: the sinks, then the window.
 
-    Without causality, which the mask's flag adds. A run that ends where it begins is empty.
+    The sinks are not cut by causality, which the mask's flag adds. A run may be empty.
     """
 
     sink_begin: Tensor
@@ -120,7 +121,7 @@ class Seen(NamedTuple):
 
 
 def _seen(rule: Rule, cu: Tensor, tokens: Tensor) -> Seen:
-    """What each token sees; tokens behind the last one see nothing."""
+    """Returns what each token sees; tokens past the last one see nothing."""
     begin, end = starts.document_of(cu, tokens.int())
     end = torch.where(tokens < rule.length, end, begin)
     sink_end = torch.minimum(begin + rule.sink, end)
@@ -130,9 +131,9 @@ def _seen(rule: Rule, cu: Tensor, tokens: Tensor) -> Seen:
 
 
 class Runs(NamedTuple):
-    """For each block of queries, runs of key blocks `[first, stop)`; int64 `[nQ]`.
+    """Runs of key blocks `[first, stop)` of each query block; int64 `[nQ]`.
 
-    The first two hold what some query sees, sinks and window; the others are full.
+    The first two have the blocks with any visible key, of sinks and window; the others are full.
     """
 
     sink: tuple[Tensor, Tensor]
@@ -142,12 +143,12 @@ class Runs(NamedTuple):
 
 
 def _runs(rule: Rule, cu: Tensor, rows: Tensor) -> Runs:
-    """The runs of some rows, int64 `[n]`."""
+    """Returns the runs of the query blocks `rows`, int64 `[n]`."""
     block = rule.block_kv
     tokens = rows * rule.block_q
     last_token = (tokens + rule.block_q).clamp(max=rule.length) - 1
     first, last = _seen(rule, cu, tokens), _seen(rule, cu, last_token)
-    # A document that starts in these rows has its sinks behind the first row: in the window's run.
+    # The sinks of a document that starts in these rows are in the window's run.
     far = torch.maximum(last.end, last.sink_end)
     if rule.causal:
         far = torch.minimum(far, last_token + 1)
@@ -155,7 +156,7 @@ def _runs(rule: Rule, cu: Tensor, rows: Tensor) -> Runs:
     seen_sinks = torch.minimum(first.sink_end, last_token + 1) if rule.causal else first.sink_end
     sink_stop = torch.where(seen_sinks > first.sink_begin, ceil_div(seen_sinks, block), 0)
     sink = first.sink_begin // block, torch.minimum(sink_stop, near[0])
-    # Full: what all rows see, causality apart; the last block ends with the sequence.
+    # Full blocks: seen by all rows, causality apart; the last block ends with the sequence.
     one = first.sink_begin == last.sink_begin
     joined = last.begin <= last.sink_end  # sinks and window meet
     if rule.causal:
@@ -174,12 +175,12 @@ def _runs(rule: Rule, cu: Tensor, rows: Tensor) -> Runs:
 
 
 def _lists(rule: Rule, cu: Tensor, partial: bool) -> tuple[Tensor, Tensor]:
-    """Counts `[1, nQ]` and indices `[1, nQ, width]` of the full or of the partial blocks."""
+    """Returns counts `[1, nQ]` and indices `[1, nQ, width]` of full or partial blocks."""
     rows, blocks = ceil_div(rule.length, rule.block_q), ceil_div(rule.length, rule.block_kv)
     sinks = min(ceil_div(rule.sink, rule.block_kv) + 1, blocks) if rule.sink else 0
     span = rule.block_q + (rule.window - 1) * (1 if rule.causal else 2)
     span += 0 if rule.causal else rule.sink
-    # The sinks may lie in the window's run, and that of the first row reaches as far.
+    # Sinks may be in the window's run, so both have the same bound.
     nears = min(ceil_div(min(span, rule.length), rule.block_kv) + 1, blocks)
     sink_slots = torch.arange(sinks, device=cu.device)
     near_slots = torch.arange(nears, device=cu.device)
@@ -198,7 +199,7 @@ def _lists(rule: Rule, cu: Tensor, partial: bool) -> tuple[Tensor, Tensor]:
 
 
 def _bits(rule: Rule, cu: Tensor, indices: Tensor) -> Tensor:
-    """uint8 `[nQ, width, block_q, block_kv / 8]` of the listed blocks `[nQ, width]`."""
+    """Returns uint8 bitmasks `[nQ, width, block_q, block_kv / 8]` of the blocks `[nQ, width]`."""
     rows, width = indices.shape
     shape = (rows, width, rule.block_q, rule.block_kv // 8)
     bits = torch.empty(shape, dtype=torch.uint8, device=cu.device)

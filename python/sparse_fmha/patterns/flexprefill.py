@@ -1,4 +1,4 @@
-"""FlexPrefill's query-aware branch: a share of the whole map's estimated probability."""
+"""FlexPrefill's query-aware branch: blocks that cover a share of the estimated probability."""
 
 from __future__ import annotations
 
@@ -24,36 +24,47 @@ def flexprefill_query_aware(
     block_q: int = 128,
     block_kv: int = 128,
 ) -> BlockMask:
-    """The mask of a query-aware head of FlexPrefill.
+    """Returns the mask of a query-aware head of FlexPrefill.
 
         P = softmax over J of scale * mean of q over block I . mean of k over block J,
         the fewest pairs (I, J) of the whole map whose P add up to gamma * the number of rows.
 
-    The budget is one for the head, so rows with spread probability take more blocks than others.
-    Source: Lai et al. 2025, "FlexPrefill: A Context-Aware Sparse Attention Mechanism for Efficient
-    Long-Sequence Inference", arXiv:2502.20766, section 3, query-aware index search; defaults of its
-    code: blocks of 128, gamma 0.9. The test that makes a head query-aware (tau) and the
-    vertical-slash branch are not here.
+    All rows of a head share one budget, so rows with spread probability take more blocks than
+    others. Source: Lai et al. 2025, "FlexPrefill: A Context-Aware Sparse Attention Mechanism for
+    Efficient Long-Sequence Inference", arXiv:2502.20766, section 3, query-aware index search;
+    defaults of its code: blocks of 128, gamma 0.9. `flexprefill_mask` has the test that makes a
+    head query-aware (tau) and the vertical-slash branch.
 
     Args:
-        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`.
+        q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`.
         gamma: share of the probability, 0 to 1.
-        forced: also the first key block and the diagonal, as the released code does; without
+        forced: also take the first key block and the diagonal, as the released code does; without
             them a query may see nothing.
-        causal, scale: as of `block_sparse_attention`.
-        block_q, block_kv: of the mask.
+        causal, scale: as in `block_sparse_attention`.
+        block_q, block_kv: block sizes of the mask.
 
     Returns:
-        A mask with lists for each batch entry and query head, made without waiting for the device.
-        The budget is one for the whole map, so all `nQ * nK` scores of a head are there at
-        once: about 6 bytes for each on the CPU, and elsewhere about 40, as they are sorted there.
+        A mask with lists for each batch entry and query head, built without waiting for the device.
+        Because of the shared budget, all `nQ * nK` scores of a head are in memory at once: about 6
+        bytes per score on the CPU, about 40 on other devices, which sort them.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_number("gamma", gamma, 0, 1)
     check_flag("forced", forced)
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    blocks = query_aware_blocks(q, k, grid, gamma, scale)
+    if forced:
+        blocks = blocks | grid.sink(1).logical_or_(grid.diagonal())
+    return grid.mask(blocks)
+
+
+def query_aware_blocks(
+    q: Tensor, k: Tensor, grid: BlockGrid, gamma: float, scale: float | None
+) -> Tensor:
+    """Returns the blocks of the query-aware branch, bool `[B, Hq, nQ, nK]`."""
+    block_q, block_kv, causal = grid.block_q, grid.block_kv, grid.causal
     keys, sizes = pool_blocks(k, block_kv), (grid.q_len, grid.kv_len, block_q, block_kv)
     number = torch.arange(grid.shape[1], device=q.device)
     ends = reached(*sizes, causal, q.device)
@@ -65,9 +76,5 @@ def flexprefill_query_aware(
 
     parts = chunks(grid.shape[0], q.shape[0] * q.shape[2] * grid.shape[1], q.device, CACHED)
     (scores,) = by_chunks(shares, parts, grid.shape[0], 2)
-    rows = (ends > 0).sum()  # with fewer keys than queries some see none
-    blocks = top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)
-    del scores
-    if forced:
-        blocks = blocks | grid.sink(1).logical_or_(grid.diagonal())
-    return grid.mask(blocks)
+    rows = (ends > 0).sum()  # with fewer keys than queries, some rows see no key
+    return top_p_blocks(scores.flatten(2), gamma * rows.double()).view(scores.shape)

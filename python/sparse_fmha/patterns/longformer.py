@@ -1,4 +1,4 @@
-"""Longformer: a dilated window and global tokens, exact for tokens."""
+"""Longformer: a dilated window and global tokens, token-exact."""
 
 from __future__ import annotations
 
@@ -26,46 +26,45 @@ def longformer(
     block_kv: int = 128,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The mask of Longformer: a sliding window, dilated or not, and global tokens.
+    """Returns the mask of Longformer: a sliding window, optionally dilated, and global tokens.
 
     Query i sees key j where
 
         |i - j| <= dilation * window / 2  and  (i - j) mod dilation == 0,
 
-    or where i or j is global: a global token sees all tokens and is seen by all. With `causal` also
+    or i or j is global: a global token sees all tokens and is seen by all. With `causal`, also
     `j <= i`. Source: Beltagy et al. 2020, "Longformer: The Long-Document Transformer",
-    arXiv:2004.05150, section 3.1; defaults: window 512, no dilation, [CLS] (token 0) global.
-    There global tokens have projections of their own.
+    arXiv:2004.05150, section 3.1; defaults: window 512, no dilation, [CLS] (token 0) global. In the
+    paper, global tokens have separate projections.
 
-    Blocks that are visible in part have bitmasks of `block_q * block_kv` bits. The lists of all
-    query blocks have room for what the fullest one has, so a global token in a block with others
-    takes bitmasks for all pairs of blocks: `length**2 / 8` bytes for each list. With dilation all
-    blocks of the window are partial.
+    Partial blocks have bitmasks of `block_q * block_kv` bits. All lists are as wide as the longest
+    one, so a global token in a block with other tokens needs bitmasks for all pairs of blocks:
+    `length**2 / 8` bytes for each list. With dilation, all blocks of the window are partial.
 
     Args:
-        length: tokens, of queries and keys.
+        length: number of tokens, of queries and keys.
         window: even, at least 2; half of it on each side.
-        dilation: at least 1; a sequence has one for each query head, one int serves all.
-        global_tokens: positions, below 0 from the end.
-        causal: as of `BlockMask`.
-        block_q, block_kv, device: of the mask.
+        dilation: at least 1; an int for all query heads, or a sequence with one for each.
+        global_tokens: positions; negative ones count from the end.
+        causal: as in `BlockMask`.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes or positions that are not allowed.
+        ValueError, TypeError: a size or position is not allowed.
     """
     check_int("window", window, 2)
     if window % 2:
-        raise ValueError(f"window is {window}; an even number is needed, half for each side")
+        raise ValueError(f"window must be even, half for each side, got {window}")
     dilations = list(dilation) if isinstance(dilation, Sequence) else [dilation]
     if not dilations:
-        raise ValueError("dilation is empty; one for each query head is needed")
+        raise ValueError("dilation must have one entry for each query head, got none")
     for entry in dilations:
         check_int("dilation", entry, 1)
     check_sizes(length, length, block_q, block_kv, causal)
     every = torch.zeros(length, dtype=torch.bool, device="cpu")
     for token in global_tokens:
         if not -length <= check_int("global_tokens", token, -length) < length:
-            raise ValueError(f"global_tokens has {token}; there are {length} tokens")
+            raise ValueError(f"global_tokens must be less than the {length} tokens, got {token}")
         every[token] = True
     sizes = (length, length, block_q, block_kv)
     blocks = _Blocks(every, causal, *sizes[2:])
@@ -87,7 +86,7 @@ def longformer(
 
 
 class _Blocks:
-    """Which blocks are visible as a whole and in part; on the CPU."""
+    """Finds full and partial blocks, on the CPU."""
 
     def __init__(self, every: Tensor, causal: bool, block_q: int, block_kv: int) -> None:
         self.causal, self.length = causal, len(every)
@@ -99,7 +98,7 @@ class _Blocks:
         self.some_columns, self.whole_columns = _blocks_of(every, block_kv)
 
     def lists(self, dilation: int, half: int) -> tuple[Lists, Lists]:
-        """Of a head, those of full and of partial blocks."""
+        """Returns the lists of full and of partial blocks of one head."""
         reach = dilation * half
         rows = torch.arange(len(self.some_rows), device="cpu")
         ahead = 0 if self.causal else reach
@@ -132,7 +131,7 @@ class _Blocks:
         dilation: int,
         half: int,
     ) -> tuple[Lists, Lists]:
-        """Lists of the candidates `[n, columns]` of some rows that are full, and partial."""
+        """Returns lists of full and of partial blocks among the candidates `[n, columns]`."""
 
         def make(kind: str) -> Lists:
             def kept(part: slice) -> tuple[Tensor, Tensor]:
@@ -151,7 +150,7 @@ class _Blocks:
     def _seen(
         self, rows: Tensor, columns: Tensor, dilation: int, half: int
     ) -> tuple[Tensor, Tensor]:
-        """Whether a block shows some pair, and whether it shows all."""
+        """Returns whether a block has any pair visible, and whether it has all."""
         reach = dilation * half
         first_q, first_k = rows * self.block_q, columns * self.block_kv
         last_q = (first_q + self.block_q).clamp(max=self.length) - 1
@@ -167,7 +166,7 @@ class _Blocks:
 
 
 def _blocks_of(every: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Blocks with at least one global token, and blocks whose tokens are all global."""
+    """Returns blocks with at least one global token, and blocks with only global tokens."""
     missing = -len(every) % block
     some, whole = (
         torch.nn.functional.pad(every, (0, missing), value=value).view(-1, block)
@@ -177,14 +176,14 @@ def _blocks_of(every: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _narrow(lists: tuple[Tensor, Tensor]) -> Lists:
-    """The lists, as wide as the fullest row."""
+    """Narrows lists to the width of the longest one."""
     counts, indices = lists
     width = int(counts.max()) if counts.numel() else 0
     return Lists(counts, indices[..., :width].contiguous())
 
 
 def _stack(lists: Sequence[Lists]) -> Lists:
-    """One list for each head, as wide as the widest."""
+    """Stacks the lists of all heads, as wide as the widest."""
     width = max(each.indices.shape[-1] for each in lists)
     padded = [
         torch.nn.functional.pad(each.indices, (0, width - each.indices.shape[-1]), value=ABSENT)

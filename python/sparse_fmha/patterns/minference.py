@@ -1,4 +1,4 @@
-"""MInference's block-sparse heads: the blocks with the largest products of means."""
+"""MInference's block-sparse heads: the blocks with the largest scores of means."""
 
 from __future__ import annotations
 
@@ -22,48 +22,74 @@ def minference_block_sparse(
     block_q: int = 64,
     block_kv: int = 64,
 ) -> BlockMask:
-    """The block-sparse pattern of MInference, for each head and input.
+    """Returns the block-sparse pattern of MInference, for each head and input.
 
         S[I, J] = mean of q over block I . mean of k over block J, J not above the diagonal;
         query block I sees the `top_k` key blocks with the largest S[I, J].
 
     Source: Jiang et al. 2024, "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
-    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 3; defaults: blocks of
-    64, the top 100. No block is forced, also not the diagonal: a query may see nothing where it
-    is not chosen. Join `BlockGrid(...).mask(grid.diagonal())` by `|` to force it. The mean over the
-    last, ragged block is over its tokens; the reference divides it by the block's size.
+    Dynamic Sparse Attention", arXiv:2407.02490, algorithm 3; defaults: blocks of 64, the top 100.
+    No block is forced, not even the diagonal, so a query may see nothing. To force the diagonal,
+    combine with `BlockGrid(...).mask(grid.diagonal())` by `|`. The mean of a shorter last block is
+    over its tokens; the reference divides by the block size.
 
     Args:
-        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`.
-        top_k: key blocks of each query block.
-        causal: as of `BlockMask`.
-        block_q, block_kv: of the mask.
+        q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`.
+        top_k: key blocks for each query block.
+        causal: as in `BlockMask`.
+        block_q, block_kv: block sizes of the mask.
 
     Returns:
-        A mask with lists for each batch entry and query head, made without waiting for the device.
+        A mask with lists for each batch entry and query head, built without waiting for the device.
         All `nQ * nK` scores of blocks are computed, a few rows at a time.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or sizes that are not allowed.
+        ValueError, TypeError: a shape, dtype or size is not allowed.
     """
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    rows, columns = grid.shape
-    sizes = (grid.q_len, grid.kv_len, block_q, block_kv)
-    width = min(check_int("top_k", top_k), columns)
-    keys = pool_blocks(k, block_kv)
-    number = torch.arange(columns, device=q.device)
-    ends = reached(*sizes, causal, q.device)
+    return blocks_of_means(q, k, grid, check_int("top_k", top_k))
 
-    parts = chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, 1 << 18)
+
+def blocks_of_means(
+    q: Tensor,
+    k: Tensor,
+    grid: BlockGrid,
+    top_k: int,
+    *,
+    forced: bool = False,
+    shared: bool = False,
+) -> BlockMask:
+    """Lists the `top_k` key blocks of each query block by the products of block means.
+
+    Args:
+        forced: the first and the last block that a row may see come before all others.
+        shared: one list for all heads, by the means over heads.
+    """
+    rows, columns = grid.shape
+    block_q = grid.block_q
+    sizes = (grid.q_len, grid.kv_len, block_q, grid.block_kv)
+    width = min(top_k, columns)
+    keys = pool_blocks(k, grid.block_kv)
+    if shared:
+        keys = keys.mean(2, keepdim=True)
+    number = torch.arange(columns, device=q.device)
+    ends = reached(*sizes, grid.causal, q.device)
+
+    heads = 1 if shared else q.shape[2]
+    parts = chunks(rows, q.shape[0] * heads * columns, q.device, 1 << 18)
 
     def chosen(part: slice) -> tuple[Tensor, Tensor]:
         queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
-        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, causal)
+        if shared:
+            queries = queries.mean(2, keepdim=True)
+        seen = columns if len(parts) <= 1 else reached_before(part.stop, *sizes, grid.causal)
         allowed = number[:seen] < ends[part, None]
-        counts, indices = top_k_indices(
-            pooled_scores(queries, keys[:, :seen], allowed=allowed), width
-        )
+        scores = pooled_scores(queries, keys[:, :seen], allowed=allowed)
+        if forced:
+            at = number[:seen]
+            scores.masked_fill_(allowed & ((at == 0) | (at == ends[part, None] - 1)), torch.inf)
+        counts, indices = top_k_indices(scores, width)
         return counts, pad(indices, (0, width - indices.shape[-1]), value=ABSENT)
 
     counts, indices = by_chunks(chosen, parts, rows, 2)
-    return BlockMask(counts, indices, *sizes, causal=causal)
+    return BlockMask(counts, indices, *sizes, causal=grid.causal)

@@ -1,4 +1,4 @@
-"""MoA: a sink and a band, whose span each head has its own rule for."""
+"""MoA: a sink and a band, with a span rule for each head."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ def moa(
     block_kv: int = 64,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The causal mask of MoA, mixture of sparse attention.
+    """Returns the causal mask of MoA, mixture of sparse attention.
 
-    Head h sees of a sequence of N = kv_len tokens a span of
+    In a sequence of N = kv_len tokens, head h sees a span of
 
         S_h = alpha_h + beta_h * N, clipped to [min_span, N] and rounded up to blocks:
 
-    the first `sink` tokens and a sliding band of the other `S_h - sink`. In blocks, with
+    the first `sink` tokens and a sliding band of `S_h - sink` tokens. In blocks, with
     `g = sink / block` and `b_h = S_h / block - g`, query block I sees the key blocks `J <= I` with
     `J < g` or `I - J < b_h`. Source: Fu et al. 2024, "MoA: Mixture of Sparse Attention for
     Automatic Large Language Model Compression", arXiv:2406.14909; blocks of 64, sink and shortest
-    span as in its code. There alpha and beta come from a search on calibration data.
+    span as in its code. MoA finds alpha and beta by a search on calibration data.
 
     Args:
-        q_len, kv_len: tokens; query i stands at position `i + kv_len - q_len`.
-        alphas, betas: of each query head, in tokens and tokens per token.
-        sink: tokens, a multiple of `block`. min_span: more than `sink`.
-        block: tokens of a block of the formula, a multiple of `block_q` and `block_kv`.
-        block_q, block_kv, device: of the mask.
+        q_len, kv_len: tokens; query i is at position `i + kv_len - q_len`.
+        alphas, betas: one for each query head, in tokens and tokens per token.
+        sink: tokens, a multiple of `block`. min_span: tokens, more than `sink`.
+        block: tokens in a block of the formula, a multiple of `block_q` and `block_kv`.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed, lists of different lengths, numbers that
-            are not finite.
+        ValueError, TypeError: a size is not allowed, alphas and betas differ in length, or a number
+            is not finite.
     """
     check_int("block", block, 1)
     check_int("sink", sink)
     check_int("min_span", min_span, sink + 1)
     if sink % block:
-        raise ValueError(f"sink is {sink}; a multiple of block = {block} is needed")
+        raise ValueError(f"sink must be a multiple of block = {block}, got {sink}")
     if len(alphas) != len(betas) or not len(alphas):
         raise ValueError(
-            f"{len(alphas)} alphas and {len(betas)} betas are given; one of each is needed for "
-            "each query head"
+            "alphas and betas must have one entry for each query head, got "
+            f"{len(alphas)} and {len(betas)}"
         )
     for name, values in (("alphas", alphas), ("betas", betas)):
         for value in values:
             if not isinstance(value, Real):
-                raise TypeError(f"{name} has {value!r}; numbers are needed")
+                raise TypeError(f"{name} must be numbers, got {value!r}")
             if not math.isfinite(value):
-                raise ValueError(f"{name} has {value}; finite numbers are needed")
+                raise ValueError(f"{name} must be finite numbers, got {value}")
     spans = [
         max(min(alpha + beta * kv_len, kv_len), min_span)
         for alpha, beta in zip(alphas, betas, strict=True)

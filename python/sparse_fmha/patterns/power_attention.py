@@ -23,24 +23,24 @@ def power_attention(
     block_kv: int = 128,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The causal mask of PowerAttention, one for all heads.
+    """Returns the causal mask of PowerAttention, one for all heads.
 
     Query block I sees the key blocks `J <= I` with
 
         J < sink_blocks  or  I - J < local_blocks  or  I - J a power of two,
 
-    about log2 of the number of blocks, and after d layers 2^d blocks. Source: Chen et al. 2025,
-    "PowerAttention: Exponentially Scaling of Receptive Fields for Effective Sparse Attention",
-    arXiv:2503.03588; defaults: blocks of 256, 1 sink block, 5 local blocks.
+    which is about log2 of the number of blocks; after d layers it reaches 2^d blocks. Source: Chen
+    et al. 2025, "PowerAttention: Exponentially Scaling of Receptive Fields for Effective Sparse
+    Attention", arXiv:2503.03588; defaults: blocks of 256, 1 sink block, 5 local blocks.
 
     Args:
-        q_len, kv_len: tokens; query i stands at position `i + kv_len - q_len`.
+        q_len, kv_len: tokens; query i is at position `i + kv_len - q_len`.
         sink_blocks, local_blocks: at least 0 and 1.
-        block: tokens of a block of the formula, a multiple of `block_q` and `block_kv`.
-        block_q, block_kv, device: of the mask.
+        block: tokens in a block of the formula, a multiple of `block_q` and `block_kv`.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed or do not divide each other.
+        ValueError, TypeError: a size is not allowed, or `block` is not a multiple of the others.
     """
     check_int("sink_blocks", sink_blocks)
     check_int("local_blocks", local_blocks, 1)

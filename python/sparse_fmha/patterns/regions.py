@@ -1,11 +1,13 @@
-"""Tokens in the order of regions of any size, each padded to whole blocks."""
+"""Token order by region; each region, of any size, is padded to whole blocks."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._checks import check_floats, check_int, check_integers
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.masks import tensor_fields
 from sparse_fmha.masks.block_lists import chunks
@@ -13,37 +15,45 @@ from sparse_fmha.masks.tensor_fields import TensorFields
 
 
 class RegionOrder(TensorFields):
-    """A permutation that brings the tokens of each region together, and its inverse.
+    """A permutation that groups tokens by region, and its inverse.
 
-    Region by region in ascending order, the tokens of each in their own order; then padding up to
-    a whole block, so that a block has tokens of one region only.
+    Regions are in ascending order, and tokens keep their order within a region. Each region is
+    padded to a whole number of blocks, so a block has tokens of only one region.
 
-    `to`, saving and use as a pytree node as `BlockMask`.
+    `to`, saving and use as a pytree node work as for `BlockMask`.
 
     Attributes:
-        length: tokens with the padding, a multiple of `block`. tokens: without. block: tokens.
+        length: tokens with padding, a multiple of `block`. tokens: without padding.
+        block: tokens per block.
         regions: number of regions; some may be empty.
         padded: whether there is padding.
-        slots: int64 `[tokens]`, where each token goes.
-        sizes: int64 `[regions]`, tokens of each.
+        slots: int64 `[tokens]`, the new position of each token.
+        sizes: int64 `[regions]`, tokens per region.
         block_region: int64 `[length / block]`, the region of each block.
         present: bool `[length / block, block]`, False for padding.
         sources: int64 `[length / block, block]`, the token in each slot; 0 for padding.
-        most_blocks: of a region.
+        most_blocks: blocks of the largest region.
 
     Args:
-        region: integers `[tokens]`, the region of each token. It is read by the host.
-        block: at least 1; of a mask's `block_q` for queries, `block_kv` for keys.
-        regions: default the largest of `region` and one.
-        device: of the tensors; default that of `region`.
+        region: integers `[tokens]`, the region of each token. Read by the host.
+        block: at least 1; the mask's `block_q` for queries, `block_kv` for keys.
+        regions: number of regions; default `region.max() + 1`.
+        device: device of the tensors; default that of `region`.
 
     Raises:
-        ValueError: another rank, a region that is not in [0, regions), a block below 1.
-        TypeError: no integer tensor.
+        ValueError: region is not one-dimensional or not in [0, regions), or block is below 1.
+        TypeError: region is not an integer tensor.
     """
 
     TENSORS = ("slots", "sizes", "block_region", "present", "sources")
-    PLAIN = ("length", "tokens", "block", "regions", "padded", "most_blocks")
+    PLAIN: ClassVar[tuple[str, ...]] = (
+        "length",
+        "tokens",
+        "block",
+        "regions",
+        "padded",
+        "most_blocks",
+    )
 
     def __init__(
         self,
@@ -53,17 +63,16 @@ class RegionOrder(TensorFields):
         regions: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(region, Tensor) or region.is_floating_point() or region.is_complex():
-            raise TypeError(f"region is {region!r:.80}; a tensor of integers is needed")
+        check_integers("region", region)
         if region.dim() != 1 or not len(region):
-            raise ValueError(f"region has shape {list(region.shape)}; [tokens] is needed")
+            raise ValueError(f"region must have shape [tokens], got {list(region.shape)}")
         check_int("block", block, 1)
         device = region.device if device is None else torch.device(device)
         region = region.cpu().long()
         least, most = int(region.min()), int(region.max())
         regions = most + 1 if regions is None else check_int("regions", regions, 1)
         if least < 0 or most >= regions:
-            raise ValueError(f"region has {least} to {most}; 0 to {regions - 1} are allowed")
+            raise ValueError(f"region must be from 0 to {regions - 1}, got {least} to {most}")
         sizes = region.bincount(minlength=regions)
         blocks = (sizes + block - 1) // block
         first_slot = (blocks.cumsum(0) - blocks) * block
@@ -87,27 +96,27 @@ class RegionOrder(TensorFields):
         self.sources = sources.view(-1, block).to(device)
 
     def permute(self, x: Tensor) -> Tensor:
-        """`[B, tokens, ...]` in region order: `[B, length, ...]`, padding 0."""
+        """Brings `[B, tokens, ...]` into region order: `[B, length, ...]`, padded with 0."""
         self._check(x, self.tokens)
         padded = x.new_zeros(x.shape[0], self.length, *x.shape[2:])
         return padded.index_copy_(1, self.slots, x)
 
     def undo(self, x: Tensor) -> Tensor:
-        """Inverse of `permute`: `[B, length, ...]` as `[B, tokens, ...]`, without the padding."""
+        """Inverse of `permute`: `[B, length, ...]` to `[B, tokens, ...]`, without padding."""
         self._check(x, self.length)
         return x.index_select(1, self.slots)
 
     def means(self, x: Tensor) -> Tensor:
-        """The mean of each region: `[B, tokens, H, D]` as fp32 `[B, regions, H, D]`; 0 of none."""
+        """Returns region means fp32 `[B, regions, H, D]` of `[B, tokens, H, D]`; 0 if empty."""
         check_floats("x", x, 4, "[batch, tokens, heads, head dim]")
         self._check(x, self.tokens)
         shape = x.shape[0], self.regions, *x.shape[2:]
         means = torch.zeros(shape, dtype=torch.float32, device=x.device)
         number = torch.arange(self.regions, device=self.slots.device)[:, None]
         sizes = self.sizes.clamp(min=1)[:, None].float()
-        elements = x.shape[0] * self.block * x[0, :1].numel()
+        elements = x.shape[0] * self.block * x.shape[2:].numel()
         for some in chunks(len(self.block_region), elements, x.device, 1 << 20):
-            # Padding takes token 0, and its sum is put right by what is present.
+            # Padding reads token 0, which `present` masks.
             tokens, present = self.sources[some], self.present[some]
             part = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
             part = part.masked_fill_(~present[..., None, None], 0)
@@ -119,7 +128,7 @@ class RegionOrder(TensorFields):
 
     def _check(self, x: Tensor, tokens: int) -> None:
         if x.dim() < 2 or x.shape[1] != tokens:
-            raise ValueError(f"x has shape {list(x.shape)}; {tokens} tokens are needed")
+            raise ValueError(f"x must have {tokens} tokens, got shape {list(x.shape)}")
 
 
 tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")

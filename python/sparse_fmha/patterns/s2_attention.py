@@ -1,4 +1,4 @@
-"""S2-Attention: each head sees a local band and its own share of the other blocks."""
+"""S2-Attention: each head sees a local band and a different share of the other blocks."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def s2_attention(
     block_kv: int = 64,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The causal mask of S2-Attention, strided and different for each head.
+    """Returns the causal mask of S2-Attention, strided and different for each head.
 
-    Head h sees of query block I the key blocks `J <= I` with
+    In head h, query block I sees the key blocks `J <= I` with
 
         I - J < local_blocks  or  (J + h * step + 1) mod stride == 0,
         step = max(1, floor(stride / total_heads)),
 
-    so that the heads' shards cover the context together. Source: Lin et al. 2024, "S2-Attention:
-    Hardware-Aware Context Sharding Among Attention Heads", arXiv:2407.17678; the formula and the
-    defaults (block 64, 16 local blocks, stride 8) as in Phi-3-small.
+    so that all heads together cover the context. Source: Lin et al. 2024, "S2-Attention:
+    Hardware-Aware Context Sharding Among Attention Heads", arXiv:2407.17678; formula and defaults
+    (block 64, 16 local blocks, stride 8) as in Phi-3-small.
 
     Args:
-        q_len, kv_len: tokens; query i stands at position `i + kv_len - q_len`.
-        heads: query heads here.
-        local_blocks: blocks of the band, with the diagonal's; at least 1.
-        stride: of every `stride` blocks behind the band a head sees one; at least 1.
-        block: tokens of a block of the formula, a multiple of `block_q` and `block_kv`.
-        homo_head: h = 0 for all heads; the mask then has one list for all.
-        head_offset: index of the first head among all heads: under tensor parallelism h is the
-            index in the whole model. With `total_heads`, the heads of the whole model (default:
-            `head_offset + heads`).
-        block_q, block_kv, device: of the mask.
+        q_len, kv_len: tokens; query i is at position `i + kv_len - q_len`.
+        heads: query heads of this mask.
+        local_blocks: blocks of the band, including the diagonal; at least 1.
+        stride: outside the band, a head sees one of every `stride` blocks; at least 1.
+        block: tokens in a block of the formula, a multiple of `block_q` and `block_kv`.
+        homo_head: use h = 0 for all heads; the mask then has one list for all heads.
+        head_offset: index of the first head in the whole model; set it under tensor parallelism,
+            together with `total_heads`.
+        total_heads: heads of the whole model; default `head_offset + heads`.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed or do not divide each other.
+        ValueError, TypeError: a size is not allowed, or `block` is not a multiple of the others.
     """
     check_int("heads", heads, 1)
     check_int("local_blocks", local_blocks, 1)

@@ -1,4 +1,4 @@
-"""SeerAttention's gate: a small learned layer that predicts which blocks matter."""
+"""SeerAttention's gate: a small learned layer that selects blocks."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class SeerAttentionGate(nn.Module):
         Qg = RoPE(W_q . pools of q over blocks), Kg = RoPE(W_k . pools of k over blocks),
         A = softmax(Qg Kg^T / sqrt(gate_dim)) over the key blocks that causality allows.
 
-    Pools are concatenated along the head dim. RoPE turns block n by the position of its first
-    token, with halves (d, d + gate_dim / 2) as pairs. With one pool of q and
-    `gate_dim == head_dim` (the default) there is no W_q, and W_k has a matrix for each query head;
-    else W_q has one for each query head and W_k one for each key head. Source: Gao et al. 2024,
-    "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs", arXiv:2410.13276;
-    defaults as published: blocks of 64, gate dim 128, mean of q; max, min and mean of k. It learns
-    from `seer_ground_truth`, as target of the KL divergence from the softmax of `forward`.
+    Pools are concatenated along the head dim. RoPE rotates block n by the position of its first
+    token, with (d, d + gate_dim / 2) as pairs. With one pool of q and `gate_dim == head_dim` (the
+    default), there is no W_q, and W_k has a matrix for each query head; otherwise W_q has one for
+    each query head and W_k one for each key head. Source: Gao et al. 2024, "SeerAttention: Learning
+    Intrinsic Sparse Attention in Your LLMs", arXiv:2410.13276; defaults as published: blocks of 64,
+    gate dim 128, mean of q; max, min and mean of k. To train, minimize the KL divergence between
+    the softmax of `forward` and `seer_ground_truth`, the target.
 
     Args:
-        heads, heads_kv, head_dim: of q and k.
+        heads, heads_kv, head_dim: sizes of q and k.
         gate_dim: even.
-        block: tokens of a query and of a key block: 64 or 128.
-        q_pools, k_pools: of "mean", "max", "min", at least one.
-        rope_base: of the model's RoPE.
-        inv_freq: `[gate_dim / 2]`, in place of `rope_base ** -(2 i / gate_dim)`.
-        device, dtype: of the weights; None is torch's default, as for its own modules.
+        block: tokens per query block and per key block: 64 or 128.
+        q_pools, k_pools: one or more of "mean", "max", "min".
+        rope_base: base of the model's RoPE.
+        inv_freq: `[gate_dim / 2]`, replaces `rope_base ** -(2 i / gate_dim)`.
+        device, dtype: device and dtype of the weights; None: torch's default.
 
     Attributes:
         weight_q: `[heads, len(q_pools) * head_dim, gate_dim]` or None.
         weight_k: `[heads or heads_kv, len(k_pools) * head_dim, gate_dim]`.
 
     Raises:
-        ValueError, TypeError: sizes or pools that are not allowed.
+        ValueError, TypeError: a size or pool is not allowed.
     """
 
     inv_freq: Tensor
@@ -73,13 +73,13 @@ class SeerAttentionGate(nn.Module):
         for name, value in sizes.items():
             check_int(name, value, 1)
         if heads % heads_kv:
-            raise ValueError(f"heads is {heads}; a multiple of heads_kv = {heads_kv} is needed")
+            raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
         if gate_dim % 2:
-            raise ValueError(f"gate_dim is {gate_dim}; an even number is needed")
+            raise ValueError(f"gate_dim must be even, got {gate_dim}")
         BlockGrid(0, 0, block, block)  # checks it
         for name, pools in (("q_pools", q_pools), ("k_pools", k_pools)):
             if not pools:
-                raise ValueError(f"{name} is empty; at least one is needed")
+                raise ValueError(f"{name} must have at least one entry, got none")
             for pool in pools:
                 check_choice(name, pool, POOLS)
         self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
@@ -97,13 +97,13 @@ class SeerAttentionGate(nn.Module):
             inv_freq = rope_base ** -(half / gate_dim)
         elif inv_freq.shape != (gate_dim // 2,):
             raise ValueError(
-                f"inv_freq has shape {list(inv_freq.shape)}; [{gate_dim // 2}] is needed"
+                f"inv_freq must have shape [{gate_dim // 2}], got {list(inv_freq.shape)}"
             )
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal, with the variance 1 / (inputs of a head)."""
+        """Initializes weights from a normal distribution with variance 1 / (inputs per head)."""
         for weight in (self.weight_q, self.weight_k):
             if weight is not None:
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
@@ -111,12 +111,13 @@ class SeerAttentionGate(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, *, causal: bool = True, softmax: bool = False
     ) -> Tensor:
-        """Scores of the blocks.
+        """Returns the scores of the blocks.
 
         Args:
-            q: `[B, Lq, heads, head_dim]` before RoPE. k: `[B, Lkv, heads_kv, head_dim]`, too.
-            causal: -inf (with `softmax` 0) for blocks wholly above the diagonal.
-            softmax: A rather than its logits.
+            q: `[B, Lq, heads, head_dim]` before RoPE. k: `[B, Lkv, heads_kv, head_dim]` before
+                RoPE.
+            causal: -inf (with `softmax` 0) for blocks entirely above the diagonal.
+            softmax: return A instead of its logits.
 
         Returns:
             fp32 `[B, heads, nQ, nK]`.
@@ -137,28 +138,31 @@ class SeerAttentionGate(nn.Module):
         dense_rows: int = 2,
         causal: bool = True,
     ) -> BlockMask:
-        """The blocks that the gate opens, in blocks of `block` queries and keys.
+        """Returns the mask that the gate selects, in blocks of `block` queries and keys.
 
         Args:
-            q, k: before RoPE, as of `forward`.
-            threshold: blocks with `A > threshold`; the default, with 2e-3 (5e-4 to 5e-3 published).
-            top_k: in its place the k largest of each row.
-            nz_ratio: in its place a share r of the causal blocks: top_k of
+            q, k: before RoPE, as in `forward`.
+            threshold: take blocks with `A > threshold`. This is the default, with 2e-3 (published:
+                5e-4 to 5e-3).
+            top_k: take the k largest of each row instead.
+            nz_ratio: take a share r of the causal blocks instead, by a top_k of
                 `max(1, int((1 - sqrt(1 - r)) * nK))`.
-            dense_rows: the last query blocks that see everything. No diagonal is forced.
-            causal: as of `BlockMask`.
+            dense_rows: how many of the last query blocks see everything. No diagonal is forced.
+            causal: as in `BlockMask`.
 
         Returns:
-            A mask for each batch entry and query head, made without waiting for the device. Its
-            scores are made a few rows of blocks at a time.
+            A mask for each batch entry and query head, built without waiting for the device. Scores
+            are computed a few rows of blocks at a time.
 
         Raises:
-            ValueError: more than one of threshold, top_k and nz_ratio; numbers not allowed.
+            ValueError: more than one of threshold, top_k and nz_ratio is given, or a number is not
+                allowed.
         """
         given = [x for x in (threshold, top_k, nz_ratio) if x is not None]
         if len(given) > 1:
             raise ValueError(
-                f"threshold is {threshold}, top_k {top_k}, nz_ratio {nz_ratio}; one is allowed"
+                "at most one of threshold, top_k and nz_ratio must be given, got "
+                f"{threshold}, {top_k} and {nz_ratio}"
             )
         check_int("dense_rows", dense_rows)
         gate_q, gate_k, grid = self._gates(q, k, causal)
@@ -200,12 +204,12 @@ class SeerAttentionGate(nn.Module):
         return BlockMask(counts, indices, *sizes, causal=causal)
 
     def _gates(self, q: Tensor, k: Tensor, causal: bool) -> tuple[Tensor, Tensor, BlockGrid]:
-        """Qg, Kg, and the blocks."""
+        """Returns Qg, Kg and the grid of blocks."""
         check_q_and_k(q, k)
         for name, x, heads in (("q", q, self.heads), ("k", k, self.heads_kv)):
             if x.shape[2:] != (heads, self.head_dim):
                 raise ValueError(
-                    f"{name} has shape {list(x.shape)}; {heads} heads of {self.head_dim} are needed"
+                    f"{name} must have {heads} heads of {self.head_dim}, got shape {list(x.shape)}"
                 )
         grid = BlockGrid.of(q, k, self.block, self.block, causal=causal)
         gate_q, gate_k = self._pool(q, self.q_pools), self._pool(k, self.k_pools)
@@ -221,7 +225,7 @@ class SeerAttentionGate(nn.Module):
         return torch.cat([pool_blocks(x, self.block, pool) for pool in pools], -1)
 
     def _rotate(self, x: Tensor, first: int) -> Tensor:
-        """RoPE of blocks `[B, n, H, gate_dim]` at positions first, first + block, ..."""
+        """Applies RoPE to blocks `[B, n, H, gate_dim]` at positions first, first + block, ..."""
         position = torch.arange(x.shape[1], device=x.device) * self.block + first
         angle = position[:, None, None] * self.inv_freq.float()
         low, high = x.float().chunk(2, -1)
@@ -230,5 +234,5 @@ class SeerAttentionGate(nn.Module):
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, n, H, in]` by a matrix for each head, `[H, in, out]`."""
+    """Multiplies `[B, n, H, in]` by a matrix for each head, `[H, in, out]`."""
     return torch.einsum("bnhi,hio->bnho", x.to(weight.dtype), weight)

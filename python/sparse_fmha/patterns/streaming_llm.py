@@ -1,4 +1,4 @@
-"""A sliding window and attention sinks, exact for tokens."""
+"""StreamingLLM: a sliding window and attention sinks, token-exact."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def streaming_llm(
     block_kv: int = 128,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """The causal mask of StreamingLLM: the last `window` tokens and the first `sink`.
+    """Returns the causal mask of StreamingLLM: the last `window` tokens and the first `sink`.
 
-    A query at position p sees the keys `j <= p` with `p - j < window` or `j < sink`; the window has
-    the query's own token. Source: Xiao et al. 2023, "Efficient Streaming Language Models with
-    Attention Sinks", arXiv:2309.17453, section 3; defaults: 4 sinks and 1020 recent tokens, a cache
-    of 1024. (There the positions that go into the position encoding are those in the cache.)
+    A query at position p sees the keys `j <= p` with `p - j < window` or `j < sink`; the window
+    includes the query's own token. Source: Xiao et al. 2023, "Efficient Streaming Language Models
+    with Attention Sinks", arXiv:2309.17453, section 3; defaults: 4 sinks and 1020 recent tokens, a
+    cache of 1024. (The paper encodes positions within the cache.)
 
-    Blocks that an edge cuts are partial, with bitmasks of `block_q * block_kv` bits; there are at
-    most `ceil(block_q / block_kv) + 2` for each query block.
+    Blocks that an edge cuts are partial, with bitmasks of `block_q * block_kv` bits; a query block
+    has at most `ceil(block_q / block_kv) + 2` of them.
 
     Args:
-        q_len, kv_len: tokens; query i stands at position `i + kv_len - q_len`.
+        q_len, kv_len: tokens; query i is at position `i + kv_len - q_len`.
         window: tokens, at least 1. sink: tokens, at least 0.
-        block_q, block_kv, device: of the mask.
+        block_q, block_kv, device: block sizes and device of the mask.
 
     Raises:
-        ValueError, TypeError: sizes that are not allowed.
+        ValueError, TypeError: a size is not allowed.
     """
     check_int("window", window, 1)
     check_int("sink", sink)
@@ -49,8 +49,8 @@ def streaming_llm(
     first = torch.arange(ceil_div(q_len, block_q), device="cpu") * block_q + shift
     last = (first + block_q).clamp(max=kv_len) - 1
     reached = block_lists.reached(*sizes, True, first.device)
-    # Of the window: the first key block that some query of the block sees some key of, and the
-    # first that all queries see all of, the diagonal apart, which is the flag's.
+    # Of the window: the first key block with any visible pair, and the first with all pairs
+    # visible, apart from the diagonal, which the causal flag cuts.
     some = (first - window + 1).clamp(min=0) // block_kv
     whole = torch.minimum(ceil_div((last - window + 1).clamp(min=0), block_kv), reached)
     some_sinks = ceil_div(min(sink, kv_len), block_kv)

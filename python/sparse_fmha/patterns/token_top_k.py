@@ -1,4 +1,4 @@
-"""The best tokens for each group of queries, besides a local window."""
+"""Token-level top-k selection for each group of queries, with a local window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.selection import top_k_indices
 from sparse_fmha.selection.largest import looks
 
-HELD = 1 << 23  # scores of groups that the CPU has at a time: fewer are a slower product
+HELD = 1 << 23  # scores in memory at a time on the CPU; fewer make the product slower
 
 
 def token_top_k(
@@ -29,31 +29,31 @@ def token_top_k(
     block_q: int = 64,
     range_size: int = 64,
 ) -> StripeMask:
-    """For each group of queries the keys with the largest products with its mean query, causal.
+    """Returns a causal mask of the keys with the largest scores by each group's mean query.
 
         score of key j for group g = mean of q over g . k_j
 
-    Source: the token-level selection of DHSA (Xiong et al. 2025, arXiv:2510.24606), with a key for
-    each of its chunks and a list for each head where it averages heads; local tokens and the top of
-    what is before them. `token_top_k_mask` takes other scores, as the learned ones of trainable
-    dynamic mask attention.
+    A group sees its local tokens and the top-scoring keys before them. Source: the token-level
+    selection of DHSA (Xiong et al. 2025, arXiv:2510.24606), with single keys as its chunks, and
+    lists per head where DHSA averages heads. For other scores, such as the learned ones of
+    trainable dynamic mask attention, use `token_top_k_mask`.
 
     Args:
         q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
-        keys, local, first, block_q, range_size: as `token_top_k_mask`.
+        keys, local, first, block_q, range_size: as in `token_top_k_mask`.
 
     Returns:
-        A mask with lists for each batch entry and query head, made without waiting for the device.
+        A mask with lists for each batch entry and query head, built without waiting for the device.
         The scores of all keys before each group's window are computed, a few groups at a time.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_q_and_k(q, k)
     batch, q_len, heads, _ = q.shape
     kv_len, group = k.shape[1], heads // k.shape[2]
     check_int("keys", keys)
-    window = _Window(q_len, kv_len, local, first, block_q, range_size)
+    window = LocalWindow(q_len, kv_len, local, first, block_q, range_size)
     step = max(1, (HELD if q.device.type == "cpu" else SLICE) // max(1, kv_len))
     made = []
     with torch.no_grad(), without_autocast(q.device):
@@ -89,32 +89,31 @@ def token_top_k_mask(
     block_q: int = 64,
     range_size: int = 64,
 ) -> StripeMask:
-    """A local window, and before it the keys with the largest scores, causal.
+    """Returns a causal mask of a local window and the top-scoring keys before it.
 
     Args:
-        scores: `[B|1, H|1, groups, kv_len]`, or with one group for all, as a score of keys alone.
-            A key of -inf is never taken; of equal ones the first is.
-        keys: how many are taken for each group of queries; fewer where fewer lie before the window.
-        q_len: queries, the last of which stand at the last keys; at most kv_len.
-        local: keys before a group's first query that it sees in any case, up to whole runs more.
-        first: so many first keys are taken before all others; they count among `keys`.
-        block_q, range_size: of the mask.
+        scores: `[B|1, H|1, groups|1, kv_len]`; with one group, scores depend only on the key. Keys
+            with -inf are never taken; among equal scores, the first is taken.
+        keys: keys to take for each group of queries; fewer if fewer are before the window.
+        q_len: queries, aligned to the last keys; at most kv_len.
+        local: keys before a group's first query that it always sees, rounded up to whole runs.
+        first: how many first keys to take before all others; they count towards `keys`.
+        block_q, range_size: group and run sizes of the mask.
 
     Returns:
-        A mask with lists for the batch entries and heads of the scores, made without waiting for
-        the device. The scores of each group are looked at, `groups * kv_len`, a few groups at a
-        time.
+        A mask with lists for the batch entries and heads of the scores, built without waiting for
+        the device. All `groups * kv_len` scores are read, a few groups at a time.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_floats("scores", scores, 4, "[batch or 1, heads or 1, groups or 1, kv_len]")
     check_int("keys", keys)
-    window = _Window(q_len, scores.shape[3], local, first, block_q, range_size)
+    window = LocalWindow(q_len, scores.shape[3], local, first, block_q, range_size)
     if scores.shape[2] not in (1, window.groups):
         raise ValueError(
-            f"scores has {scores.shape[2]} groups; 1 or {window.groups} are needed, for {q_len} "
-            f"queries in groups of {block_q}"
+            f"scores must have 1 or {window.groups} groups, for {q_len} queries in groups of "
+            f"{block_q}, got {scores.shape[2]}"
         )
     batch, heads, _, kv_len = scores.shape
     scores = scores.detach().expand(-1, -1, window.groups, -1)
@@ -132,7 +131,7 @@ def token_top_k_mask(
 
 
 def _products(means: Tensor, keys: Tensor) -> Tensor:
-    """`means @ keys.T` in fp32, on the CPU by as many keys as its cache holds in fp32."""
+    """Returns `means @ keys.T` in fp32; on the CPU, as many keys at a time as fit in its cache."""
     if not looks(keys):
         return means @ keys.float().T
     step = max(1, CACHED // max(1, keys.shape[1]))
@@ -142,21 +141,21 @@ def _products(means: Tensor, keys: Tensor) -> Tensor:
     return scores
 
 
-class _Window:
-    """The runs around each group's queries, from multiples of a run's length on."""
+class LocalWindow:
+    """The runs around each group's queries; they start at multiples of the run size."""
 
     def __init__(
         self, q_len: int, kv_len: int, local: int, first: int, block_q: int, range_size: int
     ) -> None:
         stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
         if kv_len < q_len:
-            raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
+            raise ValueError(f"k must have at least the {q_len} tokens of q, got {kv_len}")
         self.sizes = q_len, kv_len, block_q, range_size
         self.local, self.first = check_int("local", local), check_int("first", first)
         self.groups = ceil_div(q_len, block_q)
 
     def begins(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """First key of each group's window, and the key behind its last query, int64 [groups]."""
+        """Returns the first key of each group's window and the end of the group, int64 [groups]."""
         q_len, kv_len, block_q, size = self.sizes
         group = torch.arange(self.groups, device=device)
         at = group * block_q + (kv_len - q_len)
@@ -164,17 +163,17 @@ class _Window:
         return begin, ((group + 1) * block_q).clamp(max=q_len) + (kv_len - q_len)
 
     def before(self, group: int, unknown: int) -> int:
-        """How many keys stand before the window of a group; `unknown` in a graph."""
+        """Returns how many keys are before a group's window; `unknown` under tracing."""
         q_len, kv_len, block_q, size = self.sizes
         if torch.compiler.is_compiling() or any(isinstance(n, torch.SymInt) for n in self.sizes):
             return unknown
         return max(group * block_q + kv_len - q_len - self.local, 0) // size * size
 
     def lists(self, scores: Tensor, part: slice, keys: int) -> tuple[Tensor, Tensor]:
-        """The keys taken before the window of each of some groups.
+        """Returns the lists of keys taken before the windows of some groups.
 
         Args:
-            scores: of the keys before the last group's window, or all, fp32; written to.
+            scores: fp32, of all keys or of those before the last group's window; overwritten.
         """
         begin, _ = self.begins(scores.device)
         least = self.before(part.start, 0)

@@ -1,21 +1,16 @@
-"""MInference's vertical-slash heads: columns of keys and diagonals, found by the last queries."""
+"""MInference's vertical-slash heads: columns and diagonals, selected by the last queries."""
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
 from sparse_fmha._checks import check_int, check_q_and_k
-from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE, ceil_div
 from sparse_fmha.masks import block_checks, block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.selection import top_k_blocks
-
-KEYS = 1 << 14  # that are widened to fp32 at a time
+from sparse_fmha.selection.reductions import reductions
 
 
 def vertical_slash(
@@ -31,7 +26,7 @@ def vertical_slash(
     block_q: int = 64,
     range_size: int = 64,
 ) -> StripeMask:
-    """The vertical-slash pattern of MInference, for each head and input, causal.
+    """Returns the causal vertical-slash pattern of MInference, for each head and input.
 
         A = softmax of the `last` queries over the keys they may see,
         column j has the weight sum over i of A[i, j],
@@ -40,30 +35,30 @@ def vertical_slash(
 
     Source: Jiang et al. 2024, "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
     Dynamic Sparse Attention", arXiv:2407.02490, algorithm 2; defaults of its code: 64 queries, the
-    first 30 columns and the last 100 diagonals forced, 1000 columns and 6096 diagonals where no
-    search has said better. `vertical_slash_mask` has how they become keys. Of equal weights the
-    lowest column, and the diagonal nearest to the query, is taken.
+    first 30 columns and the last 100 diagonals forced, and 1000 columns and 6096 diagonals unless a
+    search found better values. `vertical_slash_mask` describes how they become keys. Ties take the
+    lowest column and the diagonal nearest to the query.
 
     Args:
-        q: `[B, Lq, Hq, D]` as it goes into attention. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
-        vertical, slash: how many columns and diagonals, the forced ones among them; forced ones
-            are taken even if they are more.
-        last: queries that decide; Lq if there are fewer.
+        q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
+        vertical, slash: how many columns and diagonals to take, including the forced ones; all
+            forced ones are taken even if there are more.
+        last: how many of the last queries to use; Lq if there are fewer.
         first_columns, last_diagonals: forced; the last diagonals are those nearest to the query.
-        scale: of q.k; default `D**-0.5`.
-        block_q, range_size: of the mask.
+        scale: scale of q.k; default `D**-0.5`.
+        block_q, range_size: group and run sizes of the mask.
 
     Returns:
-        A mask with lists for each batch entry and query head, made without waiting for the device.
+        A mask with lists for each batch entry and query head, built without waiting for the device.
         Its lists take `4 * (vertical + range_size + runs)` bytes for each group of queries and
         head, where runs is the smaller of `slash * ceil(block_q / range_size)` and
-        `Lkv / range_size`; finding them `4 * last * Lkv` bytes. With 1000 columns and 200
-        diagonals, 128k tokens and four query heads to a key head (bf16, D = 128) lists for groups
-        of 64 are 62% of K and V; for groups of 1024 with runs of 128 they are 7%, and each diagonal
+        `Lkv / range_size`. Selection takes the memory of `score_sums`. With 1000 columns, 200
+        diagonals, 128k tokens and four query heads per key head (bf16, D = 128), lists for groups
+        of 64 are 62% of K and V. For groups of 1024 with runs of 128 they are 7%, and each diagonal
         covers 1024 keys.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     for name, value in (("vertical", vertical), ("slash", slash)):
         check_int(name, value)
@@ -81,43 +76,28 @@ def vertical_slash(
 def last_query_sums(
     q: Tensor, k: Tensor, last: int = 64, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the causal softmax of the last queries, along columns and along diagonals.
+    """Sums the causal softmax of the last queries along columns and along diagonals.
 
     Args:
         q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
-        last: queries; Lq if there are fewer.
-        scale: of q.k; default `D**-0.5`.
+        last: how many of the last queries to use; Lq if there are fewer.
+        scale: scale of q.k; default `D**-0.5`.
 
     Returns:
-        fp32 `[B, Hq, Lkv]` twice: at j the weight on key j, and at s that on the key s before each
-        query's own. Held at a time are `last * Lkv` scores, or `SLICE` if that is more.
+        Two tensors, fp32 `[B, Hq, Lkv]`: at j the sum for key j, and at s the sum for the key s
+        before each query's own; one pass of `score_sums` for both.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     check_q_and_k(q, k)
-    batch, q_len, heads, dim = q.shape
-    kv_len, heads_kv = k.shape[1:3]
-    if kv_len < q_len:
-        raise ValueError(f"k has {kv_len} tokens, q has {q_len}; at least as many are needed")
-    rows = min(check_int("last", last, 1), q_len)
-    scale = _checks.finite("scale", scale)
-    scale = dim**-0.5 if scale is None else scale
-    sums = torch.zeros(2, batch, heads, kv_len, dtype=torch.float32, device=q.device)
-    if not rows:
-        return sums[0], sums[1]
-    group = heads // heads_kv
-    step = max(1, SLICE // (rows * kv_len))
-    with torch.no_grad(), without_autocast(q.device):
-        for b, head_kv in itertools.product(range(batch), range(heads_kv)):
-            end = (head_kv + 1) * group
-            for first in range(end - group, end, step):
-                own = slice(first, min(first + step, end))
-                queries = q[b, q_len - rows :, own].transpose(0, 1).float() * scale
-                weights = _causal_softmax(queries, k[b, :, head_kv])
-                sums[0, b, own] = weights.sum(1)
-                sums[1, b, own] = _diagonal_sums(weights)
-    return sums[0], sums[1]
+    if k.shape[1] < q.shape[1]:
+        raise ValueError(f"k must have at least the {q.shape[1]} tokens of q, got {k.shape[1]}")
+    check_int("last", last, 1)
+    columns, diagonals = reductions(
+        q, k, ("columns", "diagonals"), rows=last, causal=True, scale=scale
+    )
+    return columns, diagonals
 
 
 def vertical_slash_mask(
@@ -130,52 +110,52 @@ def vertical_slash_mask(
     max_columns: int | None = None,
     max_diagonals: int | None = None,
 ) -> StripeMask:
-    """Columns and diagonals as lists for groups of queries, causal.
+    """Builds a causal mask from columns and diagonals.
 
-    A group of queries sees of a diagonal s more than the one key that is s before each query: all
-    `block_q` keys that end s before the last query, as in MInference. Where such intervals meet
-    they are joined. Counted in distance from the group's last query, the first run of `range_size`
-    keys begins at the nearest diagonal; each next one where the last ended if that is in an
-    interval, else at the next diagonal. So runs start at any token, do not overlap, and reach past
-    the end of joined intervals by less than a run, to keys further back; MInference rounds towards
-    the query instead. A run that the first key cuts becomes columns. Columns in runs are left out.
+    For a diagonal s, a group of queries sees more than the key s before each query: it sees the
+    `block_q` keys that end s before its last query, as in MInference. Adjacent intervals are
+    merged. By distance from the group's last query, the first run of `range_size` keys begins at
+    the nearest diagonal. Each next run begins where the last one ended if that is in an interval,
+    otherwise at the next diagonal. So runs start at any token, do not overlap, and extend past a
+    merged interval by less than a run, to keys further back; MInference rounds towards the query
+    instead. A run cut by the first key becomes columns. Columns inside runs are dropped.
 
-    The runs of a head are found once, for all groups, by doubling: log2(kv_len / range_size) steps
-    over `[kv_len]`.
+    The runs of a head are found once for all groups, by pointer doubling: log2(kv_len / range_size)
+    steps over `[kv_len]`.
 
     Args:
         columns: bool `[B|1, H|1, kv_len]`, the keys that all later queries see.
         diagonals: bool `[B|1, H|1, kv_len]`: at s, the key s before each query's own.
-        q_len: queries, the last of which stand at the last keys; at most kv_len.
-        block_q, range_size: of the mask.
-        max_columns, max_diagonals: at most so many are set; default kv_len. A head that has more
-            columns loses its last ones, one with more diagonals may lose the furthest ones.
+        q_len: queries, aligned to the last keys; at most kv_len.
+        block_q, range_size: group and run sizes of the mask.
+        max_columns, max_diagonals: the most that are set; default kv_len. A head with more columns
+            loses its last ones; a head with more diagonals may lose the furthest ones.
 
     Returns:
-        A mask with lists for the batch entries and heads of the maps, made without waiting for the
+        A mask with lists for the batch entries and heads of the maps, built without waiting for the
         device.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or numbers that are not allowed.
+        ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     for name, tensor in (("columns", columns), ("diagonals", diagonals)):
         block_checks.check_list_tensor(name, tensor, torch.bool)
     if columns.dim() != 3 or columns.shape != diagonals.shape:
         raise ValueError(
-            f"columns has shape {list(columns.shape)}, diagonals {list(diagonals.shape)}; both "
-            "[batch or 1, heads or 1, kv_len] are needed"
+            "columns and diagonals must have shape [batch or 1, heads or 1, kv_len], got "
+            f"{list(columns.shape)} and {list(diagonals.shape)}"
         )
     kv_len = columns.shape[2]
     stripe_checks.check_sizes(q_len, kv_len, block_q, range_size, True)
     if kv_len < q_len:
-        raise ValueError(f"columns is for {kv_len} keys, q_len is {q_len}; it may not be larger")
+        raise ValueError(f"q_len must be at most the {kv_len} keys of columns, got {q_len}")
     limits = []
     for name, limit in (("max_columns", max_columns), ("max_diagonals", max_diagonals)):
         limits.append(kv_len if limit is None else min(check_int(name, limit), kv_len))
     runs = limits[1] * ceil_div(block_q, range_size)
     runs = min(runs, ceil_div(kv_len, range_size))
     groups = ceil_div(q_len, block_q)
-    # Behind the key of each group's last query.
+    # One past the key of each group's last query.
     ends = torch.arange(1, groups + 1, device=columns.device) * block_q
     ends = (ends.clamp(max=q_len) + (kv_len - q_len)).int()
     step = max(1, SLICE // max(1, groups * (limits[0] + runs), kv_len))
@@ -188,32 +168,6 @@ def vertical_slash_mask(
     return StripeMask(keys, counts, q_len, kv_len, block_q, *runs_of_keys, causal=True)
 
 
-def _causal_softmax(queries: Tensor, keys: Tensor) -> Tensor:
-    """Of scaled queries `[n, rows, D]`, the last `rows`, over keys `[L, D]`: `[n, rows, L]`."""
-    n, rows, _ = queries.shape
-    length = keys.shape[0]
-    scores = queries.new_empty(n, rows, length)
-    for first in range(0, length, KEYS):
-        part = slice(first, first + KEYS)
-        scores[..., part] = queries @ keys[part].float().T
-    later = torch.ones(rows, rows - 1, dtype=torch.bool, device=keys.device).triu()
-    scores[..., length - rows + 1 :].masked_fill_(later, -torch.inf)
-    scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    return scores.div_(scores.sum(-1, keepdim=True))
-
-
-def _diagonal_sums(weights: Tensor) -> Tensor:
-    """`[n, L]`: at s the sum of `weights[:, i, L - rows + i - s]`; weights `[n, rows, L]`."""
-    n, rows, length = weights.shape
-    base = length - rows  # the first query's own key
-    # A step of a row and a column in memory is one along a diagonal. First those that the first
-    # query has a key on, from its first key up; then those that begin below it.
-    inner = weights.as_strided((n, rows, base + 1), (rows * length, length + 1, 1)).sum(1)
-    corner = torch.nn.functional.pad(weights[..., :rows], (rows, 0)).contiguous()
-    outer = corner.as_strided((n, rows, rows), (2 * rows * rows, 2 * rows + 1, 1)).sum(1)
-    return torch.cat([inner.flip(-1), outer[:, 1:].flip(-1)], -1)
-
-
 def _lists(
     columns: Tensor,
     diagonals: Tensor,
@@ -223,7 +177,7 @@ def _lists(
     max_columns: int,
     max_runs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """columns, counts, range_starts, range_counts `[n, groups, ..]` of maps `[n, kv_len]`."""
+    """Lists maps `[n, kv_len]`: columns, counts, range_starts, range_counts `[n, groups, ..]`."""
     kv_len = columns.shape[1]
     begins = _run_begins(diagonals, block_q, range_size)
     begins = begins & (begins.cumsum(-1) <= max_runs)
@@ -235,7 +189,7 @@ def _lists(
     def listed(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _lists_of_groups(runs, keys, in_run, ends[part], range_size, width)
 
-    # Few groups at a time: what is there on the way is larger than the lists.
+    # A few groups at a time, because temporaries are larger than the lists.
     groups, row = ends.shape[0], heads * (width + max_runs)
     parts = block_lists.chunks(groups, row, ends.device, 1 << 18)
     table, counts, starts, range_counts = block_lists.by_chunks(listed, parts, groups, 1)
@@ -250,15 +204,15 @@ def _lists_of_groups(
     range_size: int,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_lists` of some groups, from the lists of the heads' runs and columns."""
+    """Returns `_lists` of some groups, from the heads' lists of runs and columns."""
     count, distances = runs
     max_runs, kv_len = distances.shape[-1], in_run.shape[-1]
     starts = ends[:, None] - range_size - distances[:, None]  # [n, groups, runs]
     listed = torch.arange(max_runs, device=ends.device) < count[:, None, None]
-    whole = listed & (starts >= 0)  # a head of the list: distances ascend
+    whole = listed & (starts >= 0)  # a prefix of the list, as distances ascend
     range_starts = torch.where(whole, starts, block_lists.ABSENT)
     range_counts = whole.sum(-1, dtype=torch.int32)
-    # The keys [0, cut) are in a run that begins before the first key; there is one at most.
+    # The keys [0, cut) are in a run that begins before the first key; at most one run does.
     cut = torch.where(listed & ~whole, starts + range_size, 0).clamp(min=0).sum(-1)
 
     count, keys = columns
@@ -269,7 +223,7 @@ def _lists_of_groups(
     own = own & (distances >= 0) & ~in_run
     slots = torch.arange(width + 1, device=ends.device)
     table = torch.where(slots < cut[..., None], slots, block_lists.ABSENT).int()
-    # What is not listed goes to a slot of its own, which is dropped.
+    # Keys that are not listed go to an extra slot, which is dropped.
     place = cut[..., None] - 1 + own.cumsum(-1, dtype=torch.int32)
     place = torch.where(own, place, width)
     table.scatter_(-1, place, keys[:, None].expand(own.shape))
@@ -278,18 +232,18 @@ def _lists_of_groups(
 
 
 def _reached(begins: Tensor, size: int) -> Tensor:
-    """Bool `[n, L]`: what is in an interval of `size` that begins where `begins` is set."""
+    """Returns bool `[n, L]`: places in an interval of `size` that begins where `begins` is set."""
     seen = begins.cumsum(-1)
     return seen > torch.nn.functional.pad(seen, (size, 0))[..., : begins.shape[-1]]
 
 
 def _run_begins(diagonals: Tensor, block_q: int, range_size: int) -> Tensor:
-    """Bool `[n, L]`: the distances at which runs begin, for `diagonals` `[n, L]`."""
+    """Returns bool `[n, L]`: the distances at which runs begin, for `diagonals` `[n, L]`."""
     n, length = diagonals.shape
-    places = torch.arange(length + 1, device=diagonals.device)  # the last one is behind all
+    places = torch.arange(length + 1, device=diagonals.device)  # the last one is past the end
     inside = torch.nn.functional.pad(_reached(diagonals, block_q), (0, 1))
     at = torch.where(torch.nn.functional.pad(diagonals, (0, 1)), places, length)
-    nearest = at.flip(-1).cummin(-1).values.flip(-1)  # the first diagonal from there on
+    nearest = at.flip(-1).cummin(-1).values.flip(-1)  # the first diagonal at or after each place
     behind = (places + range_size).clamp(max=length)
     jump = torch.where(inside[:, behind], behind, nearest[:, behind])
     begins = torch.zeros(n, length + 1, dtype=torch.bool, device=diagonals.device)

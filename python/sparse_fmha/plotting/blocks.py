@@ -1,4 +1,4 @@
-"""A picture of the lists of a mask."""
+"""Plots of the lists of a mask."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from torch import Tensor
 from sparse_fmha.plotting.pictures import ACCENT
 
 NONE, FULL, PARTIAL = "white", "#1f77b4", ACCENT
-PIXELS = 400  # of a picture along one axis: what is longer is joined
-LEAST_RANGE = 10  # of a histogram, so that one value is not a bar as wide as the picture
+PIXELS = 400  # at most, along one axis of the picture; longer axes are downsampled
+LEAST_RANGE = 10  # of a histogram, so that a single value is not a bar as wide as the plot
 
 
 class Words(NamedTuple):
-    """What a picture says."""
+    """The texts of a picture."""
 
     title: str
     column: str  # axis label
     row: str
-    listed: str  # what lists have, in the plural
-    rows: str  # what has lists, in the plural
+    listed: str  # plural name of the entries of lists
+    rows: str  # plural name of the rows, which have lists
     kinds: tuple[str, ...]  # names of 0, 1, ... for the legend
 
 
@@ -43,24 +43,26 @@ def draw(
     """Writes `figure` as a PNG.
 
     Raises:
-        IndexError: there is no such batch entry or head.
+        IndexError: the mask has no such batch entry or head.
         ValueError: path does not end in .png.
     """
     for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
         if not 0 <= value < size:
-            raise IndexError(f"{name} is {value}; the mask has lists for {size}")
+            raise IndexError(
+                f"{name} must be less than the {size} that the mask has lists for, got {value}"
+            )
     if not fspath(path).endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; it must end in .png")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     figure(place, kinds, words, reachable).savefig(path)
 
 
 def figure(place: tuple[int, int], kinds: Tensor, words: Words, reachable: int | None) -> Figure:
-    """The lists of one head, and a histogram of their lengths over all heads.
+    """Draws the lists of one head, and a histogram of list lengths over all heads.
 
     Args:
-        place: the batch entry and the head.
+        place: batch entry and head.
         kinds: int `[B|1, H|1, rows, columns]`: 0 not listed, 1 full, 2 partial.
-        reachable: entries of one head that causality leaves; None where it hides none.
+        reachable: entries of one head that causality leaves; None if it hides none.
     """
     batch, head = place
     own = kinds[batch, head].cpu()
@@ -100,12 +102,12 @@ def figure(place: tuple[int, int], kinds: Tensor, words: Words, reachable: int |
 
 
 def _joined(kinds: Tensor, axis: int) -> Tensor:
-    """At most PIXELS entries along an axis; of entries that are joined the largest shows."""
+    """Downsamples an axis to at most PIXELS entries by the maximum."""
     length = kinds.shape[axis]
     size = -(-length // PIXELS)
     if size == 1:
         return kinds
-    # Each pixel takes the entries whose place falls into it, as the picture has them.
+    # A pixel covers the entries that fall into it when the axis is scaled to the picture.
     pixels = -(-length // size)
     owner = torch.arange(length, device=kinds.device) * pixels // length
     shape = (pixels, kinds.shape[1]) if axis == 0 else (kinds.shape[0], pixels)

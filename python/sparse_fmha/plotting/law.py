@@ -1,4 +1,4 @@
-"""A picture of measured sparsities and the law through them."""
+"""Plots measured sparsities and the fitted law."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(
         path: PNG file to write.
         measured: for each number of keys L, pairs of lambda * L and a share.
         alpha, beta: the law is `lambda * L = alpha * exp(beta * share)`.
-        title: of the picture.
+        title: title of the picture.
     """
     figure = Figure(figsize=(5.2, 3.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

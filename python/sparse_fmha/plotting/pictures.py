@@ -1,4 +1,4 @@
-"""Pictures beside each other, the attention window drawn in."""
+"""Pictures side by side, with the attention window drawn in."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Panel(NamedTuple):
 def comparison(
     path: Path, panels: Sequence[Panel], window: int, query: tuple[int, int] | None = None
 ) -> None:
-    """Writes the pictures in a row and, below, the surroundings of one query enlarged.
+    """Writes the pictures in a row and, below them, a zoom on one query.
 
     Args:
         path: PNG file to write.
-        panels: pictures of one shape.
+        panels: pictures of equal shape.
         window: side of the attention window in pixels, at most that of the pictures.
-        query: its (row, column); the centre if not given.
+        query: (row, column) of the query; default: the center.
     """
     _, height, width = panels[0].picture.shape
     row, column = query or (height // 2, width // 2)
@@ -72,6 +72,6 @@ def draw(axes: Axes, picture: torch.Tensor, interpolation: str) -> None:
 
 
 def frame(axes: Axes, top: int, left: int, side: int, color: str) -> None:
-    # Pixel centres have integer coordinates.
+    # Pixel centers have integer coordinates.
     box = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color=color, linewidth=1.2)
     axes.add_patch(box)

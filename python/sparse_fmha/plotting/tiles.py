@@ -1,4 +1,4 @@
-"""Pictures of a simulation: the tiles visited for one query, and the distribution over all."""
+"""Plots of a simulation: the tiles visited for one query, and the distribution over all."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from matplotlib.ticker import MaxNLocator
 from sparse_fmha.plotting.views import Line, TileView
 
 FULL, PARTIAL, QUERY = "#2ca02c", "#ff7f0e", "#1f77b4"
-# Colors of keys by what they are to the query, as the legend has them.
+# Colors of keys by their relation to the query, with the names in the legend.
 KEYS = {
     "partial tile: other keys": ("#ffe5cc", PARTIAL),
     "partial tile: keys the query sees": ("#ffb570", PARTIAL),
     "full tile: the query sees every key": ("#95d095", FULL),
 }
 UNSEEN, SEEN, WHOLE = range(3)
-PANELS = 12  # slices of time at most
+PANELS = 12  # at most; slices of time
 COLUMNS = 4
-LEAST_RANGE = 10  # of the distribution, so that one value is not a bar as wide as the picture
+LEAST_RANGE = 10  # of the distribution, so that a single value is not a bar as wide as the plot
 
 
 def draw(view: TileView, path: str | PathLike[str]) -> None:
     """Writes `figure` as a PNG; see `Simulation.plot`."""
     if not fspath(path).endswith(".png"):
-        raise ValueError(f"path is {fspath(path)}; it must end in .png")
+        raise ValueError(f"path must end in .png, got {fspath(path)}")
     figure(view).savefig(path, pil_kwargs={"optimize": True})
 
 
 def figure(view: TileView) -> Figure:
-    """One panel for each slab of key tiles along the first of three axes, one for fewer axes, and
-    the distribution below.
+    """Draws a panel for each slab of key tiles, and the distribution below.
+
+    Slabs are along the first of three axes; with fewer axes there is one panel.
     """
     axes = len(view.grid)
     t, y, x = view.lines
@@ -87,7 +88,7 @@ def legend() -> list[Artist]:
 
 
 def tiles(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
-    """The key tiles of one slab along T, and what of them the query sees at any of its times."""
+    """Draws the key tiles of one slab along T, with the keys the query sees at any time in it."""
     keys(panel, t, y, x, slab)
     boxes: dict[str, list[Rectangle]] = {FULL: [], PARTIAL: []}
     for row in range(y.count):
@@ -106,7 +107,7 @@ def tiles(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
     if first <= t.query <= last:
         panel.plot(x.query, y.query, "s", color=QUERY, markersize=4, zorder=4)
 
-    # All of the grid, but of a sequence what is around the tiles.
+    # Show the whole grid; for a sequence, only the part around the tiles.
     one_axis = y.length == 1
     ends = x.span(0)[0], x.span(x.count - 1)[1]
     margin = (ends[1] - ends[0]) // 4 if one_axis else x.length
@@ -127,9 +128,9 @@ def tiles(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
 
 
 def keys(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
-    """Each token of the tiles in the color that says what it is to the query."""
+    """Colors each token of the tiles by its relation to the query."""
     first, last = t.span(slab)
-    # A token at an integer coordinate; only the part with tiles, as grids can be long.
+    # Tokens are at integer coordinates. Only the part with tiles, as grids can be long.
     ends = [
         (line.span(0)[0], min(line.span(line.count - 1)[1], line.length - 1)) for line in (y, x)
     ]
@@ -153,7 +154,7 @@ def keys(panel: Axes, t: Line, y: Line, x: Line, slab: int) -> None:
 
 
 def box(x: tuple[int, int], y: tuple[int, int], **style: Any) -> Rectangle:
-    """Around the tokens from the first to the last of each axis."""
+    """Returns a rectangle around the first to last token of each axis."""
     (left, right), (top, bottom) = x, y
     return Rectangle((left - 0.5, top - 0.5), right - left + 1, bottom - top + 1, **style)
 

@@ -1,15 +1,15 @@
-"""Choosing key blocks by scores of pooled queries and keys.
+"""Selection of key blocks by scores of pooled queries and keys.
 
     scores = pooled_scores(pool_blocks(q, 128), pool_blocks(k, 128), allowed=grid.reachable())
     mask = grid.mask(top_k_blocks(scores, 16) | grid.sink(64) | grid.diagonal())
 
-Pooling a block to its mean and taking the products of the means for the scores of blocks is from
-MInference (Jiang et al. 2024, arXiv:2407.02490, algorithm 3); taking blocks until a share of the
-probability is covered from FlexPrefill (Lai et al. 2025, arXiv:2502.20766, section 3).
+Scoring blocks by products of their means is from MInference (Jiang et al. 2024, arXiv:2407.02490,
+algorithm 3). Taking blocks until they cover a share of the probability is from FlexPrefill (Lai et
+al. 2025, arXiv:2502.20766, section 3).
 
-Nothing here waits for the device or makes a shape that depends on data, so that the way from q and
-k to a mask fits in a CUDA graph. Nothing is as large as the scores of all tokens: the largest
-tensors are the pooled scores `[B, H, nQ, nK]`, and temporaries of bounded size.
+No function waits for the device or has shapes that depend on data, so a CUDA graph can capture
+everything from q and k to the mask. Token-level scores are never stored: the largest tensors are
+the pooled scores `[B, H, nQ, nK]` and temporaries of bounded size.
 """
 
 from sparse_fmha.masks.block_grid import BlockGrid

@@ -1,4 +1,4 @@
-"""Choosing blocks by their scores."""
+"""Selection of blocks by their scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks import block_lists
 from sparse_fmha.selection import largest, shares
 
-LONG = 1 << 18  # a row from which on the CPU finds a share by bits faster than by a sort
-FIXED = 40  # bits behind the point where probabilities are added
-ROUNDING = 1e-9  # 0.1 * 30 is 3, although it is a little more as floats
+LONG = 1 << 18  # rows at least this long: on the CPU, finding a share by bits beats a sort
+FIXED = 40  # fractional bits of the fixed-point sums of probabilities
+ROUNDING = 1e-9  # 0.1 * 30 counts as 3, although it is slightly more in floating point
 
 
 def top_k_blocks(
@@ -24,34 +24,33 @@ def top_k_blocks(
     *,
     density: float | None = None,
 ) -> Tensor:
-    """The k largest scores of each row.
+    """Selects the k largest scores of each row.
 
-    -inf and NaN are never taken, so a row may have fewer than k. Of equal scores the ones with the
-    lowest index are taken: the k-th largest value is found, larger ones are taken, and of those
-    equal to it the first that fit.
+    -inf and NaN are never taken, so a row may have fewer than k. Ties take the lowest index: all
+    scores above the k-th largest value are taken, then the first of those equal to it.
 
     Args:
         scores: `[..., n]` of a floating point dtype.
-        k: how many, at least 0; more than n are n. One int for all rows; or a sequence, or a tensor
-            `[H]` of integers, with one for each head of scores `[..., H, nQ, n]`; or a tensor of
-            integers that broadcasts to `[..., 1]`, with one for each row. A tensor is not read by
-            the host: what is below 0 in it counts as 0. The numbers of a sequence are copied to
-            the device, which a CUDA graph cannot capture.
+        k: how many to take, at least 0, clamped to n. One int for all rows; a sequence or an
+            integer tensor `[H]` with one for each head of scores `[..., H, nQ, n]`; or an integer
+            tensor that broadcasts to `[..., 1]`, with one for each row. The host does not read a
+            tensor: negative entries count as 0. A sequence is copied to the device, which a CUDA
+            graph cannot capture.
         density: the share of each row's blocks to take instead of k, 0 to 1, rounded up. Blocks
-            whose score is -inf or NaN, such as those that causality hides, do not count.
+            with score -inf or NaN, such as those hidden by causality, do not count.
 
     Returns:
         Bool `[..., n]`.
 
     Raises:
-        ValueError: k below 0, another number of entries than heads, a shape that does not
-            broadcast; a density outside 0 to 1; both or neither of k and density.
-        TypeError: no floating point tensor, k of another type, a density that is no number.
+        ValueError: k is negative, does not have one entry per head, or does not broadcast; density
+            is not in [0, 1]; both or neither of k and density are given.
+        TypeError: scores is not a floating point tensor, or k or density has a wrong type.
     """
     check_floats("scores", scores)
     if (k is None) == (density is None):
         given = "neither" if k is None else "both"
-        raise ValueError(f"{given} of k and density are given; one of them is needed")
+        raise ValueError(f"exactly one of k and density must be given, got {given}")
     if k is None:
         return _top_share(scores, check_number("density", density, 0, 1))
     if isinstance(k, Tensor | Sequence):
@@ -65,12 +64,12 @@ def top_k_indices(
     *,
     density: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`top_k_blocks` as lists: counts int32 `[...]` and indices int32 `[..., width]`.
+    """Like `top_k_blocks`, as lists: counts int32 `[...]` and indices int32 `[..., width]`.
 
-    Indices ascend, with -1 behind the count. The width is the largest k, at most n; n where k is a
-    tensor. `BlockMask` takes both of scores `[B, H, nQ, nK]`.
+    Indices ascend, with -1 past the count. The width is the largest k, at most n; n if k is a
+    tensor. For scores `[B, H, nQ, nK]`, `BlockMask` takes both.
 
-    Args, errors: as `top_k_blocks`.
+    Arguments and errors as in `top_k_blocks`.
     """
     if density is None and k is not None and not isinstance(k, (Tensor, Sequence)):
         check_floats("scores", scores)
@@ -91,7 +90,7 @@ def top_k_indices(
 
 
 def _largest_indices(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Without a map of all scores."""
+    """`top_k_indices` without a map of all scores."""
     *lead, n = scores.shape
     rows = scores.detach().reshape(-1, n)
     parts = block_lists.chunks(rows.shape[0], n, rows.device, CACHED)
@@ -138,7 +137,7 @@ def _top_counts(scores: Tensor, counts: Tensor, most: int) -> Tensor:
 
 
 def _first_counts(rows: Tensor, counts: Tensor, most: int) -> Tensor:
-    """The largest scores of each row `[n, columns]`: as many as its count `[n, 1]`, to `most`."""
+    """Selects the largest scores of each row `[n, columns]`: its count `[n, 1]`, at most `most`."""
     rows = torch.where(rows > -torch.inf, rows, -torch.inf)
     ordered = rows.topk(most, -1).values
     last = ordered.gather(-1, (counts - 1).clamp(0, most - 1))
@@ -146,20 +145,20 @@ def _first_counts(rows: Tensor, counts: Tensor, most: int) -> Tensor:
 
 
 def _first_from(rows: Tensor, last: Tensor, count: int | Tensor) -> Tensor:
-    """Scores over the `count`-th largest one, `last`, and as many of those equal to it as fit."""
+    """Selects scores above `last`, the `count`-th largest, and the first equal ones that fit."""
     larger, equal = rows > last, (rows == last) & (rows > -torch.inf)
     room = count - larger.sum(-1, keepdim=True, dtype=torch.int32)
     return larger | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
 
 
 def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
-    """int64 that broadcasts to `[..., 1]`, and the most of them; n where the host cannot see."""
+    """Returns k as int64 that broadcasts to `[..., 1]`, and its maximum (n if k is a tensor)."""
     n = scores.shape[-1]
     if isinstance(k, Tensor):
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            raise TypeError(f"k has dtype {k.dtype}; integers are needed")
+            raise TypeError(f"k must have an integer dtype, got {k.dtype}")
         if k.device != scores.device:
-            raise ValueError(f"k is on {k.device}, scores on {scores.device}; one is needed")
+            raise ValueError(f"k must be on the device of scores, {scores.device}, got {k.device}")
         counts, most = k.long().clamp(max=n), n
     else:
         entries = [min(check_int(f"k[{i}]", entry), n) for i, entry in enumerate(k)]
@@ -169,8 +168,8 @@ def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
         heads = scores.shape[-3] if scores.dim() >= 3 else None
         if len(counts) != heads:
             raise ValueError(
-                f"k has {len(counts)} entries, scores has shape {list(scores.shape)}; one for each "
-                "head of [..., heads, query blocks, key blocks] is needed"
+                "k must have one entry for each head of scores [..., heads, query blocks, key "
+                f"blocks], of shape {list(scores.shape)}, got {len(counts)} entries"
             )
         counts = counts[:, None, None]
     rows = (*scores.shape[:-1], 1)
@@ -180,13 +179,13 @@ def _counts_of(k: Sequence[int] | Tensor, scores: Tensor) -> tuple[Tensor, int]:
         fits = False
     if not fits:
         raise ValueError(
-            f"k has shape {list(counts.shape)}; one that broadcasts to {list(rows)} is needed"
+            f"k must have a shape that broadcasts to {list(rows)}, got {list(counts.shape)}"
         )
     return counts, most
 
 
 def _share_of(density: float, n: int) -> int:
-    """n * density rounded up."""
+    """Returns n * density, rounded up."""
     return math.ceil(n * density - ROUNDING)
 
 
@@ -197,24 +196,24 @@ def top_p_blocks(
     min_blocks: int = 1,
     max_blocks: int | None = None,
 ) -> Tensor:
-    """The fewest blocks of each row whose probabilities add up to p or more.
+    """Selects the fewest blocks of each row whose probabilities sum to p or more.
 
-    They are taken from the largest down, of equal ones the lowest index first (a stable sort), and
-    added as integers of 2^-40, so that the order of adding does not matter and CPU and CUDA choose
-    alike. What is not above 0 (also NaN) is never taken. A row that adds up to less than p is taken
-    whole.
+    Blocks are taken in descending order, ties by lowest index (a stable sort). Probabilities are
+    summed in fixed point, in units of 2^-40, so the order of summation does not matter and CPU and
+    CUDA give the same result. Entries that are not above 0, or NaN, are never taken. A row that
+    sums to less than p is taken whole.
 
     Args:
-        probabilities: `[..., n]` of a floating point dtype; more than 1 counts as 1.
-        p: at least 0, or a tensor that broadcasts to `[..., 1]`, one p for each row.
-        min_blocks, max_blocks: of a row, as far as it has that many above 0.
+        probabilities: `[..., n]` of a floating point dtype; clamped to 1.
+        p: at least 0, or a tensor that broadcasts to `[..., 1]`, with one p for each row.
+        min_blocks, max_blocks: bounds for each row, as far as it has entries above 0.
 
     Returns:
         Bool `[..., n]`.
 
     Raises:
-        ValueError: p below 0, `min_blocks` below 1 or over `max_blocks`.
-        TypeError: arguments of other types.
+        ValueError: p is negative, or `min_blocks` is below 1 or above `max_blocks`.
+        TypeError: an argument has a wrong type.
     """
     check_floats("probabilities", probabilities)
     n = probabilities.shape[-1]
@@ -251,7 +250,7 @@ def top_p_blocks(
 
 
 def _by_rows(choose: Callable[..., Tensor], scores: Tensor, *more: Tensor) -> Tensor:
-    """`choose` of the rows, some at a time, as its temporaries are larger than the scores."""
+    """Applies `choose` to a few rows at a time, as its temporaries are larger than the scores."""
     if not scores.numel():
         return torch.zeros_like(scores, dtype=torch.bool)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (scores.detach(), *more)]

@@ -1,9 +1,9 @@
-"""The largest scores of each row as lists, on the CPU: few passes over all scores.
+"""Lists of the largest scores of each row on the CPU, in few passes over the scores.
 
-The k largest of a row lie in the k groups of neighbours with the largest maxima: an element of
-another group has k elements before it, the first maxima of those groups. So all scores are read
-for their groups' maxima, and only `GROUP * k` are looked at one by one. Both choices are made by
-integers of a value and, behind it, a place, no two of which are equal.
+The k largest scores of a row lie in the k groups of adjacent elements with the largest maxima: an
+element of another group ranks after the maxima of these k groups. So all scores are read once for
+the group maxima, and only `GROUP * k` are compared one by one. Both steps compare integers with the
+value in the high bits and the place in the low bits, so there are no ties.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sparse_fmha.masks.block_lists import ABSENT
 
-GROUP = 32  # a few vectors of a core
-NOTHING = -0x7F800001  # what `_in_order` makes of -inf
+GROUP = 32  # a few SIMD vectors
+NOTHING = -0x7F800001  # the high bits of the key of -inf in `_keys`
 LOW = (1 << 32) - 1
 
 
 def looks(scores: Tensor) -> bool:
-    """Whether values decide what is done next: on the CPU, and in no mode that cannot see them."""
+    """Whether code may branch on values: on the CPU, not under tracing, vmap or a dispatch mode."""
     if scores.device.type != "cpu" or torch.compiler.is_compiling() or not scores.numel():
         return False
     modes = torch._C._len_torch_dispatch_stack()
@@ -27,14 +27,14 @@ def looks(scores: Tensor) -> bool:
 
 
 def applies(scores: Tensor, k: int) -> bool:
-    """Whether `largest` may be called, and is faster than a map."""
+    """Whether `largest` is allowed, and faster than a map."""
     return looks(scores) and scores.dtype != torch.float64 and 0 < 4 * k <= scores.shape[-1]
 
 
 def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Counts int32 `[rows]` and ascending indices int32 `[rows, k]` of `[rows, n]`.
+    """Returns counts int32 `[rows]` and ascending indices int32 `[rows, k]` for `[rows, n]`.
 
-    As `top_k_indices`; n is at least 4 k and k at least 1.
+    Like `top_k_indices`; requires k >= 1 and n >= 4 k.
     """
     n = rows.shape[-1]
     if n < 2 * GROUP * k:
@@ -59,8 +59,8 @@ def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _keys(values: Tensor, places: Tensor) -> Tensor:
-    """Int64 that order as fp32 values do, without NaN, and of equal ones the first place first."""
-    bits = (values + 0.0).view(torch.int32)  # of -0 those of 0
+    """Returns int64 keys that order like fp32 values (no NaN); among equal ones the first wins."""
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.long() << 32).bitwise_or_(LOW - places)
 

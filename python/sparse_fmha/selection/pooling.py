@@ -1,4 +1,4 @@
-"""Scores of blocks, of pooled queries and keys."""
+"""Scores of blocks from pooled queries and keys."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ POOLS = ("mean", "max", "min")
 
 
 def pool_blocks(x: Tensor, block: int, reduce: str = "mean") -> Tensor:
-    """Mean, maximum or minimum of each block of tokens.
+    """Returns the mean, maximum or minimum of each block of tokens.
 
     Args:
         x: `[B, L, H, D]` of a floating point dtype, any strides.
-        block: tokens to a block; the last one has what is left, and its mean is over these.
+        block: tokens per block; the last block may be shorter, and its mean is over its tokens.
         reduce: "mean", "max" or "min".
 
     Returns:
         fp32 `[B, ceil(L / block), H, D]`.
 
     Raises:
-        ValueError: another rank, `block` below 1, another `reduce`.
-        TypeError: no floating point tensor.
+        ValueError: x is not four-dimensional, `block` is below 1, or `reduce` is not allowed.
+        TypeError: x is not a floating point tensor.
     """
     check_floats("x", x, 4, "[batch, tokens, heads, head dim]")
     check_int("block", block, 1)
@@ -53,22 +53,22 @@ def pooled_scores(
     allowed: Tensor | None = None,
     softmax: bool = False,
 ) -> Tensor:
-    """`scale * q_pooled . k_pooled` of each pair of blocks, in fp32.
+    """Returns `scale * q_pooled . k_pooled` for each pair of blocks, in fp32.
 
     Args:
         q_pooled: `[B, nQ, Hq, D]`.
         k_pooled: `[B, nK, Hkv, D]`; Hq is a multiple of Hkv (GQA).
         scale: default `D**-0.5`.
-        allowed: bool, broadcast to `[B, Hq, nQ, nK]`: other blocks get -inf, with `softmax` 0.
-            `BlockGrid.reachable()` is the causal one.
-        softmax: over the key blocks of each row; a row without allowed blocks is 0.
+        allowed: bool, broadcasts to `[B, Hq, nQ, nK]`; other blocks get -inf, or 0 with `softmax`.
+            For causal attention, use `BlockGrid.reachable()`.
+        softmax: apply softmax over the key blocks of each row; a row without allowed blocks is 0.
 
     Returns:
-        fp32 `[B, Hq, nQ, nK]`. Autocast does not change that.
+        fp32 `[B, Hq, nQ, nK]`, also under autocast.
 
     Raises:
-        ValueError: shapes or devices that do not fit, a scale that is not finite.
-        TypeError: tensors of other dtypes.
+        ValueError: shapes or devices do not match, or scale is not finite.
+        TypeError: a tensor has a wrong dtype.
     """
     check_q_and_k(q_pooled, k_pooled, ("q_pooled", "k_pooled"))
     _checks.check_flag("softmax", softmax)
@@ -86,37 +86,37 @@ def pooled_scores(
         return scores.softmax(-1) if softmax else scores
     if not softmax:
         return scores.masked_fill_(~allowed, -torch.inf)
-    none = ~allowed.any(-1, keepdim=True)  # whose softmax is NaN
+    none = ~allowed.any(-1, keepdim=True)  # rows whose softmax is NaN
     return scores.masked_fill_(~allowed, -torch.inf).softmax(-1).masked_fill(none, 0)
 
 
 def block_scores(
     q: Tensor, k: Tensor, grid: BlockGrid, *, scale: float | None = None, softmax: bool = False
 ) -> Tensor:
-    """Scores of the means of blocks: `pooled_scores` of `pool_blocks`, causal as the grid is.
+    """Returns scores of block means: `pooled_scores` of `pool_blocks`, causal if the grid is.
 
     Args:
-        q: `[B, q_len, Hq, D]`. k: `[B, kv_len, Hkv, D]`. Their lengths are the grid's.
-        grid: lengths, block sizes, causal.
-        scale, softmax: as of `pooled_scores`.
+        q: `[B, q_len, Hq, D]`. k: `[B, kv_len, Hkv, D]`.
+        grid: has the lengths of q and k, block sizes and causal.
+        scale, softmax: as in `pooled_scores`.
 
     Returns:
         fp32 `[B, Hq, nQ, nK]`.
 
     Raises:
-        ValueError, TypeError: as `pooled_scores`, and lengths that are not the grid's.
+        ValueError, TypeError: as in `pooled_scores`, or lengths differ from the grid's.
     """
     check_q_and_k(q, k)
     for name, given, needed in (("q", q.shape[1], grid.q_len), ("k", k.shape[1], grid.kv_len)):
         if given != needed:
-            raise ValueError(f"{name} has {given} tokens; the grid has {needed}")
+            raise ValueError(f"{name} must have the {needed} tokens of the grid, got {given}")
     pooled = pool_blocks(q, grid.block_q), pool_blocks(k, grid.block_kv)
     allowed = grid.reachable() if grid.causal else None
     return pooled_scores(*pooled, scale=scale, allowed=allowed, softmax=softmax)
 
 
 def _reduce(blocks: Tensor, reduce: str) -> Tensor:
-    """Over dimension 2."""
+    """Reduces dimension 2 to fp32."""
     if reduce == "mean":
         return blocks.mean(2, dtype=torch.float32)
     return (blocks.amax(2) if reduce == "max" else blocks.amin(2)).float()
@@ -126,12 +126,14 @@ def _check_allowed(allowed: Tensor | None, shape: tuple[int, ...]) -> None:
     if allowed is None:
         return
     if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
-        raise TypeError(f"allowed is {getattr(allowed, 'dtype', type(allowed))}; bool is needed")
+        raise TypeError(
+            f"allowed must be a bool tensor, got {getattr(allowed, 'dtype', type(allowed))}"
+        )
     try:
         fits = torch.broadcast_shapes(allowed.shape, shape) == torch.Size(shape)
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"allowed has shape {list(allowed.shape)}; what broadcasts to {list(shape)} is needed"
+            f"allowed must have a shape that broadcasts to {list(shape)}, got {list(allowed.shape)}"
         )

@@ -1,8 +1,8 @@
-"""A share of a long row's mass without sorting it, on the CPU.
+"""Finds a share of a long row's mass without a sort, on the CPU.
 
-The largest values that add up to a limit are all above one value, and of those equal to it the
-first few. It is found by its bits, as those of floats from 0 on order as they do: masses are added
-up by the upper 16, then by the lower 16 of the values that have the upper ones in question.
+The largest values that sum to a limit are all values above a threshold, and the first few equal to
+it. The threshold is found by its bits, because the bits of nonnegative floats order like the
+values. Masses are summed by the upper 16 bits, then, within the selected bin, by the lower 16.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ HALF = 1 << 16
 
 
 def smallest_share(row: Tensor, limit: int, one: int) -> Tensor:
-    """What `top_p_blocks` takes of one row `[n]`, with a limit above 0 and no bounds of blocks.
+    """`top_p_blocks` of one row `[n]`, with a limit above 0 and without bounds of blocks.
 
     Args:
-        one: of a mass that stands for probability 1.
+        one: the mass of probability 1.
     """
     parts = row.split(CACHED)
     sums = torch.zeros(HALF, dtype=torch.int64, device=row.device)
@@ -49,7 +49,7 @@ def smallest_share(row: Tensor, limit: int, one: int) -> Tensor:
 
 
 def _values(part: Tensor) -> Tensor:
-    """What is not above 0, also NaN, as 0."""
+    """Returns fp32 values; entries that are not above 0, or NaN, become 0."""
     return torch.where(part > 0, part, 0).float()
 
 
@@ -58,7 +58,7 @@ def _mass(values: Tensor, one: int) -> Tensor:
 
 
 def _last_needed(sums: Tensor, limit: int) -> tuple[int, int]:
-    """The lowest bin above which less than the limit lies, and what of the limit is left for it."""
+    """Returns the lowest bin with less than the limit above it, and the rest of the limit."""
     above = sums.flip(0).cumsum(0).flip(0) - sums
     lowest = int((above >= limit).sum())
     return lowest, limit - int(above[lowest])

@@ -1,4 +1,4 @@
-"""Softmax skipping: thresholds, what is counted, and the law that calibrations fit."""
+"""Softmax skipping: thresholds, statistics, and the law that calibrations fit."""
 
 from sparse_fmha.skipping.thresholds import SkipStats, check, threshold_of
 

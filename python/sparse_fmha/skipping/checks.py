@@ -1,4 +1,4 @@
-"""Checks of what a calibration is made of: they name the argument, its value, what is allowed."""
+"""Checks of calibrations. Messages name the argument, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ PHASES = ("prefill", "decode")
 
 
 def check_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
-    """Numbers in [0, 1)."""
+    """Checks that thresholds are numbers in [0, 1)."""
     if not isinstance(thresholds, Iterable):
-        raise TypeError(f"thresholds is {thresholds!r}; a sequence of numbers is needed")
+        raise TypeError(f"thresholds must be a sequence of numbers, got {thresholds!r}")
     thresholds = tuple(thresholds)
     for i, threshold in enumerate(thresholds):
         if not isinstance(threshold, Real) or isinstance(threshold, bool):
-            raise TypeError(f"thresholds[{i}] is {threshold!r}; a number is needed")
+            raise TypeError(f"thresholds[{i}] must be a number, got {threshold!r}")
         if not 0 <= threshold < 1:
-            raise ValueError(f"thresholds[{i}] is {threshold}; 0 <= threshold < 1 is needed")
+            raise ValueError(f"thresholds[{i}] must be at least 0 and less than 1, got {threshold}")
     return tuple(float(threshold) for threshold in thresholds)
 
 
 def check_fitted_thresholds(thresholds: Iterable[float]) -> tuple[float, ...]:
-    """As `check_thresholds`; 0 skips nothing, so at least one is above it."""
+    """Like `check_thresholds`; at least one must be above 0, which skips nothing."""
     checked = check_thresholds(thresholds)
     if not any(checked):
-        raise ValueError(f"thresholds is {list(checked)}; at least one above 0 is needed")
+        raise ValueError(f"thresholds must have at least one above 0, got {list(checked)}")
     return checked
 
 
 def check_phase(phase: str) -> None:
     if phase not in PHASES:
-        raise ValueError(f"phase is {phase!r}; {' or '.join(PHASES)} is needed")
+        raise ValueError(f"phase must be {' or '.join(PHASES)}, got {phase!r}")
 
 
 def check_gamma(gamma: float | None) -> None:
@@ -49,4 +49,6 @@ def check_point(name: str, point: Point) -> None:
     check_number(f"{name}.sparsity", point.sparsity, -LARGEST_FLOAT, LARGEST_FLOAT)
     check_int(f"{name}.tiles", point.tiles, 0)
     if point.tiles and not point.length:
-        raise ValueError(f"{name} has {point.tiles} tiles of 0 keys")
+        raise ValueError(
+            f"{name} must have tiles of at least 1 key, got {point.tiles} tiles of 0 keys"
+        )

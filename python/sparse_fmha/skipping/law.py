@@ -1,4 +1,4 @@
-"""The law between thresholds and sparsity, fitted through measurements."""
+"""The law between threshold and sparsity, fitted to measurements."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Points that are fitted: beyond these shares the law does not hold.
+# Range of sparsities that are fitted; the law does not hold outside it.
 LEAST, MOST = 0.1, 0.9
 
 
 class Point(NamedTuple):
-    """One measurement: a threshold, and the share of tiles that it skips."""
+    """One measurement: a threshold and the share of tiles that it skips."""
 
     phase: str
     length: int  # keys
     threshold: float
     sparsity: float
-    tiles: int  # that were visited: the weight of the point
+    tiles: int  # tiles visited: the weight of the point
 
 
 class Fit(NamedTuple):
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
     beta: float
     gamma: float
     points: int
-    error: float  # root of the mean squared difference in S
+    error: float  # root mean squared error in S
 
 
 def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
@@ -44,8 +44,8 @@ def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
     used = {at: s for at, s in shares.items() if LEAST <= s <= MOST and at[1] > 0}
     if len(set(used.values())) < 2:
         raise ValueError(
-            f"there are {len(used)} points of {phase} with {LEAST:.0%} to {MOST:.0%} of the "
-            "tiles skipped; two that differ are needed: add longer inputs or other thresholds"
+            f"a fit needs at least two different points of {phase} with {LEAST:.0%} to {MOST:.0%} "
+            f"of the tiles skipped, got {len(used)}; add longer inputs or other thresholds"
         )
     sparsity = np.array(list(used.values()))
     log_length, log_threshold = np.log(np.array(list(used))).T
@@ -53,7 +53,7 @@ def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
     known = log_threshold
     if gamma is None:
         if len(set(log_length)) < 2:
-            raise ValueError("gamma is None, and all points are of one length; two are needed")
+            raise ValueError("gamma=None needs points of at least two lengths, got one length")
         columns.append(-log_length)
     else:
         known = log_threshold + gamma * log_length
@@ -63,8 +63,8 @@ def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
         alpha = float(np.exp(log_alpha))
     if not (beta > 0 and 0 < alpha < math.inf):
         raise ValueError(
-            f"the {len(used)} points of {phase} follow no law: alpha would be {alpha:.3g} and "
-            f"beta {beta:.3g}, and both must be positive; add inputs or other thresholds"
+            f"alpha and beta must be positive, got {alpha:.3g} and {beta:.3g} from the {len(used)} "
+            f"points of {phase}; add inputs or other thresholds"
         )
     found = (log_threshold + gamma * log_length - log_alpha) / beta
     error = float(np.sqrt(np.mean((found - sparsity) ** 2)))
@@ -72,14 +72,14 @@ def fit(points: Sequence[Point], phase: str, gamma: float | None) -> Fit:
 
 
 def threshold_for(fit: Fit, sparsity: float, length: int) -> float:
-    """See `Calibration.threshold_for`; for a sparsity above 0."""
+    """See `Calibration.threshold_for`; requires a sparsity above 0."""
     free = fit.gamma * math.log(length) - math.log(fit.alpha)  # beta * sparsity at threshold 1
     with np.errstate(over="ignore"):
         threshold = float(np.exp(fit.beta * sparsity - free))
     if threshold >= 1:
         most = free / fit.beta
         raise ValueError(
-            f"a sparsity of {sparsity:.0%} at {length} keys would take a threshold of "
-            f"{threshold:.3g}; below 1 there is at most {max(0.0, most):.0%}"
+            f"sparsity must be at most {max(0.0, most):.0%} at {length} keys, got {sparsity:.0%}; "
+            f"its threshold would be {threshold:.3g}, which is not below 1"
         )
     return threshold

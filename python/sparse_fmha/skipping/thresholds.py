@@ -1,4 +1,4 @@
-"""Softmax skipping: the threshold as the ops take it, and what they count."""
+"""Softmax skipping: the threshold argument of the ops, and their statistics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sparse_fmha._ops import symbolic
 
 
 class SkipStats(NamedTuple):
-    """How many key tiles were visited and skipped, int64 `[B, Hq]` on q's device.
+    """Numbers of key tiles visited and skipped, int64 `[B, Hq]` on q's device.
 
-    Counted is each pair of 64 query rows and a key tile of which one of the rows sees a key; the
-    tiles are the kernel's (docs/design.md, "Skipping").
+    Counts each pair of a group of 64 query rows and a key tile in which at least one of the rows
+    sees a key; the tiles are the kernel's (docs/design.md, "Skipping").
     """
 
-    visited: Tensor  # the skipped ones among them
+    visited: Tensor  # includes the skipped ones
     skipped: Tensor
 
     @property
@@ -33,33 +33,35 @@ torch.serialization.add_safe_globals([SkipStats])
 
 
 def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | None:
-    """The thresholds of the batch entries, fp32 `[B]`, or None where nothing is to be skipped.
+    """Returns the thresholds of the batch entries, fp32 `[B]`, or None if skipping is off.
 
-    `counted`: tiles are to be counted in any case.
+    With `counted`, skipping is always on, so that tiles are counted.
     """
     check(value, q)
     if isinstance(value, Tensor):
         return value.contiguous()
     if value == 0 and not counted:
         return None
-    if symbolic.is_symbolic(value):  # a product, in which it stays a variable
+    if symbolic.is_symbolic(value):  # a product keeps it symbolic
         return q.new_ones(q.shape[:1], dtype=torch.float32) * value
     return q.new_full(q.shape[:1], float(value), dtype=torch.float32)  # a DTensor if q is
 
 
 def check(value: float | Tensor, q: Tensor) -> None:
-    """A number in [0, 1), or a tensor `[B]` whose values are not looked at."""
+    """Checks a number in [0, 1), or a tensor `[B]`, whose values are not read."""
     if isinstance(value, Tensor):
         if value.dtype != torch.float32:
-            raise TypeError(f"skip_threshold has dtype {value.dtype}; torch.float32 is needed")
+            raise TypeError(f"skip_threshold must have dtype torch.float32, got {value.dtype}")
         if value.shape != q.shape[:1]:
             raise ValueError(
-                f"skip_threshold has shape {list(value.shape)}; {list(q.shape[:1])} is needed, one "
-                "for each batch entry"
+                f"skip_threshold must have shape {list(q.shape[:1])}, one entry for each batch "
+                f"entry, got {list(value.shape)}"
             )
         if value.device != q.device:
-            raise ValueError(f"skip_threshold is on {value.device}, q on {q.device}")
+            raise ValueError(
+                f"skip_threshold must be on q's device, {q.device}, got {value.device}"
+            )
     elif not isinstance(value, (Real, torch.SymFloat)) or isinstance(value, bool):
-        raise TypeError(f"skip_threshold is {value!r}; a number or a tensor is needed")
+        raise TypeError(f"skip_threshold must be a number or a tensor, got {value!r}")
     elif not 0 <= value < 1:
-        raise ValueError(f"skip_threshold is {value}; 0 <= skip_threshold < 1 is needed")
+        raise ValueError(f"skip_threshold must be at least 0 and less than 1, got {value}")

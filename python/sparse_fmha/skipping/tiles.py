@@ -1,4 +1,4 @@
-"""How many tiles softmax skipping would leave out, at many thresholds at once."""
+"""Counts the tiles that softmax skipping would skip, at many thresholds at once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sparse_fmha._sizes import SLICE
 from sparse_fmha.skipping import checks
 
 GROUP = 64  # query rows that skip together
-TILE_K = 80  # keys of a tile of the dense kernels
-# Twenty thresholds, evenly spaced in the exponent.
+TILE_K = 80  # keys in a tile of the dense kernels
+# Twenty thresholds, evenly spaced in the logarithm.
 THRESHOLDS = tuple(float(t) for t in np.geomspace(1e-7, 0.9, 20))
 
 
@@ -30,24 +30,25 @@ def tile_sparsity(
     scale: float | None = None,
     tile_k: int = TILE_K,
 ) -> tuple[Tensor, Tensor]:
-    """How many tiles `attention` would skip at each of many thresholds, by one pass over scores.
+    """Counts the tiles that `attention` would skip at each threshold, in one pass over scores.
 
-    A skipped tile never raises a row's maximum, so which tiles are skipped at one threshold does
-    not depend on those before: of each tile the largest `mt - m` of a group's rows is compared with
-    every ln(lambda). Nothing is kept of the scores but slices.
+    A skipped tile never raises a row's maximum, so skipping a tile does not depend on which tiles
+    were skipped before. For each tile, the largest `mt - m` of a group's rows is compared with
+    every ln(lambda). Only slices of the scores are in memory.
 
     Args:
         q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`, Hq a multiple of Hkv.
         thresholds: numbers in [0, 1).
-        causal, scale: as `attention`.
-        tile_k: keys of a tile; the default is that of `attention`'s kernels.
+        causal, scale: as in `attention`.
+        tile_k: keys per tile; the default is that of `attention`'s kernels.
 
     Returns:
-        skipped, int64 `[B, Hq, thresholds]`, and visited, int64 `[B, Hq]`, as `SkipStats` counts.
+        skipped, int64 `[B, Hq, thresholds]`, and visited, int64 `[B, Hq]`, counted as in
+        `SkipStats`.
 
     Raises:
-        ValueError, TypeError: as `attention`, for q and k; a threshold out of range, a `tile_k`
-            below 1.
+        ValueError, TypeError: as in `attention`, for q and k; a threshold is out of range, or
+            `tile_k` is below 1.
     """
     scale = _checks.check_attention(q, k, k, causal, scale)
     thresholds = checks.check_thresholds(thresholds)
@@ -84,9 +85,10 @@ def tile_sparsity(
 
 
 def _margins(scores: Tensor, tile_k: int) -> Tensor:
-    """The largest `mt - m` of each group and tile, `[H, groups, tiles]`, of scores `[H, rows, L]`.
+    """Returns the largest `mt - m` of each group and tile, `[H, groups, tiles]`.
 
-    Tiles from the last to the first; -inf where no row sees a key, inf where m is that of nothing.
+    The scores are `[H, rows, L]`. Tiles go from last to first. The margin is -inf if no row sees a
+    key, and inf if m is still -inf.
     """
     _, rows, length = scores.shape
     pad = (0, -length % tile_k, 0, -rows % GROUP)

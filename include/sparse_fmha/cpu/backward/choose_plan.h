@@ -7,17 +7,17 @@
 
 namespace sparse_fmha::cpu {
 
-// Tiles of both walks, by a cost model. They do not depend on how many threads there are, so
-// neither does a sum of gradients.
+// Tiles of both walks, by a cost model. They do not depend on the number of threads, so neither do
+// the sums of gradients.
 BackwardPlan plan_backward(FmhaProblem const& problem);
 
-// What `lists` of a plan points to.
+// The memory that `lists` of a plan points to.
 struct TransposedMemory {
   std::vector<int64_t> offsets;
   std::vector<TransposedLists::Entry> entries;
 };
 
-// Block lists by blocks of keys; takes time in proportion to what is listed.
+// Transposes block lists to blocks of keys, in time proportional to the number of listed blocks.
 TransposedLists transpose(BlockSparse::Params const& params, int32_t batch, int32_t heads,
                           TransposedMemory& memory);
 

@@ -1,4 +1,4 @@
-// Gradients of keys and values: some of them lie across the lanes while rows of queries go by.
+// Gradients of keys and values: keys lie across the lanes, and rows of queries pass by.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/plan.h"
@@ -38,9 +38,15 @@ class KeyLanes : protected Tokens<M, Element> {
     buffers.take(delta_, rows);
     buffers.take(scores_, int64_t{rows} * kLanes);
     buffers.take(gradients_, int64_t{rows} * kLanes);
+    if (problem_.key_bias.data != nullptr) {
+      buffers.take(biases_, lanes);
+      buffers.take(raw_biases_, lanes);
+      buffers.take(bias_sums_, lanes);
+      buffers.take(thresholds_, rows);
+    }
   }
 
-  // Of all query heads that the key head has, in order.
+  // For all query heads of the key head, in order.
   template <class Body>
   void for_each_head(int32_t batch, int32_t head_kv, Body body) {
     for (int32_t i = 0; i < this->group(); ++i) {
@@ -48,9 +54,27 @@ class KeyLanes : protected Tokens<M, Element> {
       body();
     }
   }
+  bool has_bias() const { return this->key_bias_ != nullptr; }
+  // Whether the gradient of the bias is wanted.
+  bool sums_biases() const { return has_bias() && problem_.gradients->key_bias != nullptr; }
+  // The selected head's biases of the loaded keys, or 0 for extra tokens. Clears their sums.
+  void load_biases(bool extra) {
+    int const lanes = round_up(num_keys_, kLanes);
+    for (int lane = 0; lane < lanes; ++lane) {
+      bool const zero = extra || lane >= num_keys_;
+      biases_[lane] = zero ? 0 : this->key_bias_[Base::index_in(problem_.grid_kv, tokens_[lane])];
+      raw_biases_[lane] = this->raw_bias(biases_[lane]);
+      bias_sums_[lane] = 0;
+    }
+  }
+  // Where the gradient of the bias of the selected head's first key is.
+  float* bias_gradient() const {
+    int64_t const head = int64_t{this->batch_} * problem_.heads_q + head_;
+    return problem_.gradients->key_bias + head * volume(problem_.grid_kv);
+  }
 
   void clear() { num_keys_ = 0; }
-  // position: what visible() is asked of the key.
+  // position: the key's position, for visible().
   void load_key(Coord const& token, Coord const& position, Element const* k, Element const* v) {
     int const lane = num_keys_++;
     tokens_[lane] = token;
@@ -69,7 +93,7 @@ class KeyLanes : protected Tokens<M, Element> {
     std::memset(value_sums_, 0, sizeof(T) * lanes * panel_dim_);
   }
 
-  // Adds what the queries of a box make of the gradients.
+  // Adds the contributions of the queries of a box to the gradients.
   void visit(QueryTile const& q, bool masked) {
     Gradients const& gradients = *problem_.gradients;
     queries_.clear();
@@ -80,6 +104,10 @@ class KeyLanes : protected Tokens<M, Element> {
                            queries_.load(this->row_of(problem_.q, token, head_), rows);
                            out_gradients_.load(this->row_of(gradients.out, token, head_), rows);
                            rows_[rows] = M::row(params_, q.residue, position);
+                           if (this->row_threshold_ != nullptr) {
+                             thresholds_[rows] =
+                                 this->row_threshold_[Base::index_in(problem_.grid_q, token)];
+                           }
                            int64_t const index = this->index_of(token);
                            lse_[rows] = static_cast<T const*>(plan_.lse)[index];
                            delta_[rows] = static_cast<T const*>(plan_.delta)[index];
@@ -90,6 +118,9 @@ class KeyLanes : protected Tokens<M, Element> {
       int const padded = round_up(rows, kPanelRows);
       int64_t const panel = static_cast<int64_t>(first) * dim_;
       multiply<false>(queries_.factor(), padded, keys_ + panel, vectors, dim_, scores_, kLanes);
+      if (has_bias()) {
+        add_biases(first, rows);
+      }
       if (masked) {
         hide(first, rows);
       }
@@ -101,10 +132,34 @@ class KeyLanes : protected Tokens<M, Element> {
             [&](int row, int) { return broadcast(lse_[row]); },
             [&](int row, int) { return broadcast(delta_[row]); });
       });
+      if (sums_biases()) {
+        add_bias_gradients(first, rows);
+      }
       int64_t const sums = static_cast<int64_t>(first) * panel_dim_;
       int const lanes = min_int(num_keys_ - first, kLanes);
       out_gradients_.add_to(value_sums_ + sums, scores_, lanes, rows);
       queries_.add_to(key_sums_ + sums, gradients_, lanes, rows);
+    }
+  }
+
+  // Keys of bias -inf, or below a row's threshold, are hidden.
+  __attribute__((noinline)) void add_biases(int first, int rows) {
+    for (int row = 0; row < rows; ++row) {
+      T* const scores = scores_ + row * kLanes;
+      T const* const raw = raw_biases_ + first;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scores[lane] = raw[lane] == -kInfinity<T> ? raw[lane] : scores[lane] + raw[lane];
+      }
+      for (int lane = 0; this->row_threshold_ != nullptr && lane < kLanes; ++lane) {
+        scores[lane] = biases_[first + lane] >= thresholds_[row] ? scores[lane] : -kInfinity<T>;
+      }
+    }
+  }
+  __attribute__((noinline)) void add_bias_gradients(int first, int rows) {
+    for (int row = 0; row < rows; ++row) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        bias_sums_[first + lane] += gradients_[row * kLanes + lane];
+      }
     }
   }
 
@@ -119,7 +174,7 @@ class KeyLanes : protected Tokens<M, Element> {
     }
   }
 
-  // Writes dim_ sums as a row of a gradient, where that is wanted.
+  // Writes dim_ sums as a row of a gradient, if it is wanted.
   void store(TensorView const& gradient, Coord const& token, int32_t head_kv, T const* from,
              T factor) const {
     if (gradient.data == nullptr) {
@@ -145,8 +200,13 @@ class KeyLanes : protected Tokens<M, Element> {
   Row* rows_;
   T* lse_;
   T* delta_;
-  T* scores_;     // then the weights
-  T* gradients_;  // of the weights, then of the scores
+  T* scores_;     // overwritten by the weights
+  T* gradients_;  // of the weights, overwritten by those of the scores
+  // If there are biases:
+  float* biases_ = nullptr;  // [lane]
+  T* raw_biases_ = nullptr;  // as summands of raw scores
+  T* bias_sums_ = nullptr;
+  float* thresholds_ = nullptr;  // [row]
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

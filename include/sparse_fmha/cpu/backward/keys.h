@@ -1,5 +1,5 @@
 // Gradients of keys, values and extra tokens: a tile of them owns its sums, and all queries that
-// see it go by.
+// see it pass by.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/key_lanes.h"
@@ -45,11 +45,15 @@ class KeyGradients : KeyLanes<M, Element> {
     this->select(batch, head_kv * this->group());
     int const most = static_cast<int>(volume(plan_.by_key.k));
     int32_t const first = tile * most;
-    this->for_each_extra(first, most, [&](int key, Element const* k, Element const* v) {
-      this->load_key(Coord{0, 0, first + key}, Coord{}, k, v);
-    });
+    this->for_each_extra(first, most, this->biases_,
+                         [&](int key, Element const* k, Element const* v) {
+                           this->load_key(Coord{0, 0, first + key}, Coord{}, k, v);
+                         });
     this->end_of_keys();
     this->for_each_head(batch, head_kv, [&] {
+      if (this->has_bias()) {
+        this->load_biases(/*extra=*/true);
+      }
       for (int32_t i = 0; i < M::num_query_tiles(params_, plan_.by_key); ++i) {
         this->visit(M::query_tile(params_, plan_.by_key, i), false);
       }
@@ -66,7 +70,15 @@ class KeyGradients : KeyLanes<M, Element> {
                                           this->row_of(problem_.v, token, head_kv));
                          });
     this->end_of_keys();
-    this->for_each_head(batch, head_kv, [&] { visit_queries(keys, tile); });
+    this->for_each_head(batch, head_kv, [&] {
+      if (this->has_bias()) {
+        this->load_biases(/*extra=*/false);
+      }
+      visit_queries(keys, tile);
+      if (this->sums_biases()) {
+        store_bias_gradients();
+      }
+    });
     store_all(problem_.gradients->k, problem_.gradients->v, head_kv);
   }
 
@@ -106,6 +118,14 @@ class KeyGradients : KeyLanes<M, Element> {
         bool const cut = tokens_[num_keys_ - 1][2] >= M::limit(params_, q);
         this->visit({{0, 0, 0}, {0, 0, q}}, place > 0 || cut);
       }
+    }
+  }
+
+  void store_bias_gradients() {
+    float* const gradient = this->bias_gradient();
+    for (int lane = 0; lane < num_keys_; ++lane) {
+      gradient[Base::index_in(problem_.grid_kv, tokens_[lane])] =
+          static_cast<float>(this->bias_sums_[lane]);
     }
   }
 

@@ -1,4 +1,4 @@
-// How a backward pass is cut into items, decided before the work begins.
+// How a backward pass is divided into items, decided before the work begins.
 #pragma once
 
 #include <cstddef>
@@ -7,33 +7,33 @@
 
 namespace sparse_fmha::cpu {
 
-// For each block of keys the query blocks that list it, in ascending order.
+// For each block of keys, the query blocks that list it, in ascending order.
 struct TransposedLists {
   struct Entry {
     int32_t block;  // of queries
-    int32_t place;  // in the partial list, from 1; 0: in the full one
+    int32_t place;  // index in the partial list, from 1; 0: in the full list
   };
   int64_t const* offsets = nullptr;  // [lists, blocks of keys + 1]
   Entry const* entries = nullptr;
-  // Of the offsets of a (batch entry, head); 0 where they share them.
+  // Stride of a batch entry's or head's offsets; 0 if they are shared.
   int64_t batch_stride = 0;
   int64_t head_stride = 0;
 };
 
 struct BackwardPlan {
-  TileShape by_query;  // of the walks that add up gradients of queries
+  TileShape by_query;  // of the walks that sum gradients of queries
   int32_t query_tiles;
-  TileShape by_key;     // of the transposed walks, that of keys and extra tokens
-  int32_t extra_tiles;  // come before the key tiles
+  TileShape by_key;     // of the transposed walks, for keys and extra tokens
+  int32_t extra_tiles;  // these come before the key tiles
   int32_t key_tiles;
-  TransposedLists lists;  // of blocks
-  int32_t run_keys;       // of a key tile of stripes, from which keys are taken by_key.k at a time
-  // Of each query, [B, grid_q, heads_q] of the type that is computed in.
-  void* lse;    // in units of log2; inf where no key is seen
+  TransposedLists lists;  // of key blocks
+  int32_t run_keys;       // keys in a key tile of stripes, of which by_key.k are taken at a time
+  // Per query, [B, grid_q, heads_q] in the compute type, in the memory of Gradients::row_terms.
+  void* lse;    // in log2 units; inf if the query sees no key
   void* delta;  // sum(out * gradient of out) - gradient of lse
 };
 
-// One kind of items, as isa.h has them.
+// One kind of items, with functions as in isa.h.
 struct BackwardStage {
   size_t (*scratch_bytes)(FmhaProblem const&, BackwardPlan const&);
   void (*run)(FmhaProblem const&, void const* params, BackwardPlan const&, int64_t item,

@@ -45,9 +45,11 @@ class QueryGradients : Tokens<M, Element> {
     buffers.take(delta_, lanes);
     rows_.take(buffers, static_cast<int>(lanes));
     buffers.take(query_token_, lanes);
+    buffers.take(thresholds_, lanes);
     keys_.take(buffers, capacity_, dim_);
     buffers.take(values_, int64_t{capacity_} * dim_);
     buffers.take(key_position_, capacity_);
+    buffers.take(biases_, capacity_);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
     return buffers.used();
@@ -58,7 +60,7 @@ class QueryGradients : Tokens<M, Element> {
     int64_t const head = item / tiles;
     this->select(static_cast<int32_t>(head / problem_.heads_q),
                  static_cast<int32_t>(head % problem_.heads_q));
-    // From the last tile down: under a causal mask it is the heaviest.
+    // Starts with the last tile, which is the heaviest under a causal mask.
     QueryTile const q =
         M::query_tile(params_, plan_.by_query, tiles - 1 - static_cast<int32_t>(item % tiles));
     load_queries(q);
@@ -68,11 +70,13 @@ class QueryGradients : Tokens<M, Element> {
     };
     this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
       keys_.clear();
-      visit(this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, load), masked);
+      int const keys =
+          this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, biases_, load);
+      visit(keys, masked);
     });
     for (int32_t first = 0; first < problem_.extra_len; first += capacity_) {
       keys_.clear();
-      visit(this->for_each_extra(first, capacity_, load), false);
+      visit(this->for_each_extra(first, capacity_, biases_, load), false);
     }
     store();
   }
@@ -81,7 +85,7 @@ class QueryGradients : Tokens<M, Element> {
     Gradients const& gradients = *problem_.gradients;
     T const factor = Base::sign(problem_.scale);
     num_queries_ = this->for_each_query(
-        q, plan_.by_query.q, rows_, query_token_, [&](int lane, Coord const& token) {
+        q, plan_.by_query.q, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
           this->load_lane(this->row_of(gradients.out, token, head_), T(1), lane, out_gradients_);
           int64_t const index = this->index_of(token);
@@ -105,9 +109,7 @@ class QueryGradients : Tokens<M, Element> {
       int64_t const panel = static_cast<int64_t>(first) * dim_;
       int const rows = round_up(keys, kPanelRows);
       multiply<false>(keys_.factor(), rows, queries_ + panel, vectors, dim_, scores_, kLanes);
-      if (masked) {
-        this->mask(rows_, first, key_position_, keys, scores_);
-      }
+      this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_);
       multiply<false>(Factor<T>{values_, dim_, 1}, rows, out_gradients_ + panel, vectors, dim_,
                       gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
@@ -143,11 +145,13 @@ class QueryGradients : Tokens<M, Element> {
   T* delta_;
   LaneWords<Row> rows_;
   Coord* query_token_;
+  float* thresholds_;
   Summands<T> keys_;
   T* values_;
   Coord* key_position_;
-  T* scores_;     // then the weights
-  T* gradients_;  // of the weights, then of the scores
+  float* biases_;
+  T* scores_;     // overwritten by the weights
+  T* gradients_;  // of the weights, overwritten by those of the scores
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,4 +1,4 @@
-// What the gradients need to know of each query: its log-sum-exp and delta.
+// Per-query terms of the gradients: log-sum-exp and delta.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/plan.h"
@@ -13,7 +13,7 @@ class RowTerms : Tokens<M, Element> {
   using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
   using typename Base::Row;
   using typename Base::T;
-  // The forward pass rounds lse to fp32, which is not enough for fp64: then it is found once more.
+  // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
   static constexpr bool kFindsLse = sizeof(T) > sizeof(float);
 
  public:
@@ -38,12 +38,14 @@ class RowTerms : Tokens<M, Element> {
     keys_ = round_up(static_cast<int>(volume(plan_.by_query.k)), kPanelRows);
     rows_.take(buffers, lanes);
     buffers.take(query_token_, lanes);
+    buffers.take(thresholds_, lanes);
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     if constexpr (kFindsLse) {
       buffers.take(queries_, int64_t{lanes} * dim_);
       buffers.take(key_rows_, int64_t{keys_} * dim_);
       buffers.take(key_position_, keys_);
+      buffers.take(biases_, keys_);
       buffers.take(scores_, int64_t{keys_} * kLanes);
       buffers.take(rescale_, kLanes);
     }
@@ -58,7 +60,7 @@ class RowTerms : Tokens<M, Element> {
         M::query_tile(params_, plan_.by_query, static_cast<int32_t>(item % plan_.query_tiles));
     T const factor = Base::sign(problem_.scale);
     num_queries_ = this->for_each_query(
-        q, plan_.by_query.q, rows_, query_token_, [&](int lane, Coord const& token) {
+        q, plan_.by_query.q, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           if constexpr (kFindsLse) {
             this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
           }
@@ -85,10 +87,12 @@ class RowTerms : Tokens<M, Element> {
       this->load_row(k, key, key_rows_);
     };
     this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
-      add(this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, load), masked);
+      int const keys =
+          this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, biases_, load);
+      add(keys, masked);
     });
     for (int32_t first = 0; first < problem_.extra_len; first += keys_) {
-      add(this->for_each_extra(first, keys_, load), false);
+      add(this->for_each_extra(first, keys_, biases_, load), false);
     }
   }
   void add(int keys, bool masked) {
@@ -97,9 +101,7 @@ class RowTerms : Tokens<M, Element> {
       multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
                       queries_ + static_cast<int64_t>(first) * dim_, vectors, dim_, scores_,
                       kLanes);
-      if (masked) {
-        this->mask(rows_, first, key_position_, keys, scores_);
-      }
+      this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_);
       with_vectors(vectors, [&](auto count) {
         update_softmax<T, count.value>(scores_, keys, scale_log2_, max_ + first, sum_ + first,
                                        rescale_);
@@ -140,12 +142,14 @@ class RowTerms : Tokens<M, Element> {
   int num_queries_ = 0;
   LaneWords<Row> rows_;
   Coord* query_token_;
+  float* thresholds_;
   T* max_;
   T* sum_;
-  // Where lse is found:
+  // If lse is recomputed:
   T* queries_ = nullptr;
   T* key_rows_ = nullptr;
   Coord* key_position_ = nullptr;
+  float* biases_ = nullptr;
   T* scores_ = nullptr;
   T* rescale_ = nullptr;
 };

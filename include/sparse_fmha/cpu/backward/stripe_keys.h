@@ -1,5 +1,5 @@
-// Gradients of the keys of stripes: a run of them owns its sums, from which all groups of queries
-// take the keys that they list.
+// Gradients of the keys of stripes: a range of keys owns its sums, to which every group of queries
+// adds for the keys that it lists.
 #pragma once
 
 #include "sparse_fmha/cpu/backward/keys.h"
@@ -36,6 +36,9 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
     this->place(buffers);
     buffers.take(run_key_sums_, int64_t{run_keys_} * dim_);
     buffers.take(run_value_sums_, int64_t{run_keys_} * dim_);
+    if (problem_.key_bias.data != nullptr) {
+      buffers.take(run_bias_sums_, run_keys_);
+    }
   }
 
   void keys(int64_t item) {
@@ -46,8 +49,14 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
     std::memset(run_key_sums_, 0, sizeof(T) * run_keys_ * dim_);
     std::memset(run_value_sums_, 0, sizeof(T) * run_keys_ * dim_);
     this->for_each_head(batch, head_kv, [&] {
+      if (this->sums_biases()) {
+        std::memset(run_bias_sums_, 0, sizeof(T) * run_keys_);
+      }
       for (int32_t group = 0; group < ceil_div(params_.len_q, params_.block_q); ++group) {
         visit_group(group);
+      }
+      for (int32_t key = begin_; this->sums_biases() && key < end_; ++key) {
+        this->bias_gradient()[key] = static_cast<float>(run_bias_sums_[key - begin_]);
       }
     });
     for (int32_t key = begin_; key < end_; ++key) {
@@ -59,7 +68,7 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
     }
   }
 
-  // The keys of this run that a group lists, in the order of the lists.
+  // The keys of this range that a group lists, in the order of the lists.
   void visit_group(int32_t group) {
     auto const& ranges = params_.ranges;
     for (int32_t i = 0; i < BlockSparse::count(ranges, group); ++i) {
@@ -97,6 +106,9 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
       return;
     }
     this->end_of_keys();
+    if (this->has_bias()) {
+      this->load_biases(/*extra=*/false);
+    }
     int32_t const first = group * params_.block_q;
     for (int32_t q = first; q < first + params_.block_q; q += plan_.by_key.q[2]) {
       this->visit({{0, 0, 0}, {0, 0, q}}, last_ >= Stripe::limit(params_, q));
@@ -107,6 +119,9 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
       for (int d = 0; d < dim_; ++d) {
         run_key_sums_[to + d] += key_sums_[from + d];
         run_value_sums_[to + d] += value_sums_[from + d];
+      }
+      if (this->sums_biases()) {
+        run_bias_sums_[tokens_[lane][2] - begin_] += this->bias_sums_[lane];
       }
     }
     this->clear();
@@ -119,6 +134,7 @@ class KeyGradients<Stripe, Element> : KeyLanes<Stripe, Element> {
   int32_t last_ = 0;  // of the keys taken
   T* run_key_sums_;   // [key][dim]
   T* run_value_sums_;
+  T* run_bias_sums_ = nullptr;  // of the selected head, if there are biases
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,4 +1,4 @@
-// Rows of tokens that are added up with weights.
+// Rows of tokens that are summed with weights.
 #pragma once
 
 #include "sparse_fmha/cpu/multiply.h"
@@ -7,7 +7,7 @@
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
 // A row that is not finite may only reach sums in which its weight is not 0. So it is 0 in the
-// matrix product, and added apart.
+// matrix product, and is added separately.
 template <class T>
 class Summands {
   static constexpr int kLanes = kPanel<T>;
@@ -45,11 +45,11 @@ class Summands {
     }
   }
 
-  // As factors of scores: [row][dim].
+  // As operand of scores: [row][dim].
   Factor<T> factor() const { return {rows_, dim_, 1}; }
   T const* row(int row) const { return rows_ + static_cast<int64_t>(row) * dim_; }
 
-  // Adds the first rows with the weights [row][lane] to sums [lane][panel_dim].
+  // Adds the first rows, times the weights [row][lane], to sums [lane][panel_dim].
   void add_to(T* sums, T const* weights, int lanes, int rows) const {
     for (int d = 0; d < dim_; d += kLanes) {
       int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;

@@ -5,7 +5,8 @@
 
 namespace sparse_fmha::sm90 {
 
-// All that a kernel is made of. One type, which profilers and disassemblers print with the kernel.
+// All compile-time choices of a kernel. One type, so profilers and disassemblers print them with
+// the kernel.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages>
 struct BackwardConfig {
   using Mechanism = Mechanism_;

@@ -1,11 +1,11 @@
-// The terms of query rows that kernels of the backward pass read.
+// Per-row terms of the queries, as the backward kernels read them.
 #pragma once
 
 namespace sparse_fmha::sm90 {
 
-// What there is of a query row, as Gradients::row_terms has it.
+// The terms of one query row, in the format of Gradients::row_terms.
 struct alignas(16) RowTerms {
-  float lse_log2;  // +inf where the row sees no key
+  float lse_log2;  // +inf if the row sees no key
   float delta;
   float unused[2];
 };

@@ -1,11 +1,11 @@
-// Accumulators rounded to 16 bits.
+// Conversion of fp32 accumulators to 16 bits.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-// fp32 registers to 16 bits, element by element in the same order.
+// Converts fp32 registers to 16 bits. The layout stays.
 template <class Element, class Source>
 __device__ __forceinline__ auto convert(Source const& source) {
   constexpr int kSize = decltype(cute::size(source))::value;

@@ -1,4 +1,4 @@
-// Tensor copies into the stages.
+// TMA copies into stages.
 #pragma once
 
 #include <cuda.h>
@@ -8,12 +8,12 @@
 
 namespace sparse_fmha::sm90 {
 
-// Cache policies as the copy instructions encode them.
+// L2 cache policies, as the TMA instructions encode them.
 inline constexpr auto kReadOnce = cute::TMA::CacheHintSm90::EVICT_FIRST;
 inline constexpr auto kReadByMany = cute::TMA::CacheHintSm90::EVICT_LAST;
 
-// The box at `place` (the coordinates behind the head's), 64 columns of the head at a time. `rows`:
-// of the shared-memory tile that the box is in.
+// Copies the box at `place` (the coordinates after the head dimension), 64 columns at a time.
+// `rows`: rows of the shared-memory tile that holds the box.
 template <int kHeadDim, class Element, class... Place>
 __device__ __forceinline__ void load_box(CUtensorMap const& map, FullBarrier& barrier,
                                          Element* destination, int rows,

@@ -1,4 +1,4 @@
-// CuTe and CUTLASS for Hopper, included in this one place.
+// The CuTe and CUTLASS headers for Hopper, included in one place.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
@@ -12,5 +12,5 @@
 namespace sparse_fmha::device {}
 
 namespace sparse_fmha::sm90 {
-using namespace device;  // what any GPU can run
+using namespace device;  // code that is not specific to Hopper
 }

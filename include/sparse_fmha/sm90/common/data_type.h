@@ -1,4 +1,4 @@
-// CUTLASS's elements as the registry names them.
+// CUTLASS element types as the registry's DataType.
 #pragma once
 
 #include <cutlass/numeric_types.h>

@@ -1,5 +1,5 @@
-// Rows of a tensor, found one by one, into a stage: with asynchronous copies of 16 bytes, in the
-// layout that a tensor copy would have left.
+// Gathers single rows of a tensor into a stage with 16-byte cp.async copies. The layout is that of
+// a TMA copy.
 #pragma once
 
 #include <cutlass/arch/memory_sm80.h>
@@ -15,21 +15,21 @@ struct RowSource {
   void const* data;
   int64_t batch_stride;
   int64_t head_stride;
-  uint32_t row_chunks;  // from one token to the next, in copies of 16 bytes
-  int32_t head_dim;     // columns beyond are zero
-  int32_t length;       // tokens beyond are zero
+  uint32_t row_chunks;  // stride of a token, in chunks of 16 bytes
+  int32_t head_dim;     // later columns are zero
+  int32_t length;       // later tokens are zero
 };
 
-// Element (row, column) of a stage of `rows` rows: parts of 64 columns lie one behind the other,
-// and in each the 16-byte chunks of a row change places by its number.
+// Index of element (row, column) in a stage of `rows` rows. Slices of 64 columns are stored one
+// after another; within a slice, 16-byte chunks are XOR-swizzled by the row.
 constexpr SPARSE_FMHA_HD int swizzled_place(int row, int column, int rows) {
   return column / 64 * rows * 64 + row * 64 + ((column % 64 / 8) ^ (row % 8)) * 8 + column % 8;
 }
 
 inline constexpr uint32_t kNoRow = 0xffffffff;
 
-// What a lane gathers of rows: 16 bytes of each fourth one, and of those the same in each part of
-// 64 columns.
+// One lane's share of a gather: one 16-byte chunk of every fourth row, at the same place in each
+// slice of 64 columns.
 template <int kHeadDim, class Element>
 class RowGather {
  public:
@@ -38,15 +38,15 @@ class RowGather {
         from_(reinterpret_cast<uint64_t>(static_cast<Element const*>(rows.data) +
                                          batch * rows.batch_stride + head * rows.head_stride +
                                          chunk() * kChunk)) {
-    asm volatile("" : "+l"(from_));  // one product finds a row, not one for each of these
+    asm volatile("" : "+l"(from_));  // one multiplication per row, not one for each of these terms
   }
 
-  // Of 32 rows that a warp gathers, the one whose token this lane names: the eight that a lane
-  // copies of are named by the eight lanes beside it.
+  // Which of 32 rows of a warp this lane supplies the token of. A group of eight lanes supplies the
+  // eight rows that the group copies.
   static __device__ __forceinline__ int lane_row() { return chunk() * 4 + four(); }
 
-  // Rows [first, first + 32) of a stage of kTileRows, by a whole warp: `token` of row
-  // first + lane_row(). There is no row where the tensor has no such token.
+  // Gathers rows [first, first + 32) of a stage of kTileRows rows, by a whole warp. `token` is the
+  // token of row first + lane_row(). A token outside the tensor gives a row of zeros.
   template <int kTileRows>
   __device__ __forceinline__ void gather(int32_t token, int first, Element* stage) const {
     bool const there = static_cast<uint32_t>(token) < static_cast<uint32_t>(rows_.length);
@@ -59,18 +59,18 @@ class RowGather {
   }
 
  private:
-  static constexpr int kChunk = 8;  // elements of a copy
+  static constexpr int kChunk = 8;  // elements per copy
   static constexpr int kChunkBytes = 16;
   static __device__ __forceinline__ int chunk() { return threadIdx.x % 8; }
   static __device__ __forceinline__ int four() { return threadIdx.x % 32 / 8; }
-  // Of the head from the lane's first one on; those beyond are zero.
+  // Columns of the head from the lane's first one; later ones are zero.
   __device__ __forceinline__ int32_t columns() const { return rows_.head_dim - chunk() * kChunk; }
 
-  // kWhole: all rows are there, and all columns of them.
+  // kWhole: all rows and all of their columns exist.
   template <int kTileRows, bool kWhole>
   __device__ __forceinline__ void gather(uint32_t row, int first, Element* stage) const {
     static_assert(kTileRows % 32 == 0 && sizeof(Element) == 2, "8 elements are 16 bytes");
-    // Four rows are copied together. The swizzle repeats after eight rows: two copies.
+    // Four rows are copied at a time. The swizzle repeats every eight rows: two base addresses.
     Element* const even = stage + swizzled_place(first + four(), chunk() * kChunk, kTileRows);
     Element* const odd = stage + swizzled_place(first + 4 + four(), chunk() * kChunk, kTileRows);
     CUTE_UNROLL
@@ -92,7 +92,7 @@ class RowGather {
   uint64_t from_;  // address of the lane's first chunk of token 0
 };
 
-// For each lane, once: the barrier is told when the copies so far have landed.
+// Called once by each lane: arrives at the barrier when the lane's earlier copies have landed.
 __device__ __forceinline__ void arrive_when_gathered(FullBarrier& barrier) {
   cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<uint64_t*>(&barrier));
 }

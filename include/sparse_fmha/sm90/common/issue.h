@@ -1,12 +1,12 @@
-// A product put on the matrix unit.
+// Issue of a WGMMA product.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-// Puts acc (+)= a * b over the first kSteps slices on the matrix unit; the registers are not to be
-// touched before a wait.
+// Issues acc (+)= a * b over the first kSteps slices of K. Registers must not be touched before the
+// next wait.
 template <bool kAccumulate, int kSteps, class Mma, class A, class B, class C>
 __device__ __forceinline__ void issue_mma(Mma mma, A& a, B const& b, C& acc) {
   using namespace cute;

@@ -1,13 +1,13 @@
-// A scale below zero: softmax(-x) of Q.K is softmax(x) of -Q.K, and the maximum is then the right
-// one.
+// Negative scales: softmax(-x * Q.K) is softmax(x * -Q.K), so Q is negated. The row maximum is then
+// correct.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-// The queries of a consumer warpgroup, in shared memory. Its threads call this together, and
-// synchronise afterwards.
+// Negates the queries of a consumer warpgroup in shared memory. All of its threads call this and
+// synchronize afterwards.
 template <class Traits>
 __device__ __forceinline__ void negate_rows(typename Traits::Element* q, int warpgroup) {
   for (int d = 0; d < Traits::kHeadDim; d += 64) {

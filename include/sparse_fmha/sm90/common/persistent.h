@@ -1,4 +1,4 @@
-// Launches of persistent blocks that share a counter of tiles.
+// Launches of persistent kernels, whose thread blocks share a tile counter.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,13 @@
 
 namespace sparse_fmha::sm90 {
 
-// Heads go in equal groups of at most `largest`.
+// Divides the heads into equal groups of at most `largest`.
 inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t tiles,
                                         int32_t largest) {
   int64_t const num_tiles = static_cast<int64_t>(tiles) * heads * batch;
   if (num_tiles > INT32_MAX / 2) {
-    throw std::runtime_error("sparse_fmha: batch * heads * query tiles is " +
-                             std::to_string(num_tiles) + ", above 2^30");
+    throw std::runtime_error("sparse_fmha: batch * heads * query tiles must be at most 2^30, got " +
+                             std::to_string(num_tiles));
   }
   int32_t const instances = heads * batch;
   int32_t const groups = ceil_div(instances, largest);
@@ -26,7 +26,14 @@ inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t ti
           instances, ceil_div(instances, groups)};
 }
 
-// The number of blocks to launch. The counter is cleared on the stream, where it is needed.
+// The number of heads processed side by side: as many as keep in the L2 cache what the blocks of a
+// head share, which takes `bytes`.
+inline int32_t heads_in_cache(double bytes) {
+  constexpr double kCacheBytes = 24e6;
+  return static_cast<int32_t>(std::clamp(kCacheBytes / bytes, 1.0, 16.0));
+}
+
+// Returns the number of thread blocks to launch. Clears the counter on the stream if one is needed.
 inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext const& context) {
   int const blocks = std::min(scheduler.num_tiles, multiprocessor_count());
   if (scheduler.num_tiles > blocks) {
@@ -36,6 +43,22 @@ inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext con
                "clearing the tile counter");
   }
   return blocks;
+}
+
+// Launches a persistent kernel. `params`, which has the scheduler, is of a type that only this
+// kernel takes.
+template <int kThreads, int kSmemBytes, class Params>
+void launch_persistent(void (*kernel)(Params), Params& params, ExecutionContext const& context,
+                       char const* what) {
+  static OncePerDevice raise_limit;
+  raise_limit([&] {
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
+        "raising the shared-memory limit");
+  });
+  int const blocks = prepare_persistent(params.scheduler, context);
+  kernel<<<blocks, kThreads, kSmemBytes, static_cast<cudaStream_t>(context.stream)>>>(params);
+  check_cuda(cudaGetLastError(), what);
 }
 
 }  // namespace sparse_fmha::sm90

@@ -1,11 +1,11 @@
-// What a block keeps in shared memory.
+// Shared-memory storage of a thread block.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts the bytes of a copy
+using FullBarrier = cutlass::arch::ClusterTransactionBarrier;  // counts the bytes of copies
 using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
 // Index and phase of a ring of stages.
@@ -27,7 +27,7 @@ struct RingState {
   }
 };
 
-// Stages of one operand between the producer and the consumers.
+// A ring of stages of one operand, between the producer and the consumers.
 template <int Stages>
 struct Ring {
   FullBarrier full[Stages];
@@ -39,16 +39,16 @@ struct Ring {
       empty[i].init(consumer_warps);
     }
   }
-  // Producer: returns when the stage is free.
+  // Producer: waits until the stage is free.
   __device__ __forceinline__ void acquire(RingState<Stages> const& s) {
     empty[s.index].wait(s.phase ^ 1);
   }
-  // Producer: `bytes` are about to land in the stage.
+  // Producer: announces that `bytes` will land in the stage.
   __device__ __forceinline__ void expect(RingState<Stages> const& s, uint32_t bytes) {
     full[s.index].arrive_and_expect_tx(bytes);
   }
   __device__ __forceinline__ void wait(RingState<Stages> const& s) { full[s.index].wait(s.phase); }
-  // Consumer: one arrival of each warp that has read the stage.
+  // Consumer: one arrival per warp that has read the stage.
   __device__ __forceinline__ void release(RingState<Stages> const& s) {
     if (threadIdx.x % 32 == 0) {
       empty[s.index].arrive();
@@ -56,12 +56,13 @@ struct Ring {
   }
 };
 
-// Keeps the compiler from moving memory accesses across a barrier operation, which alone does not.
+// Keeps the compiler from moving memory accesses across a barrier operation. The operation alone
+// does not.
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
 
-// The query tile at hand, from the producer to all others. Every reader reads it itself, from one
-// address: the compiler then knows that a warp agrees on it, and keeps the loops over its key tiles
-// in uniform registers.
+// Passes the current query tile from the producer to all readers. Every thread reads it from the
+// same address, so the compiler knows that it is uniform in a warp and keeps the loops over key
+// tiles in uniform registers.
 template <class Work>
 struct WorkSlot {
   Ring<1> ring;
@@ -102,7 +103,7 @@ struct SharedStorage {
   alignas(1024) Element v[Traits::kStages * kTileElements];
   alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : kQueryElements];
 
-  Ring<1> ring_q[Traits::kConsumers];  // each warpgroup's 64 rows on their own
+  Ring<1> ring_q[Traits::kConsumers];  // one per warpgroup, for its 64 rows
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
   WorkSlot<typename Geometry::Work> work;

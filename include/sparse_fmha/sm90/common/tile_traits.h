@@ -1,5 +1,5 @@
-// What kernels share that walk over the key tiles of a query tile: tiles, shared-memory layouts,
-// matrix instructions.
+// Traits shared by the kernels that walk the key tiles of a query tile: tiles, shared-memory
+// layouts, matrix instructions.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
@@ -7,12 +7,12 @@
 
 namespace sparse_fmha::sm90 {
 
-// Config: a row of a list of kernels.
+// Config: a row of a kernel list.
 template <class Config>
 struct TileTraits {
   using Element = typename Config::Element;
   static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;  // columns in shared memory
-  static constexpr int kScoreSteps = Config::kHeadDim / 16;  // of Q.K; columns beyond are zero
+  static constexpr int kScoreSteps = Config::kHeadDim / 16;  // of Q.K; later columns are zero
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
   static constexpr int kStages = Config::kStages;
@@ -32,7 +32,7 @@ struct TileTraits {
   // The 64K registers of a multiprocessor, moved from the producer to the consumers.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
-  static constexpr int kMovedRegisters = 8;  // from them, where rows are gathered
+  static constexpr int kMovedRegisters = 8;  // taken from the consumers when rows are gathered
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using TransposedAtom = cute::GMMA::Layout_MN_SW128_Atom<Element>;
@@ -40,8 +40,7 @@ struct TileTraits {
       RowMajorAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kHeadDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(
       RowMajorAtom{}, cute::Shape<cute::Int<kTileK>, cute::Int<kHeadDim>, cute::Int<kStages>>{}));
-  // V as the second operand of P.V, [kHeadDim, kTileK]: the same bytes as a row-major
-  // [kTileK, kHeadDim].
+  // V as operand B of P.V, [kHeadDim, kTileK]: the same bytes as a row-major [kTileK, kHeadDim].
   using LayoutVt = decltype(cute::tile_to_shape(
       TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>, cute::Int<kStages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));

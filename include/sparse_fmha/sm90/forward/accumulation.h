@@ -1,4 +1,4 @@
-// What a consumer warpgroup does with a query tile: products, softmax, products.
+// The main loop of a consumer warpgroup for one query tile: Q.K, softmax, P.V.
 #pragma once
 
 #include "sparse_fmha/device/skip_vote.h"
@@ -38,7 +38,7 @@ struct Accumulation {
   int const warpgroup;  // among the consumers
   Stages<Traits, Geometry>& stages;
 
-  // The sum over the walk's key tiles, not yet normalised.
+  // Computes the sum over the walk's key tiles, not yet normalized.
   template <class Walk, class Output>
   __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
                                       RingState<1> const& state_q, Store& store,
@@ -52,7 +52,7 @@ struct Accumulation {
     auto frag_v = operand_v<Traits>(smem.v);
     Weights<Traits> weights;
     auto take_weights = [&](auto const& scores) { convert_into(scores, weights); };
-    // The next tile's queries can come as soon as the last scores are there.
+    // The next tile's queries may be loaded as soon as the last scores are done.
     auto release_q = [&](bool last) {
       if (!Traits::kOutputReplacesQ && last) {
         smem.ring_q[warpgroup].release(state_q);
@@ -85,7 +85,7 @@ struct Accumulation {
       }
       if constexpr (Traits::kVotes) {
         softmax.row_tops(scores, high);
-        vote.template leaves_out<true>(high);  // never the first: only counted
+        vote.template leaves_out<true>(high);  // never true for the first tile: only counts
         softmax.template update<true>(scores, high, rescale);
       } else {
         softmax.template update<true>(scores, rescale);
@@ -93,7 +93,7 @@ struct Accumulation {
       take_weights(scores);
     }
 
-    // The weights at hand meet their values.
+    // Multiplies the pending weights with their values.
     auto finish_weights = [&](int i) {
       stages.wait(smem.ring_v, walk, i, state);
       issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, state.index), output);
@@ -101,13 +101,13 @@ struct Accumulation {
       warpgroup_fence_operand(output);
       smem.ring_v.release(state);
     };
-    // Gives back values that no weights meet.
+    // Releases values that no weights need.
     auto drop_values = [&](int i, RingState<Traits::kStages> const& place) {
       stages.wait(smem.ring_v, walk, i, place);
       smem.ring_v.release(place);
     };
     RingState<Traits::kStages> previous;
-    // Until the keys of the i-th tile are there.
+    // Waits for the keys of the i-th tile.
     constexpr typename Policy::Streams kOthers{};
     auto reach = [&](int i, auto others) {
       previous = state;
@@ -115,17 +115,17 @@ struct Accumulation {
       stages.template enter<others.value>(walk, i);
       stages.template wait<others.value>(smem.ring_k, walk, i, state);
     };
-    // Until the weights before these have met their values.
+    // Waits for the product of the previous weights with their values.
     auto end_multiply = [&] {
       warpgroup_wait<0>();
       warpgroup_fence_operand(output);
       smem.ring_v.release(previous);
     };
-    // Scores of the i-th tile, which has been reached, while weights of the one before it, if any
-    // are at hand, meet their values; then new weights. kAhead: of scores against the reference as
-    // it stands, not against their maximum. Tells whether that was all there is to do (kAhead), or
-    // whether there are weights, or the tile was left out. One lambda for both: parts of it in
-    // others made ptxas put the wait for P.V elsewhere, which took 5% at 64 columns.
+    // Computes scores of the i-th tile, whose keys have landed, while the pending weights of the
+    // previous tile (if any) are multiplied with their values; then new weights. kAhead: weights
+    // are relative to the current reference, not to the maximum. Returns whether no rare case
+    // remains (kAhead), or whether there are weights or the tile was skipped (otherwise). One
+    // lambda for both: splitting it made ptxas move the wait for P.V, which cost 5% at 64 columns.
     auto step = [&](int i, auto masked, auto has_weights, auto ahead, auto others) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
@@ -156,7 +156,7 @@ struct Accumulation {
       warpgroup_fence_operand(scores);
       if constexpr (kMasked && Policy::kMaskLookUp == MaskLookUp::kBeforeRelease) {
         if (is_masked(walk, i)) {
-          seen = mask.look_up(work, place);  // from the stage: before that is released
+          seen = mask.look_up(work, place);  // read from the stage before it is released
         }
       }
       if constexpr (kAhead) {
@@ -226,8 +226,7 @@ struct Accumulation {
             return false;
           }
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
-            // As where nothing is left out, bit by bit; the keys may be gone, but the maximum is
-            // known.
+            // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
             moved = softmax.weigh_known(scores, high, rescale);
           } else {
             moved = softmax.template update<kMasked>(scores, high, rescale);
@@ -251,7 +250,7 @@ struct Accumulation {
     int i = 1;
     bool has_weights = true;
     constexpr typename Policy::MaximumFirst kMaximumFirst{};
-    // Whether the i-th tile is for other warpgroups alone; it is then passed over.
+    // Passes over the i-th tile if only other warpgroups need it; returns whether it did.
     auto is_for_others = [&](int i) {
       if constexpr (Policy::kNeeded) {
         auto next = state;
@@ -277,8 +276,8 @@ struct Accumulation {
       return false;
     };
     if constexpr (Traits::kVotes) {
-      // In a function, as the loops of loops.h are, this one compiles to other code. The values of
-      // the tile before are always still to be met or given back.
+      // This one compiles to different code if it is a function like those in loops.h. The values
+      // of the previous tile always still have to be multiplied or released.
       auto visit = [&](auto masked) {
         reach(i, kOthers);
         has_weights = has_weights ? step(i, masked, true_type{}, kMaximumFirst, kOthers)
@@ -291,7 +290,7 @@ struct Accumulation {
         }
         visit(true_type{});
       }
-      // Loops of their own for both cases keep the stages in uniform registers.
+      // Separate loops for the two cases keep the stages in uniform registers.
       constexpr bool_constant<Policy::kByWalk> kRest{};
       CUTE_NO_UNROLL
       while (i < tiles) {
@@ -322,7 +321,7 @@ struct Accumulation {
   }
 
  private:
-  // Whether a key tile that may be partial is.
+  // Whether a key tile that may be partial is partial.
   template <class Walk>
   static __device__ __forceinline__ bool is_masked(Walk const& walk, int i) {
     if constexpr (Policy::kByWalk) {

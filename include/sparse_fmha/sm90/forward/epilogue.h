@@ -1,5 +1,5 @@
-// From a warpgroup's accumulator to global memory, through shared memory and a tensor copy that
-// clips it.
+// The epilogue: from a warpgroup's accumulator to global memory, through shared memory and a TMA
+// store that clips.
 #pragma once
 
 #include "sparse_fmha/sm90/common/convert.h"
@@ -15,7 +15,7 @@ struct Epilogue {
   SharedStorage<Traits, Geometry>& smem;
   int const warpgroup;  // among the consumers
 
-  // The warpgroup's threads call this together.
+  // Called by all threads of the warpgroup.
   template <class Output>
   __device__ __forceinline__ void store(Output const& output, typename Geometry::Work const& work) {
     using namespace cute;
@@ -47,7 +47,7 @@ struct Epilogue {
   }
 
   __device__ __forceinline__ void sync() {
-    constexpr int kFirstBarrier = 3;  // after the consumers' turns
+    constexpr int kFirstBarrier = 3;  // after those of the consumers' turns
     cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
   }
 };

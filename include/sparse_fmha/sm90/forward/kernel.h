@@ -1,4 +1,4 @@
-// The kernel: who plays which part.
+// The forward kernel: the role of each warp.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
@@ -7,14 +7,14 @@
 
 namespace sparse_fmha::sm90 {
 
-// The producer's warpgroup, the consumers', and one that gathers rows where that is needed.
+// Threads of the producer warpgroup, the consumers, and a gather warpgroup if there is one.
 template <class Traits, class Geometry>
 inline constexpr int kBlockThreads = Traits::kThreads + 32 * Geometry::kGatherWarps;
 
 template <class Traits, class Geometry, class Mechanism>
 __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
-  // Here, as the host's compiler does not know what functions of the GPU return.
+  // Checked here because the host compiler does not know the return types of device functions.
   static_assert(is_geometry<Geometry, Traits>());
   extern __shared__ __align__(1024) char raw_smem[];
   auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
     for (auto& ring : smem.ring_q) {
       ring.init(4);
     }
-    // Each lane that gathers or works out masks arrives, and one for tensor copies.
+    // Arrivals per stage: each lane that gathers or computes masks, and one for TMA copies.
     constexpr int kGatherers = Producer<Traits, Geometry, Mechanism>::kRowWarps;
     constexpr int kProducers = 1 + (kGathers<Geometry> ? 32 * kGatherers : 0);
     smem.ring_k.init(Traits::kConsumerWarps, kProducers + 32 * kMaskWarps<Geometry>);
@@ -35,11 +35,12 @@ __global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
   geometry.init();
   __syncthreads();
 
-  // Who gathers takes registers from both consumers: a warpgroup of its own, or the producer's.
+  // Gathering takes registers from both consumers. It runs in its own warpgroup or in the
+  // producer's.
   constexpr bool kMoreWarps = Geometry::kGatherWarps > 0;
   constexpr int kMoved = kGathers<Geometry> ? Traits::kMovedRegisters : 0;
   constexpr int kConsumerRegisters = Traits::kConsumerRegisters - kMoved;
-  constexpr int kGatherRegisters = 256 - kConsumerRegisters;  // as has the producer's warpgroup
+  constexpr int kGatherRegisters = 256 - kConsumerRegisters;  // as for the producer's warpgroup
   constexpr int kProducerRegisters =
       kMoreWarps ? kGatherRegisters : Traits::kProducerRegisters + 2 * kMoved;
   using Producers = Producer<Traits, Geometry, Mechanism>;

@@ -1,4 +1,4 @@
-// What the launcher hands to the kernel.
+// Parameters of the kernel.
 #pragma once
 
 #include <cuda.h>
@@ -13,11 +13,11 @@ template <class Geometry, class Mechanism>
 struct KernelParams {
   typename Geometry::Params geometry;  // tensors and tile shapes
   typename Mechanism::Params sparsity;
-  int32_t heads_per_kv;  // query heads that share a key head
+  int32_t heads_per_kv;  // query heads per key head
   float scale_log2;      // |scale| * log2(e), never zero
   bool negate;           // the scale is negative
   Scheduler scheduler;
-  SkipParams skip;  // last: other kernels do not read it
+  SkipParams skip;  // last: kernels without skipping do not read it
 };
 
 }  // namespace sparse_fmha::sm90

@@ -1,4 +1,4 @@
-// The registry row of a kernel that walks over the key tiles of a query tile.
+// The registry row of a kernel that walks the key tiles of a query tile.
 #pragma once
 
 #include "sparse_fmha/sm90/common/data_type.h"
@@ -6,7 +6,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Traits: those of the pass for the Config.
+// Traits: the pass's traits for the Config.
 template <class Config, class Traits>
 KernelRow row_of(char const* name) {
   using Mechanism = typename Config::Mechanism;

@@ -1,4 +1,4 @@
-// The registry row of a kernel of the forward pass.
+// The registry row of a forward kernel.
 #pragma once
 
 #include "sparse_fmha/sm90/forward/consumer.h"

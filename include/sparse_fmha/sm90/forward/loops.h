@@ -1,13 +1,13 @@
-// The loops over the key tiles of a walk: first the partial tiles, then the rest. What they are
-// made of, such as the step, is in accumulation.h.
+// The loops over the key tiles of a walk: partial tiles, then the rest. Their parts, such as the
+// step, are in accumulation.h.
 #pragma once
 
 #include "sparse_fmha/sm90/forward/step_policy.h"
 
 namespace sparse_fmha::sm90 {
 
-// From tile i on. Where consumers need different ones, also over full tiles until weights are at
-// hand.
+// Starts at tile i. If consumers need different tiles, also covers full tiles until there are
+// weights.
 template <class Policy, class Walk, class Reach, class Step, class IsForOthers>
 __device__ __forceinline__ void loop_over_partial(Walk const& walk, int tiles, int& i,
                                                   bool& has_weights, Reach const& reach,
@@ -17,7 +17,7 @@ __device__ __forceinline__ void loop_over_partial(Walk const& walk, int tiles, i
   constexpr typename Policy::No kNo{};
   constexpr typename Policy::Streams kOthers{};
   if constexpr (Policy::kPartialLoop == PartialLoop::kNeeded) {
-    // Some of the partial tiles are for the other warpgroups alone.
+    // Some partial tiles are only for other warpgroups.
     constexpr cute::bool_constant<Policy::kReference == Reference::kLagsOfMasked> kAhead{};
     CUTE_NO_UNROLL
     for (; i < tiles && (i < walk.num_partial || !has_weights); ++i) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ void loop_over_partial(Walk const& walk, int tiles, i
   }
 }
 
-// From tile i on.
+// Starts at tile i.
 template <class Policy, class Walk, class Reach, class Step>
 __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int& i,
                                                Reach const& reach, Step const& step) {
@@ -50,8 +50,8 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
   constexpr typename Policy::No kNo{};
   constexpr typename Policy::MaximumFirst kMaximumFirst{};
   constexpr typename Policy::Streams kOthers{};
-  // Steps against the reference as it stands, up to `end`. What happens rarely ends them, so that
-  // ptxas has no code for it in the loop, where jumps around it take 2% of the time.
+  // Steps against the current reference, up to `end`. A rare case ends the loop, so that ptxas
+  // emits no code for it inside; jumps around such code cost 2% of the time.
   [[maybe_unused]] auto steps_ahead = [&](int end, auto others) {
     constexpr typename Policy::Ahead kAhead{};
     CUTE_NO_UNROLL
@@ -64,7 +64,7 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
     }
   };
   if constexpr (Policy::kRestLoop == RestLoop::kSpans) {
-    // The first and the last ones are masked.
+    // The first and the last tiles are masked.
     int masked_end = walk.whole.begin;
     CUTE_NO_UNROLL
     while (i < tiles) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ void loop_over_rest(Walk const& walk, int tiles, int&
           steps_ahead(walk.whole.end, kNo);
         }
       }
-      // Stages of its own a consumer gives back as early as it can: fetching them is the limit.
+      // A consumer releases its own stages as early as it can: loading them is the bottleneck.
       CUTE_NO_UNROLL
       for (; i < walk.whole.end; ++i) {
         reach(i, kOthers);

@@ -1,11 +1,11 @@
-// The operands of a consumer warpgroup's matrix products.
+// Operands of a consumer warpgroup's matrix products.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-// Its 64 rows of the query tile.
+// The warpgroup's 64 rows of the query tile.
 template <class Traits>
 __device__ __forceinline__ auto operand_q(typename Traits::Element* q, int warpgroup) {
   using namespace cute;
@@ -26,8 +26,7 @@ __device__ __forceinline__ auto operand_v(typename Traits::Element* v) {
   return typename Traits::MmaPV{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
 }
 
-// Weights, in registers: the accumulator of Q.K is, register for register, the
-// first operand of P.V.
+// Weights in registers: the accumulator of Q.K has the register layout of operand A of P.V.
 template <class Traits>
 using Weights = decltype(cute::make_tensor<typename Traits::Element>(
     cute::Layout<cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1,

@@ -1,6 +1,6 @@
-// The producer warps: one walks the key tiles and keeps their stages filled, and one for each
-// consumer loads its queries, so that no consumer waits for another to be done with its own. The
-// first of these hands out the query tiles, too: what that takes passes while a tile is computed.
+// The producer warps. One walks the key tiles and fills their stages. One per consumer loads its
+// queries, so that no consumer waits for another to finish with its queries; the first of these
+// also hands out query tiles, while the current tile is computed.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
@@ -15,11 +15,12 @@ struct Producer {
   using Storage = SharedStorage<Traits, Geometry>;
   using Work = typename Geometry::Work;
   static constexpr int kStages = Traits::kStages;
-  // That read the work slot.
+  // Warps that read the work slot to load keys.
   static constexpr int kKeyWarps = kWarpLoads<Geometry> ? 2 : 1;
   static constexpr int kThreads =
       32 * (kKeyWarps + Geometry::kGatherWarps + kMaskWarps<Geometry>)+Traits::kConsumers - 1;
-  // That gather the rows of a stage; where there are as many more, these have the values.
+  // Warps that gather the rows of a stage. If there are twice as many, half of them gather the
+  // values.
   static constexpr int kRowWarps = Geometry::kGatherWarps > 0 ? Traits::kTileK / 32 : 1;
   static_assert(Geometry::kGatherWarps <= kRowWarps ||
                     (Geometry::kGatherWarps == 2 * kRowWarps && !Traits::kKeysAhead),
@@ -29,7 +30,7 @@ struct Producer {
   Storage& smem;
   Geometry const geometry;
 
-  // For a whole warp: loads the keys and values of each query tile.
+  // Run by a whole warp: loads the keys and values of each query tile.
   __device__ __forceinline__ void run_keys() {
     RingState<kStages> state;
     RingState<1> state_work;
@@ -38,7 +39,7 @@ struct Producer {
     }
   }
 
-  // For a whole warp, where its lanes copy a box of a stage each: loads the keys, or the values.
+  // Run by a whole warp, if each lane copies a box of a stage: loads the keys or the values.
   template <bool kValues>
   __device__ __forceinline__ void run_boxes() {
     RingState<kStages> state;
@@ -48,7 +49,7 @@ struct Producer {
       auto boxes = geometry.boxes(work);
       CUTE_NO_UNROLL
       for (int i = 0; i < boxes.count; ++i) {
-        // Nothing that takes time stands between a stage that is free and its copy.
+        // Nothing slow happens between a stage becoming free and its copy.
         auto const box = boxes.next(i);
         auto const source = geometry.source(work, box);
         uint32_t bytes = geometry.copied_bytes(source);
@@ -74,7 +75,7 @@ struct Producer {
     }
   }
 
-  // For a whole warp, where rows are gathered: its part of the rows, in the order of use.
+  // Run by a whole warp, if rows are gathered: its share of the rows, in order of use.
   __device__ __forceinline__ void run_rows(int warp) {
     if constexpr (!Traits::kKeysAhead) {
       constexpr bool kShares = Geometry::kGatherWarps == 2 * kRowWarps;
@@ -90,7 +91,7 @@ struct Producer {
     }
   }
 
-  // For a whole warp, where masks are worked out beside the copies: those of the partial tiles.
+  // Run by a whole warp: the masks of partial tiles, computed while copies run.
   __device__ __forceinline__ void run_masks() {
     RingState<kStages> state;
     RingState<1> state_work;
@@ -110,8 +111,8 @@ struct Producer {
     }
   }
 
-  // For one thread: hands out the query tiles and loads the first consumer's queries. Where there
-  // are lists to look through, for its warp.
+  // Run by one thread: hands out the query tiles and loads the first consumer's queries. If there
+  // are lists to look through, run by a whole warp.
   __device__ __forceinline__ void run_work() {
     RingState<1> state;
     int32_t index = blockIdx.x;
@@ -129,33 +130,33 @@ struct Producer {
           __syncwarp();
         }
       });
-      Work const& work = smem.work.work;  // stays there: this thread has few registers
+      Work const& work = smem.work.work;  // left in shared memory: this thread has few registers
       if (work.tile.batch < 0) {
         return;
       }
       if (leads) {
         load_queries(work, 0, state);
-        // Now, when this query tile begins: a block that takes its next one earlier than it must
-        // leaves others idle at the end.
+        // Taken only when this query tile begins: a block that takes its next tile too early leaves
+        // others idle at the end.
         index = params.scheduler.take();
       }
       if constexpr (kWarpLoads<Geometry>) {
-        __syncwarp();  // nobody prepares the next one before all have read this one
+        __syncwarp();  // all have read this tile before the next is prepared
       }
       state.advance();
     }
   }
 
-  // For one thread: loads the queries of another consumer.
+  // Run by one thread: loads the queries of another consumer.
   __device__ __forceinline__ void run_queries(int consumer) {
-    RingState<1> state;  // of the work and of the queries: one of each a tile
+    RingState<1> state;  // of the work and of the queries: both advance once per tile
     for (Work work; take_work(work, state); state.advance()) {
       load_queries(work, consumer, state);
     }
   }
 
  private:
-  // The query tile at hand; false where none is left.
+  // Reads the current query tile; false if none is left.
   __device__ __forceinline__ bool take_work(Work& work, RingState<1> const& state) {
     work = smem.work.get(state);
     return work.tile.batch >= 0;
@@ -169,7 +170,7 @@ struct Producer {
     geometry.load_q(ring.full[0], smem.q + consumer * 64 * 64, work, consumer);
   }
 
-  // A consumer multiplies the next key tile before the present value tile.
+  // A consumer multiplies the next key tile before the current value tile.
   __device__ __forceinline__ void run_rows_ahead(int warp) {
     RingState<kStages> state;
     RingState<1> state_work;
@@ -198,7 +199,7 @@ struct Producer {
     }
   }
 
-  // kKeys, kValues: of which tensors.
+  // kKeys, kValues: which tensors to gather.
   template <bool kKeys, bool kValues>
   __device__ __forceinline__ void run_rows_of(int part) {
     RingState<kStages> state;
@@ -221,7 +222,7 @@ struct Producer {
     }
   }
 
-  // In the order of use.
+  // In order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
     auto boxes = geometry.boxes(work);
@@ -251,7 +252,7 @@ struct Producer {
     for (int i = 0; i <= boxes.count; ++i) {
       auto const previous_source = source;
       if (i < boxes.count) {
-        // Nothing that takes time stands between a stage that is free and its copy.
+        // Nothing slow happens between a stage becoming free and its copy.
         auto const box = boxes.next(i);
         source = geometry.source(work, box);
         smem.ring_k.acquire(state);

@@ -1,4 +1,4 @@
-// What every launch of a Hopper kernel shares.
+// The common part of every launch of a Hopper kernel.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Fills in what does not depend on the geometry, and launches.
+// Fills in the parameters that do not depend on the geometry, and launches.
 template <class Traits, class Geometry, class Mechanism>
 void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
                 ExecutionContext const& context) {
@@ -21,18 +21,9 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.negate = p.scale < 0;
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts), p.heads_q};
 
-  auto* kernel = &attention_kernel<Traits, Geometry, Mechanism>;
-  constexpr int kSmemBytes = sizeof(SharedStorage<Traits, Geometry>);
-  static OncePerDevice raise_limit;
-  raise_limit([&] {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
-        "raising the shared-memory limit");
-  });
-  int const blocks = prepare_persistent(params.scheduler, context);
-  kernel<<<blocks, kBlockThreads<Traits, Geometry>, kSmemBytes,
-           static_cast<cudaStream_t>(context.stream)>>>(params);
-  check_cuda(cudaGetLastError(), "launching the attention kernel");
+  launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>)>(
+      &attention_kernel<Traits, Geometry, Mechanism>, params, context,
+      "launching the attention kernel");
 }
 
 }  // namespace sparse_fmha::sm90

@@ -1,6 +1,6 @@
-// Scores of a warp's 16 rows once more, when those that its warpgroup had computed are gone and
-// its other warps do not need them again: the warp multiplies on its own. This is rare, so it is
-// short and not fast.
+// Recomputes the scores of a warp's 16 rows, when the warpgroup's scores are gone and its other
+// warps do not need theirs again: the warp multiplies on its own. This is rare, so the code is
+// short, not fast.
 #pragma once
 
 #include "sparse_fmha/device/mma_tile.h"
@@ -8,8 +8,8 @@
 
 namespace sparse_fmha::sm90 {
 
-// q: the query tile; k: a stage of keys, both still in shared memory, 64 columns at a time and in
-// the 128-byte swizzle. Element by element in the order of the warpgroup's accumulator.
+// q: the query tile; k: a stage of keys. Both are still in shared memory, in slices of 64 columns
+// with the 128-byte swizzle. Elements are in the order of the warpgroup's accumulator.
 template <class Traits, class Scores>
 __device__ __forceinline__ void scores_again(typename Traits::Element const* q,
                                              typename Traits::Element const* k, int warpgroup,
@@ -23,11 +23,11 @@ __device__ __forceinline__ void scores_again(typename Traits::Element const* q,
   for (int n = 0; n < Traits::kTileK / 8; ++n) {
     float c[4] = {};
     int lane = threadIdx.x;
-    asm volatile("" : "+r"(lane));  // anew for each n: addresses of all of them are too many
+    asm volatile("" : "+r"(lane));  // recomputed for each n: all addresses are too many at once
     int const group = lane % 32 / 4;
     int const pair = lane % 4 * 2;
     int const query = warpgroup * 64 + lane % 128 / 32 * 16 + group;
-    // Not from `pair` on: a loop that lanes might leave one by one costs ptxas the uniform
+    // Does not start at `pair`: a loop that lanes may leave one by one costs ptxas the uniform
     // registers of the whole kernel.
     CUTE_NO_UNROLL
     for (int step = 0; step < Traits::kScoreSteps; ++step) {

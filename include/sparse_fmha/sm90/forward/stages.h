@@ -1,4 +1,4 @@
-// The stages of the rings in the order in which a consumer warpgroup walks over them.
+// The ring stages, in the order in which a consumer warpgroup visits them.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
@@ -12,9 +12,9 @@ template <class Traits, class Geometry>
 struct Stages {
   SharedStorage<Traits, Geometry>& smem;
   int const warpgroup;               // among the consumers
-  RingState<Traits::kStages> state;  // of the key tile at hand; its value tile has the same
+  RingState<Traits::kStages> state;  // of the current key tile; its value tile has the same
 
-  // The next `count` of the `loaded` key tiles are for other warpgroups.
+  // Passes over the next `count` of the `loaded` key tiles, which are for other warpgroups.
   __device__ __forceinline__ void pass_over(int count, int loaded) {
     CUTE_NO_UNROLL
     for (int i = 0; i < count; ++i) {
@@ -30,7 +30,8 @@ struct Stages {
     }
   }
 
-  // From the stage before the i-th of the walk to that; kOthers: the other's may lie between them.
+  // Advances to the i-th stage of the walk. kOthers: a stage of the other consumer may come before
+  // it.
   template <bool kOthers = kHasStreams<Geometry>, class Walk>
   __device__ __forceinline__ void enter(Walk const& walk, int i) {
     if constexpr (kOthers) {
@@ -39,8 +40,8 @@ struct Stages {
       }
     }
   }
-  // Until the i-th stage of the walk, at `place`, has landed. The one that is passed over on the
-  // way is given back here, keys and values each in their time: the products do not wait.
+  // Waits until the i-th stage of the walk, at `place`, has landed. A stage passed over before it
+  // is released here, keys and values separately, so the products do not wait.
   template <bool kOthers = kHasStreams<Geometry>, class Walk>
   __device__ __forceinline__ void wait(Ring<Traits::kStages>& ring, Walk const& walk, int i,
                                        RingState<Traits::kStages> const& place) {
@@ -54,7 +55,7 @@ struct Stages {
     }
     ring.wait(place);
     if constexpr (kGathers<Geometry>) {
-      cutlass::arch::fence_view_async_shared();  // the matrix unit reads what threads have copied
+      cutlass::arch::fence_view_async_shared();  // makes copies visible to the matrix unit
     }
   }
 };

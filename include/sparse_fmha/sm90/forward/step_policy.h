@@ -1,5 +1,5 @@
-// How a consumer goes over the key tiles of a query tile: every choice that depends on the kernel's
-// shape or on the geometry, made in this one place. What is measured of them is in docs/design.md.
+// How a consumer processes the key tiles of a query tile. Every choice that depends on the kernel's
+// shape or the geometry is made here. docs/design.md has the measurements.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
@@ -7,41 +7,41 @@
 
 namespace sparse_fmha::sm90 {
 
-// What scores become weights against.
+// What the weights of a tile are relative to.
 enum class Reference {
   kMaximum,      // their maximum, which is found first
-  kLags,         // the reference as it stands; of masked scores still the maximum
-  kLagsOfMasked  // the same, also of masked scores
+  kLags,         // the current reference; for masked scores still the maximum
+  kLagsOfMasked  // the current reference, also for masked scores
 };
 
 // When the mask of a tile is looked up.
 enum class MaskLookUp {
   kUnderScores,    // while its scores are being computed
-  kBeforeRelease,  // behind them, while its stage is there
-  kAfterRelease    // behind them, when the stage has been given back
+  kBeforeRelease,  // after them, before its stage is released
+  kAfterRelease    // after them, when the stage has been released
 };
 
-// When weights against the reference as it stands are rounded.
+// When weights relative to the current reference are rounded.
 enum class Rounding {
-  kUnderExponentials,  // before their sum is judged, while they could still become others
+  kUnderExponentials,  // before their sum is checked, when they may still change
   kAfterSum
 };
 
-// Where P.V is waited for when the maximum is found first.
+// Where to wait for P.V if the maximum is found first.
 enum class ValueWait {
-  kBehindFirst,  // the first exponentials, for rounding beside the others
-  kBehindLast    // where ptxas puts it, and must where three consumers share the matrix unit
+  kBehindFirst,  // after the first exponentials, so rounding overlaps the others
+  kBehindLast    // where ptxas puts it; required if three consumers share the matrix unit
 };
 
-// Who drives the steps. Partial tiles come first, then the rest.
+// The loops that run the steps: partial tiles, then the rest.
 enum class PartialLoop {
-  kAll,    // each partial tile
+  kAll,    // every partial tile
   kNeeded  // those that a consumer needs; it passes over the others
 };
 enum class RestLoop {
   kEach,  // tile by tile
-  kLags,  // against the reference as it stands, until something rare has to be seen to
-  kSpans  // masked ones, then some without a mask, then masked ones
+  kLags,  // against the current reference, until a rare case has to be handled
+  kSpans  // masked tiles, then tiles without a mask, then masked ones
 };
 
 template <class Traits, class Geometry>
@@ -49,19 +49,19 @@ struct StepPolicy {
   static constexpr bool kNeeded = Geometry::kStageUse == StageUse::kNeeded;
   static constexpr bool kByWalk = Geometry::kMaskedStages == MaskedStages::kByWalk;
 
-  // A thread has registers for the mask of scores that are still being computed, or not.
+  // Depends on whether a thread has registers for the mask while the scores are being computed.
   static constexpr MaskLookUp kMaskLookUp = Traits::kHeadDim <= 128 ? MaskLookUp::kUnderScores
                                             : Geometry::kMaskFrom == MaskFrom::kPositions
                                                 ? MaskLookUp::kAfterRelease
                                                 : MaskLookUp::kBeforeRelease;
 
-  // At 64 columns the unit for exponentials is as busy as the matrix unit, at 256 a thread has no
+  // At 64 columns the exponential unit is as busy as the matrix unit. At 256 a thread has no
   // registers to keep scores until their sum is known.
   static constexpr Reference kReference = Traits::kHeadDim != 128 ? Reference::kMaximum
                                           : kNeeded               ? Reference::kLagsOfMasked
                                                                   : Reference::kLags;
 
-  // With two consumers a thread has registers for weights and what they are rounded to.
+  // With two consumers a thread has registers for both the weights and their rounded values.
   static constexpr Rounding kRounding =
       Traits::kConsumers == 2 ? Rounding::kUnderExponentials : Rounding::kAfterSum;
 
@@ -76,15 +76,15 @@ struct StepPolicy {
 
   static_assert(!(Traits::kTakeTurns && kNeeded), "warpgroups in turns do equal numbers of steps");
 
-  // What a step is told, as types: whether its tile may be masked, whether the weights of the tile
-  // before are at hand, whether its scores are weighed against the reference as it stands, and
-  // whether another consumer's stages may lie before it.
+  // Compile-time flags of a step: whether its tile may be masked, whether weights of the previous
+  // tile are pending, whether weights are relative to the current reference, and whether stages of
+  // another consumer may come before it.
   using Yes = cute::true_type;
   using No = cute::false_type;
   using Ahead = Yes;
   using MaximumFirst = No;
   using Streams = cute::bool_constant<kHasStreams<Geometry>>;
-  // Whether a tile behind the partial ones may be masked.
+  // Whether a tile after the partial ones may be masked.
   using RestMasked = cute::bool_constant<kByWalk>;
 };
 

@@ -1,4 +1,4 @@
-// The compile-time shape of a kernel of the forward pass.
+// The compile-time shape of a forward kernel.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -7,15 +7,15 @@
 
 namespace sparse_fmha::sm90 {
 
-// How the consumer warpgroups share the matrix unit: in turns, so that one's softmax runs under the
-// other's products for certain, or as each one's data arrive.
+// How consumer warpgroups share the matrix unit: in turns, so that one's softmax always overlaps
+// the other's products, or whenever their data arrive.
 enum class Schedule { kTurns, kFree };
 
-// Whether a consumer leaves out key tiles whose weights are below a threshold.
+// Whether a consumer skips key tiles whose weights are below a threshold.
 enum class Skipping { kNever, kByThreshold };
 
-// A row of the list of kernels, which is csrc/kernels/sm90_forward.def: all that a kernel is made
-// of. One type, which profilers and disassemblers print with the kernel.
+// A row of the kernel list csrc/kernels/sm90_forward.def: all compile-time choices of a kernel. One
+// type, so profilers and disassemblers print them with the kernel.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Schedule Schedule_, Skipping Skipping_>
 struct KernelConfig {
@@ -38,22 +38,22 @@ struct KernelTraits : TileTraits<Config> {
   static constexpr Pass kPass = Pass::kForward;
   static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
   static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
-  // A consumer multiplies the next key tile before the present value tile.
+  // A consumer multiplies the next key tile before the current value tile.
   static constexpr bool kKeysAhead = true;
 
   template <class Geometry, class Mechanism>
   using ConsumerOf = Consumer<KernelTraits, Geometry, Mechanism>;
 
-  // The tensors whose rows a query tile has in shared memory, the one it is stored to, and what
-  // there is of each row besides: here the log-sum-exp, which is written.
+  // The number of tensors whose rows a query tile has in shared memory, the output tensor, and the
+  // value kept per row: here the log-sum-exp, which is written.
   static constexpr int kQueryTensors = 1;
   using RowValue = float;
   static TensorView queries(FmhaProblem const& p, int /*i*/) { return p.q; }
   static TensorView output(FmhaProblem const& p) { return p.out; }
   static RowValue* row_values(FmhaProblem const& p) { return p.lse; }
 
-  // The output tile has shared memory of its own where that fits; else it takes the place of Q,
-  // and the next Q is loaded after the output has left.
+  // The output tile has its own shared memory if that fits. Otherwise it overwrites Q, and the next
+  // Q is loaded after the output has been stored.
   static constexpr bool kOutputReplacesQ =
       2 * Tiles::kBytesQ + 2 * Tiles::kStages * Tiles::kBytesK + 2048 > Tiles::kSmemLimit;
 };

@@ -1,11 +1,11 @@
-// Consumers that put their products on the matrix unit one after another.
+// Consumers that issue their products one after another.
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
-// Nothing where the schedule is kFree.
+// Does nothing if the schedule is kFree.
 template <class Traits>
 struct Turns {
   static constexpr int kThreads = 256;  // one warpgroup waits, one arrives
@@ -20,7 +20,7 @@ struct Turns {
       cutlass::arch::NamedBarrier::sync(kThreads, consumer);
     }
   }
-  // `consumer` is done with its turn.
+  // `consumer` has finished its turn.
   static __device__ __forceinline__ void pass(int consumer) {
     give_to(consumer + 1 == Traits::kConsumers ? 0 : consumer + 1);
   }

@@ -1,39 +1,40 @@
-// What a geometry of the Hopper kernel is: it says where the tokens of a tile lie.
+// The interface of a geometry, which knows where the tokens of a tile lie in memory.
 //
-// A mechanism says which key tiles a query tile visits, by integers; a geometry finds query tiles,
-// copies tiles from and to global memory, and masks the elements of a partial tile. It is a
-// template of the kernel's Traits and the Mechanism, an object of which lives in each thread:
+// A mechanism decides which key tiles a query tile visits, with integer arithmetic. A geometry
+// locates query tiles, copies tiles from and to global memory, and masks partial tiles. It is a
+// class template over the kernel's Traits and the Mechanism; each thread holds one object:
 //
 //   struct Params;                            tensors and tile shapes, passed to the kernel
 //   struct Shared;                            what it keeps in shared memory
 //   struct Work;                              a query tile; its `tile` is the scheduler's
-//   init()                                    by all threads, which synchronise afterwards
-//   prepare(Work&, WorkTile, place)           one thread works out a query tile for all others
-//   has_row(Work, consumer, row)              whether the tensor goes on to a row of a consumer
-//   load_q(barrier, to, Work, consumer)       the 64 queries of a consumer, of each tensor that the
-//                                             Traits have
-//   store_out(from, Work, consumer)           its 64 rows, clipped to the tensor
-//   visit_rows(Work, consumer, row, body)     body(r, value) for what the Traits have of rows `row`
-//                                             and 8 below it, where the tensor goes on to them
+//   init()                                    by all threads, which synchronize afterwards
+//   prepare(Work&, WorkTile, place)           one thread prepares a query tile for all others
+//   has_row(Work, consumer, row)              whether the tensor has this row of a consumer
+//   load_q(barrier, to, Work, consumer)       a consumer's 64 queries, from each tensor of the
+//                                             Traits
+//   store_out(from, Work, consumer)           a consumer's 64 rows, clipped to the tensor
+//   visit_rows(Work, consumer, row, body)     body(r, value) with a row's RowValue, for rows
+//                                             `row` and `row` + 8 that the tensor has
 //   static launch(problem, context)           on the host
 //
-// The key tiles of a query tile lie in the stages of a ring, in the order of the walk:
+// The key tiles of a query tile pass through a ring of stages, in the order of the walk:
 //
-//   boxes(Work)                               for the warp that loads them: `count`, and next(i)
-//   tiles_loaded(Work)                        how many there are, for the consumers
-//   part_walk(Work, consumer)                 those of a consumer's rows: num_partial, num_full
+//   boxes(Work)                               for the loading warp: `count` and next(i)
+//   tiles_loaded(Work)                        their number, for the consumers
+//   part_walk(Work, consumer)                 tiles of a consumer's rows: num_partial, num_full
 //   struct Source;  source(Work, box)         where a box lies
-//   load_k, load_v(barrier, to, Source)       copy it
-//   publish(box, place)                       leaves what consumers have to know of the stage
+//   load_k, load_v(barrier, to, Source)       copies of a box
+//   publish(box, place)                       writes what consumers need to know of the stage
 //
 // A consumer's mask, of which each thread holds two rows:
 //
-//   struct MaskPlace;                         where to look up the mask of a key tile
-//   mask_place(walk, i, place)                that of the walk's i-th
+//   struct MaskPlace;                         where the mask of a key tile is looked up
+//   mask_place(walk, i, place)                for the walk's i-th tile
 //   class Mask                                Mask(geometry, consumer), set(Work),
 //                                             look_up(Work, MaskPlace) -> Seen, sees(Seen, i)
 //
-// Four constants say how it goes about it, each an enum below, and so what else it has.
+// Four constants select how a geometry works. Each is an enum below, which names the further
+// members that it requires.
 #pragma once
 
 #include <type_traits>
@@ -48,30 +49,31 @@ namespace sparse_fmha::sm90 {
 
 // kStageUse: which stages a consumer computes.
 enum class StageUse {
-  kLast,    // the last ones: it passes over as many of the first as its part of the walk is shorter
-  kNeeded,  // those that needs(consumer, place) tells it to, which is asked of each partial one
-  kStreams,  // its own and those of both: part_walk() is a ListWalk, which says where they lie
+  kLast,     // the last ones: it passes over the first stages if its part of the walk is shorter
+  kNeeded,   // the partial ones for which needs(consumer, place) is true, and all full ones
+  kStreams,  // its own and the shared ones: part_walk() is a ListWalk, which locates them
 };
 
 // kLoader: who copies key tiles.
 enum class Loader {
   kOneLane,          // one lane, in large boxes
-  kAllLanes,         // each lane a box, two warps for keys and values: look_through(Work, place),
-                     // copied_bytes(Source), copy_bits(box, place, barrier)
+  kAllLanes,         // a box per lane, one warp each for keys and values; has
+                     // look_through(Work, place), copied_bytes(Source),
+                     // copy_bits(box, place, barrier)
   kAllLanesAndRows,  // the same, and single rows are gathered
 };
 
 // kMaskFrom: where a consumer looks up a mask.
 enum class MaskFrom {
-  kPositions,  // it has all that is needed
-  kStage,      // in what publish() has left, before it releases the stage
-  kMaskWarp,   // the same, and a warp of its own leaves it: masks()
+  kPositions,  // from positions, without a lookup
+  kStage,      // in what publish() wrote, before the stage is released
+  kMaskWarp,   // the same, but written by a mask warp; requires masks()
 };
 
 // kMaskedStages: which stages of a walk are masked.
 enum class MaskedStages {
   kPartial,  // the partial ones, which come first
-  kByWalk,   // those that is_masked(i) says, which lie around the walk's `whole`
+  kByWalk,   // those for which is_masked(i) is true; they surround the walk's `whole`
 };
 
 template <class Geometry>
@@ -83,7 +85,7 @@ inline constexpr bool kHasStreams = Geometry::kStageUse == StageUse::kStreams;
 template <class Geometry>
 inline constexpr int kMaskWarps = Geometry::kMaskFrom == MaskFrom::kMaskWarp ? 1 : 0;
 
-// Whether `f` can be called with such arguments.
+// Whether `f` can be called with these arguments.
 template <class... Args, class F>
 constexpr bool compiles(F /*f*/) {
   return std::is_invocable_v<F, Args...>;
@@ -95,7 +97,7 @@ struct AnyRow {
 #define SPARSE_FMHA_HAS(expression) \
   ->decltype(expression, void()) {}
 
-// Fails to compile, with a sentence for what is missing, when G is not a geometry.
+// Fails to compile, with a message that names the missing member, if G is not a geometry.
 template <class G, class Traits>
 constexpr bool is_geometry() {
   using Place = RingState<Traits::kStages>;

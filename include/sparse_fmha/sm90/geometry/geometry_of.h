@@ -1,4 +1,4 @@
-// Which geometry each mechanism runs on.
+// The geometry of each mechanism.
 #pragma once
 
 #include "sparse_fmha/sm90/geometry/grid/launch.h"

@@ -1,4 +1,4 @@
-// Which geometry each mechanism's dK/dV kernel runs on.
+// The geometry of each mechanism in the dK/dV kernel.
 #pragma once
 
 #include "sparse_fmha/sm90/geometry/grid/launch_keys.h"

@@ -1,4 +1,4 @@
-// Query rows of a sequence: 64 of them, a warpgroup's, from and to global memory.
+// Copies of 64 query rows of a sequence, those of one warpgroup, from and to global memory.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -8,7 +8,8 @@
 
 namespace sparse_fmha::sm90 {
 
-// Into [B, Lq, Hq, D] from `token` on, clipped to it. `source` is in a tile of `kTileQ` rows.
+// Stores to [B, Lq, Hq, D], starting at `token` and clipped to the tensor. `source` is in a tile of
+// `kTileQ` rows.
 template <int kHeadDim, int kTileQ, class Element>
 __device__ __forceinline__ void store_rows(CUtensorMap const& map, Element const* source, int token,
                                            WorkTile const& tile) {
@@ -18,9 +19,9 @@ __device__ __forceinline__ void store_rows(CUtensorMap const& map, Element const
   }
 }
 
-// body(r, value) for the r-th of a thread's rows, that of token `first` and 8 below it, where the
-// tensor has it; `values` is [B, Lq, Hq]. The sizes are references so that they are read where the
-// kernel's parameters are.
+// Calls body(r, value) for the r-th row of a thread: tokens `first` and `first` + 8, if they exist.
+// `values` is [B, Lq, Hq]. The sizes are references, so they are read from the kernel's parameters
+// when used.
 template <class Value, class Body>
 __device__ __forceinline__ void visit_sequence_rows(Value* values, int first, WorkTile const& tile,
                                                     int32_t const& len_q, int32_t const& heads_q,

@@ -1,4 +1,5 @@
-// A consumer warpgroup: 64 keys against every query tile that sees them, head by head of the group.
+// A consumer warpgroup of dK/dV: 64 keys against every query tile that sees them, for each query
+// head of the group in turn.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -19,11 +20,11 @@ struct DkvConsumer {
   using MmaGradient = typename Traits::MmaGradient;
   using Work = typename Geometry::Work;
   static constexpr bool kSplit = Traits::kRoles == Roles::kSplit;
-  // Whether scores of the next step are issued before the gradients' products are waited for. Where
-  // masks and both gradients take registers, there are none for that.
+  // Whether scores of the next step are issued before the wait for the gradients' products. With
+  // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
       !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
-  static constexpr float kHidden = -0.f;  // a weight of a pair that is hidden; others are positive
+  static constexpr float kHidden = -0.f;  // weight of a hidden pair; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
   DkvStorage<Traits, Geometry>& smem;
@@ -53,14 +54,15 @@ struct DkvConsumer {
     return cute::partition_fragment_C(MmaScores{},
                                       cute::Shape<cute::_64, cute::Int<Traits::kTileQ>>{});
   }
-  // 64 keys, or values, as first operand.
+  // 64 keys or values, as operand A.
   __device__ __forceinline__ auto operand_keys(Element* tile) const {
     using namespace cute;
     auto rows = local_tile(make_tensor(make_smem_ptr(tile), typename Traits::LayoutKeys{}),
                            Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
     return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows);
   }
-  // What an accumulator holds is not needed: the fences around products else keep it in registers.
+  // Marks the accumulator's contents as dead. Otherwise the fences around products keep it in
+  // registers.
   template <class Accumulator>
   static __device__ __forceinline__ void forget(Accumulator& accumulator) {
     CUTE_UNROLL
@@ -68,13 +70,13 @@ struct DkvConsumer {
       asm volatile("" : "=f"(accumulator(i)));
     }
   }
-  // Descriptors of all slices of both operands are more than there are registers, so they are to be
-  // worked out anew for each step: they seem to hang on its number.
+  // The descriptors of all slices of both operands need too many registers. A false dependence on
+  // the step's index makes the compiler recompute them in each step.
   template <class Operand>
   static __device__ __forceinline__ auto anew(Operand const& operand, int i) {
     return cute::make_tensor(operand.data() + (i >> 28), operand.layout());
   }
-  // All stages of queries, or of dO, as second operand of the scores, and of the gradients.
+  // All stages of queries or dO, as operand B of the scores and of the gradients.
   static __device__ __forceinline__ auto operand_rows(Element* stages) {
     auto tile = cute::make_tensor(cute::make_smem_ptr(stages), typename Traits::LayoutRows{});
     return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
@@ -84,8 +86,8 @@ struct DkvConsumer {
     return MmaGradient{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
   }
 
-  // Products follow each other on the matrix unit without a gap: behind those of the gradients come
-  // the scores of the next step, and exponentials are worked out while its second product runs.
+  // The matrix unit runs without gaps: the scores of the next step follow the gradients of this
+  // one, and exponentials are computed during the step's second product.
   __device__ __forceinline__ void key_tile(Work const& work, RingState<1> const& state_keys,
                                            RingState<Traits::kStages>& state) {
     using namespace cute;
@@ -116,7 +118,8 @@ struct DkvConsumer {
                                               grads);
       }
     };
-    // The step before the i-th of all; `tile` is its number in its head. kMore: there is an i-th.
+    // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
+    // i-th.
     auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
       constexpr bool kMore = decltype(more)::value;
       if constexpr (!kAhead) {
@@ -133,7 +136,7 @@ struct DkvConsumer {
           scores(i) = sees(i) ? weight : kHidden;
         }
       };
-      // From weights and their gradients to those of the scores, without the scale.
+      // From weights and their gradients to gradients of the scores, without the scale.
       auto differentiate = [&](auto hides) {
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
@@ -143,12 +146,12 @@ struct DkvConsumer {
         }
       };
       if (masked) {
-        // Of each step's own: kept across steps, it costs registers that the gradients need.
+        // One mask per step: kept across steps, it takes registers that the gradients need.
         typename Geometry::Mask const mask(geometry, work, part);
         auto const seen = mask.look_up(geometry.mask_place(walk, tile, state));
         warpgroup_wait<kWantsDk ? 1 : 0>();
         warpgroup_fence_operand(scores);
-        compiler_fence();  // terms are read when they are used: registers are few
+        compiler_fence();  // terms are reloaded when used: registers are scarce
         weigh([&](int i) { return mask.sees(seen, i); });
       } else {
         warpgroup_wait<kWantsDk ? 1 : 0>();
@@ -173,7 +176,7 @@ struct DkvConsumer {
       if constexpr (kWantsDk) {
         compiler_fence();
         if (masked) {
-          // Selected, not only multiplied by zero: a value that is hidden may be infinite.
+          // A select, not only a multiplication by zero: a hidden value may be infinite.
           differentiate([&](int i) { return signbit(scores(i)); });
         } else {
           differentiate([](int /*i*/) { return false; });
@@ -198,7 +201,7 @@ struct DkvConsumer {
       smem.ring_q.release(done);
       smem.ring_dout.release(done);
       if constexpr (kMore && kAhead) {
-        issue_grads(i);  // only now: what both products' operands take is more than there is
+        issue_grads(i);  // only now: registers do not suffice for both products' operands
       }
     };
 
@@ -244,11 +247,12 @@ struct DkvConsumer {
         step(steps, tile, tile < walk.num_partial, false_type{});
       }
     }
+    wait_for_reads(state_keys);
     store(dk, dv, work);
     smem.ring_keys.release(state_keys);
   }
 
-  // A stage that the other consumer needs; what says so has been read.
+  // Passes over a stage that only the other consumer needs. The flag that says so has been read.
   __device__ __forceinline__ void pass_over(RingState<Traits::kStages>& state) {
     __syncwarp();
     smem.ring_dout.wait(state);
@@ -260,7 +264,6 @@ struct DkvConsumer {
   template <class Gradient>
   __device__ __forceinline__ void store(Gradient& dk, Gradient& dv, Work const& work) {
     using namespace cute;
-    sync();  // the keys and values that gradients overwrite have been read
     if constexpr (kWantsDv) {
       to_shared(dv, smem.v);
     }
@@ -283,7 +286,7 @@ struct DkvConsumer {
       tma_store_arrive();
       tma_store_wait<0>();
     }
-    sync_warpgroup();  // each warp releases the tile, and only once it has been read
+    sync_warpgroup();  // each warp releases the tile, once the store has read it
   }
 
   template <class Gradient>
@@ -302,10 +305,16 @@ struct DkvConsumer {
   __device__ __forceinline__ void sync_warpgroup() const {
     cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
   }
-  // With all whose keys these are.
-  __device__ __forceinline__ void sync() const {
+  // Gradients overwrite keys and values: waits until all consumers that hold these keys have read
+  // them. Split roles are two instantiations, so they meet at an mbarrier: a named barrier would be
+  // reached at two places of the code.
+  __device__ __forceinline__ void wait_for_reads(RingState<1> const& state_keys) const {
     if constexpr (kSplit) {
-      cutlass::arch::NamedBarrier::sync(256, kFirstBarrier + Traits::kConsumers);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        smem.keys_read.arrive();
+      }
+      smem.keys_read.wait(state_keys.phase);
     } else {
       sync_warpgroup();
     }

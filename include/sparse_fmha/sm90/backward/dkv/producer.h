@@ -1,5 +1,5 @@
-// The producer warps: one hands out key tiles, one loads them and the query tiles that see them,
-// and one works out masks where that takes long.
+// The producer warps of dK/dV: one hands out key tiles, one loads them and the query tiles that see
+// them, and one computes masks if they are expensive.
 #pragma once
 
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
@@ -16,7 +16,7 @@ struct DkvProducer {
   DkvStorage<Traits, Geometry>& smem;
   Geometry const geometry;
 
-  // For one thread.
+  // Run by one thread.
   __device__ __forceinline__ void run_work() {
     RingState<1> state;
     int32_t index = blockIdx.x;
@@ -32,7 +32,7 @@ struct DkvProducer {
     }
   }
 
-  // For a whole warp.
+  // Run by a whole warp.
   __device__ __forceinline__ void run_loads() {
     RingState<Traits::kStages> state;
     RingState<1> state_work;
@@ -42,8 +42,8 @@ struct DkvProducer {
         return;
       }
       auto steps = geometry.steps(work);
-      // The first query tiles come before the keys: their stages are free while the gradients of
-      // the last key tile are still on their way out.
+      // The first query tiles are loaded before the keys: their stages are free while the gradients
+      // of the last key tile are still being stored.
       int const ahead = min(steps.count, Traits::kStages);
       for (int i = 0; i < ahead; ++i) {
         load_step(work, steps.next(i), state);
@@ -57,7 +57,7 @@ struct DkvProducer {
     }
   }
 
-  // For a whole warp: the masks of the partial tiles, beside the copies.
+  // Run by a whole warp: the masks of partial tiles, computed while copies run.
   __device__ __forceinline__ void run_masks() {
     RingState<Traits::kStages> state;
     RingState<1> state_work;
@@ -70,7 +70,7 @@ struct DkvProducer {
       geometry.begin_masks(work);
       CUTE_NO_UNROLL
       for (int i = 0; i < steps.count; ++i) {
-        // Before the stage is free: there are more masks.
+        // This may be done before the stage is free, since there are more masks than stages.
         geometry.publish_mask(work, steps.next(i), state);
         smem.ring_q.acquire(state);
         smem.ring_q.full[state.index].arrive();

@@ -1,4 +1,4 @@
-// What a dK/dV block keeps in shared memory, and what the launcher hands to the kernel.
+// Shared memory and parameters of a dK/dV kernel.
 #pragma once
 
 #include "sparse_fmha/device/scheduler.h"
@@ -12,14 +12,15 @@ template <class Traits, class Geometry>
 struct DkvStorage {
   using Element = typename Traits::Element;
 
-  // Gradients take the places of values and keys on their way out.
+  // Gradients overwrite values and keys before they are stored.
   alignas(1024) Element k[Traits::kKeyElements];
   alignas(1024) Element v[Traits::kKeyElements];
   alignas(1024) Element q[Traits::kStages * Traits::kRowElements];
   alignas(1024) Element dout[Traits::kStages * Traits::kRowElements];
   alignas(128) RowTerms terms[Traits::kStages][Traits::kTileQ];
 
-  Ring<1> ring_keys;  // keys and values
+  Ring<1> ring_keys;       // keys and values
+  EmptyBarrier keys_read;  // by all warps that hold the same keys
   Ring<Traits::kStages> ring_q;
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;
@@ -30,7 +31,7 @@ template <class Geometry, class Mechanism>
 struct DkvParams {
   typename Geometry::Params geometry;  // tensors and tile shapes
   typename Mechanism::Params sparsity;
-  int32_t heads_per_kv;  // query heads that share a key head
+  int32_t heads_per_kv;  // query heads per key head
   float scale;
   float scale_log2;  // scale * log2(e)
   Scheduler scheduler;

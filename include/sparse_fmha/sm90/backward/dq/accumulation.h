@@ -1,8 +1,8 @@
-// What a consumer warpgroup does with a query tile for the gradient of q: three products for each
+// How a consumer warpgroup accumulates dQ over the key tiles of a query tile: three products per
 // key tile.
 //
-// On the matrix unit they follow each other without a gap: while the second product of a tile runs,
-// its first becomes weights, and behind the third of a tile comes the first of the next.
+// The matrix unit runs without gaps: while the second product of a tile runs, its first one becomes
+// weights, and the third product of a tile is followed by the first one of the next.
 #pragma once
 
 #include "sparse_fmha/device/softmax.h"
@@ -18,13 +18,13 @@
 
 namespace sparse_fmha::sm90 {
 
-// What a thread knows of its rows.
+// The per-row terms that a thread holds.
 struct ThreadRows {
   float const scale_log2;
   float lse_log2[kRowsPerThread];
   float delta[kRowsPerThread];
 
-  // Rows that the tensor has not weigh nothing.
+  // Rows outside the tensor have weight 0.
   __device__ __forceinline__ explicit ThreadRows(float scale) : scale_log2(scale) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
@@ -49,9 +49,9 @@ struct DqAccumulation {
   using Place = RingState<Traits::kStages>;
   static constexpr bool kNeeded = Geometry::kStageUse == StageUse::kNeeded;
   static constexpr bool kByWalk = Geometry::kMaskedStages == MaskedStages::kByWalk;
-  // Whether the keys of a tile are still in use when those of the next one are waited for.
+  // Whether a tile's keys are still in use during the wait for the next tile's keys.
   static constexpr bool kOverlaps = Traits::kStages > 1;
-  // Whether a stage of another consumer between them would then be where they are.
+  // Whether a stage of the other consumer in between would then need the same slot.
   static constexpr bool kOthersWait = kOverlaps && kHasStreams<Geometry> && Traits::kStages == 2;
 
   Storage& smem;
@@ -59,7 +59,7 @@ struct DqAccumulation {
   int const warpgroup;  // among the consumers
   Stages<Traits, Geometry>& stages;
 
-  // The sum over the walk's key tiles, not yet scaled.
+  // Computes the sum over the walk's key tiles, not yet scaled.
   template <class Walk, class Output>
   __device__ __forceinline__ void run(Work const& work, Walk const& walk, int tiles,
                                       RingState<1> const& state_q, ThreadRows const& rows,
@@ -69,18 +69,18 @@ struct DqAccumulation {
     constexpr false_type kNo{};
     constexpr bool_constant<kOverlaps> kFollows{};
     auto& state = stages.state;
-    state.retreat();  // from here on it is that of the last tile that has been reached
+    state.retreat();  // from here on, the stage of the last tile reached
     typename Geometry::Mask mask(geometry, warpgroup);
     mask.set(work);
     auto const frag_q = operand_q<Traits>(smem.q, warpgroup);
     auto frag_k = operand_k<Traits>(smem.k);
     auto frag_v = operand_k<Traits>(smem.v);
     auto frag_kt = operand_v<Traits>(smem.k);
-    Weights<Traits> dscores;  // of the last tile, until they meet its keys
+    Weights<Traits> dscores;  // of the last tile, until they are multiplied with its keys
 
-    // An operand in shared memory, `bytes` behind `operand`. The descriptors of all slices of all
-    // operands are more than there are uniform registers, so they are to be worked out anew for
-    // each tile: they seem to hang on its number.
+    // An operand in shared memory, `bytes` after `operand`. The descriptors of all slices of all
+    // operands need too many uniform registers. A false dependence on the tile's index makes the
+    // compiler recompute them for each tile.
     int none = 0;
     auto anew = [&](auto const& operand, int bytes = 0) {
       return make_tensor(operand.data() + (bytes / 16 + none), operand.layout());
@@ -95,12 +95,12 @@ struct DqAccumulation {
       warpgroup_fence_operand(output);
       smem.ring_k.release(state);
     };
-    WholeStages whole{walk.num_partial, tiles};  // of the tiles those without a mask
+    WholeStages whole{walk.num_partial, tiles};  // the tiles without a mask
     if constexpr (kByWalk) {
       whole = walk.whole;
     }
     auto is_masked = [&](int i) { return i < whole.begin || i >= whole.end; };
-    // The i-th tile, and, where it follows one whose gradients are at hand, their product.
+    // The i-th tile and, if the gradients of the previous tile are pending, their product.
     auto step = [&](int i, auto masked, auto follows) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kFollowing = decltype(follows)::value;
@@ -137,7 +137,8 @@ struct DqAccumulation {
         scores(n) = exp2_approx(
             fmaf(scores(n), rows.scale_log2, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
       }
-      // All of them before the wait: it stays behind what seems to hang on each one's sign.
+      // All of them before the wait: it stays after a value that seems to depend on each one's
+      // sign.
       uint32_t signs = 0;
       CUTE_UNROLL
       for (int n = 0; n < size(scores); ++n) {
@@ -163,7 +164,7 @@ struct DqAccumulation {
       }
     };
 
-    // A step behind another.
+    // A step that follows another.
     auto next_step = [&](int i, auto masked) {
       if constexpr (kOthersWait) {
         if (walk.follows_other(i)) {
@@ -176,13 +177,13 @@ struct DqAccumulation {
     };
 
     int i = 0;
-    bool follows = false;  // whether gradients are at hand
+    bool follows = false;  // whether gradients are pending
     auto first_step = [&] {
       step(i++, kYes, kNo);
       follows = kOverlaps;
     };
     if constexpr (kNeeded) {
-      // Whether the next tile is for other warpgroups alone; it is then passed over.
+      // Passes over the next tile if only other warpgroups need it; returns whether it did.
       auto is_for_others = [&] {
         auto next = state;
         next.advance();
@@ -218,7 +219,7 @@ struct DqAccumulation {
         step(i, kNo, kFollows);
       }
     } else {
-      // Masked tiles, some without a mask, and, where the walk says so, masked ones.
+      // Masked tiles, then tiles without a mask, and, if the walk says so, masked ones again.
       first_step();
       int masked_end = whole.begin;
       CUTE_NO_UNROLL

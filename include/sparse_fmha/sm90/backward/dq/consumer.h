@@ -1,7 +1,7 @@
-// A consumer warpgroup of the gradient of q: 64 query rows against every key tile of the walk.
+// A consumer warpgroup of dQ: 64 query rows against every key tile of the walk.
 //
-//   S = Q K^T, P = exp2(scale * log2(e) * S - lse), dP = dO V^T, dS = P * (dP - delta), and the sum
-//   of dS K over the tiles, times the scale, is dQ. Where a mask hides an element dS is zero.
+// S = Q K^T, P = exp2(scale * log2(e) * S - lse), dP = dO V^T, dS = P * (dP - delta). dQ is the
+// scale times the sum of dS K over the tiles. A masked element of dS is zero.
 #pragma once
 
 #include "sparse_fmha/device/softmax.h"

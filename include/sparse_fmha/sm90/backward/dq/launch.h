@@ -1,4 +1,4 @@
-// The registry row of a kernel for the gradient of q.
+// The registry row of a dQ kernel.
 #pragma once
 
 #include "sparse_fmha/sm90/backward/config.h"

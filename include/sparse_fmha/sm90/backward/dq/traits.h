@@ -1,4 +1,4 @@
-// The compile-time shape of a kernel for the gradient of q.
+// The compile-time shape of a dQ kernel.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -11,8 +11,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Geometry, class Mechanism>
 struct DqConsumer;
 
-// In the names of the forward pass: Q.K is also the product of the output's gradient and V, and P.V
-// is the one of the scores' gradient and K.
+// Uses the forward pass's names: Q.K is also dO.V, and P.V is dS.K.
 template <class Config>
 struct DqTraits : TileTraits<Config> {
   using Tiles = TileTraits<Config>;
@@ -20,13 +19,13 @@ struct DqTraits : TileTraits<Config> {
   static constexpr bool kVotes = false;
   static constexpr bool kTakeTurns = false;
   static constexpr int kMovedRegisters = 16;
-  // A stage of keys is in use until the scores' gradient is known, and so are values before.
+  // A stage of keys is in use until dS is known; its values are released earlier.
   static constexpr bool kKeysAhead = false;
 
   template <class Geometry, class Mechanism>
   using ConsumerOf = DqConsumer<DqTraits, Geometry, Mechanism>;
 
-  // Besides the queries the gradients of their outputs.
+  // The queries and dO.
   static constexpr int kQueryTensors = 2;
   using RowValue = RowTerms const;
   static TensorView queries(FmhaProblem const& p, int i) { return i == 0 ? p.q : p.gradients->out; }
@@ -35,7 +34,7 @@ struct DqTraits : TileTraits<Config> {
     return reinterpret_cast<RowValue*>(p.gradients->row_terms);
   }
 
-  // The tile that is stored has shared memory of its own where that fits.
+  // The output tile has its own shared memory if that fits.
   static constexpr bool kOutputReplacesQ =
       3 * Tiles::kBytesQ + 2 * Tiles::kStages * Tiles::kBytesK + 12288 > Tiles::kSmemLimit;
 };

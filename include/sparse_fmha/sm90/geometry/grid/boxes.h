@@ -1,4 +1,4 @@
-// Boxes of a grid and the tensors that they are copied from, on the host.
+// Host code: boxes of a grid and views of the tensors that they are copied from.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ inline BoxBits box_bits(Coord const& extent) {
   return {log2_floor(extent[1]), log2_floor(extent[2])};
 }
 
-// The extents of 64 rows of a box, from a multiple of 64 on.
+// The extents of 64 consecutive rows of a box that start at a multiple of 64.
 inline Coord warpgroup_box(Coord const& extent) {
   int32_t const x = std::min(extent[2], 64);
   int32_t const y = std::min(extent[1], 64 / x);

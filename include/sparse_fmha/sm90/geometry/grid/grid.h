@@ -1,8 +1,7 @@
-// Tokens on a grid of up to three axes: a tile is a box of them, and its shape is a run-time value.
+// Tokens on a grid of up to three axes. A tile is a box whose shape is a run-time value.
 //
-// Boxes are copied straight from the tensor that the user has and may start at any token. A dilated
-// box has strides between its elements. The names are those of
-// geometry/contract.h.
+// Boxes are copied directly from the user's tensor and may start at any token. A dilated box has
+// strides between its elements. Names are those of geometry/contract.h.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -22,12 +21,12 @@ template <class Traits, class Mechanism>
 struct Grid {
   using Element = typename Traits::Element;
 
-  // A tensor copy takes five axes. With three token axes the batch has none left: each of its
-  // entries is a tensor of its own, and a launch takes this many.
+  // TMA supports five axes. With three token axes none is left for the batch: each batch entry
+  // needs its own tensor map, and one launch takes at most this many.
   static constexpr int kMaxMaps = 6;
 
   struct Params {
-    // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    // (D, H, X, Y, B), or (D, H, X, Y, T) for each batch entry
     CUtensorMap q[Traits::kQueryTensors][kMaxMaps];
     CUtensorMap k[kMaxMaps];
     CUtensorMap v[kMaxMaps];
@@ -41,7 +40,7 @@ struct Grid {
     bool map_per_batch;
     int32_t first_batch;
     int32_t extra_len;
-    typename Traits::RowValue* rows;  // strides in elements; that of a head is 1
+    typename Traits::RowValue* rows;  // strides in elements; a head's is 1
     int64_t rows_batch;
     int64_t rows_axis[kGridAxes];
   };
@@ -53,7 +52,7 @@ struct Grid {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kMaskWarp;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
 
-  using MaskPlace = int;  // number of a mask: one of WindowWords::inside
+  using MaskPlace = int;  // mask index into WindowWords::inside
   using Source = BoxSource;
   using Walk = GridWalk<Traits, Mechanism>;
 
@@ -63,7 +62,7 @@ struct Grid {
     Coord length;  // positions per axis in the dilation class
     int32_t num_partial;
     int32_t num_full;
-    int32_t walk;  // which of the shared ones
+    int32_t walk;  // index into Shared::walks
     int32_t head_kv;
   };
 
@@ -73,18 +72,18 @@ struct Grid {
   };
 
   struct Shared {
-    int32_t needed[Traits::kStages];  // of its box
-    Walk walks[2];                    // of this work and the next
+    int32_t needed[Traits::kStages];  // of the stage's box
+    Walk walks[2];                    // of this query tile and the next
     WindowWords<Traits> words;
   };
 
-  // In launch.h.
+  // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Grid, Mechanism> const& params;
   Shared& shared;
 
-  // For the warp that works out masks.
+  // For the mask warp.
   using Masks = WindowMasks<Traits, Mechanism, KernelParams<Grid, Mechanism>>;
   __device__ __forceinline__ Masks masks() const { return {params, shared.words}; }
 
@@ -98,7 +97,7 @@ struct Grid {
     }
     int32_t const q_tile = params.geometry.order.at(tile.q_tile, params.scheduler.q_tiles);
     work.q = Mechanism::query_tile(params.sparsity, params.geometry.shape, q_tile);
-    compiler_fence();  // read it again from there: registers are few
+    compiler_fence();  // reload from shared memory later: registers are scarce
     for (int axis = 0; axis < kGridAxes; ++axis) {
       work.length[axis] = Mechanism::length(params.sparsity, axis, work.q.residue[axis]);
     }
@@ -127,7 +126,7 @@ struct Grid {
     }
   }
 
-  // A tile takes many instructions to find, so the lanes of the warp find the next 32.
+  // Locating a tile takes many instructions, so the lanes of the warp locate the next 32 together.
   struct Boxes {
     Walk const& walk;
     int count;
@@ -178,19 +177,19 @@ struct Grid {
     load_keys(g.v, g.extra_v, barrier, destination, source);
   }
 
-  // Consumers read what a producer has left with the stage before they release it.
+  // The producer writes this with the stage; consumers read it before they release the stage.
   __device__ __forceinline__ void publish(KeyBox const& box,
                                           RingState<Traits::kStages> const& place) const {
     shared.needed[place.index] = box.needed;
     compiler_fence();
   }
-  // A full one is asked for, too, behind others that were passed over.
+  // Also called for a full tile, when it follows tiles that were passed over.
   __device__ __forceinline__ MaskPlace mask_place(Counts const& walk, int i,
                                                   RingState<Traits::kStages> const& place) const {
     return i < walk.num_partial ? WindowWords<Traits>::mask_of(place) : WindowWords<Traits>::kMasks;
   }
 
-  // Whether a consumer has rows that see any of the box in a stage.
+  // Whether any row of a consumer sees any key of the box in a stage.
   __device__ __forceinline__ bool needs(int warpgroup,
                                         RingState<Traits::kStages> const& place) const {
     compiler_fence();
@@ -222,7 +221,7 @@ struct Grid {
     }
     return inside;
   }
-  // The rows of a consumer, clipped to the tensor.
+  // Stores a consumer's rows, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* from, Work const& work,
                                             int warpgroup) const {
     auto const to = source(work, part(work, warpgroup), work.tile.head);
@@ -258,7 +257,7 @@ struct Grid {
   }
 
  private:
-  // Position of a consumer's first row; its 64 rows are a box.
+  // Position of a consumer's first row; its 64 rows form a box.
   __device__ __forceinline__ Coord part(Work const& work, int warpgroup) const {
     Coord const offset = params.geometry.q_bits.offset(warpgroup * 64);
     return {work.q.origin[0] + offset[0], work.q.origin[1] + offset[1],

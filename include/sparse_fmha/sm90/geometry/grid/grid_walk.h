@@ -1,4 +1,4 @@
-// The key tiles of a query tile on a grid, as the producer walks them.
+// The walk of a query tile on a grid, for the producer.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
@@ -6,21 +6,21 @@
 
 namespace sparse_fmha::sm90 {
 
-// A key tile: a box at a position of the grid, or a run of extra tokens from origin[2] on.
+// A key tile: a box at a position of the grid, or a range of extra tokens that starts at origin[2].
 struct KeyBox {
   Coord origin;
   int32_t extra;
   int32_t needed;  // bit w: by consumer w
 };
 
-// Where a box lies: which tensors, and its place in them behind the head.
+// Where a box lies: its tensor map and its coordinates after the head.
 struct BoxSource {
   int32_t map;  // negative: the extra tokens
   int32_t head;
   int32_t place[3];
 };
 
-// The boxes of the mechanism's walk and the extra tokens; their ragged tile comes first.
+// The ragged tile of extra tokens, the boxes of the mechanism's walk, then the other extra tokens.
 template <class Traits, class Mechanism>
 struct GridWalk {
   int32_t num_partial;
@@ -28,7 +28,7 @@ struct GridWalk {
   int32_t ragged;  // 0 or 1
   int32_t extra_len;
   decltype(Mechanism::walk({}, {}, {})) boxes;
-  Interval parts[Traits::kConsumers][kGridAxes];  // what some row of a consumer sees
+  Interval parts[Traits::kConsumers][kGridAxes];  // union of what the rows of a consumer see
   __device__ __forceinline__ KeyBox tile(int32_t i) const {
     constexpr int32_t kAll = (1 << Traits::kConsumers) - 1;
     int32_t const visited = boxes.num_partial + boxes.num_full;

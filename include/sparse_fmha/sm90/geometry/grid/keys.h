@@ -1,8 +1,8 @@
-// Keys on a grid of up to three axes and the queries that see them, for the dK/dV kernel.
+// Geometry of the dK/dV kernel on a grid of up to three axes.
 //
-// A key tile is a box of keys, a step a box of queries on the grid of query boxes. Masks are those
-// of the forward pass with the roles exchanged: the queries that see a key are an interval on each
-// axis, too. The names are those of geometry/sequence/keys.h.
+// A key tile is a box of keys; a step is a box of queries on the grid of query boxes. Masks are
+// those of the forward pass with the roles exchanged: the queries that see a key are also an
+// interval on each axis. Names are those of geometry/sequence/keys.h.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -16,7 +16,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// A mechanism on a grid as its keys see it: rows are keys, columns are queries.
+// A mechanism on a grid from the side of its keys: rows are keys, columns are queries.
 template <class Mechanism>
 struct Inverse {
   static SPARSE_FMHA_HD Interval window(typename Mechanism::Params const& p, int axis, int32_t len,
@@ -29,10 +29,10 @@ template <class Traits, class Mechanism>
 struct GridKeys {
   using Element = typename Traits::Element;
 
-  // With three token axes each entry of the batch is a tensor of its own, and a launch takes this
-  // many.
+  // With three token axes each batch entry needs its own tensor map, and one launch takes at most
+  // this many.
   static constexpr int kMaxMaps = 4;
-  // Of the masks: as in the forward pass, with the roles exchanged.
+  // Traits of the masks: those of the forward pass with the roles exchanged.
   struct MaskTraits {
     static constexpr int kTileQ = Traits::kTileK;
     static constexpr int kTileK = Traits::kTileQ;
@@ -40,19 +40,19 @@ struct GridKeys {
   };
 
   struct Params {
-    CUtensorMap k[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each entry of the batch
+    CUtensorMap k[kMaxMaps];  // (D, H, X, Y, B), or (D, H, X, Y, T) for each batch entry
     CUtensorMap v[kMaxMaps];
     CUtensorMap q[kMaxMaps];
     CUtensorMap dout[kMaxMaps];
     CUtensorMap terms[kMaxMaps];  // (4, H, X, Y, B or T)
     CUtensorMap dk[kMaxMaps];
     CUtensorMap dv[kMaxMaps];
-    TileShape shape;  // q: of keys, which are the rows; k: of queries
+    TileShape shape;  // q: keys, which are the rows; k: queries
     BoxBits q_bits;   // of shape.q
     BoxBits k_bits;   // of shape.k
     bool map_per_batch;
-    bool seen_by_all;   // the keys are extra tokens on an axis of their own
-    int32_t extra_len;  // not used: names that WindowMasks reads
+    bool seen_by_all;   // the keys are extra tokens, which have their own axis
+    int32_t extra_len;  // unused, but WindowMasks reads these names
   };
 
   static constexpr bool kMaskWarp = true;
@@ -64,16 +64,16 @@ struct GridKeys {
     WorkTile tile;
     int32_t num_partial;
     int32_t num_full;
-    int32_t place;  // in Shared
+    int32_t place;  // index into Shared
   };
-  // Not in a consumer's registers, of which gradients take most.
+  // In shared memory, because gradients take most of a consumer's registers.
   struct Rows {
     WorkTile tile;
     KeyTile q;     // the key tile, whose keys are the rows of masks
     Coord length;  // positions per axis in the dilation class
   };
   struct Shared {
-    Walk walks[2];  // of this work and the next
+    Walk walks[2];  // of this key tile and the next
     Rows rows[2];
     WindowWords<MaskTraits> words;
   };
@@ -101,7 +101,8 @@ struct GridKeys {
     if (tile.batch < 0) {
       return;
     }
-    // The scheduler begins at the last tile; on a causal axis the first keys are seen by most.
+    // The scheduler starts with the last tile. On a causal axis the first keys are seen by most
+    // queries.
     work.tile.q_tile = params.scheduler.q_tiles - 1 - tile.q_tile;
     Walk& walk = shared.walks[state.phase];
     Rows& rows = shared.rows[state.phase];
@@ -113,7 +114,7 @@ struct GridKeys {
       walk = everything(shape.q);
     } else {
       rows.q = Mechanism::key_tile(params.sparsity, shape, work.tile.q_tile);
-      compiler_fence();  // read it again from there: registers are few
+      compiler_fence();  // reload from shared memory later: registers are scarce
       walk = Mechanism::walk_transposed(params.sparsity, shape, rows.q);
     }
     compiler_fence();
@@ -131,10 +132,10 @@ struct GridKeys {
   __device__ __forceinline__ Counts walk(Work const& work) const {
     return {work.num_partial, work.num_full};
   }
-  // A box takes many instructions to find, so the lanes of the warp find the next 32.
+  // Locating a box takes many instructions, so the lanes of the warp locate the next 32 together.
   struct Steps {
     Walk const& walk;
-    int tiles;  // of one head
+    int tiles;  // per head
     int count;
     Coord mine;
     int head = 0;
@@ -212,7 +213,7 @@ struct GridKeys {
   }
 
  private:
-  // All boxes of queries, where each of them sees the keys.
+  // The walk over all boxes of queries, when every query sees the keys.
   __device__ __forceinline__ Walk everything(Coord const& step) const {
     Walk walk{};
     walk.step = step;

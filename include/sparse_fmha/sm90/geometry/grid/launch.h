@@ -1,9 +1,9 @@
 // Launches of mechanisms on a grid of tokens.
 //
-// The tensor copy engine strides over at most 8 elements. A larger dilation is split in two
-// factors: the tensor is seen as as many interleaved grids as the first says, each of them a
-// problem of its own, and the second is the dilation inside. One launch computes one of them, and
-// with three token axes up to Grid::kMaxMaps entries of the batch.
+// TMA element strides are at most 8. A larger dilation is split into two factors: the tensor is
+// viewed as that many interleaved grids (first factor), each a separate problem with the second
+// factor as its dilation. One launch computes one interleaved grid, and with three token axes at
+// most Grid::kMaxMaps batch entries.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
@@ -63,10 +63,8 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   }
   g.rows_batch = stride;
 
-  // As many heads side by side as have their keys and values in the L2 cache together.
-  constexpr double kCacheBytes = 24e6;
-  double const kv_bytes = 4.0 * volume(sparsity.grid) * p.head_dim;
-  int32_t const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  // Group as many heads as have keys and values that fit in the L2 cache together.
+  int32_t const group = heads_in_cache(4.0 * volume(sparsity.grid) * p.head_dim);
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
   g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
   int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;

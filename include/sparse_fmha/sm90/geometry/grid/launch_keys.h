@@ -1,5 +1,5 @@
-// Launches of dK/dV kernels on a grid of tokens: as the forward pass's, interleaved grid by
-// interleaved grid, and one more launch for extra tokens.
+// Launches of dK/dV kernels on a grid of tokens. As in the forward pass, one launch per interleaved
+// grid, plus one for extra tokens.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
@@ -25,7 +25,7 @@ struct InterleavedGrid {
     }
     return n;
   }
-  // The axes of a tensor map behind that of the head's elements; the data of batch entry `batch`.
+  // The axes of a tensor map after the head dimension, for batch entry `batch`.
   std::array<MapAxis, 4> axes(TensorView const& view, int32_t heads, int32_t batch,
                               Coord const& box) const {
     Coord const extent = tokens();
@@ -50,7 +50,7 @@ struct KeyTensors {
   TensorView dv;
 };
 
-// Makes the maps of the queries' side, and those of the keys', which may be extra tokens.
+// Makes the tensor maps of queries and of keys, which may be extra tokens.
 template <class Traits, class Geometry, class Mechanism>
 void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
                       InterleavedGrid const& keys, KeyTensors const& kv,

@@ -1,8 +1,8 @@
-// What the rows of a query tile on a grid see of a key tile, worked out beside the copies.
+// Masks of window mechanisms on a grid, computed by a warp while the copies run.
 //
-// A window is an interval on each axis, and rows that share a coordinate share that interval. One
-// warp finds the key columns inside each of these, for every partial tile, and leaves them in
-// shared memory; a row of a consumer then sees what three words have in common.
+// A window is an interval on each axis, and rows with the same coordinate share that interval. For
+// every partial tile, one warp finds the key columns inside each interval and writes them to shared
+// memory as bit words. What a row of a consumer sees is the AND of three words.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -15,22 +15,22 @@ namespace sparse_fmha::sm90 {
 
 template <class Traits>
 struct WindowWords {
-  // Sides of a query tile, which are powers of two, add up to most when two of them are 1.
+  // The sides of a query tile are powers of two. Their sum is largest when two of them are 1.
   static constexpr int kSides = Traits::kTileQ + 2;
   // Twice as many masks as stages: one is written while its stage is still in use.
   static constexpr int kMasks = 2 * Traits::kStages;
 
   PrefixTable<Traits::kTileK> table;
   Interval windows[kSides];                // of each coordinate, axis by axis
-  LaneColumns inside[kMasks + 1][kSides];  // the key columns in them; the last has all
+  LaneColumns inside[kMasks + 1][kSides];  // the key columns in each window; the last mask has all
 
-  // Where the mask of a stage is.
+  // Index of a stage's mask.
   static __device__ __forceinline__ int mask_of(RingState<Traits::kStages> const& place) {
     return static_cast<int>(place.phase) * Traits::kStages + place.index;
   }
 };
 
-// For the warp that works masks out. Params: a kernel's, on a grid.
+// For the mask warp. Params: parameters of a kernel on a grid.
 template <class Traits, class Mechanism, class Params>
 struct WindowMasks {
   using Words = WindowWords<Traits>;
@@ -38,7 +38,7 @@ struct WindowMasks {
   Params const& params;
   Words& words;
 
-  // For all threads of the block, which synchronise afterwards.
+  // Called by all threads of the block, which synchronize afterwards.
   __device__ __forceinline__ void init() const {
     words.table.fill(params.geometry.shape.k, params.geometry.k_bits);
     for (int i = threadIdx.x; i < Words::kSides; i += blockDim.x) {
@@ -46,11 +46,11 @@ struct WindowMasks {
     }
   }
 
-  // The windows of a query tile.
+  // Computes the windows of a query tile.
   template <class Work>
   __device__ __forceinline__ void find_windows(Work const& work) const {
     Coord const& side = params.geometry.shape.q;
-    __syncwarp();  // the last query tile's have been read
+    __syncwarp();  // the last query tile's windows have been read
     CUTE_NO_UNROLL
     for (int i = threadIdx.x % 32; i < sides(); i += 32) {
       int const axis = axis_of(i);
@@ -61,7 +61,7 @@ struct WindowMasks {
     __syncwarp();
   }
 
-  // Which key columns of a box are in each of them.
+  // Computes which key columns of a box are in each window.
   __device__ __forceinline__ void publish(KeyBox const& box,
                                           RingState<Traits::kStages> const& place) const {
     auto const& g = params.geometry;
@@ -71,7 +71,7 @@ struct WindowMasks {
       for (int i = threadIdx.x % 32; i < sides(); i += 32) {
         inside[i] = columns;
       }
-      return;  // not the other side of a ?: below, of which both sides would be worked out
+      return;  // not a branch of the ?: below, both sides of which would be evaluated
     }
     Coord const entries = words.table.entries(g.shape.k);
     CUTE_NO_UNROLL
@@ -104,7 +104,7 @@ class WindowRows {
                                         BoxBits const& bits, int warpgroup)
       : words_(words) {
     int row = warpgroup * 64 + AccumulatorPosition().row;
-    asm volatile("" : "+r"(row));  // anew for each query tile: nothing is kept across them
+    asm volatile("" : "+r"(row));  // recomputed per query tile: nothing is kept across tiles
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       Coord const offset = bits.offset(row + 8 * r);
@@ -114,7 +114,7 @@ class WindowRows {
     }
   }
 
-  // Bit by bit which of the thread's columns each row sees, by the mask with this number.
+  // Bits of the thread's columns that each row sees, by the mask with this index.
   struct Seen {
     uint32_t bits[kRowsPerThread];
   };
@@ -125,7 +125,7 @@ class WindowRows {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       uint32_t places = places_[r];
-      asm volatile("" : "+r"(places));  // not three registers instead of one
+      asm volatile("" : "+r"(places));  // keeps one register instead of three
       seen.bits[r] = 0xffffffff;
       CUTE_UNROLL
       for (int axis = 0; axis < kGridAxes; ++axis) {

@@ -32,11 +32,11 @@ struct ListKeys {
     TransposedLists lists;
   };
   struct Work {
-    WorkTile tile;  // q_tile: number of the key tile
+    WorkTile tile;  // q_tile: index of the key tile
     int32_t steps;  // over all heads of the group
   };
-  // Of a stage: what its queries are to each part, and for each key, 16 bits for each of the four
-  // threads that have its columns.
+  // Mask of a stage: how each part uses the queries and, for each key, 16 bits for each of the four
+  // threads that hold its columns.
   struct StageMask {
     PartUse uses[kParts];
     alignas(8) uint16_t bits[Traits::kTileK][4];
@@ -71,8 +71,8 @@ struct ListKeys {
   }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const { return work.steps; }
 
-  // The steps of a key tile, head by head of the group, in ascending order. Each lane holds a word
-  // of the bitmaps.
+  // The steps of a key tile for each head of the group, in ascending order. Each lane holds one
+  // word of the bitmaps.
   class Steps {
    public:
     int const count;
@@ -122,7 +122,7 @@ struct ListKeys {
     ListKeys const& geometry_;
     WorkTile const tile_;
     int head_ = -1;
-    int first_word_ = 1 << 30;  // the first one is fetched as that of the next head
+    int first_word_ = 1 << 30;  // so that the first fetch moves on to the first head
     uint32_t left_ = 0;
     uint32_t seen_[kParts];
     uint32_t masked_[kParts];
@@ -149,7 +149,7 @@ struct ListKeys {
     params.geometry.load_terms(barrier, to, from);
   }
 
-  // For the whole warp that works masks out.
+  // Called by the whole mask warp.
   __device__ __forceinline__ void begin_masks(Work const& /*work*/) const {}
   __device__ __forceinline__ void publish_mask(Work const& work, Step const& step,
                                                RingState<Traits::kStages> const& place) const {
@@ -213,7 +213,7 @@ struct ListKeys {
    public:
     __device__ __forceinline__ Mask(ListKeys const& geometry, Work const& /*work*/, int part)
         : masks_(geometry.shared.masks), part_(part) {}
-    // Bit by bit which of the thread's columns each of its two keys is seen by.
+    // Bits of the thread's columns that see each of its two keys.
     using Seen = uint32_t;
     __device__ __forceinline__ Seen look_up(int slot) const {
       compiler_fence();

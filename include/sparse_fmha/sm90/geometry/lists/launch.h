@@ -1,4 +1,4 @@
-// Launches of mechanisms whose key blocks are named by lists.
+// Launches of mechanisms with lists of key blocks.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
@@ -32,10 +32,8 @@ void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext con
   for (int i = 0; i < Traits::kQueryTensors; ++i) {
     params.geometry.q[i] = map(Traits::queries(p, i), sparsity.len_q, p.heads_q, 64);
   }
-  // As many heads side by side as have their keys and values in the L2 cache together.
-  constexpr double kCacheBytes = 24e6;
-  double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
-  auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  // Group as many heads as have keys and values that fit in the L2 cache together.
+  int32_t const group = heads_in_cache(4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q);
   params.scheduler = make_scheduler(p.heads_q, p.batch, sizes.q_tiles, group);
   run_kernel<Traits>(params, p, context);
 }

@@ -1,10 +1,11 @@
-// Tokens on one axis, whose key blocks are named by lists in device memory.
+// Tokens on one axis, with lists of key blocks in device memory.
 //
 // A stage holds several boxes of keys, so the matrix tile does not depend on the block size: lane g
-// of the producer's warp reads the list for box g and copies it. Boxes that a list has not, in the
-// last stage of a stream, are copied from behind the last key, which reads as zeros. Query blocks
-// of 64 rows have a consumer each; what both need is one stream of stages, what one of them needs
-// is another, which the other consumer passes over. The names are those of geometry/contract.h.
+// of the producer's warp reads the list entry of box g and copies the box. In the last stage of a
+// stream, boxes past the end of the list are copied from beyond the last key, which reads as zeros.
+// Query blocks of 64 rows have a consumer each. The stages that both need form one stream; those
+// that only one needs form another, which the other consumer passes over. Names are those of
+// geometry/contract.h.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -23,7 +24,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 struct Lists {
   using Element = typename Traits::Element;
-  static constexpr int kMaxBoxes = Traits::kTileK / 16;  // of a stage
+  static constexpr int kMaxBoxes = Traits::kTileK / 16;  // per stage
   static constexpr int kBitsBytes = 128 * 16;            // bitmasks of a stage
 
   struct Params {
@@ -49,20 +50,20 @@ struct Lists {
     WorkTile tile;
     int32_t head_kv;
     int32_t q_tile;
-    int32_t streams;  // which of the shared ones
+    int32_t streams;  // index into Shared::streams
     StreamStages stages;
     WholeStages whole[3];  // of each stream
   };
   struct Stage {
-    uint32_t with_bits;         // which boxes have a bitmask
+    uint32_t with_bits;         // bit g: box g has a bitmask
     int32_t origin[kMaxBoxes];  // the first token of each box
   };
   struct Shared {
     alignas(128) uint8_t bits[Traits::kStages][kBitsBytes];
-    Stage stages[2 * Traits::kStages];  // written while the stages before are in use
-    ListStream streams[2][3];           // of this work and the next
+    Stage stages[2 * Traits::kStages];  // written while earlier stages are in use
+    ListStream streams[2][3];           // of this query tile and the next
   };
-  // One lane's box of a stage, as the producer sees it.
+  // One lane's box of a stage, for the producer.
   struct Source {
     int32_t origin;
     int32_t head;
@@ -70,14 +71,14 @@ struct Lists {
   };
   struct StageBox {
     Source source;
-    uint8_t const* bits;  // nullptr: none
+    uint8_t const* bits;  // nullptr: no bitmask
   };
-  struct MaskPlace {  // and as the consumers do
-    int32_t place;    // of what is published
+  struct MaskPlace {  // and for the consumers
+    int32_t place;    // index into Shared::stages
     int32_t stage;
   };
 
-  // In launch.h.
+  // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Lists, Mechanism> const& params;
@@ -102,7 +103,8 @@ struct Lists {
     work.stages = count_stages(g.sizes, streams);
   }
 
-  // For the whole warp that hands out query tiles: which of the stages no row needs a mask for.
+  // Called by the whole warp that hands out query tiles: finds the stages in which no row needs a
+  // mask.
   __device__ __forceinline__ void look_through(Work& work, RingState<1> const& state) const {
     auto const& sizes = params.geometry.sizes;
     CUTE_UNROLL
@@ -119,8 +121,8 @@ struct Lists {
     }
   }
 
-  // The stages of a query tile one after another. A stage's list entries are read while the one
-  // before it is copied.
+  // The stages of a query tile in order. A stage's list entries are read while the previous stage
+  // is copied.
   class Boxes {
    public:
     int const count;
@@ -185,7 +187,7 @@ struct Lists {
   static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
   }
-  // For the whole warp: what consumers have to know of the stage.
+  // Called by the whole warp: writes what consumers need to know about the stage.
   __device__ __forceinline__ void publish(StageBox const& box,
                                           RingState<Traits::kStages> const& place) const {
     Stage& stage = shared.stages[published_place(place)];
@@ -200,7 +202,8 @@ struct Lists {
     __syncwarp();
     compiler_fence();
   }
-  // For the whole warp: the stage's bitmasks. Returns how many bytes come to the barrier.
+  // Called by the whole warp: copies the stage's bitmasks. Returns the bytes that the barrier will
+  // receive.
   __device__ __forceinline__ uint32_t copy_bits(StageBox const& box,
                                                 RingState<Traits::kStages> const& place,
                                                 FullBarrier& barrier) const {
@@ -252,7 +255,7 @@ struct Lists {
    private:
     Lists const& lists_;
     int const warpgroup_;
-    int32_t limit_[kRowsPerThread];  // keys [0, limit) are there and not behind the row
+    int32_t limit_[kRowsPerThread];  // keys [0, limit) exist and are not after the row
   };
 
   __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {

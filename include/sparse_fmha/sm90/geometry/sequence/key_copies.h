@@ -1,5 +1,4 @@
-// Tiles of keys, and of the queries that see them, on one axis of tokens: the copies of the dK/dV
-// kernel.
+// Copies of the dK/dV kernel on one axis of tokens: key tiles, and the query tiles that see them.
 #pragma once
 
 #include "sparse_fmha/device/scheduler.h"
@@ -9,7 +8,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Where a tile of queries lies.
+// Where a query tile lies.
 struct QuerySource {
   int32_t token;
   int32_t head;
@@ -28,7 +27,7 @@ struct KeyCopies {
   CUtensorMap dk;     // (D, Lkv, Hkv, B)
   CUtensorMap dv;     // (D, Lkv, Hkv, B)
 
-  // A key tile's number is the tile's q_tile.
+  // The index of a key tile is stored as q_tile.
   static __device__ __forceinline__ int first_key(WorkTile const& tile) {
     return tile.q_tile * Traits::kTileK;
   }
@@ -55,7 +54,7 @@ struct KeyCopies {
                                  static_cast<uint64_t>(kReadByMany), to, 0, from.token, from.head,
                                  from.batch);
   }
-  // To one of dk and dv: 64 rows of a tile, clipped.
+  // Stores 64 rows of a tile to dk or dv, clipped to the tensor.
   static __device__ __forceinline__ void store(CUtensorMap const& map, Element const* from,
                                                WorkTile const& tile, int part) {
     CUTE_UNROLL

@@ -1,18 +1,18 @@
-// Keys of a sequence and the queries that see them, for the dK/dV kernel.
+// Geometry of the dK/dV kernel on one axis of tokens.
 //
-// A geometry of that kernel has
-//   Work, prepare(Work, WorkTile, RingState)   a key tile of a head, found by one thread
+// A geometry of that kernel has:
+//   Work, prepare(Work, WorkTile, RingState)   a key tile of a head, prepared by one thread
 //   walk(Work)                                 the query tiles that see it, partial ones first
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
-//   load_keys, load_q, load_dout, load_terms   its copies
+//   load_keys, load_q, load_dout, load_terms   copies
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
-//   Mask(geometry, Work, part): look_up(place), sees(seen, i)   of scores, keys by queries
-//   kMaskWarp                                  whether a warp works masks out:
+//   Mask(geometry, Work, part): look_up(place), sees(seen, i)   scores are keys by queries
+//   kMaskWarp                                  whether a warp computes masks:
 //   begin_masks(Work), publish_mask(Work, step, RingState)
-//   kByStage                                   whether a stage says what a consumer does with it,
-//                                              by tiles_loaded(Work) and use(part, RingState);
-//                                              there is no walk(Work) then
+//   kByStage                                   whether each stage tells a consumer how to use it,
+//                                              by tiles_loaded(Work) and use(part, RingState)
+//                                              instead of walk(Work)
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
@@ -30,7 +30,7 @@ struct SequenceKeys {
   using Params = KeyCopies<Traits>;
   struct Shared {};
   struct Work {
-    WorkTile tile;  // q_tile: number of the key tile
+    WorkTile tile;  // q_tile: index of the key tile
   };
   static constexpr bool kMaskWarp = false;
   static constexpr bool kByStage = false;
@@ -49,7 +49,7 @@ struct SequenceKeys {
   __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
                                           RingState<1> const& /*state*/) const {
     work.tile = tile;
-    // The scheduler begins at the last tile, and the first keys are seen by most queries.
+    // The scheduler starts with the last tile. The first keys are seen by most queries.
     work.tile.q_tile = params.scheduler.q_tiles - 1 - tile.q_tile;
   }
 
@@ -106,8 +106,8 @@ struct SequenceKeys {
     __device__ __forceinline__ Mask(SequenceKeys const& geometry, Work const& work, int part)
         : geometry_(geometry),
           key_(geometry.first_key(work) + part * 64 + AccumulatorPosition().row) {}
-    // The first column that sees the first of the thread's keys. Of another key it is this and a
-    // constant: where first_query is held at 0, any column does for both.
+    // The first column that sees the thread's first key. Its other key adds a constant: where
+    // first_query is clamped to 0, any column sees both.
     struct Seen {
       int32_t first;
     };

@@ -26,9 +26,9 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
     params.geometry.q[i] = map(Traits::queries(p, i), len_q, p.heads_q, 64);
   }
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-  // Measured at 4k to 32k: groups of 16 heads where the tiles differ in weight (fewer leave blocks
-  // idle behind the last group's heaviest tiles, more evict each other's keys from the L2 cache), 4
-  // where they do not.
+  // Measured at 4k to 32k: groups of 16 heads where tiles differ in weight (with fewer, thread
+  // blocks idle after the last group's heaviest tiles; with more, heads evict each other's keys
+  // from the L2 cache), 4 where they do not.
   int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =
       make_scheduler(p.heads_q, p.batch, q_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);

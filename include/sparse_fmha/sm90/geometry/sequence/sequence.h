@@ -1,5 +1,5 @@
-// Tokens on one axis: a tile is a run of them, of a length known to the compiler.
-// The names are those of geometry/contract.h.
+// Tokens on one axis. A tile is a contiguous range whose length is known at compile time. Names are
+// those of geometry/contract.h.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -44,21 +44,21 @@ struct Sequence {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
 
-  // In launch.h.
+  // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;
 
   __device__ __forceinline__ void init() const {}
-  // Work on a query tile, as one producer thread hands it to all others.
+  // Prepares a query tile. One producer thread does it for all others.
   __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
                                           RingState<1> const& /*state*/) const {
     work.tile = tile;
     work.head_kv = tile.head / params.heads_per_kv;
   }
 
-  // The key tiles of the whole query tile one after another, for the warp that loads them.
+  // The key tiles of the whole query tile in order, for the warp that loads them.
   struct Boxes {
     decltype(Mechanism::walk({}, {}, {})) walk;
     int count;
@@ -69,7 +69,7 @@ struct Sequence {
     return {walk, walk.num_partial + walk.num_full};
   }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const { return boxes(work).count; }
-  // The key tiles of the 64 rows of one consumer.
+  // The key tiles of one consumer's 64 rows.
   __device__ __forceinline__ auto part_walk(Work const& work, int warpgroup) const {
     static_assert(Mechanism::kPartsAreSuffixes, "a consumer passes over the first tiles only");
     QueryTile const q = query_tile(work);
@@ -100,7 +100,7 @@ struct Sequence {
          source.batch, kReadByMany);
   }
 
-  // Consumers know by the walk which tile is in a stage.
+  // Consumers know from the walk which tile is in a stage.
   __device__ __forceinline__ void publish(Box const& /*box*/,
                                           RingState<Traits::kStages> const& /*place*/) const {}
   template <class Walk>
@@ -109,7 +109,7 @@ struct Sequence {
     return walk.tile(i);
   }
 
-  // Which pairs see each other: sees(seen, i) for the i-th score of a thread.
+  // Which pairs are visible: sees(seen, i) for the i-th score of a thread.
   class Mask {
    public:
     __device__ __forceinline__ Mask(Sequence const& geometry, int warpgroup)
@@ -142,17 +142,17 @@ struct Sequence {
     int const warpgroup_;
   };
 
-  // Whether the tensor goes on to a row of a consumer.
+  // Whether the tensor has this row of a consumer.
   __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
     return first_token(work, warpgroup) + row < params.geometry.len_q;
   }
-  // The 64 rows of a consumer, clipped to the tensor.
+  // Stores a consumer's 64 rows, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
     store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
                                                  first_token(work, warpgroup), work.tile);
   }
-  // For a thread that holds whole rows of the warpgroup: `row` and 8 below it.
+  // For a thread that holds whole rows of the warpgroup: `row` and `row` + 8.
   template <class Body>
   __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
                                              Body const& body) const {
@@ -168,7 +168,7 @@ struct Sequence {
   __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
     return query_tile(work).origin[2] + warpgroup * 64;
   }
-  // A box of tokens of one head, 64 columns at a time. `rows`: of the shared-memory tile.
+  // Copies tokens of one head, 64 columns at a time. `rows`: rows of the shared-memory tile.
   static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
                                               Element* destination, int rows, int token, int head,
                                               int batch, cute::TMA::CacheHintSm90 hint) {

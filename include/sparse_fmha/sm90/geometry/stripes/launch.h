@@ -1,4 +1,4 @@
-// Launches of mechanisms whose keys are listed one by one and in runs.
+// Launches of mechanisms with lists of single keys and runs.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
@@ -17,7 +17,7 @@ void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext c
     return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   };
   auto rows = [&](TensorView const& view) {
-    int64_t const chunks = view.axis_stride[kGridAxes - 1] / 8;  // a row's place is counted in them
+    int64_t const chunks = view.axis_stride[kGridAxes - 1] / 8;  // unit of a row's address
     if (sparsity.len_kv * chunks >= UINT32_MAX) {
       throw std::runtime_error(
           "sparse_fmha: the keys of one head span more than 64 GB, too much for stripes");
@@ -37,11 +37,9 @@ void Stripes<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext c
   for (int i = 0; i < Traits::kQueryTensors; ++i) {
     params.geometry.q[i] = map(Traits::queries(p, i), sparsity.len_q, p.heads_q, 64);
   }
-  // Later query tiles are taken to be the heavier ones. As many heads side by side as have their
-  // keys and values in the L2 cache together.
-  constexpr double kCacheBytes = 24e6;
-  double const kv_bytes = 4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q;
-  auto const group = static_cast<int32_t>(std::clamp(kCacheBytes / kv_bytes, 1.0, 16.0));
+  // Later query tiles are assumed to be heavier. Group as many heads as have keys and values that
+  // fit in the L2 cache together.
+  int32_t const group = heads_in_cache(4.0 * sparsity.len_kv * p.head_dim * p.heads_kv / p.heads_q);
   params.scheduler = make_scheduler(p.heads_q, p.batch, ceil_div(sparsity.len_q, 128), group);
   run_kernel<Traits>(params, p, context);
 }

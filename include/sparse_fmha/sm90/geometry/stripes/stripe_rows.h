@@ -1,4 +1,4 @@
-// The rows of the stages of a query tile, for one of the warps that gather them.
+// The rows that one gathering warp handles in each stage of a query tile.
 #pragma once
 
 #include "sparse_fmha/planning/stripe_stages.h"
@@ -8,16 +8,16 @@
 
 namespace sparse_fmha::sm90 {
 
-// 32 rows of each stage: a lane has the key of one, which is read while those of the stage before
-// it are gathered. What these warps do takes issue slots from the consumers, so whatever is the
-// same for a stream, or for a query tile, is worked out once.
+// 32 rows of each stage. A lane holds the key of one row; it is read while the previous stage is
+// gathered. These warps take issue slots from the consumers, so what is constant for a stream or a
+// query tile is computed once.
 template <class Traits, class Stripes>
 class StripeRows {
  public:
   using Element = typename Traits::Element;
   struct Key {
-    int32_t token;  // as it is listed
-    bool lone;      // false for all lanes where runs are there
+    int32_t token;  // as listed
+    bool lone;      // false for all lanes if the stage holds runs
   };
   int const count;  // stages
 
@@ -39,7 +39,7 @@ class StripeRows {
     fetch(i + 1);
     return key;
   }
-  // Each lane arrives once, also for stages that tensor copies fill.
+  // Each lane arrives once, also for stages that TMA fills.
   __device__ __forceinline__ void gather_k(Key const& key, Element* destination,
                                            FullBarrier& barrier) const {
     gather(keys_, key, destination, barrier);
@@ -89,9 +89,9 @@ class StripeRows {
   int const first_;
   Gather const keys_;
   Gather const values_;
-  int32_t stream_ = -1;  // the one at hand
+  int32_t stream_ = -1;  // the current stream
   int32_t run_stages_;
-  StripeStream columns_;  // its, from the lane's first one on
+  StripeStream columns_;  // its columns, from the lane's first one
   Key key_{};
 };
 

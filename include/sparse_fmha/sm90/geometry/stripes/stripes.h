@@ -1,9 +1,9 @@
-// Tokens on one axis, whose keys are named by lists in device memory, one by one and in runs.
+// Tokens on one axis, with lists of single keys and runs in device memory.
 //
-// A stage holds runs, which lanes of the producer's warps copy as boxes, or single keys, whose rows
-// four more warps gather; for large heads, whose consumers need the registers, the producer's.
-// Consumers of different groups of queries have streams of stages of their
-// own, as in lists.h. The names are those of geometry/contract.h.
+// A stage holds either runs, which lanes of the producer's warps copy as boxes, or single keys,
+// whose rows four extra warps gather. With large heads, whose consumers need the registers, the
+// producer's warps gather them. Consumers with different groups of queries have separate streams of
+// stages, as in lists.h. Names are those of geometry/contract.h.
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
@@ -24,9 +24,9 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 struct Stripes {
   using Element = typename Traits::Element;
-  static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage that a lane has
+  static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage per lane
   static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
-  static constexpr int32_t kGathered = -1;  // no first key of a run
+  static constexpr int32_t kGathered = -1;  // marks single keys, not the start of a run
 
   struct Params {
     CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
@@ -52,34 +52,34 @@ struct Stripes {
   struct Work {
     WorkTile tile;
     int32_t head_kv;
-    int32_t streams;  // which of the shared ones
+    int32_t streams;  // index into Shared::streams
     StreamStages stages;
     WholeStages whole[3];  // of each stream
   };
   struct Stage {
-    alignas(8) int32_t keys[Traits::kTileK];  // of each row; kAbsent: of none
+    alignas(8) int32_t keys[Traits::kTileK];  // of each row; kAbsent: no key
   };
   struct Shared {
-    Stage stages[2 * Traits::kStages];  // written while the stages before are in use
-    StripeStream streams[2][3];         // of this work and the next
+    Stage stages[2 * Traits::kStages];  // written while earlier stages are in use
+    StripeStream streams[2][3];         // of this query tile and the next
   };
   struct Source {
-    int32_t origin;  // of the lane's box of a run; kGathered where there are single keys
+    int32_t origin;  // of the lane's box of a run; kGathered for single keys
     int32_t head;
     int32_t batch;
-    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // these, where the producer's warps gather
+    int32_t keys[kGatherWarps == 0 ? kWords : 1];  // these, if the producer's warps gather
   };
-  // One lane's part of a stage, as the producer sees it.
+  // One lane's share of a stage, for the producer.
   struct StageBox {
-    int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...; before next(), as they are listed
+    int32_t keys[kWords];  // of rows `lane`, `lane + 32`, ...; as listed until next()
     int32_t origin;
-    bool masked;  // whether the consumers may ask for the keys
+    bool masked;  // whether consumers may look up the keys
   };
-  struct MaskPlace {  // and as the consumers do
+  struct MaskPlace {  // and for the consumers
     int32_t place;
   };
 
-  // In launch.h.
+  // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
 
   KernelParams<Stripes, Mechanism> const& params;
@@ -103,7 +103,8 @@ struct Stripes {
     work.stages = {stages(0), stages(1), stages(2)};
   }
 
-  // For the whole warp that hands out query tiles: which of the stages no row needs a mask for.
+  // Called by the whole warp that hands out query tiles: finds the stages in which no row needs a
+  // mask.
   __device__ __forceinline__ void look_through(Work& work, RingState<1> const& state) const {
     auto const& s = params.sparsity;
     CUTE_UNROLL
@@ -121,8 +122,8 @@ struct Stripes {
     }
   }
 
-  // The stages of a query tile one after another. A stage's list entries are read while the one
-  // before it is copied.
+  // The stages of a query tile in order. A stage's list entries are read while the previous stage
+  // is copied.
   class Boxes {
    public:
     int const count;
@@ -140,7 +141,7 @@ struct Stripes {
     __device__ __forceinline__ void fetch(int i) {
       if (i < count) {
         StreamPlace const place = stream_place(work_.stages, i);
-        // Where both consumers share all stages it is known which ones they mask.
+        // If both consumers share all stages, the masked ones are known.
         WholeStages const& whole = work_.whole[0];
         found_.masked = work_.stages.both < count || i < whole.begin || i >= whole.end;
         stripes_.find(stripes_.shared.streams[work_.streams][place.stream], place.index, found_);
@@ -178,7 +179,7 @@ struct Stripes {
     }
     return source;
   }
-  // Bytes that tensor copies bring.
+  // Bytes of the TMA copies.
   __device__ __forceinline__ uint32_t copied_bytes(Source const& source) const {
     return source.origin == kGathered ? 0 : Traits::kBytesK;
   }
@@ -199,7 +200,7 @@ struct Stripes {
   static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
   }
-  // For the whole warp: what consumers have to know of the stage.
+  // Called by the whole warp: writes what consumers need to know about the stage.
   __device__ __forceinline__ void publish(StageBox const& box,
                                           RingState<Traits::kStages> const& place) const {
     if (!box.masked) {
@@ -267,7 +268,7 @@ struct Stripes {
    private:
     Stripes const& stripes_;
     int const warpgroup_;
-    int32_t limit_[kRowsPerThread];  // keys [0, limit) are there and not behind the row
+    int32_t limit_[kRowsPerThread];  // keys [0, limit) exist and are not after the row
   };
 
   __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
@@ -296,7 +297,7 @@ struct Stripes {
   static __device__ __forceinline__ bool needs_keys(StageBox const& box) {
     return box.masked || kGatherWarps == 0;
   }
-  // A lane's list entries of a stage.
+  // Reads a lane's list entries of a stage.
   __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,
                                        StageBox& found) const {
     auto const& sizes = params.geometry.sizes;
@@ -316,7 +317,7 @@ struct Stripes {
       found.keys[w] = listed_column(columns, (stage - runs) * Traits::kTileK + w * 32 + lane);
     }
   }
-  // With the keys of runs, and those that are listed.
+  // Adds the keys of runs and the listed keys.
   __device__ __forceinline__ StageBox with_keys(StageBox box) const {
     int32_t const log2_box = params.geometry.sizes.log2_box;
     if (!needs_keys(box)) {

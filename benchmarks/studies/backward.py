@@ -1,0 +1,213 @@
+"""Backward passes: dense beside cuDNN through torch, neighborhoods and block lists.
+
+    python -m benchmarks.studies.backward [--tiny] [--out PATH]
+
+A call is the backward op alone: row terms, dQ, dK and dV. The lse has no gradient of its own.
+Operations are 2.5 times those of the forward pass over the pairs that are visible. Windows do not
+shrink at borders, so they have as many pairs everywhere. The error is that of the gradient of q
+against fp64, at the size that --tiny runs, relative to its largest element.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparse_fmha
+from benchmarks.harness import environment, report, timing
+from sparse_fmha import BlockMask, reference, selection
+from sparse_fmha.cli import one_line_errors
+
+RESULTS = report.RESULTS / "backward"
+HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "error of dq"]
+TOKENS, WIDTH = 32768, 2048  # batch * length, heads * head dim
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem; exactly one of the last three says which keys a query sees."""
+
+    name: str
+    grid: tuple[int, ...]
+    heads: int
+    head_dim: int = 128
+    heads_kv: int | None = None
+    batch: int = 1
+    causal: bool | None = None
+    window: tuple[int, ...] | None = None
+    blocks: tuple[int, int, float] | None = None  # block_q, block_kv, share of the blocks
+    stride: tuple[int, ...] | int = 1
+
+    def tiny(self) -> Case:
+        """The same with few tokens."""
+        sides = tuple(min(side, {1: 256, 2: 16, 3: 8}[len(self.grid)]) for side in self.grid)
+        window = self.window and tuple(map(min, self.window, (side // 2 for side in sides)))
+        stride = min(self.stride, 4) if isinstance(self.stride, int) else 1
+        size = {"grid": sides, "window": window, "stride": stride, "batch": 1}
+        heads = 2 if self.heads_kv is None else 4
+        return Case(**{**asdict(self), **size, "heads": heads, "heads_kv": self.heads_kv and 2})
+
+    def pairs(self) -> float:
+        """Visible pairs of one head."""
+        tokens = math.prod(self.grid)
+        if self.window:
+            return tokens * math.prod(self.window)
+        if self.blocks:
+            _, block_kv, share = self.blocks
+            return tokens * block_kv * max(int(tokens // block_kv * share), 1)
+        return tokens * (tokens + 1) / 2 if self.causal else tokens * tokens
+
+
+def dense(head_dim: int, length: int, causal: bool, heads: int | None = None) -> Case:
+    name = f"D{head_dim} {'causal' if causal else 'full'} {length // 1024}k"
+    own = WIDTH // head_dim
+    grouped = {} if heads is None else {"heads_kv": heads}
+    return Case(
+        name + (f" {2 * own}/{heads} heads" if heads else ""), (length,),
+        2 * own if heads else own, head_dim, batch=TOKENS // length, causal=causal, **grouped,
+    )  # fmt: skip
+
+
+CASES = (
+    *(dense(d, n, c) for d in (64, 128, 256) for c in (False, True) for n in (4096, 16384)),
+    *(dense(128, 8192, c, heads=8) for c in (False, True)),
+    Case("FLUX", (256, 256), 24, window=(80, 80)),
+    Case("FLUX, stride 16", (256, 256), 24, window=(80, 80), stride=16),
+    Case("HunyuanVideo", (30, 48, 80), 24, window=(18, 24, 24)),
+    Case("HunyuanVideo, stride 16x8x8", (30, 48, 80), 24, window=(18, 24, 24), stride=(16, 8, 8)),
+    Case("Cosmos", (16, 44, 80), 32, window=(16, 24, 16)),
+    Case("1-D", (32768,), 16, window=(2048,)),
+    Case("1-D, stride 256", (32768,), 16, window=(2048,), stride=256),
+    Case("lists 128x128", (32768,), 24, blocks=(128, 128, 0.1)),
+    Case("lists 64x64", (32768,), 24, blocks=(64, 64, 0.1)),
+    Case("lists 128x16", (32768,), 24, blocks=(128, 16, 0.1)),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.studies.backward", description=__doc__)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
+    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    report.add_options(p, RESULTS)
+    return p
+
+
+def attention_of(case: Case, device: str, seed: int) -> tuple[Callable[..., Tensor], Tensor]:
+    """The call, and which query sees which key, of at most 2048 tokens."""
+    tokens = math.prod(case.grid)
+    small = tokens <= 2048
+    everything = torch.ones(1 if not small else tokens, tokens, dtype=torch.bool, device=device)
+    if case.window:
+        axes = len(case.grid)
+        stride = (case.stride,) * axes if isinstance(case.stride, int) else case.stride
+        options = {"window": case.window, "stride": stride}
+        visible = (
+            reference.neighborhood_mask(case.grid, case.window, stride, device=device)
+            if small
+            else everything
+        )
+        return lambda q, k, v: sparse_fmha.neighborhood_attention(q, k, v, **options), visible
+    if case.blocks:
+        block_q, block_kv, share = case.blocks
+        generator = torch.Generator(device).manual_seed(seed)
+        sizes = 1, case.heads, -(-tokens // block_q), -(-tokens // block_kv)
+        scores = torch.rand(sizes, generator=generator, device=device)
+        lists = selection.top_k_indices(scores, max(int(tokens // block_kv * share), 1))
+        mask = BlockMask(*lists, tokens, tokens, block_q, block_kv)
+        visible = mask.to_dense() if small else everything
+        return lambda q, k, v: sparse_fmha.block_sparse_attention(q, k, v, mask), visible
+    visible = reference.causal_mask(tokens, tokens, device) if case.causal and small else everything
+    return lambda q, k, v: sparse_fmha.attention(q, k, v, causal=case.causal), visible
+
+
+def problem(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    """q, k and v, which want gradients, and the gradient of out."""
+    generator = torch.Generator(device).manual_seed(seed)
+    heads = case.heads, case.heads_kv or case.heads, case.heads_kv or case.heads, case.heads
+    found = []
+    for h in heads:
+        shape = case.batch, *case.grid, h, case.head_dim
+        x = torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+        found.append(x)
+    return [*(x.requires_grad_() for x in found[:3]), found[3]]
+
+
+def backward(out: Tensor, inputs: Sequence[Tensor], dout: Tensor) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)
+
+
+def error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
+    """Of the gradient of q of the small problem, relative to its largest element."""
+    small = case.tiny()
+    attend, visible = attention_of(small, device, seed)
+    q, k, v, dout = problem(small, device, dtype, seed)
+    (found,) = torch.autograd.grad(attend(q, k, v), [q], dout)
+    wide = q.detach().double().requires_grad_()
+    out, _ = reference.attention(wide, k.detach().double(), v.detach().double(), visible)
+    (expected,) = torch.autograd.grad(out, [wide], dout.double().reshape(out.shape))
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -> list[dict]:
+    of_error = error(case, device, dtype, args.seed)
+    case = case.tiny() if args.tiny else case
+    attend, _ = attention_of(case, device, args.seed)
+    q, k, v, dout = problem(case, device, dtype, args.seed)
+    ops = {"sparse_fmha": backward(attend(q, k, v), (q, k, v), dout)}
+    beside = case.causal is not None and case.heads_kv is None and case.head_dim <= 128
+    if beside and device == "cuda":
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+            out = scaled_dot_product_attention(*heads_first, is_causal=case.causal)
+        ops["cuDNN"] = backward(out, (q, k, v), dout.transpose(1, 2))
+    times = timing.measure(
+        ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
+    )
+    flops = 2.5 * 4 * case.batch * case.heads * case.head_dim * case.pairs()
+    return [
+        {"case": case.name, "op": name, "ms": asdict(ms), "useful_flops": flops,
+         "error": of_error if name == "sparse_fmha" else None}
+        for name, ms in times.items()
+    ]  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    lines = []
+    for row in rows:
+        ms = row["ms"]
+        lines.append([
+            row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
+            f"{row['useful_flops'] / ms['median'] * 1e-9:.3g}",
+            f"{row['error']:.1e}" if row["error"] is not None else "",
+        ])  # fmt: skip
+    return report.plain_table(HEADER, lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    device, dtype = environment.of_study(args.tiny)
+    if args.iterations < 1:
+        sys.exit("error: --iterations is at least 1")
+    results = {
+        **report.stamp(),
+        **environment.describe(device),
+        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        "rows": [row for case in CASES for row in rows_of(case, args, device, dtype)],
+    }
+    print(table(results["rows"]))
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

@@ -1,0 +1,38 @@
+// Decode attention, compiled once per instruction set (for the requirements see attend_isa.cpp).
+#include "sparse_fmha/core/config.h"
+#undef SPARSE_FMHA_HD
+#define SPARSE_FMHA_HD inline __attribute__((always_inline))
+
+#include "sparse_fmha/cpu/decode.h"
+
+namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
+namespace {
+
+template <class Element, bool kSkips>
+DecodeIsa instance() {
+  return {Decode<Element, kSkips>::scratch_bytes, Partial<Element>::bytes,
+          Decode<Element, kSkips>::run, merge_partials<Element>};
+}
+
+template <class Element>
+DecodeIsa of_element(bool skips) {
+  return skips ? instance<Element, true>() : instance<Element, false>();
+}
+
+}  // namespace
+
+DecodeIsa decode(DataType dtype, bool skips) {
+  switch (dtype) {
+    case DataType::kFloat16:
+      return of_element<Half>(skips);
+    case DataType::kBFloat16:
+      return of_element<BFloat16>(skips);
+    case DataType::kFloat32:
+      return of_element<float>(skips);
+    case DataType::kFloat64:
+      return of_element<double>(skips);
+  }
+  return {};
+}
+
+}  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -1,0 +1,80 @@
+"""What is added to the scores: the bias of keys, thresholds of rows, and sinks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks
+from sparse_fmha._ops import errors
+
+Biases = tuple[Tensor | None, ...]  # the last arguments of the ops, as many as are given
+
+
+def given(key_bias: Tensor | None, row_threshold: Tensor | None) -> Biases:
+    """Those of lists."""
+    return (key_bias,) if row_threshold is None else (key_bias, row_threshold)
+
+
+def check(
+    q: Tensor, k: Tensor, key_bias: Tensor | None = None, row_threshold: Tensor | None = None
+) -> None:
+    """Checks the arguments against q and k, which are checked already."""
+    if key_bias is not None:
+        _checks.check_token_numbers("key_bias", key_bias, q, k.shape[1:-2], allow_grid=True)
+    if row_threshold is not None:
+        if key_bias is None:
+            raise ValueError("key_bias must be given with row_threshold, got only the latter")
+        _checks.check_token_numbers("row_threshold", row_threshold, q, q.shape[1:-2])
+
+
+def check_device(q: Tensor, what: str = "key_bias", otherwise: str = " or leave it out") -> None:
+    """Refuses CUDA tensors, for which no kernel reads biases."""
+    if isinstance(q, Tensor) and q.device.type == "cuda":
+        raise errors.on_cpu_only(what, otherwise)
+
+
+def flat(biases: Biases) -> Biases:
+    """The biases as the ops take them, with grids flattened."""
+    return tuple(x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x for x in biases)
+
+
+def check_sink(sink: Tensor, q: Tensor) -> None:
+    """Checks a sink, fp32 `[Hq]`; fp64 is allowed if q is fp64."""
+    _checks.check_strided("sink", sink)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if sink.dtype not in (torch.float32, wide):
+        allowed = " or ".join(map(str, dict.fromkeys((torch.float32, wide))))
+        raise TypeError(f"sink must have dtype {allowed}, got {sink.dtype}")
+    if sink.device != q.device:
+        raise ValueError(f"sink must be on q's device, {q.device}, got {sink.device}")
+    if tuple(sink.shape) != (q.shape[-2],):
+        raise ValueError(
+            f"sink must have shape [{q.shape[-2]}], one entry for each query head, got "
+            f"{list(sink.shape)}"
+        )
+
+
+def add_sink(out: Tensor, lse: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds one more logit without a value to each row's softmax.
+
+        out' = out * sigmoid(lse - sink), lse' = log(exp(lse) + exp(sink))
+
+    In fp32, or fp64 for fp64 outputs.
+
+    Args:
+        out: `[B, *L, H, D]`. lse: `[B, *L, H]`, -inf where a query sees no key.
+        sink: `[H]`; -inf changes nothing.
+
+    Returns:
+        Both in their dtypes. A row without keys has out 0 and lse' = sink.
+    """
+    wide = torch.promote_types(out.dtype, torch.float32)
+    total, sink = lse.to(wide), sink.to(wide)
+    empty, absent = total == -torch.inf, sink == -torch.inf
+    # Finite in both, so that derivatives are finite.
+    total, finite = total.masked_fill(empty, 0), sink.masked_fill(absent, 0)
+    share = (total - finite).sigmoid().masked_fill(absent, 1)
+    both = torch.logaddexp(total, finite)
+    both = torch.where(empty, sink, torch.where(absent, total, both))
+    return (out * share[..., None]).to(out.dtype), both.to(lse.dtype)

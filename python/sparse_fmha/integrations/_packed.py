@@ -1,0 +1,63 @@
+"""What the interfaces of other libraries to packed sequences share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparse_fmha import _checks
+from sparse_fmha.masks.packed import Window
+from sparse_fmha.varlen.checks import check_varlen
+from sparse_fmha.varlen.lists import over_lists
+from sparse_fmha.varlen.sequences import varlen_attention
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    window: tuple[int, int],
+    scale: float | None,
+    seqused_k: Tensor | None = None,
+    page_table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns out and lse `[Tq, Hq]`; a window other than (-1, -1) and (-1, 0) runs over lists."""
+    if len(window) != 2:
+        raise ValueError(f"window_size must be (left, right), got {window!r}")
+    left, right = (_checks.check_int("window_size", bound, -1) for bound in window)
+    if left < 0 and right <= 0:
+        return varlen_attention(
+            q,
+            k,
+            v,
+            cu_q,
+            cu_k,
+            max_q,
+            max_k,
+            causal=right == 0,
+            seqused_k=seqused_k,
+            page_table=page_table,
+            scale=scale,
+            return_lse=True,
+        )
+    check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k, page_table)
+    if page_table is not None or cu_k is None:
+        raise ValueError(
+            f"window_size must be (-1, -1) or (-1, 0) with block_table, got {(left, right)}"
+        )
+    return over_lists(
+        q,
+        k,
+        v,
+        cu_q,
+        cu_k,
+        max_q,
+        max_k,
+        False,
+        seqused_k,
+        _checks.finite("scale", scale),
+        window=Window(left, right),
+    )

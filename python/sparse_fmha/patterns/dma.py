@@ -1,0 +1,259 @@
+"""Trainable dynamic mask attention, which keeps keys by a learned bias of their scores."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, softplus
+
+from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._sizes import ceil_div
+from sparse_fmha.attention import _scores, stripe_attention
+from sparse_fmha.masks import block_lists, stripe_checks
+from sparse_fmha.masks.stripe_mask import StripeMask
+
+KEEP = 2048
+BLOCK_Q = 128
+
+
+class DMABias(nn.Module):
+    """The learned bias of trainable dynamic mask attention, from the values.
+
+        bias_hj = exp(A_h * softplus(W_h . v_j)),    v_j: the values of all key heads of token j
+
+    A is 0 at first, so every bias is 1. Source: Shi et al. 2025, "Trainable Dynamic Mask Sparse
+    Attention", arXiv:2508.02124, and the authors' flash-dmattn.
+
+    Args:
+        heads_kv, head_dim: sizes of v.
+        device, dtype: device and dtype of the weights; None: torch's default.
+
+    Attributes:
+        weight: `[heads_kv, heads_kv * head_dim]`.
+        decay: A, `[heads_kv]`.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+
+    def __init__(
+        self,
+        heads_kv: int,
+        head_dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads_kv = check_int("heads_kv", heads_kv, 1)
+        self.head_dim = check_int("head_dim", head_dim, 1)
+        width = heads_kv * head_dim
+        self.weight = nn.Parameter(torch.empty(heads_kv, width, device=device, dtype=dtype))
+        self.decay = nn.Parameter(torch.empty(heads_kv, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initializes weights from a normal distribution with variance 1 / inputs, and A with 0."""
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        nn.init.zeros_(self.decay)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Returns the bias of each key, fp32 `[B, heads_kv, Lkv]`.
+
+        Args:
+            v: `[B, Lkv, heads_kv, head_dim]`.
+
+        Raises:
+            ValueError, TypeError: v has another shape or is not floating point.
+        """
+        check_floats("v", v, 4, "[batch, tokens, key heads, head dim]")
+        if v.shape[2:] != (self.heads_kv, self.head_dim):
+            raise ValueError(
+                f"v must have {self.heads_kv} heads of {self.head_dim}, got shape {list(v.shape)}"
+            )
+        z = linear(v.flatten(2), self.weight.to(v.dtype)).float()
+        return (self.decay.float() * softplus(z)).exp().transpose(1, 2)
+
+
+class DMAMask(NamedTuple):
+    """Arguments of `stripe_attention`; see `dma_mask`."""
+
+    mask: StripeMask
+    key_bias: Tensor  # fp32 [B, heads or 1, Lkv], differentiable
+    row_threshold: Tensor  # fp32 [B, heads or 1, Lq]
+
+
+def dma_mask(
+    bias: Tensor,
+    keep: int = KEEP,
+    *,
+    heads: int | None = None,
+    q_len: int | None = None,
+    block_q: int = BLOCK_Q,
+) -> DMAMask:
+    """Returns which keys trainable dynamic mask attention keeps, without a mask of all pairs.
+
+        query i keeps the w keys j <= i with the largest bias_j
+
+    A group of queries lists the w largest keys before it and its own keys, as no other key can be
+    among the w largest of one of its rows. A row's threshold is the w-th largest bias of the keys
+    up to it, -inf if there are fewer. So among keys whose bias equals the threshold a row may keep
+    more than w: those in its own group, and the latest before it that were still among the w.
+
+    Args:
+        bias: `[B, Hkv, Lkv]`, such as `DMABias` returns. Its gradient comes through `key_bias`; the
+            choice of keys has none.
+        keep: w, at least 1. Published: 2048; 1024 in its benchmarks.
+        heads: query heads, a multiple of Hkv; default Hkv.
+        q_len: queries, aligned to the last keys; default Lkv.
+        block_q: rows of a group, a multiple of 64 up to 2048.
+
+    Returns:
+        A causal mask with lists of up to `keep` keys, the bias for each query head, and the rows'
+        thresholds. Built without waiting for the device; memory is proportional to
+        `Lq / block_q * keep` and `Lq * block_q`.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or number is not allowed.
+    """
+    check_floats("bias", bias, 3, "[batch, key heads, tokens]")
+    check_int("keep", keep, 1)
+    _, heads_kv, kv_len = bias.shape
+    heads = heads_kv if heads is None else check_int("heads", heads, 1)
+    if not heads_kv or heads % heads_kv:
+        raise ValueError(f"heads must be a multiple of bias's {heads_kv}, got {heads}")
+    q_len = kv_len if q_len is None else check_int("q_len", q_len)
+    if q_len > kv_len:
+        raise ValueError(f"q_len must be at most the {kv_len} keys of bias, got {q_len}")
+    run = 128 if block_q % 128 == 0 else 64
+    stripe_checks.check_sizes(q_len, kv_len, block_q, run, True)
+    with torch.no_grad():
+        columns, threshold = _select(bias.float(), keep, kv_len - q_len, block_q)
+        begin = torch.arange(columns.shape[2], device=bias.device) * block_q + (kv_len - q_len)
+        counts = begin.clamp(max=keep).int().expand(columns.shape[:3])
+        starts = begin[:, None] + run * torch.arange(block_q // run, device=bias.device)
+        numbers = (starts < kv_len).sum(1, dtype=torch.int32)
+        starts = starts.int()
+    copies = heads // heads_kv if heads_kv > 1 else 1  # one head serves all
+    columns, counts, threshold = (
+        x.repeat_interleave(copies, 1) for x in (columns, counts, threshold)
+    )
+    lists = counts.shape[:2]
+    mask = StripeMask(
+        columns, counts, q_len, kv_len, block_q,
+        starts.expand(*lists, -1, -1), numbers.expand(*lists, -1), run, causal=True,
+    )  # fmt: skip
+    return DMAMask(mask, bias.float().repeat_interleave(copies, 1), threshold)
+
+
+def dma_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    keep: int = KEEP,
+    *,
+    scale: float | None = None,
+    block_q: int = BLOCK_Q,
+) -> Tensor:
+    """Causal attention to the keys of largest bias, with the bias added to their scores.
+
+    See `dma_mask`. The backward pass has the gradient of the bias, with which `DMABias` trains.
+    Runs on the CPU: no GPU kernel takes a bias of keys yet.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `sparse_fmha.attention`.
+        k, v: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
+        bias: `[B, Hkv or 1, Lkv]`.
+        keep, block_q: see `dma_mask`.
+        scale: factor of q.k; default `D**-0.5`.
+
+    Returns:
+        `out`, `[B, Lq, Hq, D]`.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or number is not allowed.
+        NotImplementedError: CUDA tensors.
+    """
+    check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
+    _scores.check_device(q, "dma_attention", "")
+    made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
+    result: Tensor = stripe_attention(
+        q, k, v, made.mask,
+        scale=scale, key_bias=made.key_bias, row_threshold=made.row_threshold,
+    )  # fmt: skip
+    return result
+
+
+def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, Tensor]:
+    """The keys that groups list before their own, ascending, and the rows' thresholds.
+
+    Args:
+        bias: fp32 `[B, H, Lkv]`. shift: keys before the first query.
+
+    Returns:
+        int32 `[B, H, groups, width]`, behind the keys -1; and fp32 `[B, H, Lq]`.
+    """
+    kv_len = bias.shape[2]
+    q_len = kv_len - shift
+    groups = ceil_div(q_len, block_q)
+    missing = groups * block_q - q_len
+    own = pad(bias[..., shift:], (0, missing), value=-torch.inf).unflatten(2, (groups, block_q))
+    key = torch.arange(kv_len, device=bias.device).expand_as(bias)
+    width = min(keep, kv_len)
+    best, where = _largest(bias[..., :shift].flip(2), key[..., :shift].flip(2), width, kv_len)
+    values, places = [], []
+    for group in range(groups):
+        values.append(best)
+        places.append(where)
+        if group + 1 < groups:
+            first = shift + group * block_q
+            part = slice(first, first + block_q)
+            # Later keys first: the sort is stable, so they win among equal ones.
+            joined = torch.cat([bias[..., part].flip(2), best], 2)
+            best, where = _largest(
+                joined, torch.cat([key[..., part].flip(2), where], 2), width, kv_len
+            )
+    if not groups:
+        return key[..., :0].int().unsqueeze(2)[:, :, :0], own.flatten(2)
+    columns = torch.stack(places, 2).sort(-1).values
+    columns = columns.masked_fill(columns == kv_len, block_lists.ABSENT).int()
+    before = torch.stack(values, 2)
+    parts = block_lists.chunks(groups, bias.shape[0] * bias.shape[1] * block_q**2, bias.device)
+    (threshold,) = block_lists.by_chunks(
+        lambda part: (_thresholds(before[:, :, part], own[:, :, part], keep),), parts, groups, 2
+    )
+    return columns, threshold.flatten(2)[..., :q_len]
+
+
+def _largest(values: Tensor, keys: Tensor, width: int, absent: int) -> tuple[Tensor, Tensor]:
+    """The largest `width` values, descending, and their keys; padded with -inf and `absent`."""
+    values, order = torch.sort(values, dim=-1, descending=True, stable=True)
+    keys = keys.gather(-1, order)[..., :width]
+    missing = width - keys.shape[-1]
+    return pad(values[..., :width], (0, missing), value=-torch.inf), pad(
+        keys, (0, missing), value=absent
+    )
+
+
+def _thresholds(before: Tensor, own: Tensor, keep: int) -> Tensor:
+    """The keep-th largest of the values before a group and its own up to each row; -inf if fewer.
+
+    Of two descending lists S and N the w-th largest entry is the maximum over a of
+    min(S_(w - a), N_a), where entries before the first are inf and those behind the last -inf.
+
+    Args:
+        before: `[..., width]`, descending. own: `[..., block_q]`.
+    """
+    rows = own.shape[-1]
+    here = torch.ones(rows, rows, dtype=torch.bool, device=own.device).tril()
+    news = own[..., None, :].masked_fill(~here, -torch.inf).sort(-1, descending=True).values
+    news = pad(news, (1, 0), value=torch.inf)  # N_0 to N_rows
+    taken = keep - torch.arange(rows + 1, device=own.device)  # w - a
+    padded = pad(before, (1, max(0, keep - before.shape[-1])), value=-torch.inf)
+    olds = padded[..., taken.clamp(min=0)]
+    beyond = torch.where(taken == 0, torch.inf, -torch.inf).to(olds.dtype)
+    olds = torch.where(taken > 0, olds, beyond)
+    return torch.minimum(olds[..., None, :], news).amax(-1)

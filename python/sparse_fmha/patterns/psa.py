@@ -1,0 +1,256 @@
+"""Pyramid sparse attention: less important key blocks are seen as fewer, pooled keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, pad
+
+from sparse_fmha import _checks
+from sparse_fmha._checks import check_choice, check_int, check_integers, check_number
+from sparse_fmha._sizes import CACHED, ceil_div
+from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.masks import block_checks, block_lists
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.merge import merge
+from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
+from sparse_fmha.selection import pooled_scores, top_k_blocks, top_p_blocks
+
+LEVELS = (1, 2, 4, 8)
+SHARES = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
+
+
+def psa_levels(
+    q: Tensor,
+    k: Tensor,
+    shares: Mapping[int, float] = SHARES,
+    *,
+    by: str = "rank",
+    least: float = 0.06,
+    similarity: Mapping[int, float] | None = None,
+    text: int = 0,
+    every: int = 4,
+    causal: bool = False,
+    scale: float | None = None,
+    block_q: int = 128,
+    block_kv: int = 128,
+) -> Tensor:
+    """Returns the level of each pair of blocks: 1, 2, 4, 8, or 0 for blocks that are left out.
+
+    1. Importance of a pair of blocks: attention of a sample of the queries on a sample of the keys,
+    every `every`-th token of both; the largest probability of the pair. 2. In each row, blocks in
+    descending importance take the levels of `shares` one after the other: level h reaches up to the
+    share `shares[h]` of the row's blocks (`by="rank"`, rounded up), or of the row's importance
+    (`by="mass"`, the fewest that reach it). 3. With `similarity`, the level is at most the largest
+    h with mean cos(k_a, k_(a + h - 1)) > similarity[h] over the runs of h keys of the block.
+
+    Level 1 always: the last `text` keys; with `causal` the diagonal. A short last block is at level
+    1 or left out.
+
+    Source: "PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation" (2025),
+    arXiv:2512.04025, and its code, whose default shares these are. For Wan 2.1 14B it has
+    `by="mass"` with {1: 0.4, 2: 0.5, 4: 0.6, 8: 0.8}; published similarities are {2: 0.7, 4: 0.65,
+    8: 0.6}. The code samples tokens at random, a quarter as here; it pads a short last block with
+    copies of the last token; and it rounds the number of blocks of a level up to full tiles of its
+    kernel, which needs that.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`.
+        shares: ascending shares 0 to 1 of some of the levels 1, 2, 4, 8, in this order.
+        by: "rank" or "mass". least: with "mass", level 1 has at least `int(least * nK) + 1` blocks.
+        similarity: thresholds of some of the levels 2, 4, 8.
+        text: keys at the end, at least 0.
+        every: divides both block sizes.
+        causal, scale: as in `block_sparse_attention`.
+        block_q, block_kv: block sizes.
+
+    Returns:
+        uint8 `[B, Hq, nQ, nK]`, without waiting for the device, a few rows of blocks at a time. The
+        sample's scores take `1 / every**2` of the products of all queries and keys.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, level or number is not allowed.
+    """
+    grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    _check_shares(shares, similarity)
+    check_choice("by", by, ("rank", "mass"))
+    check_number("least", least, 0, 1)
+    check_int("text", text)
+    for name, size in (("block_q", block_q), ("block_kv", block_kv)):
+        if size % check_int("every", every, 1):
+            raise ValueError(f"every must divide {name} = {size}, got {every}")
+    rows, columns = grid.shape
+    reachable = grid.reachable()
+    exact = grid.keys(max(grid.kv_len - text, 0)) & reachable
+    if causal:
+        exact |= grid.diagonal()
+    with torch.no_grad():
+        keys = k[:, ::every].float()
+        caps = None if similarity is None else _caps(k, similarity, block_kv, q.shape[2])
+
+        def choose(part: slice) -> list[Tensor]:
+            sample = q[:, part.start * block_q : part.stop * block_q : every]
+            found = _importance(sample, keys, grid, part.start, every, scale)
+            found = found.masked_fill(~reachable[part], -torch.inf)
+            if by == "mass":
+                found = found.clamp(min=0)
+                found = found / found.sum(-1, keepdim=True).clamp(min=1e-30)
+            levels = torch.zeros_like(found, dtype=torch.uint8)
+            for level in sorted(shares, reverse=True):
+                if by == "rank":
+                    taken = top_k_blocks(found, density=shares[level])
+                else:
+                    few = int(least * columns) + 1 if level == 1 else 1
+                    taken = top_p_blocks(found, shares[level], min_blocks=few)
+                levels.masked_fill_(taken, level)
+            if caps is not None:
+                levels = torch.minimum(levels, caps[:, :, None])
+            if grid.kv_len % block_kv:
+                levels[..., -1].clamp_(max=1)
+            return [levels.masked_fill_(exact[part], 1)]
+
+        one_row = q.shape[0] * q.shape[2] * ceil_div(block_q, every) * keys.shape[1]
+        parts = block_lists.chunks(rows, one_row, q.device, CACHED)
+        (levels,) = block_lists.by_chunks(choose, parts, rows, 2)
+    return levels
+
+
+def psa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    pools: Sequence[int] = LEVELS,
+    causal: bool = False,
+    scale: float | None = None,
+    block_q: int = 128,
+    block_kv: int = 128,
+) -> Tensor:
+    """Attention over a pyramid of keys and values, by the level of each pair of blocks.
+
+    With `K^(h), V^(h)` the means of h adjacent keys and values, a block at level h is seen as its
+    `block_kv / h` pooled keys, with logit `scale * q . k^(h) + ln h`, all levels in one softmax.
+    With `causal`, a pooled key is visible if the last key that it covers is. A short last block is
+    seen at level 1, whatever its level, if that is not 0.
+
+    Exact and differentiable: each level is one call of `block_sparse_attention`, to whose lse ln h
+    is added; `merge` joins them. Source: see `psa_levels`, which makes the levels.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. k, v: `[B, Lkv, Hkv, D]`; dtypes and strides as in `attention`.
+        levels: integers `[B|1, Hq|1, nQ, nK]` on q's device; what is not in `pools` counts as 0.
+        pools: the levels that are computed; each costs a call.
+        causal, scale, block_q, block_kv: as in `block_sparse_attention`.
+
+    Returns:
+        `[B, Lq, Hq, D]`. A query that sees nothing has 0. Besides it, the method holds the output
+        of each level, and pooled keys and values, less than as much as k and v. Where a block is
+        pooled to less than 16 keys, bitmasks take `Lq * Lkv / (8 h)` bytes for each head.
+
+    Raises:
+        ValueError, TypeError: as in `block_sparse_attention`; a level is not 1, 2, 4 or 8; `levels`
+            does not fit.
+    """
+    _checks.check_qkv(q, k, v, axes=(1,))
+    grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
+    check_integers("levels", levels)
+    block_checks.check_blocks(levels > 0, grid.q_len, grid.kv_len, block_q, block_kv)
+    if not pools:
+        raise ValueError("pools must have at least one level, got none")
+    for level in pools:
+        _check_level("pools", level)
+    whole = grid.kv_len // block_kv
+    short = grid.kv_len % block_kv > 0
+    outs, lses = [], []
+    for level in sorted(set(pools)):
+        listed = levels == level
+        if level == 1:
+            if short:
+                last = torch.zeros_like(listed[..., -1])
+                for each in pools:
+                    last |= levels[..., -1] == each
+                listed[..., -1] = last
+            mask = grid.mask(listed)
+        elif whole:
+            limits = _limits(grid, level, whole) if causal else None
+            mask = granule_mask(
+                listed[..., :whole],
+                block_kv // level,
+                grid.q_len,
+                block_q,
+                limits=limits,
+                spread=ceil_div(block_q, level),
+            )
+        else:
+            continue
+        covered = slice(0, mask.kv_len * level)
+        keys, values = pooled_tokens(k[:, covered], level), pooled_tokens(v[:, covered], level)
+        out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
+        outs.append(out)
+        lses.append(lse + math.log(level))
+    return merge(outs, lses)[0] if outs else torch.zeros_like(q)
+
+
+def _importance(
+    sample: Tensor, keys: Tensor, grid: BlockGrid, first: int, every: int, scale: float | None
+) -> Tensor:
+    """Returns the largest probability of each pair of blocks of a sample, fp32 `[B, H, n, nK]`."""
+    allowed = None
+    if grid.causal:
+        start = first * grid.block_q + grid.kv_len - grid.q_len
+        at = torch.arange(sample.shape[1], device=sample.device)[:, None] * every + start
+        allowed = torch.arange(keys.shape[1], device=sample.device) * every <= at
+    shares = pooled_scores(sample, keys, scale=scale, allowed=allowed, softmax=True)
+    size_q, size_k = grid.block_q // every, grid.block_kv // every
+    shares = pad(shares, (0, -shares.shape[3] % size_k, 0, -shares.shape[2] % size_q))
+    found: Tensor = shares.unflatten(3, (-1, size_k)).amax(4).unflatten(2, (-1, size_q)).amax(3)
+    return found
+
+
+def _caps(k: Tensor, similarity: Mapping[int, float], block_kv: int, heads: int) -> Tensor:
+    """Returns the highest level of each key block, uint8 `[B, Hq, nK]`."""
+    batch, length, heads_kv, _ = k.shape
+    whole = length // block_kv
+    shape = (batch, ceil_div(length, block_kv), heads_kv)
+    caps = torch.ones(shape, dtype=torch.uint8, device=k.device)
+    for level in sorted(similarity):
+        runs: Tensor = k[:, : whole * block_kv].unflatten(1, (whole, block_kv // level, level))
+        near = cosine_similarity(runs[:, :, :, 0].float(), runs[:, :, :, -1].float(), dim=-1)
+        caps[:, :whole].masked_fill_(near.mean(2) > similarity[level], level)
+    return caps.transpose(1, 2).repeat_interleave(heads // heads_kv, 1)
+
+
+def _limits(grid: BlockGrid, level: int, whole: int) -> Tensor:
+    """Returns how many pooled keys each query sees, int64 `[nQ * block_q]`."""
+    rows = torch.arange(grid.shape[0] * grid.block_q, device=grid.device)
+    seen = rows.clamp(max=grid.q_len - 1) + 1 + grid.kv_len - grid.q_len
+    return (seen // level).clamp(0, whole * grid.block_kv // level)
+
+
+def _check_level(name: str, level: int) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"levels of {name} must be {_checks.one_of(LEVELS)}, got {level}")
+
+
+def _check_shares(shares: Mapping[int, float], similarity: Mapping[int, float] | None) -> None:
+    if not shares:
+        raise ValueError("shares must have at least one level, got none")
+    before = 0.0
+    for level in shares:
+        _check_level("shares", level)
+    for level in sorted(shares):
+        share = check_number(f"shares[{level}]", shares[level], 0, 1)
+        if share < before:
+            raise ValueError(
+                f"shares[{level}] must be at least {before}, that of a lower level, got {share}"
+            )
+        before = share
+    for level in similarity or ():
+        _check_level("similarity", level)
+        if level == 1:
+            raise ValueError(f"levels of similarity must be {_checks.one_of(LEVELS[1:])}, got 1")
+        check_number(f"similarity[{level}]", (similarity or {})[level], -1, 1)

@@ -1,0 +1,196 @@
+"""Quest: the pages of a cache that may hold the largest scores with one new token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._checks import check_floats, check_int
+
+
+class PageBounds:
+    """The smallest and the largest key of each page of a cache, in each dimension.
+
+    Kept up to date while keys are written, without waiting for the device and without looking at
+    the cache again.
+
+    Args:
+        pages, page: pages of the cache, and rows of a page.
+        heads_kv, head_dim: of the cache.
+        dtype, device: of the bounds; the dtype of the keys loses nothing.
+
+    Attributes:
+        low, high: `[pages, Hkv, D]`; infinite for a page without keys.
+
+    Raises:
+        ValueError, TypeError: a size is below 1 or no int.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page: int,
+        heads_kv: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.page = check_int("page", page, 1)
+        sizes = {"pages": pages, "heads_kv": heads_kv, "head_dim": head_dim}
+        # One page more takes what is written to negative rows.
+        shape = [check_int(name, size, 1) for name, size in sizes.items()]
+        shape[0] += 1
+        self._low = torch.full(shape, torch.inf, dtype=dtype, device=device)
+        self._high = torch.full(shape, -torch.inf, dtype=dtype, device=device)
+
+    @property
+    def low(self) -> Tensor:
+        return self._low[:-1]
+
+    @property
+    def high(self) -> Tensor:
+        return self._high[:-1]
+
+    def write(self, k: Tensor, rows: Tensor) -> None:
+        """Takes keys that are written into the cache.
+
+        Args:
+            k: `[n, Hkv, D]`.
+            rows: int `[n]`, their rows: page * rows of a page + row. Negative ones are passed over.
+                What is written to the first row of a page begins the page anew.
+
+        Raises:
+            ValueError: the shapes do not match.
+        """
+        if k.dim() != 3 or k.shape[1:] != self._low.shape[1:]:
+            raise ValueError(
+                f"k must have shape [any, {', '.join(map(str, self._low.shape[1:]))}], got "
+                f"{list(k.shape)}"
+            )
+        if rows.shape != k.shape[:1]:
+            raise ValueError(f"rows must have shape [{k.shape[0]}], got {list(rows.shape)}")
+        rows = rows.long()
+        last = self._low.shape[0] - 1
+        pages = torch.where(rows < 0, last, rows // self.page).clamp(max=last)
+        begins = ((rows >= 0) & (rows % self.page == 0)).int()
+        begun = torch.zeros(last + 1, dtype=torch.int32, device=k.device)
+        begun = begun.scatter_reduce_(0, pages, begins, "amax")[pages, None, None] > 0
+        index = pages[:, None, None].expand_as(k)
+        for bounds, empty, reduce in (
+            (self._low, torch.inf, "amin"),
+            (self._high, -torch.inf, "amax"),
+        ):
+            bounds[pages] = bounds[pages].masked_fill(begun, empty)  # the same for keys of a page
+            bounds.scatter_reduce_(0, index, k.to(bounds.dtype), reduce)
+
+
+def quest(
+    q: Tensor,
+    bounds: PageBounds,
+    seq_lens: Tensor,
+    page_table: Tensor | None = None,
+    *,
+    budget: int = 1024,
+) -> tuple[Tensor, Tensor, int]:
+    """Chooses pages for the new token of each request: `blocks` of `decode_attention`.
+
+    With m and M the bounds of a page, its score is an upper bound of its keys' scores,
+
+        sum over d of max(q_d * m_d, q_d * M_d),
+
+    summed over the query heads of a KV head. A head takes the page of the newest token, and of the
+    pages before the `budget // page` ones with the largest scores. Source: Tang et al. 2024,
+    "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", arXiv:2406.10774; pages
+    of 16 tokens, and the first two layers dense. The sum over grouped heads and the budget are
+    those of Nawrot et al. 2025, arXiv:2504.17768.
+
+    Nothing waits for the device. The scores read 2 / page of the bytes of the keys.
+
+    Args:
+        q: `[B, 1, Hq, D]`, Hq a multiple of the bounds' heads.
+        bounds: of the cache.
+        seq_lens: int `[B]`, with the new token.
+        page_table: int `[B, n]`, as in `decode_attention`. None: page i of request b is
+            `b * n + i`, as in a contiguous cache.
+        budget: tokens, at least one page.
+
+    Returns:
+        indices `[B, Hkv, min(budget // page, n) + 1]` and counts `[B, Hkv]`, int32, and page. The
+        newest page stands first, then the best. A page that the table does not have is not taken.
+        `decode_attention` takes blocks of 16, 32, 64 and 128; for other pages see
+        `quest_page_table`.
+
+    Raises:
+        ValueError, TypeError: a shape does not match, or budget is below a page.
+    """
+    check_int("budget", budget, bounds.page)
+    table = _table(q, bounds, seq_lens, page_table)
+    heads = bounds.low.shape[1]
+    width = table.shape[1]
+    lengths = seq_lens.long().clamp(0, width * bounds.page)
+    newest = (lengths - 1).div(bounds.page, rounding_mode="floor")
+    exists = (table >= 0) & (table < bounds.low.shape[0])
+    pages = table.clamp(0, bounds.low.shape[0] - 1)
+    rows = q[:, 0].float().unflatten(1, (heads, -1))
+    # One of the two products is the larger one by the sign of q alone.
+    scores = torch.einsum("bhd,bnhd->bhn", rows.clamp(min=0).sum(2), bounds.high[pages].float())
+    scores = scores + torch.einsum(
+        "bhd,bnhd->bhn", rows.clamp(max=0).sum(2), bounds.low[pages].float()
+    )
+    before = exists & (torch.arange(width, device=q.device) < newest[:, None])
+    scores = scores.masked_fill(~before[:, None] | scores.isnan(), -torch.inf)
+    best = scores.topk(min(budget // bounds.page, width), dim=-1)
+    newest = newest[:, None, None].expand(-1, heads, 1)
+    indices = torch.cat([newest, best.indices], -1).int()
+    counts = (best.values > -torch.inf).sum(-1) + (newest[..., 0] >= 0)
+    return indices, counts.int(), bounds.page
+
+
+def quest_page_table(
+    blocks: tuple[Tensor, Tensor, int], seq_lens: Tensor, page_table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turns what `quest` has chosen into pages of each KV head, for pages of any size.
+
+    Args:
+        blocks: the result of `quest`.
+        seq_lens, page_table: the arguments of `quest`; here the table is needed.
+
+    Returns:
+        int32 `page_table` `[B, Hkv, n]`, in ascending order, and `seq_lens` `[B, Hkv]`, the tokens
+        that are left, for `decode_attention`.
+    """
+    indices, counts, page = blocks
+    width = page_table.shape[1]
+    lengths = seq_lens.long().clamp(0, width * page)[:, None]
+    listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
+    order = torch.where(listed, indices.long(), width).sort(-1).values
+    table = page_table[:, None].expand(-1, indices.shape[1], -1)
+    chosen = table.gather(-1, order.clamp(max=width - 1)).masked_fill(order == width, -1)
+    newest = lengths - (lengths - 1).div(page, rounding_mode="floor") * page
+    left = torch.where(counts > 0, (counts - 1) * page + newest, 0)
+    return chosen.int(), left.int()
+
+
+def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> Tensor:
+    """Checks the arguments; returns the page table."""
+    check_floats("q", q, 4, "[batch, 1, heads, head dim]")
+    pages, heads, dim = bounds.low.shape
+    batch = q.shape[0]
+    if q.shape[1] != 1 or q.shape[3] != dim or q.shape[2] % heads:
+        raise ValueError(
+            f"q must have shape [any, 1, a multiple of {heads}, {dim}], got {list(q.shape)}"
+        )
+    if seq_lens.shape != (batch,):
+        raise ValueError(f"seq_lens must have shape [{batch}], got {list(seq_lens.shape)}")
+    if page_table is None:
+        if not batch or pages % batch:
+            raise ValueError(
+                f"bounds must have a multiple of {batch} pages without a page_table, got {pages}"
+            )
+        return torch.arange(pages, device=q.device).view(batch, -1)
+    if page_table.dim() != 2 or page_table.shape[0] != batch or not page_table.shape[1]:
+        raise ValueError(
+            f"page_table must have shape [{batch}, at least 1], got {list(page_table.shape)}"
+        )
+    return page_table.long()

@@ -1,0 +1,155 @@
+"""Sol-Attn: blocks above a threshold exactly, all others as one pooled key each."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparse_fmha import _checks
+from sparse_fmha._checks import check_choice, check_q_and_k
+from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.merge import merge
+from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
+from sparse_fmha.patterns._maps import map_like
+from sparse_fmha.selection import pool_blocks, pooled_scores
+
+LEAST_VARIANCE = 1e-6 * math.log(2) ** 2  # 1e-6 of scores in powers of two, as in the sources
+
+
+def sol_blocks(
+    q: Tensor,
+    k: Tensor,
+    *,
+    tau: float = 1.0,
+    forced: Tensor | None = None,
+    scale: float | None = None,
+    block: int = 64,
+) -> Tensor:
+    """Returns the blocks that Sol-Attn computes exactly, bool `[B, Hq, nQ, nK]`.
+
+    With means q_I, k_J of blocks, and mean m and variance s of k_J over all blocks J, for each
+    channel: block J is exact for block I if
+
+        scale * q_I . (k_J - m) > tau * sqrt(scale**2 * sum over channels of q_I**2 * s + e),
+
+    with a tiny e; also if I and J are the same or next to each other, if J is a short last block,
+    and where `forced` says so.
+
+    Args:
+        q: `[B, L, Hq, D]`. k: `[B, L, Hkv, D]`.
+        tau: any number; the larger, the fewer are exact: 16, 7 and 2.7% for 1, 1.5 and 2.
+        forced: bool map that broadcasts to `[B, Hq, nQ, nK]`, such as `BlockGrid.keys` for sinks or
+            `BlockGrid.tokens` for text.
+        scale: default `D**-0.5`.
+        block: size of query and key blocks, 64 or 128.
+
+    Computed without waiting for the device.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or number is not allowed.
+    """
+    check_q_and_k(q, k)
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(f"k must have the {q.shape[1]} tokens of q, got {k.shape[1]}")
+    tau = _checks.finite("tau", tau)
+    scale = _checks.finite("scale", scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    grid = BlockGrid.of(q, k, block, block)
+    with torch.no_grad():
+        queries, keys = pool_blocks(q, block), pool_blocks(k, block)
+        keys = keys - keys.mean(1, keepdim=True)
+        scores = pooled_scores(queries, keys, scale=scale)
+        spread = pooled_scores(queries.square(), keys.square().mean(1, keepdim=True), scale=1.0)
+        exact = scores > tau * (spread * scale**2 + LEAST_VARIANCE).sqrt()
+    exact |= grid.local(2)
+    if grid.kv_len % block:
+        exact |= grid.keys(-1)
+    return exact if forced is None else exact | map_like("forced", forced, exact)
+
+
+def sol_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tau: float = 1.0,
+    forced: Tensor | None = None,
+    rest: str = "token",
+    scale: float | None = None,
+    block: int = 64,
+) -> Tensor:
+    """Attention by Sol-Attn: the whole method from q, k, v to out.
+
+    The blocks of `sol_blocks` are computed exactly. Every other block stays in the same softmax as
+    one key: the mean of its keys, with the mean of its values and the weight of its tokens,
+
+        logit of block J for token i = scale * q_i . k_J + ln(block).
+
+    With `rest="block"`, all tokens of a block take the mean of their queries in place of q_i: that
+    needs no second call over all tokens. `merge` joins both parts exactly by their lse.
+
+    Source: "Sol-Attn" (2026), arXiv:2607.24027, and public implementations: blocks of 64, tau 1.0
+    to 2.0 (ComfyUI 1.3, TensorRT-LLM 2.0), where the first fifth of the steps and one or two layers
+    are dense, and inputs of less than 8192 or 12288 tokens. In these, a short last block is treated
+    like the others. Implementations differ in which queries the pooled part has.
+
+    Args:
+        q: `[B, L, Hq, D]`. k, v: `[B, L, Hkv, D]`; dtypes and strides as in `attention`.
+        tau, forced, scale, block: as in `sol_blocks`.
+        rest: "token" or "block": which queries the pooled blocks are scored by.
+
+    Returns:
+        `[B, L, Hq, D]` in q's dtype, without waiting for the device; differentiable, but not
+        through the choice. It holds the outputs of both parts and a map of blocks; with
+        `rest="token"` also bitmasks of 8 bytes for each pair of blocks and head (16 with blocks of
+        128), with `rest="block"` scores of 4 bytes.
+
+    Raises:
+        ValueError, TypeError: as in `sol_blocks` and `block_sparse_attention`.
+    """
+    _checks.check_qkv(q, k, v, axes=(1,))
+    check_choice("rest", rest, ("token", "block"))
+    exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
+    mask = BlockGrid.of(q, k, block, block).mask(exact)
+    parts = [block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)]
+    whole = k.shape[1] // block
+    if whole:
+        left = exact[..., :whole].logical_not()
+        keys, values = k[:, : whole * block], v[:, : whole * block]
+        if rest == "token":
+            parts.append(_by_token(q, keys, values, left, scale, block))
+        else:
+            out, lse = _by_block(q, keys, values, left, scale, block)
+            rows = torch.arange(q.shape[1], device=q.device) // block
+            out = out.to(parts[0][0].dtype)  # under autocast not that of q
+            parts.append((out.index_select(1, rows), lse.index_select(1, rows)))
+    outs, lses = zip(*parts, strict=True)
+    return merge(outs, lses)[0]
+
+
+def _by_token(
+    q: Tensor, k: Tensor, v: Tensor, left: Tensor, scale: float | None, block: int
+) -> tuple[Tensor, Tensor]:
+    mask = granule_mask(left, 1, q.shape[1], block, block_kv=64)
+    keys, values = pooled_tokens(k, block), pooled_tokens(v, block)
+    out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
+    return out, lse + math.log(block)
+
+
+def _by_block(
+    q: Tensor, k: Tensor, v: Tensor, left: Tensor, scale: float | None, block: int
+) -> tuple[Tensor, Tensor]:
+    """Returns out and lse of blocks of queries, `[B, nQ, Hq, D]` and `[B, nQ, Hq]` in fp32."""
+    keys, values = pooled_tokens(k, block), pool_blocks(v, block)
+    scores = pooled_scores(pool_blocks(q, block), keys, scale=scale, allowed=left)
+    none = ~left.any(-1, keepdim=True)  # rows whose softmax, and its derivative, would be NaN
+    scores = scores.masked_fill(none, 0)
+    weights, lse = scores.softmax(-1), scores.logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
+    group = q.shape[2] // k.shape[2]
+    with without_autocast(q.device):
+        out: Tensor = weights.unflatten(1, (-1, group)) @ values.transpose(1, 2)[:, :, None]
+    return out.flatten(1, 2).transpose(1, 2), (lse + math.log(block)).transpose(1, 2)

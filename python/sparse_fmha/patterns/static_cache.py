@@ -1,0 +1,147 @@
+"""Static patterns as the keys of a cache: what one new token sees of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha._checks import check_int
+from sparse_fmha._sizes import ceil_div
+
+BLOCKS = (16, 32, 64, 128)  # of decode_attention
+
+Blocks = tuple[Tensor, Tensor, int]
+
+
+def power_attention_cache(
+    seq_lens: Tensor,
+    kv_len: int,
+    *,
+    sink_blocks: int = 1,
+    local_blocks: int = 5,
+    block: int = 256,
+    block_kv: int = 128,
+) -> Blocks:
+    """Returns the row of `power_attention` for each request's newest token, as `blocks`.
+
+    See `power_attention` for the formula, its source and its defaults. Nothing waits for the
+    device.
+
+    Args:
+        seq_lens: int `[B]`, keys with that of the new token.
+        kv_len: the most keys that a request can have.
+        sink_blocks, local_blocks, block: of the formula.
+        block_kv: blocks of `decode_attention`; divides `block`.
+
+    Returns:
+        indices `[B, 1, n]`, counts `[B, 1]`, both int32, and `block_kv`.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+    check_int("sink_blocks", sink_blocks)
+    check_int("local_blocks", local_blocks, 1)
+    row, blocks = _rows(seq_lens, kv_len, block, block_kv)
+    least = (local_blocks - 1).bit_length()  # of the exponents whose powers are not local
+    powers = 1 << torch.arange(least, max(least, blocks.bit_length()), device=row.device)
+    back = torch.cat([torch.arange(min(local_blocks, blocks), device=row.device), powers])
+    sinks = torch.arange(min(sink_blocks, blocks), device=row.device).expand(*row.shape[:2], -1)
+    columns = torch.cat([sinks, row - back], -1)
+    seen = torch.cat([sinks <= row, row - back >= sink_blocks], -1)
+    return _listed(columns, seen, block, block_kv)
+
+
+def s2_attention_cache(
+    seq_lens: Tensor,
+    kv_len: int,
+    heads_kv: int,
+    *,
+    local_blocks: int = 16,
+    stride: int = 8,
+    block: int = 64,
+    head_offset: int = 0,
+    total_heads: int | None = None,
+    block_kv: int = 64,
+) -> Blocks:
+    """Returns the row of `s2_attention` for each request's newest token, as `blocks`.
+
+    See `s2_attention` for the formula, its source and its defaults. The query heads of a group
+    share a list, so h of the formula is the KV head. Nothing waits for the device.
+
+    Args:
+        seq_lens: int `[B]`, keys with that of the new token.
+        kv_len: the most keys that a request can have.
+        heads_kv: KV heads of the cache.
+        local_blocks, stride, block: of the formula.
+        head_offset: index of the first KV head in the whole model; `total_heads`: its KV heads,
+            default `head_offset + heads_kv`.
+        block_kv: blocks of `decode_attention`; divides `block`.
+
+    Returns:
+        indices `[B, Hkv, n]`, counts `[B, Hkv]`, both int32, and `block_kv`.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+    check_int("heads_kv", heads_kv, 1)
+    check_int("local_blocks", local_blocks, 1)
+    check_int("stride", stride, 1)
+    check_int("head_offset", head_offset)
+    if total_heads is None:
+        total_heads = head_offset + heads_kv
+    check_int("total_heads", total_heads, head_offset + heads_kv)
+    row, blocks = _rows(seq_lens, kv_len, block, block_kv)
+    head = head_offset + torch.arange(heads_kv, device=row.device)[:, None]
+    first = (-1 - head * max(1, stride // total_heads)) % stride
+    strided = first + torch.arange(0, blocks, stride, device=row.device)
+    near = row - torch.arange(min(local_blocks, blocks), device=row.device)
+    shape = (len(row), heads_kv, -1)
+    columns = torch.cat([near.expand(shape), strided.expand(shape)], -1)
+    far = (strided <= row - local_blocks).expand(shape)
+    return _listed(columns, torch.cat([near.expand(shape) >= 0, far], -1), block, block_kv)
+
+
+def streaming_llm_cache(positions: Tensor, *, window: int = 1020, sink: int = 4) -> Tensor:
+    """Returns the rows of a ring that holds what `streaming_llm` lets a new token see.
+
+    Token p is in row p if `p < sink`, else in row `sink + (p - sink) % window`, where it overwrites
+    the token that leaves the window. Write the new token, then call `decode_attention` with
+    `seq_lens = min(N, sink + window)`, for one new token of each request. See `streaming_llm` for
+    the source and the defaults.
+
+    Args:
+        positions: int, any shape, the tokens' places in their sequences.
+        window: tokens, at least 1. sink: tokens, at least 0.
+
+    Returns:
+        int64, like `positions`.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+    check_int("window", window, 1)
+    check_int("sink", sink)
+    positions = positions.long()
+    return torch.where(positions < sink, positions, sink + (positions - sink) % window)
+
+
+def _rows(seq_lens: Tensor, kv_len: int, block: int, block_kv: int) -> tuple[Tensor, int]:
+    """Returns the block of each newest token, int64 `[B, 1, 1]` (-1: none), and their number."""
+    check_int("kv_len", kv_len)
+    if check_int("block_kv", block_kv) not in BLOCKS:
+        raise ValueError(f"block_kv must be 16, 32, 64 or 128, got {block_kv}")
+    if check_int("block", block, 1) % block_kv:
+        raise ValueError(f"block_kv must divide the pattern's block of {block}, got {block_kv}")
+    if seq_lens.dim() != 1:
+        raise ValueError(f"seq_lens must have shape [batch], got {list(seq_lens.shape)}")
+    newest = seq_lens.long().clamp(0, kv_len) - 1
+    return newest.div(block, rounding_mode="floor")[:, None, None], ceil_div(kv_len, block)
+
+
+def _listed(columns: Tensor, seen: Tensor, block: int, block_kv: int) -> Blocks:
+    """Lists the blocks that are seen, in blocks of `block_kv`."""
+    order = seen.byte().argsort(dim=-1, descending=True, stable=True)
+    columns = columns.masked_fill(~seen, -1).gather(-1, order)
+    parts = block // block_kv
+    indices = columns[..., None] * parts + torch.arange(parts, device=columns.device)
+    return indices.flatten(-2).int(), (seen.sum(-1) * parts).int(), block_kv

@@ -1,0 +1,103 @@
+"""Packed sequences and grids on GPUs; tests/ops has the rest."""
+
+import math
+
+import pytest
+import torch
+from gradient_oracle import gradients
+from packed_cases import Packed, clean, in_pages
+
+from sparse_fmha import neighborhood_attention, varlen_attention, varlen_neighborhood_attention
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = ((300, 300, 300), (1, 900, 700), (0, 64, 64), (513, 40, 40), (128, 128, 128))
+CASES = {
+    "dense": Packed(lengths=LENGTHS, dim=64),
+    "causal": Packed(lengths=LENGTHS, dim=128, causal=True, before=3, after=200),
+    "keys in use": Packed(lengths=LENGTHS, dim=64, causal=True, counts_used=True, after=1),
+    "one sequence": Packed(lengths=((700, 1000, 1000),), dim=128, causal=True),
+    "short ones": Packed(lengths=((5, 5, 5),) * 100, dim=64, causal=True),
+}
+cases = pytest.mark.parametrize("name", CASES)
+
+
+def arguments(name, device):
+    given, mask = CASES[name].arguments(torch.bfloat16)
+    return {n: x.to(device) if torch.is_tensor(x) else x for n, x in given.items()}, mask
+
+
+@cases
+def test_every_sequence_is_attention(cuda, agrees, poisoned, name):
+    given, mask = arguments(name, cuda)
+    with poisoned():
+        out, lse = varlen_attention(**given, return_lse=True)
+    agrees(out[None], lse[None], *clean(given["q"], given["k"], given["v"]), mask.to(cuda))
+
+
+@cases
+def test_gradients(cuda, name):
+    given, _ = arguments(name, cuda)
+    inputs = [given[x].requires_grad_() for x in "qkv"]
+    out, lse = varlen_attention(**given, return_lse=True)
+    dout = torch.randn_like(out)
+    dlse = torch.randn_like(lse).masked_fill(lse == -torch.inf, 0)
+    found = torch.autograd.grad((out, lse), inputs, (dout, dlse))
+    known = {x: given[x].detach().nan_to_num(0) for x in "qkv"}
+    expected = gradients("varlen", {**given, **known}, dout, dlse)
+    for x, gradient in zip("qkv", found, strict=True):
+        error = (gradient.double() - expected[x]).abs().max()
+        assert error <= 0.02 * expected[x].abs().max()
+
+
+def test_lengths_change_between_replays(cuda):
+    """Of a captured call, within the bounds."""
+    case = Packed(lengths=((300, 300, 300), (100, 100, 100), (212, 212, 212)), dim=64)
+    given, _ = case.arguments(torch.bfloat16)
+    given = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in given.items()}
+    given |= {"cu_k": given["cu_q"], "max_q": 400, "max_k": 400, "causal": True}
+    varlen_attention(**given)  # what is allocated once
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = varlen_attention(**given, return_lse=True)
+    for starts in ((0, 300, 400, 612), (0, 1, 2, 350), (5, 200, 200, 600)):
+        given["cu_q"].copy_(torch.tensor(starts))
+        graph.replay()
+        expected = varlen_attention(**given, return_lse=True)
+        for a, b in zip((out, lse), expected, strict=True):
+            assert a.equal(b)
+
+
+def test_keys_in_pages_are_refused(cuda):
+    given, _ = Packed(lengths=((9, 30, 30),), dim=64).arguments(torch.bfloat16)
+    paged = in_pages(given, 16)
+    paged = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in paged.items()}
+    with pytest.raises(
+        NotImplementedError, match="page_table runs on the CPU only; move the tensors"
+    ):
+        varlen_attention(**paged)
+    op = torch.ops.sparse_fmha.varlen_fwd
+    with pytest.raises(NotImplementedError, match="sparse_fmha::varlen_fwd runs on the CPU only"):
+        op(**paged)
+
+
+def test_packed_grids(randn):
+    grids = [(12, 16), (12, 16), (7, 30), (200,)]
+    inputs = [
+        randn(sum(map(math.prod, grids)), heads, 64, seed=i).requires_grad_()
+        for i, heads in enumerate((4, 2, 2))
+    ]
+    out = varlen_neighborhood_attention(*inputs, grids, 7)
+    dout = torch.randn_like(out)
+    found = torch.autograd.grad(out, inputs, dout)
+    first, parts = 0, []
+    for grid in grids:
+        own = slice(first, first + math.prod(grid))
+        first = own.stop
+        tensors = (x[own].unflatten(0, grid)[None] for x in inputs)
+        parts.append(neighborhood_attention(*tensors, 7).flatten(0, -3))
+    expected = torch.cat(parts)
+    torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
+    for a, b in zip(found, torch.autograd.grad(expected, inputs, dout), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)

@@ -1,0 +1,101 @@
+"""gpt-oss, whose heads have sinks: the same numbers as with its eager attention."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers as hf
+from tiny_text import ids, run
+
+from sparse_fmha.integrations import transformers as sparse
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A layer with a sliding window and one without, with sinks that matter."""
+    torch.manual_seed(0)
+    config = hf.GptOssConfig(
+        vocab_size=90, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=2,
+        num_experts_per_tok=1, sliding_window=40, max_position_embeddings=512, pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    net = hf.GptOssForCausalLM(config).eval()
+    for layer in net.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks, mean=2.0)
+    return net
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_as_eager(net, padding):
+    tokens = ids()
+    seen = torch.ones_like(tokens)
+    if padding == "right":
+        seen[0, 100:] = 0
+    if padding == "left":
+        seen[1, :60] = 0
+    calls = []
+    found = run(net, "sparse_fmha", calls, input_ids=tokens, attention_mask=seen)
+    wanted = run(net, "eager", [], input_ids=tokens, attention_mask=seen)
+    torch.testing.assert_close(found[seen.bool()], wanted[seen.bool()], rtol=1e-4, atol=1e-5)
+    whole = ["neighborhood_attention", "attention"]
+    assert calls == (whole if padding == "none" else ["block_sparse_attention"] * 2)
+
+
+def test_the_sinks_matter(net):
+    tokens = ids()
+    found = run(net, "sparse_fmha", [], input_ids=tokens)
+    kept = [layer.self_attn.sinks.detach().clone() for layer in net.model.layers]
+    try:
+        for layer in net.model.layers:
+            layer.self_attn.sinks.data.fill_(-torch.inf)
+        without = run(net, "sparse_fmha", [], input_ids=tokens)
+    finally:
+        for layer, sinks in zip(net.model.layers, kept, strict=True):
+            layer.self_attn.sinks.data.copy_(sinks)
+    assert (found - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_generation_token_by_token(net, padded):
+    """Past the sliding window."""
+    tokens = ids(60)
+    seen = torch.ones_like(tokens)
+    if padded:
+        tokens[0, :20], seen[0, :20] = 0, 0
+    options = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False}
+    results = []
+    for implementation in ("eager", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        results.append(
+            net.generate(tokens, **options, return_dict_in_generate=True, output_logits=True)
+        )
+    assert results[0].sequences.equal(results[1].sequences)
+    for a, b in zip(results[0].logits, results[1].logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_the_sinks(net):
+    tokens = ids(70)
+    found = []
+    for implementation in ("eager", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        net.zero_grad()
+        net(tokens, labels=tokens).loss.backward()
+        found.append([layer.self_attn.sinks.grad.clone() for layer in net.model.layers])
+    net.zero_grad()
+    for a, b in zip(*found, strict=True):
+        assert a.ne(0).any()
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_a_layer_with_a_sparse_method(net):
+    sparse.register("sparse_by_layer", {"layer 1": {"method": "anchor"}})
+    with pytest.raises(
+        NotImplementedError,
+        match="layer 1 has a sparse method, which supports only causal prefill, with",
+    ):
+        run(net, "sparse_by_layer", [], input_ids=ids(100))

@@ -1,0 +1,228 @@
+"""More transformers of diffusers for videos, with few random weights; see tiny_diffusion."""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+from tiny_diffusion import BATCH, TEXT, VIDEO, Tiny
+
+
+def ltx2(layers=2, **config):
+    model = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=layers,
+        caption_channels=12,
+        **config,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 120, 4),
+        "audio_hidden_states": torch.randn(BATCH, 7, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "audio_encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.ones(BATCH, TEXT),
+        "audio_encoder_attention_mask": torch.ones(BATCH, TEXT),
+        "timestep": torch.full((BATCH,), 700),
+        "num_frames": 4,
+        "height": 5,
+        "width": 6,
+        "audio_num_frames": 7,
+    }
+    return Tiny("LTX2VideoTransformer3DModel", model, inputs, (4, 5, 6), 0, layers=layers, **VIDEO)
+
+
+class TinyMiniMaxH3(Tiny):
+    """Its time is from 0 to 1, and rows of one call have different ones."""
+
+    def __call__(self, timestep=None, **changed):
+        if timestep is not None:
+            # Audio is behind, keyframes are clean; as in the pipeline, times are sorted.
+            now = 1 - timestep / 1000
+            changed["timestep"] = torch.tensor([0.9 * now, now, 1.0])
+        with torch.no_grad():
+            return self.model(**{**self.inputs, **changed}, return_dict=False)[0]
+
+
+def minimax_h3(layers=2, keyframes=1):
+    """Text, keyframes, audio of two channels, and the video, which alone is the grid."""
+    model = diffusers.MiniMaxH3Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        hidden_size=24,
+        num_layers=layers,
+        num_refiner_layers=1,
+        ffn_dim=32,
+        in_channels=2,
+        audio_in_channels=4,
+        text_dim=12,
+        freq_dim=8,
+        time_embed_hidden_dim=16,
+        time_embed_dim=8,
+        rope_freq_dim=2,
+    )
+    frame = torch.cartesian_prod(*(torch.linspace(-1, 1, n) * n for n in (5, 6)))
+    times = TEXT + torch.tensor([0.0, 1.7, 8.3, 15.0])  # not at equal distances
+    text = torch.nn.functional.pad(torch.arange(TEXT)[:, None], (0, 2)).float()
+    still = torch.cat([torch.full((30, 1), float(TEXT)), frame], 1)
+    audio = torch.nn.functional.pad(TEXT + torch.arange(7.0)[:, None], (0, 2)).repeat(2, 1)
+    video = torch.cat([times.repeat_interleave(30)[:, None], frame.repeat(4, 1)], 1)
+    parts = [text, *[still] * keyframes, audio, video]
+    kinds = [0, *[1] * keyframes, 2, 3]
+    kind = torch.cat([torch.full((len(x),), k) for x, k in zip(parts, kinds, strict=True)])
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 30 * (4 + keyframes), 8),
+        "audio_hidden_states": torch.randn(BATCH, 14, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.tensor([0.2, 0.3, 1.0]),
+        "timestep_indices": torch.tensor([1, 2, 0, 1])[kind],
+        "token_tags": torch.tensor([1, 0, 2, 0])[kind],
+        "position_ids": torch.cat(parts),
+        "video_indices": ((kind == 1) | (kind == 3)).nonzero()[:, 0],
+        "audio_indices": (kind == 2).nonzero()[:, 0],
+        "text_indices": (kind == 0).nonzero()[:, 0],
+    }
+    name = "MiniMaxH3Transformer3DModel"
+    others = TEXT + 30 * keyframes + 14
+    return TinyMiniMaxH3(name, model, inputs, (4, 5, 6), others, True, layers, **VIDEO)
+
+
+def cosmos(layers=2):
+    model = diffusers.CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=layers,
+        mlp_ratio=2.0,
+        text_embed_dim=12,
+        adaln_lora_dim=4,
+        max_size=(4, 10, 12),
+        extra_pos_embed_type=None,
+        concat_padding_mask=False,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 4, 4, 10, 12),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+    }
+    return Tiny("CosmosTransformer3DModel", model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+def hunyuan_video_15(layers=2, lengths=(TEXT, 4), image=True):
+    model = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=layers,
+        num_refiner_layers=1,
+        text_embed_dim=12,
+        text_embed_2_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 4, 4, 5, 6),
+        "timestep": torch.full((BATCH,), 0.7),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "encoder_attention_mask": (torch.arange(TEXT) < torch.tensor(lengths)[:, None]).long(),
+        "encoder_hidden_states_2": torch.randn(BATCH, 5, 8),
+        "encoder_attention_mask_2": (torch.arange(5) < torch.tensor([3, 0])[:, None]).long(),
+        "image_embeds": torch.randn(BATCH, 6, 8) * image,  # of zeros: none
+    }
+    name = "HunyuanVideo15Transformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), TEXT + 5 + 6, False, layers, **VIDEO)
+
+
+def kandinsky5(layers=2):
+    model = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=12,
+        in_text_dim2=6,
+        time_dim=8,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=layers,
+        axes_dims=(4, 6, 6),
+    )
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 10, 12, 4),
+        "encoder_hidden_states": torch.randn(1, TEXT, 12),
+        "timestep": torch.full((1,), 700),
+        "pooled_projections": torch.randn(1, 6),
+        "visual_rope_pos": [torch.arange(n) for n in (4, 5, 6)],
+        "text_rope_pos": torch.arange(TEXT),
+    }
+    name = "Kandinsky5Transformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+def _wan_like(name, layers=2, **config):
+    model = getattr(diffusers, name)(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        **config,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 4, 4, 10, 12),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+    }
+    return Tiny(name, model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+def skyreels(**options):
+    return _wan_like("SkyReelsV2Transformer3DModel", **options)
+
+
+def chronoedit(**options):
+    return _wan_like("ChronoEditTransformer3DModel", **options)
+
+
+def wan_animate(layers=2):
+    model = diffusers.WanAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=12,
+        latent_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        image_dim=None,
+        added_kv_proj_dim=None,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 12, 4, 10, 12),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+        "pose_hidden_states": torch.randn(BATCH, 4, 3, 10, 12),
+        "face_pixel_values": torch.randn(BATCH, 3, 12, 16, 16),
+    }
+    name = "WanAnimateTransformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
