@@ -1,5 +1,5 @@
-// Transposed block lists for Python, so that tests can check the Hopper kernel's logic without a
-// GPU.
+// Lists from the side of the keys, for Python: what the tests prove of the Hopper kernel
+// without a GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,24 +16,19 @@ namespace {
 
 using namespace sparse_fmha;
 
-// One batch entry, one head.
-class ListsOfKeys {
- public:
-  ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
-              py::buffer const& counts, py::buffer const& indices, int32_t width,
-              py::buffer const& partial_counts, py::buffer const& partial_indices,
-              py::buffer const& bits, int32_t partial_width)
-      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width),
-        params_(buffers_.params(len_q, len_kv, block_q, block_kv, causal)) {
-    mark_rows();
-  }
+int32_t const* ints(py::buffer_info const& buffer) {
+  return static_cast<int32_t const*>(buffer.ptr);
+}
 
-  // The steps that see a part of 64 keys, and whether they are masked.
+// One batch entry, one head.
+template <class Params>
+class OfKeys {
+ public:
+  // The steps that concern 64 keys, and whether they are masked.
   std::vector<std::pair<int32_t, bool>> steps(int32_t part) const {
     std::vector<std::pair<int32_t, bool>> result;
     for (int32_t step = 0; step < ceil_div(params_.len_q, kStepRows); ++step) {
-      RowBlocks const blocks = row_blocks(params_, lists_, row_of(step), part);
-      PartUse const use = part_use(params_, part, step, blocks.full, blocks.partial);
+      PartUse const use = part_use(params_, lists_, row_of(step), part, step);
       if (use.seen) {
         result.emplace_back(step, use.masked);
       }
@@ -45,13 +40,14 @@ class ListsOfKeys {
   // and read as by threads of the accumulator.
   std::vector<uint64_t> seen(int32_t part, int32_t step) const {
     int64_t const row = row_of(step);
-    RowBlocks const blocks = row_blocks(params_, lists_, row, part);
+    int32_t const first_key = part * kPartKeys;
+    auto entry = [&](int32_t i) { return tile_entry(params_, lists_, row, first_key, i); };
     std::vector<uint64_t> keys(kPartKeys);
     for (int32_t first = 0; first < kPartKeys; first += 32) {
       std::array<std::array<uint32_t, 32>, 2> halves;
       for (int32_t half = 0; half < 2; ++half) {
         for (int32_t lane = 0; lane < 32; ++lane) {
-          halves[half][lane] = seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
+          halves[half][lane] = seen_keys(params_, lists_, row, entry, first_key, first,
                                          step * kStepRows + query_of_lane(half, lane));
         }
         for (int32_t distance = 16; distance > 0; distance /= 2) {
@@ -74,10 +70,41 @@ class ListsOfKeys {
     return keys;
   }
 
- private:
+ protected:
   int64_t row_of(int32_t step) const { return step * kStepRows / params_.block_q; }
 
-  // Same as csrc/device/transpose_lists.cu does on the device.
+  Params params_;
+  std::vector<uint32_t> full_;
+  TransposedLists lists_ = {};
+};
+
+class ListsOfKeys : public OfKeys<BlockSparse::Params> {
+ public:
+  ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
+              py::buffer const& counts, py::buffer const& indices, int32_t width,
+              py::buffer const& partial_counts, py::buffer const& partial_indices,
+              py::buffer const& bits, int32_t partial_width)
+      : counts_(counts.request()),
+        indices_(indices.request()),
+        partial_counts_(partial_counts.request()),
+        partial_indices_(partial_indices.request()),
+        bits_(bits.request()) {
+    params_ = {len_q,
+               len_kv,
+               block_q,
+               block_kv,
+               causal,
+               {ints(counts_), ints(indices_), width},
+               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
+                partial_width},
+               static_cast<uint8_t const*>(bits_.ptr),
+               0,
+               0};
+    mark_rows();
+  }
+
+ private:
+  // As csrc/device/transpose_lists.cu does on the device.
   void mark_rows() {
     int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
     int32_t const rows = ceil_div(params_.len_q, params_.block_q);
@@ -113,11 +140,51 @@ class ListsOfKeys {
     lists_.words = words;
   }
 
-  ListBuffers buffers_;
-  BlockSparse::Params params_;
-  std::vector<uint32_t> full_, partial_;
+  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  std::vector<uint32_t> partial_;
   std::vector<int32_t> ranks_, slots_;
-  TransposedLists lists_ = {};
+};
+
+class StripesOfKeys : public OfKeys<Stripe::Params> {
+ public:
+  StripesOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t range_size, bool causal,
+                py::buffer const& counts, py::buffer const& columns, int32_t width,
+                py::buffer const& range_counts, py::buffer const& range_starts,
+                int32_t range_width) {
+    auto const buffers = {counts.request(), columns.request(), range_counts.request(),
+                          range_starts.request()};
+    auto const* at = buffers.begin();
+    params_ = {len_q,
+               len_kv,
+               block_q,
+               range_size,
+               causal,
+               {ints(at[0]), ints(at[1]), width},
+               {range_width > 0 ? ints(at[2]) : nullptr, ints(at[3]), range_width},
+               0,
+               0};
+    // As csrc/device/transpose_lists.cu does on the device.
+    int32_t const groups = ceil_div(len_q, block_q);
+    lists_.words = ceil_div(len_kv, 32);
+    full_.resize(int64_t{groups} * lists_.words);
+    for (int64_t group = 0; group < groups; ++group) {
+      StripeStream const stream = stripe_stream(params_, group);
+      auto set = [&](int32_t key) {
+        if (key >= 0 && key < len_kv) {
+          full_[group * lists_.words + key / 32] |= 1u << key % 32;
+        }
+      };
+      for (int32_t i = 0; i < stream.num_columns; ++i) {
+        set(stream.columns[i]);
+      }
+      for (int32_t i = 0; i < stream.num_runs; ++i) {
+        for (int32_t key = 0; stream.runs[i] >= 0 && key < range_size; ++key) {
+          set(stream.runs[i] + key);
+        }
+      }
+    }
+    lists_.full = full_.data();
+  }
 };
 
 }  // namespace
@@ -133,4 +200,13 @@ void bind_transposed_lists(py::module_& m) {
            py::arg("partial_width"))
       .def("steps", &ListsOfKeys::steps, py::arg("part"))
       .def("seen", &ListsOfKeys::seen, py::arg("part"), py::arg("step"));
+  py::class_<StripesOfKeys>(m, "StripesOfKeys",
+                            "Which query rows see which keys, by int32 lists of keys and of runs.")
+      .def(py::init<int32_t, int32_t, int32_t, int32_t, bool, py::buffer, py::buffer, int32_t,
+                    py::buffer, py::buffer, int32_t>(),
+           py::arg("len_q"), py::arg("len_kv"), py::arg("block_q"), py::arg("range_size"),
+           py::arg("causal"), py::arg("counts"), py::arg("columns"), py::arg("width"),
+           py::arg("range_counts"), py::arg("range_starts"), py::arg("range_width"))
+      .def("steps", &StripesOfKeys::steps, py::arg("part"))
+      .def("seen", &StripesOfKeys::seen, py::arg("part"), py::arg("step"));
 }
