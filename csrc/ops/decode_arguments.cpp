@@ -11,8 +11,9 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// The split on the CPU where none is given: fixed, so that a result depends on its own request alone. Long
-// enough that merging costs nothing, short enough that one long request keeps all threads busy.
+// The split on the CPU where none is given: fixed, so that a result depends on its own request
+// alone. Long enough that merging costs nothing, short enough that one long request keeps all
+// threads busy.
 constexpr int32_t kDefaultSplit = 1024;
 
 void check_dtype(char const* name, Tensor const& t, ScalarType dtype, Tensor const& q) {

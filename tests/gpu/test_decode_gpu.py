@@ -115,5 +115,5 @@ def test_results_do_not_depend_on_other_requests(cuda):
 @pytest.mark.parametrize("changes", [{"skip_threshold": 0.1}, {"return_stats": True}], ids=str)
 def test_skipping_is_not_for_gpus_yet(cuda, changes):
     given = moved(cuda, decode_cases.draw(11, dtype=torch.float16))
-    with pytest.raises(NotImplementedError, match="pass=decode.*which runs on the CPU only"):
+    with pytest.raises(NotImplementedError, match=r"pass=decode.*which runs on the CPU only"):
         decode_attention(**given, **changes)

@@ -136,8 +136,7 @@ struct DecodeProducer {
                                             int64_t row, bool there, int first_row,
                                             Element* stage) const {
     int const chunk = threadIdx.x % 8;
-    int64_t const mine = there ? outer * from.batch_stride +
-                                     row * from.axis_stride[kGridAxes - 1] +
+    int64_t const mine = there ? outer * from.batch_stride + row * from.axis_stride[kGridAxes - 1] +
                                      head * from.head_stride
                                : -1;
     CUTE_UNROLL
@@ -186,10 +185,9 @@ struct DecodeConsumer {
       if (row < rows.end && column < params.head_dim) {
         int32_t const query = row / params.keys.group;
         int32_t const head = at.head * params.keys.group + row % params.keys.group;
-        auto const* const from = static_cast<Element const*>(params.q.data) +
-                                 at.batch * params.q.batch_stride +
-                                 query * params.q.axis_stride[kGridAxes - 1] +
-                                 head * params.q.head_stride + column;
+        auto const* const from =
+            static_cast<Element const*>(params.q.data) + at.batch * params.q.batch_stride +
+            query * params.q.axis_stride[kGridAxes - 1] + head * params.q.head_stride + column;
         x = *reinterpret_cast<uint4 const*>(from);
         x = {x.x ^ sign, x.y ^ sign, x.z ^ sign, x.w ^ sign};
       }

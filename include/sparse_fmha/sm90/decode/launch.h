@@ -110,9 +110,12 @@ template <class Config>
 KernelRow kernel_row(char const* name) {
   using Launch = DecodeLaunch<Config>;
   KernelRow row;
-  row.info.key = {Arch::kSm90,      Pass::kDecode,
-                  data_type(typename Config::Element{}), Config::kHeadDim,
-                  mechanism_index<typename Config::Mechanism>(), false};
+  row.info.key = {Arch::kSm90,
+                  Pass::kDecode,
+                  data_type(typename Config::Element{}),
+                  Config::kHeadDim,
+                  mechanism_index<typename Config::Mechanism>(),
+                  false};
   row.info.name = name;
   row.info.mechanism = Config::Mechanism::kName;
   row.info.tile_q = Config::kTileQ;
