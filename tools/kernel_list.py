@@ -125,7 +125,6 @@ PASSES: dict[str, Fields] = {
     },
     "backward_dq": TILES,
     "backward_dkv": TILES,
-    "decode": TILES,
 }
 
 
@@ -211,7 +210,7 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config = "DecodeConfig" if row.direction == "decode" else "BackwardConfig"
+    config = "BackwardConfig"
     if row.direction == "forward":
         config = "KernelConfig"
         parameters["kSchedule"] = f"Schedule::{row.schedule}"
