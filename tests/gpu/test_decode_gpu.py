@@ -54,9 +54,14 @@ def check(device, call, **changes):
     scale=[None, -0.3],
     split_tokens=[None, 64, 128],
 )
-def test_drawn(cuda, **options):
+def test_drawn(  # noqa: PLR0913
+    cuda, form, page, len_q, heads, dim, dtype, layout, by_head, causal, window, scale, split_tokens
+):
+    options = {"len_q": len_q, "heads": heads, "dim": dim, "dtype": dtype, "layout": layout}
+    options |= {"by_head": by_head, "causal": causal, "window": window, "scale": scale}
     for seed in range(3):
-        check(cuda, decode_cases.draw(seed, **options))
+        call = decode_cases.draw(seed, form, page, split_tokens=split_tokens, **options)
+        check(cuda, call)
 
 
 @FORMS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import skipping
-from sparse_fmha._ops import derivatives, symbolic
+from sparse_fmha._ops import derivatives, errors, symbolic
 from sparse_fmha.attention import _calls
 from sparse_fmha.decode import arguments
 from sparse_fmha.decode.arguments import Blocks, Keys, Tokens
@@ -285,14 +285,13 @@ def _run(
             return _call(first, out, rest)
     except NotImplementedError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError):
-        if not plain:
-            raise
-        try:
-            check()
-        except (ValueError, TypeError) as error:
-            raise error from None
-        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:
+        if plain:
+            try:
+                check()
+            except (ValueError, TypeError) as error:
+                raise error from None
+        raise errors.typed(refusal) from None
 
 
 def _call(
