@@ -54,7 +54,7 @@ def check(device, call, **changes):
     scale=[None, -0.3],
     split_tokens=[None, 64, 128],
 )
-def test_drawn(  # noqa: PLR0913
+def test_drawn(
     cuda, form, page, len_q, heads, dim, dtype, layout, by_head, causal, window, scale, split_tokens
 ):
     options = {"len_q": len_q, "heads": heads, "dim": dim, "dtype": dtype, "layout": layout}
