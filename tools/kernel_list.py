@@ -211,7 +211,7 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config = "DecodeConfig" if row.direction == "decode" else "BackwardConfig"
+    config = "TileConfig"
     if row.direction == "forward":
         config = "KernelConfig"
         parameters["kSchedule"] = f"Schedule::{row.schedule}"

@@ -8,20 +8,11 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/sm90/common/data_type.h"
+#include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/decode/kernel.h"
 #include "sparse_fmha/sm90/decode/merge.h"
 
 namespace sparse_fmha::sm90 {
-
-template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages>
-struct DecodeConfig {
-  using Mechanism = Mechanism_;
-  using Element = Element_;
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kTileQ = TileQ;
-  static constexpr int kTileK = TileK;
-  static constexpr int kStages = Stages;
-};
 
 template <class Config>
 struct DecodeLaunch {
@@ -77,7 +68,7 @@ struct DecodeLaunch {
                  "raising the shared-memory limit");
     });
     auto const stream = static_cast<cudaStream_t>(context.stream);
-    decode_plan_kernel<Element><<<1, kPlanThreads, 0, stream>>>(params);
+    decode_plan_kernel<<<1, kPlanThreads, 0, stream>>>(params);
     check_cuda(cudaGetLastError(), "launching the plan of decode attention");
     kernel<<<blocks, 256, sizeof(Storage), stream>>>(params);
     check_cuda(cudaGetLastError(), "launching the decode kernel");

@@ -10,8 +10,7 @@ namespace sparse_fmha::sm90 {
 inline constexpr int kPlanThreads = 1024;
 
 // Run by one block: fills in `first` and `tiles`.
-template <class Element>
-__global__ void __launch_bounds__(kPlanThreads)
+static __global__ void __launch_bounds__(kPlanThreads)
     decode_plan_kernel(DecodeParams const __grid_constant__ params) {
   __shared__ int64_t warp_units[32];
   int const lane = threadIdx.x % 32;

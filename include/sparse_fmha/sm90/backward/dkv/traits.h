@@ -6,8 +6,8 @@
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
-#include "sparse_fmha/sm90/backward/config.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/tile_config.h"
 
 namespace sparse_fmha::sm90 {
 
