@@ -1,5 +1,4 @@
-// Lists from the side of the keys, for Python: what the tests prove of the Hopper kernel
-// without a GPU.
+// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,15 +15,11 @@ namespace {
 
 using namespace sparse_fmha;
 
-int32_t const* ints(py::buffer_info const& buffer) {
-  return static_cast<int32_t const*>(buffer.ptr);
-}
-
 // One batch entry, one head.
 template <class Params>
 class OfKeys {
  public:
-  // The steps that concern 64 keys, and whether they are masked.
+  // The steps that see a part of 64 keys, and whether they are masked.
   std::vector<std::pair<int32_t, bool>> steps(int32_t part) const {
     std::vector<std::pair<int32_t, bool>> result;
     for (int32_t step = 0; step < ceil_div(params_.len_q, kStepRows); ++step) {
@@ -84,27 +79,13 @@ class ListsOfKeys : public OfKeys<BlockSparse::Params> {
               py::buffer const& counts, py::buffer const& indices, int32_t width,
               py::buffer const& partial_counts, py::buffer const& partial_indices,
               py::buffer const& bits, int32_t partial_width)
-      : counts_(counts.request()),
-        indices_(indices.request()),
-        partial_counts_(partial_counts.request()),
-        partial_indices_(partial_indices.request()),
-        bits_(bits.request()) {
-    params_ = {len_q,
-               len_kv,
-               block_q,
-               block_kv,
-               causal,
-               {ints(counts_), ints(indices_), width},
-               {partial_width > 0 ? ints(partial_counts_) : nullptr, ints(partial_indices_),
-                partial_width},
-               static_cast<uint8_t const*>(bits_.ptr),
-               0,
-               0};
+      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width) {
+    params_ = buffers_.params(len_q, len_kv, block_q, block_kv, causal);
     mark_rows();
   }
 
  private:
-  // As csrc/device/transpose_lists.cu does on the device.
+  // Same as csrc/device/transpose_lists.cu does on the device.
   void mark_rows() {
     int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
     int32_t const rows = ceil_div(params_.len_q, params_.block_q);
@@ -140,7 +121,7 @@ class ListsOfKeys : public OfKeys<BlockSparse::Params> {
     lists_.words = words;
   }
 
-  py::buffer_info counts_, indices_, partial_counts_, partial_indices_, bits_;
+  ListBuffers buffers_;
   std::vector<uint32_t> partial_;
   std::vector<int32_t> ranks_, slots_;
 };
@@ -149,21 +130,24 @@ class StripesOfKeys : public OfKeys<Stripe::Params> {
  public:
   StripesOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t range_size, bool causal,
                 py::buffer const& counts, py::buffer const& columns, int32_t width,
-                py::buffer const& range_counts, py::buffer const& range_starts,
-                int32_t range_width) {
-    auto const buffers = {counts.request(), columns.request(), range_counts.request(),
-                          range_starts.request()};
-    auto const* at = buffers.begin();
+                py::buffer const& range_counts, py::buffer const& range_starts, int32_t range_width)
+      : counts_(counts.request()),
+        columns_(columns.request()),
+        range_counts_(range_counts.request()),
+        range_starts_(range_starts.request()) {
+    auto ints = [](py::buffer_info const& buffer) {
+      return static_cast<int32_t const*>(buffer.ptr);
+    };
     params_ = {len_q,
                len_kv,
                block_q,
                range_size,
                causal,
-               {ints(at[0]), ints(at[1]), width},
-               {range_width > 0 ? ints(at[2]) : nullptr, ints(at[3]), range_width},
+               {ints(counts_), ints(columns_), width},
+               {range_width > 0 ? ints(range_counts_) : nullptr, ints(range_starts_), range_width},
                0,
                0};
-    // As csrc/device/transpose_lists.cu does on the device.
+    // Same as csrc/device/transpose_lists.cu does on the device.
     int32_t const groups = ceil_div(len_q, block_q);
     lists_.words = ceil_div(len_kv, 32);
     full_.resize(int64_t{groups} * lists_.words);
@@ -185,6 +169,9 @@ class StripesOfKeys : public OfKeys<Stripe::Params> {
     }
     lists_.full = full_.data();
   }
+
+ private:
+  py::buffer_info counts_, columns_, range_counts_, range_starts_;
 };
 
 }  // namespace

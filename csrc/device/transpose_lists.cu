@@ -4,6 +4,7 @@
 #include <string>
 
 #include "sparse_fmha/cuda/check.h"
+#include "sparse_fmha/device/list_plan.h"
 #include "sparse_fmha/device/order_by_weight.h"
 
 namespace sparse_fmha::device {
@@ -16,8 +17,8 @@ constexpr int kStepWarps = 8;
 constexpr int kWarpParts = 16;
 constexpr int kColumnThreads = 256;
 
-// A row of a bitmap, piece by piece, by a whole block: put(from, to) sets the bits of [from, to) in
-// shared memory, by set(bit).
+// Fills a row of a bitmap in pieces; called by a whole thread block. put(from, end, set) calls
+// set(bit, bits) for the bits of [from, end), which are in shared memory.
 template <class Put>
 __device__ void fill_bitmap(uint32_t* row, int32_t words, Put const& put) {
   __shared__ uint32_t bitmap[kBitmapWords];
@@ -39,6 +40,7 @@ __device__ void fill_bitmap(uint32_t* row, int32_t words, Put const& put) {
   }
 }
 
+// Converts the lists of one row to bits. Called by a whole thread block.
 __device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_t key_blocks,
                             uint32_t* to, int32_t words) {
   int32_t const count = BlockSparse::count(lists, row);
@@ -53,7 +55,7 @@ __device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_
   });
 }
 
-// A block for each row: the keys that it lists.
+// One thread block per row marks the keys that the row lists.
 __global__ void __launch_bounds__(kColumnThreads)
     mark_keys(Stripe::Params params, int32_t words, uint32_t* full) {
   int64_t const row = blockIdx.x;
@@ -116,7 +118,8 @@ __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* f
   }
 }
 
-// A warp has 32 steps and some parts; those of a block are for neighbouring steps.
+// A warp handles 32 steps and kWarpParts parts. The warps of a thread block handle neighboring
+// steps.
 template <class Params>
 __global__ void mark_steps(Params params, TransposedLists lists, uint32_t* seen, uint32_t* masked) {
   int32_t const groups = ceil_div(lists.step_words, kStepWarps);
@@ -235,34 +238,32 @@ TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem
                                 int32_t parts_per_tile, ExecutionContext const& context) {
   Memory const memory{context};
   auto* const stream = static_cast<cudaStream_t>(context.stream);
+  ListSizes const sizes = list_sizes(params, problem.batch, problem.heads_q);
   bool const shared_heads = params.head_stride == 0;
   bool const shared_batch = params.batch_stride == 0;
-  int32_t const heads = shared_heads ? 1 : problem.heads_q;
   int32_t const heads_kv = shared_heads ? 1 : problem.heads_kv;
-  int32_t const batch = shared_batch ? 1 : problem.batch;
   TransposedLists lists = {};
   lists.step_words = ceil_div(ceil_div(params.len_q, kStepRows), 32);
   lists.key_tiles = ceil_div(params.len_kv, parts_per_tile * kPartKeys);
   lists.parts = lists.key_tiles * parts_per_tile;
   lists.head_stride = shared_heads ? 0 : 1;
-  lists.batch_stride = shared_batch ? 0 : heads;
+  lists.batch_stride = shared_batch ? 0 : sizes.heads;
   lists.batch_stride_kv = shared_batch ? 0 : heads_kv;
 
-  int64_t const num_lists = int64_t{batch} * heads;
-  launch_rows(params, num_lists * ceil_div(params.len_q, params.block_q), lists, memory, stream);
+  launch_rows(params, int64_t{sizes.lists} * sizes.blocks, lists, memory, stream);
   check_cuda(cudaGetLastError(), "launching the marking of listed keys");
 
-  int64_t const steps = num_lists * lists.parts * lists.step_words;
+  int64_t const steps = int64_t{sizes.lists} * lists.parts * lists.step_words;
   uint32_t* const seen = memory.bits(2 * steps);
   uint32_t* const masked = seen + steps;
-  int64_t const groups =
-      num_lists * ceil_div(lists.parts, kWarpParts) * ceil_div(lists.step_words, kStepWarps);
+  int64_t const groups = int64_t{sizes.lists} * ceil_div(lists.parts, kWarpParts) *
+                         ceil_div(lists.step_words, kStepWarps);
   mark_steps<<<blocks_of(groups), kStepWarps * kWarp, 0, stream>>>(params, lists, seen, masked);
   check_cuda(cudaGetLastError(), "launching the marking of query steps");
   lists.seen = seen;
   lists.masked = masked;
 
-  int64_t const lists_kv = int64_t{batch} * heads_kv;
+  int64_t const lists_kv = int64_t{sizes.lists / sizes.heads} * heads_kv;
   int64_t const tiles = lists_kv * lists.key_tiles;
   int32_t* const counts = memory.ints(4 * tiles);
   int32_t* const order = counts + 3 * tiles;

@@ -1,4 +1,4 @@
-// Lists from the side of the keys, worked out on the device.
+// Lists transposed to the keys' side, computed on the device.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -6,8 +6,9 @@
 
 namespace sparse_fmha::device {
 
-// Launches what fills the lists, for key tiles of one or two parts. Nothing is read back: sizes
-// follow from shapes, and the order of steps is ascending. Params: those of BlockSparse or Stripe.
+// Launches the kernels that fill the lists, for key tiles of one or two parts. Nothing is read back
+// to the host: sizes follow from shapes, and steps are in ascending order. Params: those of
+// BlockSparse or Stripe.
 template <class Params>
 TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem,
                                 int32_t parts_per_tile, ExecutionContext const& context);

@@ -1,10 +1,9 @@
-// Which query rows see which keys through lists, for the gradients of keys: integers alone, for the
-// kernels and for the host's proof of them.
+// Which query rows see which keys through lists, for the gradients of keys. Integer arithmetic,
+// shared by the kernels and the host tests.
 //
-// Keys go in parts of 64, which one consumer warpgroup has, and query rows in steps of 64. Whether
-// a step concerns a part is a bit; bits of the steps that concern a part are a row of a bitmap.
-// What a masked step hides is found in the lists again, which is why they are kept as bitmaps, too.
-// Stripes are lists of blocks of one key.
+// Keys are in parts of 64, one per consumer warpgroup, and query rows in steps of 64. A row of a
+// bitmap has a bit for each step that sees a part. What a masked step hides is looked up in the
+// lists again, so these are kept as bitmaps, too. Stripes are lists of blocks of one key.
 #pragma once
 
 #include "sparse_fmha/planning/stripe_stages.h"
@@ -30,11 +29,11 @@ SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
 #endif
 }
 
-// What is worked out on the device before the kernel runs (device/transposed_lists.h). A row is
-// that of a list and a query block, or group, in the order of the lists; a word has 32 key blocks,
-// or keys.
+// Computed on the device before the kernel runs (device/transposed_lists.h). A row is a list and a
+// query block (a group of stripes), in the order of the lists; a word has 32 key blocks, or 32 keys
+// of stripes. `partial`, `ranks` and `slots` are for block lists only.
 struct TransposedLists {
-  uint32_t const* full;     // [rows, words]: which are listed; the next three are of block lists
+  uint32_t const* full;     // [rows, words]: listed key blocks or keys
   uint32_t const* partial;  // [rows, words]
   int32_t const* ranks;     // [rows, words]: number of partial blocks in earlier words
   int32_t const* slots;     // [rows, partial.width]: list indices of the partial blocks, in
@@ -67,13 +66,14 @@ SPARSE_FMHA_HD PartBlocks part_blocks(BlockSparse::Params const& p, int32_t part
   return {word, blocks & first_columns(ceil_div(p.len_kv, p.block_kv) - 32 * word)};
 }
 
-// What a step of query rows is to a part of the keys.
+// How a step of query rows uses a part of the keys.
 struct PartUse {
   bool seen;
   bool masked;
 };
 
-// Of block lists; `full` and `partial` are the words of the part's key blocks.
+// For block lists. `full` and `partial` are the words of the part's key blocks in the bitmaps of
+// the rows' query block.
 SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int32_t step,
                                 uint32_t full, uint32_t partial) {
   PartBlocks const blocks = part_blocks(p, part);
@@ -110,8 +110,7 @@ SPARSE_FMHA_HD RowBlocks row_blocks(BlockSparse::Params const& p, TransposedList
   return {lists.full[at], lists.partial[at], lists.ranks[at]};
 }
 
-// What query rows have of the i-th key block of a tile: an entry of the partial list, or one
-// of these.
+// How query rows list the i-th key block of a tile: the index of a partial block, or one of these.
 inline constexpr int32_t kFullBlock = -1;
 inline constexpr int32_t kNoBlock = -2;
 
@@ -129,8 +128,9 @@ SPARSE_FMHA_HD int32_t tile_entry(BlockSparse::Params const& p, TransposedLists 
   return (blocks.full >> bit & 1) != 0 ? kFullBlock : kNoBlock;
 }
 
-// Which of 32 keys a query sees: those from `offset` on in the tile from `first_key` on. entry(i)
-// is the tile's i-th. Memory is read in any case, so that reads need not wait for each other.
+// Which of 32 keys a query sees, starting at `offset` in the tile that starts at `first_key`.
+// entry(i) is the tile's i-th entry. Memory is always read, so that reads do not wait for each
+// other.
 template <class Entry>
 SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists const& lists,
                                   int64_t row, Entry const& entry, int32_t first_key,
@@ -151,14 +151,14 @@ SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists 
   return seen & first_columns(BlockSparse::limit(p, query) - first_key - offset);
 }
 
-// The same of block lists by their bitmaps; `row` is that of the step.
+// For block lists, by the bitmaps of `row`, the row of the step.
 SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, TransposedLists const& lists,
                                 int64_t row, int32_t part, int32_t step) {
   RowBlocks const blocks = row_blocks(p, lists, row, part);
   return part_use(p, part, step, blocks.full, blocks.partial);
 }
 
-// And of stripes: a part has two words.
+// For stripes, whose parts have two words.
 SPARSE_FMHA_HD PartUse part_use(Stripe::Params const& p, TransposedLists const& lists, int64_t row,
                                 int32_t part, int32_t step) {
   int32_t const first_query = step * kStepRows;
@@ -176,7 +176,7 @@ SPARSE_FMHA_HD PartUse part_use(Stripe::Params const& p, TransposedLists const& 
   }
   return {use.seen, use.seen && use.masked};
 }
-// An entry is a word of a tile's keys here.
+// For stripes, an entry is a word of the tile's keys.
 SPARSE_FMHA_HD int32_t tile_entries(Stripe::Params const& /*p*/, int32_t tile_k) {
   return tile_k / 32;
 }

@@ -1,11 +1,11 @@
-// Keys of a sequence and the queries that see them by lists, for the dK/dV kernel.
+// Geometry of the dK/dV kernel for mechanisms with lists of keys.
 //
-// Lists are transposed on the device before (device/transposed_lists.h): for each 64 keys, a part,
-// a row of bits says which steps of 64 query rows concern them. A key tile has one or two parts;
-// what concerns any of them is loaded, and a consumer passes over what does not concern its own. A
-// warp works the masks out: it finds which keys each query sees, and turns that. Columns of stripes
-// stay where they are among keys that nobody lists: this is exact, and takes the time of all pairs
-// where columns are scattered. The names are those of geometry/sequence/keys.h.
+// Lists are transposed on the device beforehand (device/transposed_lists.h): for each part of 64
+// keys, a bitmap says which steps of 64 query rows see it. A key tile has one or two parts. A step
+// that any part needs is loaded; a consumer passes over steps that its part does not need. A warp
+// computes the masks: it finds which keys each query sees, and transposes the bits. Columns of
+// stripes stay among keys that no row lists: this is exact, and takes the time of all pairs where
+// columns are scattered. Names are those of geometry/sequence/keys.h.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -192,8 +192,8 @@ struct ListKeys {
       if (__all_sync(0xffffffff, seen.x == common && seen.y == common)) {
         seen.x = seen.y = (common >> lane & 1) != 0 ? 0xffffffff : 0;
       } else {
-        turn(seen.x);
-        turn(seen.y);
+        transpose(seen.x);
+        transpose(seen.y);
       }
       *reinterpret_cast<uint2*>(mask.bits[32 * i + lane]) = seen;
     }
@@ -243,8 +243,8 @@ struct ListKeys {
   static __device__ __forceinline__ int slot(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
   }
-  // Lane i's bit j becomes lane j's bit i.
-  static __device__ __forceinline__ void turn(uint32_t& bits) {
+  // Bit j of lane i becomes bit i of lane j.
+  static __device__ __forceinline__ void transpose(uint32_t& bits) {
     CUTE_UNROLL
     for (int distance = 16; distance > 0; distance /= 2) {
       bits = exchange(bits, __shfl_xor_sync(0xffffffff, bits, distance),

@@ -1,4 +1,4 @@
-// Launches of dK/dV kernels of mechanisms whose keys are named by lists.
+// Launches of dK/dV kernels of mechanisms with lists of keys.
 #pragma once
 
 #include "sparse_fmha/device/transposed_lists.h"
