@@ -16,6 +16,7 @@
 #   SPARSE_FMHA_COMMIT=...  `git describe --always --dirty --abbrev=40`, where there is no .git
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes host_time backward diffusion calibration scaling)
 steps=("$@")
@@ -25,20 +26,13 @@ OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
 
-die() { echo "error: $*" >&2; exit 2; }
 measure() { timeout "$LIMIT" "$PYTHON" -m "$@"; }
 cases() { measure benchmarks --device cuda --l2 cold --out "$OUT" "$@"; }
 study() { local name=$1; shift; measure "benchmarks.studies.$name" --out "$OUT/$name" "$@"; }
 
-for step in "${steps[@]}"; do
-  [[ " ${known[*]} " == *" $step "* ]] || die "unknown step $step; there are ${known[*]}"
-done
-[[ -f python/sparse_fmha/libsparse_fmha.so ]] ||
-  die "python/sparse_fmha/libsparse_fmha.so is missing; build it, or unpack a wheel there"
-"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
-  die "$PYTHON needs torch with a CUDA device; set PYTHON to one that has it"
+check_steps "${known[@]}"
+need_library_and_gpu
 has() { "$PYTHON" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$1'))"; }
-mkdir -p "$OUT"
 
 step_sequences() { cases --case 'fmha/*' --iterations 10; }
 step_skipping() { cases --case 'skip/*' --iterations 10 --peers "$(peers fa3)"; }
@@ -67,14 +61,4 @@ peers() {
   (IFS=,; echo "${found[*]:-none}")
 }
 
-summary=()
-status=0
-for step in "${steps[@]}"; do
-  SECONDS=0
-  result=ok
-  "step_$step" 2>&1 | tee "$OUT/$step.log" || { result=FAILED && status=1; }
-  summary+=("$(printf '%-12s %-7s %5d s  %s' "$step" "$result" "$SECONDS" "$OUT/$step.log")")
-done
-printf '\n%s\n' "step         result     time  log"
-printf '%s\n' "${summary[@]}"
-exit $status
+run_steps
