@@ -10,21 +10,37 @@
 
 namespace sparse_fmha {
 
-struct DecodeParts {
-  int64_t units;
-  int64_t parts;
+class DecodeParts {
+ public:
+  SPARSE_FMHA_HD DecodeParts(int32_t units, int32_t parts)
+      : units(units),
+        parts(parts),
+        size_(units / max_int(parts, 1)),
+        longer_(units - size_ * parts) {}
 
-  SPARSE_FMHA_HD int64_t begin(int64_t part) const {
-    return part / parts * units + part % parts * units / parts;
-  }
+  int32_t const units;
+  int32_t const parts;
+
+  SPARSE_FMHA_HD int32_t begin(int32_t part) const { return part * size_ + min_int(part, longer_); }
   // The part that has a unit.
-  SPARSE_FMHA_HD int64_t part_of(int64_t unit) const { return ((unit + 1) * parts - 1) / units; }
-  // Where the result of a piece is kept: in order, and no two pieces have the same place.
-  static SPARSE_FMHA_HD int64_t place(int64_t part, int64_t group) { return part + group; }
+  SPARSE_FMHA_HD int32_t part_of(int32_t unit) const {
+    int32_t const of_longer = longer_ * (size_ + 1);
+    return unit < of_longer ? unit / (size_ + 1) : longer_ + (unit - of_longer) / max_int(size_, 1);
+  }
+  // Where the result of a piece that is merged is kept; no two pieces have the same place. A part
+  // has at most two such pieces: one that begins its group, and one that goes on with a group.
+  static SPARSE_FMHA_HD int64_t place(int32_t part, bool begins) {
+    return 2 * int64_t{part} + begins;
+  }
+  static SPARSE_FMHA_HD int64_t places(int32_t parts) { return 2 * int64_t{parts}; }
+
+ private:
+  int32_t size_;    // of the later parts
+  int32_t longer_;  // the first parts, which have one unit more
 };
 
 // The group that has a unit: first[g] is the first unit of group g, first[groups] their number.
-SPARSE_FMHA_HD int32_t decode_group_of(int64_t const* first, int32_t groups, int64_t unit) {
+SPARSE_FMHA_HD int32_t decode_group_of(int32_t const* first, int32_t groups, int32_t unit) {
   int32_t low = 0;
   int32_t high = groups;
   while (high - low > 1) {

@@ -1,12 +1,21 @@
 // Parameters of the decode kernels.
 #pragma once
 
+#include <cuda.h>
+
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/planning/decode_parts.h"
 
 namespace sparse_fmha::sm90 {
 
+// The keys of the groups.
+struct DecodePlan {
+  int32_t* first;   // [groups + 1]: the first unit of each
+  KeyRange* tiles;  // [groups]
+};
+
 struct DecodeParams {
+  CUtensorMap k_map, v_map;  // boxes of `box` keys, if box > 0
   DecodeKeys keys;
   TensorView q, k, v, out;
   float* lse;
@@ -15,12 +24,12 @@ struct DecodeParams {
   int32_t groups;      // of rows, in all requests and KV heads
   int32_t row_groups;  // of one KV head
   int32_t rows;        // most rows of a group
+  int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
   float scale_log2;    // |scale| * log2(e), never zero
   bool negate;         // the scale is negative
-  // Filled in by the planning kernel:
-  int64_t* first;   // [groups + 1]: the first unit of each group
-  KeyRange* tiles;  // [groups]
-  // The results of the pieces, by DecodeParts::place():
+  bool planned;        // decode_plan_kernel fills in the plan; else the first block does
+  DecodePlan plan;
+  // The results of the pieces that are merged, by DecodeParts::place():
   float* partial;  // [.., rows, head_dim]: not normalised
   float2* sums;    // [.., rows]: reference in log2 units, and sum
 
@@ -34,8 +43,8 @@ struct DecodeParams {
   SPARSE_FMHA_HD int32_t unit_tiles() const {
     return keys.split > 0 ? keys.split / DecodeKeys::kTile : 1;
   }
-  SPARSE_FMHA_HD DecodeParts parts(int32_t blocks) const {
-    int64_t const units = first[groups];
+  // The units that the groups have in all, cut for a number of blocks.
+  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t blocks) const {
     return {units, keys.split > 0 ? units : blocks};
   }
 };
