@@ -39,12 +39,26 @@ struct DecodeConsumer {
     }
   }
 
-  // The output of a group without keys, by a warpgroup.
+  // The outputs of the groups without keys, shared by the consumers of all blocks.
+  __device__ __forceinline__ void store_empty_groups(DecodePlan const& plan) const {
+    int32_t const begin = blockIdx.x * DecodeRoles::kConsumers + warpgroup;
+    CUTE_NO_UNROLL
+    for (int32_t group = begin; group < params.groups;
+         group += gridDim.x * DecodeRoles::kConsumers) {
+      if (plan.first[group] == plan.first[group + 1]) {
+        store_empty(params.group(group));
+      }
+    }
+  }
+
+ private:
   __device__ __forceinline__ void store_empty(DecodeParams::Group const& at) const {
     KeyRange const rows = params.keys.rows_of(at.row_group);
+    CUTE_NO_UNROLL
     for (int32_t row = rows.begin + threadIdx.x % 128 / 32; row < rows.end; row += 4) {
       DecodeRow const to(params, at, row);
       auto* const out = static_cast<Element*>(params.out.data) + to.offset(params.out);
+      CUTE_NO_UNROLL
       for (int column = threadIdx.x % 32; column < params.head_dim; column += 32) {
         out[column] = Element(0.f);
       }
@@ -54,7 +68,6 @@ struct DecodeConsumer {
     }
   }
 
- private:
   enum Barrier { kBothBarrier = 1, kOwnBarrier = 2 };  // and the next, one for each consumer
   static __device__ __forceinline__ void sync_both() {
     cutlass::arch::NamedBarrier::sync(DecodeRoles::kConsumerThreads, kBothBarrier);
@@ -86,17 +99,6 @@ struct DecodeConsumer {
   __device__ __forceinline__ void walk(DecodePiece const& piece, KeyRange rows,
                                        OnlineSoftmax& softmax, Output& output) {
     using namespace cute;
-    DecodeKeys const& keys = params.keys;
-    KeyRange const range = keys.range(piece.at.batch, piece.at.head);
-    AccumulatorPosition const place;
-    int32_t query[kRowsPerThread];
-    KeyRange seen[kRowsPerThread];
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      int32_t const row = rows.begin + place.row + 8 * r;
-      query[r] = min_int(row, rows.end - 1) / keys.group;
-      seen[r] = row < rows.end ? keys.visible(range, query[r]) : KeyRange{0, 0};
-    }
     auto frag_q = operand_q<Traits>(smem.q, 0);
     auto frag_k = operand_k<Traits>(smem.k);
     auto frag_v = operand_v<Traits>(smem.v);
@@ -119,17 +121,8 @@ struct DecodeConsumer {
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
       if (masked) {
-        int32_t const* const positions = smem.positions[state.index];
-        hidden_row = positions[threadIdx.x % 128 / 2] < 0;
-        uint32_t const in_trees = keys.tree.data != nullptr ? tree_bits(piece, query) : ~0u;
-        CUTE_UNROLL
-        for (int i = 0; i < size(scores); ++i) {
-          int const r = AccumulatorPosition::row_of(i);
-          int32_t const position = positions[place.column + AccumulatorPosition::column_of(i)];
-          bool const sees =
-              position >= seen[r].begin && position < seen[r].end && (in_trees >> i & 1);
-          scores(i) = sees ? scores(i) : -INFINITY;
-        }
+        hidden_row = smem.positions[state.index][threadIdx.x % 128 / 2] < 0;
+        hide(piece, rows, scores);
       }
       __syncwarp();
       smem.ring_k.release(state);
@@ -155,11 +148,35 @@ struct DecodeConsumer {
     }
   }
 
+  // Hides the keys of a masked tile from the rows that do not see them.
+  template <class Scores>
+  __device__ __forceinline__ void hide(DecodePiece const& piece, KeyRange rows,
+                                       Scores& scores) const {
+    DecodeKeys const& keys = params.keys;
+    KeyRange const range = keys.range(piece.at.batch, piece.at.head);
+    AccumulatorPosition const place;
+    int32_t query[kRowsPerThread];
+    KeyRange seen[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      int32_t const row = rows.begin + place.row + 8 * r;
+      query[r] = min_int(row, rows.end - 1) / keys.group;
+      seen[r] = row < rows.end ? keys.visible(range, query[r]) : KeyRange{0, 0};
+    }
+    uint32_t const in_trees = keys.tree.data != nullptr ? tree_bits(range, piece, query) : ~0u;
+    int32_t const* const positions = smem.positions[state.index];
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(scores); ++i) {
+      int const r = AccumulatorPosition::row_of(i);
+      int32_t const position = positions[place.column + AccumulatorPosition::column_of(i)];
+      bool const sees = position >= seen[r].begin && position < seen[r].end && (in_trees >> i & 1);
+      scores(i) = sees ? scores(i) : -INFINITY;
+    }
+  }
   // A bit for each score of the thread: whether the tree shows its query the key.
-  __device__ __forceinline__ uint32_t tree_bits(DecodePiece const& piece,
+  __device__ __forceinline__ uint32_t tree_bits(KeyRange range, DecodePiece const& piece,
                                                 int32_t const (&query)[kRowsPerThread]) const {
     static_assert(Traits::kTileK / 2 == 32, "a thread has 32 scores");
-    KeyRange const range = params.keys.range(piece.at.batch, piece.at.head);
     AccumulatorPosition const place;
     uint32_t bits = 0;
     CUTE_NO_UNROLL

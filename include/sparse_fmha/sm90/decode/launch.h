@@ -62,23 +62,33 @@ struct DecodeLaunch {
       params.v_map = map(p.v);
     }
     params.planned = params.groups > DecodeRoles::kPlannedGroups;
-    int64_t const tiles = groups * ceil_div(most_slots(keys), int64_t{DecodeKeys::kTile});
-    int64_t const parts =
-        keys.split > 0 ? groups * ceil_div(most_slots(keys), int64_t{keys.split}) : blocks;
-    if (std::max(tiles, parts) > INT32_MAX) {
+    auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
+    if (units(DecodeKeys::kTile) > INT32_MAX) {
       throw std::runtime_error(
           "sparse_fmha: the caches of all requests and KV heads must hold at most 2^31 - 1 tiles "
           "of 64 keys");
     }
+    // All requests may be of any length; there are never more parts than for the longest.
+    bool const few = units(DecodeKeys::kTile) < int64_t{blocks} * DecodeParts::kFewUnits;
+    int64_t const most_parts =
+        keys.split > 0 ? units(keys.split)
+        : few          ? blocks
+                       : int64_t{blocks} * (1 + DecodeParams::short_parts(params.rows)) + 1;
+    auto const stream = static_cast<cudaStream_t>(context.stream);
     auto take = [&](auto*& to, int64_t count) {
       to = static_cast<std::remove_reference_t<decltype(to)>>(
           context.memory->allocate(count * sizeof(*to)));
     };
-    int64_t const places = DecodeParts::places(static_cast<int32_t>(parts));
     take(params.plan.first, groups + 1);
     take(params.plan.tiles, groups);
-    take(params.partial, places * params.rows * p.head_dim);
-    take(params.sums, places * params.rows);
+    take(params.count, 1);
+    take(params.merges, most_parts);
+    take(params.partial, DecodeParts::places(most_parts) * params.rows * p.head_dim);
+    take(params.sums, DecodeParts::places(most_parts) * params.rows);
+    if (most_parts > blocks) {
+      take(params.next, 1);
+      check_cuda(cudaMemsetAsync(params.next, 0, sizeof(int32_t), stream), "clearing the counter");
+    }
 
     auto* const kernel = &decode_attention_kernel<Traits>;
     static OncePerDevice raise_limit;
@@ -87,17 +97,16 @@ struct DecodeLaunch {
                                       sizeof(Storage)),
                  "raising the shared-memory limit");
     });
-    auto const stream = static_cast<cudaStream_t>(context.stream);
     if (params.planned) {
       launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, false,
                     "launching the plan of decode attention", params);
     }
     launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles::kThreads, sizeof(Storage),
                   stream, params.planned, "launching the decode kernel", params);
-    auto const merges = static_cast<uint32_t>(std::min<int64_t>(parts, kMostMergeBlocks));
+    auto const merges = static_cast<uint32_t>(std::min<int64_t>(most_parts, kMostMergeBlocks));
     launch_kernel(decode_merge_kernel<Element>, {merges, static_cast<uint32_t>(params.rows)},
                   kMergeWarps * 32, 0, stream, true, "launching the merge of decode attention",
-                  params, blocks);
+                  params);
   }
 
  private:

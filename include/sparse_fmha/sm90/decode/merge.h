@@ -17,53 +17,42 @@ static __global__ void __launch_bounds__(kPlanThreads)
   plan_groups(params, params.plan, warp_units);
 }
 
-// The group that a part is the second one to have keys of, or -1. Parts without keys do not count.
-__device__ __forceinline__ int32_t shared_group(DecodeParams const& params, DecodeParts const& cut,
-                                                int32_t part) {
-  int32_t const unit = cut.begin(part);
-  if (part == 0 || unit >= cut.units || unit == cut.begin(part + 1)) {
-    return -1;
-  }
-  int32_t const group = decode_group_of(params.plan.first, params.groups, unit);
-  int32_t const begin = params.plan.first[group];
-  return begin < unit && cut.part_of(begin) == cut.part_of(unit - 1) ? group : -1;
-}
-
 inline constexpr int kMergeWarps = 4;
 
-// A block for each row of each part: if the part is the second of a group, the warps merge every
-// fourth piece of the group, in order, and then their results, in order.
+// A block for each row of each part: if the part stands for the merge of a group, each
+// warp merges every fourth piece of the group, in order. Then their results are merged, in order.
 template <class Element>
 __global__ void __launch_bounds__(kMergeWarps * 32)
-    decode_merge_kernel(DecodeParams const __grid_constant__ params, int32_t blocks) {
+    decode_merge_kernel(DecodeParams const __grid_constant__ params) {
   constexpr int kMostColumns = 8;  // of a lane
   __shared__ float out[kMergeWarps][256];
   __shared__ float2 sums[kMergeWarps];
   cudaGridDependencySynchronize();
   int const lane = threadIdx.x % 32;
   int const warp = threadIdx.x / 32;
-  DecodeParts const cut = params.parts(params.plan.first[params.groups], blocks);
   int32_t const row = blockIdx.y;
-  for (int32_t part = blockIdx.x; part < cut.parts; part += gridDim.x) {
-    int32_t const group = shared_group(params, cut, part);
-    if (group < 0) {
+  int32_t const parts = *params.count;
+  CUTE_NO_UNROLL
+  for (int32_t part = blockIdx.x; part < parts; part += gridDim.x) {
+    int4 const merge = params.merges[part];
+    if (merge.x < 0) {
       continue;
     }
-    auto const at = params.group(group);
+    auto const at = params.group(merge.x);
     KeyRange const rows = params.keys.rows_of(at.row_group);
     if (row >= rows.end - rows.begin) {
       continue;
     }
-    int32_t const first = cut.part_of(params.plan.first[group]);
-    int32_t const last = cut.part_of(params.plan.first[group + 1] - 1);
+    int32_t const first = merge.y;
+    int32_t const last = merge.z;
     float top = -INFINITY;
     float sum = 0.f;
     float mine[kMostColumns] = {};
     for (int32_t base = first + warp; base <= last; base += 32 * kMergeWarps) {
       int32_t const piece = base + lane * kMergeWarps;
       float2 here = {-INFINITY, 0.f};
-      if (piece <= last && cut.begin(piece) != cut.begin(piece + 1)) {
-        here = params.sums[cut.place(piece, piece == first) * params.rows + row];
+      if (piece <= last) {
+        here = params.sums[DecodeParts::place(piece, piece == first) * params.rows + row];
       }
       float high = here.x;
       CUTE_NO_UNROLL
@@ -90,7 +79,8 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
         int32_t const from = base + i * kMergeWarps;
         float const weight = __shfl_sync(0xffffffff, factor, i);
         float const* const partial =
-            params.partial + (cut.place(from, from == first) * params.rows + row) * params.head_dim;
+            params.partial +
+            (DecodeParts::place(from, from == first) * params.rows + row) * params.head_dim;
         CUTE_UNROLL
         for (int c = 0; c < kMostColumns; c += 4) {
           int const column = c * 32 + lane * 4;

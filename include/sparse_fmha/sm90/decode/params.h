@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <vector_types.h>
 
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/planning/decode_parts.h"
@@ -29,6 +30,10 @@ struct DecodeParams {
   bool negate;         // the scale is negative
   bool planned;        // decode_plan_kernel fills in the plan; else the first block does
   DecodePlan plan;
+  int32_t* next;   // counts the parts that were taken after the first of each block; or nullptr
+  int32_t* count;  // of parts
+  // Of each part: the group whose merge it stands for, or -1, and the group's first and last part.
+  int4* merges;
   // The results of the pieces that are merged, by DecodeParts::place():
   float* partial;  // [.., rows, head_dim]: not normalised
   float2* sums;    // [.., rows]: reference in log2 units, and sum
@@ -43,9 +48,13 @@ struct DecodeParams {
   SPARSE_FMHA_HD int32_t unit_tiles() const {
     return keys.split > 0 ? keys.split / DecodeKeys::kTile : 1;
   }
-  // The units that the groups have in all, cut for a number of blocks.
+  // The units of all groups, cut for a number of blocks.
   SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t blocks) const {
-    return {units, keys.split > 0 ? units : blocks};
+    return keys.split > 0 ? DecodeParts(units) : DecodeParts(units, blocks, short_parts(rows));
+  }
+  // Groups of many rows have large results: fewer parts keep them small.
+  static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
+    return rows <= 16 ? DecodeParts::kMostShortParts : 3;
   }
 };
 

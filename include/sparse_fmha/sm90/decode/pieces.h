@@ -60,33 +60,39 @@ struct DecodePiece {
   SPARSE_FMHA_HD int32_t count() const { return tiles.end - tiles.begin; }
 };
 
-// Calls body(piece) for the pieces of this block's parts, in the same order in every thread.
+// Calls body(piece) for the pieces of a part.
 template <class Body>
 __device__ __forceinline__ void for_each_piece(DecodeParams const& params, DecodePlan const& plan,
-                                               Body body) {
-  DecodeParts const cut = params.parts(plan.first[params.groups], gridDim.x);
+                                               DecodeParts const& cut, int32_t part, Body body) {
   int32_t const unit_tiles = params.unit_tiles();
+  int32_t unit = cut.begin(part);
+  int32_t const end = cut.begin(part + 1);
   CUTE_NO_UNROLL
-  for (int32_t part = blockIdx.x; part < cut.parts; part += gridDim.x) {
-    int32_t unit = cut.begin(part);
-    int32_t const end = cut.begin(part + 1);
-    int32_t index = unit < end ? decode_group_of(plan.first, params.groups, unit) : 0;
-    CUTE_NO_UNROLL
-    for (; unit < end; ++index) {
-      int32_t const begins = plan.first[index];
-      int32_t const next = plan.first[index + 1];
-      int32_t const stop = min_int(next, end);
-      if (unit < stop) {
-        KeyRange const all = plan.tiles[index];
-        body(DecodePiece{params.group(index),
-                         {all.begin + (unit - begins) * unit_tiles,
-                          min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
-                         cut.place(part, unit == begins),
-                         unit == begins && stop == next});
-        unit = stop;
-      }
+  for (int32_t group = decode_group_of(plan.first, params.groups, unit); unit < end; ++group) {
+    int32_t const begins = plan.first[group];
+    int32_t const next = plan.first[group + 1];
+    int32_t const stop = min_int(next, end);
+    if (unit < stop) {
+      KeyRange const all = plan.tiles[group];
+      body(DecodePiece{params.group(group),
+                       {all.begin + (unit - begins) * unit_tiles,
+                        min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
+                       cut.place(part, unit == begins),
+                       unit == begins && stop == next});
+      unit = stop;
     }
   }
+}
+
+// The second part of a group stands for the group's merge.
+__device__ __forceinline__ int4 merge_of(DecodeParams const& params, DecodePlan const& plan,
+                                         DecodeParts const& cut, int32_t part) {
+  int32_t const unit = cut.begin(part);
+  int32_t const group = decode_group_of(plan.first, params.groups, unit);
+  int32_t const begin = plan.first[group];
+  int32_t const first = cut.part_of(begin);
+  bool const second = begin < unit && first == part - 1;
+  return {second ? group : -1, first, cut.part_of(plan.first[group + 1] - 1), 0};
 }
 
 }  // namespace sparse_fmha::sm90

@@ -1,8 +1,8 @@
 // The producer of a decode kernel: copies keys and values of a piece, tile by tile. The form of the
 // keys decides where a row is; nothing after the producer depends on it.
 //
-// Where runs of 16 or more slots are consecutive rows of a page, one warp copies them in boxes with
-// TMA. Otherwise four warps gather single rows with cp.async.
+// Where runs of 16 or more slots are consecutive rows of a page, one warp copies keys, and one
+// values, in boxes with TMA. Otherwise four warps gather single rows with cp.async.
 #pragma once
 
 #include "sparse_fmha/sm90/common/copy.h"
@@ -56,17 +56,22 @@ class PieceKeys {
     return seen;
   }
 
-  struct Row {
-    int32_t outer;  // batch entry or page
-    int32_t row;    // in it
-    bool exists;
+  struct Place {
+    int32_t position;  // or -1
+    int32_t outer;     // batch entry or page
+    int32_t row;       // in it
   };
-  __device__ __forceinline__ Row row_of(int32_t position) const {
+  __device__ __forceinline__ Place place_of(int32_t position) const {
     if (position < 0 || keys_.page == 0) {
-      return {at_.batch, position, position >= 0};
+      return {position, at_.batch, position};
     }
-    int32_t const page = keys_.page_table.at(at_.batch, 0, at_.head, position / keys_.page);
-    return {page, position % keys_.page, page >= 0 && page < keys_.pages};
+    return {position, keys_.page_table.at(at_.batch, 0, at_.head, position / keys_.page),
+            position % keys_.page};
+  }
+  // Uses what place_of() loaded.
+  __device__ __forceinline__ bool exists(Place const& place) const {
+    bool const has_page = place.outer >= 0 && place.outer < keys_.pages;
+    return place.position >= 0 && (keys_.page == 0 || has_page);
   }
 
  private:
@@ -77,41 +82,53 @@ class PieceKeys {
   KeyRange some_see_, all_see_;
 };
 
-// One warp: a lane for each box of a tile.
+// Two warps, one for keys and one for values: a lane for each box of a tile.
 template <class Traits>
 struct BoxProducer {
+  static constexpr int kWarps = 2;
   static constexpr int kArrivals = 1;  // at a full barrier
 
   DecodeParams const& params;
   DecodeStorage<Traits>& smem;
+  int const warp;
   RingState<Traits::kStages> state = {};
 
   __device__ __forceinline__ void load(DecodePiece const& piece) {
     PieceKeys const keys(params, piece);
     int const lane = threadIdx.x % 32;
     int const boxes = Traits::kTileK / params.box;
+    auto look_up = [&](int32_t tile) {
+      bool const mine = lane < boxes && tile < piece.tiles.end;
+      return keys.place_of(mine ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box)
+                                : -1);
+    };
+    PieceKeys::Place next = look_up(piece.tiles.begin);
     CUTE_NO_UNROLL
     for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
-      int32_t const begin =
-          lane < boxes ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box) : -1;
-      PieceKeys::Row const row = keys.row_of(begin);
-      bool const wanted = row.exists && keys.some_row_may_see(begin, params.box);
-      bool const full = __all_sync(
-          0xffffffff, lane >= boxes || (row.exists && keys.all_rows_see(begin, params.box)));
+      PieceKeys::Place const box = next;
+      next = look_up(tile + 1);  // its page arrives while this tile is copied
+      bool const exists = keys.exists(box);
+      bool const wanted = exists && keys.some_row_may_see(box.position, params.box);
       // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
-      int32_t const outer = wanted ? row.outer : INT32_MAX;
-      smem.ring_k.acquire(state);
-      if (!full) {
-        write_positions(keys, wanted ? begin : -1);
+      int32_t const outer = wanted ? box.outer : INT32_MAX;
+      if (warp == 0) {
+        bool const full = __all_sync(
+            0xffffffff, lane >= boxes || (exists && keys.all_rows_see(box.position, params.box)));
+        smem.ring_k.acquire(state);
+        if (!full) {
+          write_positions(keys, wanted ? box.position : -1);
+        }
+        if (lane == 0) {
+          *reinterpret_cast<uint32_t*>(smem.masked[state.index]) = !full;
+        }
+        __syncwarp();
+        copy(params.k_map, smem.ring_k, smem.keys(state.index), piece.at.head, boxes, box.row,
+             outer);
+      } else {
+        smem.ring_v.acquire(state);
+        copy(params.v_map, smem.ring_v, smem.values(state.index), piece.at.head, boxes, box.row,
+             outer);
       }
-      if (lane == 0) {
-        *reinterpret_cast<uint32_t*>(smem.masked[state.index]) = !full;
-      }
-      __syncwarp();
-      copy(params.k_map, smem.ring_k, smem.keys(state.index), piece.at.head, boxes, row.row, outer);
-      smem.ring_v.acquire(state);
-      copy(params.v_map, smem.ring_v, smem.values(state.index), piece.at.head, boxes, row.row,
-           outer);
     }
   }
 
@@ -145,7 +162,8 @@ struct BoxProducer {
 template <class Traits>
 struct RowProducer {
   using Element = typename Traits::Element;
-  static constexpr int kRowsOfWarp = Traits::kTileK / 4;
+  static constexpr int kWarps = 4;
+  static constexpr int kRowsOfWarp = Traits::kTileK / kWarps;
   static constexpr int kArrivalsK = 2 * 128;  // positions, and copies
   static constexpr int kArrivalsV = 128;
   static_assert(kRowsOfWarp == 16, "a lane looks up one row");
@@ -159,25 +177,28 @@ struct RowProducer {
     int const lane = threadIdx.x % 32;
     int const warp = threadIdx.x % 128 / 32;
     int const first_row = warp * kRowsOfWarp;
+    auto look_up = [&](int32_t tile) {
+      int64_t const slot = int64_t{tile} * Traits::kTileK + first_row + lane % kRowsOfWarp;
+      int32_t const position = tile < piece.tiles.end ? keys.position(slot) : -1;
+      return keys.place_of(keys.some_row_sees(position) ? position : -1);
+    };
+    PieceKeys::Place next = look_up(piece.tiles.begin);
     CUTE_NO_UNROLL
     for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
-      int32_t position =
-          keys.position(int64_t{tile} * Traits::kTileK + first_row + lane % kRowsOfWarp);
-      PieceKeys::Row row = {0, 0, false};
-      if (keys.some_row_sees(position)) {
-        row = keys.row_of(position);
-      }
-      bool const full = __all_sync(0xffffffff, row.exists && keys.all_rows_see(position));
+      PieceKeys::Place const row = next;
+      next = look_up(tile + 1);  // its page arrives while this tile is copied
+      bool const exists = keys.exists(row);
+      bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(row.position));
       smem.ring_k.acquire(state);
       if (lane < kRowsOfWarp) {
-        smem.positions[state.index][first_row + lane] = row.exists ? position : -1;
+        smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
       }
       smem.masked[state.index][warp] = !full;
-      copy_rows(params.k, piece.at.head, row, first_row, smem.keys(state.index));
+      copy_rows(params.k, piece.at.head, row, exists, first_row, smem.keys(state.index));
       arrive_when_gathered(smem.ring_k.full[state.index]);
       smem.ring_k.full[state.index].arrive();  // what the mask needs is written
       smem.ring_v.acquire(state);
-      copy_rows(params.v, piece.at.head, row, first_row, smem.values(state.index));
+      copy_rows(params.v, piece.at.head, row, exists, first_row, smem.values(state.index));
       arrive_when_gathered(smem.ring_v.full[state.index]);
     }
   }
@@ -185,14 +206,14 @@ struct RowProducer {
  private:
   // Rows that do not exist become zeros.
   __device__ __forceinline__ void copy_rows(TensorView const& from, int32_t head,
-                                            PieceKeys::Row const& row, int first_row,
+                                            PieceKeys::Place const& row, bool exists, int first_row,
                                             Element* stage) const {
     int const chunk = threadIdx.x % 8;
-    int64_t const mine = row.exists ? row.outer * from.batch_stride +
-                                          row.row * from.axis_stride[kGridAxes - 1] +
-                                          head * from.head_stride
-                                    : -1;
-    CUTE_UNROLL
+    int64_t const mine = exists ? row.outer * from.batch_stride +
+                                      row.row * from.axis_stride[kGridAxes - 1] +
+                                      head * from.head_stride
+                                : -1;
+#pragma unroll 2
     for (int i = 0; i < kRowsOfWarp; i += 4) {
       int const r = i + threadIdx.x % 32 / 8;
       int64_t const offset = __shfl_sync(0xffffffff, mine, r);

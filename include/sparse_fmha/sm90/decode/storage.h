@@ -12,9 +12,39 @@ struct DecodeRoles {
   static constexpr int kConsumers = 2;
   static constexpr int kConsumerThreads = kConsumers * 128;
   static constexpr int kThreads = 128 + kConsumerThreads;
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kProducerRegisters = 72;
+  static constexpr int kConsumerRegisters = 216;
   static constexpr int kPlannedGroups = 512;  // that each block plans by itself
+};
+
+// Passes the numbers of the block's parts to all warps.
+class PartQueue {
+ public:
+  static constexpr int kDepth = 4;
+  using State = RingState<kDepth>;
+
+  __device__ __forceinline__ void init(int reader_warps) { ring_.init(reader_warps); }
+  // Called by one thread.
+  __device__ __forceinline__ void put(State& state, int32_t part) {
+    ring_.acquire(state);
+    parts_[state.index] = part;
+    ring_.full[state.index].arrive();
+    state.advance();
+  }
+  // Called by whole warps.
+  __device__ __forceinline__ int32_t get(State& state) {
+    ring_.wait(state);
+    compiler_fence();
+    int32_t const part = parts_[state.index];
+    __syncwarp();
+    ring_.release(state);
+    state.advance();
+    return part;
+  }
+
+ private:
+  Ring<kDepth> ring_;
+  int32_t parts_[kDepth];
 };
 
 template <class Traits>
@@ -33,6 +63,7 @@ struct DecodeStorage {
   float4 second[128];  // the second consumer's maxima and sums
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
+  PartQueue parts;
   int32_t warp_units[DecodeRoles::kThreads / 32];
   int32_t first[DecodeRoles::kPlannedGroups + 1];
   KeyRange tiles[DecodeRoles::kPlannedGroups];
