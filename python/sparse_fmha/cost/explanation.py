@@ -140,6 +140,7 @@ def explain(
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
+    notes = (*notes, *_untested(arch, q.device))
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given["key_bias"] is not None
@@ -150,8 +151,26 @@ def _arch_of(device: torch.device) -> str | None:
     if device.type == "cuda":
         from sparse_fmha._extension import _C
 
-        return _C.arch_of_capability(*torch.cuda.get_device_capability(device))
+        return _C.arch_override() or _C.arch_of_capability(
+            *torch.cuda.get_device_capability(device)
+        )
     return "cpu" if device.type == "cpu" else None
+
+
+def _untested(arch: str, device: torch.device) -> tuple[str, ...]:
+    """What is to be said of kernels that are not measured on a device."""
+    if device.type != "cuda" or arch == "cpu":
+        return ()
+    from sparse_fmha._extension import _C
+
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    status = _C.arch_status(arch).get(capability)
+    said = {
+        "ran": f"tested but not measured on compute capability {capability}",
+        "compiled": f"never run on compute capability {capability}",
+        None: f"compute capability {capability} does not run {arch}",
+    }
+    return (f"{arch} was {said[status]}" if status else said[None],) if status in said else ()
 
 
 @dataclass(frozen=True)
