@@ -28,7 +28,8 @@ function(add_gpu_kernels core)
   file(GLOB lists CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/kernels/*.def")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${lists} "${tool}"
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
-    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
+    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def"
+    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/capabilities.def")
   execute_process(COMMAND "${Python_EXECUTABLE}" "${tool}" "${GPU_GENERATED_DIR}" ${GPU_ARCHS}
     OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)

@@ -124,6 +124,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | {"schedule": _one_of("kTurns", "kFree")} | SKIPPING,
         "backward_dq": TILES,
         "backward_dkv": TILES,
+        "decode": TILES,
     },
     "sm80": {"forward": TILES | SKIPPING},
 }
@@ -212,7 +213,7 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config = "BackwardConfig"
+    config = "TileConfig"
     if row.direction == "forward":
         config = "KernelConfig"
         if row.schedule:

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "sparse_fmha/core/capabilities.h"
 #include "sparse_fmha/core/registry.h"
 
 namespace py = pybind11;

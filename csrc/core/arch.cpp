@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "sparse_fmha/core/capabilities.h"
+
 namespace sparse_fmha {
 namespace {
 

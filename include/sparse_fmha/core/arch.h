@@ -1,5 +1,5 @@
 // Which architecture's kernels a device runs. Its compute capability decides, by the table in
-// archs.def, unless another architecture of the table is asked for (tests and benchmarks).
+// capabilities.def, unless another architecture of the table is asked for (tests and benchmarks).
 #pragma once
 
 #include <cstdint>
@@ -22,22 +22,6 @@ struct GpuArch {
 };
 inline constexpr GpuArch kGpuArchs[] = {
 #define SPARSE_FMHA_ARCH(enumerator, name, nvcc, family) {Arch::enumerator, #name, #nvcc},
-#include "sparse_fmha/core/archs.def"
-};
-
-// A row of the table of devices.
-struct Capability {
-  int major;
-  int minor;
-  Arch arch;
-  char const* status;  // measured, ran or compiled
-  bool is_default;     // whether devices run it without being asked
-};
-inline constexpr Capability kCapabilities[] = {
-#define SPARSE_FMHA_CAPABILITY(major, minor, enumerator, status) \
-  {major, minor, Arch::enumerator, #status, true},
-#define SPARSE_FMHA_OVERRIDE(major, minor, enumerator, status) \
-  {major, minor, Arch::enumerator, #status, false},
 #include "sparse_fmha/core/archs.def"
 };
 
