@@ -21,7 +21,8 @@ __device__ __forceinline__ void copy_tile(Element* to, Rows const& rows, Element
     return;  // columns that only round up the row are never read
   }
   bool const has_columns = chunk * 8 < head_dim;
-  CUTE_UNROLL
+  // Not unrolled to the end: the addresses of many rows at once would need too many registers.
+#pragma unroll 4
   for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
     int const r = first + i * kRowsAtOnce;
     Element const* const row = rows(r);
