@@ -108,6 +108,10 @@ MODULES = {
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.other_gpus": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--tables", "{folder}/none.md"], "No such file or directory: .*none.md"),
@@ -129,7 +133,7 @@ MODULES = {
 NEED_GPU = [
     *(
         f"benchmarks.studies.{name}"
-        for name in ("backward", "calibrate", "diffusion", "scaling", "stripes")
+        for name in ("backward", "calibrate", "diffusion", "other_gpus", "scaling", "stripes")
     ),
     SANITIZE,
 ]

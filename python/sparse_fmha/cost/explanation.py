@@ -140,6 +140,7 @@ def explain(
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
+    notes = (*notes, *_untested(arch, q.device))
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given["key_bias"] is not None
@@ -150,8 +151,31 @@ def _arch_of(device: torch.device) -> str | None:
     if device.type == "cuda":
         from sparse_fmha._extension import _C
 
-        return _C.arch_of_capability(*torch.cuda.get_device_capability(device))
+        return _C.arch_override() or _C.arch_of_capability(
+            *torch.cuda.get_device_capability(device)
+        )
     return "cpu" if device.type == "cpu" else None
+
+
+def _untested(arch: str, device: torch.device) -> tuple[str, ...]:
+    """What is to be said of kernels on a device that they are not measured on."""
+    if device.type != "cuda" or arch == "cpu":
+        return ()
+    from sparse_fmha._extension import _C
+
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = f"compute capability {major}.{minor}"
+    status = _C.arch_status(arch).get(f"{major}.{minor}")
+    if status == "measured":
+        return ()
+    said = {
+        "ran": f"{arch} was tested but not measured on {capability}",
+        "compiled": f"{arch} was never run on {capability}",
+        None: f"{capability} does not run {arch}",
+    }
+    if major in (10, 11):  # mma.sync has a fraction of the rate of their own instructions
+        return said[status], f"cuDNN's dense attention is faster on {capability}"
+    return (said[status],)
 
 
 @dataclass(frozen=True)
