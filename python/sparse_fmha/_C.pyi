@@ -112,6 +112,28 @@ class QueryTileStripes:
     def keys(self, stream: int, stage: int, consumer: int) -> tuple[list[int], bool]: ...
     def limit(self, query: int) -> int: ...
 
+class _Decode:
+    @staticmethod
+    def begins(units: int, parts: int) -> list[int]: ...
+    @staticmethod
+    def part_of(units: int, parts: int, unit: int) -> int: ...
+    @staticmethod
+    def group_of(first: list[int], unit: int) -> int: ...
+    @staticmethod
+    def tiles(
+        length: int,
+        capacity: int,
+        len_q: int,
+        group: int,
+        causal: bool,
+        window: int,
+        split: int,
+        span: tuple[int, int] | None,
+        block: int,
+        counts: list[int] | None,
+        width: int,
+    ) -> list[tuple[int, int]]: ...
+
 class _Tiles:
     @staticmethod
     def axis(
@@ -177,5 +199,6 @@ class _Walks:
         ) -> None: ...
 
 # Submodules.
+decode: _Decode
 tiles: _Tiles
 walks: _Walks
