@@ -29,7 +29,7 @@ LAYERS = {
     "attention": {"_ops", "masks", "skipping"},
     "decode": {"_ops", "skipping", "attention"},
     "varlen": {"_ops", "masks", "skipping", "attention"},
-    "cost": {"plotting", "masks", "skipping", "attention"},
+    "cost": {"plotting", "masks", "skipping", "attention", "decode"},
     "_routing": {"_ops", "masks", "attention"},
     "sdpa": {"_routing"},
     "calibration": {"skipping", "_routing"},
