@@ -94,13 +94,13 @@ def _stripe(given: Given, arch: str) -> Described:
 
 def _decode(given: Given, arch: str) -> Described:
     keys = decode_reads.keys_of(given)
-    tensors = (given[name] for name in ("q", "k_cache", "v_cache", "seq_lens"))
-    arguments.check(*tensors, keys, given["split_tokens"], given["out"], DEVICES)
+    q, k, v, seq_lens = (given[name] for name in ("q", "k_cache", "v_cache", "seq_lens"))
+    arguments.check(q, k, v, seq_lens, keys, given["split_tokens"], given["out"], DEVICES)
     skipping.check(given["skip_threshold"], given["q"])
     reads = decode_reads.reads_of(given, keys, arch == "cpu")
-    least = reads.least_us if arch == model.ARCH else (None, None)
+    us, all_us = reads.least_us if arch == model.ARCH else (None, None)
     notes = ("lengths and lists count as full",) if reads.assumed else ()
-    return "decode", Times(*least, read_bytes=reads.bytes, parts=reads.parts), notes
+    return "decode", Times(us, all_us, read_bytes=reads.bytes, parts=reads.parts), notes
 
 
 def _on(arch: str, times: Times) -> Times | None:

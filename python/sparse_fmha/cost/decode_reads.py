@@ -51,8 +51,8 @@ def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:
     heads = cache.shape[2]
     capacity = cache.shape[1] * (1 if keys.page_table is None else keys.page_table.shape[-1])
     seq_lens: Tensor = given["seq_lens"]
-    small = (seq_lens, keys.head_starts, keys.head_lengths, keys.block_counts)
-    small += (keys.block_indices, keys.token_indices, keys.token_counts)
+    lists = (keys.block_counts, keys.block_indices, keys.token_indices, keys.token_counts)
+    small = (seq_lens, keys.head_starts, keys.head_lengths, *lists)
     assumed = any(x is not None and x.device.type == "meta" for x in small)
 
     def read(x: Tensor, otherwise: int) -> Tensor:
