@@ -57,6 +57,7 @@ LAYERS = {
         "masks",
         "selection",
         "attention",
+        "decode",
         "varlen",
         "calibration",
         "patterns",
