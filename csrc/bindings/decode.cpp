@@ -51,26 +51,20 @@ std::vector<Span> tiles(int32_t length, int32_t capacity, int32_t len_q, int32_t
 
 void bind_decode(py::module_& m) {
   py::module_ decode = m.def_submodule("decode", "The work of decode attention.");
+  py::class_<DecodeParts>(decode, "Parts", "How units are cut into parts.")
+      .def(py::init<int32_t, int32_t, int32_t>(), py::arg("units"), py::arg("blocks"),
+           py::arg("short_parts"))
+      .def("count", &DecodeParts::count)
+      .def("begin", &DecodeParts::begin, py::arg("part"))
+      .def("part_of", &DecodeParts::part_of, py::arg("unit"));
   decode.def(
-      "begins",
-      [](int64_t units, int64_t parts) {
-        DecodeParts const cut = {units, parts};
-        std::vector<int64_t> begins;
-        for (int64_t part = 0; part <= parts; ++part) {
-          begins.push_back(cut.begin(part));
-        }
-        return begins;
-      },
-      py::arg("units"), py::arg("parts"), "The first unit of each part, and the end.");
-  decode.def(
-      "part_of",
-      [](int64_t units, int64_t parts, int64_t unit) {
-        return DecodeParts{units, parts}.part_of(unit);
-      },
-      py::arg("units"), py::arg("parts"), py::arg("unit"), "The part that has a unit.");
+      "each_unit", [](int32_t units) { return DecodeParts(units); }, py::arg("units"),
+      "A part for each unit.");
+  decode.def("place", &DecodeParts::place, py::arg("part"), py::arg("begins"));
+  decode.def("places", &DecodeParts::places, py::arg("parts"));
   decode.def(
       "group_of",
-      [](std::vector<int64_t> const& first, int64_t unit) {
+      [](std::vector<int32_t> const& first, int32_t unit) {
         return decode_group_of(first.data(), static_cast<int32_t>(first.size() - 1), unit);
       },
       py::arg("first"), py::arg("unit"), "The group that has a unit.");

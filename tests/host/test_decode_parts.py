@@ -11,56 +11,89 @@ TILE, ROWS = 64, 64
 decode = _C.decode
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 40), st.booleans())
-@example([0, 0, 3, 0], 132, False)
-@example([0], 4, False)
-@example([7, 0, 1], 1, False)
-def test_units_are_in_one_piece_each(units, parts, splits):
-    """Pieces as the kernel finds them: a part goes from its first unit through the groups. With
-    fixed splits each unit is a part."""
-    first = [0, *itertools.accumulate(units)]
-    total = first[-1]
-    parts = total if splits else parts
-    begins = decode.begins(total, parts) if parts else [0]
-    assert begins[0] == 0
-    assert begins[-1] == total
-    sizes = [b - a for a, b in itertools.pairwise(begins)]
-    assert max(sizes, default=0) - min(sizes, default=0) <= 1
-    pieces = []  # part, group, from, to
-    for part, (unit, end) in enumerate(itertools.pairwise(begins)):
-        group = decode.group_of(first, unit) if unit < end else 0
+def pieces_of(first, cut):
+    """(part, group, from, to), as the kernel finds them: from a part's first unit on."""
+    pieces = []
+    for part in range(cut.count()):
+        unit, end = cut.begin(part), cut.begin(part + 1)
+        assert unit < end  # no part is empty
+        group = decode.group_of(first, unit)
         while unit < end:
             stop = min(first[group + 1], end)
             if unit < stop:
                 pieces.append((part, group, unit, stop))
                 unit = stop
             group += 1
-    assert [u for _, _, unit, stop in pieces for u in range(unit, stop)] == list(range(total))
+    return pieces
+
+
+def check(units, cut):
+    """Each unit of each group is in one piece, and the pieces of a group can be merged in order."""
+    first = [0, *itertools.accumulate(units)]
+    assert cut.begin(0) == 0
+    assert cut.begin(cut.count()) == first[-1]
+    pieces = pieces_of(first, cut)
+    assert [u for _, _, unit, stop in pieces for u in range(unit, stop)] == list(range(first[-1]))
     for part, group, unit, stop in pieces:
         assert first[group] <= unit < stop <= first[group + 1]
-        assert {decode.part_of(total, parts, u) for u in range(unit, stop)} == {part}
+        assert {cut.part_of(u) for u in range(unit, stop)} == {part}
         assert {decode.group_of(first, u) for u in range(unit, stop)} == {group}
+    merged = []
     for group in range(len(units)):
-        own = [part for part, of, *_ in pieces if of == group]
-        assert own == sorted(set(own))  # the merge goes through the parts in order
-    # What is merged of a part: at most one piece that begins its group and one that goes on.
-    merged = [
-        (part, unit == first[group])
-        for part, group, unit, stop in pieces
-        if (unit, stop) != (first[group], first[group + 1])
-    ]
+        own = [(part, unit) for part, of, unit, _ in pieces if of == group]
+        parts = [part for part, _ in own]
+        assert parts == list(range(parts[0], parts[0] + len(parts))) if parts else not units[group]
+        # Where a group has several pieces, one of its parts is the second, and no other group's.
+        seconds = [
+            part
+            for part in range(cut.count())
+            if first[group] < cut.begin(part) < first[group + 1]
+            and cut.part_of(first[group]) == part - 1
+        ]
+        assert seconds == parts[1:2]
+        if len(own) > 1:
+            merged += [decode.place(part, unit == first[group]) for part, unit in own]
     assert len(merged) == len(set(merged))
+    assert all(0 <= place < decode.places(cut.count()) for place in merged)
+
+
+GROUPS = st.lists(st.integers(0, 60), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(GROUPS, st.integers(1, 20), st.sampled_from([1, 3, 8]))
+@example([0, 0, 3, 0], 132, 8)
+@example([0], 4, 8)
+@example([48, 0, 1], 1, 8)
+def test_units_are_in_one_piece_each(units, blocks, short_parts):
+    cut = decode.Parts(sum(units), blocks, short_parts)
+    check(units, cut)
+    assert cut.count() <= blocks * (1 + short_parts)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 2**44), st.integers(1, 300), st.data())
-def test_many_units(units, parts, data):
-    begins = decode.begins(units, parts)
-    assert begins == [part * units // parts for part in range(parts + 1)]
-    unit = data.draw(st.integers(0, units - 1))
-    part = decode.part_of(units, parts, unit)
-    assert begins[part] <= unit < begins[part + 1]
+@given(GROUPS)
+def test_splits_are_parts(units):
+    cut = decode.each_unit(sum(units))
+    assert cut.count() == sum(units)
+    check(units, cut)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**30), st.integers(1, 300), st.sampled_from([1, 3, 8]), st.data())
+@example(2**30, 132, 8, None)
+def test_many_units(units, blocks, short_parts, data):
+    cut = decode.Parts(units, blocks, short_parts)
+    count = cut.count()
+    assert count <= blocks * (1 + short_parts)
+    begins = [cut.begin(part) for part in range(count + 1)]
+    assert (begins[0], begins[-1]) == (0, units)
+    sizes = [b - a for a, b in itertools.pairwise(begins)]
+    assert min(sizes, default=1) > 0
+    assert len(set(sizes)) <= 3  # long ones, short ones, and the last
+    for unit in [data.draw(st.integers(0, units - 1))] if data and units else []:
+        part = cut.part_of(unit)
+        assert begins[part] <= unit < begins[part + 1]
 
 
 @st.composite
