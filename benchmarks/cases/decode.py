@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_fmha import reference
+from sparse_fmha import patterns, reference
 
 DIM = 128
 BLOCK = 64  # of block lists
@@ -51,8 +51,10 @@ class DecodeCase:
     def read_bytes(self, itemsize: int) -> int:
         """Of the keys and values that a call has to read, and of q and out."""
         keys = sum(self.lengths)
-        if self.group == "blocks" and self.sparsity:
+        if self.group in ("blocks", "select") and self.sparsity:
             keys = len(self.lengths) * self.listed * BLOCK
+        if self.group == "select":  # bounds are as large as a key and a value of each block
+            keys += sum(self.lengths) // BLOCK
         rows = keys * self.heads[1] + len(self.lengths) * self.heads[0]
         return 2 * rows * DIM * itemsize
 
@@ -73,6 +75,7 @@ CASES = (
         DecodeCase("blocks", f"16x128k 64/8, {s}% sparse", (131072,) * 16, (64, 8), sparsity=s)
         for s in (50, 80, 90)
     ),
+    DecodeCase("select", "16x64k, Quest, 90% sparse", (65536,) * 16, page=BLOCK, sparsity=90),
     *(
         DecodeCase("skip", f"64x64k 64/4, {s}% skipped", (65536,) * 64, (64, 4), sparsity=s)
         for s in (0, 50, 70, 80)
@@ -152,6 +155,15 @@ class Cache:
         indices = scores.topk(case.listed).indices.sort().values.to(torch.int32)
         return indices, torch.full_like(indices[..., 0], case.listed), BLOCK
 
+    def bounds(self, case: DecodeCase, call: Call) -> patterns.PageBounds:
+        """Of the keys of each page."""
+        pages, page, heads, dim = call.k.shape
+        made = patterns.PageBounds(pages, page, heads, dim, dtype=self.dtype, device=self.device)
+        for first in range(0, pages, 1024):
+            keys = call.k[first : first + 1024].flatten(0, 1)
+            made.write(keys, torch.arange(len(keys), device=self.device) + first * page)
+        return made
+
     def shape_scores(self, case: DecodeCase, call: Call) -> Call:
         """The call with keys of its own, of which so many percent of the tiles lie far below.
 
@@ -182,7 +194,8 @@ def error(call: Call, out: Tensor) -> float:
         seen = torch.ones(length, dtype=torch.bool, device=k.device)
         if call.blocks is not None:
             listed = torch.zeros_like(seen[::BLOCK])
-            listed[call.blocks[0][0, head].long()] = True
+            indices, counts = (x[0, head] for x in call.blocks[:2])
+            listed[indices[:counts].long()] = True
             seen = listed.repeat_interleave(BLOCK)[:length]
         one = (x[None, :, head : head + 1] for x in (k, v))
         exact, _ = reference.attention(call.q[:1, :, own], *one, seen[None])

@@ -2,13 +2,13 @@
 
     python -m benchmarks.studies.decode [--only GROUP,...] [--peers NAME,...] [--limit SECONDS]
 
-Groups of cases: dense (batch x length), pages (16 and 1), ragged, blocks (lists of 64 keys), skip,
-prefill (packed prompts), chunks (of prompts whose keys are in pages), grids (packed neighborhoods).
-Each call is a CUDA graph of the whole call, replayed after a buffer several times the size of the
-L2 cache has been read. Only FlashInfer's plan, made on the host, is not in it. The caches of
-all cases share their memory. Peers are torch's SDPA with the cuDNN backend, FlashAttention-3
-(package fa3-fwd) and FlashInfer, where they can be imported; with block lists and skipping they
-read all keys. Rates count the bytes that must be read, or operations over visible pairs. R is
+Groups of cases: dense (batch x length), pages (16 and 1), ragged, blocks (lists of 64 keys), select
+(Quest's choice of pages and the attention in one call), skip, prefill (packed prompts), chunks (of
+prompts whose keys are in pages), grids (packed neighborhoods). Each call is a CUDA graph of the
+whole call, replayed after a buffer several times the size of the L2 cache has been read. Only
+FlashInfer's plan, made on the host, is not in it. The caches of all cases share their memory. Peers
+are torch's SDPA with the cuDNN backend, FlashAttention-3 (package fa3-fwd) and FlashInfer, where
+they can be imported; with block lists and skipping they read all keys. Rates count the bytes that must be read, or operations over visible pairs. R is
 the fastest of torch's reductions that read one buffer, and `empty` a call of one element. Errors
 are against fp64: of the first request, or for packed tokens at the size that --tiny runs.
 """
@@ -33,10 +33,11 @@ from benchmarks.harness import environment, report, timing
 from benchmarks.harness.names import OURS, UnavailableError
 from benchmarks.peers import decode as peers
 from benchmarks.tables import decode as tables
+from sparse_fmha import patterns
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "decode"
-GROUPS = ("dense", "pages", "ragged", "blocks", "skip", "prefill", "chunks", "grids")
+GROUPS = ("dense", "pages", "ragged", "blocks", "select", "skip", "prefill", "chunks", "grids")
 FLOOR = "floor"  # the group of the read-only streams and of the empty call
 READ_BYTES = {"cuda": 6 << 30, "cpu": 1 << 20}
 Build = Callable[[], Callable[[], Tensor]]
@@ -105,8 +106,18 @@ def decode_ops(case: DecodeCase, cache: Cache, wanted: list[str]) -> tuple[Ready
     elif case.group == "skip":
         call = cache.shape_scores(case, whole)
         whole = replace(call, threshold=0.0)
-    ready.add(OURS, ours(call), size)
-    bases = {"blocks": "own, all keys", "skip": "own, no threshold"}
+    if case.group == "select":
+        given = whole.q, cache.bounds(case, whole), whole.seq_lens, whole.page_table
+
+        def choose() -> Call:
+            blocks = patterns.quest(*given, budget=(case.listed - 1) * decode.BLOCK or decode.BLOCK)
+            return replace(whole, blocks=blocks)
+
+        call = choose()
+        ready.add(OURS, lambda: lambda: ours(choose())()(), size)
+    else:
+        ready.add(OURS, ours(call), size)
+    bases = dict.fromkeys(("blocks", "select"), "own, all keys") | {"skip": "own, no threshold"}
     if case.group in bases:
         everything = replace(case, group="dense", sparsity=0).read_bytes(itemsize)
         ready.add(bases[case.group], ours(whole), everything)

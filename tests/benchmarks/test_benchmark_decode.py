@@ -107,6 +107,7 @@ def test_every_case_with_all_peers(tmp_path, capsys, others):
         "pages": ours | peers | {"own, page 64", "own, contiguous"},
         "ragged": ours | peers | {"own, uniform"},
         "blocks": ours | peers | {"cudnn", "own, all keys"},
+        "select": ours | peers | {"own, all keys"},
         "skip": ours | peers | {"cudnn", "own, no threshold"},
         "prefill": ours | {"fa3", "own, the longest", "own, one call each"},
         "chunks": ours | {"fa3", "fa3, contiguous", "own, contiguous"},
@@ -114,8 +115,7 @@ def test_every_case_with_all_peers(tmp_path, capsys, others):
     }
     skipped = [row["skipped"] for row in rows if "skipped" in row]
     assert skipped[0] == 0
-    assert sorted(skipped) == skipped
-    assert skipped[-1] > 0.4
+    assert min(skipped[1:]) > 0.2  # of few tiles; the first of a request is kept
     printed = capsys.readouterr().out.splitlines()
     table = [i for i, line in enumerate(printed) if line.startswith("case ")][-1]
     for name, line in zip(NAMES, printed[table + 1 :], strict=False):
@@ -124,8 +124,8 @@ def test_every_case_with_all_peers(tmp_path, capsys, others):
     assert printed[-2].startswith("R: ")
     absent = [line for line in printed if line.startswith("not measured: ")]
     assert absent == [
-        "not measured: cudnn in 16x32k, page 16; 16x32k, page 1; 1x128k + 63x2k: takes no pages "
-        "and no lengths"
+        "not measured: cudnn in 16x32k, page 16; 16x32k, page 1; 1x128k + 63x2k and 1 more: takes "
+        "no pages and no lengths"
     ]
 
 

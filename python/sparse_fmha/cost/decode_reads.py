@@ -24,7 +24,7 @@ class Reads(NamedTuple):
 
     bytes: int  # keys and values, each once for each list; q and out
     all_bytes: int  # the same if all keys of the cache that are in use were read
-    parts: int  # that the keys are cut into
+    parts: int  # splits, or thread blocks that have tiles
     assumed: bool  # lengths and counts could not be read: caches and lists are taken to be full
 
     @property

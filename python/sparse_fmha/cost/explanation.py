@@ -35,7 +35,8 @@ class Explanation:
     dkv_kernel: str | None  # the same for k and v
     needs_gradients: bool  # q, k or v require a gradient
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
-    parts: int | None = None  # that the keys of a decode call are cut into
+    # What shares the keys of a decode call: splits, or on a GPU without fixed ones thread blocks.
+    parts: int | None = None
 
     @property
     def speedup(self) -> float | None:
