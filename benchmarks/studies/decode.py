@@ -8,9 +8,10 @@ prompts whose keys are in pages), grids (packed neighborhoods). Each call is a C
 whole call, replayed after a buffer several times the size of the L2 cache has been read. Only
 FlashInfer's plan, made on the host, is not in it. The caches of all cases share their memory. Peers
 are torch's SDPA with the cuDNN backend, FlashAttention-3 (package fa3-fwd) and FlashInfer, where
-they can be imported; with block lists and skipping they read all keys. Rates count the bytes that must be read, or operations over visible pairs. R is
-the fastest of torch's reductions that read one buffer, and `empty` a call of one element. Errors
-are against fp64: of the first request, or for packed tokens at the size that --tiny runs.
+they can be imported; with block lists and skipping they read all keys. Rates count the bytes that
+must be read, or operations over visible pairs. R is the fastest of torch's reductions that read one
+buffer, and `empty` a call of one element. Errors are against fp64: of the first request, or for
+packed tokens at the size that --tiny runs.
 """
 
 from __future__ import annotations

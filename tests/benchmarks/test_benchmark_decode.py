@@ -129,6 +129,19 @@ def test_every_case_with_all_peers(tmp_path, capsys, others):
     ]
 
 
+def test_the_page(tmp_path, others):
+    results = run(tmp_path, "--only", "blocks,prefill,grids")
+    assert "R, 1 GB/s, is the fastest" in tables.caption(results, "here")
+    first, *_, packed_prompts, grids = tables.rows(results)
+    assert set(first) == {*tables.COLUMNS}
+    assert first["best peer"] == "cudnn, 3000 us"
+    assert (first["over the peer"], first["our own"], first["over it"]) == (
+        "3.000x", "all keys", "2.000x",
+    )  # fmt: skip
+    assert "of R" not in {name for name, cell in packed_prompts.items() if cell}
+    assert "best peer" not in grids
+
+
 def test_without_peers_and_for_some_groups(tmp_path, capsys):
     results = run(tmp_path, "--only", "dense,grids", "--peers", "fa3,flashinfer")
     assert {row["group"] for row in results["rows"]} == {"floor", "dense", "grids"}
