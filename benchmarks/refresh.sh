@@ -3,8 +3,8 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time backward
-#                                     diffusion calibration scaling; default: all but scaling,
-#                                     which needs two GPUs
+#                                     decode diffusion calibration scaling; default: all but
+#                                     scaling, which needs two GPUs
 #
 # Results go to $OUT (build/refresh), laid out as benchmarks/results. The last lines are a table of
 # the steps; the status is non-zero if any of them failed. Afterwards copy the files into
@@ -18,9 +18,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time backward diffusion calibration scaling)
+known=(sequences skipping blocks grids stripes host_time backward decode diffusion calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:9}")
+((${#steps[@]})) || steps=("${known[@]:0:10}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -41,6 +41,7 @@ step_grids() { cases --case 'na/*' --peers "$(peers cudnn,fa3,sta)"; }
 step_stripes() { study stripes; }
 step_host_time() { study host_time --dtype bfloat16; }
 step_backward() { study backward; }
+step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_diffusion() { study diffusion --repeats 3; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_scaling() {

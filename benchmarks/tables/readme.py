@@ -18,6 +18,7 @@ from benchmarks.harness import report
 from benchmarks.tables import (
     blocks,
     builders,
+    decode,
     diffusion,
     grids,
     headline,
@@ -46,6 +47,7 @@ TABLES = {
 
 # Results of benchmarks of their own, by folder.
 FOLDERS = {
+    "decode": decode,
     "stripes": stripes,
     "diffusion": diffusion,
     "scaling": scaling,

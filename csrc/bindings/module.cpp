@@ -16,6 +16,7 @@ void bind_tiles(py::module_& m);
 void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
 void bind_transposed_lists(py::module_& m);
+void bind_decode(py::module_& m);
 
 namespace {
 
@@ -170,4 +171,5 @@ PYBIND11_MODULE(_C, m) {
   bind_lists(m);
   bind_stripes(m);
   bind_transposed_lists(m);
+  bind_decode(m);
 }

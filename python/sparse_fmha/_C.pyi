@@ -117,6 +117,36 @@ class QueryTileStripes:
     def keys(self, stream: int, stage: int, consumer: int) -> tuple[list[int], bool]: ...
     def limit(self, query: int) -> int: ...
 
+class _Decode:
+    class Parts:
+        def __init__(self, units: int, blocks: int, short_parts: int) -> None: ...
+        def count(self) -> int: ...
+        def begin(self, part: int) -> int: ...
+        def part_of(self, unit: int) -> int: ...
+
+    @staticmethod
+    def each_unit(units: int) -> _Decode.Parts: ...
+    @staticmethod
+    def place(part: int, begins: bool) -> int: ...
+    @staticmethod
+    def places(parts: int) -> int: ...
+    @staticmethod
+    def group_of(first: list[int], unit: int) -> int: ...
+    @staticmethod
+    def tiles(
+        length: int,
+        capacity: int,
+        len_q: int,
+        group: int,
+        causal: bool,
+        window: int,
+        split: int,
+        span: tuple[int, int] | None,
+        block: int,
+        counts: list[int] | None,
+        width: int,
+    ) -> list[tuple[int, int]]: ...
+
 class _Tiles:
     @staticmethod
     def axis(
@@ -182,5 +212,6 @@ class _Walks:
         ) -> None: ...
 
 # Submodules.
+decode: _Decode
 tiles: _Tiles
 walks: _Walks

@@ -98,6 +98,12 @@ MODULES = {
         (["--out", "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
+    "benchmarks.studies.decode": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--only", "none"], "argument --only: none is none of dense, pages, ragged"),
+        (["--peers", "fa2"], "argument --peers: fa2 is none of cudnn, fa3, flashinfer"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--layers", "0"], "--layers and --repeats must be at least 1"),
@@ -133,7 +139,15 @@ MODULES = {
 NEED_GPU = [
     *(
         f"benchmarks.studies.{name}"
-        for name in ("backward", "calibrate", "diffusion", "other_gpus", "scaling", "stripes")
+        for name in (
+            "backward",
+            "calibrate",
+            "decode",
+            "diffusion",
+            "other_gpus",
+            "scaling",
+            "stripes",
+        )
     ),
     SANITIZE,
 ]

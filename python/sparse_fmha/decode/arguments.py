@@ -79,9 +79,10 @@ def check(
     keys: Keys,
     split_tokens: int | None,
     out: Tensor | None,
+    devices: Sequence[str] = tuple(_checks.DTYPES),
 ) -> None:
     """Raises what the op would refuse, as a ValueError or TypeError."""
-    _check_operands(q, k_cache, v_cache, paged=keys.page_table is not None)
+    _check_operands(q, k_cache, v_cache, keys.page_table is not None, devices)
     batch, len_q, heads_q = q.shape[:3]
     heads = k_cache.shape[2]
     table = _Tables(q)
@@ -114,9 +115,11 @@ def check(
         _check_out(out, q)
 
 
-def _check_operands(q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool) -> None:
+def _check_operands(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, devices: Sequence[str]
+) -> None:
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        _checks.check_like(name, tensor, q)
+        _checks.check_like(name, tensor, q, devices)
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
         if tensor.shape[3] != q.shape[3]:

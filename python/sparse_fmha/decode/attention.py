@@ -168,7 +168,7 @@ def decode_attention(
     """Attention of the newest tokens of each request over the keys of a cache.
 
     The keys of a KV head are numbered by their positions 0 to N - 1, of which the last Lq belong to
-    the queries: query i has position N - Lq + i. A query with a position below 0 sees no key.
+    the queries: query i has position N - Lq + i. With `causal`, one below 0 sees no key.
 
     Args:
         q: `[B, Lq, Hq, D]`, fp16, bf16, fp32 or fp64; the last stride is 1, the others are free. D

@@ -173,7 +173,7 @@ def varlen_attention(
         found = _calls.run("varlen_fwd", q, k, v, None, lambda: rest, 0.0, False)
         results = found[0], found[1]
     if sink is not None:
-        results = _with_sink(*results, sink, cu_q)
+        results = with_sink(*results, sink, cu_q)
     result, lse = results
     if out is not None:
         result = out.copy_(result)
@@ -216,7 +216,7 @@ def _over_lists(
     )
 
 
-def _with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
+def with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
     """Adds a logit to the denominator of each query that is in a sequence."""
     tokens = torch.arange(len(out), device=out.device)
     held = (tokens >= cu_q[0]) & (tokens < cu_q.amax())
