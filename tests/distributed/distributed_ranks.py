@@ -20,6 +20,7 @@ MODULES = (
     "distributed_errors",
     "distributed_dtensor",
     "distributed_backward",
+    "distributed_overlap",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

@@ -55,9 +55,7 @@ def _sum_to_parts(whole: Tensor, group: dist.ProcessGroup, world: int) -> Tensor
     """Returns this rank's part of the sum over ranks; 16-bit numbers are added in fp32."""
     wide = whole.to(torch.promote_types(whole.dtype, torch.float32)).contiguous()
     part = wide.new_empty(wide.shape[0] // world, *wide.shape[1:])
-    # torch 2.13 renamed this function and warns about the old name.
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    scatter(part, wide, group=group)
+    _groups.reduce_scatter(part, wide, group)
     return part.to(whole.dtype)
 
 

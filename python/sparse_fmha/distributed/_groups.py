@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,11 +54,34 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
     return group, dist.get_rank(group), dist.get_world_size(group)
 
 
-def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+def all_gather(
+    whole: Tensor, part: Tensor, group: dist.ProcessGroup, **options: bool
+) -> dist.Work | None:
     """Writes the parts of all ranks into `whole`, concatenated along the first dimension."""
     # torch 2.13 renamed this function and warns about the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(whole, part, group=group)
+    return gather(whole, part, group=group, **options)  # type: ignore[no-any-return]
+
+
+def reduce_scatter(
+    part: Tensor, whole: Tensor, group: dist.ProcessGroup, **options: bool
+) -> dist.Work | None:
+    """Writes this rank's part of the sum over the ranks' `whole` into `part`."""
+    # Renamed in torch 2.13 too.
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    return scatter(part, whole, group=group, **options)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Adds the name of an operation to the error of a collective, such as a timeout."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{name} failed on global rank {dist.get_rank()}; another rank may have raised, or be "
+            f"later than the group's timeout: {error}"
+        ) from error
 
 
 def check_local(**tensors: Tensor) -> None:
@@ -116,7 +141,8 @@ def check_agreement(
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
     sent = torch.tensor(list(mine.values()), device=q.device)
     received = sent.new_empty(world * len(mine))
-    all_gather(received, sent, group)
+    with named("the comparison of the ranks' shapes"):
+        all_gather(received, sent, group)
     first, *others = received.view(world, -1).tolist()
     for rank, row in enumerate(others, 1):
         for name, size, expected in zip(mine, row, first, strict=True):

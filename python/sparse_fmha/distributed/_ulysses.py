@@ -10,11 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import sparse_fmha
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _collectives, _groups, _masks
-from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.distributed import _attend, _collectives, _groups, _masks, _slices
 
 
 @overload
@@ -27,6 +24,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: Literal[False] = False,
     validate: bool = True,
     **options: Any,
@@ -43,6 +41,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: Literal[True],
     validate: bool = True,
     **options: Any,
@@ -59,6 +58,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: bool,
     validate: bool = True,
     **options: Any,
@@ -74,6 +74,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: bool = False,
     validate: bool = True,
     **options: Any,
@@ -100,6 +101,11 @@ def ulysses(
             rank, D]`, for selection by scores.
         group: process group or one-dimensional mesh; default all ranks.
         grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
+        slices: pieces that the rank's query heads are cut into. A piece is sent while the one
+            before it is computed, in both passes, and its result returns meanwhile. The result is
+            that of one piece bit by bit. It divides Hq / world, and a piece has whole groups of
+            query heads that share a key head, or a part of one group. A mask function is called
+            for each piece, with the heads of the piece.
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
             shapes are undefined behavior and may deadlock.
@@ -116,7 +122,8 @@ def ulysses(
         ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
             length, a mesh of several dimensions, a group without this process, or `return_stats`.
         TypeError: a DTensor, or a mask, group or tensor of the wrong type.
-        NotImplementedError: an input with a forward-mode tangent.
+        NotImplementedError: an input with a forward-mode tangent, or `slices` above 1 together
+            with `extra_k`, or inside torch.compile.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
@@ -137,6 +144,13 @@ def ulysses(
             extra = _collectives.shared(options[name], group)
             options[name] = extra[:, :, first : first + heads_kv]
 
+    _slices.check_slices(slices)
+    if slices > 1:
+        if options.get("extra_k") is not None:
+            raise NotImplementedError("slices must be 1 with extra_k, got more")
+        return _slices.ulysses_in_slices(
+            q, k, v, attention, mask, group, world, copies, grid, slices, return_lse, options
+        )
     if copies > 1:
         k, v = (x.repeat_interleave(copies, 2) for x in (k, v))
     if q.shape[1] == k.shape[1]:
@@ -147,31 +161,13 @@ def ulysses(
         mask = _masks.made(mask, q, k)
     if grid is not None:
         q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
-    result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
+    result = _attend.attend(attention, q, k, v, mask, return_lse=return_lse, **options)
     del q, k, v  # frees memory as large as that of the results
     outs: Sequence[Tensor] = result if return_lse else (result,)
     if grid is not None:
         outs = [x.flatten(1, len(grid)) for x in outs]
     outs = [_to_tokens(x, group, world) for x in outs]
     return (outs[0], outs[1]) if return_lse else outs[0]
-
-
-def attend(
-    attention: Callable[..., Any] | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask | StripeMask | None,
-    **options: Any,
-) -> Any:
-    """Calls the given function, or the default one for the mask."""
-    if mask is None:
-        return (attention or sparse_fmha.attention)(q, k, v, **options)
-    if attention is not None:
-        return attention(q, k, v, mask, **options)
-    if isinstance(mask, BlockMask):
-        return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
-    return sparse_fmha.stripe_attention(q, k, v, mask, **options)
 
 
 def key_head_copies(heads: int, heads_kv: int, world: int) -> int:

@@ -77,7 +77,12 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bo
     """Gathers the ranks' parts along a dimension, in sequence order."""
     whole = _collectives.all_gather(x.movedim(dim, 0), group, world)
     if zigzag:
-        # Early chunks are in rank order, late chunks in reverse order.
-        chunks = whole.tensor_split(2 * world)
-        whole = torch.cat([*chunks[::2], *chunks[::-2]])
+        whole = in_order(whole, world)
     return whole.movedim(0, dim)
+
+
+def in_order(whole: Tensor, world: int) -> Tensor:
+    """Puts gathered parts, along the first dimension, in sequence order."""
+    # Early chunks are in rank order, late chunks in reverse order.
+    chunks = whole.tensor_split(2 * world)
+    return torch.cat([*chunks[::2], *chunks[::-2]])
