@@ -125,6 +125,7 @@ PASSES: dict[str, Fields] = {
     },
     "backward_dq": TILES,
     "backward_dkv": TILES,
+    "decode": TILES,
 }
 
 
@@ -210,7 +211,7 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config = "BackwardConfig"
+    config = "TileConfig"
     if row.direction == "forward":
         config = "KernelConfig"
         parameters["kSchedule"] = f"Schedule::{row.schedule}"

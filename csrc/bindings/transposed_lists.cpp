@@ -1,5 +1,4 @@
-// Transposed block lists for Python, so that tests can check the Hopper kernel's logic without a
-// GPU.
+// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,23 +16,14 @@ namespace {
 using namespace sparse_fmha;
 
 // One batch entry, one head.
-class ListsOfKeys {
+template <class Params>
+class OfKeys {
  public:
-  ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
-              py::buffer const& counts, py::buffer const& indices, int32_t width,
-              py::buffer const& partial_counts, py::buffer const& partial_indices,
-              py::buffer const& bits, int32_t partial_width)
-      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width),
-        params_(buffers_.params(len_q, len_kv, block_q, block_kv, causal)) {
-    mark_rows();
-  }
-
   // The steps that see a part of 64 keys, and whether they are masked.
   std::vector<std::pair<int32_t, bool>> steps(int32_t part) const {
     std::vector<std::pair<int32_t, bool>> result;
     for (int32_t step = 0; step < ceil_div(params_.len_q, kStepRows); ++step) {
-      RowBlocks const blocks = row_blocks(params_, lists_, row_of(step), part);
-      PartUse const use = part_use(params_, part, step, blocks.full, blocks.partial);
+      PartUse const use = part_use(params_, lists_, row_of(step), part, step);
       if (use.seen) {
         result.emplace_back(step, use.masked);
       }
@@ -45,13 +35,14 @@ class ListsOfKeys {
   // and read as by threads of the accumulator.
   std::vector<uint64_t> seen(int32_t part, int32_t step) const {
     int64_t const row = row_of(step);
-    RowBlocks const blocks = row_blocks(params_, lists_, row, part);
+    int32_t const first_key = part * kPartKeys;
+    auto entry = [&](int32_t i) { return tile_entry(params_, lists_, row, first_key, i); };
     std::vector<uint64_t> keys(kPartKeys);
     for (int32_t first = 0; first < kPartKeys; first += 32) {
       std::array<std::array<uint32_t, 32>, 2> halves;
       for (int32_t half = 0; half < 2; ++half) {
         for (int32_t lane = 0; lane < 32; ++lane) {
-          halves[half][lane] = seen_keys(params_, lists_, row, blocks, part * kPartKeys + first,
+          halves[half][lane] = seen_keys(params_, lists_, row, entry, first_key, first,
                                          step * kStepRows + query_of_lane(half, lane));
         }
         for (int32_t distance = 16; distance > 0; distance /= 2) {
@@ -74,9 +65,26 @@ class ListsOfKeys {
     return keys;
   }
 
- private:
+ protected:
   int64_t row_of(int32_t step) const { return step * kStepRows / params_.block_q; }
 
+  Params params_;
+  std::vector<uint32_t> full_;
+  TransposedLists lists_ = {};
+};
+
+class ListsOfKeys : public OfKeys<BlockSparse::Params> {
+ public:
+  ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
+              py::buffer const& counts, py::buffer const& indices, int32_t width,
+              py::buffer const& partial_counts, py::buffer const& partial_indices,
+              py::buffer const& bits, int32_t partial_width)
+      : buffers_(counts, indices, width, partial_counts, partial_indices, bits, partial_width) {
+    params_ = buffers_.params(len_q, len_kv, block_q, block_kv, causal);
+    mark_rows();
+  }
+
+ private:
   // Same as csrc/device/transpose_lists.cu does on the device.
   void mark_rows() {
     int32_t const key_blocks = ceil_div(params_.len_kv, params_.block_kv);
@@ -114,10 +122,56 @@ class ListsOfKeys {
   }
 
   ListBuffers buffers_;
-  BlockSparse::Params params_;
-  std::vector<uint32_t> full_, partial_;
+  std::vector<uint32_t> partial_;
   std::vector<int32_t> ranks_, slots_;
-  TransposedLists lists_ = {};
+};
+
+class StripesOfKeys : public OfKeys<Stripe::Params> {
+ public:
+  StripesOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t range_size, bool causal,
+                py::buffer const& counts, py::buffer const& columns, int32_t width,
+                py::buffer const& range_counts, py::buffer const& range_starts, int32_t range_width)
+      : counts_(counts.request()),
+        columns_(columns.request()),
+        range_counts_(range_counts.request()),
+        range_starts_(range_starts.request()) {
+    auto ints = [](py::buffer_info const& buffer) {
+      return static_cast<int32_t const*>(buffer.ptr);
+    };
+    params_ = {len_q,
+               len_kv,
+               block_q,
+               range_size,
+               causal,
+               {ints(counts_), ints(columns_), width},
+               {range_width > 0 ? ints(range_counts_) : nullptr, ints(range_starts_), range_width},
+               0,
+               0};
+    // Same as csrc/device/transpose_lists.cu does on the device.
+    int32_t const groups = ceil_div(len_q, block_q);
+    lists_.words = ceil_div(len_kv, 32);
+    full_.resize(int64_t{groups} * lists_.words);
+    for (int64_t group = 0; group < groups; ++group) {
+      StripeStream const stream = stripe_stream(params_, group);
+      auto set = [&](int32_t key) {
+        if (key >= 0 && key < len_kv) {
+          full_[group * lists_.words + key / 32] |= 1u << key % 32;
+        }
+      };
+      for (int32_t i = 0; i < stream.num_columns; ++i) {
+        set(stream.columns[i]);
+      }
+      for (int32_t i = 0; i < stream.num_runs; ++i) {
+        for (int32_t key = 0; stream.runs[i] >= 0 && key < range_size; ++key) {
+          set(stream.runs[i] + key);
+        }
+      }
+    }
+    lists_.full = full_.data();
+  }
+
+ private:
+  py::buffer_info counts_, columns_, range_counts_, range_starts_;
 };
 
 }  // namespace
@@ -133,4 +187,13 @@ void bind_transposed_lists(py::module_& m) {
            py::arg("partial_width"))
       .def("steps", &ListsOfKeys::steps, py::arg("part"))
       .def("seen", &ListsOfKeys::seen, py::arg("part"), py::arg("step"));
+  py::class_<StripesOfKeys>(m, "StripesOfKeys",
+                            "Which query rows see which keys, by int32 lists of keys and of runs.")
+      .def(py::init<int32_t, int32_t, int32_t, int32_t, bool, py::buffer, py::buffer, int32_t,
+                    py::buffer, py::buffer, int32_t>(),
+           py::arg("len_q"), py::arg("len_kv"), py::arg("block_q"), py::arg("range_size"),
+           py::arg("causal"), py::arg("counts"), py::arg("columns"), py::arg("width"),
+           py::arg("range_counts"), py::arg("range_starts"), py::arg("range_width"))
+      .def("steps", &StripesOfKeys::steps, py::arg("part"))
+      .def("seen", &StripesOfKeys::seen, py::arg("part"), py::arg("step"));
 }

@@ -30,6 +30,7 @@
 // clang-format on
 
 TAKE(exp, OLDEST)
+TAKE(exp2, OLDEST)
 TAKE(log, OLDEST)
 TAKE(log2, OLDEST)
 TAKE(pow, OLDEST)

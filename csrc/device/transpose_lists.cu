@@ -14,47 +14,85 @@ constexpr int kWarp = 32;
 constexpr uint32_t kAll = 0xffffffff;
 constexpr int kBitmapWords = 1024;  // processed at a time
 constexpr int kStepWarps = 8;
+constexpr int kWarpParts = 16;
+constexpr int kColumnThreads = 256;
 
-// Converts the lists of one row to bits. Called by a whole warp.
-__device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_t key_blocks,
-                            uint32_t* bitmap, uint32_t* to, int32_t words) {
-  int32_t const lane = threadIdx.x;
-  int32_t const count = BlockSparse::count(lists, row);
-  int32_t const* const indices = lists.indices + row * lists.width;
-  for (int32_t from = 0; from < words; from += kBitmapWords) {
-    int32_t const size = min(kBitmapWords, words - from);
-    for (int32_t i = lane; i < size; i += kWarp) {
+// Fills a row of a bitmap in pieces; called by a whole thread block. put(from, end, set) calls
+// set(bit, bits) for the bits of [from, end), which are in shared memory.
+template <class Put>
+__device__ void fill_bitmap(uint32_t* row, int32_t words, Put const& put) {
+  __shared__ uint32_t bitmap[kBitmapWords];
+  auto const thread = static_cast<int32_t>(threadIdx.x);
+  auto const threads = static_cast<int32_t>(blockDim.x);
+  for (int32_t first = 0; first < words; first += kBitmapWords) {
+    int32_t const size = min(kBitmapWords, words - first);
+    for (int32_t i = thread; i < size; i += threads) {
       bitmap[i] = 0;
     }
-    __syncwarp();
-    for (int32_t i = lane; i < count; i += kWarp) {
+    __syncthreads();
+    put(32 * first, 32 * (first + size),
+        [&](int32_t bit, uint32_t bits) { atomicOr(&bitmap[bit / 32 - first], bits << bit % 32); });
+    __syncthreads();
+    for (int32_t i = thread; i < size; i += threads) {
+      row[first + i] = bitmap[i];
+    }
+    __syncthreads();
+  }
+}
+
+// Converts the lists of one row to bits. Called by a whole thread block.
+__device__ void mark_blocks(BlockSparse::Lists const& lists, int64_t row, int32_t key_blocks,
+                            uint32_t* to, int32_t words) {
+  int32_t const count = BlockSparse::count(lists, row);
+  int32_t const* const indices = lists.indices + row * lists.width;
+  fill_bitmap(to, words, [&](int32_t from, int32_t end, auto set) {
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < count; i += blockDim.x) {
       int32_t const block = indices[i];
-      if (block >= 32 * from && block < min(key_blocks, 32 * (from + size))) {
-        atomicOr(&bitmap[block / 32 - from], 1u << block % 32);
+      if (block >= from && block < min(key_blocks, end)) {
+        set(block, 1);
       }
     }
-    __syncwarp();
-    for (int32_t i = lane; i < size; i += kWarp) {
-      to[from + i] = bitmap[i];
+  });
+}
+
+// One thread block per row marks the keys that the row lists.
+__global__ void __launch_bounds__(kColumnThreads)
+    mark_keys(Stripe::Params params, int32_t words, uint32_t* full) {
+  int64_t const row = blockIdx.x;
+  StripeStream const lists = stripe_stream(params, row);
+  fill_bitmap(full + row * words, words, [&](int32_t from, int32_t end, auto set) {
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < lists.num_columns; i += blockDim.x) {
+      int32_t const key = lists.columns[i];
+      if (key >= from && key < min(params.len_kv, end)) {
+        set(key, 1);
+      }
     }
-    __syncwarp();
-  }
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < lists.num_runs; i += blockDim.x) {
+      int32_t const start = lists.runs[i];
+      if (start < 0 || start >= params.len_kv) {
+        continue;
+      }
+      int32_t const stop = min(min(start + params.range_size, params.len_kv), end);
+      for (int32_t key = max(start, from); key < stop; key = key / 32 * 32 + 32) {
+        set(key, first_columns(stop - key));
+      }
+    }
+  });
 }
 
 // One warp per row.
 __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* full,
                           uint32_t* partial, int32_t* ranks, int32_t* slots) {
-  __shared__ uint32_t bitmap[kBitmapWords];
   int32_t const lane = threadIdx.x;
   int64_t const row = blockIdx.x;
   int32_t const key_blocks = ceil_div(params.len_kv, params.block_kv);
-  mark_blocks(params.full, row, key_blocks, bitmap, full + row * words, words);
+  mark_blocks(params.full, row, key_blocks, full + row * words, words);
   if (params.partial.counts == nullptr) {
     return;
   }
   partial += row * words;
   ranks += row * words;
-  mark_blocks(params.partial, row, key_blocks, bitmap, partial, words);
+  mark_blocks(params.partial, row, key_blocks, partial, words);
   int32_t before = 0;
   for (int32_t from = 0; from < words; from += kWarp) {
     int32_t const mine = from + lane < words ? __popc(partial[from + lane]) : 0;
@@ -80,34 +118,32 @@ __global__ void mark_rows(BlockSparse::Params params, int32_t words, uint32_t* f
   }
 }
 
-// A warp handles 32 steps and the parts of 32 key blocks. The warps of a thread block handle
-// neighboring steps.
-__global__ void mark_steps(BlockSparse::Params params, int32_t blocks, TransposedLists lists,
-                           uint32_t* seen, uint32_t* masked) {
+// A warp handles 32 steps and kWarpParts parts. The warps of a thread block handle neighboring
+// steps.
+template <class Params>
+__global__ void mark_steps(Params params, TransposedLists lists, uint32_t* seen, uint32_t* masked) {
   int32_t const groups = ceil_div(lists.step_words, kStepWarps);
+  int32_t const units = ceil_div(lists.parts, kWarpParts);
   int64_t index = blockIdx.x;
   int32_t const step_word =
       static_cast<int32_t>(index % groups) * kStepWarps + static_cast<int32_t>(threadIdx.x) / kWarp;
   index /= groups;
-  int32_t const word = static_cast<int32_t>(index % lists.words);
-  int64_t const list = index / lists.words;
+  int32_t const first_part = static_cast<int32_t>(index % units) * kWarpParts;
+  int64_t const list = index / units;
   int32_t const step = step_word * 32 + static_cast<int32_t>(threadIdx.x) % kWarp;
   if (step_word >= lists.step_words) {
     return;
   }
   bool const there = step * int64_t{kStepRows} < params.len_q;
-  int64_t const at =
-      (list * blocks + step * kStepRows / params.block_q) * int64_t{lists.words} + word;
-  uint32_t const full = there ? lists.full[at] : 0;
-  uint32_t const partial = there && params.partial.counts != nullptr ? lists.partial[at] : 0;
-  int32_t const first_part = word * (32 * params.block_kv / kPartKeys);
-  int32_t const count = min(32 * params.block_kv / kPartKeys, lists.parts - first_part);
-  for (int32_t i = 0; i < count; ++i) {
-    PartUse const use = part_use(params, first_part + i, step, full, partial);
+  int64_t const row =
+      list * ceil_div(params.len_q, params.block_q) + step * kStepRows / params.block_q;
+  for (int32_t part = first_part; part < min(first_part + kWarpParts, lists.parts); ++part) {
+    bool const any = there && part * int64_t{kPartKeys} < params.len_kv;
+    PartUse const use = any ? part_use(params, lists, row, part, step) : PartUse{};
     uint32_t const steps_seen = __ballot_sync(kAll, use.seen);
     uint32_t const steps_masked = __ballot_sync(kAll, use.masked);
     if (threadIdx.x % kWarp == 0) {
-      int64_t const to = (list * lists.parts + first_part + i) * lists.step_words + step_word;
+      int64_t const to = (list * lists.parts + part) * lists.step_words + step_word;
       seen[to] = steps_seen;
       masked[to] = steps_masked;
     }
@@ -162,65 +198,89 @@ unsigned blocks_of(int64_t count) {
   return static_cast<unsigned>(count);
 }
 
-}  // namespace
-
-TransposedLists transpose_lists(FmhaProblem const& problem, int32_t parts_per_tile,
-                                ExecutionContext const& context) {
-  auto const& params = std::get<BlockSparse::Params>(problem.sparsity);
-  ListSizes const sizes = list_sizes(params, problem.batch, problem.heads_q);
-  bool const shared_heads = params.head_stride == 0;
-  int32_t const heads_kv = shared_heads ? 1 : problem.heads_kv;
-  TransposedLists lists = {};
-  lists.words = ceil_div(ceil_div(params.len_kv, params.block_kv), 32);
-  lists.step_words = ceil_div(ceil_div(params.len_q, kStepRows), 32);
-  lists.key_tiles = ceil_div(params.len_kv, parts_per_tile * kPartKeys);
-  lists.parts = lists.key_tiles * parts_per_tile;
-  lists.head_stride = shared_heads ? 0 : 1;
-  lists.batch_stride = params.batch_stride == 0 ? 0 : sizes.heads;
-  lists.batch_stride_kv = params.batch_stride == 0 ? 0 : heads_kv;
-
-  int64_t const rows = int64_t{sizes.lists} * sizes.blocks;
-  int64_t const tiles = int64_t{sizes.lists / sizes.heads} * heads_kv * lists.key_tiles;
-  int64_t const steps = int64_t{sizes.lists} * lists.parts * lists.step_words;
-  bool const has_partial = params.partial.counts != nullptr;
-  auto allocate = [&](int64_t count) {
+struct Memory {
+  ExecutionContext const& context;
+  int32_t* ints(int64_t count) const {
     return static_cast<int32_t*>(
         context.memory->allocate(static_cast<size_t>(count) * sizeof(int32_t)));
-  };
-  auto bits = [&](int64_t count) { return reinterpret_cast<uint32_t*>(allocate(count)); };
-  uint32_t* const full = bits(rows * lists.words);
-  uint32_t* const partial = has_partial ? bits(rows * lists.words) : nullptr;
-  int32_t* const ranks = has_partial ? allocate(rows * lists.words) : nullptr;
-  int32_t* const slots = has_partial ? allocate(rows * params.partial.width) : nullptr;
-  uint32_t* const seen = bits(2 * steps);
-  uint32_t* const masked = seen + steps;
-  int32_t* const counts = allocate(4 * tiles);
-  int32_t* const order = counts + 3 * tiles;
+  }
+  uint32_t* bits(int64_t words) const { return reinterpret_cast<uint32_t*>(ints(words)); }
+};
+
+void launch_rows(BlockSparse::Params const& params, int64_t rows, TransposedLists& lists,
+                 Memory const& memory, cudaStream_t stream) {
+  lists.words = ceil_div(ceil_div(params.len_kv, params.block_kv), 32);
+  bool const has_partial = params.partial.counts != nullptr;
+  uint32_t* const full = memory.bits(rows * lists.words);
+  uint32_t* const partial = has_partial ? memory.bits(rows * lists.words) : nullptr;
+  int32_t* const ranks = has_partial ? memory.ints(rows * lists.words) : nullptr;
+  int32_t* const slots = has_partial ? memory.ints(rows * params.partial.width) : nullptr;
+  mark_rows<<<blocks_of(rows), kWarp, 0, stream>>>(params, lists.words, full, partial, ranks,
+                                                   slots);
   lists.full = full;
   lists.partial = partial;
   lists.ranks = ranks;
   lists.slots = slots;
+}
+
+void launch_rows(Stripe::Params const& params, int64_t rows, TransposedLists& lists,
+                 Memory const& memory, cudaStream_t stream) {
+  lists.words = ceil_div(params.len_kv, 32);
+  uint32_t* const full = memory.bits(rows * lists.words);
+  mark_keys<<<blocks_of(rows), kColumnThreads, 0, stream>>>(params, lists.words, full);
+  lists.full = full;
+}
+
+}  // namespace
+
+template <class Params>
+TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem,
+                                int32_t parts_per_tile, ExecutionContext const& context) {
+  Memory const memory{context};
+  auto* const stream = static_cast<cudaStream_t>(context.stream);
+  ListSizes const sizes = list_sizes(params, problem.batch, problem.heads_q);
+  bool const shared_heads = params.head_stride == 0;
+  bool const shared_batch = params.batch_stride == 0;
+  int32_t const heads_kv = shared_heads ? 1 : problem.heads_kv;
+  TransposedLists lists = {};
+  lists.step_words = ceil_div(ceil_div(params.len_q, kStepRows), 32);
+  lists.key_tiles = ceil_div(params.len_kv, parts_per_tile * kPartKeys);
+  lists.parts = lists.key_tiles * parts_per_tile;
+  lists.head_stride = shared_heads ? 0 : 1;
+  lists.batch_stride = shared_batch ? 0 : sizes.heads;
+  lists.batch_stride_kv = shared_batch ? 0 : heads_kv;
+
+  launch_rows(params, int64_t{sizes.lists} * sizes.blocks, lists, memory, stream);
+  check_cuda(cudaGetLastError(), "launching the marking of listed keys");
+
+  int64_t const steps = int64_t{sizes.lists} * lists.parts * lists.step_words;
+  uint32_t* const seen = memory.bits(2 * steps);
+  uint32_t* const masked = seen + steps;
+  int64_t const groups = int64_t{sizes.lists} * ceil_div(lists.parts, kWarpParts) *
+                         ceil_div(lists.step_words, kStepWarps);
+  mark_steps<<<blocks_of(groups), kStepWarps * kWarp, 0, stream>>>(params, lists, seen, masked);
+  check_cuda(cudaGetLastError(), "launching the marking of query steps");
   lists.seen = seen;
   lists.masked = masked;
-  lists.counts = counts;
-  lists.order = order;
 
-  auto* const stream = static_cast<cudaStream_t>(context.stream);
-  mark_rows<<<blocks_of(rows), kWarp, 0, stream>>>(params, lists.words, full, partial, ranks,
-                                                   slots);
-  check_cuda(cudaGetLastError(), "launching the marking of key blocks");
-  int64_t const groups =
-      int64_t{sizes.lists} * lists.words * ceil_div(lists.step_words, kStepWarps);
-  mark_steps<<<blocks_of(groups), kStepWarps * kWarp, 0, stream>>>(params, sizes.blocks, lists,
-                                                                   seen, masked);
-  check_cuda(cudaGetLastError(), "launching the marking of query steps");
+  int64_t const lists_kv = int64_t{sizes.lists / sizes.heads} * heads_kv;
+  int64_t const tiles = lists_kv * lists.key_tiles;
+  int32_t* const counts = memory.ints(4 * tiles);
+  int32_t* const order = counts + 3 * tiles;
   count_steps<<<blocks_of(tiles), kWarp, 0, stream>>>(lists, problem.heads_q / problem.heads_kv,
                                                       parts_per_tile, counts);
   check_cuda(cudaGetLastError(), "launching the counting of query steps");
-  int64_t const ordered = tiles / lists.key_tiles * order_groups(lists.key_tiles);
-  order_key_tiles<<<blocks_of(ordered), kOrderThreads, 0, stream>>>(lists.key_tiles, counts, order);
+  order_key_tiles<<<blocks_of(lists_kv * order_groups(lists.key_tiles)), kOrderThreads, 0,
+                    stream>>>(lists.key_tiles, counts, order);
   check_cuda(cudaGetLastError(), "launching the ordering of key tiles");
+  lists.counts = counts;
+  lists.order = order;
   return lists;
 }
+
+template TransposedLists transpose_lists(BlockSparse::Params const&, FmhaProblem const&, int32_t,
+                                         ExecutionContext const&);
+template TransposedLists transpose_lists(Stripe::Params const&, FmhaProblem const&, int32_t,
+                                         ExecutionContext const&);
 
 }  // namespace sparse_fmha::device

@@ -5,10 +5,10 @@
 
 #include "check.h"
 #include "decode_arguments.h"
+#include "device_scope.h"
 #include "register.h"
 #include "run.h"
 #include "sparse_fmha/core/decode.h"
-#include "sparse_fmha/core/errors.h"
 
 namespace sparse_fmha {
 namespace {
@@ -19,9 +19,6 @@ using torch::headeronly::ScalarType;
 FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
                        std::optional<double> scale) {
   require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
-  if (q.is_cuda()) {
-    throw not_implemented("sparse_fmha::decode runs on the CPU only; move the tensors to the CPU");
-  }
   FmhaProblem p;
   p.dtype = check_operand("q", q, 4);
   struct {
@@ -78,6 +75,7 @@ void check_out(Tensor const& out, Tensor const& q) {
 std::tuple<Tensor, Tensor> run_decode(FmhaProblem& problem, DecodeKeys const& keys, Tensor const& q,
                                       Tensor const& out,
                                       std::optional<Tensor> const& skip_threshold) {
+  DeviceScope const scope(q);
   Tensor lse = new_tensor(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   Tensor tiles =
       new_tensor(q, {problem.batch, problem.heads_kv, skip_threshold ? 2 : 0}, ScalarType::Long);

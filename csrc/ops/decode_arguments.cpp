@@ -11,8 +11,9 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// The split where none is given: fixed, so that a result depends on its own request alone. Long
-// enough that merging costs nothing, short enough that one long request keeps all threads busy.
+// The split on the CPU where none is given: fixed, so that a result depends on its own request
+// alone. Long enough that merging costs nothing, short enough that one long request keeps all
+// threads busy.
 constexpr int32_t kDefaultSplit = 1024;
 
 void check_dtype(char const* name, Tensor const& t, ScalarType dtype, Tensor const& q) {
@@ -157,6 +158,9 @@ DecodeKeys decode_keys(DecodeArguments const& a, FmhaProblem const& problem, Ten
             problem.heads_q, "], one for each query head, got ", shape_of(*a.sink));
     keys.sink = static_cast<float const*>(a.sink->data_ptr());
     keys.sink_stride = a.sink->stride(0);
+  }
+  if (!a.split_tokens && !q.is_cpu()) {
+    return keys;  // GPUs cut by the number of multiprocessors
   }
   int64_t const split = a.split_tokens.value_or(kDefaultSplit);
   require(split >= DecodeKeys::kTile && split % DecodeKeys::kTile == 0,

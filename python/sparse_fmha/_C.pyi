@@ -74,6 +74,24 @@ class ListsOfKeys:
     def steps(self, part: int) -> list[tuple[int, bool]]: ...
     def seen(self, part: int, step: int) -> list[int]: ...
 
+class StripesOfKeys:
+    def __init__(
+        self,
+        len_q: int,
+        len_kv: int,
+        block_q: int,
+        range_size: int,
+        causal: bool,
+        counts: Buffer,
+        columns: Buffer,
+        width: int,
+        range_counts: Buffer,
+        range_starts: Buffer,
+        range_width: int,
+    ) -> None: ...
+    def steps(self, part: int) -> list[tuple[int, bool]]: ...
+    def seen(self, part: int, step: int) -> list[int]: ...
+
 class QueryTileStripes:
     def __init__(
         self,

@@ -14,26 +14,19 @@
 #   NCU_CASE=NAME         the case that ncu captures
 set -uo pipefail
 cd "$(dirname "$0")/../.."
+source tools/gpu_steps.sh
 
 steps=("$@")
 ((${#steps[@]})) || steps=(tests sanitizer bench ncu)
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/gpu}
 NCU_CASE=${NCU_CASE:-fmha/d128/full/8k}
-mkdir -p "$OUT"
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
 
-die() { echo "error: $*" >&2; exit 2; }
 need() { type -P "$1" >/dev/null || { echo "$1 is not on PATH"; return 1; }; }
 
-for step in "${steps[@]}"; do
-  [[ $step =~ ^(tests|sanitizer|bench|ncu)$ ]] ||
-    die "unknown step $step; there are tests, sanitizer, bench, ncu"
-done
-[[ -f python/sparse_fmha/libsparse_fmha.so ]] ||
-  die "python/sparse_fmha/libsparse_fmha.so is missing; build it, or unpack a wheel there"
-"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
-  die "$PYTHON needs torch with a CUDA device; set PYTHON to one that has it"
+check_steps tests sanitizer bench ncu
+need_library_and_gpu
 if [[ -n ${WHEELS:-} ]]; then
   site=$(mktemp -d)
   trap 'rm -rf "$site"' EXIT
@@ -85,14 +78,4 @@ step_ncu() {
     ncu --import "$OUT/kernel.ncu-rep" --page details
 }
 
-summary=()
-status=0
-for step in "${steps[@]}"; do
-  SECONDS=0
-  result=ok
-  "step_$step" 2>&1 | tee "$OUT/$step.log" || { result=FAILED && status=1; }
-  summary+=("$(printf '%-10s %-7s %5d s  %s' "$step" "$result" "$SECONDS" "$OUT/$step.log")")
-done
-printf '\n%s\n' "step       result     time  log"
-printf '%s\n' "${summary[@]}"
-exit $status
+run_steps

@@ -7,42 +7,12 @@ sees where the stage says that it is masked.
 from collections import Counter
 
 import pytest
-import torch
+from drawn_stripes import padded, problems, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha import reference
-
 _C = pytest.importorskip("sparse_fmha._C")
 ABSENT = 1 << 30
-
-
-@st.composite
-def problems(draw):
-    len_q, len_kv = draw(st.integers(1, 400)), draw(st.integers(1, 400))
-    block_q = draw(st.sampled_from([64, 128, 192, 256]))
-    range_size = draw(st.sampled_from([64, 128]))
-    groups = -(-len_q // block_q)
-    seed = draw(st.integers(0, 99))
-    generator = torch.Generator().manual_seed(seed)
-    width = draw(st.integers(0, 150))
-    columns, starts = [], []
-    for _ in range(groups):
-        # Disjoint: runs in the first half, columns where there are no runs; some lists end early.
-        run = torch.randperm(len_kv, generator=generator)[:3].sort().values.tolist()
-        run = [r for i, r in enumerate(run) if i == 0 or r - run[i - 1] >= range_size]
-        run = run[: draw(st.integers(0, 3))]
-        covered = {k for r in run for k in range(r, r + range_size)}
-        free = [k for k in range(len_kv) if k not in covered]
-        keep = torch.rand(len(free), generator=generator) < draw(st.sampled_from([0.1, 0.6, 1.0]))
-        columns.append([k for k, kept in zip(free, keep.tolist(), strict=True) if kept][:width])
-        starts.append(run)
-    return len_q, len_kv, block_q, range_size, draw(st.booleans()), columns, starts
-
-
-def padded(rows, filler):
-    width = max(map(len, rows))
-    return [row + [filler] * (width - len(row)) for row in rows]
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,21 +43,7 @@ def test_every_visible_pair_is_met_once(problem, tile_k, filler):
                     limit = tile.limit(row)
                     met.update((row, key) for key in keys if not masked or key < limit)
     assert all(key < len_kv for _, key in met)
-    columns_t, starts_t = (
-        torch.tensor(padded(rows, -1), dtype=torch.int32).view(1, 1, len(rows), -1)
-        for rows in (columns, starts)
-    )
-    mask = reference.stripe_mask(
-        columns_t,
-        torch.tensor(counts).int().view(1, 1, -1),
-        len_q,
-        len_kv,
-        block_q,
-        starts_t,
-        torch.tensor(range_counts).int().view(1, 1, -1),
-        range_size,
-        causal=causal,
-    )[0, 0]
+    mask = visible(problem)
     assert met == Counter(map(tuple, mask.nonzero().tolist()))
 
 

@@ -1,10 +1,11 @@
-"""Which query rows the dK/dV kernel of Hopper meets through block lists, proved on the host.
+"""Which query rows the dK/dV kernel of Hopper meets through lists, proved on the host.
 
 The kernel's own integer code is asked for 64 keys and 64 query rows at a time, and the turning of
 bitmasks by a warp is played lane by lane; the oracle is the mask of sparse_fmha.reference. What
 fills the bitmaps on the device is copied in the binding and runs on a GPU only.
 """
 
+import drawn_stripes
 import numpy as np
 import pytest
 from drawn_lists import packed, problems, visible
@@ -40,10 +41,13 @@ def turned(words):
 @given(data=st.data())
 def test_the_map_of_keys_is_that_of_queries_turned(sizes, data):
     p = data.draw(problems(*sizes, longest=1500))
-    mask = visible(p)
-    lists = bound(p)
-    met = np.zeros((p["len_kv"], p["len_q"]), dtype=int)
-    for part in range(-(-p["len_kv"] // 64)):
+    check(bound(p), visible(p))
+
+
+def check(lists, mask):
+    """Every visible pair is met once, no other is, and only where there is a mask is one hidden."""
+    met = np.zeros(mask.T.shape, dtype=int)
+    for part in range(-(-len(met) // 64)):
         steps = lists.steps(part)
         assert [step for step, _ in steps] == sorted({step for step, _ in steps})
         for step, masked in steps:
@@ -67,6 +71,35 @@ def test_only_what_is_cut_or_partial_is_masked(sizes, data):
             assert pairs.any(), "a step that no row sees anything in"
             if p["len_q"] % 64 == 0 or step < p["len_q"] // 64:
                 assert masked != pairs.all()
+
+
+def stripes(len_q, len_kv, block_q, range_size, causal, columns, starts):
+    def listed(rows):
+        keys = np.array(drawn_stripes.padded(rows, -1), dtype=np.int32).reshape(len(rows), -1)
+        return np.array([len(row) for row in rows], dtype=np.int32), keys, keys.shape[1]
+
+    sizes = len_q, len_kv, block_q, range_size, causal
+    return _C.StripesOfKeys(*sizes, *listed(columns), *listed(starts))
+
+
+@given(problem=drawn_stripes.problems())
+def test_the_map_of_single_keys_is_that_of_queries_turned(problem):
+    check(stripes(*problem), drawn_stripes.visible(problem).numpy())
+
+
+def test_single_keys_that_are_not_there_are_not_seen():
+    columns, starts = [[5, -7, 100, 3, 99]], [[80, -1, 100]]
+    lists = stripes(64, 100, 64, 64, False, columns, starts)
+    assert lists.steps(0) == [(0, True)]
+    assert turned(lists.seen(0, 0)).any(1).nonzero()[0].tolist() == [3, 5]
+    assert turned(lists.seen(1, 0)).all(1).nonzero()[0].tolist() == list(range(16, 36))
+
+
+def test_a_run_at_the_boundaries_has_no_mask():
+    assert stripes(64, 200, 64, 64, False, [[]], [[128]]).steps(2) == [(0, False)]
+    assert stripes(64, 170, 64, 64, False, [[]], [[128]]).steps(2) == [(0, False)]
+    assert stripes(64, 200, 64, 64, False, [[]], [[128]]).steps(1) == []
+    assert stripes(128, 128, 128, 64, True, [[]], [[64]]).steps(1) == [(1, True)]
 
 
 def test_what_is_not_there_is_not_seen():

@@ -5,7 +5,6 @@ import re
 import decode_cases
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparse_fmha import decode_attention
 
@@ -110,12 +109,3 @@ def test_the_raw_op_names_the_argument():
         arguments = {"q": Q, "k_cache": CACHE, "v_cache": CACHE, "seq_lens": ONES, **changes}
         with pytest.raises(RuntimeError, match=re.escape(message)):
             op(**arguments)
-
-
-def test_cuda_tensors_are_not_for_it_yet():
-    with FakeTensorMode():
-        q, cache = (torch.empty(2, n, 2, 16, device="cuda") for n in (2, 40))
-        lengths = torch.empty(2, dtype=torch.int32, device="cuda")
-        message = "^decode_attention runs on the CPU only; move the tensors to the CPU"
-        with pytest.raises(NotImplementedError, match=message):
-            decode_attention(q, cache, cache, lengths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from commands import check_output
+from commands import ROOT, check_output
 
 import elf
 
@@ -31,6 +31,18 @@ def test_nothing_is_asked_that_is_not_allowed(libraries, name):
     """But for versions of symbols, which are this machine's here and older in a release."""
     newest = dict.fromkeys(elf.MANYLINUX_2_28, (99,))
     assert elf.problems(libraries[name], newest) == []
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_release_takes_no_newer_symbol(libraries, name):
+    """What this machine links in a newer version is in csrc/compat, which a release links too."""
+    replaced = (ROOT / "csrc" / "compat" / "manylinux_2_28.cpp").read_text()
+    versioned = re.compile(r"(\w+)@([A-Z]+)_([\d.]+)")
+    for symbol in map(versioned.fullmatch, elf.symbols(libraries[name], "--undefined-only")):
+        if symbol and symbol[2] in elf.MANYLINUX_2_28:
+            version = tuple(map(int, symbol[3].split(".")))
+            newer = version > elf.MANYLINUX_2_28[symbol[2]]
+            assert not newer or re.search(rf"\b{symbol[1]}\b", replaced), symbol[0]
 
 
 @pytest.mark.parametrize("name", ALLOWED)

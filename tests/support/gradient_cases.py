@@ -173,6 +173,20 @@ LARGE = {  # several tiles on every axis
         "block_sparse", (400,), block_lists(400, 400, 64, 64, 4, causal=True), heads=4, heads_kv=2
     ),
     "blocks 128x16": Case("block_sparse", (300,), block_lists(300, 300, 128, 16, shown=0.1)),
+    "blocks 64x32, one list for all": Case(
+        "block_sparse", (330,), block_lists(330, 450, 64, 32, 1, 0.3), kv=(450,), heads=4, batch=2
+    ),
+    "blocks 128x64, causal, rows without keys": Case(
+        "block_sparse",
+        (410,),
+        block_lists(410, 330, 128, 64, 6, 0.05, causal=True),
+        kv=(330,),
+        heads=6,
+        heads_kv=2,
+    ),
+    "blocks 64x128, more queries": Case(
+        "block_sparse", (2200,), block_lists(2200, 150, 64, 128, seed=3), kv=(150,)
+    ),
     "stripes": Case("stripe", (600,), stripe_lists(600, 1100, 128, share=0.1), kv=(1100,)),
     "stripes, causal": Case(
         "stripe", (500,), stripe_lists(500, 500, 256, 4, causal=True), heads=4, heads_kv=2

@@ -52,7 +52,7 @@ struct DecodeKeys {
   int32_t group = 0;  // query heads of a KV head
   bool causal = true;
   int32_t window = 0;           // keys up to the query's own; 0: all
-  int32_t split = 0;            // slots, a multiple of kTile
+  int32_t split = 0;            // slots, a multiple of kTile; 0: kernels cut as they like
   float const* sink = nullptr;  // per query head
   int64_t sink_stride = 0;
 

@@ -17,7 +17,9 @@ struct ListSizes {
   int32_t q_tiles;  // query tiles of 128 rows
 };
 
-inline ListSizes list_sizes(BlockSparse::Params const& p, int32_t batch, int32_t heads) {
+// Params: those of BlockSparse or Stripe.
+template <class Params>
+ListSizes list_sizes(Params const& p, int32_t batch, int32_t heads) {
   int32_t const own_heads = p.head_stride == 0 ? 1 : heads;
   return {(p.batch_stride == 0 ? 1 : batch) * own_heads, own_heads, ceil_div(p.len_q, p.block_q),
           ceil_div(p.len_q, 128)};

@@ -1,4 +1,4 @@
-// Block lists transposed to the keys' side, computed on the device.
+// Lists transposed to the keys' side, computed on the device.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -7,8 +7,10 @@
 namespace sparse_fmha::device {
 
 // Launches the kernels that fill the lists, for key tiles of one or two parts. Nothing is read back
-// to the host: sizes follow from shapes, and steps are in ascending order.
-TransposedLists transpose_lists(FmhaProblem const& problem, int32_t parts_per_tile,
-                                ExecutionContext const& context);
+// to the host: sizes follow from shapes, and steps are in ascending order. Params: those of
+// BlockSparse or Stripe.
+template <class Params>
+TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem,
+                                int32_t parts_per_tile, ExecutionContext const& context);
 
 }  // namespace sparse_fmha::device

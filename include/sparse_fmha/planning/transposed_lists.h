@@ -1,12 +1,12 @@
-// Which query rows see which keys through block lists, for the gradients of keys. Integer
-// arithmetic, shared by the kernels and the host tests.
+// Which query rows see which keys through lists, for the gradients of keys. Integer arithmetic,
+// shared by the kernels and the host tests.
 //
 // Keys are in parts of 64, one per consumer warpgroup, and query rows in steps of 64. A row of a
 // bitmap has a bit for each step that sees a part. What a masked step hides is looked up in the
-// lists again, so these are kept as bitmaps, too.
+// lists again, so these are kept as bitmaps, too. Stripes are lists of blocks of one key.
 #pragma once
 
-#include "sparse_fmha/planning/list_stages.h"
+#include "sparse_fmha/planning/stripe_stages.h"
 
 namespace sparse_fmha {
 
@@ -30,9 +30,10 @@ SPARSE_FMHA_HD int32_t lowest_bit(uint32_t x) {
 }
 
 // Computed on the device before the kernel runs (device/transposed_lists.h). A row is a list and a
-// query block, in the order of the lists; a word has 32 key blocks.
+// query block (a group of stripes), in the order of the lists; a word has 32 key blocks, or 32 keys
+// of stripes. `partial`, `ranks` and `slots` are for block lists only.
 struct TransposedLists {
-  uint32_t const* full;     // [rows, words]: listed key blocks
+  uint32_t const* full;     // [rows, words]: listed key blocks or keys
   uint32_t const* partial;  // [rows, words]
   int32_t const* ranks;     // [rows, words]: number of partial blocks in earlier words
   int32_t const* slots;     // [rows, partial.width]: list indices of the partial blocks, in
@@ -65,13 +66,14 @@ SPARSE_FMHA_HD PartBlocks part_blocks(BlockSparse::Params const& p, int32_t part
   return {word, blocks & first_columns(ceil_div(p.len_kv, p.block_kv) - 32 * word)};
 }
 
-// How a step of query rows uses a part of the keys. `full` and `partial` are the words of its key
-// blocks in the bitmaps of the rows' query block.
+// How a step of query rows uses a part of the keys.
 struct PartUse {
   bool seen;
   bool masked;
 };
 
+// For block lists. `full` and `partial` are the words of the part's key blocks in the bitmaps of
+// the rows' query block.
 SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int32_t step,
                                 uint32_t full, uint32_t partial) {
   PartBlocks const blocks = part_blocks(p, part);
@@ -108,30 +110,87 @@ SPARSE_FMHA_HD RowBlocks row_blocks(BlockSparse::Params const& p, TransposedList
   return {lists.full[at], lists.partial[at], lists.ranks[at]};
 }
 
-// Which of the 32 keys from `first_key` a query sees.
+// How query rows list the i-th key block of a tile: the index of a partial block, or one of these.
+inline constexpr int32_t kFullBlock = -1;
+inline constexpr int32_t kNoBlock = -2;
+
+SPARSE_FMHA_HD int32_t tile_entries(BlockSparse::Params const& p, int32_t tile_k) {
+  return max_int(tile_k / p.block_kv, 1);
+}
+SPARSE_FMHA_HD int32_t tile_entry(BlockSparse::Params const& p, TransposedLists const& lists,
+                                  int64_t row, int32_t first_key, int32_t i) {
+  RowBlocks const blocks = row_blocks(p, lists, row, first_key / kPartKeys);
+  int32_t const bit = (first_key / p.block_kv + i) % 32;
+  if ((blocks.partial >> bit & 1) != 0) {
+    int32_t const before = count_bits(blocks.partial & first_columns(bit));
+    return lists.slots[row * p.partial.width + blocks.rank + before];
+  }
+  return (blocks.full >> bit & 1) != 0 ? kFullBlock : kNoBlock;
+}
+
+// Which of 32 keys a query sees, starting at `offset` in the tile that starts at `first_key`.
+// entry(i) is the tile's i-th entry. Memory is always read, so that reads do not wait for each
+// other.
+template <class Entry>
 SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists const& lists,
-                                  int64_t row, RowBlocks const& blocks, int32_t first_key,
-                                  int32_t query) {
-  auto piece = [&](int32_t key, bool half_word) -> uint32_t {
-    int32_t const bit = key / p.block_kv % 32;
-    if (blocks.full >> bit & 1) {
-      return half_word ? 0xffff : 0xffffffff;
-    }
-    if ((blocks.partial >> bit & 1) == 0) {
-      return 0;
-    }
-    int64_t const first = row * p.partial.width;
-    int32_t const slot =
-        lists.slots[first + blocks.rank + count_bits(blocks.partial & first_columns(bit))];
-    int64_t const bits_row = (first + slot) * p.block_q + query % p.block_q;
-    uint8_t const* const from = p.bits + bits_row * (p.block_kv / 8) + key % p.block_kv / 8;
-    return half_word ? *reinterpret_cast<uint16_t const*>(from)
-                     : *reinterpret_cast<uint32_t const*>(from);
+                                  int64_t row, Entry const& entry, int32_t first_key,
+                                  int32_t offset, int32_t query) {
+  auto piece = [&](int32_t place, bool half_word) -> uint32_t {
+    int32_t const found = entry(place / p.block_kv);
+    int64_t const bits_row = (row * p.partial.width + found) * p.block_q + query % p.block_q;
+    int64_t const byte = bits_row * (p.block_kv / 8) + (first_key + place) % p.block_kv / 8;
+    auto const* const from =
+        found >= 0 ? p.bits + byte : reinterpret_cast<uint8_t const*>(lists.full);
+    uint32_t const bits = half_word ? *reinterpret_cast<uint16_t const*>(from)
+                                    : *reinterpret_cast<uint32_t const*>(from);
+    uint32_t const all = half_word ? 0xffff : 0xffffffff;
+    return found >= 0 ? bits : found == kFullBlock ? all : 0;
   };
-  uint32_t const seen = p.block_kv >= 32
-                            ? piece(first_key, false)
-                            : piece(first_key, true) | piece(first_key + 16, true) << 16;
-  return seen & first_columns(BlockSparse::limit(p, query) - first_key);
+  uint32_t const seen = p.block_kv >= 32 ? piece(offset, false)
+                                         : piece(offset, true) | piece(offset + 16, true) << 16;
+  return seen & first_columns(BlockSparse::limit(p, query) - first_key - offset);
+}
+
+// For block lists, by the bitmaps of `row`, the row of the step.
+SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, TransposedLists const& lists,
+                                int64_t row, int32_t part, int32_t step) {
+  RowBlocks const blocks = row_blocks(p, lists, row, part);
+  return part_use(p, part, step, blocks.full, blocks.partial);
+}
+
+// For stripes, whose parts have two words.
+SPARSE_FMHA_HD PartUse part_use(Stripe::Params const& p, TransposedLists const& lists, int64_t row,
+                                int32_t part, int32_t step) {
+  int32_t const first_query = step * kStepRows;
+  int32_t const last_query = min_int(first_query + kStepRows, p.len_q) - 1;
+  int32_t const first_key = part * kPartKeys;
+  int32_t const keys = min_int(p.len_kv - first_key, kPartKeys);
+  int32_t const first_limit = Stripe::limit(p, first_query) - first_key;
+  int32_t const last_limit = Stripe::limit(p, last_query) - first_key;
+  PartUse use = {false, keys > first_limit};
+  for (int32_t i = 0; i < 2; ++i) {
+    int32_t const word = 2 * part + i;
+    uint32_t const listed = word < lists.words ? lists.full[row * lists.words + word] : 0;
+    use.seen = use.seen || (listed & first_columns(last_limit - 32 * i)) != 0;
+    use.masked = use.masked || listed != first_columns(keys - 32 * i);
+  }
+  return {use.seen, use.seen && use.masked};
+}
+// For stripes, an entry is a word of the tile's keys.
+SPARSE_FMHA_HD int32_t tile_entries(Stripe::Params const& /*p*/, int32_t tile_k) {
+  return tile_k / 32;
+}
+SPARSE_FMHA_HD int32_t tile_entry(Stripe::Params const& /*p*/, TransposedLists const& lists,
+                                  int64_t row, int32_t first_key, int32_t i) {
+  int32_t const word = first_key / 32 + i;
+  return static_cast<int32_t>(word < lists.words ? lists.full[row * lists.words + word] : 0);
+}
+template <class Entry>
+SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const& /*lists*/,
+                                  int64_t /*row*/, Entry const& entry, int32_t first_key,
+                                  int32_t offset, int32_t query) {
+  return static_cast<uint32_t>(entry(offset / 32)) &
+         first_columns(Stripe::limit(p, query) - first_key - offset);
 }
 
 // Transposes 32 rows of 32 bits, one row per lane, in five exchanges with lanes at distance 16, 8,

@@ -206,8 +206,10 @@ def decode_attention(
             64 rows of (query, head of the group) vote together. The first tile of each split is
             kept.
         split_tokens: a multiple of 64: the keys of a head are cut there into parts that threads
-            work on, and whose results are merged in order. None takes 1024 on the CPU. A result
-            depends on its own request alone, to the bit, and not on the number of threads.
+            work on, and whose results are merged in order. None takes 1024 on the CPU, where a
+            result depends on its own request alone, to the bit, and not on the number of threads.
+            On a GPU None gives each multiprocessor the same number of tiles, so the last bits of a
+            result depend on the lengths of the other requests; a number makes them independent.
         out: like q, with any strides but 0; takes the result.
         return_lse: also return the log-sum-exp.
         return_stats: also return how many tiles were visited and skipped.
@@ -227,10 +229,9 @@ def decode_attention(
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        NotImplementedError: CUDA tensors, for which there are no kernels yet.
+        NotImplementedError: CUDA tensors with skip_threshold, return_stats, fp32 or fp64, for which
+            there are no kernels yet.
     """
-    if isinstance(q, Tensor) and q.is_cuda:
-        raise errors.on_cpu_only("decode_attention")
     keys = Keys(
         page_table,
         *arguments.of_blocks(blocks),
@@ -284,14 +285,13 @@ def _run(
             return _call(first, out, rest)
     except NotImplementedError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError):
-        if not plain:
-            raise
-        try:
-            check()
-        except (ValueError, TypeError) as error:
-            raise error from None
-        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:
+        if plain:
+            try:
+                check()
+            except (ValueError, TypeError) as error:
+                raise error from None
+        raise errors.typed(refusal) from None
 
 
 def _call(

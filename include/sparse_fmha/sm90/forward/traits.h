@@ -3,6 +3,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/common/tile_traits.h"
 
 namespace sparse_fmha::sm90 {
@@ -14,17 +15,10 @@ enum class Schedule { kTurns, kFree };
 // Whether a consumer skips key tiles whose weights are below a threshold.
 enum class Skipping { kNever, kByThreshold };
 
-// A row of the kernel list csrc/kernels/sm90_forward.def: all compile-time choices of a kernel. One
-// type, so profilers and disassemblers print them with the kernel.
+// A row of the kernel list csrc/kernels/sm90_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Schedule Schedule_, Skipping Skipping_>
-struct KernelConfig {
-  using Mechanism = Mechanism_;
-  using Element = Element_;
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kTileQ = TileQ;
-  static constexpr int kTileK = TileK;
-  static constexpr int kStages = Stages;
+struct KernelConfig : TileConfig<Mechanism_, Element_, HeadDim, TileQ, TileK, Stages> {
   static constexpr Schedule kSchedule = Schedule_;
   static constexpr Skipping kSkipping = Skipping_;
 };

@@ -23,5 +23,7 @@ template <>
 struct KeysOf<Neighborhood> : KeysOn<GridKeys> {};
 template <>
 struct KeysOf<BlockSparse> : KeysOn<ListKeys> {};
+template <>
+struct KeysOf<Stripe> : KeysOn<ListKeys> {};
 
 }  // namespace sparse_fmha::sm90

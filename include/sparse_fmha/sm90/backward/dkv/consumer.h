@@ -54,12 +54,25 @@ struct DkvConsumer {
     return cute::partition_fragment_C(MmaScores{},
                                       cute::Shape<cute::_64, cute::Int<Traits::kTileQ>>{});
   }
-  // 64 keys or values, as operand A.
-  __device__ __forceinline__ auto operand_keys(Element* tile) const {
+  // The 64 keys or values of this warpgroup.
+  __device__ __forceinline__ auto rows_of(Element* tile) const {
     using namespace cute;
-    auto rows = local_tile(make_tensor(make_smem_ptr(tile), typename Traits::LayoutKeys{}),
-                           Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
-    return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows);
+    return local_tile(make_tensor(make_smem_ptr(tile), typename Traits::LayoutKeys{}),
+                      Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
+  }
+  // The same as operand A: descriptors, or registers that are still to be filled.
+  __device__ __forceinline__ auto operand_keys(Element* tile) const {
+    return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows_of(tile));
+  }
+  template <class Operand>
+  __device__ __forceinline__ void load_registers(Element* tile, Operand& operand) const {
+    using namespace cute;
+    if constexpr (Traits::kKeysInRegisters) {
+      auto copy_in = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, MmaScores{});
+      auto thread_copy = copy_in.get_slice(threadIdx.x % 128);
+      auto rows = as_position_independent_swizzle_tensor(rows_of(tile));
+      cute::copy(copy_in, thread_copy.partition_S(rows), thread_copy.retile_D(operand));
+    }
   }
   // Marks the accumulator's contents as dead. Otherwise the fences around products keep it in
   // registers.
@@ -73,8 +86,12 @@ struct DkvConsumer {
   // The descriptors of all slices of both operands need too many registers. A false dependence on
   // the step's index makes the compiler recompute them in each step.
   template <class Operand>
-  static __device__ __forceinline__ auto anew(Operand const& operand, int i) {
-    return cute::make_tensor(operand.data() + (i >> 28), operand.layout());
+  static __device__ __forceinline__ decltype(auto) anew(Operand& operand, int i) {
+    if constexpr (Traits::kKeysInRegisters) {
+      return (operand);
+    } else {
+      return cute::make_tensor(operand.data() + (i >> 28), operand.layout());
+    }
   }
   // All stages of queries or dO, as operand B of the scores and of the gradients.
   static __device__ __forceinline__ auto operand_rows(Element* stages) {
@@ -99,9 +116,11 @@ struct DkvConsumer {
     auto grads = new_scores();  // of the weights
     clear(dk);
     clear(dv);
+    auto keys = operand_keys(smem.k);
+    auto values = operand_keys(smem.v);
 
     auto issue_scores = [&](int i) {
-      auto frag_k = anew(operand_keys(smem.k), i);
+      auto&& frag_k = anew(keys, i);
       auto frag_q = operand_rows(smem.q);
       smem.ring_q.wait(state);
       forget(scores);
@@ -111,7 +130,7 @@ struct DkvConsumer {
     auto issue_grads = [&](int i) {
       smem.ring_dout.wait(state);
       if constexpr (kWantsDk) {
-        auto frag_v = anew(operand_keys(smem.v), i);
+        auto&& frag_v = anew(values, i);
         auto frag_dout = operand_rows(smem.dout);
         forget(grads);
         issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_v, frag_dout(_, _, _, state.index),
@@ -206,6 +225,8 @@ struct DkvConsumer {
     };
 
     smem.ring_keys.wait(state_keys);
+    load_registers(smem.k, keys);
+    load_registers(smem.v, values);
     if constexpr (Geometry::kByStage) {
       CUTE_NO_UNROLL
       for (int i = 0; i < geometry.tiles_loaded(work); ++i) {
@@ -247,6 +268,7 @@ struct DkvConsumer {
         step(steps, tile, tile < walk.num_partial, false_type{});
       }
     }
+    wait_for_reads(state_keys);
     store(dk, dv, work);
     smem.ring_keys.release(state_keys);
   }
@@ -263,7 +285,6 @@ struct DkvConsumer {
   template <class Gradient>
   __device__ __forceinline__ void store(Gradient& dk, Gradient& dv, Work const& work) {
     using namespace cute;
-    sync();  // gradients overwrite keys and values: all reads are done
     if constexpr (kWantsDv) {
       to_shared(dv, smem.v);
     }
@@ -292,8 +313,7 @@ struct DkvConsumer {
   template <class Gradient>
   __device__ __forceinline__ void to_shared(Gradient const& gradient, Element* tile) const {
     using namespace cute;
-    auto rows = local_tile(make_tensor(make_smem_ptr(tile), typename Traits::LayoutKeys{}),
-                           Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
+    auto rows = rows_of(tile);
     auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, MmaGradient{});
     auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
     auto rounded = convert<Element>(gradient);
@@ -305,10 +325,16 @@ struct DkvConsumer {
   __device__ __forceinline__ void sync_warpgroup() const {
     cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
   }
-  // Synchronizes all consumer threads that hold these keys.
-  __device__ __forceinline__ void sync() const {
+  // Gradients overwrite keys and values: waits until all consumers that hold these keys have read
+  // them. Split roles are two instantiations, so they meet at an mbarrier: a named barrier would be
+  // reached at two places of the code.
+  __device__ __forceinline__ void wait_for_reads(RingState<1> const& state_keys) const {
     if constexpr (kSplit) {
-      cutlass::arch::NamedBarrier::sync(256, kFirstBarrier + Traits::kConsumers);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        smem.keys_read.arrive();
+      }
+      smem.keys_read.wait(state_keys.phase);
     } else {
       sync_warpgroup();
     }

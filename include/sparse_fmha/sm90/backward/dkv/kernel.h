@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x == 0) {
     smem.ring_keys.init(Traits::kConsumerWarps);
+    smem.keys_read.init(Traits::kConsumerWarps);
     smem.ring_q.init(Traits::kConsumerWarps, 1 + 32 * Geometry::kMaskWarp);
     smem.ring_dout.init(Traits::kConsumerWarps);
     smem.work.init(Traits::kConsumerThreads + Producer::kReaders);

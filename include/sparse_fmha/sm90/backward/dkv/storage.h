@@ -19,7 +19,8 @@ struct DkvStorage {
   alignas(1024) Element dout[Traits::kStages * Traits::kRowElements];
   alignas(128) RowTerms terms[Traits::kStages][Traits::kTileQ];
 
-  Ring<1> ring_keys;  // keys and values
+  Ring<1> ring_keys;       // keys and values
+  EmptyBarrier keys_read;  // by all warps that hold the same keys
   Ring<Traits::kStages> ring_q;
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;

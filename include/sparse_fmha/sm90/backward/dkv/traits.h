@@ -6,8 +6,8 @@
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
-#include "sparse_fmha/sm90/backward/config.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/tile_config.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -62,10 +62,19 @@ struct DkvTraits {
       TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileQ>, cute::Int<kStages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
 
-  using MmaScores = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kTileQ>, cute::Int<kHeadDim>>,
-                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  // Keys and values as operand A of the scores: in registers where two more tiles of 64 x 64 fit.
+  // From shared memory, both operands of a 64 x 64 product take all of its bandwidth.
+  static constexpr bool kKeysInRegisters = kHeadDim == 64 && kConsumers == 2;
+  static constexpr auto select_scores() {
+    using Shape = cute::Shape<cute::_64, cute::Int<kTileQ>, cute::Int<kHeadDim>>;
+    constexpr auto kMajor = cute::GMMA::Major::K;
+    if constexpr (kKeysInRegisters) {
+      return cute::GMMA::rs_op_selector<Element, Element, float, Shape, kMajor, kMajor>();
+    } else {
+      return cute::GMMA::ss_op_selector<Element, Element, float, Shape, kMajor, kMajor>();
+    }
+  }
+  using MmaScores = decltype(cute::make_tiled_mma(select_scores()));
   using MmaGradient = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<Element, Element, float,
                                  cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<kTileQ>>,

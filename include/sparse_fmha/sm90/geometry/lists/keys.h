@@ -1,10 +1,11 @@
-// Geometry of the dK/dV kernel for mechanisms with lists of key blocks.
+// Geometry of the dK/dV kernel for mechanisms with lists of keys.
 //
 // Lists are transposed on the device beforehand (device/transposed_lists.h): for each part of 64
 // keys, a bitmap says which steps of 64 query rows see it. A key tile has one or two parts. A step
 // that any part needs is loaded; a consumer passes over steps that its part does not need. A warp
-// computes the masks: it finds the bits of partial blocks, whose rows are queries, and transposes
-// them. Names are those of geometry/sequence/keys.h.
+// computes the masks: it finds which keys each query sees, and transposes the bits. Columns of
+// stripes stay among keys that no row lists: this is exact, and takes the time of all pairs where
+// columns are scattered. Names are those of geometry/sequence/keys.h.
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
@@ -169,26 +170,32 @@ struct ListKeys {
     int32_t const first_query = step.number * kStepRows;
     int64_t const row =
         list_of(work.tile, step.head) * ceil_div(p.len_q, p.block_q) + first_query / p.block_q;
-    RowBlocks const blocks = row_blocks(p, lists, row, work.tile.q_tile * kParts);
     int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
-    CUTE_NO_UNROLL
-    for (int first = 0; first < Traits::kTileK; first += 32) {
-      int32_t const first_key = work.tile.q_tile * Traits::kTileK + first;
-      uint32_t halves[2];
+    int32_t const first_key = work.tile.q_tile * Traits::kTileK;
+    int32_t const mine = lane < tile_entries(p, Traits::kTileK)
+                             ? tile_entry(p, lists, row, first_key, lane)
+                             : kNoBlock;
+    auto entry = [&](int32_t i) { return __shfl_sync(0xffffffff, mine, i); };
+    uint32_t halves[Traits::kTileK / 32][2];
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kTileK / 32; ++i) {
       CUTE_UNROLL
       for (int half = 0; half < 2; ++half) {
-        halves[half] =
-            seen_keys(p, lists, row, blocks, first_key, first_query + query_of_lane(half, lane));
+        halves[i][half] = seen_keys(p, lists, row, entry, first_key, 32 * i,
+                                    first_query + query_of_lane(half, lane));
       }
-      CUTE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        CUTE_UNROLL
-        for (int distance = 16; distance > 0; distance /= 2) {
-          halves[half] = exchange(halves[half], __shfl_xor_sync(0xffffffff, halves[half], distance),
-                                  lane, distance);
-        }
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kTileK / 32; ++i) {
+      uint2 seen = {halves[i][0], halves[i][1]};
+      uint32_t const common = __shfl_sync(0xffffffff, seen.x, 0);
+      if (__all_sync(0xffffffff, seen.x == common && seen.y == common)) {
+        seen.x = seen.y = (common >> lane & 1) != 0 ? 0xffffffff : 0;
+      } else {
+        transpose(seen.x);
+        transpose(seen.y);
       }
-      *reinterpret_cast<uint2*>(mask.bits[first + lane]) = {halves[0], halves[1]};
+      *reinterpret_cast<uint2*>(mask.bits[32 * i + lane]) = seen;
     }
   }
 
@@ -235,6 +242,14 @@ struct ListKeys {
  private:
   static __device__ __forceinline__ int slot(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
+  }
+  // Bit j of lane i becomes bit i of lane j.
+  static __device__ __forceinline__ void transpose(uint32_t& bits) {
+    CUTE_UNROLL
+    for (int distance = 16; distance > 0; distance /= 2) {
+      bits = exchange(bits, __shfl_xor_sync(0xffffffff, bits, distance),
+                      static_cast<int32_t>(threadIdx.x % 32), distance);
+    }
   }
   __device__ __forceinline__ int32_t head_of(WorkTile const& tile, int32_t head) const {
     return tile.head * params.heads_per_kv + head;

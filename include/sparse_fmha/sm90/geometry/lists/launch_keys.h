@@ -1,4 +1,4 @@
-// Launches of dK/dV kernels of mechanisms with lists of key blocks.
+// Launches of dK/dV kernels of mechanisms with lists of keys.
 #pragma once
 
 #include "sparse_fmha/device/transposed_lists.h"
@@ -10,9 +10,11 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 void ListKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   DkvParams<ListKeys, Mechanism> params;
-  params.geometry = {key_copies<Traits>(p), device::transpose_lists(p, kParts, context)};
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-  params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles, 4);
+  params.geometry = {key_copies<Traits>(p),
+                     device::transpose_lists(params.sparsity, p, kParts, context)};
+  params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles,
+                                    heads_in_cache(p, volume(p.grid_q)));
   run_dkv_kernel<Traits>(params, p, context);
 }
 

@@ -1,14 +1,14 @@
-// A row of the lists of backward kernels, csrc/kernels/sm90_backward_*.def.
+// A row of a kernel list, csrc/kernels/sm90_*.def.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
 
 namespace sparse_fmha::sm90 {
 
-// All compile-time choices of a kernel. One type, so profilers and disassemblers print them with
-// the kernel.
+// The compile-time choices of every pass; for all but the forward pass, these are all. One type, so
+// profilers and disassemblers print them with the kernel.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages>
-struct BackwardConfig {
+struct TileConfig {
   using Mechanism = Mechanism_;
   using Element = Element_;
   static constexpr int kHeadDim = HeadDim;

@@ -1,0 +1,124 @@
+"""Decode attention on GPUs, against its definition on the CPU; tests/ops has the rest."""
+
+import decode_cases
+import pytest
+import torch
+from decode_oracle import expected
+from pairwise import parametrize
+
+from sparse_fmha import decode_attention
+
+pytestmark = pytest.mark.gpu
+FORMS = pytest.mark.parametrize("form", decode_cases.FORMS)
+
+
+def on(device, value):
+    if isinstance(value, tuple):
+        return tuple(on(device, x) for x in value)
+    return value.to(device) if torch.is_tensor(value) else value
+
+
+def moved(device, call):
+    """The call on a device, with the caches' layout."""
+    return {name: on(device, value) for name, value in call.items()}
+
+
+def check(device, call, **changes):
+    """out and lse on the GPU agree with the definition in fp64."""
+    __tracebackhide__ = True
+    call = {**call, **changes}
+    given = moved(device, call)
+    given["out"] = torch.full_like(given["q"], torch.nan)
+    out, lse = (x.cpu() for x in decode_attention(**given, return_lse=True))
+    exact, eager = expected(call), expected(call, call["q"].dtype)
+    torch.testing.assert_close(lse.double(), exact.lse, rtol=2e-6, atol=1e-3)
+    assert out.isfinite().all()
+    assert out[exact.lse == -torch.inf].eq(0).all()
+    allowed = 2 * (eager.out.double() - exact.out).abs().max()
+    allowed += 4 * torch.finfo(out.dtype).eps * exact.out.abs().max()
+    error = (out.double() - exact.out).abs().max()
+    assert error <= allowed, (error, allowed)
+
+
+@parametrize(
+    form=decode_cases.FORMS,
+    page=[None, 1, 7, 16, 64, 128],
+    len_q=[1, 2, 5, 16],
+    heads=[(1, 1), (3, 3), (5, 1), (8, 2), (16, 1)],
+    dim=[8, 64, 72, 128, 256],
+    dtype=[torch.float16, torch.bfloat16],
+    layout=decode_cases.LAYOUTS,
+    by_head=[False, True],
+    causal=[True, False],
+    window=[None, 1, 70],
+    scale=[None, -0.3],
+    split_tokens=[None, 64, 128],
+)
+def test_drawn(
+    cuda, form, page, len_q, heads, dim, dtype, layout, by_head, causal, window, scale, split_tokens
+):
+    options = {"len_q": len_q, "heads": heads, "dim": dim, "dtype": dtype, "layout": layout}
+    options |= {"by_head": by_head, "causal": causal, "window": window, "scale": scale}
+    for seed in range(3):
+        call = decode_cases.draw(seed, form, page, split_tokens=split_tokens, **options)
+        check(cuda, call)
+
+
+@FORMS
+def test_lengths_around_pages(cuda, form):
+    lengths = [0, 1, 15, 16, 17, 47, 48, 1000]
+    options = {"rows": 48, "len_q": 2, "lengths": lengths, "dtype": torch.float16, "dim": 64}
+    check(cuda, decode_cases.draw(5, form, 16, batch=len(lengths), **options))
+
+
+@pytest.mark.parametrize("split_tokens", [None, 256])
+def test_long_and_short_requests(cuda, split_tokens):
+    lengths = [3000, 1, 0, 64, 1999, 65]
+    options = {"batch": 6, "rows": 3000, "lengths": lengths, "dtype": torch.bfloat16, "dim": 128}
+    check(cuda, decode_cases.draw(6, "all", 16, **options), split_tokens=split_tokens)
+
+
+@pytest.mark.parametrize("len_q", [3, 40])
+def test_trees_and_sinks(cuda, len_q):
+    generator = torch.Generator().manual_seed(len_q)
+    call = decode_cases.draw(8, "all", 16, len_q=len_q, rows=100, dtype=torch.float16)
+    call["tree_mask"] = decode_cases.bits_of_trees(generator, 4, len_q)
+    decode_cases.fill(call, generator)
+    check(cuda, call)
+    check(cuda, call, sink=torch.tensor([0.5, -2.0, -torch.inf, 30.0]))
+
+
+@FORMS
+def test_lengths_change_between_replays(cuda, form):
+    call = decode_cases.draw(9, form, 16, rows=900, dtype=torch.float16, dim=64)
+    for name in ("k_cache", "v_cache"):
+        call[name].nan_to_num_(0.5)
+    given = moved(cuda, call)
+    decode_attention(**given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = decode_attention(**given, return_lse=True)
+    for lengths in ([900, 1, 0, 64], [2, 899, 300, 65], [0, 0, 0, 0]):
+        given["seq_lens"].copy_(decode_cases.int32(lengths))
+        graph.replay()
+        wanted = decode_attention(**given, return_lse=True)
+        for a, b in zip(results, wanted, strict=True):
+            assert a.equal(b)
+
+
+def test_results_do_not_depend_on_other_requests(cuda):
+    call = decode_cases.draw(10, "all", rows=1500, split_tokens=128, dtype=torch.float16)
+    given = moved(cuda, call)
+    together = decode_attention(**given)
+    assert decode_attention(**given).equal(together)
+    for b in range(4):
+        one = {n: x[b : b + 1] if torch.is_tensor(x) else x for n, x in given.items()}
+        assert decode_attention(**one).equal(together[b : b + 1])
+
+
+@pytest.mark.parametrize("changes", [{"skip_threshold": 0.1}, {"return_stats": True}], ids=str)
+def test_skipping_is_not_for_gpus_yet(cuda, changes):
+    given = moved(cuda, decode_cases.draw(11, dtype=torch.float16))
+    with pytest.raises(NotImplementedError, match=r"pass=decode.*which runs on the CPU only"):
+        decode_attention(**given, **changes)
