@@ -21,6 +21,7 @@ MODULES = (
     "distributed_dtensor",
     "distributed_backward",
     "distributed_overlap",
+    "distributed_pass_kv",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

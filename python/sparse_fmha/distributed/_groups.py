@@ -110,6 +110,17 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_no_derivative(name: str, tensor: Tensor) -> None:
+    """Checks a part of which every rank gets the whole sequence."""
+    if derivatives.requires_grad(tensor):
+        raise NotImplementedError(
+            f"{name} must not require grad: every rank gets the whole sequence and has its own "
+            "loss, so there is no single gradient; call it under torch.no_grad(), or detach "
+            f"{name}"
+        )
+    check_no_tangent(name, tensor)
+
+
 def check_options(options: dict[str, Any], function: str) -> None:
     if options.pop("return_stats", False):
         raise ValueError(
@@ -120,6 +131,40 @@ def check_options(options: dict[str, Any], function: str) -> None:
             raise NotImplementedError(f"{function} does not support {name} yet")
 
 
+def shapes(q: Tensor, k: Tensor, tokens: bool = True) -> dict[str, int]:
+    """What ranks must have in common, as numbers."""
+    found = {
+        "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
+        "q's head dim": q.shape[3], "k's tokens": k.shape[1], "k's heads": k.shape[2],
+        "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
+    }  # fmt: skip
+    return {name: size for name, size in found.items() if tokens or "tokens" not in name}
+
+
+def gathered(
+    values: list[int], like: Tensor, group: dist.ProcessGroup, world: int
+) -> list[list[int]]:
+    """The values of each rank; waits for the device."""
+    sent = torch.tensor(values, device=like.device)
+    received = sent.new_empty(world * len(values))
+    with named("the comparison of the ranks' shapes"):
+        all_gather(received, sent, group)
+    rows: list[list[int]] = received.view(world, -1).tolist()
+    return rows
+
+
+def compare(names: list[str], rows: list[list[int]], hint: str = "") -> None:
+    """Checks that all ranks have the values of the first."""
+    first, *others = rows
+    for rank, row in enumerate(others, 1):
+        for name, size, expected in zip(names, row, first, strict=True):
+            if size != expected:
+                raise ValueError(
+                    f"{name} must be the same on all ranks, got {expected} on rank 0 and {size} on "
+                    f"rank {rank}{hint}"
+                )
+
+
 def check_agreement(
     q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
     group: dist.ProcessGroup, world: int,
@@ -128,29 +173,14 @@ def check_agreement(
 
     All ranks raise the same error, so no rank waits for the others.
     """
-    mine = {
-        "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
-        "q's head dim": q.shape[3], "k's tokens": k.shape[1], "k's heads": k.shape[2],
-        "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
-        "kind of mask": _masks.kind(mask),
-    }  # fmt: skip
     sizes = (0,) * 6
     if isinstance(mask, _masks.MASKS):
         sizes = (*mask.shape, mask.block_q, int(mask.causal))
     names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
+    mine = shapes(q, k) | {"kind of mask": _masks.kind(mask)}
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
-    sent = torch.tensor(list(mine.values()), device=q.device)
-    received = sent.new_empty(world * len(mine))
-    with named("the comparison of the ranks' shapes"):
-        all_gather(received, sent, group)
-    first, *others = received.view(world, -1).tolist()
-    for rank, row in enumerate(others, 1):
-        for name, size, expected in zip(mine, row, first, strict=True):
-            if size != expected:
-                raise ValueError(
-                    f"{name} must be the same on all ranks, got {expected} on rank 0 and {size} on "
-                    f"rank {rank}; pad a sequence that the {world} ranks do not divide"
-                )
+    rows = gathered(list(mine.values()), q, group, world)
+    compare(list(mine), rows, f"; pad a sequence that the {world} ranks do not divide")
 
 
 def check_inputs(
