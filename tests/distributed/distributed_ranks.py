@@ -22,6 +22,7 @@ MODULES = (
     "distributed_backward",
     "distributed_overlap",
     "distributed_pass_kv",
+    "distributed_two_levels",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

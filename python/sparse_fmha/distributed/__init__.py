@@ -16,7 +16,9 @@ from sparse_fmha.distributed._key_plan import KeyPlan, plan_kv
 from sparse_fmha.distributed._pass_kv import pass_kv
 from sparse_fmha.distributed._sharding import shard, unshard
 from sparse_fmha.distributed._shards import Shards
+from sparse_fmha.distributed._two_levels import two_levels
 from sparse_fmha.distributed._ulysses import ulysses
+from sparse_fmha.distributed._weights import row_weights
 from sparse_fmha.distributed._zigzag import zigzag_shard, zigzag_unshard
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "pass_kv",
     "plan_kv",
     "register_sharding",
+    "row_weights",
     "shard",
+    "two_levels",
     "ulysses",
     "unshard",
     "zigzag_shard",

@@ -180,7 +180,9 @@ def check_agreement(
     mine = shapes(q, k) | {"kind of mask": _masks.kind(mask)}
     mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
     rows = gathered(list(mine.values()), q, group, world)
-    compare(list(mine), rows, f"; pad a sequence that the {world} ranks do not divide")
+    compare(
+        list(mine), rows, f"; pad a sequence that the {world} ranks do not divide, or use pass_kv"
+    )
 
 
 def check_inputs(

@@ -122,6 +122,14 @@ class Shards:
         assert best is not None, "weights are numbers"
         return best
 
+    def split(self, parts: int) -> Shards:
+        """Shards of `parts` times as many ranks, which have the tokens of each in even parts."""
+        found: list[tuple[Span, ...]] = []
+        for spans, length in zip(self.spans, self.lengths, strict=True):
+            for first, last in pairwise(_edges(length, parts, 1)):
+                found.append(_within(spans, first, last))
+        return Shards(tuple(found))
+
     def weights(self, weights: Sequence[float], unit: int) -> list[float]:
         """The weight of each rank; `weights` are those of units, as in `balanced`."""
         sums = [0.0, *accumulate(weights)]
@@ -146,6 +154,17 @@ def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
         elif start < stop:
             found.append((start, stop))
     return tuple(found)
+
+
+def _within(spans: Sequence[Span], first: int, last: int) -> tuple[Span, ...]:
+    """The positions of a rank's tokens `[first, last)`."""
+    found, place = [], 0
+    for start, stop in spans:
+        begin = start + max(first - place, 0)
+        end = min(stop, start + last - place)
+        found.append((begin, max(begin, end)))
+        place += stop - start
+    return _joined(found)
 
 
 def _spread(weights: Sequence[float], length: int, world: int, unit: int, chunks: int) -> Shards:
