@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness import report
+from sparse_fmha.cli import one_line_errors
 
 HOST = 8  # GPUs of a host
 NETWORK = 40e9  # bytes per second of a GPU to other hosts, an assumption: 0.8 of 400 Gb/s
@@ -171,8 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.studies.scaling_model", description=__doc__.partition("\n")[0]
     )
-    p.add_argument("--check", action="store_true", help="compare with the run it is made from")
-    p.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="compare with the run it is made from")
+    what.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
     args = p.parse_args(argv)
     rows = newest()
     if args.write:
@@ -190,4 +192,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())
