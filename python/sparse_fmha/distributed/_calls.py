@@ -28,7 +28,7 @@ def forward(
 
 def backward(
     piece: Piece,
-    of_rows: Sequence[Tensor],
+    of_rows: Sequence[Tensor | None],
     of_keys: Sequence[Tensor],
     scale: float | None,
     needs: tuple[bool, bool],
@@ -39,7 +39,7 @@ def backward(
     key is, so nothing of the piece's own forward pass is needed.
 
     Args:
-        of_rows: dout, dlse, q, out and lse of the piece's queries.
+        of_rows: dout, dlse or None, q, out and lse of the piece's queries.
         of_keys: k and v of the piece's keys.
         needs: whether dq, and whether dk and dv are needed.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sparse_fmha.distributed import _calls, _exchange
 from sparse_fmha.distributed._running import Running
-from sparse_fmha.distributed._steps import Step
+from sparse_fmha.distributed._steps import Piece, Step, halves
 
 Context = Any  # torch.autograd.function.FunctionCtx, whose attributes are not typed
 
@@ -46,39 +47,50 @@ class Pass:
         return running.result()
 
     def backward(
-        self, dout: Tensor, dlse: Tensor, q: Tensor, own: Tensor, out: Tensor, lse: Tensor,
-        needs: tuple[bool, bool],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """dq, and the gradients of a rank's own keys and values as these lie in `own`."""
+        self, of_rows: Sequence[Tensor | None], own: Tensor, needs: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        """dq, and the gradients of a rank's own keys and values as these lie in `own`.
+
+        Half of the queries meet a rank's own keys first, while the first keys of others arrive; the
+        other half last, while the last gradients leave.
+
+        Args:
+            of_rows: dout, dlse or None, q, out and lse.
+            own: keys and values.
+            needs: whether dq, and whether dk and dv are needed.
+        """
+        q = of_rows[2]
+        assert q is not None, "q is there"
         wide = torch.promote_types(q.dtype, torch.float32)
         dq = torch.zeros_like(q, dtype=wide, memory_format=torch.contiguous_format)
-        total = torch.zeros_like(own, dtype=wide)
-        keys, coming = own, self.start(own, 1)
-        leaving: tuple[Step, _exchange.Flight] | None = None
-        for number, step in enumerate(self.steps):
-            gradient = total if number == 0 else torch.zeros_like(keys, dtype=wide)
-            k, v = _keys_and_values(keys)
-            for piece in step.pieces:
-                of_rows, of_keys = (
-                    [x[:, part] for x in tensors]
-                    for part, tensors in (
-                        (piece.rows, (dout, dlse, q, out, lse)), (piece.keys, (k, v))
-                    )
-                )  # fmt: skip
-                parts = _calls.backward(piece, of_rows, of_keys, self.scale, needs)
+
+        def compute(pieces: Iterable[Piece], keys: Tensor, gradient: Tensor) -> None:
+            for piece in pieces:
+                rows = [None if x is None else x[:, piece.rows] for x in of_rows]
+                of_keys = [x[:, piece.keys] for x in _keys_and_values(keys)]
+                parts = _calls.backward(piece, rows, of_keys, self.scale, needs)
                 if needs[0]:
                     dq[:, piece.rows] += parts[0]
                 if needs[1]:
                     for place, part in zip(_keys_and_values(gradient), parts[1:], strict=False):
                         place[:, piece.keys] += part
-            if coming is not None:
-                keys = coming.wait()
-                coming = self.start(own, number + 2)
-            if number and needs[1]:
+
+        total = torch.zeros_like(own, dtype=wide)
+        first, last = halves(self.steps[0].pieces)
+        coming = self.start(own, 1)
+        leaving: tuple[Step, _exchange.Flight] | None = None
+        compute(first, own, total)
+        for number, step in enumerate(self.steps[1:], 1):
+            assert coming is not None, "each step but the first is started"
+            keys, coming = coming.wait(), self.start(own, number + 1)
+            gradient = torch.zeros_like(keys, dtype=wide)
+            compute(step.pieces, keys, gradient)
+            if needs[1]:
                 self._add(total, leaving)
                 name = f"pass_kv: gradients of step {number} of {len(self.steps) - 1}"
                 # Summed in fp32, and rounded once for each step.
                 leaving = step, _exchange.send_back(gradient.to(q.dtype), step, self.group, name)
+        compute(last, own, total)
         self._add(total, leaving)
         return dq, total
 
@@ -97,6 +109,7 @@ class PassKV(torch.autograd.Function):
         # [tokens, B, 2, Hkv, D]: a message is some of the first dimension.
         own = torch.stack([k, v], 2).movedim(1, 0).contiguous()
         out, lse = way.forward(q, own)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, own, out, lse)
         ctx.way = way
         return out, lse
@@ -104,11 +117,13 @@ class PassKV(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Context, dout: Tensor, dlse: Tensor
+        ctx: Context, dout: Tensor | None, dlse: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         q, own, out, lse = ctx.saved_tensors
+        if dout is None:
+            dout = out.new_zeros(()).expand_as(out)
         need_q, *need_kv = ctx.needs_input_grad[:3]
-        dq, total = ctx.way.backward(dout, dlse, q, own, out, lse, (need_q, any(need_kv)))
+        dq, total = ctx.way.backward((dout, dlse, q, out, lse), own, (need_q, any(need_kv)))
         dk, dv = _keys_and_values(total.to(own.dtype))
         return (
             dq.to(q.dtype) if need_q else None,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sparse_fmha.distributed._masks import Mask
+from sparse_fmha.distributed import _masks
 from sparse_fmha.distributed._shards import Shards, Span
 
+HALF = 128  # queries; halves are multiples of it
 # Some of a rank's tokens: slices, or the indices of them.
 Rows = tuple[slice, ...] | Tensor
 
@@ -23,7 +24,7 @@ class Piece:
     rows: slice
     keys: slice
     causal: bool = False
-    mask: Mask | None = None
+    mask: _masks.Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,33 @@ def pieces(queries: Iterable[Span], keys: Iterable[Span], offset: int | None) ->
         for piece in row_pieces:
             _add_joined(found, piece)
     return found
+
+
+def halves(found: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """Two parts of a step's calls: if there is one, about half of its queries in each."""
+    if len(found) != 1:
+        return found[:1], found[1:]
+    (piece,) = found
+    rows = piece.rows.stop - piece.rows.start
+    unit = HALF if piece.mask is None else piece.mask.block_q
+    cut = rows // 2 // unit * unit
+    if not cut:
+        return found, ()
+    return (_of_rows(piece, 0, cut),), (_of_rows(piece, cut, rows),)
+
+
+def _of_rows(piece: Piece, start: int, stop: int) -> Piece:
+    """The call for some of a call's queries."""
+    rows, keys = (part.stop - part.start for part in (piece.rows, piece.keys))
+    lists = None if piece.mask is None else _masks.query_rows(piece.mask, start, stop)
+    if lists is not None:
+        keys = lists.kv_len
+    elif piece.causal:
+        keys = _masks.visible_keys(stop, rows, keys)
+    first, key = piece.rows.start, piece.keys.start
+    return Piece(
+        slice(first + start, first + stop), slice(key, key + keys), piece.causal, lists
+    )  # fmt: skip
 
 
 def _cell(span: Span, row: int, keys: Span, key: int, offset: int | None) -> Iterator[Piece]:
