@@ -19,9 +19,7 @@ def lengths(
     mine = _groups.shapes(q, k, tokens=False) | flags
     for name, part in zip(("shards", "key_shards"), shards, strict=True):
         mine[name] = 0 if part is None else hash(part.spans)
-    rows = _groups.gathered([*mine.values(), q.shape[1], k.shape[1]], q, group, world)
-    _groups.compare(list(mine), [row[:-2] for row in rows])
-    return [(row[-2], row[-1]) for row in rows]
+    return _groups.agreed(mine, q, k, group, world)
 
 
 def check_lengths(shards: Shards, key_shards: Shards, found: Sequence[tuple[int, int]]) -> None:

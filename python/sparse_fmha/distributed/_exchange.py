@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_fmha.distributed import _groups
+from sparse_fmha.distributed import _collectives, _groups
 from sparse_fmha.distributed._steps import Rows, Step
 
 
@@ -22,10 +21,9 @@ class Flight:
     ) -> None:  # fmt: skip
         self._sent: Tensor | None = sent.contiguous()
         self._name = name
-        self._received = sent.new_empty(sum(back), *sent.shape[1:])
         with _groups.named(name):
-            self._work: Any = dist.all_to_all_single(
-                self._received, self._sent, list(back), list(out), group=group, async_op=True
+            self._received, self._work = _collectives.start_all_to_all(
+                self._sent, group, (list(out), list(back)), async_op=True
             )
 
     def wait(self) -> Tensor:

@@ -165,35 +165,40 @@ def compare(names: list[str], rows: list[list[int]], hint: str = "") -> None:
                 )
 
 
-def check_agreement(
-    q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
-    group: dist.ProcessGroup, world: int,
-) -> None:  # fmt: skip
-    """Checks that ranks have the same shapes, dtype, mask sizes and flags; waits for the device.
+def agreed(
+    mine: dict[str, int], q: Tensor, k: Tensor, group: dist.ProcessGroup, world: int, hint: str = ""
+) -> list[tuple[int, int]]:
+    """Returns the tokens in q and k of each rank; all ranks raise if anything in `mine` differs.
 
-    All ranks raise the same error, so no rank waits for the others.
+    All raise the same error, so no rank waits for the others. Waits for the device.
     """
-    sizes = (0,) * 6
-    if isinstance(mask, _masks.MASKS):
-        sizes = (*mask.shape, mask.block_q, int(mask.causal))
-    names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
-    mine = shapes(q, k) | {"kind of mask": _masks.kind(mask)}
-    mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
-    rows = gathered(list(mine.values()), q, group, world)
-    compare(
-        list(mine), rows, f"; pad a sequence that the {world} ranks do not divide, or use pass_kv"
-    )
+    rows = gathered([*mine.values(), q.shape[1], k.shape[1]], q, group, world)
+    compare(list(mine), [row[:-2] for row in rows], hint)
+    return [(row[-2], row[-1]) for row in rows]
 
 
 def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
-    group: dist.ProcessGroup, world: int, validate: bool,
-) -> None:  # fmt: skip
-    """Runs all checks that do not depend on the function, shapes across ranks first."""
+    group: dist.ProcessGroup, world: int, validate: bool, any_lengths: bool = False,
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Runs all checks that do not depend on the function, shapes across ranks first.
+
+    Returns:
+        The tokens in q and k of each rank; without `validate` as many as on this one.
+    """
     check_local(q=q, k=k, v=v)
-    _masks.kind(mask)
+    kind = _masks.kind(mask)
+    lengths = [(q.shape[1], k.shape[1])] * world
     if validate:
-        check_agreement(q, k, mask, flags, group, world)
+        sizes = (0,) * 6
+        if isinstance(mask, _masks.MASKS):
+            sizes = (*mask.shape, mask.block_q, int(mask.causal))
+        names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
+        mine = shapes(q, k, tokens=not any_lengths) | {"kind of mask": kind} | flags
+        mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)}
+        hint = f"; pad a sequence that the {world} ranks do not divide, or use pass_kv"
+        lengths = agreed(mine, q, k, group, world, "" if any_lengths else hint)
     _checks.check_qkv(q, k, v, axes=(1,))
     if isinstance(mask, _masks.MASKS):
-        _masks.check_whole(mask, q.shape[1] * world, k.shape[1] * world)
+        _masks.check_whole(mask, *(sum(row[place] for row in lengths) for place in (0, 1)))
+    return lengths

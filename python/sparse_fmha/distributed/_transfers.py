@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparse_fmha._ops import derivatives
-from sparse_fmha.distributed import _groups
+from sparse_fmha.distributed import _collectives, _groups
 
 Context = Any  # torch.autograd.function.FunctionCtx, whose attributes are not typed
 # Takes what is sent; returns the tensor that is received, and the work that fills it.
@@ -87,15 +87,15 @@ class _Wait(torch.autograd.Function):
         return gradient, None  # only passes through; _Start returns what was received
 
 
-def all_to_all(sent: Tensor, group: dist.ProcessGroup, name: str) -> Transfer:
-    """Sends `sent[r]` to rank r; receives `[world, ...]`, what each rank sent to this one."""
+def all_to_all(
+    sent: Tensor, group: dist.ProcessGroup, name: str, splits: _collectives.Splits = None
+) -> Transfer:
+    """`_collectives.all_to_all` as a transfer."""
 
-    def run(x: Tensor) -> tuple[Tensor, Any]:
-        x = x.contiguous()
-        received = torch.empty_like(x)
-        return received, dist.all_to_all_single(received, x, group=group, async_op=True)
+    def run(way: _collectives.Splits) -> Collective:
+        return lambda x: _collectives.start_all_to_all(x, group, way, async_op=True)
 
-    return Transfer(sent, run, run, name)
+    return Transfer(sent, run(splits), run(_collectives.reverse(splits)), name)
 
 
 def all_gather(part: Tensor, group: dist.ProcessGroup, world: int, name: str) -> Transfer:
