@@ -82,7 +82,8 @@ def in_steps(computing: float, moving: float, ranks: int, rows: float) -> float:
         return computing
     own, step = computing / ranks, computing * (ranks - 1) / ranks / steps
     message = moving / steps
-    merging = steps * rows * HEAD_DIM * (2 * 4 + ITEM) / MEMORY  # reads and writes fp32
+    # Reads the step's result, writes it in fp32, reads both and writes their mean.
+    merging = steps * rows * HEAD_DIM * (ITEM + 4 * 4) / MEMORY
     return max(own, message) + (steps - 1) * max(step, message) + step + merging
 
 

@@ -32,6 +32,10 @@ def two_levels_of_ranks(ranks):
     check(mesh, qkv(), causal=True, hosts=sd.Shards.zigzag(LENGTH, 2))
     check(mesh, qkv(), block_mask(2, 8, causal=True), sd.Shards.zigzag(LENGTH, 2, 64))
     check(mesh, qkv(), stripe_mask(1, 1))
+    mask = block_mask(1, 1)
+    plan = sd.plan_kv(mask, group=mesh.get_group(0))
+    out = sd.two_levels(*(ranks.part(x) for x in qkv()), plan, mesh=mesh)
+    ranks.same(out, sparse_fmha.block_sparse_attention(*qkv(), mask))
 
 
 @case(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -46,9 +46,27 @@ def pass_kv(
     steps: int | None = None,
     scale: float | None = None,
     group: _groups.Group = None,
+    return_lse: Literal[True],
+    validate: bool = True,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def pass_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: _masks.Mask | KeyPlan | None = None,
+    *,
+    causal: bool = False,
+    shards: Shards | None = None,
+    key_shards: Shards | None = None,
+    steps: int | None = None,
+    scale: float | None = None,
+    group: _groups.Group = None,
     return_lse: bool,
     validate: bool = True,
-) -> Any: ...
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def pass_kv(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparse_fmha.distributed import _groups, _masks
+from sparse_fmha.distributed._key_plan import KeyPlan
 from sparse_fmha.distributed._pass_kv import pass_kv
 from sparse_fmha.distributed._shards import Shards
 from sparse_fmha.distributed._ulysses import ulysses
@@ -18,7 +19,7 @@ def two_levels(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: _masks.Mask | None = None,
+    mask: _masks.Mask | KeyPlan | None = None,
     *,
     mesh: DeviceMesh,
     causal: bool = False,
@@ -40,6 +41,8 @@ def two_levels(
             the other, as many each. Heads must fit `ulysses` on the ranks of a host.
         mask: a mask of the whole sequence, the same on every rank, with lists for 1 head, all Hq
             heads, or those of the rank. Its lists are cut at each call, which waits for the device.
+            For several calls pass `plan_kv(mask, shards, group=mesh.get_group(0))`, of a mask with
+            lists for 1 head or those of the rank, and no shards or steps.
         mesh: two dimensions: hosts, and the ranks of a host, such as `mesh["hosts", "ranks"]`.
         shards: the tokens of each host; default even. `shards.split(n)` are the tokens of all
             ranks, for `shard`.
