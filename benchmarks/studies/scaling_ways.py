@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
 import sparse_fmha.distributed as sd
@@ -111,9 +111,10 @@ def _even(rank: int, ranks: int) -> Callable[[Tensor], Tensor]:
 
 
 def _torch(group: dist.ProcessGroup, causal: bool) -> Way:
-    """Context parallelism of torch with cuDNN. It balances heads and tails, as zig-zag does.
+    """Context parallelism of torch with cuDNN, with `causal` in its order of heads and tails.
 
-    It does not take fewer key heads than query heads, so k and v are repeated, which is timed too.
+    That is our zig-zag order. It does not take fewer key heads than query heads, so k and v are
+    repeated, which is timed too.
     """
     from torch.distributed.tensor.experimental import context_parallel
 
@@ -123,16 +124,20 @@ def _torch(group: dist.ProcessGroup, causal: bool) -> Way:
         shared = q.shape[2] // k.shape[2]
         k, v = (x.repeat_interleave(shared, 2) for x in (k, v))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
 
     @contextmanager
     def context() -> Iterator[None]:
-        # It shards a tensor that is not used: the parts are made by `part`.
-        buffer = torch.zeros(2 * mesh.size(), device=mesh.device_type)
+        # It replaces functional.scaled_dot_product_attention, and shards tensors: here one that is not
+        # used. Only `causal` can be balanced, which it does if 2 * ranks divide the tokens.
+        buffer = torch.zeros(mesh.size() * (2 if causal else 1), device=mesh.device_type)
         with (
             sdpa_kernel(SDPBackend.CUDNN_ATTENTION),
             context_parallel(mesh, buffers=[buffer], buffer_seq_dims=[0]),
         ):
             yield
 
-    return Way(functools.partial(sd.zigzag_shard, group=group), call, context=context)
+    part = _even(dist.get_rank(group), mesh.size())
+    if causal:
+        part = functools.partial(sd.zigzag_shard, group=group)
+    return Way(part, call, context=context)
