@@ -105,13 +105,16 @@ def measure(
 
 def passes(
     op: Op, call: Callable[..., Tensor], parts: list[Tensor], args: argparse.Namespace
-) -> dict[str, Callable[[], object]]:
-    """The forward pass, and with --backward both, by the end of the op's name."""
-    found: dict[str, Callable[[], object]] = {"": lambda: call(*parts)}
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The forward pass, and with --backward both, by the end of the op's name.
+
+    They return out, or the gradients of q, k and v for that of out being q.
+    """
+    found: dict[str, Callable[[], tuple[Tensor, ...]]] = {"": lambda: (call(*parts),)}
     if args.backward and not op.chooses:
         leaves = [x.detach().requires_grad_() for x in parts]
 
-        def both() -> object:
+        def both() -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 out = call(*leaves)
             return torch.autograd.grad(out, leaves, parts[0])
@@ -129,9 +132,13 @@ def peak(op: Callable[[], object], args: argparse.Namespace) -> float:
     return float(torch.cuda.max_memory_allocated())
 
 
+def relative(x: Tensor, right: Tensor) -> Tensor:
+    return (x.float() - right.float()).norm() / right.float().norm()
+
+
 def run_way(
-    way: str, op: Op, whole: list[Tensor], mask: BlockMask | None, expected: Tensor,
-    group: dist.ProcessGroup, args: argparse.Namespace,
+    way: str, op: Op, whole: list[Tensor], mask: BlockMask | None,
+    expected: dict[str, tuple[Tensor, ...]], group: dist.ProcessGroup, args: argparse.Namespace,
 ) -> dict[str, dict]:  # fmt: skip
     """Times and difference of one way on one number of ranks, for each pass."""
     ranks = dist.get_world_size(group)
@@ -139,10 +146,10 @@ def run_way(
     parts = [how.part(x) for x in whole]
     found = {}
     with how.context():
-        right = how.part(expected).float()
-        difference = (how.call(*parts).float() - right).norm() / right.norm()
-        dist.all_reduce(difference, dist.ReduceOp.MAX, group=group)
         for name, run in passes(op, how.call, parts, args).items():
+            pairs = zip(run(), map(how.part, expected[name]), strict=True)
+            difference = torch.stack([relative(x, right) for x, right in pairs]).max()
+            dist.all_reduce(difference, dist.ReduceOp.MAX, group=group)
             moved = None
             if how.moving is not None and not name:
                 moved = asdict(measure(lambda: how.moving(*parts), group, args))
@@ -165,9 +172,9 @@ def run_op(name: str, groups: dict[int, dist.ProcessGroup], args: argparse.Names
     def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return op.function(q, k, v, *given, **args.options)
 
-    expected = alone(*whole)
-    found = []
+    found, expected = [], {}
     for end, run in passes(op, alone, whole, args).items():
+        expected[end] = run()
         row = {
             "way": "one rank", "ranks": 1, "ms": asdict(measure(run, None, args)),
             "communication_ms": None, "sent_bytes": 0.0, "peak_bytes": peak(run, args),

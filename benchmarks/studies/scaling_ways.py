@@ -128,8 +128,8 @@ def _torch(group: dist.ProcessGroup, causal: bool) -> Way:
 
     @contextmanager
     def context() -> Iterator[None]:
-        # It replaces functional.scaled_dot_product_attention, and shards tensors: here one that is not
-        # used. Only `causal` can be balanced, which it does if 2 * ranks divide the tokens.
+        # It replaces the function in `functional`, and shards tensors: here one that is not used.
+        # Only `causal` can be balanced, which it does if 2 * ranks divide the tokens.
         buffer = torch.zeros(mesh.size() * (2 if causal else 1), device=mesh.device_type)
         with (
             sdpa_kernel(SDPBackend.CUDNN_ATTENTION),

@@ -95,6 +95,16 @@ def test_steps_have_every_visible_pair_once(layout, causal):
         assert met.equal(expected)
 
 
+@pytest.mark.parametrize("world", [2, 8])
+def test_keys_that_arrive(world):
+    """All others' keys, and with causal in the zig-zag order three quarters of these."""
+    shards = Shards.zigzag(64 * world, world)
+    for causal, part in ((False, 1), (True, 0.75)):
+        plans = [_steps.dense(shards, shards, rank, causal, None) for rank in range(world)]
+        arrived = sum(sum(step.received) for plan in plans for step in plan)
+        assert arrived == 64 * world * (world - 1) * part
+
+
 def test_row_weights_count_what_causal_leaves():
     for causal in (False, True):
         mask = Drawn(300, 200, 64, 32, batch=2, heads=3, causal=causal, seed=3).mask()
