@@ -90,6 +90,7 @@ def plan_kv(
     own = Keys.of_spans(key_shards.spans[rank], unit, mask.device)
     found = [_step(cut, own, (), (), own=True)]
     of_rank = [Keys.of_spans(spans, unit, mask.device) for spans in key_shards.spans]
+    arrives = _arrives(needed, of_rank)
     for distance in distances(world, steps):
         to = {(rank + far) % world for far in distance}
         sources = {(rank - far) % world for far in distance}
@@ -102,7 +103,8 @@ def plan_kv(
         ]
         received = tuple(_cut_lists.tokens(units, unit, mask.kv_len) for units in coming)
         buffer = Keys(torch.cat(coming), unit, mask.kv_len)
-        if _exchanged(needed, of_rank, distance):
+        # All ranks must call a collective, so they agree on which steps there are.
+        if any(arrives[other][(other - far) % world] for other in range(world) for far in distance):
             found.append(_step(cut, buffer, tuple(sent), received))
     return KeyPlan(shards, key_shards, tuple(found), _masks.kind(mask))
 
@@ -119,13 +121,11 @@ def _step(
     return Step(sent, received, (piece,))
 
 
-def _exchanged(needed: Tensor, of_rank: list[Keys], distance: range) -> bool:
-    """Whether any rank receives keys in a step; all ranks agree, as all must call a collective."""
-    world = len(of_rank)
-    return any(
-        bool(needed[rank][of_rank[(rank - far) % world].units].any())
-        for rank in range(world) for far in distance
-    )  # fmt: skip
+def _arrives(needed: Tensor, of_rank: list[Keys]) -> list[list[bool]]:
+    """Whether a rank, by row, receives keys of another, by column."""
+    counts = [needed[:, keys.units].sum(1) for keys in of_rank]
+    table: list[list[bool]] = (torch.stack(counts, 1) > 0).tolist()
+    return table
 
 
 def _gathered(needed: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:

@@ -25,6 +25,7 @@ def two_levels(
     causal: bool = False,
     shards: Shards | None = None,
     steps: int | None = None,
+    slices: int = 1,
     scale: float | None = None,
     return_lse: bool = False,
     validate: bool = True,
@@ -46,6 +47,7 @@ def two_levels(
         mesh: two dimensions: hosts, and the ranks of a host, such as `mesh["hosts", "ranks"]`.
         shards: the tokens of each host; default even. `shards.split(n)` are the tokens of all
             ranks, for `shard`.
+        slices: see `ulysses`; 1 with a mask that has lists for several heads.
         causal, steps, scale, return_lse, validate: see `pass_kv`.
 
     Returns:
@@ -53,7 +55,8 @@ def two_levels(
 
     Raises:
         ValueError: a mesh of another number of dimensions; else see `ulysses` and `pass_kv`.
-        TypeError, RuntimeError, NotImplementedError: see `ulysses` and `pass_kv`.
+        NotImplementedError: slices with lists for several heads; else see `ulysses`.
+        TypeError, RuntimeError: see `ulysses` and `pass_kv`.
     """
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")
@@ -63,8 +66,12 @@ def two_levels(
     _, rank, world = _groups.resolve(within)
     if isinstance(mask, _masks.MASKS):
         mask = _masks.heads(mask, rank, world, q.shape[2])
+        if slices > 1 and mask.counts.shape[1] > 1:
+            raise NotImplementedError("slices must be 1 with lists for several heads, got more")
     options: dict[str, Any] = {
         "causal": causal, "shards": shards, "steps": steps, "scale": scale, "validate": validate,
     }  # fmt: skip
     attention = functools.partial(pass_kv, mask=mask, group=across, **options)
-    return ulysses(q, k, v, attention, group=within, return_lse=return_lse, validate=validate)
+    return ulysses(
+        q, k, v, attention, group=within, slices=slices, return_lse=return_lse, validate=validate
+    )
