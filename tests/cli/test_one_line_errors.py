@@ -130,6 +130,9 @@ MODULES = {
         (["--op", "full", "--density", "0.5"], "--density changes nothing for --op full"),
         (["--tiny"], "no ranks; start it with torchrun"),
     ],
+    "benchmarks.studies.scaling_model": [
+        (["--check", "--write"], "argument --write: not allowed with argument --check"),
+    ],
     "benchmarks.studies.stripes": [
         (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
