@@ -207,7 +207,7 @@ def decode_attention(
             kept.
         split_tokens: a multiple of 64: the keys of a head are cut there into parts that threads
             work on, and whose results are merged in order. None takes 1024 on the CPU, where a
-            result depends on its own request alone, to the bit, and not on the number of threads.
+            result depends bit for bit on its own request alone, not on the number of threads.
             On a GPU None gives each multiprocessor the same number of tiles, so the last bits of a
             result depend on the lengths of the other requests; a number makes them independent.
         out: like q, with any strides but 0; takes the result.
