@@ -25,8 +25,8 @@ def draft(
 
     Source: "DraftAttention: Fast Video Diffusion via Low-Resolution Attention Guidance" (2025),
     arXiv:2505.14708, and its code: cubes of 8 x 16 tokens of a frame, sparsity 0.9, for
-    HunyuanVideo at 33 x 48 x 80 with 256 tokens of text after them. There, all pairs with the last P
-    that is kept are kept too.
+    HunyuanVideo at 33 x 48 x 80 with 256 tokens of text after them. There, all pairs with the last
+    P that is kept are kept too.
 
         order = patterns.CubeOrder((33, 48, 80), (1, 8, 16), after=256, device=q.device)
 
