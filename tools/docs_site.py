@@ -88,7 +88,9 @@ def _link(found: re.Match[str], name: str, source: PurePosixPath, files: Files) 
     pages = {of: page for page, of in ELSEWHERE.items()}
     page = pages.get(path, path.removeprefix("docs/"))
     if files.get_file_from_path(page) is None:
-        return f"{text} (`{path}`)" if (ROOT / path).exists() else found[0]
+        if not (ROOT / path).exists():
+            return found[0]
+        return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
     relative = os.path.relpath(page, os.path.dirname(name) or ".").replace(os.sep, "/")
     return f"{mark}[{text}]({relative}{anchor})"
 
