@@ -31,7 +31,10 @@ Given = Mapping[str, Any]  # arguments of a call, by name
 
 @dataclass(frozen=True)
 class Explanation:
-    """Result of `explain`; prints at most six lines. `why_not` lists the other kernels."""
+    """Result of `explain`; prints at most five lines, and one more where gradients are needed.
+
+    `why_not` lists the other kernels.
+    """
 
     mechanism: str  # as in `sparse_fmha.kernels()`
     arch: str  # "cpu", or a GPU architecture such as "sm90"
