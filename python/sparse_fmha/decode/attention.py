@@ -221,8 +221,8 @@ def decode_attention(
         key has out 0, and lse -inf or its sink.
 
     What no query sees may hold NaN: ends of pages, pages that are not listed, padded requests.
-    The values of a key that only some of a request's queries see must not. Autocast casts nothing here.
-    There are no derivatives: asking for one raises NotImplementedError.
+    The values of a key that only some of a request's queries see must not. Autocast casts nothing
+    here. There are no derivatives: asking for one raises NotImplementedError.
 
     `merge` joins the results of calls over disjoint keys, such as a shared prefix.
 
