@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.harness import report
 from benchmarks.tables import (
+    backward,
     blocks,
     builders,
     diffusion,
@@ -47,6 +48,7 @@ TABLES = {
 # Results of benchmarks of their own, by folder.
 FOLDERS = {
     "stripes": stripes,
+    "backward": backward,
     "diffusion": diffusion,
     "scaling": scaling,
     "host_time": host_time,

@@ -51,8 +51,7 @@ def register(
     """Registers `attn_implementation=name` with transformers, for attention and masks.
 
     Prefill and encoders run on `attention` and `block_sparse_attention`. A forward pass of one
-    query (decode) goes to torch's SDPA with the mask that transformers makes for it: this library
-    has no kernel for it yet.
+    query (decode) goes to torch's SDPA with the mask that transformers makes for it.
 
     Args:
         name: a name without "flash" or "/", which transformers interprets in its own way.
