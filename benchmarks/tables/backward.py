@@ -14,9 +14,9 @@ def caption(results: dict, source: str) -> str:
     s = results["settings"]
     return (
         "The backward pass alone, bfloat16, from the gradient of out to those of q, k and v. "
-        "TFLOP/s count 2.5 times the operations of the forward pass over the visible pairs. The error is "
-        "that of the gradient of q of a small problem against fp64, relative to its largest "
-        f"element. {source}. Times are the median of {s['iterations']}, {s['l2']} cache."
+        "TFLOP/s count 2.5 times the operations of the forward pass over the visible pairs. The "
+        "error is that of the gradient of q of a small problem against fp64, relative to its "
+        f"largest element. {source}. Times are the median of {s['iterations']}, {s['l2']} cache."
     )
 
 
