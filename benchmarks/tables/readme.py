@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.harness import report
 from benchmarks.tables import (
+    backward,
     blocks,
     builders,
     decode,
@@ -49,6 +50,7 @@ TABLES = {
 FOLDERS = {
     "decode": decode,
     "stripes": stripes,
+    "backward": backward,
     "diffusion": diffusion,
     "scaling": scaling,
     "host_time": host_time,

@@ -15,7 +15,14 @@ ROOT = Path(sparse_fmha.__file__).parent
 PACKAGE = ROOT.name
 COMPILED = f"{PACKAGE}._C"  # imports nothing
 
-LEAVES = {"_build", "_checks", "_extension", "_sizes", "_versions"}  # any part may use these
+LEAVES = {
+    "_build",
+    "_checks",
+    "_extension",
+    "_sizes",
+    "_tables",
+    "_versions",
+}  # any part may use these
 # Each part of the package, a folder or a file, and the others that it may import: only parts that
 # stand before it. "" is the package's own `__init__.py`.
 LAYERS = {

@@ -17,7 +17,10 @@ from sparse_fmha.cost.calls import Times
 
 @dataclass(frozen=True)
 class Explanation:
-    """Result of `explain`; prints at most six lines. `why_not` lists the other kernels."""
+    """Result of `explain`; prints at most five lines, and one more where gradients are needed.
+
+    `why_not` lists the other kernels.
+    """
 
     mechanism: str  # as in `sparse_fmha.kernels()`; "decode" for the pass of that name
     arch: str  # "cpu", or a GPU architecture such as "sm90"

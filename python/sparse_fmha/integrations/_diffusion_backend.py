@@ -53,7 +53,7 @@ class Call:
     masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def key_mask(self, mask: Tensor) -> Tensor:
-        """Bool `[B, 1, 1, tokens]` from a mask `[B, text]` of text behind the grid; the same
+        """Bool `[B, 1, 1, tokens]` from a mask `[B, text]` of text after the grid; the same
         tensor for all layers of a call."""
         if id(mask) not in self.masks:
             padded = torch.nn.functional.pad(mask.bool(), (self.layout.image, 0), value=True)

@@ -22,7 +22,7 @@ from sparse_fmha.patterns.psa import LEVELS, SHARES
 
 
 class Joint(Sparse):
-    """Base of these methods, in which the plain tokens that are seen are text behind the grid."""
+    """Base of these methods, in which the plain tokens that are seen are text after the grid."""
 
     def __post_init__(self) -> None:
         one = torch.zeros(ONE, device="cpu")
@@ -31,7 +31,7 @@ class Joint(Sparse):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
     ) -> Tensor:
-        """The output of the grid's tokens and `text` tokens behind them."""
+        """The output of the grid's tokens and `text` tokens after them."""
         raise NotImplementedError
 
     def image(

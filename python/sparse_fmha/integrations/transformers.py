@@ -198,7 +198,7 @@ def _sparse(
     if reason is None and not plan.causal:
         reason = "attention that is not causal"
     if reason is None and q.shape[1] != k.shape[1]:
-        reason = f"{q.shape[1]} queries and {k.shape[1]} keys, as behind a cache"
+        reason = f"{q.shape[1]} queries and {k.shape[1]} keys, as after a cache"
     if reason is not None:
         raise _not_for(layer, reason)
     if plan.runs is None:

@@ -111,7 +111,7 @@ def varlen_attention(
             starts, then where the last one ends. Values are clamped to 0 and Tq, and one below an
             earlier one counts as that one: the sequence is empty. Tokens before `cu_q[0]` and from
             `cu_q[-1]` on are in no sequence.
-        cu_k: the same of the keys. None only with page_table and seqused_k. Pass cu_q itself if
+        cu_k: the same for the keys. None only with page_table and seqused_k. Pass cu_q itself if
             both are the same: on CUDA the lists are shorter then.
         max_q: upper bound of the queries of a sequence.
         max_k: upper bound of the keys of a sequence that are in use. On the CPU a longer sequence
