@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int, check_number
-from sparse_fmha.integrations._diffusion_layout import Layout, Runs
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.integrations._diffusion_masks import ONE, no_choice
 from sparse_fmha.integrations._diffusion_methods import Sparse, by_runs
 from sparse_fmha.integrations._kept import kept
@@ -23,6 +23,8 @@ from sparse_fmha.patterns.psa import LEVELS, SHARES
 
 class Joint(Sparse):
     """Base of these methods, in which the plain tokens that are seen are text behind the grid."""
+
+    in_graph: ClassVar[bool] = False  # their number is part of shapes
 
     def __post_init__(self) -> None:
         one = torch.zeros(ONE, device="cpu")
@@ -40,7 +42,7 @@ class Joint(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         def joined(x: Tensor, runs: Runs) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int], ...]  # from and to, of the tokens that are visible
+# What each batch entry sees of the plain tokens; in a compiled graph bool [B, plain tokens].
+Seen = Sequence[Runs] | Tensor
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -21,14 +20,9 @@ from sparse_fmha._versions import require
 require("diffusers", by=__name__, extra="diffusers")
 
 from sparse_fmha.integrations import _diffusion_table as table
-from sparse_fmha.integrations._diffusion_backend import register
-from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
-from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks
-from sparse_fmha.integrations._diffusion_hunyuan15 import HunyuanVideo15Processor
-from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
-from sparse_fmha.integrations._diffusion_sd3 import StableDiffusion3Processor
+from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
 from sparse_fmha.integrations._diffusion_steps import Request, Steps
 from sparse_fmha.integrations._reports import Reports
 
@@ -42,15 +36,6 @@ __all__ = [
     "supported_models",
 ]
 
-BACKEND = register()
-# Processors of diffusers that cannot take a backend as they are.
-OURS: dict[str, Callable[[Any], Processor]] = {
-    "CogVideoXAttnProcessor2_0": CogVideoXProcessor,
-    "CosmosAttnProcessor2_0": CosmosProcessor,
-    "FusedCogVideoXAttnProcessor2_0": CogVideoXProcessor,
-    "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
-    "JointAttnProcessor2_0": StableDiffusion3Processor,
-}
 # Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
 PARTS = ("transformer", "transformer_2", "transformer_ref")
 
@@ -147,7 +132,7 @@ def enable(
     try:
         for model, name, _ in found:
             hooks = Hooks(name, chosen, steps, grid, reports)
-            hooks.add(model, dense_layers, _processor)
+            hooks.add(model, dense_layers)
             done.append((model, hooks))
     except BaseException:
         for model, hooks in reversed(done):
@@ -176,6 +161,7 @@ def disable(pipe_or_transformer: object) -> None:
 
 def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
+    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
     distinct = {id(model): model for model in models if model is not None}
     if not distinct:
         raise TypeError(
@@ -191,14 +177,6 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
             )
         found.append((model, *row))
     return found
-
-
-def _processor(original: Any) -> Processor:
-    """The model's own processor with our backend. It is a copy, because modules may share one."""
-    ours = OURS.get(type(original).__name__)
-    processor: Processor = copy.copy(original) if ours is None else ours(original)
-    processor._attention_backend = BACKEND
-    return processor
 
 
 def _check_count(name: str, value: int) -> None:
