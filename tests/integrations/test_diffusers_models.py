@@ -84,7 +84,9 @@ def test_other_methods_and_dense_steps(name):
 def test_grid_that_is_not_the_tokens(name):
     tiny = make(name)
     sparse.enable(tiny.model, "dense", grid=(2,) * len(tiny.grid))
-    with pytest.raises(ValueError, match=f"queries of layer 0 of {tiny.name} must match .*2x2"):
+    with pytest.raises(
+        ValueError, match=f"queries of the self-attention of {tiny.name} must match .*2x2"
+    ):
         tiny()
 
 

@@ -10,7 +10,6 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 
-
 class CogVideoXProcessor:
     """Joint attention over text and video tokens, through the selected attention backend.
 

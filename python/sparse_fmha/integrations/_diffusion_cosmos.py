@@ -9,7 +9,6 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 
-
 class CosmosProcessor:
     """Self-attention over video tokens, through the selected attention backend.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,19 +65,21 @@ class Checkpointing:
             setattr(model, CHECKPOINT, put.original)
 
 
-class Hooks:
-    """The hooks and processors that one `enable` adds to one transformer; `remove` undoes it."""
+@dataclass(frozen=True)
+class Settings:
+    """What `enable` was told, but for steps."""
 
-    def __init__(
-        self,
-        name: str,
-        method: Dense | Sparse,
-        steps: Steps,
-        grid: tuple[int, ...] | None,
-        reports: Reports,
-    ) -> None:
-        self.name, self.method, self.steps, self.grid = name, method, steps, grid
-        self.reports = reports
+    method: Dense | Sparse
+    grid: tuple[int, ...] | None
+    min_tokens: int
+    verbose: bool
+
+
+class Hooks:
+    """The hook and processors that one `enable` adds to one transformer; `remove` undoes it."""
+
+    def __init__(self, name: str, settings: Settings, steps: Steps, reports: Reports) -> None:
+        self.name, self.settings, self.steps, self.reports = name, settings, steps, reports
         self.state = State()
         # index of the block, its module, our processor, its own
         self.layers: list[tuple[int, Any, Processor, Processor]] = []
@@ -161,13 +164,25 @@ class Hooks:
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        row = MODELS[self.name]
-        layout = row.layout(model, given, self.grid)
-        self.method.check(layout)
-        self._report(layout)
-        dense = self.steps.is_dense(*row.step(given), model)
+        row, settings, method = MODELS[self.name], self.settings, self.settings.method
+        layout = row.layout(model, given, settings.grid)
+        step = row.step(given)
+        dense = self.steps.is_dense(*step, model)
+        if layout.tokens < settings.min_tokens:
+            dense = True
+            self.reports(
+                "min_tokens",
+                f"{self.name}: a call stays dense, as its {layout.tokens} tokens are fewer than "
+                f"min_tokens = {settings.min_tokens}",
+            )
+        else:
+            method.check(layout)
+            self._report(layout)
+            if settings.verbose:
+                self._tell(layout, dense, step[0], len(row.layers(model)))
+        if not dense:
+            method = method.prepared(layout, _device(given))
         self._end(model)
-        method = self.method if dense else self.method.prepared(layout, _device(given))
         self.state.call = Call(self.name, layout, method, dense, row.alone)
         Checkpointing.put(model, self.state, self.state.call)
 
@@ -195,9 +210,24 @@ class Hooks:
                     f"context parallelism of {self.name} is not supported by {NAME!r}"
                 )
 
+    def _tell(self, layout: Layout, dense: bool, timestep: object, blocks: int) -> None:
+        """Says once what runs, and what stays dense for which reason."""
+        replaced = [index for index, *_ in self.layers]
+        method = type(self.settings.method).__name__
+        if dense:
+            at = timestep.max().item() if isinstance(timestep, Tensor) else timestep
+            told = f"the call at timestep {at} stays dense, by {self.steps.named}"
+            self.reports("dense step", f"{self.name}: {told}")
+        else:
+            told = f"blocks {replaced} of {blocks} run {method}: {layout}"
+            self.reports(f"sparse {layout}", f"{self.name}: {told}")
+        if len(replaced) < blocks:
+            kept = sorted(set(range(blocks)) - set(replaced))
+            self.reports("dense block", f"{self.name}: blocks {kept} stay dense, by dense_layers")
+
     def _report(self, layout: Layout) -> None:
         """Reports options that have no effect in a call."""
-        for option, message in self.method.without_effect(layout):
+        for option, message in self.settings.method.without_effect(layout):
             self.reports(option, f"{self.name}: {message}")
         for index, _, ours, _ in self.layers:
             if (backend := ours._attention_backend) != NAME:

@@ -34,20 +34,20 @@ class Processors:
 
     def of(self, original: Processor) -> Processor:
         """Our processor in place of the module's own."""
-        for known, ours in self.made:
+        for known, made in self.made:
             if type(known) is type(original) and vars(known) == vars(original):
-                return ours
-        kind = OURS.get(type(original).__name__)
-        ours = copy.copy(original) if kind is None else kind()
+                return made
+        own = OURS.get(type(original).__name__)
+        ours: Any = copy.copy(original) if own is None else own()
         ours.__class__ = _switch(type(ours))
         vars(ours).update(sparse_state=self.state, sparse_original=original)
         ours._attention_backend = BACKEND
         self.made.append((original, ours))
-        return ours
+        return self.made[-1][1]
 
 
 @functools.cache
-def _switch(kind: type[Any]) -> type[Any]:
+def _switch(kind: Any) -> Any:
     """A subclass of a processor's class, whose calls in a dense step or outside of an enabled
     transformer are the original's. It has the name and signature of its base, which diffusers
     looks at."""
@@ -75,6 +75,6 @@ def _switch(kind: type[Any]) -> type[Any]:
     return Switch
 
 
-def _rebuilt(kind: type[Any]) -> Any:
+def _rebuilt(kind: Any) -> Any:
     made = _switch(kind)
     return made.__new__(made)

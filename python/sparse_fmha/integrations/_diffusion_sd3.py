@@ -9,7 +9,6 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
 
-
 class StableDiffusion3Processor:
     """Attention over image tokens, and text tokens if there are, through the selected backend.
 

@@ -10,7 +10,7 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -21,9 +21,10 @@ require("diffusers", by=__name__, extra="diffusers")
 
 from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
-from sparse_fmha.integrations._diffusion_hooks import Hooks
+from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
+from sparse_fmha.integrations._diffusion_methods import Dense
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
-from sparse_fmha.integrations._diffusion_steps import Request, Steps
+from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "supported_models",
 ]
 
+MIN_TOKENS = 12288  # of videos: with fewer, attention is little of a call
 # Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
 PARTS = ("transformer", "transformer_2", "transformer_ref")
 
@@ -54,9 +56,12 @@ def enable(
     pipe_or_transformer: object,
     method: str,
     *,
-    first_dense_steps: int = 0,
+    first_dense_steps: float = 0,
+    last_dense_steps: float = 0,
     dense_layers: Collection[int] = (),
     grid: Sequence[int] | None = None,
+    min_tokens: int | None = None,
+    verbose: bool = False,
     **options: Any,
 ) -> None:
     """Replaces the self-attention over image or video tokens; `disable` undoes it.
@@ -87,16 +92,23 @@ def enable(
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
-        first_dense_steps: number of denoising steps at the start of each run that use the original
-            attention. A new value of `timestep` is a new step, and a larger value begins a run.
-            Reading it waits for the device. Interleaved runs are distinguished by the tensor of
-            their text embeddings and their thread, or by a `Request`.
+        first_dense_steps: denoising steps at the start of each run that use the original attention:
+            their number, or as a float their share of all steps, rounded up. A new value of
+            `timestep` is a new step, and a larger value begins a run. Reading it waits for the
+            device. Interleaved runs are distinguished by the tensor of their text embeddings and
+            their thread, or by a `Request`.
+        last_dense_steps: the same at the end of each run. For it and for shares the number of steps
+            is read from the scheduler of the pipeline, or is that of a `Request`.
         dense_layers: indices of blocks that keep the original attention. Blocks of models with
             `single_transformer_blocks` are counted through both streams, these last. Blocks of VACE
             are counted from `vace_blocks` on. A block of Stable Diffusion 3.5 with two attentions
             counts twice.
         grid: tokens per axis, for calls from which they cannot be read, without reference images;
             default: read from each call.
+        min_tokens: calls with fewer tokens in the self-attention stay dense, as there is little to
+            gain; this is warned about once. Default: 12288 for videos, 0 for images and the method
+            "dense".
+        verbose: warn once for each of: what runs, and what stays dense by which setting.
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
@@ -113,7 +125,15 @@ def enable(
         NotImplementedError: an attention processor that is not the model's own.
     """
     chosen = table.make(method, options)
-    _check_count("first_dense_steps", first_dense_steps)
+    first, last = (
+        _check_steps(name, value)
+        for name, value in (
+            ("first_dense_steps", first_dense_steps),
+            ("last_dense_steps", last_dense_steps),
+        )
+    )
+    if min_tokens is not None:
+        _check_count("min_tokens", min_tokens)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
     for model, name, row in found:  # check everything before changing anything
@@ -128,10 +148,14 @@ def enable(
                 "dense_layers",
                 f"method {method!r} has no effect: dense_layers names all blocks of {name}",
             )
-    steps, done = Steps(first_dense_steps), []
+    schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
+    steps, done = Steps(first, last, schedule), []
     try:
-        for model, name, _ in found:
-            hooks = Hooks(name, chosen, steps, grid, reports)
+        for model, name, row in found:
+            least = min_tokens
+            if least is None:
+                least = MIN_TOKENS if row.axes == 3 and not isinstance(chosen, Dense) else 0
+            hooks = Hooks(name, Settings(chosen, grid, least, verbose), steps, reports)
             hooks.add(model, dense_layers)
             done.append((model, hooks))
     except BaseException:
@@ -184,6 +208,18 @@ def _check_count(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def _check_steps(name: str, value: float) -> float:
+    """A number of steps is an int, a share a float."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of steps or a share of them, got {value!r}")
+    if isinstance(value, Integral):
+        _check_count(name, int(value))
+        return int(value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be an int, or a share from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
