@@ -39,7 +39,8 @@ class Processors:
                 return made
         own = OURS.get(type(original).__name__)
         ours: Any = copy.copy(original) if own is None else own()
-        ours.__class__ = _switch(type(ours))
+        kind: Any = type(ours)
+        ours.__class__ = _switch(kind)
         vars(ours).update(sparse_state=self.state, sparse_original=original)
         ours._attention_backend = BACKEND
         self.made.append((original, ours))

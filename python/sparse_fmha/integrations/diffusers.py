@@ -19,21 +19,25 @@ from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
+from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
 from sparse_fmha.integrations._diffusion_methods import Dense
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_presets import Preset
 from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
+    "Preset",
     "Request",
     "disable",
     "disable_decoder",
     "enable",
     "enable_decoder",
     "is_enabled",
+    "presets",
     "supported_models",
 ]
 
@@ -47,6 +51,26 @@ def supported_models() -> list[str]:
     return list(MODELS)
 
 
+def presets(
+    pipe_or_transformer: object | None = None, grid: Sequence[int] | None = None
+) -> list[Preset]:
+    """Named settings of `enable` with their sources.
+
+    Args:
+        pipe_or_transformer: keep those for its transformers.
+        grid: keep those that run on so many tokens per axis.
+    """
+    names = None
+    if pipe_or_transformer is not None:
+        names = {name for _, name, _ in _transformers(pipe_or_transformer)}
+    sizes = None if grid is None else _check_grid(grid)
+    return [
+        preset
+        for preset in named.known().values()
+        if (names is None or names <= set(preset.models)) and (sizes is None or preset.fits(sizes))
+    ]
+
+
 def is_enabled(pipe_or_transformer: object) -> bool:
     """Whether all transformers of the argument are enabled, through any pipeline."""
     return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
@@ -54,11 +78,12 @@ def is_enabled(pipe_or_transformer: object) -> bool:
 
 def enable(
     pipe_or_transformer: object,
-    method: str,
+    method: str | None = None,
     *,
-    first_dense_steps: float = 0,
-    last_dense_steps: float = 0,
-    dense_layers: Collection[int] = (),
+    preset: str | None = None,
+    first_dense_steps: float | None = None,
+    last_dense_steps: float | None = None,
+    dense_layers: Collection[int] | None = None,
     grid: Sequence[int] | None = None,
     min_tokens: int | None = None,
     verbose: bool = False,
@@ -92,6 +117,8 @@ def enable(
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
+        preset: a name of `presets()` in place of a method. Arguments and options that are given
+            replace those of the preset.
         first_dense_steps: denoising steps at the start of each run that use the original attention:
             their number, or as a float their share of all steps, rounded up. A new value of
             `timestep` is a new step, and a larger value begins a run. Reading it waits for the
@@ -124,7 +151,20 @@ def enable(
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
+    settings = None if preset is None else named.find(preset)
+    if settings is not None:
+        if method is not None:
+            raise ValueError(f"method must not be given beside preset = {preset!r}, got {method!r}")
+        method, options = settings.method, {**settings.options, **options}
+    elif method is None:
+        raise TypeError("method or preset must be given")
     chosen = table.make(method, options)
+    if first_dense_steps is None:
+        first_dense_steps = 0 if settings is None else settings.first_dense_steps
+    if last_dense_steps is None:
+        last_dense_steps = 0 if settings is None else settings.last_dense_steps
+    if dense_layers is None:
+        dense_layers = () if settings is None else settings.dense_layers
     first, last = (
         _check_steps(name, value)
         for name, value in (
@@ -137,6 +177,10 @@ def enable(
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
     for model, name, row in found:  # check everything before changing anything
+        if settings is not None and name not in settings.models:
+            raise ValueError(
+                f"preset {preset!r} is for {' and '.join(settings.models)}, got {name}"
+            )
         _check_axes(chosen, grid, name, row)
         layers = row.layers(model)
         _check_layers(dense_layers, len(layers), name)
