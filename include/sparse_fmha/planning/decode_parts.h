@@ -2,29 +2,68 @@
 // device.
 //
 // A group (request, KV head, group of rows) has units of keys: tiles, or splits if the caller asks
-// for fixed ones. The units of all groups in order are cut into parts of equal size. What a part
-// has of a group is a piece, and the pieces of a group are merged in order.
+// for fixed ones. The units of all groups in order are cut into parts. What a part has of a group
+// is a piece, and the pieces of a group are merged in order.
 #pragma once
 
 #include "sparse_fmha/core/decode.h"
 
 namespace sparse_fmha {
 
-struct DecodeParts {
-  int64_t units;
-  int64_t parts;
+// Multiprocessors do not read equally fast. So each block has one long part, and the rest is cut
+// into short ones, which blocks take when they are ready. Where a block has few units, the parts
+// are equal, one for each block.
+class DecodeParts {
+ public:
+  static constexpr int32_t kFewUnits = 12;       // of a block
+  static constexpr int32_t kShortestPart = 3;    // units
+  static constexpr int32_t kMostShortParts = 8;  // of a block
 
-  SPARSE_FMHA_HD int64_t begin(int64_t part) const {
-    return part / parts * units + part % parts * units / parts;
+  // `short_parts`: most of a block, at most kMostShortParts.
+  SPARSE_FMHA_HD DecodeParts(int32_t units, int32_t blocks, int32_t short_parts) : units_(units) {
+    int32_t const share = units / blocks;
+    if (share >= kFewUnits) {
+      long_parts_ = blocks;
+      long_size_ = share * 7 / 10;
+      int32_t const rest = units - long_parts_ * long_size_;
+      short_size_ = max_int(kShortestPart, ceil_div(rest, blocks * short_parts));
+    } else {
+      short_size_ = max_int(1, ceil_div(units, blocks));
+    }
+    count_ = long_parts_ + ceil_div(units - long_parts_ * long_size_, short_size_);
+  }
+  // A part for each unit.
+  explicit SPARSE_FMHA_HD DecodeParts(int32_t units) : units_(units), count_(units) {}
+
+  SPARSE_FMHA_HD int32_t count() const { return count_; }
+  SPARSE_FMHA_HD int32_t begin(int32_t part) const {
+    return part < long_parts_
+               ? part * long_size_
+               : min_int(units_, long_parts_ * long_size_ + (part - long_parts_) * short_size_);
   }
   // The part that has a unit.
-  SPARSE_FMHA_HD int64_t part_of(int64_t unit) const { return ((unit + 1) * parts - 1) / units; }
-  // Where the result of a piece is kept: in order, and no two pieces have the same place.
-  static SPARSE_FMHA_HD int64_t place(int64_t part, int64_t group) { return part + group; }
+  SPARSE_FMHA_HD int32_t part_of(int32_t unit) const {
+    int32_t const of_long = long_parts_ * long_size_;
+    return unit < of_long ? unit / long_size_ : long_parts_ + (unit - of_long) / short_size_;
+  }
+
+  // Where the result of a piece that is merged is kept; no two pieces have the same place. A part
+  // has at most two such pieces: one that begins its group, and one that goes on with a group.
+  static SPARSE_FMHA_HD int64_t place(int32_t part, bool begins) {
+    return 2 * int64_t{part} + begins;
+  }
+  static SPARSE_FMHA_HD int64_t places(int64_t parts) { return 2 * parts; }
+
+ private:
+  int32_t units_;
+  int32_t count_;
+  int32_t long_parts_ = 0;  // before the short ones
+  int32_t long_size_ = 1;
+  int32_t short_size_ = 1;  // of the last part: at most
 };
 
 // The group that has a unit: first[g] is the first unit of group g, first[groups] their number.
-SPARSE_FMHA_HD int32_t decode_group_of(int64_t const* first, int32_t groups, int64_t unit) {
+SPARSE_FMHA_HD int32_t decode_group_of(int32_t const* first, int32_t groups, int32_t unit) {
   int32_t low = 0;
   int32_t high = groups;
   while (high - low > 1) {

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/sm90/common/data_type.h"
 #include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/decode/kernel.h"
@@ -50,15 +52,43 @@ struct DecodeLaunch {
     params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
     params.negate = p.scale < 0;
     int const blocks = multiprocessor_count();
-    int64_t const pieces = groups + (keys.split > 0 ? groups * most_splits(keys) : blocks);
+    params.box = box_of(keys);
+    if (params.box > 0) {
+      auto map = [&](TensorView const& of) {
+        return sequence_tensor_map(of, p.dtype, p.grid_kv[kGridAxes - 1], p.heads_kv,
+                                   keys.page > 0 ? keys.pages : p.batch, p.head_dim, params.box);
+      };
+      params.k_map = map(p.k);
+      params.v_map = map(p.v);
+    }
+    params.planned = params.groups > DecodeRoles::kPlannedGroups;
+    auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
+    if (units(DecodeKeys::kTile) > INT32_MAX) {
+      throw std::runtime_error(
+          "sparse_fmha: the caches of all requests and KV heads must hold at most 2^31 - 1 tiles "
+          "of 64 keys");
+    }
+    // All requests may be of any length; there are never more parts than for the longest.
+    bool const few = units(DecodeKeys::kTile) < int64_t{blocks} * DecodeParts::kFewUnits;
+    int64_t const most_parts =
+        keys.split > 0 ? units(keys.split)
+        : few          ? blocks
+                       : int64_t{blocks} * (1 + DecodeParams::short_parts(params.rows)) + 1;
+    auto const stream = static_cast<cudaStream_t>(context.stream);
     auto take = [&](auto*& to, int64_t count) {
       to = static_cast<std::remove_reference_t<decltype(to)>>(
           context.memory->allocate(count * sizeof(*to)));
     };
-    take(params.first, groups + 1);
-    take(params.tiles, groups);
-    take(params.partial, pieces * params.rows * p.head_dim);
-    take(params.sums, pieces * params.rows);
+    take(params.plan.first, groups + 1);
+    take(params.plan.tiles, groups);
+    take(params.count, 1);
+    take(params.merges, most_parts);
+    take(params.partial, DecodeParts::places(most_parts) * params.rows * p.head_dim);
+    take(params.sums, DecodeParts::places(most_parts) * params.rows);
+    if (most_parts > blocks) {
+      take(params.next, 1);
+      check_cuda(cudaMemsetAsync(params.next, 0, sizeof(int32_t), stream), "clearing the counter");
+    }
 
     auto* const kernel = &decode_attention_kernel<Traits>;
     static OncePerDevice raise_limit;
@@ -67,23 +97,56 @@ struct DecodeLaunch {
                                       sizeof(Storage)),
                  "raising the shared-memory limit");
     });
-    auto const stream = static_cast<cudaStream_t>(context.stream);
-    decode_plan_kernel<<<1, kPlanThreads, 0, stream>>>(params);
-    check_cuda(cudaGetLastError(), "launching the plan of decode attention");
-    kernel<<<blocks, 256, sizeof(Storage), stream>>>(params);
-    check_cuda(cudaGetLastError(), "launching the decode kernel");
-    decode_merge_kernel<Element>
-        <<<params.groups * params.rows, ceil_div(p.head_dim, 32) * 32, 0, stream>>>(params, blocks);
-    check_cuda(cudaGetLastError(), "launching the merge of decode attention");
+    if (params.planned) {
+      launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, false,
+                    "launching the plan of decode attention", params);
+    }
+    launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles::kThreads, sizeof(Storage),
+                  stream, params.planned, "launching the decode kernel", params);
+    auto const merges = static_cast<uint32_t>(std::min<int64_t>(most_parts, kMostMergeBlocks));
+    launch_kernel(decode_merge_kernel<Element>, {merges, static_cast<uint32_t>(params.rows)},
+                  kMergeWarps * 32, 0, stream, true, "launching the merge of decode attention",
+                  params);
   }
 
  private:
-  static int64_t most_splits(DecodeKeys const& keys) {
-    int64_t const slots = keys.form == DecodeKeys::Form::kRange ? keys.capacity
-                          : keys.form == DecodeKeys::Form::kBlocks
-                              ? int64_t{keys.entries.width} * keys.block
-                              : keys.entries.width;
-    return (slots + keys.split - 1) / keys.split;
+  static constexpr int64_t kMostMergeBlocks = 4096;
+
+  // The keys of a copy: slots from a multiple of this number on are consecutive rows.
+  static int32_t box_of(DecodeKeys const& keys) {
+    constexpr int32_t kSmallest = 16;  // smaller boxes are slower than single rows
+    bool const spans = keys.starts.data != nullptr;
+    if (keys.form == DecodeKeys::Form::kTokens || (spans && keys.page > 0)) {
+      return 0;
+    }
+    int32_t box = DecodeKeys::kTile;
+    for (int32_t run : {keys.page, keys.form == DecodeKeys::Form::kBlocks ? keys.block : 0}) {
+      box = std::gcd(box, run);
+    }
+    return box >= kSmallest ? box : 0;
+  }
+  // `after`: the kernel waits for the one before it by itself.
+  template <class... Params, class... Args>
+  static void launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t smem,
+                            cudaStream_t stream, bool after, char const* what,
+                            Args const&... args) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = after ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, args...), what);
+  }
+  // The slots that a request can have.
+  static int64_t most_slots(DecodeKeys const& keys) {
+    return keys.form == DecodeKeys::Form::kRange    ? keys.capacity
+           : keys.form == DecodeKeys::Form::kBlocks ? int64_t{keys.entries.width} * keys.block
+                                                    : keys.entries.width;
   }
   // Rows are copied in chunks of 16 bytes.
   static void check_copies(char const* name, TensorView const& t) {
@@ -112,7 +175,7 @@ KernelRow kernel_row(char const* name) {
   row.info.tile_q = Config::kTileQ;
   row.info.tile_k = Config::kTileK;
   row.info.stages = Config::kStages;
-  row.info.threads = 256;
+  row.info.threads = DecodeRoles::kThreads;
   row.info.smem_bytes = sizeof(typename Launch::Storage);
   row.launch = &Launch::run;
   return row;

@@ -1,118 +1,135 @@
-// The small kernels around decode attention: which keys each group has, before it, and the merge of
-// the pieces, after it.
+// The small kernels around decode attention: the plan of many groups, before it, and the merge of
+// the pieces of groups that several parts share, after it.
 #pragma once
 
-#include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/decode/params.h"
+#include "sparse_fmha/sm90/decode/finish.h"
+#include "sparse_fmha/sm90/decode/pieces.h"
 
 namespace sparse_fmha::sm90 {
 
 inline constexpr int kPlanThreads = 1024;
 
-// Run by one block: fills in `first` and `tiles`.
+// Run by one block: fills in the plan.
 static __global__ void __launch_bounds__(kPlanThreads)
     decode_plan_kernel(DecodeParams const __grid_constant__ params) {
-  __shared__ int64_t warp_units[32];
-  int const lane = threadIdx.x % 32;
-  int const warp = threadIdx.x / 32;
-  int64_t before = 0;
-  for (int64_t base = 0; base < params.groups; base += kPlanThreads) {
-    int64_t const group = base + threadIdx.x;
-    int64_t end = 0;
-    if (group < params.groups) {
-      auto const at = params.group(static_cast<int32_t>(group));
-      KeyRange const tiles = decode_tiles(params.keys, at.batch, at.head, at.row_group);
-      params.tiles[group] = tiles;
-      end = ceil_div(tiles.end - tiles.begin, params.unit_tiles());
-    }
-    for (int step = 1; step < 32; step *= 2) {
-      int64_t const left = __shfl_up_sync(0xffffffff, end, step);
-      end += lane >= step ? left : 0;
-    }
-    if (lane == 31) {
-      warp_units[warp] = end;
-    }
-    __syncthreads();
-    int64_t total = 0;
-    for (int w = 0; w < kPlanThreads / 32; ++w) {
-      end += w < warp ? warp_units[w] : 0;
-      total += warp_units[w];
-    }
-    if (group < params.groups) {
-      params.first[group + 1] = before + end;
-    }
-    before += total;
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) {
-    params.first[0] = 0;
-  }
+  __shared__ int32_t warp_units[kPlanThreads / 32];
+  cudaTriggerProgrammaticLaunchCompletion();
+  plan_groups(params, params.plan, warp_units);
 }
 
-// A block for each row of each group: merges its pieces in order.
+inline constexpr int kMergeWarps = 4;
+
+// A block for each row of each part: if the part stands for the merge of a group, each
+// warp merges every fourth piece of the group, in order. Then their results are merged, in order.
 template <class Element>
-__global__ void __launch_bounds__(256)
-    decode_merge_kernel(DecodeParams const __grid_constant__ params, int32_t blocks) {
-  constexpr float kLn2 = 0.69314718055994530942f;
-  DecodeKeys const& keys = params.keys;
-  int32_t const group = blockIdx.x / params.rows;
-  int32_t const r = blockIdx.x % params.rows;
-  auto const at = params.group(group);
-  KeyRange const rows = keys.rows_of(at.row_group);
-  if (r >= rows.end - rows.begin) {
-    return;
-  }
-  int64_t const begin = params.first[group];
-  int64_t const end = params.first[group + 1];
-  DecodeParts const cut = params.parts(blocks);
-  float most = -INFINITY;
-  float sum = 0.f;
-  float out = 0.f;
-  if (begin < end) {
-    int64_t const last = cut.part_of(end - 1);
-    for (int64_t part = cut.part_of(begin); part <= last; ++part) {
-      if (cut.begin(part) == cut.begin(part + 1)) {
-        continue;  // no units
-      }
-      int64_t const from = DecodeParts::place(part, group) * params.rows + r;
-      float2 const piece = params.sums[from];
-      if (piece.x == -INFINITY) {
-        continue;  // no key
-      }
-      float const next = fmaxf(most, piece.x);
-      float const old = exp2f(most - next);
-      float const factor = exp2f(piece.x - next);
-      sum = sum * old + piece.y * factor;
-      if (threadIdx.x < params.head_dim) {
-        out = out * old + params.partial[from * params.head_dim + threadIdx.x] * factor;
-      }
-      most = next;
+__global__ void __launch_bounds__(kMergeWarps * 32)
+    decode_merge_kernel(DecodeParams const __grid_constant__ params) {
+  constexpr int kMostColumns = 8;  // of a lane
+  __shared__ float out[kMergeWarps][256];
+  __shared__ float2 sums[kMergeWarps];
+  cudaGridDependencySynchronize();
+  int const lane = threadIdx.x % 32;
+  int const warp = threadIdx.x / 32;
+  int32_t const row = blockIdx.y;
+  int32_t const parts = *params.count;
+  CUTE_NO_UNROLL
+  for (int32_t part = blockIdx.x; part < parts; part += gridDim.x) {
+    int4 const merge = params.merges[part];
+    if (merge.x < 0) {
+      continue;
     }
-  }
-  int32_t const row = rows.begin + r;
-  int32_t const query = row / keys.group;
-  int64_t const head = int64_t{at.head} * keys.group + row % keys.group;
-  bool const empty = sum == 0.f;
-  float lse = empty ? -INFINITY : (most + log2f(sum)) * kLn2;
-  float factor = empty ? 0.f : 1.f / sum;
-  if (keys.sink != nullptr) {
-    float const sink = keys.sink[head * keys.sink_stride];
-    float const above = fmaxf(lse, sink);
-    float const total = above == -INFINITY || above == INFINITY
-                            ? above
-                            : above + logf(expf(lse - above) + expf(sink - above));
-    factor = empty ? 0.f : factor * expf(lse - total);
-    lse = total;
-  }
-  if (threadIdx.x < params.head_dim) {
-    static_cast<Element*>(params.out.data)[at.batch * params.out.batch_stride +
-                                           query * params.out.axis_stride[kGridAxes - 1] +
-                                           head * params.out.head_stride + threadIdx.x] =
-        static_cast<Element>(out * factor);
-  }
-  if (threadIdx.x == 0) {
-    params.lse[(int64_t{at.batch} * keys.len_q + query) * params.heads_kv * keys.group + head] =
-        lse;
+    auto const at = params.group(merge.x);
+    KeyRange const rows = params.keys.rows_of(at.row_group);
+    if (row >= rows.end - rows.begin) {
+      continue;
+    }
+    int32_t const first = merge.y;
+    int32_t const last = merge.z;
+    float top = -INFINITY;
+    float sum = 0.f;
+    float mine[kMostColumns] = {};
+    for (int32_t base = first + warp; base <= last; base += 32 * kMergeWarps) {
+      int32_t const piece = base + lane * kMergeWarps;
+      float2 here = {-INFINITY, 0.f};
+      if (piece <= last) {
+        here = params.sums[DecodeParts::place(piece, piece == first) * params.rows + row];
+      }
+      float high = here.x;
+      CUTE_NO_UNROLL
+      for (int step = 16; step > 0; step /= 2) {
+        high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, step));
+      }
+      high = fmaxf(high, top);
+      float const old = top == -INFINITY ? 0.f : exp2f(top - high);
+      float const factor = here.x == -INFINITY ? 0.f : exp2f(here.x - high);
+      float added = here.y * factor;
+      CUTE_NO_UNROLL
+      for (int step = 16; step > 0; step /= 2) {
+        added += __shfl_xor_sync(0xffffffff, added, step);
+      }
+      sum = sum * old + added;
+      top = high;
+      CUTE_UNROLL
+      for (int i = 0; i < kMostColumns; ++i) {
+        mine[i] *= old;
+      }
+      int const count = min_int(32, (last - base) / kMergeWarps + 1);
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        int32_t const from = base + i * kMergeWarps;
+        float const weight = __shfl_sync(0xffffffff, factor, i);
+        float const* const partial =
+            params.partial +
+            (DecodeParts::place(from, from == first) * params.rows + row) * params.head_dim;
+        CUTE_UNROLL
+        for (int c = 0; c < kMostColumns; c += 4) {
+          int const column = c * 32 + lane * 4;
+          if (weight != 0.f && column < params.head_dim) {
+            float4 const x = *reinterpret_cast<float4 const*>(partial + column);
+            mine[c] += x.x * weight;
+            mine[c + 1] += x.y * weight;
+            mine[c + 2] += x.z * weight;
+            mine[c + 3] += x.w * weight;
+          }
+        }
+      }
+    }
+    __syncthreads();  // the last row was read
+    CUTE_UNROLL
+    for (int c = 0; c < kMostColumns; c += 4) {
+      *reinterpret_cast<float4*>(&out[warp][c * 32 + lane * 4]) = {mine[c], mine[c + 1],
+                                                                   mine[c + 2], mine[c + 3]};
+    }
+    if (lane == 0) {
+      sums[warp] = {top, sum};
+    }
+    __syncthreads();
+    top = -INFINITY;
+    CUTE_UNROLL
+    for (int w = 0; w < kMergeWarps; ++w) {
+      top = fmaxf(top, sums[w].x);
+    }
+    sum = 0.f;
+    float factors[kMergeWarps];
+    CUTE_UNROLL
+    for (int w = 0; w < kMergeWarps; ++w) {
+      factors[w] = sums[w].x == -INFINITY ? 0.f : exp2f(sums[w].x - top);
+      sum += sums[w].y * factors[w];
+    }
+    DecodeRow const to(params, at, rows.begin + row);
+    FinishedRow const end = finish_row(params.keys, to.head, top, sum);
+    auto* const result = static_cast<Element*>(params.out.data) + to.offset(params.out);
+    for (int column = threadIdx.x; column < params.head_dim; column += kMergeWarps * 32) {
+      float x = 0.f;
+      CUTE_UNROLL
+      for (int w = 0; w < kMergeWarps; ++w) {
+        x += out[w][column] * factors[w];
+      }
+      result[column] = static_cast<Element>(x * end.factor);
+    }
+    if (threadIdx.x == 0) {
+      to.store_lse(params, end.lse);
+    }
   }
 }
 

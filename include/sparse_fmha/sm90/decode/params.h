@@ -1,12 +1,22 @@
 // Parameters of the decode kernels.
 #pragma once
 
+#include <cuda.h>
+#include <vector_types.h>
+
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/planning/decode_parts.h"
 
 namespace sparse_fmha::sm90 {
 
+// The keys of the groups.
+struct DecodePlan {
+  int32_t* first;   // [groups + 1]: the first unit of each
+  KeyRange* tiles;  // [groups]
+};
+
 struct DecodeParams {
+  CUtensorMap k_map, v_map;  // boxes of `box` keys, if box > 0
   DecodeKeys keys;
   TensorView q, k, v, out;
   float* lse;
@@ -15,12 +25,16 @@ struct DecodeParams {
   int32_t groups;      // of rows, in all requests and KV heads
   int32_t row_groups;  // of one KV head
   int32_t rows;        // most rows of a group
+  int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
   float scale_log2;    // |scale| * log2(e), never zero
   bool negate;         // the scale is negative
-  // Filled in by the planning kernel:
-  int64_t* first;   // [groups + 1]: the first unit of each group
-  KeyRange* tiles;  // [groups]
-  // The results of the pieces, by DecodeParts::place():
+  bool planned;        // decode_plan_kernel fills in the plan; else the first block does
+  DecodePlan plan;
+  int32_t* next;   // counts the parts that were taken after the first of each block; or nullptr
+  int32_t* count;  // of parts
+  // Of each part: the group whose merge it stands for, or -1, and the group's first and last part.
+  int4* merges;
+  // The results of the pieces that are merged, by DecodeParts::place():
   float* partial;  // [.., rows, head_dim]: not normalised
   float2* sums;    // [.., rows]: reference in log2 units, and sum
 
@@ -34,9 +48,13 @@ struct DecodeParams {
   SPARSE_FMHA_HD int32_t unit_tiles() const {
     return keys.split > 0 ? keys.split / DecodeKeys::kTile : 1;
   }
-  SPARSE_FMHA_HD DecodeParts parts(int32_t blocks) const {
-    int64_t const units = first[groups];
-    return {units, keys.split > 0 ? units : blocks};
+  // The units of all groups, cut for a number of blocks.
+  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t blocks) const {
+    return keys.split > 0 ? DecodeParts(units) : DecodeParts(units, blocks, short_parts(rows));
+  }
+  // Groups of many rows have large results: fewer parts keep them small.
+  static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
+    return rows <= 16 ? DecodeParts::kMostShortParts : 3;
   }
 };
 

@@ -1,0 +1,98 @@
+// Which keys of which groups a thread block of a decode kernel has.
+#pragma once
+
+#include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/decode/params.h"
+
+namespace sparse_fmha::sm90 {
+
+// Fills in the plan. Called by all threads of a block; `warp_units` is shared memory with a number
+// for each warp.
+__device__ __forceinline__ void plan_groups(DecodeParams const& params, DecodePlan const& plan,
+                                            int32_t* warp_units) {
+  int const lane = threadIdx.x % 32;
+  int const warp = threadIdx.x / 32;
+  int32_t before = 0;
+  CUTE_NO_UNROLL
+  for (int32_t base = 0; base < params.groups; base += blockDim.x) {
+    int32_t const group = base + threadIdx.x;
+    int32_t end = 0;
+    if (group < params.groups) {
+      auto const at = params.group(group);
+      KeyRange const tiles = decode_tiles(params.keys, at.batch, at.head, at.row_group);
+      plan.tiles[group] = tiles;
+      end = ceil_div(tiles.end - tiles.begin, params.unit_tiles());
+    }
+    CUTE_NO_UNROLL
+    for (int step = 1; step < 32; step *= 2) {
+      int32_t const left = __shfl_up_sync(0xffffffff, end, step);
+      end += lane >= step ? left : 0;
+    }
+    if (lane == 31) {
+      warp_units[warp] = end;
+    }
+    __syncthreads();
+    int32_t total = 0;
+    CUTE_NO_UNROLL
+    for (int w = 0; w < blockDim.x / 32; ++w) {
+      end += w < warp ? warp_units[w] : 0;
+      total += warp_units[w];
+    }
+    if (group < params.groups) {
+      plan.first[group + 1] = before + end;
+    }
+    before += total;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    plan.first[0] = 0;
+  }
+  __syncthreads();
+}
+
+// What a part has of a group.
+struct DecodePiece {
+  DecodeParams::Group at;
+  KeyRange tiles;
+  int64_t place;
+  bool alone;  // it has all keys of the group
+
+  SPARSE_FMHA_HD int32_t count() const { return tiles.end - tiles.begin; }
+};
+
+// Calls body(piece) for the pieces of a part.
+template <class Body>
+__device__ __forceinline__ void for_each_piece(DecodeParams const& params, DecodePlan const& plan,
+                                               DecodeParts const& cut, int32_t part, Body body) {
+  int32_t const unit_tiles = params.unit_tiles();
+  int32_t unit = cut.begin(part);
+  int32_t const end = cut.begin(part + 1);
+  CUTE_NO_UNROLL
+  for (int32_t group = decode_group_of(plan.first, params.groups, unit); unit < end; ++group) {
+    int32_t const begins = plan.first[group];
+    int32_t const next = plan.first[group + 1];
+    int32_t const stop = min_int(next, end);
+    if (unit < stop) {
+      KeyRange const all = plan.tiles[group];
+      body(DecodePiece{params.group(group),
+                       {all.begin + (unit - begins) * unit_tiles,
+                        min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
+                       cut.place(part, unit == begins),
+                       unit == begins && stop == next});
+      unit = stop;
+    }
+  }
+}
+
+// The second part of a group stands for the group's merge.
+__device__ __forceinline__ int4 merge_of(DecodeParams const& params, DecodePlan const& plan,
+                                         DecodeParts const& cut, int32_t part) {
+  int32_t const unit = cut.begin(part);
+  int32_t const group = decode_group_of(plan.first, params.groups, unit);
+  int32_t const begin = plan.first[group];
+  int32_t const first = cut.part_of(begin);
+  bool const second = begin < unit && first == part - 1;
+  return {second ? group : -1, first, cut.part_of(plan.first[group + 1] - 1), 0};
+}
+
+}  // namespace sparse_fmha::sm90
