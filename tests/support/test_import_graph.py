@@ -61,7 +61,7 @@ LAYERS = {
         "calibration",
         "patterns",
     },
-    "cli": {"plotting", "cost", ""},
+    "cli": {"plotting", "cost", "patterns", "integrations", ""},
     "__main__": {"cli"},
 }
 
