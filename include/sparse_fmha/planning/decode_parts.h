@@ -10,25 +10,25 @@
 
 namespace sparse_fmha {
 
-// Multiprocessors do not read equally fast. So each block has one long part, and the rest is cut
-// into short ones, which blocks take when they are ready. Where a block has few units, the parts
-// are equal, one for each block.
+// Multiprocessors do not read equally fast. So each worker has one long part, and the rest is cut
+// into short ones, which workers take when they are ready. Where a worker has few units, the parts
+// are equal, one for each worker.
 class DecodeParts {
  public:
-  static constexpr int32_t kFewUnits = 12;       // of a block
-  static constexpr int32_t kShortestPart = 3;    // units
-  static constexpr int32_t kMostShortParts = 8;  // of a block
+  static constexpr int32_t kFewUnits = 16;       // of a worker
+  static constexpr int32_t kShortestPart = 4;    // units
+  static constexpr int32_t kMostShortParts = 4;  // of a worker
 
-  // `short_parts`: most of a block, at most kMostShortParts.
-  SPARSE_FMHA_HD DecodeParts(int32_t units, int32_t blocks, int32_t short_parts) : units_(units) {
-    int32_t const share = units / blocks;
+  // `short_parts`: most of a worker, at most kMostShortParts.
+  SPARSE_FMHA_HD DecodeParts(int32_t units, int32_t workers, int32_t short_parts) : units_(units) {
+    int32_t const share = units / workers;
     if (share >= kFewUnits) {
-      long_parts_ = blocks;
+      long_parts_ = workers;
       long_size_ = share * 7 / 10;
       int32_t const rest = units - long_parts_ * long_size_;
-      short_size_ = max_int(kShortestPart, ceil_div(rest, blocks * short_parts));
+      short_size_ = max_int(kShortestPart, ceil_div(rest, workers * short_parts));
     } else {
-      short_size_ = max_int(1, ceil_div(units, blocks));
+      short_size_ = max_int(1, ceil_div(units, workers));
     }
     count_ = long_parts_ + ceil_div(units - long_parts_ * long_size_, short_size_);
   }

@@ -1,5 +1,4 @@
-// A consumer of a decode kernel: every second tile of each piece. The first consumer then merges
-// both results.
+// The consumer of a worker of a decode kernel: the attention of its pieces.
 #pragma once
 
 #include "sparse_fmha/device/softmax.h"
@@ -20,8 +19,8 @@ struct DecodeConsumer {
       typename Traits::MmaPV{}, cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>>{}));
 
   DecodeParams const& params;
-  DecodeStorage<Traits>& smem;
-  int const warpgroup;  // 0 or 1
+  DecodeWorker<Traits>& smem;
+  int const worker;  // of the block
   RingState<Traits::kStages> state = {};
 
   __device__ __forceinline__ void attend(DecodePiece const& piece) {
@@ -31,20 +30,15 @@ struct DecodeConsumer {
     cute::clear(output);
     OnlineSoftmax softmax(params.scale_log2);
     walk(piece, rows, softmax, output);
-    if (piece.count() > 1) {
-      merge(softmax, output);
-    }
-    if (warpgroup == 0) {
-      store(piece, rows, softmax, output);
-    }
+    store(piece, rows, softmax, output);
   }
 
-  // The outputs of the groups without keys, shared by the consumers of all blocks.
+  // The outputs of the groups without keys, shared by all workers.
   __device__ __forceinline__ void store_empty_groups(DecodePlan const& plan) const {
-    int32_t const begin = blockIdx.x * DecodeRoles::kConsumers + warpgroup;
+    int32_t const begin = blockIdx.x * DecodeRoles<Traits>::kWorkers + worker;
     CUTE_NO_UNROLL
     for (int32_t group = begin; group < params.groups;
-         group += gridDim.x * DecodeRoles::kConsumers) {
+         group += gridDim.x * DecodeRoles<Traits>::kWorkers) {
       if (plan.first[group] == plan.first[group + 1]) {
         store_empty(params.group(group));
       }
@@ -68,17 +62,17 @@ struct DecodeConsumer {
     }
   }
 
-  enum Barrier { kBothBarrier = 1, kOwnBarrier = 2 };  // and the next, one for each consumer
-  static __device__ __forceinline__ void sync_both() {
-    cutlass::arch::NamedBarrier::sync(DecodeRoles::kConsumerThreads, kBothBarrier);
+  // Of the worker's consumer warps.
+  __device__ __forceinline__ void sync() const {
+    constexpr int kFirstBarrier = 1;
+    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + worker);
   }
 
   __device__ __forceinline__ void load_queries(DecodeParams::Group const& at, KeyRange rows) {
-    sync_both();  // the last piece is done
+    sync();  // the products with the last queries are done
     uint32_t const sign = params.negate ? 0x80008000u : 0;
     CUTE_NO_UNROLL
-    for (int i = threadIdx.x - 128; i < 64 * Traits::kHeadDim / 8;
-         i += DecodeRoles::kConsumerThreads) {
+    for (int i = threadIdx.x % 128; i < 64 * Traits::kHeadDim / 8; i += 128) {
       int const r = i / (Traits::kHeadDim / 8);
       int const column = i % (Traits::kHeadDim / 8) * 8;
       int32_t const row = rows.begin + r;
@@ -92,10 +86,9 @@ struct DecodeConsumer {
       *reinterpret_cast<uint4*>(smem.q + swizzled_place(r, column, 64)) = x;
     }
     cutlass::arch::fence_view_async_shared();
-    sync_both();
+    sync();
   }
 
-  // Afterwards `state` is that of the next piece.
   __device__ __forceinline__ void walk(DecodePiece const& piece, KeyRange rows,
                                        OnlineSoftmax& softmax, Output& output) {
     using namespace cute;
@@ -104,19 +97,15 @@ struct DecodeConsumer {
     auto frag_v = operand_v<Traits>(smem.v);
     Weights<Traits> weights;
     float rescale[kRowsPerThread];
-    if (warpgroup == 1) {
-      state.advance();
-    }
-    int32_t tile = piece.tiles.begin + warpgroup;
     CUTE_NO_UNROLL
-    for (; tile < piece.tiles.end; tile += 2) {
+    for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
       auto scores =
           partition_fragment_C(typename Traits::MmaQK{}, Shape<_64, Int<Traits::kTileK>>{});
       smem.ring_k.wait(state);
       cutlass::arch::fence_view_async_shared();  // cp.async wrote what WGMMA reads
       issue_mma<false, Traits::kScoreSteps>(typename Traits::MmaQK{}, frag_q,
                                             frag_k(_, _, _, state.index), scores);
-      bool const masked = *reinterpret_cast<uint32_t const*>(smem.masked[state.index]) != 0;
+      bool const masked = smem.is_masked(state.index);
       bool hidden_row = false;
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
@@ -140,11 +129,6 @@ struct DecodeConsumer {
       warpgroup_wait<0>();
       warpgroup_fence_operand(output);
       smem.ring_v.release(state);
-      state.advance();
-      state.advance();
-    }
-    if (tile > piece.tiles.end) {
-      state.retreat();
     }
   }
 
@@ -204,63 +188,7 @@ struct DecodeConsumer {
       }
     }
     cutlass::arch::fence_view_async_shared();
-    cutlass::arch::NamedBarrier::sync(128, kOwnBarrier + warpgroup);
-  }
-
-  // Adds the second consumer's result to the first one's, through the memory of the queries, which
-  // holds half of an output.
-  __device__ __forceinline__ void merge(OnlineSoftmax& softmax, Output& output) const {
-    constexpr int kHalf = decltype(cute::size(output))::value / 2;
-    static_assert(kHalf % 4 == 0, "halves are copied in chunks of 16 bytes");
-    int const thread = threadIdx.x % 128;
-    auto* const shared = reinterpret_cast<float4*>(smem.q);
-    float factor[2][kRowsPerThread];
-    CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      sync_both();  // the queries, or the first half, were read
-      if (warpgroup == 1) {
-        CUTE_UNROLL
-        for (int i = 0; i < kHalf; i += 4) {
-          int const j = half * kHalf + i;
-          shared[i / 4 * 128 + thread] = {output(j), output(j + 1), output(j + 2), output(j + 3)};
-        }
-        if (half == 0) {
-          smem.second[thread] = {softmax.row_max[0], softmax.row_max[1], softmax.row_sum[0],
-                                 softmax.row_sum[1]};
-        }
-      }
-      sync_both();
-      if (warpgroup == 1) {
-        continue;
-      }
-      if (half == 0) {
-        float4 const other = smem.second[thread];
-        float const tops[kRowsPerThread] = {other.x, other.y};
-        float const sums[kRowsPerThread] = {other.z, other.w};
-        CUTE_UNROLL
-        for (int r = 0; r < kRowsPerThread; ++r) {
-          float const top = fmaxf(softmax.row_max[r], tops[r]);
-          factor[0][r] = factor_of(softmax.row_max[r], top);
-          factor[1][r] = factor_of(tops[r], top);
-          softmax.row_max[r] = top;
-          softmax.row_sum[r] = softmax.row_sum[r] * factor[0][r] + sums[r] * factor[1][r];
-        }
-      }
-      CUTE_UNROLL
-      for (int i = 0; i < kHalf; i += 4) {
-        float4 const other = shared[i / 4 * 128 + thread];
-        float const x[4] = {other.x, other.y, other.z, other.w};
-        CUTE_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          int const r = AccumulatorPosition::row_of(j);
-          float& mine = output(half * kHalf + i + j);
-          mine = mine * factor[0][r] + x[j] * factor[1][r];
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ float factor_of(float reference, float top) const {
-    return reference == -INFINITY ? 0.f : exp2_approx((reference - top) * params.scale_log2);
+    sync();
   }
 
   __device__ __forceinline__ void store(DecodePiece const& piece, KeyRange rows,

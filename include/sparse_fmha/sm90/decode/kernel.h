@@ -1,4 +1,4 @@
-// Decode attention of up to 64 packed rows: a persistent kernel with a producer and two consumers.
+// Decode attention of up to 64 packed rows: a persistent kernel.
 #pragma once
 
 #include "sparse_fmha/sm90/decode/consumer.h"
@@ -20,23 +20,24 @@ __device__ __forceinline__ DecodePlan plan_of(DecodeParams const& params,
   return plan;
 }
 
-// Hands out the parts of a block, to one thread.
+// Hands out the parts of a worker, to one thread.
 struct PartSource {
   DecodeParams const& params;
-  int32_t base = 0;
-  int32_t step = blockIdx.x;
+  int32_t const workers;
+  int32_t base;
+  int32_t step = 0;
 
   // The next part, perhaps none. The counter's answer is not waited for before the next call.
   __device__ __forceinline__ int32_t take() {
     int32_t const part = base + step;
-    base = params.next != nullptr ? gridDim.x : part;
-    step = params.next != nullptr ? atomicAdd(params.next, 1) : gridDim.x;
+    base = params.next != nullptr ? workers : part;
+    step = params.next != nullptr ? atomicAdd(params.next, 1) : workers;
     return part;
   }
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(DecodeRoles::kThreads, 1)
+__global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     decode_attention_kernel(DecodeParams const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
   auto& smem = *reinterpret_cast<DecodeStorage<Traits>*>(raw_smem);
@@ -49,14 +50,16 @@ __global__ void __launch_bounds__(DecodeRoles::kThreads, 1)
       cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&params.k_map));
       cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&params.v_map));
     }
-    smem.ring_k.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsK);
-    smem.ring_v.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsV);
-    smem.parts.init(DecodeRoles::kConsumerThreads / 32 + (boxes ? Boxes::kWarps : Rows::kWarps));
+    for (auto& worker : smem.workers) {
+      worker.ring_k.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsK);
+      worker.ring_v.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsV);
+      worker.parts.init(4 + kProducerWarps);
+    }
     cutlass::arch::fence_barrier_init();
   }
   DecodePlan const plan = plan_of(params, smem);  // synchronises the block
-  DecodeParts const cut = params.parts(plan.first[params.groups], gridDim.x);
-
+  int32_t const workers = gridDim.x * DecodeRoles<Traits>::kWorkers;
+  DecodeParts const cut = params.parts(plan.first[params.groups], workers);
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     *params.count = cut.count();
   }
@@ -65,16 +68,19 @@ __global__ void __launch_bounds__(DecodeRoles::kThreads, 1)
   int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   PartQueue::State reads = {};
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<DecodeRoles::kProducerRegisters>();
+    cutlass::arch::warpgroup_reg_dealloc<DecodeRoles<Traits>::kProducerRegisters>();
+    int const index = warp / kProducerWarps;
+    int const of_worker = warp % kProducerWarps;
+    auto& worker = smem.workers[index % DecodeRoles<Traits>::kWorkers];
     PartQueue::State puts = {};
-    PartSource source{params};
+    PartSource source{params, workers, static_cast<int32_t>(index * gridDim.x + blockIdx.x)};
     auto run = [&](auto producer) {
       for (;;) {
-        if (threadIdx.x == 0) {
-          smem.parts.put(puts, source.take());
+        if (of_worker == 0 && threadIdx.x % 32 == 0) {
+          worker.parts.put(puts, source.take());
         }
         __syncwarp();
-        int32_t const part = smem.parts.get(reads);
+        int32_t const part = worker.parts.get(reads);
         if (part >= cut.count()) {
           return;
         }
@@ -82,20 +88,23 @@ __global__ void __launch_bounds__(DecodeRoles::kThreads, 1)
                        [&](DecodePiece const& piece) { producer.load(piece); });
       }
     };
-    if (!boxes) {
-      run(Rows{params, smem});
-    } else if (warp < Boxes::kWarps) {
-      run(Boxes{params, smem, warp});
+    if (index >= DecodeRoles<Traits>::kWorkers) {
+      return;
+    }
+    if (boxes) {
+      run(Boxes{params, worker, of_worker});
+    } else {
+      run(Rows{params, worker, of_worker});
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<DecodeRoles::kConsumerRegisters>();
-    DecodeConsumer<Traits> consumer{params, smem, warpgroup - 1};
+    cutlass::arch::warpgroup_reg_alloc<DecodeRoles<Traits>::kConsumerRegisters>();
+    DecodeConsumer<Traits> consumer{params, smem.workers[warpgroup - 1], warpgroup - 1};
     for (;;) {
-      int32_t const part = smem.parts.get(reads);
+      int32_t const part = consumer.smem.parts.get(reads);
       if (part >= cut.count()) {
         break;
       }
-      if (threadIdx.x == DecodeRoles::kThreads - 1) {
+      if (threadIdx.x % 128 == 127) {
         params.merges[part] = merge_of(params, plan, cut, part);
       }
       for_each_piece(params, plan, cut, part,

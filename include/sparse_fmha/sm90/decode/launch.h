@@ -55,13 +55,17 @@ struct DecodeLaunch {
     params.box = box_of(keys);
     if (params.box > 0) {
       auto map = [&](TensorView const& of) {
-        return sequence_tensor_map(of, p.dtype, p.grid_kv[kGridAxes - 1], p.heads_kv,
-                                   keys.page > 0 ? keys.pages : p.batch, p.head_dim, params.box);
+        return make_tensor_map<3>(of.data, rows_of_boxes(p.dtype), p.head_dim,
+                                  {MapAxis{p.grid_kv[kGridAxes - 1], of.axis_stride[kGridAxes - 1],
+                                           static_cast<uint32_t>(params.box)},
+                                   MapAxis{p.heads_kv, of.head_stride},
+                                   MapAxis{keys.page > 0 ? keys.pages : p.batch, of.batch_stride}});
       };
       params.k_map = map(p.k);
       params.v_map = map(p.v);
     }
-    params.planned = params.groups > DecodeRoles::kPlannedGroups;
+    params.fits_cache = cache_bytes(p) <= kCacheBytes;
+    params.planned = params.groups > kPlannedGroups;
     auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
     if (units(DecodeKeys::kTile) > INT32_MAX) {
       throw std::runtime_error(
@@ -69,11 +73,11 @@ struct DecodeLaunch {
           "of 64 keys");
     }
     // All requests may be of any length; there are never more parts than for the longest.
-    bool const few = units(DecodeKeys::kTile) < int64_t{blocks} * DecodeParts::kFewUnits;
-    int64_t const most_parts =
-        keys.split > 0 ? units(keys.split)
-        : few          ? blocks
-                       : int64_t{blocks} * (1 + DecodeParams::short_parts(params.rows)) + 1;
+    int64_t const workers = int64_t{blocks} * DecodeRoles<Traits>::kWorkers;
+    bool const few = units(DecodeKeys::kTile) < workers * DecodeParts::kFewUnits;
+    int64_t const most_parts = keys.split > 0 ? units(keys.split)
+                               : few ? workers
+                                     : workers * (1 + DecodeParams::short_parts(params.rows)) + 1;
     auto const stream = static_cast<cudaStream_t>(context.stream);
     auto take = [&](auto*& to, int64_t count) {
       to = static_cast<std::remove_reference_t<decltype(to)>>(
@@ -85,7 +89,7 @@ struct DecodeLaunch {
     take(params.merges, most_parts);
     take(params.partial, DecodeParts::places(most_parts) * params.rows * p.head_dim);
     take(params.sums, DecodeParts::places(most_parts) * params.rows);
-    if (most_parts > blocks) {
+    if (most_parts > workers) {
       take(params.next, 1);
       check_cuda(cudaMemsetAsync(params.next, 0, sizeof(int32_t), stream), "clearing the counter");
     }
@@ -101,8 +105,8 @@ struct DecodeLaunch {
       launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, false,
                     "launching the plan of decode attention", params);
     }
-    launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles::kThreads, sizeof(Storage),
-                  stream, params.planned, "launching the decode kernel", params);
+    launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles<Traits>::kThreads,
+                  sizeof(Storage), stream, params.planned, "launching the decode kernel", params);
     auto const merges = static_cast<uint32_t>(std::min<int64_t>(most_parts, kMostMergeBlocks));
     launch_kernel(decode_merge_kernel<Element>, {merges, static_cast<uint32_t>(params.rows)},
                   kMergeWarps * 32, 0, stream, true, "launching the merge of decode attention",
@@ -125,6 +129,12 @@ struct DecodeLaunch {
     }
     return box >= kSmallest ? box : 0;
   }
+  // Each line is read once: promotion to 256 bytes costs 3% of the bandwidth.
+  static MapRows rows_of_boxes(DataType dtype) {
+    return {dtype == DataType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2, 64, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B};
+  }
   // `after`: the kernel waits for the one before it by itself.
   template <class... Params, class... Args>
   static void launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t smem,
@@ -141,6 +151,14 @@ struct DecodeLaunch {
     config.attrs = &attribute;
     config.numAttrs = after ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kernel, args...), what);
+  }
+  static constexpr double kCacheBytes = 100e6;  // twice the L2 cache
+
+  // What the call may read of keys and values.
+  static double cache_bytes(FmhaProblem const& p) {
+    DecodeKeys const& keys = *p.decode;
+    double const heads = double{1} * p.batch * p.heads_kv * (keys.by_query ? keys.len_q : 1);
+    return heads * std::min<int64_t>(most_slots(keys), keys.capacity) * p.head_dim * 4;
   }
   // The slots that a request can have.
   static int64_t most_slots(DecodeKeys const& keys) {
@@ -175,7 +193,7 @@ KernelRow kernel_row(char const* name) {
   row.info.tile_q = Config::kTileQ;
   row.info.tile_k = Config::kTileK;
   row.info.stages = Config::kStages;
-  row.info.threads = DecodeRoles::kThreads;
+  row.info.threads = DecodeRoles<typename Launch::Traits>::kThreads;
   row.info.smem_bytes = sizeof(typename Launch::Storage);
   row.launch = &Launch::run;
   return row;

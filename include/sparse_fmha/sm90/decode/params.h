@@ -28,9 +28,10 @@ struct DecodeParams {
   int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
   float scale_log2;    // |scale| * log2(e), never zero
   bool negate;         // the scale is negative
+  bool fits_cache;     // the keys and values that may be read fit the L2 cache
   bool planned;        // decode_plan_kernel fills in the plan; else the first block does
   DecodePlan plan;
-  int32_t* next;   // counts the parts that were taken after the first of each block; or nullptr
+  int32_t* next;   // counts the parts that were taken after the first of each worker; or nullptr
   int32_t* count;  // of parts
   // Of each part: the group whose merge it stands for, or -1, and the group's first and last part.
   int4* merges;
@@ -48,13 +49,13 @@ struct DecodeParams {
   SPARSE_FMHA_HD int32_t unit_tiles() const {
     return keys.split > 0 ? keys.split / DecodeKeys::kTile : 1;
   }
-  // The units of all groups, cut for a number of blocks.
-  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t blocks) const {
-    return keys.split > 0 ? DecodeParts(units) : DecodeParts(units, blocks, short_parts(rows));
+  // The units of all groups, cut for a number of workers.
+  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t workers) const {
+    return keys.split > 0 ? DecodeParts(units) : DecodeParts(units, workers, short_parts(rows));
   }
   // Groups of many rows have large results: fewer parts keep them small.
   static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
-    return rows <= 16 ? DecodeParts::kMostShortParts : 3;
+    return rows <= 16 ? DecodeParts::kMostShortParts : 2;
   }
 };
 

@@ -2,7 +2,7 @@
 // keys decides where a row is; nothing after the producer depends on it.
 //
 // Where runs of 16 or more slots are consecutive rows of a page, one warp copies keys, and one
-// values, in boxes with TMA. Otherwise four warps gather single rows with cp.async.
+// values, in boxes with TMA. Otherwise both warps gather single rows with cp.async.
 #pragma once
 
 #include "sparse_fmha/sm90/common/copy.h"
@@ -85,12 +85,11 @@ class PieceKeys {
 // Two warps, one for keys and one for values: a lane for each box of a tile.
 template <class Traits>
 struct BoxProducer {
-  static constexpr int kWarps = 2;
   static constexpr int kArrivals = 1;  // at a full barrier
 
   DecodeParams const& params;
-  DecodeStorage<Traits>& smem;
-  int const warp;
+  DecodeWorker<Traits>& smem;
+  int const warp;  // of the worker
   RingState<Traits::kStages> state = {};
 
   __device__ __forceinline__ void load(DecodePiece const& piece) {
@@ -118,8 +117,8 @@ struct BoxProducer {
         if (!full) {
           write_positions(keys, wanted ? box.position : -1);
         }
-        if (lane == 0) {
-          *reinterpret_cast<uint32_t*>(smem.masked[state.index]) = !full;
+        if (lane < kProducerWarps) {
+          smem.masked[state.index][lane] = !full;
         }
         __syncwarp();
         copy(params.k_map, smem.ring_k, smem.keys(state.index), piece.at.head, boxes, box.row,
@@ -143,6 +142,9 @@ struct BoxProducer {
           of_box >= 0 && keys.some_row_sees(position) ? position : -1;
     }
   }
+  __device__ __forceinline__ cute::TMA::CacheHintSm90 hint() const {
+    return params.fits_cache ? kReadOnce : cute::TMA::CacheHintSm90::EVICT_NORMAL;
+  }
   __device__ __forceinline__ void copy(CUtensorMap const& map, Ring<Traits::kStages>& ring,
                                        typename Traits::Element* stage, int32_t head, int boxes,
                                        int32_t row, int32_t outer) const {
@@ -153,32 +155,32 @@ struct BoxProducer {
     __syncwarp();
     if (lane < boxes) {
       load_box<Traits::kHeadDim>(map, ring.full[state.index], stage + lane * params.box * 64,
-                                 Traits::kTileK, kReadOnce, row, head, outer);
+                                 Traits::kTileK, hint(), row, head, outer);
     }
   }
 };
 
-// Four warps: each copies 16 rows of a tile, four at a time, eight lanes to a row.
+// Two warps: each copies 32 rows of a tile, four at a time, eight lanes to a row.
 template <class Traits>
 struct RowProducer {
   using Element = typename Traits::Element;
-  static constexpr int kWarps = 4;
-  static constexpr int kRowsOfWarp = Traits::kTileK / kWarps;
-  static constexpr int kArrivalsK = 2 * 128;  // positions, and copies
-  static constexpr int kArrivalsV = 128;
-  static_assert(kRowsOfWarp == 16, "a lane looks up one row");
+  static constexpr int kRowsOfWarp = 32;
+  static constexpr int kLanes = kProducerWarps * 32;
+  static constexpr int kArrivalsK = 2 * kLanes;  // positions, and copies
+  static constexpr int kArrivalsV = kLanes;
+  static_assert(Traits::kTileK == kProducerWarps * kRowsOfWarp, "a lane looks up one row");
 
   DecodeParams const& params;
-  DecodeStorage<Traits>& smem;
+  DecodeWorker<Traits>& smem;
+  int const warp;  // of the worker
   RingState<Traits::kStages> state = {};
 
   __device__ __forceinline__ void load(DecodePiece const& piece) {
     PieceKeys const keys(params, piece);
     int const lane = threadIdx.x % 32;
-    int const warp = threadIdx.x % 128 / 32;
     int const first_row = warp * kRowsOfWarp;
     auto look_up = [&](int32_t tile) {
-      int64_t const slot = int64_t{tile} * Traits::kTileK + first_row + lane % kRowsOfWarp;
+      int64_t const slot = int64_t{tile} * Traits::kTileK + first_row + lane;
       int32_t const position = tile < piece.tiles.end ? keys.position(slot) : -1;
       return keys.place_of(keys.some_row_sees(position) ? position : -1);
     };
@@ -190,9 +192,7 @@ struct RowProducer {
       bool const exists = keys.exists(row);
       bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(row.position));
       smem.ring_k.acquire(state);
-      if (lane < kRowsOfWarp) {
-        smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
-      }
+      smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
       smem.masked[state.index][warp] = !full;
       copy_rows(params.k, piece.at.head, row, exists, first_row, smem.keys(state.index));
       arrive_when_gathered(smem.ring_k.full[state.index]);

@@ -7,14 +7,19 @@
 
 namespace sparse_fmha::sm90 {
 
-// The roles of a block's warpgroups: one copies, and two take turns at the tiles of a piece.
+inline constexpr int kProducerWarps = 2;    // of a worker
+inline constexpr int kPlannedGroups = 512;  // that each block plans by itself
+
+// A block has two workers with parts of their own, so that one streams keys while the other begins
+// or ends a piece; one if two outputs do not fit the registers. A worker is two producer warps and
+// a consumer warpgroup.
+template <class Traits>
 struct DecodeRoles {
-  static constexpr int kConsumers = 2;
-  static constexpr int kConsumerThreads = kConsumers * 128;
-  static constexpr int kThreads = 128 + kConsumerThreads;
+  static constexpr int kWorkers = Traits::kHeadDim <= 128 ? 2 : 1;
+  static constexpr int kThreads = 128 + kWorkers * 128;
   static constexpr int kProducerRegisters = 72;
-  static constexpr int kConsumerRegisters = 216;
-  static constexpr int kPlannedGroups = 512;  // that each block plans by itself
+  static constexpr int kConsumerRegisters = kWorkers == 2 ? 216 : 240;
+  static_assert(kWorkers * kProducerWarps <= 4, "the producers of all workers are one warpgroup");
 };
 
 // Passes the numbers of the block's parts to all warps.
@@ -48,28 +53,34 @@ class PartQueue {
 };
 
 template <class Traits>
-struct DecodeStorage {
+struct DecodeWorker {
   using Element = typename Traits::Element;
   static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
 
-  // The queries; at the end of a piece, half of the second consumer's output at a time.
   alignas(1024) Element q[Traits::kTileQ * Traits::kHeadDim];
   alignas(1024) Element k[Traits::kStages * kTileElements];
   alignas(1024) Element v[Traits::kStages * kTileElements];
-  // Of a stage of keys: whether warp w of the producer found a key there that a row does not see,
-  // and, if any did, the keys' positions, or -1.
-  alignas(16) bool masked[Traits::kStages][4];
+  // Of a stage of keys: whether each producer warp found a key there that a row does not see, and,
+  // if any did, the keys' positions, or -1.
+  bool masked[Traits::kStages][kProducerWarps];
   int32_t positions[Traits::kStages][Traits::kTileK];
-  float4 second[128];  // the second consumer's maxima and sums
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kStages> ring_v;
   PartQueue parts;
-  int32_t warp_units[DecodeRoles::kThreads / 32];
-  int32_t first[DecodeRoles::kPlannedGroups + 1];
-  KeyRange tiles[DecodeRoles::kPlannedGroups];
 
   __device__ __forceinline__ Element* keys(int stage) { return k + stage * kTileElements; }
   __device__ __forceinline__ Element* values(int stage) { return v + stage * kTileElements; }
+  __device__ __forceinline__ bool is_masked(int stage) const {
+    return masked[stage][0] | masked[stage][1];
+  }
+};
+
+template <class Traits>
+struct DecodeStorage {
+  DecodeWorker<Traits> workers[DecodeRoles<Traits>::kWorkers];
+  int32_t warp_units[DecodeRoles<Traits>::kThreads / 32];
+  int32_t first[kPlannedGroups + 1];
+  KeyRange tiles[kPlannedGroups];
 };
 
 }  // namespace sparse_fmha::sm90
