@@ -47,7 +47,7 @@ def explore(
         OSError: the page cannot be written.
         ImportError: the extension `_C` is not installed.
     """
-    own = {
+    own: dict[str, Any] = {
         "grid": grid, "window": window, "stride": stride, "dilation": dilation,
         "causal": causal, "tile_q": tile_q, "tile_k": tile_k,
     }  # fmt: skip

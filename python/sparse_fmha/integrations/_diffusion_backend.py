@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import (
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
-from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.integrations._diffusion_layout import Layout, Seen
 from sparse_fmha.integrations._diffusion_state import CURRENT
 from sparse_fmha.masks.block_mask import BlockMask
@@ -71,8 +71,13 @@ def backend(
     layout = call.layout
     if call.alone and query.shape[1] == key.shape[1] == layout.image:
         layout = Layout(layout.grid)
-    for name, x in (("queries", query), ("keys", key)):
-        if x.shape[1] != layout.tokens:
+    if query.shape[1] == key.shape[1] == layout.cached:  # references among themselves
+        return attention(query, key, value, scale=scale)
+    for name, x, tokens in (
+        ("queries", query, layout.queries.tokens),
+        ("keys", key, layout.tokens),
+    ):
+        if x.shape[1] != tokens:
             raise ValueError(
                 f"{name} of the self-attention of {call.model} must match the grid: {layout}, got "
                 f"{x.shape[1]}"

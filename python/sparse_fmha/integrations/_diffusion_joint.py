@@ -30,6 +30,13 @@ class Joint(Sparse):
         one = torch.zeros(ONE, device="cpu")
         self.attend(one, one, one, Layout((1, 1, 1)), 0, None)
 
+    def check(self, layout: Layout) -> None:
+        if layout.cached:
+            raise NotImplementedError(
+                f"cached references are not supported by {type(self).__name__}, which computes "
+                "queries and keys of the same tokens"
+            )
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
     ) -> Tensor:

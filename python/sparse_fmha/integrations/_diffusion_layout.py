@@ -22,6 +22,12 @@ class Layout:
     grid: tuple[int, ...]
     before: int = 0  # plain tokens before the grid
     after: int = 0
+    cached: int = 0  # of those before it, the last ones that are keys alone
+
+    @property
+    def queries(self) -> Layout:
+        """Of the queries, where this is that of the keys."""
+        return Layout(self.grid, self.before - self.cached, self.after) if self.cached else self
 
     @property
     def image(self) -> int:

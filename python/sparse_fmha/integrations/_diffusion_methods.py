@@ -101,7 +101,8 @@ def under_mask(
         mask_of: makes it from q and k of the grid.
         order: of the mask's tokens.
     """
-    (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
+    q = layout.queries.split(q)[0]
+    (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
     mask = mask_of(q, k)
     own_q, own_k, own_v = (x if order is None else order.permute(x) for x in (q, k, v))
     if not layout.plain:
@@ -139,7 +140,7 @@ class Dense:
         seen: Seen,
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q; `seen`: what each batch entry sees of the
+        """q, k, v `[B, tokens, H, D]` to out like q, which has no cached tokens; `seen`: what each batch entry sees of the
         tokens that are not on the grid."""
 
         if isinstance(seen, Tensor):
@@ -195,11 +196,11 @@ class Sparse:
         scale: float | None,
     ) -> Tensor:
         """See `Dense`."""
-        image = self.image(q, k, v, layout, seen, scale)
-        if not layout.plain:
+        image, own = self.image(q, k, v, layout, seen, scale), layout.queries
+        if not own.plain:
             return image
-        plain = Dense()(layout.split(q)[1], k, v, layout, seen, scale)
-        return layout.join(image, plain)
+        plain = Dense()(own.split(q)[1], k, v, layout, seen, scale)
+        return own.join(image, plain)
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ class Neighborhood(Sparse):
         scale: float | None,
     ) -> Tensor:
         grid, options = self.axes(layout.grid)
-        image_q = layout.split(q)[0]
+        image_q = layout.queries.split(q)[0]
 
         def attend(
             q: Tensor,
