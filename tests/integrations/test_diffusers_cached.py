@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-module = pytest.importorskip("diffusers.models.transformers.transformer_flux2")
+pytest.importorskip("diffusers.models.transformers.transformer_flux2")
 
+from diffusers.models.transformers import transformer_flux2 as module
 from tiny_diffusion import BATCH, torch_attention_with
 from tiny_diffusion_models import all_blocks, close, differs, make
 

@@ -107,8 +107,8 @@ def add_explore(commands: Commands) -> None:
         "explore",
         help="a page on which to look at a neighborhood and its tiles",
         description="Writes a static HTML page on which one picks a query and sees its window and "
-        "the tiles visited for it. Published settings are in its drop-down. Numbers are given as for "
-        "simulate.",
+        "the tiles visited for it. Published settings are in its drop-down. Numbers are given as "
+        "for simulate.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     absent = argparse.SUPPRESS

@@ -140,8 +140,11 @@ class Dense:
         seen: Seen,
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q, which has no cached tokens; `seen`: what each batch entry sees of the
-        tokens that are not on the grid."""
+        """q, k, v `[B, tokens, H, D]` to out like q, which has no cached tokens.
+
+        Args:
+            seen: what each batch entry sees of the tokens that are not on the grid.
+        """
 
         if isinstance(seen, Tensor):
             (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
