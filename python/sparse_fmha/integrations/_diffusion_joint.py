@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int, check_number
+from sparse_fmha.integrations._diffusion_beside import by_runs
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.integrations._diffusion_masks import ONE, no_choice
-from sparse_fmha.integrations._diffusion_methods import Sparse, by_runs
+from sparse_fmha.integrations._diffusion_methods import Sparse
 from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask

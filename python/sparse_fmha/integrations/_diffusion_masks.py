@@ -12,13 +12,9 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int
+from sparse_fmha.integrations._diffusion_beside import under_mask
 from sparse_fmha.integrations._diffusion_layout import Layout, Seen
-from sparse_fmha.integrations._diffusion_methods import (
-    BlockSparse,
-    Neighborhood,
-    Sparse,
-    under_mask,
-)
+from sparse_fmha.integrations._diffusion_methods import BlockSparse, Neighborhood, Sparse
 from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.vsa import kept_cubes
