@@ -325,6 +325,18 @@ def test_processor_replaced_after_enable(wan):
         wan()
 
 
+@pytest.mark.parametrize("dense", [0, 1])
+def test_context_parallelism(wan, dense):
+    """Also in dense steps: the originals were not told of it."""
+    sparse.enable(wan.model, "dense", first_dense_steps=dense)
+    for block in wan.model.blocks:  # as `enable_parallelism` does
+        block.attn1.processor._parallel_config = object()
+    with pytest.raises(
+        NotImplementedError, match="context parallelism of WanTransformer3DModel is not supported"
+    ):
+        wan()
+
+
 def test_an_error_leaves_the_model_usable(wan):
     expected = wan()
     sparse.enable(wan.model, "neighborhood", window=wan.grid)
