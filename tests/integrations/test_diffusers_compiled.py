@@ -1,5 +1,7 @@
 """Enabled models of diffusers under torch.compile: one graph for all sparse layers, exactly."""
 
+import threading
+
 import pytest
 import tiny_diffusion
 import torch
@@ -121,6 +123,20 @@ def test_dense_steps_and_layers(compiled):
     for t, out in zip(times, expected, strict=True):
         assert tiny(t).equal(out)
     assert graphs.count == (3 if compiled is compiled_blocks else 2)
+
+
+def test_a_thread_whose_first_call_is_compiled():
+    tiny, graphs, found = make("wan"), Graphs(), []
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
+    expected = tiny()
+    compiled_blocks(tiny, graphs)
+    thread = threading.Thread(target=lambda: found.extend([tiny(), tiny()]))
+    thread.start()
+    thread.join()
+    assert [out.equal(expected) for out in found] == [True] * 2
+    assert graphs.count == 1
+    assert tiny().equal(expected)
+    assert graphs.count == 1
 
 
 def test_another_size_is_one_more_graph():

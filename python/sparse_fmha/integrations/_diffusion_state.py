@@ -95,7 +95,10 @@ class Call:
 class State(threading.local):
     """The running call of one enabled transformer in each thread; a copy has none."""
 
-    call: Call | None = None
+    def __init__(self) -> None:
+        # Runs in each thread: an attribute of the class would come into its dictionary later, in
+        # a graph that is guarded by what is in it.
+        self.call: Call | None = None
 
     def __reduce__(self) -> tuple[type[State], tuple[()]]:
         return State, ()
