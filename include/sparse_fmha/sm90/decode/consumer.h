@@ -31,6 +31,30 @@ struct DecodeConsumer {
     OnlineSoftmax softmax(params.scale_log2);
     walk(piece, rows, softmax, output);
     store(piece, rows, softmax, output);
+    if (piece.begins && is_first_thread()) {
+      int4 const merge = {piece.alone() ? -1 : piece.group, piece.part, piece.last_part, 0};
+      if (params.merges_by_group) {
+        params.merges[piece.group] = merge;
+      } else if (!piece.alone()) {
+        params.merges[piece.part] = merge;
+      }
+    }
+  }
+  __device__ __forceinline__ void begin_part(int32_t part) const {
+    if (!params.merges_by_group && is_first_thread()) {
+      params.merges[part] = kNoMerge;
+    }
+  }
+  // The parts from `count` on do not exist.
+  __device__ __forceinline__ void clear_merges_from(int32_t count) const {
+    if (!params.merges_by_group) {
+      CUTE_NO_UNROLL
+      for (int32_t part = count + (blockIdx.x * DecodeRoles<Traits>::kWorkers + worker) * 128 +
+                          threadIdx.x % 128;
+           part < params.most_merges; part += gridDim.x * DecodeRoles<Traits>::kWorkers * 128) {
+        params.merges[part] = kNoMerge;
+      }
+    }
   }
 
   // The outputs of the groups without keys, shared by all workers.
@@ -41,11 +65,17 @@ struct DecodeConsumer {
          group += gridDim.x * DecodeRoles<Traits>::kWorkers) {
       if (plan.first[group] == plan.first[group + 1]) {
         store_empty(params.group(group));
+        if (params.merges_by_group && is_first_thread()) {
+          params.merges[group] = kNoMerge;
+        }
       }
     }
   }
 
  private:
+  static constexpr int4 kNoMerge = {-1, 0, 0, 0};
+  static __device__ __forceinline__ bool is_first_thread() { return threadIdx.x % 128 == 0; }
+
   __device__ __forceinline__ void store_empty(DecodeParams::Group const& at) const {
     KeyRange const rows = params.keys.rows_of(at.row_group);
     CUTE_NO_UNROLL
@@ -202,7 +232,7 @@ struct DecodeConsumer {
       if (row >= rows.end) {
         continue;
       }
-      if (piece.alone) {
+      if (piece.alone()) {
         DecodeRow const to(params, piece.at, row);
         FinishedRow const end = finish_row(params.keys, to.head, top, sum);
         auto* const out = static_cast<Element*>(params.out.data) + to.offset(params.out);
@@ -214,7 +244,7 @@ struct DecodeConsumer {
           to.store_lse(params, end.lse);
         }
       } else {
-        int64_t const to = piece.place * params.rows + row - rows.begin;
+        int64_t const to = piece.place() * params.rows + row - rows.begin;
         float* const partial = params.partial + to * params.head_dim;
         store_row(r, output, [&](int column, float x, float y) {
           *reinterpret_cast<float2*>(partial + column) = {x, y};

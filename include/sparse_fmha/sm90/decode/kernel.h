@@ -60,9 +60,6 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
   DecodePlan const plan = plan_of(params, smem);  // synchronises the block
   int32_t const workers = gridDim.x * DecodeRoles<Traits>::kWorkers;
   DecodeParts const cut = params.parts(plan.first[params.groups], workers);
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *params.count = cut.count();
-  }
 
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -104,13 +101,12 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
       if (part >= cut.count()) {
         break;
       }
-      if (threadIdx.x % 128 == 127) {
-        params.merges[part] = merge_of(params, plan, cut, part);
-      }
+      consumer.begin_part(part);
       for_each_piece(params, plan, cut, part,
                      [&](DecodePiece const& piece) { consumer.attend(piece); });
     }
     consumer.store_empty_groups(plan);
+    consumer.clear_merges_from(cut.count());
   }
 }
 

@@ -85,8 +85,9 @@ struct DecodeLaunch {
     };
     take(params.plan.first, groups + 1);
     take(params.plan.tiles, groups);
-    take(params.count, 1);
-    take(params.merges, most_parts);
+    params.merges_by_group = groups <= most_parts;
+    params.most_merges = static_cast<int32_t>(std::min(groups, most_parts));
+    take(params.merges, params.most_merges);
     take(params.partial, DecodeParts::places(most_parts) * params.rows * p.head_dim);
     take(params.sums, DecodeParts::places(most_parts) * params.rows);
     if (most_parts > workers) {
@@ -107,14 +108,25 @@ struct DecodeLaunch {
     }
     launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles<Traits>::kThreads,
                   sizeof(Storage), stream, params.planned, "launching the decode kernel", params);
-    auto const merges = static_cast<uint32_t>(std::min<int64_t>(most_parts, kMostMergeBlocks));
-    launch_kernel(decode_merge_kernel<Element>, {merges, static_cast<uint32_t>(params.rows)},
-                  kMergeWarps * 32, 0, stream, true, "launching the merge of decode attention",
-                  params);
+    // Few groups have many pieces each.
+    if (params.most_merges <= kFewMerges) {
+      launch_merge<16>(params, stream);
+    } else {
+      launch_merge<4>(params, stream);
+    }
   }
 
  private:
-  static constexpr int64_t kMostMergeBlocks = 4096;
+  static constexpr int32_t kFewMerges = 128;
+  static constexpr int32_t kMostMergeBlocks = 4096;
+
+  template <int kWarps>
+  static void launch_merge(DecodeParams const& params, cudaStream_t stream) {
+    auto const entries = static_cast<uint32_t>(std::min(params.most_merges, kMostMergeBlocks));
+    launch_kernel(decode_merge_kernel<Element, kWarps>,
+                  {entries, static_cast<uint32_t>(params.rows)}, kWarps * 32, 0, stream, true,
+                  "launching the merge of decode attention", params);
+  }
 
   // The keys of a copy: slots from a multiple of this number on are consecutive rows.
   static int32_t box_of(DecodeKeys const& keys) {

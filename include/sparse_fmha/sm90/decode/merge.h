@@ -17,11 +17,9 @@ static __global__ void __launch_bounds__(kPlanThreads)
   plan_groups(params, params.plan, warp_units);
 }
 
-inline constexpr int kMergeWarps = 4;
-
-// A block for each row of each part: if the part stands for the merge of a group, each
-// warp merges every fourth piece of the group, in order. Then their results are merged, in order.
-template <class Element>
+// A block for each row of each entry of `merges`: the warps merge every kMergeWarps-th piece of the
+// group, in order. Then their results are merged, in order.
+template <class Element, int kMergeWarps>
 __global__ void __launch_bounds__(kMergeWarps * 32)
     decode_merge_kernel(DecodeParams const __grid_constant__ params) {
   constexpr int kMostColumns = 8;  // of a lane
@@ -31,10 +29,9 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
   int const lane = threadIdx.x % 32;
   int const warp = threadIdx.x / 32;
   int32_t const row = blockIdx.y;
-  int32_t const parts = *params.count;
   CUTE_NO_UNROLL
-  for (int32_t part = blockIdx.x; part < parts; part += gridDim.x) {
-    int4 const merge = params.merges[part];
+  for (int32_t entry = blockIdx.x; entry < params.most_merges; entry += gridDim.x) {
+    int4 const merge = params.merges[entry];
     if (merge.x < 0) {
       continue;
     }

@@ -31,10 +31,12 @@ struct DecodeParams {
   bool fits_cache;     // the keys and values that may be read fit the L2 cache
   bool planned;        // decode_plan_kernel fills in the plan; else the first block does
   DecodePlan plan;
-  int32_t* next;   // counts the parts that were taken after the first of each worker; or nullptr
-  int32_t* count;  // of parts
-  // Of each part: the group whose merge it stands for, or -1, and the group's first and last part.
+  int32_t* next;  // counts the parts that were taken after the first of each worker; or nullptr
+  // Of each group, or of each part if there are fewer: a group with several pieces, or -1, and its
+  // first and last part. A part stands for the group that begins in it and goes on.
   int4* merges;
+  int32_t most_merges;
+  bool merges_by_group;
   // The results of the pieces that are merged, by DecodeParts::place():
   float* partial;  // [.., rows, head_dim]: not normalised
   float2* sums;    // [.., rows]: reference in log2 units, and sum

@@ -53,11 +53,14 @@ __device__ __forceinline__ void plan_groups(DecodeParams const& params, DecodePl
 // What a part has of a group.
 struct DecodePiece {
   DecodeParams::Group at;
+  int32_t group;
   KeyRange tiles;
-  int64_t place;
-  bool alone;  // it has all keys of the group
+  int32_t part;
+  int32_t last_part;  // of the group
+  bool begins;        // it has the group's first keys
 
-  SPARSE_FMHA_HD int32_t count() const { return tiles.end - tiles.begin; }
+  SPARSE_FMHA_HD bool alone() const { return begins && part == last_part; }
+  SPARSE_FMHA_HD int64_t place() const { return DecodeParts::place(part, begins); }
 };
 
 // Calls body(piece) for the pieces of a part.
@@ -75,24 +78,15 @@ __device__ __forceinline__ void for_each_piece(DecodeParams const& params, Decod
     if (unit < stop) {
       KeyRange const all = plan.tiles[group];
       body(DecodePiece{params.group(group),
+                       group,
                        {all.begin + (unit - begins) * unit_tiles,
                         min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
-                       cut.place(part, unit == begins),
-                       unit == begins && stop == next});
+                       part,
+                       cut.part_of(next - 1),
+                       unit == begins});
       unit = stop;
     }
   }
-}
-
-// The second part of a group stands for the group's merge.
-__device__ __forceinline__ int4 merge_of(DecodeParams const& params, DecodePlan const& plan,
-                                         DecodeParts const& cut, int32_t part) {
-  int32_t const unit = cut.begin(part);
-  int32_t const group = decode_group_of(plan.first, params.groups, unit);
-  int32_t const begin = plan.first[group];
-  int32_t const first = cut.part_of(begin);
-  bool const second = begin < unit && first == part - 1;
-  return {second ? group : -1, first, cut.part_of(plan.first[group + 1] - 1), 0};
 }
 
 }  // namespace sparse_fmha::sm90

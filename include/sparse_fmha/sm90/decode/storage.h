@@ -17,7 +17,7 @@ template <class Traits>
 struct DecodeRoles {
   static constexpr int kWorkers = Traits::kHeadDim <= 128 ? 2 : 1;
   static constexpr int kThreads = 128 + kWorkers * 128;
-  static constexpr int kProducerRegisters = 72;
+  static constexpr int kProducerRegisters = kWorkers == 2 ? 72 : 128;
   static constexpr int kConsumerRegisters = kWorkers == 2 ? 216 : 240;
   static_assert(kWorkers * kProducerWarps <= 4, "the producers of all workers are one warpgroup");
 };
