@@ -1,9 +1,9 @@
 """Drives CMake and Ninja; everything else is in pyproject.toml.
 
-Environment: SPARSE_FMHA_ARCHS (90a, or none for the CPU alone), CUTLASS_DIR, SPARSE_FMHA_TORCH,
-CMAKE_ARGS, MAX_JOBS; SPARSE_FMHA_RELEASE, interpreters with a : between them, makes one wheel for
-all of them and for manylinux_2_28, which tools/release.py checks. The CMake trees are kept in
-build/, so that a second build is quick, also after one for other architectures.
+Environment: SPARSE_FMHA_ARCHS (a list of 90a, 80, 86, or none for the CPU alone), CUTLASS_DIR,
+SPARSE_FMHA_TORCH, CMAKE_ARGS, MAX_JOBS; SPARSE_FMHA_RELEASE, interpreters with a : between them,
+makes one wheel for all of them and for manylinux_2_28, which tools/release.py checks. The CMake
+trees are kept in build/, so that a second build is quick, also after one for other architectures.
 """
 
 import importlib.util

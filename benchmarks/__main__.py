@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--peers", default="auto", metavar="NAMES",
                    help="auto (those that are quick and safe), none, or a list: fa3,sta,flex_tiled")
+    p.add_argument("--without", default="", metavar="NAMES",
+                   help="peers to leave out, fa3,sta; the results file names them")
     p.add_argument("--l2", choices=["cold", "warm", "both"],
                    help="state of the L2 cache before each call (default: both; cold with --quick)")
     p.add_argument("--iterations", type=int, default=20, metavar="N",
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--quick changes nothing beside --case and --l2")
     try:
         cases = select(args.device, args.case, args.quick)
-        builders = peers.choose(args.device, args.peers)
+        builders = peers.choose(args.device, args.peers, args.without)
     except ValueError as problem:
         p.error(str(problem))
     if args.plot:
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         plot(results, path.with_suffix(".png"))
     terminal.print_table(results)
     print(f"results: {path}")
-    idle = peers.idle(args.peers, results["cases"])
+    idle = peers.idle(args.peers, args.without, results["cases"])
     for name, reason in idle.items():
         print(f"error: --peers {name}: it ran no case: {reason}", file=sys.stderr)
     return int(bool(results["failed"] or idle))

@@ -3,44 +3,52 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time backward
-#                                     diffusion calibration scaling; default: all but scaling,
-#                                     which needs two GPUs
+#                                     decode diffusion calibration scaling; default: all but
+#                                     scaling, which needs two GPUs
 #
+# A peer that a step compares with and that does not load stops the program before the first step.
 # Results go to $OUT (build/refresh), laid out as benchmarks/results. The last lines are a table of
 # the steps; the status is non-zero if any of them failed. Afterwards copy the files into
 # benchmarks/results, remove the older ones of the same table and device, and run
 # `python -m benchmarks.tables.readme`.
 #
 #   PYTHON=python3          the interpreter that has torch
+#   WITHOUT=fa3,vsa,sta     peers to leave out; the results and the table of the steps name them
 #   LIMIT=600               seconds after which a step is stopped; what it measured may be kept
 #   SPARSE_FMHA_COMMIT=...  `git describe --always --dirty --abbrev=40`, where there is no .git
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time backward diffusion calibration scaling)
+known=(sequences skipping blocks grids stripes host_time backward decode diffusion calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:9}")
+((${#steps[@]})) || steps=("${known[@]:0:10}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
+WITHOUT=${WITHOUT:-}
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1
+# What a step compares with, where that is not fixed.
+declare -A peers=(
+  [sequences]=cudnn,flash2,fa3 [skipping]=fa3 [blocks]=vsa,flex [grids]=cudnn,fa3,sta
+  [host_time]=fa3
+)
 
 measure() { timeout "$LIMIT" "$PYTHON" -m "$@"; }
-cases() { measure benchmarks --device cuda --l2 cold --out "$OUT" "$@"; }
+cases() {
+  measure benchmarks --device cuda --l2 cold --out "$OUT" \
+    --peers "${peers[$step]}" --without "$WITHOUT" "$@"
+}
 study() { local name=$1; shift; measure "benchmarks.studies.$name" --out "$OUT/$name" "$@"; }
 
-check_steps "${known[@]}"
-need_library_and_gpu
-has() { "$PYTHON" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$1'))"; }
-
 step_sequences() { cases --case 'fmha/*' --iterations 10; }
-step_skipping() { cases --case 'skip/*' --iterations 10 --peers "$(peers fa3)"; }
-step_blocks() { cases --case 'bs/*' --case 'select/*' --iterations 12 --peers "$(peers vsa,flex)"; }
-step_grids() { cases --case 'na/*' --peers "$(peers cudnn,fa3,sta)"; }
+step_skipping() { cases --case 'skip/*' --iterations 10; }
+step_blocks() { cases --case 'bs/*' --case 'select/*' --iterations 12; }
+step_grids() { cases --case 'na/*'; }
 step_stripes() { study stripes; }
-step_host_time() { study host_time --dtype bfloat16; }
+step_host_time() { study host_time --dtype bfloat16 --without "$WITHOUT"; }
 step_backward() { study backward; }
+step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_diffusion() { study diffusion --repeats 3; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_scaling() {
@@ -48,17 +56,20 @@ step_scaling() {
     -m benchmarks.studies.scaling --out "$OUT/scaling"
 }
 
-# Those of a list of peers that can be imported here.
-peers() {
-  local name found=()
-  for name in ${1//,/ }; do
-    case $name in
-      fa3) has fa3_fwd_interface || has flash_attn_interface || continue ;;
-      vsa | sta) has fastvideo_kernel || continue ;;
-    esac
-    found+=("$name")
+check_peers() {
+  local step name problem all=
+  for step in "${steps[@]}"; do
+    all+=${peers[$step]:+,${peers[$step]}}
+    for name in ${WITHOUT//,/ }; do
+      [[ ,${peers[$step]:-}, != *,$name,* ]] || notes[$step]+="${notes[$step]:+, }without $name"
+    done
   done
-  (IFS=,; echo "${found[*]:-none}")
+  [[ -n $all ]] || return 0
+  problem=$("$PYTHON" -m benchmarks --list --device cuda --peers "${all:1}" --without "$WITHOUT" \
+    2>&1 >/dev/null) || die "${problem##*error: }; WITHOUT=NAMES leaves peers out"
 }
 
+check_steps "${known[@]}"
+need_library_and_gpu
+check_peers
 run_steps

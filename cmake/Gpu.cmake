@@ -28,7 +28,8 @@ function(add_gpu_kernels core)
   file(GLOB lists CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/kernels/*.def")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${lists} "${tool}"
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
-    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def")
+    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def"
+    "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/capabilities.def")
   execute_process(COMMAND "${Python_EXECUTABLE}" "${tool}" "${GPU_GENERATED_DIR}" ${GPU_ARCHS}
     OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
@@ -48,6 +49,27 @@ function(add_gpu_kernels core)
   endif()
 endfunction()
 
+# nvcc's flags for the images of `archs`. What is not for Hopper alone is compiled to the PTX of
+# compute_80 once, and from that to an image for each of SPARSE_FMHA_IMAGES; drivers compile the PTX
+# for other GPUs.
+set(SPARSE_FMHA_IMAGES "80;90" CACHE STRING
+    "GPUs for which the kernels of 80 and 86 are assembled, besides their PTX")
+function(images_of archs out)
+  set(flags "")
+  if("90a" IN_LIST archs)
+    list(APPEND flags "SHELL:-gencode arch=compute_90a,code=sm_90a")
+  endif()
+  if("80" IN_LIST archs OR "86" IN_LIST archs)
+    list(APPEND flags "SHELL:-gencode arch=compute_80,code=compute_80")
+    foreach(image IN LISTS SPARSE_FMHA_IMAGES)
+      if(NOT (image STREQUAL "90" AND "90a" IN_LIST archs))
+        list(APPEND flags "SHELL:-gencode arch=compute_80,code=sm_${image}")
+      endif()
+    endforeach()
+  endif()
+  set(${out} ${flags} PARENT_SCOPE)
+endfunction()
+
 # Compiles ARGN for `archs` as part of the core.
 function(add_kernel_objects core name archs)
   set(target sparse_fmha_${name})
@@ -55,14 +77,14 @@ function(add_kernel_objects core name archs)
   if(CCACHE)
     list(APPEND launcher "${CCACHE}")
   endif()
-  list(TRANSFORM archs APPEND -real OUTPUT_VARIABLE real_archs)
+  images_of("${archs}" images)
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES
-    CUDA_ARCHITECTURES "${real_archs}"
+    CUDA_ARCHITECTURES OFF
     CUDA_COMPILER_LAUNCHER "${launcher}")
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
   target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
-  target_compile_options(${target} PRIVATE --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
+  target_compile_options(${target} PRIVATE ${images} --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
     "SHELL:-Xptxas -v" "SHELL:-Xfatbin -compress-all")
   target_sources(${core} PRIVATE $<TARGET_OBJECTS:${target}>)
   target_link_libraries(${core} PUBLIC CUDA::cudart_static)

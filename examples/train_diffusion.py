@@ -202,8 +202,10 @@ def draw(path: Path, curves: dict[str, list[float]]) -> None:
             apart = distances(curve, curves[TORCH])
             right.plot(range(1, steps + 1), apart, ".", markersize=4, **style)
     left.set(yscale="log", xlabel="step", ylabel=f"loss, mean of {over} steps")
-    right.set(yscale="log", xlabel="step", ylabel=f"distance from the loss of {TORCH}")
-    for axes in (left, right):
+    right.set(yscale="log", xlabel="step", ylabel="distance")
+    titles = "training loss", f"distance from the loss with {TORCH}"
+    for axes, title in zip((left, right), titles, strict=True):
+        axes.set_title(title, fontsize=10)
         axes.legend(fontsize=8)
     figure.savefig(path, pil_kwargs={"optimize": True})
 

@@ -62,6 +62,7 @@ def work(rank: int, length: int, init: str) -> None:
         "ulysses, causal": (sd.ulysses(*mine, causal=True), dense),
         "ulysses, block-sparse": (sd.ulysses(*mine, mask=best_blocks), sparse),
         "all_gather_kv, causal": (sd.all_gather_kv(*mine, causal=True), dense),
+        "pass_kv, causal": (sd.pass_kv(*mine, causal=True), dense),
     }
     errors = {
         name: (out - expected.chunk(RANKS, 1)[rank]).abs().max()

@@ -1,7 +1,8 @@
 """Hooks for mkdocs to build this project's site; mkdocs.yml names this file.
 
 - README.md is the first page; CONTRIBUTING.md and CHANGELOG.md are pages. Links between pages work;
-  links to files that are not pages become their paths.
+  links to files that are not pages become their paths. In code an escaped bar, which GitHub's
+  tables need, becomes a plain one.
 - Pages are ordered: those in ORDER first, then the rest.
 - The code blocks of GALLERY are run, and the picture that each writes is shown below it. So the
   library must be importable.
@@ -33,6 +34,7 @@ FOLDERS = {"api": "API", "lab": "Lab notes"}
 GALLERY = "gallery.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r'\.plot\("([\w.]+\.png)"')
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)")
 
 
@@ -64,13 +66,17 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
         return markdown
     parts = re.split(r"(^ *```.*?^ *```$)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(
-        part if n % 2 else LINK.sub(lambda found: _link(found, name, source, files), part)
+        part if n % 2 else LINK.sub(lambda found: _link(found, name, source, files), _bars(part))
         for n, part in enumerate(parts)
     )
 
 
 def _place(stem: str) -> tuple[int, str]:
     return (ORDER.index(stem) if stem in ORDER else len(ORDER)), stem
+
+
+def _bars(text: str) -> str:
+    return CODE.sub(lambda code: code[0].replace(r"\|", "|"), text)
 
 
 def _link(found: re.Match[str], name: str, source: PurePosixPath, files: Files) -> str:
@@ -82,7 +88,9 @@ def _link(found: re.Match[str], name: str, source: PurePosixPath, files: Files) 
     pages = {of: page for page, of in ELSEWHERE.items()}
     page = pages.get(path, path.removeprefix("docs/"))
     if files.get_file_from_path(page) is None:
-        return f"{text} (`{path}`)" if (ROOT / path).exists() else found[0]
+        if not (ROOT / path).exists():
+            return found[0]
+        return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
     relative = os.path.relpath(page, os.path.dirname(name) or ".").replace(os.sep, "/")
     return f"{mark}[{text}]({relative}{anchor})"
 

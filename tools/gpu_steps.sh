@@ -1,5 +1,7 @@
 # Sourced by tests/gpu/run.sh and benchmarks/refresh.sh: checks of what they need, and their steps.
-# They set `steps`, PYTHON and OUT, and define a function step_NAME for each step.
+# They set `steps`, PYTHON and OUT, and define a function step_NAME for each step. `notes` has what
+# the table says of a step besides its result.
+declare -A notes=()
 
 die() { echo "error: $*" >&2; exit 2; }
 
@@ -26,7 +28,8 @@ run_steps() {
     SECONDS=0
     result=ok
     "step_$step" 2>&1 | tee "$OUT/$step.log" || { result=FAILED && status=1; }
-    summary+=("$(printf '%-12s %-7s %5d s  %s' "$step" "$result" "$SECONDS" "$OUT/$step.log")")
+    summary+=("$(printf '%-12s %-7s %5d s  %s' "$step" "$result" "$SECONDS" \
+      "$OUT/$step.log${notes[$step]:+  ${notes[$step]}}")")
   done
   printf '\n%s\n' "step         result     time  log"
   printf '%s\n' "${summary[@]}"

@@ -57,7 +57,7 @@ def choose(python: Path) -> tuple[str, str]:
     runs = [arch for arch, runs_on in locate.ARCHS.items() if set(runs_on) & set(found.values())]
     if not runs:
         supported = ", ".join(gpu for runs_on in locate.ARCHS.values() for gpu in runs_on)
-        return "none", f"CPU ops alone: {names} is not supported, {supported} is{ask}"
+        return "none", f"CPU ops alone: {names} is not supported; supported are {supported}{ask}"
     if not buildable:
         return "none", f"CPU ops alone, though there is {names}: {reason}"
     line = f"GPU kernels for {', '.join(runs)}: {names}; minutes on 16 cores, half an hour on two"

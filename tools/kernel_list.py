@@ -47,7 +47,7 @@ class Row(NamedTuple):
     tile_q: int
     tile_k: int
     stages: int
-    schedule: str = ""  # this and the next: forward pass only
+    schedule: str = ""  # of sm90, forward pass only
     skipping: str = "kNever"
 
     @property
@@ -117,15 +117,16 @@ TILES: Fields = {
     "tile_k": _number,
     "stages": _number,
 }
-PASSES: dict[str, Fields] = {
-    "forward": TILES
-    | {
-        "schedule": _one_of("kTurns", "kFree"),
-        "skipping": _one_of("kNever", "kByThreshold"),
+SKIPPING: Fields = {"skipping": _one_of("kNever", "kByThreshold")}
+# By family (core/archs.def) and pass.
+PASSES: dict[str, dict[str, Fields]] = {
+    "sm90": {
+        "forward": TILES | {"schedule": _one_of("kTurns", "kFree")} | SKIPPING,
+        "backward_dq": TILES,
+        "backward_dkv": TILES,
+        "decode": TILES,
     },
-    "backward_dq": TILES,
-    "backward_dkv": TILES,
-    "decode": TILES,
+    "sm80": {"forward": TILES | SKIPPING},
 }
 
 
@@ -138,7 +139,7 @@ def read(path: Path) -> list[Row]:
     """
     arch_name, _, direction = path.stem.partition("_")
     arch = next((a for a in arch_table.read() if a.name == arch_name), None)
-    if arch is None or direction not in PASSES:
+    if arch is None or direction not in PASSES[arch.family]:
         raise ListError(f"{path}:1: the file's name is not an architecture, _, and a pass")
     try:
         statements = ast.parse(path.read_text()).body
@@ -147,7 +148,7 @@ def read(path: Path) -> list[Row]:
     rows: dict[str, Row] = {}
     for statement in statements:
         try:
-            fields = _fields(statement, PASSES[direction])
+            fields = _fields(statement, PASSES[arch.family][direction])
             for element in fields.pop("elements"):
                 row = Row(arch, direction, element=element, **fields)
                 if row.name in rows:
@@ -190,11 +191,12 @@ def read_all() -> list[Row]:
 
 def source(rows: list[Row]) -> str:
     """The source file of rows of one architecture, pass and mechanism."""
-    arch, direction = rows[0].arch.name, rows[0].direction
-    widths = "" if {row.tile_k for row in rows} <= COMMON_WIDTHS else ALL_WIDTHS
+    family, direction = rows[0].arch.family, rows[0].direction
+    common = family != "sm90" or {row.tile_k for row in rows} <= COMMON_WIDTHS
+    widths = "" if common else ALL_WIDTHS
     parts = [definition(row) for row in rows]
     return f"""\
-{widths}#include "sparse_fmha/{arch}/{direction.replace("_", "/")}/launch.h"
+{widths}#include "sparse_fmha/{family}/{direction.replace("_", "/")}/launch.h"
 
 namespace sparse_fmha {{
 {chr(10).join(parts)}}}  // namespace sparse_fmha
@@ -203,7 +205,7 @@ namespace sparse_fmha {{
 
 def definition(row: Row) -> str:
     """The function that makes the registry's row of one kernel, and with it the kernel."""
-    parameters = {
+    parameters: dict[str, Any] = {
         "Mechanism": row.mechanism,
         "Element": f"cutlass::{row.element}",
         "kHeadDim": row.head_dim,
@@ -214,12 +216,15 @@ def definition(row: Row) -> str:
     config = "TileConfig"
     if row.direction == "forward":
         config = "KernelConfig"
-        parameters["kSchedule"] = f"Schedule::{row.schedule}"
+        if row.schedule:
+            parameters["kSchedule"] = f"Schedule::{row.schedule}"
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
+        if row.arch.family == "sm80":  # two architectures
+            parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
-  using namespace {row.arch.name};
+  using namespace {row.arch.family};
   using Config = {config}<
 {listed}>;
   return kernel_row<Config>("{row.name}");

@@ -17,6 +17,7 @@ PACKAGES = (
     "fa3-fwd",
     "flash-attn-3",
     "fastvideo-kernel",
+    "flashinfer-python",
     "sparse-fmha",
     "nvidia-cudnn-cu13",
 )

@@ -3,8 +3,9 @@
 On the GPU a pair of CUDA events brackets each call. Before the first event the stream is given
 work that hides the launch, and that also sets the state of the L2 cache:
 
-    cold  a buffer several times the size of the cache is overwritten
-    warm  the same op runs once, untimed
+    cold   a buffer several times the size of the cache is overwritten
+    clean  such a buffer is read, so the op has no lines of others to write back
+    warm   the same op runs once, untimed
 
 so the window holds the op and nothing else. Nothing waits for the GPU until a round, one call of
 every variant, is queued. The order inside a round is shuffled: power and heat that one variant
@@ -74,6 +75,33 @@ class CpuClock:
         return times
 
 
+class Replay:
+    """Replays of a CUDA graph of one call, whose tensors it keeps; each returns the same result."""
+
+    def __init__(self, op: Op) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what a first call compiles or allocates
+                op()
+        torch.cuda.synchronize()
+        self._op, self._graph = op, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = op()
+
+    def __call__(self) -> object:
+        self._graph.replay()
+        return self._result
+
+
+def captured(op: Op, device: str) -> Op:
+    """Replays of the op; on the CPU the op itself, which has run once."""
+    if device == "cuda":
+        return Replay(op)
+    op()
+    return op
+
+
 def _is_turn(round_: int, turns: int, rounds: int) -> bool:
     """Whether an op that has `turns` turns in so many rounds, evenly spread, is due in this one."""
     return round_ >= 0 and (round_ + 1) * turns // rounds > round_ * turns // rounds
@@ -88,7 +116,7 @@ def measure(
     The ops that `fewer` names run so many times instead, spread over the rounds that count.
     """
     clock = CudaClock() if device == "cuda" else CpuClock()
-    flush = torch.empty(FLUSH_BYTES[device], dtype=torch.int8, device=device)
+    flush = torch.zeros(FLUSH_BYTES[device], dtype=torch.int8, device=device)
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in ops}
     first, *rest = ops
@@ -100,6 +128,8 @@ def measure(
                 continue
             if l2 == "cold":
                 flush.zero_()
+            elif l2 == "clean":
+                flush.view(torch.float32).sum()
             else:
                 ops[name]()
             clock.time(name, ops[name])

@@ -16,7 +16,7 @@ INTERFACES = {
 
 
 def fa3(case: Case, q, k, v):
-    flash_attn_func = _function(case.dtype)
+    flash_attn_func = load(case.dtype)
     if case.window or case.lists:
         raise UnavailableError(NO_MASK)
 
@@ -27,7 +27,8 @@ def fa3(case: Case, q, k, v):
     return op
 
 
-def _function(dtype: str):
+def load(dtype: str = "bfloat16"):
+    """The function of the first installed package that takes the dtype; else UnavailableError."""
     installed = [name for name in INTERFACES if importlib.util.find_spec(name) is not None]
     if not installed:
         raise UnavailableError("the package fa3-fwd is not installed")

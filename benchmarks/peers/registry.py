@@ -7,7 +7,6 @@ reason where it cannot run the case. Views, masks and compilation are made outsi
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -17,7 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.cases import block_lists, selection, skipping
 from benchmarks.cases.case import Case
 from benchmarks.harness.names import DENSE, NO_MASK, OURS, UnavailableError
-from benchmarks.peers.fa3 import INTERFACES, fa3
+from benchmarks.peers import fa3 as fa3_peer
+from benchmarks.peers import sta as sta_peer
+from benchmarks.peers import vsa as vsa_peer
+from benchmarks.peers.fa3 import fa3
 from benchmarks.peers.flex import flex, flex_tiled
 from benchmarks.peers.sta import sta
 from benchmarks.peers.vsa import vsa
@@ -97,40 +99,62 @@ PEERS: dict[str, dict[str, Build]] = {
 # The first two compile for tens of seconds per case. fastvideo-kernel 0.3.2 brings a libcuda of its
 # own: where that is newer than the driver its kernel ends the process's CUDA context (vsa looks).
 ON_REQUEST = {"flex", "flex_tiled", "sta"}
-# Of peers that are no part of torch the modules, of which one is needed, and the package.
-PACKAGES = {
-    "fa3": (tuple(INTERFACES), "fa3-fwd"),
-    "sta": (("fastvideo_kernel",), "fastvideo-kernel"),
-    "vsa": (("fastvideo_kernel",), "fastvideo-kernel"),
+# What loads the peers that are no part of torch; UnavailableError says why one does not load.
+LOAD: dict[str, Callable[[], object]] = {
+    "fa3": fa3_peer.load,
+    "sta": sta_peer.load,
+    "vsa": vsa_peer.load,
 }
 DENSE_TOO = {OURS, "cudnn", "fa3", "torch"}  # also run dense where a case asks for that
 
 
-def choose(device: str, wanted: str) -> dict[str, Build]:
-    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first.
+def left_out(case: Case, q, k, v):
+    raise UnavailableError("left out by --without")
 
-    ValueError for an unknown name, and for a listed one whose package is not installed.
+
+def choose(device: str, wanted: str, without: str = "") -> dict[str, Build]:
+    """Builders by name: `auto`, `none`, or a list with commas; ours is always the first. Those in
+    the list `without` run no case, and give that as their reason.
+
+    ValueError for an unknown name, and for the listed ones that do not load.
     """
     known = PEERS[device]
     if wanted == "auto":
         names = [name for name in known if name not in ON_REQUEST]
-    elif wanted == "none":
-        names = []
     else:
-        names = wanted.split(",")
+        names = _names(wanted)
+    unwanted = _names(without)
+    for option, given in (("--peers", names), ("--without", unwanted)):
+        for name in given:
+            if name not in known:
+                more = ["auto", "none"] if option == "--peers" else []
+                raise ValueError(
+                    f"{option} {name}: allowed on {device} are {', '.join([*known, *more])}"
+                )
+    if wanted != "auto":
+        _load([name for name in names if name not in unwanted])
+    chosen = {name: left_out if name in unwanted else known[name] for name in names}
+    return {OURS: sparse_fmha} | chosen
+
+
+def _names(listed: str) -> list[str]:
+    return [] if listed in ("", "none") else listed.split(",")
+
+
+def _load(names: list[str]) -> None:
+    problems = []
     for name in names:
-        if name not in known:
-            allowed = ", ".join([*known, "auto", "none"])
-            raise ValueError(f"--peers {name}: allowed on {device} are {allowed}")
-        modules, package = PACKAGES.get(name, (("torch",), "torch"))
-        if wanted != "auto" and not any(map(importlib.util.find_spec, modules)):
-            raise ValueError(f"--peers {name}: the package {package} is not installed")
-    return {OURS: sparse_fmha} | {name: known[name] for name in names}
+        try:
+            LOAD.get(name, lambda: None)()
+        except UnavailableError as problem:
+            problems.append(f"--peers {name}: {problem}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
-def idle(wanted: str, records: list[dict]) -> dict[str, str]:
+def idle(wanted: str, without: str, records: list[dict]) -> dict[str, str]:
     """Of the peers that were asked for by name, those that ran no case, with the last reason."""
-    asked = [] if wanted in ("auto", "none") else wanted.split(",")
+    asked = [] if wanted == "auto" else [n for n in _names(wanted) if n not in _names(without)]
     ran = {run["op"] for record in records for run in record["runs"]}
     skipped = {name: why for record in records for name, why in record["skipped"].items()}
     return {

@@ -25,7 +25,7 @@ WINDOWS = {(3, 3, 3), (3, 3, 5), (3, 5, 5), (3, 5, 7), (3, 5, 9), (1, 5, 7), (1,
 def sta(case: Case, q, k, v):
     """The whole op from and to the layout of the others: its copies into tiles and back count."""
     window = window_in_tiles(case)
-    forward = _kernel()
+    forward = load()
     q, k, v = (x.view(x.shape[0], *case.grid, *x.shape[2:]) for x in (q, k, v))
 
     def op():
@@ -51,7 +51,8 @@ def window_in_tiles(case: Case) -> tuple[int, ...]:
     return tuple(map(int, window))
 
 
-def _kernel():
+def load():
+    """The kernel; UnavailableError says why there is none."""
     if importlib.util.find_spec("fastvideo_kernel") is None:
         raise UnavailableError("the package fastvideo-kernel is not installed")
     try:

@@ -23,7 +23,7 @@ HEAD_DIMS = (64, 128)
 def vsa(case: Case, q, k, v):
     """The kernel reads [B, H, L, D] in memory; tensors are put there outside the op."""
     check(case)
-    forward = _kernel()
+    forward = load()
     blocks = block_lists.draw(case.lists, case.heads_q, case.length, case.device).blocks
     counts, indices = (x[None].contiguous() for x in block_lists.compact(blocks))
     sizes = torch.full((blocks.shape[-1],), BLOCK, dtype=torch.int32, device=q.device)
@@ -44,7 +44,8 @@ def check(case: Case) -> None:
         raise UnavailableError("takes one batch entry, and as many key heads as query heads")
 
 
-def _kernel():
+def load():
+    """The kernel; UnavailableError says why there is none."""
     package = importlib.util.find_spec("fastvideo_kernel")
     if package is None:
         raise UnavailableError("the package fastvideo-kernel is not installed")

@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
                    help="default: float16 on cuda, float32 on cpu")  # fmt: skip
     p.add_argument("--calls", type=int, default=50, metavar="N", help="of a batch")
     p.add_argument("--rounds", type=int, default=100, metavar="N", help="batches of each op")
+    p.add_argument("--without", default="", metavar="NAMES", help="peers to leave out: fa3")
     p.add_argument("--tiny", action="store_true", help="few calls, to try it")
     report.add_options(p, RESULTS)
     return p
@@ -90,7 +91,9 @@ def ours(q, k, v) -> dict[str, timing.Op]:
     }
 
 
-def calls(device: str, dtype: str, seed: int) -> tuple[dict[str, timing.Op], dict[str, str]]:
+def calls(
+    device: str, dtype: str, seed: int, without: str = ""
+) -> tuple[dict[str, timing.Op], dict[str, str]]:
     """The calls by name, and why a peer has none."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = 1, TOKENS, HEADS, DIM
@@ -103,6 +106,8 @@ def calls(device: str, dtype: str, seed: int) -> tuple[dict[str, timing.Op], dic
     skipped = {}
     case = Case("host_time", device, dtype, *shape[:2], HEADS, HEADS, DIM)
     try:
+        if "fa3" in without.split(","):
+            raise UnavailableError("left out by --without")
         if device == "cpu":
             raise UnavailableError("runs on GPUs only")
         found["fa3"] = fa3(case, q, k, v)
@@ -143,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--calls and --rounds must be at least 1")
     vars(args).update(TINY if args.tiny else {})
     dtype = args.dtype or ("float16" if args.device == "cuda" else "float32")
-    ops, skipped = calls(args.device, dtype, args.seed)
+    ops, skipped = calls(args.device, dtype, args.seed, args.without)
     counts = {"calls": args.calls, "rounds": args.rounds, "warmup": 1, "seed": args.seed}
     times = timing.measure_host(ops, device=args.device, **counts)
     results = {

@@ -4,8 +4,10 @@
     torchrun --nproc-per-node 2 -m benchmarks.studies.scaling --tiny    # CPU, gloo: to try it
 
 The sequence has the same length on any number of ranks, and times are those of the slowest rank,
-from a barrier on. Communication is the same call with a function that computes nothing; nothing
-overlaps, so the rest is computing. The difference is that to one GPU, root mean square, relative.
+from a barrier on. Communication is the same call with a function that computes nothing; it runs
+under computing only "in slices" and in pass_kv, which has no such call. "torch" is its context
+parallelism with cuDNN. GB are those of a rank at the highest point, of which each has the whole
+sequence too, to compare. The difference is that to one GPU, root mean square, relative.
 """
 
 from __future__ import annotations
@@ -15,47 +17,34 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import sparse_fmha
-import sparse_fmha.distributed as sd
 from benchmarks.harness import environment, report, timing
+from benchmarks.studies import scaling_ways
+from benchmarks.studies.scaling_ops import (
+    BLOCK,
+    OPS,
+    TINY,
+    Op,
+    of_op,
+    random_mask,
+    tensors,
+    useful_flops,
+)
 from benchmarks.tables import scaling as scaling_table
 from sparse_fmha import BlockMask
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "scaling"
-BLOCK = 128
-TINY = {"length": 1024, "heads": 8, "heads_kv": 4, "head_dim": 16, "dtype": "float32"}
+WITH_BACKWARD = " with backward"
 HEADER = [
     "op", "way", "ranks", "ms", "p10", "p90", "speedup", "efficiency", "TFLOP/s per rank",
-    "communication", "MB sent per rank", "difference",
+    "communication", "MB sent per rank", "GB", "difference",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Op:
-    """A function of whole tensors, and the ways to run it on several ranks."""
-
-    function: Callable[..., Tensor]
-    ways: tuple[str, ...]
-    options: dict = field(default_factory=dict)
-    masked: bool = False
-
-
-OPS = {
-    "full": Op(sparse_fmha.attention, ("ulysses", "all_gather_kv")),
-    "causal": Op(
-        sparse_fmha.attention, ("ulysses", "all_gather_kv", "zigzag"), {"causal": True}
-    ),
-    "block_sparse": Op(
-        sparse_fmha.block_sparse_attention, ("ulysses", "all_gather_kv"), masked=True
-    ),
-}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--head-dim", type=int, default=128, metavar="N")
     p.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     p.add_argument("--density", type=float, default=0.1, help="of random blocks of 128x128")
+    p.add_argument("--slices", type=int, default=4, metavar="N", help="at most, of heads")
+    p.add_argument(
+        "--backward", action="store_true", help="also both passes, but for ops that choose"
+    )
     p.add_argument("--iterations", type=int, default=20, metavar="N", help="timed calls")
     p.add_argument("--warmup", type=int, default=3, metavar="N", help="untimed calls before them")
     p.add_argument("--tiny", action="store_true", help="small shapes on the CPU, to try it")
@@ -83,62 +76,17 @@ def sizes(world: int) -> list[int]:
     return sorted({2**i for i in range(1, world.bit_length()) if 2**i < world} | {world})
 
 
-def divides(ranks: int, args: argparse.Namespace) -> bool:
-    """Whether ulysses takes the numbers of heads."""
-    return args.heads % ranks == 0 and (args.heads_kv % ranks == 0 or ranks % args.heads_kv == 0)
-
-
-def ways(op: Op, ranks: int, args: argparse.Namespace) -> list[str]:
-    """Those that take the numbers of heads."""
-    return [way for way in op.ways if divides(ranks, args) or way != "ulysses"]
-
-
-def tensors(args: argparse.Namespace, device: str) -> list[Tensor]:
-    """The same q, k and v on every rank."""
-    generator = torch.Generator(device).manual_seed(args.seed)
-    dtype = getattr(torch, args.dtype)
-    return [
-        torch.randn(
-            1, args.length, heads, args.head_dim, generator=generator, device=device, dtype=dtype
-        )
-        for heads in (args.heads, args.heads_kv, args.heads_kv)
-    ]
-
-
-def random_mask(args: argparse.Namespace, device: str) -> BlockMask:
-    """As many blocks in each row of each head, and the same ones on every rank."""
-    generator = torch.Generator(device).manual_seed(args.seed)
-    rows = args.length // BLOCK
-    listed = max(1, round(args.density * rows))
-    indices = torch.empty(1, args.heads, rows, listed, dtype=torch.int32, device=device)
-    for head in range(args.heads):
-        scores = torch.rand(rows, rows, generator=generator, device=device)
-        indices[0, head] = scores.topk(listed).indices.sort().values
-    counts = torch.full(indices.shape[:3], listed, dtype=torch.int32, device=device)
-    return BlockMask(counts, indices, args.length, args.length, BLOCK, BLOCK)
-
-
-def useful_flops(args: argparse.Namespace, name: str, mask: BlockMask | None) -> float:
-    pairs = args.length * args.length
-    if name == "causal":
-        pairs = args.length * (args.length + 1) // 2
-    elif mask is not None:
-        pairs = pairs * mask.indices.shape[-1] / mask.blocks_kv
-    return 4.0 * args.heads * args.head_dim * pairs
-
-
 def sent_bytes(args: argparse.Namespace, way: str, ranks: int) -> float:
-    """What a rank sends to the others, as docs/distributed.md has it."""
+    """What a rank sends to the others forward, as docs/distributed.md has it; for pass_kv at most.
+
+    That of torch is for as many key heads as query heads.
+    """
     per_head = args.length / ranks * args.head_dim * getattr(torch, args.dtype).itemsize
-    if way == "ulysses":
+    if way.startswith("ulysses"):
         moved = 2 * args.heads + 2 * max(args.heads_kv, ranks)
         return per_head * moved * (ranks - 1) / ranks
-    return per_head * 2 * args.heads_kv * (ranks - 1)
-
-
-def computes_nothing(q: Tensor, *args: object, **options: object) -> Tensor:
-    """In the place of attention: what is left of a call is communication."""
-    return q
+    heads = args.heads if way == "torch" else args.heads_kv
+    return per_head * 2 * heads * (ranks - 1)
 
 
 def measure(
@@ -155,53 +103,101 @@ def measure(
     return timing.spread(times.tolist())
 
 
+def passes(
+    op: Op, call: Callable[..., Tensor], parts: list[Tensor], args: argparse.Namespace
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The forward pass, and with --backward both, by the end of the op's name.
+
+    They return out, or the gradients of q, k and v for that of out being q.
+    """
+    found: dict[str, Callable[[], tuple[Tensor, ...]]] = {"": lambda: (call(*parts),)}
+    if args.backward and not op.chooses:
+        leaves = [x.detach().requires_grad_() for x in parts]
+
+        def both() -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                out = call(*leaves)
+            return torch.autograd.grad(out, leaves, parts[0])
+
+        found[WITH_BACKWARD] = both
+    return found
+
+
+def peak(op: Callable[[], object], args: argparse.Namespace) -> float:
+    """Bytes that a rank holds at the highest point of a call, with what it held before."""
+    if args.tiny:
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    op()
+    return float(torch.cuda.max_memory_allocated())
+
+
+def relative(x: Tensor, right: Tensor) -> Tensor:
+    return (x.float() - right.float()).norm() / right.float().norm()
+
+
 def run_way(
-    op: Op, way: str, whole: list[Tensor], mask: BlockMask | None, expected: Tensor,
-    group: dist.ProcessGroup, args: argparse.Namespace,
-) -> dict:  # fmt: skip
-    """Times and difference of one way on one number of ranks."""
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    zigzag = way == "zigzag"
-
-    def part(x: Tensor) -> Tensor:
-        return sd.zigzag_shard(x, group=group) if zigzag else x.chunk(ranks, 1)[rank]
-
-    parts = [part(x).contiguous() for x in whole]
-    options = {"mask": mask, "group": group, "validate": False} | op.options
-    if zigzag:
-        options["zigzag"] = True
-    function = sd.ulysses if way == "ulysses" else sd.all_gather_kv
-    out = function(*parts, **options)
-    right = part(expected).float()
-    difference = (out.float() - right).norm() / right.norm()
-    dist.all_reduce(difference, dist.ReduceOp.MAX, group=group)
-    total = measure(lambda: function(*parts, **options), group, args)
-    moved = measure(lambda: function(*parts, computes_nothing, **options), group, args)
-    return {
-        "way": way, "ranks": ranks, "ms": asdict(total), "communication_ms": asdict(moved),
-        "sent_bytes": sent_bytes(args, way, ranks), "difference": difference.item(),
-    }  # fmt: skip
+    way: str, op: Op, whole: list[Tensor], mask: BlockMask | None,
+    expected: dict[str, tuple[Tensor, ...]], group: dist.ProcessGroup, args: argparse.Namespace,
+) -> dict[str, dict]:  # fmt: skip
+    """Times and difference of one way on one number of ranks, for each pass."""
+    ranks = dist.get_world_size(group)
+    how = scaling_ways.made(way, op, mask, group, args)
+    parts = [how.part(x) for x in whole]
+    found = {}
+    with how.context():
+        for name, run in passes(op, how.call, parts, args).items():
+            pairs = zip(run(), map(how.part, expected[name]), strict=True)
+            difference = torch.stack([relative(x, right) for x, right in pairs]).max()
+            dist.all_reduce(difference, dist.ReduceOp.MAX, group=group)
+            moved = None
+            if how.moving is not None and not name:
+                moved = asdict(measure(lambda: how.moving(*parts), group, args))
+            found[name] = {
+                "way": way, "ranks": ranks, "ms": asdict(measure(run, group, args)),
+                "communication_ms": moved, "sent_bytes": sent_bytes(args, way, ranks),
+                "peak_bytes": peak(run, args), "difference": difference.item(),
+            }  # fmt: skip
+    return found
 
 
 def run_op(name: str, groups: dict[int, dist.ProcessGroup], args: argparse.Namespace) -> list[dict]:
     """One GPU, then every way on every number of ranks."""
     op, device = OPS[name], "cpu" if args.tiny else "cuda"
+    args = of_op(op, args)
     whole = tensors(args, device)
     mask = random_mask(args, device) if op.masked else None
-    arguments = whole if mask is None else [*whole, mask]
-    expected = op.function(*arguments, **op.options)
-    alone = measure(lambda: op.function(*arguments, **op.options), None, args)
-    rows = [
-        {"way": "one rank", "ranks": 1, "ms": asdict(alone), "communication_ms": None,
-         "sent_bytes": 0.0, "difference": 0.0}
-    ]  # fmt: skip
+    given = () if mask is None else (mask,)
+
+    def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return op.function(q, k, v, *given, **args.options)
+
+    found, expected = [], {}
+    for end, run in passes(op, alone, whole, args).items():
+        expected[end] = run()
+        row = {
+            "way": "one rank", "ranks": 1, "ms": asdict(measure(run, None, args)),
+            "communication_ms": None, "sent_bytes": 0.0, "peak_bytes": peak(run, args),
+            "difference": 0.0,
+        }  # fmt: skip
+        found.append((end, row))
     for ranks, group in groups.items():
-        for way in ways(op, ranks, args):
+        for way in scaling_ways.possible(op, ranks, args):
             if dist.get_rank() < ranks:
-                rows.append(run_way(op, way, whole, mask, expected, group, args))
+                try:
+                    found += run_way(way, op, whole, mask, expected, group, args).items()
+                except Exception as error:
+                    if way != "torch":
+                        raise
+                    # An experimental API, which fails on all ranks alike.
+                    print(f"{name}: torch's context parallelism: {error}", file=sys.stderr)
             dist.barrier()
-    flops = useful_flops(args, name, mask)
-    return [{"op": name, "useful_flops": flops} | row for row in rows]
+    flops = useful_flops(op, args, mask)
+    # The backward pass has five products of matrices where the forward pass has two.
+    return [
+        {"op": name + end, "useful_flops": flops * (3.5 if end else 1.0)} | row
+        for end, row in found
+    ]
 
 
 def table(rows: list[dict]) -> str:
@@ -212,7 +208,8 @@ def table(rows: list[dict]) -> str:
         lines.append([
             row["op"], row["way"], str(row["ranks"]),
             *(f"{ms[x]:.3g}" for x in ("median", "p10", "p90")), speedup, efficiency,
-            f"{rate:.3g}", share, f"{row['sent_bytes'] * 1e-6:.3g}", f"{row['difference']:.1e}",
+            f"{rate:.3g}" if rate else "", share, f"{row['sent_bytes'] * 1e-6:.3g}",
+            f"{row['peak_bytes'] * 1e-9:.3g}", f"{row['difference']:.1e}",
         ])  # fmt: skip
     return report.plain_table(HEADER, lines)
 
@@ -263,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "op")},
         "rows": [],
     }
-    uneven = [n for n in sizes(world) if not divides(n, args)]
+    uneven = [n for n in sizes(world) if not scaling_ways.divides(n, args)]
     if uneven and first:
         ranks = ", ".join(map(str, uneven))
         heads = f"--heads {args.heads} --heads-kv {args.heads_kv}"

@@ -85,7 +85,7 @@ def table(by_kind: dict[str, dict], models: dict | None) -> str | None:
     if not rows:
         return None
     caption = (
-        "Forward, bfloat16, whole ops, cold L2 cache; in bold what is slower than another kernel. "
+        "Forward, bfloat16, whole ops, cold L2 cache; bold: slower than the other kernel. "
         f"{'; '.join(dict.fromkeys(sources))}."
     )
     return lines_of(caption, COLUMNS, rows)

@@ -40,6 +40,7 @@ def _place(axis, cases: list[dict]) -> dict[str, int]:
     axis.set_xscale("log")
     axis.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
     axis.minorticks_off()
+    axis.set_xlabel("tokens")
     return {case["name"]: case["shape"]["length"] for case in cases}
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from benchmarks.harness import report
 from benchmarks.tables import (
+    backward,
     blocks,
     builders,
+    decode,
     diffusion,
     grids,
     headline,
@@ -46,7 +48,9 @@ TABLES = {
 
 # Results of benchmarks of their own, by folder.
 FOLDERS = {
+    "decode": decode,
     "stripes": stripes,
+    "backward": backward,
     "diffusion": diffusion,
     "scaling": scaling,
     "host_time": host_time,

@@ -9,11 +9,18 @@ COLUMNS = ("op", "way", "GPUs", "ms", "speedup", "efficiency", "communication")
 
 def caption(results: dict, source: str) -> str:
     s = results["settings"]
+    overlap = "nothing overlaps"
+    if "slices" in s:
+        overlap = (
+            f"it runs under computing only in slices (at most {s['slices']}) and in pass_kv, which "
+            "has no such call; windows are those of HunyuanVideo, and torch is its context "
+            "parallelism with cuDNN"
+        )
     return (
         f"One sequence over several GPUs (NCCL), {s['length'] // 1024}k tokens, "
         f"{s['heads']}/{s['heads_kv']} heads, D={s['head_dim']}, {s['dtype']}; block_sparse: "
         f"{100 * s['density']:.3g}% of the blocks of 128x128, at random. Communication is the same "
-        f"call with a function that computes nothing; nothing overlaps. {source}. Times are the "
+        f"call with a function that computes nothing; {overlap}. {source}. Times are the "
         f"median of {s['iterations']}, those of the slowest rank."
     )
 

@@ -1,9 +1,12 @@
 // `_C`: the host side of the library for Python. It handles no tensors.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "sparse_fmha/core/capabilities.h"
 #include "sparse_fmha/core/registry.h"
 
 namespace py = pybind11;
@@ -13,6 +16,7 @@ void bind_tiles(py::module_& m);
 void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
 void bind_transposed_lists(py::module_& m);
+void bind_decode(py::module_& m);
 
 namespace {
 
@@ -60,16 +64,22 @@ int mechanism_index(std::string const& name) {
   throw py::value_error("mechanism must be one that a kernel has, got " + name);
 }
 
+std::vector<sparse_fmha::Arch> gpu_arch_list() {
+  std::vector<sparse_fmha::Arch> archs;
+  for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
+    archs.push_back(row.arch);
+  }
+  return archs;
+}
+
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
                      std::string const& dtype, int head_dim, bool skips, std::string const& pass,
                      bool key_bias) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   using sparse_fmha::Pass;
-  std::vector<Arch> archs = {Arch::kCpu};
-  for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
-    archs.push_back(row.arch);
-  }
+  std::vector<Arch> archs = gpu_arch_list();
+  archs.insert(archs.begin(), Arch::kCpu);
   Arch const on = parse(arch, archs, "arch");
   DataType const of = parse<DataType>(
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
@@ -87,7 +97,7 @@ py::dict gpu_archs() {
   for (sparse_fmha::GpuArch const& row : sparse_fmha::kGpuArchs) {
     py::list capabilities;
     for (sparse_fmha::Capability const& gpu : sparse_fmha::kCapabilities) {
-      if (gpu.arch == row.arch) {
+      if (gpu.arch == row.arch && gpu.is_default) {
         capabilities.append(py::make_tuple(gpu.major, gpu.minor));
       }
     }
@@ -98,6 +108,35 @@ py::dict gpu_archs() {
 
 std::string arch_of_capability(int major, int minor) {
   return sparse_fmha::to_string(sparse_fmha::arch_of_capability(major, minor));
+}
+
+std::string arch_for_call(int major, int minor) {
+  return sparse_fmha::to_string(sparse_fmha::arch_for_call(major, minor));
+}
+
+std::optional<std::string> name_of(std::optional<sparse_fmha::Arch> arch) {
+  return arch ? std::optional<std::string>(sparse_fmha::to_string(*arch)) : std::nullopt;
+}
+
+std::optional<std::string> set_arch_override(std::optional<std::string> const& arch) {
+  std::optional<sparse_fmha::Arch> wanted;
+  if (arch) {
+    wanted = parse(*arch, gpu_arch_list(), "arch");
+  }
+  return name_of(sparse_fmha::set_arch_override(wanted));
+}
+
+// How far the kernels of an architecture are tested, by the compute capability of the device.
+py::dict arch_status(std::string const& arch) {
+  sparse_fmha::Arch const of = parse(arch, gpu_arch_list(), "arch");
+  py::dict status;
+  for (sparse_fmha::Capability const& row : sparse_fmha::kCapabilities) {
+    if (row.arch == of) {
+      std::string const gpu = std::to_string(row.major) + "." + std::to_string(row.minor);
+      status[py::str(gpu)] = row.status;
+    }
+  }
+  return status;
 }
 
 }  // namespace
@@ -113,6 +152,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
   m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),
         "The architecture that a GPU runs; RuntimeError names the compute capabilities there are.");
+  m.def("arch_for_call", &arch_for_call, py::arg("major"), py::arg("minor"),
+        "The same in a call: by the override if there is one; RuntimeError if it is untested.");
+  m.def("arch_status", &arch_status, py::arg("arch"),
+        "measured, ran or compiled, by compute capability, for a GPU architecture.");
+  m.def(
+      "arch_override", [] { return name_of(sparse_fmha::arch_override()); },
+      "Which architecture all calls on GPUs take; None: by the table.");
+  m.def("set_arch_override", &set_arch_override, py::arg("arch"),
+        "Which architecture all calls on GPUs take; None: by the table. Returns the one before.");
+  m.def("allow_untested", &sparse_fmha::allow_untested, py::arg("allow"),
+        "Whether calls may take kernels that were never run on their device.");
   m.def(
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");
@@ -121,4 +171,5 @@ PYBIND11_MODULE(_C, m) {
   bind_lists(m);
   bind_stripes(m);
   bind_transposed_lists(m);
+  bind_decode(m);
 }

@@ -4,6 +4,7 @@
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))
 
 #include "sparse_fmha/cpu/decode.h"
+#include "sparse_fmha/cpu/decode_partial.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {

@@ -31,7 +31,7 @@ std::vector<Version> compute_capabilities() {
 Arch device_arch(int32_t device) {
   static std::vector<Version> const versions = compute_capabilities();
   Version const version = versions.at(device);
-  return arch_of_capability(version.major, version.minor);
+  return arch_for_call(version.major, version.minor);
 }
 
 }  // namespace sparse_fmha

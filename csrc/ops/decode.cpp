@@ -35,8 +35,7 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
           ", got ", shape_of(v_cache));
   int64_t const heads_q = q.size(2);
   int64_t const heads_kv = k_cache.size(2);
-  require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
-          "q must have a multiple of the cache's ", heads_kv, " heads, got ", heads_q);
+  check_groups(heads_q, heads_kv, "k_cache and v_cache");
   require(paged || k_cache.size(0) == q.size(0),
           "k_cache must have q's batch without a page_table, ", q.size(0), ", got ",
           k_cache.size(0));

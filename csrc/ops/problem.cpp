@@ -85,9 +85,9 @@ Coord grid_of(char const* name, Tensor const& t) {
 
 }  // namespace
 
-void check_groups(int64_t heads_q, int64_t heads_kv) {
+void check_groups(int64_t heads_q, int64_t heads_kv, char const* kv) {
   require(heads_kv > 0 ? heads_q % heads_kv == 0 : heads_q == 0,
-          "heads of q must be a multiple of those of k and v, got ", heads_q, " and ", heads_kv);
+          "heads of q must be a multiple of those of ", kv, ", got ", heads_q, " and ", heads_kv);
 }
 
 double scale_of(std::optional<double> given, int64_t head_dim) {

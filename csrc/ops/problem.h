@@ -30,7 +30,7 @@ DataType check_operand(char const* name, Tensor& t, int64_t rank);
 void check_like_q(char const* name, Tensor const& t, Tensor const& q);
 
 // Checks that k and v have a head for each group of q's heads.
-void check_groups(int64_t heads_q, int64_t heads_kv);
+void check_groups(int64_t heads_q, int64_t heads_kv, char const* kv = "k and v");
 
 // The factor of q.k: what is given, which must be finite, or head_dim**-0.5.
 double scale_of(std::optional<double> given, int64_t head_dim);

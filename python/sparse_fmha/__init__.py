@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sparse_fmha import _ops, nn, patterns, reference, selection
+from sparse_fmha._arch import allow_untested, arch_override
 from sparse_fmha._build import build_info, kernels
 from sparse_fmha.attention import (
     attention,
@@ -42,6 +43,8 @@ __all__ = [
     "Simulation",
     "SkipStats",
     "StripeMask",
+    "allow_untested",
+    "arch_override",
     "attention",
     "block_sparse_attention",
     "build_info",

@@ -30,6 +30,7 @@ class KernelRow(_CompiledRow, total=False):
 
     registers: int
     spill_bytes: int
+    status: dict[str, str]
 
 
 class BuildInfo(TypedDict):
@@ -84,7 +85,8 @@ def kernels() -> KernelTable:
     dimension that the kernel takes. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
     `skips` says whether the kernel can skip key tiles by a threshold, `key_bias`
     whether keys may have a bias. `smem_bytes` is per thread block. GPU rows also have `registers`
-    per thread and `spill_bytes`, as reported by ptxas.
+    per thread and `spill_bytes`, as reported by ptxas, and `status`: by compute capability, how far
+    they are tested there ("measured", "ran" or "compiled"; see `allow_untested`).
 
     Raises:
         ImportError: the extension `_C` is missing for this Python; the ops work without it.
@@ -94,6 +96,8 @@ def kernels() -> KernelTable:
     figures = build_info()["kernels"]
     rows = KernelTable(_C.kernel_table())
     for row in rows:
+        if row["arch"] != "cpu":
+            row["status"] = _C.arch_status(row["arch"])
         if row["name"] in figures:
             of_row = figures[row["name"]]
             row["registers"] = of_row["registers"]

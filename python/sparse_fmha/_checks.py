@@ -85,14 +85,20 @@ def check_qkv(
             raise ValueError(f"{name} must have q's head dim, {q.shape[-1]}, got {shape[-1]}")
     if k.shape != v.shape:
         raise ValueError(f"v must have k's shape, {list(k.shape)}, got {list(v.shape)}")
-    head_dim, heads, heads_kv = q.shape[-1], q.shape[-2], k.shape[-2]
-    if not 8 <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
-        raise ValueError(
-            f"head dim of q must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
-        )
+    check_head_dim("head dim of q", q.shape[-1])
+    check_groups(q.shape[-2], k.shape[-2])
+
+
+def check_head_dim(name: str, value: int) -> None:
+    if not 8 <= value <= MAX_HEAD_DIM or value % 8:
+        raise ValueError(f"{name} must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {value}")
+
+
+def check_groups(heads: int, heads_kv: int, kv: str = "k and v") -> None:
+    """Checks that each head of k and v, which `kv` names, serves as many heads of q."""
     if heads % heads_kv if heads_kv else heads:
         raise ValueError(
-            f"heads of q must be a multiple of those of k and v, got {heads} and {heads_kv}"
+            f"heads of q must be a multiple of those of {kv}, got {heads} and {heads_kv}"
         )
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from benchmarks.studies import backward
+from benchmarks.tables import backward as page
 
 
 def test_tiny(tmp_path, capsys):
@@ -29,3 +30,13 @@ def test_pairs(case):
     tokens = math.prod(small.grid)
     heads = visible.shape[-3] if visible.dim() > 2 else 1
     assert small.pairs() * heads == visible.expand(*visible.shape[:-2], tokens, tokens).sum()
+
+
+def test_page_table():
+    def row(case, op, ms, error):
+        return {"case": case, "op": op, "ms": {"median": ms}, "useful_flops": 2e12, "error": error}
+
+    rows = [row("a", "sparse_fmha", 5.0, 4e-3), row("a", "cuDNN", 4.0, None)]
+    both, alone = page.rows({"rows": [*rows, row("b", "sparse_fmha", 10.0, 2e-3)]})
+    assert tuple(both.values()) == ("a", "5", "400", "4", "0.80x", "4.0e-03")
+    assert alone == {"case": "b", "ms": "10", "TFLOP/s": "200", "error of dq": "2.0e-03"}

@@ -165,7 +165,7 @@ def test_sliding_tile_peer_passes_tiles_and_puts_them_back(monkeypatch):
         given.update(q=q, rest=rest)
         out.copy_(v)
 
-    monkeypatch.setattr(sta, "_kernel", lambda: forward)
+    monkeypatch.setattr(sta, "load", lambda: forward)
     q, k, v = torch.randn(3, 1, case.length, 1, 128)
     assert torch.equal(sta.sta(case, q, k, v)(), v)
     assert given["rest"] == (3, 3, 3, 0, False, False, 3)

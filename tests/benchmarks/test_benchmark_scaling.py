@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import report  # noqa: E402
-from benchmarks.studies import scaling  # noqa: E402
+from benchmarks.studies import scaling, scaling_ways  # noqa: E402
 from benchmarks.tables import readme  # noqa: E402
 
 
@@ -55,9 +56,14 @@ def test_sizes(world, expected):
 def test_tiny(tmp_path):
     arguments = ["--tiny", "--iterations", "1", "--warmup", "0", "--out", tmp_path / "out.json"]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = run(*command, "benchmarks.studies.scaling", *arguments, check=True)
+    done = run(*command, "benchmarks.studies.scaling", "--backward", *arguments, check=True)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    expected = [(op, way) for op, one in scaling.OPS.items() for way in ("one rank", *one.ways)]
+    expected = [
+        (op + end, way)
+        for op, one in scaling.OPS.items()
+        for way in ("one rank", *(way for way in one.ways if way != "torch"))
+        for end in ("", *([] if one.chooses else [scaling.WITH_BACKWARD]))
+    ]
     assert [(row["op"], row["way"]) for row in rows] == expected
     shown = done.stdout.splitlines()[-len(rows) - 2 :]  # gloo may have said something before
     assert shown[0].split()[0] == "op"
@@ -66,9 +72,23 @@ def test_tiny(tmp_path):
         assert row["difference"] < 1e-6
         assert row["ms"]["median"] > 0
         if row["ranks"] == 2:
-            assert row["communication_ms"]["median"] > 0
-            heads = {"ulysses": (2 * 8 + 2 * 4) / 2, "all_gather_kv": 8, "zigzag": 8}[row["way"]]
-            assert row["sent_bytes"] == 512 * 16 * 4 * heads
+            ulysses = row["way"].startswith("ulysses")
+            assert row["sent_bytes"] == 512 * 16 * 4 * ((2 * 8 + 2 * 4) / 2 if ulysses else 8)
+            both = row["op"].endswith(scaling.WITH_BACKWARD)
+            assert (row["communication_ms"] is None) == (both or row["way"] == "pass_kv")
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_slices_that_the_heads_allow(ranks):
+    from sparse_fmha.distributed._slices import key_slices
+
+    for heads, heads_kv, most in ((32, 8, 4), (24, 24, 4), (8, 1, 3), (16, 16, 5)):
+        args = SimpleNamespace(heads=heads, heads_kv=heads_kv, slices=most)
+        found = scaling_ways.slices("ulysses in slices", ranks, args)
+        assert 1 <= found <= most
+        key_slices(heads // ranks, max(heads_kv // ranks, 1), found)
+        assert heads_kv % scaling_ways.slices("zigzag in slices", ranks, args) == 0
+        assert scaling_ways.slices("ulysses", ranks, args) == 1
 
 
 def test_readme_table(tmp_path):

@@ -216,11 +216,15 @@ def test_info_shows_registers_and_unused_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "kernels", "problem"),
-    [((9, 0), "dense in float16", None), ((8, 0), "no kernel", "cuda:0: no kernel for it")],
+    ("arch", "capability", "kernels", "problem"),
+    [
+        ("sm90", (9, 0), "dense in float16", None),
+        ("sm90", (8, 0), "no kernel", "cuda:0: no kernel for it"),
+        ("sm80", (8, 0), "dense in float16", "cuda:0: its kernels were never run on such a GPU"),
+    ],
 )
-def test_which_gpu_a_kernel_runs_on(monkeypatch, capability, kernels, problem):
-    row = {"name": "sm90_dense_float16_d64", "arch": "sm90", "mechanism": "dense"}
+def test_which_gpu_a_kernel_runs_on(monkeypatch, arch, capability, kernels, problem):
+    row = {"name": f"{arch}_dense_float16_d64", "arch": arch, "mechanism": "dense"}
     row |= {"dtype": "float16"}
     monkeypatch.setattr(sparse_fmha, "kernels", lambda: KernelTable([row]))
     monkeypatch.setattr(info, "devices", lambda: {"cpu": "a CPU", "cuda:0": "a GPU"})

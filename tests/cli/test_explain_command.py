@@ -62,7 +62,7 @@ def test_the_machine_it_runs_on(capsys):
         ("dense 8 --window 3", "options of dense must be among --causal, got --window"),
         ("dense 0", "TOKENS must be at least 1, got 0"),
         ("dense 8 --heads 0", "--heads must be at least 1, got 0"),
-        ("dense 8 --arch sm33", "arch must be cpu or sm90 for q on meta, got sm33"),
+        ("dense 8 --arch sm33", "arch must be cpu or sm90 or sm80 or sm86 for q on meta, got sm33"),
         ("dense 8 --head-dim 12", "head dim of q must be a multiple of 8 from 8 to 256, got 12"),
         ("neighborhood 8", "--window must be given for neighborhood"),
         (

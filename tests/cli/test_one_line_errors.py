@@ -98,6 +98,12 @@ MODULES = {
         (["--out", "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
+    "benchmarks.studies.decode": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--only", "none"], "argument --only: none is none of dense, pages, ragged"),
+        (["--peers", "fa2"], "argument --peers: fa2 is none of cudnn, fa3, flashinfer"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--layers", "0"], "--layers and --repeats must be at least 1"),
@@ -106,6 +112,10 @@ MODULES = {
     "benchmarks.studies.host_time": [
         (["--device", "cpu", "--rounds", "0"], "--calls and --rounds must be at least 1"),
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.other_gpus": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.tables.readme": [
@@ -120,6 +130,9 @@ MODULES = {
         (["--op", "full", "--density", "0.5"], "--density changes nothing for --op full"),
         (["--tiny"], "no ranks; start it with torchrun"),
     ],
+    "benchmarks.studies.scaling_model": [
+        (["--check", "--write"], "argument --write: not allowed with argument --check"),
+    ],
     "benchmarks.studies.stripes": [
         (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -129,7 +142,15 @@ MODULES = {
 NEED_GPU = [
     *(
         f"benchmarks.studies.{name}"
-        for name in ("backward", "calibrate", "diffusion", "scaling", "stripes")
+        for name in (
+            "backward",
+            "calibrate",
+            "decode",
+            "diffusion",
+            "other_gpus",
+            "scaling",
+            "stripes",
+        )
     ),
     SANITIZE,
 ]

@@ -60,7 +60,7 @@ def meshes_and_groups(ranks):
     here = mesh.get_local_rank("cp")
     for group in (mesh["cp"], mesh.get_group("cp")):
         parts = [x.chunk(2, 1)[here] for x in (q, k, v)]
-        for call in (sd.ulysses, sd.all_gather_kv):
+        for call in (sd.ulysses, sd.all_gather_kv, sd.pass_kv):
             out = call(*parts, causal=True, group=group)
             torch.testing.assert_close(out, expected.chunk(2, 1)[here])
         parts = [sd.zigzag_shard(x, group=group) for x in (q, k, v)]

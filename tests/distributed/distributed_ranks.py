@@ -6,6 +6,7 @@ A case is a function of `Ranks` that asserts; `case(2, 4)` says on how many rank
 import datetime
 import importlib
 import json
+import multiprocessing
 import traceback
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ MODULES = (
     "distributed_errors",
     "distributed_dtensor",
     "distributed_backward",
+    "distributed_overlap",
+    "distributed_pass_kv",
+    "distributed_two_levels",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 
@@ -58,7 +62,11 @@ class Ranks:
 
 def run(world, names, folder):
     """The tracebacks of each case named, one for each rank, None where it passed."""
-    mp.spawn(_work, (world, names, str(folder)), nprocs=world)
+    # The server imports once for all processes, of which none starts threads before it is forked.
+    multiprocessing.set_forkserver_preload(["torch", "sparse_fmha.distributed"])
+    mp.start_processes(
+        _work, (world, names, str(folder)), nprocs=world, start_method="forkserver"
+    )  # fmt: skip
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
     return {name: [found[name] for found in ranks] for name in ranks[0]}
 

@@ -1,6 +1,7 @@
 """Cases of `ulysses`; each rank compares its part with one process's."""
 
 import torch
+from distributed_backward import agree
 from distributed_inputs import LENGTH, agrees, block_mask, qkv, skipped_qkv, stripe_mask
 from distributed_ranks import case
 
@@ -37,6 +38,39 @@ def ulysses_dtypes(ranks):
 def ulysses_other_number_of_keys(ranks):
     tensors = qkv(length_kv=96)
     agrees(ranks, sd.ulysses, sparse_fmha.attention, tensors, causal=True)
+
+
+@case(2, 4)
+def ulysses_uneven_and_empty(ranks):
+    """Windows on a grid that no number of ranks divides; other keys; a rank without tokens."""
+    lengths = {2: [125, 0], 4: [40, 0, 0, 85]}[ranks.world]
+    uneven = sd.Shards.of_lengths(lengths)
+    whole = {"grid": (5, 5, 5), "window": (3, 2, 5)}
+    for batch, slices in ((1, 1), (2, 2)):
+        tensors = qkv(8, 8, batch=batch, length=125)
+        common = {"attention": sparse_fmha.neighborhood_attention, "slices": slices} | whole
+        agree(
+            ranks, sd.ulysses, windows, tensors, shard=lambda x: sd.shard(x, uneven), whole=whole,
+            **common,
+        )  # fmt: skip
+        agrees(
+            ranks, sd.ulysses, windows, tensors, shard=lambda x: sd.shard(x, uneven),
+            whole=dict(whole), **common,
+        )  # fmt: skip
+    q, k, v = qkv(8, 1, length=125, length_kv=77)
+    keys = sd.Shards.of_lengths([0] * (ranks.world - 1) + [77])
+    parts = sd.shard(q, uneven), sd.shard(k, keys), sd.shard(v, keys)
+    for slices in (1, 2):
+        out = sd.ulysses(*parts, slices=slices)
+        right = sd.shard(sparse_fmha.attention(q, k, v), uneven)
+        torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-6)
+
+
+def windows(q, k, v, *, grid, window, return_lse):
+    results = sparse_fmha.neighborhood_attention(
+        *(x.unflatten(1, grid) for x in (q, k, v)), window, return_lse=return_lse
+    )
+    return [x.flatten(1, 3) for x in results]
 
 
 @case(2, 4)

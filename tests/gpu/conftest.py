@@ -1,9 +1,16 @@
 """The GPU tests: skipped without a GPU that runs the library's kernels; self-contained, so that
 they run where only the op library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
+
+SPARSE_FMHA_TEST_ARCH=sm80 (or sm86) tests that architecture's kernels, on any GPU that runs them.
 """
 
 import functools
+import os
 
+# Read at the first call. Whoever runs the tests of kernels wants to know whether they work.
+os.environ.setdefault("SPARSE_FMHA_ALLOW_UNTESTED", "1")
+
+import other_archs
 import pytest
 import torch
 from poison import poisoned
@@ -22,7 +29,19 @@ def cuda():
     known = [each for arch in arch_table.read() for each in arch.capabilities]
     if capability not in known:
         pytest.skip(f"compute capability {capability}; the kernels are for {', '.join(known)}")
-    return torch.device("cuda")
+    with other_archs.chosen():
+        yield torch.device("cuda")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skips a test that ended because the architecture lacks a kernel."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:
+        if why := other_archs.reason(error):
+            pytest.skip(why)
+        raise
 
 
 @pytest.fixture(scope="session")

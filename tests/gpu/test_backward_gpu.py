@@ -1,5 +1,6 @@
 """Gradients on the GPU against fp64, for the mechanisms whose backward kernels are there."""
 
+import other_archs
 import pytest
 import torch
 from gradient_cases import LARGE
@@ -7,7 +8,6 @@ from gradient_oracle import GRADIENTS
 from gradient_rule import assert_as_good_as_torch, output_gradients
 from poison import poisoned
 
-import sparse_fmha
 from sparse_fmha import _C
 
 pytestmark = pytest.mark.gpu
@@ -26,13 +26,12 @@ def skip_without_kernel(name, passes, dtype, dim):
     if mechanism == "fmha":
         mechanism = "causal" if case.options("cpu").get("causal") else "dense"
     request = {"mechanism": mechanism, "dtype": str(dtype).removeprefix("torch."), "head_dim": dim}
-    archs = {row["arch"] for row in sparse_fmha.kernels() if row["arch"] != "cpu"}
-    for arch in archs:
-        for one in [passes] if isinstance(passes, str) else passes:
-            try:
-                _C.find_kernel(arch=arch, **request, **{"pass": one})
-            except RuntimeError as miss:
-                pytest.skip(str(miss).partition(";")[0])
+    arch = other_archs.in_use()
+    for one in [passes] if isinstance(passes, str) else passes:
+        try:
+            _C.find_kernel(arch=arch, **request, **{"pass": one})
+        except RuntimeError as miss:
+            pytest.skip(str(miss).partition(";")[0])
 
 
 def wanted(passes):

@@ -133,7 +133,7 @@ def spoilt(where, valid, junk):
 @pytest.mark.parametrize("where", ["before", "behind", "amid"])
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 def test_entries_out_of_range_are_ignored(check, blocks, where):
-    """Negative ones and those behind the last block, in either list of the op."""
+    """Negative ones and those after the last block, in either list of the op."""
     case = Case(333, 420, blocks, 0.3, 0.3, batch=2)
     lists = case.lists()
     columns = case.grid[-1]

@@ -132,7 +132,7 @@ def torch_attention_by(name, tiny, options):
             kept = torch.ones(tiny.text, dtype=torch.bool)
             if attn_mask is not None:
                 kept = attn_mask.expand(BATCH, 1, -1, -1)[entry, 0, 0, other]
-            # Text first becomes text behind the grid, as patterns have it.
+            # Text first becomes text after the grid, as patterns have it.
             rows = [
                 torch.cat([x[own], x[other][kept]])[None]
                 for x in (t[entry].transpose(0, 1) for t in (query, key, value))

@@ -38,7 +38,7 @@ def test_as_sdpa(name, padding):
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_generation_token_by_token(name, padded):
-    """The prompt by our kernels, then single queries by torch's."""
+    """The prompt, then single queries."""
     net, tokens = model(name), ids(60)
     seen = torch.ones_like(tokens)
     if padded:
@@ -135,10 +135,3 @@ def test_weights_are_not_there():
         match="output_attentions must be False for LlamaAttention, because sparse_fmha",
     ):
         run(model("llama"), "sparse_fmha", [], input_ids=ids(), output_attentions=True)
-
-
-def test_a_static_cache_is_an_error_that_says_so():
-    net = model("llama")
-    net.set_attn_implementation("sparse_fmha")
-    with pytest.raises(NotImplementedError, match=r"cache_implementation='static'"):
-        net.generate(ids(20), max_new_tokens=3, do_sample=False, cache_implementation="static")

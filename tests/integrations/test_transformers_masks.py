@@ -180,13 +180,6 @@ def test_runs(padding, runs, special):
     assert (plan.runs, plan.special) == (runs, special)
 
 
-def test_one_query_has_the_mask_of_sdpa():
-    arguments = (3, 1, 60, 59, 0, FUNCTIONS["causal"])
-    seen = left_and_right(60)
-    mask = masks.plan(*arguments, attention_mask=seen)
-    assert mask.equal(wanted(*arguments, seen))
-
-
 def test_an_offset_that_is_a_tensor():
     """As of a static cache."""
     plan = masks.plan(1, 20, 60, q_offset=torch.tensor(30))

@@ -38,7 +38,7 @@ class Tiny:
     window: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    references: int = 0  # tokens behind the grid that are not text
+    references: int = 0  # tokens after the grid that are not text
     options: dict = field(init=False)
 
     def __post_init__(self):

@@ -13,6 +13,7 @@ ONES = torch.ones(2, dtype=torch.int32)
 BLOCKS = int32([[[0]], [[0]]]), int32([[1], [1]]), 16
 TOKENS = int32([[[[0]]], [[[0]]]]), None
 SPANS = {"head_starts": int32([[0, 0]] * 2), "head_lengths": int32([[1, 1]] * 2)}
+OPERANDS = "q", "k_cache", "v_cache"
 TREE = int32([[[1], [3]]] * 2)
 WIDE = torch.zeros(2, 2, 4, 32)
 Q = torch.zeros(2, 2, 4, 16)
@@ -25,7 +26,8 @@ REFUSED = [
     (ValueError, "q must have 4 dimensions, got shape [2, 2, 64]", {"q": torch.zeros(2, 2, 64)}),
     (TypeError, "q must have dtype torch.float16, torch", {"q": Q.int()}),
     (ValueError, "q must have stride 1 in its last", {"q": WIDE[..., ::2]}),
-    (ValueError, "q must have a multiple of the cache's 2 heads", {"q": Q[:, :, 1:]}),
+    (ValueError, "heads of q must be a multiple of those of k_cache and", {"q": Q[:, :, 1:]}),
+    (ValueError, "head dim of q must be a multiple of 8 from", {x: Q[..., :4] for x in OPERANDS}),
     (ValueError, "q must be on cpu or cuda, got meta", {"q": Q.to("meta")}),
     (TypeError, "k_cache must have q's dtype, torch.float32", {"k_cache": CACHE.half()}),
     (ValueError, "k_cache must have q's head dim, 16, got 8", {"k_cache": CACHE[..., :8]}),

@@ -75,9 +75,9 @@ def test_none_builds_for_the_cpu_alone(configure):
 
 
 def test_unknown_architecture(configure):
-    status, output = configure("-DSPARSE_FMHA_ARCHS=90a,80")
+    status, output = configure("-DSPARSE_FMHA_ARCHS=90a,70")
     assert status != 0
-    assert "80 is not supported; allowed are none, or a list of: 90a" in output
+    assert "70 is not supported; allowed are none, or a list of: 90a, 80, 86" in output
 
 
 def test_without_nvcc(configure, monkeypatch, tmp_path):

@@ -19,6 +19,8 @@ from sparse_fmha import _C
 
 H100 = "NVIDIA H100 80GB HBM3, 9.0\n"
 A100 = "NVIDIA A100-SXM4-80GB, 8.0\n"
+RTX = "NVIDIA GeForce RTX 5090, 12.0\n"
+V100 = "Tesla V100-SXM2-32GB, 7.0\n"
 SCRIPT = "#!/bin/sh\n[ {status} = 0 ] && printf '{text}'\nexit {status}\n"
 
 
@@ -47,15 +49,17 @@ def machine(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("has", "archs", "line"),
     [
-        ({"smi": None}, "none", "no GPU is seen here; SPARSE_FMHA_ARCHS=90a builds the GPU"),
+        ({"smi": None}, "none", "no GPU is seen here; SPARSE_FMHA_ARCHS=90a,80,86 builds t"),
         ({"smi": None, "torch": None}, "none", "no GPU is seen here"),
         ({"smi": "No devices were found", "smi_status": 6}, "none", "no GPU is seen here"),
         ({"smi": H100}, "90a", r"GPU kernels for 90a: NVIDIA H100 80GB HBM3 .*9\.0.* on two$"),
         ({"smi": H100, "torch": None}, "90a", r"90a: .*is a CPU build, which cannot run them: TOR"),
-        ({"smi": A100 + H100}, "90a", "A100.*H100"),
+        ({"smi": A100 + H100}, "90a,80", "GPU kernels for 90a, 80: .*A100.*H100"),
+        ({"smi": A100}, "80", "GPU kernels for 80: NVIDIA A100"),
+        ({"smi": RTX}, "86", "GPU kernels for 86: .*5090"),
         ({"smi": "", "smi_status": 9, "torch": H100}, "90a", "H100"),
         ({"smi": None, "torch": H100}, "90a", "H100"),
-        ({"smi": A100}, "none", r"A100-SXM4-80GB .*8\.0\) is not supported, 9\.0 is; SPARSE"),
+        ({"smi": V100}, "none", r"V100.*7\.0\) is not supported; supported are 9\.0, 8.*; SPA"),
         ({"smi": H100, "nvcc": None}, "none", "though there is NVIDIA H100.*nvcc >= 12.5 is need"),
         ({"smi": H100, "nvcc": "release 11.8"}, "none", r"though there is .*nvcc is 11\.8$"),
         ({"smi": None, "nvcc": None}, "none", "no GPU is seen here$"),
@@ -130,11 +134,13 @@ def setup_script(monkeypatch):
 def test_each_set_of_architectures_has_its_build_tree(machine, setup_script):
     """CMake deletes the objects of targets that are gone, so one tree would lose the kernels."""
     trees = {}
-    for archs, nvcc in [("", "release 13.0"), ("90a", "release 13.0"), ("none", ""), ("", None)]:
-        machine(None, nvcc=nvcc, archs=archs)
-        trees[archs, nvcc] = setup_script["tree"]()
-    everything, asked, none, absent = trees.values()
+    nvcc = "release 13.0"
+    for given in [("", nvcc), ("90a,86,80", nvcc), ("90a", nvcc), ("none", ""), ("", None)]:
+        machine(None, archs=given[0], nvcc=given[1])
+        trees[given] = setup_script["tree"]()
+    everything, asked, one, none, absent = trees.values()
     assert everything == asked == ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+    assert one == everything.with_name(f"{everything.name}-90a")
     assert none == absent == everything.with_name(f"{everything.name}-none")
 
 

@@ -15,7 +15,7 @@ def normal(*shape, seed=0):
 
 
 CASES = [
-    # grid, cube, tokens before and behind
+    # grid, cube, tokens before and after
     ((2, 16, 24), (1, 8, 8), 0, 0),
     ((5, 10, 9), (4, 4, 4), 70, 0),  # smaller cubes at the ends
     ((1, 17, 32), (1, 8, 16), 0, 130),

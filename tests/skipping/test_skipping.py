@@ -57,7 +57,7 @@ def test_neighborhood(threshold, grid, window, options):
     if extra:
 
         def function(q, k, v, *args, **kwargs):
-            # The reference has the extra tokens behind the grid's.
+            # The reference has the extra tokens after the grid's.
             length = torch.Size(grid).numel()
             k, v = (x[:, :length].unflatten(1, grid) for x in (k, v))
             return sparse_fmha.neighborhood_attention(

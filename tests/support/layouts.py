@@ -41,6 +41,6 @@ def amid(tensor, fill):
 
 
 def between(tensor, fill):
-    """A contiguous tensor with `fill` before and behind it in its storage."""
+    """A contiguous tensor with `fill` before and after it in its storage."""
     storage = tensor.new_full((tensor.numel() + 2048,), fill)
     return storage[1024 : 1024 + tensor.numel()].view(tensor.shape).copy_(tensor)

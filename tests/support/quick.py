@@ -21,7 +21,7 @@ SLOW = {
     "cli/test_simulate_command.py": ("test_missing_package", "test_as_a_command"),
     "cost/test_simulate.py": ("test_extension_of_another_python",),
     "distributed/test_distributed.py": (
-        r"test_case\[.*-4\]",
+        r"test_case\[.*-[48]\]",
         "test_example",
         "test_is_imported_only_when_asked_for",
     ),

@@ -15,7 +15,14 @@ ROOT = Path(sparse_fmha.__file__).parent
 PACKAGE = ROOT.name
 COMPILED = f"{PACKAGE}._C"  # imports nothing
 
-LEAVES = {"_build", "_checks", "_extension", "_sizes", "_versions"}  # any part may use these
+LEAVES = {
+    "_build",
+    "_checks",
+    "_extension",
+    "_sizes",
+    "_tables",
+    "_versions",
+}  # any part may use these
 # Each part of the package, a folder or a file, and the others that it may import: only parts that
 # stand before it. "" is the package's own `__init__.py`.
 LAYERS = {
@@ -29,7 +36,7 @@ LAYERS = {
     "attention": {"_ops", "masks", "skipping"},
     "decode": {"_ops", "skipping", "attention"},
     "varlen": {"_ops", "masks", "skipping", "attention"},
-    "cost": {"plotting", "masks", "skipping", "attention"},
+    "cost": {"plotting", "masks", "skipping", "attention", "decode"},
     "_routing": {"_ops", "masks", "attention"},
     "sdpa": {"_routing"},
     "calibration": {"skipping", "_routing"},
@@ -57,6 +64,7 @@ LAYERS = {
         "masks",
         "selection",
         "attention",
+        "decode",
         "varlen",
         "calibration",
         "patterns",

@@ -17,20 +17,24 @@ inline int current_device() {
 
 inline constexpr int kMaxDevices = 64;  // whose properties are cached
 
-// Number of multiprocessors of the current GPU.
-inline int multiprocessor_count() {
+// A property of the current GPU, queried once.
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
   static std::array<std::atomic<int>, kMaxDevices> kept;  // zero: not queried yet
   int const device = current_device();
-  int count = device < kMaxDevices ? kept[device].load(std::memory_order_relaxed) : 0;
-  if (count == 0) {
-    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-               "cudaDeviceGetAttribute");
+  int value = device < kMaxDevices ? kept[device].load(std::memory_order_relaxed) : 0;
+  if (value == 0) {
+    check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "cudaDeviceGetAttribute");
     if (device < kMaxDevices) {
-      kept[device].store(count, std::memory_order_relaxed);
+      kept[device].store(value, std::memory_order_relaxed);
     }
   }
-  return count;
+  return value;
 }
+
+// Number of multiprocessors of the current GPU.
+inline int multiprocessor_count() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
+inline int l2_cache_bytes() { return device_attribute<cudaDevAttrL2CacheSize>(); }
 
 // Runs something on the current GPU unless it has already run there. Threads may run it twice.
 class OncePerDevice {

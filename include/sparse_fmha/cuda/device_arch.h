@@ -5,8 +5,8 @@
 
 namespace sparse_fmha {
 
-// Each device is queried once. Throws std::runtime_error if the table in core/arch.h has no row for
-// the device, and in a build without GPU kernels.
+// The answer of arch_for_call() for a device, which is queried once. Throws std::runtime_error as
+// that does, and in a build without GPU kernels.
 Arch device_arch(int32_t device);
 
 }  // namespace sparse_fmha

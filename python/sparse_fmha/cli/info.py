@@ -121,10 +121,24 @@ def problems() -> list[str]:
         found.append("cpu: no kernel was compiled for it")
     if set(archs) & set(gpu_archs()) and not torch.cuda.is_available():
         found.append(f"cuda: GPU kernels are compiled in, but {no_gpu()}")
-    for device in devices():
-        if device.startswith("cuda:") and not rows_for(device):
+    for device in filter(lambda name: name.startswith("cuda:"), devices()):
+        rows = rows_for(device)
+        if not rows:
             found.append(f"{device}: no kernel for it; compiled for {', '.join(archs)}")
+        elif status_on(device, rows[0]["arch"]) == "compiled":
+            found.append(
+                f"{device}: its kernels were never run on such a GPU, so calls raise; "
+                "sparse_fmha.allow_untested() says how to use them"
+            )
     return found
+
+
+def status_on(device: str, arch: str) -> str:
+    """How far the kernels of an architecture are tested on GPUs like the device."""
+    from sparse_fmha._extension import _C
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return _C.arch_status(arch)[f"{major}.{minor}"]
 
 
 def no_gpu() -> str:

@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_fmha import _build, _checks, skipping
-from sparse_fmha.attention import (
-    _scores,
-    attention,
-    block_sparse_attention,
-    neighborhood_attention,
-    stripe_attention,
-)
-from sparse_fmha.cost import model
-from sparse_fmha.cost.block_model import block_sparse_cost
-from sparse_fmha.cost.simulation import simulate
-from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
-
-DEVICES = ("cpu", "cuda", "meta")
-Given = Mapping[str, Any]  # arguments of a call, by name
+from sparse_fmha import _build, _checks
+from sparse_fmha.cost import calls
+from sparse_fmha.cost.calls import Times
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Result of `explain`; prints at most six lines. `why_not` lists the other kernels."""
+    """Result of `explain`; prints at most five lines, and one more where gradients are needed.
 
-    mechanism: str  # as in `sparse_fmha.kernels()`
+    `why_not` lists the other kernels.
+    """
+
+    mechanism: str  # as in `sparse_fmha.kernels()`; "decode" for the pass of that name
     arch: str  # "cpu", or a GPU architecture such as "sm90"
     kernel: str | None  # the kernel that the call selects; None: the call raises
     why: str  # the reason for the selection
     rejected: dict[str, str]  # other kernels of the mechanism and architecture: reason
-    predicted_ms: float | None  # on an H100; None on the CPU and for stripes, without a model
+    # On an H100; of decode, at least this on an H200. None on the CPU and for stripes.
+    predicted_ms: float | None
     dense_ms: float | None  # `attention` on the same tokens
     density: float | None  # share of blocks listed, for block lists
     reachable_density: float | None  # the same, of the blocks that causality leaves
@@ -47,6 +37,9 @@ class Explanation:
     dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
     dkv_kernel: str | None  # the same for k and v
     needs_gradients: bool  # q, k or v require a gradient
+    read_bytes: int | None = None  # of a decode call: keys and values, q and out
+    # What shares the keys of a decode call: splits, or on a GPU without fixed ones thread blocks.
+    parts: int | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -57,7 +50,14 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.mechanism} on {self.arch}: {self.kernel or 'no kernel'}", f"  {self.why}"]
-        if self.predicted_ms is not None:
+        if self.read_bytes is not None:
+            lines.append(f"  reads {self.read_bytes / 1e6:.2f} MB in {self.parts} parts")
+        if self.read_bytes is not None and self.predicted_ms is not None:
+            lines.append(
+                f"  at least {1e3 * self.predicted_ms:.1f} us on an H200, at the rate of a "
+                f"read-only stream; all keys: {1e3 * (self.dense_ms or 0):.1f} us"
+            )
+        elif self.predicted_ms is not None:
             lines.append(
                 f"  predicted on an H100: {self.predicted_ms:.3f} ms, dense attention "
                 f"{self.dense_ms:.3f} ms: {self.speedup:.2f}x"
@@ -100,11 +100,13 @@ def explain(
     """Explains which kernel a call would select and why, and predicts its time.
 
     Times are from a cost model of one H100 SXM (docs/simulator.md gives its accuracy). Nothing is
-    run, so tensors on device "meta" work. Block lists are read, which waits for their device.
+    run, so tensors on device "meta" work. Block lists, and what says which keys a decode call
+    sees, are read, which waits for their device; on "meta" caches and lists count as full.
 
     Args:
-        function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention` or
-            `stripe_attention`, which has no cost model yet.
+        function: `sparse_fmha.attention`, `neighborhood_attention`, `block_sparse_attention`,
+            `stripe_attention`, which has no cost model yet, or `decode_attention`: bytes and parts,
+            and the time to read so many bytes, which no call is below.
         args, kwargs: arguments of the function, checked as in the function.
         arch: "cpu", or a GPU architecture such as "sm90"; default: that of q's device.
 
@@ -114,14 +116,8 @@ def explain(
         TypeError: as in the function.
         ImportError: the extension `_C` is not available for this Python.
     """
-    described = {
-        attention: _dense,
-        neighborhood_attention: _neighborhood,
-        block_sparse_attention: _block_sparse,
-        stripe_attention: _stripe,
-    }
-    if function not in described:
-        names = _checks.one_of(f.__name__ for f in described)
+    if function not in calls.DESCRIBED:
+        names = _checks.one_of(f.__name__ for f in calls.DESCRIBED)
         raise ValueError(f"function must be {names}, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -135,14 +131,15 @@ def explain(
     archs = ("cpu", *_C.gpu_archs())
     if arch not in archs:
         raise ValueError(f"arch must be {' or '.join(archs)} for q on {q.device}, got {arch}")
-    mechanism, times, notes = described[function](given, arch)
+    mechanism, times, notes = calls.DESCRIBED[function](given, arch)
     skips = isinstance(given["skip_threshold"], Tensor) or given["skip_threshold"] > 0
     skips = skips or given["return_stats"]
     if skips and times is not None:
         notes = (*notes, "what skipping key tiles saves is not in the time")
+    notes = (*notes, *_untested(arch, q.device))
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    biased = given["key_bias"] is not None
+    biased = given.get("key_bias") is not None
     return _choose(mechanism, arch, q, skips, biased, times, notes, needs_gradients)
 
 
@@ -150,90 +147,31 @@ def _arch_of(device: torch.device) -> str | None:
     if device.type == "cuda":
         from sparse_fmha._extension import _C
 
-        return _C.arch_of_capability(*torch.cuda.get_device_capability(device))
+        return _C.arch_override() or _C.arch_of_capability(
+            *torch.cuda.get_device_capability(device)
+        )
     return "cpu" if device.type == "cpu" else None
 
 
-@dataclass(frozen=True)
-class _Times:
-    predicted_us: float
-    dense_us: float
-    density: float | None = None
-    reachable_density: float | None = None
-    break_even: float | None = None
+def _untested(arch: str, device: torch.device) -> tuple[str, ...]:
+    """What is to be said of kernels on a device that they are not measured on."""
+    if device.type != "cuda" or arch == "cpu":
+        return ()
+    from sparse_fmha._extension import _C
 
-
-def _dense(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
-    q, k = _checked(given, (1,))
-    causal = given["causal"]
-    _checks.check_flag("causal", causal)
-    us = model.dense_us(*_problem(q, k), causal) if arch == model.ARCH else 0.0
-    return "causal" if causal else "dense", _on(arch, _Times(us, us)), ()
-
-
-def _neighborhood(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
-    q, k = _checked(given, (1, 2, 3))
-    _checks.check_grid(q, k)
-    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, DEVICES)
-    extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
-    simulation = simulate(
-        tuple(q.shape[1:-2]),
-        given["window"],
-        stride=given["stride"],
-        dilation=given["dilation"],
-        causal=given["causal"],
-        heads=q.shape[-2],
-        batch=q.shape[0],
-        head_dim=q.shape[-1],
-        extra=extra,
-    )
-    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
-    dense = model.dense_us(batch, heads, q_len, kv_len + extra, head_dim, False)
-    times = _Times(simulation.predicted_ms * 1e3, dense)
-    notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
-    return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
-
-
-def _block_sparse(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
-    q, k = _checked(given, (1,))
-    mask: BlockMask = given["mask"]
-    check_block_mask(mask, q, k, on_device=False)
-    if arch != model.ARCH:
-        return "block_sparse", None, ()
-    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
-    dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
-    cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
-    reachable = mask.reachable_block_density
-    times = _Times(cost.us, dense, cost.density, reachable, cost.break_even_density)
-    return "block_sparse", times, ()
-
-
-def _stripe(given: Given, arch: str) -> tuple[str, _Times | None, tuple[str, ...]]:
-    q, k = _checked(given, (1,))
-    check_stripe_mask(given["mask"], q, k, on_device=False)
-    return "stripe", None, ()
-
-
-def _on(arch: str, times: _Times) -> _Times | None:
-    return times if arch == model.ARCH else None
-
-
-def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Returns q and k, checked as in the functions; device meta counts as a GPU."""
-    q, k, v = (given[name] for name in "qkv")
-    _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
-    skipping.check(given["skip_threshold"], q)
-    _checks.finite("scale", given["scale"])
-    _scores.check(q, k, given["key_bias"], given.get("row_threshold"))
-    if given["sink"] is not None:
-        _scores.check_sink(given["sink"], q)
-    return q, k
-
-
-def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
-    """Returns batch, heads, query tokens, key tokens and head dim."""
-    q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
-    return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = f"compute capability {major}.{minor}"
+    status = _C.arch_status(arch).get(f"{major}.{minor}")
+    if status == "measured":
+        return ()
+    said = {
+        "ran": f"{arch} was tested but not measured on {capability}",
+        "compiled": f"{arch} was never run on {capability}",
+        None: f"{capability} does not run {arch}",
+    }
+    if major in (10, 11):  # mma.sync has a fraction of the rate of their own instructions
+        return said[status], f"cuDNN's dense attention is faster on {capability}"
+    return (said[status],)
 
 
 def _choose(
@@ -242,14 +180,15 @@ def _choose(
     q: Tensor,
     skips: bool,
     biased: bool,
-    times: _Times | None,
+    times: Times | None,
     notes: tuple[str, ...],
     needs_gradients: bool,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
+    decodes = mechanism == "decode"  # a pass of its own
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
-        wanted = (arch, direction, mechanism, skips)
+        wanted = (arch, direction, "dense" if decodes else mechanism, skips)
         return [
             row
             for row in _build.kernels()
@@ -267,7 +206,7 @@ def _choose(
     def name_of(row: _build.KernelRow | None) -> str | None:
         return None if row is None else row["name"]
 
-    rows = rows_of("forward")
+    rows = rows_of("decode" if decodes else "forward")
     best = smallest(rows)
     rejected = {}
     for row in rows:
@@ -294,13 +233,19 @@ def _choose(
         kernel=name_of(best),
         why=why,
         rejected=rejected,
-        predicted_ms=None if times is None else times.predicted_us / 1e3,
-        dense_ms=None if times is None else times.dense_us / 1e3,
+        predicted_ms=None if times is None else _milliseconds(times.predicted_us),
+        dense_ms=None if times is None else _milliseconds(times.dense_us),
         density=None if times is None else times.density,
         reachable_density=None if times is None else times.reachable_density,
         break_even_density=None if times is None else times.break_even,
         notes=notes,
-        dq_kernel=name_of(smallest(rows_of("backward_dq"))),
-        dkv_kernel=name_of(smallest(rows_of("backward_dkv"))),
+        dq_kernel=None if decodes else name_of(smallest(rows_of("backward_dq"))),
+        dkv_kernel=None if decodes else name_of(smallest(rows_of("backward_dkv"))),
         needs_gradients=needs_gradients,
+        read_bytes=None if times is None else times.read_bytes,
+        parts=None if times is None else times.parts,
     )
+
+
+def _milliseconds(us: float | None) -> float | None:
+    return None if us is None else us / 1e3

@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sparse_fmha._extension import _C
 from sparse_fmha.cost.simulation import Simulation, simulate
 from sparse_fmha.cost.tile_problem import joined, triple, walk_of
 
@@ -93,6 +92,8 @@ def _axis(result: Simulation, axis: int) -> dict[str, Any]:
     """Tables of one axis: the window of each token; its query tile (row) and key tile (column);
     each row's first column and number of columns, visited and full. Tokens at a distance of the
     dilation have tiles of their own."""
+    from sparse_fmha._extension import _C  # only here, as the rest works without it
+
     walk = walk_of(result.grid, result.window, result.stride, result.dilation, result.causal)
     tiles = triple(result.tile_q), triple(result.tile_k)
     one = (1, 1, 1)

@@ -82,10 +82,7 @@ def check_problem(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     _check_int("head_dim", head_dim)
-    if not 8 <= head_dim <= _checks.MAX_HEAD_DIM or head_dim % 8:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got {head_dim}"
-        )
+    _checks.check_head_dim("head_dim", head_dim)
     if key_tiling not in KEY_TILINGS:
         raise ValueError(f"key_tiling must be {_checks.one_of(KEY_TILINGS)}, got {key_tiling!r}")
     walk = walk_of(grid, windows, strides, dilations, causals)

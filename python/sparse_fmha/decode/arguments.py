@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
+from sparse_fmha._tables import Axis, check_table
 
 BLOCKS = (16, 32, 64, 128)
 TILE = 64  # keys that are computed, and skipped, together
@@ -79,33 +80,31 @@ def check(
     keys: Keys,
     split_tokens: int | None,
     out: Tensor | None,
+    devices: Sequence[str] = tuple(_checks.DTYPES),
 ) -> None:
     """Raises what the op would refuse, as a ValueError or TypeError."""
-    _check_operands(q, k_cache, v_cache, paged=keys.page_table is not None)
+    _check_operands(q, k_cache, v_cache, keys.page_table is not None, devices)
     batch, len_q, heads_q = q.shape[:3]
     heads = k_cache.shape[2]
-    table = _Tables(q)
-    table.sizes.update(B=(batch,), Lq=(len_q,), Hkv=(heads,))
-    table.sizes.update({"Lq|1": (len_q, 1), "Hkv|1": (heads, 1), "any": ()})
-    table.check("seq_lens", seq_lens, ("B",), ("B", "Hkv"))
+    check_table("seq_lens", seq_lens, q.device, (batch,), (batch, heads))
     if keys.page_table is not None:
-        table.check("page_table", keys.page_table, ("B", "any"), ("B", "Hkv", "any"))
-    _check_lists(table, keys)
+        shapes: tuple[tuple[Axis, ...], ...] = (batch, "any"), (batch, heads, "any")
+        check_table("page_table", keys.page_table, q.device, *shapes)
+    _check_lists(keys, q, heads)
     _checks.check_flag("causal", keys.causal)
     if keys.window is not None:
         _checks.check_int("window", keys.window, 1)
     _checks.finite("scale", keys.scale)
     if keys.tree_mask is not None:
-        table.sizes["words"] = (ceil_div(len_q, 32),)
-        table.check("tree_mask", keys.tree_mask, ("B", "Lq", "words"))
+        words = ceil_div(len_q, 32)
+        check_table("tree_mask", keys.tree_mask, q.device, (batch, len_q, words))
         if not keys.causal or keys.window is not None:
             raise ValueError(
                 "tree_mask must be given with causal=True and without window, got "
                 f"causal={keys.causal} and window={keys.window}"
             )
     if keys.sink is not None:
-        table.sizes["Hq"] = (heads_q,)
-        table.check("sink", keys.sink, ("Hq",), dtype=torch.float32)
+        check_table("sink", keys.sink, q.device, (heads_q,), dtype=torch.float32)
     if split_tokens is not None:
         _checks.check_int("split_tokens", split_tokens, TILE)
         if split_tokens % TILE:
@@ -114,25 +113,21 @@ def check(
         _check_out(out, q)
 
 
-def _check_operands(q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool) -> None:
+def _check_operands(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool, devices: Sequence[str]
+) -> None:
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        _checks.check_like(name, tensor, q)
+        _checks.check_like(name, tensor, q, devices)
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
         if tensor.shape[3] != q.shape[3]:
             raise ValueError(f"{name} must have q's head dim, {q.shape[3]}, got {tensor.shape[3]}")
-    dim, heads_q, heads = q.shape[3], q.shape[2], k_cache.shape[2]
-    if not 8 <= dim <= _checks.MAX_HEAD_DIM or dim % 8:
-        raise ValueError(
-            f"q must have a head dim that is a multiple of 8 from 8 to {_checks.MAX_HEAD_DIM}, got "
-            f"{dim}"
-        )
+    _checks.check_head_dim("head dim of q", q.shape[3])
     if k_cache.shape != v_cache.shape:
         raise ValueError(
             f"v_cache must have k_cache's shape, {list(k_cache.shape)}, got {list(v_cache.shape)}"
         )
-    if heads_q % heads if heads else heads_q:
-        raise ValueError(f"q must have a multiple of the cache's {heads} heads, got {heads_q}")
+    _checks.check_groups(q.shape[2], k_cache.shape[2], "k_cache and v_cache")
     if not paged and k_cache.shape[0] != q.shape[0]:
         raise ValueError(
             f"k_cache must have q's batch without a page_table, {q.shape[0]}, got "
@@ -140,7 +135,7 @@ def _check_operands(q: Tensor, k_cache: Tensor, v_cache: Tensor, paged: bool) ->
         )
 
 
-def _check_lists(table: _Tables, keys: Keys) -> None:
+def _check_lists(keys: Keys, q: Tensor, heads: int) -> None:
     if (keys.head_starts is None) != (keys.head_lengths is None):
         given, missing = "head_starts", "head_lengths"
         if keys.head_starts is None:
@@ -154,56 +149,20 @@ def _check_lists(table: _Tables, keys: Keys) -> None:
     if sum(forms.values()) > 1:
         given = " and ".join(name for name, is_given in forms.items() if is_given)
         raise ValueError(f"at most one of {', '.join(forms)} must be given, got {given}")
+    device, batch = q.device, q.shape[0]
+    queries, own = (q.shape[1], 1), (heads, 1)  # 1: shared
     if forms["blocks"]:
-        table.check("blocks[0]", keys.block_indices, ("B", "Hkv|1", "any"))
-        table.check("blocks[1]", keys.block_counts, ("B", "Hkv|1"))
+        check_table("blocks[0]", keys.block_indices, device, (batch, own, "any"))
+        check_table("blocks[1]", keys.block_counts, device, (batch, own))
         if _checks.check_int("blocks[2]", keys.block) not in BLOCKS:
-            raise ValueError(f"blocks[2] must be 16, 32, 64 or 128, got {keys.block}")
+            raise ValueError(f"blocks[2] must be {_checks.one_of(BLOCKS)}, got {keys.block}")
     if forms["tokens"]:
-        table.check("tokens[0]", keys.token_indices, ("B", "Lq|1", "Hkv|1", "any"))
+        check_table("tokens[0]", keys.token_indices, device, (batch, queries, own, "any"))
         if keys.token_counts is not None:
-            table.check("tokens[1]", keys.token_counts, ("B", "Lq|1", "Hkv|1"))
+            check_table("tokens[1]", keys.token_counts, device, (batch, queries, own))
     if forms["head_starts"]:
-        table.check("head_starts", keys.head_starts, ("B", "Hkv"))
-        table.check("head_lengths", keys.head_lengths, ("B", "Hkv"))
-
-
-class _Tables:
-    """Checks small tensors by the names of their axes."""
-
-    def __init__(self, q: Tensor) -> None:
-        self.device = q.device
-        self.sizes: dict[str, tuple[int, ...]] = {}  # the allowed ones; none: any
-
-    def check(
-        self,
-        name: str,
-        tensor: Any,
-        *shapes: tuple[str, ...],
-        dtype: torch.dtype = torch.int32,
-    ) -> None:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
-        if tensor.device != self.device:
-            raise ValueError(f"{name} must be on q's device, {self.device}, got {tensor.device}")
-        if not any(self._fits(tensor, shape) for shape in shapes):
-            needed = " or ".join(self._text(shape) for shape in shapes)
-            raise ValueError(f"{name} must have shape {needed}, got {list(tensor.shape)}")
-
-    def _fits(self, tensor: Tensor, shape: tuple[str, ...]) -> bool:
-        if tensor.dim() != len(shape):
-            return False
-        for size, axis in zip(tensor.shape, shape, strict=True):
-            allowed = self.sizes[axis]
-            if len(allowed) > 0 and all(size != a for a in allowed):
-                return False
-        return True
-
-    def _text(self, shape: tuple[str, ...]) -> str:
-        sizes = (" or ".join(map(str, self.sizes[axis])) or "any" for axis in shape)
-        return f"[{', '.join(sizes)}]"
+        check_table("head_starts", keys.head_starts, device, (batch, heads))
+        check_table("head_lengths", keys.head_lengths, device, (batch, heads))
 
 
 def _check_out(out: Tensor, q: Tensor) -> None:

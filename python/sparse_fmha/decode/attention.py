@@ -168,26 +168,26 @@ def decode_attention(
     """Attention of the newest tokens of each request over the keys of a cache.
 
     The keys of a KV head are numbered by their positions 0 to N - 1, of which the last Lq belong to
-    the queries: query i has position N - Lq + i. A query with a position below 0 sees no key.
+    the queries: query i has position N - Lq + i. With `causal`, one below 0 sees no key.
 
     Args:
         q: `[B, Lq, Hq, D]`, fp16, bf16, fp32 or fp64; the last stride is 1, the others are free. D
             is a multiple of 8, at most 256.
         k_cache: `[B, rows, Hkv, D]`, or with `page_table` `[pages, page, Hkv, D]`, pages of any
             size; with q's dtype. Hq is a multiple of Hkv. The last stride is 1, the others are
-            free, also 0 and beyond 2^31. Nothing is read but rows that a query sees.
+            free, also 0 and beyond 2^31. Only rows that some query sees are read.
         v_cache: like k_cache.
         seq_lens: int32 `[B]` or `[B, Hkv]`, the number N of keys, with those of q. Clamped to what
             the cache holds; 0 for a request that is padding. Here and below, the values of int32
-            tensors are read when the call runs, strides are free, and what is out of range is as if
-            not there.
+            tensors are read when the call runs, strides are free, and what is out of range is
+            ignored.
         page_table: int32 `[B, n]` or `[B, Hkv, n]`; position j is row j % page of page
             `page_table[b, j // page]`.
         blocks: `(indices, counts, block)`: each KV head has only the positions in the listed blocks
             of 16, 32, 64 or 128 of them. int32 `[B, Hkv|1, n]` in any order, and `[B, Hkv|1]`.
         tokens: `(indices, counts or None)`: only the listed positions. int32 `[B, Lq|1, Hkv|1, n]`
             in any order, and `[B, Lq|1, Hkv|1]`; None takes all n. In both lists an entry outside
-            of the keys, such as -1, is passed over, and one that is there twice counts twice.
+            the keys, such as -1, is ignored, and one that is listed twice counts twice.
         head_starts, head_lengths: int32 `[B, Hkv]`: each KV head has only a span of positions,
             which ends with the keys of q: N of the head is the end of its span, where the query
             positions and `window` count from.
@@ -207,7 +207,7 @@ def decode_attention(
             kept.
         split_tokens: a multiple of 64: the keys of a head are cut there into parts that threads
             work on, and whose results are merged in order. None takes 1024 on the CPU, where a
-            result depends on its own request alone, to the bit, and not on the number of threads.
+            result depends bit for bit on its own request alone, not on the number of threads.
             On a GPU None gives each multiprocessor the same number of tiles, so the last bits of a
             result depend on the lengths of the other requests; a number makes them independent.
         out: like q, with any strides but 0; takes the result.
@@ -220,9 +220,9 @@ def decode_attention(
         exp(sink). With `return_stats` also a `SkipStats` with `[B, Hkv]`, last. A row that sees no
         key has out 0, and lse -inf or its sink.
 
-    What no query sees may hold NaN: ends of pages, pages that are not listed, padded requests. Not
-    so the values of a key that only some of a request's queries see. Autocast casts nothing here.
-    There are no derivatives: asking for one raises NotImplementedError.
+    What no query sees may hold NaN: ends of pages, pages that are not listed, padded requests.
+    The values of a key that only some of a request's queries see must not. Autocast casts nothing
+    here. There are no derivatives: asking for one raises NotImplementedError.
 
     `merge` joins the results of calls over disjoint keys, such as a shared prefix.
 

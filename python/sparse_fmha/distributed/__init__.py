@@ -12,14 +12,28 @@ if not torch.distributed.is_available():
 
 from sparse_fmha.distributed._all_gather import all_gather_kv
 from sparse_fmha.distributed._dtensor import distribute_mask, register_sharding
+from sparse_fmha.distributed._key_plan import KeyPlan, plan_kv
+from sparse_fmha.distributed._pass_kv import pass_kv
+from sparse_fmha.distributed._sharding import shard, unshard
+from sparse_fmha.distributed._shards import Shards
+from sparse_fmha.distributed._two_levels import two_levels
 from sparse_fmha.distributed._ulysses import ulysses
+from sparse_fmha.distributed._weights import row_weights
 from sparse_fmha.distributed._zigzag import zigzag_shard, zigzag_unshard
 
 __all__ = [
+    "KeyPlan",
+    "Shards",
     "all_gather_kv",
     "distribute_mask",
+    "pass_kv",
+    "plan_kv",
     "register_sharding",
+    "row_weights",
+    "shard",
+    "two_levels",
     "ulysses",
+    "unshard",
     "zigzag_shard",
     "zigzag_unshard",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 import sparse_fmha
 from sparse_fmha import _checks
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _groups, _masks, _ulysses, _zigzag
+from sparse_fmha.distributed import _attend, _groups, _masks, _slices, _transfers, _zigzag
 
 
 @overload
@@ -24,6 +25,7 @@ def all_gather_kv(
     *,
     causal: bool = False,
     zigzag: bool = False,
+    slices: int = 1,
     group: _groups.Group = None,
     return_lse: Literal[False] = False,
     validate: bool = True,
@@ -41,6 +43,7 @@ def all_gather_kv(
     *,
     causal: bool = False,
     zigzag: bool = False,
+    slices: int = 1,
     group: _groups.Group = None,
     return_lse: Literal[True],
     validate: bool = True,
@@ -58,6 +61,7 @@ def all_gather_kv(
     *,
     causal: bool = False,
     zigzag: bool = False,
+    slices: int = 1,
     group: _groups.Group = None,
     return_lse: bool,
     validate: bool = True,
@@ -74,6 +78,7 @@ def all_gather_kv(
     *,
     causal: bool = False,
     zigzag: bool = False,
+    slices: int = 1,
     group: _groups.Group = None,
     return_lse: bool = False,
     validate: bool = True,
@@ -103,6 +108,11 @@ def all_gather_kv(
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own flag; a mask
             made by a function must have the same value.
         zigzag: tokens are in the order that balances causal work over the ranks.
+        slices: pieces that the key heads are cut into, a divisor of Hkv. The keys of a piece are
+            gathered while the piece before it is computed, and their gradients are added up
+            likewise. The result is that of one piece bit by bit, and a rank holds the gathered keys
+            of two pieces instead of all. A mask function is called for each piece, with the heads
+            of the piece.
         group: process group or one-dimensional mesh; default all ranks.
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
@@ -121,7 +131,8 @@ def all_gather_kv(
             dimensions, a group without this process, `neighborhood_attention` (use `ulysses`), or
             `return_stats`.
         TypeError: a DTensor, or a mask, group or tensor of the wrong type.
-        NotImplementedError: an input with a forward-mode tangent.
+        NotImplementedError: an input with a forward-mode tangent, or `slices` above 1 inside
+            torch.compile.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "all_gather_kv")
@@ -154,28 +165,82 @@ def all_gather_kv(
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
-    # k and v in one message.
-    k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
-    results: list[Any] = []
-    for part, span, rows in zip(parts, spans, masks, strict=True):
-        keys = tokens_kv
-        if causal:
-            keys = _masks.visible_keys(span[1], tokens, tokens_kv)
-        elif isinstance(rows, _masks.MASKS):
-            keys = rows.kv_len
-        seen_k, seen_v = k[:, :keys], v[:, :keys]
-        if callable(rows):
-            rows = _masks.made(rows, part, seen_k)
-            if rows.causal != causal:
-                raise ValueError(
-                    f"mask(q, k) must return a mask with causal = {causal}, by which the keys are "
-                    f"gathered, got {rows.causal}"
-                )
-        if rows is None and causal:
-            options["causal"] = True
-        results.append(_ulysses.attend(attention, part, seen_k, seen_v, rows, **options))
+    spread = _Spread(parts, spans, masks, tokens, tokens_kv, causal)
+    _slices.check_slices(slices)
+    if k.shape[2] % slices:
+        raise ValueError(f"slices must divide the {k.shape[2]} heads of k, got {slices}")
+    if slices == 1:
+        # k and v in one message.
+        k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
+        results = [spread.attend(k, v, slice(None), 1, attention, options)]
+    else:
+        heads, heads_kv = q.shape[2] // slices, k.shape[2] // slices
+        both = torch.stack([k, v], 2).movedim(1, 0)  # [L / world, B, 2, Hkv, D]
+
+        def start(piece: int) -> _transfers.Transfer:
+            part = both[:, :, :, piece * heads_kv : (piece + 1) * heads_kv]
+            return _transfers.all_gather(part, group, world, f"all_gather_kv: keys of {piece=}")
+
+        results = []
+        coming = start(0)
+        for piece in range(slices):
+            arrived, coming = coming, start(piece + 1) if piece + 1 < slices else coming
+            whole = _zigzag.in_order(arrived.wait(), world) if ordered else arrived.wait()
+            seen_k, seen_v = whole.movedim(0, 1).unbind(2)
+            chosen = slice(piece * heads, (piece + 1) * heads)
+            results.append(spread.attend(seen_k, seen_v, chosen, slices, attention, options))
+            del whole, seen_k, seen_v, arrived
+    outs, lses = (list(x) for x in zip(*results, strict=True))
+    out = torch.cat(outs, 2) if slices > 1 else outs[0]
     if not return_lse:
-        outs: list[Tensor] = results
-        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
-    pairs: list[tuple[Tensor, Tensor]] = results
-    return torch.cat([out for out, _ in pairs], 1), torch.cat([lse for _, lse in pairs], 1)
+        return out
+    return out, torch.cat(lses, 2) if slices > 1 else lses[0]
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """What a rank computes: parts of the queries, and the masks of their rows."""
+
+    parts: Sequence[Tensor]
+    spans: Sequence[tuple[int, int]]
+    masks: Sequence[_masks.MaskOrFunction]
+    tokens: int
+    tokens_kv: int
+    causal: bool
+
+    def attend(
+        self,
+        k: Tensor,
+        v: Tensor,
+        heads: slice,
+        slices: int,
+        attention: Callable[..., Any] | None,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the function on some heads, given all of their keys; lse only if requested."""
+        results: list[Any] = []
+        for part, span, rows in zip(self.parts, self.spans, self.masks, strict=True):
+            part = part[:, :, heads]
+            keys = self.tokens_kv
+            if self.causal:
+                keys = _masks.visible_keys(span[1], self.tokens, self.tokens_kv)
+            elif isinstance(rows, _masks.MASKS):
+                keys = rows.kv_len
+            seen_k, seen_v = k[:, :keys], v[:, :keys]
+            if isinstance(rows, _masks.MASKS):
+                if slices > 1:
+                    rows = _masks.some_heads(rows, heads, slices * part.shape[2])
+            elif callable(rows):
+                rows = _masks.made(rows, part, seen_k)
+                if rows.causal != self.causal:
+                    raise ValueError(
+                        f"mask(q, k) must return a mask with causal = {self.causal}, by which the "
+                        f"keys are gathered, got {rows.causal}"
+                    )
+            if rows is None and self.causal:
+                options = options | {"causal": True}
+            results.append(_attend.attend(attention, part, seen_k, seen_v, rows, **options))
+        if not options["return_lse"]:
+            return torch.cat(results, 1) if len(results) > 1 else results[0], None
+        outs, lses = zip(*results, strict=True)
+        return torch.cat(outs, 1), torch.cat(lses, 1)

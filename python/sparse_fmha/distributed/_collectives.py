@@ -12,13 +12,18 @@ from sparse_fmha._ops import derivatives
 from sparse_fmha.distributed import _groups
 
 Context = Any  # torch.autograd.function.FunctionCtx, whose attributes are not typed
+# How many entries are sent to each rank, and received from each; None for as many.
+Splits = tuple[list[int], list[int]] | None
 
 
-def all_to_all(sent: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sends `sent[r]` to rank r; returns `[world, ...]`, what each rank sent to this one."""
+def all_to_all(sent: Tensor, group: dist.ProcessGroup, splits: Splits = None) -> Tensor:
+    """Sends `sent[r]` to rank r; returns `[world, ...]`, what each rank sent to this one.
+
+    With splits, sends as many entries of the first dimension to each rank, and receives as many.
+    """
     if derivatives.requires_grad(sent):
-        return _AllToAll.apply(sent, group)  # type: ignore[no-any-return, no-untyped-call]
-    return _all_to_all(sent, group)
+        return _AllToAll.apply(sent, group, splits)  # type: ignore[no-any-return, no-untyped-call]
+    return _all_to_all(sent, group, splits)
 
 
 def all_gather(part: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
@@ -38,10 +43,28 @@ def shared(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x
 
 
-def _all_to_all(sent: Tensor, group: dist.ProcessGroup) -> Tensor:
-    received = torch.empty_like(sent, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, sent.contiguous(), group=group)
+def _all_to_all(sent: Tensor, group: dist.ProcessGroup, splits: Splits) -> Tensor:
+    received, _ = start_all_to_all(sent, group, splits, async_op=False)
     return received
+
+
+def start_all_to_all(
+    sent: Tensor, group: dist.ProcessGroup, splits: Splits, async_op: bool
+) -> tuple[Tensor, Any]:
+    """Returns what is received, and with async_op the work that fills it."""
+    sent = sent.contiguous()
+    if splits is None:
+        received = torch.empty_like(sent)
+        return received, dist.all_to_all_single(received, sent, group=group, async_op=async_op)
+    out, back = splits
+    received = sent.new_empty(sum(back), *sent.shape[1:])
+    work = dist.all_to_all_single(received, sent, back, out, group=group, async_op=async_op)
+    return received, work
+
+
+def reverse(splits: Splits) -> Splits:
+    """Those of the way back."""
+    return None if splits is None else (splits[1], splits[0])
 
 
 def _all_gather(part: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
@@ -55,21 +78,19 @@ def _sum_to_parts(whole: Tensor, group: dist.ProcessGroup, world: int) -> Tensor
     """Returns this rank's part of the sum over ranks; 16-bit numbers are added in fp32."""
     wide = whole.to(torch.promote_types(whole.dtype, torch.float32)).contiguous()
     part = wide.new_empty(wide.shape[0] // world, *wide.shape[1:])
-    # torch 2.13 renamed this function and warns about the old name.
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    scatter(part, wide, group=group)
+    _groups.reduce_scatter(part, wide, group)
     return part.to(whole.dtype)
 
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, sent: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _all_to_all(sent, group)
+    def forward(ctx: Context, sent: Tensor, group: dist.ProcessGroup, splits: Splits) -> Tensor:
+        ctx.group, ctx.splits = group, splits
+        return _all_to_all(sent, group, splits)
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
-        return all_to_all(gradient, ctx.group), None
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return all_to_all(gradient, ctx.group, reverse(ctx.splits)), None, None
 
 
 class _AllGather(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,11 +54,34 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
     return group, dist.get_rank(group), dist.get_world_size(group)
 
 
-def all_gather(whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+def all_gather(
+    whole: Tensor, part: Tensor, group: dist.ProcessGroup, **options: bool
+) -> dist.Work | None:
     """Writes the parts of all ranks into `whole`, concatenated along the first dimension."""
     # torch 2.13 renamed this function and warns about the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(whole, part, group=group)
+    return gather(whole, part, group=group, **options)  # type: ignore[no-any-return]
+
+
+def reduce_scatter(
+    part: Tensor, whole: Tensor, group: dist.ProcessGroup, **options: bool
+) -> dist.Work | None:
+    """Writes this rank's part of the sum over the ranks' `whole` into `part`."""
+    # Renamed in torch 2.13 too.
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    return scatter(part, whole, group=group, **options)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Adds the name of an operation to the error of a collective, such as a timeout."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{name} failed on global rank {dist.get_rank()}; another rank may have raised, or be "
+            f"later than the group's timeout: {error}"
+        ) from error
 
 
 def check_local(**tensors: Tensor) -> None:
@@ -85,6 +110,17 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_no_derivative(name: str, tensor: Tensor) -> None:
+    """Checks a part of which every rank gets the whole sequence."""
+    if derivatives.requires_grad(tensor):
+        raise NotImplementedError(
+            f"{name} must not require grad: every rank gets the whole sequence and has its own "
+            "loss, so there is no single gradient; call it under torch.no_grad(), or detach "
+            f"{name}"
+        )
+    check_no_tangent(name, tensor)
+
+
 def check_options(options: dict[str, Any], function: str) -> None:
     if options.pop("return_stats", False):
         raise ValueError(
@@ -95,47 +131,74 @@ def check_options(options: dict[str, Any], function: str) -> None:
             raise NotImplementedError(f"{function} does not support {name} yet")
 
 
-def check_agreement(
-    q: Tensor, k: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
-    group: dist.ProcessGroup, world: int,
-) -> None:  # fmt: skip
-    """Checks that ranks have the same shapes, dtype, mask sizes and flags; waits for the device.
-
-    All ranks raise the same error, so no rank waits for the others.
-    """
-    mine = {
+def shapes(q: Tensor, k: Tensor, tokens: bool = True) -> dict[str, int]:
+    """What ranks must have in common, as numbers."""
+    found = {
         "q's batch": q.shape[0], "q's tokens": q.shape[1], "q's heads": q.shape[2],
         "q's head dim": q.shape[3], "k's tokens": k.shape[1], "k's heads": k.shape[2],
         "q's dtype": q.dtype.itemsize * 2 + (q.dtype == torch.bfloat16),
-        "kind of mask": _masks.kind(mask),
     }  # fmt: skip
-    sizes = (0,) * 6
-    if isinstance(mask, _masks.MASKS):
-        sizes = (*mask.shape, mask.block_q, int(mask.causal))
-    names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
-    mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)} | flags
-    sent = torch.tensor(list(mine.values()), device=q.device)
-    received = sent.new_empty(world * len(mine))
-    all_gather(received, sent, group)
-    first, *others = received.view(world, -1).tolist()
+    return {name: size for name, size in found.items() if tokens or "tokens" not in name}
+
+
+def gathered(
+    values: list[int], like: Tensor, group: dist.ProcessGroup, world: int
+) -> list[list[int]]:
+    """The values of each rank; waits for the device."""
+    sent = torch.tensor(values, device=like.device)
+    received = sent.new_empty(world * len(values))
+    with named("the comparison of the ranks' shapes"):
+        all_gather(received, sent, group)
+    rows: list[list[int]] = received.view(world, -1).tolist()
+    return rows
+
+
+def compare(names: list[str], rows: list[list[int]], hint: str = "") -> None:
+    """Checks that all ranks have the values of the first."""
+    first, *others = rows
     for rank, row in enumerate(others, 1):
-        for name, size, expected in zip(mine, row, first, strict=True):
+        for name, size, expected in zip(names, row, first, strict=True):
             if size != expected:
                 raise ValueError(
                     f"{name} must be the same on all ranks, got {expected} on rank 0 and {size} on "
-                    f"rank {rank}; pad a sequence that the {world} ranks do not divide"
+                    f"rank {rank}{hint}"
                 )
+
+
+def agreed(
+    mine: dict[str, int], q: Tensor, k: Tensor, group: dist.ProcessGroup, world: int, hint: str = ""
+) -> list[tuple[int, int]]:
+    """Returns the tokens in q and k of each rank; all ranks raise if anything in `mine` differs.
+
+    All raise the same error, so no rank waits for the others. Waits for the device.
+    """
+    rows = gathered([*mine.values(), q.shape[1], k.shape[1]], q, group, world)
+    compare(list(mine), [row[:-2] for row in rows], hint)
+    return [(row[-2], row[-1]) for row in rows]
 
 
 def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, mask: _masks.MaskOrFunction, flags: dict[str, int],
-    group: dist.ProcessGroup, world: int, validate: bool,
-) -> None:  # fmt: skip
-    """Runs all checks that do not depend on the function, shapes across ranks first."""
+    group: dist.ProcessGroup, world: int, validate: bool, any_lengths: bool = False,
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Runs all checks that do not depend on the function, shapes across ranks first.
+
+    Returns:
+        The tokens in q and k of each rank; without `validate` as many as on this one.
+    """
     check_local(q=q, k=k, v=v)
-    _masks.kind(mask)
+    kind = _masks.kind(mask)
+    lengths = [(q.shape[1], k.shape[1])] * world
     if validate:
-        check_agreement(q, k, mask, flags, group, world)
+        sizes = (0,) * 6
+        if isinstance(mask, _masks.MASKS):
+            sizes = (*mask.shape, mask.block_q, int(mask.causal))
+        names = ("batch", "heads", "q_len", "kv_len", "block_q", "causal")
+        mine = shapes(q, k, tokens=not any_lengths) | {"kind of mask": kind} | flags
+        mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)}
+        hint = f"; pad a sequence that the {world} ranks do not divide, or use pass_kv"
+        lengths = agreed(mine, q, k, group, world, "" if any_lengths else hint)
     _checks.check_qkv(q, k, v, axes=(1,))
     if isinstance(mask, _masks.MASKS):
-        _masks.check_whole(mask, q.shape[1] * world, k.shape[1] * world)
+        _masks.check_whole(mask, *(sum(row[place] for row in lengths) for place in (0, 1)))
+    return lengths

@@ -86,6 +86,16 @@ def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
     return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
 
 
+def some_heads(mask: Mask, chosen: slice, heads: int) -> Mask:
+    """The mask of some of `heads` heads; unchanged if it is for all of them."""
+    listed = mask.counts.shape[1]
+    if listed == 1:
+        return mask
+    if listed != heads:
+        raise ValueError(f"mask must have lists for 1 head or q's {heads}, got {listed}")
+    return with_tensors(mask, lambda lists: lists[:, chosen])
+
+
 def check_rows(mask: Mask, rows: int) -> None:
     """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
     if rows % mask.block_q and rows != mask.q_len:

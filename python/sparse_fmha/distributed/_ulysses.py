@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-import sparse_fmha
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _collectives, _groups, _masks
-from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.distributed import _attend, _collectives, _groups, _masks, _slices
+from sparse_fmha.distributed._head_exchange import HeadExchange, Lengths
 
 
 @overload
@@ -27,6 +23,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: Literal[False] = False,
     validate: bool = True,
     **options: Any,
@@ -43,6 +40,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: Literal[True],
     validate: bool = True,
     **options: Any,
@@ -59,6 +57,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: bool,
     validate: bool = True,
     **options: Any,
@@ -74,6 +73,7 @@ def ulysses(
     *,
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
+    slices: int = 1,
     return_lse: bool = False,
     validate: bool = True,
     **options: Any,
@@ -85,11 +85,11 @@ def ulysses(
     arXiv:2309.14509). The result equals that of the function on the whole sequence.
 
     Args:
-        q: `[B, Lq / world, Hq, D]`, the same number of tokens on each rank. Rank r has the Lq /
-            world tokens from r * Lq / world. Hq is a multiple of world. For dtypes, strides and D
-            see `sparse_fmha.attention`.
-        k: `[B, Lkv / world, Hkv, D]`. Hkv is a multiple or a divisor of world. If it is a divisor,
-            world / Hkv ranks share a key head, which is sent to each of them.
+        q: `[B, tokens of this rank, Hq, D]`. Rank after rank has its tokens of the sequence, as
+            many as it has in q, also none. Hq is a multiple of world. For dtypes, strides and D see
+            `sparse_fmha.attention`.
+        k: `[B, keys of this rank, Hkv, D]`, likewise. Hkv is a multiple or a divisor of world. If
+            it is a divisor, world / Hkv ranks share a key head, which is sent to each of them.
         v: like k.
         attention: the function to run, called as `attention(q, k, v, **options)`, or
             `attention(q, k, v, mask, **options)` with a mask. The default depends on the mask:
@@ -100,15 +100,20 @@ def ulysses(
             rank, D]`, for selection by scores.
         group: process group or one-dimensional mesh; default all ranks.
         grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
+        slices: pieces that the rank's query heads are cut into. A piece is sent while the one
+            before it is computed, in both passes, and its result returns meanwhile. The result is
+            that of one piece bit by bit. It divides Hq / world, and a piece has whole groups of
+            query heads that share a key head, or a part of one group. A mask function is called
+            for each piece, with the heads of the piece.
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
-            shapes are undefined behavior and may deadlock.
+            shapes, also other numbers of tokens, are undefined behavior and may deadlock.
         options: passed to the function, such as `causal`, `scale` or `window`. `extra_k` and
             `extra_v` `[B, N, Hkv, D]` are whole and equal on every rank; so are their gradients.
 
     Returns:
-        `out`, `[B, Lq / world, Hq, D]`, contiguous; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as returned by the function. The backward pass sends
+        `out`, `[B, tokens of this rank, Hq, D]`, contiguous; with `return_lse` also `lse`,
+        `[B, tokens of this rank, Hq]` in fp32, as returned by the function. The backward pass sends
         gradients back along the same paths.
 
     Raises:
@@ -116,19 +121,21 @@ def ulysses(
         ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
             length, a mesh of several dimensions, a group without this process, or `return_stats`.
         TypeError: a DTensor, or a mask, group or tensor of the wrong type.
-        NotImplementedError: an input with a forward-mode tangent.
+        NotImplementedError: an input with a forward-mode tangent, or `slices` above 1 together
+            with `extra_k`, or inside torch.compile.
     """
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
     q, k, v = cast_where_enabled(q, k, v)
-    _groups.check_inputs(q, k, v, mask, {}, group, world, validate)
+    lengths = _groups.check_inputs(q, k, v, mask, {}, group, world, validate, any_lengths=True)
     copies = key_head_copies(q.shape[2], k.shape[2], world)
     heads_kv = k.shape[2] * copies // world
     if isinstance(mask, _masks.MASKS):
         mask = _masks.heads(mask, rank, world, q.shape[2])
-    if grid is not None and math.prod(grid) != q.shape[1] * world:
+    whole = sum(tokens for tokens, _ in lengths)
+    if grid is not None and math.prod(grid) != whole:
         raise ValueError(
-            f"grid must have the {q.shape[1] * world} tokens that the ranks have together, got "
+            f"grid must have the {whole} tokens that the ranks have together, got "
             f"{math.prod(grid)} in {list(grid)}"
         )
     first = rank * k.shape[2] // world
@@ -137,41 +144,36 @@ def ulysses(
             extra = _collectives.shared(options[name], group)
             options[name] = extra[:, :, first : first + heads_kv]
 
+    _slices.check_slices(slices)
+    if slices > 1 and options.get("extra_k") is not None:
+        raise NotImplementedError("slices must be 1 with extra_k, got more")
     if copies > 1:
         k, v = (x.repeat_interleave(copies, 2) for x in (k, v))
-    if q.shape[1] == k.shape[1]:
-        q, k, v = _to_heads([q, k, v], group, world)
-    else:
-        (q,), (k, v) = _to_heads([q], group, world), _to_heads([k, v], group, world)
-    if callable(mask):
-        mask = _masks.made(mask, q, k)
-    if grid is not None:
-        q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
-    result = attend(attention, q, k, v, mask, return_lse=return_lse, **options)
-    del q, k, v  # frees memory as large as that of the results
-    outs: Sequence[Tensor] = result if return_lse else (result,)
-    if grid is not None:
-        outs = [x.flatten(1, len(grid)) for x in outs]
-    outs = [_to_tokens(x, group, world) for x in outs]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, number: int) -> Sequence[Tensor]:
+        lists = mask
+        if isinstance(lists, _masks.MASKS):
+            size = q.shape[2]
+            some = slice(number * size, (number + 1) * size)
+            lists = _masks.some_heads(lists, some, size * slices)
+        elif callable(lists):
+            lists = _masks.made(lists, q, k)
+        if grid is not None:
+            q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
+        result = _attend.attend(attention, q, k, v, lists, return_lse=return_lse, **options)
+        outs: Sequence[Tensor] = result if return_lse else (result,)
+        return outs if grid is None else [x.flatten(1, len(grid)) for x in outs]
+
+    exchange = HeadExchange(group, rank, world, under_compute=slices > 1)
+    parts = _lengths(tokens for tokens, _ in lengths), _lengths(keys for _, keys in lengths)
+    together = all(tokens == keys for tokens, keys in lengths)
+    outs = _slices.ulysses(q, k, v, call, exchange, parts, together, slices)
     return (outs[0], outs[1]) if return_lse else outs[0]
 
 
-def attend(
-    attention: Callable[..., Any] | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask | StripeMask | None,
-    **options: Any,
-) -> Any:
-    """Calls the given function, or the default one for the mask."""
-    if mask is None:
-        return (attention or sparse_fmha.attention)(q, k, v, **options)
-    if attention is not None:
-        return attention(q, k, v, mask, **options)
-    if isinstance(mask, BlockMask):
-        return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
-    return sparse_fmha.stripe_attention(q, k, v, mask, **options)
+def _lengths(found: Iterable[int]) -> Lengths:
+    each = tuple(found)
+    return None if all(length == each[0] for length in each) else each
 
 
 def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
@@ -189,22 +191,3 @@ def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
             f"{heads_kv}; all_gather_kv takes any number"
         )
     return world // heads_kv
-
-
-def _to_heads(parts: list[Tensor], group: dist.ProcessGroup, world: int) -> list[Tensor]:
-    """Exchanges each `[B, L / world, H, D]` for `[B, L, H / world, D]`, in one message.
-
-    The results are strided views of one tensor.
-    """
-    heads = [x.shape[2] // world for x in parts]
-    sent = torch.cat([x.unflatten(2, (world, -1)).movedim(2, 0) for x in parts], 3)
-    received = _collectives.all_to_all(sent, group)
-    # [world, B, L / world, H / world, D], already in order if B is 1.
-    return list(received.movedim(0, 1).flatten(1, 2).split(heads, 2))
-
-
-def _to_tokens(x: Tensor, group: dist.ProcessGroup, world: int) -> Tensor:
-    """Exchanges `[B, L, H / world, ...]` for `[B, L / world, H, ...]`, contiguous."""
-    sent = x.unflatten(1, (world, -1)).movedim(1, 0).contiguous()
-    received = _collectives.all_to_all(sent, group)
-    return received.movedim(0, 2).flatten(2, 3).contiguous()

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparse_fmha._ops import derivatives
 from sparse_fmha.distributed import _collectives, _groups
 
 
@@ -55,12 +54,7 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
         NotImplementedError: a derivative of the result is required.
     """
     group, _, world = _groups.resolve(group)
-    if derivatives.requires_grad(x):
-        raise NotImplementedError(
-            "x must not require grad: every rank gets the whole sequence and has its own loss, so "
-            "there is no single gradient; call it under torch.no_grad(), or detach x"
-        )
-    _groups.check_no_tangent("x", x)
+    _groups.check_no_derivative("x", x)
     check_even("x", x.shape[dim])
     return gather(x, dim, group, world, zigzag=True)
 
@@ -77,7 +71,12 @@ def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bo
     """Gathers the ranks' parts along a dimension, in sequence order."""
     whole = _collectives.all_gather(x.movedim(dim, 0), group, world)
     if zigzag:
-        # Early chunks are in rank order, late chunks in reverse order.
-        chunks = whole.tensor_split(2 * world)
-        whole = torch.cat([*chunks[::2], *chunks[::-2]])
+        whole = in_order(whole, world)
     return whole.movedim(0, dim)
+
+
+def in_order(whole: Tensor, world: int) -> Tensor:
+    """Puts gathered parts, along the first dimension, in sequence order."""
+    # Early chunks are in rank order, late chunks in reverse order.
+    chunks = whole.tensor_split(2 * world)
+    return torch.cat([*chunks[::2], *chunks[::-2]])

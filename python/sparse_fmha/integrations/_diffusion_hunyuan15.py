@@ -15,7 +15,7 @@ from sparse_fmha.integrations._diffusion_state import CURRENT
 class HunyuanVideo15Processor:
     """Joint attention over video and text tokens, through the selected attention backend.
 
-    Computes the same as `HunyuanVideo15AttnProcessor2_0`, but for the rows of padding, which no
+    Computes the same as `HunyuanVideo15AttnProcessor2_0`, except the rows of padding, which no
     token sees, and with a mask of the text's keys alone. The original runs dense steps.
     """
 

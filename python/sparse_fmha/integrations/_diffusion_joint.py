@@ -23,7 +23,7 @@ from sparse_fmha.patterns.psa import LEVELS, SHARES
 
 
 class Joint(Sparse):
-    """Base of these methods, in which the plain tokens that are seen are text behind the grid."""
+    """Base of these methods, in which the plain tokens that are seen are text after the grid."""
 
     in_graph: ClassVar[bool] = False  # their number is part of shapes
 
@@ -41,7 +41,7 @@ class Joint(Sparse):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
     ) -> Tensor:
-        """The output of the grid's tokens and `text` tokens behind them."""
+        """The output of the grid's tokens and `text` tokens after them."""
         raise NotImplementedError
 
     def image(

@@ -46,7 +46,7 @@ class Model:
         axes: axes of the grid.
         layers: returns the self-attention modules in the order of the blocks.
         grid: returns tokens per axis of a call, from the module and `forward`'s arguments by name.
-        others: returns the numbers of plain tokens before and behind the grid in the
+        others: returns the numbers of plain tokens before and after the grid in the
             self-attention, and of those before it the keys without queries, if any; from the same
             and the grid, or None where `enable` was told the grid.
         processors: names of processor classes whose self-attention can be replaced.

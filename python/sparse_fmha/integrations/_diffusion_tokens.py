@@ -1,7 +1,7 @@
 """Reads the tokens of a call from the arguments of a transformer's `forward`.
 
 Each function gets the module and the arguments by name. Functions of grids return tokens per axis;
-those of other tokens return their numbers before and behind the grid in the self-attention.
+those of other tokens return their numbers before and after the grid in the self-attention.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def minimax_h3_others(model: Transformer, given: Given, grid: Grid | None) -> tu
 
 def _first_image(name: str, ids: Tensor) -> Grid:
     """The grid of the first positions `(time, row, column, ...)` that have one time; positions
-    of other times behind them are those of references."""
+    of other times after them are those of references."""
     ids = ids.cpu()
     count = int((ids[:, 0] == ids[0, 0]).long().cumprod(0).sum())
     places = ids[:count, 1:3].long()

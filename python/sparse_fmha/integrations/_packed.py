@@ -8,7 +8,7 @@ from sparse_fmha import _checks
 from sparse_fmha.masks.packed import Window
 from sparse_fmha.varlen.checks import check_varlen
 from sparse_fmha.varlen.lists import over_lists
-from sparse_fmha.varlen.sequences import varlen_attention
+from sparse_fmha.varlen.sequences import varlen_attention, with_sink
 
 
 def attend(
@@ -23,6 +23,7 @@ def attend(
     scale: float | None,
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns out and lse `[Tq, Hq]`; a window other than (-1, -1) and (-1, 0) runs over lists."""
     if len(window) != 2:
@@ -41,6 +42,7 @@ def attend(
             seqused_k=seqused_k,
             page_table=page_table,
             scale=scale,
+            sink=sink,
             return_lse=True,
         )
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k, page_table)
@@ -48,7 +50,7 @@ def attend(
         raise ValueError(
             f"window_size must be (-1, -1) or (-1, 0) with block_table, got {(left, right)}"
         )
-    return over_lists(
+    out, lse = over_lists(
         q,
         k,
         v,
@@ -61,3 +63,4 @@ def attend(
         _checks.finite("scale", scale),
         window=Window(left, right),
     )
+    return (out, lse) if sink is None else with_sink(out, lse, sink, cu_q)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import masking_utils as hf
 
 from sparse_fmha._sizes import ceil_div
+from sparse_fmha.integrations._transformers_decode import span
 from sparse_fmha.masks import tensor_fields
 from sparse_fmha.masks.block_fields import TENSORS
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -57,21 +58,11 @@ class Plan(TensorFields):
     runs: Runs | None = None
     special: str | None = None
 
+    # What transformers asks of a mask that it makes before the model's call, for static caches.
+    ndim: ClassVar = 4
+
     def contiguous(self) -> Plan:
-        """Called where transformers makes masks before the model's call, which needs tensors.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "sparse_fmha does not support compiled caches (cache_implementation='static'); "
-            "generate with the default cache, or with attn_implementation='sdpa'"
-        )
-
-    @property
-    def ndim(self) -> int:
-        """Used by older versions there; raises like `contiguous`."""
-        return self.contiguous().ndim
+        return self
 
 
 tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
@@ -106,21 +97,29 @@ def plan(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = hf.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Plan | None = None,
     device: torch.device | str = "cpu",
     **kwargs: object,
 ) -> Plan | Tensor | None:
     """Called by transformers once for each kind of mask of a forward pass.
 
-    Returns the mask of `sdpa_mask` for one query, else a `Plan`. Reads padding and packed
-    sequences, which waits for the device.
+    Returns a `Plan`; for one query the span of its keys (`_transformers_decode`), or, if that is
+    none, the mask of `sdpa_mask`. Reads padding and packed sequences, which waits for the device.
 
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device, kwargs: those
             of `sdpa_mask`.
-        attention_mask: bool `[B, tokens seen]`, False is padding; or None.
+        attention_mask: bool `[B, tokens seen]`, False is padding; or None; or a plan that was made
+            before the model's call.
     """
+    if isinstance(attention_mask, Plan):
+        return attention_mask
     if q_length == 1:
+        spans = _span_of_one(
+            batch_size, kv_length, q_offset, kv_offset, mask_function, attention_mask, device
+        )
+        if spans is not None:
+            return spans
         mask_of_one: Tensor | None = hf.sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -160,6 +159,34 @@ def plan(
     if alone and form.window is not None and form.window >= 2:
         return replace(made, causal=False, window=form.window)
     return replace(made, mask=block_mask(form, real, q_length, keys, torch.device(device)))
+
+
+def _span_of_one(
+    batch: int,
+    kv_length: int,
+    q_offset: int | Tensor,
+    kv_offset: int,
+    mask_function: MaskFunction,
+    attention_mask: Tensor | None,
+    device: torch.device | str,
+) -> Tensor | None:
+    """The keys that one query sees, if they are a span."""
+    form = read(mask_function)
+    if form is None or form.sequences is not None or form.positions is not None:
+        return None
+    real = attention_mask
+    if real is not None:
+        if torch.compiler.is_compiling():  # the answer would have to be read
+            return None
+        real = real.to(device=device, dtype=torch.bool)[:, kv_offset : kv_offset + kv_length]
+    if not form.causal:
+        return None if form.window is not None else span(batch, kv_length, 0, real, device)
+    own = q_offset - kv_offset  # the query's key
+    first: int | Tensor = 0
+    if form.window is not None:
+        first = own - form.window + 1
+        first = first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
+    return span(batch, own + 1, first, real, device)
 
 
 def read(function: MaskFunction) -> Form | None:

@@ -27,19 +27,22 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
+from sparse_fmha.integrations import _transformers_packed
 from sparse_fmha.integrations._layer_table import Layers, parse
 from sparse_fmha.integrations._layers import Call, Method
 from sparse_fmha.integrations._sinks import with_sink
+from sparse_fmha.integrations._transformers_decode import as_mask, decode, is_span, span
 from sparse_fmha.integrations._transformers_masks import Plan, plan
+from sparse_fmha.integrations._transformers_packed import attend_packed, continuous_batching
 
-__all__ = ["Plan", "attend", "plan", "register"]
+__all__ = ["Plan", "attend", "continuous_batching", "plan", "register"]
 
 NAME = "sparse_fmha"
 # Unsupported options of models, by keyword.
 REFUSED = {
     "softcap": "logit soft-capping",
     "position_bias": "position_bias",
-    "cache": "continuous batching (a paged cache)",
+    "cache": "a paged cache; for generate_batch, see continuous_batching()",
 }
 SINKS = "s_aux"  # of each head, as gpt-oss passes them
 WEIGHTS = "output_attentions"  # True or False in each layer's call
@@ -50,9 +53,9 @@ def register(
 ) -> None:
     """Registers `attn_implementation=name` with transformers, for attention and masks.
 
-    Prefill and encoders run on `attention` and `block_sparse_attention`. A forward pass of one
-    query (decode) goes to torch's SDPA with the mask that transformers makes for it: this library
-    has no kernel for it yet.
+    Prefill and encoders run on `attention` and `block_sparse_attention`, a forward pass of one
+    query (decode) on `decode_attention`. With a mask whose keys are no span, with gradients or with
+    dropout, one query goes to torch's SDPA.
 
     Args:
         name: a name without "flash" or "/", which transformers interprets in its own way.
@@ -82,6 +85,7 @@ def register(
     method_of = None if layers is None else parse(layers)
     AttentionInterface.register(name, functools.partial(attend, method_of=method_of))
     AttentionMaskInterface.register(name, plan)
+    AttentionInterface.register(_transformers_packed.NAME, attend_packed)
 
 
 def attend(
@@ -139,9 +143,14 @@ def attend(
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
+        if attention_mask is None or isinstance(attention_mask, Plan):
+            attention_mask = span(len(query), key.shape[2], 0, None, query.device)
+        if attention_mask is not None and is_span(attention_mask):
+            if not (dropout or _records(query, key, value, sink)):
+                return decode(query, key, value, attention_mask, scaling, sink), None
+            attention_mask = as_mask(attention_mask, key.shape[2])
         if sink is not None:
-            mask = attention_mask if isinstance(attention_mask, Tensor) else None
-            return with_sink(query, key, value, mask, sink, scaling), None
+            return with_sink(query, key, value, attention_mask, sink, scaling), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
@@ -170,6 +179,11 @@ def attend(
     return out, None
 
 
+def _records(*inputs: Tensor | None) -> bool:
+    """Whether gradients are wanted, which decode attention has not."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
 def _sparse(
     method: Method,
     layer: int | None,
@@ -184,7 +198,7 @@ def _sparse(
     if reason is None and not plan.causal:
         reason = "attention that is not causal"
     if reason is None and q.shape[1] != k.shape[1]:
-        reason = f"{q.shape[1]} queries and {k.shape[1]} keys, as behind a cache"
+        reason = f"{q.shape[1]} queries and {k.shape[1]} keys, as after a cache"
     if reason is not None:
         raise _not_for(layer, reason)
     if plan.runs is None:

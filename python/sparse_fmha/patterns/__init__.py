@@ -1,9 +1,10 @@
 """Published sparse attention methods as masks.
 
 Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys; those whose
-names end in `_attention` compute the whole method. `quest`, `snapkv` and those whose names end in
-`_cache` choose keys for `decode_attention`. The docstrings have the formula, the source and the
-published defaults. docs/patterns.md lists all patterns in one table.
+names end in `_attention` compute the whole method. `quest`, `snapkv`, `SeerDecodeGate`, `MoaCache`,
+`newest_tokens` and those whose names end in `_cache` choose keys for `decode_attention`. The
+docstrings have the formula, the source and the published defaults. docs/patterns.md lists all
+patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
@@ -50,6 +51,7 @@ from sparse_fmha.patterns.rectified import Rectified, rectified, rectified_atten
 from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
+from sparse_fmha.patterns.seer_decode import SeerDecodeGate, SeerKeys
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.sliding_tile import sliding_tile
 from sparse_fmha.patterns.snapkv import kept_rows, snapkv
@@ -60,6 +62,7 @@ from sparse_fmha.patterns.sparsifiner import (
 )
 from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
 from sparse_fmha.patterns.static_cache import (
+    MoaCache,
     power_attention_cache,
     s2_attention_cache,
     streaming_llm_cache,
@@ -67,6 +70,7 @@ from sparse_fmha.patterns.static_cache import (
 from sparse_fmha.patterns.streaming_llm import streaming_llm
 from sparse_fmha.patterns.subblock import subblock
 from sparse_fmha.patterns.svg import svg_attention, svg_heads, svg_mask
+from sparse_fmha.patterns.token_lists import newest_tokens
 from sparse_fmha.patterns.token_sparse import token_sparse_attention, token_sparse_indices
 from sparse_fmha.patterns.token_top_k import token_top_k, token_top_k_mask
 from sparse_fmha.patterns.vertical_slash import (
@@ -86,12 +90,15 @@ __all__ = [
     "HeadMethod",
     "HeadSearch",
     "LightForcingLayout",
+    "MoaCache",
     "ModalityOrder",
     "PageBounds",
     "Rectified",
     "RegionOrder",
     "SSAStreams",
     "SeerAttentionGate",
+    "SeerDecodeGate",
+    "SeerKeys",
     "SparsifinerPredictor",
     "WholeMethod",
     "anchor_attention",
@@ -126,6 +133,7 @@ __all__ = [
     "mminference_grid_lines",
     "moa",
     "nabla",
+    "newest_tokens",
     "per_head_attention",
     "pka_attention",
     "power_attention",

@@ -19,7 +19,7 @@ def cube_top_k(
     """Returns the mask of the cubes with the largest products of means, for tokens in cube order.
 
     Each cube I sees the `max(1, floor(keep * cubes))` cubes J with the largest
-    `scale * mean of q over I . mean of k over J`. Blocks before or behind the grid, such as text,
+    `scale * mean of q over I . mean of k over J`. Blocks before or after the grid, such as text,
     see all and are seen by all.
 
     Source: the backend "cube sparse" of SGLang for MiniMax-H3: cubes of 4 x 4 x 4 tokens, with a

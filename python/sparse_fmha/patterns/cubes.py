@@ -21,7 +21,7 @@ class CubeOrder(RegionOrder):
     """The order of cubes: a block for each cube of a grid, and blocks of the tokens around it.
 
     Cubes and their tokens are in row-major order. A cube at the end of an axis may be smaller; it
-    is padded to a whole block. Other tokens, such as text, stand before or behind the grid's, in
+    is padded to a whole block. Other tokens, such as text, stand before or after the grid's, in
     blocks of their own.
 
     It is a `RegionOrder` in which each block is a region.
@@ -34,7 +34,7 @@ class CubeOrder(RegionOrder):
     Args:
         grid: one to three lengths, such as frames, height and width.
         cube: as many; the product is a block, 64 or 128 tokens.
-        before, after: tokens before and behind those of the grid.
+        before, after: tokens before and after those of the grid.
         device: device of the tensors.
 
     Raises:
@@ -94,7 +94,7 @@ class CubeOrder(RegionOrder):
 
     @property
     def inside(self) -> slice:
-        """The blocks that are cubes; the others have tokens before or behind the grid."""
+        """The blocks that are cubes; the others have tokens before or after the grid."""
         return slice(self.first, self.first + math.prod(self.cubes))
 
     def others(self) -> Tensor:

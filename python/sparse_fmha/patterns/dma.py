@@ -194,7 +194,7 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
         bias: fp32 `[B, H, Lkv]`. shift: keys before the first query.
 
     Returns:
-        int32 `[B, H, groups, width]`, behind the keys -1; and fp32 `[B, H, Lq]`.
+        int32 `[B, H, groups, width]`, filled up with -1; and fp32 `[B, H, Lq]`.
     """
     kv_len = bias.shape[2]
     q_len = kv_len - shift
@@ -242,7 +242,7 @@ def _thresholds(before: Tensor, own: Tensor, keep: int) -> Tensor:
     """The keep-th largest of the values before a group and its own up to each row; -inf if fewer.
 
     Of two descending lists S and N the w-th largest entry is the maximum over a of
-    min(S_(w - a), N_a), where entries before the first are inf and those behind the last -inf.
+    min(S_(w - a), N_a), where entries before the first are inf and those after the last -inf.
 
     Args:
         before: `[..., width]`, descending. own: `[..., block_q]`.

@@ -20,13 +20,13 @@ def draft(
         a head keeps the share `keep` of all its pairs (I, J), those with the largest P.
 
     Rows of a head share one budget, so a row may keep few cubes, or none if all its P are small;
-    its queries then see only the blocks outside the grid, or nothing. Blocks before or behind the
+    its queries then see only the blocks outside the grid, or nothing. Blocks before or after the
     grid, such as text, see all and are seen by all.
 
     Source: "DraftAttention: Fast Video Diffusion via Low-Resolution Attention Guidance" (2025),
     arXiv:2505.14708, and its code: cubes of 8 x 16 tokens of a frame, sparsity 0.9, for
-    HunyuanVideo at 33 x 48 x 80 with 256 tokens of text behind. There, all pairs with the last P
-    that is kept are kept too.
+    HunyuanVideo at 33 x 48 x 80 with 256 tokens of text after them. There, all pairs with the last
+    P that is kept are kept too.
 
         order = patterns.CubeOrder((33, 48, 80), (1, 8, 16), after=256, device=q.device)
 

@@ -115,7 +115,7 @@ def mminference_boundary(
     """Returns the mask of a head with modality boundaries, in the order of modalities.
 
         queries of modality a see keys of modality b by the pattern of the pair (a, b), and never a
-        key behind them in the original order.
+        later key in the original order.
 
     Source: Li et al. 2025, "MMInference", arXiv:2504.16083: with `ModalityOrder(keys_too=True)` its
     2-D boundary heads, otherwise its Q-boundary heads, where b is always 0. Patterns are, in blocks

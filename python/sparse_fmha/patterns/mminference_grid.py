@@ -124,7 +124,7 @@ def mminference_grid_attention(
     own = rows.transpose(1, 2)[..., None].expand(-1, -1, -1, q.shape[3])
     queries = q.gather(1, own.clamp(max=max(0, q_len - 1))) if q_len else q
     dense = block_sparse_attention(queries, k, v, mask, scale=scale)
-    # Rows behind the last query go to an extra row, which is dropped.
+    # Rows after the last query go to an extra row, which is dropped.
     return pad(out, (0, 0, 0, 0, 0, 1)).scatter(1, own, dense)[:, :q_len].contiguous()
 
 

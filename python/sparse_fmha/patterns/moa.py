@@ -51,27 +51,8 @@ def moa(
         ValueError, TypeError: a size is not allowed, alphas and betas differ in length, or a number
             is not finite.
     """
-    check_int("block", block, 1)
-    check_int("sink", sink)
-    check_int("min_span", min_span, sink + 1)
-    if sink % block:
-        raise ValueError(f"sink must be a multiple of block = {block}, got {sink}")
-    if len(alphas) != len(betas) or not len(alphas):
-        raise ValueError(
-            "alphas and betas must have one entry for each query head, got "
-            f"{len(alphas)} and {len(betas)}"
-        )
-    for name, values in (("alphas", alphas), ("betas", betas)):
-        for value in values:
-            if not isinstance(value, Real):
-                raise TypeError(f"{name} must be numbers, got {value!r}")
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite numbers, got {value}")
-    spans = [
-        max(min(alpha + beta * kv_len, kv_len), min_span)
-        for alpha, beta in zip(alphas, betas, strict=True)
-    ]
-    band = [math.ceil(span / block) - sink // block for span in spans]
+    spans = spans_of(kv_len, alphas, betas, sink=sink, min_span=min_span, block=block)
+    band = [(span - sink) // block for span in spans]
     sinks = sink // block
     columns = min(max(band), ceil_div(kv_len, block))
     bands = torch.tensor(band, dtype=torch.int64, device=device)[:, None, None]
@@ -88,3 +69,36 @@ def moa(
     sizes = (q_len, kv_len, block, block_q, block_kv)
     lists = from_pattern(make, len(band), sinks + columns, *sizes, True, device)
     return BlockMask(*lists.of_mask(), q_len, kv_len, block_q, block_kv, causal=True)
+
+
+def spans_of(
+    kv_len: int,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    *,
+    sink: int,
+    min_span: int,
+    block: int,
+) -> list[int]:
+    """Checks the arguments of `moa`; returns the span of each head, in whole blocks."""
+    check_int("block", block, 1)
+    check_int("sink", sink)
+    check_int("min_span", min_span, sink + 1)
+    if sink % block:
+        raise ValueError(f"sink must be a multiple of block = {block}, got {sink}")
+    if len(alphas) != len(betas) or not len(alphas):
+        raise ValueError(
+            "alphas and betas must have one entry for each query head, got "
+            f"{len(alphas)} and {len(betas)}"
+        )
+    for name, values in (("alphas", alphas), ("betas", betas)):
+        for value in values:
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be numbers, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite numbers, got {value}")
+    spans = (
+        max(min(alpha + beta * kv_len, kv_len), min_span)
+        for alpha, beta in zip(alphas, betas, strict=True)
+    )
+    return [math.ceil(span / block) * block for span in spans]

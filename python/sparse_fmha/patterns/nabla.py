@@ -28,7 +28,7 @@ def nabla(
         I sees the fewest J with the largest P that add up to p, and the J near it in the video.
 
     Near are blocks within `window // 2` blocks on every axis ("sliding tile" prior). Blocks before
-    or behind the grid see all and are seen by all; the models have none.
+    or after the grid see all and are seen by all; the models have none.
 
     Source: "NABLA: Neighborhood Adaptive Block-Level Attention" (2025), arXiv:2507.13546, and its
     code in diffusers, with blocks of 8 x 8 tokens of a frame: p 0.9 (Kandinsky 5; its checkpoints

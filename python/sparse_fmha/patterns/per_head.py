@@ -158,7 +158,7 @@ def per_head_attention(
 
 
 def join_heads(parts: Sequence[tuple[Sequence[int], Mask]], heads: int) -> Mask:
-    """Joins masks of different heads to one.
+    """Joins masks of different heads into one.
 
     Lists become as wide as the widest, so one head with long lists costs memory for all.
 

@@ -57,7 +57,7 @@ class PageBounds:
 
         Args:
             k: `[n, Hkv, D]`.
-            rows: int `[n]`, their rows: page * rows of a page + row. Negative ones are passed over.
+            rows: int `[n]`, their rows: page * rows of a page + row. Negative ones are ignored.
                 What is written to the first row of a page begins the page anew.
 
         Raises:

@@ -23,7 +23,7 @@ def radial(
     block: int = 128,
     device: torch.device | str = "cpu",
 ) -> BlockMask:
-    """Returns the mask of radial attention, for a video of frames and text behind it.
+    """Returns the mask of radial attention, for a video of frames and text after it.
 
     With d the distance of two frames, g the number of bits of d, and n that of `frame_tokens`:
     their tokens at places x and y of the frames see each other iff
@@ -43,7 +43,7 @@ def radial(
     than its length needs; here all blocks of a frame count.
 
     Args:
-        frames, frame_tokens: at least 1. text: tokens behind them, at least 0.
+        frames, frame_tokens: at least 1. text: tokens after them, at least 0.
         decay: above 0.
         first_frame: whether all tokens see the first frame.
         block: size of query and key blocks, 64 or 128.

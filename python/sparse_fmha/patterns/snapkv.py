@@ -90,7 +90,7 @@ def kept_rows(cache: Tensor, indices: Tensor, room: int = 0) -> Tensor:
     Args:
         cache: `[B, L, Hkv, D]`.
         indices: of `snapkv`.
-        room: rows for new tokens behind the kept ones.
+        room: rows for new tokens after the kept ones.
 
     Returns:
         `[B, n + room, Hkv, D]`; rows that no token is kept in hold 0.

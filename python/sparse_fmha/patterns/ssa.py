@@ -177,7 +177,7 @@ def _lists(
     whole = times == tokens
     counts, indices = block_lists.list_blocks(whole, full_width)
     partial_counts, partial_indices = block_lists.list_blocks((times > 0) & ~whole, width)
-    # Past the counts, bits of block 0 are read, which nobody uses.
+    # Past the counts, bits of block 0 are read, which are not used.
     slots = partial_indices.clamp(min=0).long()[..., None, :].expand(-1, -1, -1, block_q, -1)
     seen = chosen.gather(-1, slots).transpose(-1, -2)
     bits = seen.to(torch.uint8).mul_(255)[..., None].expand(*seen.shape, row_bytes)

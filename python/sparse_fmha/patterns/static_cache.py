@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_int
 from sparse_fmha._sizes import ceil_div
+from sparse_fmha.patterns.moa import spans_of
 
 BLOCKS = (16, 32, 64, 128)  # of decode_attention
 
@@ -123,6 +126,66 @@ def streaming_llm_cache(positions: Tensor, *, window: int = 1020, sink: int = 4)
     check_int("sink", sink)
     positions = positions.long()
     return torch.where(positions < sink, positions, sink + (positions - sink) % window)
+
+
+class MoaCache:
+    """Where a cache keeps the tokens that each KV head of MoA sees: a sink and a ring of its own.
+
+    The rows of all heads lie one behind the other, `[B, rows, D]`: a head has as many as its span.
+    It keeps the first `sink` tokens and the `span - sink` newest ones, token by token, where the
+    mask of `moa` has a band of whole blocks. Source and spans: see `moa`. The heads of a group
+    share a span.
+
+    Args:
+        kv_len: the length N that spans are made for; a longer sequence keeps them.
+        alphas, betas: one for each KV head, in tokens and tokens per token.
+        sink, min_span, block: as in `moa`.
+        device: of what the methods return.
+
+    Attributes:
+        spans: tokens that each head keeps. rows: their sum.
+
+    Raises:
+        ValueError, TypeError: as in `moa`.
+    """
+
+    def __init__(
+        self,
+        kv_len: int,
+        alphas: Sequence[float],
+        betas: Sequence[float],
+        *,
+        sink: int = 64,
+        min_span: int = 128,
+        block: int = 64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        spans = spans_of(kv_len, alphas, betas, sink=sink, min_span=min_span, block=block)
+        self.spans, self.rows, self.sink = tuple(spans), sum(spans), sink
+        self._spans = torch.tensor(spans, dtype=torch.int64, device=device)
+        self._starts = self._spans.cumsum(0) - self._spans
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Returns the rows of tokens, int64 `[..., Hkv]`, from their places int `[...]`."""
+        at = positions.long()[..., None]
+        ring = (at - self.sink) % (self._spans - self.sink)
+        return self._starts + torch.where(at < self.sink, at, self.sink + ring)
+
+    def keys(self, seq_lens: Tensor) -> dict[str, Tensor]:
+        """Returns `seq_lens`, `head_starts` and `head_lengths` of `decode_attention`.
+
+        For one new token of each request, after it has been written. The caches that go with them
+        are `rows.unsqueeze(2).expand(-1, -1, Hkv, -1)`.
+
+        Args:
+            seq_lens: int `[B]`, tokens so far.
+        """
+        lengths = torch.minimum(seq_lens.long()[:, None], self._spans).clamp(min=0)
+        return {
+            "seq_lens": torch.full_like(seq_lens, self.rows, dtype=torch.int32),
+            "head_starts": self._starts.expand_as(lengths).int(),
+            "head_lengths": lengths.int(),
+        }
 
 
 def _rows(seq_lens: Tensor, kv_len: int, block: int, block_kv: int) -> tuple[Tensor, int]:

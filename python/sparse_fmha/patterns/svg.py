@@ -36,7 +36,7 @@ def svg_mask(
 
     Spatial heads have tokens frame by frame, so the band is some frames; temporal heads have them
     place by place (all frames of the first place, then of the second, ...), so the band is the same
-    places in all frames. Text stands behind the video, sees all and is seen by all, in whole
+    places in all frames. Text comes after the video, sees all and is seen by all, in whole
     blocks.
 
     Source: Xi et al. 2025, "Sparse VideoGen: Accelerating Video Diffusion Transformers with
@@ -45,7 +45,7 @@ def svg_mask(
     for Wan.
 
     Args:
-        frames, frame_tokens: at least 1. text: tokens behind them, at least 0.
+        frames, frame_tokens: at least 1. text: tokens after them, at least 0.
         keep: share of the pairs; more than the text needs, at most 1.
         first_frame: whether all see the first `frame_tokens` tokens in the order of the head; in
             spatial heads that is the first frame.
@@ -102,7 +102,7 @@ def svg_heads(
     Source: see `svg_mask`. The code draws the queries at random, among the first 10000.
 
     Args:
-        q: `[B, L, Hq, D]`, frame by frame, text behind. k, v: `[B, L, Hkv, D]`.
+        q: `[B, L, Hq, D]`, frame by frame, then text. k, v: `[B, L, Hkv, D]`.
         mask: from `svg_mask`, with one list for all heads, on q's device.
         frames, frame_tokens: as in `svg_mask`.
         rows: at least 1.

@@ -39,7 +39,7 @@ def vsa_attention(
         fine_i = attention of token i over the tokens of the `top_k` cubes J with the largest A_IJ
         out_i = gate_i * coarse_i + fine_i
 
-    Tokens before or behind the grid (text, audio, references) see all tokens and all cubes see
+    Tokens before or after the grid (text, audio, references) see all tokens and all cubes see
     them, exactly; they have no part in the coarse branch.
 
     Source: "VSA: Faster Video Diffusion with Trainable Sparse Attention" (2025), arXiv:2505.13389,

@@ -122,7 +122,7 @@ def _histogram(axes: Axes, kinds: Tensor, words: Words) -> None:
     bins = [n - 0.5 for n in range(most + 2)]
     axes.hist(lengths.numpy(), bins=bins if len(bins) < 100 else 50, color=FULL)
     axes.set_xlim(-0.5, max(most, LEAST_RANGE) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("lengths of the lists of all heads", fontsize=10)
     axes.set_xlabel(f"{words.listed} listed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._ops import derivatives
 from sparse_fmha._ops.autocast import cast_where_enabled
+from sparse_fmha._tables import check_table
 
 
 def check_varlen(
@@ -24,18 +24,18 @@ def check_varlen(
 ) -> None:
     q, k, v = cast_where_enabled(q, k, v)
     check_packed(q, k, v, paged=page_table is not None)
-    _check_list("cu_q", cu_q, q, "[sequences + 1]")
+    check_table("cu_q", cu_q, q.device, ("sequences + 1",))
     if not len(cu_q):
         raise ValueError("cu_q must have shape [sequences + 1], got [0]")
     batch = len(cu_q) - 1
     if cu_k is not None:
-        _check_list("cu_k", cu_k, q, f"[{batch + 1}]", (batch + 1,))
+        check_table("cu_k", cu_k, q.device, (batch + 1,))
     elif page_table is None or seqused_k is None:
         raise ValueError("cu_k must be given unless seqused_k and page_table are, got None")
     if seqused_k is not None:
-        _check_list("seqused_k", seqused_k, q, f"[{batch}]", (batch,))
+        check_table("seqused_k", seqused_k, q.device, (batch,))
     if page_table is not None:
-        _check_list("page_table", page_table, q, f"[{batch}, any]", (batch, None))
+        check_table("page_table", page_table, q.device, (batch, "any"))
     _checks.check_int("max_q", max_q)
     _checks.check_int("max_k", max_k)
     _checks.check_flag("causal", causal)
@@ -60,22 +60,6 @@ def check_packed(q: Tensor, k: Tensor, v: Tensor, paged: bool = False) -> None:
         *((k, v) if paged else (k[None], v[None])),
         axes=(1,),
     )
-
-
-def _check_list(
-    name: str, values: Tensor, q: Tensor, wanted: str, shape: tuple[int | None, ...] = (None,)
-) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
-    if values.dtype != torch.int32:
-        raise TypeError(f"{name} must have dtype torch.int32, got {values.dtype}")
-    if values.device != q.device:
-        raise ValueError(f"{name} must be on q's device, {q.device}, got {values.device}")
-    fits = values.dim() == len(shape) and all(
-        size in (None, own) for size, own in zip(shape, values.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} must have shape {wanted}, got {list(values.shape)}")
 
 
 def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> None:

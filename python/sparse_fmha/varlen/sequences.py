@@ -111,7 +111,7 @@ def varlen_attention(
             starts, then where the last one ends. Values are clamped to 0 and Tq, and one below an
             earlier one counts as that one: the sequence is empty. Tokens before `cu_q[0]` and from
             `cu_q[-1]` on are in no sequence.
-        cu_k: the same of the keys. None only with page_table and seqused_k. Pass cu_q itself if
+        cu_k: the same for the keys. None only with page_table and seqused_k. Pass cu_q itself if
             both are the same: on CUDA the lists are shorter then.
         max_q: upper bound of the queries of a sequence.
         max_k: upper bound of the keys of a sequence that are in use. On the CPU a longer sequence
@@ -173,7 +173,7 @@ def varlen_attention(
         found = _calls.run("varlen_fwd", q, k, v, None, lambda: rest, 0.0, False)
         results = found[0], found[1]
     if sink is not None:
-        results = _with_sink(*results, sink, cu_q)
+        results = with_sink(*results, sink, cu_q)
     result, lse = results
     if out is not None:
         result = out.copy_(result)
@@ -216,7 +216,7 @@ def _over_lists(
     )
 
 
-def _with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
+def with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
     """Adds a logit to the denominator of each query that is in a sequence."""
     tokens = torch.arange(len(out), device=out.device)
     held = (tokens >= cu_q[0]) & (tokens < cu_q.amax())

@@ -2,29 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
-#include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/cuda/schedule.h"
 #include "sparse_fmha/mechanisms/contract.h"
 
 namespace sparse_fmha::sm90 {
-
-// Divides the heads into equal groups of at most `largest`.
-inline device::Scheduler make_scheduler(int32_t heads, int32_t batch, int32_t tiles,
-                                        int32_t largest) {
-  int64_t const num_tiles = static_cast<int64_t>(tiles) * heads * batch;
-  if (num_tiles > INT32_MAX / 2) {
-    throw std::runtime_error("sparse_fmha: batch * heads * query tiles must be at most 2^30, got " +
-                             std::to_string(num_tiles));
-  }
-  int32_t const instances = heads * batch;
-  int32_t const groups = ceil_div(instances, largest);
-  return {nullptr,   static_cast<int32_t>(num_tiles), tiles, heads,
-          instances, ceil_div(instances, groups)};
-}
 
 // The number of heads processed side by side: as many as keep in the L2 cache what the blocks of a
 // head share, which takes `bytes`.

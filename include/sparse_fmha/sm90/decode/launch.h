@@ -67,9 +67,9 @@ struct DecodeLaunch {
     params.fits_cache = cache_bytes(p) <= kCacheBytes;
     params.planned = params.groups > kPlannedGroups;
     auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
-    if (units(DecodeKeys::kTile) > INT32_MAX) {
+    if (units(DecodeKeys::kTile) > INT32_MAX / 2) {
       throw std::runtime_error(
-          "sparse_fmha: the caches of all requests and KV heads must hold at most 2^31 - 1 tiles "
+          "sparse_fmha: the caches of all requests and KV heads must hold at most 2^30 tiles "
           "of 64 keys");
     }
     // All requests may be of any length; there are never more parts than for the longest.

@@ -1,0 +1,207 @@
+"""Forward kernels for GPUs other than Hopper, run on whatever GPU is here.
+
+    python -m benchmarks.studies.other_gpus [--tiny] [--archs sm80,sm86] [--out PATH]
+
+Dense and causal attention beside FlashAttention-2 through torch, and neighborhoods and block lists.
+Rates of these two are over the tiles that the kernel computes, as a share of its own dense rate
+(D128, full, 32k). The error is against fp64, at the size that --tiny runs, relative to the largest
+element. The compiled code is the same on all GPUs, but a figure is for the GPU in its file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparse_fmha
+from benchmarks.harness import environment, report, timing
+from benchmarks.studies.backward import Case, attention_of, dense, problem
+from sparse_fmha import reference
+from sparse_fmha.cli import one_line_errors
+
+RESULTS = report.RESULTS / "other_gpus"
+HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of own dense", "error"]
+ARCHS = ("sm80", "sm86")
+FLASH = "FlashAttention-2"
+OWN_DENSE = "D128 full 32k"
+FLUX = {"grid": (256, 256), "heads": 24, "window": (80, 80)}
+HUNYUAN = {"grid": (30, 48, 80), "heads": 24, "window": (18, 24, 24)}
+
+CASES = (
+    *(
+        dense(head_dim, length, causal)
+        for head_dim in (64, 96, 128, 256)
+        for causal in (False, True)
+        for length in (2048, 4096, 8192, 16384, 32768)
+    ),
+    Case("FLUX", **FLUX),
+    Case("FLUX, stride 16", **FLUX, stride=16),
+    Case("HunyuanVideo", **HUNYUAN),
+    Case("HunyuanVideo, stride 16x8x8", **HUNYUAN, stride=(16, 8, 8)),
+    Case("Cosmos", (16, 44, 80), 32, window=(16, 24, 16)),
+    Case("1-D, stride 256", (32768,), 16, window=(2048,), stride=256),
+    *(
+        Case(f"lists {q}x{k}", (32768,), 16, blocks=(q, k, 0.1))
+        for q, k in ((128, 128), (64, 64), (128, 16))
+    ),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.studies.other_gpus", description=__doc__)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
+    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    p.add_argument(
+        "--archs",
+        type=lambda text: text.split(","),
+        default=list(ARCHS),
+        metavar="LIST",
+        help="whose kernels are measured, on a GPU; default: sm80,sm86",
+    )
+    report.add_options(p, RESULTS)
+    return p
+
+
+def of_arch(arch: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with the kernels of an architecture; on the CPU there are only its own."""
+    if arch == "cpu":
+        return function
+
+    def run(*args: Tensor) -> Tensor:
+        with sparse_fmha.arch_override(arch):
+            return function(*args)
+
+    return run
+
+
+def tiles_of(case: Case, arch: str) -> tuple[int, int]:
+    """Query rows and keys of the kernel's tile."""
+    mechanism = "neighborhood" if case.window else "block_sparse"
+    rows = [
+        row
+        for row in sparse_fmha.kernels()
+        if (row["arch"], row["pass"], row["mechanism"], row["skips"])
+        == (arch, "forward", mechanism, False)
+        and row["head_dim"] >= case.head_dim
+    ]
+    row = min(rows, key=lambda row: row["head_dim"])
+    return row["tile_q"], row["tile_k"]
+
+
+def executed_pairs(case: Case, arch: str) -> float:
+    """Of one head: those in the tiles that the kernel visits. Lists have no others."""
+    if not case.window or arch == "cpu":
+        return case.pairs()
+    from sparse_fmha import _C
+
+    axes = len(case.grid)
+
+    def triple(values: object, beyond: int) -> tuple[int, ...]:
+        values = values if isinstance(values, tuple) else (values,) * axes
+        return (beyond,) * (3 - axes) + values
+
+    ones, zeros = (1, 1, 1), (0, 0, 0)
+    walk = (triple(case.grid, 1), triple(case.window, 1), triple(case.stride, 1), ones, zeros)
+    tile_q, tile_k = tiles_of(case, arch)
+    # As sm80/geometry/grid.h chooses them.
+    shape = _C.tiles.choose(walk, tile_q, tile_k, (max(tile_q, tile_k),) * 3, (1.0, 1.0, 0.0))
+    _, visited, *_ = _C.tiles.count(walk, shape)
+    return visited * tile_q * tile_k
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool | None) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+        return scaled_dot_product_attention(*heads_first, is_causal=bool(causal))
+
+
+def error(case: Case, arch: str, device: str, dtype: torch.dtype, seed: int) -> float:
+    """Of the small problem, relative to its largest element."""
+    small = case.tiny()
+    attend, visible = attention_of(small, device, seed)
+    q, k, v, _ = problem(small, device, dtype, seed)
+    exact, _ = reference.attention(*(x.double() for x in (q, k, v)), visible)
+    found = of_arch(arch, attend)(q, k, v).double().reshape(exact.shape)
+    return ((found - exact).abs().max() / exact.abs().max()).item()
+
+
+def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -> list[dict]:
+    archs = args.archs if device == "cuda" else ["cpu"]
+    errors = {arch: error(case, arch, device, dtype, args.seed) for arch in archs}
+    name = case.name
+    case = case.tiny() if args.tiny else case
+    attend, _ = attention_of(case, device, args.seed)
+    q, k, v, _ = problem(case, device, dtype, args.seed)
+    ops = {arch: functools.partial(of_arch(arch, attend), q, k, v) for arch in archs}
+    if case.causal is not None and device == "cuda":
+        ops[FLASH] = lambda: flash(q, k, v, case.causal)
+    times = timing.measure(
+        ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
+    )
+    of_pair = 4 * case.batch * case.heads * case.head_dim
+    return [
+        {"case": name, "op": op, "ms": asdict(ms), "useful_flops": of_pair * case.pairs(),
+         "executed_flops": of_pair * (executed_pairs(case, op) if op in archs else case.pairs()),
+         "error": errors.get(op)}
+        for op, ms in times.items()
+    ]  # fmt: skip
+
+
+def rate(row: dict, flops: str) -> float:
+    """TFLOP/s."""
+    return row[flops] / row["ms"]["median"] * 1e-9
+
+
+def table(rows: list[dict]) -> str:
+    by_name = {(row["case"], row["op"]): row for row in rows}
+    is_dense = {case.name: case.causal is not None for case in CASES}
+    lines = []
+    for row in rows:
+        ms = row["ms"]
+        beside = by_name.get((row["case"], FLASH))
+        own = None if is_dense[row["case"]] else by_name.get((OWN_DENSE, row["op"]))
+        share = own and rate(row, "executed_flops") / rate(own, "useful_flops")
+        lines.append([
+            row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
+            f"{rate(row, 'useful_flops'):.3g}",
+            f"{beside['ms']['median'] / ms['median']:.2f}" if beside else "",
+            f"{share:.0%}" if share else "",
+            "" if row["error"] is None else f"{row['error']:.1e}",
+        ])  # fmt: skip
+    return report.plain_table(HEADER, lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    device, dtype = environment.of_study(args.tiny)
+    if args.iterations < 1:
+        sys.exit("error: --iterations is at least 1")
+    built = {row["arch"] for row in sparse_fmha.kernels()}
+    if device == "cuda" and (missing := set(args.archs) - built):
+        sys.exit(f"error: this build has no kernels of {', '.join(sorted(missing))}")
+    results = {
+        **report.stamp(),
+        **environment.describe(device),
+        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        "rows": [],
+    }
+    with torch.no_grad():
+        for case in CASES:
+            results["rows"] += rows_of(case, args, device, dtype)
+    print(table(results["rows"]))
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

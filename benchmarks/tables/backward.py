@@ -1,0 +1,37 @@
+"""The table of the newest run of benchmarks.studies.backward."""
+
+from __future__ import annotations
+
+from benchmarks.harness.names import OURS
+
+TITLE = "Backward passes"
+DEVICE = "cuda"
+PEER = "cuDNN"
+COLUMNS = ("case", "ms", "TFLOP/s", f"{PEER}, ms", f"speed relative to {PEER}", "error of dq")
+
+
+def caption(results: dict, source: str) -> str:
+    s = results["settings"]
+    return (
+        "The backward pass alone, bfloat16, from the gradient of out to those of q, k and v. "
+        "TFLOP/s count 2.5 times the operations of the forward pass over the visible pairs. The "
+        "error is that of the gradient of q of a small problem against fp64, relative to its "
+        f"largest element. {source}. Times are the median of {s['iterations']}, {s['l2']} cache."
+    )
+
+
+def rows(results: dict) -> list[dict[str, str]]:
+    by_case: dict[str, dict[str, dict]] = {}
+    for row in results["rows"]:
+        by_case.setdefault(row["case"], {})[row["op"]] = row
+    found = []
+    for case, ops in by_case.items():
+        ours = ops[OURS]
+        ms = ours["ms"]["median"]
+        rate = f"{ours['useful_flops'] / ms * 1e-9:.0f}"
+        line = dict(zip(COLUMNS, (case, f"{ms:.3g}", rate), strict=False))
+        if PEER in ops:
+            theirs = ops[PEER]["ms"]["median"]
+            line |= {COLUMNS[3]: f"{theirs:.3g}", COLUMNS[4]: f"{theirs / ms:.2f}x"}
+        found.append(line | {COLUMNS[5]: f"{ours['error']:.1e}"})
+    return found

@@ -1,0 +1,48 @@
+// Asynchronous copies of rows to shared memory.
+#pragma once
+
+#include "sparse_fmha/device/mma_tile.h"
+#include "sparse_fmha/sm80/forward/traits.h"
+
+namespace sparse_fmha::sm80 {
+
+// Copies kRows rows of a head to a swizzled tile. rows(r) is the address of the r-th row, or
+// nullptr if there is none: it is then zero, as columns from `head_dim` are. `legal` is an address
+// that can be read. Called by all threads; returns with the copies in flight, not yet committed.
+template <class Traits, int kRows, class Element, class Rows>
+__device__ __forceinline__ void copy_tile(Element* to, Rows const& rows, Element const* legal,
+                                          int32_t head_dim) {
+  constexpr int kChunks = Traits::kRowDim / 8;
+  constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
+  static_assert(kRows % kRowsAtOnce == 0, "whole passes of 16-byte chunks");
+  int const chunk = threadIdx.x % kChunks;
+  int const first = threadIdx.x / kChunks;
+  if (chunk * 8 >= Traits::kHeadDim) {
+    return;  // columns that only round up the row are never read
+  }
+  bool const has_columns = chunk * 8 < head_dim;
+  // Not unrolled to the end: the addresses of many rows at once would need too many registers.
+#pragma unroll 4
+  for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
+    int const r = first + i * kRowsAtOnce;
+    Element const* const row = rows(r);
+    bool const there = has_columns && row != nullptr;
+    cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
+        to + chunk_place<Traits::kRowDim>(r, chunk), there ? row + chunk * 8 : legal, there);
+  }
+}
+
+// Rows of a sequence that start at a token.
+template <class Element>
+struct TokenRows {
+  Element const* base;  // of token 0
+  int64_t stride;
+  int32_t first;
+  int32_t length;
+  __device__ __forceinline__ Element const* operator()(int r) const {
+    int32_t const token = first + r;
+    return token < length ? base + token * stride : nullptr;
+  }
+};
+
+}  // namespace sparse_fmha::sm80

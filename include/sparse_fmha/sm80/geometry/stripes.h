@@ -1,0 +1,162 @@
+// Tokens on one axis, with lists of single keys and runs in device memory.
+//
+// A tile holds runs, or single keys whose rows are gathered. Names are those of
+// geometry/contract.h.
+#pragma once
+
+#include "sparse_fmha/planning/stripe_stages.h"
+#include "sparse_fmha/sm80/forward/copy_tile.h"
+#include "sparse_fmha/sm80/forward/run_kernel.h"
+#include "sparse_fmha/sm80/geometry/contract.h"
+#include "sparse_fmha/sm80/geometry/query_tokens.h"
+
+namespace sparse_fmha::sm80 {
+
+template <class Traits, class Mechanism>
+struct Stripes {
+  using Element = typename Traits::Element;
+  static constexpr int kWarpsOfKeys = Traits::kTileK / 32;
+  static constexpr int kPlaces = 4;  // at least three tiles, and a power of two
+
+  struct Params {
+    BoxSizes sizes;
+  };
+  struct Shared {
+    alignas(8) int32_t keys[kPlaces][Traits::kTileK];  // of each row; from len_kv on: no key
+    bool whole[kPlaces][kWarpsOfKeys];                 // whether all rows see 32 consecutive ones
+  };
+  struct Work {
+    QueryTokens<Element> queries;
+    Element const* k;  // of the head
+    Element const* v;
+    StripeStream stream;
+    int32_t limit;  // all rows see keys up to this one
+  };
+  struct Rows {
+    Element const* base;
+    int64_t stride;
+    int32_t const* keys;
+    int32_t length;
+    __device__ __forceinline__ Element const* operator()(int r) const {
+      int32_t const token = keys[r];
+      return token < length ? base + token * stride : nullptr;
+    }
+  };
+
+  KernelParams<Stripes, Mechanism> const& params;
+  Shared& shared;
+
+  __device__ __forceinline__ Work begin(WorkTile const& tile) const {
+    auto const& s = params.sparsity;
+    int32_t const first = tile.q_tile * Traits::kTileQ;
+    int32_t const head_kv = tile.head / params.heads_per_kv;
+    int64_t const group =
+        tile.batch * s.batch_stride + tile.head * s.head_stride + first / s.block_q;
+    return {{params, tile, first, s.len_q},
+            head_of<Element>(params.k, tile.batch, head_kv),
+            head_of<Element>(params.v, tile.batch, head_kv),
+            stripe_stream(s, group),
+            Stripe::limit(s, first)};
+  }
+  __device__ __forceinline__ Element const* query(Work const& work, int r) const {
+    return work.queries.row(params, r);
+  }
+  __device__ __forceinline__ int64_t out_row(Work const& work, int r) const {
+    return work.queries.out_row(params, r);
+  }
+
+  __device__ __forceinline__ int tiles(Work const& work) const {
+    return stages_of(params.geometry.sizes, Traits::kTileK, work.stream);
+  }
+  // A thread finds the key of a row.
+  __device__ __forceinline__ void place(Work const& work, int i) const {
+    if (threadIdx.x >= Traits::kTileK) {  // whole warps
+      return;
+    }
+    auto const& s = params.sparsity;
+    BoxSizes const& sizes = params.geometry.sizes;
+    int const row = threadIdx.x;
+    int32_t const runs = run_stages(sizes, work.stream);
+    int32_t const key =
+        i < runs ? run_origin(s, sizes, work.stream, i, row >> sizes.log2_box) +
+                       (row & ((1 << sizes.log2_box) - 1))
+                 : column_key(s, listed_column(work.stream, (i - runs) * Traits::kTileK + row));
+    shared.keys[i % kPlaces][row] = key;
+    bool const whole = __all_sync(0xffffffff, key < work.limit);
+    if (row % 32 == 0) {
+      shared.whole[i % kPlaces][row / 32] = whole;
+    }
+  }
+  __device__ __forceinline__ Rows keys(Work const& work, int i) const {
+    return {work.k, params.k.axis_stride[kGridAxes - 1], shared.keys[i % kPlaces],
+            params.sparsity.len_kv};
+  }
+  __device__ __forceinline__ Rows values(Work const& work, int i) const {
+    return {work.v, params.v.axis_stride[kGridAxes - 1], shared.keys[i % kPlaces],
+            params.sparsity.len_kv};
+  }
+  __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
+  __device__ __forceinline__ bool needs(Work const& work, int /*i*/, int group) const {
+    return work.queries.first + 64 * group < work.queries.length;
+  }
+  __device__ __forceinline__ bool is_masked(Work const& /*work*/, int i) const {
+    bool whole = true;
+    CUTE_UNROLL
+    for (int w = 0; w < kWarpsOfKeys; ++w) {
+      whole &= shared.whole[i % kPlaces][w];
+    }
+    return !whole;
+  }
+
+  class Mask {
+   public:
+    __device__ __forceinline__ Mask(Stripes const& stripes, Work const& work, int group)
+        : stripes_(stripes) {
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        int const row = group * 64 + AccumulatorPosition().row + 8 * r;
+        limit_[r] = Stripe::limit(stripes.params.sparsity, work.queries.first + row);
+      }
+    }
+    using Seen = SeenColumns;
+    __device__ __forceinline__ Seen look_up(int i) const {
+      int32_t const* const keys = stripes_.shared.keys[i % kPlaces] + AccumulatorPosition().column;
+      Seen seen{};
+      CUTE_UNROLL
+      for (int n = 0; n < Traits::kTileK / 8; ++n) {
+        int2 const pair = *reinterpret_cast<int2 const*>(keys + 8 * n);
+        CUTE_UNROLL
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          seen.bits[r] |= uint32_t(pair.x < limit_[r]) << 2 * n;
+          seen.bits[r] |= uint32_t(pair.y < limit_[r]) << (2 * n + 1);
+        }
+      }
+      return seen;
+    }
+    static __device__ __forceinline__ bool sees(Seen const& seen, int i) { return seen.sees(i); }
+
+   private:
+    Stripes const& stripes_;
+    int32_t limit_[kRowsPerThread];  // keys [0, limit) exist and are not after the row
+  };
+
+  static void launch(FmhaProblem const& p, ExecutionContext const& context) {
+    auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+    if (sparsity.block_q % Traits::kTileQ == 0) {
+      start(p, sparsity, context);
+    } else {  // 64 rows have lists of their own
+      Stripes<KernelTraits<typename Traits::Config::template WithTileQ<64>>, Mechanism>::start(
+          p, sparsity, context);
+    }
+  }
+  static void start(FmhaProblem const& p, typename Mechanism::Params const& sparsity,
+                    ExecutionContext const& context) {
+    KernelParams<Stripes, Mechanism> params;
+    params.geometry = {run_sizes(sparsity, Traits::kTileK)};
+    params.sparsity = sparsity;
+    run_kernel<Traits>(params, p, ceil_div(sparsity.len_q, Traits::kTileQ), sparsity.len_kv,
+                       context);
+  }
+};
+
+}  // namespace sparse_fmha::sm80

@@ -1,0 +1,134 @@
+"""What `explain` finds in a call of each function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparse_fmha import _checks, skipping
+from sparse_fmha.attention import (
+    _scores,
+    attention,
+    block_sparse_attention,
+    neighborhood_attention,
+    stripe_attention,
+)
+from sparse_fmha.cost import decode_reads, model
+from sparse_fmha.cost.block_model import block_sparse_cost
+from sparse_fmha.cost.simulation import simulate
+from sparse_fmha.decode import arguments, decode_attention
+from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+
+DEVICES = ("cpu", "cuda", "meta")
+Given = Mapping[str, Any]  # arguments of a call, by name
+
+
+@dataclass(frozen=True)
+class Times:
+    predicted_us: float | None
+    dense_us: float | None
+    density: float | None = None
+    reachable_density: float | None = None
+    break_even: float | None = None
+    read_bytes: int | None = None
+    parts: int | None = None
+
+
+Described = tuple[str, Times | None, tuple[str, ...]]  # mechanism, times, notes
+
+
+def _dense(given: Given, arch: str) -> Described:
+    q, k = _checked(given, (1,))
+    causal = given["causal"]
+    _checks.check_flag("causal", causal)
+    us = model.dense_us(*_problem(q, k), causal) if arch == model.ARCH else 0.0
+    return "causal" if causal else "dense", _on(arch, Times(us, us)), ()
+
+
+def _neighborhood(given: Given, arch: str) -> Described:
+    q, k = _checked(given, (1, 2, 3))
+    _checks.check_grid(q, k)
+    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, DEVICES)
+    extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
+    simulation = simulate(
+        tuple(q.shape[1:-2]),
+        given["window"],
+        stride=given["stride"],
+        dilation=given["dilation"],
+        causal=given["causal"],
+        heads=q.shape[-2],
+        batch=q.shape[0],
+        head_dim=q.shape[-1],
+        extra=extra,
+    )
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
+    dense = model.dense_us(batch, heads, q_len, kv_len + extra, head_dim, False)
+    times = Times(simulation.predicted_ms * 1e3, dense)
+    notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
+    return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
+
+
+def _block_sparse(given: Given, arch: str) -> Described:
+    q, k = _checked(given, (1,))
+    mask: BlockMask = given["mask"]
+    check_block_mask(mask, q, k, on_device=False)
+    if arch != model.ARCH:
+        return "block_sparse", None, ()
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
+    dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
+    cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
+    reachable = mask.reachable_block_density
+    times = Times(cost.us, dense, cost.density, reachable, cost.break_even_density)
+    return "block_sparse", times, ()
+
+
+def _stripe(given: Given, arch: str) -> Described:
+    q, k = _checked(given, (1,))
+    check_stripe_mask(given["mask"], q, k, on_device=False)
+    return "stripe", None, ()
+
+
+def _decode(given: Given, arch: str) -> Described:
+    keys = decode_reads.keys_of(given)
+    q, k, v, seq_lens = (given[name] for name in ("q", "k_cache", "v_cache", "seq_lens"))
+    arguments.check(q, k, v, seq_lens, keys, given["split_tokens"], given["out"], DEVICES)
+    skipping.check(given["skip_threshold"], given["q"])
+    reads = decode_reads.reads_of(given, keys, arch == "cpu")
+    us, all_us = reads.least_us if arch == model.ARCH else (None, None)
+    notes = ("lengths and lists count as full",) if reads.assumed else ()
+    return "decode", Times(us, all_us, read_bytes=reads.bytes, parts=reads.parts), notes
+
+
+def _on(arch: str, times: Times) -> Times | None:
+    return times if arch == model.ARCH else None
+
+
+def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Returns q and k, checked as in the functions; device meta counts as a GPU."""
+    q, k, v = (given[name] for name in "qkv")
+    _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
+    skipping.check(given["skip_threshold"], q)
+    _checks.finite("scale", given["scale"])
+    _scores.check(q, k, given["key_bias"], given.get("row_threshold"))
+    if given["sink"] is not None:
+        _scores.check_sink(given["sink"], q)
+    return q, k
+
+
+def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    """Returns batch, heads, query tokens, key tokens and head dim."""
+    q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
+    return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
+
+
+DESCRIBED: dict[Callable[..., object], Callable[[Given, str], Described]] = {
+    attention: _dense,
+    neighborhood_attention: _neighborhood,
+    block_sparse_attention: _block_sparse,
+    stripe_attention: _stripe,
+    decode_attention: _decode,
+}

@@ -1,0 +1,54 @@
+"""How much each row of a mask computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_fmha.distributed import _masks
+from sparse_fmha.masks import block_lists
+from sparse_fmha.masks.block_mask import BlockMask
+
+
+def row_weights(mask: _masks.Mask) -> list[float]:
+    """Returns the keys that each block of queries visits, summed over the mask's lists.
+
+    Of a BlockMask these are whole blocks, as the kernel computes them: lists that grow with the
+    row, anchors that some rows have and windows that others have count alike. Waits for the device.
+
+    Args:
+        mask: any mask.
+
+    Returns:
+        One weight for each block_q queries, for `Shards.balanced`.
+
+    Raises:
+        TypeError: mask is not a mask.
+    """
+    if isinstance(mask, BlockMask):
+        unit = mask.block_kv
+        lists = [(mask.counts, mask.indices, unit)]
+        if mask.partial_counts is not None and mask.partial_indices is not None:
+            lists.append((mask.partial_counts, mask.partial_indices, unit))
+    elif isinstance(mask, _masks.MASKS):
+        unit = 1
+        lists = [(mask.counts, mask.columns, 1)]
+        if mask.range_counts is not None and mask.range_starts is not None:
+            lists.append((mask.range_counts, mask.range_starts, mask.range_size))
+    else:
+        raise TypeError(f"mask must be a BlockMask or StripeMask, got {type(mask).__name__}")
+    ends = block_lists.reached(
+        mask.q_len, mask.kv_len, mask.block_q, unit, mask.causal, mask.device
+    )
+    total = torch.zeros(len(ends), dtype=torch.int64, device=mask.device)
+    for counts, units, weight in lists:
+        total += _visited(counts, units, ends) * weight
+    return [float(x) for x in total.tolist()]
+
+
+def _visited(counts: Tensor, units: Tensor, ends: Tensor) -> Tensor:
+    """Entries of each row before its end, over all batch entries and heads."""
+    listed = block_lists.is_listed(counts, units, torch.iinfo(torch.int32).max) & (
+        units < ends[:, None]
+    )
+    return listed.sum((0, 1, 3))

@@ -1,0 +1,269 @@
+"""SeerAttention-R's gate: a small learned layer that selects blocks of a cache for one token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, rms_norm
+
+from sparse_fmha._checks import check_floats, check_int, check_number
+from sparse_fmha._sizes import ceil_div
+
+BLOCKS = (16, 32, 64, 128)  # of decode_attention
+POOLS = 3  # max, min and mean
+
+
+class SeerDecodeGate(nn.Module):
+    """The AttnGate of SeerAttention-R, for decoding.
+
+        Qg = RoPE(norm(W_q . the query heads of a KV head, concatenated)) at the token's position,
+        Kg = RoPE(norm(W_k . (max, min, mean of a block's keys))) at the block's first position,
+        scores = Qg Kg^T / sqrt(gate_dim), of the blocks that are complete.
+
+    RoPE has (d, d + gate_dim / 2) as pairs. A KV head reads the newest block and those with the
+    largest scores. Source: Gao et al. 2025, "SeerAttention-R: Sparse Attention Adaptation for Long
+    Reasoning", arXiv:2506.08889; blocks of 64 and gate dim 128 as published. The prompt is dense
+    there.
+
+    Args:
+        heads, heads_kv, head_dim: sizes of q and of the cache.
+        gate_dim: even.
+        block: 16, 32, 64 or 128 tokens.
+        norm: RMSNorm before RoPE, with a weight of `gate_dim` each for q and k.
+        rope_base: base of the model's RoPE.
+        device, dtype: of the weights; None: torch's default.
+
+    Attributes:
+        weight_q: `[heads_kv, heads / heads_kv * head_dim, gate_dim]`.
+        weight_k: `[heads_kv, 3 * head_dim, gate_dim]`.
+        norm_q, norm_k: `[gate_dim]` or None.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        heads_kv: int,
+        head_dim: int,
+        *,
+        gate_dim: int = 128,
+        block: int = 64,
+        norm: bool = True,
+        rope_base: float = 10000.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"heads": heads, "heads_kv": heads_kv, "head_dim": head_dim, "gate_dim": gate_dim}
+        for name, value in sizes.items():
+            check_int(name, value, 1)
+        if heads % heads_kv:
+            raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
+        if gate_dim % 2:
+            raise ValueError(f"gate_dim must be even, got {gate_dim}")
+        if check_int("block", block) not in BLOCKS:
+            raise ValueError(f"block must be 16, 32, 64 or 128, got {block}")
+        self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
+        self.gate_dim, self.block = gate_dim, block
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_q = weight(heads_kv, heads // heads_kv * head_dim, gate_dim)
+        self.weight_k = weight(heads_kv, POOLS * head_dim, gate_dim)
+        self.norm_q = weight(gate_dim) if norm else None
+        self.norm_k = weight(gate_dim) if norm else None
+        half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
+        self.register_buffer("inv_freq", rope_base ** -(half / gate_dim), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weights with variance 1 / inputs; the norms are 1."""
+        for matrix in (self.weight_q, self.weight_k):
+            nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
+        for scale in (self.norm_q, self.norm_k):
+            if scale is not None:
+                nn.init.ones_(scale)
+
+    def compress(self, pools: Tensor, blocks: Tensor) -> Tensor:
+        """Returns Kg of blocks.
+
+        Args:
+            pools: `[..., Hkv, 3 * head_dim]`, max, min and mean of a block's keys before RoPE.
+            blocks: int `[...]`, the blocks' numbers.
+
+        Returns:
+            `[..., Hkv, gate_dim]` in the weights' dtype.
+        """
+        rows = torch.einsum("...hi,hio->...ho", pools.to(self.weight_k.dtype), self.weight_k)
+        return self._placed(rows, self.norm_k, blocks * self.block)
+
+    def forward(self, q: Tensor, compressed: Tensor, seq_lens: Tensor) -> Tensor:
+        """Returns the scores of blocks.
+
+        Args:
+            q: `[B, 1, heads, head_dim]`, the new token's, before RoPE.
+            compressed: `[B, n, Hkv, gate_dim]`, Kg of blocks.
+            seq_lens: int `[B]`, with the new token.
+
+        Returns:
+            fp32 `[B, Hkv, n]`; -inf for the newest block and those behind it.
+        """
+        check_floats("q", q, 4, "[batch, 1, heads, head dim]")
+        if q.shape[1:] != (1, self.heads, self.head_dim):
+            raise ValueError(
+                f"q must have shape [any, 1, {self.heads}, {self.head_dim}], got {list(q.shape)}"
+            )
+        rows = q[:, 0].unflatten(1, (self.heads_kv, -1)).flatten(2)
+        rows = torch.einsum("bhi,hio->bho", rows.to(self.weight_q.dtype), self.weight_q)
+        gate = self._placed(rows, self.norm_q, seq_lens - 1).float()
+        scores: Tensor = torch.einsum("bhd,bnhd->bhn", gate, compressed.float())
+        scores = scores * self.gate_dim**-0.5
+        newest = (seq_lens.long() - 1).div(self.block, rounding_mode="floor")
+        before = torch.arange(compressed.shape[1], device=q.device) < newest[:, None, None]
+        return scores.masked_fill(~before, -torch.inf)
+
+    @torch.no_grad()
+    def blocks(
+        self,
+        q: Tensor,
+        compressed: Tensor,
+        seq_lens: Tensor,
+        *,
+        budget: int | None = None,
+        threshold: float | None = None,
+    ) -> tuple[Tensor, Tensor, int]:
+        """Chooses blocks for the new token of each request: `blocks` of `decode_attention`.
+
+        Nothing waits for the device.
+
+        Args:
+            q, compressed, seq_lens: see `forward`.
+            budget: tokens for each KV head, at least a block; the newest block is one of them.
+            threshold: instead, the least share of the softmax over the blocks before the newest.
+
+        Returns:
+            indices `[B, Hkv, n]` and counts `[B, Hkv]`, int32, and block. The newest block stands
+            first, then the best.
+
+        Raises:
+            ValueError, TypeError: a shape does not match, or not exactly one of budget and
+                threshold is given.
+        """
+        if (budget is None) == (threshold is None):
+            raise ValueError("exactly one of budget and threshold must be given")
+        scores = self(q, compressed, seq_lens)
+        most = scores.shape[-1]
+        least = -torch.inf
+        if budget is not None:
+            most = min(check_int("budget", budget, self.block) // self.block - 1, most)
+        elif threshold is not None:
+            scores = scores.softmax(-1).nan_to_num(0)  # a request without such blocks
+            least = check_number("threshold", threshold, 0, 1)
+        best = scores.topk(most, dim=-1)
+        newest = (seq_lens.long() - 1).div(self.block, rounding_mode="floor")
+        newest = newest[:, None, None].expand(-1, self.heads_kv, 1)
+        counts = (best.values > least).sum(-1) + (newest[..., 0] >= 0)
+        return torch.cat([newest, best.indices], -1).int(), counts.int(), self.block
+
+    def _placed(self, x: Tensor, weight: Tensor | None, positions: Tensor) -> Tensor:
+        """Norm and RoPE of `[..., H, gate_dim]` at positions `[...]`."""
+        if weight is not None:
+            x = rms_norm(x, (self.gate_dim,), weight)
+        angle = positions[..., None, None] * self.inv_freq.float()
+        low, high = x.float().chunk(2, -1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
+
+
+class SeerKeys:
+    """The compressed keys of a batch's caches, kept up to date while keys are written.
+
+    A block is compressed when its last key is written; until then its pools are kept. Nothing
+    waits for the device.
+
+    Args:
+        gate: a `SeerDecodeGate`.
+        batch, kv_len: requests, and the most keys that one can have.
+
+    Attributes:
+        compressed: `[batch, blocks, Hkv, gate_dim]`, for the gate; zero for blocks that are not
+            complete.
+
+    Raises:
+        ValueError, TypeError: a size is not allowed.
+    """
+
+    def __init__(self, gate: SeerDecodeGate, batch: int, kv_len: int) -> None:
+        check_int("batch", batch, 1)
+        self.gate = gate
+        weight = gate.weight_k
+        # One block more takes what is not complete yet.
+        shape = (batch, ceil_div(check_int("kv_len", kv_len, 1), gate.block) + 1, gate.heads_kv)
+        self._compressed = weight.new_zeros(*shape, gate.gate_dim, requires_grad=False)
+        size = (batch, gate.heads_kv, gate.head_dim)
+        self._pools = torch.zeros(POOLS, *size, dtype=torch.float32, device=weight.device)
+
+    @property
+    def compressed(self) -> Tensor:
+        return self._compressed[:, :-1]
+
+    @torch.no_grad()
+    def start(self, k: Tensor, seq_lens: Tensor) -> None:
+        """Takes prompts.
+
+        Args:
+            k: `[batch, L, Hkv, head_dim]`, keys before RoPE; what is behind a prompt is not read
+                into it.
+            seq_lens: int `[batch]`, tokens of each prompt.
+        """
+        block = self.gate.block
+        lens = seq_lens.long()
+        blocks = self._compressed.shape[1] - 1
+        if k.shape[0] != len(self._compressed) or ceil_div(k.shape[1], block) > blocks:
+            raise ValueError(
+                f"k must have {len(self._compressed)} requests of at most {blocks * block} keys, "
+                f"got shape {list(k.shape)}"
+            )
+        k = pad(k, (0, 0, 0, 0, 0, blocks * block - k.shape[1])).float()
+        at = torch.arange(blocks * block, device=k.device)
+        seen = (at < lens[:, None])[..., None, None].unflatten(1, (blocks, block))
+        parts = k.unflatten(1, (blocks, block))
+        high = parts.masked_fill(~seen, -torch.inf).amax(2)
+        low = parts.masked_fill(~seen, torch.inf).amin(2)
+        total = parts.masked_fill(~seen, 0).sum(2)
+        pools = torch.cat([high, low, total / block], -1)
+        number = torch.arange(blocks, device=k.device).expand(len(lens), -1)
+        done = (number + 1) * block <= lens[:, None]
+        made = self.gate.compress(pools.masked_fill(~done[..., None, None], 0), number)
+        self._compressed[:, :-1] = made.masked_fill(~done[..., None, None], 0)
+        opened = (lens // block).clamp(max=blocks - 1)
+        index = opened[:, None, None, None].expand(-1, 1, *high.shape[2:])
+        self._pools.copy_(torch.stack([x.gather(1, index)[:, 0] for x in (high, low, total)]))
+
+    @torch.no_grad()
+    def write(self, k: Tensor, positions: Tensor) -> None:
+        """Takes the key of one new token of each request.
+
+        Args:
+            k: `[batch, Hkv, head_dim]`, before RoPE.
+            positions: int `[batch]`; below 0: none.
+        """
+        block, at = self.gate.block, positions.long()
+        k = k.float()
+        begins, given = (at % block == 0)[:, None, None], (at >= 0)[:, None, None]
+        high, low, total = self._pools
+        high = torch.where(begins, k, torch.maximum(high, k))
+        low = torch.where(begins, k, torch.minimum(low, k))
+        total = torch.where(begins, k, total + k)
+        self._pools.copy_(torch.where(given, torch.stack([high, low, total]), self._pools))
+        last = self._compressed.shape[1] - 1
+        number = at.clamp(min=0) // block
+        made = self.gate.compress(torch.cat([high, low, total / block], -1), number)
+        ends = (at >= 0) & (at % block == block - 1)
+        where = torch.where(ends, number, last).clamp(max=last)
+        self._compressed[torch.arange(len(at), device=at.device), where] = made

@@ -1,0 +1,191 @@
+"""Generation on decode attention: the same tokens as torch's attention, with each kind of cache."""
+
+import inspect
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers as hf
+from tiny_text import ids, model
+from transformers import masking_utils
+
+from sparse_fmha.integrations import _transformers_decode as one
+from sparse_fmha.integrations import _transformers_masks as masks
+from sparse_fmha.integrations import _transformers_packed as packed
+from sparse_fmha.integrations import transformers as sparse
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+def counted(monkeypatch, module, name):
+    """How many calls of a function there were."""
+    calls, function = [], getattr(module, name)
+
+    def run(*args, **options):
+        calls.append(options)
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, run)
+    return calls
+
+
+def generated(net, implementation, tokens, seen, steps, **options):
+    net.set_attn_implementation(implementation)
+    options |= {"max_new_tokens": steps, "do_sample": False, "eos_token_id": -1}
+    return net.generate(tokens, attention_mask=seen, **options)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("padding", ["none", "left", "between"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+def test_tokens_are_those_of_sdpa(name, padding, cache, monkeypatch):
+    """Also past the sliding window."""
+    net, tokens = model(name), ids(30)
+    seen = torch.ones_like(tokens)
+    if padding != "none":
+        seen[1, :12] = 0
+    if padding == "between":
+        seen[0, 9:14] = 0
+    options = {} if cache is None else {"cache_implementation": cache}
+    wanted = generated(net, "sdpa", tokens, seen, 20, **options)
+    calls = counted(monkeypatch, sparse, "decode")
+    others = counted(monkeypatch, sparse, "sdpa_attention_forward")
+    assert generated(net, "sparse_fmha", tokens, seen, 20, **options).equal(wanted)
+    steps = 2 * 19  # of two layers, after the prompt
+    # Padding between tokens may leave a window before it does all keys.
+    if padding == "between" and name != "mistral":
+        assert (len(calls), len(others)) == (0, steps)
+    elif padding != "between":
+        assert (len(calls), len(others)) == (steps, 0)
+
+
+def batching():
+    return hf.ContinuousBatchingConfig(num_blocks=64, page_size=16, max_batch_tokens=128)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("llama", 125), ("mistral", 60)])
+def test_continuous_batching(name, steps, monkeypatch):
+    """Of ragged requests, more than are in work at a time; a thousand tokens without a window."""
+    cache = pytest.importorskip("transformers.generation.continuous_batching").PagedAttentionCache
+    if "kwargs" not in inspect.signature(cache.update).parameters:
+        pytest.skip("this version calls the attention before the cache")
+    net = model(name)
+    prompts = [ids(n, 1, seed=n)[0].tolist() for n in (5, 140, 17, 90, 3, 61, 1, 33)]
+    config = hf.GenerationConfig(
+        max_new_tokens=steps, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    options = {"generation_config": config, "continuous_batching_config": batching()}
+
+    def run():
+        outputs = net.generate_batch(prompts, **options)
+        return [outputs[key].generated_tokens for key in sorted(outputs)]
+
+    net.set_attn_implementation("sdpa")
+    wanted = run()
+    assert [len(tokens) for tokens in wanted] == [steps] * 8
+    decodes = counted(monkeypatch, packed, "decode_attention")
+    prefills = counted(monkeypatch, packed._packed, "attend")
+    with sparse.continuous_batching(net):
+        assert net.config._attn_implementation == packed.NAME
+        assert run() == wanted
+    assert net.config._attn_implementation == "sdpa"
+    assert len(decodes) > steps
+    assert prefills
+
+
+def test_a_packed_batch_with_sinks_and_a_window():
+    """As gpt-oss calls it, against its own attention request by request."""
+    torch.manual_seed(0)
+    starts_q, starts_k = [0, 3, 4, 9], [0, 10, 31, 36]
+    q, k, v = (torch.randn(1, h, n, 16) for h, n in ((4, 9), (2, 36), (2, 36)))
+    sinks = torch.randn(4)
+    lists = {
+        "cu_seq_lens_q": torch.tensor(starts_q, dtype=torch.int32),
+        "cu_seq_lens_k": torch.tensor(starts_k, dtype=torch.int32),
+        "max_length_q": 5,
+        "max_length_k": 21,
+    }
+    for window in (None, 4):
+        module = torch.nn.Linear(1, 1)
+        options = {"sliding_window": window, "s_aux": sinks, "scaling": 0.3}
+        out, _ = packed.attend_packed(module, q, k, v, **lists, **options)
+        for i in range(3):
+            queries, keys = (slice(*x[i : i + 2]) for x in (starts_q, starts_k))
+            own = [x[:, :, s] for x, s in ((q, queries), (k, keys), (v, keys))]
+            at = torch.arange(own[0].shape[2])[:, None] + own[1].shape[2] - own[0].shape[2]
+            keys_at = torch.arange(own[1].shape[2])
+            mask = (keys_at <= at) & (keys_at > at - (window or 99))
+            wanted = sparse.with_sink(*own, mask, sinks, 0.3)
+            torch.testing.assert_close(out[:, queries], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "sparse_fmha_flash is for generate_batch only, inside of continuous_batching"),
+        ({"softcap": 5.0}, "does not support logit soft-capping, which Linear"),
+        ({"block_table": torch.zeros(1)}, "supports no attention_mask, block_table or dropout"),
+        ({"dropout": 0.5}, "supports no attention_mask, block_table or dropout"),
+    ],
+)
+def test_what_a_packed_batch_refuses(options, message):
+    q = torch.zeros(1, 4, 6, 16)
+    starts = torch.tensor([0, 6], dtype=torch.int32)
+    if options:
+        options = {**options, "cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    with pytest.raises(NotImplementedError, match=message):
+        packed.attend_packed(torch.nn.Linear(1, 1), q, q, q, **options)
+
+
+def test_a_version_that_calls_the_attention_first():
+    q = torch.zeros(1, 4, 6, 16)
+    with pytest.raises(NotImplementedError, match="sparse_fmha_flash needs a transformers whose"):
+        packed.attend_packed(torch.nn.Linear(1, 1), q, q, q, cu_seq_lens_k={"full_attention": q})
+
+
+def both_ends(length):
+    seen = torch.ones(3, length, dtype=torch.bool)
+    seen[1, :5], seen[2, length - 7 :] = False, False
+    return seen
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("room", [0, 20])
+@pytest.mark.parametrize("padded", [False, True])
+def test_spans_are_the_masks_of_sdpa(padded, room, window):
+    """Of a cache of 60 tokens, with room behind as a static one has."""
+    function = masking_utils.causal_mask_function
+    if window is not None:
+        function = masking_utils.sliding_window_causal_mask_function(window)
+    seen = both_ends(60) if padded else None
+    arguments = (3, 1, 60 + room, torch.tensor(59) if room else 59, 0, function)
+    spans = masks.plan(*arguments, attention_mask=seen)
+    assert one.is_span(spans)
+    wanted = masking_utils.sdpa_mask(
+        batch_size=3, q_length=1, kv_length=60 + room, q_offset=59, mask_function=function,
+        attention_mask=seen, allow_is_causal_skip=False,
+    )  # fmt: skip
+    assert one.as_mask(spans, 60 + room).equal(wanted)
+
+
+def test_one_query_with_padding_between_has_the_mask_of_sdpa():
+    seen = both_ends(60)
+    seen[0, 30] = False
+    function = masking_utils.causal_mask_function
+    mask = masks.plan(3, 1, 60, 59, 0, function, attention_mask=seen)
+    assert mask.dtype == torch.bool
+    assert mask.equal(seen[:, None, None])
+
+
+def test_one_query_with_gradients():
+    """They are torch's."""
+    net, tokens = model("llama"), ids(1)
+    found = []
+    for implementation in ("sdpa", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        net.zero_grad()
+        net(tokens).logits.square().sum().backward()
+        found.append(net.model.layers[0].self_attn.v_proj.weight.grad.clone())
+    torch.testing.assert_close(*found)

@@ -1,0 +1,67 @@
+"""What the architectures beside Hopper's lack: the lists of kernels, the GPU tests and the docs."""
+
+import other_archs
+import pytest
+from commands import ROOT
+
+import kernel_list
+
+ROWS = kernel_list.read_all()
+ARCHS = sorted({row.arch.name for row in ROWS} - {"sm90"})
+
+
+def kernels(arch):
+    """Largest head dim by pass, skipping, mechanism and dtype."""
+    found = {}
+    for row in ROWS:
+        if row.arch.name == arch:
+            key = row.direction, row.skips, row.mechanism, row.dtype
+            found[key] = max(found.get(key, 0), row.head_dim)
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tests_skip_exactly_what_is_lacking(arch):
+    here, there = kernels("sm90"), kernels(arch)
+    lacking = {key[:2] for key, head_dim in here.items() if there.get(key, 0) < head_dim}
+    assert lacking == set(other_archs.LACKING[arch])
+    assert not {key for key in there if key[:2] in lacking}, "a part of it is there"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_docs_say_what_is_lacking(arch):
+    text = " ".join((ROOT / "docs" / "gpus.md").read_text().split())
+    for what in set(other_archs.LACKING[arch].values()):
+        assert what.partition(" ")[2] in text
+
+
+def message(arch, direction, options="", dtype="bfloat16"):
+    return RuntimeError(
+        f"NotImplementedError: sparse_fmha: no kernel for arch={arch}, pass={direction}, "
+        f"mechanism=dense, dtype={dtype}, head_dim=64{options}, which runs on the CPU only"
+    )
+
+
+def test_reasons():
+    assert other_archs.reason(message("sm80", "forward", ", with skipping")) == (
+        "sm80 skips no key tiles"
+    )
+    assert other_archs.reason(message("sm86", "decode")) == "sm86 has no decode kernels"
+    outer = AssertionError("another message was expected")
+    outer.__context__ = message("sm80", "backward_dq")
+    assert other_archs.reason(outer) == "sm80 has no backward pass"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        message("sm80", "forward"),
+        message("sm90", "decode"),
+        message("sm80", "forward", ", with key_bias"),
+        message("sm80", "backward_dq", dtype="float32"),
+        ValueError("no"),
+    ],
+    ids=str,
+)
+def test_what_is_no_reason(error):
+    assert other_archs.reason(error) is None
