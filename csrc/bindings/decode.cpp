@@ -52,7 +52,7 @@ std::vector<Span> tiles(int32_t length, int32_t capacity, int32_t len_q, int32_t
 void bind_decode(py::module_& m) {
   py::module_ decode = m.def_submodule("decode", "The work of decode attention.");
   py::class_<DecodeParts>(decode, "Parts", "How units are cut into parts.")
-      .def(py::init<int32_t, int32_t, int32_t>(), py::arg("units"), py::arg("blocks"),
+      .def(py::init<int32_t, int32_t, int32_t>(), py::arg("units"), py::arg("workers"),
            py::arg("short_parts"))
       .def("count", &DecodeParts::count)
       .def("begin", &DecodeParts::begin, py::arg("part"))

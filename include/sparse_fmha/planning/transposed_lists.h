@@ -129,21 +129,24 @@ SPARSE_FMHA_HD int32_t tile_entry(BlockSparse::Params const& p, TransposedLists 
 }
 
 // Which of 32 keys a query sees, starting at `offset` in the tile that starts at `first_key`.
-// entry(i) is the tile's i-th entry. Memory is always read, so that reads do not wait for each
-// other.
+// entry(i) is the tile's i-th entry. If the mask has partial blocks, memory is read for each block,
+// so that reads do not wait for each other.
 template <class Entry>
 SPARSE_FMHA_HD uint32_t seen_keys(BlockSparse::Params const& p, TransposedLists const& lists,
                                   int64_t row, Entry const& entry, int32_t first_key,
                                   int32_t offset, int32_t query) {
   auto piece = [&](int32_t place, bool half_word) -> uint32_t {
     int32_t const found = entry(place / p.block_kv);
+    uint32_t const all = half_word ? 0xffff : 0xffffffff;
+    if (p.partial.counts == nullptr) {
+      return found == kFullBlock ? all : 0;
+    }
     int64_t const bits_row = (row * p.partial.width + found) * p.block_q + query % p.block_q;
     int64_t const byte = bits_row * (p.block_kv / 8) + (first_key + place) % p.block_kv / 8;
     auto const* const from =
         found >= 0 ? p.bits + byte : reinterpret_cast<uint8_t const*>(lists.full);
     uint32_t const bits = half_word ? *reinterpret_cast<uint16_t const*>(from)
                                     : *reinterpret_cast<uint32_t const*>(from);
-    uint32_t const all = half_word ? 0xffff : 0xffffffff;
     return found >= 0 ? bits : found == kFullBlock ? all : 0;
   };
   uint32_t const seen = p.block_kv >= 32 ? piece(offset, false)
