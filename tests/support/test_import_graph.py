@@ -16,6 +16,7 @@ PACKAGE = ROOT.name
 COMPILED = f"{PACKAGE}._C"  # imports nothing
 
 LEAVES = {
+    "_arch",
     "_build",
     "_checks",
     "_extension",
