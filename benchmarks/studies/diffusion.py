@@ -86,7 +86,7 @@ def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, float]]:
         for name, variant in variants.items():  # in turn: a switch in each round would cost more
             if variant:
                 method, options = variant
-                sparse.enable(model, method, **options)
+                sparse.enable(model, method, min_tokens=0, **options)
             out = model(**inputs, return_dict=False)[0].float()
             call = timing.measure({name: lambda: model(**inputs, return_dict=False)}, **counts)
             if variant:

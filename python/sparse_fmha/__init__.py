@@ -19,6 +19,7 @@ from sparse_fmha.attention import (
 )
 from sparse_fmha.cost import flops as _flops
 from sparse_fmha.cost.explanation import Explanation, explain
+from sparse_fmha.cost.exploration import explore
 from sparse_fmha.cost.simulation import Simulation, simulate
 from sparse_fmha.decode import decode_attention
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -49,6 +50,7 @@ __all__ = [
     "build_info",
     "decode_attention",
     "explain",
+    "explore",
     "kernels",
     "merge",
     "neighborhood_attention",

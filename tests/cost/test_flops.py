@@ -161,3 +161,42 @@ def test_a_symbolic_scale_and_modules():
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith(tuple(PAIRS))])
 def test_every_op_of_attention_is_counted(name):
     assert counted(run, name) > 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences(causal):
+    queries, keys = (5, 0, 30, 7), (9, 4, 30, 3)
+    cu_q, cu_k = (torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (queries, keys))
+    q = torch.randn(sum(queries), HEADS, DIM)
+    k, v = (torch.randn(sum(keys), 2, DIM) for _ in range(2))
+    pairs = 0
+    for rows, columns in zip(queries, keys, strict=True):
+        visible = torch.ones(rows, columns, dtype=torch.bool)
+        pairs += int((visible.tril(columns - rows) if causal else visible).sum())
+    got = counted(
+        sparse_fmha.varlen_attention, q, k, v, cu_q, cu_k, max(queries), max(keys), causal=causal
+    )
+    assert got == 4 * HEADS * DIM * pairs
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, (40, 70)),
+        ({"window": 50}, (40, 50)),
+        ({"tokens": 9}, (9, 9)),
+        ({"blocks": 2}, (32, 32)),
+    ],
+    ids=str,
+)
+def test_decode(options, keys):
+    q, k, v = qkv(1, keys=(80,))
+    lengths = torch.tensor([40, 70], dtype=torch.int32)
+    if "tokens" in options:
+        places = torch.arange(9, dtype=torch.int32).expand(BATCH, 1, 2, 9).contiguous()
+        options = {"tokens": (places, torch.full((BATCH, 1, 2), 9, dtype=torch.int32))}
+    if "blocks" in options:
+        places = torch.arange(2, dtype=torch.int32).expand(BATCH, 2, 2).contiguous()
+        options = {"blocks": (places, torch.full((BATCH, 2), 2, dtype=torch.int32), 16)}
+    got = counted(sparse_fmha.decode_attention, q, k, v, lengths, **options)
+    assert got == 4 * HEADS * DIM * sum(keys)

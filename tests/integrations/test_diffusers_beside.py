@@ -14,7 +14,7 @@ from diffusion_state import NAME, image, windowed
 from tiny_diffusion import make
 
 import sparse_fmha
-from sparse_fmha.integrations import _diffusion_methods, _diffusion_table
+from sparse_fmha.integrations import _diffusion_beside, _diffusion_methods, _diffusion_table
 from sparse_fmha.integrations import diffusers as sparse
 
 pytestmark = pytest.mark.usefixtures("default")
@@ -136,7 +136,7 @@ def test_a_mask_follows_the_model(monkeypatch):
         seen.append(mask)
         return q
 
-    monkeypatch.setattr(_diffusion_methods, "block_sparse_attention", watched)
+    monkeypatch.setattr(_diffusion_beside, "block_sparse_attention", watched)
     blocks = torch.ones(1, 1, 2, 8, dtype=torch.bool)
     mask = sparse_fmha.BlockMask.from_blocks(blocks, 120, 120, 64, 16)
     method = _diffusion_table.make("block_sparse", {"mask": mask})

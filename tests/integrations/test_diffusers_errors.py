@@ -108,10 +108,22 @@ def test_a_class_of_the_same_name_elsewhere():
             {},
         ),
         (
-            TypeError,
-            "first_dense_steps must be an int, got 1.5",
+            ValueError,
+            "first_dense_steps must be an int, or a share from 0 to 1, got 1.5",
             "dense",
             {"first_dense_steps": 1.5},
+        ),
+        (
+            TypeError,
+            "last_dense_steps must be a number of steps or a share of them, got True",
+            "dense",
+            {"last_dense_steps": True},
+        ),
+        (
+            ValueError,
+            "min_tokens must be at least 0, got -1",
+            "dense",
+            {"min_tokens": -1},
         ),
         (
             ValueError,
@@ -174,7 +186,8 @@ def test_grid_that_is_not_the_tokens(name):
     sparse.enable(tiny.model, "neighborhood", window=2, grid=(2,) * len(tiny.grid))
     tokens = tiny.image + tiny.text
     with pytest.raises(
-        ValueError, match=f"queries of layer 0 of {tiny.name} must match .* 2x2.*, got {tokens}"
+        ValueError,
+        match=f"queries of the self-attention of {tiny.name} must match .* 2x2.*, got {tokens}",
     ):
         tiny()
 
@@ -308,6 +321,18 @@ def test_processor_replaced_after_enable(wan):
     layer.set_processor(type(layer.processor)())
     with pytest.raises(
         RuntimeError, match="the attention processor of block 1 of WanTransformer3DModel must not"
+    ):
+        wan()
+
+
+@pytest.mark.parametrize("dense", [0, 1])
+def test_context_parallelism(wan, dense):
+    """Also in dense steps: the originals were not told of it."""
+    sparse.enable(wan.model, "dense", first_dense_steps=dense)
+    for block in wan.model.blocks:  # as `enable_parallelism` does
+        block.attn1.processor._parallel_config = object()
+    with pytest.raises(
+        NotImplementedError, match="context parallelism of WanTransformer3DModel is not supported"
     ):
         wan()
 

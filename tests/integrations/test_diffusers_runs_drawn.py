@@ -30,7 +30,7 @@ def take_turns(steps, runs, random):
             times, texts = runs[i]
             for each in texts:
                 dense = steps.is_dense(times[places[i]], each, None)
-                assert dense == (places[i] < steps.dense), (i, times[places[i]])
+                assert dense == (places[i] < steps.first), (i, times[places[i]])
             places[i] += 1
 
 

@@ -92,7 +92,7 @@ def test_where_a_method_is_an_error():
     net = model("llama")
     net.set_attn_implementation("sparse_by_layer")
     cache = net(tokens[:, :60], use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="got 40 queries and 100 keys, as behind"):
+    with pytest.raises(NotImplementedError, match="got 40 queries and 100 keys, as after"):
         net(tokens[:, 60:], past_key_values=cache)
 
 

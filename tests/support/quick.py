@@ -28,8 +28,9 @@ SLOW = {
     "host/test_list_stages.py": ("test_every_pair_is_met_once",),
     "host/test_stripe_stages.py": ("test_every_visible_pair_is_met_once",),
     "host/test_walks.py": ("test_neighborhood",),
-    "integrations/test_diffusers.py": ("test_compiled", "test_first_dense_steps_are_the_original"),
+    "integrations/test_diffusers.py": ("test_first_dense_steps_are_the_original",),
     "integrations/test_diffusers_benchmark.py": (),
+    "integrations/test_diffusers_compiled.py": (),
     "integrations/test_diffusers_errors.py": ("test_the_package_does_not_import_diffusers",),
     "integrations/test_diffusers_beside.py": ("test_an_enabled_model_counts_steps_when_compiled",),
     "integrations/test_diffusers_copies.py": (

@@ -16,6 +16,7 @@ PACKAGE = ROOT.name
 COMPILED = f"{PACKAGE}._C"  # imports nothing
 
 LEAVES = {
+    "_arch",
     "_build",
     "_checks",
     "_extension",
@@ -69,7 +70,7 @@ LAYERS = {
         "calibration",
         "patterns",
     },
-    "cli": {"plotting", "cost", ""},
+    "cli": {"plotting", "cost", "patterns", "integrations", ""},
     "__main__": {"cli"},
 }
 

@@ -98,7 +98,30 @@ def parser() -> argparse.ArgumentParser:
         default=absent,
         help="token that is plotted; the centre if not given",
     )
+    add_explore(commands)
     return top
+
+
+def add_explore(commands: Commands) -> None:
+    explore = commands.add_parser(
+        "explore",
+        help="a page on which to look at a neighborhood and its tiles",
+        description="Writes a static HTML page on which one picks a query and sees its window and "
+        "the tiles visited for it. Published settings are in its drop-down. Numbers are given as "
+        "for simulate.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    absent = argparse.SUPPRESS
+    explore.add_argument("--grid", required=True, metavar="L", help="tokens", default=absent)
+    explore.add_argument("--window", required=True, metavar="W", help="keys seen", default=absent)
+    explore.add_argument("--stride", default="1", metavar="S", help="queries that share a window")
+    explore.add_argument("--dilation", default="1", metavar="D", help="distance of keys seen")
+    explore.add_argument("--causal", default="0", metavar="C", help="0 or 1")
+    for name, what in (("--tile-q", "queries"), ("--tile-k", "keys")):
+        explore.add_argument(
+            name, metavar="T", default=absent, help=f"{what} of a tile; if not given, the best"
+        )
+    explore.add_argument("--out", default="explore.html", metavar="PATH", help="page to write")
 
 
 def add_explain(commands: Commands) -> None:
@@ -174,6 +197,12 @@ def run_explain(**options: Any) -> None:
     explain_command.run(**options)
 
 
+def run_explore(**options: Any) -> None:
+    from sparse_fmha.cli import explore_command
+
+    explore_command.run(**options)
+
+
 def run_simulate(**options: Any) -> None:
     from sparse_fmha.cli import simulate_command
 
@@ -183,6 +212,7 @@ def run_simulate(**options: Any) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": run_demo,
     "explain": run_explain,
+    "explore": run_explore,
     "info": run_info,
     "simulate": run_simulate,
 }

@@ -6,6 +6,8 @@ are pairs of a query and a key:
 
 - dense, causal and neighborhood attention: exactly those that are visible, so a causal call counts
   half of what PyTorch's own causal attention counts;
+- packed sequences and decode: the visible pairs, if the lengths are on the CPU; elsewhere each
+  query counts all keys that the call has room for. Decode over lists counts as lists do;
 - lists: all pairs of the listed blocks, columns and ranges, also those that a bitmask or the
   diagonal hides in them. The lists' counts are read if they are on the CPU. Elsewhere reading them
   would wait for the device, and the room of the lists is counted instead: an upper bound.
@@ -30,11 +32,11 @@ Given = Mapping[str, Any]  # arguments of an op by name
 
 def register() -> None:
     """Registers the formulas with torch, once per process; the ops must be loaded."""
-    for name, pairs in PAIRS.items():
-        for op in (f"{name}_fwd", f"{name}_bwd"):
-            for version in (op, f"{op}_symbolic"):
-                packet = getattr(torch.ops.sparse_fmha, version)
-                register_flop_formula(packet, get_raw=True)(_formula(packet, pairs))
+    ops = {f"{name}_{end}": pairs for name, pairs in PAIRS.items() for end in ("fwd", "bwd")}
+    for op, pairs in {**ops, "decode": decode_pairs, "decode_out": decode_pairs}.items():
+        for version in (op, f"{op}_symbolic"):
+            packet = getattr(torch.ops.sparse_fmha, version)
+            register_flop_formula(packet, get_raw=True)(_formula(packet, pairs))
 
 
 def _formula(packet: Any, pairs: Callable[[Given], int]) -> Callable[..., int]:
@@ -124,6 +126,43 @@ def stripe_pairs(given: Given) -> int:
     return _of_groups(keys, given, int(given["q"].shape[1]), int(given["block_q"]))
 
 
+def packed_pairs(given: Given) -> int:
+    """Queries of each sequence and its keys; causal is aligned to its end."""
+    tokens, heads = int(given["q"].shape[0]), int(given["q"].shape[-2])
+    lengths = given["cu_q"], given["cu_k"], given["seqused_k"]
+    if not all(x is None or _readable(x) for x in lengths):
+        return tokens * heads * int(given["max_k"])
+    cu_q, cu_k, used = lengths
+    queries = cu_q.long().diff()
+    keys = cu_k.long().diff() if used is None else used.long()
+    pairs = queries * keys
+    if given["causal"]:
+        last = torch.minimum(queries, keys)
+        pairs = last * (keys - last) + last * (last + 1) // 2
+    return heads * int(pairs.sum())
+
+
+def decode_pairs(given: Given) -> int:
+    """All queries of a request count as its last one, which sees the most keys."""
+    q, lengths = given["q"], given["seq_lens"]
+    room = int(given["k_cache"].shape[1])
+    if given["page_table"] is not None:
+        room *= int(given["page_table"].shape[-1])
+    keys: Any = lengths.long() if _readable(lengths) else room
+    if given["window"] is not None:
+        window = int(given["window"])
+        keys = keys.clamp(max=window) if isinstance(keys, Tensor) else min(keys, window)
+    for name, size in (("block", int(given["block"])), ("token", 1)):
+        if given[f"{name}_indices"] is not None:
+            keys = _listed(given[f"{name}_counts"], given[f"{name}_indices"]) * size
+    if given["head_lengths"] is not None:
+        keys = given["head_lengths"].long() if _readable(given["head_lengths"]) else room
+    if not isinstance(keys, Tensor):
+        return _rows(given) * int(q.shape[1]) * int(keys)
+    share = _rows(given) * int(q.shape[1]) / max(keys.numel(), 1)
+    return int(share * int(keys.sum()))
+
+
 def _readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and detect_fake_mode([tensor]) is None
 
@@ -154,4 +193,5 @@ PAIRS: dict[str, Callable[[Given], int]] = {
     "neighborhood": neighborhood_pairs,
     "block_sparse": block_pairs,
     "stripe": stripe_pairs,
+    "varlen": packed_pairs,
 }

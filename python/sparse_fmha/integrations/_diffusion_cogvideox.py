@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
-
-from sparse_fmha.integrations._diffusion_backend import CALL
 
 
 class CogVideoXProcessor:
@@ -22,9 +19,6 @@ class CogVideoXProcessor:
     _attention_backend: object = None
     _parallel_config: object = None
 
-    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        self.original = original
-
     def __call__(
         self,
         attn: Any,
@@ -33,10 +27,6 @@ class CogVideoXProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        call = CALL.get()
-        if call is not None and call.dense:
-            given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-            return self.original(attn, *given)
         text = encoder_hidden_states.shape[1]
         x = torch.cat([encoder_hidden_states, hidden_states], 1)
         if attn.fused_projections:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
-
-from sparse_fmha.integrations._diffusion_backend import CALL
 
 
 class CosmosProcessor:
@@ -21,9 +18,6 @@ class CosmosProcessor:
     _attention_backend: object = None
     _parallel_config: object = None
 
-    def __init__(self, original: Callable[..., Tensor]) -> None:
-        self.original = original
-
     def __call__(
         self,
         attn: Any,
@@ -32,10 +26,6 @@ class CosmosProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        call = CALL.get()
-        if call is not None and call.dense:
-            given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-            return self.original(attn, *given)
         q, k, v = (to(hidden_states) for to in (attn.to_q, attn.to_k, attn.to_v))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         q, k = attn.norm_q(q), attn.norm_k(k)

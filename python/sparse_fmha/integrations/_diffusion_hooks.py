@@ -1,25 +1,29 @@
-"""Hooks on a transformer and its self-attention modules that set the context of the backend.
+"""The hook around a transformer's forward that tells its self-attention grid and step.
 
-They hold everything that `enable` changes. They are plain objects that belong to their modules, so
-a copy of a model, or a model saved as a whole, has its own hooks.
+It holds everything that `enable` changes. It is a plain object that belongs to its model, so a copy
+of a model, or a model saved as a whole, has its own. There are no hooks in layers, and torch runs
+this one outside of what it compiles, so that the model or its blocks are one graph.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparse_fmha.integrations._diffusion_backend import CALL, NAME, UNDER_WAY, Call, Layer
+from sparse_fmha.integrations._diffusion_backend import NAME
 from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
 from sparse_fmha.integrations._diffusion_models import MODELS, Processor
+from sparse_fmha.integrations._diffusion_processors import Processors
+from sparse_fmha.integrations._diffusion_state import Call, State
 from sparse_fmha.integrations._diffusion_steps import Steps
 from sparse_fmha.integrations._reports import Reports
 
@@ -30,32 +34,29 @@ CHECKPOINT = "_gradient_checkpointing_func"  # called with a block and its argum
 class Checkpointing:
     """Wraps a model's gradient checkpointing function during a call.
 
-    The backward pass runs blocks again after the call has ended. This restores the call for them.
+    The backward pass runs blocks again after the call has ended, maybe in a thread of its own. This
+    restores the call for them.
     """
 
-    def __init__(self, original: Callable[..., Any], call: Call) -> None:
-        self.original, self.call = original, call
+    def __init__(self, original: Callable[..., Any], state: State, call: Call) -> None:
+        self.original, self.state, self.call = original, state, call
 
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.original(functools.partial(self._run, block), *args, **kwargs)
 
     def _run(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = self.call
-        if CALL.get() is call:
-            return block(*args, **kwargs)
-        before = CALL.set(call)
-        UNDER_WAY[id(call)] = call
+        before, self.state.call = self.state.call, self.call
         try:
             return block(*args, **kwargs)
         finally:
-            CALL.reset(before)
-            UNDER_WAY.pop(id(call), None)
+            self.state.call = before
 
     @staticmethod
-    def put(model: nn.Module, call: Call) -> None:
+    def put(model: nn.Module, state: State, call: Call) -> None:
         Checkpointing.take(model)
         if getattr(model, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            setattr(model, CHECKPOINT, Checkpointing(getattr(model, CHECKPOINT), call))
+            own = getattr(model, CHECKPOINT)
+            setattr(model, CHECKPOINT, Checkpointing(own, state, call))
 
     @staticmethod
     def take(model: nn.Module) -> None:
@@ -64,46 +65,24 @@ class Checkpointing:
             setattr(model, CHECKPOINT, put.original)
 
 
-class LayerHooks:
-    """Hooks around one self-attention module."""
+@dataclass(frozen=True)
+class Settings:
+    """What `enable` was told, but for steps."""
 
-    def __init__(self, key: object, where: str, layer: Layer, processor: Processor) -> None:
-        self.key, self.where, self.layer, self.processor = key, where, layer, processor
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.processor is not self.processor:
-            raise RuntimeError(
-                f"the attention processor of {self.where} must not change after enable(), got "
-                f"{type(module.processor).__name__}; call disable() and enable() again"
-            )
-        self._set(self.layer)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def after(self, module: nn.Module, args: tuple[Any, ...], out: object) -> None:
-        self._set(None)
-
-    def _set(self, layer: Layer | None) -> None:
-        call = CALL.get()
-        if call is not None and call.key is self.key:  # not if the module is called directly
-            call.layer = layer
+    method: Dense | Sparse
+    grid: tuple[int, ...] | None
+    min_tokens: int
+    verbose: bool
 
 
 class Hooks:
-    """The hooks and processors that one `enable` adds to one transformer; `remove` undoes it."""
+    """The hook and processors that one `enable` adds to one transformer; `remove` undoes it."""
 
-    def __init__(
-        self,
-        name: str,
-        method: Dense | Sparse,
-        steps: Steps,
-        grid: tuple[int, ...] | None,
-        reports: Reports,
-    ) -> None:
-        self.name, self.method, self.steps, self.grid = name, method, steps, grid
-        self.reports = reports
-        self.key = object()
-        self.layers: list[tuple[Any, LayerHooks, Processor]] = []  # module, hooks, its processor
+    def __init__(self, name: str, settings: Settings, steps: Steps, reports: Reports) -> None:
+        self.name, self.settings, self.steps, self.reports = name, settings, steps, reports
+        self.state = State()
+        # index of the block, its module, our processor, its own
+        self.layers: list[tuple[int, Any, Processor, Processor]] = []
         self.handles: list[RemovableHandle] = []
         self.previous: Hooks | None = None
         self.active: object = None
@@ -118,31 +97,18 @@ class Hooks:
                 return owner
         return None
 
-    def add(
-        self,
-        model: nn.Module,
-        dense_layers: Collection[int],
-        make: Callable[[Processor], Processor],
-    ) -> None:
-        """Installs the hooks in place of previous ones; all or nothing.
-
-        Args:
-            make: makes our processor from the module's own.
-        """
+    def add(self, model: nn.Module, dense_layers: Collection[int]) -> None:
+        """Installs the hook and processors in place of previous ones; all or nothing."""
         self.previous = Hooks.of(model)
         try:
             if self.previous is not None:
                 self.previous._take()
             self._note_backends(model)
+            processors = Processors(self.state)
             for index, layer in enumerate(MODELS[self.name].layers(model)):
-                if index in dense_layers:
-                    continue
-                original = layer.processor
-                processor = make(original)
-                context = Layer(index, getattr(original, "_attention_backend", None))
-                where = f"block {index} of {self.name}"
-                hooks = LayerHooks(self.key, where, context, processor)
-                self.layers.append((layer, hooks, original))
+                if index not in dense_layers:
+                    own = layer.processor
+                    self.layers.append((index, layer, processors.of(own), own))
             self._put(model)
         except BaseException:
             self.remove(model)
@@ -150,32 +116,28 @@ class Hooks:
 
     def originals(self) -> dict[nn.Module, Processor]:
         """The original processors by module."""
-        return {layer: original for layer, _, original in self.layers}
+        return {layer: own for _, layer, _, own in self.layers}
 
     def remove(self, model: nn.Module) -> None:
-        """Removes the hooks and restores the previous ones."""
+        """Removes the hook and restores the previous one."""
         self._take()
-        _drop(model)  # a call that was interrupted
+        self._end(model)  # a call that was interrupted
         self._restore_backends()
         if self.previous is not None:
             self.previous._put(model)
 
     def _put(self, model: nn.Module) -> None:
-        self._around(model, self)
-        for layer, hooks, _ in self.layers:
-            layer.set_processor(hooks.processor)
-            self._around(layer, hooks)
+        handle = model.register_forward_pre_hook(self.before, with_kwargs=True)
+        self.handles.append(handle)  # immediately: the next line may be interrupted
+        self.handles.append(model.register_forward_hook(self.after, always_call=True))
+        for _, layer, ours, _ in self.layers:
+            layer.set_processor(ours)
 
     def _take(self) -> None:
         while self.handles:
             self.handles.pop().remove()
-        for layer, _, original in reversed(self.layers):
-            layer.set_processor(original)
-
-    def _around(self, module: nn.Module, hooks: Hooks | LayerHooks) -> None:
-        handle = module.register_forward_pre_hook(hooks.before, with_kwargs=True)
-        self.handles.append(handle)  # immediately: the next line may be interrupted
-        self.handles.append(module.register_forward_hook(hooks.after, always_call=True))
+        for _, layer, _, own in reversed(self.layers):
+            layer.set_processor(own)
 
     def _note_backends(self, model: nn.Module) -> None:
         self.active = _AttentionBackendRegistry.get_active_backend()[0]
@@ -200,50 +162,85 @@ class Hooks:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        row = MODELS[self.name]
-        layout = row.layout(model, given, self.grid)
-        self.method.check(layout)
-        self._report(layout)
-        dense = self.steps.is_dense(*row.step(given), model)
-        _drop(model)
-        settings = model, self.key, self.name, layout, self.method, dense, row.alone
-        call = Call(*settings, outer=CALL.get())
-        UNDER_WAY[id(call)] = call
-        CALL.set(call)
-        Checkpointing.put(model, call)
-
-    def _report(self, layout: Layout) -> None:
-        """Reports options that have no effect in a call."""
-        for option, message in self.method.without_effect(layout):
-            self.reports(option, f"{self.name}: {message}")
-        for _, hooks, _ in self.layers:
-            if (backend := hooks.processor._attention_backend) != NAME:
-                chosen = getattr(backend, "value", backend)
-                self.reports(
-                    "backend",
-                    f"enable() has no effect on {hooks.where}: the attention backend {chosen!r} "
-                    f"was chosen after it; call set_attention_backend({NAME!r}) to undo that",
-                )
+        row, settings, method = MODELS[self.name], self.settings, self.settings.method
+        layout = row.layout(model, given, settings.grid)
+        step = row.step(given)
+        dense = self.steps.is_dense(*step, model)
+        if layout.tokens < settings.min_tokens:
+            dense = True
+            self.reports(
+                "min_tokens",
+                f"{self.name}: a call stays dense, as its {layout.tokens} tokens are fewer than "
+                f"min_tokens = {settings.min_tokens}",
+            )
+        else:
+            method.check(layout)
+            self._report(layout)
+            if settings.verbose:
+                self._tell(layout, dense, step[0], len(row.layers(model)))
+        if not dense:
+            method = method.prepared(layout, _device(given))
+        self._end(model)
+        self.state.call = Call(self.name, layout, method, dense, row.alone)
+        Checkpointing.put(model, self.state, self.state.call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, model: nn.Module, args: tuple[Any, ...], out: object) -> None:
-        _drop(model)
+        self._end(model)
+
+    def _end(self, model: nn.Module) -> None:
+        """Ends the running call, if any. After KeyboardInterrupt torch runs no hooks, so that a
+        call can be left over."""
+        Checkpointing.take(model)
+        self.state.call = None
+
+    def _check(self) -> None:
+        """Looks for what other code did to the layers since `enable`."""
+        for index, layer, ours, _ in self.layers:
+            if layer.processor is not ours:
+                raise RuntimeError(
+                    f"the attention processor of block {index} of {self.name} must not change "
+                    f"after enable(), got {type(layer.processor).__name__}; call disable() and "
+                    "enable() again"
+                )
+            if getattr(ours, "_parallel_config", None) is not None:
+                raise NotImplementedError(
+                    f"context parallelism of {self.name} is not supported by {NAME!r}"
+                )
+
+    def _tell(self, layout: Layout, dense: bool, timestep: object, blocks: int) -> None:
+        """Says once what runs, and what stays dense for which reason."""
+        replaced = [index for index, *_ in self.layers]
+        method = type(self.settings.method).__name__
+        if dense:
+            at = timestep.max().item() if isinstance(timestep, Tensor) else timestep
+            told = f"the call at timestep {at} stays dense, by {self.steps.named}"
+            self.reports("dense step", f"{self.name}: {told}")
+        else:
+            told = f"blocks {replaced} of {blocks} run {method}: {layout}"
+            self.reports(f"sparse {layout}", f"{self.name}: {told}")
+        if len(replaced) < blocks:
+            kept = sorted(set(range(blocks)) - set(replaced))
+            self.reports("dense block", f"{self.name}: blocks {kept} stay dense, by dense_layers")
+
+    def _report(self, layout: Layout) -> None:
+        """Reports options that have no effect in a call."""
+        for option, message in self.settings.method.without_effect(layout):
+            self.reports(option, f"{self.name}: {message}")
+        for index, _, ours, _ in self.layers:
+            if (backend := ours._attention_backend) != NAME:
+                chosen = getattr(backend, "value", backend)
+                self.reports(
+                    "backend",
+                    f"enable() has no effect on block {index} of {self.name}: the attention "
+                    f"backend {chosen!r} was chosen after it; call set_attention_backend({NAME!r}) "
+                    "to undo that",
+                )
 
 
-def _drop(model: nn.Module) -> None:
-    """Ends the running call of a model, if any, and calls nested in it. After KeyboardInterrupt
-    torch runs no hooks, so calls can be left over."""
-    Checkpointing.take(model)
-    outermost = None
-    call = CALL.get()
-    while call is not None:
-        outermost = call if call.module is model else outermost
-        call = call.outer
-    if outermost is None:
-        return
-    call = CALL.get()
-    CALL.set(outermost.outer)
-    while call is not None and call is not outermost.outer:
-        UNDER_WAY.pop(id(call), None)
-        call = call.outer
+def _device(given: Mapping[str, Any]) -> torch.device:
+    """The device of a call's input."""
+    leaves = torch.utils._pytree.tree_leaves(dict(given))
+    return next(x.device for x in leaves if isinstance(x, Tensor) and x.is_floating_point())

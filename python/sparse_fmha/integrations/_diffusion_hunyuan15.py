@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from sparse_fmha.integrations._diffusion_backend import CALL
+from sparse_fmha.integrations._diffusion_state import CURRENT
 
 
 class HunyuanVideo15Processor:
@@ -23,9 +22,6 @@ class HunyuanVideo15Processor:
     _attention_backend: object = None
     _parallel_config: object = None
 
-    def __init__(self, original: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        self.original = original
-
     def __call__(
         self,
         attn: Any,
@@ -34,10 +30,8 @@ class HunyuanVideo15Processor:
         attention_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        call = CALL.get()
-        if call is None or call.dense:
-            given = (hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-            return self.original(attn, *given)
+        call = CURRENT.call
+        assert call is not None, "the processor runs in calls of an enabled transformer alone"
         text = encoder_hidden_states.shape[1]
         video = [to(hidden_states) for to in (attn.to_q, attn.to_k, attn.to_v)]
         words = [

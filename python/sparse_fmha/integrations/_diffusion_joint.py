@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int, check_number
-from sparse_fmha.integrations._diffusion_layout import Layout, Runs
+from sparse_fmha.integrations._diffusion_beside import by_runs
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.integrations._diffusion_masks import ONE, no_choice
-from sparse_fmha.integrations._diffusion_methods import Sparse, by_runs
+from sparse_fmha.integrations._diffusion_methods import Sparse
 from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
@@ -24,9 +25,18 @@ from sparse_fmha.patterns.psa import LEVELS, SHARES
 class Joint(Sparse):
     """Base of these methods, in which the plain tokens that are seen are text after the grid."""
 
+    in_graph: ClassVar[bool] = False  # their number is part of shapes
+
     def __post_init__(self) -> None:
         one = torch.zeros(ONE, device="cpu")
         self.attend(one, one, one, Layout((1, 1, 1)), 0, None)
+
+    def check(self, layout: Layout) -> None:
+        if layout.cached:
+            raise NotImplementedError(
+                f"cached references are not supported by {type(self).__name__}, which computes "
+                "queries and keys of the same tokens"
+            )
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
@@ -40,7 +50,7 @@ class Joint(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         def joined(x: Tensor, runs: Runs) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int], ...]  # from and to, of the tokens that are visible
+# What each batch entry sees of the plain tokens; in a compiled graph bool [B, plain tokens].
+Seen = Sequence[Runs] | Tensor
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,12 @@ class Layout:
     grid: tuple[int, ...]
     before: int = 0  # plain tokens before the grid
     after: int = 0
+    cached: int = 0  # of those before it, the last ones that are keys alone
+
+    @property
+    def queries(self) -> Layout:
+        """Of the queries, where this is that of the keys."""
+        return Layout(self.grid, self.before - self.cached, self.after) if self.cached else self
 
     @property
     def image(self) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int
-from sparse_fmha.integrations._diffusion_layout import Layout, Runs
-from sparse_fmha.integrations._diffusion_methods import Neighborhood, Sparse, under_mask
+from sparse_fmha.integrations._diffusion_beside import under_mask
+from sparse_fmha.integrations._diffusion_layout import Layout, Seen
+from sparse_fmha.integrations._diffusion_methods import BlockSparse, Neighborhood, Sparse
 from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.vsa import kept_cubes
@@ -60,7 +61,7 @@ class SlidingTile(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         return self.on(layout).image(q, k, v, layout, seen, scale)
@@ -98,17 +99,8 @@ class Radial(Sparse):
         )
         return mask
 
-    def image(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        seen: Sequence[Runs],
-        scale: float | None,
-    ) -> Tensor:
-        mask = self.mask(layout, q.device)
-        return under_mask(lambda q, k: mask, q, k, v, layout, seen, scale)
+    def prepared(self, layout: Layout, device: torch.device) -> Sparse:
+        return BlockSparse(self.mask(layout, device))
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class Subblock(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         return under_mask(lambda q, k: self.choose(q, k, scale), q, k, v, layout, seen, scale)
@@ -172,19 +164,32 @@ class Cubes(Sparse):
     ) -> BlockMask:
         raise NotImplementedError
 
+    def prepared(self, layout: Layout, device: torch.device) -> Sparse:
+        return Ordered(self, self.order(layout, device))
+
+
+@dataclass(frozen=True)
+class Ordered(Sparse):
+    """A method of cubes on one grid."""
+
+    method: Cubes
+    order: patterns.CubeOrder
+
     def image(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
-        order = self.order(layout, q.device)
+        order = self.order
+        if order.slots.device != q.device:  # a layer on another device than the model's input
+            order = self.method.order(layout, q.device)
 
         def mask_of(q: Tensor, k: Tensor) -> BlockMask:
-            return self.choose(q, k, order, scale)
+            return self.method.choose(q, k, order, scale)
 
         return under_mask(mask_of, q, k, v, layout, seen, scale, order)
 

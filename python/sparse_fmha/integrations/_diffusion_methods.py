@@ -14,65 +14,24 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
-from sparse_fmha.integrations._diffusion_layout import Layout, Runs
+from sparse_fmha.attention import attention, neighborhood_attention
+from sparse_fmha.integrations._diffusion_beside import beside, by_runs, under_mask
+from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.merge import merge
-from sparse_fmha.patterns import CubeOrder
-
-
-def by_runs(seen: Sequence[Runs], compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Calls `compute(runs, *tensors)` for the batch, or per entry if its entries see different
-    tokens."""
-    if len(set(seen)) == 1:
-        return compute(seen[0], *tensors)
-    rows = [compute(runs, *(x[i : i + 1] for x in tensors)) for i, runs in enumerate(seen)]
-    return torch.cat(rows)
-
-
-def under_mask(
-    mask_of: Callable[[Tensor, Tensor], BlockMask],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    seen: Sequence[Runs],
-    scale: float | None,
-    order: CubeOrder | None = None,
-) -> Tensor:
-    """The output rows of the grid's tokens under a mask of the grid, beside the plain tokens.
-
-    Args:
-        mask_of: makes it from q and k of the grid.
-        order: of the mask's tokens.
-    """
-    (q, _), (k, plain_k), (v, plain_v) = map(layout.split, (q, k, v))
-    mask = mask_of(q, k)
-    own_q, own_k, own_v = (x if order is None else order.permute(x) for x in (q, k, v))
-    if not layout.plain:
-        alone = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale)
-        return alone if order is None else order.undo(alone)
-    out, lse = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale, return_lse=True)
-    if order is not None:
-        out, lse = order.undo(out), order.undo(lse)
-
-    # A mask of the grid works for any number of other tokens; merging them is exact.
-    def merged(runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not runs:
-            return out
-        k, v = layout.visible(k, runs), layout.visible(v, runs)
-        plain = attention(q, k, v, scale=scale, return_lse=True)
-        return merge(*zip((out, lse), plain, strict=True))[0]
-
-    return by_runs(seen, merged, out, lse, q, plain_k, plain_v)
 
 
 @dataclass(frozen=True)
 class Dense:
     """Dense attention over all tokens, by `sparse_fmha.attention`."""
 
+    in_graph: ClassVar[bool] = True  # takes `seen` as a tensor
+
     def check(self, layout: Layout) -> None:
         pass
+
+    def prepared(self, layout: Layout, device: torch.device) -> Dense:
+        """See `Sparse`."""
+        return self
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         yield from ()
@@ -83,11 +42,19 @@ class Dense:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
-        """q, k, v `[B, tokens, H, D]` to out like q; `seen`: what each batch entry sees of the
-        tokens that are not on the grid."""
+        """q, k, v `[B, tokens, H, D]` to out like q, which has no cached tokens.
+
+        Args:
+            seen: what each batch entry sees of the tokens that are not on the grid.
+        """
+
+        if isinstance(seen, Tensor):
+            (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
+            out, lse = attention(q, k, v, scale=scale, return_lse=True)
+            return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
 
         def dense(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q, layout.seen(k, runs), layout.seen(v, runs), scale=scale)
@@ -102,9 +69,14 @@ class Sparse:
     """
 
     video: ClassVar[bool] = False  # only for grids of frames, height and width
+    in_graph: ClassVar[bool] = True
 
     def check(self, layout: Layout) -> None:
         """Raises for an invalid layout, before the model computes anything."""
+
+    def prepared(self, layout: Layout, device: torch.device) -> Sparse:
+        """The method with what it makes once for a grid, which compiled graphs then read."""
+        return self
 
     def without_effect(self, layout: Layout) -> Iterator[tuple[str, str]]:
         """Options that have no effect in a call that passes `check`, with their messages."""
@@ -116,7 +88,7 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         """The output rows of the grid's tokens."""
@@ -128,15 +100,15 @@ class Sparse:
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         """See `Dense`."""
-        image = self.image(q, k, v, layout, seen, scale)
-        if not layout.plain:
+        image, own = self.image(q, k, v, layout, seen, scale), layout.queries
+        if not own.plain:
             return image
-        plain = Dense()(layout.split(q)[1], k, v, layout, seen, scale)
-        return layout.join(image, plain)
+        plain = Dense()(own.split(q)[1], k, v, layout, seen, scale)
+        return own.join(image, plain)
 
 
 @dataclass(frozen=True)
@@ -199,16 +171,20 @@ class Neighborhood(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         grid, options = self.axes(layout.grid)
-        image_q = layout.split(q)[0]
+        image_q = layout.queries.split(q)[0]
 
-        def attend(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
+        def attend(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            extra: tuple[Tensor | None, Tensor | None] = (None, None),
+        ) -> tuple[Tensor, Tensor]:
             q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
-            out = neighborhood_attention(
+            out, lse = neighborhood_attention(
                 q,
                 k,
                 v,
@@ -216,12 +192,25 @@ class Neighborhood(Sparse):
                 stride=options["stride"],
                 dilation=options["dilation"],
                 scale=scale,
-                extra_k=layout.visible(extra_k, runs) if runs else None,
-                extra_v=layout.visible(extra_v, runs) if runs else None,
+                extra_k=extra[0],
+                extra_v=extra[1],
+                return_lse=True,
             )
-            return out.flatten(1, -3)
+            return out.flatten(1, -3), lse.flatten(1, -2)
 
-        return by_runs(seen, attend, image_q, k, v)
+        if isinstance(seen, Tensor):
+            (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
+            out, lse = attend(image_q, k, v)
+            return beside(out, lse, image_q, plain_k, plain_v, layout, seen, scale)
+
+        def with_runs(runs: Runs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            (k, extra_k), (v, extra_v) = layout.split(k), layout.split(v)
+            if not runs:
+                return attend(q, k, v)[0]
+            extra = layout.visible(extra_k, runs), layout.visible(extra_v, runs)
+            return attend(q, k, v, extra)[0]
+
+        return by_runs(seen, with_runs, image_q, k, v)
 
 
 @dataclass(frozen=True)
@@ -255,7 +244,7 @@ class BlockSparse(Sparse):
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        seen: Sequence[Runs],
+        seen: Seen,
         scale: float | None,
     ) -> Tensor:
         return under_mask(self.of, q, k, v, layout, seen, scale)

@@ -47,7 +47,8 @@ class Model:
         layers: returns the self-attention modules in the order of the blocks.
         grid: returns tokens per axis of a call, from the module and `forward`'s arguments by name.
         others: returns the numbers of plain tokens before and after the grid in the
-            self-attention; from the same and the grid, or None where `enable` was told the grid.
+            self-attention, and of those before it the keys without queries, if any; from the same
+            and the grid, or None where `enable` was told the grid.
         processors: names of processor classes whose self-attention can be replaced.
         step: returns a call's timestep, which falls during a run, and its text embeddings.
         alone: whether some of the modules have the tokens of the grid alone.
@@ -56,7 +57,7 @@ class Model:
     axes: int
     layers: Callable[[Transformer], list[Any]]
     grid: Callable[[Transformer, Given], Grid]
-    others: Callable[[Transformer, Given, Grid | None], tuple[int, int]]
+    others: Callable[[Transformer, Given, Grid | None], tuple[int, ...]]
     processors: tuple[str, ...]
     step: Callable[[Given], tuple[Any, Any]] = _step
     alone: bool = False
@@ -112,7 +113,12 @@ def _z_image(model: Transformer) -> list[Any]:
 
 _COGVIDEOX = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
 _LTX2 = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
-_FLUX2 = ("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor")
+_FLUX2 = (
+    "Flux2AttnProcessor",
+    "Flux2ParallelSelfAttnProcessor",
+    "Flux2KVAttnProcessor",
+    "Flux2KVParallelSelfAttnProcessor",
+)
 _HUNYUAN15 = ("HunyuanVideo15AttnProcessor2_0",)
 _WAN = Model(3, _first_attentions, tokens.patched_video, tokens.none, ("WanAttnProcessor",))
 MODELS = {
@@ -150,9 +156,7 @@ MODELS = {
         ("MiniMaxH3AttnProcessor",),
         _minimax_h3_step,
     ),
-    "Flux2Transformer2DModel": Model(
-        2, _two_streams, tokens.flux, tokens.text_and_references, _FLUX2
-    ),
+    "Flux2Transformer2DModel": Model(2, _two_streams, tokens.flux2, tokens.flux2_others, _FLUX2),
     "Krea2Transformer2DModel": Model(
         2, _joint, tokens.krea2, tokens.text_and_references, ("Krea2AttnProcessor",)
     ),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
-
-from sparse_fmha.integrations._diffusion_backend import CALL
 
 
 class StableDiffusion3Processor:
@@ -21,9 +18,6 @@ class StableDiffusion3Processor:
     _attention_backend: object = None
     _parallel_config: object = None
 
-    def __init__(self, original: Callable[..., Any]) -> None:
-        self.original = original
-
     def __call__(
         self,
         attn: Any,
@@ -31,11 +25,6 @@ class StableDiffusion3Processor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        call = CALL.get()
-        if call is not None and call.dense:
-            given = (hidden_states, encoder_hidden_states, attention_mask)
-            result: Tensor | tuple[Tensor, Tensor] = self.original(attn, *given)
-            return result
         own = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"))
         q, k, v = _normed(own, attn.norm_q, attn.norm_k)
         if encoder_hidden_states is not None:

@@ -7,15 +7,19 @@ thread.
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from sparse_fmha._checks import check_int
 from sparse_fmha.integrations._reports import Reports
 
 KEPT = 256  # maximum number of runs; the least recently called ones are dropped
@@ -32,9 +36,14 @@ class Request:
                 noise = transformer(latents, timestep=t, ...)
 
     It can be entered repeatedly, from any thread. Do not switch to another run inside its `with`.
+
+    Args:
+        steps: number of steps of the run, for shares of it and `last_dense_steps`; default: of the
+            scheduler of the pipeline that was enabled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps = None if steps is None else check_int("steps", steps, 1)
         self._runs: WeakKeyDictionary[Steps, Run] = WeakKeyDictionary()
 
     def __enter__(self) -> Request:
@@ -66,6 +75,7 @@ class Run:
     model: int | None = None
     new_text: bool = True  # the text was used in one step only
     used: int = 0  # call count at its last use
+    total: int | None = None  # its number of steps, where it is needed
 
     @property
     def last(self) -> float:
@@ -90,16 +100,35 @@ class Run:
         return not self.new_text and self.text is not None and self.text.expired()
 
 
+class Schedule:
+    """The number of steps of a pipeline's next run. A pipeline is not kept alive, and a copy of a
+    model has none."""
+
+    def __init__(self, pipe: object) -> None:
+        self.pipe = ref(pipe)
+
+    def __call__(self) -> int | None:
+        """The distinct timesteps from the first one on that the run takes; None if unknown."""
+        scheduler: Any = getattr(self.pipe(), "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is None:
+            return None
+        begin = getattr(scheduler, "begin_index", None) or 0  # an image's, by its strength
+        return len(set(timesteps[begin:].tolist())) or None
+
+
 @dataclass(eq=False)
 class Steps:
-    """Finds the first `dense` steps of each run.
+    """Finds the first and last steps of each run, by their number or share.
 
     A smaller timestep is the next step of a run; a larger one begins another run. So the calls of
     one step, with and without the prompt, count once. If each token has its own timestep, the
     largest one is used: that of given frames is always 0. A copy starts without runs.
     """
 
-    dense: int
+    first: float
+    last: float = 0
+    schedule: Callable[[], int | None] | None = None
     reports: Reports = field(default_factory=Reports)
     runs: list[Run] = field(default_factory=list)
     calls: int = 0
@@ -108,11 +137,16 @@ class Steps:
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Steps], tuple[int]]:
-        return Steps, (self.dense,)
+    def __reduce__(self) -> tuple[type[Steps], tuple[float, float]]:
+        return Steps, (self.first, self.last)
+
+    @property
+    def named(self) -> str:
+        given = {"first_dense_steps": self.first, "last_dense_steps": self.last}
+        return " and ".join(f"{name} = {value}" for name, value in given.items() if value)
 
     def is_dense(self, timestep: Tensor | float | None, text: object, model: object) -> bool:
-        """Whether a call is one of the first steps of its run; advances the run.
+        """Whether a call is one of the first or last steps of its run; advances the run.
 
         Args:
             timestep: timestep of the call, or of each batch entry or token.
@@ -121,13 +155,12 @@ class Steps:
 
         Raises:
             RuntimeError: interleaved runs cannot be told apart, and the result depends on it.
+            ValueError: no timestep, or the number of steps is needed and unknown.
         """
-        if not self.dense:
+        if not self.first and not self.last:
             return False
         if timestep is None:
-            raise ValueError(
-                f"timestep must be given to count first_dense_steps = {self.dense}, got None"
-            )
+            raise ValueError(f"timestep must be given to count {self.named}, got None")
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         with self.lock:
             self.calls += 1
@@ -138,9 +171,28 @@ class Steps:
                 text = StorageWeakRef(text.untyped_storage()) if torch.is_tensor(text) else None
                 run = self._of_text(text, id(model), now)
             run.used = self.calls
-            dense = run.step < self.dense
+            first, last = self._bounds(run)
+            dense = not first <= run.step < last
             self.sparse |= not dense
         return dense
+
+    def _bounds(self, run: Run) -> tuple[float, float]:
+        """The first step of a run that is sparse, and the first behind it that is dense."""
+        if not self.last and isinstance(self.first, int):
+            return self.first, math.inf
+        if run.total is None:
+            requests = _requests.get()
+            run.total = requests[-1].steps if requests else None
+            if run.total is None and self.schedule is not None:
+                run.total = self.schedule()
+        if run.total is None:
+            raise ValueError(
+                f"the number of steps of a run must be known for {self.named}: enable a pipeline "
+                "that has a scheduler, or make each call of a run inside `with request:`, its own "
+                "sparse_fmha.integrations.diffusers.Request(steps)"
+            )
+        first, last = (_count(value, run.total) for value in (self.first, self.last))
+        return first, run.total - last
 
     def _of_request(self, request: Request, now: float) -> Run:
         run = request._runs.get(self)
@@ -189,9 +241,10 @@ class Steps:
         if may_begin or (now > last and not _seen(best, now, runs)):
             steps[0] = "of one that begins"
         for step, other in steps.items():
-            if step != best.step + 1 and min(step, best.step + 1) < self.dense:
+            near = self.last or min(step, best.step + 1) < self._bounds(best)[0]
+            if step != best.step + 1 and near:
                 raise RuntimeError(
-                    f"runs with first_dense_steps = {self.dense}, one text and one thread must "
+                    f"runs with {self.named}, one text and one thread must "
                     f"have one schedule, got a call at timestep {now:g} that is step "
                     f"{best.step + 1} of a run at {best.last:g} or step {step} {other}; make each "
                     "call of a run inside `with request:`, its own "
@@ -224,7 +277,7 @@ class Steps:
         if not own and before is not None and before.last > now:
             self.reports(
                 "text",
-                f"first_dense_steps = {self.dense} counts a call at timestep {now:g}, after one at "
+                f"{self.named} counts a call at timestep {now:g}, after one at "
                 f"{before.last:g}, as the first of a run: its text embeddings are new. If each "
                 "step has new ones, make the calls of a run inside `with request:`, its own "
                 "sparse_fmha.integrations.diffusers.Request()",
@@ -235,9 +288,14 @@ class Steps:
         if before is not None and not self.sparse:
             self.reports(
                 "first_dense_steps",
-                f"first_dense_steps = {self.dense} made a whole run dense: it had "
+                f"{self.named} made a whole run dense: it had "
                 f"{before.step + 1} steps before another run began",
             )
+
+
+def _count(steps: float, total: int) -> int:
+    """A number of steps, or a share of them rounded up."""
+    return steps if isinstance(steps, int) else math.ceil(steps * total - 1e-9)
 
 
 def _seen(run: Run, now: float, runs: list[Run]) -> bool:

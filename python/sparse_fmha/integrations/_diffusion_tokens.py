@@ -83,6 +83,14 @@ def flux(model: Transformer, given: Given) -> Grid:
     return _first_image("img_ids", ids[0] if ids.ndim == 3 else ids)
 
 
+def flux2(model: Transformer, given: Given) -> Grid:
+    """As in Flux; references whose keys are to be cached are before the image."""
+    ids = given["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    new, _ = _cached_references(given)
+    return _first_image("img_ids", ids[new:])
+
+
 def krea2(model: Transformer, given: Given) -> Grid:
     """As in Flux; the positions of the text are before those of the image."""
     text = given["encoder_hidden_states"].shape[1]
@@ -159,6 +167,22 @@ def text_and_references(model: Transformer, given: Given, grid: Grid | None) -> 
     latents = given["hidden_states"].shape[1]
     references = 0 if grid is None else latents - math.prod(grid)
     return given["encoder_hidden_states"].shape[1], references
+
+
+def flux2_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, ...]:
+    """Text, references that are or will be cached, the image, and other references."""
+    new, cached = _cached_references(given)
+    text, behind = text_and_references(model, given, grid)
+    return text + cached, behind - new if grid is not None else 0, cached
+
+
+def _cached_references(given: Given) -> tuple[int, int]:
+    """Tokens of references among those of a call, and all whose keys are there."""
+    mode = given.get("kv_cache_mode")
+    if mode == "extract":
+        return given.get("num_ref_tokens", 0), given.get("num_ref_tokens", 0)
+    cache = given.get("kv_cache")
+    return 0, cache.num_ref_tokens if mode == "cached" and cache is not None else 0
 
 
 def two_texts_behind(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:

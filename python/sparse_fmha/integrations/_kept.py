@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(reason="what a method makes for a size is kept on the host")  # type: ignore[untyped-decorator]
 @functools.lru_cache(16)
 def kept(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Returns `make(*args, **options)`; the last few results are kept.

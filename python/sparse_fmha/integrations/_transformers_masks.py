@@ -1,9 +1,9 @@
 """Converts transformers' mask functions to plans of what the queries of a forward pass see.
 
 transformers defines a mask as a function of indices, composed of known parts. Causal masks, sliding
-windows and packed sequences are recognised from these parts and, with the padding, converted to
-block lists; only blocks cut by an edge are evaluated pair by pair. Any other function is evaluated
-at all pairs, some millions at a time.
+windows, chunks and packed sequences are recognised from these parts and, with the padding,
+converted to block lists; only blocks cut by an edge are evaluated pair by pair. Any other function
+is evaluated at all pairs, some millions at a time.
 """
 
 from __future__ import annotations
@@ -76,6 +76,18 @@ class Form:
     window: int | None = None  # key > query - window
     sequences: Tensor | None = None  # int64 [B, tokens]: query and key are in the same one
     positions: Tensor | None = None  # [B, tokens], to which causal and window refer
+    chunk: int | None = None  # query and key are in the same of these chunks of keys,
+    skipped: Tensor | None = None  # [B], which begin behind so much padding
+
+    def on(self, tokens: int, keys: int) -> Form | None:
+        """The form with chunks as sequences, for as many tokens as keys; else None."""
+        if self.chunk is None or self.skipped is None:
+            return self
+        if tokens != keys:
+            return None
+        place = torch.arange(tokens, device=self.skipped.device) - self.skipped[:, None]
+        chunks = place.div(self.chunk, rounding_mode="floor")
+        return replace(self, sequences=chunks)
 
 
 def plan(
@@ -123,6 +135,7 @@ def plan(
     q_offset = int(q_offset)  # a tensor for a static cache
     keys = q_offset + q_length - kv_offset  # those that the last query may see
     form = read(mask_function)
+    form = None if form is None else form.on(q_length, keys)
     if form is not None and not _fits(form, batch_size, q_length, kv_length, keys):
         form = None
     if form is None or not form.causal:
@@ -193,6 +206,10 @@ def read(function: MaskFunction) -> Form | None:
     held = inspect.getclosurevars(function).nonlocals
     if made_by == "sliding_window_overlay" and isinstance(held.get("sliding_window"), int):
         return Form(window=held["sliding_window"])
+    if made_by == "chunked_overlay":
+        chunk, skipped = held.get("chunk_size"), held.get("left_padding")
+        known = isinstance(chunk, int) and isinstance(skipped, Tensor)
+        return Form(chunk=chunk, skipped=skipped) if known else None
     if made_by == "packed_sequence_mask_function" and "packed_sequence_mask" in held:
         return Form(sequences=held["packed_sequence_mask"])
     if made_by == "remap_positions_for_packed_sequence" and held.keys() >= {
@@ -200,7 +217,8 @@ def read(function: MaskFunction) -> Form | None:
         "position_ids",
     }:
         form = read(held["mask_function"])
-        if form is not None and form.sequences is None and form.positions is None:
+        own = form is not None and (form.sequences, form.positions, form.chunk)
+        if form is not None and own == (None, None, None):
             return replace(form, positions=held["position_ids"])
     if made_by == "and_masks" and "mask_functions" in held:
         given = [read(part) for part in held["mask_functions"]]
@@ -214,13 +232,18 @@ def _joined(parts: list[Form]) -> Form | None:
     windows = [part.window for part in parts if part.window is not None]
     sequences = [part.sequences for part in parts if part.sequences is not None]
     positions = [part.positions for part in parts if part.positions is not None]
+    chunks = [part for part in parts if part.chunk is not None]
     if len(sequences) > 1 or len(positions) > 1:
+        return None
+    if len(chunks) > 1 or (chunks and (sequences or positions)):
         return None
     return Form(
         causal=any(part.causal for part in parts),
         window=min(windows, default=None),
         sequences=(*sequences, None)[0],
         positions=(*positions, None)[0],
+        chunk=chunks[0].chunk if chunks else None,
+        skipped=chunks[0].skipped if chunks else None,
     )
 
 
@@ -270,7 +293,7 @@ def _special(form: Form, real: Tensor | None, runs: Runs | None) -> str | None:
     if form.window is not None:
         return "a sliding window"
     if form.sequences is not None:
-        return "packed sequences"
+        return "packed sequences" if form.chunk is None else "chunked attention"
     return "padding between tokens" if real is not None and runs is None else None
 
 

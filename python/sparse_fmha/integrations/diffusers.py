@@ -9,9 +9,8 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Sequence
-from numbers import Integral
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -20,37 +19,29 @@ from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
+from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
-from sparse_fmha.integrations._diffusion_backend import register
-from sparse_fmha.integrations._diffusion_cogvideox import CogVideoXProcessor
-from sparse_fmha.integrations._diffusion_cosmos import CosmosProcessor
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
-from sparse_fmha.integrations._diffusion_hooks import Hooks
-from sparse_fmha.integrations._diffusion_hunyuan15 import HunyuanVideo15Processor
-from sparse_fmha.integrations._diffusion_models import MODELS, Model, Processor, find
-from sparse_fmha.integrations._diffusion_sd3 import StableDiffusion3Processor
-from sparse_fmha.integrations._diffusion_steps import Request, Steps
+from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
+from sparse_fmha.integrations._diffusion_methods import Dense
+from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_presets import Preset
+from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
+    "Preset",
     "Request",
     "disable",
     "disable_decoder",
     "enable",
     "enable_decoder",
     "is_enabled",
+    "presets",
     "supported_models",
 ]
 
-BACKEND = register()
-# Processors of diffusers that cannot take a backend as they are.
-OURS: dict[str, Callable[[Any], Processor]] = {
-    "CogVideoXAttnProcessor2_0": CogVideoXProcessor,
-    "CosmosAttnProcessor2_0": CosmosProcessor,
-    "FusedCogVideoXAttnProcessor2_0": CogVideoXProcessor,
-    "HunyuanVideo15AttnProcessor2_0": HunyuanVideo15Processor,
-    "JointAttnProcessor2_0": StableDiffusion3Processor,
-}
+MIN_TOKENS = 12288  # of videos: with fewer, attention is little of a call
 # Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
 PARTS = ("transformer", "transformer_2", "transformer_ref")
 
@@ -60,6 +51,26 @@ def supported_models() -> list[str]:
     return list(MODELS)
 
 
+def presets(
+    pipe_or_transformer: object | None = None, grid: Sequence[int] | None = None
+) -> list[Preset]:
+    """Named settings of `enable` with their sources.
+
+    Args:
+        pipe_or_transformer: keep those for its transformers.
+        grid: keep those that run on so many tokens per axis.
+    """
+    names = None
+    if pipe_or_transformer is not None:
+        names = {name for _, name, _ in _transformers(pipe_or_transformer)}
+    sizes = None if grid is None else _check_grid(grid)
+    return [
+        preset
+        for preset in named.known().values()
+        if (names is None or names <= set(preset.models)) and (sizes is None or preset.fits(sizes))
+    ]
+
+
 def is_enabled(pipe_or_transformer: object) -> bool:
     """Whether all transformers of the argument are enabled, through any pipeline."""
     return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
@@ -67,11 +78,15 @@ def is_enabled(pipe_or_transformer: object) -> bool:
 
 def enable(
     pipe_or_transformer: object,
-    method: str,
+    method: str | None = None,
     *,
-    first_dense_steps: int = 0,
-    dense_layers: Collection[int] = (),
+    preset: str | None = None,
+    first_dense_steps: float | None = None,
+    last_dense_steps: float | None = None,
+    dense_layers: Collection[int] | None = None,
     grid: Sequence[int] | None = None,
+    min_tokens: int | None = None,
+    verbose: bool = False,
     **options: Any,
 ) -> None:
     """Replaces the self-attention over image or video tokens; `disable` undoes it.
@@ -102,16 +117,25 @@ def enable(
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
-        first_dense_steps: number of denoising steps at the start of each run that use the original
-            attention. A new value of `timestep` is a new step, and a larger value begins a run.
-            Reading it waits for the device. Interleaved runs are distinguished by the tensor of
-            their text embeddings and their thread, or by a `Request`.
+        preset: a name of `presets()` in place of a method. Arguments and options that are given
+            replace those of the preset.
+        first_dense_steps: denoising steps at the start of each run that use the original attention:
+            their number, or as a float their share of all steps, rounded up. A new value of
+            `timestep` is a new step, and a larger value begins a run. Reading it waits for the
+            device. Interleaved runs are distinguished by the tensor of their text embeddings and
+            their thread, or by a `Request`.
+        last_dense_steps: the same at the end of each run. For it and for shares the number of steps
+            is read from the scheduler of the pipeline, or is that of a `Request`.
         dense_layers: indices of blocks that keep the original attention. Blocks of models with
             `single_transformer_blocks` are counted through both streams, these last. Blocks of VACE
             are counted from `vace_blocks` on. A block of Stable Diffusion 3.5 with two attentions
             counts twice.
         grid: tokens per axis, for calls from which they cannot be read, without reference images;
             default: read from each call.
+        min_tokens: calls with fewer tokens in the self-attention stay dense, as there is little to
+            gain; this is warned about once. Default: 12288 for videos, 0 for images and the method
+            "dense".
+        verbose: warn once for each of: what runs, and what stays dense by which setting.
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
@@ -127,11 +151,36 @@ def enable(
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
+    settings = None if preset is None else named.find(preset)
+    if settings is not None:
+        if method is not None:
+            raise ValueError(f"method must not be given beside preset = {preset!r}, got {method!r}")
+        method, options = settings.method, {**settings.options, **options}
+    elif method is None:
+        raise TypeError("method or preset must be given")
     chosen = table.make(method, options)
-    _check_count("first_dense_steps", first_dense_steps)
+    if first_dense_steps is None:
+        first_dense_steps = 0 if settings is None else settings.first_dense_steps
+    if last_dense_steps is None:
+        last_dense_steps = 0 if settings is None else settings.last_dense_steps
+    if dense_layers is None:
+        dense_layers = () if settings is None else settings.dense_layers
+    first, last = (
+        _check_steps(name, value)
+        for name, value in (
+            ("first_dense_steps", first_dense_steps),
+            ("last_dense_steps", last_dense_steps),
+        )
+    )
+    if min_tokens is not None:
+        _check_count("min_tokens", min_tokens)
     found = _transformers(pipe_or_transformer)
     grid = None if grid is None else _check_grid(grid)
     for model, name, row in found:  # check everything before changing anything
+        if settings is not None and name not in settings.models:
+            raise ValueError(
+                f"preset {preset!r} is for {' and '.join(settings.models)}, got {name}"
+            )
         _check_axes(chosen, grid, name, row)
         layers = row.layers(model)
         _check_layers(dense_layers, len(layers), name)
@@ -143,11 +192,15 @@ def enable(
                 "dense_layers",
                 f"method {method!r} has no effect: dense_layers names all blocks of {name}",
             )
-    steps, done = Steps(first_dense_steps), []
+    schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
+    steps, done = Steps(first, last, schedule), []
     try:
-        for model, name, _ in found:
-            hooks = Hooks(name, chosen, steps, grid, reports)
-            hooks.add(model, dense_layers, _processor)
+        for model, name, row in found:
+            least = min_tokens
+            if least is None:
+                least = MIN_TOKENS if row.axes == 3 and not isinstance(chosen, Dense) else 0
+            hooks = Hooks(name, Settings(chosen, grid, least, verbose), steps, reports)
+            hooks.add(model, dense_layers)
             done.append((model, hooks))
     except BaseException:
         for model, hooks in reversed(done):
@@ -176,6 +229,7 @@ def disable(pipe_or_transformer: object) -> None:
 
 def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
+    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
     distinct = {id(model): model for model in models if model is not None}
     if not distinct:
         raise TypeError(
@@ -193,19 +247,23 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
     return found
 
 
-def _processor(original: Any) -> Processor:
-    """The model's own processor with our backend. It is a copy, because modules may share one."""
-    ours = OURS.get(type(original).__name__)
-    processor: Processor = copy.copy(original) if ours is None else ours(original)
-    processor._attention_backend = BACKEND
-    return processor
-
-
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def _check_steps(name: str, value: float) -> float:
+    """A number of steps is an int, a share a float."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of steps or a share of them, got {value!r}")
+    if isinstance(value, Integral):
+        _check_count(name, int(value))
+        return int(value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be an int, or a share from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,126 @@
+"""A page that shows what each query of a neighborhood sees, and the tiles that are visited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sparse_fmha.cost.simulation import Simulation, simulate
+from sparse_fmha.cost.tile_problem import joined, triple, walk_of
+
+TEMPLATE = Path(__file__).with_name("explore.html")
+MAX_PAIRS = 1 << 22  # of listed tiles, which the page draws
+
+
+def explore(
+    grid: int | Sequence[int],
+    window: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
+    tile_q: int | Sequence[int] | None = None,
+    tile_k: int | Sequence[int] | None = None,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    out: str | PathLike[str],
+) -> Path:
+    """Writes one static HTML page, which needs no network.
+
+    One picks a query on the grid, with the mouse or the arrow keys, and sees its window, the tiles
+    that its tile visits, and the matrix of all tiles: full, partial or empty. A table says the same
+    in words. Key tiles are on a common grid here (`key_tiling="static"` of `simulate`), so that
+    they are the columns of one matrix.
+
+    Args:
+        grid, window, stride, dilation, causal: as in `neighborhood_attention`.
+        tile_q, tile_k: as in `simulate`; default: the best.
+        others: more settings for the page's drop-down by title; each has the arguments from grid to
+            tile_k by name, and may have `source`, a line of text.
+        out: the page to write.
+
+    Raises:
+        ValueError, TypeError: as `simulate`, or a problem with too many tiles to draw.
+        OSError: the page cannot be written.
+        ImportError: the extension `_C` is not installed.
+    """
+    own: dict[str, Any] = {
+        "grid": grid, "window": window, "stride": stride, "dilation": dilation,
+        "causal": causal, "tile_q": tile_q, "tile_k": tile_k,
+    }  # fmt: skip
+    problems = [_problem("", **own)]
+    problems += [_problem(title, **given) for title, given in (others or {}).items()]
+    # "<" cannot end the script that holds the data.
+    data = json.dumps(problems, separators=(",", ":")).replace("<", "\\u003c")
+    path = Path(out)
+    page = TEMPLATE.read_text(encoding="utf-8").replace("__PROBLEMS__", data)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _problem(title: str, source: str = "", **given: Any) -> dict[str, Any]:
+    result = simulate(**given, key_tiling="static")
+    pairs = round(result.visited.mean * result.query_tiles)
+    if pairs > MAX_PAIRS:
+        raise ValueError(
+            f"grid must have at most {MAX_PAIRS} pairs of tiles that are visited, got {pairs} on "
+            f"{joined(result.grid)}"
+        )
+    told = f"grid {joined(result.grid)}, window {joined(result.window)}"
+    for name, values in (("stride", result.stride), ("dilation", result.dilation)):
+        told += f", {name} {joined(values)}" if max(values) > 1 else ""
+    causal = f", causal {joined(map(int, result.causal))}" if any(result.causal) else ""
+    return {
+        "title": title or told + causal,
+        "source": f"{told}{causal}. {source}" if title else source,
+        "cost": (
+            f"{result.query_tiles} query tiles of {joined(result.tile_q)} tokens, key tiles of "
+            f"{joined(result.tile_k)}: {result.visited.mean:.2f} visited in the mean, "
+            f"{result.visited.worst} by the worst; {result.full.mean:.2f} full. "
+            f"{result.executed_flops / result.useful_flops:.2f} times the useful FLOPs, at most "
+            f"{result.speedup_bound:.2f}x over dense attention."
+        ),
+        "given": len(result.grid),
+        "grid": triple(result.grid),
+        "axes": [_axis(result, axis) for axis in range(3)],
+    }
+
+
+def _axis(result: Simulation, axis: int) -> dict[str, Any]:
+    """Tables of one axis: the window of each token; its query tile (row) and key tile (column);
+    each row's first column and number of columns, visited and full. Tokens at a distance of the
+    dilation have tiles of their own."""
+    from sparse_fmha._extension import _C  # only here, as the rest works without it
+
+    walk = walk_of(result.grid, result.window, result.stride, result.dilation, result.causal)
+    tiles = triple(result.tile_q), triple(result.tile_k)
+    one = (1, 1, 1)
+    length, dilation = walk[0][axis], walk[3][axis]
+    size_q, size_k = (tile[axis] for tile in tiles)
+    windows: list[tuple[int, int]] = [(0, 0)] * length
+    row_of, column_of = [0] * length, [0] * length
+    rows: list[tuple[int, int, int, int]] = []
+    columns = 0
+    for residue in range(min(dilation, length)):
+        of_class = length // dilation + (residue < length % dilation)
+        for position in range(of_class):
+            token = position * dilation + residue
+            begin, size, *_ = _C.tiles.axis(walk, axis, residue, (one, one), False, position)
+            windows[token] = begin, begin + size
+            row_of[token] = len(rows) + position // size_q
+            column_of[token] = columns + position // size_k
+        for first in range(0, of_class, size_q):
+            origin, count, full_first, full = _C.tiles.axis(walk, axis, residue, tiles, True, first)
+            start = columns + origin // size_k
+            rows.append((start, count, start + full_first, max(full, 0)))
+        columns += -(-of_class // size_k)
+    return {
+        "dilation": dilation,
+        "windows": windows,
+        "row_of": row_of,
+        "column_of": column_of,
+        "rows": rows,
+        "columns": columns,
+    }

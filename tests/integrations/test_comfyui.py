@@ -1,0 +1,236 @@
+"""The node for ComfyUI, against stubs of the parts of ComfyUI that it is called by."""
+
+import importlib.util
+import logging
+import types
+
+import pytest
+import torch
+
+from sparse_fmha import reference
+from sparse_fmha.integrations import comfyui
+
+HEADS, DIM = 2, 16
+
+
+class Patcher:
+    """ComfyUI's ModelPatcher: clones have options of their own."""
+
+    def __init__(self, model, options=None, wrappers=()):
+        self.model, self.wrappers = model, list(wrappers)
+        self.model_options = {"transformer_options": dict(options or {})}
+
+    def clone(self):
+        return Patcher(self.model, self.model_options["transformer_options"], self.wrappers)
+
+    def add_wrapper_with_key(self, kind, key, wrapper):
+        assert (kind, key) == ("diffusion_model", "sparse_fmha")
+        self.wrappers.append(wrapper)
+
+    def __call__(self, latent, text, **options):
+        options = {**self.model_options["transformer_options"], **options}
+        call = self.model.forward
+        for wrapper in reversed(self.wrappers):
+            executor = Executor(call, self.model)
+            call = lambda *args, w=wrapper, e=executor: w(e, *args)  # noqa: E731
+        return call(latent, torch.tensor([1.0]), text, options)
+
+
+class Executor:
+    def __init__(self, call, class_obj):
+        self.call, self.class_obj = call, class_obj
+
+    def __call__(self, *args):
+        return self.call(*args)
+
+
+def own_attention(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False,
+                  skip_output_reshape=False, **kwargs):  # fmt: skip
+    if not skip_reshape:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scale = kwargs.get("scale")
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+
+def attention(options, *args, **kwargs):
+    """As ComfyUI's decorator of attention functions calls an override."""
+    kwargs["transformer_options"] = options
+    override = options.get("optimized_attention_override")
+    if override is None:
+        return own_attention(*args, **kwargs)
+    return override(own_attention, *args, **kwargs)
+
+
+class Model:
+    """Attention over the latent's tokens and those of the text, in four blocks."""
+
+    def __init__(self, patch_size, before=None, reshaped=False, mask=None):
+        self.patch_size, self.before, self.reshaped = patch_size, before, reshaped
+        self.mask = mask
+
+    def forward(self, latent, timestep, text, options):
+        x = latent.flatten(2).transpose(1, 2).contiguous()
+        for index in range(4):
+            options["block_index"] = index
+            x = torch.nn.functional.layer_norm(x, x.shape[-1:])  # as of residual blocks
+            joint = x
+            if self.before is not None:
+                joint = torch.cat([text, x] if self.before else [x, text], 1)
+            given = dict(heads=HEADS, mask=self.mask)
+            if self.reshaped:
+                heads = joint.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+                out = attention(
+                    options, heads, heads, heads, skip_reshape=True, skip_output_reshape=True,
+                    **given,
+                )  # fmt: skip
+                out = out.transpose(1, 2).flatten(2)
+            else:
+                out = attention(options, joint, joint, joint, **given)
+            if self.before is not None:
+                start = text.shape[1] if self.before else 0
+                out = out[:, start : start + x.shape[1]]
+            x = x + out
+            x = x + attention(options, x, text, text, heads=HEADS)  # cross-attention
+        return x
+
+
+def kind(name, *args, **options):
+    return type(name, (Model,), {})(*args, **options)
+
+
+GRID, IMAGE = (3, 6, 7), (9, 11)
+MODELS = {
+    "Wan": lambda **o: (kind("WanModel", (1, 1, 1), **o), GRID, 0),
+    "Hunyuan": lambda **o: (kind("HunyuanVideo", (1, 1, 1), False, **o), GRID, 5),
+    "Flux": lambda **o: (kind("Flux", 1, True, **o), IMAGE, 5),
+}
+DEFAULTS = {
+    name: spec[1].get("default") if len(spec) > 1 else None
+    for name, spec in comfyui.SparseAttention.INPUT_TYPES()["required"].items()
+}
+SMALL = {"window_frames": 2, "window_height": 3, "window_width": 4, "min_tokens": 0,
+         "start_percent": 0.0}  # fmt: skip
+
+
+def inputs(grid):
+    torch.manual_seed(0)
+    return torch.randn(2, HEADS * DIM, *grid), torch.randn(2, 5, HEADS * DIM)
+
+
+def patched(model, method="window", **changed):
+    given = {**DEFAULTS, **SMALL, **changed, "method": method, "model": Patcher(model)}
+    (found,) = comfyui.SparseAttention().apply(**given)
+    assert found is not given["model"]
+    assert not given["model"].wrappers
+    assert not given["model"].model_options["transformer_options"]
+    return found
+
+
+def masked(model, grid, plain, visible):
+    """What the model gives with masked attention over grid and text."""
+    before = plain if model.before else 0
+    model.mask = torch.nn.functional.pad(
+        visible, (before, plain - before, before, plain - before), value=True
+    )
+    out = Patcher(model)(*inputs(grid))
+    model.mask = None
+    return out
+
+
+@pytest.mark.parametrize("reshaped", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_window_is_masked_attention(name, reshaped):
+    model, grid, plain = MODELS[name](reshaped=reshaped)
+    window = (2, 3, 4)[-len(grid) :]
+    expected = masked(model, grid, plain, reference.neighborhood_mask(grid, window))
+    dense = Patcher(model)(*inputs(grid))
+    assert not torch.allclose(dense, expected, atol=1e-2)
+    found = patched(model)(*inputs(grid))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    whole = patched(model, window_frames=0, window_height=99, window_width=0)(*inputs(grid))
+    torch.testing.assert_close(whole, dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("sol-attn", {"tau": 0.0}), ("vsa", {"keep_percent": 1.0}), ("subblock", {"keep_percent": 1})],
+)
+def test_methods(name, method, options):
+    model, grid, _ = MODELS[name]()
+    dense = Patcher(model)(*inputs(grid))
+    found = patched(model, method, **options)(*inputs(grid))
+    if method != "sol-attn":
+        torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-4)
+    assert found.isfinite().all()
+
+
+def test_what_stays_dense(caplog):
+    model, grid, _ = MODELS["Wan"]()
+    dense = Patcher(model)(*inputs(grid))
+    schedule = torch.linspace(1, 0, 6)
+    steps = {"sample_sigmas": schedule}
+    late, early = {**steps, "sigmas": schedule[3:4]}, {**steps, "sigmas": schedule[:1]}
+    for changed, options, reason in (
+        ({"min_tokens": 127}, {}, "126 tokens are fewer than min_tokens"),
+        ({"dense_blocks": "0, 1-3"}, {}, "of dense_blocks"),
+        ({"start_percent": 0.2}, early, "of start_percent and end_percent"),
+        ({"end_percent": 0.6}, late, "of start_percent and end_percent"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = patched(model, verbose=True, **changed)(*inputs(grid), **options)
+        assert found.equal(dense)
+        assert caplog.messages == [f"sparse_fmha: attention stays dense: {reason}"]
+    assert not patched(model, start_percent=0.2)(*inputs(grid), **late).equal(dense)
+    assert not patched(model, dense_blocks="0,2-3")(*inputs(grid)).equal(dense)
+
+
+def test_tokens_of_unknown_places_stay_dense(caplog):
+    model = kind("Other", (1, 1, 1), True)
+    dense = Patcher(model)(*inputs(GRID))
+    assert patched(model, verbose=True)(*inputs(GRID)).equal(dense)
+    assert "5 tokens of Other are not of the grid (3, 6, 7)" in caplog.text
+    model = kind("Other", None)
+    dense = Patcher(model)(*inputs(GRID))
+    assert patched(model, verbose=True)(*inputs(GRID)).equal(dense)
+    assert "of an unknown kind" in caplog.text
+
+
+def test_masks_and_earlier_overrides():
+    model, grid, _ = MODELS["Wan"](mask=torch.rand(126, 126) < 0.5)
+    dense = Patcher(model)(*inputs(grid))
+    assert patched(model)(*inputs(grid)).equal(dense)
+    calls = []
+
+    def earlier(func, *args, **kwargs):
+        calls.append(kwargs["mask"])
+        return func(*args, **kwargs)
+
+    given = Patcher(model, {"optimized_attention_override": earlier})
+    (found,) = comfyui.SparseAttention().apply(given, "window", 2, 3, 4, 1.0, 0.5, **{
+        name: {**DEFAULTS, **SMALL}[name]
+        for name in ("start_percent", "end_percent", "dense_blocks", "min_tokens", "verbose")
+    })  # fmt: skip
+    assert found(*inputs(grid)).equal(dense)
+    assert len(calls) == 8
+
+
+def test_the_folder_is_loaded_as_comfyui_does(tmp_path):
+    folder = comfyui.write_node(tmp_path)
+    spec = importlib.util.spec_from_file_location("nodes_of_ours", folder / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert isinstance(module, types.ModuleType)
+    assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
+    (node,) = module.NODE_CLASS_MAPPINGS.values()
+    assert node.RETURN_TYPES == ("MODEL",)
+    assert callable(getattr(node(), node.FUNCTION))
+
+
+def test_dense_blocks():
+    assert comfyui.blocks_of("0, 1, 47-49") == {0, 1, 47, 48, 49}
+    assert comfyui.blocks_of("") == set()
+    with pytest.raises(ValueError, match="dense_blocks must be like '0, 1, 47-49', got 'a'"):
+        comfyui.blocks_of("a")

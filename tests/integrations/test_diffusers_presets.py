@@ -1,0 +1,115 @@
+"""Presets of the bridge to diffusers: each loads, says where it is from, and runs."""
+
+import json
+
+import pytest
+import tiny_diffusion
+import torch
+
+pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
+
+import tiny_diffusion_models
+
+from sparse_fmha.integrations import _diffusion_presets, _diffusion_table
+from sparse_fmha.integrations import diffusers as sparse
+
+KNOWN = [path.stem for path in sorted(_diffusion_presets.FOLDER.glob("*.json"))]
+TINY = {
+    "HunyuanVideoTransformer3DModel": "hunyuan_video",
+    "WanTransformer3DModel": "wan",
+    "FluxTransformer2DModel": "flux",
+    "CosmosTransformer3DModel": "cosmos",
+    "LTX2VideoTransformer3DModel": "ltx2",
+    "MiniMaxH3Transformer3DModel": "minimax_h3",
+    "Kandinsky5Transformer3DModel": "kandinsky5",
+}
+# What the grid of a tiny model is too small for.
+SMALL = {
+    "neighborhood": {"window": 2, "stride": 1},
+    "sliding_tile": {"tile": (2, 5, 3), "window": (1, 1, 2)},
+    "radial": {"block": 64},
+    "svg": {"keep": 1.0, "block": 64},
+    "nabla": {"window": (3, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_runs_on_a_tiny_model(name):
+    preset = _diffusion_presets.find(name)
+    for model in preset.models:
+        maker = TINY[model]
+        found = tiny_diffusion if maker in tiny_diffusion.MAKERS else tiny_diffusion_models
+        tiny = found.make(maker)
+        assert preset in sparse.presets(tiny.model)
+        expected = tiny()
+        with sparse.Request(5):
+            sparse.enable(
+                tiny.model, preset=name, first_dense_steps=0, **SMALL.get(preset.method, {})
+            )
+            assert tiny().isfinite().all()
+            assert not tiny().equal(expected)
+            sparse.disable(tiny.model)
+            sparse.enable(tiny.model, preset=name, **SMALL.get(preset.method, {}))
+            assert tiny().equal(expected) == (preset.first_dense_steps > 0)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_says_where_it_is_from(name):
+    preset = _diffusion_presets.find(name)
+    assert preset.source
+    assert preset.figure == "no figure published" or any(c.isdigit() for c in preset.figure)
+    assert set(preset.models) <= set(sparse.supported_models())
+    assert preset.steps is None or preset.first_dense_steps < preset.steps
+    _diffusion_table.make(preset.method, preset.options)
+    if preset.grid is not None:
+        assert preset.fits(preset.grid)
+    given = json.loads((_diffusion_presets.FOLDER / f"{name}.json").read_text())
+    assert given.keys() <= set(_diffusion_presets.Preset.__dataclass_fields__)
+
+
+def test_those_for_a_model_and_grid():
+    names = [preset.name for preset in sparse.presets()]
+    assert names == KNOWN
+    tiny = tiny_diffusion.make("flux")
+    assert [preset.name for preset in sparse.presets(tiny.model)] == ["gna-flux-4k"]
+    assert not sparse.presets(tiny.model, grid=(64, 64))
+    assert sparse.presets(tiny.model, grid=(128, 96))
+    assert sparse.presets(tiny_diffusion.make("ltx").model) == []
+
+
+def test_what_is_given_replaces_the_preset():
+    tiny = tiny_diffusion.make("wan")
+    torch.manual_seed(0)
+    sparse.enable(
+        tiny.model, preset="radial-wan", decay=1.0, first_dense_steps=1, dense_layers=(), block=64
+    )
+    tiny(900)
+    found = tiny(700)
+    sparse.disable(tiny.model)
+    sparse.enable(tiny.model, "radial", decay=1.0, block=64)
+    assert found.equal(tiny(700))
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "given"),
+    [
+        (ValueError, "preset must be one of .*, got 'none'", {"preset": "none"}),
+        (
+            ValueError,
+            "preset 'gna-flux-4k' is for FluxTransformer2DModel, got Wan",
+            {"preset": "gna-flux-4k"},
+        ),
+        (
+            ValueError,
+            "method must not be given beside preset = 'radial-wan', got 'sol'",
+            {"preset": "radial-wan", "method": "sol"},
+        ),
+        (TypeError, "method or preset must be given", {}),
+        (TypeError, "options of method 'radial' must be among", {"preset": "radial-wan", "tau": 1}),
+    ],
+)
+def test_arguments(error, match, given):
+    tiny = tiny_diffusion.make("wan")
+    with pytest.raises(error, match=match):
+        sparse.enable(tiny.model, **given)
+    assert not sparse.is_enabled(tiny.model)
