@@ -67,7 +67,7 @@ def test_parts(options, parts):
 
 
 def test_parts_on_a_gpu():
-    assert explain(decode_attention, *cache([5000, 700]), arch="sm90").parts == 132
+    assert explain(decode_attention, *cache([5000, 700]), arch="sm90").parts == 180
     assert explain(decode_attention, *cache([100, 0]), arch="sm90").parts == 4
     # 40 tokens of 4 heads are three groups of rows.
     assert explain(decode_attention, *cache([60], len_q=40), arch="sm90").parts == 2 * 3

@@ -24,7 +24,7 @@ class Reads(NamedTuple):
 
     bytes: int  # keys and values, each once for each list; q and out
     all_bytes: int  # the same if all keys of the cache that are in use were read
-    parts: int  # splits, or thread blocks that have tiles
+    parts: int  # splits, or what the workers of a GPU take one after the other
     assumed: bool  # lengths and counts could not be read: caches and lists are taken to be full
 
     @property
@@ -42,6 +42,14 @@ def keys_of(given: Mapping[str, Any]) -> Keys:
         *arguments.of_tokens(given["tokens"]),
         *(given[name] for name in rest),
     )
+
+
+def _parts_of_tiles(tiles: int, dim: int, rows: int) -> int:
+    """On a GPU: thread blocks have two workers, or one at head dims above 128."""
+    from sparse_fmha._extension import _C
+
+    workers = model.MULTIPROCESSORS * (2 if dim <= 128 else 1)
+    return _C.decode.Parts(tiles, workers, short_parts=4 if rows <= 16 else 2).count()
 
 
 def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:
@@ -102,7 +110,7 @@ def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:
         parts = int((-(-slots // split) - skipped).clamp(min=0).sum()) * row_groups
     else:
         tiles = int((-(-slots // TILE)).sum()) * row_groups
-        parts = min(model.MULTIPROCESSORS, tiles)
+        parts = _parts_of_tiles(tiles, dim, min(ROWS, len_q * (heads_q // heads if heads else 0)))
     width = dim * q.element_size() * 2  # of keys and values, and of q and out
     own = batch * len_q * heads_q
     return Reads((int(rows.sum()) + own) * width, (everything + own) * width, parts, assumed)

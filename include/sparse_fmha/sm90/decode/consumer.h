@@ -143,6 +143,7 @@ struct DecodeConsumer {
         hidden_row = smem.positions[state.index][threadIdx.x % 128 / 2] < 0;
         hide(piece, rows, scores);
       }
+      compiler_fence();
       __syncwarp();
       smem.ring_k.release(state);
       if (softmax.template update<true>(scores, rescale)) {

@@ -114,12 +114,14 @@ struct BoxProducer {
         bool const full = __all_sync(
             0xffffffff, lane >= boxes || (exists && keys.all_rows_see(box.position, params.box)));
         smem.ring_k.acquire(state);
+        compiler_fence();
         if (!full) {
           write_positions(keys, wanted ? box.position : -1);
         }
         if (lane < kProducerWarps) {
           smem.masked[state.index][lane] = !full;
         }
+        compiler_fence();
         __syncwarp();
         copy(params.k_map, smem.ring_k, smem.keys(state.index), piece.at.head, boxes, box.row,
              outer);
@@ -192,10 +194,12 @@ struct RowProducer {
       bool const exists = keys.exists(row);
       bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(row.position));
       smem.ring_k.acquire(state);
+      compiler_fence();
       smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
       smem.masked[state.index][warp] = !full;
       copy_rows(params.k, piece.at.head, row, exists, first_row, smem.keys(state.index));
       arrive_when_gathered(smem.ring_k.full[state.index]);
+      compiler_fence();
       smem.ring_k.full[state.index].arrive();  // what the mask needs is written
       smem.ring_v.acquire(state);
       copy_rows(params.v, piece.at.head, row, exists, first_row, smem.values(state.index));

@@ -32,7 +32,9 @@ class PartQueue {
   // Called by one thread.
   __device__ __forceinline__ void put(State& state, int32_t part) {
     ring_.acquire(state);
+    compiler_fence();
     parts_[state.index] = part;
+    compiler_fence();
     ring_.full[state.index].arrive();
     state.advance();
   }
@@ -41,6 +43,7 @@ class PartQueue {
     ring_.wait(state);
     compiler_fence();
     int32_t const part = parts_[state.index];
+    compiler_fence();
     __syncwarp();
     ring_.release(state);
     state.advance();
