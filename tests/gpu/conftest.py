@@ -5,10 +5,6 @@ SPARSE_FMHA_TEST_ARCH=sm80 (or sm86) tests that architecture's kernels, on any G
 """
 
 import functools
-import os
-
-# Read at the first call. Whoever runs the tests of kernels wants to know whether they work.
-os.environ.setdefault("SPARSE_FMHA_ALLOW_UNTESTED", "1")
 
 import other_archs
 import pytest
@@ -29,8 +25,10 @@ def cuda():
     known = [each for arch in arch_table.read() for each in arch.capabilities]
     if capability not in known:
         pytest.skip(f"compute capability {capability}; the kernels are for {', '.join(known)}")
+    sparse_fmha.allow_untested()  # whoever runs the tests of kernels wants to know if they work
     with other_archs.chosen():
         yield torch.device("cuda")
+    sparse_fmha.allow_untested(False)
 
 
 @pytest.hookimpl(wrapper=True)

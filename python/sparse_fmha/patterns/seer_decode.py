@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm
@@ -70,13 +72,16 @@ class SeerDecodeGate(nn.Module):
         self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim
         self.gate_dim, self.block = gate_dim, block
 
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-        self.weight_q = weight(heads_kv, heads // heads_kv * head_dim, gate_dim)
-        self.weight_k = weight(heads_kv, POOLS * head_dim, gate_dim)
-        self.norm_q = weight(gate_dim) if norm else None
-        self.norm_k = weight(gate_dim) if norm else None
+        of_weights: dict[str, Any] = {"device": device, "dtype": dtype}
+        heads_of_group = heads // heads_kv
+        self.weight_q = nn.Parameter(
+            torch.empty((heads_kv, heads_of_group * head_dim, gate_dim), **of_weights)
+        )
+        self.weight_k = nn.Parameter(
+            torch.empty((heads_kv, POOLS * head_dim, gate_dim), **of_weights)
+        )
+        self.norm_q = nn.Parameter(torch.empty(gate_dim, **of_weights)) if norm else None
+        self.norm_k = nn.Parameter(torch.empty(gate_dim, **of_weights)) if norm else None
         half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
         self.register_buffer("inv_freq", rope_base ** -(half / gate_dim), persistent=False)
         self.reset_parameters()
