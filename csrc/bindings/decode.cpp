@@ -57,6 +57,10 @@ void bind_decode(py::module_& m) {
       .def("count", &DecodeParts::count)
       .def("begin", &DecodeParts::begin, py::arg("part"))
       .def("part_of", &DecodeParts::part_of, py::arg("unit"));
+  decode.def("short_parts", &DecodeParts::short_parts, py::arg("rows"),
+             "The most short parts of a worker.");
+  decode.def("most_count", &DecodeParts::most_count, py::arg("most_units"), py::arg("workers"),
+             py::arg("short_parts"), "The most parts of any number of units up to one.");
   decode.def(
       "each_unit", [](int32_t units) { return DecodeParts(units); }, py::arg("units"),
       "A part for each unit.");

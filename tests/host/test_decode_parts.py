@@ -61,6 +61,7 @@ def test_units_are_in_one_piece_each(units, blocks, short_parts):
     cut = decode.Parts(sum(units), blocks, short_parts)
     check(units, cut)
     assert cut.count() <= blocks * (1 + short_parts)
+    assert cut.count() <= decode.most_count(sum(units), blocks, short_parts)
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,6 +79,7 @@ def test_many_units(units, blocks, short_parts, data):
     cut = decode.Parts(units, blocks, short_parts)
     count = cut.count()
     assert count <= blocks * (1 + short_parts)
+    assert count <= decode.most_count(units, blocks, short_parts)
     begins = [cut.begin(part) for part in range(count + 1)]
     assert (begins[0], begins[-1]) == (0, units)
     sizes = [b - a for a, b in itertools.pairwise(begins)]

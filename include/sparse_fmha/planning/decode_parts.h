@@ -35,6 +35,16 @@ class DecodeParts {
   // A part for each unit.
   explicit SPARSE_FMHA_HD DecodeParts(int32_t units) : units_(units), count_(units) {}
 
+  // Groups of many rows have large results: fewer parts keep them small.
+  static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
+    return rows <= 16 ? kMostShortParts : 2;
+  }
+  // The most parts of any number of units up to `most_units`.
+  static SPARSE_FMHA_HD int64_t most_count(int64_t most_units, int64_t workers,
+                                           int32_t short_parts) {
+    return most_units < workers * kFewUnits ? workers : workers * (1 + short_parts) + 1;
+  }
+
   SPARSE_FMHA_HD int32_t count() const { return count_; }
   SPARSE_FMHA_HD int32_t begin(int32_t part) const {
     return part < long_parts_

@@ -48,8 +48,9 @@ def _parts_of_tiles(tiles: int, dim: int, rows: int) -> int:
     """On a GPU: thread blocks have two workers, or one at head dims above 128."""
     from sparse_fmha._extension import _C
 
+    parts = _C.decode
     workers = model.MULTIPROCESSORS * (2 if dim <= 128 else 1)
-    return _C.decode.Parts(tiles, workers, short_parts=4 if rows <= 16 else 2).count()
+    return parts.Parts(tiles, workers, parts.short_parts(rows)).count()
 
 
 def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:

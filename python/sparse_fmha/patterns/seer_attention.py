@@ -69,13 +69,7 @@ class SeerAttentionGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"heads": heads, "heads_kv": heads_kv, "head_dim": head_dim, "gate_dim": gate_dim}
-        for name, value in sizes.items():
-            check_int(name, value, 1)
-        if heads % heads_kv:
-            raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
-        if gate_dim % 2:
-            raise ValueError(f"gate_dim must be even, got {gate_dim}")
+        check_gate_sizes(heads, heads_kv, head_dim, gate_dim)
         BlockGrid(0, 0, block, block)  # checks it
         for name, pools in (("q_pools", q_pools), ("k_pools", k_pools)):
             if not pools:
@@ -231,6 +225,17 @@ class SeerAttentionGate(nn.Module):
         low, high = x.float().chunk(2, -1)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+def check_gate_sizes(heads: int, heads_kv: int, head_dim: int, gate_dim: int) -> None:
+    """Raises ValueError or TypeError if a gate, for prompts or decoding, cannot have the sizes."""
+    sizes = {"heads": heads, "heads_kv": heads_kv, "head_dim": head_dim, "gate_dim": gate_dim}
+    for name, value in sizes.items():
+        check_int(name, value, 1)
+    if heads % heads_kv:
+        raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
+    if gate_dim % 2:
+        raise ValueError(f"gate_dim must be even, got {gate_dim}")
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:

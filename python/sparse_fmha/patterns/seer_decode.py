@@ -10,6 +10,7 @@ from torch.nn.functional import pad, rms_norm
 
 from sparse_fmha._checks import check_floats, check_int, check_number
 from sparse_fmha._sizes import ceil_div
+from sparse_fmha.patterns.seer_attention import check_gate_sizes
 
 BLOCKS = (16, 32, 64, 128)  # of decode_attention
 POOLS = 3  # max, min and mean
@@ -60,13 +61,7 @@ class SeerDecodeGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"heads": heads, "heads_kv": heads_kv, "head_dim": head_dim, "gate_dim": gate_dim}
-        for name, value in sizes.items():
-            check_int(name, value, 1)
-        if heads % heads_kv:
-            raise ValueError(f"heads must be a multiple of heads_kv = {heads_kv}, got {heads}")
-        if gate_dim % 2:
-            raise ValueError(f"gate_dim must be even, got {gate_dim}")
+        check_gate_sizes(heads, heads_kv, head_dim, gate_dim)
         if check_int("block", block) not in BLOCKS:
             raise ValueError(f"block must be 16, 32, 64 or 128, got {block}")
         self.heads, self.heads_kv, self.head_dim = heads, heads_kv, head_dim

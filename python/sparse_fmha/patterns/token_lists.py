@@ -18,7 +18,8 @@ def newest_tokens(mask: StripeMask, heads_kv: int) -> tuple[Tensor, Tensor]:
 
     Args:
         mask: with at least one query, its keys being those of the cache.
-        heads_kv: of the cache; divides the mask's query heads, of which there may be 1 for all.
+        heads_kv: KV heads of the cache. The mask has a multiple of them as query heads, or one
+            query head that stands for all.
 
     Returns:
         indices int32 `[B|1, 1, Hkv|1, n]`, ascending, then -1; and counts int32 `[B|1, 1, Hkv|1]`.

@@ -74,10 +74,10 @@ struct DecodeLaunch {
     }
     // All requests may be of any length; there are never more parts than for the longest.
     int64_t const workers = int64_t{blocks} * DecodeRoles<Traits>::kWorkers;
-    bool const few = units(DecodeKeys::kTile) < workers * DecodeParts::kFewUnits;
-    int64_t const most_parts = keys.split > 0 ? units(keys.split)
-                               : few ? workers
-                                     : workers * (1 + DecodeParams::short_parts(params.rows)) + 1;
+    int64_t const most_parts = keys.split > 0
+                                   ? units(keys.split)
+                                   : DecodeParts::most_count(units(DecodeKeys::kTile), workers,
+                                                             DecodeParts::short_parts(params.rows));
     auto const stream = static_cast<cudaStream_t>(context.stream);
     auto take = [&](auto*& to, int64_t count) {
       to = static_cast<std::remove_reference_t<decltype(to)>>(
@@ -169,7 +169,8 @@ struct DecodeLaunch {
   // What the call may read of keys and values.
   static double cache_bytes(FmhaProblem const& p) {
     DecodeKeys const& keys = *p.decode;
-    double const heads = double{1} * p.batch * p.heads_kv * (keys.by_query ? keys.len_q : 1);
+    double const heads =
+        static_cast<double>(p.batch) * p.heads_kv * (keys.by_query ? keys.len_q : 1);
     return heads * std::min<int64_t>(most_slots(keys), keys.capacity) * p.head_dim * 4;
   }
   // The slots that a request can have.

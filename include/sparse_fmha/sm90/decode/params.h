@@ -28,7 +28,7 @@ struct DecodeParams {
   int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
   float scale_log2;    // |scale| * log2(e), never zero
   bool negate;         // the scale is negative
-  bool fits_cache;     // the keys and values that may be read fit the L2 cache
+  bool fits_cache;     // what may be read is at most about twice the L2 cache
   bool planned;        // decode_plan_kernel fills in the plan; else the first block does
   DecodePlan plan;
   int32_t* next;  // counts the parts that were taken after the first of each worker; or nullptr
@@ -53,11 +53,8 @@ struct DecodeParams {
   }
   // The units of all groups, cut for a number of workers.
   SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t workers) const {
-    return keys.split > 0 ? DecodeParts(units) : DecodeParts(units, workers, short_parts(rows));
-  }
-  // Groups of many rows have large results: fewer parts keep them small.
-  static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
-    return rows <= 16 ? DecodeParts::kMostShortParts : 2;
+    return keys.split > 0 ? DecodeParts(units)
+                          : DecodeParts(units, workers, DecodeParts::short_parts(rows));
   }
 };
 
