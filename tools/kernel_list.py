@@ -124,6 +124,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | {"schedule": _one_of("kTurns", "kFree")} | SKIPPING,
         "backward_dq": TILES,
         "backward_dkv": TILES,
+        "backward_fused": TILES,
         "decode": TILES,
     },
     "sm80": {"forward": TILES | SKIPPING},

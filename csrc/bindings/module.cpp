@@ -85,7 +85,9 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
   Pass const in = parse<Pass>(
-      pass, {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kDecode}, "pass");
+      pass,
+      {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kBackwardFused, Pass::kDecode},
+      "pass");
   return describe(
       sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias})
           .info);

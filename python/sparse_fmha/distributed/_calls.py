@@ -46,20 +46,22 @@ def backward(
     dout, dlse, q, out, lse = of_rows
     tensors = dout, dlse, q, *of_keys, out, lse
     ops, none, mask = torch.ops.sparse_fmha, None, piece.mask
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         if isinstance(mask, BlockMask):
             return ops.block_sparse_bwd(  # type: ignore[no-any-return]
                 *tensors, mask.counts, mask.indices, mask.partial_counts, mask.partial_indices,
                 mask.partial_bits, mask.block_q, mask.block_kv, mask.causal, scale, none, none,
-                *needs, False,
+                *needs, False, deterministic,
             )  # fmt: skip
         if isinstance(mask, StripeMask):
             return ops.stripe_bwd(  # type: ignore[no-any-return]
                 *tensors, mask.columns, mask.counts, mask.range_starts, mask.range_counts,
                 mask.block_q, mask.range_size, mask.causal, scale, none, none, *needs, False,
+                deterministic,
             )  # fmt: skip
         return ops.fmha_bwd(  # type: ignore[no-any-return]
-            *tensors, piece.causal, scale, none, *needs, False
+            *tensors, piece.causal, scale, none, *needs, False, deterministic
         )
     except RuntimeError as error:
         raise errors.typed(error) from None
