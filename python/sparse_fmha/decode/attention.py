@@ -229,8 +229,7 @@ def decode_attention(
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        NotImplementedError: CUDA tensors with skip_threshold, return_stats, fp32 or fp64, for which
-            there are no kernels yet.
+        NotImplementedError: CUDA tensors in fp32 or fp64, for which there are no kernels.
     """
     keys = Keys(
         page_table,
