@@ -132,7 +132,7 @@ struct BoxProducer {
           write_positions(keys, wanted ? box.position : -1);
         }
         if (lane < kProducerWarps) {
-          smem.masked[state.index][lane] = !full;
+          smem.set_masked(state.index, lane, !full);
         }
         compiler_fence();
         __syncwarp();
@@ -158,8 +158,8 @@ struct BoxProducer {
     for (int slot = threadIdx.x % 32; slot < Traits::kTileK; slot += 32) {
       int32_t const of_box = __shfl_sync(0xffffffff, begin, slot / params.box);
       int32_t const position = of_box + slot % params.box;
-      smem.positions[state.index][slot] =
-          of_box >= 0 && keys.some_row_sees(position) ? position : -1;
+      bool const seen = of_box >= 0 && keys.some_row_sees(position);
+      smem.set_position(state.index, slot, seen ? position : -1);
     }
   }
   __device__ __forceinline__ cute::TMA::CacheHintSm90 hint() const {
@@ -208,7 +208,7 @@ struct RowProducer {
       return keys.place_of(keys.some_row_sees(position) ? position : -1);
     };
     PieceKeys::Place next = look_up(piece.tiles.begin);
-    [[maybe_unused]] PieceKeys::Place ahead[Traits::kKeysAhead];  // whose votes are not known yet
+    [[maybe_unused]] PieceKeys::Place ahead[Traits::kKeysAhead] = {};  // whose votes are not known yet
     CUTE_NO_UNROLL
     for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
       PieceKeys::Place const row = next;
@@ -217,8 +217,8 @@ struct RowProducer {
       bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(row.position));
       smem.ring_k.acquire(state);
       compiler_fence();
-      smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
-      smem.masked[state.index][warp] = !full;
+      smem.set_position(state.index, first_row + lane, exists ? row.position : -1);
+      smem.set_masked(state.index, warp, !full);
       copy_rows(params.k, piece.at.head, row, exists, first_row, smem.keys(state.index));
       arrive_when_gathered(smem.ring_k.full[state.index]);
       compiler_fence();

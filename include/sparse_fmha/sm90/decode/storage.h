@@ -88,6 +88,12 @@ struct DecodeWorker {
 
   __device__ __forceinline__ Element* keys(int stage) { return k + stage * kTileElements; }
   __device__ __forceinline__ Element* values(int stage) { return v + stage * kTileElements; }
+  __device__ __forceinline__ void set_masked(int stage, int warp, bool is) {
+    masked[stage][warp] = is;
+  }
+  __device__ __forceinline__ void set_position(int stage, int slot, int32_t position) {
+    positions[stage][slot] = position;
+  }
   __device__ __forceinline__ bool is_masked(int stage) const {
     return masked[stage][0] | masked[stage][1];
   }
