@@ -122,6 +122,7 @@ def _pages_of(
     if seqused_k is not None:
         lengths = seqused_k.long()
     else:
+        assert cu_k is not None  # checked
         lengths = packed.starts_of(cu_k, 2**31 - 1).diff()
     lengths = lengths.clamp(0, width * page)
     entries = torch.nn.functional.pad(table[:, :width].long(), (0, 1), value=-1)

@@ -208,7 +208,7 @@ struct RowProducer {
       return keys.place_of(keys.some_row_sees(position) ? position : -1);
     };
     PieceKeys::Place next = look_up(piece.tiles.begin);
-    [[maybe_unused]] PieceKeys::Place ahead[Traits::kKeysAhead] = {};  // whose votes are not known yet
+    [[maybe_unused]] PieceKeys::Place ahead[Traits::kKeysAhead] = {};  // no votes yet
     CUTE_NO_UNROLL
     for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
       PieceKeys::Place const row = next;
