@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks import packed
@@ -50,8 +51,9 @@ def over_pages(
     pages = _pages_of(page_table, cu_k, seqused_k, len(k), k.shape[1], max_k)
     batch = len(page_table)
     if not (batch and rows and len(k) and pages.most):
+        like = cast_where_enabled(q, k, v)[0]
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
-        return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
+        return torch.zeros_like(like, memory_format=torch.contiguous_format), lse
     if causal:
         window = packed.Window(window.left, 0)
     queries = _queries_of(cu_q, len(q), rows)
