@@ -9,6 +9,7 @@ from gradient_oracle import gradients
 from packed_cases import Packed, clean, in_pages
 
 from sparse_fmha import neighborhood_attention, varlen_attention, varlen_neighborhood_attention
+from sparse_fmha.integrations.torch_varlen import varlen_attn
 
 pytestmark = pytest.mark.gpu
 
@@ -113,6 +114,20 @@ def test_pages_and_lengths_change_between_replays(cuda):
         expected = varlen_attention(**paged, return_lse=True)
         for a, b in zip((out, lse), expected, strict=True):
             assert a.equal(b)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (100, 0), (40, 30)])
+def test_windows_over_pages(cuda, window):
+    """As on the CPU, up to rounding."""
+    case = Packed(lengths=((300, 900, 900), (1, 100, 100), (212, 300, 280)), dim=128)
+    paged = in_pages(case.arguments(torch.float16)[0], 16)
+    places = ("q", "k", "v", "cu_q", "cu_k", "max_q", "max_k")
+
+    def run(given):
+        rest = {"seqused_k": given["seqused_k"], "block_table": given["page_table"]}
+        return varlen_attn(*(given[x] for x in places), window_size=window, enable_gqa=True, **rest)
+
+    torch.testing.assert_close(run(on_gpu(paged, cuda)).cpu(), run(paged), rtol=0.01, atol=2e-3)
 
 
 def test_the_op_is_for_the_cpu(cuda):
