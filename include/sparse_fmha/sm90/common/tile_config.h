@@ -5,10 +5,7 @@
 
 namespace sparse_fmha::sm90 {
 
-// Whether a consumer skips key tiles whose weights are below a threshold.
-enum class Skipping { kNever, kByThreshold };
-
-// The compile-time choices of every pass; for the backward passes, these are all. One type, so
+// The compile-time choices of every pass; for all but the forward pass, these are all. One type, so
 // profilers and disassemblers print them with the kernel.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages>
 struct TileConfig {

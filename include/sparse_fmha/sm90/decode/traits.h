@@ -1,8 +1,7 @@
 // The compile-time shape of a decode kernel.
 #pragma once
 
-#include "sparse_fmha/sm90/common/tile_config.h"
-#include "sparse_fmha/sm90/common/tile_traits.h"
+#include "sparse_fmha/sm90/forward/traits.h"
 
 namespace sparse_fmha::sm90 {
 

@@ -12,6 +12,9 @@ namespace sparse_fmha::sm90 {
 // the other's products, or whenever their data arrive.
 enum class Schedule { kTurns, kFree };
 
+// Whether a consumer skips key tiles whose weights are below a threshold.
+enum class Skipping { kNever, kByThreshold };
+
 // A row of the kernel list csrc/kernels/sm90_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Schedule Schedule_, Skipping Skipping_>
