@@ -4,7 +4,7 @@
 
 writes into the folder the source files of all rows of the architectures (as in SPARSE_FMHA_ARCHS),
 kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
-all rows that skip key tiles. Prints ARCH:FILE for each source file.
+all forward rows that skip key tiles. Prints ARCH:FILE for each source file.
 
 Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
 compiling a row, and much longer where a row needs the widths below.
@@ -125,7 +125,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "backward_dq": TILES,
         "backward_dkv": TILES,
         "backward_fused": TILES,
-        "decode": TILES,
+        "decode": TILES | SKIPPING,
     },
     "sm80": {"forward": TILES | SKIPPING},
 }
@@ -214,14 +214,13 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config = "TileConfig"
-    if row.direction == "forward":
-        config = "KernelConfig"
-        if row.schedule:
-            parameters["kSchedule"] = f"Schedule::{row.schedule}"
+    config = {"forward": "KernelConfig", "decode": "DecodeConfig"}.get(row.direction, "TileConfig")
+    if row.schedule:
+        parameters["kSchedule"] = f"Schedule::{row.schedule}"
+    if row.direction in ("forward", "decode"):
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
-        if row.arch.family == "sm80":  # two architectures
-            parameters["kArch"] = f"Arch::{row.arch.enumerator}"
+    if row.arch.family == "sm80":  # two architectures
+        parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
@@ -253,7 +252,7 @@ def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
     tiles = dict.fromkeys(
         f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_k})\n"
         for r in sorted(rows, key=lambda row: row.head_dim)
-        if r.skips
+        if r.skips and r.direction == "forward"
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
     return files

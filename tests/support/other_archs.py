@@ -20,6 +20,7 @@ LACKING = {
         ("backward_dq", False): "has no backward pass",
         ("backward_dkv", False): "has no backward pass",
         ("decode", False): "has no decode kernels",
+        ("decode", True): "has no decode kernels",
     }
     for arch in ("sm80", "sm86")
 }
