@@ -8,7 +8,7 @@
 //   key_row(Work, r)                  index in [B, Lkv, Hkv], or a negative number
 //   steps(Work)                       their number over all heads of the group
 //   place(Work, i), write_mask(Work, i)
-//   queries(Work, i, view)            query rows for copy_tile(), of a tensor that has q's shape
+//   queries(Work, i), douts(Work, i)  their rows for copy_tile()
 //   query_row(Work, i, r)             index in [B, Lq, Hq], or a negative number
 //   needs(Work, i, row)               whether any of a warp's keys, from `row` on, is seen
 //   is_masked(Work, i, row)           whether some of them may not be seen by all
@@ -63,10 +63,11 @@ struct SequenceKeys {
     return work.tiles * params.heads_per_kv;
   }
   __device__ __forceinline__ void place(Work const& /*work*/, int /*i*/) const {}
-  __device__ __forceinline__ TokenRows<Element> queries(Work const& work, int i,
-                                                        TensorView const& view) const {
-    return {sm80::head_of<Element>(view, work.batch, head_of(work, i)),
-            view.axis_stride[kGridAxes - 1], first_query(work, i), params.sparsity.len_q};
+  __device__ __forceinline__ TokenRows<Element> queries(Work const& work, int i) const {
+    return rows(work, i, params.q);
+  }
+  __device__ __forceinline__ TokenRows<Element> douts(Work const& work, int i) const {
+    return rows(work, i, params.dout);
   }
   __device__ __forceinline__ int64_t query_row(Work const& work, int i, int r) const {
     int32_t const token = first_query(work, i) + r;
@@ -126,6 +127,11 @@ struct SequenceKeys {
   }
 
  private:
+  __device__ __forceinline__ TokenRows<Element> rows(Work const& work, int i,
+                                                     TensorView const& view) const {
+    return {sm80::head_of<Element>(view, work.batch, head_of(work, i)),
+            view.axis_stride[kGridAxes - 1], first_query(work, i), params.sparsity.len_q};
+  }
   __device__ __forceinline__ int32_t head_of(Work const& work, int i) const {
     return work.head_kv * params.heads_per_kv + i / work.tiles;
   }

@@ -38,7 +38,9 @@ struct DkvTile {
     __syncthreads();  // keys and values have landed; steps 0 and 1 are placed
     StayingRows<Traits, Traits::kHeld != Held::kNone> const keys(smem.stay(0), warp);
     StayingRows<Traits, Traits::kHeld == Held::kBoth> const values(smem.stay(1), warp);
-    geometry.write_mask(work, 0);
+    if (steps > 0) {
+      geometry.write_mask(work, 0);
+    }
     if constexpr (Traits::kHeld != Held::kNone) {
       __syncthreads();  // what is held now was where the stages are
     }
@@ -123,7 +125,7 @@ struct DkvTile {
   }
   // Terms that are zero make a weight of 1 for a row of zeros, which adds nothing.
   __device__ __forceinline__ void copy_queries(int i) const {
-    copy<Traits::kColumns>(smem.pass(0, i % 2), geometry.queries(work, i, params.q));
+    copy<Traits::kColumns>(smem.pass(0, i % 2), geometry.queries(work, i));
     for (int r = threadIdx.x; r < Traits::kColumns; r += Traits::kThreads) {
       int64_t const index = geometry.query_row(work, i, r);
       cutlass::arch::cp_async_zfill<8, cutlass::arch::CacheOperation::Always>(
@@ -132,12 +134,12 @@ struct DkvTile {
     }
   }
   __device__ __forceinline__ void copy_douts(int i) const {
-    copy<Traits::kColumns>(douts(i), geometry.queries(work, i, params.dout));
+    copy<Traits::kColumns>(douts(i), geometry.douts(work, i));
   }
 };
 
 template <class Traits, class Geometry, class Mechanism>
-__global__ void __launch_bounds__(Traits::kThreads)
+__global__ void __launch_bounds__(Traits::kThreads, 1)
     attention_kernel_dkv(DkvParams<Geometry, Mechanism> const __grid_constant__ params) {
   extern __shared__ __align__(128) char raw_smem[];
   auto& smem = *reinterpret_cast<BackwardStorage<Traits, Geometry>*>(raw_smem);
