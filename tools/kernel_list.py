@@ -49,6 +49,9 @@ class Row(NamedTuple):
     stages: int
     schedule: str = ""  # of sm90, forward pass only
     skipping: str = "kNever"
+    warps: int = 0  # these three of sm80, backward passes only
+    sharing: int = 0
+    held: str = ""
 
     @property
     def skips(self) -> bool:
@@ -117,6 +120,11 @@ TILES: Fields = {
     "tile_k": _number,
     "stages": _number,
 }
+WARPS: Fields = {
+    "warps": _number,
+    "sharing": _number,
+    "held": _one_of("kNone", "kFirst", "kBoth"),
+}
 SKIPPING: Fields = {"skipping": _one_of("kNever", "kByThreshold")}
 # By family (core/archs.def) and pass.
 PASSES: dict[str, dict[str, Fields]] = {
@@ -127,7 +135,11 @@ PASSES: dict[str, dict[str, Fields]] = {
         "backward_fused": TILES,
         "decode": TILES | SKIPPING,
     },
-    "sm80": {"forward": TILES | SKIPPING},
+    "sm80": {
+        "forward": TILES | SKIPPING,
+        "backward_dq": TILES | WARPS,
+        "backward_dkv": TILES | WARPS,
+    },
 }
 
 
@@ -219,6 +231,10 @@ def definition(row: Row) -> str:
         parameters["kSchedule"] = f"Schedule::{row.schedule}"
     if row.direction in ("forward", "decode"):
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
+    if row.held:
+        parameters["kWarps"] = row.warps
+        parameters["kSharing"] = row.sharing
+        parameters["kHeld"] = f"Held::{row.held}"
     if row.arch.family == "sm80":  # two architectures
         parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())

@@ -17,6 +17,7 @@ void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
 void bind_transposed_lists(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_fragments(py::module_& m);
 
 namespace {
 
@@ -174,4 +175,5 @@ PYBIND11_MODULE(_C, m) {
   bind_stripes(m);
   bind_transposed_lists(m);
   bind_decode(m);
+  bind_fragments(m);
 }

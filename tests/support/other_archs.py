@@ -17,8 +17,6 @@ VARIABLE = "SPARSE_FMHA_TEST_ARCH"
 LACKING = {
     arch: {
         ("forward", True): "skips no key tiles",
-        ("backward_dq", False): "has no backward pass",
-        ("backward_dkv", False): "has no backward pass",
         ("decode", False): "has no decode kernels",
         ("decode", True): "has no decode kernels",
     }
