@@ -104,7 +104,7 @@ def test_what_is_given_replaces_the_preset():
             "method must not be given beside preset = 'radial-wan', got 'sol'",
             {"preset": "radial-wan", "method": "sol"},
         ),
-        (TypeError, "method or preset must be given", {}),
+        (TypeError, "method, layers or preset must be given", {}),
         (TypeError, "options of method 'radial' must be among", {"preset": "radial-wan", "tau": 1}),
     ],
 )

@@ -41,13 +41,13 @@ def backend(
     model makes a backend the default of all others; and block-sparse attention for models that
     make masks of FlexAttention themselves.
     """
-    call = CURRENT.call
+    call, method = CURRENT.call, CURRENT.method
     options = {
         "context parallelism": _parallel_config,
         "dropout_p": dropout_p,
         "is_causal": is_causal,
     }
-    if call is None:
+    if call is None or method is None:
         if isinstance(attn_mask, FlexBlockMask):
             _refuse("a call with a BlockMask", options)
             mask = BlockMask.from_flex(attn_mask)
@@ -86,11 +86,11 @@ def backend(
     seen: Seen
     if layout is not call.layout or attn_mask is None:
         seen = [layout.all_runs()] * batch
-    elif torch.compiler.is_compiling() and call.method.in_graph:
+    elif torch.compiler.is_compiling() and method.in_graph:
         seen = call.visible(attn_mask, batch)
     else:
         seen = call.runs(attn_mask, batch)
-    return call.method(query, key, value, layout, seen, scale)
+    return method(query, key, value, layout, seen, scale)
 
 
 def _refuse(where: str, options: dict[str, object]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sparse_fmha.integrations._diffusion_backend import NAME
 from sparse_fmha.integrations._diffusion_layout import Layout
-from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
 from sparse_fmha.integrations._diffusion_models import MODELS, Processor
+from sparse_fmha.integrations._diffusion_plan import Plan
 from sparse_fmha.integrations._diffusion_processors import Processors
 from sparse_fmha.integrations._diffusion_state import Call, State
 from sparse_fmha.integrations._diffusion_steps import Steps
@@ -69,7 +69,7 @@ class Checkpointing:
 class Settings:
     """What `enable` was told, but for steps."""
 
-    method: Dense | Sparse
+    plan: Plan
     grid: tuple[int, ...] | None
     min_tokens: int
     verbose: bool
@@ -97,7 +97,7 @@ class Hooks:
                 return owner
         return None
 
-    def add(self, model: nn.Module, dense_layers: Collection[int]) -> None:
+    def add(self, model: nn.Module) -> None:
         """Installs the hook and processors in place of previous ones; all or nothing."""
         self.previous = Hooks.of(model)
         try:
@@ -105,10 +105,12 @@ class Hooks:
                 self.previous._take()
             self._note_backends(model)
             processors = Processors(self.state)
-            for index, layer in enumerate(MODELS[self.name].layers(model)):
-                if index not in dense_layers:
+            layers = MODELS[self.name].layers(model)
+            methods = self.settings.plan.of_layer
+            for index, (layer, method) in enumerate(zip(layers, methods, strict=True)):
+                if method is not None:
                     own = layer.processor
-                    self.layers.append((index, layer, processors.of(own), own))
+                    self.layers.append((index, layer, processors.of(own, method), own))
             self._put(model)
         except BaseException:
             self.remove(model)
@@ -164,7 +166,7 @@ class Hooks:
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        row, settings, method = MODELS[self.name], self.settings, self.settings.method
+        row, settings, methods = MODELS[self.name], self.settings, self.settings.plan.methods
         layout = row.layout(model, given, settings.grid)
         step = row.step(given)
         dense = self.steps.is_dense(*step, model)
@@ -176,14 +178,16 @@ class Hooks:
                 f"min_tokens = {settings.min_tokens}",
             )
         else:
-            method.check(layout)
+            for method in methods:
+                method.check(layout)
             self._report(layout)
             if settings.verbose:
                 self._tell(layout, dense, step[0], len(row.layers(model)))
         if not dense:
-            method = method.prepared(layout, _device(given))
+            device = _device(given)
+            methods = tuple(method.prepared(layout, device) for method in methods)
         self._end(model)
-        self.state.call = Call(self.name, layout, method, dense, row.alone)
+        self.state.call = Call(self.name, layout, methods, dense, row.alone)
         Checkpointing.put(model, self.state, self.state.call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -212,23 +216,26 @@ class Hooks:
 
     def _tell(self, layout: Layout, dense: bool, timestep: object, blocks: int) -> None:
         """Says once what runs, and what stays dense for which reason."""
-        replaced = [index for index, *_ in self.layers]
-        method = type(self.settings.method).__name__
+        plan = self.settings.plan
+        kept = [layer for layer, method in enumerate(plan.of_layer) if method is None]
         if dense:
             at = timestep.max().item() if isinstance(timestep, Tensor) else timestep
             told = f"the call at timestep {at} stays dense, by {self.steps.named}"
             self.reports("dense step", f"{self.name}: {told}")
         else:
-            told = f"blocks {replaced} of {blocks} run {method}: {layout}"
-            self.reports(f"sparse {layout}", f"{self.name}: {told}")
-        if len(replaced) < blocks:
-            kept = sorted(set(range(blocks)) - set(replaced))
-            self.reports("dense block", f"{self.name}: blocks {kept} stay dense, by dense_layers")
+            for number, method in enumerate(plan.methods):
+                own, named = plan.layers(number), type(method).__name__
+                told = f"blocks {own} of {blocks} run {named}: {layout}"
+                self.reports(f"sparse {number} {layout}", f"{self.name}: {told}")
+        if kept:
+            told = f"blocks {kept} stay dense, by dense_layers or layers"
+            self.reports("dense block", f"{self.name}: {told}")
 
     def _report(self, layout: Layout) -> None:
         """Reports options that have no effect in a call."""
-        for option, message in self.settings.method.without_effect(layout):
-            self.reports(option, f"{self.name}: {message}")
+        for method in self.settings.plan.methods:
+            for option, message in method.without_effect(layout):
+                self.reports(option, f"{self.name}: {message}")
         for index, _, ours, _ in self.layers:
             if (backend := ours._attention_backend) != NAME:
                 chosen = getattr(backend, "value", backend)

@@ -36,6 +36,11 @@ METHODS: dict[str, type[Any]] = {
 }
 
 
+def as_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a JSON file: lists are tuples there."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+
+
 def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
     """Makes the method of a name; checks its options as far as possible without a grid."""
     if not isinstance(method, str):

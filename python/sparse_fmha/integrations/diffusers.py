@@ -9,8 +9,8 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from numbers import Integral, Real
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -19,12 +19,14 @@ from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
+from sparse_fmha.integrations import _diffusion_checks as checks
 from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
 from sparse_fmha.integrations._diffusion_methods import Dense
 from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_plan import Choice
 from sparse_fmha.integrations._diffusion_presets import Preset
 from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
@@ -63,7 +65,7 @@ def presets(
     names = None
     if pipe_or_transformer is not None:
         names = {name for _, name, _ in _transformers(pipe_or_transformer)}
-    sizes = None if grid is None else _check_grid(grid)
+    sizes = None if grid is None else checks.check_grid(grid)
     return [
         preset
         for preset in named.known().values()
@@ -80,7 +82,8 @@ def enable(
     pipe_or_transformer: object,
     method: str | None = None,
     *,
-    preset: str | None = None,
+    layers: Mapping[str, Mapping[str, Any] | None] | None = None,
+    preset: str | PathLike[str] | Preset | None = None,
     first_dense_steps: float | None = None,
     last_dense_steps: float | None = None,
     dense_layers: Collection[int] | None = None,
@@ -117,7 +120,14 @@ def enable(
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
-        preset: a name of `presets()` in place of a method. Arguments and options that are given
+        layers: methods by layer, such as `{"default": {"method": "sol", "tau": 1.3}, "layers 0-1":
+            None, "layer 7": {"method": "cube_top_k", "keep": [0.1, 0.25]}}`. Keys are numbers of
+            blocks, counted as in dense_layers, names of the model's lists of blocks, such as
+            "single_transformer_blocks", or "default", which is `method` if that is given. A number
+            goes before a list, a list before the default. None, as no default, keeps the original
+            attention. Each different method is a graph of its own in a compiled model.
+        preset: a name of `presets()`, one of them, or the path of such a JSON file, as
+            `calibrate` writes it, in place of a method. Arguments and options that are given
             replace those of the preset.
         first_dense_steps: denoising steps at the start of each run that use the original attention:
             their number, or as a float their share of all steps, rounded up. A new value of
@@ -153,54 +163,61 @@ def enable(
     """
     settings = None if preset is None else named.find(preset)
     if settings is not None:
-        if method is not None:
-            raise ValueError(f"method must not be given beside preset = {preset!r}, got {method!r}")
-        method, options = settings.method, {**settings.options, **options}
-    elif method is None:
-        raise TypeError("method or preset must be given")
-    chosen = table.make(method, options)
+        if method is not None or layers is not None:
+            name, given = ("method", method) if layers is None else ("layers", layers)
+            raise ValueError(
+                f"{name} must not be given beside preset = {settings.name!r}, got {given!r}"
+            )
+        method, layers = settings.method, settings.layers or None
+        options = {**settings.options, **options}
+    if method is None and layers is None:
+        raise TypeError("method, layers or preset must be given")
+    if method is None and options:
+        raise TypeError(f"options must be given in layers if there is no method, got {options!r}")
+    choice = Choice(None if method is None else table.make(method, options), layers)
     if first_dense_steps is None:
         first_dense_steps = 0 if settings is None else settings.first_dense_steps
     if last_dense_steps is None:
         last_dense_steps = 0 if settings is None else settings.last_dense_steps
     if dense_layers is None:
         dense_layers = () if settings is None else settings.dense_layers
-    first, last = (
-        _check_steps(name, value)
-        for name, value in (
-            ("first_dense_steps", first_dense_steps),
-            ("last_dense_steps", last_dense_steps),
-        )
-    )
+    first = checks.check_steps("first_dense_steps", first_dense_steps)
+    last = checks.check_steps("last_dense_steps", last_dense_steps)
     if min_tokens is not None:
-        _check_count("min_tokens", min_tokens)
+        checks.check_count("min_tokens", min_tokens)
     found = _transformers(pipe_or_transformer)
-    grid = None if grid is None else _check_grid(grid)
+    grid = None if grid is None else checks.check_grid(grid)
+    plans = []
     for model, name, row in found:  # check everything before changing anything
         if settings is not None and name not in settings.models:
             raise ValueError(
-                f"preset {preset!r} is for {' and '.join(settings.models)}, got {name}"
+                f"preset {settings.name!r} is for {' and '.join(settings.models)}, got {name}"
             )
-        _check_axes(chosen, grid, name, row)
-        layers = row.layers(model)
-        _check_layers(dense_layers, len(layers), name)
-        _check_processors(layers, Hooks.of(model), name, row)
+        modules = row.layers(model)
+        checks.check_layers(dense_layers, len(modules), name)
+        plans.append(choice.of(model, name, row, dense_layers))
+        for chosen in plans[-1].methods or (choice.default,):
+            checks.check_axes(chosen, grid, name, row)
+        checks.check_processors(modules, Hooks.of(model), name, row)
     reports = Reports()
-    for model, name, row in found:
-        if len(dense_layers) == len(row.layers(model)):
+    for (_, name, _), plan in zip(found, plans, strict=True):
+        if not plan.methods:
             reports(
                 "dense_layers",
-                f"method {method!r} has no effect: dense_layers names all blocks of {name}",
+                f"enable() has no effect: dense_layers names all blocks of {name}"
+                if layers is None
+                else f"enable() has no effect: layers and dense_layers leave no block of {name}",
             )
     schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
     steps, done = Steps(first, last, schedule), []
     try:
-        for model, name, row in found:
+        for (model, name, row), plan in zip(found, plans, strict=True):
             least = min_tokens
             if least is None:
-                least = MIN_TOKENS if row.axes == 3 and not isinstance(chosen, Dense) else 0
-            hooks = Hooks(name, Settings(chosen, grid, least, verbose), steps, reports)
-            hooks.add(model, dense_layers)
+                sparse = not all(isinstance(each, Dense) for each in plan.methods)
+                least = MIN_TOKENS if row.axes == 3 and sparse else 0
+            hooks = Hooks(name, Settings(plan, grid, least, verbose), steps, reports)
+            hooks.add(model)
             done.append((model, hooks))
     except BaseException:
         for model, hooks in reversed(done):
@@ -245,69 +262,3 @@ def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
             )
         found.append((model, *row))
     return found
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
-
-
-def _check_steps(name: str, value: float) -> float:
-    """A number of steps is an int, a share a float."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of steps or a share of them, got {value!r}")
-    if isinstance(value, Integral):
-        _check_count(name, int(value))
-        return int(value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be an int, or a share from 0 to 1, got {value!r}")
-    return float(value)
-
-
-def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(grid, Sequence):
-        raise TypeError(f"grid must be the tokens of each axis, got {grid!r}")
-    for length in grid:
-        _check_count("grid", length)
-    return tuple(grid)
-
-
-def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Model) -> None:
-    if getattr(method, "video", False) and row.axes != 3:
-        raise ValueError(
-            "method must be one for images, because the grid of "
-            f"{name} has {row.axes} axes, got {type(method).__name__}, which is for videos"
-        )
-    axes = ("window", "stride", "dilation", "tile", "cube")
-    values = {field: getattr(method, field, None) for field in axes}
-    for field, value in {**values, "grid": grid}.items():
-        if isinstance(value, Sequence) and len(value) != row.axes:
-            raise ValueError(
-                f"{field} must have one entry for each of the {row.axes} axes of the grid of "
-                f"{name}, got {value!r}"
-            )
-
-
-def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
-    if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
-        raise TypeError(f"dense_layers must be indices of blocks, got {dense_layers!r}")
-    for index in dense_layers:
-        _check_count("dense_layers", index)
-        if index >= count:
-            raise ValueError(f"dense_layers must be blocks 0 to {count - 1} of {name}, got {index}")
-    for index in dense_layers:
-        if list(dense_layers).count(index) > 1:
-            raise ValueError(f"dense_layers must name each block once, got {index} twice")
-
-
-def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Model) -> None:
-    originals = {} if hooks is None else hooks.originals()
-    for index, layer in enumerate(layers):
-        kind = type(originals.get(layer, layer.processor)).__name__
-        if kind not in row.processors:
-            raise NotImplementedError(
-                f"the attention processor of block {index} of {name} must be one of "
-                f"{list(row.processors)}, got {kind}"
-            )
