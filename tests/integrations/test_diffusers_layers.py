@@ -158,6 +158,13 @@ def test_verbose_says_what_each_layer_runs():
         assert any(part in message for message in told)
 
 
+def test_dense_layers_go_first():
+    tiny = make("wan", layers=4)
+    expected = masked(tiny, b=((2, 4, 3), [1, 2]))
+    sparse.enable(tiny.model, layers=LAYERS, dense_layers=[0])
+    close(tiny(), expected)
+
+
 def test_no_layer_is_left():
     tiny = make("wan")
     with pytest.warns(UserWarning, match="layers and dense_layers leave no block of Wan"):
@@ -181,8 +188,6 @@ def test_no_layer_is_left():
          {"layers": {"layer 0": {"method": "sol", "window": 2}}}),
         (ValueError, "must not have the key 'default' beside a method",
          {"method": "dense", "layers": {"default": None}}),
-        (ValueError, "dense_layers must not name layer 0, as 'layer 0' does",
-         {"layers": {"layer 0": {"method": "dense"}}, "dense_layers": [0]}),
         (TypeError, "options must be given in layers", {"layers": LAYERS, "window": 2}),
         (ValueError, "layers must not be given beside preset = 'radial-wan'",
          {"layers": LAYERS, "preset": "radial-wan"}),

@@ -38,6 +38,10 @@ def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
     return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
 
 
+# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
+PARTS = ("transformer", "transformer_2", "transformer_ref")
+
+
 @dataclass(frozen=True)
 class Model:
     """A transformer class.
@@ -75,6 +79,29 @@ def find(model: nn.Module) -> tuple[str, Model] | None:
         if cls.__name__ in MODELS and cls.__module__.partition(".")[0] == "diffusers":
             return cls.__name__, MODELS[cls.__name__]
     return None
+
+
+def transformers_of(given: object) -> list[tuple[nn.Module, str, Model]]:
+    """The transformers of a pipeline, or the one given.
+
+    Raises:
+        TypeError: there is none, or one of an unsupported class.
+    """
+    models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
+    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
+    distinct = {id(model): model for model in models if model is not None}
+    if not distinct:
+        raise TypeError(
+            "model must be a transformer or a pipeline with one, one of "
+            f"{list(MODELS)}, got {type(given).__name__}"
+        )
+    found = []
+    for model in distinct.values():
+        row = find(model)
+        if row is None:
+            raise TypeError(f"model must be one of {list(MODELS)}, got {type(model).__name__}")
+        found.append((model, *row))
+    return found
 
 
 def _two_streams(model: Transformer) -> list[Any]:

@@ -78,11 +78,10 @@ class Choice:
             self.by_number[layer] = key, made
 
     def of(self, model: nn.Module, name: str, row: Model, dense_layers: Collection[int]) -> Plan:
-        """The plan of a transformer; a number goes before the name of a list of blocks.
+        """The plan of a transformer: `dense_layers` go first, then numbers, then lists of blocks.
 
         Raises:
-            ValueError: layers or lists that the transformer does not have, or a layer that is in
-                `dense_layers`, too.
+            ValueError: layers or lists that the transformer does not have.
         """
         layers = row.layers(model)
         names = {module: path.partition(".")[0] for path, module in model.named_modules()}
@@ -98,8 +97,6 @@ class Choice:
                 raise ValueError(
                     f"layers must name layers 0 to {len(layers) - 1} of {name}, got {key!r}"
                 )
-            if number in dense_layers:
-                raise ValueError(f"dense_layers must not name layer {number}, as {key!r} does")
         methods: list[Method] = []
         of_layer: list[int | None] = []
         for number, kind in enumerate(kinds):

@@ -17,6 +17,7 @@ from sparse_fmha.integrations._diffusion_masks import (
     Subblock,
 )
 from sparse_fmha.integrations._diffusion_methods import BlockSparse, Dense, Neighborhood, Sparse
+from sparse_fmha.integrations._diffusion_skip import Skip
 
 METHODS: dict[str, type[Any]] = {
     "neighborhood": Neighborhood,
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Any]] = {
     "draft": Draft,
     "rectified": Rectified,
     "psa": PSA,
+    "skip": Skip,
 }
 
 

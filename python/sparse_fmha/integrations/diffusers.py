@@ -13,8 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from torch import nn
-
 from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
@@ -22,30 +20,35 @@ require("diffusers", by=__name__, extra="diffusers")
 from sparse_fmha.integrations import _diffusion_checks as checks
 from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
+from sparse_fmha.integrations._diffusion_budgets import Budgets
+from sparse_fmha.integrations._diffusion_calibrate import calibrate
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
 from sparse_fmha.integrations._diffusion_methods import Dense
-from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_models import MODELS, transformers_of
 from sparse_fmha.integrations._diffusion_plan import Choice
 from sparse_fmha.integrations._diffusion_presets import Preset
+from sparse_fmha.integrations._diffusion_record import Recording, record
 from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
+    "Budgets",
     "Preset",
+    "Recording",
     "Request",
+    "calibrate",
     "disable",
     "disable_decoder",
     "enable",
     "enable_decoder",
     "is_enabled",
     "presets",
+    "record",
     "supported_models",
 ]
 
 MIN_TOKENS = 12288  # of videos: with fewer, attention is little of a call
-# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
-PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 def supported_models() -> list[str]:
@@ -64,7 +67,7 @@ def presets(
     """
     names = None
     if pipe_or_transformer is not None:
-        names = {name for _, name, _ in _transformers(pipe_or_transformer)}
+        names = {name for _, name, _ in transformers_of(pipe_or_transformer)}
     sizes = None if grid is None else checks.check_grid(grid)
     return [
         preset
@@ -75,7 +78,7 @@ def presets(
 
 def is_enabled(pipe_or_transformer: object) -> bool:
     """Whether all transformers of the argument are enabled, through any pipeline."""
-    return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
+    return all(Hooks.of(model) for model, _, _ in transformers_of(pipe_or_transformer))
 
 
 def enable(
@@ -116,7 +119,8 @@ def enable(
             Published methods of `sparse_fmha.patterns`, which explains their options:
             "sol" (tau, rest, block), "subblock" (keep, piece, block), "cube_top_k" and "vsa" (keep,
             cube), "draft" (keep, cube), "rectified" (keep, theta, block), "psa" (shares, by, least,
-            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis); for videos
+            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis), "skip"
+            (threshold, or sparsity and a calibration of thresholds or its file); for videos
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
@@ -185,7 +189,7 @@ def enable(
     last = checks.check_steps("last_dense_steps", last_dense_steps)
     if min_tokens is not None:
         checks.check_count("min_tokens", min_tokens)
-    found = _transformers(pipe_or_transformer)
+    found = transformers_of(pipe_or_transformer)
     grid = None if grid is None else checks.check_grid(grid)
     plans = []
     for model, name, row in found:  # check everything before changing anything
@@ -235,30 +239,10 @@ def disable(pipe_or_transformer: object) -> None:
         TypeError: an unsupported model.
         RuntimeError: none of the transformers is enabled.
     """
-    found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
+    found = [(model, Hooks.of(model)) for model, _, _ in transformers_of(pipe_or_transformer)]
     if not any(hooks for _, hooks in found):
         names = " and ".join(type(model).__name__ for model, _ in found)
         raise RuntimeError(f"{names} must be enabled before disable(); call enable() first")
     for model, hooks in found:
         if hooks is not None:
             hooks.remove(model)
-
-
-def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
-    models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
-    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
-    distinct = {id(model): model for model in models if model is not None}
-    if not distinct:
-        raise TypeError(
-            "model must be a transformer or a pipeline with one, one of "
-            f"{supported_models()}, got {type(given).__name__}"
-        )
-    found = []
-    for model in distinct.values():
-        row = find(model)
-        if row is None:
-            raise TypeError(
-                f"model must be one of {supported_models()}, got {type(model).__name__}"
-            )
-        found.append((model, *row))
-    return found
