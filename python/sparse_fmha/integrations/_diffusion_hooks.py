@@ -135,9 +135,23 @@ class Hooks:
         for _, layer, ours, _ in self.layers:
             layer.set_processor(ours)
 
+    def _tell_originals(self) -> None:
+        """Of context parallelism that the model was told of after `enable`, for dense steps."""
+        for _, _, ours, own in self.layers:
+            config = getattr(ours, "_parallel_config", None)
+            if config is None or getattr(own, "_parallel_config", None) is config:
+                continue
+            if not hasattr(own, "_parallel_config"):
+                raise NotImplementedError(
+                    f"context parallelism of {self.name} is not supported: {type(own).__name__}, "
+                    "its attention processor, does not have it"
+                )
+            vars(own)["_parallel_config"] = config
+
     def _take(self) -> None:
         while self.handles:
             self.handles.pop().remove()
+        self._tell_originals()
         for _, layer, _, own in reversed(self.layers):
             layer.set_processor(own)
 
@@ -165,6 +179,7 @@ class Hooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check()
+        self._tell_originals()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
         row, settings, methods = MODELS[self.name], self.settings, self.settings.plan.methods
         layout = row.layout(model, given, settings.grid)
@@ -187,7 +202,7 @@ class Hooks:
             device = _device(given)
             methods = tuple(method.prepared(layout, device) for method in methods)
         self._end(model)
-        self.state.call = Call(self.name, layout, methods, dense, row.alone)
+        self.state.call = Call(self.name, layout, methods, dense, row.alone, row.cut)
         Checkpointing.put(model, self.state, self.state.call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -208,10 +223,6 @@ class Hooks:
                     f"the attention processor of block {index} of {self.name} must not change "
                     f"after enable(), got {type(layer.processor).__name__}; call disable() and "
                     "enable() again"
-                )
-            if getattr(ours, "_parallel_config", None) is not None:
-                raise NotImplementedError(
-                    f"context parallelism of {self.name} is not supported by {NAME!r}"
                 )
 
     def _tell(self, layout: Layout, dense: bool, timestep: object, blocks: int) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from sparse_fmha.integrations import _diffusion_tokens as tokens
 from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.integrations._diffusion_parallel import SEQUENCE, STREAMS
 from sparse_fmha.integrations._diffusion_tokens import Given, Grid, Transformer
 
 
@@ -56,6 +57,7 @@ class Model:
         processors: names of processor classes whose self-attention can be replaced.
         step: returns a call's timestep, which falls during a run, and its text embeddings.
         alone: whether some of the modules have the tokens of the grid alone.
+        cut: how the model's plan of context parallelism cuts the tokens, if it has one.
     """
 
     axes: int
@@ -65,6 +67,7 @@ class Model:
     processors: tuple[str, ...]
     step: Callable[[Given], tuple[Any, Any]] = _step
     alone: bool = False
+    cut: str | None = None
 
     def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
         """The tokens of a call; `grid` overrides the grid read from the call."""
@@ -150,7 +153,12 @@ _HUNYUAN15 = ("HunyuanVideo15AttnProcessor2_0",)
 _WAN = Model(3, _first_attentions, tokens.patched_video, tokens.none, ("WanAttnProcessor",))
 MODELS = {
     "FluxTransformer2DModel": Model(
-        2, _two_streams, tokens.flux, tokens.text_and_references, ("FluxAttnProcessor",)
+        2,
+        _two_streams,
+        tokens.flux,
+        tokens.text_and_references,
+        ("FluxAttnProcessor",),
+        cut=STREAMS,
     ),
     "QwenImageTransformer2DModel": Model(
         2,
@@ -158,6 +166,7 @@ MODELS = {
         tokens.qwen_image,
         tokens.text_and_references,
         ("QwenDoubleStreamAttnProcessor2_0",),
+        cut=STREAMS,
     ),
     "HunyuanVideoTransformer3DModel": Model(
         3,
@@ -182,8 +191,11 @@ MODELS = {
         tokens.minimax_h3_others,
         ("MiniMaxH3AttnProcessor",),
         _minimax_h3_step,
+        cut=SEQUENCE,
     ),
-    "Flux2Transformer2DModel": Model(2, _two_streams, tokens.flux2, tokens.flux2_others, _FLUX2),
+    "Flux2Transformer2DModel": Model(
+        2, _two_streams, tokens.flux2, tokens.flux2_others, _FLUX2, cut=STREAMS
+    ),
     "Krea2Transformer2DModel": Model(
         2, _joint, tokens.krea2, tokens.text_and_references, ("Krea2AttnProcessor",)
     ),

@@ -25,6 +25,7 @@ class Call:
     methods: tuple[Dense | Sparse, ...]  # one or more for its layers
     dense: bool  # this call runs the original attention
     alone: bool = False  # some layers have the tokens of the grid alone
+    cut: str | None = None  # how context parallelism cuts the tokens
     seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

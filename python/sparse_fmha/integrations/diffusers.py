@@ -153,9 +153,9 @@ def enable(
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
-    dropout and for context parallelism, RuntimeError for runs that cannot be distinguished, and the
-    errors of the functions above. Settings without effect are warned about once: a window of the
-    whole grid, a stride where the window covers an axis, a share of 1 (keep, p), all blocks in
+    dropout and for context parallelism other than Ulysses, RuntimeError for runs that cannot be
+    distinguished, and the errors of the functions above. Settings without effect are warned about
+    once: a window of the whole grid, a stride where the window covers an axis, a share of 1 (keep, p), all blocks in
     dense_layers, and runs that end before first_dense_steps.
 
     Raises:
