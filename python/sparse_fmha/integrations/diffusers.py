@@ -155,8 +155,8 @@ def enable(
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
     dropout and for context parallelism other than Ulysses, RuntimeError for runs that cannot be
     distinguished, and the errors of the functions above. Settings without effect are warned about
-    once: a window of the whole grid, a stride where the window covers an axis, a share of 1 (keep, p), all blocks in
-    dense_layers, and runs that end before first_dense_steps.
+    once: a window of the whole grid, a stride where the window covers an axis, a share of 1 (keep,
+    p), all blocks in dense_layers, and runs that end before first_dense_steps.
 
     Raises:
         TypeError: an argument of the wrong type, an option that the method does not have, or an
