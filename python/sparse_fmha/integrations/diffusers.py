@@ -111,7 +111,8 @@ def enable(
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
             dilation in tokens per axis: (height, width) for images, (frames, height, width) for
-            videos, or one int for all axes. An axis with one token needs a window of 1.
+            videos, or one int for all axes; a window of -1 is the whole axis. An axis with one
+            token needs a window of 1.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
             of the grid's tokens in row-major order, without text, or a function that makes one from
             q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
