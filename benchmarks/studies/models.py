@@ -92,7 +92,7 @@ def variants(case: Case, tiny: bool) -> dict[str, Callable[[nn.Module], Any]]:
         name, row = find(model)
         methods = [Nothing() for _ in row.layers(model)][:1]
         methods *= len(row.layers(model))
-        with watching(model, name, methods, Settings(Plan((), ()), None, 0, False), Steps(0)):
+        with watching(model, name, methods, Settings(Plan((), ()), (), None, 0, False), Steps(0)):
             yield
 
     @contextlib.contextmanager

@@ -195,6 +195,18 @@ def test_a_record_of_heads():
     assert not found.error.any()
 
 
+def test_a_record_by_step():
+    tiny = make("wan", layers=1)
+    shares = [{"keep": keep} for keep in (0.75, 0.25)]
+    sparse.enable(tiny.model, "cube_top_k", by_step=shares)
+    latents = torch.randn(1, 4, 4, 16, 16)
+    with sparse.record(tiny.model) as found:
+        for t in (900, 700, 400):
+            tiny(t, hidden_states=latents)
+    (layer,) = found.layers
+    assert [pairs[0].item() for pairs in layer.pairs] == [0.75, 0.25, 0.25]
+
+
 def test_a_record_of_routed_blocks():
     """All ops of a call count; blocks that are not chosen are one pooled key each."""
     tiny = make("wan", layers=1)

@@ -91,7 +91,7 @@ def calibrate(
     measured = [Measured() for _ in layers]
     trials = [Trial(methods, layer, every) for layer in measured]
     schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
-    settings = Settings(Plan((), ()), None, 0, False)
+    settings = Settings(Plan((), ()), (), None, 0, False)
     with watching(model, name, trials, settings, Steps(first, 0, schedule)):
         for run in runs:
             for layer in measured:

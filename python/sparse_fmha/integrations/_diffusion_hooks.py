@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from sparse_fmha.integrations._diffusion_backend import NAME
 from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_models import MODELS, Processor
-from sparse_fmha.integrations._diffusion_plan import Plan
+from sparse_fmha.integrations._diffusion_plan import Method, Plan
 from sparse_fmha.integrations._diffusion_processors import Processors
 from sparse_fmha.integrations._diffusion_state import Call, State
 from sparse_fmha.integrations._diffusion_steps import Steps
@@ -70,6 +70,7 @@ class Settings:
     """What `enable` was told, but for steps."""
 
     plan: Plan
+    later: tuple[tuple[Method, ...], ...]  # in place of the plan's methods, by sparse step
     grid: tuple[int, ...] | None
     min_tokens: int
     verbose: bool
@@ -181,10 +182,13 @@ class Hooks:
         self._check()
         self._tell_originals()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        row, settings, methods = MODELS[self.name], self.settings, self.settings.plan.methods
+        row, settings = MODELS[self.name], self.settings
         layout = row.layout(model, given, settings.grid)
         step = row.step(given)
-        dense = self.steps.is_dense(*step, model)
+        dense, number = self.steps.place(*step, model)
+        methods = settings.plan.methods
+        if settings.later:
+            methods = settings.later[min(number, len(settings.later) - 1)]
         if layout.tokens < settings.min_tokens:
             dense = True
             self.reports(
@@ -239,7 +243,7 @@ class Hooks:
                 told = f"blocks {own} of {blocks} run {named}: {layout}"
                 self.reports(f"sparse {number} {layout}", f"{self.name}: {told}")
         if kept:
-            told = f"blocks {kept} stay dense, by dense_layers or layers"
+            told = f"blocks {kept} stay dense, by {plan.by}"
             self.reports("dense block", f"{self.name}: {told}")
 
     def _report(self, layout: Layout) -> None:

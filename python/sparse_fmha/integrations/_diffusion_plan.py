@@ -25,10 +25,12 @@ class Plan:
     Attributes:
         methods: the distinct ones, each of which has processors of its own.
         of_layer: for each self-attention the index of its method; None: it stays the original.
+        by: the arguments of `enable` by which some stay the original.
     """
 
     methods: tuple[Method, ...]
     of_layer: tuple[int | None, ...]
+    by: str = "dense_layers"
 
     def layers(self, number: int) -> list[int]:
         """Those of a method."""
@@ -110,7 +112,8 @@ class Choice:
             of_layer.append(known[0] if known else len(methods))
             if not known:
                 methods.append(method)
-        return Plan(tuple(methods), tuple(of_layer))
+        by = "dense_layers or layers" if self.by_kind or self.by_number else "dense_layers"
+        return Plan(tuple(methods), tuple(of_layer), by)
 
 
 def _made(key: str, value: Any) -> Method | None:

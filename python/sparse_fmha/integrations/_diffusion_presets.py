@@ -24,7 +24,7 @@ class Preset:
         name: what `enable(preset=)` takes.
         models: names of the transformer classes that the source speaks of.
         method, options: the method and its options, if `layers` do not say all of them.
-        layers: methods by layer, as `enable` takes them.
+        layers, by_step: as `enable` takes them.
         source: a paper or program.
         figure: what the source measured with them, or "no figure published". Not measured here.
         grid: tokens per axis that the source has; None: any that the method takes.
@@ -40,6 +40,7 @@ class Preset:
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    by_step: tuple[Mapping[str, Any], ...] = ()
     grid: tuple[int, ...] | None = None
     steps: int | None = None
     first_dense_steps: float = 0
@@ -94,7 +95,7 @@ def read(path: Path) -> Preset:
             f"preset must be a JSON file with {sorted(needed)}, and others of {sorted(allowed)}, "
             f"got {path}"
         )
-    for key in ("models", "grid", "dense_layers"):
+    for key in ("models", "grid", "dense_layers", "by_step"):
         if given.get(key) is not None:
             given[key] = tuple(given[key])
     options = table.as_given(given.get("options", {}))

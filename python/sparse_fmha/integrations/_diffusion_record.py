@@ -14,7 +14,7 @@ from sparse_fmha.integrations._diffusion_hooks import Hooks
 from sparse_fmha.integrations._diffusion_layout import Layout, Seen
 from sparse_fmha.integrations._diffusion_methods import Dense
 from sparse_fmha.integrations._diffusion_models import transformers_of
-from sparse_fmha.integrations._diffusion_plan import Method
+from sparse_fmha.integrations._diffusion_plan import Method, Plan
 from sparse_fmha.integrations._diffusion_watch import (
     Pairs,
     Running,
@@ -132,11 +132,20 @@ def record(pipe_or_transformer: object, *, error: bool = False) -> Iterator[Reco
             if hooks is None:
                 raise RuntimeError(f"{name} must be enabled for record(); call enable() first")
             plan = hooks.settings.plan
-            methods: list[Recorded | None] = []
-            for number, own in enumerate(plan.of_layer):
-                layer = Layer(f"{name} {part + 1}, {number}" if len(found) > 1 else f"{number}")
-                made.layers.append(layer)
-                watched = None if own is None else Recorded(plan.methods[own], layer, error)
-                methods.append(watched)
-            stack.enter_context(watching(model, name, methods, hooks.settings, hooks.steps))
+            prefix = f"{name} {part + 1}, " if len(found) > 1 else ""
+            layers = [Layer(f"{prefix}{number}") for number in range(len(plan.of_layer))]
+            made.layers += layers
+
+            def watched(
+                methods: Sequence[Method], layers: list[Layer] = layers, plan: Plan = plan
+            ) -> list[Recorded | None]:
+                return [
+                    None if own is None else Recorded(methods[own], layer, error)
+                    for own, layer in zip(plan.of_layer, layers, strict=True)
+                ]
+
+            settings = hooks.settings
+            later = [watched(methods) for methods in settings.later]
+            own = watched(plan.methods)
+            stack.enter_context(watching(model, name, own, settings, hooks.steps, later))
         yield made

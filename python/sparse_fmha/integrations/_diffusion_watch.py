@@ -55,13 +55,21 @@ class Running:
 
 @contextlib.contextmanager
 def watching(
-    model: nn.Module, name: str, methods: Sequence[Any], settings: Settings, steps: Steps
+    model: nn.Module,
+    name: str,
+    methods: Sequence[Any],
+    settings: Settings,
+    steps: Steps,
+    later: Sequence[Sequence[Any]] = (),
 ) -> Iterator[None]:
-    """Gives each layer a method of its own, or None, while the context is open."""
+    """Gives each layer a method of its own, or None, while the context is open; with `later` those
+    of each sparse step."""
     numbers = itertools.count()
     of_layer = tuple(None if method is None else next(numbers) for method in methods)
     plan = Plan(tuple(method for method in methods if method is not None), of_layer)
-    own = Hooks(name, replace(settings, plan=plan, verbose=False), steps, steps.reports)
+    by_step = tuple(tuple(each for each in own if each is not None) for own in later)
+    given = replace(settings, plan=plan, later=by_step, verbose=False)
+    own = Hooks(name, given, steps, steps.reports)
     own.add(model)
     try:
         yield

@@ -86,6 +86,7 @@ def enable(
     method: str | None = None,
     *,
     layers: Mapping[str, Mapping[str, Any] | None] | None = None,
+    by_step: Sequence[Mapping[str, Any]] | None = None,
     preset: str | PathLike[str] | Preset | None = None,
     first_dense_steps: float | None = None,
     last_dense_steps: float | None = None,
@@ -131,6 +132,9 @@ def enable(
             "single_transformer_blocks", or "default", which is `method` if that is given. A number
             goes before a list, a list before the default. None, as no default, keeps the original
             attention. Each different method is a graph of its own in a compiled model.
+        by_step: options of `method` that change, one mapping for each step that is not dense, such
+            as `[{"keep": 0.5}, {"keep": 0.3}]`; the last is for all steps from there on. Counts
+            steps as first_dense_steps does. In a compiled model each is a graph of its own.
         preset: a name of `presets()`, one of them, or the path of such a JSON file, as
             `calibrate` writes it, in place of a method. Arguments and options that are given
             replace those of the preset.
@@ -175,10 +179,13 @@ def enable(
             )
         method, layers = settings.method, settings.layers or None
         options = {**settings.options, **options}
+        by_step = settings.by_step if by_step is None else by_step
     if method is None and layers is None:
         raise TypeError("method, layers or preset must be given")
     if method is None and options:
         raise TypeError(f"options must be given in layers if there is no method, got {options!r}")
+    if by_step and (method is None or layers is not None):
+        raise TypeError("by_step must be given with a method, and without layers")
     choice = Choice(None if method is None else table.make(method, options), layers)
     if first_dense_steps is None:
         first_dense_steps = 0 if settings is None else settings.first_dense_steps
@@ -192,6 +199,8 @@ def enable(
         checks.check_count("min_tokens", min_tokens)
     found = transformers_of(pipe_or_transformer)
     grid = None if grid is None else checks.check_grid(grid)
+    steps_of = [{**options, **table.as_given(changed)} for changed in by_step or ()]
+    later_of: list[Any] = [table.make(str(method), changed) for changed in steps_of]
     plans = []
     for model, name, row in found:  # check everything before changing anything
         if settings is not None and name not in settings.models:
@@ -201,7 +210,7 @@ def enable(
         modules = row.layers(model)
         checks.check_layers(dense_layers, len(modules), name)
         plans.append(choice.of(model, name, row, dense_layers))
-        for chosen in plans[-1].methods or (choice.default,):
+        for chosen in (*(plans[-1].methods or (choice.default,)), *later_of):
             checks.check_axes(chosen, grid, name, row)
         checks.check_processors(modules, Hooks.of(model), name, row)
     reports = Reports()
@@ -214,14 +223,15 @@ def enable(
                 else f"enable() has no effect: layers and dense_layers leave no block of {name}",
             )
     schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
-    steps, done = Steps(first, last, schedule), []
+    steps, done = Steps(first, last, schedule, bool(by_step)), []
     try:
         for (model, name, row), plan in zip(found, plans, strict=True):
             least = min_tokens
             if least is None:
                 sparse = not all(isinstance(each, Dense) for each in plan.methods)
                 least = MIN_TOKENS if row.axes == 3 and sparse else 0
-            hooks = Hooks(name, Settings(plan, grid, least, verbose), steps, reports)
+            later = tuple((each,) * len(plan.methods) for each in later_of)
+            hooks = Hooks(name, Settings(plan, later, grid, least, verbose), steps, reports)
             hooks.add(model)
             done.append((model, hooks))
     except BaseException:
