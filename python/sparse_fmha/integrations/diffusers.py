@@ -218,7 +218,7 @@ def enable(
         if not plan.methods:
             reports(
                 "dense_layers",
-                f"enable() has no effect: dense_layers names all blocks of {name}"
+                f"method {method!r} has no effect: dense_layers names all blocks of {name}"
                 if layers is None
                 else f"enable() has no effect: layers and dense_layers leave no block of {name}",
             )
