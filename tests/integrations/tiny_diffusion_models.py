@@ -18,6 +18,8 @@ MORE = {
     "hunyuan_video_15": tiny_videos.hunyuan_video_15,
     "hunyuan_image": tiny_images.hunyuan_image,
     "kandinsky5": tiny_videos.kandinsky5,
+    "kandinsky6": tiny_videos.kandinsky6,
+    "framepack": tiny_videos.framepack,
     "skyreels": tiny_videos.skyreels,
     "chronoedit": tiny_videos.chronoedit,
     "wan_animate": tiny_videos.wan_animate,

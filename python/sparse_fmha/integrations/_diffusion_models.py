@@ -136,6 +136,10 @@ def _visual(model: Transformer) -> list[Any]:
     return [block.self_attention for block in model.visual_transformer_blocks]
 
 
+def _video_of_fused(model: Transformer) -> list[Any]:
+    return [block.video_dec_block.self_attention for block in model.visual_transformer_blocks]
+
+
 def _z_image(model: Transformer) -> list[Any]:
     """Refiners, of the image or the caption alone, are not among them."""
     return [layer.attention for layer in model.layers]
@@ -222,6 +226,16 @@ MODELS = {
     ),
     "Kandinsky5Transformer3DModel": Model(
         3, _visual, tokens.kandinsky5, tokens.none, ("Kandinsky5AttnProcessor",)
+    ),
+    "Kandinsky6Transformer3DModel": Model(
+        3, _video_of_fused, tokens.kandinsky6, tokens.none, ("Kandinsky6AttnProcessor",)
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Model(
+        3,
+        _two_streams,
+        tokens.hunyuan_video,
+        tokens.framepack_others,
+        ("HunyuanVideoAttnProcessor2_0",),
     ),
     "SkyReelsV2Transformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("SkyReelsV2AttnProcessor",)

@@ -65,6 +65,11 @@ def kandinsky5(model: Transformer, given: Given) -> Grid:
     return _patches(given["hidden_states"].shape[1:4], model.config.patch_size)
 
 
+def kandinsky6(model: Transformer, given: Given) -> Grid:
+    """Latents are `[B, T, Y, X, C]`; a reference is a frame of them."""
+    return _patches(given["hidden_states"].shape[1:4], model.config.patch_size)
+
+
 def ltx(model: Transformer, given: Given) -> Grid:
     """Latents are packed, `[B, T * Y * X, C]`; their sizes are separate arguments."""
     names = ("num_frames", "height", "width")
@@ -195,6 +200,22 @@ def two_texts_behind(model: Transformer, given: Given, grid: Grid | None) -> tup
 def hunyuan_video_15_text(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
     names = ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds")
     return 0, sum(given[name].shape[1] for name in names)
+
+
+def framepack_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
+    """History in three scales before the video, an image and text behind it; of a batch of one the
+    text without its padding."""
+    scales = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
+    history = 0
+    for name, scale in scales.items():
+        if given.get(name) is not None and given.get(f"indices_{name}") is not None:
+            frames, height, width = given[name].shape[2:]
+            # Each is padded at its end to whole patches, of 1x2x2 times the scale.
+            sizes = (frames, scale), (height, 2 * scale), (width, 2 * scale)
+            history += math.prod(-(-length // patch) for length, patch in sizes)
+    mask = given["encoder_attention_mask"]
+    text = int(mask.sum()) if mask.shape[0] == 1 else mask.shape[1]
+    return history, given["image_embeds"].shape[1] + text
 
 
 def z_image_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
