@@ -40,8 +40,7 @@ class Skip(Sparse):
             check_number("threshold", self.threshold, 0, MOST)
         if self.sparsity is not None and self.calibration is not None:
             check_number("sparsity", self.sparsity, 0, MOST)
-            own = self.calibration
-            measured = own if isinstance(own, Calibration) else Calibration.load(own)
+            measured = Calibration.of(self.calibration)
             measured.fit()  # raises here, not in a model's call, if no law fits the points
             object.__setattr__(self, "measured", measured)
 
