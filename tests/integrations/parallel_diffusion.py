@@ -3,6 +3,7 @@
 Each rank compares with the whole model, and writes a file of the cases that it passed.
 """
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -46,7 +47,13 @@ def even(tiny):
 
 
 def split(model, **options):
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=WORLD, **options))
+    # Helios' plan names each of the trained model's blocks.
+    plan = {
+        name: value for name, value in model._cp_plan.items()
+        if not (number := re.match(r"blocks\.(\d+)", name)) or int(number[1]) < len(model.blocks)
+    }  # fmt: skip
+    given = ContextParallelConfig(ulysses_degree=WORLD, **options)
+    model.enable_parallelism(config=given, cp_plan=plan)
 
 
 def context(name, first, **options):
@@ -131,6 +138,7 @@ CASES = {
     "qwen_image": lambda: context("qwen_image", "enable"),
     "minimax_h3": lambda: context("minimax_h3", "enable"),
     "flux, any length": lambda: context("flux", "enable", ulysses_anything=True),
+    "helios": lambda: context("helios", "enable", ulysses_anything=True),
     "methods": other_methods,
     "gradients": gradients,
     "ring": refused,

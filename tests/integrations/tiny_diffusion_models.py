@@ -20,6 +20,7 @@ MORE = {
     "kandinsky5": tiny_videos.kandinsky5,
     "kandinsky6": tiny_videos.kandinsky6,
     "framepack": tiny_videos.framepack,
+    "helios": tiny_videos.helios,
     "skyreels": tiny_videos.skyreels,
     "chronoedit": tiny_videos.chronoedit,
     "wan_animate": tiny_videos.wan_animate,

@@ -242,6 +242,44 @@ def framepack(layers=1, lengths=(TEXT, TEXT)):
     return made
 
 
+def helios(layers=2, **config):
+    """History in three scales before the video."""
+    model = diffusers.HeliosTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        rope_dim=(4, 6, 6),
+        **config,
+    )
+
+    def latents(frames):
+        return torch.randn(BATCH, 4, frames, 10, 12)
+
+    def indices(first, frames):
+        return torch.arange(first, first + frames).expand(BATCH, -1)
+
+    inputs = {
+        "hidden_states": latents(4),
+        "indices_hidden_states": indices(9, 4),
+        "latents_history_short": latents(2),
+        "indices_latents_history_short": indices(7, 2),
+        "latents_history_mid": latents(2),
+        "indices_latents_history_mid": indices(5, 2),
+        "latents_history_long": latents(5),
+        "indices_latents_history_long": indices(0, 5),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+    }
+    history = 2 * 30 + 1 * 3 * 3 + 2 * 2 * 2
+    name = "HeliosTransformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), history, True, layers, **VIDEO)
+
+
 def _wan_like(name, layers=2, **config):
     model = getattr(diffusers, name)(
         num_attention_heads=2,

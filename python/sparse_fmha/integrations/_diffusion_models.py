@@ -237,6 +237,14 @@ MODELS = {
         tokens.framepack_others,
         ("HunyuanVideoAttnProcessor2_0",),
     ),
+    "HeliosTransformer3DModel": Model(
+        3,
+        _first_attentions,
+        tokens.patched_video,
+        tokens.helios_others,
+        ("HeliosAttnProcessor",),
+        cut=SEQUENCE,
+    ),
     "SkyReelsV2Transformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("SkyReelsV2AttnProcessor",)
     ),

@@ -205,17 +205,29 @@ def hunyuan_video_15_text(model: Transformer, given: Given, grid: Grid | None) -
 def framepack_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
     """History in three scales before the video, an image and text behind it; of a batch of one the
     text without its padding."""
-    scales = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
-    history = 0
-    for name, scale in scales.items():
+    names = ("latents_clean", "latents_history_2x", "latents_history_4x")
+    history = _history(given, names)
+    mask = given["encoder_attention_mask"]
+    text = int(mask.sum()) if mask.shape[0] == 1 else mask.shape[1]
+    return history, given["image_embeds"].shape[1] + text
+
+
+def helios_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
+    """History in three scales before the video."""
+    names = ("latents_history_short", "latents_history_mid", "latents_history_long")
+    return _history(given, names), 0
+
+
+def _history(given: Given, names: tuple[str, ...]) -> int:
+    """Tokens of latents of the past, of scale 1, 2 and 4, that have indices."""
+    tokens = 0
+    for name, scale in zip(names, (1, 2, 4), strict=True):
         if given.get(name) is not None and given.get(f"indices_{name}") is not None:
             frames, height, width = given[name].shape[2:]
             # Each is padded at its end to whole patches, of 1x2x2 times the scale.
             sizes = (frames, scale), (height, 2 * scale), (width, 2 * scale)
-            history += math.prod(-(-length // patch) for length, patch in sizes)
-    mask = given["encoder_attention_mask"]
-    text = int(mask.sum()) if mask.shape[0] == 1 else mask.shape[1]
-    return history, given["image_embeds"].shape[1] + text
+            tokens += math.prod(-(-length // patch) for length, patch in sizes)
+    return tokens
 
 
 def z_image_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
