@@ -12,7 +12,16 @@ from torch import Tensor
 import sparse_fmha
 from sparse_fmha import _checks
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _attend, _groups, _masks, _slices, _transfers, _zigzag
+from sparse_fmha.distributed import (
+    _additions,
+    _attend,
+    _collectives,
+    _groups,
+    _masks,
+    _slices,
+    _transfers,
+    _zigzag,
+)
 
 
 @overload
@@ -117,7 +126,9 @@ def all_gather_kv(
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
             shapes are undefined behavior and may deadlock.
-        options: passed to the function, such as `scale`.
+        options: passed to the function, such as `scale`. `key_bias` `[B or 1, Hq or 1, keys of this
+            rank]` is sharded like k, and gathered; `row_threshold` is that of this rank's queries.
+            `sink` `[Hq]` is whole and equal on every rank, and so is its gradient.
 
     Returns:
         `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
@@ -145,9 +156,10 @@ def all_gather_kv(
         _checks.check_flag(name, flag)
     if causal and isinstance(mask, _masks.MASKS):
         raise ValueError("causal must not be given with a mask, which has its own causal")
-    flags = {"causal": int(causal), "zigzag": int(zigzag)}
+    flags = {"causal": int(causal), "zigzag": int(zigzag)} | _additions.sizes(options)
     q, k, v = cast_where_enabled(q, k, v)
     _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
+    _additions.check(options, q, k)
     if zigzag:
         _zigzag.check_even("q", q.shape[1])
         _zigzag.check_even("k", k.shape[1])
@@ -165,13 +177,21 @@ def all_gather_kv(
         _masks.check_rows(mask, length)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
+    if options.get("key_bias") is not None:
+        options["key_bias"] = _additions.gathered(
+            options["key_bias"], [k.shape[1]] * world, group, "all_gather_kv: key_bias", ordered
+        )
+    if options.get("sink") is not None:
+        options["sink"] = _collectives.shared(options["sink"], group, "all_gather_kv: sink")
+
     spread = _Spread(parts, spans, masks, tokens, tokens_kv, causal)
     _slices.check_slices(slices)
     if k.shape[2] % slices:
         raise ValueError(f"slices must divide the {k.shape[2]} heads of k, got {slices}")
     if slices == 1:
         # k and v in one message.
-        k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
+        both = torch.cat([k, v], 2)
+        k, v = _zigzag.gather(both, 1, group, world, ordered, "all_gather_kv: keys").chunk(2, 2)
         results = [spread.attend(k, v, slice(None), 1, attention, options)]
     else:
         heads, heads_kv = q.shape[2] // slices, k.shape[2] // slices
@@ -219,8 +239,12 @@ class _Spread:
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the function on some heads, given all of their keys; lse only if requested."""
         results: list[Any] = []
+        whole = slices * self.parts[0][:, :, heads].shape[2]
+        options = _additions.of_heads(options, range(whole)[heads])
+        first = 0
         for part, span, rows in zip(self.parts, self.spans, self.masks, strict=True):
             part = part[:, :, heads]
+            own, first = slice(first, first + part.shape[1]), first + part.shape[1]
             keys = self.tokens_kv
             if self.causal:
                 keys = _masks.visible_keys(span[1], self.tokens, self.tokens_kv)
@@ -229,7 +253,7 @@ class _Spread:
             seen_k, seen_v = k[:, :keys], v[:, :keys]
             if isinstance(rows, _masks.MASKS):
                 if slices > 1:
-                    rows = _masks.some_heads(rows, heads, slices * part.shape[2])
+                    rows = _masks.some_heads(rows, heads, whole)
             elif callable(rows):
                 rows = _masks.made(rows, part, seen_k)
                 if rows.causal != self.causal:
@@ -237,9 +261,10 @@ class _Spread:
                         f"mask(q, k) must return a mask with causal = {self.causal}, by which the "
                         f"keys are gathered, got {rows.causal}"
                     )
+            given = _additions.of_part(options, keys, own)
             if rows is None and self.causal:
-                options = options | {"causal": True}
-            results.append(_attend.attend(attention, part, seen_k, seen_v, rows, **options))
+                given["causal"] = True
+            results.append(_attend.attend(attention, part, seen_k, seen_v, rows, **given))
         if not options["return_lse"]:
             return torch.cat(results, 1) if len(results) > 1 else results[0], None
         outs, lses = zip(*results, strict=True)

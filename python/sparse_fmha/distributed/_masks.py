@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from sparse_fmha.distributed import _head_order
 from sparse_fmha.masks import block_fields, stripe_mask
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -73,17 +74,16 @@ def with_tensors(
     )
 
 
-def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
+def heads(mask: Mask, own: Sequence[int], whole: int) -> Mask:
     """The mask of one rank's heads; unchanged if it is for all heads or has only these."""
-    listed, local = mask.counts.shape[1], whole // world
-    if listed in (1, local):
+    listed = mask.counts.shape[1]
+    if listed == whole > 1:
+        return with_tensors(mask, lambda lists: _head_order.taken(lists, own, 1))
+    if listed in (1, len(own)):
         return mask
-    if listed != whole:
-        raise ValueError(
-            f"mask must have lists for 1 head, q's {whole} or the {local} of this rank, got "
-            f"{listed}"
-        )
-    return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
+    raise ValueError(
+        f"mask must have lists for 1 head, q's {whole} or the {len(own)} of this rank, got {listed}"
+    )
 
 
 def some_heads(mask: Mask, chosen: slice, heads: int) -> Mask:
