@@ -18,7 +18,7 @@ KEYS, ROWS, SINK = "key_bias", "row_threshold", "sink"
 
 def sizes(options: Mapping[str, Any]) -> dict[str, int]:
     """What ranks must have in common, as numbers; 0 of what is not given."""
-    found = {}
+    found: dict[str, int] = {}
     for name in (KEYS, ROWS, SINK):
         given = options.get(name)
         shape = tuple(given.shape[:2]) if isinstance(given, Tensor) else ()

@@ -60,6 +60,12 @@ def name_of(group: dist.ProcessGroup) -> str:
     return name
 
 
+def of_name(name: str) -> dist.ProcessGroup:
+    """The group of that name."""
+    found: dist.ProcessGroup = dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+    return found
+
+
 def all_gather(
     whole: Tensor, part: Tensor, group: dist.ProcessGroup, **options: bool
 ) -> dist.Work | None:

@@ -171,16 +171,16 @@ def pass_kv(
     if steps is not None:
         _checks.check_int("steps", steps, 1)
     scale = _checks.finite("scale", scale)
-    plan = mask if isinstance(mask, KeyPlan) else None
+    plan, lists = (mask, None) if isinstance(mask, KeyPlan) else (None, mask)
     if plan is not None:
         if any(x is not None for x in (shards, key_shards, steps)):
             raise ValueError("shards, key_shards and steps must not be given with a plan")
         shards, key_shards = plan.shards, plan.key_shards
-    elif mask is not None and not isinstance(mask, _masks.MASKS):
+    elif lists is not None and not isinstance(lists, _masks.MASKS):
         raise TypeError(
             f"mask must be a BlockMask, a StripeMask or a KeyPlan, got {type(mask).__name__}"
         )
-    elif mask is not None and torch.compiler.is_compiling():
+    elif lists is not None and torch.compiler.is_compiling():
         raise NotImplementedError(
             "mask must be a KeyPlan inside torch.compile; call plan_kv(mask) outside"
         )
@@ -191,7 +191,7 @@ def pass_kv(
     _groups.check_local(q=q, k=k, v=v)
     added = {"key_bias": key_bias, "row_threshold": row_threshold, "sink": sink}
     if validate:
-        kind = _masks.kind(mask) if plan is None else plan.kind
+        kind = _masks.kind(lists) if plan is None else plan.kind
         flags = {"causal": int(causal), "kind of mask": kind, "steps": steps or 0}
         flags |= _additions.sizes(added)
         lengths = _agreement.lengths(q, k, flags, (shards, key_shards), group, world)
@@ -205,8 +205,8 @@ def pass_kv(
             _agreement.check_own(name, x, given, rank)
     _checks.check_qkv(q, k, v, axes=(1,))
     _additions.check(added, q, k)
-    if mask is not None and plan is None:
-        plan = plan_kv(mask, shards, key_shards=key_shards, steps=steps, group=group)
+    if lists is not None:
+        plan = plan_kv(lists, shards, key_shards=key_shards, steps=steps, group=group)
     out, lse = _pass_ops.call(
         q, k, v, key_bias, row_threshold, skipping.threshold_of(skip_threshold, q, counted=False),
         plan, shards, key_shards, steps, causal, scale, group,

@@ -75,7 +75,7 @@ def _way(
     tokens: int, keys: int, plan: str, shards: Sequence[int], key_shards: Sequence[int],
     steps: int, causal: bool, scale: float | None, group: str,
 ) -> Pass:  # fmt: skip
-    ranks = dist.distributed_c10d._resolve_process_group(group)
+    ranks = _groups.of_name(group)
     rank, world = dist.get_rank(ranks), dist.get_world_size(ranks)
     if plan:
         return Pass(_key_plan.named(plan).steps, ranks, scale)

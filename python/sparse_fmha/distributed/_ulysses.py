@@ -193,7 +193,8 @@ def ulysses(
 
     exchange = HeadExchange(group, rank, world, under_compute=slices > 1)
     together = parts[0] == parts[1]
-    outs = _slices.ulysses(q, k, v, call, exchange, tuple(map(_uneven, parts)), together, slices)
+    uneven = _uneven(parts[0]), _uneven(parts[1])
+    outs = _slices.ulysses(q, k, v, call, exchange, uneven, together, slices)
     out, *lse = (_head_order.taken(x, order.back, 2) for x in outs)
     return (out, lse[0]) if return_lse else out
 
