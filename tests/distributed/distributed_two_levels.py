@@ -33,8 +33,11 @@ def two_levels_of_ranks(ranks):
     check(mesh, qkv(), causal=True, hosts=sd.Shards.zigzag(LENGTH, 2))
     check(mesh, qkv(), block_mask(2, 8, causal=True), sd.Shards.zigzag(LENGTH, 2, 64))
     check(mesh, qkv(), stripe_mask(1, 1), slices=2)
-    with pytest.raises(NotImplementedError, match="slices must be 1 with lists for several heads"):
-        sd.two_levels(*(ranks.part(x) for x in qkv()), block_mask(2, 8), mesh=mesh, slices=2)
+    order = [4, 5, 2, 3, 0, 1, 6, 7]
+    check(mesh, qkv(), block_mask(2, 8), slices=2, head_order=order)
+    plan = sd.plan_kv(block_mask(1, 4), group=mesh.get_group(0))
+    with pytest.raises(ValueError, match="a plan of lists for 1 head or the 2 of this call, got 4"):
+        sd.two_levels(*(ranks.part(x) for x in qkv()), plan, mesh=mesh, slices=2)
     mask = block_mask(1, 1)
     plan = sd.plan_kv(mask, group=mesh.get_group(0))
     out = sd.two_levels(*(ranks.part(x) for x in qkv()), plan, mesh=mesh)

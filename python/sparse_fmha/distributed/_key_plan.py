@@ -28,6 +28,7 @@ class KeyPlan:
         shards: the tokens of each rank.
         key_shards: the keys of each rank.
         received: for each step, the number of keys that come from each rank.
+        heads: for how many heads there are lists.
         name: by which the ops of `pass_kv` find it.
     """
 
@@ -35,6 +36,7 @@ class KeyPlan:
     key_shards: Shards
     steps: tuple[Step, ...]
     kind: int
+    heads: int
     name: str = field(default_factory=lambda: f"plan {next(_numbers)}")
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ def plan_kv(
         # All ranks must call a collective, so they agree on which steps there are.
         if any(arrives[other][(other - far) % world] for other in range(world) for far in distance):
             found.append(_step(cut, buffer, tuple(sent), received))
-    return KeyPlan(shards, key_shards, tuple(found), _masks.kind(mask))
+    return KeyPlan(shards, key_shards, tuple(found), _masks.kind(mask), mask.counts.shape[1])
 
 
 def named(name: str) -> KeyPlan:

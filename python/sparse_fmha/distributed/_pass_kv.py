@@ -205,6 +205,11 @@ def pass_kv(
             _agreement.check_own(name, x, given, rank)
     _checks.check_qkv(q, k, v, axes=(1,))
     _additions.check(added, q, k)
+    if plan is not None and plan.heads not in (1, q.shape[2]):
+        raise ValueError(
+            f"mask must be a plan of lists for 1 head or the {q.shape[2]} of this call, got "
+            f"{plan.heads}"
+        )
     if lists is not None:
         plan = plan_kv(lists, shards, key_shards=key_shards, steps=steps, group=group)
     out, lse = _pass_ops.call(

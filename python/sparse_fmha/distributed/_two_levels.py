@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +54,7 @@ def two_levels(
         mesh: two dimensions: hosts, and the ranks of a host, such as `mesh["hosts", "ranks"]`.
         shards: the tokens of each host; default even. `shards.split(n)` are the tokens of all
             ranks, for `shard`.
-        slices: see `ulysses`; 1 with a mask that has lists for several heads.
+        slices: see `ulysses`; 1 with a plan of lists for several heads.
         head_order: see `ulysses`, for the ranks of a host.
         causal, steps, scale, key_bias, row_threshold, sink, skip_threshold, return_lse, validate:
             see `pass_kv`.
@@ -63,8 +64,7 @@ def two_levels(
 
     Raises:
         ValueError: a mesh of another number of dimensions; else see `ulysses` and `pass_kv`.
-        NotImplementedError: slices with lists for several heads; else see `ulysses`.
-        TypeError, RuntimeError: see `ulysses` and `pass_kv`.
+        TypeError, RuntimeError, NotImplementedError: see `ulysses` and `pass_kv`.
     """
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")
@@ -72,16 +72,23 @@ def two_levels(
         raise ValueError(f"mesh must have two dimensions, hosts and ranks, got {mesh.ndim}")
     across, within = (mesh.get_group(dim) for dim in range(2))
     _, rank, world = _groups.resolve(within)
-    if isinstance(mask, _masks.MASKS):
-        order = _head_order.checked(head_order, q.shape[2], k.shape[2], world)
-        mask = _masks.heads(mask, order.of_rank(rank, world)[0], q.shape[2])
-        if slices > 1 and mask.counts.shape[1] > 1:
-            raise NotImplementedError("slices must be 1 with lists for several heads, got more")
     options: dict[str, Any] = {
         "causal": causal, "shards": shards, "steps": steps, "scale": scale, "validate": validate,
-        "skip_threshold": skip_threshold,
+        "skip_threshold": skip_threshold, "group": across,
     }  # fmt: skip
-    attention = functools.partial(pass_kv, mask=mask, group=across, **options)
+    attention: Callable[..., Any] = functools.partial(pass_kv, mask=mask, **options)
+    if isinstance(mask, _masks.MASKS):
+        order = _head_order.checked(head_order, q.shape[2], k.shape[2], world)
+        lists = _masks.heads(mask, order.of_rank(rank, world)[0], q.shape[2])
+        numbers = itertools.count()  # of the slices, which are computed one after the other
+
+        def attention_of_lists(q: Tensor, k: Tensor, v: Tensor, **added: Any) -> Any:
+            heads = q.shape[2]
+            first = next(numbers) * heads
+            some = _masks.some_heads(lists, slice(first, first + heads), slices * heads)
+            return pass_kv(q, k, v, some, **options, **added)
+
+        attention = attention_of_lists
     return ulysses(
         q, k, v, attention, group=within, slices=slices, head_order=head_order,
         return_lse=return_lse, validate=validate, key_bias=key_bias, row_threshold=row_threshold,
