@@ -125,9 +125,12 @@ def bytes_sent(ranks):
 @case(2)
 def compiled_in_one_graph(ranks):
     parts = [ranks.part(x) for x in qkv()]
+    added = {"key_bias": ranks.part(torch.zeros(1, 1, LENGTH), 2), "sink": torch.zeros(8)}
+    mesh = init_device_mesh("cpu", (2, 1))
     for call, options in (
-        (sd.ulysses, {"causal": True}),
-        (sd.all_gather_kv, {"causal": True, "zigzag": True}),
+        (sd.ulysses, {"causal": True, "head_order": [4, 5, 6, 7, 0, 1, 2, 3]} | added),
+        (sd.all_gather_kv, {"causal": True, "zigzag": True} | added),
+        (sd.two_levels, {"causal": True, "mesh": mesh}),
     ):
         run = functools.partial(call, validate=False, return_lse=True, **options)
         compiled = torch.compile(run, fullgraph=True, backend="eager")
@@ -161,3 +164,13 @@ def pass_kv_compiled_in_one_graph(ranks):
     compiled = torch.compile(sd.pass_kv, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"mask must be a KeyPlan inside torch\.compile"):
         compiled(*parts, block_mask(), validate=False)
+
+
+@case(2)
+def pass_kv_ops_are_what_they_say(ranks):
+    q, k, v = (ranks.part(x) for x in qkv(batch=1))
+    own = torch.stack([k, v], 2).movedim(1, 0)
+    bias = ranks.part(torch.zeros(1, 1, LENGTH), 2)
+    leaves = [x.requires_grad_() for x in (q, own, bias)]
+    way = (*leaves, None, None, "", [], [], 0, True, None, dist.group.WORLD.group_name)
+    torch.library.opcheck(torch.ops.sparse_fmha.pass_kv_fwd.default, way)
