@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -40,18 +39,11 @@ def gathered(
     x: Tensor, lengths: Sequence[int], group: dist.ProcessGroup, name: str, zigzag: bool = False
 ) -> Tensor:
     """Numbers `[B or 1, H or 1, tokens]` of the tokens of all ranks, in the order of k's."""
-    world = len(lengths)
     if zigzag:
-        return _zigzag.gather(x, 2, group, world, zigzag, name)
-    most = max(lengths)
-    part = x.movedim(2, 0)
-    if part.shape[0] < most:
-        part = torch.cat([part, part.new_zeros(most - part.shape[0], *part.shape[1:])])
-    whole = _collectives.all_gather(part, group, world, name)
-    if min(lengths) < most:
-        parts = zip(whole.split(most), lengths, strict=True)
-        whole = torch.cat([part[:length] for part, length in parts])
-    return whole.movedim(0, 2)
+        return _zigzag.gather(x, 2, group, len(lengths), zigzag, name)
+    part = _collectives.padded(x.movedim(2, 0), lengths)
+    whole = _collectives.all_gather(part, group, len(lengths), name)
+    return _collectives.trimmed(whole, lengths).movedim(0, 2)
 
 
 def of_heads(options: Mapping[str, Any], heads: Sequence[int]) -> dict[str, Any]:

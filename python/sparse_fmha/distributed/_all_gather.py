@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, overload
 
 import torch
@@ -100,20 +101,20 @@ def all_gather_kv(
     sequence. Any number of heads is allowed.
 
     Args:
-        q: `[B, Lq / world, Hq, D]`, the same number of tokens on each rank. Rank r has the Lq /
-            world tokens from r * Lq / world; with `zigzag` it has chunks r and 2 * world - 1 - r of
-            2 * world, as made by `zigzag_shard`. For dtypes, strides and D see
+        q: `[B, tokens of this rank, Hq, D]`. Rank after rank has its tokens of the sequence, as
+            many as it has in q, also none. With `zigzag` each has as many, chunks r and 2 * world -
+            1 - r of 2 * world, as made by `zigzag_shard`. For dtypes, strides and D see
             `sparse_fmha.attention`.
-        k: `[B, Lkv / world, Hkv, D]`, in the same order.
+        k: `[B, keys of this rank, Hkv, D]`, in the same order.
         v: like k.
         attention: the function to run on parts of the queries and the keys that they may see,
             called as `attention(q, k, v, **options)`, or `attention(q, k, v, mask, **options)` with
             a mask. The default depends on the mask: `attention`, `block_sparse_attention` or
             `stripe_attention` of sparse_fmha.
         mask: a mask of the whole sequence, the same on every rank; its rows are sliced here. The
-            parts (the chunks, with `zigzag`) must be multiples of its block_q. Or a function that
-            makes a mask from a part of the queries and the keys, for selection by scores. It is
-            called for each part, with the keys that `causal` lets the part see.
+            parts (the chunks, with `zigzag`) must start at multiples of its block_q. Or a function
+            that makes a mask from a part of the queries and the keys, for selection by scores. It
+            is called for each part, with the keys that `causal` lets the part see.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own flag; a mask
             made by a function must have the same value.
         zigzag: tokens are in the order that balances causal work over the ranks.
@@ -131,9 +132,10 @@ def all_gather_kv(
             `sink` `[Hq]` is whole and equal on every rank, and so is its gradient.
 
     Returns:
-        `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as returned by the function. In the backward pass each rank
-        computes gradients of all keys and values, which a reduce-scatter adds in fp32.
+        `out`, `[B, tokens of this rank, Hq, D]`, contiguous, in q's order; with `return_lse` also
+        `lse`, `[B, tokens of this rank, Hq]` in fp32, as returned by the function. In the backward
+        pass each rank computes gradients of all keys and values, which a reduce-scatter adds in
+        fp32.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
@@ -158,44 +160,57 @@ def all_gather_kv(
         raise ValueError("causal must not be given with a mask, which has its own causal")
     flags = {"causal": int(causal), "zigzag": int(zigzag)} | _additions.sizes(options)
     q, k, v = cast_where_enabled(q, k, v)
-    _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
+    lengths = _groups.check_inputs(
+        q, k, v, mask, flags, group, world, validate, any_lengths=not zigzag
+    )
     _additions.check(options, q, k)
     if zigzag:
         _zigzag.check_even("q", q.shape[1])
         _zigzag.check_even("k", k.shape[1])
     options["return_lse"] = return_lse
 
-    tokens, tokens_kv = q.shape[1] * world, k.shape[1] * world
+    of_queries, of_keys = ([row[place] for row in lengths] for place in (0, 1))
     # Key order matters only for a causal mask or for lists, which refer to keys by position.
     ordered = zigzag and (causal or mask is not None)
-    parts = q.chunk(2, 1) if ordered else (q,)
-    length = parts[0].shape[1]
-    numbers = (rank, 2 * world - 1 - rank) if ordered else (rank,)
-    spans = [(n * length, (n + 1) * length) for n in numbers]
+    parts: Sequence[Tensor] = (q,)
+    numbers = [rank]
+    if ordered:
+        parts, numbers = q.chunk(2, 1), [rank, 2 * world - 1 - rank]
+        of_queries = [parts[0].shape[1]] * (2 * world)
+    edges = [0, *accumulate(of_queries)]
+    spans = [(edges[n], edges[n + 1]) for n in numbers]
     masks = [mask for _ in spans]
     if isinstance(mask, _masks.MASKS):
-        _masks.check_rows(mask, length)
+        _masks.check_starts(mask, of_queries)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
     if options.get("key_bias") is not None:
         options["key_bias"] = _additions.gathered(
-            options["key_bias"], [k.shape[1]] * world, group, "all_gather_kv: key_bias", ordered
+            options["key_bias"], of_keys, group, "all_gather_kv: key_bias", ordered
         )
     if options.get("sink") is not None:
         options["sink"] = _collectives.shared(options["sink"], group, "all_gather_kv: sink")
 
-    spread = _Spread(parts, spans, masks, tokens, tokens_kv, causal)
+    spread = _Spread(parts, spans, masks, sum(of_queries), sum(of_keys), causal)
     _slices.check_slices(slices)
     if k.shape[2] % slices:
         raise ValueError(f"slices must divide the {k.shape[2]} heads of k, got {slices}")
+
+    def in_order(whole: Tensor) -> Tensor:
+        if ordered:
+            return _zigzag.in_order(whole, world)
+        return _collectives.trimmed(whole, of_keys)
+
     if slices == 1:
         # k and v in one message.
-        both = torch.cat([k, v], 2)
-        k, v = _zigzag.gather(both, 1, group, world, ordered, "all_gather_kv: keys").chunk(2, 2)
+        part = _collectives.padded(torch.cat([k, v], 2).movedim(1, 0), of_keys)
+        whole = _collectives.all_gather(part, group, world, "all_gather_kv: keys")
+        k, v = in_order(whole).movedim(0, 1).chunk(2, 2)
         results = [spread.attend(k, v, slice(None), 1, attention, options)]
     else:
         heads, heads_kv = q.shape[2] // slices, k.shape[2] // slices
-        both = torch.stack([k, v], 2).movedim(1, 0)  # [L / world, B, 2, Hkv, D]
+        # [tokens, B, 2, Hkv, D]
+        both = _collectives.padded(torch.stack([k, v], 2).movedim(1, 0), of_keys)
 
         def start(piece: int) -> _transfers.Transfer:
             part = both[:, :, :, piece * heads_kv : (piece + 1) * heads_kv]
@@ -205,7 +220,7 @@ def all_gather_kv(
         coming = start(0)
         for piece in range(slices):
             arrived, coming = coming, start(piece + 1) if piece + 1 < slices else coming
-            whole = _zigzag.in_order(arrived.wait(), world) if ordered else arrived.wait()
+            whole = in_order(arrived.wait())
             seen_k, seen_v = whole.movedim(0, 1).unbind(2)
             chosen = slice(piece * heads, (piece + 1) * heads)
             results.append(spread.attend(seen_k, seen_v, chosen, slices, attention, options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,23 @@ def all_gather(part: Tensor, group: dist.ProcessGroup, world: int, name: str) ->
     if derivatives.requires_grad(part):
         return _AllGather.apply(part, group, world, name)  # type: ignore[no-any-return, no-untyped-call]
     return _all_gather(part, group, world, name)
+
+
+def padded(part: Tensor, lengths: Sequence[int]) -> Tensor:
+    """This rank's part, as long as the longest along the first dimension."""
+    missing = max(lengths) - part.shape[0]
+    if not missing:
+        return part
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+
+
+def trimmed(whole: Tensor, lengths: Sequence[int]) -> Tensor:
+    """What `all_gather` made of the ranks' padded parts, without what was added."""
+    most = max(lengths)
+    if min(lengths) == most:
+        return whole
+    parts = zip(whole.split(most), lengths, strict=True)
+    return torch.cat([part[:length] for part, length in parts])
 
 
 def shared(x: Tensor, group: dist.ProcessGroup, name: str) -> Tensor:

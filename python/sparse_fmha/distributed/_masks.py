@@ -96,17 +96,20 @@ def some_heads(mask: Mask, chosen: slice, heads: int) -> Mask:
     return with_tensors(mask, lambda lists: lists[:, chosen])
 
 
-def check_rows(mask: Mask, rows: int) -> None:
-    """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
-    if rows % mask.block_q and rows != mask.q_len:
-        raise ValueError(
-            "the queries of each part (with zigzag each half of one) must be a multiple of the "
-            f"mask's block_q = {mask.block_q}, got {rows}; pad the sequence"
-        )
+def check_starts(mask: Mask, lengths: Sequence[int]) -> None:
+    """Checks that parts of so many queries split no block; the result is the same on every rank."""
+    start = 0
+    for length in lengths:
+        if length and start % mask.block_q:
+            raise ValueError(
+                "the queries of each part (with zigzag each half of one) must start at a multiple "
+                f"of the mask's block_q = {mask.block_q}, got {start}; pad the sequence"
+            )
+        start += length
 
 
 def query_rows(mask: Mask, start: int, stop: int) -> Mask:
-    """The mask of query rows [start, stop), already checked by `check_rows`.
+    """The mask of query rows [start, stop), already checked by `check_starts`.
 
     A causal mask is aligned to its last key, so it ends at the last key that row stop - 1 may see:
     its `kv_len` is the number of keys to pass. Later blocks and keys stay in the lists, but are
