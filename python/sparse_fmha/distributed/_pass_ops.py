@@ -169,7 +169,7 @@ def call(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out and lse of this rank's queries; without shards each rank has as many tokens."""
     # A message is some of the first dimension.
-    own = torch.stack([k, v], 2).movedim(1, 0)
+    own = torch.stack([k.movedim(1, 0), v.movedim(1, 0)], 2)
     where = ("", encoded(shards), encoded(key_shards)) if plan is None else (plan.name, [], [])
     return torch.ops.sparse_fmha.pass_kv_fwd(  # type: ignore[no-any-return]
         q, own, key_bias, row_threshold, skip_threshold, *where, steps or 0, causal, scale,
