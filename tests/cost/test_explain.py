@@ -242,6 +242,24 @@ def test_errors():
         explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")
 
 
+def fused_rows():
+    wanted = ("sm90", "backward_fused")
+    return [row for row in sparse_fmha.kernels() if (row["arch"], row["pass"]) == wanted]
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.skipif(not fused_rows(), reason="this build has no kernels of Hopper")
+def test_the_kernel_of_all_gradients_is_named(dim):
+    q = torch.randn(1, 40, 4, dim, dtype=torch.bfloat16).requires_grad_()
+    found = explain(sparse_fmha.attention, q, q, q, arch="sm90")
+    if dim == 256:
+        assert found.fused_kernel is None
+        assert "results repeat bitwise" in str(found)
+    else:
+        assert found.fused_kernel == f"sm90_backward_fused_dense_bfloat16_d{dim}"
+        assert f"all gradients by {found.fused_kernel}" in str(found)
+
+
 def test_kernels_of_the_backward():
     q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
     assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))

@@ -220,11 +220,15 @@ def backward_error(name: str, head_dim: int, dtype, device: str = "cuda") -> flo
     out, lse = case.forward(arguments)
     dout = torch.randn_like(out)
     has_dkv = case.mechanism != "stripe" or device == "cpu"
-    found = case.backward(arguments, out, lse, dout, need_dkv=has_dkv)
+    founds = [
+        case.backward(arguments, out, lse, dout, need_dkv=has_dkv, deterministic=deterministic)
+        for deterministic in (False, True)
+    ]
     there = {n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
     expected = gradient_oracle.gradients(case.mechanism, there, dout.cpu(), None)
     errors = [
         ((found[n].cpu().double() - exact).norm() / exact.norm()).item()
+        for found in founds
         for n, exact in expected.items()
         if n == "q" or has_dkv
     ]

@@ -54,6 +54,23 @@ def test_only_what_needs_gradients_is_computed(name):
 
 
 @names
+@pytest.mark.parametrize("wanted", [False, True])
+def test_whether_bits_may_vary_is_what_held_in_the_forward_pass(name, wanted):
+    arguments = CASES[name].arguments()
+    arguments["q"].requires_grad_()
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(wanted)
+        out, _ = CASES[name].forward(arguments)
+        torch.use_deterministic_algorithms(not wanted)
+        with backward_calls() as calls:
+            out.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert calls[0]["deterministic"] is wanted
+
+
+@names
 def test_outputs_without_a_gradient_have_none(name):
     arguments = CASES[name].arguments()
     tensors = [arguments[n].requires_grad_() for n in inputs(arguments)]

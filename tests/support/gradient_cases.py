@@ -160,6 +160,8 @@ CASES = {
 LARGE = {  # several tiles on every axis
     "dense": Case("fmha", (333,), heads=4, heads_kv=2, batch=2),
     "dense, more keys": Case("fmha", (130,), kv=(517,)),
+    "dense, a negative scale": Case("fmha", (200,), scale=-0.1),
+    "dense, a scale of 0": Case("fmha", (200,), scale=0.0),
     "causal": Case("fmha", (400,), plain(causal=True), heads=4, heads_kv=2),
     "causal, more keys": Case("fmha", (150,), plain(causal=True), kv=(411,), heads=3, heads_kv=3),
     "causal, rows without keys": Case("fmha", (411,), plain(causal=True), kv=(150,)),

@@ -36,6 +36,7 @@ class Explanation:
     notes: tuple[str, ...]
     dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
     dkv_kernel: str | None  # the same for k and v
+    fused_kernel: str | None  # what finds all of them at once where bits may vary; None: nothing
     needs_gradients: bool  # q, k or v require a gradient
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
     # What shares the keys of a decode call: splits, or on a GPU without fixed ones thread blocks.
@@ -86,7 +87,12 @@ class Explanation:
         if missing:
             return f"backward: no kernel for {missing}, so asking for it raises"
         found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
-        return f"backward: {found}; no atomics, so results repeat bitwise"
+        if self.fused_kernel is None:
+            return f"backward: {found}; no atomics, so results repeat bitwise"
+        return (
+            f"backward: all gradients by {self.fused_kernel}, which adds dq up in an order that "
+            f"varies; under torch.use_deterministic_algorithms {found}"
+        )
 
     def why_not(self) -> str:
         """Lists the other kernels of the mechanism and architecture, one per line, with reasons."""
@@ -241,6 +247,7 @@ def _choose(
         notes=notes,
         dq_kernel=None if decodes else name_of(smallest(rows_of("backward_dq"))),
         dkv_kernel=None if decodes else name_of(smallest(rows_of("backward_dkv"))),
+        fused_kernel=None if decodes else name_of(smallest(rows_of("backward_fused"))),
         needs_gradients=needs_gradients,
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,

@@ -143,7 +143,9 @@ def _in_order(cache: Tensor, pages: _Pages) -> Tensor:
     rows = rows.view(len(pages.order), -1, *cache.shape[2:])
     end = pages.keys_before(pages.lengths[:, None])
     behind = end + torch.arange(BLOCK, device=cache.device)
-    rows[torch.arange(len(rows), device=cache.device)[:, None], behind] = 0
+    # Assigning a number would copy it from the host, which no graph may capture.
+    own = torch.arange(len(rows), device=cache.device)[:, None]
+    rows.index_put_((own, behind), rows.new_zeros(()))
     return rows
 
 

@@ -38,46 +38,57 @@ struct AddDq {
     issue_mma<false, Traits::kTileK / 16>(Mma{}, a, b, sums);
   }
 
-  // Adds the columns from part * kDqColumns on. The copy runs on while the warpgroup computes.
+  // Adds the columns from part * kDqColumns on.
   template <class Sums>
   __device__ __forceinline__ void add(Sums const& sums, int part, State const& state) const {
-    bool const leads = threadIdx.x % 128 == 0;
-    float4* const slab = smem.slabs[Traits::kDqByConsumers ? part : 0];
-    if (leads) {
-      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // the copy of the last sums
-    }
-    sync(part);
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(sums); i += 4) {
-      slab[i / 4 * 128 + threadIdx.x % 128] =
-          make_float4(sums(i), sums(i + 1), sums(i + 2), sums(i + 3));
-    }
-    cutlass::arch::fence_view_async_shared();
-    sync(part);
     int const first = part * Traits::kDqColumns;
-    int const columns = min(Traits::kDqColumns, params.dq.head_dim - first);
-    if (leads && columns > 0) {
-      int64_t const tile = geometry.query_tile(smem.source(state));
-      float4* const to = params.dq.data + (tile * params.dq.head_dim + first) / 8 * 128;
-      asm volatile(
-          "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
-          "cp.async.bulk.commit_group;" ::"l"(to),
-          "r"(cute::cast_smem_ptr_to_uint(slab)), "r"(columns / 8 * kGroupBytes)
-          : "memory");
-    }
-  }
-  // Shared memory must outlive the copies that read it.
-  __device__ __forceinline__ void finish() const {
-    if (threadIdx.x % 128 == 0) {
-      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    int64_t const tile = geometry.query_tile(smem.source(state));
+    float4* const to = params.dq.data + (tile * params.dq.head_dim + first) / 8 * kGroup;
+    if constexpr (Traits::kDqByConsumers) {
+      copy(sums, part, to, params.dq.head_dim - first);
+    } else {
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(sums); i += 4) {
+        if (first + AccumulatorPosition::column_of(i) < params.dq.head_dim) {
+          asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + i / 4 * kGroup +
+                                                                             threadIdx.x % 128),
+                       "f"(sums(i)), "f"(sums(i + 1)), "f"(sums(i + 2)), "f"(sums(i + 3))
+                       : "memory");
+        }
+      }
     }
   }
 
  private:
-  static constexpr int kGroupBytes = 128 * sizeof(float4);  // of eight columns
-  static constexpr int kFirstBarrier = 1 + Traits::kConsumers;
+  static constexpr int kGroup = 128;  // numbers of four that hold eight columns
+
+  // By way of shared memory, because the consumer would wait for its own reductions.
+  template <class Sums>
+  __device__ __forceinline__ void copy(Sums const& sums, int part, float4* to, int columns) const {
+    bool const leads = threadIdx.x % 128 == 0;
+    float4* const slab = smem.slabs[part];
+    if (leads) {
+      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // the copy before
+    }
+    sync(part);
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(sums); i += 4) {
+      slab[i / 4 * kGroup + threadIdx.x % 128] =
+          make_float4(sums(i), sums(i + 1), sums(i + 2), sums(i + 3));
+    }
+    cutlass::arch::fence_view_async_shared();
+    sync(part);
+    if (leads && columns > 0) {
+      int const groups = min(Traits::kDqColumns, columns) / 8;
+      asm volatile(
+          "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+          "cp.async.bulk.commit_group;" ::"l"(to),
+          "r"(cute::cast_smem_ptr_to_uint(slab)), "r"(groups * kGroup * int{sizeof(float4)})
+          : "memory");
+    }
+  }
   static __device__ __forceinline__ void sync(int part) {
-    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + (Traits::kDqByConsumers ? part : 0));
+    cutlass::arch::NamedBarrier::sync(128, 1 + Traits::kConsumers + part);
   }
 };
 

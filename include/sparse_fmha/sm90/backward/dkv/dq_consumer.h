@@ -20,7 +20,6 @@ struct DqConsumer {
     while (true) {
       auto const work = smem.work.get(state_work);
       if (work.tile.batch < 0) {
-        dq.finish();
         return;
       }
       int const steps = geometry.steps(work).count;

@@ -45,9 +45,9 @@ struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
   // step's queries have been released.
   typename Geometry::Source sources[2][Traits::kStages];
   Ring<Traits::kStages> ring_grads;
-  // Sums on their way to memory, of each warpgroup that computes dQ.
-  alignas(128)
-      float4 slabs[Traits::kDqByConsumers ? Traits::kConsumers : 1][64 * Traits::kDqColumns / 4];
+  // Sums on their way to memory, of each consumer that computes dQ.
+  static constexpr int kSlab = Traits::kDqByConsumers ? 64 * Traits::kDqColumns / 4 : 1;
+  alignas(128) float4 slabs[Traits::kConsumers][kSlab];
 
   __device__ __forceinline__ typename Geometry::Source& source(
       RingState<Traits::kStages> const& state) {

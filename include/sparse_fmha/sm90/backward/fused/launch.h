@@ -17,7 +17,7 @@ void launch_fused(FmhaProblem const& given, ExecutionContext const& context) {
   device::round_query_sums(problem, context);
 }
 
-// A consumer has registers for its columns of dQ at head dim 64 only beside half of the rows.
+// Measured: at head dim 64 a warpgroup for dQ alone is faster; at 128 it leaves too few registers.
 template <class Config>
 inline constexpr QueryGradient kDq =
     Config::kHeadDim == 128 ? QueryGradient::kByConsumers : QueryGradient::kByWarpgroup;
