@@ -65,20 +65,21 @@ def backward(
     dout, dlse, q, out, lse = of_rows
     tensors = dout, dlse, q, *of_keys, out, lse
     ops, mask, (bias, threshold, _) = torch.ops.sparse_fmha, piece.mask, added
+    flags = *needs, torch.are_deterministic_algorithms_enabled()
     try:
         if isinstance(mask, BlockMask):
             return ops.block_sparse_bwd(  # type: ignore[no-any-return]
                 *tensors, mask.counts, mask.indices, mask.partial_counts, mask.partial_indices,
                 mask.partial_bits, mask.block_q, mask.block_kv, mask.causal, scale, bias, threshold,
-                *needs,
+                *flags,
             )  # fmt: skip
         if isinstance(mask, StripeMask):
             return ops.stripe_bwd(  # type: ignore[no-any-return]
                 *tensors, mask.columns, mask.counts, mask.range_starts, mask.range_counts,
-                mask.block_q, mask.range_size, mask.causal, scale, bias, threshold, *needs,
+                mask.block_q, mask.range_size, mask.causal, scale, bias, threshold, *flags,
             )  # fmt: skip
         return ops.fmha_bwd(  # type: ignore[no-any-return]
-            *tensors, piece.causal, scale, bias, *needs
+            *tensors, piece.causal, scale, bias, *flags
         )
     except RuntimeError as error:
         raise errors.typed(error) from None
