@@ -44,15 +44,18 @@ Arch arch_of(Tensor const& q) {
   return arch;
 }
 
+KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+  return {arch_of(q),
+          pass,
+          problem.dtype,
+          problem.head_dim,
+          static_cast<int32_t>(problem.sparsity.index()),
+          problem.skip_threshold != nullptr,
+          problem.key_bias.data != nullptr};
+}
+
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
-  KernelKey const key = {arch_of(q),
-                         pass,
-                         problem.dtype,
-                         problem.head_dim,
-                         static_cast<int32_t>(problem.sparsity.index()),
-                         problem.skip_threshold != nullptr,
-                         problem.key_bias.data != nullptr};
-  return find_kernel(key);
+  return find_kernel(key_of(problem, q, pass));
 }
 
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
