@@ -295,3 +295,11 @@ def test_names_and_defaults_of_comfyui_itself():
            "dense_blocks": "", "min_tokens": 12288, "verbose": False}  # fmt: skip
     assert {name: DEFAULTS[name] for name in own} == own
     assert {"sol-attn", "sla", "vsa"} < set(comfyui.METHODS)
+
+
+def test_a_latent_of_video_and_audio_shows_no_grid():
+    calls = []
+    (wrapper,) = patched(kind("Other", (1, 1, 1))).wrappers
+    executor = Executor(lambda *args: calls.append(args), kind("Other", (1, 1, 1)))
+    wrapper(executor, [torch.zeros(1), torch.zeros(1)], torch.tensor([1.0]), None)
+    assert len(calls) == 1

@@ -44,7 +44,7 @@ class Attention:
         if current is not self:
             self.previous, options[OVERRIDE] = current, self
 
-    def wrap(self, executor: Any, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def wrap(self, executor: Any, latent: object, *args: Any, **kwargs: Any) -> Any:
         """Called around the diffusion model; its third argument is the text."""
         model = executor.class_obj
         text = args[1] if len(args) > 1 else kwargs.get("context")
@@ -55,9 +55,11 @@ class Attention:
             self.running.place = None
 
     def _place(
-        self, model: object, latent: Tensor, text: Tensor | None
+        self, model: object, latent: object, text: Tensor | None
     ) -> tuple[str, tuple[int, ...], int] | None:
         patch = getattr(model, "patch_size", None)
+        if not isinstance(latent, Tensor):  # of video and audio together
+            return None
         sizes = latent.shape[2:]
         if isinstance(patch, int):
             patch = (1,) * (len(sizes) - 2) + (patch,) * 2
