@@ -77,7 +77,7 @@ def test_stripes(arch, make_qkv, agrees, block_q, dim):
     agrees(out, lse, q, k, v, visible=mask.to_dense().to(q.device))
 
 
-@pytest.mark.parametrize("dim", HEAD_DIMS)
+@pytest.mark.parametrize("dim", HEAD_DIMS[1:])
 @pytest.mark.parametrize("name", LARGE)
 def test_gradients(arch, cuda, name, dim):
     """test_backward_gpu.py has more, for one architecture at a time."""

@@ -17,14 +17,15 @@ class ColumnBits {
   __device__ __forceinline__ void set(int row, int word, uint32_t bits) {
     words_[row][word] = bits >> AccumulatorPosition().column;
   }
-  // Drops the first columns, whole words.
+  // Drops the first columns, a multiple of 16.
   __device__ __forceinline__ void pass_over(int columns) {
-    for (; columns > 0; columns -= 32) {
+    for (; columns > 0; columns -= 16) {
       CUTE_UNROLL
       for (int word = 0; word < kWords; ++word) {
         CUTE_UNROLL
         for (int row = 0; row < kRowsPerThread; ++row) {
-          words_[row][word] = word + 1 < kWords ? words_[row][word + 1] : 0;
+          uint32_t const next = word + 1 < kWords ? words_[row][word + 1] : 0;
+          words_[row][word] = words_[row][word] >> 16 | next << 16;
         }
       }
     }

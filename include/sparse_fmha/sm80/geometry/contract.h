@@ -29,7 +29,7 @@
 //   class Mask                        Mask(geometry, Work, row), where `row` is the first of a
 //                                     thread's two rows; look_up(i) -> Seen, and sees(Seen, j) for
 //                                     the j-th score of a thread. Seen::pass_over(n) drops the
-//                                     first n columns, a multiple of 32.
+//                                     first n columns, a multiple of 16.
 #pragma once
 
 #include <cstdint>
