@@ -28,6 +28,10 @@ struct KeyBiases<Traits, true> {
   static constexpr int kRounds = (Traits::kTileK + 31) / 32;
   static_assert(Traits::kStages >= 2, "a slot is read until the next stage is released");
 
+  // The branches between parts keep ptxas from loading all biases at once, for which threads with
+  // large heads have no registers.
+  static constexpr int kParts = Traits::kHeadDim > 128 ? Traits::kTileK / 16 : 1;
+
   alignas(16) float biases[kSlots][Traits::kTileK];  // in log2 units
   KeysShown shown[kSlots];
 
@@ -66,29 +70,43 @@ struct KeyBiases<Traits, true> {
     asm volatile("" ::: "memory");
   }
 
-  // Called by a consumer warp until it releases the next stage. Replaces scores by `scale_log2` times
-  // the score plus the bias of the key, or -inf if that hides the key, whatever the score.
+  // Called by a consumer warp until it releases the next stage. Replaces scores by `scale_log2`
+  // times the score plus the bias of the key, or -inf if that hides the key, whatever the score.
   template <class Scores, class Place>
   __device__ __forceinline__ KeysShown add(Scores& s, Place const& place, float scale_log2) const {
     asm volatile("" ::: "memory");
     float const* const from = biases[slot(place)] + AccumulatorPosition().column;
     KeysShown const result = shown[slot(place)];
-    visit(s, from, [&](float& score, float bias) { score = fmaf(score, scale_log2, bias); });
-    if (result != KeysShown::kAll) {
-      visit(s, from, [](float& score, float bias) { score = bias == -INFINITY ? bias : score; });
+    auto hide = [&](int part, float to) {
+      if (result != KeysShown::kAll) {
+        visit(s, part, from,
+              [&](float& score, float bias) { score = bias == -INFINITY ? to : score; });
+      }
+    };
+    CUTE_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      if (kParts == 1) {
+        hide(part, 0.f);  // before the sums, which ptxas can then move among the exponentials
+      }
+      visit(s, part, from,
+            [&](float& score, float bias) { score = fmaf(score, scale_log2, bias); });
+      if (kParts > 1) {
+        hide(part, -INFINITY);
+      }
     }
     __syncwarp();  // one lane releases the next stage for all
     return result;
   }
 
  private:
-  // Calls body(score, bias). The loads are volatile, so that no biases are kept from one call to the
-  // next: registers are scarce.
+  // Calls body(score, bias) for a part of the scores. The loads are volatile, so that no biases are
+  // kept from one call to the next: registers are scarce.
   template <class Scores, class Body>
-  static __device__ __forceinline__ void visit(Scores& s, float const* from, Body body) {
+  static __device__ __forceinline__ void visit(Scores& s, int part, float const* from, Body body) {
+    constexpr int kScores = Traits::kTileK / 2 / kParts;
     uint32_t const address = cute::cast_smem_ptr_to_uint(from);
     CUTE_UNROLL
-    for (int i = 0; i < cute::size(s); i += 4) {
+    for (int i = part * kScores; i < (part + 1) * kScores; i += 4) {
       float bias[2];
       asm volatile("ld.volatile.shared.v2.f32 {%0, %1}, [%2];"
                    : "=f"(bias[0]), "=f"(bias[1])

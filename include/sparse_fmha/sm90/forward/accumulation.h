@@ -138,6 +138,7 @@ struct Accumulation {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
+      constexpr bool kMayHide = kMasked || Traits::kKeyBias;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::MaskPlace place;
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
@@ -244,7 +245,7 @@ struct Accumulation {
             moved = softmax.template update<kMasked>(scores, high, rescale);
           }
         } else {
-          moved = softmax.template update<kMasked || Traits::kKeyBias>(scores, rescale);
+          moved = softmax.template update<kMayHide>(scores, rescale);
         }
         if constexpr (kWeights) {
           if constexpr (Policy::kValueWait == ValueWait::kBehindFirst) {

@@ -30,8 +30,7 @@ enum class Rounding {
 // Where to wait for P.V if the maximum is found first.
 enum class ValueWait {
   kBehindFirst,  // after the first exponentials, so rounding overlaps the others
-  kBehindLast    // where ptxas puts it; required if three consumers share the matrix unit. With
-                 // biases ptxas puts it before the maximum, because of the branch after them.
+  kBehindLast    // where ptxas puts it; required if three consumers share the matrix unit
 };
 
 // The loops that run the steps: partial tiles, then the rest.
@@ -67,8 +66,7 @@ struct StepPolicy {
       Traits::kConsumers == 2 ? Rounding::kUnderExponentials : Rounding::kAfterSum;
 
   static constexpr ValueWait kValueWait =
-      (kNeeded && Traits::kHeadDim == 64) || Traits::kKeyBias ? ValueWait::kBehindFirst
-                                                              : ValueWait::kBehindLast;
+      kNeeded && Traits::kHeadDim == 64 ? ValueWait::kBehindFirst : ValueWait::kBehindLast;
 
   static constexpr PartialLoop kPartialLoop = kNeeded ? PartialLoop::kNeeded : PartialLoop::kAll;
   static constexpr RestLoop kRestLoop =

@@ -202,8 +202,8 @@ struct Lists {
     __syncwarp();
     compiler_fence();
   }
-  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, StageBox const& box,
-                                               int /*w*/, int column) const {
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, StageBox const& box, int /*w*/,
+                                               int column) const {
     int32_t const log2_box = params.geometry.sizes.log2_box;
     int32_t const origin = __shfl_sync(0xffffffff, box.source.origin, column >> log2_box);
     int32_t const token = origin + (column & ((1 << log2_box) - 1));
