@@ -4,7 +4,7 @@
 
 writes into the folder the source files of all rows of the architectures (as in SPARSE_FMHA_ARCHS),
 kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
-all rows that skip key tiles. Prints ARCH:FILE for each source file.
+all forward rows that skip key tiles. Prints ARCH:FILE for each source file.
 
 Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
 compiling a row, and much longer where a row needs the widths below.
@@ -51,6 +51,9 @@ class Row(NamedTuple):
     schedule: str = ""  # of sm90, forward pass only
     skipping: str = "kNever"
     bias: str = "kNone"
+    warps: int = 0  # these three of sm80, backward passes only
+    sharing: int = 0
+    held: str = ""
 
     @property
     def skips(self) -> bool:
@@ -123,6 +126,11 @@ TILES: Fields = {
     "tile_k": _number,
     "stages": _number,
 }
+WARPS: Fields = {
+    "warps": _number,
+    "sharing": _number,
+    "held": _one_of("kNone", "kFirst", "kBoth"),
+}
 SKIPPING: Fields = {"skipping": _one_of("kNever", "kByThreshold")}
 # By family (core/archs.def) and pass.
 PASSES: dict[str, dict[str, Fields]] = {
@@ -130,9 +138,14 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | {"schedule": _one_of("kTurns", "kFree")} | SKIPPING,
         "backward_dq": TILES,
         "backward_dkv": TILES,
-        "decode": TILES,
+        "backward_fused": TILES,
+        "decode": TILES | SKIPPING,
     },
-    "sm80": {"forward": TILES | SKIPPING},
+    "sm80": {
+        "forward": TILES | SKIPPING,
+        "backward_dq": TILES | WARPS,
+        "backward_dkv": TILES | WARPS,
+    },
 }
 # Fields with a default.
 OPTIONAL: dict[str, dict[str, Fields]] = {
@@ -225,16 +238,18 @@ def definition(row: Row) -> str:
         "kTileK": row.tile_k,
         "kStages": row.stages,
     }
-    config, before, after = "TileConfig", "", ""
-    if row.direction == "forward":
-        config = "KernelConfig"
-        if row.schedule:
-            parameters["kSchedule"] = f"Schedule::{row.schedule}"
+    config = {"forward": "KernelConfig", "decode": "DecodeConfig"}.get(row.direction, "TileConfig")
+    if row.schedule:
+        parameters["kSchedule"] = f"Schedule::{row.schedule}"
+    if row.direction in ("forward", "decode"):
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
-        if row.arch.family == "sm80":  # two architectures
-            parameters["kArch"] = f"Arch::{row.arch.enumerator}"
-        if row.key_bias:
-            before, after = "WithKeyBias<", ">"
+    if row.held:
+        parameters["kWarps"] = row.warps
+        parameters["kSharing"] = row.sharing
+        parameters["kHeld"] = f"Held::{row.held}"
+    before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
+    if row.arch.family == "sm80":  # two architectures
+        parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
@@ -266,7 +281,7 @@ def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
     tiles = dict.fromkeys(
         f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_k})\n"
         for r in sorted(rows, key=lambda row: row.head_dim)
-        if r.skips
+        if r.skips and r.direction == "forward"
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
     return files

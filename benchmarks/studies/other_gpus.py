@@ -1,11 +1,15 @@
-"""Forward kernels for GPUs other than Hopper, run on whatever GPU is here.
+"""Kernels for GPUs other than Hopper, run on whatever GPU is here.
 
-    python -m benchmarks.studies.other_gpus [--tiny] [--archs sm80,sm86] [--out PATH]
+    python -m benchmarks.studies.other_gpus [--tiny] [--archs sm80,sm86] [--passes forward,backward]
+                                            [--out PATH]
 
 Dense and causal attention beside FlashAttention-2 through torch, and neighborhoods and block lists.
-Rates of these two are over the tiles that the kernel computes, as a share of its own dense rate
-(D128, full, 32k). The error is against fp64, at the size that --tiny runs, relative to the largest
-element. The compiled code is the same on all GPUs, but a figure is for the GPU in its file alone.
+Rates of these two are a share of the kernel's own dense rate (D128, full, 32k; backward 16k): in
+the forward pass over the tiles that the kernel computes, in the backward pass over visible pairs. A
+backward call is row terms, dQ, dK and dV, 2.5 times the operations of the forward pass. The error
+is that of out, or of the gradient of q, against fp64, at the size that --tiny runs, relative to the
+largest element. The compiled code is the same on all GPUs, but a figure is for the GPU in its file
+alone.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +28,18 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
 from benchmarks.harness import environment, report, timing
-from benchmarks.studies.backward import Case, attention_of, dense, problem
+from benchmarks.studies.backward import Case, attention_of, backward, dense, problem
+from benchmarks.studies.backward import error as gradient_error
 from sparse_fmha import reference
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "other_gpus"
-HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of own dense", "error"]
+HEADER = ["pass", "case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of own dense", "error"]
 ARCHS = ("sm80", "sm86")
 FLASH = "FlashAttention-2"
-OWN_DENSE = "D128 full 32k"
+PASSES = ("forward", "backward")
+OWN_DENSE = {"forward": "D128 full 32k", "backward": "D128 full 16k"}
+BACKWARD_LENGTHS = (4096, 16384)  # of dense and causal attention
 FLUX = {"grid": (256, 256), "heads": 24, "window": (80, 80)}
 HUNYUAN = {"grid": (30, 48, 80), "heads": 24, "window": (18, 24, 24)}
 
@@ -67,16 +75,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="whose kernels are measured, on a GPU; default: sm80,sm86",
     )
+    p.add_argument(
+        "--passes",
+        type=lambda text: text.split(","),
+        default=list(PASSES),
+        metavar="LIST",
+        help="default: forward,backward",
+    )
     report.add_options(p, RESULTS)
     return p
 
 
-def of_arch(arch: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def of_arch(arch: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with the kernels of an architecture; on the CPU there are only its own."""
     if arch == "cpu":
         return function
 
-    def run(*args: Tensor) -> Tensor:
+    def run(*args: object) -> Any:
         with sparse_fmha.arch_override(arch):
             return function(*args)
 
@@ -149,11 +164,42 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
     )
     of_pair = 4 * case.batch * case.heads * case.head_dim
     return [
-        {"case": name, "op": op, "ms": asdict(ms), "useful_flops": of_pair * case.pairs(),
+        {"pass": "forward", "case": name, "op": op, "ms": asdict(ms),
+         "useful_flops": of_pair * case.pairs(),
          "executed_flops": of_pair * (executed_pairs(case, op) if op in archs else case.pairs()),
          "error": errors.get(op)}
         for op, ms in times.items()
     ]  # fmt: skip
+
+
+def backward_rows_of(
+    case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype
+) -> list[dict]:
+    archs = args.archs if device == "cuda" else ["cpu"]
+    errors = {arch: of_arch(arch, gradient_error)(case, device, dtype, args.seed) for arch in archs}
+    name = case.name
+    case = case.tiny() if args.tiny else case
+    attend, _ = attention_of(case, device, args.seed)
+    q, k, v, dout = problem(case, device, dtype, args.seed)
+    ops = {}
+    for arch in archs:
+        out = of_arch(arch, attend)(q, k, v)
+        ops[arch] = of_arch(arch, backward(out, (q, k, v), dout))
+    if case.causal is not None and device == "cuda":
+        ops[FLASH] = backward(flash(q, k, v, case.causal), (q, k, v), dout.transpose(1, 2))
+    times = timing.measure(
+        ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
+    )
+    flops = 2.5 * 4 * case.batch * case.heads * case.head_dim * case.pairs()
+    return [
+        {"pass": "backward", "case": name, "op": op, "ms": asdict(ms), "useful_flops": flops,
+         "executed_flops": flops, "error": errors.get(op)}
+        for op, ms in times.items()
+    ]  # fmt: skip
+
+
+def has_backward(case: Case) -> bool:
+    return case.causal is None or case.grid[0] in BACKWARD_LENGTHS
 
 
 def rate(row: dict, flops: str) -> float:
@@ -162,16 +208,18 @@ def rate(row: dict, flops: str) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    by_name = {(row["case"], row["op"]): row for row in rows}
+    by_name = {(row["pass"], row["case"], row["op"]): row for row in rows}
     is_dense = {case.name: case.causal is not None for case in CASES}
     lines = []
     for row in rows:
         ms = row["ms"]
-        beside = by_name.get((row["case"], FLASH))
-        own = None if is_dense[row["case"]] else by_name.get((OWN_DENSE, row["op"]))
+        direction = row["pass"]
+        beside = by_name.get((direction, row["case"], FLASH))
+        own = by_name.get((direction, OWN_DENSE[direction], row["op"]))
+        own = None if is_dense[row["case"]] else own
         share = own and rate(row, "executed_flops") / rate(own, "useful_flops")
         lines.append([
-            row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
+            direction, row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
             f"{rate(row, 'useful_flops'):.3g}",
             f"{beside['ms']['median'] / ms['median']:.2f}" if beside else "",
             f"{share:.0%}" if share else "",
@@ -183,6 +231,8 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
+    if not set(args.passes) <= set(PASSES):
+        sys.exit(f"error: --passes is of {', '.join(PASSES)}")
     if args.iterations < 1:
         sys.exit("error: --iterations is at least 1")
     built = {row["arch"] for row in sparse_fmha.kernels()}
@@ -194,9 +244,13 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
         "rows": [],
     }
-    with torch.no_grad():
-        for case in CASES:
-            results["rows"] += rows_of(case, args, device, dtype)
+    if "forward" in args.passes:
+        with torch.no_grad():
+            for case in CASES:
+                results["rows"] += rows_of(case, args, device, dtype)
+    if "backward" in args.passes:
+        for case in filter(has_backward, CASES):
+            results["rows"] += backward_rows_of(case, args, device, dtype)
     print(table(results["rows"]))
     report.keep(results, args.out or (None if args.tiny else RESULTS))
     return 0

@@ -6,8 +6,9 @@
 The sequence has the same length on any number of ranks, and times are those of the slowest rank,
 from a barrier on. Communication is the same call with a function that computes nothing; it runs
 under computing only "in slices" and in pass_kv, which has no such call. "torch" is its context
-parallelism with cuDNN. GB are those of a rank at the highest point, of which each has the whole
-sequence too, to compare. The difference is that to one GPU, root mean square, relative.
+parallelism with cuDNN, "torch flex" that with FlexAttention. GB are those of a rank at the highest
+point, of which each has the whole sequence too, to compare. The difference is that to one GPU, root
+mean square, relative. NCCL uses no multicast of NVLink unless NCCL_NVLS_ENABLE is set.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from benchmarks.harness import environment, report, timing
 from benchmarks.studies import scaling_ways
 from benchmarks.studies.scaling_ops import (
     BLOCK,
+    FLEX,
     OPS,
+    SDPA,
     TINY,
     Op,
     of_op,
@@ -79,13 +82,13 @@ def sizes(world: int) -> list[int]:
 def sent_bytes(args: argparse.Namespace, way: str, ranks: int) -> float:
     """What a rank sends to the others forward, as docs/distributed.md has it; for pass_kv at most.
 
-    That of torch is for as many key heads as query heads.
+    That of torch with cuDNN is for as many key heads as query heads.
     """
     per_head = args.length / ranks * args.head_dim * getattr(torch, args.dtype).itemsize
     if way.startswith("ulysses"):
         moved = 2 * args.heads + 2 * max(args.heads_kv, ranks)
         return per_head * moved * (ranks - 1) / ranks
-    heads = args.heads if way == "torch" else args.heads_kv
+    heads = args.heads if way == SDPA else args.heads_kv
     return per_head * 2 * heads * (ranks - 1)
 
 
@@ -147,6 +150,8 @@ def run_way(
     found = {}
     with how.context():
         for name, run in passes(op, how.call, parts, args).items():
+            if name and not how.backward:
+                continue
             pairs = zip(run(), map(how.part, expected[name]), strict=True)
             difference = torch.stack([relative(x, right) for x, right in pairs]).max()
             dist.all_reduce(difference, dist.ReduceOp.MAX, group=group)
@@ -187,10 +192,10 @@ def run_op(name: str, groups: dict[int, dist.ProcessGroup], args: argparse.Names
                 try:
                     found += run_way(way, op, whole, mask, expected, group, args).items()
                 except Exception as error:
-                    if way != "torch":
+                    if way not in (SDPA, FLEX):
                         raise
                     # An experimental API, which fails on all ranks alike.
-                    print(f"{name}: torch's context parallelism: {error}", file=sys.stderr)
+                    print(f"{name}: {way}'s context parallelism: {error}", file=sys.stderr)
             dist.barrier()
     flops = useful_flops(op, args, mask)
     # The backward pass has five products of matrices where the forward pass has two.
@@ -233,6 +238,7 @@ def start(args: argparse.Namespace) -> None:
             sys.exit(f"error: rank {local} of this host has no GPU of its own; "
                      f"there are {torch.cuda.device_count()}")  # fmt: skip
         torch.cuda.set_device(local)
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
         dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     else:
         dist.init_process_group("gloo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ GRID, WINDOW = (30, 48, 80), (18, 24, 24)
 TINY_GRID, TINY_WINDOW = (4, 16, 16), (3, 5, 5)
 ULYSSES, GATHER = ("ulysses", "ulysses in slices"), ("all_gather_kv", "all_gather_kv in slices")
 ZIGZAG = ("zigzag", "zigzag in slices")
+SDPA, FLEX = "torch", "torch flex"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,29 @@ class Op:
     masked: bool = False
     on_grid: bool = False
     chooses: bool = False  # by the values, so that its pairs are not known
+
+
+@dataclass(frozen=True)
+class Way:
+    """A function of this rank's parts.
+
+    Attributes:
+        part: takes this rank's part of a whole tensor.
+        call: the function of the parts of q, k and v; within `context`.
+        moving: the same with nothing computed, None where that cannot be called.
+        backward: whether it has a backward pass.
+    """
+
+    part: Callable[[Tensor], Tensor]
+    call: Callable[..., Tensor]
+    moving: Callable[..., Tensor] | None = None
+    context: Callable[[], AbstractContextManager] = nullcontext
+    backward: bool = True
+
+
+def even(rank: int, ranks: int) -> Callable[[Tensor], Tensor]:
+    """Rank after rank has as many tokens."""
+    return lambda x: x.chunk(ranks, 1)[rank].contiguous()
 
 
 def windows(q: Tensor, k: Tensor, v: Tensor, *, grid: tuple[int, ...], window: object) -> Tensor:
@@ -48,12 +73,14 @@ def vertical_slash(q: Tensor, k: Tensor, v: Tensor, return_lse: bool = False) ->
 
 
 OPS = {
-    "full": Op(sparse_fmha.attention, (*ULYSSES, *GATHER, "pass_kv", "torch")),
+    "full": Op(sparse_fmha.attention, (*ULYSSES, *GATHER, "pass_kv", SDPA, FLEX)),
     "causal": Op(
-        sparse_fmha.attention, (*ULYSSES, GATHER[0], *ZIGZAG, "pass_kv", "torch"), {"causal": True}
+        sparse_fmha.attention,
+        (*ULYSSES, GATHER[0], *ZIGZAG, "pass_kv", SDPA, FLEX),
+        {"causal": True},
     ),
     "block_sparse": Op(
-        sparse_fmha.block_sparse_attention, (*ULYSSES, *GATHER, "pass_kv"), masked=True
+        sparse_fmha.block_sparse_attention, (*ULYSSES, *GATHER, "pass_kv", FLEX), masked=True
     ),
     "windows": Op(windows, ULYSSES, on_grid=True),
     "anchor": Op(anchor, ULYSSES, chooses=True),

@@ -13,8 +13,8 @@ def caption(results: dict, source: str) -> str:
     if "slices" in s:
         overlap = (
             f"it runs under computing only in slices (at most {s['slices']}) and in pass_kv, which "
-            "has no such call; windows are those of HunyuanVideo, and torch is its context "
-            "parallelism with cuDNN"
+            "has no such call; windows are those of HunyuanVideo, torch is its context "
+            "parallelism with cuDNN, and torch flex that with FlexAttention"
         )
     return (
         f"One sequence over several GPUs (NCCL), {s['length'] // 1024}k tokens, "

@@ -17,6 +17,7 @@ void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
 void bind_transposed_lists(py::module_& m);
 void bind_decode(py::module_& m);
+void bind_fragments(py::module_& m);
 
 namespace {
 
@@ -85,7 +86,9 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       dtype, {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64},
       "dtype");
   Pass const in = parse<Pass>(
-      pass, {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kDecode}, "pass");
+      pass,
+      {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kBackwardFused, Pass::kDecode},
+      "pass");
   return describe(
       sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias})
           .info);
@@ -172,4 +175,5 @@ PYBIND11_MODULE(_C, m) {
   bind_stripes(m);
   bind_transposed_lists(m);
   bind_decode(m);
+  bind_fragments(m);
 }

@@ -50,7 +50,7 @@ bool is_built(Arch arch) {
                      [&](KernelRow const& row) { return row.info.key.arch == arch; });
 }
 
-KernelRow const& find_kernel(KernelKey const& request) {
+KernelRow const* look_for_kernel(KernelKey const& request) {
   KernelRow const* best = nullptr;
   for (KernelRow const& row : kernel_table()) {
     if (serves(row.info.key, request) &&
@@ -58,8 +58,12 @@ KernelRow const& find_kernel(KernelKey const& request) {
       best = &row;
     }
   }
-  if (best != nullptr) {
-    return *best;
+  return best;
+}
+
+KernelRow const& find_kernel(KernelKey const& request) {
+  if (KernelRow const* const row = look_for_kernel(request)) {
+    return *row;
   }
   KernelKey on_cpu = request;
   on_cpu.arch = Arch::kCpu;
@@ -102,6 +106,8 @@ char const* to_string(Pass pass) {
       return "backward_dq";
     case Pass::kBackwardDkv:
       return "backward_dkv";
+    case Pass::kBackwardFused:
+      return "backward_fused";
     case Pass::kDecode:
       return "decode";
   }

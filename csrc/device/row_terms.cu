@@ -1,5 +1,5 @@
-// For each query row, lse in log2 units and delta = sum(out * dout) - dlse; reads out and dout
-// once.
+// For each query row, lse in log2 units, delta = sum(out * dout) - dlse, and what products start
+// with instead (sm90/backward/row_terms.h); reads out and dout once.
 #include "sparse_fmha/device/row_terms.h"
 
 #include "sparse_fmha/device/mma_launch.h"
@@ -21,6 +21,7 @@ struct RowTermsParams {
   Coord grid;
   int32_t heads;
   int32_t head_dim;
+  float scale_log2;
 };
 
 template <class Element>
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const 
     float const lse = p.lse[row];
     bool const sees = lse != -INFINITY;  // else weight and gradient are 0 for any dout
     float const delta = sum - (p.dlse == nullptr ? 0.f : p.dlse[row]);
-    p.to[row] = {sees ? lse * kLog2e : INFINITY, sees ? delta : 0.f, 0.f, 0.f};
+    float const lse_log2 = sees ? lse * kLog2e : INFINITY;
+    p.to[row] = {lse_log2, sees ? delta : 0.f, -lse_log2 / p.scale_log2, sees ? -delta : 0.f};
   }
 }
 
@@ -80,7 +82,8 @@ void fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context)
                                  volume(problem.grid_q) * problem.batch * problem.heads_q,
                                  problem.grid_q,
                                  problem.heads_q,
-                                 problem.head_dim};
+                                 problem.head_dim,
+                                 static_cast<float>(problem.scale) * kLog2e};
   with_mma_types(problem.dtype, problem.head_dim, [&](auto element, auto dim) {
     constexpr int kLanes = decltype(dim)::value / kElements;
     int64_t const blocks = (params.rows * kLanes + kThreads - 1) / kThreads;

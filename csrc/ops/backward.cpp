@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
+
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
@@ -45,14 +47,37 @@ Tensor new_gradient(Tensor const& like, bool wanted) {
   return new_tensor(like, sizes, like.scalar_type());
 }
 
+namespace {
+
+// One kernel for all gradients where there is one and its order of sums may vary, else one for q
+// and one for k and v.
+std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tensor const& q,
+                                               bool need_dq, bool need_dkv, bool deterministic) {
+  // That kernel divides by the scale.
+  constexpr double kSmallestScale = 1e-20;
+  if (need_dq && need_dkv && !deterministic && std::abs(problem.scale) > kSmallestScale) {
+    if (KernelRow const* const row = look_for_kernel(key_of(problem, q, Pass::kBackwardFused))) {
+      return {row};
+    }
+  }
+  std::vector<KernelRow const*> rows;
+  if (need_dq) {
+    rows.push_back(&kernel_for(problem, q, Pass::kBackwardDq));
+  }
+  if (need_dkv) {
+    rows.push_back(&kernel_for(problem, q, Pass::kBackwardDkv));
+  }
+  return rows;
+}
+
+}  // namespace
+
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
-  KernelRow const* const of_queries =
-      given.need_dq ? &kernel_for(problem, q, Pass::kBackwardDq) : nullptr;
   bool const has_bias = problem.key_bias.data != nullptr;
   bool const need_dbias = has_bias && given.need_dbias;
-  KernelRow const* const of_keys =
-      given.need_dkv || need_dbias ? &kernel_for(problem, q, Pass::kBackwardDkv) : nullptr;
+  std::vector<KernelRow const*> const kernels = backward_kernels(
+      problem, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
   DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
@@ -96,16 +121,14 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   problem.gradients = &gradients;
 
   Launch launch(q);
-  if (of_queries != nullptr || of_keys != nullptr) {
+  if (!kernels.empty()) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
     fill_row_terms(arch_of(q), problem, launch.context());
   }
-  for (KernelRow const* kernel : {of_queries, of_keys}) {
-    if (kernel != nullptr) {
-      kernel->launch(problem, launch.context());
-    }
+  for (KernelRow const* const kernel : kernels) {
+    kernel->launch(problem, launch.context());
   }
   return results;
 }

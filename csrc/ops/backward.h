@@ -18,6 +18,7 @@ struct BackwardArguments {
   bool need_dq;
   bool need_dkv;
   bool need_dbias;
+  bool deterministic;  // whether runs must give equal bits
 };
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.

@@ -45,19 +45,22 @@ Arch arch_of(Tensor const& q) {
   return arch;
 }
 
-KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
   if (problem.row_threshold.data != nullptr && !q.is_cpu()) {
     throw not_implemented(
         "sparse_fmha: row_threshold runs on the CPU only; move the tensors to the CPU");
   }
-  KernelKey const key = {arch_of(q),
-                         pass,
-                         problem.dtype,
-                         problem.head_dim,
-                         static_cast<int32_t>(problem.sparsity.index()),
-                         problem.skip_threshold != nullptr,
-                         problem.key_bias.data != nullptr};
-  return find_kernel(key);
+  return {arch_of(q),
+          pass,
+          problem.dtype,
+          problem.head_dim,
+          static_cast<int32_t>(problem.sparsity.index()),
+          problem.skip_threshold != nullptr,
+          problem.key_bias.data != nullptr};
+}
+
+KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+  return find_kernel(key_of(problem, q, pass));
 }
 
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {

@@ -14,6 +14,9 @@ namespace sparse_fmha {
 // The architecture whose kernels handle tensors on q's device. Throws if this build has none.
 Arch arch_of(Tensor const& q);
 
+// What a problem on q's device asks of the registry.
+KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass);
+
 // The registry's kernel for a problem on q's device. Throws if there is none.
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass);
 

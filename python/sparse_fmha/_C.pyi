@@ -151,6 +151,16 @@ class _Decode:
         width: int,
     ) -> list[tuple[int, int]]: ...
 
+class _Fragments:
+    @staticmethod
+    def left_chunk(lane: int) -> tuple[int, int]: ...
+    @staticmethod
+    def right_chunk(lane: int) -> tuple[int, int]: ...
+    @staticmethod
+    def swizzled(dim: int, row: int, chunk: int) -> int: ...
+    @staticmethod
+    def advanced(address: int, step: int) -> int: ...
+
 class _Tiles:
     @staticmethod
     def axis(
@@ -217,5 +227,6 @@ class _Walks:
 
 # Submodules.
 decode: _Decode
+fragments: _Fragments
 tiles: _Tiles
 walks: _Walks

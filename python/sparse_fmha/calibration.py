@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_fmha._checks import check_int, check_number
 from sparse_fmha._routing.collector import Collector
-from sparse_fmha.skipping import checks, law
+from sparse_fmha.skipping import checks, law, published
 from sparse_fmha.skipping.checks import PHASES
 from sparse_fmha.skipping.law import LEAST, MOST, Fit, Point
 from sparse_fmha.skipping.tiles import GROUP, THRESHOLDS, TILE_K, tile_sparsity
@@ -208,6 +208,27 @@ class Calibration:
             return cls(Point(**point) for point in content["points"])
         except (KeyError, TypeError, ValueError) as problem:
             raise ValueError(f"{path} must be a saved Calibration: {problem}") from problem
+
+    @classmethod
+    def published(cls, model: str) -> Calibration:
+        """Thresholds that were published for a model, by its name on the Hub.
+
+        For "Qwen/Qwen3-30B-A3B-Instruct-2507", from TensorRT-LLM's blog on skip softmax attention.
+        They were measured with tiles of 128 x 128; the kernels here have others, so that other
+        shares are skipped.
+
+        Raises:
+            ValueError: there are none for this model.
+        """
+        return cls(published.points(model))
+
+    @classmethod
+    def of(cls, given: Calibration | str | PathLike[str]) -> Calibration:
+        """A calibration itself, that of a model of `published` by its name, or that of a file."""
+        if isinstance(given, Calibration):
+            return given
+        named = isinstance(given, str) and given in published.PUBLISHED
+        return cls.published(str(given)) if named else cls.load(given)
 
     def __repr__(self) -> str:
         lengths = sorted({point.length for point in self.points})

@@ -13,7 +13,12 @@ def test_tiny(tmp_path):
     out = tmp_path / "other_gpus.json"
     assert other_gpus.main(["--tiny", "--iterations", "1", "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert {row["case"] for row in rows} == {case.name for case in other_gpus.CASES}
+    cases = {direction: set() for direction in other_gpus.PASSES}
+    for row in rows:
+        cases[row["pass"]].add(row["case"])
+    assert cases["forward"] == {case.name for case in other_gpus.CASES}
+    assert cases["backward"] == {c.name for c in other_gpus.CASES if other_gpus.has_backward(c)}
+    assert other_gpus.OWN_DENSE["backward"] in cases["backward"]
     assert {row["op"] for row in rows} == {"cpu"}
     for row in rows:
         assert row["ms"]["median"] > 0
@@ -48,20 +53,23 @@ def test_executed_pairs(monkeypatch, case, arch):
     assert executed <= 1.2 * math.prod(case.grid) ** 2
 
 
-def row(case, op, ms, flops, executed=None):
+def row(case, op, ms, flops, executed=None, direction="forward"):
     spread = {"median": ms, "p10": ms, "p90": ms}
-    return {"case": case, "op": op, "ms": spread, "useful_flops": flops,
+    return {"pass": direction, "case": case, "op": op, "ms": spread, "useful_flops": flops,
             "executed_flops": executed or flops, "error": None}  # fmt: skip
 
 
 def test_shares():
     """Dense attention is compared with FlashAttention-2, the others with dense."""
     rows = [
-        row(other_gpus.OWN_DENSE, "sm80", 2.0, 8e9),
-        row(other_gpus.OWN_DENSE, other_gpus.FLASH, 3.0, 8e9),
+        row(other_gpus.OWN_DENSE["forward"], "sm80", 2.0, 8e9),
+        row(other_gpus.OWN_DENSE["forward"], other_gpus.FLASH, 3.0, 8e9),
         row("FLUX", "sm80", 1.0, 1e9, 3e9),
+        row(other_gpus.OWN_DENSE["backward"], "sm80", 4.0, 8e9, direction="backward"),
+        row("FLUX", "sm80", 1.0, 1e9, direction="backward"),
     ]
-    dense, flash, grid = other_gpus.table(rows).splitlines()[-3:]
+    dense, flash, grid, _, backward_grid = other_gpus.table(rows).splitlines()[-5:]
+    assert "50%" in backward_grid
     assert "1.50" in dense
     assert "1.00" in flash
     assert "75%" in grid

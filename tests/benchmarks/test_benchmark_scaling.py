@@ -61,8 +61,8 @@ def test_tiny(tmp_path):
     expected = [
         (op + end, way)
         for op, one in scaling.OPS.items()
-        for way in ("one rank", *(way for way in one.ways if way != "torch"))
-        for end in ("", *([] if one.chooses else [scaling.WITH_BACKWARD]))
+        for way in ("one rank", *(way for way in one.ways if way != scaling.SDPA))
+        for end in ("", *([] if one.chooses or way == scaling.FLEX else [scaling.WITH_BACKWARD]))
     ]
     assert [(row["op"], row["way"]) for row in rows] == expected
     shown = done.stdout.splitlines()[-len(rows) - 2 :]  # gloo may have said something before
@@ -75,7 +75,8 @@ def test_tiny(tmp_path):
             ulysses = row["way"].startswith("ulysses")
             assert row["sent_bytes"] == 512 * 16 * 4 * ((2 * 8 + 2 * 4) / 2 if ulysses else 8)
             both = row["op"].endswith(scaling.WITH_BACKWARD)
-            assert (row["communication_ms"] is None) == (both or row["way"] == "pass_kv")
+            alone = row["way"] in ("pass_kv", scaling.FLEX)
+            assert (row["communication_ms"] is None) == (both or alone)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

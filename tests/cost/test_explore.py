@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import types
 
 import pytest
 import torch
@@ -99,11 +100,32 @@ def test_arguments(tmp_path, error, match, given):
     assert not list(tmp_path.iterdir())
 
 
+class Run:
+    """What `integrations.diffusers.record` yields."""
+
+    layers = (types.SimpleNamespace(name="0"), types.SimpleNamespace(name="<1>"))
+    density = torch.tensor([[0.25, 0.5, 1 / 3], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    error = torch.tensor([[0.125, 0.0, 0.25], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+def test_a_recorded_run_is_in_the_page(tmp_path):
+    page = sparse_fmha.explore((9, 14), (3, 6), recording=Run(), out=tmp_path / "page.html")
+    (found,) = re.findall(r"^const RUN = (.*);$", page.read_text(), re.MULTILINE)
+    assert json.loads(found) == {
+        "layers": ["0", "<1>"],
+        "density": [[0.25, 0.5, 0.3333], [1.0, 1.0, 1.0]],
+        "error": [[0.125, 0.0, 0.25], [0.0, 0.0, 0.0]],
+    }
+    assert "<1>" not in page.read_text()
+    page = sparse_fmha.explore((9, 14), (3, 6), out=tmp_path / "page.html")
+    assert "const RUN = null;" in page.read_text()
+
+
 def test_a_browser_shows_the_middle_of_the_grid(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no browser")
-    page = sparse_fmha.explore((9, 14), (3, 6), out=tmp_path / "page.html")
+    page = sparse_fmha.explore((9, 14), (3, 6), recording=Run(), out=tmp_path / "page.html")
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
@@ -113,3 +135,5 @@ def test_a_browser_shows_the_middle_of_the_grid(tmp_path):
     assert "row 4 3 to 5: 3" in re.sub(r"\s+", " ", words)
     assert "column 7 4 to 9: 6" in re.sub(r"\s+", " ", words)
     assert "18 of 126; its tile visits" in words
+    assert "layer 0, head 0: 25.0% of all pairs, error 12.5%" in words
+    assert "0 36.1% 25.0% 50.0% 12.5% 0.0% 25.0%" in re.sub(r"\s+", " ", words)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from distributed_backward import agree
 from distributed_inputs import LENGTH, agrees, block_mask, qkv, skipped_qkv, stripe_mask
 from distributed_ranks import case
 
@@ -28,6 +29,34 @@ def all_gather_other_number_of_keys(ranks):
                 ranks, sd.all_gather_kv, sparse_fmha.attention, tensors, causal=True,
                 shard=sd.zigzag_shard if zigzag else None, whole={"causal": True}, zigzag=zigzag,
             )  # fmt: skip
+
+
+@case(2, 4)
+def all_gather_uneven_and_empty(ranks):
+    """Also where a rank has queries and no keys, and the lists of rows that are not as many."""
+    world = ranks.world
+    layouts = [64] + [0] * (world - 2) + [37], [0] * (world - 1) + [101], [101] + [0] * (world - 1)
+    for lengths, keys in zip(layouts, reversed(layouts), strict=True):
+        queries, of_keys = sd.Shards.of_lengths(lengths), sd.Shards.of_lengths(keys)
+        tensors = qkv(length=101)
+        for options in ({}, {"causal": True, "slices": 2}):
+            causal = options.get("causal", False)
+            parts = [
+                sd.shard(x, s) for x, s in zip(tensors, (queries, of_keys, of_keys), strict=True)
+            ]
+            out = sd.all_gather_kv(*parts, **options)
+            expected = sparse_fmha.attention(*tensors, causal=causal)
+            torch.testing.assert_close(out, sd.shard(expected, queries), rtol=1e-5, atol=1e-6)
+            agree(
+                ranks, sd.all_gather_kv, sparse_fmha.attention, tensors,
+                shard=lambda x, s=queries: sd.shard(x, s), whole={"causal": causal}, **options,
+            )  # fmt: skip
+    lengths = [64] + [0] * (world - 2) + [LENGTH - 64]
+    agrees(
+        ranks, sd.all_gather_kv, sparse_fmha.block_sparse_attention, qkv(),
+        block_mask(1, 8, causal=True), whole={}, slices=2,
+        shard=lambda x: sd.shard(x, sd.Shards.of_lengths(lengths)),
+    )  # fmt: skip
 
 
 @case(2, 4)

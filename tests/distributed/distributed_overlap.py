@@ -1,10 +1,7 @@
-"""Cases of communication under compute: equal bit by bit to one piece, and errors by name."""
-
-import datetime
+"""Cases of communication under compute: equal bit by bit to one piece."""
 
 import pytest
 import torch
-import torch.distributed as dist
 from distributed_backward import agree
 from distributed_inputs import block_mask, qkv, stripe_mask, top_blocks
 from distributed_ranks import case
@@ -91,20 +88,3 @@ def anchors_and_vertical_slash_from_end_to_end(ranks):
         ranks.same(lse, expected[1])
         out = sd.ulysses(*parts, mask=slash, slices=slices)
         ranks.same(out, sparse_fmha.stripe_attention(q, k, v, slash(q, k)))
-
-
-@case(2)
-def a_rank_that_raises_does_not_hang_the_others(ranks):
-    """The last case of its group: the group is of no use afterwards."""
-    group = dist.new_group(list(range(2)), timeout=datetime.timedelta(seconds=1))
-    parts = [ranks.part(x) for x in qkv()]
-
-    def broken(q, k, v, **options):
-        raise ArithmeticError("of rank 1")
-
-    if ranks.rank:
-        with pytest.raises(ArithmeticError, match="of rank 1"):
-            sd.ulysses(*parts, broken, slices=2, group=group)
-    else:
-        with pytest.raises(RuntimeError, match="ulysses: the result of slice 0 failed on global"):
-            sd.ulysses(*parts, slices=2, group=group)

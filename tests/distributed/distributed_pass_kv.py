@@ -1,10 +1,7 @@
 """Cases of `pass_kv`: keys in steps, any lengths, and only the keys that lists need."""
 
-import datetime
-
 import pytest
 import torch
-import torch.distributed as dist
 from block_masks import Drawn
 from distributed_backward import agree
 from distributed_inputs import LENGTH, agrees, block_mask, qkv, stripe_mask
@@ -166,10 +163,15 @@ def pass_kv_errors(ranks):
 
 
 @case(2)
-def pass_kv_names_the_step_that_a_rank_is_late_for(ranks):
-    """The last case of its group: the group is of no use afterwards."""
-    group = dist.new_group(list(range(2)), timeout=datetime.timedelta(seconds=1))
-    parts = [ranks.part(x) for x in qkv()]
-    if ranks.rank == 0:
-        with pytest.raises(RuntimeError, match="pass_kv: keys of step 1 of 1 failed on global"):
-            sd.pass_kv(*parts, group=group, validate=False)
+def pass_kv_of_uneven_shards_without_comparison(ranks):
+    shards = sd.Shards.of_lengths([500, 12])
+    parts = [sd.shard(x, shards) for x in qkv()]
+    out = sd.pass_kv(*parts, shards=shards, validate=False, causal=True)
+    torch.testing.assert_close(out, sd.shard(DENSE(*qkv(), causal=True), shards))
+    with pytest.raises(ValueError, match=r"q must have the \d+ tokens of its shard on rank \d"):
+        sd.pass_kv(*(x[:, 1:] for x in parts), shards=shards, validate=False)
+    with pytest.raises(ValueError, match=r"k must have the \d+ tokens of its shard on rank \d"):
+        sd.pass_kv(
+            parts[0], *(x[:, 1:] for x in parts[1:]), shards=shards, key_shards=shards,
+            validate=False,
+        )  # fmt: skip

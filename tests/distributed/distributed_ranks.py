@@ -24,6 +24,9 @@ MODULES = (
     "distributed_overlap",
     "distributed_pass_kv",
     "distributed_two_levels",
+    "distributed_additions",
+    "distributed_heads",
+    "distributed_faults",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from distributed_additions import check as compare
 from distributed_backward import agree
 from distributed_inputs import LENGTH, agrees, block_mask, qkv, stripe_mask
 from distributed_ranks import case
@@ -32,12 +33,48 @@ def two_levels_of_ranks(ranks):
     check(mesh, qkv(), causal=True, hosts=sd.Shards.zigzag(LENGTH, 2))
     check(mesh, qkv(), block_mask(2, 8, causal=True), sd.Shards.zigzag(LENGTH, 2, 64))
     check(mesh, qkv(), stripe_mask(1, 1), slices=2)
-    with pytest.raises(NotImplementedError, match="slices must be 1 with lists for several heads"):
-        sd.two_levels(*(ranks.part(x) for x in qkv()), block_mask(2, 8), mesh=mesh, slices=2)
+    order = [4, 5, 2, 3, 0, 1, 6, 7]
+    check(mesh, qkv(), block_mask(2, 8), slices=2, head_order=order)
+    plan = sd.plan_kv(block_mask(1, 4), group=mesh.get_group(0))
+    with pytest.raises(ValueError, match="a plan of lists for 1 head or the 2 of this call, got 4"):
+        sd.two_levels(*(ranks.part(x) for x in qkv()), plan, mesh=mesh, slices=2)
     mask = block_mask(1, 1)
     plan = sd.plan_kv(mask, group=mesh.get_group(0))
     out = sd.two_levels(*(ranks.part(x) for x in qkv()), plan, mesh=mesh)
     ranks.same(out, sparse_fmha.block_sparse_attention(*qkv(), mask))
+
+
+@case(4)
+def two_levels_of_uneven_ranks(ranks):
+    """Of 101 tokens, also with a bias, a sink and heads in another order."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("hosts", "ranks"))
+    hosts = sd.Shards.zigzag(101, 2)
+    tensors, every = qkv(8, 4, length=101), hosts.split(2)
+    options = {"causal": True, "sink": torch.linspace(-1, 1, 8)}
+    bias = torch.linspace(-1, 1, 8 * 101).view(1, 8, 101)
+    compare(
+        sd.two_levels, sparse_fmha.attention, tensors, lambda x, dim: sd.shard(x, every, dim),
+        whole={"causal": True}, mesh=mesh, shards=hosts, head_order=[4, 5, 2, 3, 0, 1, 6, 7],
+        key_bias=bias, **options,
+    )  # fmt: skip
+
+
+@case(8)
+def eight_ranks(ranks):
+    """Hosts of 4 and of 2; fewer key heads than ranks; windows; both other functions."""
+    tensors = qkv(8, 2, batch=1)
+    for hosts in (2, 4):
+        mesh = init_device_mesh("cpu", (hosts, 8 // hosts), mesh_dim_names=("hosts", "ranks"))
+        check(mesh, tensors, causal=True, hosts=sd.Shards.zigzag(LENGTH, hosts))
+    function = sparse_fmha.attention
+    agree(ranks, sd.ulysses, function, tensors, causal=True)
+    options = {"zigzag": True, "causal": True, "slices": 2}
+    agree(
+        ranks, sd.all_gather_kv, function, tensors, shard=sd.zigzag_shard, whole={"causal": True},
+        **options,
+    )  # fmt: skip
+    windows = sparse_fmha.neighborhood_attention
+    agrees(ranks, sd.ulysses, windows, tensors, whole={"window": 33}, attention=windows, window=33)
 
 
 @case(2)

@@ -16,6 +16,8 @@ from pathlib import Path
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # a tensor's end is an allocation's end
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
+import decode_cases
+import decode_oracle
 import gradient_oracle
 import other_archs
 import torch
@@ -76,6 +78,22 @@ STRIPES = [
     (333, 420, 64, 128, True, 2, 4, 2, True),
     (450, 300, 192, 64, True, 1, 2, 1, False),
     (65, 500, 1024, 128, False, 2, 2, 2, True),
+]
+
+# form of the keys, rows of a page, new tokens, heads, tokens of a split, threshold: boxes and rows,
+# masked tiles, several groups of rows, groups without keys, parts that are merged, votes.
+DECODES = [
+    ("all", None, 1, (4, 2), None, None),
+    ("all", None, 2, (3, 3), 64, 0.1),
+    ("all", 64, 12, (16, 2), None, None),
+    ("all", 16, 2, (8, 2), 512, 0.3),
+    ("all", 7, 1, (4, 2), 128, 0.3),
+    ("blocks", 16, 5, (4, 2), None, None),
+    ("blocks", None, 1, (4, 1), 512, 0.3),
+    ("tokens", 1, 2, (4, 2), None, None),
+    ("tokens by query", 64, 3, (4, 2), 512, 0.3),
+    ("spans", None, 2, (4, 2), None, None),
+    ("spans", 16, 2, (4, 2), 256, 0.3),
 ]
 
 
@@ -173,6 +191,28 @@ def skipping_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
     return relative_error(*results, q, k, v, dense_mask(len_q, len_kv, causal))
 
 
+def decode_error(form, page, len_q, heads, split_tokens, threshold, head_dim, dtype) -> float:
+    """Drawn requests, whose caches hold NaN where no query looks."""
+    options = {"len_q": len_q, "heads": heads, "dim": head_dim, "dtype": dtype, "rows": 700}
+    call = decode_cases.draw(head_dim, form, page, scale=5 / head_dim**0.5, **options)
+    call["split_tokens"] = split_tokens
+    if threshold is not None:
+        call["skip_threshold"] = threshold
+    on_device = {name: on_gpu(value) for name, value in call.items()}
+    counted = {} if threshold is None else {"return_stats": True}
+    out, lse, *stats = sparse_fmha.decode_attention(**on_device, return_lse=True, **counted)
+    exact = decode_oracle.expected(call)
+    if stats and not stats[0].skipped.cpu().equal(exact.skipped):
+        return float("inf")
+    return error_of_rows(out, lse, exact.out, exact.lse)
+
+
+def on_gpu(value):
+    if isinstance(value, tuple):
+        return tuple(map(on_gpu, value))
+    return value.cuda() if isinstance(value, torch.Tensor) else value
+
+
 def backward_error(name: str, head_dim: int, dtype, device: str = "cuda") -> float:
     """Of the worst gradient of a case; rounding to 16 bits comes twice, before products of sums."""
     case = LARGE[name]
@@ -200,7 +240,10 @@ def dense_mask(len_q: int, len_kv: int, causal: bool) -> torch.Tensor:
 
 def relative_error(out, lse, q, k, v, visible) -> float:
     """Against fp64; of lse the largest absolute error."""
-    exact, exact_lse = reference.attention(q.cpu(), k.cpu(), v.cpu(), visible)
+    return error_of_rows(out, lse, *reference.attention(q.cpu(), k.cpu(), v.cpu(), visible))
+
+
+def error_of_rows(out, lse, exact, exact_lse) -> float:
     lse, seen = lse.cpu().double(), exact_lse.isfinite()
     if not torch.equal(lse.isfinite(), seen):
         return float("inf")
@@ -216,9 +259,10 @@ PROBLEMS = {
     "block_sparse": (block_sparse_error, BLOCK_LISTS),
     "stripe": (stripe_error, STRIPES),
     "skipping": (skipping_error, DENSE),
+    "decode": (decode_error, DECODES),
     "backward": (backward_error, [(name,) for name in LARGE]),
 }
-FOR_HOPPER = ("skipping", "backward")  # other architectures lack them
+FOR_HOPPER = ("skipping", "decode", "backward")  # other architectures lack them
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -115,10 +115,3 @@ def test_results_do_not_depend_on_other_requests(cuda):
     for b in range(4):
         one = {n: x[b : b + 1] if torch.is_tensor(x) else x for n, x in given.items()}
         assert decode_attention(**one).equal(together[b : b + 1])
-
-
-@pytest.mark.parametrize("changes", [{"skip_threshold": 0.1}, {"return_stats": True}], ids=str)
-def test_skipping_is_not_for_gpus_yet(cuda, changes):
-    given = moved(cuda, decode_cases.draw(11, dtype=torch.float16))
-    with pytest.raises(NotImplementedError, match=r"pass=decode.*which runs on the CPU only"):
-        decode_attention(**given, **changes)

@@ -1,6 +1,7 @@
 """Packed sequences and grids on GPUs; tests/ops has the rest."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from gradient_oracle import gradients
 from packed_cases import Packed, clean, in_pages
 
 from sparse_fmha import neighborhood_attention, varlen_attention, varlen_neighborhood_attention
+from sparse_fmha.integrations.torch_varlen import varlen_attn
 
 pytestmark = pytest.mark.gpu
 
@@ -69,17 +71,70 @@ def test_lengths_change_between_replays(cuda):
             assert a.equal(b)
 
 
-def test_keys_in_pages_are_refused(cuda):
+def on_gpu(given, device):
+    return {n: x.to(device) if torch.is_tensor(x) else x for n, x in given.items()}
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("page", [1, 16, 64, 100])
+@pytest.mark.parametrize("missing", [False, True])
+@cases
+def test_keys_in_pages(cuda, agrees, poisoned, name, missing, page, dim):
+    case = replace(CASES[name], dim=dim)
+    given, mask = case.arguments(torch.bfloat16)
+    paged = in_pages(given, page)
+    if missing:  # the second page of every sequence
+        for b, first in enumerate(case.starts(1)[:-1].tolist()):
+            if paged["page_table"].shape[1] > 1:
+                paged["page_table"][b, 1] = 10**6
+                own = slice(int(case.starts(0)[b]), int(case.starts(0)[b + 1]))
+                mask[own, first + page : first + 2 * page] = False
+    with poisoned():
+        out, lse = varlen_attention(**on_gpu(paged, cuda), return_lse=True)
+    inputs = (x.to(cuda) for x in clean(given["q"], given["k"], given["v"]))
+    agrees(out[None], lse[None], *inputs, visible=mask.to(cuda))
+
+
+def test_pages_and_lengths_change_between_replays(cuda):
+    case = Packed(lengths=((300, 900, 900), (100, 100, 100), (212, 300, 280)), dim=64, causal=True)
+    paged = on_gpu(in_pages(case.arguments(torch.bfloat16)[0], 16), cuda)
+    paged |= {x: paged[x].nan_to_num(0.5) for x in "kv"}
+    paged |= {"max_q": 400, "max_k": 900}
+    varlen_attention(**paged)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = varlen_attention(**paged, return_lse=True)
+    table = paged["page_table"]
+    for starts, used in (((0, 300, 400, 612), (900, 3, 0)), ((0, 1, 2, 350), (17, 800, 350))):
+        paged["cu_q"].copy_(torch.tensor(starts))
+        paged["seqused_k"].copy_(torch.tensor(used))
+        table.copy_(table.flatten()[torch.randperm(table.numel(), device=cuda)].view_as(table))
+        graph.replay()
+        expected = varlen_attention(**paged, return_lse=True)
+        for a, b in zip((out, lse), expected, strict=True):
+            assert a.equal(b)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (100, 0), (40, 30)])
+def test_windows_over_pages(cuda, window):
+    """As on the CPU, up to rounding."""
+    case = Packed(lengths=((300, 900, 900), (1, 100, 100), (212, 300, 280)), dim=128)
+    paged = in_pages(case.arguments(torch.float16)[0], 16)
+    places = ("q", "k", "v", "cu_q", "cu_k", "max_q", "max_k")
+
+    def run(given):
+        rest = {"seqused_k": given["seqused_k"], "block_table": given["page_table"]}
+        return varlen_attn(*(given[x] for x in places), window_size=window, enable_gqa=True, **rest)
+
+    torch.testing.assert_close(run(on_gpu(paged, cuda)).cpu(), run(paged), rtol=0.01, atol=2e-3)
+
+
+def test_the_op_is_for_the_cpu(cuda):
     given, _ = Packed(lengths=((9, 30, 30),), dim=64).arguments(torch.bfloat16)
-    paged = in_pages(given, 16)
-    paged = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in paged.items()}
-    with pytest.raises(
-        NotImplementedError, match="page_table runs on the CPU only; move the tensors"
-    ):
-        varlen_attention(**paged)
     op = torch.ops.sparse_fmha.varlen_fwd
     with pytest.raises(NotImplementedError, match="sparse_fmha::varlen_fwd runs on the CPU only"):
-        op(**paged)
+        op(**on_gpu(in_pages(given, 16), cuda))
 
 
 def test_packed_grids(randn):

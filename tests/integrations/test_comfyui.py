@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_fmha import reference
-from sparse_fmha.integrations import comfyui
+from sparse_fmha.integrations import _comfyui_attention, comfyui
 
 HEADS, DIM = 2, 16
 
@@ -20,14 +20,26 @@ class Patcher:
         self.model, self.wrappers = model, list(wrappers)
         self.model_options = {"transformer_options": dict(options or {})}
 
+        self.callbacks = []
+
     def clone(self):
         return Patcher(self.model, self.model_options["transformer_options"], self.wrappers)
+
+    def get_model_object(self, name):
+        assert name == "model_sampling"
+        return types.SimpleNamespace(percent_to_sigma=lambda percent: 1.0 - percent)
+
+    def add_callback_with_key(self, kind, key, callback):
+        assert (kind, key) == ("on_prepare_state", "sparse_fmha")
+        self.callbacks.append(callback)
 
     def add_wrapper_with_key(self, kind, key, wrapper):
         assert (kind, key) == ("diffusion_model", "sparse_fmha")
         self.wrappers.append(wrapper)
 
     def __call__(self, latent, text, **options):
+        for callback in self.callbacks:
+            callback(self, None, self.model_options)
         options = {**self.model_options["transformer_options"], **options}
         call = self.model.forward
         for wrapper in reversed(self.wrappers):
@@ -155,7 +167,12 @@ def test_a_window_is_masked_attention(name, reshaped):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("sol-attn", {"tau": 0.0}), ("vsa", {"keep_percent": 1.0}), ("subblock", {"keep_percent": 1})],
+    [
+        ("sol-attn", {"tau": 0.0}),
+        ("sla", {"keep_percent": 100.0}),
+        ("vsa", {"keep_percent": 100.0}),
+        ("subblock", {"keep_percent": 100}),
+    ],
 )
 def test_methods(name, method, options):
     model, grid, _ = MODELS[name]()
@@ -169,9 +186,7 @@ def test_methods(name, method, options):
 def test_what_stays_dense(caplog):
     model, grid, _ = MODELS["Wan"]()
     dense = Patcher(model)(*inputs(grid))
-    schedule = torch.linspace(1, 0, 6)
-    steps = {"sample_sigmas": schedule}
-    late, early = {**steps, "sigmas": schedule[3:4]}, {**steps, "sigmas": schedule[:1]}
+    late, early = {"sigmas": torch.tensor([0.3])}, {"sigmas": torch.tensor([1.0])}
     for changed, options, reason in (
         ({"min_tokens": 127}, {}, "126 tokens are fewer than min_tokens"),
         ({"dense_blocks": "0, 1-3"}, {}, "of dense_blocks"),
@@ -230,7 +245,53 @@ def test_the_folder_is_loaded_as_comfyui_does(tmp_path):
 
 
 def test_dense_blocks():
-    assert comfyui.blocks_of("0, 1, 47-49") == {0, 1, 47, 48, 49}
-    assert comfyui.blocks_of("") == set()
+    assert _comfyui_attention.blocks_of("0, 1, 47-49") == {0, 1, 47, 48, 49}
+    assert _comfyui_attention.blocks_of("") == set()
     with pytest.raises(ValueError, match="dense_blocks must be like '0, 1, 47-49', got 'a'"):
-        comfyui.blocks_of("a")
+        _comfyui_attention.blocks_of("a")
+
+
+def test_the_node_stays_on_top():
+    """A node that comes later is what stays dense runs on."""
+    model, grid, _ = MODELS["Wan"]()
+    sparse = patched(model)(*inputs(grid))
+    found, calls = patched(model), []
+
+    def later(func, *args, **kwargs):
+        calls.append(None)
+        return func(*args, **kwargs)
+
+    found.model_options["transformer_options"]["optimized_attention_override"] = later
+    for _ in range(2):
+        assert found(*inputs(grid)).equal(sparse)
+    assert len(calls) == 8  # cross-attention
+
+
+def h3(segments, tokens, grid):
+    signature = (5, grid[0], 2 * grid[1], 2 * grid[2], 4)
+    return types.SimpleNamespace(segments=segments, seq_len=tokens, signature=signature)
+
+
+def test_minimax_h3_says_where_its_video_is():
+    """Text, audio and video in one sequence, which the latent does not show."""
+    model = kind("MiniMaxH3Model", None, True)
+    expected = masked(model, GRID, 5, reference.neighborhood_mask(GRID, (2, 3, 4)))
+    segments = [(0, 2, "text"), (2, 5, "audio"), (5, 131, "video")]
+    node = patched(model)
+    found = node(*inputs(GRID), minimax_h3_layout=h3(segments, 131, GRID))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    dense = Patcher(model)(*inputs(GRID))
+    for layout in (
+        h3(segments, 130, GRID),
+        h3(segments[:2], 131, GRID),
+        h3(segments, 131, (3, 6, 6)),
+    ):
+        assert node(*inputs(GRID), minimax_h3_layout=layout).equal(dense)
+
+
+def test_names_and_defaults_of_comfyui_itself():
+    """Of its node "Model Sparse Attention", but extra_tokens and sink_conditioning."""
+    own = {"tau": 1.3, "keep_percent": 10.0, "start_percent": 0.2, "end_percent": 1.0,
+           "dense_blocks": "", "min_tokens": 12288, "verbose": False}  # fmt: skip
+    assert {name: DEFAULTS[name] for name in own} == own
+    assert {"sol-attn", "sla", "vsa"} < set(comfyui.METHODS)

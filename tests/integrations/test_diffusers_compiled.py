@@ -6,7 +6,7 @@ import pytest
 import tiny_diffusion
 import torch
 
-pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
+pytest.importorskip("diffusers.models.transformers.transformer_kandinsky6")  # the newest of them
 
 import tiny_diffusion_models
 from tiny_diffusion_models import all_blocks, close

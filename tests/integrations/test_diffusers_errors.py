@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -325,16 +326,28 @@ def test_processor_replaced_after_enable(wan):
         wan()
 
 
-@pytest.mark.parametrize("dense", [0, 1])
-def test_context_parallelism(wan, dense):
-    """Also in dense steps: the originals were not told of it."""
-    sparse.enable(wan.model, "dense", first_dense_steps=dense)
+def test_context_parallelism_of_other_kinds(wan):
+    """Ring attention, and models without a plan of diffusers whose attention has text."""
+    sparse.enable(wan.model, "dense")
+    config = types.SimpleNamespace(ring_degree=2, ulysses_degree=1)
+    given = types.SimpleNamespace(context_parallel_config=config)
     for block in wan.model.blocks:  # as `enable_parallelism` does
-        block.attn1.processor._parallel_config = object()
-    with pytest.raises(
-        NotImplementedError, match="context parallelism of WanTransformer3DModel is not supported"
-    ):
+        block.attn1.processor._parallel_config = given
+    with pytest.raises(NotImplementedError, match=r"of WanTransformer3DModel is .* as Ulysses"):
         wan()
+    config.ring_degree = 1
+    tiny = make("hunyuan_video")
+    sparse.enable(tiny.model, "dense")
+    for block in tiny.model.transformer_blocks:
+        block.attn.processor._parallel_config = given
+    with pytest.raises(NotImplementedError, match=r"HunyuanVideo.*which diffusers has no plan for"):
+        tiny()
+    tiny = make("cogvideox")
+    sparse.enable(tiny.model, "dense")
+    for block in tiny.model.transformer_blocks:
+        block.attn1.processor._parallel_config = given
+    with pytest.raises(NotImplementedError, match="CogVideoX"):
+        tiny()
 
 
 def test_an_error_leaves_the_model_usable(wan):

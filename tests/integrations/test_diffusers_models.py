@@ -6,7 +6,7 @@ import pages
 import pytest
 import torch
 
-pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
+pytest.importorskip("diffusers.models.transformers.transformer_kandinsky6")  # the newest of them
 
 import tiny_diffusion
 from tiny_diffusion import TEXT, torch_attention_with
@@ -99,6 +99,8 @@ def test_grid_that_is_not_the_tokens(name):
         ("hunyuan_video_15", {"image": False, "lengths": (1, TEXT)}),
         ("hunyuan_image", {"lengths": (3, TEXT)}),
         ("hunyuan_image", {"second": False}),
+        ("framepack", {"lengths": (3, TEXT)}),
+        ("framepack", {"lengths": (4,)}),  # alone, it has no padding
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
+pytest.importorskip("diffusers.models.transformers.transformer_kandinsky6")  # the newest of them
 
 import tiny_diffusion
 from tiny_diffusion import BATCH, torch_attention_with

@@ -148,3 +148,40 @@ def test_reasons():
         "WanTransformer3DModel: blocks [0, 2] of 3 run Neighborhood: the grid 4x5x6 has 120 "
         "tokens, with 0 of text and references 120",
     ]
+
+
+def test_options_by_step():
+    """The last holds for all steps from there on; two calls in each step; dense steps before."""
+    tiny, shares = make("wan"), (0.9, 0.5, 0.25)
+    outs = {}
+    for keep in shares:
+        sparse.enable(tiny.model, "cube_top_k", keep=keep)
+        outs.update({(keep, t): tiny(t) for t in TIMES[:6]})
+        sparse.disable(tiny.model)
+    dense = tiny(TIMES[0])
+    given = {"by_step": [{"keep": keep} for keep in shares], "keep": 1.0}
+    for first in (0, 1):
+        sparse.enable(tiny.model, "cube_top_k", **given, first_dense_steps=first)
+        for _ in range(2):
+            for step, t in enumerate(TIMES[:6]):
+                for _ in range(2):
+                    keep = shares[min(step - first, 2)]
+                    expected = dense if step < first else outs[keep, t]
+                    assert tiny(t).equal(expected)
+        sparse.disable(tiny.model)
+    for error, match, options in (
+        (TypeError, "by_step must be given with a method", {"layers": {"default": {
+            "method": "dense"}}, "by_step": [{"keep": 0.5}]}),
+        (TypeError, "options of method 'sol' must be among", {"method": "sol",
+                                                              "by_step": [{"keep": 0.5}]}),
+        (ValueError, "keep must be", {"method": "cube_top_k", "by_step": [{"keep": 2.0}]}),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            sparse.enable(tiny.model, **options)
+
+
+def test_a_preset_by_step():
+    preset = next(p for p in sparse.presets() if p.name == "cube-minimax-h3")
+    assert len(preset.by_step) == 18
+    assert preset.by_step[0] == {"keep": 0.55}
+    assert preset.by_step[-1] == {"keep": 0.05}

@@ -1,12 +1,13 @@
 """Presets of the bridge to diffusers: each loads, says where it is from, and runs."""
 
+import dataclasses
 import json
 
 import pytest
 import tiny_diffusion
 import torch
 
-pytest.importorskip("diffusers.models.transformers.transformer_krea2")  # the newest of them
+pytest.importorskip("diffusers.models.transformers.transformer_kandinsky6")  # the newest of them
 
 import tiny_diffusion_models
 
@@ -33,23 +34,35 @@ SMALL = {
 }
 
 
+def tiny_of(preset):
+    """By name; with its different layers one after another, in windows that are small enough."""
+    if not preset.layers:
+        return preset.name
+    kinds = {json.dumps(each): each for each in preset.layers.values()}.values()
+    layers = {f"layer {n}": each for n, each in enumerate(kinds)}
+    for key, each in layers.items():
+        if each is not None:
+            window = [min(w, n) for w, n in zip(each["window"], (-1, 2, 3), strict=True)]
+            layers[key] = {"method": each["method"], "window": window}
+    return dataclasses.replace(preset, layers=layers)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_each_runs_on_a_tiny_model(name):
     preset = _diffusion_presets.find(name)
     for model in preset.models:
         maker = TINY[model]
         found = tiny_diffusion if maker in tiny_diffusion.MAKERS else tiny_diffusion_models
-        tiny = found.make(maker)
+        tiny = found.make(maker, **({"layers": 6} if preset.layers else {}))
         assert preset in sparse.presets(tiny.model)
         expected = tiny()
         with sparse.Request(5):
-            sparse.enable(
-                tiny.model, preset=name, first_dense_steps=0, **SMALL.get(preset.method, {})
-            )
+            small, options = tiny_of(preset), SMALL.get(preset.method, {})
+            sparse.enable(tiny.model, preset=small, first_dense_steps=0, **options)
             assert tiny().isfinite().all()
             assert not tiny().equal(expected)
             sparse.disable(tiny.model)
-            sparse.enable(tiny.model, preset=name, **SMALL.get(preset.method, {}))
+            sparse.enable(tiny.model, preset=small, **options)
             assert tiny().equal(expected) == (preset.first_dense_steps > 0)
 
 
@@ -60,11 +73,26 @@ def test_each_says_where_it_is_from(name):
     assert preset.figure == "no figure published" or any(c.isdigit() for c in preset.figure)
     assert set(preset.models) <= set(sparse.supported_models())
     assert preset.steps is None or preset.first_dense_steps < preset.steps
-    _diffusion_table.make(preset.method, preset.options)
+    if preset.method is not None:
+        _diffusion_table.make(preset.method, preset.options)
     if preset.grid is not None:
         assert preset.fits(preset.grid)
     given = json.loads((_diffusion_presets.FOLDER / f"{name}.json").read_text())
     assert given.keys() <= set(_diffusion_presets.Preset.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("size", "blocks"), [("2b", 28), ("14b", 36)])
+def test_layers_of_cosmos(size, blocks):
+    """Each block has a window of the source's, in frames of 44 x 80 tokens, or is dense."""
+    preset = _diffusion_presets.find(f"natten-cosmos-predict2-{size}")
+    assert preset.fits((24, 44, 80))
+    assert not preset.fits((24, 40, 80))
+    with torch.device("meta"):
+        model = tiny_diffusion_models.tiny_videos.cosmos(layers=blocks).model
+    sparse.enable(model, preset=preset)
+    kinds = [type(block.attn1.processor).__name__ for block in model.transformer_blocks]
+    assert len({id(block.attn1.processor) for block in model.transformer_blocks}) <= 6 + 1
+    assert kinds.count("CosmosAttnProcessor2_0") == (size == "14b")
 
 
 def test_those_for_a_model_and_grid():
@@ -104,7 +132,7 @@ def test_what_is_given_replaces_the_preset():
             "method must not be given beside preset = 'radial-wan', got 'sol'",
             {"preset": "radial-wan", "method": "sol"},
         ),
-        (TypeError, "method or preset must be given", {}),
+        (TypeError, "method, layers or preset must be given", {}),
         (TypeError, "options of method 'radial' must be among", {"preset": "radial-wan", "tau": 1}),
     ],
 )

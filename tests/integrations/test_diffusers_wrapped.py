@@ -46,7 +46,19 @@ def adapt(model):
             torch.nn.init.normal_(parameter, std=0.1)
 
 
-@pytest.mark.parametrize("wrap", [cast, offload_blocks, offload_leaves, adapt])
+def quantize(model):
+    torchao = pytest.importorskip("torchao.quantization")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+
+
+def offload_by_accelerate(model):
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "wrap", [cast, offload_blocks, offload_leaves, offload_by_accelerate, adapt, quantize]
+)
 def test_the_same_window(wrap, ours):
     """Whichever came first, and without it the model is what the other code made of it."""
     tiny, plain = make("wan"), make("wan")

@@ -27,8 +27,8 @@ def positional(given):
     return [given[x] for x in PLACES]
 
 
-def by_sdpa(given, lengths, window, scale=None):
-    """Every sequence by torch's own attention, with the mask of the window."""
+def by_sdpa(given, lengths, window, scale=None, gap=(0, 0)):
+    """Every sequence by torch's own attention, with a window and without the keys of a gap."""
     outs = []
     for b, used in enumerate(lengths):
         rows, keys = (slice(*given[x][b : b + 2].tolist()) for x in ("cu_q", "cu_k"))
@@ -40,6 +40,7 @@ def by_sdpa(given, lengths, window, scale=None):
             mask &= apart >= -window[0]
         if window[1] >= 0:
             mask &= apart <= window[1]
+        mask[:, slice(*gap)] = False
         out = sdpa(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
         outs.append(out.masked_fill(~mask.any(-1)[:, None], 0).transpose(0, 1))
     return torch.cat(outs)
@@ -89,14 +90,24 @@ def test_keys_in_use_and_pages():
         torch.testing.assert_close(out, by_sdpa(given, lengths, window))
     paged = in_pages({**given, "seqused_k": used}, 16)
     rest = {"seqused_k": used, "block_table": paged["page_table"], "enable_gqa": True}
-    out = varlen_attn(*positional(paged), window_size=(-1, 0), **rest)
-    torch.testing.assert_close(out, by_sdpa(given, lengths, (-1, 0)))
-    with pytest.raises(ValueError, match=r"^window_size must be .* with block_table, got \(9, 4\)"):
-        varlen_attn(*positional(paged), window_size=(9, 4), **rest)
+    for window in ((-1, 0), (9, 4), (9, 0), (0, -1)):
+        out = varlen_attn(*positional(paged), window_size=window, **rest)
+        torch.testing.assert_close(out, by_sdpa(given, lengths, window))
     whole = in_pages(given, 16)
     whole["cu_k"] = given["cu_k"]
     out = flash_attn_varlen_func(*positional(whole), block_table=whole["page_table"])
     torch.testing.assert_close(out, by_sdpa(given, [x[1] for x in CASE.lengths], (-1, -1)))
+
+
+@pytest.mark.parametrize("window", [(20, 3), (70, 0), (5, -1), (-1, 8)])
+def test_windows_reach_over_pages_that_do_not_exist(window):
+    given, _ = CASE.arguments()
+    paged = in_pages({**given, "seqused_k": None}, 16)
+    paged["page_table"][:, 3] = -1
+    rest = {"seqused_k": paged["seqused_k"], "block_table": paged["page_table"], "enable_gqa": True}
+    out = varlen_attn(*positional(paged), window_size=window, **rest)
+    lengths = [x[1] for x in CASE.lengths]
+    torch.testing.assert_close(out, by_sdpa(given, lengths, window, gap=(48, 64)))
 
 
 def test_signature_of_torch():

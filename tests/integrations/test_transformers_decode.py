@@ -93,6 +93,33 @@ def test_continuous_batching(name, steps, monkeypatch):
     assert net.config._attn_implementation == "sdpa"
     assert len(decodes) > steps
     assert prefills
+    in_place = [call["page_table"] is not None for call in decodes if "page_table" in call]
+    assert all(in_place)
+    # Sliding windows have no block tables.
+    assert bool(in_place) == (name == "llama")
+
+
+def test_new_tokens_are_written_into_pages():
+    """Padded requests write nothing, wherever their table points."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([5, 1, 4, 0, 0], dtype=torch.int32)
+    table = torch.tensor([[3, 1], [0, -1], [4, -1], [-1, -1], [2, 2]], dtype=torch.int32)
+    caches = torch.randn(2, 5, 4, 2, 16)
+    q, k, v = (torch.randn(1, h, 5, 16) for h in (4, 2, 2))
+    expected = caches.clone()
+    for b, (page, row) in enumerate([(1, 0), (0, 0), (4, 3)]):
+        for to, x in zip(expected, (k, v), strict=True):
+            to[page, row] = x[0, :, b]
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    lists = {"cu_seq_lens_q": starts.clamp(max=3), "cu_seq_lens_k": starts, "max_length_q": 1}
+    pages = {"block_table": table, "k_cache": caches[0], "v_cache": caches[1]}
+    out, _ = packed.attend_packed(torch.nn.Linear(1, 1), q, k, v, **lists, **pages)
+    assert caches.equal(expected)
+    wanted = packed.decode_attention(
+        q[0].transpose(0, 1)[:, None], *expected, lengths, page_table=table
+    )
+    assert out.equal(wanted.transpose(0, 1))
+    assert out[0, 3:].eq(0).all()
 
 
 def test_a_packed_batch_with_sinks_and_a_window():
@@ -126,8 +153,8 @@ def test_a_packed_batch_with_sinks_and_a_window():
     [
         ({}, "sparse_fmha_flash is for generate_batch only, inside of continuous_batching"),
         ({"softcap": 5.0}, "does not support logit soft-capping, which Linear"),
-        ({"block_table": torch.zeros(1)}, "supports no attention_mask, block_table or dropout"),
-        ({"dropout": 0.5}, "supports no attention_mask, block_table or dropout"),
+        ({"attention_mask": torch.zeros(1)}, "supports no attention_mask or dropout"),
+        ({"dropout": 0.5}, "supports no attention_mask or dropout"),
     ],
 )
 def test_what_a_packed_batch_refuses(options, message):

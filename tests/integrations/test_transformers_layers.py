@@ -58,6 +58,39 @@ def test_each_layer_has_its_own_method(monkeypatch):
     assert (found - wanted).abs().max() > 1e-4
 
 
+def test_kinds_of_layers(monkeypatch):
+    """Full layers of Gemma 3 leave blocks out; its windows stay dense; a number goes first."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    config = hf.Gemma3TextConfig(
+        vocab_size=90, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=40,
+        layer_types=kinds, pad_token_id=0,
+    )  # fmt: skip
+    net, tokens, seen = hf.Gemma3ForCausalLM(config).eval(), ids(300), []
+    top_k = _layers.selection.top_k_blocks
+    monkeypatch.setattr(
+        _layers.selection, "top_k_blocks", lambda *a, **k: (seen.append(None), top_k(*a, **k))[1]
+    )
+    options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
+    wanted = run(net, "sdpa", [], input_ids=tokens)
+    for layers, calls in (
+        ({"full_attention": options}, 2),
+        ({"full_attention": options, "layer 1": {"method": "dense"}}, 1),
+        ({"full_attention": {"method": "dense"}, "sliding_attention": {"method": "dense"}}, 0),
+    ):
+        seen.clear()
+        sparse.register("sparse_by_layer", layers)
+        found = run(net, "sparse_by_layer", [], input_ids=tokens)
+        assert len(seen) == calls
+        assert ((found - wanted).abs().max() > 1e-4) == (calls > 0)
+    sparse.register("sparse_by_layer", {"chunked_attention": options})
+    with pytest.raises(ValueError, match="has full_attention, sliding_attention, got 'chunked"):
+        run(net, "sparse_by_layer", [], input_ids=tokens)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_does_not_change_what_a_method_chooses(side):
     options = {"method": "block_topk", "blocks": 1, "block_q": 64, "block_kv": 16}
@@ -141,7 +174,7 @@ def test_a_key_twice_in_a_file(tmp_path):
         (
             {"layer x": {"method": "dense"}},
             ValueError,
-            "keys of layers must be 'default', 'layer 3' or 'layers 8-31', got",
+            "keys of layers must be 'default', 'layer 3', 'layers 8-31' or a name of layer_types",
         ),
         (
             {"layers 5-2": {"method": "dense"}},

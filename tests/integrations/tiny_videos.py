@@ -167,6 +167,119 @@ def kandinsky5(layers=2):
     return Tiny(name, model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
 
 
+def kandinsky6(layers=2):
+    model = diffusers.Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=12,
+        in_text_dim2=6,
+        time_dim=8,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=layers,
+        axes_dims=(4, 6, 6),
+        visual_cond=False,
+        in_audio_dim=4,
+        out_audio_dim=4,
+    )
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 4, 10, 12, 4),
+        "audio_hidden_states": torch.randn(BATCH, 7, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+        "pooled_projections": torch.randn(BATCH, 6),
+    }
+    name = "Kandinsky6Transformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+def framepack(layers=1, lengths=(TEXT, TEXT)):
+    """History in three scales before the video; an image and text behind it."""
+    model = diffusers.HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=layers,
+        num_single_layers=layers,
+        num_refiner_layers=1,
+        text_embed_dim=12,
+        pooled_projection_dim=6,
+        guidance_embeds=False,
+        rope_axes_dim=(4, 6, 6),
+        has_image_proj=True,
+        image_proj_dim=8,
+        has_clean_x_embedder=True,
+    )
+    batch = len(lengths)
+
+    def latents(frames):
+        return torch.randn(batch, 4, frames, 10, 12)
+
+    def indices(first, frames):
+        return torch.arange(first, first + frames)
+
+    inputs = {
+        "hidden_states": latents(4),
+        "indices_latents": indices(9, 4),
+        "latents_clean": latents(2),
+        "indices_latents_clean": indices(7, 2),
+        "latents_history_2x": latents(2),
+        "indices_latents_history_2x": indices(5, 2),
+        "latents_history_4x": latents(5),
+        "indices_latents_history_4x": indices(0, 5),
+        "encoder_hidden_states": torch.randn(batch, TEXT, 12),
+        "encoder_attention_mask": (torch.arange(TEXT) < torch.tensor(lengths)[:, None]).long(),
+        "pooled_projections": torch.randn(batch, 6),
+        "image_embeds": torch.randn(batch, 3, 8),
+        "timestep": torch.full((batch,), 700),
+    }
+    name = "HunyuanVideoFramepackTransformer3DModel"
+    history = 2 * 30 + 1 * 3 * 3 + 2 * 2 * 2
+    made = Tiny(name, model, inputs, (4, 5, 6), history, True, 2 * layers, **VIDEO)
+    made.references = 3 + (TEXT if batch > 1 else lengths[0])
+    return made
+
+
+def helios(layers=2, **config):
+    """History in three scales before the video."""
+    model = diffusers.HeliosTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        rope_dim=(4, 6, 6),
+        **config,
+    )
+
+    def latents(frames):
+        return torch.randn(BATCH, 4, frames, 10, 12)
+
+    def indices(first, frames):
+        return torch.arange(first, first + frames).expand(BATCH, -1)
+
+    inputs = {
+        "hidden_states": latents(4),
+        "indices_hidden_states": indices(9, 4),
+        "latents_history_short": latents(2),
+        "indices_latents_history_short": indices(7, 2),
+        "latents_history_mid": latents(2),
+        "indices_latents_history_mid": indices(5, 2),
+        "latents_history_long": latents(5),
+        "indices_latents_history_long": indices(0, 5),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 700),
+    }
+    history = 2 * 30 + 1 * 3 * 3 + 2 * 2 * 2
+    name = "HeliosTransformer3DModel"
+    return Tiny(name, model, inputs, (4, 5, 6), history, True, layers, **VIDEO)
+
+
 def _wan_like(name, layers=2, **config):
     model = getattr(diffusers, name)(
         num_attention_heads=2,

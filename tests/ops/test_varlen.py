@@ -88,12 +88,14 @@ def test_gradients(poisoned, way, case, parts):
         assert gradient[~case.used_keys(given["seqused_k"])].eq(0).all()
 
 
-@settings(max_examples=40)
+@ways
+@settings(max_examples=30)
 @given(case=PACKED, page=st.sampled_from([1, 3, 16, 64]), missing=st.booleans())
 @example(NO_KEYS, 4, False)
 @example(EMPTY, 4, False)
 @example(Packed(counts_used=True, causal=True), 16, True)
-def test_pages(agrees, case, page, missing):
+@example(Packed(lengths=((300, 700, 700), (1, 260, 250)), causal=True, counts_used=True), 64, True)
+def test_pages(agrees, way, case, page, missing):
     given, mask = case.arguments()
     paged = in_pages(given, page)
     if missing:  # the second page of every sequence
@@ -103,17 +105,36 @@ def test_pages(agrees, case, page, missing):
                 # As many as there are; the keys of the next sequence have other queries.
                 own = slice(int(case.starts(0)[b]), int(case.starts(0)[b + 1]))
                 mask[own, first + page : first + 2 * page] = False
-    out, lse = attend(**paged)
+    out, lse = WAYS[way](**paged)
     agrees(out[None], lse[None], *clean(given["q"], given["k"], given["v"]), mask, case.scale)
-    skipping, _ = attend(**paged, skip_threshold=1e-30)
+    skipping, _ = WAYS[way](**paged, skip_threshold=1e-30)
     torch.testing.assert_close(skipping, out)
 
 
-def test_pages_with_lengths_by_cu_k():
+@ways
+def test_pages_with_lengths_by_cu_k(way):
     given, _ = Packed().arguments()
     paged = in_pages(given, 16)
     paged |= {"cu_k": given["cu_k"], "seqused_k": None}
-    assert attend(**paged)[0].equal(attend(**given)[0])
+    torch.testing.assert_close(WAYS[way](**paged)[0], attend(**given)[0])
+
+
+def test_thresholds_of_sequences_in_pages():
+    given, _ = Packed(lengths=((70, 400, 400),) * 2).arguments()
+    paged = in_pages(given, 16)
+    plain = by_lists(**paged)[0]
+    none_skipped = by_lists(**paged, skip_threshold=torch.zeros(2))[0]
+    torch.testing.assert_close(none_skipped, plain)
+    first = by_lists(**paged, skip_threshold=torch.tensor([0.99, 0.0]))[0]
+    assert not first[:70].equal(plain[:70])
+    torch.testing.assert_close(first[70:], plain[70:])
+
+
+def test_block_lists_over_pages_have_no_gradient():
+    paged = in_pages(Packed().arguments()[0], 16)
+    paged["q"].requires_grad_()
+    with pytest.raises(NotImplementedError, match="no backward pass for keys in pages; call it"):
+        by_lists(**paged)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -104,9 +104,18 @@ def test_autocast():
     assert into.equal(expected)
 
 
-def test_the_way_over_lists_reads_no_values(over_lists):
+def paged_or_not(paged, dtype=torch.float32):
+    given = finite(dtype=dtype)
+    if paged:
+        given = in_pages(given, 16)
+        given |= {x: given[x].nan_to_num(0) for x in "kv"}
+    return given
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_the_way_over_lists_reads_no_values(over_lists, paged):
     """So it waits for no device, and can be captured."""
-    given = finite(dtype=torch.bfloat16)
+    given = paged_or_not(paged, torch.bfloat16)
     with FakeTensorMode() as mode:
         given = {n: mode.from_tensor(x) if torch.is_tensor(x) else x for n, x in given.items()}
         out, lse = varlen_attention(**given, return_lse=True)
@@ -114,8 +123,9 @@ def test_the_way_over_lists_reads_no_values(over_lists):
     assert (lse.shape, lse.dtype) == (given["q"].shape[:2], torch.float32)
 
 
-def test_the_way_over_lists_compiled(over_lists):
-    given = finite()
+@pytest.mark.parametrize("paged", [False, True])
+def test_the_way_over_lists_compiled(over_lists, paged):
+    given = paged_or_not(paged)
     compiled = torch.compile(varlen_attention, fullgraph=True, backend="aot_eager")
     for a, b in zip(
         compiled(**given, return_lse=True), varlen_attention(**given, return_lse=True), strict=True
@@ -129,8 +139,6 @@ def test_what_the_way_over_lists_lacks(over_lists):
         NotImplementedError, match="with skip_threshold as a tensor runs on the CPU"
     ):
         varlen_attention(**given, skip_threshold=torch.rand(3))
-    with pytest.raises(NotImplementedError, match=r"^varlen_attention with page_table runs"):
-        varlen_attention(**in_pages(given, 16))
 
 
 @pytest.mark.parametrize("name", ["varlen_fwd", "varlen_bwd"])

@@ -10,7 +10,7 @@ from typing_extensions import assert_type
 import sparse_fmha
 from sparse_fmha import BlockGrid, BlockMask, SkipStats, StripeMask, patterns
 from sparse_fmha.calibration import Calibration
-from sparse_fmha.distributed import all_gather_kv, ulysses
+from sparse_fmha.distributed import all_gather_kv, pass_kv, ulysses
 
 Pair = tuple[Tensor, Tensor]
 WithStats = tuple[Tensor, SkipStats]
@@ -92,6 +92,9 @@ def sequence_parallel(
     assert_type(all_gather_kv(q, k, v, mask=mask), Tensor)
     assert_type(all_gather_kv(q, k, v, causal=True, return_lse=True), Pair)
     assert_type(all_gather_kv(q, k, v, return_lse=flag), Tensor | Pair)
+    assert_type(pass_kv(q, k, v, key_bias=q, sink=q, skip_threshold=0.5), Tensor)
+    assert_type(pass_kv(q, k, v, causal=True, return_lse=True), Pair)
+    assert_type(pass_kv(q, k, v, return_lse=flag), Tensor | Pair)
 
 
 def heads_with_methods(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, flag: bool) -> None:

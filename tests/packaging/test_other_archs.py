@@ -51,14 +51,15 @@ def test_reasons():
         "sm80 takes no key_bias"
     )
     outer = AssertionError("another message was expected")
-    outer.__context__ = message("sm80", "backward_dq")
-    assert other_archs.reason(outer) == "sm80 has no backward pass"
+    outer.__context__ = message("sm80", "decode")
+    assert other_archs.reason(outer) == "sm80 has no decode kernels"
 
 
 @pytest.mark.parametrize(
     "error",
     [
         message("sm80", "forward"),
+        message("sm86", "backward_dkv"),
         message("sm90", "decode"),
         message("sm80", "forward", ", with skipping, with key_bias"),
         message("sm80", "backward_dq", dtype="float32"),

@@ -7,7 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha.patterns import SeerAttentionGate, seer_ground_truth
+from sparse_fmha.patterns import (
+    SeerAttentionGate,
+    SeerDecodeGate,
+    load_seer_gates,
+    seer_ground_truth,
+)
 from sparse_fmha.selection import reductions
 
 FEW = settings(max_examples=25)
@@ -272,3 +277,50 @@ Q, K = inputs(1, 70, 70, (2, 1), 8)
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def gate_file(kind, layers=2, heads=4, heads_kv=2, dim=8, gate_dim=16):
+    """Tensors with the names and shapes of a published file."""
+    shapes = {
+        "prefill": {"mask_linear_q": (heads, dim, gate_dim),
+                    "mask_linear_k": (heads_kv, 3 * dim, gate_dim)},
+        "decode": {"attngate_linear_q": (heads_kv, heads // heads_kv, dim, gate_dim),
+                   "attngate_linear_k": (heads_kv, 3 * dim, gate_dim),
+                   "attngate_qnorm": (gate_dim,), "attngate_knorm": (gate_dim,)},
+    }[kind]  # fmt: skip
+    return {
+        f"model.layers.{n}.self_attn.attn_gate.{name}.weight": normal(*shape, seed=n)
+        for n in range(layers) for name, shape in shapes.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_files_of_gates(kind, tmp_path):
+    state = gate_file(kind)
+    path = tmp_path / "attn_gate_weights.pth"
+    torch.save({**state, "lm_head.weight": normal(2, 2)}, path)
+    gates = load_seer_gates(path, 4, 2, 8, rope_base=5e5)
+    assert list(gates) == [0, 1]
+    for layer, gate in gates.items():
+        own = [x for name, x in state.items() if f".{layer}." in name]
+        assert isinstance(gate, SeerAttentionGate if kind == "prefill" else SeerDecodeGate)
+        assert gate.weight_q.equal(own[0] if kind == "prefill" else own[0].flatten(1, 2))
+        assert gate.weight_k.equal(own[1])
+        assert gate.inv_freq[1].item() == pytest.approx(5e5 ** (-2 / 16))
+        if kind == "decode":
+            assert gate.norm_k.equal(own[3])
+    if kind == "prefill":
+        mask = gates[0].mask(*inputs(1, 200, 200, (4, 2), 8))
+        assert mask.counts.shape == (1, 4, 4)
+
+
+def test_files_that_are_no_gates():
+    state = gate_file("prefill")
+    for changed, match in (
+        ({}, "got none"),
+        ({**state, **gate_file("decode")}, "got both"),
+        ({name: x for name, x in state.items() if "_k." not in name}, "of keys of layer 0"),
+        ({name: x[:1] for name, x in state.items()}, "the weights of layer 0: .*size mismatch"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s){match}"):
+            load_seer_gates(changed, 4, 2, 8)

@@ -286,3 +286,18 @@ ROWS = normal(2, 5)
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_share_for_each_head():
+    scores = normal(2, 3, 5, 10)
+    scores[..., 7:] = -INF
+    shares_ = (0.0, 0.5, 1.0)
+    found = top_k_blocks(scores, density=shares_)
+    for head, share in enumerate(shares_):
+        assert found[:, head].equal(top_k_blocks(scores[:, head], density=share))
+    counts, _ = top_k_indices(scores, density=shares_)
+    assert counts[0, :, 0].tolist() == [0, 4, 7]
+    with pytest.raises(ValueError, match="density must be one number, or one for each head"):
+        top_k_blocks(scores, density=(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"density\[1\] must be"):
+        top_k_blocks(scores, density=(0.5, 1.5, 0.5))

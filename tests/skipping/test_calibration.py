@@ -277,3 +277,20 @@ def test_a_picture(tmp_path):
         plot(None, path)
     with pytest.raises(ValueError, match="two different points of decode"):
         plot(Calibration(by_the_law(0.5, 7.0)), path, "decode")
+
+
+def test_thresholds_published_for_a_model(tmp_path):
+    """The law through them is the published one."""
+    name = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+    found = Calibration.published(name)
+    for phase, alpha, beta in (("prefill", 7.91, 8.62), ("decode", 0.119, 9.86)):
+        fit = found.fit(phase)
+        assert fit.alpha == pytest.approx(alpha, rel=0.01)
+        assert fit.beta == pytest.approx(beta, rel=0.01)
+    assert found.threshold_for(0.5, 65536) == pytest.approx(587.18 / 65536, rel=0.02)
+    assert Calibration.of(name).points == found.points
+    assert Calibration.of(found) is found
+    found.save(tmp_path / "a.json")
+    assert Calibration.of(str(tmp_path / "a.json")).points == found.points
+    with pytest.raises(ValueError, match=r"model must be one of .*, got 'gpt'"):
+        Calibration.published("gpt")

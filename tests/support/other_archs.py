@@ -19,9 +19,8 @@ LACKING = {
     arch: {
         ("forward", True, False): "skips no key tiles",
         ("forward", False, True): "takes no key_bias",
-        ("backward_dq", False, False): "has no backward pass",
-        ("backward_dkv", False, False): "has no backward pass",
         ("decode", False, False): "has no decode kernels",
+        ("decode", True, False): "has no decode kernels",
     }
     for arch in ("sm80", "sm86")
 }

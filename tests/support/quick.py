@@ -22,6 +22,7 @@ SLOW = {
     "cost/test_simulate.py": ("test_extension_of_another_python",),
     "distributed/test_distributed.py": (
         r"test_case\[.*-[48]\]",
+        r"test_case\[.*compiled.*\]",
         "test_example",
         "test_is_imported_only_when_asked_for",
     ),

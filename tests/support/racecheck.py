@@ -73,6 +73,8 @@ WINDOWS = "sm90/geometry/grid/window_mask.h"
 LISTS = "sm90/geometry/lists/lists.h"
 LIST_KEYS = "sm90/geometry/lists/keys.h"
 STRIPES = "sm90/geometry/stripes/stripes.h"
+DECODE = "sm90/decode/storage.h"
+DECODE_MASK = "sm90/decode/tile_mask.h"
 KNOWN = (
     Known("neighborhood: who needs a box", (Site(GRID, "needs"),), (Site(GRID, "publish"),)),
     Known(
@@ -99,6 +101,16 @@ KNOWN = (
         (Site(LIST_KEYS, "publish_mask"),),
     ),
     Known("stripes: keys of a stage", (Site(STRIPES, "look_up"),), (Site(STRIPES, "publish"),)),
+    Known(
+        "decode: the mask of a stage",
+        (
+            Site(DECODE, "is_masked"),
+            Site(DECODE_MASK, "hides_row"),
+            Site(DECODE_MASK, "hide"),
+            Site(DECODE_MASK, "tree_bits"),
+        ),
+        (Site(DECODE, "set_masked"), Site(DECODE, "set_position")),
+    ),
 )
 
 ANALYSIS = re.compile(r"Race reported between (Read|Write) access at (.*)")

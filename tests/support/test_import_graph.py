@@ -59,7 +59,7 @@ LAYERS = {
         "patterns",
         "nn",
     },
-    "distributed": {"_ops", "masks", ""},
+    "distributed": {"_ops", "masks", "skipping", "attention", ""},
     "integrations": {
         "merge",
         "masks",

@@ -11,8 +11,9 @@
 
 namespace sparse_fmha {
 
-// kBackwardDq: the gradient of q; kBackwardDkv: the gradients of k, v and the extra tokens.
-enum class Pass : int32_t { kForward, kBackwardDq, kBackwardDkv, kDecode };
+// kBackwardDq: the gradient of q; kBackwardDkv: the gradients of k, v and the extra tokens;
+// kBackwardFused: all of them in one kernel, with sums of q's in an order that varies.
+enum class Pass : int32_t { kForward, kBackwardDq, kBackwardDkv, kBackwardFused, kDecode };
 
 struct KernelKey {
   Arch arch;
@@ -72,6 +73,9 @@ KernelRow const& find_kernel(KernelKey const& request);
 
 // Fills `gradients->row_terms` of a problem, which all backward kernels of a call read.
 void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext const& context);
+
+// The same, or nullptr if there is none.
+KernelRow const* look_for_kernel(KernelKey const& request);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);

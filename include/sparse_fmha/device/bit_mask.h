@@ -17,6 +17,18 @@ class ColumnBits {
   __device__ __forceinline__ void set(int row, int word, uint32_t bits) {
     words_[row][word] = bits >> AccumulatorPosition().column;
   }
+  // Drops the first columns, whole words.
+  __device__ __forceinline__ void pass_over(int columns) {
+    for (; columns > 0; columns -= 32) {
+      CUTE_UNROLL
+      for (int word = 0; word < kWords; ++word) {
+        CUTE_UNROLL
+        for (int row = 0; row < kRowsPerThread; ++row) {
+          words_[row][word] = word + 1 < kWords ? words_[row][word + 1] : 0;
+        }
+      }
+    }
+  }
   // Whether the row of the accumulator's i-th element sees its column.
   __device__ __forceinline__ bool sees(int i) const {
     int const column = AccumulatorPosition::column_of(i);

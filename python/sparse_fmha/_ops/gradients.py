@@ -24,6 +24,7 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
         ctx.save_for_backward(*tensors, *output[:2])
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.deterministic = torch.are_deterministic_algorithms_enabled()
         ctx.skips = inputs[names.index("skip_threshold")] is not None
 
     return run
@@ -62,8 +63,9 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        needs = (need_dq, need_dkv, need_dbias)[: 3 if BIAS in place else 2]
-        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *needs)
+        # Packed sequences have no bias, and only kernels that are deterministic.
+        flags = (need_dq, need_dkv, need_dbias, ctx.deterministic)[: 4 if BIAS in place else 2]
+        gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *flags)
         if need_dbias:
             # Of each batch entry and query head.
             found[place[BIAS]] = gradients.pop().sum_to_size(inputs[place[BIAS]].shape)

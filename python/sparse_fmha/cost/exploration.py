@@ -6,13 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from sparse_fmha.cost.simulation import Simulation, simulate
 from sparse_fmha.cost.tile_problem import joined, triple, walk_of
 
 TEMPLATE = Path(__file__).with_name("explore.html")
 MAX_PAIRS = 1 << 22  # of listed tiles, which the page draws
+
+
+class Named(Protocol):
+    """A layer of a recording."""
+
+    name: str
+
+
+class Recorded(Protocol):
+    """What `integrations.diffusers.record` yields."""
+
+    @property
+    def layers(self) -> Sequence[Named]: ...
+
+    @property
+    def density(self) -> Tensor: ...
+
+    @property
+    def error(self) -> Tensor: ...
 
 
 def explore(
@@ -25,6 +46,7 @@ def explore(
     tile_q: int | Sequence[int] | None = None,
     tile_k: int | Sequence[int] | None = None,
     others: Mapping[str, Mapping[str, Any]] | None = None,
+    recording: Recorded | None = None,
     out: str | PathLike[str],
 ) -> Path:
     """Writes one static HTML page, which needs no network.
@@ -40,6 +62,8 @@ def explore(
         others: more settings for the page's drop-down by title; each has the arguments from grid to
             tile_k by name, and may have `source`, a line of text.
         out: the page to write.
+        recording: of a run, by `integrations.diffusers.record`: the page also shows its density by
+            layer and head, and the error if that was recorded.
 
     Raises:
         ValueError, TypeError: as `simulate`, or a problem with too many tiles to draw.
@@ -52,12 +76,25 @@ def explore(
     }  # fmt: skip
     problems = [_problem("", **own)]
     problems += [_problem(title, **given) for title, given in (others or {}).items()]
-    # "<" cannot end the script that holds the data.
-    data = json.dumps(problems, separators=(",", ":")).replace("<", "\\u003c")
     path = Path(out)
-    page = TEMPLATE.read_text(encoding="utf-8").replace("__PROBLEMS__", data)
+    page = TEMPLATE.read_text(encoding="utf-8").replace("__PROBLEMS__", _data(problems))
+    page = page.replace("__RECORDING__", _data(None if recording is None else _run(recording)))
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _data(value: object) -> str:
+    # "<" cannot end the script that holds the data.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _run(recording: Recorded) -> dict[str, Any]:
+    density, error = (
+        [[round(x, 4) for x in row] for row in table.tolist()]
+        for table in (recording.density, recording.error)
+    )
+    names = [layer.name for layer in recording.layers]
+    return {"layers": names, "density": density, "error": error}
 
 
 def _problem(title: str, source: str = "", **given: Any) -> dict[str, Any]:

@@ -209,7 +209,9 @@ def decode_attention(
             work on, and whose results are merged in order. None takes 1024 on the CPU, where a
             result depends bit for bit on its own request alone, not on the number of threads.
             On a GPU None gives each multiprocessor the same number of tiles, so the last bits of a
-            result depend on the lengths of the other requests; a number makes them independent.
+            result depend on the lengths of the other requests; a number makes them independent, and
+            the results to be merged then take up to `8 * B * Lq * Hq * D` bytes for each
+            split_tokens that a request has room for in the cache or its row of the page table.
         out: like q, with any strides but 0; takes the result.
         return_lse: also return the log-sum-exp.
         return_stats: also return how many tiles were visited and skipped.
@@ -229,8 +231,7 @@ def decode_attention(
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
-        NotImplementedError: CUDA tensors with skip_threshold, return_stats, fp32 or fp64, for which
-            there are no kernels yet.
+        NotImplementedError: CUDA tensors in fp32 or fp64, for which there are no kernels.
     """
     keys = Keys(
         page_table,

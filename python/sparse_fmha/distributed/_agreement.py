@@ -25,9 +25,19 @@ def lengths(
 def check_lengths(shards: Shards, key_shards: Shards, found: Sequence[tuple[int, int]]) -> None:
     """Checks that every rank has the tokens of its shard, on all ranks alike."""
     for name, part, place in (("q", shards, 0), ("k", key_shards, 1)):
-        for rank, expected in enumerate(part.lengths):
-            if found[rank][place] != expected:
-                raise ValueError(
-                    f"{name} must have the {expected} tokens of its shard on rank {rank}, got "
-                    f"{found[rank][place]}"
-                )
+        for rank, own in enumerate(found):
+            _check_length(name, own[place], part, rank)
+
+
+def check_own(name: str, x: Tensor, shards: Shards | None, rank: int) -> None:
+    """Checks that this rank has the tokens of its shard, where ranks are not compared."""
+    if shards is not None:
+        _check_length(name, x.shape[1], shards, rank)
+
+
+def _check_length(name: str, length: int, shards: Shards, rank: int) -> None:
+    expected = shards.lengths[rank]
+    if length != expected:
+        raise ValueError(
+            f"{name} must have the {expected} tokens of its shard on rank {rank}, got {length}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, overload
 
 import torch
@@ -12,7 +13,16 @@ from torch import Tensor
 import sparse_fmha
 from sparse_fmha import _checks
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _attend, _groups, _masks, _slices, _transfers, _zigzag
+from sparse_fmha.distributed import (
+    _additions,
+    _attend,
+    _collectives,
+    _groups,
+    _masks,
+    _slices,
+    _transfers,
+    _zigzag,
+)
 
 
 @overload
@@ -91,20 +101,20 @@ def all_gather_kv(
     sequence. Any number of heads is allowed.
 
     Args:
-        q: `[B, Lq / world, Hq, D]`, the same number of tokens on each rank. Rank r has the Lq /
-            world tokens from r * Lq / world; with `zigzag` it has chunks r and 2 * world - 1 - r of
-            2 * world, as made by `zigzag_shard`. For dtypes, strides and D see
+        q: `[B, tokens of this rank, Hq, D]`. Rank after rank has its tokens of the sequence, as
+            many as it has in q, also none. With `zigzag` each has as many, chunks r and 2 * world -
+            1 - r of 2 * world, as made by `zigzag_shard`. For dtypes, strides and D see
             `sparse_fmha.attention`.
-        k: `[B, Lkv / world, Hkv, D]`, in the same order.
+        k: `[B, keys of this rank, Hkv, D]`, in the same order.
         v: like k.
         attention: the function to run on parts of the queries and the keys that they may see,
             called as `attention(q, k, v, **options)`, or `attention(q, k, v, mask, **options)` with
             a mask. The default depends on the mask: `attention`, `block_sparse_attention` or
             `stripe_attention` of sparse_fmha.
         mask: a mask of the whole sequence, the same on every rank; its rows are sliced here. The
-            parts (the chunks, with `zigzag`) must be multiples of its block_q. Or a function that
-            makes a mask from a part of the queries and the keys, for selection by scores. It is
-            called for each part, with the keys that `causal` lets the part see.
+            parts (the chunks, with `zigzag`) must start at multiples of its block_q. Or a function
+            that makes a mask from a part of the queries and the keys, for selection by scores. It
+            is called for each part, with the keys that `causal` lets the part see.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`. A mask has its own flag; a mask
             made by a function must have the same value.
         zigzag: tokens are in the order that balances causal work over the ranks.
@@ -117,12 +127,15 @@ def all_gather_kv(
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
             shapes are undefined behavior and may deadlock.
-        options: passed to the function, such as `scale`.
+        options: passed to the function, such as `scale`. `key_bias` `[B or 1, Hq or 1, keys of this
+            rank]` is sharded like k, and gathered; `row_threshold` is that of this rank's queries.
+            `sink` `[Hq]` is whole and equal on every rank, and so is its gradient.
 
     Returns:
-        `out`, `[B, Lq / world, Hq, D]`, contiguous, in q's order; with `return_lse` also `lse`,
-        `[B, Lq / world, Hq]` in fp32, as returned by the function. In the backward pass each rank
-        computes gradients of all keys and values, which a reduce-scatter adds in fp32.
+        `out`, `[B, tokens of this rank, Hq, D]`, contiguous, in q's order; with `return_lse` also
+        `lse`, `[B, tokens of this rank, Hq]` in fp32, as returned by the function. In the backward
+        pass each rank computes gradients of all keys and values, which a reduce-scatter adds in
+        fp32.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
@@ -145,37 +158,59 @@ def all_gather_kv(
         _checks.check_flag(name, flag)
     if causal and isinstance(mask, _masks.MASKS):
         raise ValueError("causal must not be given with a mask, which has its own causal")
-    flags = {"causal": int(causal), "zigzag": int(zigzag)}
+    flags = {"causal": int(causal), "zigzag": int(zigzag)} | _additions.sizes(options)
     q, k, v = cast_where_enabled(q, k, v)
-    _groups.check_inputs(q, k, v, mask, flags, group, world, validate)
+    lengths = _groups.check_inputs(
+        q, k, v, mask, flags, group, world, validate, any_lengths=not zigzag
+    )
+    _additions.check(options, q, k)
     if zigzag:
         _zigzag.check_even("q", q.shape[1])
         _zigzag.check_even("k", k.shape[1])
     options["return_lse"] = return_lse
 
-    tokens, tokens_kv = q.shape[1] * world, k.shape[1] * world
+    of_queries, of_keys = ([row[place] for row in lengths] for place in (0, 1))
     # Key order matters only for a causal mask or for lists, which refer to keys by position.
     ordered = zigzag and (causal or mask is not None)
-    parts = q.chunk(2, 1) if ordered else (q,)
-    length = parts[0].shape[1]
-    numbers = (rank, 2 * world - 1 - rank) if ordered else (rank,)
-    spans = [(n * length, (n + 1) * length) for n in numbers]
+    parts: Sequence[Tensor] = (q,)
+    numbers = [rank]
+    if ordered:
+        parts, numbers = q.chunk(2, 1), [rank, 2 * world - 1 - rank]
+        of_queries = [parts[0].shape[1]] * (2 * world)
+    edges = [0, *accumulate(of_queries)]
+    spans = [(edges[n], edges[n + 1]) for n in numbers]
     masks = [mask for _ in spans]
     if isinstance(mask, _masks.MASKS):
-        _masks.check_rows(mask, length)
+        _masks.check_starts(mask, of_queries)
         masks = [_masks.query_rows(mask, *span) for span in spans]
 
-    spread = _Spread(parts, spans, masks, tokens, tokens_kv, causal)
+    if options.get("key_bias") is not None:
+        options["key_bias"] = _additions.gathered(
+            options["key_bias"], of_keys, group, "all_gather_kv: key_bias", ordered
+        )
+    if options.get("sink") is not None:
+        options["sink"] = _collectives.shared(options["sink"], group, "all_gather_kv: sink")
+
+    spread = _Spread(parts, spans, masks, sum(of_queries), sum(of_keys), causal)
     _slices.check_slices(slices)
     if k.shape[2] % slices:
         raise ValueError(f"slices must divide the {k.shape[2]} heads of k, got {slices}")
+
+    def in_order(whole: Tensor) -> Tensor:
+        if ordered:
+            return _zigzag.in_order(whole, world)
+        return _collectives.trimmed(whole, of_keys)
+
     if slices == 1:
         # k and v in one message.
-        k, v = _zigzag.gather(torch.cat([k, v], 2), 1, group, world, ordered).chunk(2, 2)
+        part = _collectives.padded(torch.cat([k, v], 2).movedim(1, 0), of_keys)
+        whole = _collectives.all_gather(part, group, world, "all_gather_kv: keys")
+        k, v = in_order(whole).movedim(0, 1).chunk(2, 2)
         results = [spread.attend(k, v, slice(None), 1, attention, options)]
     else:
         heads, heads_kv = q.shape[2] // slices, k.shape[2] // slices
-        both = torch.stack([k, v], 2).movedim(1, 0)  # [L / world, B, 2, Hkv, D]
+        # [tokens, B, 2, Hkv, D]
+        both = _collectives.padded(torch.stack([k, v], 2).movedim(1, 0), of_keys)
 
         def start(piece: int) -> _transfers.Transfer:
             part = both[:, :, :, piece * heads_kv : (piece + 1) * heads_kv]
@@ -185,7 +220,7 @@ def all_gather_kv(
         coming = start(0)
         for piece in range(slices):
             arrived, coming = coming, start(piece + 1) if piece + 1 < slices else coming
-            whole = _zigzag.in_order(arrived.wait(), world) if ordered else arrived.wait()
+            whole = in_order(arrived.wait())
             seen_k, seen_v = whole.movedim(0, 1).unbind(2)
             chosen = slice(piece * heads, (piece + 1) * heads)
             results.append(spread.attend(seen_k, seen_v, chosen, slices, attention, options))
@@ -219,8 +254,12 @@ class _Spread:
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the function on some heads, given all of their keys; lse only if requested."""
         results: list[Any] = []
+        whole = slices * self.parts[0][:, :, heads].shape[2]
+        options = _additions.of_heads(options, range(whole)[heads])
+        first = 0
         for part, span, rows in zip(self.parts, self.spans, self.masks, strict=True):
             part = part[:, :, heads]
+            own, first = slice(first, first + part.shape[1]), first + part.shape[1]
             keys = self.tokens_kv
             if self.causal:
                 keys = _masks.visible_keys(span[1], self.tokens, self.tokens_kv)
@@ -229,7 +268,7 @@ class _Spread:
             seen_k, seen_v = k[:, :keys], v[:, :keys]
             if isinstance(rows, _masks.MASKS):
                 if slices > 1:
-                    rows = _masks.some_heads(rows, heads, slices * part.shape[2])
+                    rows = _masks.some_heads(rows, heads, whole)
             elif callable(rows):
                 rows = _masks.made(rows, part, seen_k)
                 if rows.causal != self.causal:
@@ -237,9 +276,10 @@ class _Spread:
                         f"mask(q, k) must return a mask with causal = {self.causal}, by which the "
                         f"keys are gathered, got {rows.causal}"
                     )
+            given = _additions.of_part(options, keys, own)
             if rows is None and self.causal:
-                options = options | {"causal": True}
-            results.append(_attend.attend(attention, part, seen_k, seen_v, rows, **options))
+                given["causal"] = True
+            results.append(_attend.attend(attention, part, seen_k, seen_v, rows, **given))
         if not options["return_lse"]:
             return torch.cat(results, 1) if len(results) > 1 else results[0], None
         outs, lses = zip(*results, strict=True)

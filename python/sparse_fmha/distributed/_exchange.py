@@ -12,37 +12,41 @@ from sparse_fmha.distributed import _collectives, _groups
 from sparse_fmha.distributed._steps import Rows, Step
 
 
-class Flight:
-    """A message under way. Its tensors are referenced until the current stream waits for it."""
+class Flights:
+    """Messages under way. Their tensors are referenced until the current stream waits for them."""
 
     def __init__(
-        self, sent: Tensor, out: Sequence[int], back: Sequence[int], group: dist.ProcessGroup,
-        name: str,
+        self, sent: Sequence[Tensor], out: Sequence[int], back: Sequence[int],
+        group: dist.ProcessGroup, name: str,
     ) -> None:  # fmt: skip
-        self._sent: Tensor | None = sent.contiguous()
+        self._sent = [x.contiguous() for x in sent]
         self._name = name
+        splits = list(out), list(back)
         with _groups.named(name):
-            self._received, self._work = _collectives.start_all_to_all(
-                self._sent, group, (list(out), list(back)), async_op=True
-            )
+            self._started = [
+                _collectives.start_all_to_all(x, group, splits, async_op=True) for x in self._sent
+            ]
 
-    def wait(self) -> Tensor:
+    def wait(self) -> list[Tensor]:
+        """What was received for each message."""
         with _groups.named(self._name):
-            self._work.wait()
-        self._sent = None
-        return self._received
+            for _, work in self._started:
+                work.wait()
+        self._sent = []
+        return [received for received, _ in self._started]
 
 
-def send(own: Tensor, step: Step, group: dist.ProcessGroup, name: str) -> Flight:
-    """Sends the keys of a step, from `[tokens, ...]`; receives those for this rank."""
-    parts = [part for rows in step.sent for part in _parts(own, rows)]
-    sent = parts[0] if len(parts) == 1 else torch.cat(parts or [own[:0]])
-    return Flight(sent, _counts(step), step.received, group, name)
+def send(own: Sequence[Tensor], step: Step, group: dist.ProcessGroup, name: str) -> Flights:
+    """Sends the keys of a step, some of each `[tokens, ...]`; receives those for this rank."""
+    sent = [_chosen(x, step) for x in own]
+    return Flights(sent, _counts(step), step.received, group, name)
 
 
-def send_back(gradient: Tensor, step: Step, group: dist.ProcessGroup, name: str) -> Flight:
+def send_back(
+    gradients: Sequence[Tensor], step: Step, group: dist.ProcessGroup, name: str
+) -> Flights:
     """Sends the gradients of the keys that `send` received to where these came from."""
-    return Flight(gradient, step.received, _counts(step), group, name)
+    return Flights(gradients, step.received, _counts(step), group, name)
 
 
 def add(total: Tensor, returned: Tensor, step: Step) -> None:
@@ -56,6 +60,11 @@ def add(total: Tensor, returned: Tensor, step: Step) -> None:
             size = some.stop - some.start
             total[some] += part[first : first + size]
             first += size
+
+
+def _chosen(own: Tensor, step: Step) -> Tensor:
+    parts = [part for rows in step.sent for part in _parts(own, rows)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts or [own[:0]])
 
 
 def _parts(own: Tensor, rows: Rows) -> list[Tensor]:

@@ -54,6 +54,18 @@ def resolve(group: Group) -> tuple[dist.ProcessGroup, int, int]:
     return group, dist.get_rank(group), dist.get_world_size(group)
 
 
+def name_of(group: dist.ProcessGroup) -> str:
+    """The name by which an op finds the group."""
+    name: str = group.group_name
+    return name
+
+
+def of_name(name: str) -> dist.ProcessGroup:
+    """The group of that name."""
+    found: dist.ProcessGroup = dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+    return found
+
+
 def all_gather(
     whole: Tensor, part: Tensor, group: dist.ProcessGroup, **options: bool
 ) -> dist.Work | None:
@@ -72,9 +84,19 @@ def reduce_scatter(
     return scatter(part, whole, group=group, **options)  # type: ignore[no-any-return]
 
 
-@contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
+def of_gradients(name: str) -> str:
+    """The name of an operation's way back."""
+    return f"{name}, of gradients,"
+
+
+def named(name: str) -> contextlib.AbstractContextManager[None]:
     """Adds the name of an operation to the error of a collective, such as a timeout."""
+    # torch.compile traces no handler of what a collective raises.
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _named(name)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -126,9 +148,6 @@ def check_options(options: dict[str, Any], function: str) -> None:
         raise ValueError(
             f"{function} does not support return_stats, because each rank counts its own tiles"
         )
-    for name in ("key_bias", "row_threshold", "sink"):
-        if options.get(name) is not None:
-            raise NotImplementedError(f"{function} does not support {name} yet")
 
 
 def shapes(q: Tensor, k: Tensor, tokens: bool = True) -> dict[str, int]:

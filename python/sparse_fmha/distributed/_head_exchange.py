@@ -72,7 +72,7 @@ class HeadExchange:
     def _send(self, sent: Tensor, splits: _collectives.Splits, name: str) -> Callable[[], Tensor]:
         if self.under_compute:
             return _transfers.all_to_all(sent, self.group, name, splits).wait
-        received = _collectives.all_to_all(sent, self.group, splits)
+        received = _collectives.all_to_all(sent, self.group, name, splits)
         return lambda: received
 
 

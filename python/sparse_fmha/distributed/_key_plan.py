@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import weakref
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,9 @@ from sparse_fmha.distributed._cut_lists import Keys
 from sparse_fmha.distributed._shards import Shards
 from sparse_fmha.distributed._steps import Piece, Rows, Step, distances
 
+_numbers = itertools.count()
+_plans: weakref.WeakValueDictionary[str, KeyPlan] = weakref.WeakValueDictionary()
+
 
 @dataclass(frozen=True, eq=False)
 class KeyPlan:
@@ -23,12 +28,19 @@ class KeyPlan:
         shards: the tokens of each rank.
         key_shards: the keys of each rank.
         received: for each step, the number of keys that come from each rank.
+        heads: for how many heads there are lists.
+        name: by which the ops of `pass_kv` find it.
     """
 
     shards: Shards
     key_shards: Shards
     steps: tuple[Step, ...]
     kind: int
+    heads: int
+    name: str = field(default_factory=lambda: f"plan {next(_numbers)}")
+
+    def __post_init__(self) -> None:
+        _plans[self.name] = self
 
     @property
     def received(self) -> list[tuple[int, ...]]:
@@ -106,7 +118,18 @@ def plan_kv(
         # All ranks must call a collective, so they agree on which steps there are.
         if any(arrives[other][(other - far) % world] for other in range(world) for far in distance):
             found.append(_step(cut, buffer, tuple(sent), received))
-    return KeyPlan(shards, key_shards, tuple(found), _masks.kind(mask))
+    return KeyPlan(shards, key_shards, tuple(found), _masks.kind(mask), mask.counts.shape[1])
+
+
+def named(name: str) -> KeyPlan:
+    """The plan of that name."""
+    plan = _plans.get(name)
+    if plan is None:
+        raise RuntimeError(
+            f"the KeyPlan of this call of pass_kv, {name}, does not exist any more; keep it until "
+            "the backward pass"
+        )
+    return plan
 
 
 def _step(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from sparse_fmha.distributed import _head_order
 from sparse_fmha.masks import block_fields, stripe_mask
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -73,17 +74,16 @@ def with_tensors(
     )
 
 
-def heads(mask: Mask, rank: int, world: int, whole: int) -> Mask:
+def heads(mask: Mask, own: Sequence[int], whole: int) -> Mask:
     """The mask of one rank's heads; unchanged if it is for all heads or has only these."""
-    listed, local = mask.counts.shape[1], whole // world
-    if listed in (1, local):
+    listed = mask.counts.shape[1]
+    if listed == whole > 1:
+        return with_tensors(mask, lambda lists: _head_order.taken(lists, own, 1))
+    if listed in (1, len(own)):
         return mask
-    if listed != whole:
-        raise ValueError(
-            f"mask must have lists for 1 head, q's {whole} or the {local} of this rank, got "
-            f"{listed}"
-        )
-    return with_tensors(mask, lambda lists: lists[:, rank * local : (rank + 1) * local])
+    raise ValueError(
+        f"mask must have lists for 1 head, q's {whole} or the {len(own)} of this rank, got {listed}"
+    )
 
 
 def some_heads(mask: Mask, chosen: slice, heads: int) -> Mask:
@@ -96,17 +96,20 @@ def some_heads(mask: Mask, chosen: slice, heads: int) -> Mask:
     return with_tensors(mask, lambda lists: lists[:, chosen])
 
 
-def check_rows(mask: Mask, rows: int) -> None:
-    """Checks that parts of `rows` queries split no block; the result is the same on every rank."""
-    if rows % mask.block_q and rows != mask.q_len:
-        raise ValueError(
-            "the queries of each part (with zigzag each half of one) must be a multiple of the "
-            f"mask's block_q = {mask.block_q}, got {rows}; pad the sequence"
-        )
+def check_starts(mask: Mask, lengths: Sequence[int]) -> None:
+    """Checks that parts of so many queries split no block; the result is the same on every rank."""
+    start = 0
+    for length in lengths:
+        if length and start % mask.block_q:
+            raise ValueError(
+                "the queries of each part (with zigzag each half of one) must start at a multiple "
+                f"of the mask's block_q = {mask.block_q}, got {start}; pad the sequence"
+            )
+        start += length
 
 
 def query_rows(mask: Mask, start: int, stop: int) -> Mask:
-    """The mask of query rows [start, stop), already checked by `check_rows`.
+    """The mask of query rows [start, stop), already checked by `check_starts`.
 
     A causal mask is aligned to its last key, so it ends at the last key that row stop - 1 may see:
     its `kv_len` is the number of keys to pass. Later blocks and keys stay in the lists, but are

@@ -7,11 +7,19 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from sparse_fmha import _checks
+from sparse_fmha import _checks, skipping
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _agreement, _groups, _masks, _sharding, _steps
+from sparse_fmha.attention import _scores
+from sparse_fmha.distributed import (
+    _additions,
+    _agreement,
+    _collectives,
+    _groups,
+    _masks,
+    _pass_ops,
+    _sharding,
+)
 from sparse_fmha.distributed._key_plan import KeyPlan, plan_kv
-from sparse_fmha.distributed._pass import Pass, PassKV
 from sparse_fmha.distributed._shards import Shards
 
 
@@ -27,6 +35,10 @@ def pass_kv(
     key_shards: Shards | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
     group: _groups.Group = None,
     return_lse: Literal[False] = False,
     validate: bool = True,
@@ -45,6 +57,10 @@ def pass_kv(
     key_shards: Shards | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
     group: _groups.Group = None,
     return_lse: Literal[True],
     validate: bool = True,
@@ -63,6 +79,10 @@ def pass_kv(
     key_shards: Shards | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
     group: _groups.Group = None,
     return_lse: bool,
     validate: bool = True,
@@ -80,6 +100,10 @@ def pass_kv(
     key_shards: Shards | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
     group: _groups.Group = None,
     return_lse: bool = False,
     validate: bool = True,
@@ -106,6 +130,14 @@ def pass_kv(
         steps: in how many steps the keys of other ranks arrive, at most and by default world - 1.
             Fewer steps merge less, more hide more; memory is that of the keys of two steps.
         scale: factor of q.k; default `D**-0.5`.
+        key_bias: fp32 `[B or 1, Hq or 1, keys of this rank]`, added to the scores as in
+            `sparse_fmha.attention`. It travels with the keys, and its gradient with theirs.
+        row_threshold: fp32 `[B or 1, Hq or 1, tokens of this rank]`, with a mask and key_bias; see
+            `sparse_fmha.block_sparse_attention`.
+        sink: fp32 `[Hq]`, whole and equal on every rank, and so is its gradient; see
+            `sparse_fmha.attention`.
+        skip_threshold: see `sparse_fmha.attention`; forward only. Each step compares with the
+            largest scores over its own keys, so fewer tiles are skipped than on one rank.
         group: process group or one-dimensional mesh; default all ranks.
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, `shards`
@@ -124,49 +156,67 @@ def pass_kv(
         ValueError: ranks that do not agree, shards of other lengths or another number of ranks,
             spans that cut blocks of the mask, or arguments that a plan has already.
         TypeError: a DTensor, or a mask, group or tensor of the wrong type.
-        NotImplementedError: an input with a forward-mode tangent, torch.compile, or a causal mask
-            where keys have other shards than queries.
+        NotImplementedError: an input with a forward-mode tangent, a mask instead of a plan inside
+            torch.compile, a causal mask where keys have other shards than queries, or a gradient
+            where tiles may be skipped.
     """
     group, rank, world = _groups.resolve(group)
-    if torch.compiler.is_compiling():
-        raise NotImplementedError("pass_kv is not supported inside torch.compile")
     _checks.check_flag("causal", causal)
     if causal and mask is not None:
         raise ValueError("causal must not be given with a mask, which has its own causal")
+    if row_threshold is not None and mask is None:
+        raise ValueError("mask must be given with row_threshold, got only the latter")
+    if row_threshold is not None and key_bias is None:
+        raise ValueError("key_bias must be given with row_threshold, got only the latter")
     if steps is not None:
         _checks.check_int("steps", steps, 1)
-    if isinstance(mask, KeyPlan):
+    scale = _checks.finite("scale", scale)
+    plan, lists = (mask, None) if isinstance(mask, KeyPlan) else (None, mask)
+    if plan is not None:
         if any(x is not None for x in (shards, key_shards, steps)):
             raise ValueError("shards, key_shards and steps must not be given with a plan")
-        shards, key_shards = mask.shards, mask.key_shards
-    elif mask is not None and not isinstance(mask, _masks.MASKS):
+        shards, key_shards = plan.shards, plan.key_shards
+    elif lists is not None and not isinstance(lists, _masks.MASKS):
         raise TypeError(
             f"mask must be a BlockMask, a StripeMask or a KeyPlan, got {type(mask).__name__}"
+        )
+    elif lists is not None and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "mask must be a KeyPlan inside torch.compile; call plan_kv(mask) outside"
         )
     for given in (shards, key_shards):
         if given is not None:
             _sharding.check_world(given, world)
     q, k, v = cast_where_enabled(q, k, v)
     _groups.check_local(q=q, k=k, v=v)
-    lengths = [(q.shape[1], k.shape[1])] * world
+    added = {"key_bias": key_bias, "row_threshold": row_threshold, "sink": sink}
     if validate:
-        kind = mask.kind if isinstance(mask, KeyPlan) else _masks.kind(mask)
-        lengths = _agreement.lengths(
-            q, k, {"causal": int(causal), "kind of mask": kind, "steps": steps or 0},
-            (shards, key_shards), group, world,
-        )  # fmt: skip
-    _checks.check_qkv(q, k, v, axes=(1,))
-    shards = shards or Shards.of_lengths(tokens for tokens, _ in lengths)
-    if key_shards is None:
-        keys = [keys for _, keys in lengths]
-        same = list(shards.lengths) == keys
-        key_shards = shards if same else Shards.of_lengths(keys)
-    _agreement.check_lengths(shards, key_shards, lengths)
-    if mask is None:
-        planned = _steps.dense(shards, key_shards, rank, causal, steps)
-    elif isinstance(mask, KeyPlan):
-        planned = mask.steps
+        kind = _masks.kind(lists) if plan is None else plan.kind
+        flags = {"causal": int(causal), "kind of mask": kind, "steps": steps or 0}
+        flags |= _additions.sizes(added)
+        lengths = _agreement.lengths(q, k, flags, (shards, key_shards), group, world)
+        shards = shards or Shards.of_lengths(tokens for tokens, _ in lengths)
+        if key_shards is None:
+            keys = [keys for _, keys in lengths]
+            key_shards = shards if list(shards.lengths) == keys else Shards.of_lengths(keys)
+        _agreement.check_lengths(shards, key_shards, lengths)
     else:
-        planned = plan_kv(mask, shards, key_shards=key_shards, steps=steps, group=group).steps
-    out, lse = PassKV.apply(q, k, v, Pass(planned, group, scale))  # type: ignore[no-untyped-call]
+        for name, x, given in (("q", q, shards), ("k", k, key_shards)):
+            _agreement.check_own(name, x, given, rank)
+    _checks.check_qkv(q, k, v, axes=(1,))
+    _additions.check(added, q, k)
+    if plan is not None and plan.heads not in (1, q.shape[2]):
+        raise ValueError(
+            f"mask must be a plan of lists for 1 head or the {q.shape[2]} of this call, got "
+            f"{plan.heads}"
+        )
+    if lists is not None:
+        plan = plan_kv(lists, shards, key_shards=key_shards, steps=steps, group=group)
+    out, lse = _pass_ops.call(
+        q, k, v, key_bias, row_threshold, skipping.threshold_of(skip_threshold, q, counted=False),
+        plan, shards, key_shards, steps, causal, scale, group,
+    )  # fmt: skip
+    if sink is not None:
+        whole = _collectives.shared(sink, group, "pass_kv: sink")
+        out, lse = _scores.add_sink(out, lse, whole)
     return (out, lse) if return_lse else out

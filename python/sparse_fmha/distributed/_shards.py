@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from sparse_fmha.distributed import _deal
+
 Span = tuple[int, int]
 
 
@@ -93,7 +95,7 @@ class Shards:
 
         Every rank gets the same number of chunks, which are equally long up to one unit. Chunks are
         given out from the heaviest on, each to the rank with the least weight so far that still
-        takes one (Graham 1969, "Bounds on multiprocessing timing anomalies").
+        takes one.
 
         Args:
             weights: of each unit of tokens, such as `row_weights(mask)`.
@@ -171,10 +173,6 @@ def _spread(weights: Sequence[float], length: int, world: int, unit: int, chunks
     spans = list(pairwise(_edges(length, world * chunks, unit)))
     sums = [0.0, *accumulate(weights)]
     heavy = [sums[-(-stop // unit)] - sums[start // unit] for start, stop in spans]
-    taken: list[list[Span]] = [[] for _ in range(world)]
-    load = [0.0] * world
-    for i in sorted(range(len(spans)), key=lambda i: (-heavy[i], i)):
-        rank = min((r for r in range(world) if len(taken[r]) < chunks), key=lambda r: (load[r], r))
-        taken[rank].append(spans[i])
-        load[rank] += heavy[i]
-    return Shards(tuple(map(_joined, taken)))
+    return Shards(
+        tuple(_joined(spans[i] for i in own) for own in _deal.dealt(heavy, world, chunks))
+    )

@@ -28,6 +28,7 @@ class Transfer:
 
     def __init__(self, sent: Tensor, forward: Collective, backward: Collective, name: str) -> None:
         self._forward, self._backward, self._name = forward, backward, name
+        self._back_name = _groups.of_gradients(name)
         self._flight: tuple[Tensor, Tensor, Any] | None = None
         self._received: Tensor | None
         if derivatives.requires_grad(sent):
@@ -58,6 +59,7 @@ class Transfer:
         return received
 
     def start_reverse(self, gradient: Tensor) -> None:
+        self._name = self._back_name
         self.start(gradient, self._backward)
 
 

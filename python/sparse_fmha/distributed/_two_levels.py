@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparse_fmha.distributed import _groups, _masks
+from sparse_fmha.distributed import _groups, _head_order, _masks
 from sparse_fmha.distributed._key_plan import KeyPlan
 from sparse_fmha.distributed._pass_kv import pass_kv
 from sparse_fmha.distributed._shards import Shards
@@ -26,7 +28,12 @@ def two_levels(
     shards: Shards | None = None,
     steps: int | None = None,
     slices: int = 1,
+    head_order: Sequence[int] | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
+    sink: Tensor | None = None,
+    skip_threshold: float | Tensor = 0.0,
     return_lse: bool = False,
     validate: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -39,7 +46,7 @@ def two_levels(
 
     Args:
         q, k, v: `[B, tokens of this rank, heads, D]`. The ranks of a host have its tokens one after
-            the other, as many each. Heads must fit `ulysses` on the ranks of a host.
+            the other, any number each. Heads must fit `ulysses` on the ranks of a host.
         mask: a mask of the whole sequence, the same on every rank, with lists for 1 head, all Hq
             heads, or those of the rank. Its lists are cut at each call, which waits for the device.
             For several calls pass `plan_kv(mask, shards, group=mesh.get_group(0))`, of a mask with
@@ -47,16 +54,17 @@ def two_levels(
         mesh: two dimensions: hosts, and the ranks of a host, such as `mesh["hosts", "ranks"]`.
         shards: the tokens of each host; default even. `shards.split(n)` are the tokens of all
             ranks, for `shard`.
-        slices: see `ulysses`; 1 with a mask that has lists for several heads.
-        causal, steps, scale, return_lse, validate: see `pass_kv`.
+        slices: see `ulysses`; 1 with a plan of lists for several heads.
+        head_order: see `ulysses`, for the ranks of a host.
+        causal, steps, scale, key_bias, row_threshold, sink, skip_threshold, return_lse, validate:
+            see `pass_kv`.
 
     Returns:
         As `pass_kv`.
 
     Raises:
         ValueError: a mesh of another number of dimensions; else see `ulysses` and `pass_kv`.
-        NotImplementedError: slices with lists for several heads; else see `ulysses`.
-        TypeError, RuntimeError: see `ulysses` and `pass_kv`.
+        TypeError, RuntimeError, NotImplementedError: see `ulysses` and `pass_kv`.
     """
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")
@@ -64,14 +72,25 @@ def two_levels(
         raise ValueError(f"mesh must have two dimensions, hosts and ranks, got {mesh.ndim}")
     across, within = (mesh.get_group(dim) for dim in range(2))
     _, rank, world = _groups.resolve(within)
-    if isinstance(mask, _masks.MASKS):
-        mask = _masks.heads(mask, rank, world, q.shape[2])
-        if slices > 1 and mask.counts.shape[1] > 1:
-            raise NotImplementedError("slices must be 1 with lists for several heads, got more")
     options: dict[str, Any] = {
         "causal": causal, "shards": shards, "steps": steps, "scale": scale, "validate": validate,
+        "skip_threshold": skip_threshold, "group": across,
     }  # fmt: skip
-    attention = functools.partial(pass_kv, mask=mask, group=across, **options)
+    attention: Callable[..., Any] = functools.partial(pass_kv, mask=mask, **options)
+    if isinstance(mask, _masks.MASKS):
+        order = _head_order.checked(head_order, q.shape[2], k.shape[2], world)
+        lists = _masks.heads(mask, order.of_rank(rank, world)[0], q.shape[2])
+        numbers = itertools.count()  # of the slices, which are computed one after the other
+
+        def attention_of_lists(q: Tensor, k: Tensor, v: Tensor, **added: Any) -> Any:
+            heads = q.shape[2]
+            first = next(numbers) * heads
+            some = _masks.some_heads(lists, slice(first, first + heads), slices * heads)
+            return pass_kv(q, k, v, some, **options, **added)
+
+        attention = attention_of_lists
     return ulysses(
-        q, k, v, attention, group=within, slices=slices, return_lse=return_lse, validate=validate
-    )
+        q, k, v, attention, group=within, slices=slices, head_order=head_order,
+        return_lse=return_lse, validate=validate, key_bias=key_bias, row_threshold=row_threshold,
+        sink=sink,
+    )  # fmt: skip

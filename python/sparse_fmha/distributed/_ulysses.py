@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from sparse_fmha._ops.autocast import cast_where_enabled
-from sparse_fmha.distributed import _attend, _collectives, _groups, _masks, _slices
+from sparse_fmha.distributed import (
+    _additions,
+    _attend,
+    _collectives,
+    _groups,
+    _head_order,
+    _masks,
+    _slices,
+)
 from sparse_fmha.distributed._head_exchange import HeadExchange, Lengths
 
 
@@ -24,6 +32,7 @@ def ulysses(
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
     slices: int = 1,
+    head_order: Sequence[int] | None = None,
     return_lse: Literal[False] = False,
     validate: bool = True,
     **options: Any,
@@ -41,6 +50,7 @@ def ulysses(
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
     slices: int = 1,
+    head_order: Sequence[int] | None = None,
     return_lse: Literal[True],
     validate: bool = True,
     **options: Any,
@@ -58,6 +68,7 @@ def ulysses(
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
     slices: int = 1,
+    head_order: Sequence[int] | None = None,
     return_lse: bool,
     validate: bool = True,
     **options: Any,
@@ -74,6 +85,7 @@ def ulysses(
     group: _groups.Group = None,
     grid: Sequence[int] | None = None,
     slices: int = 1,
+    head_order: Sequence[int] | None = None,
     return_lse: bool = False,
     validate: bool = True,
     **options: Any,
@@ -105,11 +117,17 @@ def ulysses(
             that of one piece bit by bit. It divides Hq / world, and a piece has whole groups of
             query heads that share a key head, or a part of one group. A mask function is called
             for each piece, with the heads of the piece.
+        head_order: all query heads, those that rank 0 computes first, to balance heads that differ
+            in work: `balanced_heads(head_weights(mask), Hkv, world)`. Heads of one key head stay
+            together, as that function has them. Default: their own order. Results are in q's order
+            in any case; lists for the heads of a rank are in this order.
         return_lse: also return the log-sum-exp.
         validate: compare the ranks' shapes first, which waits for the device. Without it, different
             shapes, also other numbers of tokens, are undefined behavior and may deadlock.
         options: passed to the function, such as `causal`, `scale` or `window`. `extra_k` and
-            `extra_v` `[B, N, Hkv, D]` are whole and equal on every rank; so are their gradients.
+            `extra_v` `[B, N, Hkv, D]` and `sink` `[Hq]` are whole and equal on every rank; so are
+            their gradients. `key_bias` `[B or 1, Hq or 1, keys of this rank]` is sharded like k and
+            `row_threshold` like q; both are gathered.
 
     Returns:
         `out`, `[B, tokens of this rank, Hq, D]`, contiguous; with `return_lse` also `lse`,
@@ -118,8 +136,9 @@ def ulysses(
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
-        ValueError: heads that do not divide, ranks that do not agree, a mask or a grid of another
-            length, a mesh of several dimensions, a group without this process, or `return_stats`.
+        ValueError: heads that do not divide, a `head_order` that is none, ranks that do not agree,
+            a mask or a grid of another length, a mesh of several dimensions, a group without this
+            process, or `return_stats`.
         TypeError: a DTensor, or a mask, group or tensor of the wrong type.
         NotImplementedError: an input with a forward-mode tangent, or `slices` above 1 together
             with `extra_k`, or inside torch.compile.
@@ -127,67 +146,58 @@ def ulysses(
     group, rank, world = _groups.resolve(group)
     _groups.check_options(options, "ulysses")
     q, k, v = cast_where_enabled(q, k, v)
-    lengths = _groups.check_inputs(q, k, v, mask, {}, group, world, validate, any_lengths=True)
-    copies = key_head_copies(q.shape[2], k.shape[2], world)
-    heads_kv = k.shape[2] * copies // world
+    flags = _additions.sizes(options)
+    flags["head_order"] = hash(tuple(head_order)) if head_order is not None and validate else 0
+    lengths = _groups.check_inputs(q, k, v, mask, flags, group, world, validate, any_lengths=True)
+    _additions.check(options, q, k)
+    order = _head_order.checked(head_order, q.shape[2], k.shape[2], world)
+    own, own_keys = order.of_rank(rank, world)
     if isinstance(mask, _masks.MASKS):
-        mask = _masks.heads(mask, rank, world, q.shape[2])
+        mask = _masks.heads(mask, own, q.shape[2])
     whole = sum(tokens for tokens, _ in lengths)
     if grid is not None and math.prod(grid) != whole:
         raise ValueError(
             f"grid must have the {whole} tokens that the ranks have together, got "
             f"{math.prod(grid)} in {list(grid)}"
         )
-    first = rank * k.shape[2] // world
     for name in ("extra_k", "extra_v"):
         if options.get(name) is not None:
-            extra = _collectives.shared(options[name], group)
-            options[name] = extra[:, :, first : first + heads_kv]
+            extra = _collectives.shared(options[name], group, f"ulysses: {name}")
+            options[name] = _head_order.taken(extra, own_keys, 2)
 
     _slices.check_slices(slices)
     if slices > 1 and options.get("extra_k") is not None:
         raise NotImplementedError("slices must be 1 with extra_k, got more")
-    if copies > 1:
-        k, v = (x.repeat_interleave(copies, 2) for x in (k, v))
+    q = _head_order.taken(q, order.queries, 2)
+    k, v = (_head_order.taken(x, order.keys, 2) for x in (k, v))
+    parts = [tokens for tokens, _ in lengths], [keys for _, keys in lengths]
+    for name, part in ((_additions.KEYS, parts[1]), (_additions.ROWS, parts[0])):
+        if options.get(name) is not None:
+            options[name] = _additions.gathered(options[name], part, group, f"ulysses: {name}")
+    if options.get(_additions.SINK) is not None:
+        options[_additions.SINK] = _collectives.shared(options["sink"], group, "ulysses: sink")
 
     def call(q: Tensor, k: Tensor, v: Tensor, number: int) -> Sequence[Tensor]:
-        lists = mask
+        lists, size = mask, q.shape[2]
+        some = slice(number * size, (number + 1) * size)
+        added = _additions.of_heads(options, own[some])
         if isinstance(lists, _masks.MASKS):
-            size = q.shape[2]
-            some = slice(number * size, (number + 1) * size)
             lists = _masks.some_heads(lists, some, size * slices)
         elif callable(lists):
             lists = _masks.made(lists, q, k)
         if grid is not None:
             q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
-        result = _attend.attend(attention, q, k, v, lists, return_lse=return_lse, **options)
+        result = _attend.attend(attention, q, k, v, lists, return_lse=return_lse, **added)
         outs: Sequence[Tensor] = result if return_lse else (result,)
         return outs if grid is None else [x.flatten(1, len(grid)) for x in outs]
 
     exchange = HeadExchange(group, rank, world, under_compute=slices > 1)
-    parts = _lengths(tokens for tokens, _ in lengths), _lengths(keys for _, keys in lengths)
-    together = all(tokens == keys for tokens, keys in lengths)
-    outs = _slices.ulysses(q, k, v, call, exchange, parts, together, slices)
-    return (outs[0], outs[1]) if return_lse else outs[0]
+    together = parts[0] == parts[1]
+    uneven = _uneven(parts[0]), _uneven(parts[1])
+    outs = _slices.ulysses(q, k, v, call, exchange, uneven, together, slices)
+    out, *lse = (_head_order.taken(x, order.back, 2) for x in outs)
+    return (out, lse[0]) if return_lse else out
 
 
-def _lengths(found: Iterable[int]) -> Lengths:
-    each = tuple(found)
-    return None if all(length == each[0] for length in each) else each
-
-
-def key_head_copies(heads: int, heads_kv: int, world: int) -> int:
-    """How often each key head is sent, so that every rank has the key heads of its query heads."""
-    if heads % world:
-        raise ValueError(
-            f"heads of q must be a multiple of the {world} ranks, which ulysses shards them over, "
-            f"got {heads}; all_gather_kv takes any number"
-        )
-    if heads_kv % world == 0:
-        return 1
-    if world % heads_kv:
-        raise ValueError(
-            f"heads of k and v must be a multiple or a divisor of the {world} ranks, got "
-            f"{heads_kv}; all_gather_kv takes any number"
-        )
-    return world // heads_kv
+def _uneven(lengths: Sequence[int]) -> Lengths:
+    return None if all(length == lengths[0] for length in lengths) else tuple(lengths)

@@ -1,4 +1,4 @@
-"""How much each row of a mask computes."""
+"""How much each row and each head of a mask computes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,26 @@ def row_weights(mask: _masks.Mask) -> list[float]:
     Raises:
         TypeError: mask is not a mask.
     """
+    return [float(x) for x in _visited(mask).sum(0).tolist()]
+
+
+def head_weights(mask: _masks.Mask) -> list[float]:
+    """Returns the keys that each head visits, summed over the mask's lists; see `row_weights`.
+
+    Args:
+        mask: a mask with lists for each query head.
+
+    Returns:
+        One weight for each head, for `balanced_heads`.
+
+    Raises:
+        TypeError: mask is not a mask.
+    """
+    return [float(x) for x in _visited(mask).sum(1).tolist()]
+
+
+def _visited(mask: _masks.Mask) -> Tensor:
+    """Keys that are visited: int64 `[heads, rows]`, summed over the batch."""
     if isinstance(mask, BlockMask):
         unit = mask.block_kv
         lists = [(mask.counts, mask.indices, unit)]
@@ -40,15 +60,9 @@ def row_weights(mask: _masks.Mask) -> list[float]:
     ends = block_lists.reached(
         mask.q_len, mask.kv_len, mask.block_q, unit, mask.causal, mask.device
     )
-    total = torch.zeros(len(ends), dtype=torch.int64, device=mask.device)
+    total = torch.zeros(mask.counts.shape[1:], dtype=torch.int64, device=mask.device)
     for counts, units, weight in lists:
-        total += _visited(counts, units, ends) * weight
-    return [float(x) for x in total.tolist()]
-
-
-def _visited(counts: Tensor, units: Tensor, ends: Tensor) -> Tensor:
-    """Entries of each row before its end, over all batch entries and heads."""
-    listed = block_lists.is_listed(counts, units, torch.iinfo(torch.int32).max) & (
-        units < ends[:, None]
-    )
-    return listed.sum((0, 1, 3))
+        # Entries of each row before its end.
+        listed = block_lists.is_listed(counts, units, torch.iinfo(torch.int32).max)
+        total += (listed & (units < ends[:, None])).sum((0, 3)) * weight
+    return total

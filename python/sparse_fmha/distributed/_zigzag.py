@@ -56,7 +56,7 @@ def zigzag_unshard(x: Tensor, dim: int = 1, *, group: _groups.Group = None) -> T
     group, _, world = _groups.resolve(group)
     _groups.check_no_derivative("x", x)
     check_even("x", x.shape[dim])
-    return gather(x, dim, group, world, zigzag=True)
+    return gather(x, dim, group, world, zigzag=True, name="zigzag_unshard")
 
 
 def check_even(name: str, tokens: int) -> None:
@@ -67,9 +67,11 @@ def check_even(name: str, tokens: int) -> None:
         )
 
 
-def gather(x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bool) -> Tensor:
+def gather(
+    x: Tensor, dim: int, group: dist.ProcessGroup, world: int, zigzag: bool, name: str
+) -> Tensor:  # fmt: skip
     """Gathers the ranks' parts along a dimension, in sequence order."""
-    whole = _collectives.all_gather(x.movedim(dim, 0), group, world)
+    whole = _collectives.all_gather(x.movedim(dim, 0), group, world, name)
     if zigzag:
         whole = in_order(whole, world)
     return whole.movedim(0, dim)

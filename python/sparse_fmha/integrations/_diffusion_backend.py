@@ -6,6 +6,8 @@ transformers set the call that they belong to; without one the backend runs torc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import diffusers
 import torch
 from diffusers.models.attention_dispatch import (
@@ -17,8 +19,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
 from sparse_fmha.attention import attention, block_sparse_attention
+from sparse_fmha.integrations import _diffusion_parallel as parallel
 from sparse_fmha.integrations._diffusion_layout import Layout, Seen
-from sparse_fmha.integrations._diffusion_state import CURRENT
+from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+from sparse_fmha.integrations._diffusion_state import CURRENT, Call
 from sparse_fmha.masks.block_mask import BlockMask
 
 NAME = "sparse_fmha"
@@ -41,14 +45,11 @@ def backend(
     model makes a backend the default of all others; and block-sparse attention for models that
     make masks of FlexAttention themselves.
     """
-    call = CURRENT.call
-    options = {
-        "context parallelism": _parallel_config,
-        "dropout_p": dropout_p,
-        "is_causal": is_causal,
-    }
-    if call is None:
+    call, method = CURRENT.call, CURRENT.method
+    options: dict[str, object] = {"dropout_p": dropout_p, "is_causal": is_causal}
+    if call is None or method is None:
         if isinstance(attn_mask, FlexBlockMask):
+            options["context parallelism"] = _parallel_config is not None
             _refuse("a call with a BlockMask", options)
             mask = BlockMask.from_flex(attn_mask)
             return block_sparse_attention(query, key, value, mask, scale=scale)
@@ -68,6 +69,27 @@ def backend(
     _refuse(call.model, options)
     if isinstance(attn_mask, FlexBlockMask):
         raise NotImplementedError(f"a BlockMask of {call.model} beside a method is not supported")
+    if _parallel_config is not None:
+        parallel.check(_parallel_config, call.model, call.layout, call.cut)
+
+        def whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return _attend(call, method, q, k, v, mask, scale)
+
+        given = (attn_mask, call.layout, call.cut, _parallel_config)
+        return parallel.attend(whole, query, key, value, *given)
+    return _attend(call, method, query, key, value, attn_mask, scale)
+
+
+def _attend(
+    call: Call,
+    method: Dense | Sparse,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """All tokens of some heads."""
     layout = call.layout
     if call.alone and query.shape[1] == key.shape[1] == layout.image:
         layout = Layout(layout.grid)
@@ -86,14 +108,14 @@ def backend(
     seen: Seen
     if layout is not call.layout or attn_mask is None:
         seen = [layout.all_runs()] * batch
-    elif torch.compiler.is_compiling() and call.method.in_graph:
+    elif torch.compiler.is_compiling() and method.in_graph:
         seen = call.visible(attn_mask, batch)
     else:
         seen = call.runs(attn_mask, batch)
-    return call.method(query, key, value, layout, seen, scale)
+    return method(query, key, value, layout, seen, scale)
 
 
-def _refuse(where: str, options: dict[str, object]) -> None:
+def _refuse(where: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value:
             raise NotImplementedError(f"{name} of {where} is not supported by {NAME!r}")
@@ -121,6 +143,8 @@ def register() -> object:
         AttentionBackendName._value2member_map_[NAME] = member
         AttentionBackendName._member_names_.append(NAME.upper())
         _AttentionBackendRegistry.register(member)(backend)
+        if hasattr(_AttentionBackendRegistry, "_supports_context_parallel"):
+            _AttentionBackendRegistry._supports_context_parallel.add(NAME)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
             "this version of diffusers registers attention backends in a way that is not "

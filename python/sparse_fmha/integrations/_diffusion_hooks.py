@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sparse_fmha.integrations._diffusion_backend import NAME
 from sparse_fmha.integrations._diffusion_layout import Layout
-from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
 from sparse_fmha.integrations._diffusion_models import MODELS, Processor
+from sparse_fmha.integrations._diffusion_plan import Method, Plan
 from sparse_fmha.integrations._diffusion_processors import Processors
 from sparse_fmha.integrations._diffusion_state import Call, State
 from sparse_fmha.integrations._diffusion_steps import Steps
@@ -69,7 +69,8 @@ class Checkpointing:
 class Settings:
     """What `enable` was told, but for steps."""
 
-    method: Dense | Sparse
+    plan: Plan
+    later: tuple[tuple[Method, ...], ...]  # in place of the plan's methods, by sparse step
     grid: tuple[int, ...] | None
     min_tokens: int
     verbose: bool
@@ -97,7 +98,7 @@ class Hooks:
                 return owner
         return None
 
-    def add(self, model: nn.Module, dense_layers: Collection[int]) -> None:
+    def add(self, model: nn.Module) -> None:
         """Installs the hook and processors in place of previous ones; all or nothing."""
         self.previous = Hooks.of(model)
         try:
@@ -105,10 +106,12 @@ class Hooks:
                 self.previous._take()
             self._note_backends(model)
             processors = Processors(self.state)
-            for index, layer in enumerate(MODELS[self.name].layers(model)):
-                if index not in dense_layers:
+            layers = MODELS[self.name].layers(model)
+            methods = self.settings.plan.of_layer
+            for index, (layer, method) in enumerate(zip(layers, methods, strict=True)):
+                if method is not None:
                     own = layer.processor
-                    self.layers.append((index, layer, processors.of(own), own))
+                    self.layers.append((index, layer, processors.of(own, method), own))
             self._put(model)
         except BaseException:
             self.remove(model)
@@ -133,9 +136,23 @@ class Hooks:
         for _, layer, ours, _ in self.layers:
             layer.set_processor(ours)
 
+    def _tell_originals(self) -> None:
+        """Of context parallelism that the model was told of after `enable`, for dense steps."""
+        for _, _, ours, own in self.layers:
+            config = getattr(ours, "_parallel_config", None)
+            if config is None or getattr(own, "_parallel_config", None) is config:
+                continue
+            if not hasattr(own, "_parallel_config"):
+                raise NotImplementedError(
+                    f"context parallelism of {self.name} is not supported: {type(own).__name__}, "
+                    "its attention processor, does not have it"
+                )
+            vars(own)["_parallel_config"] = config
+
     def _take(self) -> None:
         while self.handles:
             self.handles.pop().remove()
+        self._tell_originals()
         for _, layer, _, own in reversed(self.layers):
             layer.set_processor(own)
 
@@ -163,11 +180,15 @@ class Hooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check()
+        self._tell_originals()
         given = _signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        row, settings, method = MODELS[self.name], self.settings, self.settings.method
+        row, settings = MODELS[self.name], self.settings
         layout = row.layout(model, given, settings.grid)
         step = row.step(given)
-        dense = self.steps.is_dense(*step, model)
+        dense, number = self.steps.place(*step, model)
+        methods = settings.plan.methods
+        if settings.later:
+            methods = settings.later[min(number, len(settings.later) - 1)]
         if layout.tokens < settings.min_tokens:
             dense = True
             self.reports(
@@ -176,14 +197,16 @@ class Hooks:
                 f"min_tokens = {settings.min_tokens}",
             )
         else:
-            method.check(layout)
+            for method in methods:
+                method.check(layout)
             self._report(layout)
             if settings.verbose:
                 self._tell(layout, dense, step[0], len(row.layers(model)))
         if not dense:
-            method = method.prepared(layout, _device(given))
+            device = _device(given)
+            methods = tuple(method.prepared(layout, device) for method in methods)
         self._end(model)
-        self.state.call = Call(self.name, layout, method, dense, row.alone)
+        self.state.call = Call(self.name, layout, methods, dense, row.alone, row.cut)
         Checkpointing.put(model, self.state, self.state.call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -205,30 +228,29 @@ class Hooks:
                     f"after enable(), got {type(layer.processor).__name__}; call disable() and "
                     "enable() again"
                 )
-            if getattr(ours, "_parallel_config", None) is not None:
-                raise NotImplementedError(
-                    f"context parallelism of {self.name} is not supported by {NAME!r}"
-                )
 
     def _tell(self, layout: Layout, dense: bool, timestep: object, blocks: int) -> None:
         """Says once what runs, and what stays dense for which reason."""
-        replaced = [index for index, *_ in self.layers]
-        method = type(self.settings.method).__name__
+        plan = self.settings.plan
+        kept = [layer for layer, method in enumerate(plan.of_layer) if method is None]
         if dense:
             at = timestep.max().item() if isinstance(timestep, Tensor) else timestep
             told = f"the call at timestep {at} stays dense, by {self.steps.named}"
             self.reports("dense step", f"{self.name}: {told}")
         else:
-            told = f"blocks {replaced} of {blocks} run {method}: {layout}"
-            self.reports(f"sparse {layout}", f"{self.name}: {told}")
-        if len(replaced) < blocks:
-            kept = sorted(set(range(blocks)) - set(replaced))
-            self.reports("dense block", f"{self.name}: blocks {kept} stay dense, by dense_layers")
+            for number, method in enumerate(plan.methods):
+                own, named = plan.layers(number), type(method).__name__
+                told = f"blocks {own} of {blocks} run {named}: {layout}"
+                self.reports(f"sparse {number} {layout}", f"{self.name}: {told}")
+        if kept:
+            told = f"blocks {kept} stay dense, by {plan.by}"
+            self.reports("dense block", f"{self.name}: {told}")
 
     def _report(self, layout: Layout) -> None:
         """Reports options that have no effect in a call."""
-        for option, message in self.settings.method.without_effect(layout):
-            self.reports(option, f"{self.name}: {message}")
+        for method in self.settings.plan.methods:
+            for option, message in method.without_effect(layout):
+                self.reports(option, f"{self.name}: {message}")
         for index, _, ours, _ in self.layers:
             if (backend := ours._attention_backend) != NAME:
                 chosen = getattr(backend, "value", backend)

@@ -107,12 +107,12 @@ class Radial(Sparse):
 class Subblock(Sparse):
     """`patterns.subblock`."""
 
-    keep: float = 0.25
+    keep: float | Sequence[float] = 0.25
     piece: int = 16
     block: int = 64
 
     def __post_init__(self) -> None:
-        one = torch.zeros(ONE, device="cpu")
+        one = _one(self.keep)
         self.choose(one, one, None)
 
     def choose(self, q: Tensor, k: Tensor, scale: float | None) -> BlockMask:
@@ -151,7 +151,7 @@ class Cubes(Sparse):
         if self.cube is not None:
             _check_axes("cube", self.cube)
         axes = max(self.published) if self.cube is None else len(self.cube)
-        one = torch.zeros(ONE, device="cpu")
+        one = _one(getattr(self, "keep", None))
         self.choose(one, one, self.order(Layout((1,) * axes), one.device), None)
 
     def order(self, layout: Layout, device: torch.device) -> patterns.CubeOrder:
@@ -198,7 +198,7 @@ class Ordered(Sparse):
 class CubeTopK(Cubes):
     """`patterns.cube_top_k`."""
 
-    keep: float = 0.25
+    keep: float | Sequence[float] = 0.25
     cube: Sequence[int] | None = None
     published: ClassVar[dict[int, tuple[int, ...]]] = {2: (8, 8), 3: (4, 4, 4)}
 
@@ -215,21 +215,23 @@ class CubeTopK(Cubes):
 class VSA(CubeTopK):
     """The fine branch of `patterns.vsa_attention`; the coarse one needs gates of the model."""
 
-    keep: float = 0.1
+    keep: float | Sequence[float] = 0.1
 
     def choose(
         self, q: Tensor, k: Tensor, order: patterns.CubeOrder, scale: float | None
     ) -> BlockMask:
         cubes = math.prod(order.cubes)
-        share = kept_cubes(self.keep, cubes) / cubes
-        return patterns.cube_top_k(q, k, order, keep=share, scale=scale)
+        keep = self.keep if isinstance(self.keep, Sequence) else [self.keep]
+        shares = [kept_cubes(share, cubes) / cubes for share in keep]
+        own = shares if isinstance(self.keep, Sequence) else shares[0]
+        return patterns.cube_top_k(q, k, order, keep=own, scale=scale)
 
 
 @dataclass(frozen=True)
 class Draft(Cubes):
     """`patterns.draft`."""
 
-    keep: float = 0.1
+    keep: float | Sequence[float] = 0.1
     cube: Sequence[int] | None = None
     published: ClassVar[dict[int, tuple[int, ...]]] = {2: (8, 16), 3: (1, 8, 16)}
 
@@ -266,10 +268,16 @@ class Nabla(Cubes):
         return patterns.nabla(q, k, order, p=self.p, window=self.window, scale=scale)
 
 
-def no_choice(name: str, share: float, what: str) -> Iterator[tuple[str, str]]:
-    """Reports a share of 1."""
-    if share == 1:
+def no_choice(name: str, share: float | Sequence[float], what: str) -> Iterator[tuple[str, str]]:
+    """Reports a share of 1, of all heads."""
+    if share == 1 or (isinstance(share, Sequence) and set(share) == {1}):
         yield name, f"{name} = 1 has no effect: all {what} are kept"
+
+
+def _one(keep: object) -> Tensor:
+    """q or k of one token, with as many heads as there are shares."""
+    heads = len(keep) if isinstance(keep, Sequence) else 1
+    return torch.zeros(1, 1, heads, 8, device="cpu")
 
 
 def _check_axes(name: str, value: Sequence[int]) -> None:

@@ -19,6 +19,8 @@ from sparse_fmha.integrations._diffusion_beside import beside, by_runs, under_ma
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.masks.block_mask import BlockMask
 
+WHOLE = -1
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -113,7 +115,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Neighborhood(Sparse):
-    """A window of the grid around each query, by `neighborhood_attention`."""
+    """A window of the grid around each query, by `neighborhood_attention`; -1 is a whole axis."""
 
     window: int | Sequence[int]
     stride: int | Sequence[int] = 1
@@ -130,6 +132,9 @@ class Neighborhood(Sparse):
         for name in ("window", "stride", "dilation"):
             given = getattr(self, name)
             options[name] = _checks.per_axis(name, given, len(grid))
+            if name == "window":
+                sizes = zip(options[name], grid, strict=True)
+                options[name] = [n if size == WHOLE else size for size, n in sizes]
             for axis, length in enumerate(grid):
                 if length == 1 and isinstance(given, Sequence) and options[name][axis] != 1:
                     raise ValueError(

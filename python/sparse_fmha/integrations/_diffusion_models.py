@@ -13,6 +13,7 @@ from torch import nn
 
 from sparse_fmha.integrations import _diffusion_tokens as tokens
 from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.integrations._diffusion_parallel import SEQUENCE, STREAMS
 from sparse_fmha.integrations._diffusion_tokens import Given, Grid, Transformer
 
 
@@ -38,6 +39,10 @@ def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
     return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
 
 
+# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
+PARTS = ("transformer", "transformer_2", "transformer_ref")
+
+
 @dataclass(frozen=True)
 class Model:
     """A transformer class.
@@ -52,6 +57,7 @@ class Model:
         processors: names of processor classes whose self-attention can be replaced.
         step: returns a call's timestep, which falls during a run, and its text embeddings.
         alone: whether some of the modules have the tokens of the grid alone.
+        cut: how the model's plan of context parallelism cuts the tokens, if it has one.
     """
 
     axes: int
@@ -61,6 +67,7 @@ class Model:
     processors: tuple[str, ...]
     step: Callable[[Given], tuple[Any, Any]] = _step
     alone: bool = False
+    cut: str | None = None
 
     def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
         """The tokens of a call; `grid` overrides the grid read from the call."""
@@ -75,6 +82,29 @@ def find(model: nn.Module) -> tuple[str, Model] | None:
         if cls.__name__ in MODELS and cls.__module__.partition(".")[0] == "diffusers":
             return cls.__name__, MODELS[cls.__name__]
     return None
+
+
+def transformers_of(given: object) -> list[tuple[nn.Module, str, Model]]:
+    """The transformers of a pipeline, or the one given.
+
+    Raises:
+        TypeError: there is none, or one of an unsupported class.
+    """
+    models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
+    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
+    distinct = {id(model): model for model in models if model is not None}
+    if not distinct:
+        raise TypeError(
+            "model must be a transformer or a pipeline with one, one of "
+            f"{list(MODELS)}, got {type(given).__name__}"
+        )
+    found = []
+    for model in distinct.values():
+        row = find(model)
+        if row is None:
+            raise TypeError(f"model must be one of {list(MODELS)}, got {type(model).__name__}")
+        found.append((model, *row))
+    return found
 
 
 def _two_streams(model: Transformer) -> list[Any]:
@@ -106,6 +136,10 @@ def _visual(model: Transformer) -> list[Any]:
     return [block.self_attention for block in model.visual_transformer_blocks]
 
 
+def _video_of_fused(model: Transformer) -> list[Any]:
+    return [block.video_dec_block.self_attention for block in model.visual_transformer_blocks]
+
+
 def _z_image(model: Transformer) -> list[Any]:
     """Refiners, of the image or the caption alone, are not among them."""
     return [layer.attention for layer in model.layers]
@@ -123,7 +157,12 @@ _HUNYUAN15 = ("HunyuanVideo15AttnProcessor2_0",)
 _WAN = Model(3, _first_attentions, tokens.patched_video, tokens.none, ("WanAttnProcessor",))
 MODELS = {
     "FluxTransformer2DModel": Model(
-        2, _two_streams, tokens.flux, tokens.text_and_references, ("FluxAttnProcessor",)
+        2,
+        _two_streams,
+        tokens.flux,
+        tokens.text_and_references,
+        ("FluxAttnProcessor",),
+        cut=STREAMS,
     ),
     "QwenImageTransformer2DModel": Model(
         2,
@@ -131,6 +170,7 @@ MODELS = {
         tokens.qwen_image,
         tokens.text_and_references,
         ("QwenDoubleStreamAttnProcessor2_0",),
+        cut=STREAMS,
     ),
     "HunyuanVideoTransformer3DModel": Model(
         3,
@@ -155,8 +195,11 @@ MODELS = {
         tokens.minimax_h3_others,
         ("MiniMaxH3AttnProcessor",),
         _minimax_h3_step,
+        cut=SEQUENCE,
     ),
-    "Flux2Transformer2DModel": Model(2, _two_streams, tokens.flux2, tokens.flux2_others, _FLUX2),
+    "Flux2Transformer2DModel": Model(
+        2, _two_streams, tokens.flux2, tokens.flux2_others, _FLUX2, cut=STREAMS
+    ),
     "Krea2Transformer2DModel": Model(
         2, _joint, tokens.krea2, tokens.text_and_references, ("Krea2AttnProcessor",)
     ),
@@ -183,6 +226,24 @@ MODELS = {
     ),
     "Kandinsky5Transformer3DModel": Model(
         3, _visual, tokens.kandinsky5, tokens.none, ("Kandinsky5AttnProcessor",)
+    ),
+    "Kandinsky6Transformer3DModel": Model(
+        3, _video_of_fused, tokens.kandinsky6, tokens.none, ("Kandinsky6AttnProcessor",)
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Model(
+        3,
+        _two_streams,
+        tokens.hunyuan_video,
+        tokens.framepack_others,
+        ("HunyuanVideoAttnProcessor2_0",),
+    ),
+    "HeliosTransformer3DModel": Model(
+        3,
+        _first_attentions,
+        tokens.patched_video,
+        tokens.helios_others,
+        ("HeliosAttnProcessor",),
+        cut=SEQUENCE,
     ),
     "SkyReelsV2Transformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("SkyReelsV2AttnProcessor",)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Preset:
     Attributes:
         name: what `enable(preset=)` takes.
         models: names of the transformer classes that the source speaks of.
-        method, options: the method and its options.
+        method, options: the method and its options, if `layers` do not say all of them.
+        layers, by_step: as `enable` takes them.
         source: a paper or program.
         figure: what the source measured with them, or "no figure published". Not measured here.
         grid: tokens per axis that the source has; None: any that the method takes.
@@ -33,10 +35,12 @@ class Preset:
 
     name: str
     models: tuple[str, ...]
-    method: str
-    options: Mapping[str, Any]
     source: str
     figure: str
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    by_step: tuple[Mapping[str, Any], ...] = ()
     grid: tuple[int, ...] | None = None
     steps: int | None = None
     first_dense_steps: float = 0
@@ -46,8 +50,12 @@ class Preset:
 
     def fits(self, grid: Sequence[int]) -> bool:
         """Whether the method runs on a grid; a source's own grid is not the only one."""
+        layout = Layout(tuple(grid))
+        each = [{"method": self.method, **self.options}] if self.method else []
         try:
-            table.make(self.method, self.options).check(Layout(tuple(grid)))
+            for given in (*each, *filter(None, self.layers.values())):
+                options = table.as_given({k: v for k, v in given.items() if k != "method"})
+                table.make(given["method"], options).check(layout)
         except ValueError:
             return False
         return True
@@ -56,20 +64,39 @@ class Preset:
 @functools.cache
 def known() -> dict[str, Preset]:
     """All presets by name."""
-    return {path.stem: _read(path) for path in sorted(FOLDER.glob("*.json"))}
+    return {path.stem: read(path) for path in sorted(FOLDER.glob("*.json"))}
 
 
-def find(name: str) -> Preset:
-    """Raises ValueError if there is none of this name."""
-    if name not in known():
-        raise ValueError(f"preset must be one of {list(known())}, got {name!r}")
-    return known()[name]
+def find(preset: str | PathLike[str] | Preset) -> Preset:
+    """One by its name, or of a file.
+
+    Raises:
+        ValueError: there is none of this name, or the file is not one.
+        OSError: the file cannot be read.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if isinstance(preset, PathLike) or str(preset).endswith(".json"):
+        return read(Path(preset))
+    if preset not in known():
+        raise ValueError(
+            f"preset must be one of {list(known())}, or the path of a .json file, got {preset!r}"
+        )
+    return known()[preset]
 
 
-def _read(path: Path) -> Preset:
+def read(path: Path) -> Preset:
+    """The preset of a file; its name is the file's."""
     given = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("models", "grid", "dense_layers"):
-        if key in given:
+    needed = {"models", "source", "figure"}
+    allowed = {each.name for each in fields(Preset)} - {"name"}
+    if not isinstance(given, dict) or not needed <= given.keys() <= allowed:
+        raise ValueError(
+            f"preset must be a JSON file with {sorted(needed)}, and others of {sorted(allowed)}, "
+            f"got {path}"
+        )
+    for key in ("models", "grid", "dense_layers", "by_step"):
+        if given.get(key) is not None:
             given[key] = tuple(given[key])
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given["options"].items()}
-    return Preset(**{**given, "name": path.stem, "options": lists})
+    options = table.as_given(given.get("options", {}))
+    return Preset(**{**given, "name": path.stem, "options": options})

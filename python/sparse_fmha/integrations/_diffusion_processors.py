@@ -26,25 +26,28 @@ OURS: dict[str, type[Any]] = {
 
 
 class Processors:
-    """Makes processors for the modules of a transformer: one for all that have equal originals."""
+    """Makes processors for the modules of a transformer: one for all that have equal originals
+    and a method."""
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.made: list[tuple[Processor, Processor]] = []  # original, ours
+        self.made: list[tuple[Processor, int, Processor]] = []  # original, method, ours
 
-    def of(self, original: Processor) -> Processor:
-        """Our processor in place of the module's own."""
-        for known, made in self.made:
-            if type(known) is type(original) and vars(known) == vars(original):
+    def of(self, original: Processor, method: int) -> Processor:
+        """Our processor in place of the module's own, for a method by its number in calls."""
+        for known, number, made in self.made:
+            if type(known) is not type(original) or number != method:
+                continue
+            if vars(known) == vars(original):
                 return made
         own = OURS.get(type(original).__name__)
         ours: Any = copy.copy(original) if own is None else own()
         kind: Any = type(ours)
         ours.__class__ = _switch(kind)
-        vars(ours).update(sparse_state=self.state, sparse_original=original)
+        vars(ours).update(sparse_state=self.state, sparse_original=original, sparse_method=method)
         ours._attention_backend = BACKEND
-        self.made.append((original, ours))
-        return self.made[-1][1]
+        self.made.append((original, method, ours))
+        return self.made[-1][2]
 
 
 @functools.cache
@@ -56,18 +59,19 @@ def _switch(kind: Any) -> Any:
     class Switch(kind):  # type: ignore[misc]
         sparse_state: State
         sparse_original: Callable[..., Any]
+        sparse_method: int
 
         @functools.wraps(kind.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             call = self.sparse_state.call
             if call is None or call.dense:
                 return self.sparse_original(*args, **kwargs)
-            before = CURRENT.call
-            CURRENT.call = call
+            before = CURRENT.call, CURRENT.method
+            CURRENT.call, CURRENT.method = call, call.methods[self.sparse_method]
             try:
                 return super().__call__(*args, **kwargs)
             finally:
-                CURRENT.call = before
+                CURRENT.call, CURRENT.method = before
 
         def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
             return _rebuilt, (kind,), vars(self)

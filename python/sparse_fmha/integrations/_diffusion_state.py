@@ -22,9 +22,10 @@ class Call:
 
     model: str
     layout: Layout
-    method: Dense | Sparse
+    methods: tuple[Dense | Sparse, ...]  # one or more for its layers
     dense: bool  # this call runs the original attention
     alone: bool = False  # some layers have the tokens of the grid alone
+    cut: str | None = None  # how context parallelism cuts the tokens
     seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -93,12 +94,14 @@ class Call:
 
 
 class State(threading.local):
-    """The running call of one enabled transformer in each thread; a copy has none."""
+    """The running call of one enabled transformer in each thread, and the method of the running
+    layer; a copy has none."""
 
     def __init__(self) -> None:
         # Runs in each thread: an attribute of the class would come into its dictionary later, in
         # a graph that is guarded by what is in it.
         self.call: Call | None = None
+        self.method: Dense | Sparse | None = None
 
     def __reduce__(self) -> tuple[type[State], tuple[()]]:
         return State, ()

@@ -129,6 +129,7 @@ class Steps:
     first: float
     last: float = 0
     schedule: Callable[[], int | None] | None = None
+    counts: bool = False  # the number of a step is needed, also of those behind the first ones
     reports: Reports = field(default_factory=Reports)
     runs: list[Run] = field(default_factory=list)
     calls: int = 0
@@ -137,16 +138,24 @@ class Steps:
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Steps], tuple[float, float]]:
-        return Steps, (self.first, self.last)
+    def __reduce__(self) -> tuple[type[Steps], tuple[float, float, None, bool]]:
+        return Steps, (self.first, self.last, None, self.counts)
 
     @property
     def named(self) -> str:
         given = {"first_dense_steps": self.first, "last_dense_steps": self.last}
-        return " and ".join(f"{name} = {value}" for name, value in given.items() if value)
+        named = [f"{name} = {value}" for name, value in given.items() if value]
+        return " and ".join([*named, *["by_step"] * self.counts])
 
     def is_dense(self, timestep: Tensor | float | None, text: object, model: object) -> bool:
-        """Whether a call is one of the first or last steps of its run; advances the run.
+        """Whether a call is one of the first or last steps of its run; advances the run."""
+        return self.place(timestep, text, model)[0]
+
+    def place(
+        self, timestep: Tensor | float | None, text: object, model: object
+    ) -> tuple[bool, int]:
+        """Whether a call is dense as one of the first or last steps of its run, which it advances,
+        and how many of its sparse steps were before.
 
         Args:
             timestep: timestep of the call, or of each batch entry or token.
@@ -157,8 +166,8 @@ class Steps:
             RuntimeError: interleaved runs cannot be told apart, and the result depends on it.
             ValueError: no timestep, or the number of steps is needed and unknown.
         """
-        if not self.first and not self.last:
-            return False
+        if not self.first and not self.last and not self.counts:
+            return False, 0
         if timestep is None:
             raise ValueError(f"timestep must be given to count {self.named}, got None")
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
@@ -174,7 +183,7 @@ class Steps:
             first, last = self._bounds(run)
             dense = not first <= run.step < last
             self.sparse |= not dense
-        return dense
+        return dense, max(run.step - int(first), 0)
 
     def _bounds(self, run: Run) -> tuple[float, float]:
         """The first step of a run that is sparse, and the first behind it that is dense."""
@@ -241,7 +250,7 @@ class Steps:
         if may_begin or (now > last and not _seen(best, now, runs)):
             steps[0] = "of one that begins"
         for step, other in steps.items():
-            near = self.last or min(step, best.step + 1) < self._bounds(best)[0]
+            near = self.last or self.counts or min(step, best.step + 1) < self._bounds(best)[0]
             if step != best.step + 1 and near:
                 raise RuntimeError(
                     f"runs with {self.named}, one text and one thread must "

@@ -17,6 +17,7 @@ from sparse_fmha.integrations._diffusion_masks import (
     Subblock,
 )
 from sparse_fmha.integrations._diffusion_methods import BlockSparse, Dense, Neighborhood, Sparse
+from sparse_fmha.integrations._diffusion_skip import Skip
 
 METHODS: dict[str, type[Any]] = {
     "neighborhood": Neighborhood,
@@ -33,7 +34,13 @@ METHODS: dict[str, type[Any]] = {
     "draft": Draft,
     "rectified": Rectified,
     "psa": PSA,
+    "skip": Skip,
 }
+
+
+def as_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a JSON file: lists are tuples there."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
 
 
 def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:

@@ -65,6 +65,11 @@ def kandinsky5(model: Transformer, given: Given) -> Grid:
     return _patches(given["hidden_states"].shape[1:4], model.config.patch_size)
 
 
+def kandinsky6(model: Transformer, given: Given) -> Grid:
+    """Latents are `[B, T, Y, X, C]`; a reference is a frame of them."""
+    return _patches(given["hidden_states"].shape[1:4], model.config.patch_size)
+
+
 def ltx(model: Transformer, given: Given) -> Grid:
     """Latents are packed, `[B, T * Y * X, C]`; their sizes are separate arguments."""
     names = ("num_frames", "height", "width")
@@ -195,6 +200,34 @@ def two_texts_behind(model: Transformer, given: Given, grid: Grid | None) -> tup
 def hunyuan_video_15_text(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
     names = ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds")
     return 0, sum(given[name].shape[1] for name in names)
+
+
+def framepack_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
+    """History in three scales before the video, an image and text behind it; of a batch of one the
+    text without its padding."""
+    names = ("latents_clean", "latents_history_2x", "latents_history_4x")
+    history = _history(given, names)
+    mask = given["encoder_attention_mask"]
+    text = int(mask.sum()) if mask.shape[0] == 1 else mask.shape[1]
+    return history, given["image_embeds"].shape[1] + text
+
+
+def helios_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
+    """History in three scales before the video."""
+    names = ("latents_history_short", "latents_history_mid", "latents_history_long")
+    return _history(given, names), 0
+
+
+def _history(given: Given, names: tuple[str, ...]) -> int:
+    """Tokens of latents of the past, of scale 1, 2 and 4, that have indices."""
+    tokens = 0
+    for name, scale in zip(names, (1, 2, 4), strict=True):
+        if given.get(name) is not None and given.get(f"indices_{name}") is not None:
+            frames, height, width = given[name].shape[2:]
+            # Each is padded at its end to whole patches, of 1x2x2 times the scale.
+            sizes = (frames, scale), (height, 2 * scale), (width, 2 * scale)
+            tokens += math.prod(-(-length // patch) for length, patch in sizes)
+    return tokens
 
 
 def z_image_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:

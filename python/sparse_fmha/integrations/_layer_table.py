@@ -34,6 +34,7 @@ METHODS: dict[str, Callable[..., Made | None]] = {
     "token_sparse": _layer_patterns.token_sparse,
 }
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")
+KINDS = re.compile(r"[a-z_]*attention")  # names of `layer_types` in configurations
 # Names of the number of layers in configurations, including those of decoders.
 COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 
@@ -41,8 +42,13 @@ COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 class Layers:
     """The method of each layer index; None for dense."""
 
-    def __init__(self, default: Method | None, keys: Mapping[str, tuple[range, Method | None]]):
-        self.default, self.keys = default, keys
+    def __init__(
+        self,
+        default: Method | None,
+        keys: Mapping[str, tuple[range, Method | None]],
+        kinds: Mapping[str, Method | None] | None = None,
+    ):
+        self.default, self.keys, self.kinds = default, keys, kinds or {}
         self.of_layer: dict[int | None, Method | None] = {
             i: method for indices, method in keys.values() for i in indices
         }
@@ -53,6 +59,13 @@ class Layers:
     def __call__(self, index: int | None) -> Method | None:
         """`index` is None for a module without one; keys with indices do not apply to it."""
         return self.of_layer.get(index, self.default)
+
+    def of(self, module: nn.Module, index: int | None) -> Method | None:
+        """The method of an attention module: by its index, then by its kind in `layer_types`."""
+        kinds = getattr(getattr(module, "config", None), "layer_types", None)
+        if self.kinds and index is not None and kinds and index not in self.of_layer:
+            return self.kinds.get(kinds[index], self.default)
+        return self(index)
 
     def check(self, module: nn.Module) -> None:
         """Checks that each key names layers that the model of an attention module has.
@@ -69,6 +82,12 @@ class Layers:
         if not count or (count, kinds) in self.checked:
             return
         model = f"the model of {type(module).__name__}"
+        for kind in self.kinds:
+            if kind not in kinds:
+                has = ", ".join(sorted(set(kinds))) or "none"
+                raise ValueError(
+                    f"layers must name layer_types of {model}, which has {has}, got {kind!r}"
+                )
         for key, (indices, _) in self.keys.items():
             if indices[-1] >= count:
                 raise ValueError(
@@ -80,7 +99,8 @@ class Layers:
                     f"layers must name layers of {model} with attention, got {key!r}, which has "
                     f"{', '.join(sorted(kept))}"
                 )
-        if self.has_default and all(i in self.of_layer for i in range(count)):
+        named = len(kinds) == count and set(kinds) <= set(self.kinds)
+        if self.has_default and (named or all(i in self.of_layer for i in range(count))):
             self.reports(
                 "default",
                 f"the key 'default' of layers has no effect: each of the layers 0 to {count - 1} "
@@ -94,8 +114,9 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
 
     Args:
         layers: `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}, "layer 3": ...}`, or the path of such a JSON file. Without "default" the other
-            layers are dense.
+            1e-3}, "layer 3": ..., "full_attention": ...}`, or the path of such a JSON file. A
+            number goes before a name of `layer_types`, that before "default". Without "default"
+            the other layers are dense.
 
     Raises:
         ValueError: no key, an unknown key, method or option, a layer named by two keys, a file that
@@ -112,16 +133,19 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
             "layers must have keys such as 'default', 'layer 3' or 'layers 8-31', got none"
         )
     methods = {key: _method(key, value) for key, value in layers.items()}
-    keys, named = {}, set()
+    keys, named, kinds = {}, set(), {}
     for key, method in methods.items():
         if key == "default":
+            continue
+        if KINDS.fullmatch(key):
+            kinds[key] = method
             continue
         keys[key] = indices = _indices(key), method
         for index in indices[0]:
             if index in named:
                 raise ValueError(f"layers must name layer {index} once, got it again in {key!r}")
             named.add(index)
-    parsed = Layers(methods.get("default"), keys)
+    parsed = Layers(methods.get("default"), keys, kinds)
     parsed.has_default = "default" in methods
     return parsed
 
@@ -130,7 +154,8 @@ def _indices(key: str) -> range:
     found = LAYERS.fullmatch(key)
     if not found:
         raise ValueError(
-            f"keys of layers must be 'default', 'layer 3' or 'layers 8-31', got {key!r}"
+            "keys of layers must be 'default', 'layer 3', 'layers 8-31' or a name of layer_types "
+            f"such as 'full_attention', got {key!r}"
         )
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:

@@ -60,7 +60,8 @@ def skip(
 ) -> Made:
     """Softmax skipping by a threshold, or by the fraction of tiles to skip and a calibration.
 
-    The calibration, or the path of a saved one, gives the threshold for each call's number of keys.
+    The calibration, the path of a saved one, or the name of a model for which one is published,
+    gives the threshold for each call's number of keys.
     """
     if (threshold is None) == (sparsity is None):
         raise ValueError("exactly one of threshold and sparsity must be given for skip")
@@ -74,9 +75,7 @@ def skip(
             return fixed
     else:
         check_number("sparsity", sparsity, 0, 1 - 2**-24)
-        if not isinstance(calibration, Calibration):
-            calibration = Calibration.load(calibration)
-        measured = calibration
+        measured = Calibration.of(calibration)
         measured.fit()  # raises here, not in a model's call, if no law fits the points
         points = [p for p in measured.points if p.phase == "prefill" and p.tiles]
         points = [p for p in points if LEAST <= p.sparsity <= MOST]

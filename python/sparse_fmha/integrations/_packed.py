@@ -8,6 +8,7 @@ from sparse_fmha import _checks
 from sparse_fmha.masks.packed import Window
 from sparse_fmha.varlen.checks import check_varlen
 from sparse_fmha.varlen.lists import over_lists
+from sparse_fmha.varlen.pages import over_pages
 from sparse_fmha.varlen.sequences import varlen_attention, with_sink
 
 
@@ -46,21 +47,11 @@ def attend(
             return_lse=True,
         )
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k, page_table)
-    if page_table is not None or cu_k is None:
-        raise ValueError(
-            f"window_size must be (-1, -1) or (-1, 0) with block_table, got {(left, right)}"
-        )
-    out, lse = over_lists(
-        q,
-        k,
-        v,
-        cu_q,
-        cu_k,
-        max_q,
-        max_k,
-        False,
-        seqused_k,
-        _checks.finite("scale", scale),
-        window=Window(left, right),
-    )
+    lists = (q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k)
+    scale, bounds = _checks.finite("scale", scale), Window(left, right)
+    if page_table is not None:
+        out, lse = over_pages(*lists, page_table, scale, window=bounds)
+    else:
+        assert cu_k is not None  # checked
+        out, lse = over_lists(q, k, v, cu_q, cu_k, *lists[5:], scale, window=bounds)
     return (out, lse) if sink is None else with_sink(out, lse, sink, cu_q)

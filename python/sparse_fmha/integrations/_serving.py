@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sparse_fmha.decode import decode_attention
+from sparse_fmha.integrations import _packed
 
 
 class Batch(NamedTuple):
@@ -16,7 +18,15 @@ class Batch(NamedTuple):
     page_table: Tensor  # int32 [requests, pages of a request]
     seq_lens: Tensor  # int32 [requests], with the new tokens
     decodes: int  # requests of one token
-    others: Sequence[int]  # new tokens of each other request
+    others: Sequence[int] = ()  # new tokens of each other request
+    starts: Tensor | None = None  # int32 [others + 1], where they begin behind the decodes
+    longest: int = 0  # seq_lens of the others, at most
+
+
+def starts_of(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Returns the cumulative sums of counts."""
+    sums = torch.tensor([0, *counts], device="cpu").cumsum(0)
+    return sums.to(device, torch.int32, non_blocking=True)
 
 
 class Heads(NamedTuple):
@@ -36,33 +46,42 @@ def attend(
     causal: bool,
     out: Tensor,
 ) -> None:
-    """Writes the attention of a batch: one call for all decodes, one for each other request.
+    """Writes the attention of a batch: one call for all decodes, one for all other requests.
 
     Args:
         q: `[tokens, Hq, D]`. k_pages, v_pages: `[pages, page, Hkv, D]`, with the new tokens' keys.
         out: like q; rows behind the batch's tokens are left as they are.
     """
-
-    def call(requests: slice, tokens: slice, each: int) -> None:
-        rows = q[tokens].unflatten(0, (-1, each))
+    first = batch.decodes
+    if first:
         decode_attention(
-            rows,
+            q[:first, None],
             k_pages,
             v_pages,
-            batch.seq_lens[requests],
-            page_table=batch.page_table[requests],
+            batch.seq_lens[:first],
+            page_table=batch.page_table[:first],
             causal=causal,
             window=heads.window,
             scale=heads.scale,
             sink=heads.sink,
-            out=out[tokens].unflatten(0, (-1, each)),
+            out=out[:first, None],
         )
-
-    first = batch.decodes
-    if first:
-        call(slice(first), slice(first), 1)
-    start = first
-    for request, count in enumerate(batch.others, first):
-        if count:
-            call(slice(request, request + 1), slice(start, start + count), count)
-        start += count
+    most = max(batch.others, default=0)
+    if not most:
+        return
+    assert batch.starts is not None, "others have starts"
+    tokens = slice(first, first + sum(batch.others))
+    out[tokens], _ = _packed.attend(
+        q[tokens],
+        k_pages,
+        v_pages,
+        batch.starts,
+        None,
+        most,
+        batch.longest,
+        (-1 if heads.window is None else heads.window - 1, 0 if causal else -1),
+        heads.scale,
+        seqused_k=batch.seq_lens[first:],
+        page_table=batch.page_table[first:],
+        sink=heads.sink,
+    )

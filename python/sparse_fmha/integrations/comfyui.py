@@ -10,23 +10,22 @@ and steps, few tokens) goes to the override that was there before, or to ComfyUI
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
-from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sparse_fmha import selection
 from sparse_fmha.integrations import _diffusion_table as table
+from sparse_fmha.integrations._comfyui_attention import Attention
 from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_mask import BlockMask
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "SparseAttention", "write_node"]
 
 KEY = "sparse_fmha"
-OVERRIDE = "optimized_attention_override"
 FOLDER = "sparse_fmha_nodes"
 CODE = '''"""Sparse attention, by sparse_fmha."""
 
@@ -34,144 +33,18 @@ from sparse_fmha.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_N
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 '''
-# Of ComfyUI's classes of models, whether their text is before the grid or all else behind it; in
-# others no tokens but the grid's are known.
-TEXT_BEFORE = {"Flux": True, "QwenImageTransformer2DModel": True, "HunyuanVideo": False}
-METHODS = {"window": "neighborhood", "sol-attn": "sol", "vsa": "vsa", "subblock": "subblock"}
-log = logging.getLogger(__name__)
+METHODS = ("window", "sol-attn", "sla", "vsa", "subblock")
 
 
-class Attention:
-    """The override of one patched model, and the wrapper that tells it the grid.
+def sla(keep: float) -> Any:
+    """The share of the blocks of 64 keys with the largest products of means, and the diagonal."""
 
-    Args:
-        method: computes q, k, v of the grid and other tokens.
-        previous: the override that was there before.
-        others: the arguments of the node that say what stays dense.
-    """
+    def mask_of(q: Tensor, k: Tensor) -> BlockMask:
+        grid = BlockGrid.of(q, k, 64, 64)
+        chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), density=keep)
+        return grid.mask(chosen | grid.local(1))
 
-    def __init__(
-        self, method: Any, previous: Callable[..., Tensor] | None, others: Mapping[str, Any]
-    ) -> None:
-        self.method, self.previous, self.others = method, previous, others
-        self.dense_blocks = blocks_of(others["dense_blocks"])
-        self.running = threading.local()  # grid and tokens before it, while the model runs
-        self.told: set[str] = set()
-
-    def wrap(self, executor: Any, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Called around the diffusion model; its third argument is the text."""
-        model = executor.class_obj
-        text = args[1] if len(args) > 1 else kwargs.get("context")
-        self.running.place = self._place(model, latent, text)
-        try:
-            return executor(latent, *args, **kwargs)
-        finally:
-            self.running.place = None
-
-    def _place(
-        self, model: object, latent: Tensor, text: Tensor | None
-    ) -> tuple[str, tuple[int, ...], int] | None:
-        patch = getattr(model, "patch_size", None)
-        sizes = latent.shape[2:]
-        if isinstance(patch, int):
-            patch = (1,) * (len(sizes) - 2) + (patch,) * 2
-        if patch is None or len(patch) != len(sizes):
-            return None
-        grid = tuple(math.ceil(n / p) for n, p in zip(sizes, patch, strict=True))
-        kind = type(model).__name__
-        before = text.shape[1] if TEXT_BEFORE.get(kind) and text is not None else 0
-        return kind, grid, before
-
-    def __call__(
-        self,
-        func: Callable[..., Tensor],
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Tensor | None = None,
-        attn_precision: object = None,
-        skip_reshape: bool = False,
-        skip_output_reshape: bool = False,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Called by ComfyUI: q, k, v `[B, N, H * D]`, or `[B, H, N, D]` with skip_reshape, to the
-        same of the result with skip_output_reshape."""
-        if not skip_reshape:
-            q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
-        else:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        layout, reason = self._layout(q, k, mask, kwargs.get("transformer_options") or {})
-        self._tell(reason)
-        if layout is None:
-            form = (lambda x: x.transpose(1, 2)) if skip_reshape else (lambda x: x.flatten(-2))
-            inner = func if self.previous is None else self.previous
-            given = (func,) if self.previous is not None else ()
-            return inner(
-                *given,
-                *map(form, (q, k, v)),
-                heads,
-                mask=mask,
-                attn_precision=attn_precision,
-                skip_reshape=skip_reshape,
-                skip_output_reshape=skip_output_reshape,
-                **kwargs,
-            )
-        method = self.method.prepared(layout, q.device)
-        out: Tensor = method(q, k, v, layout, [layout.all_runs()] * q.shape[0], kwargs.get("scale"))
-        return out.transpose(1, 2) if skip_output_reshape else out.flatten(-2)
-
-    def _layout(
-        self, q: Tensor, k: Tensor, mask: Tensor | None, options: Mapping[str, Any]
-    ) -> tuple[Layout | None, str]:
-        """The layout of a call that is ours, or None; and the reason."""
-        place = getattr(self.running, "place", None)
-        tokens = q.shape[1]
-        if place is None:
-            return None, "the model or its latent is of an unknown kind"
-        kind, grid, before = place
-        plain = tokens - math.prod(grid)
-        if k.shape[1] != tokens or plain < before:
-            return None, ""  # cross-attention, or text alone
-        if plain and kind not in TEXT_BEFORE:
-            return None, f"{plain} tokens of {kind} are not of the grid {grid}"
-        if mask is not None:
-            return None, "there is a mask"
-        if tokens < self.others["min_tokens"]:
-            return None, f"{tokens} tokens are fewer than min_tokens"
-        if options.get("block_index") in self.dense_blocks:
-            return None, "of dense_blocks"
-        if not self.others["start_percent"] <= progress(options) < self.others["end_percent"]:
-            return None, "of start_percent and end_percent"
-        layout = Layout(grid, before, plain - before)
-        self.method.check(layout)
-        return layout, f"sparse on the grid {grid}, beside {plain} other tokens"
-
-    def _tell(self, reason: str) -> None:
-        if reason and self.others["verbose"] and reason not in self.told:
-            self.told.add(reason)
-            ours = reason.startswith("sparse")
-            log.warning("sparse_fmha: %s%s", "" if ours else "attention stays dense: ", reason)
-
-
-def blocks_of(text: str) -> set[int]:
-    """The numbers of a list such as "0, 1, 47-49"."""
-    found: set[int] = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise ValueError(f"dense_blocks must be like '0, 1, 47-49', got {text!r}")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
-def progress(options: Mapping[str, Any]) -> float:
-    """The share of the steps before the current one, by its sigma; 0 if it is not told."""
-    now, schedule = options.get("sigmas"), options.get("sample_sigmas")
-    if now is None or schedule is None or len(schedule) < 2:
-        return 0.0
-    done = int((schedule > float(now.max()) * (1 + 1e-6)).sum())
-    return done / (len(schedule) - 1)
+    return table.make("block_sparse", {"mask": mask_of})
 
 
 class SparseAttention:
@@ -186,6 +59,7 @@ class SparseAttention:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802, ComfyUI's name
         axis = {"default": 0, "min": 0, "max": 4096, "tooltip": "in tokens; 0: the whole axis"}
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
+        percent = {"default": 10.0, "min": 0.5, "max": 95.0, "step": 0.5}
         return {
             "required": {
                 "model": ("MODEL",),
@@ -194,7 +68,7 @@ class SparseAttention:
                 "window_height": ("INT", {**axis, "default": 24}),
                 "window_width": ("INT", {**axis, "default": 24}),
                 "tau": ("FLOAT", {"default": 1.3, "min": 0.0, "max": 4.0, "step": 0.05}),
-                "keep_percent": ("FLOAT", {**share, "default": 0.25}),
+                "keep_percent": ("FLOAT", percent),
                 "start_percent": ("FLOAT", {**share, "default": 0.2}),
                 "end_percent": ("FLOAT", {**share, "default": 1.0}),
                 "dense_blocks": ("STRING", {"default": ""}),
@@ -217,23 +91,36 @@ class SparseAttention:
         """Patches a clone of the model.
 
         Args:
-            method: "window" (the three windows), "sol-attn" (tau), "vsa" or "subblock"
-                (keep_percent).
-            others: start_percent, end_percent: shares of the steps between which attention is
-                sparse. dense_blocks: such as "0, 1, 47-49". min_tokens: calls with fewer stay
-                dense. verbose: logs each reason once.
+            method: "window" (the three windows), "sol-attn" (tau), "sla", "vsa" or "subblock"
+                (keep_percent, of 100).
+            others: start_percent, end_percent: shares of the schedule, as the model's sampling
+                counts them, between which attention is sparse. dense_blocks: such as "0, 1, 47-49".
+                min_tokens: calls with fewer stay dense. verbose: logs each reason once.
         """
         chosen: Any
         if method == "window":
             chosen = Windows((window_frames, window_height, window_width))
+        elif method == "sol-attn":
+            chosen = table.make("sol", {"tau": tau})
+        elif method == "sla":
+            chosen = sla(keep_percent / 100)
         else:
-            options = {"tau": tau} if method == "sol-attn" else {"keep": keep_percent}
-            chosen = table.make(METHODS[method], options)
+            chosen = table.make(method, {"keep": keep_percent / 100})
         patched = model.clone()
         options = patched.model_options.setdefault("transformer_options", {})
-        attention = Attention(chosen, options.get(OVERRIDE), others)
-        options[OVERRIDE] = attention
+        attention = Attention(chosen, None, others)
+        sampling = model.get_model_object("model_sampling")
+        attention.sigmas = (
+            float(sampling.percent_to_sigma(others["start_percent"])),
+            float(sampling.percent_to_sigma(others["end_percent"])),
+        )
+        attention.install(options)
         patched.add_wrapper_with_key("diffusion_model", KEY, attention.wrap)
+
+        def again(patcher: object, timestep: object, model_options: dict[str, Any]) -> None:
+            attention.install(model_options["transformer_options"])
+
+        patched.add_callback_with_key("on_prepare_state", KEY, again)
         return (patched,)
 
 

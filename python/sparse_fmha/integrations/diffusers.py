@@ -9,41 +9,46 @@ Importing this module adds the attention backend "sparse_fmha" to the registry o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from numbers import Integral, Real
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from typing import Any
-
-from torch import nn
 
 from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
+from sparse_fmha.integrations import _diffusion_checks as checks
 from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
+from sparse_fmha.integrations._diffusion_budgets import Budgets
+from sparse_fmha.integrations._diffusion_calibrate import calibrate
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
 from sparse_fmha.integrations._diffusion_methods import Dense
-from sparse_fmha.integrations._diffusion_models import MODELS, Model, find
+from sparse_fmha.integrations._diffusion_models import MODELS, transformers_of
+from sparse_fmha.integrations._diffusion_plan import Choice
 from sparse_fmha.integrations._diffusion_presets import Preset
+from sparse_fmha.integrations._diffusion_record import Recording, record
 from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
+    "Budgets",
     "Preset",
+    "Recording",
     "Request",
+    "calibrate",
     "disable",
     "disable_decoder",
     "enable",
     "enable_decoder",
     "is_enabled",
     "presets",
+    "record",
     "supported_models",
 ]
 
 MIN_TOKENS = 12288  # of videos: with fewer, attention is little of a call
-# Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
-PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 def supported_models() -> list[str]:
@@ -62,8 +67,8 @@ def presets(
     """
     names = None
     if pipe_or_transformer is not None:
-        names = {name for _, name, _ in _transformers(pipe_or_transformer)}
-    sizes = None if grid is None else _check_grid(grid)
+        names = {name for _, name, _ in transformers_of(pipe_or_transformer)}
+    sizes = None if grid is None else checks.check_grid(grid)
     return [
         preset
         for preset in named.known().values()
@@ -73,14 +78,16 @@ def presets(
 
 def is_enabled(pipe_or_transformer: object) -> bool:
     """Whether all transformers of the argument are enabled, through any pipeline."""
-    return all(Hooks.of(model) for model, _, _ in _transformers(pipe_or_transformer))
+    return all(Hooks.of(model) for model, _, _ in transformers_of(pipe_or_transformer))
 
 
 def enable(
     pipe_or_transformer: object,
     method: str | None = None,
     *,
-    preset: str | None = None,
+    layers: Mapping[str, Mapping[str, Any] | None] | None = None,
+    by_step: Sequence[Mapping[str, Any]] | None = None,
+    preset: str | PathLike[str] | Preset | None = None,
     first_dense_steps: float | None = None,
     last_dense_steps: float | None = None,
     dense_layers: Collection[int] | None = None,
@@ -105,7 +112,8 @@ def enable(
         method:
             "neighborhood": `sparse_fmha.neighborhood_attention` with the options window, stride and
             dilation in tokens per axis: (height, width) for images, (frames, height, width) for
-            videos, or one int for all axes. An axis with one token needs a window of 1.
+            videos, or one int for all axes; a window of -1 is the whole axis. An axis with one
+            token needs a window of 1.
             "block_sparse": `sparse_fmha.block_sparse_attention` with the option mask: a BlockMask
             of the grid's tokens in row-major order, without text, or a function that makes one from
             q and k, `[B, tokens of the grid, H, D]`, in every layer and step.
@@ -113,11 +121,22 @@ def enable(
             Published methods of `sparse_fmha.patterns`, which explains their options:
             "sol" (tau, rest, block), "subblock" (keep, piece, block), "cube_top_k" and "vsa" (keep,
             cube), "draft" (keep, cube), "rectified" (keep, theta, block), "psa" (shares, by, least,
-            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis); for videos
+            similarity, every), "sliding_tile" (tile, window: tokens and tiles per axis), "skip"
+            (threshold, or sparsity and a calibration of thresholds or its file); for videos
             only: "radial" (decay, first_frame, block), "svg" (keep, first_frame, rows, block),
             "nabla" (p, window, cube). "vsa" is without its coarse branch, whose gates models of
             diffusers do not have.
-        preset: a name of `presets()` in place of a method. Arguments and options that are given
+        layers: methods by layer, such as `{"default": {"method": "sol", "tau": 1.3}, "layers 0-1":
+            None, "layer 7": {"method": "cube_top_k", "keep": [0.1, 0.25]}}`. Keys are numbers of
+            blocks, counted as in dense_layers, names of the model's lists of blocks, such as
+            "single_transformer_blocks", or "default", which is `method` if that is given. A number
+            goes before a list, a list before the default. None, as no default, keeps the original
+            attention. Each different method is a graph of its own in a compiled model.
+        by_step: options of `method` that change, one mapping for each step that is not dense, such
+            as `[{"keep": 0.5}, {"keep": 0.3}]`; the last is for all steps from there on. Counts
+            steps as first_dense_steps does. In a compiled model each is a graph of its own.
+        preset: a name of `presets()`, one of them, or the path of such a JSON file, as
+            `calibrate` writes it, in place of a method. Arguments and options that are given
             replace those of the preset.
         first_dense_steps: denoising steps at the start of each run that use the original attention:
             their number, or as a float their share of all steps, rounded up. A new value of
@@ -139,10 +158,10 @@ def enable(
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
     the window is larger than the grid, NotImplementedError for masks other than text padding, for
-    dropout and for context parallelism, RuntimeError for runs that cannot be distinguished, and the
-    errors of the functions above. Settings without effect are warned about once: a window of the
-    whole grid, a stride where the window covers an axis, a share of 1 (keep, p), all blocks in
-    dense_layers, and runs that end before first_dense_steps.
+    dropout and for context parallelism other than Ulysses, RuntimeError for runs that cannot be
+    distinguished, and the errors of the functions above. Settings without effect are warned about
+    once: a window of the whole grid, a stride where the window covers an axis, a share of 1 (keep,
+    p), all blocks in dense_layers, and runs that end before first_dense_steps.
 
     Raises:
         TypeError: an argument of the wrong type, an option that the method does not have, or an
@@ -153,54 +172,67 @@ def enable(
     """
     settings = None if preset is None else named.find(preset)
     if settings is not None:
-        if method is not None:
-            raise ValueError(f"method must not be given beside preset = {preset!r}, got {method!r}")
-        method, options = settings.method, {**settings.options, **options}
-    elif method is None:
-        raise TypeError("method or preset must be given")
-    chosen = table.make(method, options)
+        if method is not None or layers is not None:
+            name, given = ("method", method) if layers is None else ("layers", layers)
+            raise ValueError(
+                f"{name} must not be given beside preset = {settings.name!r}, got {given!r}"
+            )
+        method, layers = settings.method, settings.layers or None
+        options = {**settings.options, **options}
+        by_step = settings.by_step if by_step is None else by_step
+    if method is None and layers is None:
+        raise TypeError("method, layers or preset must be given")
+    if method is None and options:
+        raise TypeError(f"options must be given in layers if there is no method, got {options!r}")
+    if by_step and (method is None or layers is not None):
+        raise TypeError("by_step must be given with a method, and without layers")
+    choice = Choice(None if method is None else table.make(method, options), layers)
     if first_dense_steps is None:
         first_dense_steps = 0 if settings is None else settings.first_dense_steps
     if last_dense_steps is None:
         last_dense_steps = 0 if settings is None else settings.last_dense_steps
     if dense_layers is None:
         dense_layers = () if settings is None else settings.dense_layers
-    first, last = (
-        _check_steps(name, value)
-        for name, value in (
-            ("first_dense_steps", first_dense_steps),
-            ("last_dense_steps", last_dense_steps),
-        )
-    )
+    first = checks.check_steps("first_dense_steps", first_dense_steps)
+    last = checks.check_steps("last_dense_steps", last_dense_steps)
     if min_tokens is not None:
-        _check_count("min_tokens", min_tokens)
-    found = _transformers(pipe_or_transformer)
-    grid = None if grid is None else _check_grid(grid)
+        checks.check_count("min_tokens", min_tokens)
+    found = transformers_of(pipe_or_transformer)
+    grid = None if grid is None else checks.check_grid(grid)
+    steps_of = [{**options, **table.as_given(changed)} for changed in by_step or ()]
+    later_of: list[Any] = [table.make(str(method), changed) for changed in steps_of]
+    plans = []
     for model, name, row in found:  # check everything before changing anything
         if settings is not None and name not in settings.models:
             raise ValueError(
-                f"preset {preset!r} is for {' and '.join(settings.models)}, got {name}"
+                f"preset {settings.name!r} is for {' and '.join(settings.models)}, got {name}"
             )
-        _check_axes(chosen, grid, name, row)
-        layers = row.layers(model)
-        _check_layers(dense_layers, len(layers), name)
-        _check_processors(layers, Hooks.of(model), name, row)
+        modules = row.layers(model)
+        checks.check_layers(dense_layers, len(modules), name)
+        plans.append(choice.of(model, name, row, dense_layers))
+        for chosen in (*(plans[-1].methods or (choice.default,)), *later_of):
+            checks.check_axes(chosen, grid, name, row)
+        checks.check_processors(modules, Hooks.of(model), name, row)
     reports = Reports()
-    for model, name, row in found:
-        if len(dense_layers) == len(row.layers(model)):
+    for (_, name, _), plan in zip(found, plans, strict=True):
+        if not plan.methods:
             reports(
                 "dense_layers",
-                f"method {method!r} has no effect: dense_layers names all blocks of {name}",
+                f"method {method!r} has no effect: dense_layers names all blocks of {name}"
+                if layers is None
+                else f"enable() has no effect: layers and dense_layers leave no block of {name}",
             )
     schedule = Schedule(pipe_or_transformer) if hasattr(pipe_or_transformer, "scheduler") else None
-    steps, done = Steps(first, last, schedule), []
+    steps, done = Steps(first, last, schedule, bool(by_step)), []
     try:
-        for model, name, row in found:
+        for (model, name, row), plan in zip(found, plans, strict=True):
             least = min_tokens
             if least is None:
-                least = MIN_TOKENS if row.axes == 3 and not isinstance(chosen, Dense) else 0
-            hooks = Hooks(name, Settings(chosen, grid, least, verbose), steps, reports)
-            hooks.add(model, dense_layers)
+                sparse = not all(isinstance(each, Dense) for each in plan.methods)
+                least = MIN_TOKENS if row.axes == 3 and sparse else 0
+            later = tuple((each,) * len(plan.methods) for each in later_of)
+            hooks = Hooks(name, Settings(plan, later, grid, least, verbose), steps, reports)
+            hooks.add(model)
             done.append((model, hooks))
     except BaseException:
         for model, hooks in reversed(done):
@@ -218,96 +250,10 @@ def disable(pipe_or_transformer: object) -> None:
         TypeError: an unsupported model.
         RuntimeError: none of the transformers is enabled.
     """
-    found = [(model, Hooks.of(model)) for model, _, _ in _transformers(pipe_or_transformer)]
+    found = [(model, Hooks.of(model)) for model, _, _ in transformers_of(pipe_or_transformer)]
     if not any(hooks for _, hooks in found):
         names = " and ".join(type(model).__name__ for model, _ in found)
         raise RuntimeError(f"{names} must be enabled before disable(); call enable() first")
     for model, hooks in found:
         if hooks is not None:
             hooks.remove(model)
-
-
-def _transformers(given: object) -> list[tuple[nn.Module, str, Model]]:
-    models = [given] if isinstance(given, nn.Module) else [getattr(given, p, None) for p in PARTS]
-    models = [getattr(model, "_orig_mod", model) for model in models]  # compiled as a whole
-    distinct = {id(model): model for model in models if model is not None}
-    if not distinct:
-        raise TypeError(
-            "model must be a transformer or a pipeline with one, one of "
-            f"{supported_models()}, got {type(given).__name__}"
-        )
-    found = []
-    for model in distinct.values():
-        row = find(model)
-        if row is None:
-            raise TypeError(
-                f"model must be one of {supported_models()}, got {type(model).__name__}"
-            )
-        found.append((model, *row))
-    return found
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
-
-
-def _check_steps(name: str, value: float) -> float:
-    """A number of steps is an int, a share a float."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of steps or a share of them, got {value!r}")
-    if isinstance(value, Integral):
-        _check_count(name, int(value))
-        return int(value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be an int, or a share from 0 to 1, got {value!r}")
-    return float(value)
-
-
-def _check_grid(grid: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(grid, Sequence):
-        raise TypeError(f"grid must be the tokens of each axis, got {grid!r}")
-    for length in grid:
-        _check_count("grid", length)
-    return tuple(grid)
-
-
-def _check_axes(method: object, grid: Sequence[int] | None, name: str, row: Model) -> None:
-    if getattr(method, "video", False) and row.axes != 3:
-        raise ValueError(
-            "method must be one for images, because the grid of "
-            f"{name} has {row.axes} axes, got {type(method).__name__}, which is for videos"
-        )
-    axes = ("window", "stride", "dilation", "tile", "cube")
-    values = {field: getattr(method, field, None) for field in axes}
-    for field, value in {**values, "grid": grid}.items():
-        if isinstance(value, Sequence) and len(value) != row.axes:
-            raise ValueError(
-                f"{field} must have one entry for each of the {row.axes} axes of the grid of "
-                f"{name}, got {value!r}"
-            )
-
-
-def _check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
-    if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
-        raise TypeError(f"dense_layers must be indices of blocks, got {dense_layers!r}")
-    for index in dense_layers:
-        _check_count("dense_layers", index)
-        if index >= count:
-            raise ValueError(f"dense_layers must be blocks 0 to {count - 1} of {name}, got {index}")
-    for index in dense_layers:
-        if list(dense_layers).count(index) > 1:
-            raise ValueError(f"dense_layers must name each block once, got {index} twice")
-
-
-def _check_processors(layers: list[Any], hooks: Hooks | None, name: str, row: Model) -> None:
-    originals = {} if hooks is None else hooks.originals()
-    for index, layer in enumerate(layers):
-        kind = type(originals.get(layer, layer.processor)).__name__
-        if kind not in row.processors:
-            raise NotImplementedError(
-                f"the attention processor of block {index} of {name} must be one of "
-                f"{list(row.processors)}, got {kind}"
-            )

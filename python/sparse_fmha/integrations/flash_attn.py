@@ -46,10 +46,10 @@ def flash_attn_varlen_func(
         window_size: (left, right): query i of Lq sees key j of Lk only if
             `-left <= j - i - (Lk - Lq) <= right`; -1: no bound. With causal, right is 0. Windows
             shrink at the ends of a sequence. With a bound other than causality,
-            `block_sparse_attention` runs, which takes no block_table.
+            `block_sparse_attention` runs.
         deterministic: without effect; results are deterministic.
         return_attn_probs: also return lse and an empty tensor, as flash_attn does without dropout.
-        block_table: page_table of `varlen_attention`; on the CPU only.
+        block_table: page_table of `varlen_attention`.
         dropout_p: 0. softcap: 0. alibi_slopes: None.
 
     Returns:

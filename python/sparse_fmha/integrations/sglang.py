@@ -40,7 +40,7 @@ def register() -> None:
 class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
     """Decode and extend over pages of any size from 1, sliding windows, sinks; CUDA graphs.
 
-    Decode is one call, an extension a call for each request. Speculative decoding, encoders, cross
+    Decode is one call, and so is an extension. Speculative decoding, encoders, cross
     attention and soft-capping raise NotImplementedError.
     """
 
@@ -65,10 +65,12 @@ class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
         longest = int(max(on_host)) if on_host is not None and len(on_host) else None
         table = self._table(forward_batch.req_pool_indices, longest)
         if forward_batch.forward_mode.is_decode():
-            self.batch = _serving.Batch(table, lens, len(lens), ())
+            self.batch = _serving.Batch(table, lens, len(lens))
         else:
             counts = [int(n) for n in forward_batch.extend_seq_lens_cpu]
-            self.batch = _serving.Batch(table, lens, 0, counts)
+            starts = _serving.starts_of(counts, lens.device)
+            room = table.shape[1] * self.page
+            self.batch = _serving.Batch(table, lens, 0, counts, starts, longest or room)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         width = self.req_to_token[:, :: self.page].shape[1]
@@ -112,7 +114,7 @@ class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
         table, lens = self.graph_table[:bs], self.graph_lens[:bs]
         table.copy_(self._table(req_pool_indices[:bs]))
         lens.copy_(seq_lens[:bs])
-        self.batch = _serving.Batch(table, lens, bs, ())
+        self.batch = _serving.Batch(table, lens, bs)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 0

@@ -50,9 +50,9 @@ def varlen_attn(
         window_size: (left, right): query i of Lq sees key j of Lk only if
             `-left <= j - i - (Lk - Lq) <= right`; -1: no bound. (-1, 0) is causal. Windows shrink
             at the ends of a sequence. Any other than (-1, -1) and (-1, 0) runs on
-            `block_sparse_attention` and takes no block_table.
+            `block_sparse_attention`.
         enable_gqa: must be True if query has more heads than key and value.
-        block_table: page_table of `varlen_attention`; on the CPU only.
+        block_table: page_table of `varlen_attention`.
         num_splits: None.
 
     Returns:

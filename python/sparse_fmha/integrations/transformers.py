@@ -62,7 +62,8 @@ def register(
         layers: sparse methods by layer, for causal prefill with or without padding. In other
             passes except decode, such a layer raises NotImplementedError. A dict such as
             `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
-            1e-3}}`, or the path of such a JSON file. Methods: dense; skip(threshold), or
+            1e-3}, "full_attention": ...}`, or the path of such a JSON file; keys are also names of
+            the configuration's `layer_types`. Methods: dense; skip(threshold), or
             skip(sparsity, calibration) with the file of a saved `calibration.Calibration`;
             block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
             vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
@@ -133,7 +134,9 @@ def attend(
     index = getattr(module, "layer_idx", None)
     if isinstance(method_of, Layers):
         method_of.check(module)
-    method = None if method_of is None else method_of(index)
+        method = method_of.of(module, index)
+    else:
+        method = None if method_of is None else method_of(index)
     sink = None if kwargs.get(SINKS) is None else kwargs[SINKS].float()
     if sink is not None and method is not None and query.shape[2] > 1:
         raise _not_for(index, "attention sinks")

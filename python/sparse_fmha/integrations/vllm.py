@@ -47,8 +47,8 @@ def register() -> None:
 class SparseFmhaBackend(AttentionBackend):  # type: ignore[misc]
     """Paged decode and prefill, sliding windows, sinks; NHD caches with blocks of any size.
 
-    Requests of one token are one call, which CUDA graphs capture; a prompt, or a part of one, is a
-    call of its own.
+    Requests of one token are one call, which CUDA graphs capture; all prompts and parts of prompts
+    are another one, which copies their pages.
     """
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
@@ -136,7 +136,12 @@ class SparseFmhaMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         while decodes < len(counts) and counts[decodes] == 1:
             decodes += 1
         batch = _serving.Batch(
-            common.block_table_tensor, common.seq_lens, decodes, counts[decodes:]
+            common.block_table_tensor,
+            common.seq_lens,
+            decodes,
+            counts[decodes:],
+            common.query_start_loc[decodes:] - decodes,
+            int(common.max_seq_len),
         )
         return SparseFmhaMetadata(
             batch, common.num_actual_tokens, common.slot_mapping, bool(common.causal)

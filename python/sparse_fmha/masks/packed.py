@@ -51,15 +51,16 @@ def sequences_of(
 ) -> Sequences:
     """Reads cumulative lengths as the op does: a start below an earlier one counts as that one."""
     aligned = cu_k is cu_q and seqused_k is None and q_len == kv_len
-    q_starts = _starts(cu_q, q_len)
-    k_starts = q_starts if aligned else _starts(cu_k, kv_len)
+    q_starts = starts_of(cu_q, q_len)
+    k_starts = q_starts if aligned else starts_of(cu_k, kv_len)
     lengths = k_starts.diff()
     if seqused_k is not None:
         lengths = torch.minimum(lengths, seqused_k.long()).clamp(min=0)
     return Sequences(q_starts, k_starts, lengths, q_len, kv_len, aligned)
 
 
-def _starts(cu: Tensor, tokens: int) -> Tensor:
+def starts_of(cu: Tensor, tokens: int) -> Tensor:
+    """Returns starts within the tokens, in ascending order."""
     return cu.long().clamp(0, tokens).cummax(0).values
 
 
@@ -138,9 +139,33 @@ def block_mask(
     rows = ceil_div(sequences.q_len, block_q)
     seen = _seen(sequences, window, rows * block_q)
     sizes = (sequences.q_len, sequences.kv_len, block_q, block_kv)
-    widths = _widths(sequences, max_q, max_k, window, block_q, block_kv)
+    return _parts(seen, _widths(sequences, max_q, max_k, window, block_q, block_kv), sizes)
+
+
+def padded_mask(
+    seen: Seen, q_len: int, kv_len: int, window: Window, block_q: int = 128, block_kv: int = 128
+) -> BlockParts:
+    """Returns the mask of a batch whose entries have q_len queries each, a multiple of block_q.
+
+    Args:
+        seen: of the queries of all entries, in order; keys are numbered in their own entry. From
+            one query to the next, begin and end move by at most one key.
+    """
+    sizes = (q_len, kv_len, block_q, block_kv)
+    parts = _parts(seen, _widths_of_one(kv_len, window, block_q, block_kv), sizes)
+    of_entries = (-1, 1, q_len // block_q)
+    lists = ("counts", "indices", "partial_counts", "partial_indices", "partial_bits")
+    for name in lists:
+        all_rows = getattr(parts, name)
+        if all_rows is not None:
+            setattr(parts, name, all_rows[0, 0].unflatten(0, of_entries))
+    return parts
+
+
+def _parts(seen: Seen, widths: list[int], sizes: tuple[int, int, int, int]) -> BlockParts:
+    _, kv_len, block_q, block_kv = sizes
     return parts_of(
-        _spans(seen, sequences.kv_len, block_q, block_kv),
+        _spans(seen, kv_len, block_q, block_kv),
         widths,
         sizes,
         False,  # the bitmasks hide what is after a query
@@ -172,9 +197,7 @@ def _widths(
     if not sequences.batch:
         return [0, 0]
     if sequences.batch == 1:
-        # Where the keys begin and end: for all queries alike, or within as many keys as queries.
-        moving = sum(bound >= 0 for bound in window)
-        partial = 2 + moving * ceil_div(block_q - 1, block_kv)
+        partial = _widths_of_one(sequences.kv_len, window, block_q, block_kv)[1]
     elif sequences.aligned:
         longest = min(max_q, max_k)
         reach = sum(longest - 1 if bound < 0 else min(bound, longest - 1) for bound in window)
@@ -183,6 +206,14 @@ def _widths(
     else:
         partial = blocks
     return [min(ceil_div(max_k, block_kv), blocks), min(partial, blocks)]
+
+
+def _widths_of_one(kv_len: int, window: Window, block_q: int, block_kv: int) -> list[int]:
+    """The same where the queries of a block have the same keys but for their window."""
+    blocks = ceil_div(kv_len, block_kv)
+    # Where the keys begin and end: for all queries alike, or within as many keys as queries.
+    moving = sum(bound >= 0 for bound in window)
+    return [blocks, min(2 + moving * ceil_div(block_q - 1, block_kv), blocks)]
 
 
 def _bits(seen: Seen, indices: Tensor, block_q: int, block_kv: int) -> Tensor:

@@ -52,6 +52,7 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.patterns.s2_attention import s2_attention
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_decode import SeerDecodeGate, SeerKeys
+from sparse_fmha.patterns.seer_files import load_seer_gates
 from sparse_fmha.patterns.seer_truth import seer_ground_truth
 from sparse_fmha.patterns.sliding_tile import sliding_tile
 from sparse_fmha.patterns.snapkv import kept_rows, snapkv
@@ -124,6 +125,7 @@ __all__ = [
     "light_forcing",
     "light_forcing_sparsity",
     "load_minference",
+    "load_seer_gates",
     "longformer",
     "minference_attention",
     "minference_block_sparse",

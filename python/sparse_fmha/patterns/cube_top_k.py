@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,12 @@ from sparse_fmha.selection import pooled_scores, top_k_blocks
 
 
 def cube_top_k(
-    q: Tensor, k: Tensor, order: CubeOrder, *, keep: float = 0.25, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    order: CubeOrder,
+    *,
+    keep: float | Sequence[float] = 0.25,
+    scale: float | None = None,
 ) -> BlockMask:
     """Returns the mask of the cubes with the largest products of means, for tokens in cube order.
 
@@ -29,7 +35,7 @@ def cube_top_k(
     Args:
         q: `[B, tokens, Hq, D]`, not permuted. k: `[B, tokens, Hkv, D]`.
         order: of these tokens, on their device; see `nabla` for how it is used.
-        keep: share of the cubes, 0 to 1.
+        keep: share of the cubes, 0 to 1; a sequence has one for each head of q.
         scale: of q.k. Its size has no effect, its sign has.
 
     Returns:
@@ -41,8 +47,12 @@ def cube_top_k(
     """
     check_q_and_k(q, k)
     cubes = math.prod(order.cubes)
-    count = max(1, math.floor(check_number("keep", keep, 0, 1) * cubes + 1e-9))
+    shares = keep if isinstance(keep, Sequence) else [keep]
+    counts = [
+        max(1, math.floor(check_number("keep", share, 0, 1) * cubes + 1e-9)) for share in shares
+    ]
     with torch.no_grad():
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
-        chosen = top_k_blocks(pooled_scores(queries, keys, scale=scale), count)
+        scores = pooled_scores(queries, keys, scale=scale)
+        chosen = top_k_blocks(scores, counts if isinstance(keep, Sequence) else counts[0])
     return order.mask(order.with_others(chosen))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_number, check_q_and_k
+from sparse_fmha._checks import check_q_and_k
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
+from sparse_fmha.selection.choosing import shares_of
 
 
 def draft(
-    q: Tensor, k: Tensor, order: CubeOrder, *, keep: float = 0.1, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    order: CubeOrder,
+    *,
+    keep: float | Sequence[float] = 0.1,
+    scale: float | None = None,
 ) -> BlockMask:
     """Returns the mask of DraftAttention, for tokens in cube order.
 
@@ -33,7 +41,7 @@ def draft(
     Args:
         q: `[B, tokens, Hq, D]`, not permuted. k: `[B, tokens, Hkv, D]`.
         order: of these tokens, on their device; see `nabla` for how it is used.
-        keep: share of the pairs, 0 to 1, rounded up.
+        keep: share of the pairs, 0 to 1, rounded up; a sequence has one for each head of q.
         scale: default `D**-0.5`.
 
     Returns:
@@ -44,9 +52,9 @@ def draft(
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
     check_q_and_k(q, k)
-    check_number("keep", keep, 0, 1)
     with torch.no_grad():
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
         shares = pooled_scores(queries, keys, scale=scale, softmax=True)
-        kept = top_k_blocks(shares.flatten(2), density=keep).view(shares.shape)
+        shares_of("keep", keep, shares)
+        kept = top_k_blocks(shares.flatten(2)[:, :, None], density=keep).view(shares.shape)
     return order.mask(order.with_others(kept))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import check_int
 from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import by_chunks, chunks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._maps import map_like
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
+from sparse_fmha.selection.choosing import shares_of
 
 
 def subblock(
     q: Tensor,
     k: Tensor,
     *,
-    keep: float = 0.25,
+    keep: float | Sequence[float] = 0.25,
     piece: int = 16,
     forced: Tensor | None = None,
     causal: bool = False,
@@ -42,7 +45,7 @@ def subblock(
 
     Args:
         q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`.
-        keep: 0 to 1. piece: divides both block sizes.
+        keep: 0 to 1; a sequence has one for each head of q. piece: divides both block sizes.
         forced: bool map that broadcasts to `[B, Hq, nQ, nK]`, such as `BlockGrid.tokens` for text.
         causal, scale, block_q, block_kv: as in `block_sparse_attention`. Pieces above the diagonal
             have no part in scores.
@@ -55,13 +58,13 @@ def subblock(
         ValueError, TypeError: a shape, dtype or number is not allowed.
     """
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
-    check_number("keep", keep, 0, 1)
+    always = grid.none().expand(q.shape[0], q.shape[2], -1, -1)
+    shares_of("keep", keep, always)
     for name, size in (("block_q", block_q), ("block_kv", block_kv)):
         if size % check_int("piece", piece, 1):
             raise ValueError(f"piece must divide {name} = {size}, got {piece}")
     rows, columns = grid.shape
     in_q, in_k = block_q // piece, block_kv // piece
-    always = grid.none().expand(q.shape[0], q.shape[2], -1, -1)
     if forced is not None:
         always = map_like("forced", forced, always)
     shift = grid.kv_len - grid.q_len

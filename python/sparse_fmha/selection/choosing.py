@@ -22,7 +22,7 @@ def top_k_blocks(
     scores: Tensor,
     k: int | Sequence[int] | Tensor | None = None,
     *,
-    density: float | None = None,
+    density: float | Sequence[float] | None = None,
 ) -> Tensor:
     """Selects the k largest scores of each row.
 
@@ -36,8 +36,9 @@ def top_k_blocks(
             tensor that broadcasts to `[..., 1]`, with one for each row. The host does not read a
             tensor: negative entries count as 0. A sequence is copied to the device, which a CUDA
             graph cannot capture.
-        density: the share of each row's blocks to take instead of k, 0 to 1, rounded up. Blocks
-            with score -inf or NaN, such as those hidden by causality, do not count.
+        density: the share of each row's blocks to take instead of k, 0 to 1, rounded up; a sequence
+            has one for each head of scores `[..., H, nQ, n]`. Blocks with score -inf or NaN, such
+            as those hidden by causality, do not count.
 
     Returns:
         Bool `[..., n]`.
@@ -52,7 +53,7 @@ def top_k_blocks(
         given = "neither" if k is None else "both"
         raise ValueError(f"exactly one of k and density must be given, got {given}")
     if k is None:
-        return _top_share(scores, check_number("density", density, 0, 1))
+        return _top_share(scores, shares_of("density", density, scores))
     if isinstance(k, Tensor | Sequence):
         return _top_counts(scores, *_counts_of(k, scores))
     return _top_fixed(scores, check_int("k", k))
@@ -62,7 +63,7 @@ def top_k_indices(
     scores: Tensor,
     k: int | Sequence[int] | Tensor | None = None,
     *,
-    density: float | None = None,
+    density: float | Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Like `top_k_blocks`, as lists: counts int32 `[...]` and indices int32 `[..., width]`.
 
@@ -78,7 +79,7 @@ def top_k_indices(
             return _largest_indices(scores, width)
     blocks = top_k_blocks(scores, k, density=density)
     if density is not None:
-        width = _share_of(density, scores.shape[-1])
+        width = _share_of(max(shares_of("density", density, scores)), scores.shape[-1])
     elif isinstance(k, Tensor):
         width = scores.shape[-1]
     elif isinstance(k, Sequence):
@@ -113,17 +114,32 @@ def _top_fixed(scores: Tensor, k: int) -> Tensor:
     return _by_rows(choose, scores)
 
 
-def _top_share(scores: Tensor, density: float) -> Tensor:
-    most = _share_of(density, scores.shape[-1])
+def shares_of(name: str, value: object, scores: Tensor) -> list[float]:
+    """A share from 0 to 1 for all heads of scores `[..., H, nQ, n]`, or one for each of them."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [check_number(name, value, 0, 1)]  # type: ignore[arg-type]
+    if scores.dim() < 3 or len(value) != scores.shape[-3]:
+        raise ValueError(
+            f"{name} must be one number, or one for each head of {list(scores.shape)}, got "
+            f"{len(value)}"
+        )
+    return [check_number(f"{name}[{i}]", entry, 0, 1) for i, entry in enumerate(value)]
+
+
+def _top_share(scores: Tensor, densities: list[float]) -> Tensor:
+    most = _share_of(max(densities, default=0.0), scores.shape[-1])
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
 
-    def choose(rows: Tensor) -> Tensor:
+    def counts(rows: Tensor, density: float | Tensor) -> Tensor:
         there = (rows > -torch.inf).sum(-1, keepdim=True)
-        counts = (there.double() * density - ROUNDING).ceil().long()
-        return _first_counts(rows, counts, most)
+        return (there.double() * density - ROUNDING).ceil().long()
 
-    return _by_rows(choose, scores)
+    if len(densities) == 1:
+        return _by_rows(lambda x: _first_counts(x, counts(x, densities[0]), most), scores)
+    each = torch.tensor(densities, dtype=torch.float64, device=scores.device)[:, None, None]
+    each = each.expand(*scores.shape[:-1], 1)
+    return _by_rows(lambda x, share: _first_counts(x, counts(x, share), most), scores, each)
 
 
 def _top_counts(scores: Tensor, counts: Tensor, most: int) -> Tensor:

@@ -13,6 +13,7 @@ from sparse_fmha.attention import _calls
 from sparse_fmha.attention._scores import add_sink, check_sink
 from sparse_fmha.varlen.checks import check_out, check_varlen
 from sparse_fmha.varlen.lists import over_lists
+from sparse_fmha.varlen.pages import over_pages
 
 
 @overload
@@ -116,7 +117,7 @@ def varlen_attention(
         max_q: upper bound of the queries of a sequence.
         max_k: upper bound of the keys of a sequence that are in use. On the CPU a longer sequence
             raises. On CUDA the values of cu_q and cu_k are not read by the host, and some keys of a
-            longer sequence may be missing.
+            longer sequence may be missing, and with page_table some queries.
         causal: query i of a sequence with Lq queries and Lk keys in use sees key j only if
             `j <= i + (Lk - Lq)`: its last query sees its last key.
         seqused_k: int32 `[B]`, how many keys of each sequence are in use, from its start; clamped
@@ -130,7 +131,7 @@ def varlen_attention(
             gpt-oss. Differentiable.
         skip_threshold: see `attention`; a tensor is `[B]`, one for each sequence. On CUDA only a
             number, and tiles and groups of rows lie on the packed dimension, so other tiles may be
-            skipped than on the CPU.
+            skipped than on the CPU; with page_table also a tensor, and tiles of each sequence.
         out: `[Tq, Hq, D]`, in q's dtype, to write the result to. All rows are written.
         return_lse: also return the log-sum-exp.
 
@@ -142,20 +143,24 @@ def varlen_attention(
 
     For autocast and gradients see `attention`: out and lse are differentiable with respect to q, k,
     v and sink. These raise NotImplementedError: a gradient where tiles may be skipped, and one
-    where keys are in pages.
+    where keys are in pages, on CUDA already the call that would have one.
 
     On the CPU the op `varlen_fwd` runs each sequence, and many short ones share the threads. On
     CUDA, `block_sparse_attention` runs on the packed dimension, with a mask built on the device
     without waiting for it; not measured on a GPU yet. There NaN or infinity in v can reach a
     neighboring sequence, as among hidden keys of `attention`. If cu_k is not cu_q, the bitmasks of
-    two or more sequences take `Tq * Tk / 8` bytes. CUDA does not take page_table yet.
+    two or more sequences take `Tq * Tk / 8` bytes.
+
+    With page_table, CUDA copies the pages of each sequence next to each other, and pads its queries
+    to max_q: the copies take `B * max_k` keys and values and `B * max_q` queries, each with
+    something to spare, so these bounds should be close.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed; out is given where a
             gradient is wanted.
         TypeError: an argument of the wrong type, or a dtype that is not allowed.
         RuntimeError: on the CPU, a sequence longer than max_q or max_k; else as in `attention`.
-        NotImplementedError: page_table, or a threshold for each sequence, on CUDA.
+        NotImplementedError: a threshold for each sequence on CUDA, without page_table.
     """
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table)
     scale = _checks.finite("scale", scale)
@@ -202,10 +207,12 @@ def _over_lists(
     scale: float | None,
     skip_threshold: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    if page_table is not None or cu_k is None:
-        raise errors.on_cpu_only(
-            "varlen_attention with page_table", " or pack the keys of the sequences"
+    if page_table is not None:
+        return over_pages(
+            *(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale),
+            skip_threshold=skip_threshold,
         )
+    assert cu_k is not None  # checked
     if isinstance(skip_threshold, Tensor):
         raise errors.on_cpu_only(
             "varlen_attention with skip_threshold as a tensor",

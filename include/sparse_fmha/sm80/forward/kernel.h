@@ -1,4 +1,4 @@
-// The forward kernel: one thread block computes one query tile.
+// How a thread block of the forward kernel computes its query tile.
 //
 // The structure is that of FlashAttention-2: every warp computes 16 rows against all key tiles, and
 // all threads copy the next tile while the current one is computed. With two stages, keys and
@@ -56,7 +56,7 @@ struct Attention {
     OnlineSoftmax softmax(params.scale_log2);
     auto output = make_tensor<float>(Shape<Int<Traits::kHeadDim / 2>>{});
     clear(output);
-    typename Geometry::Mask const mask(geometry, work, group);
+    typename Geometry::Mask const mask(geometry, work, group * 64 + AccumulatorPosition().row);
     std::conditional_t<Traits::kVotes, TileVote, NoVote> vote(
         params.skip, tile, softmax.scale_log2, group, [&](int r) {
           return geometry.out_row(work, group * 64 + AccumulatorPosition().row + 8 * r) >= 0;
@@ -112,9 +112,8 @@ struct Attention {
   static __device__ __forceinline__ int stage_of(int i) { return kAhead ? i % 2 : 0; }
 
   __device__ __forceinline__ void copy_queries() const {
-    copy_tile<Traits, Traits::kTileQ>(
-        smem.queries(), [&](int r) { return geometry.query(work, r); },
-        static_cast<Element const*>(params.q.data), params.head_dim);
+    copy_tile<Traits, Traits::kTileQ>(smem.queries(), geometry.queries(work, params.q),
+                                      static_cast<Element const*>(params.q.data), params.head_dim);
   }
   __device__ __forceinline__ void copy_keys(int i) const {
     copy_tile<Traits, Traits::kTileK>(smem.keys(stage_of(i)), geometry.keys(work, i),
@@ -162,16 +161,5 @@ struct Attention {
     return true;
   }
 };
-
-template <class Traits, class Geometry, class Mechanism>
-__global__ void __launch_bounds__(Traits::kThreads)
-    attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
-  extern __shared__ __align__(128) char raw_smem[];
-  auto& smem = *reinterpret_cast<SharedStorage<Traits, Geometry>*>(raw_smem);
-  Geometry const geometry{params, smem.geometry};
-  WorkTile const tile = params.scheduler.decode(static_cast<int32_t>(blockIdx.x));
-  auto const work = geometry.begin(tile);
-  Attention<Traits, Geometry, Mechanism>{params, smem, geometry, work}.run(tile);
-}
 
 }  // namespace sparse_fmha::sm80

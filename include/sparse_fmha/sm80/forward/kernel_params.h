@@ -14,7 +14,7 @@ struct KernelParams {
   TensorView q;
   TensorView k;
   TensorView v;
-  void* out;   // [B, Lq, Hq, D], contiguous
+  void* out;   // [B, Lq, Hq, D], contiguous; in the backward pass the gradient of q
   float* lse;  // [B, Lq, Hq], contiguous
   int32_t head_dim;
   int32_t heads_q;
@@ -22,7 +22,10 @@ struct KernelParams {
   float scale_log2;      // |scale| * log2(e), never zero
   bool negate;           // the scale is negative
   device::Scheduler scheduler;
-  device::SkipParams skip;  // last: kernels without skipping do not read it
+  device::SkipParams skip;  // kernels without skipping do not read it
+  // In the backward pass:
+  TensorView dout;      // [B, Lq, Hq, D]
+  float4 const* terms;  // [B, Lq, Hq], as in Gradients::row_terms
 };
 
 // The first element of a head.

@@ -26,6 +26,16 @@ __device__ __forceinline__ void multiply_16(Sum& sum, int i, uint32_t const (&a)
   }
 }
 
+// Two sums rounded to 16 bits, as a register of a fragment.
+template <class Element>
+__device__ __forceinline__ uint32_t rounded(float low, float high) {
+  cutlass::Array<float, 2> pair;
+  pair[0] = low;
+  pair[1] = high;
+  auto const result = cutlass::NumericArrayConverter<Element, float, 2>{}(pair);
+  return reinterpret_cast<uint32_t const&>(result);
+}
+
 // A warp's queries: in registers, or in shared memory.
 template <class Traits, bool kInRegisters = Traits::kQueriesInRegisters>
 class Queries;
@@ -106,14 +116,6 @@ struct Weights {
         step[s][r] = rounded<typename Traits::Element>(scores(i), scores(i + 1));
       }
     }
-  }
-  template <class Element>
-  static __device__ __forceinline__ uint32_t rounded(float low, float high) {
-    cutlass::Array<float, 2> pair;
-    pair[0] = low;
-    pair[1] = high;
-    auto const result = cutlass::NumericArrayConverter<Element, float, 2>{}(pair);
-    return reinterpret_cast<uint32_t const&>(result);
   }
 };
 

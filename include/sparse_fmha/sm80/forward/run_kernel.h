@@ -1,4 +1,4 @@
-// The common part of every launch.
+// The kernel of query tiles, and the common part of every launch.
 #pragma once
 
 #include <algorithm>
@@ -7,15 +7,46 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/cuda/schedule.h"
-#include "sparse_fmha/sm80/forward/kernel.h"
+#include "sparse_fmha/sm80/forward/kernel_params.h"
 
 namespace sparse_fmha::sm80 {
 
-// The number of heads whose query tiles are computed side by side: as many as have keys and values
-// of `keys` tokens that fit in a part of the L2 cache together.
-inline int32_t heads_side_by_side(FmhaProblem const& p, double keys) {
-  double const bytes = 4.0 * keys * p.head_dim * p.heads_kv / p.heads_q;
+// One thread block computes one query tile.
+template <class Traits, class Geometry, class Mechanism>
+__global__ void __launch_bounds__(Traits::kThreads)
+    attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
+  extern __shared__ __align__(128) char raw_smem[];
+  auto& smem = *reinterpret_cast<typename Traits::template Storage<Geometry>*>(raw_smem);
+  Geometry const geometry{params, smem.geometry};
+  device::WorkTile const tile = params.scheduler.decode(static_cast<int32_t>(blockIdx.x));
+  auto const work = geometry.begin(tile);
+  typename Traits::template Body<Geometry, Mechanism>{params, smem, geometry, work}.run(tile);
+}
+
+// The number of heads whose tiles are computed side by side: as many as keep in a part of the L2
+// cache what the blocks of a head share, which takes `bytes`.
+inline int32_t heads_in_l2(double bytes) {
   return static_cast<int32_t>(std::clamp(l2_cache_bytes() / 2.0 / bytes, 1.0, 16.0));
+}
+// Of query tiles, which share keys and values of `keys` tokens.
+inline int32_t heads_side_by_side(FmhaProblem const& p, double keys) {
+  return heads_in_l2(4.0 * keys * p.head_dim * p.heads_kv / p.heads_q);
+}
+
+// Launches a block for each tile of the scheduler.
+template <class Traits, int kSmemBytes, class Params>
+void launch_tiles(void (*kernel)(Params), Params const& params, ExecutionContext const& context) {
+  static_assert(kSmemBytes <= Traits::kSmemLimit,
+                "the tiles and stages do not fit the shared memory of a block");
+  static OncePerDevice raise_limit;
+  raise_limit([&] {
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
+        "raising the shared-memory limit");
+  });
+  kernel<<<params.scheduler.num_tiles, Traits::kThreads, kSmemBytes,
+           static_cast<cudaStream_t>(context.stream)>>>(params);
+  check_cuda(cudaGetLastError(), "launching the attention kernel");
 }
 
 // Fills in the parameters that do not depend on the geometry, and launches a block for each query
@@ -26,7 +57,13 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.q = p.q;
   params.k = p.k;
   params.v = p.v;
-  params.out = p.out.data;
+  if constexpr (Traits::kPass == Pass::kForward) {
+    params.out = p.out.data;
+  } else {
+    params.out = p.gradients->q.data;
+    params.dout = p.gradients->out;
+    params.terms = reinterpret_cast<float4 const*>(p.gradients->row_terms);
+  }
   params.lse = p.lse;
   params.head_dim = p.head_dim;
   params.heads_q = p.heads_q;
@@ -40,18 +77,8 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts), p.heads_q};
 
   auto* const kernel = &attention_kernel<Traits, Geometry, Mechanism>;
-  constexpr int kSmemBytes = sizeof(SharedStorage<Traits, Geometry>);
-  static_assert(kSmemBytes <= Traits::kSmemLimit,
-                "the tiles and stages do not fit the shared memory of a block");
-  static OncePerDevice raise_limit;
-  raise_limit([&] {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes),
-        "raising the shared-memory limit");
-  });
-  kernel<<<params.scheduler.num_tiles, Traits::kThreads, kSmemBytes,
-           static_cast<cudaStream_t>(context.stream)>>>(params);
-  check_cuda(cudaGetLastError(), "launching the attention kernel");
+  launch_tiles<Traits, sizeof(typename Traits::template Storage<Geometry>)>(kernel, params,
+                                                                            context);
 }
 
 }  // namespace sparse_fmha::sm80

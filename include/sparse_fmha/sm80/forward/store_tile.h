@@ -22,8 +22,7 @@ __device__ __forceinline__ void store_tile(Params const& params, Geometry const&
   for (int n = 0; n < Traits::kHeadDim / 8; ++n) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      auto const pair = Weights<Traits>::template rounded<Element>(output(4 * n + 2 * r),
-                                                                   output(4 * n + 2 * r + 1));
+      auto const pair = rounded<Element>(output(4 * n + 2 * r), output(4 * n + 2 * r + 1));
       Element* const to = tile + chunk_place<Traits::kRowDim>(row + 8 * r, n) + lane % 4 * 2;
       *reinterpret_cast<uint32_t*>(to) = pair;
     }

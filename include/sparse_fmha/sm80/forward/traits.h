@@ -9,6 +9,9 @@ namespace sparse_fmha::sm80 {
 
 using namespace device;
 
+// The shared memory that a block of any device of the architecture can have.
+constexpr int smem_limit(Arch arch) { return (arch == Arch::kSm86 ? 99 : 163) * 1024; }
+
 // Whether key tiles whose weights are below a threshold are skipped.
 enum class Skipping { kNever, kByThreshold };
 
@@ -30,9 +33,21 @@ struct KernelConfig {
       KernelConfig<Mechanism, Element, HeadDim, kRows, TileK, Stages, Skipping_, Arch_>;
 };
 
+template <class Traits, class Geometry, class Mechanism>
+struct Attention;
+template <class Traits, class Geometry>
+struct SharedStorage;
+
 template <class Config_>
 struct KernelTraits {
   using Config = Config_;
+  static constexpr Pass kPass = Pass::kForward;
+  template <class Geometry, class Mechanism>
+  using Body = Attention<KernelTraits, Geometry, Mechanism>;
+  template <class Geometry>
+  using Storage = SharedStorage<KernelTraits, Geometry>;
+  template <int kRows>
+  using WithTileQ = KernelTraits<typename Config::template WithTileQ<kRows>>;
   using Element = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kTileQ = Config::kTileQ;
@@ -65,8 +80,7 @@ struct KernelTraits {
       2 * kStages * kTileElements + (kQueriesShareStage ? 0 : kQueryElements);
   static_assert(kQueryElements <= kElements, "the output passes through the same memory");
 
-  // The shared memory that a block of any device of the architecture can have.
-  static constexpr int kSmemLimit = (Config::kArch == Arch::kSm86 ? 99 : 163) * 1024;
+  static constexpr int kSmemLimit = smem_limit(Config::kArch);
 };
 
 // What a block has in shared memory.

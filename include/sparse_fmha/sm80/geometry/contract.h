@@ -7,7 +7,7 @@
 //   struct Shared;                    what it keeps in shared memory
 //   struct Work;                      a query tile, in registers
 //   Work begin(WorkTile)              by all threads, which may synchronize
-//   query(Work, r)                    address of the r-th query row, or nullptr
+//   queries(Work, view)               query rows for copy_tile(), of a tensor that has q's shape
 //   out_row(Work, r)                  its index in [B, Lq, Hq], or a negative number
 //   static launch(problem, context)   on the host
 //
@@ -26,8 +26,10 @@
 // masked, and i + 2 is placed: what place() writes must last for three tiles, what write_mask()
 // writes for two.
 //
-//   class Mask                        Mask(geometry, Work, group), look_up(i) -> Seen, and
-//                                     sees(Seen, j) for the j-th score of a thread
+//   class Mask                        Mask(geometry, Work, row), where `row` is the first of a
+//                                     thread's two rows; look_up(i) -> Seen, and sees(Seen, j) for
+//                                     the j-th score of a thread. Seen::pass_over(n) drops the
+//                                     first n columns, a multiple of 32.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +47,10 @@ struct SeenColumns {
   uint32_t bits[kRowsPerThread];
   __device__ __forceinline__ bool sees(int i) const {
     return bits[AccumulatorPosition::row_of(i)] >> (i / 4 * 2 + i % 2) & 1;
+  }
+  __device__ __forceinline__ void pass_over(int columns) {
+    bits[0] >>= columns / 4;
+    bits[1] >>= columns / 4;
   }
 };
 

@@ -47,11 +47,11 @@ struct Grid {
     Interval parts[Traits::kGroups][kGridAxes];  // union of what the rows of a group see
   };
   struct Work {
-    Element const* q;  // of the head
-    Element const* k;
+    Element const* k;  // of the head
     Element const* v;
     int64_t out;  // index of the head's first row in [B, Lq, Hq]
     int32_t batch;
+    int32_t head;
     int32_t head_kv;
     int32_t num_partial;
     int32_t num_full;
@@ -98,19 +98,27 @@ struct Grid {
     find_windows<Mechanism>(shared.words, params.sparsity, g.shape.q, shared.q, shared.length);
     int32_t const head_kv = tile.head / params.heads_per_kv;
     int32_t const ragged = g.extra_len % Traits::kTileK != 0;
-    return {head_of<Element>(params.q, tile.batch, tile.head),
-            head_of<Element>(params.k, tile.batch, head_kv),
+    return {head_of<Element>(params.k, tile.batch, head_kv),
             head_of<Element>(params.v, tile.batch, head_kv),
             tile.batch * volume(params.sparsity.grid) * params.heads_q + tile.head,
             tile.batch,
+            tile.head,
             head_kv,
             shared.walk.num_partial + ragged,
             shared.walk.num_full + g.extra_len / Traits::kTileK};
   }
 
-  __device__ __forceinline__ Element const* query(Work const& work, int r) const {
-    Coord token;
-    return find_query(r, token) ? work.q + offset_of(params.q, token) : nullptr;
+  struct QueryRows {
+    Grid const& grid;
+    Element const* base;
+    TensorView const& view;
+    __device__ __forceinline__ Element const* operator()(int r) const {
+      Coord token;
+      return grid.find_query(r, token) ? base + offset_of(view, token) : nullptr;
+    }
+  };
+  __device__ __forceinline__ QueryRows queries(Work const& work, TensorView const& view) const {
+    return {*this, head_of<Element>(view, work.batch, work.head), view};
   }
   __device__ __forceinline__ int64_t out_row(Work const& work, int r) const {
     Coord token;
@@ -163,9 +171,9 @@ struct Grid {
 
   class Mask : public WindowRows<Traits> {
    public:
-    __device__ __forceinline__ Mask(Grid const& grid, Work const& /*work*/, int group)
+    __device__ __forceinline__ Mask(Grid const& grid, Work const& /*work*/, int row)
         : WindowRows<Traits>(grid.shared.words, grid.params.geometry.shape.q,
-                             grid.params.geometry.q_bits, group) {}
+                             grid.params.geometry.q_bits, row) {}
   };
 
   static void launch(FmhaProblem const& p, ExecutionContext const& context) {

@@ -61,8 +61,9 @@ struct Lists {
         head_of<Element>(params.v, tile.batch, head_kv),
         list_stream(s, row, s.full.indices + row * s.full.width, BlockSparse::count(s.full, row))};
   }
-  __device__ __forceinline__ Element const* query(Work const& work, int r) const {
-    return work.queries.row(params, r);
+  __device__ __forceinline__ TokenRows<Element> queries(Work const& work,
+                                                        TensorView const& view) const {
+    return work.queries.rows(view);
   }
   __device__ __forceinline__ int64_t out_row(Work const& work, int r) const {
     return work.queries.out_row(params, r);
@@ -110,8 +111,8 @@ struct Lists {
 
   class Mask {
    public:
-    __device__ __forceinline__ Mask(Lists const& lists, Work const& work, int group)
-        : lists_(lists), work_(work), row_(group * 64 + AccumulatorPosition().row) {}
+    __device__ __forceinline__ Mask(Lists const& lists, Work const& work, int row)
+        : lists_(lists), work_(work), row_(row) {}
     using Seen = ColumnBits<Traits::kTileK>;
     __device__ __forceinline__ Seen look_up(int i) const {
       auto const& s = lists_.params.sparsity;
@@ -153,8 +154,7 @@ struct Lists {
     if (sparsity.block_q % Traits::kTileQ == 0) {
       start(p, sparsity, context);
     } else {  // 64 rows have lists of their own
-      Lists<KernelTraits<typename Traits::Config::template WithTileQ<64>>, Mechanism>::start(
-          p, sparsity, context);
+      Lists<typename Traits::template WithTileQ<64>, Mechanism>::start(p, sparsity, context);
     }
   }
   static void start(FmhaProblem const& p, typename Mechanism::Params const& sparsity,

@@ -45,8 +45,9 @@ struct Sequence {
     }
     return work;
   }
-  __device__ __forceinline__ Element const* query(Work const& work, int r) const {
-    return work.queries.row(params, r);
+  __device__ __forceinline__ TokenRows<Element> queries(Work const& work,
+                                                        TensorView const& view) const {
+    return work.queries.rows(view);
   }
   __device__ __forceinline__ int64_t out_row(Work const& work, int r) const {
     return work.queries.out_row(params, r);
@@ -74,18 +75,20 @@ struct Sequence {
 
   class Mask {
    public:
-    __device__ __forceinline__ Mask(Sequence const& geometry, Work const& work, int group)
+    __device__ __forceinline__ Mask(Sequence const& geometry, Work const& work, int row)
         : walk_(work.walk) {
       CUTE_UNROLL
       for (int r = 0; r < kRowsPerThread; ++r) {
-        int const row = group * 64 + AccumulatorPosition().row + 8 * r;
-        limit_[r] =
-            Mechanism::row(geometry.params.sparsity, {0, 0, 0}, {0, 0, work.queries.first + row})
-                .limit;
+        int32_t const query = work.queries.first + row + 8 * r;
+        limit_[r] = Mechanism::row(geometry.params.sparsity, {0, 0, 0}, {0, 0, query}).limit;
       }
     }
     struct Seen {
       int32_t columns[kRowsPerThread];  // a row sees those below, from the thread's first one
+      __device__ __forceinline__ void pass_over(int n) {
+        columns[0] -= n;
+        columns[1] -= n;
+      }
     };
     __device__ __forceinline__ Seen look_up(int i) const {
       int32_t const first = walk_.tile(i)[2] + AccumulatorPosition().column;

@@ -58,8 +58,9 @@ struct Stripes {
             stripe_stream(s, group),
             Stripe::limit(s, first)};
   }
-  __device__ __forceinline__ Element const* query(Work const& work, int r) const {
-    return work.queries.row(params, r);
+  __device__ __forceinline__ TokenRows<Element> queries(Work const& work,
+                                                        TensorView const& view) const {
+    return work.queries.rows(view);
   }
   __device__ __forceinline__ int64_t out_row(Work const& work, int r) const {
     return work.queries.out_row(params, r);
@@ -110,12 +111,11 @@ struct Stripes {
 
   class Mask {
    public:
-    __device__ __forceinline__ Mask(Stripes const& stripes, Work const& work, int group)
+    __device__ __forceinline__ Mask(Stripes const& stripes, Work const& work, int row)
         : stripes_(stripes) {
       CUTE_UNROLL
       for (int r = 0; r < kRowsPerThread; ++r) {
-        int const row = group * 64 + AccumulatorPosition().row + 8 * r;
-        limit_[r] = Stripe::limit(stripes.params.sparsity, work.queries.first + row);
+        limit_[r] = Stripe::limit(stripes.params.sparsity, work.queries.first + row + 8 * r);
       }
     }
     using Seen = SeenColumns;
@@ -145,8 +145,7 @@ struct Stripes {
     if (sparsity.block_q % Traits::kTileQ == 0) {
       start(p, sparsity, context);
     } else {  // 64 rows have lists of their own
-      Stripes<KernelTraits<typename Traits::Config::template WithTileQ<64>>, Mechanism>::start(
-          p, sparsity, context);
+      Stripes<typename Traits::template WithTileQ<64>, Mechanism>::start(p, sparsity, context);
     }
   }
   static void start(FmhaProblem const& p, typename Mechanism::Params const& sparsity,

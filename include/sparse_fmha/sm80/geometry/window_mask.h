@@ -70,8 +70,8 @@ template <class Traits>
 class WindowRows {
  public:
   __device__ __forceinline__ WindowRows(WindowWords<Traits> const& words, Coord const& side,
-                                        BoxBits const& bits, int group)
-      : words_(words), side_(side), bits_(bits), row_(group * 64 + AccumulatorPosition().row) {}
+                                        BoxBits const& bits, int row)
+      : words_(words), side_(side), bits_(bits), row_(row) {}
 
   using Seen = SeenColumns;
   __device__ __forceinline__ Seen look_up(int i) const {

@@ -7,7 +7,8 @@ namespace sparse_fmha::sm90 {
 struct alignas(16) RowTerms {
   float lse_log2;  // +inf if the row sees no key
   float delta;
-  float unused[2];
+  float scores;  // -lse_log2 / scale_log2: what products of scores start with to end as exponents
+  float grads;   // -delta
 };
 
 }  // namespace sparse_fmha::sm90

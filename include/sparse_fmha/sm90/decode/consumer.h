@@ -1,27 +1,23 @@
 // The consumer of a worker of a decode kernel: the attention of its pieces.
 #pragma once
 
-#include "sparse_fmha/device/softmax.h"
-#include "sparse_fmha/sm90/common/convert.h"
-#include "sparse_fmha/sm90/common/gather.h"
-#include "sparse_fmha/sm90/common/issue.h"
+#include <type_traits>
+
 #include "sparse_fmha/sm90/decode/finish.h"
-#include "sparse_fmha/sm90/decode/pieces.h"
-#include "sparse_fmha/sm90/decode/storage.h"
-#include "sparse_fmha/sm90/forward/operands.h"
+#include "sparse_fmha/sm90/decode/walk.h"
 
 namespace sparse_fmha::sm90 {
 
 template <class Traits>
 struct DecodeConsumer {
   using Element = typename Traits::Element;
-  using Output = decltype(cute::partition_fragment_C(
-      typename Traits::MmaPV{}, cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>>{}));
+  using Output = DecodeOutput<Traits>;
+  using Walk = std::conditional_t<Traits::kVotes, VotingDecodeWalk<Traits>, DecodeWalk<Traits>>;
 
   DecodeParams const& params;
   DecodeWorker<Traits>& smem;
   int const worker;  // of the block
-  RingState<Traits::kStages> state = {};
+  Walk walk = {params, smem, worker};
 
   __device__ __forceinline__ void attend(DecodePiece const& piece) {
     KeyRange const rows = params.keys.rows_of(piece.at.row_group);
@@ -29,7 +25,7 @@ struct DecodeConsumer {
     Output output;
     cute::clear(output);
     OnlineSoftmax softmax(params.scale_log2);
-    walk(piece, rows, softmax, output);
+    walk.run(piece, rows, softmax, output);
     store(piece, rows, softmax, output);
     if (piece.begins && is_first_thread()) {
       int4 const merge = {piece.alone() ? -1 : piece.group, piece.part, piece.last_part, 0};
@@ -92,14 +88,8 @@ struct DecodeConsumer {
     }
   }
 
-  // Of the worker's consumer warps.
-  __device__ __forceinline__ void sync() const {
-    constexpr int kFirstBarrier = 1;
-    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + worker);
-  }
-
   __device__ __forceinline__ void load_queries(DecodeParams::Group const& at, KeyRange rows) {
-    sync();  // the products with the last queries are done
+    sync_consumer(worker);  // the products with the last queries are done
     uint32_t const sign = params.negate ? 0x80008000u : 0;
     CUTE_NO_UNROLL
     for (int i = threadIdx.x % 128; i < 64 * Traits::kHeadDim / 8; i += 128) {
@@ -116,110 +106,7 @@ struct DecodeConsumer {
       *reinterpret_cast<uint4*>(smem.q + swizzled_place(r, column, 64)) = x;
     }
     cutlass::arch::fence_view_async_shared();
-    sync();
-  }
-
-  __device__ __forceinline__ void walk(DecodePiece const& piece, KeyRange rows,
-                                       OnlineSoftmax& softmax, Output& output) {
-    using namespace cute;
-    auto frag_q = operand_q<Traits>(smem.q, 0);
-    auto frag_k = operand_k<Traits>(smem.k);
-    auto frag_v = operand_v<Traits>(smem.v);
-    Weights<Traits> weights;
-    float rescale[kRowsPerThread];
-    CUTE_NO_UNROLL
-    for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
-      auto scores =
-          partition_fragment_C(typename Traits::MmaQK{}, Shape<_64, Int<Traits::kTileK>>{});
-      smem.ring_k.wait(state);
-      cutlass::arch::fence_view_async_shared();  // cp.async wrote what WGMMA reads
-      issue_mma<false, Traits::kScoreSteps>(typename Traits::MmaQK{}, frag_q,
-                                            frag_k(_, _, _, state.index), scores);
-      bool const masked = smem.is_masked(state.index);
-      bool hidden_row = false;
-      warpgroup_wait<0>();
-      warpgroup_fence_operand(scores);
-      if (masked) {
-        hidden_row = smem.positions[state.index][threadIdx.x % 128 / 2] < 0;
-        hide(piece, rows, scores);
-      }
-      compiler_fence();
-      __syncwarp();
-      smem.ring_k.release(state);
-      if (softmax.template update<true>(scores, rescale)) {
-        rescale_rows(output, rescale);
-      }
-      convert_into(scores, weights);
-      smem.ring_v.wait(state);
-      if (masked) {
-        clear_row(hidden_row);
-      }
-      cutlass::arch::fence_view_async_shared();
-      issue_mma<true, Traits::kTileK / 16>(typename Traits::MmaPV{}, weights,
-                                           frag_v(_, _, _, state.index), output);
-      warpgroup_wait<0>();
-      warpgroup_fence_operand(output);
-      smem.ring_v.release(state);
-    }
-  }
-
-  // Hides the keys of a masked tile from the rows that do not see them.
-  template <class Scores>
-  __device__ __forceinline__ void hide(DecodePiece const& piece, KeyRange rows,
-                                       Scores& scores) const {
-    DecodeKeys const& keys = params.keys;
-    KeyRange const range = keys.range(piece.at.batch, piece.at.head);
-    AccumulatorPosition const place;
-    int32_t query[kRowsPerThread];
-    KeyRange seen[kRowsPerThread];
-    CUTE_UNROLL
-    for (int r = 0; r < kRowsPerThread; ++r) {
-      int32_t const row = rows.begin + place.row + 8 * r;
-      query[r] = min_int(row, rows.end - 1) / keys.group;
-      seen[r] = row < rows.end ? keys.visible(range, query[r]) : KeyRange{0, 0};
-    }
-    uint32_t const in_trees = keys.tree.data != nullptr ? tree_bits(range, piece, query) : ~0u;
-    int32_t const* const positions = smem.positions[state.index];
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(scores); ++i) {
-      int const r = AccumulatorPosition::row_of(i);
-      int32_t const position = positions[place.column + AccumulatorPosition::column_of(i)];
-      bool const sees = position >= seen[r].begin && position < seen[r].end && (in_trees >> i & 1);
-      scores(i) = sees ? scores(i) : -INFINITY;
-    }
-  }
-  // A bit for each score of the thread: whether the tree shows its query the key.
-  __device__ __forceinline__ uint32_t tree_bits(KeyRange range, DecodePiece const& piece,
-                                                int32_t const (&query)[kRowsPerThread]) const {
-    static_assert(Traits::kTileK / 2 == 32, "a thread has 32 scores");
-    AccumulatorPosition const place;
-    uint32_t bits = 0;
-    CUTE_NO_UNROLL
-    for (int i = 0; i < 32; ++i) {
-      int32_t const position =
-          smem.positions[state.index][place.column + AccumulatorPosition::column_of(i)];
-      int32_t const asks = AccumulatorPosition::row_of(i) == 0 ? query[0] : query[1];
-      bool const shown =
-          position >= 0 && params.keys.in_tree(range, piece.at.batch, asks, position);
-      bits |= uint32_t{shown} << i;
-    }
-    return bits;
-  }
-
-  // Zeroes the values of the keys that no row sees: two threads to a row. A weight of zero does not
-  // make a number of NaN.
-  __device__ __forceinline__ void clear_row(bool hidden) const {
-    if (hidden) {
-      int const row = threadIdx.x % 128 / 2;
-      auto* const stage = smem.values(state.index);
-      CUTE_NO_UNROLL
-      for (int column = threadIdx.x % 2 * 8; column < Traits::kHeadDim; column += 16) {
-        *reinterpret_cast<uint4*>(stage + swizzled_place(row, column, Traits::kTileK)) = {0, 0, 0,
-                                                                                          0};
-      }
-    }
-    cutlass::arch::fence_view_async_shared();
-    sync();
+    sync_consumer(worker);
   }
 
   __device__ __forceinline__ void store(DecodePiece const& piece, KeyRange rows,

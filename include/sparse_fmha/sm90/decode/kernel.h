@@ -54,6 +54,9 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
       worker.ring_k.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsK);
       worker.ring_v.init(4, boxes ? Boxes::kArrivals : Rows::kArrivalsV);
       worker.parts.init(4 + kProducerWarps);
+      if constexpr (Traits::kVotes) {
+        worker.votes.queue.init(boxes ? 1 : kProducerWarps);  // whose warps copy values
+      }
     }
     cutlass::arch::fence_barrier_init();
   }

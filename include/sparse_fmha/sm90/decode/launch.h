@@ -10,7 +10,6 @@
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/sm90/common/data_type.h"
-#include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/decode/kernel.h"
 #include "sparse_fmha/sm90/decode/merge.h"
 
@@ -18,7 +17,7 @@ namespace sparse_fmha::sm90 {
 
 template <class Config>
 struct DecodeLaunch {
-  using Traits = TileTraits<Config>;
+  using Traits = DecodeTraits<Config>;
   using Element = typename Config::Element;
   using Storage = DecodeStorage<Traits>;
   static_assert(Config::kTileQ == DecodeKeys::kRows && Config::kTileK == DecodeKeys::kTile,
@@ -38,6 +37,8 @@ struct DecodeLaunch {
     params.v = p.v;
     params.out = p.out;
     params.lse = p.lse;
+    params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
+                   p.heads_kv};
     params.heads_kv = p.heads_kv;
     params.head_dim = p.head_dim;
     params.row_groups = keys.row_groups();
@@ -200,7 +201,7 @@ KernelRow kernel_row(char const* name) {
                   data_type(typename Config::Element{}),
                   Config::kHeadDim,
                   mechanism_index<typename Config::Mechanism>(),
-                  false};
+                  Launch::Traits::kVotes};
   row.info.name = name;
   row.info.mechanism = Config::Mechanism::kName;
   row.info.tile_q = Config::kTileQ;

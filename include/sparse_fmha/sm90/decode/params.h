@@ -5,7 +5,9 @@
 #include <vector_types.h>
 
 #include "sparse_fmha/core/problem.h"
+#include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/planning/decode_parts.h"
+#include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -38,8 +40,9 @@ struct DecodeParams {
   int32_t most_merges;
   bool merges_by_group;
   // The results of the pieces that are merged, by DecodeParts::place():
-  float* partial;  // [.., rows, head_dim]: not normalised
-  float2* sums;    // [.., rows]: reference in log2 units, and sum
+  float* partial;   // [.., rows, head_dim]: not normalised
+  float2* sums;     // [.., rows]: reference in log2 units, and sum
+  SkipParams skip;  // of KV heads; last: kernels without votes do not read it
 
   struct Group {
     int32_t batch, head, row_group;

@@ -82,6 +82,18 @@ class PieceKeys {
   KeyRange some_see_, all_see_;
 };
 
+// What a warp that copies values knows of the tiles that are kept, in kernels with votes.
+template <class Traits>
+struct KeptValues {
+  RingState<Traits::kValueStages> state = {};
+  VoteQueue::State votes = {};
+
+  // Waits for the vote on the next tile; returns whether it is kept.
+  __device__ __forceinline__ bool take_vote(DecodeWorker<Traits>& smem) {
+    return smem.votes.queue.get(votes) != 0;
+  }
+};
+
 // Two warps, one for keys and one for values: a lane for each box of a tile.
 template <class Traits>
 struct BoxProducer {
@@ -91,6 +103,7 @@ struct BoxProducer {
   DecodeWorker<Traits>& smem;
   int const warp;  // of the worker
   RingState<Traits::kStages> state = {};
+  KeptValues<Traits> kept = {};
 
   __device__ __forceinline__ void load(DecodePiece const& piece) {
     PieceKeys const keys(params, piece);
@@ -119,16 +132,21 @@ struct BoxProducer {
           write_positions(keys, wanted ? box.position : -1);
         }
         if (lane < kProducerWarps) {
-          smem.masked[state.index][lane] = !full;
+          smem.set_masked(state.index, lane, !full);
         }
         compiler_fence();
         __syncwarp();
-        copy(params.k_map, smem.ring_k, smem.keys(state.index), piece.at.head, boxes, box.row,
-             outer);
-      } else {
+        copy(params.k_map, smem.ring_k, state, smem.keys(state.index), piece.at.head, boxes,
+             box.row, outer);
+      } else if constexpr (!Traits::kVotes) {
         smem.ring_v.acquire(state);
-        copy(params.v_map, smem.ring_v, smem.values(state.index), piece.at.head, boxes, box.row,
-             outer);
+        copy(params.v_map, smem.ring_v, state, smem.values(state.index), piece.at.head, boxes,
+             box.row, outer);
+      } else if (kept.take_vote(smem)) {
+        smem.ring_v.acquire(kept.state);
+        copy(params.v_map, smem.ring_v, kept.state, smem.values(kept.state.index), piece.at.head,
+             boxes, box.row, outer);
+        kept.state.advance();
       }
     }
   }
@@ -140,23 +158,25 @@ struct BoxProducer {
     for (int slot = threadIdx.x % 32; slot < Traits::kTileK; slot += 32) {
       int32_t const of_box = __shfl_sync(0xffffffff, begin, slot / params.box);
       int32_t const position = of_box + slot % params.box;
-      smem.positions[state.index][slot] =
-          of_box >= 0 && keys.some_row_sees(position) ? position : -1;
+      bool const seen = of_box >= 0 && keys.some_row_sees(position);
+      smem.set_position(state.index, slot, seen ? position : -1);
     }
   }
   __device__ __forceinline__ cute::TMA::CacheHintSm90 hint() const {
     return params.fits_cache ? kReadOnce : cute::TMA::CacheHintSm90::EVICT_NORMAL;
   }
-  __device__ __forceinline__ void copy(CUtensorMap const& map, Ring<Traits::kStages>& ring,
+  template <int kStages>
+  __device__ __forceinline__ void copy(CUtensorMap const& map, Ring<kStages>& ring,
+                                       RingState<kStages> const& to,
                                        typename Traits::Element* stage, int32_t head, int boxes,
                                        int32_t row, int32_t outer) const {
     int const lane = threadIdx.x % 32;
     if (lane == 0) {
-      ring.expect(state, Traits::kBytesK);
+      ring.expect(to, Traits::kBytesK);
     }
     __syncwarp();
     if (lane < boxes) {
-      load_box<Traits::kHeadDim>(map, ring.full[state.index], stage + lane * params.box * 64,
+      load_box<Traits::kHeadDim>(map, ring.full[to.index], stage + lane * params.box * 64,
                                  Traits::kTileK, hint(), row, head, outer);
     }
   }
@@ -176,6 +196,7 @@ struct RowProducer {
   DecodeWorker<Traits>& smem;
   int const warp;  // of the worker
   RingState<Traits::kStages> state = {};
+  KeptValues<Traits> kept = {};
 
   __device__ __forceinline__ void load(DecodePiece const& piece) {
     PieceKeys const keys(params, piece);
@@ -187,6 +208,7 @@ struct RowProducer {
       return keys.place_of(keys.some_row_sees(position) ? position : -1);
     };
     PieceKeys::Place next = look_up(piece.tiles.begin);
+    [[maybe_unused]] PieceKeys::Place ahead[Traits::kKeysAhead] = {};  // no votes yet
     CUTE_NO_UNROLL
     for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
       PieceKeys::Place const row = next;
@@ -195,19 +217,54 @@ struct RowProducer {
       bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(row.position));
       smem.ring_k.acquire(state);
       compiler_fence();
-      smem.positions[state.index][first_row + lane] = exists ? row.position : -1;
-      smem.masked[state.index][warp] = !full;
+      smem.set_position(state.index, first_row + lane, exists ? row.position : -1);
+      smem.set_masked(state.index, warp, !full);
       copy_rows(params.k, piece.at.head, row, exists, first_row, smem.keys(state.index));
       arrive_when_gathered(smem.ring_k.full[state.index]);
       compiler_fence();
       smem.ring_k.full[state.index].arrive();  // what the mask needs is written
-      smem.ring_v.acquire(state);
-      copy_rows(params.v, piece.at.head, row, exists, first_row, smem.values(state.index));
-      arrive_when_gathered(smem.ring_v.full[state.index]);
+      if constexpr (Traits::kVotes) {
+        if (tile - piece.tiles.begin >= Traits::kKeysAhead) {
+          copy_if_kept(keys, piece.at.head, ahead[0], first_row);
+        }
+        put_last(ahead, row);
+      } else {
+        smem.ring_v.acquire(state);
+        copy_rows(params.v, piece.at.head, row, exists, first_row, smem.values(state.index));
+        arrive_when_gathered(smem.ring_v.full[state.index]);
+      }
+    }
+    if constexpr (Traits::kVotes) {
+      int32_t const tiles = piece.tiles.end - piece.tiles.begin;
+      CUTE_NO_UNROLL
+      for (int i = 0; i < Traits::kKeysAhead; ++i) {
+        if (tiles + i >= Traits::kKeysAhead) {
+          copy_if_kept(keys, piece.at.head, ahead[0], first_row);
+        }
+        put_last(ahead, ahead[0]);
+      }
     }
   }
 
  private:
+  static __device__ __forceinline__ void put_last(PieceKeys::Place (&ahead)[Traits::kKeysAhead],
+                                                  PieceKeys::Place const& place) {
+    PieceKeys::Place const last = place;
+    CUTE_UNROLL
+    for (int i = 0; i + 1 < Traits::kKeysAhead; ++i) {
+      ahead[i] = ahead[i + 1];
+    }
+    ahead[Traits::kKeysAhead - 1] = last;
+  }
+  __device__ __forceinline__ void copy_if_kept(PieceKeys const& keys, int32_t head,
+                                               PieceKeys::Place const& row, int first_row) {
+    if (kept.take_vote(smem)) {
+      smem.ring_v.acquire(kept.state);
+      copy_rows(params.v, head, row, keys.exists(row), first_row, smem.values(kept.state.index));
+      arrive_when_gathered(smem.ring_v.full[kept.state.index]);
+      kept.state.advance();
+    }
+  }
   // Rows that do not exist become zeros.
   __device__ __forceinline__ void copy_rows(TensorView const& from, int32_t head,
                                             PieceKeys::Place const& row, bool exists, int first_row,

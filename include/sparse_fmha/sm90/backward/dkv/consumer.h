@@ -4,6 +4,7 @@
 
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm90/backward/dkv/add_dq.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/backward/dkv/traits.h"
 #include "sparse_fmha/sm90/common/convert.h"
@@ -24,10 +25,34 @@ struct DkvConsumer {
   // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
       !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
+  // Whether gradients of weights are issued ahead, too. dQ of the last step has their registers
+  // otherwise.
+  static constexpr bool kGradsAhead = kAhead && !Traits::kDqByConsumers;
+  // Whether the terms of the rows are what products start with. Otherwise they are read after the
+  // products, which takes longer but fewer registers while products run.
+  static constexpr bool kTermsFirst = Traits::kDqByConsumers;
+  __device__ __forceinline__ float exponent(float score, RowTerms const* terms, int i) const {
+    if constexpr (kTermsFirst) {
+      return score * params.scale_log2;
+    } else {
+      float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
+      return fmaf(score, params.scale_log2, -lse);
+    }
+  }
+  static __device__ __forceinline__ float without_delta(float grad, RowTerms const* terms, int i) {
+    return kTermsFirst ? grad : grad - terms[AccumulatorPosition::column_of(i)].delta;
+  }
+  struct NoDq {
+    DkvParams<Geometry, Mechanism> const& params;
+    StorageOf<Traits, Geometry>& smem;
+    Geometry const& geometry;
+    static __device__ __forceinline__ int new_sums() { return 0; }
+  };
+  using DqOf = std::conditional_t<Traits::kDqByConsumers, AddDq<Traits, Geometry, Mechanism>, NoDq>;
   static constexpr float kHidden = -0.f;  // weight of a hidden pair; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
-  DkvStorage<Traits, Geometry>& smem;
+  StorageOf<Traits, Geometry>& smem;
   Geometry const geometry;
   int const warpgroup;  // among the consumers
   int const part;       // which 64 keys of the tile
@@ -116,25 +141,37 @@ struct DkvConsumer {
     auto grads = new_scores();  // of the weights
     clear(dk);
     clear(dv);
+    DqOf const dq{params, smem, geometry};
+    auto sums = dq.new_sums();
     auto keys = operand_keys(smem.k);
     auto values = operand_keys(smem.v);
 
+    auto start = [&](auto& products, float RowTerms::* term) {
+      if constexpr (kTermsFirst) {
+        CUTE_UNROLL
+        for (int i = 0; i < size(products); ++i) {
+          products(i) = smem.terms[state.index][column + AccumulatorPosition::column_of(i)].*term;
+        }
+      } else {
+        forget(products);
+      }
+    };
     auto issue_scores = [&](int i) {
       auto&& frag_k = anew(keys, i);
       auto frag_q = operand_rows(smem.q);
       smem.ring_q.wait(state);
-      forget(scores);
-      issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_k, frag_q(_, _, _, state.index),
-                                            scores);
+      start(scores, &RowTerms::scores);
+      issue_mma<kTermsFirst, Traits::kScoreSteps>(MmaScores{}, frag_k, frag_q(_, _, _, state.index),
+                                                  scores);
     };
     auto issue_grads = [&](int i) {
       smem.ring_dout.wait(state);
       if constexpr (kWantsDk) {
         auto&& frag_v = anew(values, i);
         auto frag_dout = operand_rows(smem.dout);
-        forget(grads);
-        issue_mma<false, Traits::kScoreSteps>(MmaScores{}, frag_v, frag_dout(_, _, _, state.index),
-                                              grads);
+        start(grads, &RowTerms::grads);
+        issue_mma<kTermsFirst, Traits::kScoreSteps>(MmaScores{}, frag_v,
+                                                    frag_dout(_, _, _, state.index), grads);
       }
     };
     // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
@@ -150,8 +187,7 @@ struct DkvConsumer {
       auto weigh = [&](auto sees) {
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
-          float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
-          float const weight = exp2_approx(fmaf(scores(i), params.scale_log2, -lse));
+          float const weight = exp2_approx(exponent(scores(i), terms, i));
           scores(i) = sees(i) ? weight : kHidden;
         }
       };
@@ -159,8 +195,7 @@ struct DkvConsumer {
       auto differentiate = [&](auto hides) {
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
-          float const delta = terms[AccumulatorPosition::column_of(i)].delta;
-          float const grad = scores(i) * (grads(i) - delta);
+          float const grad = scores(i) * without_delta(grads(i), terms, i);
           grads(i) = hides(i) ? 0.f : grad;
         }
       };
@@ -177,6 +212,17 @@ struct DkvConsumer {
         warpgroup_fence_operand(scores);
         compiler_fence();
         weigh([](int /*i*/) { return true; });
+      }
+      if constexpr (Traits::kDqByConsumers) {
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(sums);
+        if (i > 1) {
+          auto before = state;
+          before.retreat();
+          smem.ring_grads.release(before);
+          dq.add(sums, part, before);
+        }
+        issue_grads(i - 1);
       }
       [[maybe_unused]] typename Traits::Weights weights;
       [[maybe_unused]] typename Traits::Weights rounded;
@@ -201,6 +247,9 @@ struct DkvConsumer {
           differentiate([](int /*i*/) { return false; });
         }
         convert_into(grads, rounded);
+        if constexpr (Traits::kAddsDq) {
+          publish(rounded, state);
+        }
         auto frag_qt = operand_rows_t(smem.q);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, rounded, frag_qt(_, _, _, state.index),
                                              dk);
@@ -219,7 +268,12 @@ struct DkvConsumer {
       }
       smem.ring_q.release(done);
       smem.ring_dout.release(done);
-      if constexpr (kMore && kAhead) {
+      if constexpr (Traits::kDqByConsumers) {
+        smem.ring_grads.wait(done);
+        forget(sums);
+        dq.issue(sums, part, done);
+      }
+      if constexpr (kMore && kGradsAhead) {
         issue_grads(i);  // only now: registers do not suffice for both products' operands
       }
     };
@@ -258,7 +312,13 @@ struct DkvConsumer {
       int const steps = tiles * params.heads_per_kv;
       if (steps > 0) {
         issue_scores(0);
-        issue_grads(0);
+        if constexpr (kGradsAhead) {
+          issue_grads(0);
+        }
+        if constexpr (Traits::kDqByConsumers) {
+          // Of no use, and not added up: the loop needs no first step of its own.
+          dq.issue(sums, part, state);
+        }
         int tile = 0;
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
@@ -266,11 +326,40 @@ struct DkvConsumer {
           tile = tile + 1 == tiles ? 0 : tile + 1;
         }
         step(steps, tile, tile < walk.num_partial, false_type{});
+        if constexpr (Traits::kDqByConsumers) {
+          auto last = state;
+          last.retreat();
+          warpgroup_wait<0>();
+          warpgroup_fence_operand(sums);
+          smem.ring_grads.release(last);
+          dq.add(sums, part, last);
+        }
       }
     }
     wait_for_reads(state_keys);
     store(dk, dv, work);
     smem.ring_keys.release(state_keys);
+  }
+
+  // Hands the gradients of scores to the warpgroup of dQ.
+  __device__ __forceinline__ void publish(typename Traits::Weights& rounded,
+                                          RingState<Traits::kStages> const& state) {
+    using namespace cute;
+    auto tiles = make_tensor(make_smem_ptr(smem.grads), typename Traits::LayoutGrads{});
+    auto rows = local_tile(tiles(_, _, state.index), Shape<_64, Int<Traits::kTileQ>>{},
+                           make_coord(part, _0{}));
+    auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, MmaScores{});
+    auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
+    // The registers of operand A are those of the accumulator.
+    auto values = make_tensor(rounded.data(), new_scores().layout());
+    smem.ring_grads.acquire(state);
+    cute::copy(copy_out, thread_copy.retile_S(values),
+               thread_copy.partition_D(as_position_independent_swizzle_tensor(rows)));
+    cutlass::arch::fence_view_async_shared();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      smem.ring_grads.full[state.index].arrive();
+    }
   }
 
   // Passes over a stage that only the other consumer needs. The flag that says so has been read.
@@ -329,7 +418,7 @@ struct DkvConsumer {
   // them. Split roles are two instantiations, so they meet at an mbarrier: a named barrier would be
   // reached at two places of the code.
   __device__ __forceinline__ void wait_for_reads(RingState<1> const& state_keys) const {
-    if constexpr (kSplit) {
+    if constexpr (kSplit || Traits::kDqByConsumers) {
       __syncwarp();
       if (threadIdx.x % 32 == 0) {
         smem.keys_read.arrive();
@@ -337,6 +426,9 @@ struct DkvConsumer {
       smem.keys_read.wait(state_keys.phase);
     } else {
       sync_warpgroup();
+      if constexpr (Traits::kDqByWarpgroup) {
+        smem.keys_read.wait(state_keys.phase);
+      }
     }
   }
 };

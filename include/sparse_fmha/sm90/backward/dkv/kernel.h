@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/sm90/backward/dkv/consumer.h"
+#include "sparse_fmha/sm90/backward/dkv/dq_consumer.h"
 #include "sparse_fmha/sm90/backward/dkv/producer.h"
 #include "sparse_fmha/sm90/backward/dkv/traits.h"
 #include "sparse_fmha/sm90/common/cute.h"
@@ -12,16 +13,19 @@ template <class Traits, class Geometry, class Mechanism>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attention_kernel_dkv(DkvParams<Geometry, Mechanism> const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
-  auto& smem = *reinterpret_cast<DkvStorage<Traits, Geometry>*>(raw_smem);
+  auto& smem = *reinterpret_cast<StorageOf<Traits, Geometry>*>(raw_smem);
   Geometry const geometry{params, smem.geometry};
   using Producer = DkvProducer<Traits, Geometry, Mechanism>;
 
   if (threadIdx.x == 0) {
     smem.ring_keys.init(Traits::kConsumerWarps);
-    smem.keys_read.init(Traits::kConsumerWarps);
+    smem.keys_read.init(Traits::kDqByWarpgroup ? 4 : Traits::kConsumerWarps);
     smem.ring_q.init(Traits::kConsumerWarps, 1 + 32 * Geometry::kMaskWarp);
     smem.ring_dout.init(Traits::kConsumerWarps);
-    smem.work.init(Traits::kConsumerThreads + Producer::kReaders);
+    smem.work.init(Traits::kThreads - 128 + Producer::kReaders);
+    if constexpr (Traits::kAddsDq) {
+      smem.ring_grads.init(Traits::kDqWarps, Traits::kConsumerWarps);
+    }
     cutlass::arch::fence_barrier_init();
   }
   geometry.init();
@@ -40,6 +44,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       }
     } else if (threadIdx.x == 32) {
       producer.run_work();
+    }
+  } else if (Traits::kDqByWarpgroup && warpgroup == 1 + Traits::kConsumers) {
+    if constexpr (Traits::kDqByWarpgroup) {
+      cutlass::arch::warpgroup_reg_dealloc<Traits::kDqRegisters>();
+      DqConsumer<Traits, Geometry, Mechanism>{params, smem, geometry}.run();
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();

@@ -13,7 +13,7 @@ struct DkvProducer {
   static constexpr int kReaders = 32 * (1 + Geometry::kMaskWarp);  // of the work slot
 
   DkvParams<Geometry, Mechanism> const& params;
-  DkvStorage<Traits, Geometry>& smem;
+  StorageOf<Traits, Geometry>& smem;
   Geometry const geometry;
 
   // Run by one thread.
@@ -88,6 +88,9 @@ struct DkvProducer {
     auto const source = geometry.source(work, step);
     smem.ring_q.acquire(state);
     if (threadIdx.x % 32 == 0) {
+      if constexpr (Traits::kAddsDq) {
+        smem.source(state) = source;
+      }
       smem.ring_q.expect(state, kBytes + sizeof(smem.terms[0]));
       geometry.load_q(smem.ring_q.full[state.index], smem.q + state.index * Traits::kRowElements,
                       source);

@@ -5,6 +5,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/device/query_sums.h"
 #include "sparse_fmha/sm90/backward/dkv/kernel.h"
 #include "sparse_fmha/sm90/common/persistent.h"
 
@@ -22,7 +23,9 @@ void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p
   params.heads_per_kv = p.heads_q / p.heads_kv;
   params.scale = static_cast<float>(p.scale);
   params.scale_log2 = static_cast<float>(p.scale * M_LOG2E);
-  launch_persistent<Traits::kThreads, sizeof(DkvStorage<Traits, Geometry>)>(
+  params.dq = {reinterpret_cast<float4*>(p.gradients->q_sums), p.heads_q,
+               device::num_query_tiles(p), p.head_dim};
+  launch_persistent<Traits::kThreads, sizeof(StorageOf<Traits, Geometry>)>(
       &attention_kernel_dkv<Traits, Geometry, Mechanism>, params, context,
       "launching the dK/dV kernel");
 }

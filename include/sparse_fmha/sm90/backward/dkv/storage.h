@@ -1,12 +1,22 @@
 // Shared memory and parameters of a dK/dV kernel.
 #pragma once
 
+#include <type_traits>
+
 #include "sparse_fmha/device/scheduler.h"
 #include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 
 namespace sparse_fmha::sm90 {
+
+// fp32 sums of dQ without the scale, in the format of Gradients::q_sums. Zero at launch.
+struct DqSums {
+  float4* data;
+  int32_t heads;
+  int32_t tiles;  // of 64 queries, of one head
+  int32_t head_dim;
+};
 
 template <class Traits, class Geometry>
 struct DkvStorage {
@@ -20,12 +30,34 @@ struct DkvStorage {
   alignas(128) RowTerms terms[Traits::kStages][Traits::kTileQ];
 
   Ring<1> ring_keys;       // keys and values
-  EmptyBarrier keys_read;  // by all warps that hold the same keys
+  EmptyBarrier keys_read;  // by all warps that read keys which others overwrite
   Ring<Traits::kStages> ring_q;
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;
   typename Geometry::Shared geometry;
 };
+
+// With dQ: the gradients of scores, between the consumers and the warpgroup of dQ.
+template <class Traits, class Geometry>
+struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
+  alignas(1024) typename Traits::Element grads[Traits::kStages * Traits::kGradElements];
+  // The query tile of a step, for twice as many steps as there are stages: dQ is added up when the
+  // step's queries have been released.
+  typename Geometry::Source sources[2][Traits::kStages];
+  Ring<Traits::kStages> ring_grads;
+  // Sums on their way to memory, of each warpgroup that computes dQ.
+  alignas(128)
+      float4 slabs[Traits::kDqByConsumers ? Traits::kConsumers : 1][64 * Traits::kDqColumns / 4];
+
+  __device__ __forceinline__ typename Geometry::Source& source(
+      RingState<Traits::kStages> const& state) {
+    return sources[state.phase][state.index];
+  }
+};
+
+template <class Traits, class Geometry>
+using StorageOf = std::conditional_t<Traits::kAddsDq, DkvStorageWithDq<Traits, Geometry>,
+                                     DkvStorage<Traits, Geometry>>;
 
 template <class Geometry, class Mechanism>
 struct DkvParams {
@@ -35,6 +67,7 @@ struct DkvParams {
   float scale;
   float scale_log2;  // scale * log2(e)
   Scheduler scheduler;
+  DqSums dq;  // of kernels that add dQ up
 };
 
 }  // namespace sparse_fmha::sm90

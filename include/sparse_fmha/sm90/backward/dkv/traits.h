@@ -18,7 +18,15 @@ enum class Roles {
            // registers
 };
 
-template <class Config>
+// Which kernel computes dQ.
+enum class QueryGradient {
+  kOtherKernel,
+  // This one, which adds each key tile's share to fp32 sums in memory:
+  kByConsumers,  // each consumer computes as many columns
+  kByWarpgroup,  // a warpgroup of its own does
+};
+
+template <class Config, QueryGradient kQueryGradient = QueryGradient::kOtherKernel>
 struct DkvTraits {
   using Element = typename Config::Element;
   static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;  // columns in shared memory
@@ -31,17 +39,22 @@ struct DkvTraits {
 
   static constexpr int kConsumers = kRoles == Roles::kSplit ? 2 : kTileK / 64;  // warpgroups
   static constexpr int kConsumerThreads = kConsumers * 128;
-  static constexpr int kThreads = kConsumerThreads + 128;
+  static constexpr bool kAddsDq = kQueryGradient != QueryGradient::kOtherKernel;
+  static constexpr bool kDqByConsumers = kQueryGradient == QueryGradient::kByConsumers;
+  static constexpr bool kDqByWarpgroup = kQueryGradient == QueryGradient::kByWarpgroup;
+  static constexpr int kThreads = kConsumerThreads + (kDqByWarpgroup ? 256 : 128);
   static constexpr int kConsumerWarps = kConsumers * 4;
+  static constexpr int kRegisters = 65536 / kThreads / 8 * 8 * (kThreads / 128);  // by lane of 128
   // Finding a box, or a list entry and what sees it, takes more producer registers than a
   // contiguous range of tokens does.
   static constexpr int kMoved = Config::Mechanism::kOnGrid || Config::Mechanism::kByLists ? 8 : 0;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 + 2 * kMoved : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 - kMoved : 160;
+  static constexpr int kDqRegisters = kDqByWarpgroup ? 72 : 0;
+  static constexpr int kConsumerRegisters =
+      kConsumers == 2 ? (kRegisters - kProducerRegisters - kDqRegisters) / 2 / 8 * 8 : 160;
   // A thread block starts with the multiprocessor's registers divided equally among its threads, in
   // multiples of 8. A warpgroup that asks for more waits until others have released theirs.
-  static_assert(kProducerRegisters * 128 + kConsumerRegisters * kConsumerThreads <=
-                    65536 / kThreads / 8 * 8 * kThreads,
+  static_assert(kProducerRegisters + kDqRegisters + kConsumerRegisters * kConsumers <= kRegisters,
                 "consumers would wait for registers for ever");
 
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
@@ -49,6 +62,8 @@ struct DkvTraits {
                 "K.Q steps over 16 elements of the head");
   static_assert(kConsumers == 2 || kConsumers == 3, "two or three consumer warpgroups");
   static_assert(kRoles == Roles::kBoth || kTileK == 64, "split roles share 64 keys");
+  static_assert(!kAddsDq || kRoles == Roles::kBoth, "split roles leave no registers to dQ");
+  static_assert(!kAddsDq || kTileQ == 64, "dQ is accumulated by one warpgroup");
   static_assert(kTileQ % 16 == 0 && kTileQ <= 128, "P.dO steps over 16 queries");
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
@@ -82,6 +97,24 @@ struct DkvTraits {
   static_assert(cute::size<1>(typename MmaScores::AtomShape_MNK{}) == kTileQ &&
                     cute::size<1>(typename MmaGradient::AtomShape_MNK{}) == kHeadDim,
                 "one matrix instruction is as wide as the tile");
+  // dQ = dS.K of a query tile, kDqColumns at a time. Gradients of scores lie in shared memory as
+  // consumers have them, keys by queries, which is operand A with its rows contiguous; keys are
+  // read as operand B.
+  using LayoutGrads = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<kTileK>, cute::Int<kTileQ>, cute::Int<kStages>>{}));
+  using LayoutGradsT = decltype(cute::tile_to_shape(
+      TransposedAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kTileK>, cute::Int<kStages>>{},
+      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+  using LayoutKeysT = decltype(cute::tile_to_shape(
+      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>>{},
+      cute::Step<cute::_2, cute::_1>{}));
+  static constexpr int kDqColumns = kDqByConsumers ? kHeadDim / kConsumers : 64;
+  static constexpr int kDqWarps = kDqByConsumers ? kConsumerWarps : 4;
+  static constexpr int kGradElements = kTileK * kTileQ;  // of a stage
+  using MmaDq = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<Element, Element, float,
+                                 cute::Shape<cute::_64, cute::Int<kDqColumns>, cute::Int<kTileK>>,
+                                 cute::GMMA::Major::MN, cute::GMMA::Major::MN>()));
   // Weights in registers: the accumulator of K.Q has the register layout of operand A of the next
   // products.
   using Weights = decltype(cute::make_tensor<Element>(

@@ -5,6 +5,7 @@
 //   walk(Work)                                 the query tiles that see it, partial ones first
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
+//   query_tile(source)                         its index, for kernels that add dQ up
 //   load_keys, load_q, load_dout, load_terms   copies
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   scores are keys by queries
@@ -77,6 +78,12 @@ struct SequenceKeys {
   }
   __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
     return {step.token, work.tile.head * params.heads_per_kv + step.head, work.tile.batch};
+  }
+
+  // The index of a query tile among those of all heads.
+  __device__ __forceinline__ int64_t query_tile(Source const& from) const {
+    int64_t const instance = int64_t{from.batch} * params.dq.heads + from.head;
+    return instance * params.dq.tiles + from.token / Traits::kTileQ;
   }
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,

@@ -1,0 +1,276 @@
+"""Whole calls of models in real shapes: time, peak memory and attention's share, dense and sparse.
+
+    python -m benchmarks.studies.models --list
+    python -m benchmarks.studies.models --case wan-14b-720p
+    python -m benchmarks.studies.models --tiny                # shapes for a CPU, in seconds
+
+`torch` is the model as diffusers has it, `dense` the same by `sparse_fmha.attention`; the others
+are presets or windows of `sparse_fmha.integrations.diffusers`, in a step in which they are sparse.
+Models have random weights and are cut to `--blocks` blocks of each kind. `torch` and the first of
+the others also run with regional compilation (`compile_repeated_blocks(fullgraph=True)`). The peak
+is what a call allocates beside weights and inputs. A call whose self-attention returns its queries
+says what is left without attention; the rest is attention's share. Of LTX-2.5's decoder, which has
+no other way that fits, `natten` runs if it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases.models import CASES, Case
+from benchmarks.harness import environment, report, timing
+from benchmarks.studies.diffusion import cast
+from sparse_fmha.cli import one_line_errors
+
+RESULTS = report.RESULTS / "models"
+EXACT = ("img_ids", "txt_ids", "timestep", "position_ids")  # these inputs stay as they are
+NOTHING = "without attention"
+
+
+class Nothing:
+    """A method whose output is q."""
+
+    in_graph = True
+
+    def check(self, layout: object) -> None:
+        pass
+
+    def without_effect(self, layout: object) -> Iterator[tuple[str, str]]:
+        yield from ()
+
+    def prepared(self, layout: object, device: object) -> Nothing:
+        return self
+
+    def __call__(self, q: Tensor, *rest: object) -> Tensor:
+        return q.clone()
+
+
+class NothingInDecoder:
+    def __call__(self, attn: Any, hidden_states: Tensor, block_mask: None = None) -> Tensor:
+        return attn.to_out[0](attn.project_qkv(hidden_states)[0].flatten(-2))
+
+
+class Natten:
+    """LTX-2.5's decoder on NATTEN itself, which is wrong on strided tensors."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, block_mask: None = None) -> Tensor:
+        import natten
+
+        q, k, v = (x.contiguous() for x in attn.project_qkv(hidden_states))
+        out = natten.na3d(q, k, v, kernel_size=attn.kernel_size, scale=1.0)
+        return attn.to_out[0](out.flatten(-2))
+
+
+def variants(case: Case, tiny: bool) -> dict[str, Callable[[nn.Module], Any]]:
+    """Context managers by name, in which the model is changed."""
+    from sparse_fmha.integrations import diffusers as sparse
+    from sparse_fmha.integrations._diffusion_hooks import Settings
+    from sparse_fmha.integrations._diffusion_models import find
+    from sparse_fmha.integrations._diffusion_plan import Plan
+    from sparse_fmha.integrations._diffusion_steps import Steps
+    from sparse_fmha.integrations._diffusion_watch import watching
+
+    @contextlib.contextmanager
+    def enabled(model: nn.Module, **given: Any) -> Iterator[None]:
+        sparse.enable(
+            model, min_tokens=0, first_dense_steps=0, last_dense_steps=0, dense_layers=(), **given
+        )
+        try:
+            yield
+        finally:
+            sparse.disable(model)
+
+    @contextlib.contextmanager
+    def nothing(model: nn.Module) -> Iterator[None]:
+        name, row = find(model)
+        methods = [Nothing() for _ in row.layers(model)][:1]
+        methods *= len(row.layers(model))
+        with watching(model, name, methods, Settings(Plan((), ()), (), None, 0, False), Steps(0)):
+            yield
+
+    @contextlib.contextmanager
+    def decoding(model: nn.Module, processor: object) -> Iterator[None]:
+        own = next(m.processor for m in model.modules() if hasattr(m, "project_qkv"))
+        model.set_attn_processor(processor)
+        try:
+            yield
+        finally:
+            model.set_attn_processor(own)
+
+    @contextlib.contextmanager
+    def decoder(model: nn.Module) -> Iterator[None]:
+        sparse.enable_decoder(model)
+        try:
+            yield
+        finally:
+            sparse.disable_decoder(model)
+
+    if case.variants is None:
+        found = {"sparse_fmha": decoder, NOTHING: lambda m: decoding(m, NothingInDecoder())}
+        with contextlib.suppress(ImportError):
+            import natten  # noqa: F401
+
+            found = {"natten": lambda m: decoding(m, Natten()), **found}
+        return found
+    made: dict[str, Callable[[nn.Module], Any]] = {
+        "torch": lambda model: contextlib.nullcontext(),
+        "dense": lambda model: enabled(model, method="dense"),
+    }
+    for name, given in case.variants.items():
+        own = {**given, **(case.tiny.get(name, {}) if tiny else {})}
+        made[name] = lambda model, own=own: enabled(model, **own)
+    return {**made, NOTHING: nothing}
+
+
+def peak(call: Callable[[], object], device: str) -> int | None:
+    """Bytes that a call allocates at most beside what there is; None on a CPU."""
+    if device != "cuda":
+        call()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By variant, and by "eager" or "compiled", milliseconds and peak bytes, or an error."""
+    dtype = getattr(torch, args.dtype)
+    torch.manual_seed(args.seed)
+    with torch.device(args.device):
+        model, inputs = case.make(args.blocks, args.tiny)
+    model = cast(model, dtype).to(args.device)
+    for name, x in inputs.items():
+        if isinstance(x, Tensor):
+            wide = not x.is_floating_point() or name in EXACT
+            inputs[name] = x.to(args.device, None if wide else dtype)
+    counts = {"device": args.device, "l2": "cold", "iterations": args.repeats, "warmup": 0}
+    rows: dict[str, dict[str, Any]] = {}
+    changes = variants(case, args.tiny)
+    modes = {"eager": list(changes)}
+    if args.compile != "none" and getattr(model, "_repeated_blocks", None):
+        modes["compiled"] = ["torch", next(iter(case.variants))]
+
+    def call() -> object:
+        return model(**inputs, return_dict=False)[0]
+
+    for mode, names in modes.items():
+        if mode == "compiled":
+            model.compile_repeated_blocks(fullgraph=True, backend=args.compile)
+        for name in names:
+            torch.compiler.reset()
+            row = rows.setdefault(name, {})
+            try:
+                with changes[name](model), torch.inference_mode():
+                    bytes_ = (call(), peak(call, args.device))[1]  # the first compiles
+                    spent = timing.measure({name: call}, **counts)
+                row[mode] = {"call": spent[name].median, "peak_bytes": bytes_}
+            except Exception as error:  # one variant does not stop the others
+                row[mode] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+                if args.device == "cuda":
+                    torch.cuda.empty_cache()
+    return rows
+
+
+def shares(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Attention's share of each eager call."""
+    left = rows[NOTHING]["eager"].get("call")
+    calls = {name: row["eager"].get("call") for name, row in rows.items() if name != NOTHING}
+    return {name: 1 - left / call for name, call in calls.items() if left and call}
+
+
+def table(name: str, case: Case, rows: dict[str, dict[str, Any]], blocks: int) -> str:
+    cut = "all blocks" if case.variants is None else (
+        f"{sum(min(blocks, n) for n in case.blocks)} of {sum(case.blocks)} blocks"
+    )  # fmt: skip
+    grid = "x".join(map(str, case.grid))
+    lines = [f"{name}: {case.what}, grid {grid}, {case.tokens} tokens, {cut}"]
+    for mode in ("eager", "compiled"):
+        found = {n: row[mode] for n, row in rows.items() if mode in row}
+        if not found:
+            continue
+        base = next((row["call"] for row in found.values() if "call" in row), 0.0)
+        lines.append(f"{mode:22}{'call, ms':>11}{'speedup':>9}{'attention':>11}{'peak, MiB':>11}")
+        part = shares(rows) if mode == "eager" else {}
+        for variant, row in found.items():
+            if "error" in row:
+                lines.append(f"{variant:22}{row['error']}")
+                continue
+            share = f"{part[variant]:.0%}" if variant in part else ""
+            size = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+            speedup = base / row["call"]
+            lines.append(f"{variant:22}{row['call']:11.4g}{speedup:8.2f}x{share:>11}{size:>11}")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.models",
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--list", action="store_true", help="print the cases and stop")
+    p.add_argument("--case", choices=CASES, action="append", help="default: all")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda, with --tiny cpu")
+    p.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    p.add_argument("--blocks", type=int, default=2, metavar="N", help="of each kind")
+    p.add_argument("--repeats", type=int, default=2, metavar="N")
+    p.add_argument(
+        "--compile", choices=("inductor", "eager", "none"), default="inductor",
+        help="backend of the second run of each variant; none: without it",
+    )  # fmt: skip
+    p.add_argument("--tiny", action="store_true", help="few tokens and channels, to try it")
+    report.add_options(p, RESULTS)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.list:
+        for name, case in CASES.items():
+            print(f"{name:20} {case.what}")
+        return 0
+    args.device = args.device or ("cpu" if args.tiny else "cuda")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: torch sees no CUDA device; --tiny runs on the CPU")
+    if args.blocks < 1 or args.repeats < 1:
+        sys.exit("error: --blocks and --repeats must be at least 1")
+    import diffusers
+
+    results = {
+        **report.stamp(),
+        **environment.describe(args.device),
+        "settings": {
+            "iterations": args.repeats,
+            "seed": args.seed,
+            "dtype": args.dtype,
+            "blocks": args.blocks,
+            "compile": args.compile,
+        },
+        "models": [],
+    }
+    results["versions"]["diffusers"] = diffusers.__version__
+    for name in args.case or CASES:
+        case = CASES[name]
+        rows = run(case, args)
+        print(f"\n{table(name, case, rows, args.blocks)}", flush=True)
+        facts = {fact: getattr(case, fact) for fact in ("what", "grid", "tokens", "blocks")}
+        results["models"].append({"case": name, **facts, "rows": rows, "shares": shares(rows)})
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors(install="sparse-fmha[diffusers]"):
+        sys.exit(main())

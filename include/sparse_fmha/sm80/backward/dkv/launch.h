@@ -1,0 +1,22 @@
+// The registry row of a dK/dV kernel.
+#pragma once
+
+#include "sparse_fmha/sm80/forward/kernel_row.h"
+#include "sparse_fmha/sm80/geometry/keys_of.h"
+
+namespace sparse_fmha::sm80 {
+
+template <class Config>
+struct DkvTraits : BackwardTraits<Config, Pass::kBackwardDkv> {
+  template <class Geometry>
+  using Storage = BackwardStorage<DkvTraits, Geometry>;
+};
+
+template <class Config>
+KernelRow kernel_row(char const* name) {
+  using Traits = DkvTraits<Config>;
+  using Mechanism = typename Config::Mechanism;
+  return row_of<Traits, typename KeysOf<Mechanism>::template Type<Traits, Mechanism>>(name);
+}
+
+}  // namespace sparse_fmha::sm80
