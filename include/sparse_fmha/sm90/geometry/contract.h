@@ -25,9 +25,9 @@
 //   struct Source;  source(Work, box)         where a box lies
 //   load_k, load_v(barrier, to, Source)       copies of a box
 //   publish(box, place)                       writes what consumers need to know of the stage
-//   key_index(Work, box, w, column)           for kernels with biases, by a whole warp: which of its
-//                                             head's keys is in a column, 32 * w + lane; negative
-//                                             if there is none or it has no bias
+//   key_index(Work, box, w, column)           for kernels with biases, by a whole warp: the number,
+//                                             in its head, of the key in a column, 32 * w + lane;
+//                                             negative if there is none or it has no bias
 //
 // A consumer's mask, of which each thread holds two rows:
 //
