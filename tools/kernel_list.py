@@ -9,7 +9,8 @@ all forward rows that skip key tiles. Prints ARCH:FILE for each source file.
 Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
 compiling a row, and much longer where a row needs the widths below.
 
-A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once.
+A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once; those of
+OPTIONAL may be left out.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     stages: int
     schedule: str = ""  # of sm90, forward pass only
     skipping: str = "kNever"
+    bias: str = "kNone"
     warps: int = 0  # these three of sm80, backward passes only
     sharing: int = 0
     held: str = ""
@@ -56,6 +58,10 @@ class Row(NamedTuple):
     @property
     def skips(self) -> bool:
         return self.skipping == "kByThreshold"
+
+    @property
+    def key_bias(self) -> bool:
+        return self.bias == "kPerKey"
 
     @property
     def mechanism_name(self) -> str:
@@ -67,7 +73,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as sm90_dense_bfloat16_d128_skip."""
+        """Such as sm90_dense_bfloat16_d128_skip or sm90_dense_bfloat16_d128_bias."""
         return self._name(f"_{self.dtype}_d{self.head_dim}")
 
     @property
@@ -77,7 +83,7 @@ class Row(NamedTuple):
 
     def _name(self, shape: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
-        end = "_skip" if self.skips else ""
+        end = "_skip" if self.skips else "_bias" if self.key_bias else ""
         return f"{self.arch.name}_{of}{self.mechanism_name}{shape}{end}"
 
 
@@ -141,6 +147,10 @@ PASSES: dict[str, dict[str, Fields]] = {
         "backward_dkv": TILES | WARPS,
     },
 }
+# Fields with a default.
+OPTIONAL: dict[str, dict[str, Fields]] = {
+    "sm90": {"forward": {"bias": _one_of("kNone", "kPerKey")}},
+}
 
 
 def read(path: Path) -> list[Row]:
@@ -161,7 +171,8 @@ def read(path: Path) -> list[Row]:
     rows: dict[str, Row] = {}
     for statement in statements:
         try:
-            fields = _fields(statement, PASSES[arch.family][direction])
+            optional = OPTIONAL.get(arch.family, {}).get(direction, {})
+            fields = _fields(statement, PASSES[arch.family][direction], optional)
             for element in fields.pop("elements"):
                 row = Row(arch, direction, element=element, **fields)
                 if row.name in rows:
@@ -172,7 +183,7 @@ def read(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def _fields(statement: ast.stmt, fields: Fields) -> dict[str, Any]:
+def _fields(statement: ast.stmt, required: Fields, optional: Fields) -> dict[str, Any]:
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
         raise ValueError("an entry is kernel(field=value, ...)")
@@ -180,19 +191,20 @@ def _fields(statement: ast.stmt, fields: Fields) -> dict[str, Any]:
         raise ValueError("an entry is kernel(field=value, ...)")
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     names = [keyword.arg for keyword in call.keywords]
+    fields = required | optional
     allowed = f"the fields are {', '.join(fields)}"
     for name in names:
         if name not in fields:
             raise ValueError(f"unknown field {name}; {allowed}")
         if names.count(name) > 1:
             raise ValueError(f"field {name} is given twice")
-    for name in fields:
+    for name in required:
         if name not in given:
             raise ValueError(f"field {name} is missing; {allowed}")
     values = {}
-    for name, parse in fields.items():
+    for name in given:
         try:
-            values[name] = parse(given[name])
+            values[name] = fields[name](given[name])
         except ValueError as error:
             raise ValueError(f"{name} is {ast.unparse(given[name])}; {error} is needed") from None
     return values
@@ -235,14 +247,15 @@ def definition(row: Row) -> str:
         parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
+    before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
     if row.arch.family == "sm80":  # two architectures
         parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
   using namespace {row.arch.family};
-  using Config = {config}<
-{listed}>;
+  using Config = {before}{config}<
+{listed}>{after};
   return kernel_row<Config>("{row.name}");
 }}
 """

@@ -30,9 +30,11 @@ std::vector<KernelRow> make_table() {
 }
 
 bool serves(KernelKey const& row, KernelKey const& request) {
+  // A kernel of a GPU with biases cannot do without.
+  bool const bias = row.key_bias == request.key_bias || (row.arch == Arch::kCpu && row.key_bias);
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
-         row.mechanism == request.mechanism && row.skips == request.skips &&
-         row.key_bias >= request.key_bias && row.head_dim >= request.head_dim;
+         row.mechanism == request.mechanism && row.skips == request.skips && bias &&
+         row.head_dim >= request.head_dim;
 }
 
 }  // namespace

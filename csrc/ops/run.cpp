@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "device_scope.h"
+#include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "stream.h"
 
@@ -45,6 +46,10 @@ Arch arch_of(Tensor const& q) {
 }
 
 KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
+  if (problem.row_threshold.data != nullptr && !q.is_cpu()) {
+    throw not_implemented(
+        "sparse_fmha: row_threshold runs on the CPU only; move the tensors to the CPU");
+  }
   return {arch_of(q),
           pass,
           problem.dtype,

@@ -114,6 +114,10 @@ MODULES = {
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.key_bias": [
+        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.models": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--blocks", "0"], "--blocks and --repeats must be at least 1"),

@@ -1,4 +1,4 @@
-"""Sinks on the GPU, which need no kernel of their own, and biases of keys, which have none."""
+"""Sinks on the GPU, which need no kernel of their own."""
 
 import bias_oracle
 import pytest
@@ -23,16 +23,3 @@ def test_sink(make_qkv, randn, dtype):
     ours = torch.autograd.grad(found[0].float().sum(), [*given, sink])
     for a, b in zip(ours, torch.autograd.grad(expected[0].sum(), [*given, sink]), strict=True):
         assert (a - b).abs().max() <= 16 * eps * b.abs().max()
-
-
-def test_a_bias_of_keys_is_refused(make_qkv):
-    q, k, v = make_qkv(2, 300, 300, 4, 2, 64)
-    bias = torch.zeros(1, 1, 300, device=q.device)
-    with pytest.raises(
-        NotImplementedError, match="key_bias runs on the CPU only; move the tensors"
-    ):
-        sparse_fmha.attention(q, k, v, key_bias=bias)
-    with pytest.raises(
-        RuntimeError, match=r"no kernel for arch=.*, with key_bias, which runs on the CPU only"
-    ):
-        torch.ops.sparse_fmha.fmha_fwd(q, k, v, key_bias=bias)

@@ -166,26 +166,32 @@ def test_raw_ops_name_bad_biases():
             OPS.fmha_fwd(q, k, v, key_bias=bias)
 
 
-@pytest.mark.parametrize("function", [*FUNCTIONS.values(), block_sparse])
-def test_cuda_tensors_are_refused_before_anything_else(function):
+def test_thresholds_of_cuda_tensors_are_refused_before_anything_else():
     with FakeTensorMode():
         q = torch.empty(2, 130, 4, 8, device="cuda", dtype=torch.float16)
-        bias = torch.empty(1, 1, 130, device="cuda")
-        message = "key_bias runs on the CPU only; move the tensors to the CPU or leave it out"
+        numbers = torch.empty(1, 1, 130, device="cuda")
+        message = "row_threshold runs on the CPU only; move the tensors to the CPU or leave it out"
         with pytest.raises(NotImplementedError, match=message):
-            function(q, q, q, key_bias=bias)
+            block_sparse(q, q, q, key_bias=numbers, row_threshold=numbers)
 
 
+@pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("name", ["forward", "backward_dq", "backward_dkv"])
-def test_no_row_of_a_gpu_takes_a_bias(name):
-    key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name}
-    assert _C.find_kernel(arch="cpu", **key, key_bias=True) == _C.find_kernel(arch="cpu", **key)
-    with pytest.raises(
-        RuntimeError, match="NotImplementedError: sparse_fmha: no kernel for arch=sm90,"
-    ):
+def test_rows_of_gpus_take_a_bias_or_none(name, skips):
+    """Those of the CPU take both."""
+    key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name, "skips": skips}
+    built = sparse_fmha.build_info()["archs"]
+    if not skips or name == "forward":
+        of_cpu = _C.find_kernel(arch="cpu", **key)
+        assert _C.find_kernel(arch="cpu", **key, key_bias=True) == of_cpu
+    if name == "forward" and not skips and "90a" in built:
+        found = _C.find_kernel(arch="sm90", **key, key_bias=True)
+        assert found["name"] == "sm90_dense_float16_d64_bias"
+        found = _C.find_kernel(arch="sm90", **key)
+        assert found["name"] == "sm90_dense_float16_d64"
+        return
+    with pytest.raises(RuntimeError, match=r"sparse_fmha: no kernel for arch=sm90,.*with key_bias"):
         _C.find_kernel(arch="sm90", **key, key_bias=True)
-    rows = [row for row in sparse_fmha.kernels() if row["pass"] != "decode"]
-    assert all(row["key_bias"] == (row["arch"] == "cpu") for row in rows)
 
 
 def test_explained():
@@ -193,10 +199,19 @@ def test_explained():
     bias = torch.empty(1, 1, 70, device="meta")
     found = explain(sparse_fmha.attention, q, q, q, key_bias=bias, arch="cpu")
     assert found.kernel == "cpu_dense_float16"
-    found = explain(sparse_fmha.attention, q, q, q, key_bias=bias, arch="sm90")
+    on_hopper = {"arch": "sm90", "skip_threshold": 0.1, "key_bias": bias}
+    found = explain(sparse_fmha.attention, q, q, q, **on_hopper)
     assert found.kernel is None
     assert "the call raises" in found.why
     assert set(found.rejected.values()) <= {"takes no key_bias", "is for bfloat16, q is float16"}
+    if "90a" in sparse_fmha.build_info()["archs"]:
+        del on_hopper["skip_threshold"]
+        found = explain(sparse_fmha.attention, q, q, q, **on_hopper)
+        assert found.kernel == "sm90_dense_float16_d64_bias"
+        assert found.rejected["sm90_dense_float16_d64"] == "takes no key_bias"
+        found = explain(sparse_fmha.attention, q, q, q, arch="sm90")
+        assert found.kernel == "sm90_dense_float16_d64"
+        assert found.rejected["sm90_dense_float16_d64_bias"] == "is for calls with key_bias"
     with pytest.raises(
         ValueError, match=r"key_bias must have shape \[1 or 1, 4 or 1, 70\], batch, query heads and"
     ):

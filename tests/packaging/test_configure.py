@@ -195,6 +195,18 @@ def test_rows_of_a_mechanism_share_a_file(tmp_path):
     assert kernel_list.source(rows[:4]).startswith(kernel_list.ALL_WIDTHS)
 
 
+def test_rows_with_biases(tmp_path):
+    listed = tmp_path / "sm90_forward.def"
+    plain = ENTRY.replace("kByThreshold", "kNever")
+    listed.write_text(plain + plain.replace("kNever", "kNever, bias=kPerKey"))
+    rows = kernel_list.read(listed)
+    assert [row.key_bias for row in rows] == [False, False, True, True]
+    assert rows[3].name == "sm90_block_sparse_bfloat16_d64_bias"
+    assert rows[3].file == "sm90_block_sparse_bias"
+    assert "WithKeyBias" not in kernel_list.source(rows[:2])
+    assert kernel_list.source(rows[2:]).count("Config = WithKeyBias<KernelConfig<") == 2
+
+
 @pytest.mark.parametrize(
     ("change", "line", "words"),
     [

@@ -11,11 +11,11 @@ ARCHS = sorted({row.arch.name for row in ROWS} - {"sm90"})
 
 
 def kernels(arch):
-    """Largest head dim by pass, skipping, mechanism and dtype."""
+    """Largest head dim by pass, skipping, bias, mechanism and dtype."""
     found = {}
     for row in ROWS:
         if row.arch.name == arch:
-            key = row.direction, row.skips, row.mechanism, row.dtype
+            key = row.direction, row.skips, row.key_bias, row.mechanism, row.dtype
             found[key] = max(found.get(key, 0), row.head_dim)
     return found
 
@@ -23,9 +23,9 @@ def kernels(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tests_skip_exactly_what_is_lacking(arch):
     here, there = kernels("sm90"), kernels(arch)
-    lacking = {key[:2] for key, head_dim in here.items() if there.get(key, 0) < head_dim}
+    lacking = {key[:3] for key, head_dim in here.items() if there.get(key, 0) < head_dim}
     assert lacking == set(other_archs.LACKING[arch])
-    assert not {key for key in there if key[:2] in lacking}, "a part of it is there"
+    assert not {key for key in there if key[:3] in lacking}, "a part of it is there"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -47,6 +47,9 @@ def test_reasons():
         "sm80 skips no key tiles"
     )
     assert other_archs.reason(message("sm86", "decode")) == "sm86 has no decode kernels"
+    assert other_archs.reason(message("sm80", "forward", ", with key_bias")) == (
+        "sm80 takes no key_bias"
+    )
     outer = AssertionError("another message was expected")
     outer.__context__ = message("sm80", "decode")
     assert other_archs.reason(outer) == "sm80 has no decode kernels"
@@ -58,7 +61,7 @@ def test_reasons():
         message("sm80", "forward"),
         message("sm86", "backward_dkv"),
         message("sm90", "decode"),
-        message("sm80", "forward", ", with key_bias"),
+        message("sm80", "forward", ", with skipping, with key_bias"),
         message("sm80", "backward_dq", dtype="float32"),
         ValueError("no"),
     ],

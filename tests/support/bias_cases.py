@@ -20,8 +20,9 @@ def biased(case, form, dtype=torch.float64, hidden=0.2, seed=0, **sizes):
     tokens = arguments["k"].shape[1:-2].numel()
     batch = 1 if form in ("one batch entry", "one for all") else 2
     heads = 1 if form in ("one head", "one for all") else case.heads
-    bias = values(batch, heads, tokens, seed=90 + seed, dtype=torch.float32, device="cpu") * 2
-    gone = values(batch, heads, tokens, seed=91 + seed, dtype=torch.float32, device="cpu")
+    of_bias = {"dtype": torch.float32, "device": arguments["k"].device}
+    bias = values(batch, heads, tokens, seed=90 + seed, **of_bias) * 2
+    gone = values(batch, heads, tokens, seed=91 + seed, **of_bias)
     bias = bias.masked_fill(gone.abs() < 1.6 * hidden, -INF)
     return case, arguments | {"key_bias": bias}
 

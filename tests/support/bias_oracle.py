@@ -31,3 +31,16 @@ def attend(q, k, v, mask, scale=None, key_bias=None, row_threshold=None, sink=No
     weights = (scores - lse).exp().masked_fill(empty, 0)[..., : k.shape[1]]
     out = torch.einsum("bhij,bjhd->bihd", weights, v)
     return out, lse.masked_fill(empty, -torch.inf)[..., 0].transpose(1, 2)
+
+
+def fused(q, k, v, mask, scale=None, key_bias=None):
+    """Of attention in fp32: out with the two roundings that a fused kernel cannot avoid."""
+    wide = (
+        x.float().repeat_interleave(q.shape[2] // x.shape[2], 2).transpose(1, 2) for x in (q, k, v)
+    )
+    wide_q, wide_k, wide_v = wide
+    scores = wide_q @ wide_k.mT * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = (scores + key_bias[:, :, None]).masked_fill(~mask, -torch.inf)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp().nan_to_num(0)
+    total = weights.sum(-1, keepdim=True).clamp(min=1)
+    return (weights.to(q.dtype).float() @ wide_v / total).to(q.dtype).transpose(1, 2)

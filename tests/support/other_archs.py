@@ -13,12 +13,14 @@ import torch
 import sparse_fmha
 
 VARIABLE = "SPARSE_FMHA_TEST_ARCH"
-# Pass, and whether key tiles are skipped; for each mechanism, dtype and head dim.
+# Pass, whether key tiles are skipped, and whether keys have biases; for each mechanism, dtype and
+# head dim.
 LACKING = {
     arch: {
-        ("forward", True): "skips no key tiles",
-        ("decode", False): "has no decode kernels",
-        ("decode", True): "has no decode kernels",
+        ("forward", True, False): "skips no key tiles",
+        ("forward", False, True): "takes no key_bias",
+        ("decode", False, False): "has no decode kernels",
+        ("decode", True, False): "has no decode kernels",
     }
     for arch in ("sm80", "sm86")
 }
@@ -48,8 +50,9 @@ def reason(error):
     """Why a test that ended with an error is skipped; None if it is not."""
     while error is not None:
         found = MISSING.search(str(error))
-        if found and not found["bias"]:
-            what = LACKING.get(found["arch"], {}).get((found["direction"], bool(found["skips"])))
+        if found:
+            key = found["direction"], bool(found["skips"]), bool(found["bias"])
+            what = LACKING.get(found["arch"], {}).get(key)
             if what:
                 return f"{found['arch']} {what}"
         error = error.__cause__ or error.__context__

@@ -90,8 +90,8 @@ struct FmhaProblem {
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
-  // CPU kernels alone read these two. The bias is added to scale * q.k of the grid's keys, in
-  // natural units; -inf hides a key. A query sees no key whose bias is below the query's threshold.
+  // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A query
+  // sees no key whose bias is below the query's threshold, which CPU kernels alone read.
   TokenNumbers key_bias;
   TokenNumbers row_threshold;
   // For kernels that skip key tiles, else nullptr:

@@ -76,7 +76,7 @@ def run(
         RuntimeError: from the op; NotImplementedError if no kernel takes the call yet.
     """
     skips = counted or type(skip_threshold) is not float or skip_threshold != 0
-    if biases:
+    if len(biases) > 1:
         scores.check_device(q)
     if rest is None:
         rest = check()

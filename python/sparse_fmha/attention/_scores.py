@@ -28,8 +28,10 @@ def check(
         _checks.check_token_numbers("row_threshold", row_threshold, q, q.shape[1:-2])
 
 
-def check_device(q: Tensor, what: str = "key_bias", otherwise: str = " or leave it out") -> None:
-    """Refuses CUDA tensors, for which no kernel reads biases."""
+def check_device(
+    q: Tensor, what: str = "row_threshold", otherwise: str = " or leave it out"
+) -> None:
+    """Refuses CUDA tensors, for which no kernel reads thresholds of rows."""
     if isinstance(q, Tensor) and q.device.type == "cuda":
         raise errors.on_cpu_only(what, otherwise)
 

@@ -201,11 +201,14 @@ def _choose(
             if (row["arch"], row["pass"], row["mechanism"], row["skips"]) == wanted
         ]
 
+    def takes_bias(row: _build.KernelRow) -> bool:
+        return row["key_bias"] == biased or (arch == "cpu" and row["key_bias"])
+
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
         fits = [
             row
             for row in rows
-            if row["dtype"] == dtype and row["head_dim"] >= head_dim and row["key_bias"] >= biased
+            if row["dtype"] == dtype and row["head_dim"] >= head_dim and takes_bias(row)
         ]
         return min(fits, key=lambda row: row["head_dim"], default=None)
 
@@ -222,6 +225,8 @@ def _choose(
             reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
         elif biased and not row["key_bias"]:
             reason = "takes no key_bias"
+        elif not takes_bias(row):
+            reason = "is for calls with key_bias"
         else:
             reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
         if row is not best:

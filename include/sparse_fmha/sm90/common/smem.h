@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/key_bias.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -108,6 +109,7 @@ struct SharedStorage {
   Ring<Traits::kStages> ring_v;
   WorkSlot<typename Geometry::Work> work;
   typename Geometry::Shared geometry;
+  KeyBiases<Traits> key_biases;
 
   __device__ __forceinline__ Element* out() { return Traits::kOutputReplacesQ ? q : out_own; }
 };

@@ -15,6 +15,13 @@ struct TileConfig {
   static constexpr int kTileQ = TileQ;
   static constexpr int kTileK = TileK;
   static constexpr int kStages = Stages;
+  static constexpr bool kKeyBias = false;
+};
+
+// The same kernel, whose keys have biases.
+template <class Config>
+struct WithKeyBias : Config {
+  static constexpr bool kKeyBias = true;
 };
 
 }  // namespace sparse_fmha::sm90

@@ -51,6 +51,13 @@ struct Accumulation {
     auto frag_k = operand_k<Traits>(smem.k);
     auto frag_v = operand_v<Traits>(smem.v);
     Weights<Traits> weights;
+    auto add_bias = [&](auto& scores) {
+      if constexpr (Traits::kKeyBias) {
+        return smem.key_biases.add(scores, state, params.scale_log2);
+      } else {
+        return KeysShown::kAll;
+      }
+    };
     auto take_weights = [&](auto const& scores) { convert_into(scores, weights); };
     // The next tile's queries may be loaded as soon as the last scores are done.
     auto release_q = [&](bool last) {
@@ -80,6 +87,7 @@ struct Accumulation {
       warpgroup_fence_operand(scores);
       smem.ring_k.release(state);
       release_q(tiles == 1);
+      add_bias(scores);
       if ((Policy::kByWalk || walk.num_partial > 0) && is_masked(walk, 0)) {
         hide_scores(scores, hidden_by(mask, seen));
       }
@@ -130,6 +138,7 @@ struct Accumulation {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
+      constexpr bool kMayHide = kMasked || Traits::kKeyBias;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::MaskPlace place;
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
@@ -160,8 +169,10 @@ struct Accumulation {
         }
       }
       if constexpr (kAhead) {
+        KeysShown const shown = add_bias(scores);
         auto const hide = hidden_by<kMasked>(mask, seen);
-        auto const sees = seen_by<kMasked>(mask, seen);
+        auto const seen_of_mask = seen_by<kMasked>(mask, seen);
+        auto const sees = [&](int r) { return shown != KeysShown::kNone && seen_of_mask(r); };
         auto meet_values = [&] {
           if constexpr (kWeights) {
             end_multiply();
@@ -172,6 +183,7 @@ struct Accumulation {
           softmax.settle(scores, sum, rescale, hide, sees, [&] {
             scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
                                  scores);
+            add_bias(scores);
           });
           rescale_rows(output, rescale);
         };
@@ -194,7 +206,7 @@ struct Accumulation {
           release_keys();
           return all;
         } else {
-          if (!softmax.template weigh<false>(scores, sum, hide, sees, [](float) {})) {
+          if (!softmax.template weigh<Traits::kKeyBias>(scores, sum, hide, sees, [](float) {})) {
             meet_values();
             settle();
             release_keys();
@@ -213,6 +225,7 @@ struct Accumulation {
         if constexpr (kMasked && Policy::kMaskLookUp == MaskLookUp::kAfterRelease) {
           seen = mask.look_up(work, place);
         }
+        add_bias(scores);
         if (kMasked && is_masked(walk, i)) {
           hide_scores(scores, hidden_by<kMasked>(mask, seen));
         }
@@ -232,7 +245,7 @@ struct Accumulation {
             moved = softmax.template update<kMasked>(scores, high, rescale);
           }
         } else {
-          moved = softmax.template update<kMasked>(scores, rescale);
+          moved = softmax.template update<kMayHide>(scores, rescale);
         }
         if constexpr (kWeights) {
           if constexpr (Policy::kValueWait == ValueWait::kBehindFirst) {

@@ -50,7 +50,8 @@ struct Consumer {
 
     auto output = cute::partition_fragment_C(typename Traits::MmaPV{},
                                              cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>>{});
-    OnlineSoftmax softmax(params.scale_log2);
+    // With biases the scores are in log2 units before the softmax.
+    OnlineSoftmax softmax(Traits::kKeyBias ? 1.f : params.scale_log2);
     Store store{geometry, smem, warpgroup};
     cute::clear(output);
     if constexpr (!kHasStreams<Geometry>) {

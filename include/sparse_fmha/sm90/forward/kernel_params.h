@@ -6,6 +6,7 @@
 #include "sparse_fmha/device/scheduler.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/key_bias.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -17,7 +18,8 @@ struct KernelParams {
   float scale_log2;      // |scale| * log2(e), never zero
   bool negate;           // the scale is negative
   Scheduler scheduler;
-  SkipParams skip;  // last: kernels without skipping do not read it
+  SkipParams skip;  // this and the next are last: few kernels read them
+  BiasParams bias;
 };
 
 }  // namespace sparse_fmha::sm90

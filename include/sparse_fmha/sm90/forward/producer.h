@@ -57,6 +57,7 @@ struct Producer {
         auto& full = ring.full[state.index];
         if constexpr (!kValues) {
           geometry.publish(box, state);
+          publish_biases(work, box, state);
         }
         ring.acquire(state);
         if constexpr (!kValues) {
@@ -101,8 +102,13 @@ struct Producer {
       masks.find_windows(work);
       CUTE_NO_UNROLL
       for (int i = 0; i < boxes.count; ++i) {
-        if (i < work.num_partial) {  // before the stage is free: there are more masks
-          masks.publish(boxes.next(i), state);
+        // Before the stage is free: there are more masks and biases.
+        if (i < work.num_partial || Traits::kKeyBias) {
+          auto const box = boxes.next(i);
+          if (i < work.num_partial) {
+            masks.publish(box, state);
+          }
+          publish_biases(work, box, state);
         }
         smem.ring_k.acquire(state);
         smem.ring_k.full[state.index].arrive();
@@ -156,6 +162,17 @@ struct Producer {
   }
 
  private:
+  // Called by a whole warp before it acquires the stage of the box.
+  template <class Box>
+  __device__ __forceinline__ void publish_biases(Work const& work, Box const& box,
+                                                 RingState<kStages> const& state) {
+    if constexpr (Traits::kKeyBias) {
+      smem.key_biases.publish(params.bias, work.tile, state, [&](int w, int column) {
+        return geometry.key_index(work, box, w, column);
+      });
+    }
+  }
+
   // Reads the current query tile; false if none is left.
   __device__ __forceinline__ bool take_work(Work& work, RingState<1> const& state) {
     work = smem.work.get(state);
@@ -255,6 +272,9 @@ struct Producer {
         // Nothing slow happens between a stage becoming free and its copy.
         auto const box = boxes.next(i);
         source = geometry.source(work, box);
+        if constexpr (kMaskWarps<Geometry> == 0) {  // otherwise the mask warp does it
+          publish_biases(work, box, state);
+        }
         smem.ring_k.acquire(state);
         auto& full = smem.ring_k.full[state.index];
         auto* const destination = stage_of(smem.k, state);

@@ -31,6 +31,7 @@ struct KernelTraits : TileTraits<Config> {
   using Tiles = TileTraits<Config>;
   static constexpr Pass kPass = Pass::kForward;
   static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
+  static_assert(!(kVotes && Tiles::kKeyBias), "no row skips tiles and has biases");
   static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
   // A consumer multiplies the next key tile before the current value tile.
   static constexpr bool kKeysAhead = true;

@@ -25,6 +25,9 @@
 //   struct Source;  source(Work, box)         where a box lies
 //   load_k, load_v(barrier, to, Source)       copies of a box
 //   publish(box, place)                       writes what consumers need to know of the stage
+//   key_index(Work, box, w, column)           for kernels with biases, by a whole warp: the number,
+//                                             in its head, of the key in a column, 32 * w + lane;
+//                                             negative if there is none or it has no bias
 //
 // A consumer's mask, of which each thread holds two rows:
 //
@@ -154,6 +157,9 @@ constexpr bool is_geometry() {
                                                     SPARSE_FMHA_HAS(g.publish(box, s))),
                 "a geometry leaves what consumers have to know in publish(box, place)");
 
+  static_assert(!Traits::kKeyBias || compiles<G const&, Work&, Box&>([
+  ](auto& g, auto& w, auto& box) SPARSE_FMHA_HAS(int64_t(g.key_index(w, box, 0, 0)))),
+                "a geometry finds the biases of a stage by key_index(Work, box, w, column)");
   static_assert(compiles<G const&, Walk&, Place>([](auto& g, auto& walk, auto s) SPARSE_FMHA_HAS(
                     MaskPlace(g.mask_place(walk, 0, s)))),
                 "mask_place(walk, i, place) is where a consumer looks up a mask");

@@ -177,6 +177,23 @@ struct Grid {
     load_keys(g.v, g.extra_v, barrier, destination, source);
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& work, KeyBox const& box, int /*w*/,
+                                               int column) const {
+    Coord position = params.geometry.k_bits.offset(column);
+    int64_t index = 0;
+    bool there = box.extra == 0;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      position[axis] += box.origin[axis];
+      there &= position[axis] >= 0 && position[axis] < work.length[axis];
+    }
+    Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      index += token[axis] * params.bias.axis_stride[axis];
+    }
+    return there ? index : -1;
+  }
   // The producer writes this with the stage; consumers read it before they release the stage.
   __device__ __forceinline__ void publish(KeyBox const& box,
                                           RingState<Traits::kStages> const& place) const {

@@ -85,6 +85,15 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
       part.skip_threshold += g.first_batch;
       part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;
     }
+    if constexpr (Traits::kKeyBias) {
+      part.key_bias.data += g.first_batch * p.key_bias.batch_stride;
+      int64_t key = 1;
+      for (int axis = kGridAxes - 1; axis >= 0; --axis) {
+        part.key_bias.data += first[axis] * key;
+        params.bias.axis_stride[axis] = step[axis] * key;
+        key *= p.grid_kv[axis];
+      }
+    }
     run_kernel<Traits>(params, part, context);
   }
 }

@@ -202,6 +202,13 @@ struct Lists {
     __syncwarp();
     compiler_fence();
   }
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, StageBox const& box, int /*w*/,
+                                               int column) const {
+    int32_t const log2_box = params.geometry.sizes.log2_box;
+    int32_t const origin = __shfl_sync(0xffffffff, box.source.origin, column >> log2_box);
+    int32_t const token = origin + (column & ((1 << log2_box) - 1));
+    return token < params.sparsity.len_kv ? token : -1;
+  }
   // Called by the whole warp: copies the stage's bitmasks. Returns the bytes that the barrier will
   // receive.
   __device__ __forceinline__ uint32_t copy_bits(StageBox const& box,

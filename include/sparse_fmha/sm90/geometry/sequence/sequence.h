@@ -100,6 +100,11 @@ struct Sequence {
          source.batch, kReadByMany);
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, Box const& box, int /*w*/,
+                                               int column) const {
+    int32_t const token = box[2] + column;
+    return token < params.sparsity.len_kv ? token : -1;
+  }
   // Consumers know from the walk which tile is in a stage.
   __device__ __forceinline__ void publish(Box const& /*box*/,
                                           RingState<Traits::kStages> const& /*place*/) const {}

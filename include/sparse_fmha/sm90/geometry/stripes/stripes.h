@@ -215,6 +215,10 @@ struct Stripes {
     __syncwarp();
     compiler_fence();
   }
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, StageBox const& box, int w,
+                                               int /*column*/) const {
+    return box.keys[w] < params.sparsity.len_kv ? box.keys[w] : -1;
+  }
   // There are no bitmasks.
   __device__ __forceinline__ uint32_t copy_bits(StageBox const& /*box*/,
                                                 RingState<Traits::kStages> const& /*place*/,
@@ -295,7 +299,7 @@ struct Stripes {
     return work.tile.q_tile * Traits::kTileQ + warpgroup * 64;
   }
   static __device__ __forceinline__ bool needs_keys(StageBox const& box) {
-    return box.masked || kGatherWarps == 0;
+    return box.masked || kGatherWarps == 0 || Traits::kKeyBias;
   }
   // Reads a lane's list entries of a stage.
   __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,
