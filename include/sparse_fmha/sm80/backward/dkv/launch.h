@@ -12,8 +12,9 @@ struct DkvTraits : BackwardTraits<Config, Pass::kBackwardDkv> {
   using Storage = BackwardStorage<DkvTraits, Geometry>;
 };
 
+// Static, because rows of dQ and of dK/dV may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   using Traits = DkvTraits<Config>;
   using Mechanism = typename Config::Mechanism;
   return row_of<Traits, typename KeysOf<Mechanism>::template Type<Traits, Mechanism>>(name);
