@@ -23,6 +23,8 @@ def kernels(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tests_skip_exactly_what_is_lacking(arch):
     here, there = kernels("sm90"), kernels(arch)
+    # Where there is no fused backward pass, the two others run.
+    here = {key: head_dim for key, head_dim in here.items() if key[0] != "backward_fused"}
     lacking = {key[:3] for key, head_dim in here.items() if there.get(key, 0) < head_dim}
     assert lacking == set(other_archs.LACKING[arch])
     assert not {key for key in there if key[:3] in lacking}, "a part of it is there"
