@@ -7,8 +7,9 @@
 
 namespace sparse_fmha::sm80 {
 
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   using Traits = KernelTraits<Config>;
   using Mechanism = typename Config::Mechanism;
   return row_of<Traits, typename GeometryOf<Mechanism>::template Type<Traits, Mechanism>>(name);

@@ -192,8 +192,9 @@ struct DecodeLaunch {
   }
 };
 
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   using Launch = DecodeLaunch<Config>;
   KernelRow row;
   row.info.key = {Arch::kSm90,

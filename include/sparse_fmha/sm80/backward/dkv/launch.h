@@ -12,7 +12,7 @@ struct DkvTraits : BackwardTraits<Config, Pass::kBackwardDkv> {
   using Storage = BackwardStorage<DkvTraits, Geometry>;
 };
 
-// Static, because rows of dQ and of dK/dV may have the same numbers.
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
 static KernelRow kernel_row(char const* name) {
   using Traits = DkvTraits<Config>;

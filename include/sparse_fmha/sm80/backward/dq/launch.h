@@ -7,7 +7,7 @@
 
 namespace sparse_fmha::sm80 {
 
-// Static, because rows of dQ and of dK/dV may have the same numbers.
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
 static KernelRow kernel_row(char const* name) {
   using Traits = DqTraits<Config>;

@@ -5,8 +5,9 @@
 
 namespace sparse_fmha::sm90 {
 
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   using Traits = DkvTraits<Config>;
   KernelRow row = dkv_row<Config, Traits>(Pass::kBackwardDkv, name);
   row.launch = &KeyGeometry<Config, Traits>::launch;

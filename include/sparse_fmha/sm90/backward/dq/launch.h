@@ -8,8 +8,9 @@
 
 namespace sparse_fmha::sm90 {
 
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   return row_of<Config, DqTraits<Config>>(name);
 }
 

@@ -22,8 +22,9 @@ template <class Config>
 inline constexpr QueryGradient kDq =
     Config::kHeadDim == 128 ? QueryGradient::kByConsumers : QueryGradient::kByWarpgroup;
 
+// Static, because rows of different passes may have the same numbers.
 template <class Config>
-KernelRow kernel_row(char const* name) {
+static KernelRow kernel_row(char const* name) {
   using Traits = DkvTraits<Config, kDq<Config>>;
   KernelRow row = dkv_row<Config, Traits>(Pass::kBackwardFused, name);
   row.launch = &launch_fused<KeyGeometry<Config, Traits>>;
