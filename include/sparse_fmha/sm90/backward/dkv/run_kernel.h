@@ -1,7 +1,6 @@
 // The common part of every launch of a dK/dV kernel.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include "sparse_fmha/core/registry.h"
@@ -15,14 +14,6 @@ namespace sparse_fmha::sm90 {
 // Key heads per group: as many as have queries and dO that fit in the L2 cache together.
 inline int32_t heads_in_cache(FmhaProblem const& p, int64_t queries) {
   return heads_in_cache(4.0 * queries * p.head_dim * (p.heads_q / p.heads_kv));
-}
-
-// The same for kernels that add dQ up in fp32. What heads side by side add to should stay in the
-// cache, too, but with few heads blocks have little to choose from; the bytes are measured.
-inline int32_t heads_with_sums(FmhaProblem const& p, int64_t queries, int32_t most) {
-  constexpr double kBytes = 128e6;
-  double const of_head = 8.0 * queries * p.head_dim * (p.heads_q / p.heads_kv);
-  return static_cast<int32_t>(std::clamp(kBytes / of_head, 1.0, static_cast<double>(most)));
 }
 
 // Fills in the parameters that do not depend on the geometry, and launches.

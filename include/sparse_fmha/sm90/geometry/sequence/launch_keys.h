@@ -37,10 +37,8 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
   params.geometry = key_copies<Traits>(p);
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
-  int32_t const most = std::is_same_v<Mechanism, Dense> ? 4 : 16;
   params.scheduler =
-      make_scheduler(p.heads_kv, p.batch, key_tiles,
-                     Traits::kAddsDq ? heads_with_sums(p, volume(p.grid_q), most) : most);
+      make_scheduler(p.heads_kv, p.batch, key_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
   run_dkv_kernel<Traits>(params, p, context);
 }
 
