@@ -4,7 +4,6 @@ import torch
 from gradient_cases import values
 from gradient_oracle import GRADIENTS, gradients, mask_of
 
-
 # Below it a gradient is taken for 0: GPU kernels divide by the scale, and take 1e-30 for 0.
 ZERO = 1e-20
 

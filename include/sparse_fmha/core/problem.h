@@ -63,13 +63,13 @@ struct Gradients {
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
   float* key_bias = nullptr;    // written, [B, heads_q, grid_kv], contiguous
-  // Of kernels that add the gradient of q up in memory: fp32 sums without the scale, in the order of
-  // device/query_sums.h.
+  // Of kernels that add the gradient of q up in memory: fp32 sums without the scale, in the order
+  // of device/query_sums.h.
   float* q_sums = nullptr;
   // Per query row: lse in log2 units (+inf if the row sees no key), and delta =
   // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4], 16 bytes a row. On a GPU
-  // two more numbers follow (sm90/backward/row_terms.h); on the CPU all lse come first, then all delta, in the compute
-  // type.
+  // two more numbers follow (sm90/backward/row_terms.h); on the CPU all lse come first, then all
+  // delta, in the compute type.
   float* row_terms = nullptr;
 };
 
@@ -90,8 +90,8 @@ struct FmhaProblem {
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
-  // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A query
-  // sees no key whose bias is below the query's threshold, which CPU kernels alone read.
+  // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A
+  // query sees no key whose bias is below the query's threshold, which CPU kernels alone read.
   TokenNumbers key_bias;
   TokenNumbers row_threshold;
   // For kernels that skip key tiles, else nullptr:
