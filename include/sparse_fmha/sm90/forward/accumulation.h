@@ -138,7 +138,7 @@ struct Accumulation {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
-      constexpr bool kMayHide = kMasked || Traits::kKeyBias;
+      [[maybe_unused]] constexpr bool kMayHide = kMasked || Traits::kKeyBias;
       auto scores = partition_fragment_C(MmaQK{}, Shape<_64, TileK>{});
       [[maybe_unused]] typename Geometry::MaskPlace place;
       [[maybe_unused]] typename Geometry::Mask::Seen seen;
