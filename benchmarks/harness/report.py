@@ -24,6 +24,14 @@ def stamp() -> dict:
     return {"schema": SCHEMA, "timestamp": now.isoformat(timespec="seconds")}
 
 
+def at_least_one(text: str) -> int:
+    """The type of an option that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     """--seed and --out, for a benchmark whose results have a folder of their own."""
     parser.add_argument("--seed", type=int, default=0)

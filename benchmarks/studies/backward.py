@@ -96,7 +96,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.backward", description=__doc__)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    p.add_argument(
+        "--iterations",
+        type=report.at_least_one,
+        default=7,
+        metavar="N",
+        help="timed calls of each op",
+    )
     report.add_options(p, RESULTS)
     return p
 
@@ -195,8 +201,6 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
-    if args.iterations < 1:
-        sys.exit("error: --iterations is at least 1")
     results = {
         **report.stamp(),
         **environment.describe(device),

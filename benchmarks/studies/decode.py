@@ -74,7 +74,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS",
                    help="cases are begun before that")  # fmt: skip
     p.add_argument("--memory", type=float, default=40, metavar="GB", help="of the caches, at most")
-    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    p.add_argument(
+        "--iterations",
+        type=report.at_least_one,
+        default=7,
+        metavar="N",
+        help="timed calls of each op",
+    )
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
     report.add_options(p, RESULTS)
     return p
@@ -234,8 +240,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     started = time.monotonic()
     device, dtype = environment.of_study(args.tiny)
-    if args.iterations < 1:
-        sys.exit("error: --iterations is at least 1")
     args.peers = [] if "none" in args.peers else args.peers
     cases = [case for case in (*decode.CASES, *packed.CASES) if case.group in args.only]
     sizes = {"iterations": args.iterations, "seed": args.seed, "l2": "clean", "tiny": args.tiny}

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.cases.diffusion import CASES, Case, tiny
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import environment, model_options, report, timing
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "diffusion"
@@ -126,28 +126,16 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--list", action="store_true", help="print the cases and stop")
-    p.add_argument("--case", choices=CASES, action="append", help="default: all")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda, with --tiny cpu")
-    p.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    p.add_argument("--layers", type=int, default=4, metavar="N", help="blocks of each kind")
-    p.add_argument("--repeats", type=int, default=5, metavar="N")
-    p.add_argument("--tiny", action="store_true", help="few tokens and channels, to try it")
-    report.add_options(p, RESULTS)
+    p.add_argument(
+        "--layers", type=report.at_least_one, default=4, metavar="N", help="blocks of each kind"
+    )
+    p.add_argument("--repeats", type=report.at_least_one, default=5, metavar="N")
+    model_options.add(p, CASES, RESULTS)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if args.list:
-        for name, case in CASES.items():
-            print(f"{name:20} {case.what}")
-        return 0
-    args.device = args.device or ("cpu" if args.tiny else "cuda")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: torch sees no CUDA device; --tiny runs on the CPU")
-    if args.layers < 1 or args.repeats < 1:
-        sys.exit("error: --layers and --repeats must be at least 1")
+    args = model_options.parse(parser(), argv, CASES)
     import diffusers
 
     results = {
@@ -166,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{results['device']['name']}, torch {torch.__version__}, "
         f"diffusers {diffusers.__version__}, {args.dtype}, commit {results['commit']}"
     )
-    for name in args.case or CASES:
+    for name in args.case:
         case = tiny(CASES[name]) if args.tiny else CASES[name]
         rows = run(case, args)
         print(f"\n{table(case, rows, args.layers)}", flush=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases.models import CASES, Case
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import environment, model_options, report, timing
 from benchmarks.studies.diffusion import cast
 from sparse_fmha.cli import one_line_errors
 
@@ -218,32 +218,20 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--list", action="store_true", help="print the cases and stop")
-    p.add_argument("--case", choices=CASES, action="append", help="default: all")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda, with --tiny cpu")
-    p.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    p.add_argument("--blocks", type=int, default=2, metavar="N", help="of each kind")
-    p.add_argument("--repeats", type=int, default=2, metavar="N")
+    p.add_argument(
+        "--blocks", type=report.at_least_one, default=2, metavar="N", help="of each kind"
+    )
+    p.add_argument("--repeats", type=report.at_least_one, default=2, metavar="N")
     p.add_argument(
         "--compile", choices=("inductor", "eager", "none"), default="inductor",
         help="backend of the second run of each variant; none: without it",
     )  # fmt: skip
-    p.add_argument("--tiny", action="store_true", help="few tokens and channels, to try it")
-    report.add_options(p, RESULTS)
+    model_options.add(p, CASES, RESULTS)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if args.list:
-        for name, case in CASES.items():
-            print(f"{name:20} {case.what}")
-        return 0
-    args.device = args.device or ("cpu" if args.tiny else "cuda")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: torch sees no CUDA device; --tiny runs on the CPU")
-    if args.blocks < 1 or args.repeats < 1:
-        sys.exit("error: --blocks and --repeats must be at least 1")
+    args = model_options.parse(parser(), argv, CASES)
     import diffusers
 
     results = {
@@ -259,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         "models": [],
     }
     results["versions"]["diffusers"] = diffusers.__version__
-    for name in args.case or CASES:
+    for name in args.case:
         case = CASES[name]
         rows = run(case, args)
         print(f"\n{table(name, case, rows, args.blocks)}", flush=True)

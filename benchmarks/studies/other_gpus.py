@@ -67,7 +67,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.other_gpus", description=__doc__)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    p.add_argument(
+        "--iterations",
+        type=report.at_least_one,
+        default=7,
+        metavar="N",
+        help="timed calls of each op",
+    )
     p.add_argument(
         "--archs",
         type=lambda text: text.split(","),
@@ -233,8 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = environment.of_study(args.tiny)
     if not set(args.passes) <= set(PASSES):
         sys.exit(f"error: --passes is of {', '.join(PASSES)}")
-    if args.iterations < 1:
-        sys.exit("error: --iterations is at least 1")
     built = {row["arch"] for row in sparse_fmha.kernels()}
     if device == "cuda" and (missing := set(args.archs) - built):
         sys.exit(f"error: this build has no kernels of {', '.join(sorted(missing))}")

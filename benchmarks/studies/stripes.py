@@ -39,7 +39,13 @@ HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of block lists", "error"
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.stripes", description=__doc__)
     p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument("--iterations", type=int, default=7, metavar="N", help="timed calls of each op")
+    p.add_argument(
+        "--iterations",
+        type=report.at_least_one,
+        default=7,
+        metavar="N",
+        help="timed calls of each op",
+    )
     report.add_options(p, RESULTS)
     return p
 
@@ -118,8 +124,6 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
-    if args.iterations < 1:
-        sys.exit("error: --iterations is at least 1")
     size = SIZES["tiny" if args.tiny else "full"]
     results = {
         **report.stamp(),
