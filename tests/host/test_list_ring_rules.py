@@ -35,7 +35,10 @@ RULES = [
     ),
     (
         "producer", "sm90/forward/producer.h",
-        """if constexpr (!kValues) { geometry.publish(box, state); }
+        """if constexpr (!kValues) {
+             geometry.publish(box, state);
+             publish_biases(work, box, state);
+           }
            ring.acquire(state);
            if constexpr (!kValues) { bytes += geometry.copy_bits(box, state, full); }
            if (leads) { ring.expect(state, bytes); }""",
