@@ -88,7 +88,7 @@ MODULES = {
         (["--device", "cpu", "--out", "{folder}.json"], "argument --out: .*.json: a folder, or"),
     ],
     "benchmarks.studies.backward": [
-        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.builders": [
@@ -99,14 +99,14 @@ MODULES = {
     ],
     "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
     "benchmarks.studies.decode": [
-        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         (["--only", "none"], "argument --only: none is none of dense, pages, ragged"),
         (["--peers", "fa2"], "argument --peers: fa2 is none of cudnn, fa3, flashinfer"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--tiny", "--layers", "0"], "--layers and --repeats must be at least 1"),
+        (["--tiny", "--layers", "0"], "argument --layers: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.host_time": [
@@ -115,16 +115,16 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.key_bias": [
-        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.models": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--tiny", "--blocks", "0"], "--blocks and --repeats must be at least 1"),
+        (["--tiny", "--blocks", "0"], "argument --blocks: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.other_gpus": [
-        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.tables.readme": [
@@ -143,7 +143,7 @@ MODULES = {
         (["--check", "--write"], "argument --write: not allowed with argument --check"),
     ],
     "benchmarks.studies.stripes": [
-        (["--tiny", "--iterations", "0"], "--iterations is at least 1"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],

@@ -15,8 +15,11 @@ import torch
 q = torch.randn(1, 40, 2, 16)
 expected = torch.nn.functional.scaled_dot_product_attention(*[q.transpose(1, 2)] * 3)
 torch.testing.assert_close(loaded.attention(q, q, q), expected.transpose(1, 2))
+import importlib.metadata
 import sparse_fmha
 assert sparse_fmha.__file__.startswith(root), sparse_fmha.__file__
+place = str(importlib.metadata.distribution("sparse-fmha").locate_file(""))
+assert place.startswith(root), place
 """
 BY_HAND = """
 import importlib.util, sys

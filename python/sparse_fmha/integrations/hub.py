@@ -76,6 +76,12 @@ def write_kernel(directory: str | PathLike[str]) -> Path:
             "python-depends": [],
             "backend": {"type": backend},
         }
+        # Without it, the package has no version where it is not installed as well.
+        distribution = folder / f"sparse_fmha-{sparse_fmha.__version__}.dist-info"
+        distribution.mkdir()
+        (distribution / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: sparse-fmha\nVersion: {sparse_fmha.__version__}\n"
+        )
         (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
         code = CODE.replace("VERSION", repr(sparse_fmha.__version__))
         (folder / "__init__.py").write_text(code)
