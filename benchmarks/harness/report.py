@@ -43,6 +43,19 @@ def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     )
 
 
+def add_op_options(parser: argparse.ArgumentParser, folder: Path, iterations: int = 7) -> None:
+    """The same, and --tiny and --iterations, for a study that times ops."""
+    parser.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
+    parser.add_argument(
+        "--iterations",
+        type=at_least_one,
+        default=iterations,
+        metavar="N",
+        help="timed calls of each op",
+    )
+    add_options(parser, folder)
+
+
 def place(results: dict, out: Path) -> Path:
     """`out`, or in that folder a file of the run's own."""
     return out if out.suffix == ".json" else out / file_name(results)

@@ -95,15 +95,7 @@ CASES = (
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.backward", description=__doc__)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
-    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument(
-        "--iterations",
-        type=report.at_least_one,
-        default=7,
-        metavar="N",
-        help="timed calls of each op",
-    )
-    report.add_options(p, RESULTS)
+    report.add_op_options(p, RESULTS)
     return p
 
 

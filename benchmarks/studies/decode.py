@@ -74,15 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS",
                    help="cases are begun before that")  # fmt: skip
     p.add_argument("--memory", type=float, default=40, metavar="GB", help="of the caches, at most")
-    p.add_argument(
-        "--iterations",
-        type=report.at_least_one,
-        default=7,
-        metavar="N",
-        help="timed calls of each op",
-    )
-    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    report.add_options(p, RESULTS)
+    report.add_op_options(p, RESULTS)
     return p
 
 

@@ -32,15 +32,7 @@ SIZES = {
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.key_bias", description=__doc__)
-    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument(
-        "--iterations",
-        type=report.at_least_one,
-        default=15,
-        metavar="N",
-        help="timed calls of each op",
-    )
-    report.add_options(p, RESULTS)
+    report.add_op_options(p, RESULTS, iterations=15)
     return p
 
 

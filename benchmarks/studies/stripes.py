@@ -38,15 +38,7 @@ HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of block lists", "error"
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.stripes", description=__doc__)
-    p.add_argument("--tiny", action="store_true", help="small problems, also without a GPU")
-    p.add_argument(
-        "--iterations",
-        type=report.at_least_one,
-        default=7,
-        metavar="N",
-        help="timed calls of each op",
-    )
-    report.add_options(p, RESULTS)
+    report.add_op_options(p, RESULTS)
     return p
 
 

@@ -221,10 +221,13 @@ class VSA(CubeTopK):
         self, q: Tensor, k: Tensor, order: patterns.CubeOrder, scale: float | None
     ) -> BlockMask:
         cubes = math.prod(order.cubes)
-        keep = self.keep if isinstance(self.keep, Sequence) else [self.keep]
-        shares = [kept_cubes(share, cubes) / cubes for share in keep]
-        own = shares if isinstance(self.keep, Sequence) else shares[0]
-        return patterns.cube_top_k(q, k, order, keep=own, scale=scale)
+
+        def rounded(share: float) -> float:
+            return kept_cubes(share, cubes) / cubes
+
+        given = self.keep
+        keep = [rounded(x) for x in given] if isinstance(given, Sequence) else rounded(given)
+        return patterns.cube_top_k(q, k, order, keep=keep, scale=scale)
 
 
 @dataclass(frozen=True)
