@@ -44,14 +44,16 @@ def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
         return None
     arch = "cpu"
     if case.device == "cuda":
-        extension = sparse_fmha._with_extension()._C
-        arch = extension.arch_of_capability(*torch.cuda.get_device_capability())
+        from sparse_fmha import _C
+
+        arch = _C.arch_of_capability(*torch.cuda.get_device_capability())
     wanted = (arch, "forward", case.dtype, case.mechanism, bool(case.skip))
     rows = [
         row
         for row in kernels
         if tuple(row[of] for of in ("arch", "pass", "dtype", "mechanism", "skips")) == wanted
         and row["head_dim"] >= case.head_dim
+        and (arch == "cpu" or not row["key_bias"])
     ]
     return min(rows, key=lambda row: row["head_dim"], default=None)
 

@@ -22,7 +22,7 @@ from benchmarks.cases.catalogue import CASES, select  # noqa: E402
 from benchmarks.harness import report  # noqa: E402
 from benchmarks.harness.timing import measure, spread  # noqa: E402
 from benchmarks.peers import registry as peers  # noqa: E402
-from benchmarks.run import run_case, tensors  # noqa: E402
+from benchmarks.run import kernel_of, run_case, tensors  # noqa: E402
 from benchmarks.tables import readme  # noqa: E402
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\ntail\n"
@@ -299,3 +299,19 @@ def test_a_case_that_skips_is_compared_with_dense_attention():
     assert 0 < ours["skipped_tiles"] < 1
     assert ours["error"]["rel_rms"] < 1e-3  # what is skipped weighs little
     assert "skipped_tiles" not in dense
+
+
+@pytest.mark.parametrize(
+    ("skip", "name"), [(0, "sm90_dense_bfloat16_d128"), (0.5, "sm90_dense_bfloat16_d128_skip")]
+)
+def test_kernel_of_a_gpu_case(monkeypatch, skip, name):
+    """A GPU row is found by capability; rows with a bias serve no case."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    case = replace(select("cuda", ["fmha/d96/full/4k"], False)[0], skip=skip)
+    row = {"arch": "sm90", "pass": "forward", "dtype": "bfloat16", "mechanism": "dense"}
+    rows = [
+        {**row, "name": f"sm90_dense_bfloat16_d{dim}{end}", "head_dim": dim,
+         "skips": end == "_skip", "key_bias": end == "_bias"}
+        for dim in (256, 128, 64) for end in ("_bias", "_skip", "")
+    ]  # fmt: skip
+    assert kernel_of(case, rows)["name"] == name
