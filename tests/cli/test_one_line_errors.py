@@ -118,6 +118,11 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.methods": [
+        (["--case", "none"], "argument --case: invalid choice: 'none'"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.models": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--blocks", "0"], "argument --blocks: must be at least 1, got 0"),
