@@ -109,6 +109,11 @@ MODULES = {
         (["--tiny", "--layers", "0"], "argument --layers: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.frontier": [
+        (["--tiny", "--heads", "3"], "--heads must be a multiple of --heads-kv 2, got 3"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.host_time": [
         (["--device", "cpu", "--rounds", "0"], "--calls and --rounds must be at least 1"),
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
