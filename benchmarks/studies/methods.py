@@ -82,8 +82,13 @@ def run(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -
     expected = None
     if case.exact and DENSE in ops:
         expected = ops[DENSE]()
-    for name, op in ops.items():
-        out = op()  # compiles and allocates what a first call does
+    for name, op in list(ops.items()):
+        try:
+            out = op()  # compiles and allocates what a first call does
+        except (NotImplementedError, torch.OutOfMemoryError) as error:
+            facts[name] = {"error": str(error).splitlines()[0]}
+            del ops[name]
+            continue
         difference = None
         if expected is not None and name in own and out.shape == expected.shape:
             difference = ((out - expected).float().norm() / expected.float().norm()).item()
@@ -93,15 +98,19 @@ def run(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
-    return [{"op": name, "ms": asdict(ms), **facts[name]} for name, ms in times.items()]
+    measured = [{"op": name, "ms": asdict(ms), **facts[name]} for name, ms in times.items()]
+    return measured + [{"op": name, **fact} for name, fact in facts.items() if "error" in fact]
 
 
 def table(found: list[dict]) -> str:
     lines = []
     for one in found:
-        base = {row["op"]: row["ms"]["median"] for row in one["rows"]}
+        base = {row["op"]: row["ms"]["median"] for row in one["rows"] if "ms" in row}
         base = base.get(one["against"]) or base.get(DENSE)
         for row in one["rows"]:
+            if "error" in row:
+                lines.append([one["method"], row["op"], row["error"], *[""] * (len(HEADER) - 3)])
+                continue
             ms, size, difference = row["ms"], row["peak_bytes"], row["difference"]
             lines.append([
                 one["method"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),

@@ -25,9 +25,14 @@ def caption(results: dict, source: str) -> str:
 def rows(results: dict) -> list[dict[str, str]]:
     found = []
     for one in results["methods"]:
-        times = {row["op"]: row["ms"]["median"] for row in one["rows"]}
+        times = {row["op"]: row["ms"]["median"] for row in one["rows"] if "ms" in row}
         for row in one["rows"]:
             if row["op"] in COMPARED or row["op"] == one["against"]:
+                continue
+            if "error" in row:
+                shown = one["method"], row["op"], row["error"]
+                names = "method", "op", "headline"
+                found.append(dict.fromkeys(COLUMNS, "") | dict(zip(names, shown, strict=True)))
                 continue
             ms = row["ms"]["median"]
             over = {op: f"{times[op] / ms:.2f}x" if op in times else "" for op in COMPARED}

@@ -56,6 +56,21 @@ def test_without_dense(tmp_path):
     assert line["over dense"] == line["measured"] == ""
 
 
+def test_what_cannot_run_is_said(monkeypatch, tmp_path):
+    """One method that raises does not stop the others, and its line has the reason."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError("not on this device")
+
+    monkeypatch.setattr(cases.patterns, "dma_attention", refuse)
+    out = tmp_path / "out.json"
+    arguments = ["--tiny", "--iterations", "1", "--case", "dma", "--case", "pka"]
+    assert study.main([*arguments, "--out", str(out)]) == 0
+    lines = table.rows(json.loads(out.read_text()))
+    assert [(line["op"], line["ms"] == "") for line in lines] == [("dma", True), ("pka", False)]
+    assert lines[0]["headline"] == "not on this device"
+
+
 def test_models_table():
     """Speedups are of the mode's first variant; errors have no line, compiled calls no share."""
     rows = {
