@@ -20,6 +20,7 @@ DTYPES = {
 }
 MAX_HEAD_DIM = 256
 LARGEST_FLOAT = sys.float_info.max
+LARGEST_INT = 2**31 - 1  # of a window, stride or dilation: the kernels count in 32 bits
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
@@ -205,9 +206,21 @@ def finite(name: str, value: float | None) -> float | None:
         return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a finite number or None, got {value!r}")
-    if not abs(value) <= LARGEST_FLOAT:  # also true for an int too large for a float
+    number = as_float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value}")
-    return float(value)
+    return number
+
+
+def as_float(value: Real) -> float:
+    """Converts to a Python float; an int too large for one becomes infinite.
+
+    Before comparing: NumPy would convert the bounds to the type of a smaller number, and warn.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
@@ -245,6 +258,9 @@ def check_neighborhood(
                 f"window[{axis}] * dilation[{axis}] must be at most the {length} tokens of that "
                 f"axis, got {w} * {d}"
             )
+        if w > LARGEST_INT or d > LARGEST_INT:
+            name, value = ("window", w) if w > LARGEST_INT else ("dilation", d)
+            raise ValueError(f"{name}[{axis}] must be at most 2^31 - 1, got {value}")
         if not 1 <= s <= w:
             raise ValueError(f"stride[{axis}] must be from 1 to window[{axis}] = {w}, got {s}")
 
@@ -263,12 +279,13 @@ def check_number(name: str, value: float | None, low: float, high: float) -> flo
     """Checks for a number in [low, high]; returns it as a float."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high:
+    number = as_float(value)
+    if not low <= number <= high:
         allowed = f"from {low} to {high}"
         if high == LARGEST_FLOAT:
             allowed = "finite" if low == -high else f"finite and at least {low}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
