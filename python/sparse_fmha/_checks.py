@@ -173,6 +173,13 @@ def one_of(values: Iterable[object]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def check_written(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor to write to is not expanded."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            raise ValueError(f"{name} must have each element once, got stride 0 in dimension {dim}")
+
+
 def check_integers(name: str, tensor: Tensor) -> None:
     """Checks a tensor of integers of any width; bool counts."""
     if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
@@ -207,12 +214,12 @@ def finite(name: str, value: float | None) -> float | None:
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a finite number or None, got {value!r}")
     number = as_float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_FLOAT:  # not math.isfinite, which is not traced
         raise ValueError(f"{name} must be a finite number, got {value}")
     return number
 
 
-def as_float(value: Real) -> float:
+def as_float(value: Any) -> float:
     """Converts to a Python float; an int too large for one becomes infinite.
 
     Before comparing: NumPy would convert the bounds to the type of a smaller number, and warn.
@@ -270,9 +277,18 @@ def check_int(name: str, value: int, low: int = 0) -> int:
         return value
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low:
+    if _is_known(value < low):
         raise ValueError(f"{name} must be at least {low}, got {value}")
-    return int(value)
+    return as_int(value)
+
+
+def _is_known(fact: bool) -> bool:
+    """False while a number is traced whose value only a run knows, such as `lengths.max().item()`."""
+    if torch.compiler.is_dynamo_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(fact)
+    return fact
 
 
 def check_number(name: str, value: float | None, low: float, high: float) -> float:

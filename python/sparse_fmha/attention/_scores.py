@@ -40,8 +40,9 @@ def flat(biases: Biases, q: Tensor) -> Biases:
     """The biases as the ops take them, with q's grid flattened; ops refuse any other shape."""
 
     def one(bias: Tensor | None) -> Tensor | None:
-        on_grid = isinstance(bias, Tensor) and bias.dim() > 3 and bias.shape[2:] == q.shape[1:-2]
-        return bias.flatten(2) if on_grid else bias
+        if not isinstance(bias, Tensor) or bias.dim() <= 3 or bias.shape[2:] != q.shape[1:-2]:
+            return bias
+        return bias.flatten(2)
 
     return tuple(map(one, biases))
 
