@@ -265,7 +265,7 @@ def check_neighborhood(
                 f"window[{axis}] * dilation[{axis}] must be at most the {length} tokens of that "
                 f"axis, got {w} * {d}"
             )
-        if w > LARGEST_INT or d > LARGEST_INT:
+        if not torch.compiler.is_compiling() and max(w, d) > LARGEST_INT:  # would limit a program
             name, value = ("window", w) if w > LARGEST_INT else ("dilation", d)
             raise ValueError(f"{name}[{axis}] must be at most 2^31 - 1, got {value}")
         if not 1 <= s <= w:
@@ -283,7 +283,7 @@ def check_int(name: str, value: int, low: int = 0) -> int:
 
 
 def _is_known(fact: bool) -> bool:
-    """False while a number is traced whose value only a run knows, such as `lengths.max().item()`."""
+    """False while a number is traced that only a run knows, such as `lengths.max().item()`."""
     if torch.compiler.is_dynamo_compiling():
         from torch.fx.experimental.symbolic_shapes import guard_or_false
 
