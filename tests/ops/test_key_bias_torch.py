@@ -141,6 +141,16 @@ BAD = {
         ValueError,
         r"key_bias must have shape .* 70\], .* got \[1, 4, 5\]",
     ),
+    "more axes": (
+        lambda b: b.unflatten(2, (7, 10)),
+        ValueError,
+        r"key_bias must have shape .* 70\], .* got \[1, 4, 7, 10\]",
+    ),
+    "a last axis of 1": (
+        lambda b: b[..., None],
+        ValueError,
+        r"key_bias must have shape .* 70\], .* got \[1, 4, 70, 1\]",
+    ),
     "rank": (lambda b: b[0], ValueError, r"key_bias must have shape .* 70\], .* got \[4, 70\]"),
     "meta": (lambda b: b.to("meta"), ValueError, "key_bias must be on q's device, cpu, got meta"),
 }
@@ -152,6 +162,14 @@ def test_bad_biases_are_named(function, bad):
     change, kind, message = BAD[bad]
     with pytest.raises(kind, match=message):
         function(*tensors(), key_bias=change(a_bias().detach()))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 8), (24, 1), (1, 24), (2, 2, 6), (1, 4, 6)])
+def test_other_grids_with_as_many_tokens_are_named(shape):
+    q = torch.randn(2, 4, 6, 4, 8)
+    message = rf"key_bias must have shape .* 4, 6\], .* got \[2, 1, {', '.join(map(str, shape))}\]"
+    with pytest.raises(ValueError, match=message):
+        sparse_fmha.neighborhood_attention(q, q, q, 3, key_bias=torch.zeros(2, 1, *shape))
 
 
 def test_raw_ops_name_bad_biases():
