@@ -50,19 +50,22 @@ bool is_built(Arch arch) {
                      [&](KernelRow const& row) { return row.info.key.arch == arch; });
 }
 
-KernelRow const* look_for_kernel(KernelKey const& request) {
+KernelRow const* look_for_kernel(KernelKey const& request, int32_t tile_q) {
   KernelRow const* best = nullptr;
+  auto better = [&](KernelInfo const& a, KernelInfo const& b) {
+    return a.key.head_dim != b.key.head_dim ? a.key.head_dim < b.key.head_dim
+                                            : a.tile_q == tile_q && b.tile_q != tile_q;
+  };
   for (KernelRow const& row : kernel_table()) {
-    if (serves(row.info.key, request) &&
-        (best == nullptr || row.info.key.head_dim < best->info.key.head_dim)) {
+    if (serves(row.info.key, request) && (best == nullptr || better(row.info, best->info))) {
       best = &row;
     }
   }
   return best;
 }
 
-KernelRow const& find_kernel(KernelKey const& request) {
-  if (KernelRow const* const row = look_for_kernel(request)) {
+KernelRow const& find_kernel(KernelKey const& request, int32_t tile_q) {
+  if (KernelRow const* const row = look_for_kernel(request, tile_q)) {
     return *row;
   }
   KernelKey on_cpu = request;

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernel_list
 import sparse_fmha
 from sparse_fmha import BlockMask, explain
-from sparse_fmha.cost import block_model, model
+from sparse_fmha.cost import block_model, explanation, model
 
 _C = pytest.importorskip("sparse_fmha._C")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -43,6 +44,34 @@ def test_a_hopper_row_or_why_there_is_none():
         assert found.kernel is None
         assert found.why == "this build has no dense kernel for sm90: the call raises"
     assert found.predicted_ms == found.dense_ms > 0
+
+
+@pytest.mark.parametrize(("length", "causal", "tile"), [(256, False, 64), (1024, True, 128)])
+def test_of_rows_that_differ_in_their_query_tile_the_fastest(monkeypatch, length, causal, tile):
+    """The rows of the list, whatever this build has."""
+    mechanism = "causal" if causal else "dense"
+    keys = ("name", "head_dim", "dtype", "tile_q", "skips", "key_bias")
+    rows = [
+        {key: getattr(row, key) for key in keys}
+        | {"arch": row.arch.name, "pass": row.direction, "mechanism": row.mechanism_name}
+        for row in kernel_list.read_all()
+    ]
+    monkeypatch.setattr(explanation._build, "kernels", lambda: rows)
+    q = tokens(1, length, 16, 128)
+    found = explain(sparse_fmha.attention, q, q, q, causal=causal, arch="sm90")
+    name = f"sm90_{mechanism}_bfloat16_d128"
+    assert found.kernel == f"{name}_q{tile}"
+    assert f"tiles of {tile} queries: " in found.why
+    assert " waves, " in found.why
+    assert found.rejected[name].startswith("tiles of 192 queries: ")
+    times = {each.tile_q: each.us for each in model.tile_times(1, 16, length, length, 128, causal)}
+    assert min(times, key=times.get) == tile
+    assert found.predicted_ms == times[tile] / 1e3
+    biased = explain(
+        sparse_fmha.attention, q, q, q, causal=causal, arch="sm90",
+        key_bias=torch.zeros(1, 1, length, device="meta"),
+    )  # fmt: skip
+    assert biased.kernel == f"{name}_bias"
 
 
 def measured(group):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
@@ -36,6 +37,7 @@ class Times:
     break_even: float | None = None
     read_bytes: int | None = None
     parts: int | None = None
+    tiles: tuple[model.TileTime, ...] = ()  # of the rows that a call chooses among
 
 
 Described = tuple[str, Times | None, tuple[str, ...]]  # mechanism, times, notes
@@ -45,8 +47,14 @@ def _dense(given: Given, arch: str) -> Described:
     q, k = _checked(given, (1,))
     causal = given["causal"]
     _checks.check_flag("causal", causal)
-    us = model.dense_us(*_problem(q, k), causal) if arch == model.ARCH else 0.0
-    return "causal" if causal else "dense", _on(arch, Times(us, us)), ()
+    mechanism = "causal" if causal else "dense"
+    if arch != model.ARCH:
+        return mechanism, None, ()
+    us = model.dense_us(*_problem(q, k), causal)
+    on = torch.cuda.get_device_properties(q.device) if q.is_cuda else None
+    multiprocessors = on.multi_processor_count if on else model.MULTIPROCESSORS
+    tiles = model.tile_times(*_problem(q, k), causal, multiprocessors)
+    return mechanism, Times(us, us, tiles=tiles), ()
 
 
 def _neighborhood(given: Given, arch: str) -> Described:

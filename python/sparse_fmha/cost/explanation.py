@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_fmha import _build, _checks
 from sparse_fmha.cost import calls
 from sparse_fmha.cost.calls import Times
+from sparse_fmha.cost.model import TileTime
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def explain(
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given.get("key_bias") is not None
-    return _choose(mechanism, arch, q, skips, biased, times, notes, needs_gradients)
+    tiles = () if skips or biased else times.tiles if times is not None else ()
+    return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -187,11 +189,14 @@ def _choose(
     skips: bool,
     biased: bool,
     times: Times | None,
+    tiles: Sequence[TileTime],
     notes: tuple[str, ...],
     needs_gradients: bool,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
     decodes = mechanism == "decode"  # a pass of its own
+
+    us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
         wanted = (arch, direction, "dense" if decodes else mechanism, skips)
@@ -210,7 +215,8 @@ def _choose(
             for row in rows
             if row["dtype"] == dtype and row["head_dim"] >= head_dim and takes_bias(row)
         ]
-        return min(fits, key=lambda row: row["head_dim"], default=None)
+        # Rows that differ in tile_q alone: the fastest by the model, or the first.
+        return min(fits, key=lambda row: (row["head_dim"], us.get(row["tile_q"], 0)), default=None)
 
     def name_of(row: _build.KernelRow | None) -> str | None:
         return None if row is None else row["name"]
@@ -228,11 +234,13 @@ def _choose(
         elif not takes_bias(row):
             reason = "is for calls with key_bias"
         else:
-            reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
+            reason = _slower(row, best, tiles)
         if row is not best:
             rejected[row["name"]] = reason
     if best is not None:
         why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
+        if sum(row["dtype"] == dtype and row["head_dim"] == best["head_dim"] for row in rows) > 1:
+            why += "".join(f"; {tile}" for tile in tiles if tile.tile_q == best["tile_q"])
     elif rows:
         bias = " and key_bias" if biased else ""
         why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
@@ -257,6 +265,15 @@ def _choose(
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,
     )
+
+
+def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:
+    """Why a row that could run the call is not taken."""
+    if best is not None and row["head_dim"] == best["head_dim"]:
+        return "; ".join(str(tile) for tile in tiles if tile.tile_q == row["tile_q"]) or (
+            "is for little work"
+        )
+    return f"takes head dims up to {row['head_dim']}, a smaller row fits"
 
 
 def _milliseconds(us: float | None) -> float | None:
