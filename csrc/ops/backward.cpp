@@ -2,11 +2,10 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
-
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
+#include "sparse_fmha/planning/backward_route.h"
 
 namespace sparse_fmha {
 
@@ -53,9 +52,7 @@ namespace {
 // and one for k and v.
 std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tensor const& q,
                                                bool need_dq, bool need_dkv, bool deterministic) {
-  // That kernel divides by the scale.
-  constexpr double kSmallestScale = 1e-20;
-  if (need_dq && need_dkv && !deterministic && std::abs(problem.scale) > kSmallestScale) {
+  if (need_dq && need_dkv && !deterministic && why_two_kernels(problem) == nullptr) {
     if (KernelRow const* const row = look_for_kernel(key_of(problem, q, Pass::kBackwardFused))) {
       return {row};
     }

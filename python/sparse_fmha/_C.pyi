@@ -173,6 +173,8 @@ class _Fragments:
 
 class _Tiles:
     @staticmethod
+    def why_two_kernels(problem: _Problem, extra: int) -> str | None: ...
+    @staticmethod
     def axis(
         problem: _Problem, axis: int, residue: int, shape: _Shape, static: bool, q_origin: int
     ) -> tuple[int, int, int, int]: ...

@@ -289,6 +289,35 @@ def test_the_kernel_of_all_gradients_is_named(dim):
         assert f"all gradients by {found.fused_kernel}" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("grid", "options", "why"),
+    [
+        ((64, 64), {"window": 32}, None),
+        ((64, 64), {"window": 22}, "a query sees fewer than 512 keys"),
+        ((1024,), {"window": 500, "extra": 12}, None),
+        (
+            (64, 64),
+            {"window": 32, "dilation": (2, 1), "extra": 1},
+            "extra tokens have other query tiles than a dilated grid",
+        ),
+        ((64, 600), {"window": (1, 600), "dilation": (2, 1), "extra": 1}, None),
+    ],
+)
+@pytest.mark.skipif(not fused_rows(), reason="this build has no kernels of Hopper")
+def test_why_the_gradients_of_neighborhoods_take_two_kernels(grid, options, why):
+    q = torch.randn(1, *grid, 2, 64, dtype=torch.bfloat16).requires_grad_()
+    extra = options.pop("extra", 0)
+    if extra:
+        options["extra_k"] = options["extra_v"] = q.new_zeros(1, extra, 2, 64)
+    found = explain(sparse_fmha.neighborhood_attention, q, q, q, **options, arch="sm90")
+    assert found.why_two_kernels == why
+    if why is None:
+        assert found.fused_kernel == "sm90_backward_fused_neighborhood_bfloat16_d64"
+    else:
+        assert found.fused_kernel is None
+        assert f"_neighborhood_bfloat16_d64, as {why}; no atomics" in str(found)
+
+
 def test_kernels_of_the_backward():
     q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
     assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))

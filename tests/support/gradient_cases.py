@@ -193,4 +193,13 @@ LARGE = {  # several tiles on every axis
     "stripes, causal": Case(
         "stripe", (500,), stripe_lists(500, 500, 256, 4, causal=True), heads=4, heads_kv=2
     ),
+    "1-D, wide, dilation": Case("neighborhood", (1057,), window((520,), 7, 2), heads=3),
+    "2-D, wide": Case("neighborhood", (30, 34), window((21, 26), (3, 1)), extra=70, batch=2),
+    "3-D, wide": Case(
+        "neighborhood",
+        (9, 13, 17),
+        window((8, 8, 9), (1, 8, 2), causal=(1, 0, 0)),
+        heads=4,
+        heads_kv=2,
+    ),
 }

@@ -19,7 +19,8 @@ from sparse_fmha.attention import (
 )
 from sparse_fmha.cost import decode_reads, model
 from sparse_fmha.cost.block_model import block_sparse_cost
-from sparse_fmha.cost.simulation import simulate
+from sparse_fmha.cost.simulation import simulate, tile_simulator
+from sparse_fmha.cost.tile_problem import check_problem
 from sparse_fmha.decode import arguments, decode_attention
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
@@ -78,6 +79,16 @@ def _neighborhood(given: Given, arch: str) -> Described:
     times = Times(simulation.predicted_ms * 1e3, dense)
     notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
     return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
+
+
+def why_two_kernels(function: Callable[..., object], given: Given) -> str | None:
+    """Why the gradients take two kernels where there is one of all; None: they take the one."""
+    if function is not neighborhood_attention:
+        return None
+    extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
+    axes = (given[name] for name in ("window", "stride", "dilation", "causal"))
+    problem = check_problem(tuple(given["q"].shape[1:-2]), *axes)
+    return tile_simulator().why_two_kernels(problem.walk, extra)
 
 
 def _block_sparse(given: Given, arch: str) -> Described:

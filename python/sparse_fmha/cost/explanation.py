@@ -38,6 +38,7 @@ class Explanation:
     dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
     dkv_kernel: str | None  # the same for k and v
     fused_kernel: str | None  # what finds all of them at once where bits may vary; None: nothing
+    why_two_kernels: str | None  # why nothing does, where there is such a kernel
     needs_gradients: bool  # q, k or v require a gradient
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
     # What shares the keys of a decode call: splits, or on a GPU without fixed ones thread blocks.
@@ -89,7 +90,8 @@ class Explanation:
             return f"backward: no kernel for {missing}, so asking for it raises"
         found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
         if self.fused_kernel is None:
-            return f"backward: {found}; no atomics, so results repeat bitwise"
+            why = f", as {self.why_two_kernels}" if self.why_two_kernels else ""
+            return f"backward: {found}{why}; no atomics, so results repeat bitwise"
         return (
             f"backward: all gradients by {self.fused_kernel}, which adds dq up in an order that "
             f"varies; under torch.use_deterministic_algorithms {found}"
@@ -148,7 +150,8 @@ def explain(
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given.get("key_bias") is not None
     tiles = () if skips or biased else times.tiles if times is not None else ()
-    return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients)
+    why_two = calls.why_two_kernels(function, given)
+    return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients, why_two)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -192,6 +195,7 @@ def _choose(
     tiles: Sequence[TileTime],
     notes: tuple[str, ...],
     needs_gradients: bool,
+    why_two_kernels: str | None,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
     decodes = mechanism == "decode"  # a pass of its own
@@ -246,6 +250,7 @@ def _choose(
         why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"
+    fused = None if decodes else smallest(rows_of("backward_fused"))
     return Explanation(
         mechanism=mechanism,
         arch=arch,
@@ -260,7 +265,8 @@ def _choose(
         notes=notes,
         dq_kernel=None if decodes else name_of(smallest(rows_of("backward_dq"))),
         dkv_kernel=None if decodes else name_of(smallest(rows_of("backward_dkv"))),
-        fused_kernel=None if decodes else name_of(smallest(rows_of("backward_fused"))),
+        fused_kernel=name_of(None if why_two_kernels else fused),
+        why_two_kernels=None if fused is None else why_two_kernels,
         needs_gradients=needs_gradients,
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,

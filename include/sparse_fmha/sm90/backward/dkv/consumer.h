@@ -25,9 +25,13 @@ struct DkvConsumer {
   // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
       !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
-  // Whether gradients of weights are issued ahead, too. dQ of the last step has their registers
-  // otherwise.
-  static constexpr bool kGradsAhead = kAhead && !Traits::kDqByConsumers;
+  // Whether gradients of weights are issued ahead, too. Otherwise dQ of the last step or a mask has
+  // their registers.
+  static constexpr bool kGradsAhead =
+      kAhead && !Traits::kDqByConsumers && !(Geometry::kMaskWarp && Traits::kDqByWarpgroup);
+  // Products that are issued behind the scores before these are waited for.
+  static constexpr int kBehindScores =
+      kWantsDk && (kGradsAhead || !kAhead || Traits::kDqByConsumers) ? 1 : 0;
   // Whether the terms of the rows are what products start with. Otherwise they are read after the
   // products, which takes longer but fewer registers while products run.
   static constexpr bool kTermsFirst = Traits::kDqByConsumers;
@@ -45,7 +49,6 @@ struct DkvConsumer {
   struct NoDq {
     DkvParams<Geometry, Mechanism> const& params;
     StorageOf<Traits, Geometry>& smem;
-    Geometry const& geometry;
     static __device__ __forceinline__ int new_sums() { return 0; }
   };
   using DqOf = std::conditional_t<Traits::kDqByConsumers, AddDq<Traits, Geometry, Mechanism>, NoDq>;
@@ -141,7 +144,7 @@ struct DkvConsumer {
     auto grads = new_scores();  // of the weights
     clear(dk);
     clear(dv);
-    DqOf const dq{params, smem, geometry};
+    DqOf const dq{params, smem};
     auto sums = dq.new_sums();
     auto keys = operand_keys(smem.k);
     auto values = operand_keys(smem.v);
@@ -174,13 +177,41 @@ struct DkvConsumer {
                                                     frag_dout(_, _, _, state.index), grads);
       }
     };
+    // dQ of the step whose stage this is. If there is none, the product is of no use and is not
+    // added up: products in a branch would be serialised.
+    auto issue_dq = [&](RingState<Traits::kStages> const& of, bool there) {
+      if constexpr (Traits::kDqByConsumers) {
+        if (there) {
+          smem.ring_grads.wait(of);
+        }
+        forget(sums);
+        dq.issue(sums, part, of);
+      }
+    };
+    auto add_dq = [&](RingState<Traits::kStages> const& of, bool there) {
+      if constexpr (Traits::kDqByConsumers) {
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(sums);
+        if (there) {
+          smem.ring_grads.release(of);
+          dq.add(sums, part, smem.query_tile(of));
+        }
+      }
+    };
     // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
     // i-th.
     auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
       constexpr bool kMore = decltype(more)::value;
+      [[maybe_unused]] int const own = kAhead ? i - 1 : i;  // index of this step
+      auto before = state;
+      before.retreat();
       if constexpr (!kAhead) {
         issue_scores(i);
-        issue_grads(i);
+        if constexpr (Traits::kDqByConsumers) {
+          issue_dq(before, own > 0);
+        } else {
+          issue_grads(i);
+        }
       }
       RowTerms const* const terms = smem.terms[state.index] + column;
       compiler_fence();
@@ -203,26 +234,19 @@ struct DkvConsumer {
         // One mask per step: kept across steps, it takes registers that the gradients need.
         typename Geometry::Mask const mask(geometry, work, part);
         auto const seen = mask.look_up(geometry.mask_place(walk, tile, state));
-        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_wait<kBehindScores>();
         warpgroup_fence_operand(scores);
         compiler_fence();  // terms are reloaded when used: registers are scarce
         weigh([&](int i) { return mask.sees(seen, i); });
       } else {
-        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_wait<kBehindScores>();
         warpgroup_fence_operand(scores);
         compiler_fence();
         weigh([](int /*i*/) { return true; });
       }
-      if constexpr (Traits::kDqByConsumers) {
-        warpgroup_wait<0>();
-        warpgroup_fence_operand(sums);
-        if (i > 1) {
-          auto before = state;
-          before.retreat();
-          smem.ring_grads.release(before);
-          dq.add(sums, part, before);
-        }
-        issue_grads(i - 1);
+      add_dq(before, own > 0);
+      if constexpr (Traits::kDqByConsumers || (kAhead && !kGradsAhead)) {
+        issue_grads(own);
       }
       [[maybe_unused]] typename Traits::Weights weights;
       [[maybe_unused]] typename Traits::Weights rounded;
@@ -268,14 +292,22 @@ struct DkvConsumer {
       }
       smem.ring_q.release(done);
       smem.ring_dout.release(done);
-      if constexpr (Traits::kDqByConsumers) {
-        smem.ring_grads.wait(done);
-        forget(sums);
-        dq.issue(sums, part, done);
+      if constexpr (Traits::kDqByConsumers && kAhead) {
+        issue_dq(done, true);
       }
       if constexpr (kMore && kGradsAhead) {
         issue_grads(i);  // only now: registers do not suffice for both products' operands
       }
+    };
+
+    // Adds up dQ of the last step.
+    auto finish_dq = [&] {
+      auto last = state;
+      last.retreat();
+      if constexpr (!kAhead) {
+        issue_dq(last, true);
+      }
+      add_dq(last, true);
     };
 
     smem.ring_keys.wait(state_keys);
@@ -300,12 +332,15 @@ struct DkvConsumer {
       for (int head = 0; head < params.heads_per_kv; ++head) {
         CUTE_NO_UNROLL
         for (int i = 0; i < walk.num_partial; ++i) {
-          step(i, i, true_type{}, false_type{});
+          step(head * tiles + i, i, true_type{}, false_type{});
         }
         CUTE_NO_UNROLL
         for (int i = walk.num_partial; i < tiles; ++i) {
-          step(i, i, false_type{}, false_type{});
+          step(head * tiles + i, i, false_type{}, false_type{});
         }
+      }
+      if (tiles > 0) {
+        finish_dq();
       }
     } else {
       int const tiles = walk.num_partial + walk.num_full;
@@ -315,10 +350,7 @@ struct DkvConsumer {
         if constexpr (kGradsAhead) {
           issue_grads(0);
         }
-        if constexpr (Traits::kDqByConsumers) {
-          // Of no use, and not added up: the loop needs no first step of its own.
-          dq.issue(sums, part, state);
-        }
+        issue_dq(state, false);
         int tile = 0;
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
@@ -326,14 +358,7 @@ struct DkvConsumer {
           tile = tile + 1 == tiles ? 0 : tile + 1;
         }
         step(steps, tile, tile < walk.num_partial, false_type{});
-        if constexpr (Traits::kDqByConsumers) {
-          auto last = state;
-          last.retreat();
-          warpgroup_wait<0>();
-          warpgroup_fence_operand(sums);
-          smem.ring_grads.release(last);
-          dq.add(sums, part, last);
-        }
+        finish_dq();
       }
     }
     wait_for_reads(state_keys);

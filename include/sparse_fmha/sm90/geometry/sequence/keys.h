@@ -5,7 +5,7 @@
 //   walk(Work)                                 the query tiles that see it, partial ones first
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
-//   query_tile(source)                         its index, for kernels that add dQ up
+//   query_tile(Work, step)                     its index, for kernels that add dQ up
 //   load_keys, load_q, load_dout, load_terms   copies
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   scores are keys by queries
@@ -81,9 +81,9 @@ struct SequenceKeys {
   }
 
   // The index of a query tile among those of all heads.
-  __device__ __forceinline__ int64_t query_tile(Source const& from) const {
-    int64_t const instance = int64_t{from.batch} * params.dq.heads + from.head;
-    return instance * params.dq.tiles + from.token / Traits::kTileQ;
+  __device__ __forceinline__ int32_t query_tile(Work const& work, Step const& step) const {
+    Source const from = source(work, step);
+    return params.dq.first_tile(from.batch, from.head) + from.token / Traits::kTileQ;
   }
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,

@@ -39,7 +39,8 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =
       make_scheduler(p.heads_kv, p.batch, key_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
-  run_dkv_kernel<Traits>(params, p, context);
+  with_query_sums<Traits>(params, p, device::sum_tiles(p), context,
+                          [&] { run_dkv_kernel<Traits>(params, p, context); });
 }
 
 }  // namespace sparse_fmha::sm90
