@@ -33,6 +33,10 @@ COMMON_WIDTHS = {16, 32, 64, 96, 128, 192, 256}
 ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 
 
+# Families and passes whose kernels test whether keys have a bias.
+BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
+
+
 class ListError(Exception):
     """A list cannot be read; the message has file, line and reason."""
 
@@ -61,7 +65,8 @@ class Row(NamedTuple):
 
     @property
     def key_bias(self) -> bool:
-        return self.bias == "kPerKey"
+        """Whether keys may have a bias; those of backward passes may also have none."""
+        return self.bias == "kPerKey" or (self.arch.family, self.direction) in BIAS_OPTIONAL
 
     @property
     def mechanism_name(self) -> str:
@@ -83,7 +88,7 @@ class Row(NamedTuple):
 
     def _name(self, shape: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
-        end = "_skip" if self.skips else "_bias" if self.key_bias else ""
+        end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
         return f"{self.arch.name}_{of}{self.mechanism_name}{shape}{end}"
 
 
@@ -247,7 +252,7 @@ def definition(row: Row) -> str:
         parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
-    before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
+    before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")
     if row.arch.family == "sm80":  # two architectures
         parameters["kArch"] = f"Arch::{row.arch.enumerator}"
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())

@@ -104,12 +104,17 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     }
     return results;
   }
+  std::vector<Tensor> unwanted;
   if (given.need_dq) {
     gradients.q = view(results[0]);
   }
   if (given.need_dkv) {
     gradients.k = view(results[1]);
     gradients.v = view(results[2]);
+  } else if (need_dbias && !q.is_cpu()) {  // GPU kernels store all that they compute
+    unwanted = {new_gradient(k, true), new_gradient(k, true)};
+    gradients.k = view(unwanted[0]);
+    gradients.v = view(unwanted[1]);
   }
   if (given.need_dkv && extra_k) {
     gradients.extra_k = view(results[3]);
@@ -117,6 +122,9 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   if (need_dbias) {
     gradients.key_bias = static_cast<float*>(results.back().data_ptr());
+    if (!q.is_cpu()) {  // GPU kernels leave out the heads in which no query sees a key tile
+      torch::stable::fill_(results.back(), 0.0);
+    }
   }
   problem.gradients = &gradients;
 

@@ -123,8 +123,8 @@ def attention(
         key_bias: fp32 `[B or 1, Hq or 1, Lkv]`, added to scale * q.k before the softmax. -inf hides
             a key; NaN or +inf makes the queries that see the key NaN, as in torch's softmax. Its
             accuracy is that of fp32 sums, so hide keys by -inf and not by a large number. Skipping
-            compares the biased scores. On CUDA it runs on Hopper, forward only and without
-            skipping; elsewhere, and for gradients, it raises NotImplementedError.
+            compares the biased scores. On CUDA it runs on Hopper, without skipping; elsewhere it
+            raises NotImplementedError. Gradients on Hopper need finite k where it is -inf.
         sink: fp32 `[Hq]` (or fp64 for fp64 q), one more logit of each query's softmax, which has no
             value (gpt-oss): out is multiplied by sigmoid(lse - sink), and lse becomes
             log(exp(lse) + exp(sink)). A query that sees no key has out 0 and lse = sink; -inf

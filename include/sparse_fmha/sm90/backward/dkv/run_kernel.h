@@ -16,13 +16,14 @@ inline int32_t heads_in_cache(FmhaProblem const& p, int64_t queries) {
   return heads_in_cache(4.0 * queries * p.head_dim * (p.heads_q / p.heads_kv));
 }
 
-// Fills in the parameters that do not depend on the geometry, and launches.
+// Fills in the parameters that do not depend on the geometry, and launches. `bias` is filled in.
 template <class Traits, class Geometry, class Mechanism>
 void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p,
                     ExecutionContext const& context) {
   params.heads_per_kv = p.heads_q / p.heads_kv;
   params.scale = static_cast<float>(p.scale);
   params.scale_log2 = static_cast<float>(p.scale * M_LOG2E);
+  params.exponent_scale = params.bias.from.keys.data != nullptr ? 1.f : params.scale_log2;
   params.dq = {reinterpret_cast<float4*>(p.gradients->q_sums), p.heads_q,
                device::num_query_tiles(p), p.head_dim};
   launch_persistent<Traits::kThreads, sizeof(StorageOf<Traits, Geometry>)>(

@@ -91,6 +91,7 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
       g.terms[i] = row_terms_map<4>(static_cast<float*>(queries.data(terms, entry, 4)),
                                     queries.axes(terms, p.heads_q, p.batch, g.shape.k));
     }
+    params.bias = g.seen_by_all ? DkvBiasParams{} : bias_params(p, keys.first, keys.step, first);
     params.scheduler =
         make_scheduler(p.heads_kv, batch, key_tiles, heads_in_cache(p, volume(queries.tokens())));
     run_dkv_kernel<Traits>(params, p, context);
@@ -122,7 +123,8 @@ void GridKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
     launch_key_tiles<Traits>(p, grid, grid, KeyTensors{p.k, p.v, gradients.k, gradients.v}, params,
                              Mechanism::num_key_tiles(sparsity, shape), context);
   }
-  if (p.extra_len > 0) {
+  // Not wanted where only the gradient of the biases is, which extra tokens do not have.
+  if (p.extra_len > 0 && gradients.extra_k.data != nullptr) {
     Coord const one = {1, 1, 1};
     InterleavedGrid const grid{given.grid, {0, 0, 0}, one, one, map_per_batch};
     InterleavedGrid const extra{{1, 1, p.extra_len}, {0, 0, 0}, one, one, map_per_batch};
