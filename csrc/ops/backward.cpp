@@ -7,6 +7,7 @@
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
+#include "sparse_fmha/cpu/kernel_rows.h"
 
 namespace sparse_fmha {
 
@@ -74,6 +75,9 @@ std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tenso
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
+  if (given.skip_threshold) {
+    problem.skip_threshold = checked_threshold(*given.skip_threshold, q);
+  }
   bool const has_bias = problem.key_bias.data != nullptr;
   bool const need_dbias = has_bias && given.need_dbias;
   std::vector<KernelRow const*> const kernels = backward_kernels(
@@ -133,6 +137,9 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
+    if (problem.skip_threshold != nullptr) {  // on the CPU: GPUs have no rows for it
+      gradients.skipped_tiles = cpu_skipped_tiles(problem, launch.context());
+    }
     fill_row_terms(arch_of(q), problem, launch.context());
   }
   for (KernelRow const* const kernel : kernels) {

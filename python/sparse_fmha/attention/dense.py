@@ -147,9 +147,9 @@ def attention(
     respect to every floating point tensor except a threshold. Repeated runs on the same input are
     bitwise equal, but for the gradient of q on Hopper at head dims up to 128, unless
     `torch.use_deterministic_algorithms(True)` was set in the forward pass. These raise
-    NotImplementedError: a gradient where tiles may be skipped (`skip_threshold`, `return_stats`), a
-    call or a gradient on a GPU that has no kernel for it, second derivatives, and forward-mode
-    derivatives. `torch.vmap` is supported.
+    NotImplementedError: a call or a gradient on a GPU that has no kernel for it, as for gradients
+    where tiles may be skipped (`skip_threshold`, `return_stats`), second derivatives, and
+    forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.
