@@ -40,6 +40,8 @@ ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 # Kernels whose mechanism stands for several others.
 SHARED = {"DenseOrCausal": ("Dense", "Causal")}
 SERVED = {mechanism for shared in SHARED.values() for mechanism in shared}
+# Families and passes whose kernels test whether keys have a bias.
+BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
 
 
 class ListError(Exception):
@@ -76,7 +78,8 @@ class Row(NamedTuple):
 
     @property
     def key_bias(self) -> bool:
-        return self.bias == "kPerKey"
+        """Whether keys may have a bias; those of backward passes may also have none."""
+        return self.bias == "kPerKey" or (self.arch.family, self.direction) in BIAS_OPTIONAL
 
     @property
     def mechanism_name(self) -> str:
@@ -98,7 +101,7 @@ class Row(NamedTuple):
 
     def _name(self, what: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
-        end = "_skip" if self.skips else "_bias" if self.key_bias else ""
+        end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
         tile = f"_q{self.tile_q}" if self.further else ""
         return f"{self.arch.name}_{of}{what}{end}{tile}"
 
@@ -273,7 +276,7 @@ def definition(row: Row) -> str:
         parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
-    before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
+    before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")
     if row.blocks > 1:
         before, after = f"WithBlocks<{before}", f"{after}, {row.blocks}>"
     served = f", {row.mechanism}" if row.kernel_mechanism else ""

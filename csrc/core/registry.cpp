@@ -30,8 +30,9 @@ std::vector<KernelRow> make_table() {
 }
 
 bool serves(KernelKey const& row, KernelKey const& request) {
-  // A kernel of a GPU with biases cannot do without.
-  bool const bias = row.key_bias == request.key_bias || (row.arch == Arch::kCpu && row.key_bias);
+  // A forward kernel of a GPU with biases cannot do without.
+  bool const optional = row.arch == Arch::kCpu || row.pass != Pass::kForward;
+  bool const bias = row.key_bias == request.key_bias || (row.key_bias && optional);
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips && bias &&
          row.head_dim >= request.head_dim;

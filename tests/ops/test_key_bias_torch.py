@@ -196,17 +196,19 @@ def test_thresholds_of_cuda_tensors_are_refused_before_anything_else():
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("name", ["forward", "backward_dq", "backward_dkv"])
 def test_rows_of_gpus_take_a_bias_or_none(name, skips):
-    """Those of the CPU take both."""
+    """Those of the CPU and of backward passes take both."""
     key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name, "skips": skips}
     built = sparse_fmha.build_info()["archs"]
     if not skips or name == "forward":
         of_cpu = _C.find_kernel(arch="cpu", **key)
         assert _C.find_kernel(arch="cpu", **key, key_bias=True) == of_cpu
-    if name == "forward" and not skips and "90a" in built:
-        found = _C.find_kernel(arch="sm90", **key, key_bias=True)
-        assert found["name"] == "sm90_dense_float16_d64_bias"
-        found = _C.find_kernel(arch="sm90", **key)
-        assert found["name"] == "sm90_dense_float16_d64"
+    if not skips and "90a" in built:
+        found = _C.find_kernel(arch="sm90", **key, key_bias=True)["name"]
+        without = _C.find_kernel(arch="sm90", **key)["name"]
+        if name == "forward":
+            assert (found, without) == ("sm90_dense_float16_d64_bias", "sm90_dense_float16_d64")
+        else:
+            assert found == without == f"sm90_{name}_dense_float16_d64"
         return
     with pytest.raises(RuntimeError, match=r"sparse_fmha: no kernel for arch=sm90,.*with key_bias"):
         _C.find_kernel(arch="sm90", **key, key_bias=True)

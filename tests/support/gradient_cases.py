@@ -111,11 +111,17 @@ class Case:
         return getattr(OPS, f"{self.mechanism}_fwd")(**arguments)
 
     def backward(self, arguments, out, lse, dout, dlse=None, **wanted):
-        """The gradients of the raw op, by the names of what they are of."""
+        """The gradients of the raw op, by the names of what they are of.
+
+        That of a shared key_bias is summed.
+        """
         op = getattr(OPS, f"{self.mechanism}_bwd")
         found = op(dout=dout, dlse=dlse, out=out, lse=lse, **arguments, **wanted)
-        names = ("q", "k", "v", "extra_k", "extra_v")
-        return dict(zip(names, found, strict=False))
+        names = [n for n in ("q", "k", "v", "extra_k", "extra_v", "key_bias") if n in arguments]
+        found = dict(zip(names, found, strict=True))
+        if wanted.get("need_dbias", "key_bias" in found):
+            found["key_bias"] = found["key_bias"].sum_to_size(arguments["key_bias"].shape)
+        return found
 
 
 CASES = {

@@ -68,6 +68,9 @@ struct Gradients {
   // two more numbers follow (sm90/backward/row_terms.h); on the CPU all lse come first, then all
   // delta, in the compute type.
   float* row_terms = nullptr;
+  // Of problems with a threshold: the tiles that the forward pass skipped, which are filled in with
+  // the row terms, in the CPU's format (cpu/backward/plan.h).
+  void* skipped_tiles = nullptr;
 };
 
 struct FmhaProblem {

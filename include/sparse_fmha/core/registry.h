@@ -22,7 +22,7 @@ struct KernelKey {
   int32_t head_dim;       // largest head dim of the row; a request takes the smallest that fits
   int32_t mechanism;      // index in Sparsity
   bool skips;             // whether key tiles are skipped by a threshold
-  bool key_bias = false;  // whether keys may have a bias
+  bool key_bias = false;  // whether keys may have a bias; in rows see serves() of registry.cpp
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.

@@ -211,7 +211,8 @@ def _choose(
         ]
 
     def takes_bias(row: _build.KernelRow) -> bool:
-        return row["key_bias"] == biased or (arch == "cpu" and row["key_bias"])
+        optional = arch == "cpu" or row["pass"] != "forward"
+        return row["key_bias"] == biased or (row["key_bias"] and optional)
 
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
         fits = [

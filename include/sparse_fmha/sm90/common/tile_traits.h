@@ -16,7 +16,8 @@ struct TileTraits {
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
   static constexpr int kStages = Config::kStages;
-  static constexpr bool kKeyBias = Config::kKeyBias;  // whether keys have biases
+  static constexpr bool kKeyBias = Config::kKeyBias;  // whether keys may have biases
+  static constexpr bool kBiasOptional = false;        // or none, which is tested for each tile
   static constexpr int kBlocks = Config::kBlocks;     // thread blocks on a multiprocessor
   static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, kTileQ}, {1, 1, kTileK}}; }
 

@@ -5,6 +5,7 @@
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/backward/dkv/add_dq.h"
+#include "sparse_fmha/sm90/backward/dkv/key_bias.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/backward/dkv/traits.h"
 #include "sparse_fmha/sm90/common/convert.h"
@@ -37,10 +38,10 @@ struct DkvConsumer {
   static constexpr bool kTermsFirst = Traits::kDqByConsumers;
   __device__ __forceinline__ float exponent(float score, RowTerms const* terms, int i) const {
     if constexpr (kTermsFirst) {
-      return score * params.scale_log2;
+      return score * params.scale_log2;  // without biases
     } else {
       float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
-      return fmaf(score, params.scale_log2, -lse);
+      return fmaf(score, params.exponent_scale, -lse);
     }
   }
   static __device__ __forceinline__ float without_delta(float grad, RowTerms const* terms, int i) {
@@ -52,6 +53,8 @@ struct DkvConsumer {
     static __device__ __forceinline__ int new_sums() { return 0; }
   };
   using DqOf = std::conditional_t<Traits::kDqByConsumers, AddDq<Traits, Geometry, Mechanism>, NoDq>;
+  using Bias = DkvBias<Traits, Geometry, DkvParams<Geometry, Mechanism>,
+                       StorageOf<Traits, Geometry>, kWantsDk>;
   static constexpr float kHidden = -0.f;  // weight of a hidden pair; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
@@ -146,6 +149,7 @@ struct DkvConsumer {
     clear(dv);
     DqOf const dq{params, smem};
     auto sums = dq.new_sums();
+    Bias const bias{params, smem, geometry, warpgroup, part};
     auto keys = operand_keys(smem.k);
     auto values = operand_keys(smem.v);
 
@@ -216,6 +220,7 @@ struct DkvConsumer {
       RowTerms const* const terms = smem.terms[state.index] + column;
       compiler_fence();
       auto weigh = [&](auto sees) {
+        bias.add(scores);
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
           float const weight = exp2_approx(exponent(scores(i), terms, i));
@@ -270,6 +275,7 @@ struct DkvConsumer {
         } else {
           differentiate([](int /*i*/) { return false; });
         }
+        bias.sum(grads);
         convert_into(grads, rounded);
         if constexpr (Traits::kAddsDq) {
           publish(rounded, state);
@@ -314,10 +320,14 @@ struct DkvConsumer {
     load_registers(smem.k, keys);
     load_registers(smem.v, values);
     if constexpr (Geometry::kByStage) {
+      int head = -1;  // whose biases are in use
       CUTE_NO_UNROLL
       for (int i = 0; i < geometry.tiles_loaded(work); ++i) {
         smem.ring_q.wait(state);
         auto const use = geometry.use(part, state);
+        if (use.seen && bias.given()) {
+          bias.enter(work, head, geometry.head(state));
+        }
         if (!use.seen) {
           pass_over(state);
         } else if (use.masked) {
@@ -326,10 +336,12 @@ struct DkvConsumer {
           step(i, i, false_type{}, false_type{});
         }
       }
+      bias.end(work, head);
     } else if constexpr (!kAhead) {
       int const tiles = walk.num_partial + walk.num_full;
       CUTE_NO_UNROLL
       for (int head = 0; head < params.heads_per_kv; ++head) {
+        bias.begin(work, head);
         CUTE_NO_UNROLL
         for (int i = 0; i < walk.num_partial; ++i) {
           step(head * tiles + i, i, true_type{}, false_type{});
@@ -338,6 +350,7 @@ struct DkvConsumer {
         for (int i = walk.num_partial; i < tiles; ++i) {
           step(head * tiles + i, i, false_type{}, false_type{});
         }
+        bias.end(work, head);
       }
       if (tiles > 0) {
         finish_dq();
@@ -354,10 +367,13 @@ struct DkvConsumer {
         int tile = 0;
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
+          bias.follow(work, i - 1, tile, tiles);
           step(i, tile, tile < walk.num_partial, true_type{});
           tile = tile + 1 == tiles ? 0 : tile + 1;
         }
+        bias.follow(work, steps - 1, tile, tiles);
         step(steps, tile, tile < walk.num_partial, false_type{});
+        bias.end(work, params.heads_per_kv - 1);
         finish_dq();
       }
     }

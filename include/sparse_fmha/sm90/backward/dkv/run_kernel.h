@@ -30,13 +30,14 @@ void with_query_sums(Params& params, FmhaProblem const& p, device::SumTiles cons
   }
 }
 
-// Fills in the parameters that do not depend on the geometry, and launches.
+// Fills in the parameters that do not depend on the geometry, and launches. `bias` is filled in.
 template <class Traits, class Geometry, class Mechanism>
 void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p,
                     ExecutionContext const& context) {
   params.heads_per_kv = p.heads_q / p.heads_kv;
   params.scale = static_cast<float>(p.scale);
   params.scale_log2 = static_cast<float>(p.scale * M_LOG2E);
+  params.exponent_scale = params.bias.from.keys.data != nullptr ? 1.f : params.scale_log2;
   launch_persistent<Traits::kThreads, sizeof(StorageOf<Traits, Geometry>)>(
       &attention_kernel_dkv<Traits, Geometry, Mechanism>, params, context,
       "launching the dK/dV kernel");

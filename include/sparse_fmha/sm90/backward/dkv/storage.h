@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/sm90/backward/dkv/key_bias.h"
 #include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
@@ -40,6 +41,7 @@ struct DkvStorage {
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;
   typename Geometry::Shared geometry;
+  ThreadBiases<Traits> biases;
 };
 
 // With dQ: the gradients of scores, between the consumers and the warpgroup of dQ.
@@ -69,8 +71,10 @@ struct DkvParams {
   typename Mechanism::Params sparsity;
   int32_t heads_per_kv;  // query heads per key head
   float scale;
-  float scale_log2;  // scale * log2(e)
+  float scale_log2;      // scale * log2(e)
+  float exponent_scale;  // the same, or 1 where keys have biases, with which scores are scaled
   Scheduler scheduler;
+  DkvBiasParams bias;
   DqSums dq = {};  // of kernels that add dQ up
 };
 

@@ -205,6 +205,25 @@ struct GridKeys {
                                  from.place[0], from.place[1], from.place[2]);
   }
 
+  // Extra tokens have no bias.
+  __device__ __forceinline__ int64_t key_index(Work const& work, int row) const {
+    Rows const& rows = this->rows(work);
+    Coord position = params.geometry.q_bits.offset(row);
+    bool inside = true;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      position[axis] += rows.q.origin[axis];
+      inside &= position[axis] < rows.length[axis];
+    }
+    Coord const token = Mechanism::token(params.sparsity, rows.q.residue, position);
+    int64_t index = 0;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      index += token[axis] * params.bias.from.axis_stride[axis];
+    }
+    return inside ? index : -1;
+  }
+
   __device__ __forceinline__ void begin_masks(Work const& work) const {
     if (Traits::kAddsDq && params.geometry.seen_by_all) {
       find_all(rows(work).q.origin[2]);

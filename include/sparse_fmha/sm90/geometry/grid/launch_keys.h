@@ -91,6 +91,7 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
       g.terms[i] = row_terms_map<4>(static_cast<float*>(queries.data(terms, entry, 4)),
                                     queries.axes(terms, p.heads_q, p.batch, g.shape.k));
     }
+    params.bias = g.seen_by_all ? DkvBiasParams{} : bias_params(p, keys.first, keys.step, first);
     params.scheduler =
         make_scheduler(p.heads_kv, batch, key_tiles, heads_in_cache(p, volume(queries.tokens())));
     params.dq.first_batch = g.map_per_batch ? first : 0;
@@ -147,7 +148,8 @@ void GridKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
       }
     });
   }
-  if (!Traits::kAddsDq && p.extra_len > 0) {
+  // Not wanted where only the gradient of the biases is, which extra tokens do not have.
+  if (!Traits::kAddsDq && p.extra_len > 0 && gradients.extra_k.data != nullptr) {
     params.sparsity = given;
     params.sparsity.dilation = one;
     TileShape const shape = choose_tiles(params.sparsity, Traits::kTileQ, Traits::kTileK,

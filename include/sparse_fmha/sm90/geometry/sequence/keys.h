@@ -7,13 +7,15 @@
 //   source(Work, step)                         where a query tile lies
 //   query_tile(Work, step)                     its index, for kernels that add dQ up
 //   load_keys, load_q, load_dout, load_terms   copies
+//   key_index(Work, row)                       the number, in its head, of a key of the tile;
+//                                              negative if there is none
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   scores are keys by queries
 //   kMaskWarp                                  whether a warp computes masks:
 //   begin_masks(Work), publish_mask(Work, step, RingState)
 //   kByStage                                   whether each stage tells a consumer how to use it,
-//                                              by tiles_loaded(Work) and use(part, RingState)
-//                                              instead of walk(Work)
+//                                              by tiles_loaded(Work), use(part, RingState) and
+//                                              head(RingState), in the group, instead of walk(Work)
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
@@ -101,6 +103,11 @@ struct SequenceKeys {
   __device__ __forceinline__ void load_terms(FullBarrier& barrier, RowTerms* to,
                                              Source const& from) const {
     params.geometry.load_terms(barrier, to, from);
+  }
+
+  __device__ __forceinline__ int64_t key_index(Work const& work, int row) const {
+    int32_t const token = first_key(work) + row;
+    return token < params.sparsity.len_kv ? token : -1;
   }
 
   template <class Walk>

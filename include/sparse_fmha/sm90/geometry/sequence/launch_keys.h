@@ -35,6 +35,7 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
                                              ExecutionContext const& context) {
   DkvParams<SequenceKeys, Mechanism> params;
   params.geometry = key_copies<Traits>(p);
+  params.bias = bias_params(p);
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =
