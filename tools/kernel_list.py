@@ -6,8 +6,8 @@ writes into the folder the source files of all rows of the architectures (as in 
 kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
 all forward rows that skip key tiles. Prints ARCH:FILE for each source file.
 
-Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
-compiling a row, and much longer where a row needs the widths below.
+Rows that differ in dtype, head dim and architecture alone share a source file: reading CuTe takes
+longer than compiling a row, and much longer where a row needs the widths below.
 
 A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once; those of
 OPTIONAL may be left out.
@@ -19,6 +19,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     """One kernel."""
 
     arch: arch_table.GpuArch
+    list: str  # the architecture in the list's name; its rows may serve others too
     direction: str  # the pass; `pass` is a Python keyword
     mechanism: str
     element: str
@@ -74,17 +76,17 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """Such as sm90_dense_bfloat16_d128_skip or sm90_dense_bfloat16_d128_bias."""
-        return self._name(f"_{self.dtype}_d{self.head_dim}")
+        return self._name(self.arch.name, f"_{self.dtype}_d{self.head_dim}")
 
     @property
     def file(self) -> str:
         """The name of the source file, such as sm90_dense_skip."""
-        return self._name("")
+        return self._name(self.list, "")
 
-    def _name(self, shape: str) -> str:
+    def _name(self, arch: str, shape: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
         end = "_skip" if self.skips else "_bias" if self.key_bias else ""
-        return f"{self.arch.name}_{of}{self.mechanism_name}{shape}{end}"
+        return f"{arch}_{of}{self.mechanism_name}{shape}{end}"
 
 
 def _number(node: ast.expr) -> int:
@@ -117,6 +119,16 @@ def _elements(node: ast.expr) -> list[str]:
     raise ValueError(f"a list of {', '.join(DTYPES)}")
 
 
+def _archs(node: ast.expr) -> list[arch_table.GpuArch]:
+    known = {arch.name: arch for arch in arch_table.read()}
+    names = (
+        [n.id for n in node.elts if isinstance(n, ast.Name)] if isinstance(node, ast.List) else []
+    )
+    if names and len(names) == len(node.elts) and set(names) <= set(known):
+        return [known[name] for name in names]
+    raise ValueError(f"a list of {', '.join(known)}")
+
+
 Fields = dict[str, Callable[[ast.expr], Any]]
 TILES: Fields = {
     "mechanism": _type,
@@ -145,6 +157,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | SKIPPING,
         "backward_dq": TILES | WARPS,
         "backward_dkv": TILES | WARPS,
+        "decode": TILES | SKIPPING | {"archs": _archs},
     },
 }
 # Fields with a default.
@@ -173,8 +186,8 @@ def read(path: Path) -> list[Row]:
         try:
             optional = OPTIONAL.get(arch.family, {}).get(direction, {})
             fields = _fields(statement, PASSES[arch.family][direction], optional)
-            for element in fields.pop("elements"):
-                row = Row(arch, direction, element=element, **fields)
+            for served, element in product(fields.pop("archs", [arch]), fields.pop("elements")):
+                row = Row(served, arch.name, direction, element=element, **fields)
                 if row.name in rows:
                     raise ValueError(f"a second row for {row.name}")
                 rows[row.name] = row
@@ -248,15 +261,20 @@ def definition(row: Row) -> str:
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
     before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
+    arch = f"Arch::{row.arch.enumerator}"
+    of_row = ""
     if row.arch.family == "sm80":  # two architectures
-        parameters["kArch"] = f"Arch::{row.arch.enumerator}"
+        if row.direction == "decode":  # which share kernels
+            of_row = f", {arch}"
+        else:
+            parameters["kArch"] = arch
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
   using namespace {row.arch.family};
   using Config = {before}{config}<
 {listed}>{after};
-  return kernel_row<Config>("{row.name}");
+  return kernel_row<Config{of_row}>("{row.name}");
 }}
 """
 
