@@ -7,8 +7,8 @@ kernel_rows.inc, which names these rows for the registry, skip_tiles.inc, which 
 all forward rows that skip key tiles, and row_costs.inc, by which a call chooses among rows that
 differ in their query tile. Prints ARCH:FILE for each source file.
 
-Rows that differ in dtype and head dim alone share a source file: reading CuTe takes longer than
-compiling a row, and much longer where a row needs the widths below.
+Rows that differ in dtype, head dim and architecture alone share a source file: reading CuTe takes
+longer than compiling a row, and much longer where a row needs the widths below.
 
 A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once; those of
 OPTIONAL may be left out. An entry for a mechanism of SHARED is a kernel for several mechanisms,
@@ -52,6 +52,7 @@ class Row(NamedTuple):
     """One kernel."""
 
     arch: arch_table.GpuArch
+    list: str  # the architecture in the list's name; its rows may serve others too
     direction: str  # the pass; `pass` is a Python keyword
     mechanism: str
     element: str
@@ -92,18 +93,18 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """Such as sm90_dense_bfloat16_d128_skip, .._d128_bias or .._d128_q64."""
-        return self._name(self.mechanism_name + f"_{self.dtype}_d{self.head_dim}")
+        return self._name(self.arch.name, f"{self.mechanism_name}_{self.dtype}_d{self.head_dim}")
 
     @property
     def file(self) -> str:
         """The name of the source file, such as sm90_dense_skip."""
-        return self._name(_snake_case(self.kernel_mechanism or self.mechanism))
+        return self._name(self.list, _snake_case(self.kernel_mechanism or self.mechanism))
 
-    def _name(self, what: str) -> str:
+    def _name(self, arch: str, what: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
         end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
         tile = f"_q{self.tile_q}" if self.further else ""
-        return f"{self.arch.name}_{of}{what}{end}{tile}"
+        return f"{arch}_{of}{what}{end}{tile}"
 
 
 def _snake_case(name: str) -> str:
@@ -140,6 +141,16 @@ def _elements(node: ast.expr) -> list[str]:
     raise ValueError(f"a list of {', '.join(DTYPES)}")
 
 
+def _archs(node: ast.expr) -> list[arch_table.GpuArch]:
+    known = {arch.name: arch for arch in arch_table.read()}
+    names = (
+        [n.id for n in node.elts if isinstance(n, ast.Name)] if isinstance(node, ast.List) else []
+    )
+    if names and len(names) == len(node.elts) and set(names) <= set(known):
+        return [known[name] for name in names]
+    raise ValueError(f"a list of {', '.join(known)}")
+
+
 Fields = dict[str, Callable[[ast.expr], Any]]
 TILES: Fields = {
     "mechanism": _type,
@@ -168,6 +179,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | SKIPPING,
         "backward_dq": TILES | WARPS,
         "backward_dkv": TILES | WARPS,
+        "decode": TILES | SKIPPING | {"archs": _archs},
     },
 }
 # Fields with a default.
@@ -197,10 +209,12 @@ def read(path: Path) -> list[Row]:
         try:
             optional = OPTIONAL.get(arch.family, {}).get(direction, {})
             fields = _fields(statement, PASSES[arch.family][direction], optional)
-            elements, mechanism = fields.pop("elements"), fields.pop("mechanism")
+            archs, elements = fields.pop("archs", [arch]), fields.pop("elements")
+            mechanism = fields.pop("mechanism")
             shared = {"kernel_mechanism": mechanism} if mechanism in SHARED else {}
-            for element, of in itertools.product(elements, SHARED.get(mechanism, (mechanism,))):
-                row = Row(arch, direction, of, element, **fields, **shared)
+            served = SHARED.get(mechanism, (mechanism,))
+            for one, element, of in itertools.product(archs, elements, served):
+                row = Row(one, arch.name, direction, of, element, **fields, **shared)
                 first = rows.get(row.name)
                 if first and first.step_ns and row.step_ns and first.tile_q != row.tile_q:
                     row = row._replace(further=True)  # calls choose by these costs
@@ -279,16 +293,20 @@ def definition(row: Row) -> str:
     before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")
     if row.blocks > 1:
         before, after = f"WithBlocks<{before}", f"{after}, {row.blocks}>"
-    served = f", {row.mechanism}" if row.kernel_mechanism else ""
+    arch = f"Arch::{row.arch.enumerator}"
+    of_row = f", {row.mechanism}" if row.kernel_mechanism else ""
     if row.arch.family == "sm80":  # two architectures
-        parameters["kArch"] = f"Arch::{row.arch.enumerator}"
+        if row.direction == "decode":  # which share kernels
+            of_row = f", {arch}"
+        else:
+            parameters["kArch"] = arch
     listed = ",\n".join(f"      /*{name}=*/{value}" for name, value in parameters.items())
     return f"""\
 KernelRow {row.name}() {{
   using namespace {row.arch.family};
   using Config = {before}{config}<
 {listed}>{after};
-  return kernel_row<Config{served}>("{row.name}");
+  return kernel_row<Config{of_row}>("{row.name}");
 }}
 """
 

@@ -236,6 +236,38 @@ def test_a_further_row_has_costs(tmp_path):
         kernel_list.read(listed)
 
 
+def test_architectures_share_kernels(tmp_path):
+    listed = tmp_path / "sm80_decode.def"
+    shared = ENTRY.replace("schedule=kFree", "archs=[sm80, sm86]")
+    listed.write_text(shared)
+    rows = kernel_list.read(listed)
+    assert [row.name for row in rows] == [
+        f"{arch}_decode_block_sparse_{dtype}_d64_skip"
+        for arch in ("sm80", "sm86")
+        for dtype in ("float16", "bfloat16")
+    ]
+    assert {row.file for row in rows} == {"sm80_decode_block_sparse_skip"}
+    text = kernel_list.source(rows)
+    assert text.count("kernel_row<Config, Arch::kSm80>") == 2
+    assert text.count("kernel_row<Config, Arch::kSm86>") == 2
+    configs = {part.partition(">;")[0] for part in text.split("using Config")[1:]}
+    assert len(configs) == 2, "one kernel for each dtype"
+    listed.write_text(shared.replace("sm86", "sm33"))
+    with pytest.raises(kernel_list.ListError, match=r"archs is \[sm80, sm33\]; a list of sm90, "):
+        kernel_list.read(listed)
+
+
+@pytest.mark.parametrize(
+    ("archs", "file"), [(["80"], "80"), (["86"], "86"), (["80", "86"], "80"), (["90a"], None)]
+)
+def test_shared_kernels_are_compiled_once(tmp_path, archs, file):
+    files = kernel_list.write(tmp_path, archs)
+    members = files.get("sm80_decode_dense")
+    assert (members and members[0].arch.nvcc) == file
+    if members:
+        assert {row.arch.nvcc for row in members} == set(archs)
+
+
 @pytest.mark.parametrize(
     ("change", "line", "words"),
     [

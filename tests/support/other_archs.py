@@ -21,8 +21,6 @@ LACKING = {
         ("forward", False, True): "takes no key_bias",
         ("backward_dq", False, True): "takes no key_bias",
         ("backward_dkv", False, True): "takes no key_bias",
-        ("decode", False, False): "has no decode kernels",
-        ("decode", True, False): "has no decode kernels",
     }
     for arch in ("sm80", "sm86")
 }

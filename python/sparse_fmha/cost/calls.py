@@ -118,8 +118,11 @@ def _decode(given: Given, arch: str) -> Described:
     skipping.check(given["skip_threshold"], given["q"])
     reads = decode_reads.reads_of(given, keys, arch == "cpu")
     us, all_us = reads.least_us if arch == model.ARCH else (None, None)
+    # How many workers other GPUs have is not known here.
+    is_known = arch in ("cpu", model.ARCH) or given["split_tokens"] is not None
+    parts = reads.parts if is_known else None
     notes = ("lengths and lists count as full",) if reads.assumed else ()
-    return "decode", Times(us, all_us, read_bytes=reads.bytes, parts=reads.parts), notes
+    return "decode", Times(us, all_us, read_bytes=reads.bytes, parts=parts), notes
 
 
 def _on(arch: str, times: Times) -> Times | None:

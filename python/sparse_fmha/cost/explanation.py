@@ -41,7 +41,8 @@ class Explanation:
     why_two_kernels: str | None  # why nothing does, where there is such a kernel
     needs_gradients: bool  # q, k or v require a gradient
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
-    # What shares the keys of a decode call: splits, or on a GPU without fixed ones thread blocks.
+    # What shares the keys of a decode call: splits, or on Hopper without fixed ones thread blocks.
+    # None on other GPUs without fixed splits.
     parts: int | None = None
 
     @property
@@ -54,7 +55,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{self.mechanism} on {self.arch}: {self.kernel or 'no kernel'}", f"  {self.why}"]
         if self.read_bytes is not None:
-            lines.append(f"  reads {self.read_bytes / 1e6:.2f} MB in {self.parts} parts")
+            parts = "" if self.parts is None else f" in {self.parts} parts"
+            lines.append(f"  reads {self.read_bytes / 1e6:.2f} MB{parts}")
         if self.read_bytes is not None and self.predicted_ms is not None:
             lines.append(
                 f"  at least {1e3 * self.predicted_ms:.1f} us on an H200, at the rate of a "
