@@ -128,7 +128,8 @@ def attention(
         sink: fp32 `[Hq]` (or fp64 for fp64 q), one more logit of each query's softmax, which has no
             value (gpt-oss): out is multiplied by sigmoid(lse - sink), and lse becomes
             log(exp(lse) + exp(sink)). A query that sees no key has out 0 and lse = sink; -inf
-            changes nothing. Tiles are skipped as without a sink.
+            changes nothing. Tiles are skipped as without a sink. As lse is fp32, so is the accuracy
+            of a result with a sink, also in fp64.
         skip_threshold: lambda, 0 <= lambda < 1, or an fp32 tensor `[B]` on q's device, whose values
             are clamped to that range (NaN becomes 0). Key tiles whose weights are all below lambda
             times the largest so far are skipped (BLASST, arXiv:2512.12087). Tiles are visited from
