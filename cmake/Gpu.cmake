@@ -52,7 +52,7 @@ endfunction()
 # nvcc's flags for the images of `archs`. What is not for Hopper alone is compiled to the PTX of
 # compute_80 once, and from that to an image for each of SPARSE_FMHA_IMAGES; drivers compile the PTX
 # for other GPUs.
-set(SPARSE_FMHA_IMAGES "80;90" CACHE STRING
+set(SPARSE_FMHA_IMAGES "80" CACHE STRING
     "GPUs for which the kernels of 80 and 86 are assembled, besides their PTX")
 function(images_of archs out)
   set(flags "")
@@ -78,6 +78,10 @@ function(add_kernel_objects core name archs)
     list(APPEND launcher "${CCACHE}")
   endif()
   images_of("${archs}" images)
+  set(compression "SHELL:-Xfatbin -compress-all")
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+    set(compression "--compress-mode=size")  # 15 to 18 percent smaller
+  endif()
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES
     CUDA_ARCHITECTURES OFF
@@ -85,7 +89,7 @@ function(add_kernel_objects core name archs)
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
   target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
   target_compile_options(${target} PRIVATE ${images} --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
-    "SHELL:-Xptxas -v" "SHELL:-Xfatbin -compress-all")
+    "SHELL:-Xptxas -v" ${compression})
   target_sources(${core} PRIVATE $<TARGET_OBJECTS:${target}>)
   target_link_libraries(${core} PUBLIC CUDA::cudart_static)
 endfunction()

@@ -28,13 +28,16 @@ SERIALISED = re.compile(r"\(C75\d\d\)")
 
 def parse(log: str, file: str) -> dict[str, dict]:
     """The figures of each row in the object of a file; kernels of no row go by the file's name."""
-    rows = {(r.element, str(r.head_dim)): r.name for r in kernel_list.read_all() if r.file == file}
+    rows: dict[tuple[str, ...], list[str]] = {}  # a kernel may have several
+    for row in kernel_list.read_all():
+        if row.file == file:
+            rows.setdefault((row.element, str(row.head_dim)), []).append(row.name)
     texts: dict[str, str] = {}
     for text in re.split(f"(?={ENTRY.pattern})", log):
         if entry := ENTRY.match(text):
             shape = SHAPE.search(entry[1])
-            name = rows.get(shape.groups(), file) if shape else file
-            texts[name] = texts.get(name, "") + text
+            for name in rows.get(shape.groups(), [file]) if shape else [file]:
+                texts[name] = texts.get(name, "") + text
     return {name: figures(text) for name, text in texts.items()}
 
 

@@ -89,6 +89,13 @@ def test_figures_are_those_of_each_row():
     assert fault.startswith("register spills in sm90_dense_bfloat16_d128: 24 bytes stored")
 
 
+def test_rows_that_share_a_kernel_have_its_figures():
+    name = "_ZN4sm806kernelINS0_12DecodeConfigINS_5DenseEN7cutlass6half_tELi64ELi64EEEvv"
+    found = ptxas.parse(GOOD.replace("_Z6kernelv", name), "sm80_decode_dense")
+    rows = ("sm80_decode_dense_float16_d64", "sm86_decode_dense_float16_d64")
+    assert found == dict.fromkeys(rows, FIGURES)
+
+
 @pytest.mark.parametrize(
     ("log", "reason"),
     [

@@ -74,7 +74,7 @@ LISTS = "sm90/geometry/lists/lists.h"
 LIST_KEYS = "sm90/geometry/lists/keys.h"
 STRIPES = "sm90/geometry/stripes/stripes.h"
 DECODE = "sm90/decode/storage.h"
-DECODE_MASK = "sm90/decode/tile_mask.h"
+DECODE_MASK = "device/decode/tile_mask.h"
 KNOWN = (
     Known("neighborhood: who needs a box", (Site(GRID, "needs"),), (Site(GRID, "publish"),)),
     Known(

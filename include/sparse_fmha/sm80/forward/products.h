@@ -36,6 +36,15 @@ __device__ __forceinline__ uint32_t rounded(float low, float high) {
   return reinterpret_cast<uint32_t const&>(result);
 }
 
+// Addresses in shared memory depend on the lane. ptxas keeps those of all steps in registers from
+// tile to tile, unless the lane seems to be another one for each.
+__device__ __forceinline__ int this_lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int lane_of_tile() {
+  uint32_t thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread % 32;
+}
+
 // A warp's queries: in registers, or in shared memory.
 template <class Traits, bool kInRegisters = Traits::kQueriesInRegisters>
 class Queries;
@@ -52,7 +61,7 @@ class Queries<Traits, true> {
           step_[s]);
     }
   }
-  __device__ __forceinline__ void get(int s, uint32_t (&to)[4]) const {
+  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
     CUTE_UNROLL
     for (int r = 0; r < 4; ++r) {
       to[r] = step_[s][r];
@@ -67,8 +76,7 @@ template <class Traits>
 class Queries<Traits, false> {
  public:
   __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) : tile_(tile) {}
-  __device__ __forceinline__ void get(int s, uint32_t (&to)[4]) const {
-    int const lane = threadIdx.x % 32;
+  __device__ __forceinline__ void get(int s, int lane, uint32_t (&to)[4]) const {
     load_matrices(
         tile_ + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
         to);
@@ -81,14 +89,13 @@ class Queries<Traits, false> {
 // scores = queries x keys.
 template <class Traits, class Scores>
 __device__ __forceinline__ void multiply_keys(Queries<Traits> const& queries,
-                                              typename Traits::Element const* keys,
-                                              Scores& scores) {
-  int const lane = threadIdx.x % 32;
+                                              typename Traits::Element const* keys, Scores& scores,
+                                              int lane = this_lane()) {
   cute::clear(scores);
   CUTE_UNROLL
   for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
     uint32_t a[4];
-    queries.get(s, a);
+    queries.get(s, lane, a);
     CUTE_UNROLL
     for (int n = 0; n < Traits::kTileK / 16; ++n) {
       uint32_t b[4];  // of the first 8 keys depths from 0 and from 8; then of the last 8
@@ -123,8 +130,7 @@ struct Weights {
 template <class Traits, class Output>
 __device__ __forceinline__ void multiply_values(Weights<Traits> const& weights,
                                                 typename Traits::Element const* values,
-                                                Output& output) {
-  int const lane = threadIdx.x % 32;
+                                                Output& output, int lane = this_lane()) {
   CUTE_UNROLL
   for (int s = 0; s < Traits::kTileK / 16; ++s) {
     CUTE_UNROLL

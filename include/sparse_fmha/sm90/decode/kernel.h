@@ -38,7 +38,7 @@ struct PartSource {
 
 template <class Traits>
 __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
-    decode_attention_kernel(DecodeParams const __grid_constant__ params) {
+    decode_attention_kernel(BoxedDecodeParams const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
   auto& smem = *reinterpret_cast<DecodeStorage<Traits>*>(raw_smem);
   using Boxes = BoxProducer<Traits>;
@@ -104,12 +104,13 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
       if (part >= cut.count()) {
         break;
       }
-      consumer.begin_part(part);
+      consumer.results.begin_part(part);
       for_each_piece(params, plan, cut, part,
                      [&](DecodePiece const& piece) { consumer.attend(piece); });
     }
-    consumer.store_empty_groups(plan);
-    consumer.clear_merges_from(cut.count());
+    int32_t const worker = blockIdx.x * DecodeRoles<Traits>::kWorkers + warpgroup - 1;
+    consumer.results.store_empty_groups(plan, worker, workers);
+    consumer.results.clear_merges_from(cut.count(), worker, workers);
   }
 }
 

@@ -2,16 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <stdexcept>
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/cuda/tensor_map.h"
+#include "sparse_fmha/device/decode/launch.h"
 #include "sparse_fmha/sm90/common/data_type.h"
 #include "sparse_fmha/sm90/decode/kernel.h"
-#include "sparse_fmha/sm90/decode/merge.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -26,32 +24,9 @@ struct DecodeLaunch {
                 "the stages do not fit the shared memory of a Hopper block");
 
   static void run(FmhaProblem const& p, ExecutionContext const& context) {
-    check_copies("q", p.q);
-    check_copies("k_cache", p.k);
-    check_copies("v_cache", p.v);
     DecodeKeys const& keys = *p.decode;
-    DecodeParams params = {};
-    params.keys = keys;
-    params.q = p.q;
-    params.k = p.k;
-    params.v = p.v;
-    params.out = p.out;
-    params.lse = p.lse;
-    params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
-                   p.heads_kv};
-    params.heads_kv = p.heads_kv;
-    params.head_dim = p.head_dim;
-    params.row_groups = keys.row_groups();
-    params.rows = std::min(DecodeKeys::kRows, keys.by_query ? keys.group : keys.len_q * keys.group);
-    int64_t const groups = int64_t{p.batch} * p.heads_kv * params.row_groups;
-    if (groups * params.rows > INT32_MAX) {
-      throw std::runtime_error(
-          "sparse_fmha: q must have at most 2^31 - 1 rows in groups of 64 of a KV head");
-    }
-    params.groups = static_cast<int32_t>(groups);
-    // Zero would turn the -inf of a masked score into NaN.
-    params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
-    params.negate = p.scale < 0;
+    BoxedDecodeParams params = {};
+    describe_decode(params, p);
     int const blocks = multiprocessor_count();
     params.box = box_of(keys);
     if (params.box > 0) {
@@ -67,34 +42,7 @@ struct DecodeLaunch {
     }
     params.fits_cache = cache_bytes(p) <= kCacheBytes;
     params.planned = params.groups > kPlannedGroups;
-    auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
-    if (units(DecodeKeys::kTile) > INT32_MAX / 2) {
-      throw std::runtime_error(
-          "sparse_fmha: the caches of all requests and KV heads must hold at most 2^30 tiles "
-          "of 64 keys");
-    }
-    // All requests may be of any length; there are never more parts than for the longest.
-    int64_t const workers = int64_t{blocks} * DecodeRoles<Traits>::kWorkers;
-    int64_t const most_parts = keys.split > 0
-                                   ? units(keys.split)
-                                   : DecodeParts::most_count(units(DecodeKeys::kTile), workers,
-                                                             DecodeParts::short_parts(params.rows));
-    auto const stream = static_cast<cudaStream_t>(context.stream);
-    auto take = [&](auto*& to, int64_t count) {
-      to = static_cast<std::remove_reference_t<decltype(to)>>(
-          context.memory->allocate(count * sizeof(*to)));
-    };
-    take(params.plan.first, groups + 1);
-    take(params.plan.tiles, groups);
-    params.merges_by_group = groups <= most_parts;
-    params.most_merges = static_cast<int32_t>(std::min(groups, most_parts));
-    take(params.merges, params.most_merges);
-    take(params.partial, DecodeParts::places(most_parts) * params.rows * p.head_dim);
-    take(params.sums, DecodeParts::places(most_parts) * params.rows);
-    if (most_parts > workers) {
-      take(params.next, 1);
-      check_cuda(cudaMemsetAsync(params.next, 0, sizeof(int32_t), stream), "clearing the counter");
-    }
+    take_decode_memory(params, int64_t{blocks} * DecodeRoles<Traits>::kWorkers, context);
 
     auto* const kernel = &decode_attention_kernel<Traits>;
     static OncePerDevice raise_limit;
@@ -103,32 +51,12 @@ struct DecodeLaunch {
                                       sizeof(Storage)),
                  "raising the shared-memory limit");
     });
-    if (params.planned) {
-      launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, false,
-                    "launching the plan of decode attention", params);
-    }
-    launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles<Traits>::kThreads,
-                  sizeof(Storage), stream, params.planned, "launching the decode kernel", params);
-    // Few groups have many pieces each.
-    if (params.most_merges <= kFewMerges) {
-      launch_merge<16>(params, stream);
-    } else {
-      launch_merge<4>(params, stream);
-    }
+    launch_decode<Element>(kernel, blocks, DecodeRoles<Traits>::kThreads, sizeof(Storage),
+                           LaunchOrder::kByItself, params,
+                           static_cast<cudaStream_t>(context.stream));
   }
 
  private:
-  static constexpr int32_t kFewMerges = 128;
-  static constexpr int32_t kMostMergeBlocks = 4096;
-
-  template <int kWarps>
-  static void launch_merge(DecodeParams const& params, cudaStream_t stream) {
-    auto const entries = static_cast<uint32_t>(std::min(params.most_merges, kMostMergeBlocks));
-    launch_kernel(decode_merge_kernel<Element, kWarps>,
-                  {entries, static_cast<uint32_t>(params.rows)}, kWarps * 32, 0, stream, true,
-                  "launching the merge of decode attention", params);
-  }
-
   // The keys of a copy: slots from a multiple of this number on are consecutive rows.
   static int32_t box_of(DecodeKeys const& keys) {
     constexpr int32_t kSmallest = 16;  // smaller boxes are slower than single rows
@@ -148,23 +76,6 @@ struct DecodeLaunch {
                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             2, 64, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B};
   }
-  // `after`: the kernel waits for the one before it by itself.
-  template <class... Params, class... Args>
-  static void launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t smem,
-                            cudaStream_t stream, bool after, char const* what,
-                            Args const&... args) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = smem;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = after ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, args...), what);
-  }
   static constexpr double kCacheBytes = 100e6;  // twice the L2 cache
 
   // What the call may read of keys and values.
@@ -173,22 +84,6 @@ struct DecodeLaunch {
     double const heads =
         static_cast<double>(p.batch) * p.heads_kv * (keys.by_query ? keys.len_q : 1);
     return heads * std::min<int64_t>(most_slots(keys), keys.capacity) * p.head_dim * 4;
-  }
-  // The slots that a request can have.
-  static int64_t most_slots(DecodeKeys const& keys) {
-    return keys.form == DecodeKeys::Form::kRange    ? keys.capacity
-           : keys.form == DecodeKeys::Form::kBlocks ? int64_t{keys.entries.width} * keys.block
-                                                    : keys.entries.width;
-  }
-  // Rows are copied in chunks of 16 bytes.
-  static void check_copies(char const* name, TensorView const& t) {
-    for (int64_t stride : {t.batch_stride, t.axis_stride[kGridAxes - 1], t.head_stride}) {
-      if (stride % 8 != 0 || reinterpret_cast<uintptr_t>(t.data) % 16 != 0) {
-        throw std::runtime_error(std::string("sparse_fmha: ") + name +
-                                 " must start, and have strides, at multiples of 16 bytes on a "
-                                 "GPU; copy it");
-      }
-    }
   }
 };
 

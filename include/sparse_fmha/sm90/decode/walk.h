@@ -1,11 +1,12 @@
 // How the consumer of a worker walks over the tiles of a piece.
 #pragma once
 
+#include "sparse_fmha/device/decode/tile_mask.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/common/convert.h"
 #include "sparse_fmha/sm90/common/issue.h"
-#include "sparse_fmha/sm90/decode/tile_mask.h"
+#include "sparse_fmha/sm90/decode/clear_values.h"
 #include "sparse_fmha/sm90/forward/operands.h"
 
 namespace sparse_fmha::sm90 {

@@ -1,10 +1,9 @@
 // The end of a decode row.
 #pragma once
 
-#include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/decode/params.h"
+#include "sparse_fmha/device/decode/params.h"
 
-namespace sparse_fmha::sm90 {
+namespace sparse_fmha::device {
 
 // A row of packed queries in the tensors of the call.
 struct DecodeRow {
@@ -50,4 +49,4 @@ __device__ __forceinline__ FinishedRow finish_row(DecodeKeys const& keys, int64_
   return {empty ? 0.f : factor * expf(lse - total), total};
 }
 
-}  // namespace sparse_fmha::sm90
+}  // namespace sparse_fmha::device

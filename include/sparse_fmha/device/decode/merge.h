@@ -2,30 +2,33 @@
 // the pieces of groups that several parts share, after it.
 #pragma once
 
-#include "sparse_fmha/sm90/decode/finish.h"
-#include "sparse_fmha/sm90/decode/pieces.h"
+#include "sparse_fmha/device/decode/finish.h"
+#include "sparse_fmha/device/decode/pieces.h"
+#include "sparse_fmha/device/dependent_launch.h"
 
-namespace sparse_fmha::sm90 {
+namespace sparse_fmha::device {
 
 inline constexpr int kPlanThreads = 1024;
 
-// Run by one block: fills in the plan.
-static __global__ void __launch_bounds__(kPlanThreads)
-    decode_plan_kernel(DecodeParams const __grid_constant__ params) {
+// Run by one block: fills in the plan. Params: DecodeParams, or a type of the family that has them,
+// so that kernels of several families differ in name.
+template <class Params>
+__global__ void __launch_bounds__(kPlanThreads)
+    decode_plan_kernel(Params const __grid_constant__ params) {
   __shared__ int32_t warp_units[kPlanThreads / 32];
-  cudaTriggerProgrammaticLaunchCompletion();
+  let_next_kernel_begin();
   plan_groups(params, params.plan, warp_units);
 }
 
 // A block for each row of each entry of `merges`: the warps merge every kMergeWarps-th piece of the
 // group, in order. Then their results are merged, in order.
-template <class Element, int kMergeWarps>
+template <class Element, int kMergeWarps, class Params>
 __global__ void __launch_bounds__(kMergeWarps * 32)
-    decode_merge_kernel(DecodeParams const __grid_constant__ params) {
+    decode_merge_kernel(Params const __grid_constant__ params) {
   constexpr int kMostColumns = 8;  // of a lane
   __shared__ float out[kMergeWarps][256];
   __shared__ float2 sums[kMergeWarps];
-  cudaGridDependencySynchronize();
+  wait_for_kernel_before();
   int const lane = threadIdx.x % 32;
   int const warp = threadIdx.x / 32;
   int32_t const row = blockIdx.y;
@@ -130,4 +133,4 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
   }
 }
 
-}  // namespace sparse_fmha::sm90
+}  // namespace sparse_fmha::device

@@ -1,10 +1,9 @@
 // Which keys of which groups a thread block of a decode kernel has.
 #pragma once
 
-#include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/decode/params.h"
+#include "sparse_fmha/device/decode/params.h"
 
-namespace sparse_fmha::sm90 {
+namespace sparse_fmha::device {
 
 // Fills in the plan. Called by all threads of a block; `warp_units` is shared memory with a number
 // for each warp.
@@ -63,6 +62,21 @@ struct DecodePiece {
   SPARSE_FMHA_HD int64_t place() const { return DecodeParts::place(part, begins); }
 };
 
+// What a part has of a group with the units [begins, next): its units [unit, stop).
+__device__ __forceinline__ DecodePiece piece_of(DecodeParams const& params, DecodePlan const& plan,
+                                                DecodeParts const& cut, int32_t unit_tiles,
+                                                int32_t part, int32_t group, int32_t begins,
+                                                int32_t next, int32_t unit, int32_t stop) {
+  KeyRange const all = plan.tiles[group];
+  return DecodePiece{params.group(group),
+                     group,
+                     {all.begin + (unit - begins) * unit_tiles,
+                      min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
+                     part,
+                     cut.part_of(next - 1),
+                     unit == begins};
+}
+
 // Calls body(piece) for the pieces of a part.
 template <class Body>
 __device__ __forceinline__ void for_each_piece(DecodeParams const& params, DecodePlan const& plan,
@@ -76,17 +90,10 @@ __device__ __forceinline__ void for_each_piece(DecodeParams const& params, Decod
     int32_t const next = plan.first[group + 1];
     int32_t const stop = min_int(next, end);
     if (unit < stop) {
-      KeyRange const all = plan.tiles[group];
-      body(DecodePiece{params.group(group),
-                       group,
-                       {all.begin + (unit - begins) * unit_tiles,
-                        min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
-                       part,
-                       cut.part_of(next - 1),
-                       unit == begins});
+      body(piece_of(params, plan, cut, unit_tiles, part, group, begins, next, unit, stop));
       unit = stop;
     }
   }
 }
 
-}  // namespace sparse_fmha::sm90
+}  // namespace sparse_fmha::device

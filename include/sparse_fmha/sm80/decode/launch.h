@@ -1,0 +1,72 @@
+// The registry row of a decode kernel.
+#pragma once
+
+#include <algorithm>
+
+#include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/device/decode/launch.h"
+#include "sparse_fmha/sm80/decode/kernel.h"
+#include "sparse_fmha/sm80/forward/kernel_row.h"
+
+namespace sparse_fmha::sm80 {
+
+template <class Config>
+struct DecodeLaunch {
+  using Traits = DecodeTraits<Config>;
+  using Storage = DecodeStorage<Traits>;
+  static_assert(sizeof(Storage) <= smem_limit(Arch::kSm86), "the row serves both architectures");
+
+  static void run(FmhaProblem const& p, ExecutionContext const& context) {
+    DecodeParams params = {};
+    describe_decode(params, p);
+    params.planned = params.groups > Traits::kPlannedGroups;
+    int const blocks = multiprocessor_count() * blocks_at_once();
+    take_decode_memory(params, blocks, context);
+
+    auto* const kernel = &decode_attention_kernel<Traits>;
+    static OncePerDevice raise_limit;
+    raise_limit([&] {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      sizeof(Storage)),
+                 "raising the shared-memory limit");
+    });
+    launch_decode<typename Config::Element>(kernel, blocks, Traits::kThreads, sizeof(Storage),
+                                            LaunchOrder::kAfter, params,
+                                            static_cast<cudaStream_t>(context.stream));
+  }
+
+ private:
+  // Of a multiprocessor.
+  static int blocks_at_once() {
+    constexpr int kOfSystem = 1024;  // bytes of each block
+    int const bytes = device_attribute<cudaDevAttrMaxSharedMemoryPerMultiprocessor>();
+    return std::clamp(bytes / static_cast<int>(sizeof(Storage) + kOfSystem), 1,
+                      Traits::kMostBlocks);
+  }
+};
+
+// Static, because rows of different passes may have the same numbers. The rows of both
+// architectures share a kernel.
+template <class Config, Arch kArch>
+static KernelRow kernel_row(char const* name) {
+  using Launch = DecodeLaunch<Config>;
+  KernelRow row;
+  row.info.key = {kArch,
+                  Pass::kDecode,
+                  data_type(typename Config::Element{}),
+                  Config::kHeadDim,
+                  mechanism_index<typename Config::Mechanism>(),
+                  Launch::Traits::kVotes};
+  row.info.name = name;
+  row.info.mechanism = Config::Mechanism::kName;
+  row.info.tile_q = Config::kTileQ;
+  row.info.tile_k = Config::kTileK;
+  row.info.stages = Config::kStages;
+  row.info.threads = Launch::Traits::kThreads;
+  row.info.smem_bytes = sizeof(typename Launch::Storage);
+  row.launch = &Launch::run;
+  return row;
+}
+
+}  // namespace sparse_fmha::sm80

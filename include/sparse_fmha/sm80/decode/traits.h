@@ -1,0 +1,54 @@
+// The compile-time shape of a decode kernel of the family sm80. One kernel serves both
+// architectures: its stages fit 99 KB of shared memory, and more blocks run where there is more.
+#pragma once
+
+#include "sparse_fmha/sm80/forward/traits.h"
+
+namespace sparse_fmha::sm80 {
+
+// A row of the kernel list csrc/kernels/sm80_decode.def.
+template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
+          Skipping Skipping_>
+struct DecodeConfig {
+  using Mechanism = Mechanism_;
+  using Element = Element_;
+  static constexpr int kHeadDim = HeadDim;
+  static constexpr int kTileQ = TileQ;
+  static constexpr int kTileK = TileK;
+  static constexpr int kStages = Stages;
+  static constexpr Skipping kSkipping = Skipping_;
+};
+
+template <class Config_>
+struct DecodeTraits {
+  using Config = Config_;
+  using Element = typename Config::Element;
+  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kTileQ = Config::kTileQ;
+  static constexpr int kTileK = Config::kTileK;
+  static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
+  static_assert(sizeof(Element) == 2 && kHeadDim % 64 == 0 && kHeadDim <= 256,
+                "rows in shared memory are whole groups of eight chunks");
+  static_assert(kTileQ == 64 && kTileK == 64, "groups of rows and tiles of core/decode.h");
+
+  static constexpr int kWarps = 4;  // 16 rows each
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRowDim = kHeadDim;
+  static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
+
+  // A stage holds a tile of keys or of values.
+  static constexpr int kStages = Config::kStages;
+  static_assert(kStages >= 2, "one tile is copied while another is computed");
+  // Queries stay in registers if there are enough of them, and get there through the last stage,
+  // which nothing is copied to before they have.
+  static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
+  static constexpr int kElements = (kStages + (kQueriesInRegisters ? 0 : 1)) * kTileElements;
+  // On a multiprocessor at a time, if its shared memory is large enough.
+  static constexpr int kMostBlocks = 2;
+  // Groups of rows whose keys each block finds by itself.
+  static constexpr int kPlannedGroups = kHeadDim <= 128 ? 256 : 32;
+  // The tiles from the one that is computed to the one that is copied, and the next.
+  static constexpr int kPlaces = kVotes ? kStages + 1 : kStages / 2 + 2;
+};
+
+}  // namespace sparse_fmha::sm80
