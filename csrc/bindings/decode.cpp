@@ -57,6 +57,8 @@ void bind_decode(py::module_& m) {
       .def("count", &DecodeParts::count)
       .def("begin", &DecodeParts::begin, py::arg("part"))
       .def("part_of", &DecodeParts::part_of, py::arg("unit"));
+  decode.def("equal_parts", &DecodeParts::equal, py::arg("units"), py::arg("workers"),
+             "At most one part for each worker.");
   decode.def("short_parts", &DecodeParts::short_parts, py::arg("rows"),
              "The most short parts of a worker.");
   decode.def("most_count", &DecodeParts::most_count, py::arg("most_units"), py::arg("workers"),

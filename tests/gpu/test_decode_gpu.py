@@ -78,6 +78,44 @@ def test_long_and_short_requests(cuda, split_tokens):
     check(cuda, decode_cases.draw(6, "all", 16, **options), split_tokens=split_tokens)
 
 
+@FORMS
+@pytest.mark.parametrize("by_head", [False, True])
+def test_more_groups_than_multiprocessors(cuda, form, by_head):
+    """Parts have keys of several requests."""
+    options = {"batch": 90, "rows": 300, "heads": (6, 3), "dtype": torch.bfloat16, "dim": 64}
+    check(cuda, decode_cases.draw(11, form, 16, by_head=by_head, **options))
+
+
+def test_more_requests_than_a_block_plans(cuda):
+    options = {"batch": 700, "rows": 100, "heads": (4, 2), "dtype": torch.float16, "dim": 64}
+    check(cuda, decode_cases.draw(12, "all", **options))
+    check(cuda, decode_cases.draw(13, "spans", 16, **options))
+
+
+@pytest.mark.parametrize("split_tokens", [None, 64])
+@pytest.mark.parametrize("rows", [20_000, 400_000])
+def test_groups_of_many_parts(cuda, rows, split_tokens):
+    """Results of parts are merged, and results of merges; the caches' ends are not read."""
+    torch.manual_seed(0)
+    lengths = [rows, 0, rows // 3, 1]
+    q = torch.randn(4, 1, 5, 128, dtype=torch.float16, device=cuda)
+    k, v = (torch.randn(4, rows, 1, 128, dtype=torch.float16, device=cuda) for _ in "kv")
+    for b, length in enumerate(lengths):
+        k[b, length:], v[b, length:] = torch.nan, torch.nan
+    lens = decode_cases.int32(lengths).to(cuda)
+    options = {"split_tokens": split_tokens, "return_lse": True}
+    out, lse = decode_attention(q, k, v, lens, **options)
+    for b, length in enumerate(lengths):
+        scores = q[b, 0].double() @ k[b, :length, 0].double().T / 128**0.5
+        exact = scores.softmax(-1) @ v[b, :length, 0].double()
+        torch.testing.assert_close(lse[b, 0].double(), scores.logsumexp(-1), rtol=0, atol=1e-3)
+        torch.testing.assert_close(out[b, 0].double(), exact, rtol=2e-3, atol=2e-4)
+    for _ in range(5):
+        again = decode_attention(q, k, v, lens, **options)
+        assert again[0].equal(out)
+        assert again[1].equal(lse)
+
+
 @pytest.mark.parametrize("len_q", [3, 40])
 def test_trees_and_sinks(cuda, len_q):
     generator = torch.Generator().manual_seed(len_q)

@@ -73,6 +73,26 @@ def test_splits_are_parts(units):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**30), st.integers(1, 300))
+def test_equal_parts(units, workers):
+    """Worker i has part i, or none; parts differ in the last one alone."""
+    cut = decode.equal_parts(units, workers)
+    assert cut.count() <= min(units, workers)
+    begins = [cut.begin(part) for part in range(cut.count() + 1)]
+    assert (begins[0], begins[-1]) == (0, units)
+    sizes = [b - a for a, b in itertools.pairwise(begins)]
+    assert min(sizes, default=1) > 0
+    assert len(set(sizes[:-1])) <= 1
+    assert max(sizes, default=0) <= -(-units // workers)
+
+
+@settings(max_examples=50, deadline=None)
+@given(GROUPS, st.integers(1, 20))
+def test_equal_parts_of_groups(units, workers):
+    check(units, decode.equal_parts(sum(units), workers))
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**30), st.integers(1, 300), st.sampled_from([1, 3, 8]), st.data())
 @example(2**30, 132, 8, None)
 def test_many_units(units, blocks, short_parts, data):

@@ -35,6 +35,14 @@ class DecodeParts {
   // A part for each unit.
   explicit SPARSE_FMHA_HD DecodeParts(int32_t units) : units_(units), count_(units) {}
 
+  // At most one part for each worker.
+  static SPARSE_FMHA_HD DecodeParts equal(int32_t units, int32_t workers) {
+    DecodeParts parts(units);
+    parts.short_size_ = max_int(1, ceil_div(units, workers));
+    parts.count_ = ceil_div(units, parts.short_size_);
+    return parts;
+  }
+
   // Groups of many rows have large results: fewer parts keep them small.
   static SPARSE_FMHA_HD int32_t short_parts(int32_t rows) {
     return rows <= 16 ? kMostShortParts : 2;

@@ -27,42 +27,42 @@ struct DecodeConsumer {
     OnlineSoftmax softmax(params.scale_log2);
     walk.run(piece, rows, softmax, output);
     store(piece, rows, softmax, output);
-    if (piece.begins && is_first_thread()) {
-      int4 const merge = {piece.alone() ? -1 : piece.group, piece.part, piece.last_part, 0};
+    if (piece.begins && params.cluster == 0 && is_first_thread()) {
+      int32_t const group = piece.group_of_all(params.lines);
+      int4 const merge = {piece.alone() ? -1 : group, piece.part, piece.last_part, 0};
       if (params.merges_by_group) {
-        params.merges[piece.group] = merge;
+        params.merges[group] = merge;
       } else if (!piece.alone()) {
-        params.merges[piece.part] = merge;
+        params.merges[piece.part_of_all(params.lines)] = merge;
       }
     }
   }
   __device__ __forceinline__ void begin_part(int32_t part) const {
-    if (!params.merges_by_group && is_first_thread()) {
+    if (!params.merges_by_group && params.cluster == 0 && is_first_thread()) {
       params.merges[part] = kNoMerge;
     }
   }
   // The parts from `count` on do not exist.
-  __device__ __forceinline__ void clear_merges_from(int32_t count) const {
-    if (!params.merges_by_group) {
+  __device__ __forceinline__ void clear_merges_from(int32_t count, DecodeTeam const& team) const {
+    if (!params.merges_by_group && params.cluster == 0) {
       CUTE_NO_UNROLL
-      for (int32_t part = count + (blockIdx.x * DecodeRoles<Traits>::kWorkers + worker) * 128 +
-                          threadIdx.x % 128;
-           part < params.most_merges; part += gridDim.x * DecodeRoles<Traits>::kWorkers * 128) {
+      for (int32_t part = count + team.worker * 128 + threadIdx.x % 128; part < params.most_merges;
+           part += team.workers * 128) {
         params.merges[part] = kNoMerge;
       }
     }
   }
 
-  // The outputs of the groups without keys, shared by all workers.
-  __device__ __forceinline__ void store_empty_groups(DecodePlan const& plan) const {
-    int32_t const begin = blockIdx.x * DecodeRoles<Traits>::kWorkers + worker;
+  // The outputs of a team's groups without keys, shared by its workers.
+  __device__ __forceinline__ void store_empty_groups(DecodePlan const& plan,
+                                                     DecodeTeam const& team) const {
     CUTE_NO_UNROLL
-    for (int32_t group = begin; group < params.groups;
-         group += gridDim.x * DecodeRoles<Traits>::kWorkers) {
+    for (int32_t i = team.worker; i < team.groups * params.lines; i += team.workers) {
+      int32_t const group = i / params.lines;
       if (plan.first[group] == plan.first[group + 1]) {
-        store_empty(params.group(group));
-        if (params.merges_by_group && is_first_thread()) {
-          params.merges[group] = kNoMerge;
+        store_empty(params.group(team.first_group + group, i % params.lines));
+        if (params.merges_by_group && params.cluster == 0 && is_first_thread()) {
+          params.merges[i] = kNoMerge;
         }
       }
     }
@@ -112,6 +112,9 @@ struct DecodeConsumer {
   __device__ __forceinline__ void store(DecodePiece const& piece, KeyRange rows,
                                         OnlineSoftmax const& softmax, Output const& output) const {
     AccumulatorPosition const place;
+    if (params.cluster > 0) {
+      sync_consumer(worker);  // the products with the last keys are done
+    }
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       int32_t const row = rows.begin + place.row + 8 * r;
@@ -132,13 +135,15 @@ struct DecodeConsumer {
           to.store_lse(params, end.lse);
         }
       } else {
-        int64_t const to = piece.place() * params.rows + row - rows.begin;
-        float* const partial = params.partial + to * params.head_dim;
+        bool const shared = params.cluster > 0;
+        int64_t const to =
+            (shared ? 0 : piece.place(params.lines) * params.rows) + row - rows.begin;
+        float* const partial = (shared ? smem.partial() : params.partial) + to * params.head_dim;
         store_row(r, output, [&](int column, float x, float y) {
           *reinterpret_cast<float2*>(partial + column) = {x, y};
         });
         if (place.column == 0) {
-          params.sums[to] = {top, sum};
+          (shared ? smem.sums : params.sums)[to] = {top, sum};
         }
       }
     }

@@ -1,6 +1,7 @@
 // Decode attention of up to 64 packed rows: a persistent kernel.
 #pragma once
 
+#include "sparse_fmha/sm90/decode/cluster.h"
 #include "sparse_fmha/sm90/decode/consumer.h"
 #include "sparse_fmha/sm90/decode/producer.h"
 
@@ -9,15 +10,22 @@ namespace sparse_fmha::sm90 {
 // The plan that this block reads: its own, or that of decode_plan_kernel.
 template <class Traits>
 __device__ __forceinline__ DecodePlan plan_of(DecodeParams const& params,
-                                              DecodeStorage<Traits>& smem) {
+                                              DecodeStorage<Traits>& smem, int32_t first_group) {
+  DecodePlan const own = {smem.first, smem.tiles};
+  if (params.cluster > 0) {
+    if (threadIdx.x == 128) {
+      plan_one_group(params, first_group, own);
+    }
+    __syncthreads();
+    return own;
+  }
   if (params.planned) {
     cudaGridDependencySynchronize();
     __syncthreads();
     return params.plan;
   }
-  DecodePlan const plan = {smem.first, smem.tiles};
-  plan_groups(params, plan, smem.warp_units);
-  return plan;
+  plan_groups(params, own, smem.warp_units);
+  return own;
 }
 
 // Hands out the parts of a worker, to one thread.
@@ -60,20 +68,20 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     }
     cutlass::arch::fence_barrier_init();
   }
-  DecodePlan const plan = plan_of(params, smem);  // synchronises the block
-  int32_t const workers = gridDim.x * DecodeRoles<Traits>::kWorkers;
-  DecodeParts const cut = params.parts(plan.first[params.groups], workers);
-
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  int const of_block = warpgroup == 0 ? warp / kProducerWarps : warpgroup - 1;
+  DecodeTeam const team(params, of_block, DecodeRoles<Traits>::kWorkers);
+  DecodePlan const plan = plan_of(params, smem, team.first_group);  // synchronises the block
+  DecodeParts const cut = params.parts(plan.first[team.groups], team.workers);
+  int32_t const parts = cut.count() * params.lines;
   PartQueue::State reads = {};
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<DecodeRoles<Traits>::kProducerRegisters>();
-    int const index = warp / kProducerWarps;
     int const of_worker = warp % kProducerWarps;
-    auto& worker = smem.workers[index % DecodeRoles<Traits>::kWorkers];
+    auto& worker = smem.workers[of_block % DecodeRoles<Traits>::kWorkers];
     PartQueue::State puts = {};
-    PartSource source{params, workers, static_cast<int32_t>(index * gridDim.x + blockIdx.x)};
+    PartSource source{params, team.workers, team.worker};
     auto run = [&](auto producer) {
       for (;;) {
         if (of_worker == 0 && threadIdx.x % 32 == 0) {
@@ -81,14 +89,14 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
         }
         __syncwarp();
         int32_t const part = worker.parts.get(reads);
-        if (part >= cut.count()) {
+        if (part >= parts) {
           return;
         }
-        for_each_piece(params, plan, cut, part,
+        for_each_piece(params, plan, team, cut, part,
                        [&](DecodePiece const& piece) { producer.load(piece); });
       }
     };
-    if (index >= DecodeRoles<Traits>::kWorkers) {
+    if (of_block >= DecodeRoles<Traits>::kWorkers) {
       return;
     }
     if (boxes) {
@@ -98,18 +106,21 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<DecodeRoles<Traits>::kConsumerRegisters>();
-    DecodeConsumer<Traits> consumer{params, smem.workers[warpgroup - 1], warpgroup - 1};
+    DecodeConsumer<Traits> consumer{params, smem.workers[of_block], of_block};
     for (;;) {
       int32_t const part = consumer.smem.parts.get(reads);
-      if (part >= cut.count()) {
+      if (part >= parts) {
         break;
       }
       consumer.begin_part(part);
-      for_each_piece(params, plan, cut, part,
+      for_each_piece(params, plan, team, cut, part,
                      [&](DecodePiece const& piece) { consumer.attend(piece); });
     }
-    consumer.store_empty_groups(plan);
-    consumer.clear_merges_from(cut.count());
+    consumer.store_empty_groups(plan, team);
+    consumer.clear_merges_from(parts, team);
+    if (params.cluster > 0 && parts > 1) {
+      ClusterMerge<Traits>::run(params, smem, team, parts);
+    }
   }
 }
 

@@ -66,26 +66,50 @@ struct DecodeLaunch {
       params.v_map = map(p.v);
     }
     params.fits_cache = cache_bytes(p) <= kCacheBytes;
-    params.planned = params.groups > kPlannedGroups;
-    auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
-    if (units(DecodeKeys::kTile) > INT32_MAX / 2) {
+    params.cluster = cluster_of(keys, groups, blocks);
+    params.lines = params.cluster > 0 ? 1 : lines_of(p, keys, blocks);
+    int32_t const planned_groups = params.groups / params.lines;
+    params.planned = params.cluster == 0 && planned_groups > kPlannedGroups;
+    // Of all groups of a line.
+    auto const units = [&](int64_t size) {
+      return planned_groups * ceil_div(most_slots(keys), size);
+    };
+    if (units(DecodeKeys::kTile) * params.lines > INT32_MAX / 2) {
       throw std::runtime_error(
           "sparse_fmha: the caches of all requests and KV heads must hold at most 2^30 tiles "
           "of 64 keys");
     }
     // All requests may be of any length; there are never more parts than for the longest.
     int64_t const workers = int64_t{blocks} * DecodeRoles<Traits>::kWorkers;
-    int64_t const most_parts = keys.split > 0
-                                   ? units(keys.split)
-                                   : DecodeParts::most_count(units(DecodeKeys::kTile), workers,
-                                                             DecodeParts::short_parts(params.rows));
+    int64_t const most_parts =
+        params.lines *
+        (keys.split > 0 ? units(keys.split)
+                        : DecodeParts::most_count(units(DecodeKeys::kTile), workers / params.lines,
+                                                  DecodeParts::short_parts(params.rows)));
     auto const stream = static_cast<cudaStream_t>(context.stream);
     auto take = [&](auto*& to, int64_t count) {
       to = static_cast<std::remove_reference_t<decltype(to)>>(
           context.memory->allocate(count * sizeof(*to)));
     };
-    take(params.plan.first, groups + 1);
-    take(params.plan.tiles, groups);
+    auto* const kernel = &decode_attention_kernel<Traits>;
+    static OncePerDevice raise_limit;
+    raise_limit([&] {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      sizeof(Storage)),
+                 "raising the shared-memory limit");
+    });
+    auto const launch = [&](uint32_t grid, cudaLaunchAttribute const& attribute) {
+      launch_kernel(kernel, {grid}, DecodeRoles<Traits>::kThreads, sizeof(Storage), stream,
+                    attribute, "launching the decode kernel", params);
+    };
+    if (params.cluster > 0) {
+      launch(static_cast<uint32_t>(groups * params.cluster), of_clusters(params.cluster));
+      return;
+    }
+    if (params.planned) {
+      take(params.plan.first, planned_groups + 1);
+      take(params.plan.tiles, planned_groups);
+    }
     params.merges_by_group = groups <= most_parts;
     params.most_merges = static_cast<int32_t>(std::min(groups, most_parts));
     take(params.merges, params.most_merges);
@@ -95,20 +119,11 @@ struct DecodeLaunch {
       take(params.next, 1);
       check_cuda(cudaMemsetAsync(params.next, 0, sizeof(int32_t), stream), "clearing the counter");
     }
-
-    auto* const kernel = &decode_attention_kernel<Traits>;
-    static OncePerDevice raise_limit;
-    raise_limit([&] {
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      sizeof(Storage)),
-                 "raising the shared-memory limit");
-    });
     if (params.planned) {
-      launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, false,
+      launch_kernel(decode_plan_kernel, {1}, kPlanThreads, 0, stream, {},
                     "launching the plan of decode attention", params);
     }
-    launch_kernel(kernel, {static_cast<uint32_t>(blocks)}, DecodeRoles<Traits>::kThreads,
-                  sizeof(Storage), stream, params.planned, "launching the decode kernel", params);
+    launch(static_cast<uint32_t>(blocks), params.planned ? early() : cudaLaunchAttribute{});
     // Few groups have many pieces each.
     if (params.most_merges <= kFewMerges) {
       launch_merge<16>(params, stream);
@@ -118,6 +133,34 @@ struct DecodeLaunch {
   }
 
  private:
+  static constexpr int kMostBlocks = 8;  // of a cluster, on any Hopper GPU; a power of two
+  static_assert(kMostBlocks * DecodeRoles<Traits>::kWorkers <= 32, "a lane for each piece");
+  static constexpr int32_t kFewTiles = 32;  // of a worker
+  static constexpr int kLeastOfLine = 8;    // workers
+
+  // The thread blocks of a cluster, if each group can have one at once and no worker gets many
+  // tiles: what requests can have decides, since their lengths are known on the device alone. Not
+  // all multiprocessors can be parts of clusters.
+  static int32_t cluster_of(DecodeKeys const& keys, int64_t groups, int blocks) {
+    int32_t cluster = kMostBlocks;
+    while (cluster > 0 && groups * cluster > (cluster > 1 ? blocks / 2 : blocks)) {
+      cluster /= 2;
+    }
+    int64_t const tiles = ceil_div(most_slots(keys), int64_t{DecodeKeys::kTile});
+    bool const few = tiles <= int64_t{cluster} * DecodeRoles<Traits>::kWorkers * kFewTiles;
+    return keys.split == 0 && few ? cluster : 0;
+  }
+  // All KV heads, if they have the same tiles and few workers are left over.
+  static int32_t lines_of(FmhaProblem const& p, DecodeKeys const& keys, int blocks) {
+    bool alike = true;
+    for (IndexTable const* table :
+         {&keys.lengths, &keys.starts, &keys.span_lengths, &keys.counts}) {
+      alike = alike && (table->data == nullptr || table->head_stride == 0);
+    }
+    bool const enough = p.heads_kv * kLeastOfLine <= blocks * DecodeRoles<Traits>::kWorkers;
+    return alike && enough ? p.heads_kv : 1;
+  }
+
   static constexpr int32_t kFewMerges = 128;
   static constexpr int32_t kMostMergeBlocks = 4096;
 
@@ -125,7 +168,7 @@ struct DecodeLaunch {
   static void launch_merge(DecodeParams const& params, cudaStream_t stream) {
     auto const entries = static_cast<uint32_t>(std::min(params.most_merges, kMostMergeBlocks));
     launch_kernel(decode_merge_kernel<Element, kWarps>,
-                  {entries, static_cast<uint32_t>(params.rows)}, kWarps * 32, 0, stream, true,
+                  {entries, static_cast<uint32_t>(params.rows)}, kWarps * 32, 0, stream, early(),
                   "launching the merge of decode attention", params);
   }
 
@@ -148,22 +191,31 @@ struct DecodeLaunch {
                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             2, 64, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B};
   }
-  // `after`: the kernel waits for the one before it by itself.
-  template <class... Params, class... Args>
-  static void launch_kernel(void (*kernel)(Params...), dim3 grid, int threads, size_t smem,
-                            cudaStream_t stream, bool after, char const* what,
-                            Args const&... args) {
+  // The kernel waits for the one before it by itself.
+  static cudaLaunchAttribute early() {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
+    return attribute;
+  }
+  static cudaLaunchAttribute of_clusters(int32_t blocks) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    return attribute;
+  }
+  // `attribute`: {} for none.
+  static void launch_kernel(void (*kernel)(DecodeParams), dim3 grid, int threads, size_t smem,
+                            cudaStream_t stream, cudaLaunchAttribute attribute, char const* what,
+                            DecodeParams const& params) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = smem;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = after ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, args...), what);
+    config.numAttrs = attribute.id == cudaLaunchAttributeIgnore ? 0 : 1;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, params), what);
   }
   static constexpr double kCacheBytes = 100e6;  // twice the L2 cache
 

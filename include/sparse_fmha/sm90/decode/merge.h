@@ -20,7 +20,7 @@ static __global__ void __launch_bounds__(kPlanThreads)
 // A block for each row of each entry of `merges`: the warps merge every kMergeWarps-th piece of the
 // group, in order. Then their results are merged, in order.
 template <class Element, int kMergeWarps>
-__global__ void __launch_bounds__(kMergeWarps * 32)
+__global__ void __launch_bounds__(kMergeWarps * 32, 1)
     decode_merge_kernel(DecodeParams const __grid_constant__ params) {
   constexpr int kMostColumns = 8;  // of a lane
   __shared__ float out[kMergeWarps][256];
@@ -35,13 +35,18 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
     if (merge.x < 0) {
       continue;
     }
-    auto const at = params.group(merge.x);
+    int32_t const line = merge.x % params.lines;
+    auto const at = params.group(merge.x / params.lines, line);
     KeyRange const rows = params.keys.rows_of(at.row_group);
     if (row >= rows.end - rows.begin) {
       continue;
     }
     int32_t const first = merge.y;
     int32_t const last = merge.z;
+    int64_t const stride = DecodeParts::places(params.lines) * params.rows;
+    int64_t const begin = DecodeParts::place(line, true) * params.rows + row;
+    int64_t const go_on = DecodeParts::place(line, false) * params.rows + row;
+    auto place = [&](int32_t part) { return part * stride + (part == first ? begin : go_on); };
     float top = -INFINITY;
     float sum = 0.f;
     float mine[kMostColumns] = {};
@@ -49,7 +54,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
       int32_t const piece = base + lane * kMergeWarps;
       float2 here = {-INFINITY, 0.f};
       if (piece <= last) {
-        here = params.sums[DecodeParts::place(piece, piece == first) * params.rows + row];
+        here = params.sums[place(piece)];
       }
       float high = here.x;
       CUTE_NO_UNROLL
@@ -75,9 +80,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
       for (int i = 0; i < count; ++i) {
         int32_t const from = base + i * kMergeWarps;
         float const weight = __shfl_sync(0xffffffff, factor, i);
-        float const* const partial =
-            params.partial +
-            (DecodeParts::place(from, from == first) * params.rows + row) * params.head_dim;
+        float const* const partial = params.partial + place(from) * params.head_dim;
         CUTE_UNROLL
         for (int c = 0; c < kMostColumns; c += 4) {
           int const column = c * 32 + lane * 4;

@@ -31,15 +31,22 @@ struct DecodeParams {
   float scale_log2;    // |scale| * log2(e), never zero
   bool negate;         // the scale is negative
   bool fits_cache;     // what may be read is at most about twice the L2 cache
-  bool planned;        // decode_plan_kernel fills in the plan; else the first block does
+  bool planned;        // decode_plan_kernel fills in the plan; else each block does
+  // Thread blocks of a cluster, which has one group and merges its pieces in shared memory; 0: all
+  // blocks share all groups, and a second kernel merges their pieces.
+  int32_t cluster;
+  // KV heads of a request that are cut alike, so that they read the same tokens at the same time:
+  // all of them, if their tiles are the same, or 1.
+  int32_t lines;
   DecodePlan plan;
   int32_t* next;  // counts the parts that were taken after the first of each worker; or nullptr
   // Of each group, or of each part if there are fewer: a group with several pieces, or -1, and its
-  // first and last part. A part stands for the group that begins in it and goes on.
+  // first and last part. A part stands for the group that begins in it and goes on. Groups are
+  // counted as parts are: those of lines alternate.
   int4* merges;
   int32_t most_merges;
   bool merges_by_group;
-  // The results of the pieces that are merged, by DecodeParts::place():
+  // The results of the pieces that are merged, by DecodePiece::place():
   float* partial;   // [.., rows, head_dim]: not normalised
   float2* sums;     // [.., rows]: reference in log2 units, and sum
   SkipParams skip;  // of KV heads; last: kernels without votes do not read it
@@ -47,16 +54,21 @@ struct DecodeParams {
   struct Group {
     int32_t batch, head, row_group;
   };
-  SPARSE_FMHA_HD Group group(int32_t index) const {
-    int32_t const head = index / row_groups;
-    return {head / heads_kv, head % heads_kv, index % row_groups};
+  // The group of a line; there are groups / lines in each.
+  SPARSE_FMHA_HD Group group(int32_t index, int32_t line) const {
+    int32_t const outer = index / row_groups;
+    int32_t const row_group = index % row_groups;
+    return lines > 1 ? Group{outer, line, row_group}
+                     : Group{outer / heads_kv, outer % heads_kv, row_group};
   }
   SPARSE_FMHA_HD int32_t unit_tiles() const {
     return keys.split > 0 ? keys.split / DecodeKeys::kTile : 1;
   }
-  // The units of all groups, cut for a number of workers.
-  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t workers) const {
+  // The units of a line, cut for a team's workers.
+  SPARSE_FMHA_HD DecodeParts parts(int32_t units, int32_t team_workers) const {
+    int32_t const workers = max_int(1, team_workers / lines);
     return keys.split > 0 ? DecodeParts(units)
+           : cluster > 0  ? DecodeParts::equal(units, workers)
                           : DecodeParts(units, workers, DecodeParts::short_parts(rows));
   }
 };

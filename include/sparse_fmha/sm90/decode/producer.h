@@ -114,44 +114,53 @@ struct BoxProducer {
       return keys.place_of(mine ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box)
                                 : -1);
     };
-    PieceKeys::Place next = look_up(piece.tiles.begin);
+    // The first turn only looks up: the code stands once, since cold code is slow.
+    PieceKeys::Place box = {};
     CUTE_NO_UNROLL
-    for (int32_t tile = piece.tiles.begin; tile < piece.tiles.end; ++tile, state.advance()) {
-      PieceKeys::Place const box = next;
-      next = look_up(tile + 1);  // its page arrives while this tile is copied
-      bool const exists = keys.exists(box);
-      bool const wanted = exists && keys.some_row_may_see(box.position, params.box);
-      // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
-      int32_t const outer = wanted ? box.outer : INT32_MAX;
-      if (warp == 0) {
-        bool const full = __all_sync(
-            0xffffffff, lane >= boxes || (exists && keys.all_rows_see(box.position, params.box)));
-        smem.ring_k.acquire(state);
-        compiler_fence();
-        if (!full) {
-          write_positions(keys, wanted ? box.position : -1);
-        }
-        if (lane < kProducerWarps) {
-          smem.set_masked(state.index, lane, !full);
-        }
-        compiler_fence();
-        __syncwarp();
-        copy(params.k_map, smem.ring_k, state, smem.keys(state.index), piece.at.head, boxes,
-             box.row, outer);
-      } else if constexpr (!Traits::kVotes) {
-        smem.ring_v.acquire(state);
-        copy(params.v_map, smem.ring_v, state, smem.values(state.index), piece.at.head, boxes,
-             box.row, outer);
-      } else if (kept.take_vote(smem)) {
-        smem.ring_v.acquire(kept.state);
-        copy(params.v_map, smem.ring_v, kept.state, smem.values(kept.state.index), piece.at.head,
-             boxes, box.row, outer);
-        kept.state.advance();
+    for (int32_t tile = piece.tiles.begin - 1; tile < piece.tiles.end; ++tile) {
+      if (tile >= piece.tiles.begin) {
+        copy_tile(keys, piece, box, boxes);
       }
+      box = look_up(tile + 1);  // its page arrives while a stage is waited for
     }
   }
 
  private:
+  __device__ __forceinline__ void copy_tile(PieceKeys const& keys, DecodePiece const& piece,
+                                            PieceKeys::Place const& box, int boxes) {
+    int const lane = threadIdx.x % 32;
+    bool const exists = keys.exists(box);
+    bool const wanted = exists && keys.some_row_may_see(box.position, params.box);
+    // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
+    int32_t const outer = wanted ? box.outer : INT32_MAX;
+    if (warp == 0) {
+      bool const full = __all_sync(
+          0xffffffff, lane >= boxes || (exists && keys.all_rows_see(box.position, params.box)));
+      smem.ring_k.acquire(state);
+      compiler_fence();
+      if (!full) {
+        write_positions(keys, wanted ? box.position : -1);
+      }
+      if (lane < kProducerWarps) {
+        smem.set_masked(state.index, lane, !full);
+      }
+      compiler_fence();
+      __syncwarp();
+      copy(params.k_map, smem.ring_k, state, smem.keys(state.index), piece.at.head, boxes, box.row,
+           outer);
+    } else if constexpr (!Traits::kVotes) {
+      smem.ring_v.acquire(state);
+      copy(params.v_map, smem.ring_v, state, smem.values(state.index), piece.at.head, boxes,
+           box.row, outer);
+    } else if (kept.take_vote(smem)) {
+      smem.ring_v.acquire(kept.state);
+      copy(params.v_map, smem.ring_v, kept.state, smem.values(kept.state.index), piece.at.head,
+           boxes, box.row, outer);
+      kept.state.advance();
+    }
+    state.advance();
+  }
+
   // `begin`: the position that the lane's box begins with, or -1.
   __device__ __forceinline__ void write_positions(PieceKeys const& keys, int32_t begin) const {
     CUTE_NO_UNROLL

@@ -84,10 +84,15 @@ struct DecodeWorker {
   Ring<Traits::kStages> ring_k;
   Ring<Traits::kValueStages> ring_v;
   PartQueue parts;
+  float2 sums[Traits::kTileQ];  // of the piece that a cluster merges: reference, and sum
   std::conditional_t<Traits::kVotes, WorkerVotes, NoWorkerVotes> votes;
 
   __device__ __forceinline__ Element* keys(int stage) { return k + stage * kTileElements; }
   __device__ __forceinline__ Element* values(int stage) { return v + stage * kTileElements; }
+  // The result of that piece, [rows, head dim]. It replaces the keys.
+  __device__ __forceinline__ float* partial() { return reinterpret_cast<float*>(k); }
+  static_assert(sizeof(k) >= Traits::kTileQ * Traits::kHeadDim * sizeof(float),
+                "the result of a piece fits in the stages of keys");
   __device__ __forceinline__ void set_masked(int stage, int warp, bool is) {
     masked[stage][warp] = is;
   }
