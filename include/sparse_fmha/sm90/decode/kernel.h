@@ -7,25 +7,27 @@
 
 namespace sparse_fmha::sm90 {
 
-// The plan that this block reads: its own, or that of decode_plan_kernel.
+// Makes the plan of this block's team. Called by all consumers.
 template <class Traits>
-__device__ __forceinline__ DecodePlan plan_of(DecodeParams const& params,
-                                              DecodeStorage<Traits>& smem, int32_t first_group) {
-  DecodePlan const own = {smem.first, smem.tiles};
+__device__ __forceinline__ void make_plan(DecodeParams const& params, DecodeTeam const& team,
+                                          DecodePlan const& plan, DecodeStorage<Traits>& smem) {
+  int const thread = static_cast<int>(threadIdx.x) - 128;
   if (params.cluster > 0) {
-    if (threadIdx.x == 128) {
-      plan_one_group(params, first_group, own);
+    if (thread == 0) {
+      plan_one_group(params, team.first_group, plan);
     }
-    __syncthreads();
-    return own;
+  } else if (!params.planned) {
+    plan_groups<DecodeRoles<Traits>::kWorkers * 128>(params, plan, smem.warp_units, thread);
   }
+}
+
+// Waits for the plan, and for barriers in shared memory. Called by all threads of a block.
+template <class Traits>
+__device__ __forceinline__ void wait_for_plan(DecodeParams const& params) {
   if (params.planned) {
     cudaGridDependencySynchronize();
-    __syncthreads();
-    return params.plan;
   }
-  plan_groups(params, own, smem.warp_units);
-  return own;
+  cutlass::arch::NamedBarrier::sync(DecodeRoles<Traits>::kThreads, kPlannedBarrier);
 }
 
 // Hands out the parts of a worker, to one thread.
@@ -68,13 +70,14 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     }
     cutlass::arch::fence_barrier_init();
   }
+  __syncwarp();
   int const warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   int const of_block = warpgroup == 0 ? warp / kProducerWarps : warpgroup - 1;
   DecodeTeam const team(params, of_block, DecodeRoles<Traits>::kWorkers);
-  DecodePlan const plan = plan_of(params, smem, team.first_group);  // synchronises the block
-  DecodeParts const cut = params.parts(plan.first[team.groups], team.workers);
-  int32_t const parts = cut.count() * params.lines;
+  DecodePlan const plan = params.planned ? params.plan : DecodePlan{smem.first, smem.tiles};
+  auto const cut_of_plan = [&] { return params.parts(plan.first[team.groups], team.workers); };
+  PieceWalk pieces(params, team);
   PartQueue::State reads = {};
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<DecodeRoles<Traits>::kProducerRegisters>();
@@ -83,20 +86,34 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     PartQueue::State puts = {};
     PartSource source{params, team.workers, team.worker};
     auto run = [&](auto producer) {
+      // The first turn has no keys: it fetches code and parameters while the plan is made.
+      DecodePiece piece = pieces.none();
+      DecodeParts cut(0);
+      int32_t parts = 0;
+      CUTE_NO_UNROLL
       for (;;) {
-        if (of_worker == 0 && threadIdx.x % 32 == 0) {
-          worker.parts.put(puts, source.take());
+        producer.load(piece);
+        if (piece.part < 0) {
+          wait_for_plan<Traits>(params);
+          cut = cut_of_plan();
+          parts = cut.count() * params.lines;
         }
-        __syncwarp();
-        int32_t const part = worker.parts.get(reads);
-        if (part >= parts) {
-          return;
+        CUTE_NO_UNROLL
+        while (!pieces.next(plan, cut, piece)) {
+          if (of_worker == 0 && threadIdx.x % 32 == 0) {
+            worker.parts.put(puts, source.take());
+          }
+          __syncwarp();
+          int32_t const part = worker.parts.get(reads);
+          if (part >= parts) {
+            return;
+          }
+          pieces.begin(plan, cut, part);
         }
-        for_each_piece(params, plan, team, cut, part,
-                       [&](DecodePiece const& piece) { producer.load(piece); });
       }
     };
     if (of_block >= DecodeRoles<Traits>::kWorkers) {
+      wait_for_plan<Traits>(params);
       return;
     }
     if (boxes) {
@@ -106,6 +123,10 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<DecodeRoles<Traits>::kConsumerRegisters>();
+    make_plan(params, team, plan, smem);
+    wait_for_plan<Traits>(params);
+    DecodeParts const cut = cut_of_plan();
+    int32_t const parts = cut.count() * params.lines;
     DecodeConsumer<Traits> consumer{params, smem.workers[of_block], of_block};
     for (;;) {
       int32_t const part = consumer.smem.parts.get(reads);
@@ -113,8 +134,12 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
         break;
       }
       consumer.begin_part(part);
-      for_each_piece(params, plan, team, cut, part,
-                     [&](DecodePiece const& piece) { consumer.attend(piece); });
+      pieces.begin(plan, cut, part);
+      DecodePiece piece;
+      CUTE_NO_UNROLL
+      while (pieces.next(plan, cut, piece)) {
+        consumer.attend(piece);
+      }
     }
     consumer.store_empty_groups(plan, team);
     consumer.clear_merges_from(parts, team);

@@ -14,7 +14,7 @@ static __global__ void __launch_bounds__(kPlanThreads)
     decode_plan_kernel(DecodeParams const __grid_constant__ params) {
   __shared__ int32_t warp_units[kPlanThreads / 32];
   cudaTriggerProgrammaticLaunchCompletion();
-  plan_groups(params, params.plan, warp_units);
+  plan_groups<kPlanThreads>(params, params.plan, warp_units, static_cast<int>(threadIdx.x));
 }
 
 // A block for each row of each entry of `merges`: the warps merge every kMergeWarps-th piece of the

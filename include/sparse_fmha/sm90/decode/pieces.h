@@ -6,17 +6,24 @@
 
 namespace sparse_fmha::sm90 {
 
-// Fills in the plan. Called by all threads of a block; `warp_units` is shared memory with a number
-// for each warp.
+// Named barriers of a decode block; those of its consumers follow.
+inline constexpr int kPlanningBarrier = 0;
+inline constexpr int kPlannedBarrier = 1;
+inline constexpr int kConsumerBarrier = 2;
+
+// Fills in the plan. Called by the first or last kThreads threads of a block, `thread` of them;
+// `warp_units` is shared memory with a number for each of their warps.
+template <int kThreads>
 __device__ __forceinline__ void plan_groups(DecodeParams const& params, DecodePlan const& plan,
-                                            int32_t* warp_units) {
-  int const lane = threadIdx.x % 32;
-  int const warp = threadIdx.x / 32;
+                                            int32_t* warp_units, int thread) {
+  auto const sync = [] { cutlass::arch::NamedBarrier::sync(kThreads, kPlanningBarrier); };
+  int const lane = thread % 32;
+  int const warp = thread / 32;
   int32_t const groups = params.groups / params.lines;
   int32_t before = 0;
   CUTE_NO_UNROLL
-  for (int32_t base = 0; base < groups; base += blockDim.x) {
-    int32_t const group = base + threadIdx.x;
+  for (int32_t base = 0; base < groups; base += kThreads) {
+    int32_t const group = base + thread;
     int32_t end = 0;
     if (group < groups) {
       auto const at = params.group(group, 0);
@@ -32,10 +39,10 @@ __device__ __forceinline__ void plan_groups(DecodeParams const& params, DecodePl
     if (lane == 31) {
       warp_units[warp] = end;
     }
-    __syncthreads();
+    sync();
     int32_t total = 0;
     CUTE_NO_UNROLL
-    for (int w = 0; w < blockDim.x / 32; ++w) {
+    for (int w = 0; w < kThreads / 32; ++w) {
       end += w < warp ? warp_units[w] : 0;
       total += warp_units[w];
     }
@@ -43,12 +50,11 @@ __device__ __forceinline__ void plan_groups(DecodeParams const& params, DecodePl
       plan.first[group + 1] = before + end;
     }
     before += total;
-    __syncthreads();
+    sync();
   }
-  if (threadIdx.x == 0) {
+  if (thread == 0) {
     plan.first[0] = 0;
   }
-  __syncthreads();
 }
 
 // The workers that share groups, and which of them this one is.
@@ -100,34 +106,61 @@ struct DecodePiece {
   }
 };
 
-// Calls body(piece) for the pieces of a part. The parts of lines alternate.
-template <class Body>
-__device__ __forceinline__ void for_each_piece(DecodeParams const& params, DecodePlan const& plan,
-                                               DecodeTeam const& team, DecodeParts const& cut,
-                                               int32_t part, Body body) {
-  int32_t const unit_tiles = params.unit_tiles();
-  int32_t const line = part % params.lines;
-  int32_t const of_line = part / params.lines;
-  int32_t unit = cut.begin(of_line);
-  int32_t const end = cut.begin(of_line + 1);
-  CUTE_NO_UNROLL
-  for (int32_t group = decode_group_of(plan.first, team.groups, unit); unit < end; ++group) {
-    int32_t const begins = plan.first[group];
-    int32_t const next = plan.first[group + 1];
-    int32_t const stop = min_int(next, end);
-    if (unit < stop) {
-      KeyRange const all = plan.tiles[group];
-      body(DecodePiece{params.group(team.first_group + group, line),
-                       line,
-                       group,
-                       {all.begin + (unit - begins) * unit_tiles,
-                        min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
-                       of_line,
-                       cut.part_of(next - 1),
-                       unit == begins});
-      unit = stop;
-    }
+// The pieces of one part after another. The parts of lines alternate.
+class PieceWalk {
+ public:
+  __device__ __forceinline__ PieceWalk(DecodeParams const& params, DecodeTeam const& team)
+      : params_(params), team_(team) {}
+
+  __device__ __forceinline__ void begin(DecodePlan const& plan, DecodeParts const& cut,
+                                        int32_t part) {
+    line_ = part % params_.lines;
+    part_ = part / params_.lines;
+    unit_ = cut.begin(part_);
+    end_ = cut.begin(part_ + 1);
+    group_ = decode_group_of(plan.first, team_.groups, unit_);
   }
-}
+  // Returns whether the part has one more piece.
+  __device__ __forceinline__ bool next(DecodePlan const& plan, DecodeParts const& cut,
+                                       DecodePiece& piece) {
+    int32_t const unit_tiles = params_.unit_tiles();
+    CUTE_NO_UNROLL
+    while (unit_ < end_) {
+      int32_t const group = group_++;
+      int32_t const begins = plan.first[group];
+      int32_t const next = plan.first[group + 1];
+      int32_t const stop = min_int(next, end_);
+      if (unit_ < stop) {
+        KeyRange const all = plan.tiles[group];
+        piece = DecodePiece{params_.group(team_.first_group + group, line_),
+                            line_,
+                            group,
+                            {all.begin + (unit_ - begins) * unit_tiles,
+                             min_int(all.begin + (stop - begins) * unit_tiles, all.end)},
+                            part_,
+                            cut.part_of(next - 1),
+                            unit_ == begins};
+        unit_ = stop;
+        return true;
+      }
+    }
+    return false;
+  }
+  // A piece without keys, before there is a plan.
+  __device__ __forceinline__ DecodePiece none() const {
+    int32_t nothing = 0;
+    asm volatile("" : "+r"(nothing));  // the compiler must not see that there is nothing to do
+    return {params_.group(team_.first_group, 0), 0, 0, {nothing, nothing}, nothing - 1, -1, false};
+  }
+
+ private:
+  DecodeParams const& params_;
+  DecodeTeam const& team_;
+  int32_t line_ = 0;
+  int32_t part_ = 0;
+  int32_t unit_ = 0;
+  int32_t end_ = 0;
+  int32_t group_ = 0;
+};
 
 }  // namespace sparse_fmha::sm90

@@ -10,8 +10,7 @@ namespace sparse_fmha::sm90 {
 
 // Of a worker's consumer warps.
 __device__ __forceinline__ void sync_consumer(int worker) {
-  constexpr int kFirstBarrier = 1;
-  cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + worker);
+  cutlass::arch::NamedBarrier::sync(128, kConsumerBarrier + worker);
 }
 
 template <class Traits>
