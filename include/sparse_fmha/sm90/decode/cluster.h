@@ -24,8 +24,7 @@ class ClusterMerge {
   // `pieces`: of the group, more than one; worker i of the cluster has piece i.
   static __device__ __forceinline__ void run(DecodeParams const& params, Storage& smem,
                                              DecodeTeam const& team, int32_t pieces) {
-    cute::cluster_arrive();
-    cute::cluster_wait();
+    sync(params);
     auto const at = params.group(team.first_group, 0);
     KeyRange const rows = params.keys.rows_of(at.row_group);
     int const quads = params.head_dim / kColumns;
@@ -83,11 +82,20 @@ class ClusterMerge {
         }
       }
     }
-    cute::cluster_arrive();
-    cute::cluster_wait();
+    sync(params);
   }
 
  private:
+  // Of all consumers. In a block without a cluster the barrier of clusters is one of all threads,
+  // and the producers may have left.
+  static __device__ __forceinline__ void sync(DecodeParams const& params) {
+    if (params.cluster > 1) {
+      cute::cluster_arrive();
+      cute::cluster_wait();
+    } else {
+      cutlass::arch::NamedBarrier::sync(kWorkers * 128, kPlanningBarrier);
+    }
+  }
   template <class T>
   static __device__ __forceinline__ T of_block(T const* mine, int block) {
     return *static_cast<T const*>(__cluster_map_shared_rank(mine, block));
