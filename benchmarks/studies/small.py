@@ -148,8 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         **report.stamp(),
         **environment.describe(device),
         "settings": {"iterations": args.iterations, "seed": args.seed, "calls": CALLS},
-        "rows": [measure(case, args, device, dtype) for case in chosen],
+        "rows": [],
     }
+    for case in chosen:
+        results["rows"].append(measure(case, args, device, dtype))
+        print(table(results["rows"][-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(results["rows"]))
     report.keep(results, args.out or (None if args.tiny else RESULTS))
     return 0

@@ -42,6 +42,18 @@ def pytest_runtest_call():
         raise
 
 
+@pytest.fixture
+def one_kernel():
+    """Calls of any size take the same kernel: their bits are compared.
+
+    Else dense and causal calls choose among kernels with several query tiles, by their work.
+    """
+    module = pytest.importorskip("sparse_fmha._C")
+    before = module.set_tile_q_override(192)
+    yield
+    module.set_tile_q_override(before)
+
+
 @pytest.fixture(scope="session")
 def randn(cuda):
     """randn(*shape, dtype, seed): normal values on the GPU."""

@@ -96,7 +96,7 @@ def test_as_on_the_cpu(cuda, name, dim, dtype):
 
 @pytest.mark.parametrize("dim", [128, 256])
 @pytest.mark.parametrize("name", ["dense", "causal"])
-def test_nothing_skipped_is_the_dense_kernel_bit_by_bit(cuda, name, dim):
+def test_nothing_skipped_is_the_dense_kernel_bit_by_bit(cuda, one_kernel, name, dim):
     call, given = calls(3000)[name], [x.to(cuda) for x in inputs(3000, dim=dim)]
     zero = torch.zeros(2, device=cuda)
     skipping = call(*given, skip_threshold=zero, return_lse=True)
