@@ -12,6 +12,7 @@ from benchmarks.cases import selection, skipping
 from benchmarks.cases.case import Case
 from benchmarks.cases.errors import Oracle
 from benchmarks.harness.names import DENSE, MATMUL, OURS, UnavailableError
+from benchmarks.harness.query_tile import query_tile
 from benchmarks.harness.timing import measure
 from benchmarks.peers.registry import DENSE_TOO, Build
 
@@ -55,7 +56,13 @@ def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
         and row["head_dim"] >= case.head_dim
         and (arch == "cpu" or not row["key_bias"])
     ]
-    return min(rows, key=lambda row: row["head_dim"], default=None)
+    smallest = min((row["head_dim"] for row in rows), default=0)
+    rows = [row for row in rows if row["head_dim"] == smallest]
+    if len(rows) > 1:
+        instances = case.batch * case.heads_q
+        tile = query_tile(bool(case.causal), case.head_dim, instances, case.length)
+        rows.sort(key=lambda row: row["tile_q"] != tile)
+    return rows[0] if rows else None
 
 
 def simulated(case: Case) -> dict:

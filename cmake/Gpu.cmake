@@ -52,7 +52,7 @@ endfunction()
 # nvcc's flags for the images of `archs`. What is not for Hopper alone is compiled to the PTX of
 # compute_80 once, and from that to an image for each of SPARSE_FMHA_IMAGES; drivers compile the PTX
 # for other GPUs.
-set(SPARSE_FMHA_IMAGES "80;90" CACHE STRING
+set(SPARSE_FMHA_IMAGES "80" CACHE STRING
     "GPUs for which the kernels of 80 and 86 are assembled, besides their PTX")
 function(images_of archs out)
   set(flags "")

@@ -3,23 +3,26 @@
     kernel_list.py FOLDER [ARCH...]
 
 writes into the folder the source files of all rows of the architectures (as in SPARSE_FMHA_ARCHS),
-kernel_rows.inc, which names these rows for the registry, and skip_tiles.inc, which tells the CPU of
-all forward rows that skip key tiles. Prints ARCH:FILE for each source file.
+kernel_rows.inc, which names these rows for the registry, skip_tiles.inc, which tells the CPU of
+all forward rows that skip key tiles, and row_costs.inc, by which a call chooses among rows that
+differ in their query tile. Prints ARCH:FILE for each source file.
 
 Rows that differ in dtype, head dim and architecture alone share a source file: reading CuTe takes
 longer than compiling a row, and much longer where a row needs the widths below.
 
 A list has Python syntax: one call `kernel(field=value, ...)` per entry, every field once; those of
-OPTIONAL may be left out.
+OPTIONAL may be left out. An entry for a mechanism of SHARED is a kernel for several mechanisms,
+with a row for each of them. A later row for the same requests has another tile_q, and a name that
+says so.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +35,13 @@ DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
 # selector of CuTe silently falls back to 16, which sm90/common/tile_traits.h rejects.
 COMMON_WIDTHS = {16, 32, 64, 96, 128, 192, 256}
 ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
+
+
+# Kernels whose mechanism stands for several others.
+SHARED = {"DenseOrCausal": ("Dense", "Causal")}
+SERVED = {mechanism for shared in SHARED.values() for mechanism in shared}
+# Families and passes whose kernels test whether keys have a bias.
+BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
 
 
 class ListError(Exception):
@@ -56,6 +66,12 @@ class Row(NamedTuple):
     warps: int = 0  # these three of sm80, backward passes only
     sharing: int = 0
     held: str = ""
+    blocks: int = 1  # the rest of sm90, forward pass only
+    tile_ns: int = 0
+    step_ns: int = 0
+    alone_ns: int = 0
+    kernel_mechanism: str = ""  # of the kernel, where it serves several
+    further: bool = False  # whether an earlier row takes the same requests
 
     @property
     def skips(self) -> bool:
@@ -63,11 +79,12 @@ class Row(NamedTuple):
 
     @property
     def key_bias(self) -> bool:
-        return self.bias == "kPerKey"
+        """Whether keys may have a bias; those of backward passes may also have none."""
+        return self.bias == "kPerKey" or (self.arch.family, self.direction) in BIAS_OPTIONAL
 
     @property
     def mechanism_name(self) -> str:
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.mechanism).lower()
+        return _snake_case(self.mechanism)
 
     @property
     def dtype(self) -> str:
@@ -75,18 +92,23 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as sm90_dense_bfloat16_d128_skip or sm90_dense_bfloat16_d128_bias."""
-        return self._name(self.arch.name, f"_{self.dtype}_d{self.head_dim}")
+        """Such as sm90_dense_bfloat16_d128_skip, .._d128_bias or .._d128_q64."""
+        return self._name(self.arch.name, f"{self.mechanism_name}_{self.dtype}_d{self.head_dim}")
 
     @property
     def file(self) -> str:
         """The name of the source file, such as sm90_dense_skip."""
-        return self._name(self.list, "")
+        return self._name(self.list, _snake_case(self.kernel_mechanism or self.mechanism))
 
-    def _name(self, arch: str, shape: str) -> str:
+    def _name(self, arch: str, what: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
-        end = "_skip" if self.skips else "_bias" if self.key_bias else ""
-        return f"{arch}_{of}{self.mechanism_name}{shape}{end}"
+        end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
+        tile = f"_q{self.tile_q}" if self.further else ""
+        return f"{arch}_{of}{what}{end}{tile}"
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _number(node: ast.expr) -> int:
@@ -161,8 +183,9 @@ PASSES: dict[str, dict[str, Fields]] = {
     },
 }
 # Fields with a default.
+COSTS = dict.fromkeys(("tile_ns", "step_ns", "alone_ns"), _number)
 OPTIONAL: dict[str, dict[str, Fields]] = {
-    "sm90": {"forward": {"bias": _one_of("kNone", "kPerKey")}},
+    "sm90": {"forward": {"bias": _one_of("kNone", "kPerKey"), "blocks": _number} | COSTS},
 }
 
 
@@ -186,8 +209,15 @@ def read(path: Path) -> list[Row]:
         try:
             optional = OPTIONAL.get(arch.family, {}).get(direction, {})
             fields = _fields(statement, PASSES[arch.family][direction], optional)
-            for served, element in product(fields.pop("archs", [arch]), fields.pop("elements")):
-                row = Row(served, arch.name, direction, element=element, **fields)
+            archs, elements = fields.pop("archs", [arch]), fields.pop("elements")
+            mechanism = fields.pop("mechanism")
+            shared = {"kernel_mechanism": mechanism} if mechanism in SHARED else {}
+            served = SHARED.get(mechanism, (mechanism,))
+            for one, element, of in itertools.product(archs, elements, served):
+                row = Row(one, arch.name, direction, of, element, **fields, **shared)
+                first = rows.get(row.name)
+                if first and first.step_ns and row.step_ns and first.tile_q != row.tile_q:
+                    row = row._replace(further=True)  # calls choose by these costs
                 if row.name in rows:
                     raise ValueError(f"a second row for {row.name}")
                 rows[row.name] = row
@@ -244,7 +274,7 @@ namespace sparse_fmha {{
 def definition(row: Row) -> str:
     """The function that makes the registry's row of one kernel, and with it the kernel."""
     parameters: dict[str, Any] = {
-        "Mechanism": row.mechanism,
+        "Mechanism": row.kernel_mechanism or row.mechanism,
         "Element": f"cutlass::{row.element}",
         "kHeadDim": row.head_dim,
         "kTileQ": row.tile_q,
@@ -260,9 +290,11 @@ def definition(row: Row) -> str:
         parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
-    before, after = ("WithKeyBias<", ">") if row.key_bias else ("", "")
+    before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")
+    if row.blocks > 1:
+        before, after = f"WithBlocks<{before}", f"{after}, {row.blocks}>"
     arch = f"Arch::{row.arch.enumerator}"
-    of_row = ""
+    of_row = f", {row.mechanism}" if row.kernel_mechanism else ""
     if row.arch.family == "sm80":  # two architectures
         if row.direction == "decode":  # which share kernels
             of_row = f", {arch}"
@@ -302,6 +334,13 @@ def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
         if r.skips and r.direction == "forward"
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
+    costs = dict.fromkeys(
+        f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_q}, "
+        f"{r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
+        for r in rows
+        if r.direction == "forward" and r.mechanism in SERVED and not r.skips and not r.key_bias
+    )
+    _write(folder / "row_costs.inc", "".join(costs))
     return files
 
 

@@ -28,7 +28,7 @@ SERIALISED = re.compile(r"\(C75\d\d\)")
 
 def parse(log: str, file: str) -> dict[str, dict]:
     """The figures of each row in the object of a file; kernels of no row go by the file's name."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple[str, ...], list[str]] = {}  # a kernel may have several
     for row in kernel_list.read_all():
         if row.file == file:
             rows.setdefault((row.element, str(row.head_dim)), []).append(row.name)

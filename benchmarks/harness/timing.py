@@ -76,9 +76,10 @@ class CpuClock:
 
 
 class Replay:
-    """Replays of a CUDA graph of one call, whose tensors it keeps; each returns the same result."""
+    """Replays of a CUDA graph of one call, or of several, one after another. The graph keeps its
+    tensors; each replay returns the same result, that of the last call."""
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Op, calls: int = 1) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -87,7 +88,8 @@ class Replay:
         torch.cuda.synchronize()
         self._op, self._graph = op, torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._result = op()
+            for _ in range(calls):
+                self._result = op()
 
     def __call__(self) -> object:
         self._graph.replay()

@@ -18,6 +18,7 @@ void bind_stripes(py::module_& m);
 void bind_transposed_lists(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_fragments(py::module_& m);
+void bind_choose_row(py::module_& m);
 
 namespace {
 
@@ -33,7 +34,7 @@ py::dict describe(sparse_fmha::KernelInfo const& info) {
                   "head_dim"_a = info.key.head_dim, "skips"_a = info.key.skips,
                   "key_bias"_a = info.key.key_bias, "tile_q"_a = info.tile_q,
                   "tile_k"_a = info.tile_k, "stages"_a = info.stages, "threads"_a = info.threads,
-                  "smem_bytes"_a = info.smem_bytes);
+                  "blocks"_a = info.blocks, "smem_bytes"_a = info.smem_bytes);
 }
 
 py::list kernel_table() {
@@ -75,7 +76,7 @@ std::vector<sparse_fmha::Arch> gpu_arch_list() {
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
                      std::string const& dtype, int head_dim, bool skips, std::string const& pass,
-                     bool key_bias) {
+                     bool key_bias, int tile_q) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   using sparse_fmha::Pass;
@@ -89,9 +90,9 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       pass,
       {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kBackwardFused, Pass::kDecode},
       "pass");
-  return describe(
-      sparse_fmha::find_kernel({on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias})
-          .info);
+  return describe(sparse_fmha::find_kernel(
+                      {on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias}, tile_q)
+                      .info);
 }
 
 // Compute capabilities of each architecture.
@@ -150,8 +151,9 @@ PYBIND11_MODULE(_C, m) {
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
-        py::arg("key_bias") = false,
-        "The row that an op takes for this request; RuntimeError names the rows there are.");
+        py::arg("key_bias") = false, py::arg("tile_q") = 0,
+        "The row that an op takes for this request, of several the one with tile_q, or else that "
+        "for much work; RuntimeError names the rows there are.");
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
   m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),
         "The architecture that a GPU runs; RuntimeError names the compute capabilities there are.");
@@ -176,4 +178,5 @@ PYBIND11_MODULE(_C, m) {
   bind_transposed_lists(m);
   bind_decode(m);
   bind_fragments(m);
+  bind_choose_row(m);
 }

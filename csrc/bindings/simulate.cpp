@@ -2,10 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "sparse_fmha/planning/backward_route.h"
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/tiling.h"
 
@@ -39,6 +42,14 @@ void bind_tiles(py::module_& m) {
       "tiles",
       "The tile simulator. A problem is (grid, window, stride, dilation, causal), each a (T, Y, "
       "X); a shape is (queries, keys); costs are (full tile, partial tile, query tile) in us.");
+  tiles.def(
+      "why_two_kernels",
+      [](Problem const& problem, int32_t extra) -> std::optional<std::string> {
+        char const* const why = why_two_kernels(params(problem), extra);
+        return why != nullptr ? std::optional<std::string>(why) : std::nullopt;
+      },
+      py::arg("problem"), py::arg("extra"),
+      "Why the gradients take two kernels where there is one of all; None: they take the one.");
   tiles.def(
       "axis",
       [](Problem const& problem, int axis, int residue, Shape const& shape, bool is_static,

@@ -30,8 +30,9 @@ std::vector<KernelRow> make_table() {
 }
 
 bool serves(KernelKey const& row, KernelKey const& request) {
-  // A kernel of a GPU with biases cannot do without.
-  bool const bias = row.key_bias == request.key_bias || (row.arch == Arch::kCpu && row.key_bias);
+  // A forward kernel of a GPU with biases cannot do without.
+  bool const optional = row.arch == Arch::kCpu || row.pass != Pass::kForward;
+  bool const bias = row.key_bias == request.key_bias || (row.key_bias && optional);
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips && bias &&
          row.head_dim >= request.head_dim;
@@ -50,19 +51,22 @@ bool is_built(Arch arch) {
                      [&](KernelRow const& row) { return row.info.key.arch == arch; });
 }
 
-KernelRow const* look_for_kernel(KernelKey const& request) {
+KernelRow const* look_for_kernel(KernelKey const& request, int32_t tile_q) {
   KernelRow const* best = nullptr;
+  auto better = [&](KernelInfo const& a, KernelInfo const& b) {
+    return a.key.head_dim != b.key.head_dim ? a.key.head_dim < b.key.head_dim
+                                            : a.tile_q == tile_q && b.tile_q != tile_q;
+  };
   for (KernelRow const& row : kernel_table()) {
-    if (serves(row.info.key, request) &&
-        (best == nullptr || row.info.key.head_dim < best->info.key.head_dim)) {
+    if (serves(row.info.key, request) && (best == nullptr || better(row.info, best->info))) {
       best = &row;
     }
   }
   return best;
 }
 
-KernelRow const& find_kernel(KernelKey const& request) {
-  if (KernelRow const* const row = look_for_kernel(request)) {
+KernelRow const& find_kernel(KernelKey const& request, int32_t tile_q) {
+  if (KernelRow const* const row = look_for_kernel(request, tile_q)) {
     return *row;
   }
   KernelKey on_cpu = request;

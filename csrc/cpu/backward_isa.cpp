@@ -3,6 +3,7 @@
 #undef SPARSE_FMHA_HD
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))
 
+#include "sparse_fmha/cpu/backward/kept_keys.h"
 #include "sparse_fmha/cpu/backward/keys.h"
 #include "sparse_fmha/cpu/backward/queries.h"
 #include "sparse_fmha/cpu/backward/row_terms.h"
@@ -21,23 +22,32 @@ template <class Element, class List>
 struct ByMechanism;
 template <class Element, class... M>
 struct ByMechanism<Element, MechanismList<M...>> {
-  static constexpr BackwardStages kStages[] = {{stage<RowTerms<M, Element>>(),
-                                                stage<QueryGradients<M, Element>>(),
-                                                stage<KeyGradients<M, Element>>()}...};
+  static constexpr BackwardStages kAll[] = {{stage<RowTerms<M, Element, false>>(),
+                                             stage<QueryGradients<M, Element, false>>(),
+                                             stage<KeyGradients<M, Element>>()}...};
+  static constexpr BackwardStages kKept[] = {{stage<RowTerms<M, Element, true>>(),
+                                              stage<QueryGradients<M, Element, true>>(),
+                                              stage<KeptKeyGradients<M, Element>>()}...};
 };
+
+template <class Element>
+BackwardStages of_element(size_t mechanism, bool skips) {
+  using Stages = ByMechanism<Element, Mechanisms>;
+  return skips ? Stages::kKept[mechanism] : Stages::kAll[mechanism];
+}
 
 }  // namespace
 
-BackwardStages backward(DataType dtype, size_t mechanism) {
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips) {
   switch (dtype) {
     case DataType::kFloat16:
-      return ByMechanism<Half, Mechanisms>::kStages[mechanism];
+      return of_element<Half>(mechanism, skips);
     case DataType::kBFloat16:
-      return ByMechanism<BFloat16, Mechanisms>::kStages[mechanism];
+      return of_element<BFloat16>(mechanism, skips);
     case DataType::kFloat32:
-      return ByMechanism<float, Mechanisms>::kStages[mechanism];
+      return of_element<float>(mechanism, skips);
     case DataType::kFloat64:
-      return ByMechanism<double, Mechanisms>::kStages[mechanism];
+      return of_element<double>(mechanism, skips);
   }
   return {};
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "sparse_fmha/cpu/backward/choose_plan.h"
+#include "sparse_fmha/cpu/groups.h"
 #include "sparse_fmha/cpu/tiles.h"
 
 namespace sparse_fmha::cpu {
@@ -73,6 +74,12 @@ void tile_keys(FmhaProblem const& problem, Neighborhood::Params const& params, B
   });
 }
 
+// Keys in a run.
+int32_t run_of(int64_t keys) {
+  return static_cast<int32_t>(
+      std::clamp<int64_t>((keys + kRuns * 64 - 1) / (kRuns * 64) * 64, 64, kMaxRun));
+}
+
 void tile_keys(FmhaProblem const&, BlockSparse::Params const& params, BackwardPlan& plan) {
   plan.by_key = {{1, 1, kMaxQueries}, {1, 1, params.block_kv}};
   plan.key_tiles = ceil_div(params.len_kv, params.block_kv);
@@ -80,7 +87,7 @@ void tile_keys(FmhaProblem const&, BlockSparse::Params const& params, BackwardPl
 
 void tile_keys(FmhaProblem const&, Stripe::Params const& params, BackwardPlan& plan) {
   plan.by_key = {{1, 1, kMaxQueries}, {1, 1, kMaxKeys}};
-  plan.run_keys = std::clamp(ceil_div(params.len_kv, kRuns * 64) * 64, 64, kMaxRun);
+  plan.run_keys = run_of(params.len_kv);
   plan.key_tiles = ceil_div(params.len_kv, plan.run_keys);
 }
 
@@ -91,13 +98,78 @@ void tile_keys(FmhaProblem const&, Params const& params, BackwardPlan& plan) {
   plan.key_tiles = ceil_div(params.len_kv, kMaxKeys);
 }
 
+// Runs of all keys, which groups of rows pass by.
+template <class M>
+void tile_kept_keys(FmhaProblem const& problem, typename M::Params const& params,
+                    BackwardPlan& plan) {
+  Group<M> const any(params, plan.by_query, 0, nullptr);
+  plan.by_key = {any.extent, {1, 1, kMaxKeys}};
+  int64_t const keys = volume(problem.grid_kv) + problem.extra_len;
+  plan.run_keys = run_of(keys);
+  plan.key_tiles = static_cast<int32_t>((keys + plan.run_keys - 1) / plan.run_keys);
+}
+
+template <class... M>
+void tile_kept_keys(MechanismList<M...>, FmhaProblem const& problem, BackwardPlan& plan) {
+  size_t i = 0;
+  (void)((i++ == problem.sparsity.index() &&
+          (tile_kept_keys<M>(problem, std::get<mechanism_index<M>()>(problem.sparsity), plan),
+           true)) ||
+         ...);
+}
+
+// Calls body(number of visits) for the groups of a head.
+template <class M, class Body>
+void count_visits(FmhaProblem const& problem, typename M::Params const& params,
+                  TileShape const& shape, int32_t groups, Body body) {
+  int64_t const keys = volume(shape.k);
+  int64_t const extra = (problem.extra_len + keys - 1) / keys;
+  std::vector<uint32_t> scratch(Group<M>::scratch_words(problem));
+  for (int32_t i = 0; i < groups; ++i) {
+    int64_t visits = extra;
+    Group<M>(params, shape, i, scratch.data())
+        .for_each_tile([](Coord const&, Coord const&) {}, [&](bool) { ++visits; });
+    body(visits);
+  }
+}
+
+template <class M>
+std::vector<int64_t> visit_offsets_of(FmhaProblem const& problem) {
+  auto const& all = std::get<mechanism_index<M>()>(problem.sparsity);
+  Tiling const tiling = choose_tiles(problem, kThreads);
+  std::vector<int64_t> offsets = {0};
+  for (int32_t head = 0; head < problem.batch * problem.heads_q; ++head) {
+    typename M::Params params = all;
+    if constexpr (M::kByLists) {
+      params = M::for_head(all, head / problem.heads_q, head % problem.heads_q);
+    }
+    count_visits<M>(problem, params, tiling.shape, tiling.query_tiles,
+                    [&](int64_t visits) { offsets.push_back(offsets.back() + visits); });
+  }
+  return offsets;
+}
+
+template <class... M>
+std::vector<int64_t> visit_offsets_among(MechanismList<M...>, FmhaProblem const& problem) {
+  constexpr std::vector<int64_t> (*kOffsetsOf[])(FmhaProblem const&) = {visit_offsets_of<M>...};
+  return kOffsetsOf[problem.sparsity.index()](problem);
+}
+
 }  // namespace
+
+std::vector<int64_t> visit_offsets(FmhaProblem const& problem) {
+  return visit_offsets_among(Mechanisms{}, problem);
+}
 
 BackwardPlan plan_backward(FmhaProblem const& problem) {
   BackwardPlan plan = {};
   Tiling const tiling = choose_tiles(problem, kThreads);
   plan.by_query = tiling.shape;
   plan.query_tiles = tiling.query_tiles;
+  if (problem.skip_threshold != nullptr) {
+    tile_kept_keys(Mechanisms{}, problem, plan);
+    return plan;
+  }
   std::visit([&](auto const& params) { tile_keys(problem, params, plan); }, problem.sparsity);
   plan.extra_tiles = ceil_div(problem.extra_len, static_cast<int32_t>(volume(plan.by_key.k)));
   return plan;

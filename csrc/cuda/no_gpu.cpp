@@ -19,6 +19,8 @@ void make_current(int32_t /*device*/) { refuse(); }
 
 Arch device_arch(int32_t /*device*/) { refuse(); }
 
+int32_t device_multiprocessors(int32_t /*device*/) { refuse(); }
+
 AnchorKernels device::anchor_kernels() { refuse(); }
 
 void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext const& /*context*/) {

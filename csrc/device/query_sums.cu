@@ -1,87 +1,105 @@
 #include "sparse_fmha/device/query_sums.h"
 
+#include "sparse_fmha/device/box_mask.h"
 #include "sparse_fmha/device/mma_launch.h"
 
 namespace sparse_fmha::device {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kColumns = 8;  // of a thread; head dims are multiples of it
+constexpr int kColumns = 8;           // of a thread; head dims are multiples of it
+constexpr int kQuads = kSumRows / 2;  // four neighboring lanes hold two rows
+constexpr int kGroup = kQuads * 4;    // numbers of four that hold the columns of a thread
 
 struct Params {
   float4 const* sums;
-  void* to;  // [B, L, H, D]
-  int64_t items;
-  int32_t length;
+  void* to;  // [B, grid, H, D]
+  SumTiles tiles;
+  BoxBits bits;  // of tiles.box
   int32_t heads;
-  int32_t tiles;
   int32_t groups;  // of columns: D / 8
   float scale;
 };
 
-// A thread has eight columns of two rows, which are the numbers of four neighboring lanes.
-// Neighboring threads have neighboring columns.
+// A thread block has a tile. A thread has eight columns of two rows, which are the numbers of four
+// neighboring lanes. Neighboring threads have neighboring columns.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) round_sums(Params const p) {
-  int64_t const item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= p.items) {
-    return;
-  }
-  int const group = static_cast<int>(item % p.groups);
-  int64_t rest = item / p.groups;
-  int const quad = static_cast<int>(rest % 32);
-  rest /= 32;
-  int const tile = static_cast<int>(rest % p.tiles);
-  int64_t const instance = rest / p.tiles;
-  float4 const* const from = p.sums + (rest * p.groups + group) * 128 + quad * 4;
-  uint4 rows[2];
-  auto* const first = reinterpret_cast<Element*>(&rows[0]);
-  auto* const second = reinterpret_cast<Element*>(&rows[1]);
+  SumTiles const& tiles = p.tiles;
+  int32_t tile = blockIdx.x;
+  Coord origin;   // token of the tile's first row
+  Coord between;  // tokens from one to the next
 #pragma unroll
-  for (int lane = 0; lane < 4; ++lane) {
-    float4 const x = from[lane];
-    first[2 * lane] = Element(x.x * p.scale);
-    first[2 * lane + 1] = Element(x.y * p.scale);
-    second[2 * lane] = Element(x.z * p.scale);
-    second[2 * lane + 1] = Element(x.w * p.scale);
+  for (int axis = kGridAxes - 1; axis >= 0; --axis) {
+    int32_t const boxes = tiles.boxes[axis];
+    int32_t const all = boxes * tiles.dilation[axis];
+    int32_t const place = tile % all;
+    tile /= all;
+    between[axis] = tiles.step[axis] * tiles.dilation[axis];
+    origin[axis] = tiles.first[axis] + tiles.step[axis] * (place / boxes) +
+                   between[axis] * (place % boxes * tiles.box[axis]);
   }
-  int64_t const batch = instance / p.heads;
-  int64_t const head = instance % p.heads;
-  int const row = tile * kSumRows + quad / 8 * 16 + quad % 8;
+  int32_t const batch = tile / p.heads;
+  int32_t const head = tile % p.heads;
+  float4 const* const sums = p.sums + int64_t{blockIdx.x} * p.groups * kGroup;
+  for (int item = threadIdx.x; item < kQuads * p.groups; item += kThreads) {
+    int const group = item % p.groups;
+    int const quad = item / p.groups;
+    uint4 rows[kRowsPerThread];
+    auto* const first = reinterpret_cast<Element*>(&rows[0]);
+    auto* const second = reinterpret_cast<Element*>(&rows[1]);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (row + 8 * i < p.length) {
-      int64_t const at = (batch * p.length + row + 8 * i) * p.heads + head;
-      static_cast<uint4*>(p.to)[at * p.groups + group] = rows[i];
+    for (int lane = 0; lane < 4; ++lane) {
+      float4 const x = sums[group * kGroup + quad * 4 + lane];
+      first[2 * lane] = Element(x.x * p.scale);
+      first[2 * lane + 1] = Element(x.y * p.scale);
+      second[2 * lane] = Element(x.z * p.scale);
+      second[2 * lane + 1] = Element(x.w * p.scale);
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      Coord const offset = p.bits.offset(quad / 8 * 16 + quad % 8 + 8 * i);
+      int64_t at = batch;
+      bool inside = true;
+#pragma unroll
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        int32_t const token = origin[axis] + between[axis] * offset[axis];
+        inside &= token < tiles.grid[axis];
+        at = at * tiles.grid[axis] + token;
+      }
+      if (inside) {
+        static_cast<uint4*>(p.to)[(at * p.heads + head) * p.groups + group] = rows[i];
+      }
     }
   }
 }
 
-int64_t all_tiles(FmhaProblem const& p) {
-  return int64_t{num_query_tiles(p)} * p.batch * p.heads_q;
+int64_t all_tiles(FmhaProblem const& p, SumTiles const& tiles) {
+  return int64_t{tiles.count()} * p.batch * p.heads_q;
 }
 
 }  // namespace
 
-float* new_query_sums(FmhaProblem const& p, ExecutionContext const& context) {
-  size_t const bytes = static_cast<size_t>(all_tiles(p)) * kSumRows * p.head_dim * sizeof(float);
+float* new_query_sums(FmhaProblem const& p, SumTiles const& tiles,
+                      ExecutionContext const& context) {
+  size_t const bytes =
+      static_cast<size_t>(all_tiles(p, tiles)) * kSumRows * p.head_dim * sizeof(float);
   void* const sums = context.memory->allocate(bytes);
   check_cuda(cudaMemsetAsync(sums, 0, bytes, static_cast<cudaStream_t>(context.stream)),
              "clearing the sums of dQ");
   return static_cast<float*>(sums);
 }
 
-void round_query_sums(FmhaProblem const& p, ExecutionContext const& context) {
-  int32_t const groups = p.head_dim / kColumns;
-  Params const params = {reinterpret_cast<float4 const*>(p.gradients->q_sums),
+void round_query_sums(FmhaProblem const& p, SumTiles const& tiles, float const* sums,
+                      ExecutionContext const& context) {
+  Params const params = {reinterpret_cast<float4 const*>(sums),
                          p.gradients->q.data,
-                         all_tiles(p) * 32 * groups,
-                         static_cast<int32_t>(volume(p.grid_q)),
+                         tiles,
+                         {log2_floor(tiles.box[1]), log2_floor(tiles.box[2])},
                          p.heads_q,
-                         num_query_tiles(p),
-                         groups,
+                         p.head_dim / kColumns,
                          static_cast<float>(p.scale)};
-  unsigned const blocks = grid_size((params.items + kThreads - 1) / kThreads, "the rows of dQ");
+  unsigned const blocks = grid_size(all_tiles(p, tiles), "the rows of dQ");
   auto const stream = static_cast<cudaStream_t>(context.stream);
   if (p.dtype == DataType::kFloat16) {
     round_sums<cutlass::half_t><<<blocks, kThreads, 0, stream>>>(params);

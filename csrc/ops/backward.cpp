@@ -2,11 +2,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
-
 #include "check.h"
 #include "device_scope.h"
 #include "run.h"
+#include "sparse_fmha/cpu/kernel_rows.h"
+#include "sparse_fmha/planning/backward_route.h"
 
 namespace sparse_fmha {
 
@@ -53,9 +53,7 @@ namespace {
 // and one for k and v.
 std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tensor const& q,
                                                bool need_dq, bool need_dkv, bool deterministic) {
-  // That kernel divides by the scale.
-  constexpr double kSmallestScale = 1e-20;
-  if (need_dq && need_dkv && !deterministic && std::abs(problem.scale) > kSmallestScale) {
+  if (need_dq && need_dkv && !deterministic && why_two_kernels(problem) == nullptr) {
     if (KernelRow const* const row = look_for_kernel(key_of(problem, q, Pass::kBackwardFused))) {
       return {row};
     }
@@ -74,6 +72,9 @@ std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tenso
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
                                  std::optional<Tensor> const& extra_k, BackwardArguments given) {
+  if (given.skip_threshold) {
+    problem.skip_threshold = checked_threshold(*given.skip_threshold, q);
+  }
   bool const has_bias = problem.key_bias.data != nullptr;
   bool const need_dbias = has_bias && given.need_dbias;
   std::vector<KernelRow const*> const kernels = backward_kernels(
@@ -104,12 +105,17 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     }
     return results;
   }
+  std::vector<Tensor> unwanted;
   if (given.need_dq) {
     gradients.q = view(results[0]);
   }
   if (given.need_dkv) {
     gradients.k = view(results[1]);
     gradients.v = view(results[2]);
+  } else if (need_dbias && !q.is_cpu()) {  // GPU kernels store all that they compute
+    unwanted = {new_gradient(k, true), new_gradient(k, true)};
+    gradients.k = view(unwanted[0]);
+    gradients.v = view(unwanted[1]);
   }
   if (given.need_dkv && extra_k) {
     gradients.extra_k = view(results[3]);
@@ -117,6 +123,9 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   if (need_dbias) {
     gradients.key_bias = static_cast<float*>(results.back().data_ptr());
+    if (!q.is_cpu()) {  // GPU kernels leave out the heads in which no query sees a key tile
+      torch::stable::fill_(results.back(), 0.0);
+    }
   }
   problem.gradients = &gradients;
 
@@ -125,6 +134,9 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
+    if (problem.skip_threshold != nullptr) {  // on the CPU: GPUs have no rows for it
+      gradients.skipped_tiles = cpu_skipped_tiles(problem, launch.context());
+    }
     fill_row_terms(arch_of(q), problem, launch.context());
   }
   for (KernelRow const* const kernel : kernels) {

@@ -18,7 +18,8 @@ struct BackwardArguments {
   bool need_dq;
   bool need_dkv;
   bool need_dbias;
-  bool deterministic;  // whether runs must give equal bits
+  bool deterministic;                                   // whether runs must give equal bits
+  std::optional<Tensor> skip_threshold = std::nullopt;  // of the forward pass
 };
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.

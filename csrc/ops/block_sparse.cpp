@@ -80,20 +80,19 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
   return run(problem, q, skip_threshold);
 }
 
-std::vector<Tensor> block_sparse_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
-                                     Tensor v, Tensor out, Tensor lse, Tensor counts,
-                                     Tensor indices, std::optional<Tensor> partial_counts,
-                                     std::optional<Tensor> partial_indices,
-                                     std::optional<Tensor> partial_bits, int64_t block_q,
-                                     int64_t block_kv, bool causal, std::optional<double> scale,
-                                     std::optional<Tensor> key_bias,
-                                     std::optional<Tensor> row_threshold, bool need_dq,
-                                     bool need_dkv, bool need_dbias, bool deterministic) {
+std::vector<Tensor> block_sparse_bwd(
+    Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+    Tensor counts, Tensor indices, std::optional<Tensor> partial_counts,
+    std::optional<Tensor> partial_indices, std::optional<Tensor> partial_bits, int64_t block_q,
+    int64_t block_kv, bool causal, std::optional<double> scale, std::optional<Tensor> key_bias,
+    std::optional<Tensor> row_threshold, bool need_dq, bool need_dkv, bool need_dbias,
+    bool deterministic, std::optional<Tensor> skip_threshold) {
   FmhaProblem problem =
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
                    block_kv, causal, scale, key_bias, row_threshold);
-  return run_backward(problem, q, k, std::nullopt,
-                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic});
+  return run_backward(
+      problem, q, k, std::nullopt,
+      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 
 }  // namespace
@@ -110,6 +109,6 @@ SPARSE_FMHA_OP(block_sparse_bwd,
                " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
                " float? scale=None, Tensor? key_bias=None, Tensor? row_threshold=None,"
                " bool need_dq=True, bool need_dkv=True, bool need_dbias=True, bool "
-               "deterministic=False) -> Tensor[]")
+               "deterministic=False, Tensor? skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -30,10 +30,12 @@ std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::opt
 std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v,
                              Tensor out, Tensor lse, bool causal, std::optional<double> scale,
                              std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
-                             bool need_dbias, bool deterministic) {
+                             bool need_dbias, bool deterministic,
+                             std::optional<Tensor> skip_threshold) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
-  return run_backward(problem, q, k, std::nullopt,
-                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic});
+  return run_backward(
+      problem, q, k, std::nullopt,
+      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 
 }  // namespace
@@ -44,6 +46,7 @@ SPARSE_FMHA_OP(fmha_fwd,
 SPARSE_FMHA_OP(fmha_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " bool causal=False, float? scale=None, Tensor? key_bias=None, bool need_dq=True,"
-               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False) -> Tensor[]")
+               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False, Tensor? "
+               "skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -101,11 +101,13 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
                                      std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
-                                     bool need_dbias, bool deterministic) {
+                                     bool need_dbias, bool deterministic,
+                                     std::optional<Tensor> skip_threshold) {
   FmhaProblem problem =
       neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
-  return run_backward(problem, q, k, extra_k,
-                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic});
+  return run_backward(
+      problem, q, k, extra_k,
+      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 
 }  // namespace
@@ -114,11 +116,12 @@ SPARSE_FMHA_OP(neighborhood_fwd,
                "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
                " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
                " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
-SPARSE_FMHA_OP(neighborhood_bwd,
-               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-               " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
-               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-               " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
-               " bool need_dbias=True, bool deterministic=False) -> Tensor[]")
+SPARSE_FMHA_OP(
+    neighborhood_bwd,
+    "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
+    " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+    " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
+    " bool need_dbias=True, bool deterministic=False, Tensor? skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -10,6 +10,7 @@
 #include "device_scope.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cuda/device_arch.h"
+#include "sparse_fmha/planning/choose_row.h"
 #include "stream.h"
 
 namespace sparse_fmha {
@@ -60,7 +61,10 @@ KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
-  return find_kernel(key_of(problem, q, pass));
+  KernelKey const key = key_of(problem, q, pass);
+  int32_t const tile_q =
+      q.is_cpu() ? 0 : choose_tile_q(key, problem, device_multiprocessors(q.get_device_index()));
+  return find_kernel(key, tile_q);
 }
 
 float const* checked_threshold(Tensor const& threshold, Tensor const& q) {

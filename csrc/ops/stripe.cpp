@@ -69,11 +69,13 @@ std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
                                std::optional<Tensor> range_counts, int64_t block_q,
                                int64_t range_size, bool causal, std::optional<double> scale,
                                std::optional<Tensor> key_bias, std::optional<Tensor> row_threshold,
-                               bool need_dq, bool need_dkv, bool need_dbias, bool deterministic) {
+                               bool need_dq, bool need_dkv, bool need_dbias, bool deterministic,
+                               std::optional<Tensor> skip_threshold) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
                                range_size, causal, scale, key_bias, row_threshold);
-  return run_backward(problem, q, k, std::nullopt,
-                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic});
+  return run_backward(
+      problem, q, k, std::nullopt,
+      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 
 }  // namespace
@@ -88,6 +90,7 @@ SPARSE_FMHA_OP(stripe_bwd,
                " Tensor columns, Tensor counts, Tensor? range_starts, Tensor? range_counts,"
                " int block_q, int range_size=64, bool causal=False, float? scale=None,"
                " Tensor? key_bias=None, Tensor? row_threshold=None, bool need_dq=True,"
-               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False) -> Tensor[]")
+               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False, Tensor? "
+               "skip_threshold=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

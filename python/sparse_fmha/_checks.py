@@ -20,6 +20,7 @@ DTYPES = {
 }
 MAX_HEAD_DIM = 256
 LARGEST_FLOAT = sys.float_info.max
+LARGEST_INT = 2**31 - 1  # of a window, stride or dilation: the kernels count in 32 bits
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
@@ -172,6 +173,13 @@ def one_of(values: Iterable[object]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def check_written(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor to write to is not expanded."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            raise ValueError(f"{name} must have each element once, got stride 0 in dimension {dim}")
+
+
 def check_integers(name: str, tensor: Tensor) -> None:
     """Checks a tensor of integers of any width; bool counts."""
     if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
@@ -205,9 +213,21 @@ def finite(name: str, value: float | None) -> float | None:
         return torch.sym_float(value)
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a finite number or None, got {value!r}")
-    if not abs(value) <= LARGEST_FLOAT:  # also true for an int too large for a float
+    number = as_float(value)
+    if not abs(number) <= LARGEST_FLOAT:  # not math.isfinite, which is not traced
         raise ValueError(f"{name} must be a finite number, got {value}")
-    return float(value)
+    return number
+
+
+def as_float(value: Any) -> float:
+    """Converts to a Python float; an int too large for one becomes infinite.
+
+    Before comparing: NumPy would convert the bounds to the type of a smaller number, and warn.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def per_axis(name: str, value: object, axes: int, kind: type = Integral) -> list[int]:
@@ -245,6 +265,9 @@ def check_neighborhood(
                 f"window[{axis}] * dilation[{axis}] must be at most the {length} tokens of that "
                 f"axis, got {w} * {d}"
             )
+        if not torch.compiler.is_compiling() and max(w, d) > LARGEST_INT:  # would limit a program
+            name, value = ("window", w) if w > LARGEST_INT else ("dilation", d)
+            raise ValueError(f"{name}[{axis}] must be at most 2^31 - 1, got {value}")
         if not 1 <= s <= w:
             raise ValueError(f"stride[{axis}] must be from 1 to window[{axis}] = {w}, got {s}")
 
@@ -254,21 +277,31 @@ def check_int(name: str, value: int, low: int = 0) -> int:
         return value
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low:
+    if _is_known(value < low):
         raise ValueError(f"{name} must be at least {low}, got {value}")
-    return int(value)
+    return as_int(value)
+
+
+def _is_known(fact: bool) -> bool:
+    """False while a number is traced that only a run knows, such as `lengths.max().item()`."""
+    if torch.compiler.is_dynamo_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(fact)
+    return fact
 
 
 def check_number(name: str, value: float | None, low: float, high: float) -> float:
     """Checks for a number in [low, high]; returns it as a float."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high:
+    number = as_float(value)
+    if not low <= number <= high:
         allowed = f"from {low} to {high}"
         if high == LARGEST_FLOAT:
             allowed = "finite" if low == -high else f"finite and at least {low}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def attention(
     (batch, len_q, heads, dim), (len_kv, heads_kv) = q.shape, k.shape[1:3]
     visible = _expand(visible, (batch, heads, len_q, len_kv))
     scale = dim**-0.5 if scale is None else scale
-    group = heads // heads_kv
+    group = heads // max(1, heads_kv)
     out = q.new_zeros(q.shape, dtype=torch.float64)
     lse = q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float64)
     rows = max(1, _CHUNK // max(1, group * len_kv))
@@ -112,7 +112,7 @@ def skip_attention(
     key_tiles = key_tiles.expand(groups, len_kv)
     limit = limit.log().expand(batch)[:, None, None, None]
     scale = dim**-0.5 if scale is None else scale
-    keys = k.double().transpose(1, 2).repeat_interleave(heads // heads_kv, dim=1)
+    keys = k.double().transpose(1, 2).repeat_interleave(heads // max(1, heads_kv), dim=1)
     skipped = torch.zeros(batch, heads, groups, tiles, dtype=torch.bool, device=q.device)
     for g in range(groups if tiles else 0):
         rows = (row_groups == g).nonzero()[:, 0]
@@ -327,7 +327,8 @@ def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.flatten(1, -3) for x in (q, k, v))
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q, k and v must have one B and D, and k the shape of v, {shapes}")
-    if q.shape[2] % max(1, k.shape[2]):
+    heads, heads_kv = q.shape[2], k.shape[2]
+    if heads % heads_kv if heads_kv else heads:
         raise ValueError(f"heads of q must be a multiple of those of k, {shapes}")
     return q, k, v
 

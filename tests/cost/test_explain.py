@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernel_list
 import sparse_fmha
 from sparse_fmha import BlockMask, explain
-from sparse_fmha.cost import block_model, model
+from sparse_fmha.cost import block_model, explanation, model
 
 _C = pytest.importorskip("sparse_fmha._C")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -43,6 +44,34 @@ def test_a_hopper_row_or_why_there_is_none():
         assert found.kernel is None
         assert found.why == "this build has no dense kernel for sm90: the call raises"
     assert found.predicted_ms == found.dense_ms > 0
+
+
+@pytest.mark.parametrize(("length", "causal", "tile"), [(256, False, 64), (1024, True, 128)])
+def test_of_rows_that_differ_in_their_query_tile_the_fastest(monkeypatch, length, causal, tile):
+    """The rows of the list, whatever this build has."""
+    mechanism = "causal" if causal else "dense"
+    keys = ("name", "head_dim", "dtype", "tile_q", "skips", "key_bias")
+    rows = [
+        {key: getattr(row, key) for key in keys}
+        | {"arch": row.arch.name, "pass": row.direction, "mechanism": row.mechanism_name}
+        for row in kernel_list.read_all()
+    ]
+    monkeypatch.setattr(explanation._build, "kernels", lambda: rows)
+    q = tokens(1, length, 16, 128)
+    found = explain(sparse_fmha.attention, q, q, q, causal=causal, arch="sm90")
+    name = f"sm90_{mechanism}_bfloat16_d128"
+    assert found.kernel == f"{name}_q{tile}"
+    assert f"tiles of {tile} queries: " in found.why
+    assert " waves, " in found.why
+    assert found.rejected[name].startswith("tiles of 192 queries: ")
+    times = {each.tile_q: each.us for each in model.tile_times(1, 16, length, length, 128, causal)}
+    assert min(times, key=times.get) == tile
+    assert found.predicted_ms == times[tile] / 1e3
+    biased = explain(
+        sparse_fmha.attention, q, q, q, causal=causal, arch="sm90",
+        key_bias=torch.zeros(1, 1, length, device="meta"),
+    )  # fmt: skip
+    assert biased.kernel == f"{name}_bias"
 
 
 def measured(group):
@@ -260,6 +289,35 @@ def test_the_kernel_of_all_gradients_is_named(dim):
         assert f"all gradients by {found.fused_kernel}" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("grid", "options", "why"),
+    [
+        ((64, 64), {"window": 32}, None),
+        ((64, 64), {"window": 22}, "a query sees fewer than 512 keys"),
+        ((1024,), {"window": 500, "extra": 12}, None),
+        (
+            (64, 64),
+            {"window": 32, "dilation": (2, 1), "extra": 1},
+            "extra tokens have other query tiles than a dilated grid",
+        ),
+        ((64, 600), {"window": (1, 600), "dilation": (2, 1), "extra": 1}, None),
+    ],
+)
+@pytest.mark.skipif(not fused_rows(), reason="this build has no kernels of Hopper")
+def test_why_the_gradients_of_neighborhoods_take_two_kernels(grid, options, why):
+    q = torch.randn(1, *grid, 2, 64, dtype=torch.bfloat16).requires_grad_()
+    extra = options.pop("extra", 0)
+    if extra:
+        options["extra_k"] = options["extra_v"] = q.new_zeros(1, extra, 2, 64)
+    found = explain(sparse_fmha.neighborhood_attention, q, q, q, **options, arch="sm90")
+    assert found.why_two_kernels == why
+    if why is None:
+        assert found.fused_kernel == "sm90_backward_fused_neighborhood_bfloat16_d64"
+    else:
+        assert found.fused_kernel is None
+        assert f"_neighborhood_bfloat16_d64, as {why}; no atomics" in str(found)
+
+
 def test_kernels_of_the_backward():
     q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
     assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))
@@ -280,9 +338,9 @@ def test_kernels_of_the_backward():
 
 
 def test_a_call_without_backward_kernels_says_so():
-    q = torch.randn(1, 40, 4, 64, requires_grad=True)
-    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
+    q = torch.randn(1, 40, 4, 64, requires_grad=True, dtype=torch.bfloat16)
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1, arch="sm90")
     assert found.dq_kernel is None
     assert "no kernel for dq or dk and dv" in str(found)
-    with pytest.raises(NotImplementedError):
-        sparse_fmha.attention(q, q, q, skip_threshold=0.1).sum().backward()
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
+    assert found.dq_kernel == "cpu_backward_dq_dense_bfloat16_skip"

@@ -106,6 +106,17 @@ def dtensor_skipping(ranks):
     assert stats.skipped.placements == (Shard(1),)
     assert stats.skipped.full_tensor().equal(whole.skipped)
     assert whole.skipped.sum() > 0
+    for placement in (BATCH, HEADS):
+        given = [x.clone().requires_grad_() for x in tensors]
+        spread = [
+            distribute_tensor(x, mesh_of(ranks), [placement]).requires_grad_() for x in tensors
+        ]
+        found = [
+            torch.autograd.grad(sparse_fmha.attention(*x, **options).square().sum(), x)
+            for x in (given, spread)
+        ]
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(b.full_tensor(), a, rtol=1e-4, atol=1e-5)
 
 
 @case(2)

@@ -94,9 +94,8 @@ def test_what_is_lacking_raises(arch, make_qkv):
     q, k, v = make_qkv(1, 128, 128, 2, 2, 64)
     with pytest.raises(RuntimeError, match=f"arch={arch}, .*with skipping"):
         sparse_fmha.attention(q, k, v, skip_threshold=0.1)
-    lengths = torch.tensor([100], dtype=torch.int32, device=q.device)
-    with pytest.raises(RuntimeError, match=f"arch={arch}, pass=decode"):
-        sparse_fmha.decode_attention(q[:, :1], k, v, lengths)
+    with pytest.raises(RuntimeError, match=f"arch={arch}, .*with key_bias"):
+        sparse_fmha.attention(q, k, v, key_bias=torch.zeros(1, 1, 128, device=q.device))
 
 
 def test_the_override_ends(cuda):

@@ -177,10 +177,15 @@ def test_errors():
             (sliding, 1, 1, 100, 100, 32),
         ),
         (TypeError, "mask_mod must return torch.bool, got torch.int64", (scores, 1, 1, 100, 100)),
+        (TypeError, "mask_mod must return a tensor .*, got True", (number, 1, 1, 100, 100)),
         (ValueError, r"mask_mod must return a scalar .*, got shape \[2\]", (two, 1, 1, 100, 100)),
     ):
         with pytest.raises(error, match=message):
             BlockMask.from_mask_mod(*arguments)
+
+
+def number(b, h, q, k):
+    return True
 
 
 def scores(b, h, q, k):

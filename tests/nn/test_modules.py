@@ -167,6 +167,16 @@ BAD_MODULES = {
         TypeError,
         "causal must be a bool or a tuple of them, got 1",
     ),
+    "stride": (
+        lambda: NeighborhoodAttention(32, 2, 3, stride=4),
+        ValueError,
+        "stride must be from 1 to window = 3, got 4",
+    ),
+    "stride of an axis": (
+        lambda: NeighborhoodAttention(32, 2, (3, 5), stride=(3, 6)),
+        ValueError,
+        r"stride\[1\] must be from 1 to window\[1\] = 5, got 6",
+    ),
     "tuples": (
         lambda: NeighborhoodAttention(32, 2, (3, 3), stride=(1, 1, 1)),
         ValueError,

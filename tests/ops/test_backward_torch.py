@@ -226,13 +226,13 @@ def test_a_second_derivative_names_the_op(randn, function):
 
 
 @functions
-def test_skipped_tiles_have_no_gradient_yet(randn, function):
-    tensors = [randn(1, 70, h, 16, seed=h).requires_grad_() for h in (2, 1, 1)]
-    message = r"_fwd has no backward pass yet where it may skip tiles; .* without skip_threshold"
-    with pytest.raises(NotImplementedError, match=message):
-        loss(function, *tensors, skip_threshold=0.1).backward()
-    with torch.no_grad():
-        loss(function, *tensors, skip_threshold=0.1)
+def test_a_threshold_of_0_has_the_gradients_of_a_call_without(randn, function):
+    tensors = [randn(1, 70, h, 16, seed=h, dtype=torch.float64).requires_grad_() for h in (2, 1, 1)]
+    expected = torch.autograd.grad(loss(function, *tensors), tensors)
+    threshold = torch.zeros(1)
+    found = torch.autograd.grad(loss(function, *tensors, skip_threshold=threshold), tensors)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_merged_parts_have_the_gradients_of_the_whole(randn):

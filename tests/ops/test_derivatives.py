@@ -50,7 +50,7 @@ def test_all_ops_are_here():
 @pytest.mark.parametrize(("name", "argument"), CASES)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_lacking_raises(way, name, argument, requires_grad):
-    message = lacking(way, name)
+    message = lacking(way, name, argument)
     x = example(name, argument).requires_grad_(requires_grad)
     for output in range(outputs(name)) if message else ():
         with pytest.raises(NotImplementedError, match=message):
@@ -134,7 +134,7 @@ def test_compiled(way, case, last, requires_grad):
         lambda x: WAYS[way](f, x), backend="aot_eager", fullgraph=way not in BROKEN_GRAPHS
     )
     x = example(name, argument)
-    message = lacking(way, name)
+    message = lacking(way, name, argument)
     if message is None:
         torch.testing.assert_close(compiled(x), WAYS[way](f, x))
         return

@@ -74,7 +74,8 @@ def test_thresholds(randn, name, way):
     def attend(threshold):
         return ATTENTION[name](*tensors, skip_threshold=threshold)
 
-    with pytest.raises(NotImplementedError, match=lacking(way, f"{name}_fwd that skips")):
+    message = lacking(way, f"{name}_fwd that skips", "skip_threshold")
+    with pytest.raises(NotImplementedError, match=message):
         WAYS[way](attend, torch.tensor([0.1, 0.2]))
 
 

@@ -1,5 +1,9 @@
 """Bad input: what is raised, and that the message names the argument, its value and the rule."""
 
+import warnings
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from bad_arguments import cases, qkv, tensor
@@ -237,7 +241,18 @@ def test_tensors_without_strides(place, new, message):
         sparse_fmha.attention(*tensors)
 
 
-@pytest.mark.parametrize("scale", [10**400, -(10**400)])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
+def test_numbers_of_other_types(kind):
+    """A bound as a narrow number of NumPy would overflow, which NumPy warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sparse_fmha.attention(*qkv(), scale=kind(0.5), skip_threshold=kind(0.25))
+        assert found.equal(sparse_fmha.attention(*qkv(), scale=0.5, skip_threshold=0.25))
+        with pytest.raises(ValueError, match=r"skip_threshold must be .*, got "):
+            sparse_fmha.attention(*qkv(), skip_threshold=kind(1.5))
+
+
+@pytest.mark.parametrize("scale", [10**400, -(10**400), Fraction(10**400)])
 def test_a_scale_that_no_float_holds(scale):
     with pytest.raises(ValueError, match=r"scale must be a finite number, got -?10+"):
         sparse_fmha.attention(*qkv(), scale=scale)

@@ -141,6 +141,16 @@ BAD = {
         ValueError,
         r"key_bias must have shape .* 70\], .* got \[1, 4, 5\]",
     ),
+    "more axes": (
+        lambda b: b.unflatten(2, (7, 10)),
+        ValueError,
+        r"key_bias must have shape .* 70\], .* got \[1, 4, 7, 10\]",
+    ),
+    "a last axis of 1": (
+        lambda b: b[..., None],
+        ValueError,
+        r"key_bias must have shape .* 70\], .* got \[1, 4, 70, 1\]",
+    ),
     "rank": (lambda b: b[0], ValueError, r"key_bias must have shape .* 70\], .* got \[4, 70\]"),
     "meta": (lambda b: b.to("meta"), ValueError, "key_bias must be on q's device, cpu, got meta"),
 }
@@ -152,6 +162,14 @@ def test_bad_biases_are_named(function, bad):
     change, kind, message = BAD[bad]
     with pytest.raises(kind, match=message):
         function(*tensors(), key_bias=change(a_bias().detach()))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 8), (24, 1), (1, 24), (2, 2, 6), (1, 4, 6)])
+def test_other_grids_with_as_many_tokens_are_named(shape):
+    q = torch.randn(2, 4, 6, 4, 8)
+    message = rf"key_bias must have shape .* 4, 6\], .* got \[2, 1, {', '.join(map(str, shape))}\]"
+    with pytest.raises(ValueError, match=message):
+        sparse_fmha.neighborhood_attention(q, q, q, 3, key_bias=torch.zeros(2, 1, *shape))
 
 
 def test_raw_ops_name_bad_biases():
@@ -178,17 +196,19 @@ def test_thresholds_of_cuda_tensors_are_refused_before_anything_else():
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("name", ["forward", "backward_dq", "backward_dkv"])
 def test_rows_of_gpus_take_a_bias_or_none(name, skips):
-    """Those of the CPU take both."""
+    """Those of the CPU and of backward passes take both."""
     key = {"mechanism": "dense", "dtype": "float16", "head_dim": 64, "pass": name, "skips": skips}
     built = sparse_fmha.build_info()["archs"]
     if not skips or name == "forward":
         of_cpu = _C.find_kernel(arch="cpu", **key)
         assert _C.find_kernel(arch="cpu", **key, key_bias=True) == of_cpu
-    if name == "forward" and not skips and "90a" in built:
-        found = _C.find_kernel(arch="sm90", **key, key_bias=True)
-        assert found["name"] == "sm90_dense_float16_d64_bias"
-        found = _C.find_kernel(arch="sm90", **key)
-        assert found["name"] == "sm90_dense_float16_d64"
+    if not skips and "90a" in built:
+        found = _C.find_kernel(arch="sm90", **key, key_bias=True)["name"]
+        without = _C.find_kernel(arch="sm90", **key)["name"]
+        if name == "forward":
+            assert (found, without) == ("sm90_dense_float16_d64_bias", "sm90_dense_float16_d64")
+        else:
+            assert found == without == f"sm90_{name}_dense_float16_d64"
         return
     with pytest.raises(RuntimeError, match=r"sparse_fmha: no kernel for arch=sm90,.*with key_bias"):
         _C.find_kernel(arch="sm90", **key, key_bias=True)

@@ -100,6 +100,11 @@ def test_large_scores_do_not_overflow(randn):
             ValueError,
             r"heads of q must be a multiple of those of k, got shapes \(1, 4, 3, 8\),",
         ),
+        (
+            {"k": torch.ones(1, 4, 0, 8), "v": torch.ones(1, 4, 0, 8)},
+            ValueError,
+            r"heads of q must be a multiple of those of k, got shapes \(1, 4, 2, 8\), \(1, 4, 0, 8",
+        ),
         ({"q": torch.ones(4, 2, 8)}, ValueError, r"\[B, \*L, H, D\]"),
     ],
 )
@@ -107,6 +112,14 @@ def test_errors_of_attention(change, error, text):
     given = dict.fromkeys("qkv", torch.ones(1, 4, 2, 8)) | {"visible": torch.tensor(True)}
     with pytest.raises(error, match=text):
         reference.attention(**(given | change))
+
+
+def test_no_heads():
+    q, visible = torch.ones(1, 4, 0, 8), torch.tensor(True)
+    out, lse = reference.attention(q, q, q, visible)
+    assert (out.shape, lse.shape) == ((1, 4, 0, 8), (1, 4, 0))
+    out, lse, skipped = reference.skip_attention(q, q, q, visible, 0.5)
+    assert (out.shape, lse.shape, skipped.shape) == ((1, 4, 0, 8), (1, 4, 0), (1, 0, 1, 1))
 
 
 def test_causal_mask_ends_at_the_last_key():

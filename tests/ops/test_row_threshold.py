@@ -179,6 +179,11 @@ BAD = {
         ValueError,
         r"row_threshold must have shape .* 100\], .* got \[2, 3, 100\]",
     ),
+    "more axes": (
+        lambda t: t.unflatten(2, (10, 10)),
+        ValueError,
+        r"row_threshold must have shape .* 100\], .* got \[2, 4, 10, 10\]",
+    ),
     "a number": (lambda t: 0.5, TypeError, "row_threshold must be a tensor, got float"),
 }
 

@@ -126,6 +126,11 @@ FUNCTION = {
         TypeError,
         "out must have the result's dtype, torch.float32, got torch.float64",
     ),
+    "an expanded out": (
+        {"out": torch.zeros(1, 4, 16).expand(9, 4, 16)},
+        ValueError,
+        "out must have each element once, got stride 0 in dimension 0",
+    ),
     "out with a gradient": (
         {"out": torch.zeros(9, 4, 16), "sink": torch.zeros(4, requires_grad=True)},
         ValueError,

@@ -92,6 +92,35 @@ def test_one_graph_serves_all_lengths(randn):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_exported_for_any_number_of_sequences_and_tokens():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, cu, sink):
+            return varlen_attention(q, k, k, cu, cu, 40, 40, causal=True, sink=sink)
+
+    def arguments(lengths):
+        cu, tokens = torch.tensor([0, *lengths]).cumsum(0).int(), sum(lengths)
+        return torch.randn(tokens, 4, 16), torch.randn(tokens, 2, 16), cu, torch.randn(4)
+
+    tokens, entries = torch.export.Dim("tokens", min=2), torch.export.Dim("entries", min=3)
+    shapes = {0: tokens}, {0: tokens}, {0: entries}, {}
+    program = torch.export.export(Layer(), arguments([30, 10, 5]), dynamic_shapes=shapes).module()
+    for lengths in ([30, 40], [1, 0, 7, 2, 40], [3] * 20):
+        given = arguments(lengths)
+        assert program(*given).equal(Layer()(*given))
+
+
+def test_compiled_with_bounds_that_only_a_run_knows(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
+
+    def packed(q, cu):
+        longest = cu.diff().max().item()
+        return varlen_attention(q, q, q, cu, cu, longest, longest)
+
+    q, cu = torch.randn(70, 4, 16), torch.tensor([0, 30, 70]).int()
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    assert compiled(q, cu).equal(packed(q, cu))
+
+
 def test_autocast():
     given = finite()
     cast = {**given, **{x: given[x].bfloat16() for x in "qkv"}}

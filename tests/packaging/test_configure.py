@@ -207,6 +207,35 @@ def test_rows_with_biases(tmp_path):
     assert kernel_list.source(rows[2:]).count("Config = WithKeyBias<KernelConfig<") == 2
 
 
+def test_rows_that_differ_in_their_query_tile(tmp_path):
+    """Two mechanisms, by one kernel, in a file of its own; the first row keeps its name."""
+    listed = tmp_path / "sm90_forward.def"
+    first = ENTRY.replace("kByThreshold", "kNever, tile_ns=9, step_ns=8")
+    rows = [first.replace("BlockSparse", name) for name in ("Dense", "Causal")]
+    further = first.replace("BlockSparse", "DenseOrCausal").replace("tile_q=128", "tile_q=64")
+    further = further.replace("step_ns=8", "step_ns=7, alone_ns=6, blocks=2")
+    listed.write_text("".join(rows) + further)
+    rows = kernel_list.read(listed)
+    assert [row.name for row in rows[1::2]] == [
+        "sm90_dense_bfloat16_d64",
+        "sm90_causal_bfloat16_d64",
+        "sm90_causal_float16_d64_q64",
+        "sm90_causal_bfloat16_d64_q64",
+    ]
+    assert [row.file for row in rows[2:]] == ["sm90_causal"] * 2 + ["sm90_dense_or_causal_q64"] * 4
+    text = kernel_list.source(rows[4:])
+    assert text.count("Config = WithBlocks<KernelConfig<") == 4
+    assert text.count("/*Mechanism=*/DenseOrCausal,") == 4
+    assert 'kernel_row<Config, Causal>("sm90_causal_float16_d64_q64")' in text
+
+
+def test_a_further_row_has_costs(tmp_path):
+    listed = tmp_path / "sm90_forward.def"
+    listed.write_text(ENTRY + ENTRY.replace("tile_q=128", "tile_q=64"))
+    with pytest.raises(kernel_list.ListError, match=":5: a second row for sm90_block_sparse_fl"):
+        kernel_list.read(listed)
+
+
 def test_architectures_share_kernels(tmp_path):
     listed = tmp_path / "sm80_decode.def"
     shared = ENTRY.replace("schedule=kFree", "archs=[sm80, sm86]")

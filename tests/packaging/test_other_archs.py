@@ -15,8 +15,10 @@ def kernels(arch):
     found = {}
     for row in ROWS:
         if row.arch.name == arch:
-            key = row.direction, row.skips, row.key_bias, row.mechanism, row.dtype
-            found[key] = max(found.get(key, 0), row.head_dim)
+            biases = {row.key_bias, row.key_bias and row.direction == "forward"}
+            for bias in biases:
+                key = row.direction, row.skips, bias, row.mechanism, row.dtype
+                found[key] = max(found.get(key, 0), row.head_dim)
     return found
 
 

@@ -59,9 +59,10 @@ def test_neighborhood(threshold, grid, window, options):
         def function(q, k, v, *args, **kwargs):
             # The reference has the extra tokens after the grid's.
             length = torch.Size(grid).numel()
+            extra_k, extra_v = (x[:, length:] for x in (k, v))
             k, v = (x[:, :length].unflatten(1, grid) for x in (k, v))
             return sparse_fmha.neighborhood_attention(
-                q, k, v, *args, extra_k=more[0], extra_v=more[1], **kwargs
+                q, k, v, *args, extra_k=extra_k, extra_v=extra_v, **kwargs
             )
 
         k, v = (torch.cat([x.flatten(1, -3), y], 1) for x, y in zip((k, v), more, strict=True))

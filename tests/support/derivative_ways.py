@@ -53,11 +53,12 @@ BROKEN_GRAPHS |= {way for way in WAYS if "functional" in way}
 
 SECOND = {"grad of grad", "backward twice", "functional.hessian"}
 FIRST = [way for way in REVERSE if way not in SECOND]
-# Where no tiles are left out.
+# Where no tiles are left out, and where they are, by all but the threshold.
 WITH_BACKWARD = [f"{name}_fwd" for name in (*_ops.MECHANISMS, "varlen")]
+WITH_BACKWARD_THAT_SKIPS = [f"{name}_fwd that skips" for name in _ops.MECHANISMS]
 
 
-def lacking(way, call):
+def lacking(way, call, argument="q"):
     """What the error says of an op that has no such derivative; None where it has.
 
     call: the name of the op, with more words behind it where it skips.
@@ -65,7 +66,9 @@ def lacking(way, call):
     op = call.partition(" ")[0]
     if way in FORWARD:
         return f"sparse_fmha::{op} has no forward-mode derivative"
-    if call not in WITH_BACKWARD:
+    if call in WITH_BACKWARD_THAT_SKIPS and argument == "skip_threshold":
+        return f"sparse_fmha::{op} has no backward pass for skip_threshold"
+    if call not in WITH_BACKWARD + WITH_BACKWARD_THAT_SKIPS:
         return f"sparse_fmha::{op} has no backward pass yet"
     if way in SECOND:
         return f"sparse_fmha::{op.replace('_fwd', '_bwd')} has no backward pass yet"

@@ -111,11 +111,17 @@ class Case:
         return getattr(OPS, f"{self.mechanism}_fwd")(**arguments)
 
     def backward(self, arguments, out, lse, dout, dlse=None, **wanted):
-        """The gradients of the raw op, by the names of what they are of."""
+        """The gradients of the raw op, by the names of what they are of.
+
+        That of a shared key_bias is summed.
+        """
         op = getattr(OPS, f"{self.mechanism}_bwd")
         found = op(dout=dout, dlse=dlse, out=out, lse=lse, **arguments, **wanted)
-        names = ("q", "k", "v", "extra_k", "extra_v")
-        return dict(zip(names, found, strict=False))
+        names = [n for n in ("q", "k", "v", "extra_k", "extra_v", "key_bias") if n in arguments]
+        found = dict(zip(names, found, strict=True))
+        if wanted.get("need_dbias", "key_bias" in found):
+            found["key_bias"] = found["key_bias"].sum_to_size(arguments["key_bias"].shape)
+        return found
 
 
 CASES = {
@@ -192,5 +198,14 @@ LARGE = {  # several tiles on every axis
     "stripes": Case("stripe", (600,), stripe_lists(600, 1100, 128, share=0.1), kv=(1100,)),
     "stripes, causal": Case(
         "stripe", (500,), stripe_lists(500, 500, 256, 4, causal=True), heads=4, heads_kv=2
+    ),
+    "1-D, wide, dilation": Case("neighborhood", (1057,), window((520,), 7, 2), heads=3),
+    "2-D, wide": Case("neighborhood", (30, 34), window((21, 26), (3, 1)), extra=70, batch=2),
+    "3-D, wide": Case(
+        "neighborhood",
+        (9, 13, 17),
+        window((8, 8, 9), (1, 8, 2), causal=(1, 0, 0)),
+        heads=4,
+        heads_kv=2,
     ),
 }

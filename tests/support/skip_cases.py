@@ -22,11 +22,16 @@ def inputs(length=500, kv=None, heads=4, heads_kv=2, dim=64, batch=2, seed=0):
 
 
 def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs):
-    """`tiles` [heads, groups, Lkv] ranks the keys; -1 for keys that are in no tile."""
+    """`tiles` [heads, groups, Lkv] ranks the keys; -1 for keys that are in no tile.
+
+    Also gradients, through out and lse, against those of attention to the keys of the kept tiles.
+    """
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     out, lse, stats = function(
         q, k, v, *args, skip_threshold=threshold, return_lse=True, return_stats=True, **kwargs
     )
-    heads = q.shape[-2]
+    heads, leaves, loss = q.shape[-2], (q, k, v), 0
+    dout, dlse = cotangents(out, lse)
     visible = visible.expand(q.shape[0], heads, *visible.shape[-2:])
     flat = [x.flatten(1, -3) for x in (q, k, v)]
     k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in flat[1:])
@@ -45,6 +50,9 @@ def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs)
             ranks,
             kwargs.get("scale"),
         )
+        there = wanted_lse > -torch.inf
+        loss = loss + (wanted * dout.flatten(1, -3)[:, :, one]).sum()
+        loss = loss + (wanted_lse * dlse.flatten(1, -2)[:, :, one])[there].sum()
         torch.testing.assert_close(out.flatten(1, -3)[:, :, one], wanted)
         torch.testing.assert_close(
             lse.flatten(1, -2)[:, :, one].double(), wanted_lse, rtol=1e-6, atol=1e-5
@@ -55,7 +63,17 @@ def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs)
             seen = visible[:, h, groups == g].any(1)
             pairs[:, g] = pairs[:, g].index_add(1, ranks[g], seen.float())
         assert stats.visited[:, h].tolist() == (pairs > 0).sum((1, 2)).tolist()
+    found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
+    for ours, exact in zip(found, torch.autograd.grad(loss, leaves), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-9)
     return stats
+
+
+def cotangents(out, lse):
+    """Gradients of out and lse; 0 of a lse of -inf, which has none."""
+    generator = torch.Generator().manual_seed(9)
+    dout, dlse = (torch.randn(x.shape, generator=generator).to(x.dtype) for x in (out, lse))
+    return dout, dlse.masked_fill(lse == -torch.inf, 0)
 
 
 def rows(length):

@@ -63,14 +63,14 @@ struct Gradients {
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
   float* key_bias = nullptr;    // written, [B, heads_q, grid_kv], contiguous
-  // Of kernels that add the gradient of q up in memory: fp32 sums without the scale, in the order
-  // of device/query_sums.h.
-  float* q_sums = nullptr;
   // Per query row: lse in log2 units (+inf if the row sees no key), and delta =
   // sum(out * gradient of out) - gradient of lse. [B, grid_q, heads_q, 4], 16 bytes a row. On a GPU
   // two more numbers follow (sm90/backward/row_terms.h); on the CPU all lse come first, then all
   // delta, in the compute type.
   float* row_terms = nullptr;
+  // Of problems with a threshold: the tiles that the forward pass skipped, which are filled in with
+  // the row terms, in the CPU's format (cpu/backward/plan.h).
+  void* skipped_tiles = nullptr;
 };
 
 struct FmhaProblem {

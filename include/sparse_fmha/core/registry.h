@@ -22,7 +22,7 @@ struct KernelKey {
   int32_t head_dim;       // largest head dim of the row; a request takes the smallest that fits
   int32_t mechanism;      // index in Sparsity
   bool skips;             // whether key tiles are skipped by a threshold
-  bool key_bias = false;  // whether keys may have a bias
+  bool key_bias = false;  // whether keys may have a bias; in rows see serves() of registry.cpp
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.
@@ -53,6 +53,7 @@ struct KernelInfo {
   int tile_q = 0;         // 0 if it is a run-time value
   int tile_k = 0;
   int stages = 0;
+  int blocks = 1;  // thread blocks on a multiprocessor at a time
   int threads = 0;
   int smem_bytes = 0;
 };
@@ -67,15 +68,17 @@ std::vector<KernelRow> const& kernel_table();
 // Whether the table has kernels for an architecture.
 bool is_built(Arch arch);
 
-// Throws an error that names the request and the available rows: not_implemented (errors.h) if the
-// CPU has a row for the request of a GPU.
-KernelRow const& find_kernel(KernelKey const& request);
+// The row with the smallest head dim that fits. Where several have it, that with the given tile_q,
+// else the first one of the list, which is for much work (planning/choose_row.h). Throws an error
+// that names the request and the available rows: not_implemented (errors.h) if the CPU has a row
+// for the request of a GPU.
+KernelRow const& find_kernel(KernelKey const& request, int32_t tile_q = 0);
 
 // Fills `gradients->row_terms` of a problem, which all backward kernels of a call read.
 void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext const& context);
 
 // The same, or nullptr if there is none.
-KernelRow const* look_for_kernel(KernelKey const& request);
+KernelRow const* look_for_kernel(KernelKey const& request, int32_t tile_q = 0);
 
 std::string to_string(KernelKey const& key);
 char const* to_string(DataType);

@@ -6,14 +6,13 @@
 // normalizer calculation for softmax" (2018), in log2 units.
 #pragma once
 
-#include "sparse_fmha/cpu/groups.h"
+#include "sparse_fmha/cpu/group_vote.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/cpu/tokens.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-// kSkips: groups of 64 rows vote to skip negligible key tiles (groups.h; the rule is that of
-// reference.skip_attention).
+// kSkips: groups of 64 rows vote to skip negligible key tiles (groups.h, group_vote.h).
 template <class M, class Element, bool kSkips>
 class Attend : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
@@ -21,10 +20,8 @@ class Attend : Tokens<M, Element> {
   using Base::kLanes, Base::panel_of, Base::scale_log2_;
   using typename Base::Row;
   using typename Base::T;
-  using V = Vector<T>;
   static constexpr int kGroup = kSkips ? kGroupRows : kLanes;  // rows whose scores are held
   static_assert(kGroup % kLanes == 0, "whole panels of scores");
-  static constexpr double kBelowOne = 1 - 0x1p-24;
   static constexpr double kLn2 = 0.693147180559945309417;
 
  public:
@@ -66,7 +63,7 @@ class Attend : Tokens<M, Element> {
     buffers.take(scores_, keys * kGroup);
     buffers.take(rescale_, kLanes);
     if constexpr (kSkips) {
-      buffers.take(top_, kGroup);
+      vote_.take(buffers);
       buffers.take(group_scratch_, Group<M>::scratch_words(problem_));
     }
     return buffers.used();
@@ -110,30 +107,21 @@ class Attend : Tokens<M, Element> {
     if (num_queries_ == 0) {
       return;
     }
-    double const given = problem_.skip_threshold[batch_];
-    double const threshold = given > 0 ? (given < kBelowOne ? given : kBelowOne) : 0;
-    margin_ = static_cast<T>(__builtin_log2(threshold)) / scale_log2_;
-    visited_ = skipped_ = 0;
-    int const tile_keys = static_cast<int>(volume(shape_.k));
-    int const whole = problem_.extra_len / tile_keys * tile_keys;
-    if (whole < problem_.extra_len) {
-      visit<false>(load_extra(whole, keys_));
-    }
+    vote_.begin(problem_.skip_threshold[batch_], scale_log2_);
     int keys = 0;
-    group.for_each_tile(
+    walk_group(
+        problem_, shape_, group,
         [&](Coord const& origin, Coord const& extent) {
           keys = load_tile(group.rows.residue, origin, extent, keys);
         },
+        [&](int32_t first, int most) { keys = load_extra(first, most); },
         [&](bool masked) {
           masked ? visit<true>(keys) : visit<false>(keys);
           keys = 0;
         });
-    for (int32_t first = 0; first < whole; first += tile_keys) {
-      visit<false>(load_extra(first, tile_keys));
-    }
     int64_t* const counts = problem_.skip_counts + (int64_t{batch_} * problem_.heads_q + head_) * 2;
-    __atomic_fetch_add(counts, visited_, __ATOMIC_RELAXED);
-    __atomic_fetch_add(counts + 1, skipped_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(counts, vote_.visited(), __ATOMIC_RELAXED);
+    __atomic_fetch_add(counts + 1, vote_.skipped(), __ATOMIC_RELAXED);
   }
 
   void load_queries(QueryTile const& q, Coord const& extent) {
@@ -186,7 +174,8 @@ class Attend : Tokens<M, Element> {
         this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
       }
       if constexpr (kSkips) {
-        if (is_left_out(keys)) {
+        if (vote_.is_left_out([&](int first) { return scores_of(first); }, keys, max_,
+                              num_queries_)) {
           continue;
         }
       }
@@ -212,27 +201,6 @@ class Attend : Tokens<M, Element> {
                      values_ + static_cast<int64_t>(d) * keys_, columns, keys,
                      out_ + static_cast<int64_t>(first) * panel_dim_ + d, panel_dim_, rescale_);
     }
-  }
-
-  // The vote of the current rows: true if no row has a score within the threshold of its largest
-  // one so far.
-  bool is_left_out(int keys) {
-    for (int first = 0; first < num_queries_; first += kLanes) {
-      with_vectors(vectors(first), [&](auto count) {
-        row_tops<T, count.value>(scores_of(first), keys, reinterpret_cast<V*>(top_ + first));
-      });
-    }
-    bool visited = false;
-    bool counts = false;
-    for (int lane = 0; lane < num_queries_; ++lane) {
-      visited |= top_[lane] != -kInfinity<T>;
-      // A row that has seen no key keeps any score but -inf. Every row keeps NaN.
-      T const least = max_[lane] + margin_;
-      counts |= !(top_[lane] < (least > -kLargest<T> ? least : -kLargest<T>));
-    }
-    visited_ += visited;
-    skipped_ += visited && !counts;
-    return !counts;
   }
 
   void store() {
@@ -270,11 +238,8 @@ class Attend : Tokens<M, Element> {
   T* scores_;  // [panel of the group][key][lane]
   T* rescale_;
   // If tiles are skipped:
-  T* top_ = nullptr;
+  GroupVote<T> vote_;
   uint32_t* group_scratch_ = nullptr;
-  T margin_ = 0;  // ln(threshold), in raw scores
-  int64_t visited_ = 0;
-  int64_t skipped_ = 0;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -31,17 +31,17 @@ struct AnchorIsa {
 // query tile is a group of 64 rows (groups.h).
 namespace baseline {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-BackwardStages backward(DataType dtype, size_t mechanism);
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
 AnchorIsa anchor(DataType dtype);
 }  // namespace baseline
 namespace avx2 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-BackwardStages backward(DataType dtype, size_t mechanism);
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
 AnchorIsa anchor(DataType dtype);
 }  // namespace avx2
 namespace avx512 {
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
-BackwardStages backward(DataType dtype, size_t mechanism);
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
 AnchorIsa anchor(DataType dtype);
 }  // namespace avx512
 

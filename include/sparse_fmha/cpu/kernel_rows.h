@@ -14,6 +14,9 @@ std::vector<KernelRow> cpu_kernel_rows();
 std::vector<KernelRow> cpu_backward_rows();
 // Fills `gradients->row_terms`, which the backward rows read.
 void cpu_fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context);
+// Memory for `gradients->skipped_tiles` of a problem whose tiles are skipped, in which
+// cpu_fill_row_terms notes the tiles that the forward pass skipped.
+void* cpu_skipped_tiles(FmhaProblem const& problem, ExecutionContext const& context);
 // Decode attention: every form of keys and dtype, any head dim.
 std::vector<KernelRow> cpu_decode_rows();
 

@@ -1,4 +1,4 @@
-// Which architecture's kernels a GPU of this machine runs.
+// What a GPU of this machine runs, and on how much.
 #pragma once
 
 #include "sparse_fmha/core/arch.h"
@@ -8,5 +8,9 @@ namespace sparse_fmha {
 // The answer of arch_for_call() for a device, which is queried once. Throws std::runtime_error as
 // that does, and in a build without GPU kernels.
 Arch device_arch(int32_t device);
+
+// The number of multiprocessors of a device, which is queried once. Throws in a build without GPU
+// kernels.
+int32_t device_multiprocessors(int32_t device);
 
 }  // namespace sparse_fmha

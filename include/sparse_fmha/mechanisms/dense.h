@@ -21,11 +21,13 @@ struct DescendingWalk {
 //   first_query(Params, k)  queries [first_query, len_q) see key k
 //   kStep                   first_query grows by this per key, where it is above 0
 template <class Limits>
+struct PrefixParams {
+  int32_t len_q;
+  int32_t len_kv;
+};
+template <class Limits, class Params_ = PrefixParams<Limits>>
 struct Prefix {
-  struct Params {
-    int32_t len_q;
-    int32_t len_kv;
-  };
+  using Params = Params_;
   struct Row {
     int32_t limit;  // keys [0, limit) are visible
     // The same row when key positions are counted from `origin`.
@@ -100,6 +102,27 @@ struct Causal : Prefix<Causal> {
   }
   static SPARSE_FMHA_HD int32_t first_query(Params const& p, int32_t k) {
     return max_int(k - (p.len_kv - p.len_q), 0);
+  }
+};
+
+// Either of these, by a number, for kernels that serve both: query q sees keys [0, q + 1 + shift).
+struct ShiftedParams {
+  int32_t len_q;
+  int32_t len_kv;
+  int32_t shift;
+};
+struct DenseOrCausal : Prefix<DenseOrCausal, ShiftedParams> {
+  static constexpr char const* kName = "dense_or_causal";
+  static constexpr int32_t kStep = 1;
+  static SPARSE_FMHA_HD Params of(Dense::Params const& p) { return {p.len_q, p.len_kv, p.len_kv}; }
+  static SPARSE_FMHA_HD Params of(Causal::Params const& p) {
+    return {p.len_q, p.len_kv, p.len_kv - p.len_q};
+  }
+  static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t q) {
+    return min_int(max_int(q + 1 + p.shift, 0), p.len_kv);
+  }
+  static SPARSE_FMHA_HD int32_t first_query(Params const& p, int32_t k) {
+    return max_int(k - p.shift, 0);
   }
 };
 

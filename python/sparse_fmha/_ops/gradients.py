@@ -14,6 +14,7 @@ FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
 BIAS = "key_bias"
+THRESHOLD = "skip_threshold"
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
@@ -25,7 +26,6 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
         ctx.save_for_backward(*tensors, *output[:2])
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.deterministic = torch.are_deterministic_algorithms_enabled()
-        ctx.skips = inputs[names.index("skip_threshold")] is not None
 
     return run
 
@@ -34,7 +34,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
     """Makes `backward` of a forward op from the names of its arguments."""
     backward_op = _backward_of(op)
     place = {name: i for i, name in enumerate(names)}
-    given = [name for name in names if name not in ("q", "k", "v", "skip_threshold")]
+    given = [name for name in names if name not in ("q", "k", "v", THRESHOLD)]
 
     def run(
         ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
@@ -42,11 +42,6 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         found: list[Tensor | None] = [None] * len(names)
         # Only for the given arguments: the dispatcher drops trailing defaults.
         needed = dict(zip(names, ctx.needs_input_grad, strict=False))
-        if ctx.skips:
-            raise NotImplementedError(
-                f"{op._schema.name} has no backward pass yet where it may skip tiles; call it "
-                "without skip_threshold and statistics, or under torch.no_grad()"
-            )
         if dout is None and dlse is None:
             return found
         *saved, out, lse = ctx.saved_tensors
@@ -60,11 +55,23 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
                 f"{op._schema.name} has no backward pass for keys in pages; call it without "
                 f"{PAGES}, or under torch.no_grad()"
             )
+        threshold = inputs[place[THRESHOLD]]
+        if PAGES in place and threshold is not None:
+            raise NotImplementedError(
+                f"{op._schema.name} has no backward pass yet where it may skip tiles; call it "
+                f"without {THRESHOLD} and statistics, or under torch.no_grad()"
+            )
+        if needed.get(THRESHOLD):
+            raise NotImplementedError(
+                f"{op._schema.name} has no backward pass for {THRESHOLD}, which says what is left "
+                "out; detach it"
+            )
         need_dbias = bool(needed.get(BIAS))
         q, k, v = inputs[:3]
         others = [inputs[place[name]] for name in given]
-        # Packed sequences have no bias, and only kernels that are deterministic.
-        flags = (need_dq, need_dkv, need_dbias, ctx.deterministic)[: 4 if BIAS in place else 2]
+        # Packed sequences have no bias, no tiles to skip, and only kernels that are deterministic.
+        more = (need_dbias, ctx.deterministic, threshold) if BIAS in place else ()
+        flags = (need_dq, need_dkv, *more)
         gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *flags)
         if need_dbias:
             # Of each batch entry and query head.

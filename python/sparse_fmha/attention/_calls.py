@@ -83,7 +83,7 @@ def run(
         if skips or biases:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted) if skips else None
         try:
-            results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *scores.flat(biases))
+            results: list[Tensor] = symbolic.call(name, q, k, v, *rest, *scores.flat(biases, q))
         except RuntimeError as refusal:
             raise errors.typed(refusal) from None
         return results
@@ -91,7 +91,7 @@ def run(
         if skips:
             rest = *rest, skipping.threshold_of(skip_threshold, q, counted)
         if biases:
-            rest = *rest, *(() if skips else (None,)), *scores.flat(biases)
+            rest = *rest, *(() if skips else (None,)), *scores.flat(biases, q)
         op = getattr(_namespace, name)
         if derivatives.wanted(q, k, v, *rest):
             return op(q, k, v, *rest)  # type: ignore[no-any-return]

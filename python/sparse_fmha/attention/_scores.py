@@ -36,9 +36,15 @@ def check_device(
         raise errors.on_cpu_only(what, otherwise)
 
 
-def flat(biases: Biases) -> Biases:
-    """The biases as the ops take them, with grids flattened."""
-    return tuple(x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x for x in biases)
+def flat(biases: Biases, q: Tensor) -> Biases:
+    """The biases as the ops take them, with q's grid flattened; ops refuse any other shape."""
+
+    def one(bias: Tensor | None) -> Tensor | None:
+        if not isinstance(bias, Tensor) or bias.dim() <= 3 or bias.shape[2:] != q.shape[1:-2]:
+            return bias
+        return bias.flatten(2)
+
+    return tuple(map(one, biases))
 
 
 def check_sink(sink: Tensor, q: Tensor) -> None:
@@ -78,5 +84,6 @@ def add_sink(out: Tensor, lse: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
     total, finite = total.masked_fill(empty, 0), sink.masked_fill(absent, 0)
     share = (total - finite).sigmoid().masked_fill(absent, 1)
     both = torch.logaddexp(total, finite)
-    both = torch.where(empty, sink, torch.where(absent, total, both))
+    both = torch.where(empty, finite, torch.where(absent, total, both))
+    both = both.masked_fill(empty & absent, -torch.inf)
     return (out * share[..., None]).to(out.dtype), both.to(lse.dtype)

@@ -123,12 +123,13 @@ def attention(
         key_bias: fp32 `[B or 1, Hq or 1, Lkv]`, added to scale * q.k before the softmax. -inf hides
             a key; NaN or +inf makes the queries that see the key NaN, as in torch's softmax. Its
             accuracy is that of fp32 sums, so hide keys by -inf and not by a large number. Skipping
-            compares the biased scores. On CUDA it runs on Hopper, forward only and without
-            skipping; elsewhere, and for gradients, it raises NotImplementedError.
+            compares the biased scores. On CUDA it runs on Hopper, without skipping; elsewhere it
+            raises NotImplementedError. Gradients on Hopper need finite k where it is -inf.
         sink: fp32 `[Hq]` (or fp64 for fp64 q), one more logit of each query's softmax, which has no
             value (gpt-oss): out is multiplied by sigmoid(lse - sink), and lse becomes
             log(exp(lse) + exp(sink)). A query that sees no key has out 0 and lse = sink; -inf
-            changes nothing. Tiles are skipped as without a sink.
+            changes nothing. Tiles are skipped as without a sink. As lse is fp32, so is the accuracy
+            of a result with a sink, also in fp64.
         skip_threshold: lambda, 0 <= lambda < 1, or an fp32 tensor `[B]` on q's device, whose values
             are clamped to that range (NaN becomes 0). Key tiles whose weights are all below lambda
             times the largest so far are skipped (BLASST, arXiv:2512.12087). Tiles are visited from
@@ -147,9 +148,9 @@ def attention(
     respect to every floating point tensor except a threshold. Repeated runs on the same input are
     bitwise equal, but for the gradient of q on Hopper at head dims up to 128, unless
     `torch.use_deterministic_algorithms(True)` was set in the forward pass. These raise
-    NotImplementedError: a gradient where tiles may be skipped (`skip_threshold`, `return_stats`), a
-    call or a gradient on a GPU that has no kernel for it, second derivatives, and forward-mode
-    derivatives. `torch.vmap` is supported.
+    NotImplementedError: a call or a gradient on a GPU that has no kernel for it, as for gradients
+    where tiles may be skipped (`skip_threshold`, `return_stats`), second derivatives, and
+    forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.

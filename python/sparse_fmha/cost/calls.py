@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_fmha import _checks, skipping
@@ -18,7 +19,8 @@ from sparse_fmha.attention import (
 )
 from sparse_fmha.cost import decode_reads, model
 from sparse_fmha.cost.block_model import block_sparse_cost
-from sparse_fmha.cost.simulation import simulate
+from sparse_fmha.cost.simulation import simulate, tile_simulator
+from sparse_fmha.cost.tile_problem import check_problem
 from sparse_fmha.decode import arguments, decode_attention
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
@@ -36,6 +38,7 @@ class Times:
     break_even: float | None = None
     read_bytes: int | None = None
     parts: int | None = None
+    tiles: tuple[model.TileTime, ...] = ()  # of the rows that a call chooses among
 
 
 Described = tuple[str, Times | None, tuple[str, ...]]  # mechanism, times, notes
@@ -45,8 +48,14 @@ def _dense(given: Given, arch: str) -> Described:
     q, k = _checked(given, (1,))
     causal = given["causal"]
     _checks.check_flag("causal", causal)
-    us = model.dense_us(*_problem(q, k), causal) if arch == model.ARCH else 0.0
-    return "causal" if causal else "dense", _on(arch, Times(us, us)), ()
+    mechanism = "causal" if causal else "dense"
+    if arch != model.ARCH:
+        return mechanism, None, ()
+    us = model.dense_us(*_problem(q, k), causal)
+    on = torch.cuda.get_device_properties(q.device) if q.is_cuda else None
+    multiprocessors = on.multi_processor_count if on else model.MULTIPROCESSORS
+    tiles = model.tile_times(*_problem(q, k), causal, multiprocessors)
+    return mechanism, Times(us, us, tiles=tiles), ()
 
 
 def _neighborhood(given: Given, arch: str) -> Described:
@@ -70,6 +79,16 @@ def _neighborhood(given: Given, arch: str) -> Described:
     times = Times(simulation.predicted_ms * 1e3, dense)
     notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
     return "neighborhood", _on(arch, times), notes if arch == model.ARCH else ()
+
+
+def why_two_kernels(function: Callable[..., object], given: Given) -> str | None:
+    """Why the gradients take two kernels where there is one of all; None: they take the one."""
+    if function is not neighborhood_attention:
+        return None
+    extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
+    axes = (given[name] for name in ("window", "stride", "dilation", "causal"))
+    problem = check_problem(tuple(given["q"].shape[1:-2]), *axes)
+    return tile_simulator().why_two_kernels(problem.walk, extra)
 
 
 def _block_sparse(given: Given, arch: str) -> Described:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_fmha import _build, _checks
 from sparse_fmha.cost import calls
 from sparse_fmha.cost.calls import Times
+from sparse_fmha.cost.model import TileTime
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Explanation:
     dq_kernel: str | None  # what finds the gradient of q; None: asking for it raises
     dkv_kernel: str | None  # the same for k and v
     fused_kernel: str | None  # what finds all of them at once where bits may vary; None: nothing
+    why_two_kernels: str | None  # why nothing does, where there is such a kernel
     needs_gradients: bool  # q, k or v require a gradient
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
     # What shares the keys of a decode call: splits, or on Hopper without fixed ones thread blocks.
@@ -90,7 +92,8 @@ class Explanation:
             return f"backward: no kernel for {missing}, so asking for it raises"
         found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
         if self.fused_kernel is None:
-            return f"backward: {found}; no atomics, so results repeat bitwise"
+            why = f", as {self.why_two_kernels}" if self.why_two_kernels else ""
+            return f"backward: {found}{why}; no atomics, so results repeat bitwise"
         return (
             f"backward: all gradients by {self.fused_kernel}, which adds dq up in an order that "
             f"varies; under torch.use_deterministic_algorithms {found}"
@@ -148,7 +151,9 @@ def explain(
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given.get("key_bias") is not None
-    return _choose(mechanism, arch, q, skips, biased, times, notes, needs_gradients)
+    tiles = () if skips or biased else times.tiles if times is not None else ()
+    why_two = calls.why_two_kernels(function, given)
+    return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients, why_two)
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -189,11 +194,15 @@ def _choose(
     skips: bool,
     biased: bool,
     times: Times | None,
+    tiles: Sequence[TileTime],
     notes: tuple[str, ...],
     needs_gradients: bool,
+    why_two_kernels: str | None,
 ) -> Explanation:
     dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
     decodes = mechanism == "decode"  # a pass of its own
+
+    us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
         wanted = (arch, direction, "dense" if decodes else mechanism, skips)
@@ -204,7 +213,8 @@ def _choose(
         ]
 
     def takes_bias(row: _build.KernelRow) -> bool:
-        return row["key_bias"] == biased or (arch == "cpu" and row["key_bias"])
+        optional = arch == "cpu" or row["pass"] != "forward"
+        return row["key_bias"] == biased or (row["key_bias"] and optional)
 
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
         fits = [
@@ -212,7 +222,8 @@ def _choose(
             for row in rows
             if row["dtype"] == dtype and row["head_dim"] >= head_dim and takes_bias(row)
         ]
-        return min(fits, key=lambda row: row["head_dim"], default=None)
+        # Rows that differ in tile_q alone: the fastest by the model, or the first.
+        return min(fits, key=lambda row: (row["head_dim"], us.get(row["tile_q"], 0)), default=None)
 
     def name_of(row: _build.KernelRow | None) -> str | None:
         return None if row is None else row["name"]
@@ -230,16 +241,19 @@ def _choose(
         elif not takes_bias(row):
             reason = "is for calls with key_bias"
         else:
-            reason = f"takes head dims up to {row['head_dim']}, a smaller row fits"
+            reason = _slower(row, best, tiles)
         if row is not best:
             rejected[row["name"]] = reason
     if best is not None:
         why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
+        if sum(row["dtype"] == dtype and row["head_dim"] == best["head_dim"] for row in rows) > 1:
+            why += "".join(f"; {tile}" for tile in tiles if tile.tile_q == best["tile_q"])
     elif rows:
         bias = " and key_bias" if biased else ""
         why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"
+    fused = None if decodes else smallest(rows_of("backward_fused"))
     return Explanation(
         mechanism=mechanism,
         arch=arch,
@@ -254,11 +268,21 @@ def _choose(
         notes=notes,
         dq_kernel=None if decodes else name_of(smallest(rows_of("backward_dq"))),
         dkv_kernel=None if decodes else name_of(smallest(rows_of("backward_dkv"))),
-        fused_kernel=None if decodes else name_of(smallest(rows_of("backward_fused"))),
+        fused_kernel=name_of(None if why_two_kernels else fused),
+        why_two_kernels=None if fused is None else why_two_kernels,
         needs_gradients=needs_gradients,
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,
     )
+
+
+def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:
+    """Why a row that could run the call is not taken."""
+    if best is not None and row["head_dim"] == best["head_dim"]:
+        return "; ".join(str(tile) for tile in tiles if tile.tile_q == row["tile_q"]) or (
+            "is for little work"
+        )
+    return f"takes head dims up to {row['head_dim']}, a smaller row fits"
 
 
 def _milliseconds(us: float | None) -> float | None:

@@ -32,6 +32,33 @@ DENSE = (
 CUT_STAGE = 0.85
 
 
+class TileTime(NamedTuple):
+    """What a row with query tiles of this size would take; several rows may serve a call."""
+
+    tile_q: int
+    waves: float  # query tiles over those that run at a time
+    us: float  # on an H200, without the launch
+
+    def __str__(self) -> str:
+        return f"tiles of {self.tile_q} queries: {self.waves:.2f} waves, {self.us:.1f} us"
+
+
+def tile_times(
+    batch: int,
+    heads: int,
+    q_len: int,
+    kv_len: int,
+    head_dim: int,
+    causal: bool,
+    multiprocessors: int = MULTIPROCESSORS,
+) -> tuple[TileTime, ...]:
+    """Predicts the time of each row among which `attention` chooses; none if there is no choice."""
+    from sparse_fmha._extension import _C
+
+    times = _C.row_times(causal, head_dim, batch * heads, q_len, kv_len, multiprocessors)
+    return tuple(TileTime(*of) for of in times) if len(times) > 1 else ()
+
+
 def dense_us(batch: int, heads: int, q_len: int, kv_len: int, head_dim: int, causal: bool) -> float:
     """Predicts the microseconds of `attention`."""
     costs = next(row for row in DENSE if row.head_dim >= head_dim)
@@ -46,7 +73,9 @@ def dense_us(batch: int, heads: int, q_len: int, kv_len: int, head_dim: int, cau
         full = sees_first // costs.tile_k
         cut = -(-sees_last // costs.tile_k) - full
         times.append(costs.tile_us + costs.stage_us * (full + CUT_STAGE * cut))
-    return makespan((batch * heads, us) for us in times)
+    us = makespan((batch * heads, us) for us in times)
+    others = tile_times(batch, heads, q_len, kv_len, head_dim, causal)
+    return min([us, *(tile.us for tile in others if tile.tile_q != costs.tile_q)])
 
 
 def makespan(groups: Iterable[tuple[int, float]]) -> float:

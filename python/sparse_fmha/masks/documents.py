@@ -78,7 +78,7 @@ def parts_of(
         bits: returns the bitmasks `[nQ, width, block_q, block_kv / 8]` of the partial blocks
             `[nQ, width]`.
     """
-    rows, device = len(spans.first), spans.first.device
+    rows, device = spans.first.shape[0], spans.first.device
 
     def make(width: int, partial: bool) -> tuple[Tensor, Tensor]:
         slots = torch.arange(width, device=device)
@@ -110,7 +110,7 @@ def parts_of(
 
 def document_of(cu: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Returns where the document of each token begins and ends; skips empty documents."""
-    number = torch.searchsorted(cu, tokens, right=True).clamp_(max=len(cu) - 1)
+    number = torch.searchsorted(cu, tokens, right=True).clamp_(max=cu.shape[0] - 1)
     return cu[(number - 1).clamp(min=0)].long(), cu[number].long()
 
 
@@ -158,7 +158,7 @@ def _bits(cu: Tensor, indices: Tensor, length: int, block_q: int, block_kv: int)
 
 def check_starts(cu: Tensor) -> None:
     block_checks.check_list_tensor("cu", cu, torch.int32)
-    if cu.dim() != 1 or not len(cu):
+    if cu.dim() != 1 or not cu.shape[0]:
         raise ValueError(f"cu must have shape [documents + 1], got {list(cu.shape)}")
 
 

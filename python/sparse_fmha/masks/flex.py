@@ -127,7 +127,14 @@ def pairs(
     """
     b, h, row = lists // (heads * rows), lists // rows % heads, lists % rows
     queries = row[:, None] * block_q + torch.arange(block_q, device=lists.device)
-    of_keys = torch.vmap(mask_mod, in_dims=(None, None, None, 0))
+
+    def one(*indices: Tensor) -> Tensor:
+        seen = mask_mod(*indices)
+        if not isinstance(seen, Tensor):
+            raise TypeError(f"mask_mod must return a tensor of torch.bool, got {seen!r}")
+        return seen
+
+    of_keys = torch.vmap(one, in_dims=(None, None, None, 0))
     of_queries = torch.vmap(of_keys, in_dims=(None, None, 0, None))
     of_lists = torch.vmap(of_queries, in_dims=(0, 0, 0, 0 if keys.dim() == 2 else None))
     with _indexing():

@@ -43,7 +43,7 @@ class Sequences(NamedTuple):
 
     @property
     def batch(self) -> int:
-        return len(self.k_lengths)
+        return self.k_lengths.shape[0]
 
 
 def sequences_of(

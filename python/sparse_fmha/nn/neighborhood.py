@@ -71,6 +71,11 @@ class NeighborhoodAttention(SelfAttention):
         self.window = _checked("window", window, axes)
         self.stride = _checked("stride", stride, axes)
         self.dilation = _checked("dilation", dilation, axes)
+        for axis in range(axes or 1):
+            w, s = (per_axis("", x, axes or 1)[axis] for x in (self.window, self.stride))
+            if s > w:
+                place = "" if axes is None else f"[{axis}]"
+                raise ValueError(f"stride{place} must be from 1 to window{place} = {w}, got {s}")
         flags = per_axis("causal", causal, axes or 1, bool)
         self.causal = tuple(map(bool, flags)) if axes else bool(flags[0])
 

@@ -25,9 +25,9 @@ def check_varlen(
     q, k, v = cast_where_enabled(q, k, v)
     check_packed(q, k, v, paged=page_table is not None)
     check_table("cu_q", cu_q, q.device, ("sequences + 1",))
-    if not len(cu_q):
+    if not cu_q.shape[0]:
         raise ValueError("cu_q must have shape [sequences + 1], got [0]")
-    batch = len(cu_q) - 1
+    batch = cu_q.shape[0] - 1
     if cu_k is not None:
         check_table("cu_k", cu_k, q.device, (batch + 1,))
     elif page_table is None or seqused_k is None:
@@ -75,5 +75,6 @@ def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor 
             f"out must have shape {list(q.shape)} on {q.device}, got {list(out.shape)} on "
             f"{out.device}"
         )
+    _checks.check_written("out", out)
     if derivatives.wanted(q, k, v, sink, out):
         raise ValueError("out must be None where a gradient is wanted, got a tensor")

@@ -33,7 +33,7 @@ def over_lists(
     Returns:
         out and lse, as `varlen_attention` returns them.
     """
-    sequences = packed.sequences_of(cu_q, cu_k, seqused_k, len(q), len(k))
+    sequences = packed.sequences_of(cu_q, cu_k, seqused_k, q.shape[0], k.shape[0])
     mask = BlockMask(**vars(packed.block_mask(sequences, max_q, max_k, causal, window)))
     queries, keys = packed.held_queries(sequences), packed.held_keys(sequences)
     # Tiles have tokens of no sequence, which may hold NaN, and their queries get results.

@@ -47,16 +47,16 @@ def over_pages(
             "varlen_attention has no backward pass for keys in pages; call it without page_table, "
             "or under torch.no_grad()"
         )
-    rows = ceil_div(min(max_q, len(q)), BLOCK) * BLOCK
-    pages = _pages_of(page_table, cu_k, seqused_k, len(k), k.shape[1], max_k)
-    batch = len(page_table)
-    if not (batch and rows and len(k) and pages.most):
+    rows = ceil_div(min(max_q, q.shape[0]), BLOCK) * BLOCK
+    pages = _pages_of(page_table, cu_k, seqused_k, k.shape[0], k.shape[1], max_k)
+    batch = page_table.shape[0]
+    if not (batch and rows and k.shape[0] and pages.most):
         like = cast_where_enabled(q, k, v)[0]
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
         return torch.zeros_like(like, memory_format=torch.contiguous_format), lse
     if causal:
         window = packed.Window(window.left, 0)
-    queries = _queries_of(cu_q, len(q), rows)
+    queries = _queries_of(cu_q, q.shape[0], rows)
     keys, values = (_in_order(x, pages) for x in (k, v))
     parts = packed.padded_mask(_seen(queries, pages, window), rows, keys.shape[1], window)
     out, lse = block_sparse_attention(
@@ -68,7 +68,7 @@ def over_pages(
         skip_threshold=skip_threshold,
         return_lse=True,
     )
-    tokens = torch.arange(len(q), device=q.device)
+    tokens = torch.arange(q.shape[0], device=q.device)
     number = (torch.searchsorted(queries.starts, tokens, right=True) - 1).clamp(0, batch - 1)
     row = tokens - queries.starts[number]
     held = (row >= 0) & (tokens < queries.starts[-1]) & (row < rows)
@@ -132,7 +132,7 @@ def _pages_of(
     before = exists.cumsum(1) - exists.long()
     # Behind the last key there is room for a whole block of zeros.
     room = width + ceil_div(BLOCK, page) if page else 0
-    order = torch.zeros(len(table), room + 1, dtype=torch.long, device=table.device)
+    order = torch.zeros(table.shape[0], room + 1, dtype=torch.long, device=table.device)
     order.scatter_(1, torch.where(exists, before, room), entries.clamp(0, max(count - 1, 0)))
     return _Pages(lengths, exists, before, order[:, :room], page, width * page)
 

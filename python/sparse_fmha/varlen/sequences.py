@@ -225,7 +225,7 @@ def _over_lists(
 
 def with_sink(out: Tensor, lse: Tensor, sink: Tensor, cu_q: Tensor) -> tuple[Tensor, Tensor]:
     """Adds a logit to the denominator of each query that is in a sequence."""
-    tokens = torch.arange(len(out), device=out.device)
+    tokens = torch.arange(out.shape[0], device=out.device)
     held = (tokens >= cu_q[0]) & (tokens < cu_q.amax())
     out, lse = add_sink(out, lse, sink)
     return out, torch.where(held[:, None], lse, -torch.inf)

@@ -11,6 +11,10 @@ namespace sparse_fmha::cpu {
 // the sums of gradients.
 BackwardPlan plan_backward(FmhaProblem const& problem);
 
+// Where each group's visits begin among those of all (batch entry, query head, group), of problems
+// whose tiles are skipped, and at the end their number.
+std::vector<int64_t> visit_offsets(FmhaProblem const& problem);
+
 // The memory that `lists` of a plan points to.
 struct TransposedMemory {
   std::vector<int64_t> offsets;

@@ -5,10 +5,12 @@
 #include "sparse_fmha/cpu/backward/plan.h"
 #include "sparse_fmha/cpu/backward/summands.h"
 #include "sparse_fmha/cpu/backward/weights.h"
+#include "sparse_fmha/cpu/group_vote.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-template <class M, class Element>
+// kSkips: tiles that the forward pass skipped are left out.
+template <class M, class Element, bool kSkips>
 class QueryGradients : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
   using Base::dim_, Base::head_, Base::kLanes, Base::panel_dim_, Base::params_, Base::problem_;
@@ -52,6 +54,9 @@ class QueryGradients : Tokens<M, Element> {
     buffers.take(biases_, capacity_);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
+    if constexpr (kSkips) {
+      buffers.take(group_scratch_, Group<M>::scratch_words(problem_));
+    }
     return buffers.used();
   }
 
@@ -61,13 +66,46 @@ class QueryGradients : Tokens<M, Element> {
     this->select(static_cast<int32_t>(head / problem_.heads_q),
                  static_cast<int32_t>(head % problem_.heads_q));
     // Starts with the last tile, which is the heaviest under a causal mask.
-    QueryTile const q =
-        M::query_tile(params_, plan_.by_query, tiles - 1 - static_cast<int32_t>(item % tiles));
-    load_queries(q);
-    auto load = [&](int key, Element const* k, Element const* v) {
-      keys_.load(k, key);
-      this->load_row(v, key, values_);
-    };
+    int32_t const index = tiles - 1 - static_cast<int32_t>(item % tiles);
+    if constexpr (kSkips) {
+      Group<M> const group(params_, plan_.by_query, index, group_scratch_);
+      load_queries(group.rows, group.extent);
+      visit_kept(group, plan_.skipped.of(head * tiles + index));
+    } else {
+      QueryTile const q = M::query_tile(params_, plan_.by_query, index);
+      load_queries(q, plan_.by_query.q);
+      visit_all(q);
+    }
+    store();
+  }
+
+  void load_pair(int key, Element const* k, Element const* v) {
+    keys_.load(k, key);
+    this->load_row(v, key, values_);
+  }
+
+  void visit_kept(Group<M> const& group, uint8_t const* skipped) {
+    auto load = [&](int key, Element const* k, Element const* v) { load_pair(key, k, v); };
+    keys_.clear();
+    int keys = 0;
+    walk_group(
+        problem_, plan_.by_query, group,
+        [&](Coord const& origin, Coord const& extent) {
+          keys = this->for_each_key(group.rows.residue, origin, extent, keys, key_position_,
+                                    biases_, load);
+        },
+        [&](int32_t first, int most) { keys = this->for_each_extra(first, most, biases_, load); },
+        [&](bool masked) {
+          if (*skipped++ == 0) {
+            visit(keys, masked);
+          }
+          keys_.clear();
+          keys = 0;
+        });
+  }
+
+  void visit_all(QueryTile const& q) {
+    auto load = [&](int key, Element const* k, Element const* v) { load_pair(key, k, v); };
     this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
       keys_.clear();
       int const keys =
@@ -78,14 +116,13 @@ class QueryGradients : Tokens<M, Element> {
       keys_.clear();
       visit(this->for_each_extra(first, capacity_, biases_, load), false);
     }
-    store();
   }
 
-  void load_queries(QueryTile const& q) {
+  void load_queries(QueryTile const& q, Coord const& extent) {
     Gradients const& gradients = *problem_.gradients;
     T const factor = Base::sign(problem_.scale);
     num_queries_ = this->for_each_query(
-        q, plan_.by_query.q, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
+        q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
           this->load_lane(this->row_of(gradients.out, token, head_), T(1), lane, out_gradients_);
           int64_t const index = this->index_of(token);
@@ -150,8 +187,9 @@ class QueryGradients : Tokens<M, Element> {
   T* values_;
   Coord* key_position_;
   float* biases_;
-  T* scores_;     // overwritten by the weights
-  T* gradients_;  // of the weights, overwritten by those of the scores
+  T* scores_;                          // overwritten by the weights
+  T* gradients_;                       // of the weights, overwritten by those of the scores
+  uint32_t* group_scratch_ = nullptr;  // if tiles are skipped
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

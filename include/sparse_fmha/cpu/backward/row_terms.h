@@ -2,12 +2,14 @@
 #pragma once
 
 #include "sparse_fmha/cpu/backward/plan.h"
+#include "sparse_fmha/cpu/group_vote.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/cpu/tokens.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-template <class M, class Element>
+// kSkips: the votes of the forward pass are repeated and noted down.
+template <class M, class Element, bool kSkips>
 class RowTerms : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
   using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
@@ -15,6 +17,8 @@ class RowTerms : Tokens<M, Element> {
   using typename Base::T;
   // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
   static constexpr bool kFindsLse = sizeof(T) > sizeof(float);
+  static constexpr bool kScores = kFindsLse || kSkips;         // whether keys are visited
+  static constexpr int kGroup = kSkips ? kGroupRows : kLanes;  // rows whose scores are held
 
  public:
   static size_t scratch_bytes(FmhaProblem const& problem, BackwardPlan const& plan) {
@@ -41,13 +45,17 @@ class RowTerms : Tokens<M, Element> {
     buffers.take(thresholds_, lanes);
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
-    if constexpr (kFindsLse) {
+    if constexpr (kScores) {
       buffers.take(queries_, int64_t{lanes} * dim_);
       buffers.take(key_rows_, int64_t{keys_} * dim_);
       buffers.take(key_position_, keys_);
       buffers.take(biases_, keys_);
-      buffers.take(scores_, int64_t{keys_} * kLanes);
+      buffers.take(scores_, int64_t{keys_} * kGroup);
       buffers.take(rescale_, kLanes);
+    }
+    if constexpr (kSkips) {
+      vote_.take(buffers);
+      buffers.take(group_scratch_, Group<M>::scratch_words(problem_));
     }
     return buffers.used();
   }
@@ -56,24 +64,36 @@ class RowTerms : Tokens<M, Element> {
     int64_t const head = item / plan_.query_tiles;
     this->select(static_cast<int32_t>(head / problem_.heads_q),
                  static_cast<int32_t>(head % problem_.heads_q));
-    QueryTile const q =
-        M::query_tile(params_, plan_.by_query, static_cast<int32_t>(item % plan_.query_tiles));
-    T const factor = Base::sign(problem_.scale);
-    num_queries_ = this->for_each_query(
-        q, plan_.by_query.q, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
-          if constexpr (kFindsLse) {
-            this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
-          }
-        });
-    if constexpr (kFindsLse) {
-      find_lse(q);
+    auto const index = static_cast<int32_t>(item % plan_.query_tiles);
+    if constexpr (kSkips) {
+      Group<M> const group(params_, plan_.by_query, index, group_scratch_);
+      load_queries(group.rows, group.extent);
+      vote(group, plan_.skipped.of(item));
+    } else {
+      QueryTile const q = M::query_tile(params_, plan_.by_query, index);
+      load_queries(q, plan_.by_query.q);
+      if constexpr (kFindsLse) {
+        find_lse(q);
+      }
     }
     for (int lane = 0; lane < num_queries_; ++lane) {
       note(lane);
     }
   }
 
-  void find_lse(QueryTile const& q) {
+  void load_queries(QueryTile const& q, Coord const& extent) {
+    T const factor = Base::sign(problem_.scale);
+    num_queries_ = this->for_each_query(
+        q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
+          if constexpr (kScores) {
+            this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
+          }
+        });
+    if constexpr (kScores) {
+      begin_scores();
+    }
+  }
+  void begin_scores() {
     this->clear_lanes_behind(num_queries_, queries_);
     int const lanes = round_up(num_queries_, kLanes);
     for (int lane = num_queries_; lane < lanes; ++lane) {
@@ -83,30 +103,73 @@ class RowTerms : Tokens<M, Element> {
       max_[lane] = -kInfinity<T>;
       sum_[lane] = 0;
     }
+  }
+
+  // As the forward pass visits them.
+  void vote(Group<M> const& group, uint8_t* skipped) {
+    if (num_queries_ == 0) {
+      return;
+    }
+    vote_.begin(problem_.skip_threshold[this->batch_], scale_log2_);
     auto load = [&](int key, Element const* k, Element const*) {
       this->load_row(k, key, key_rows_);
+    };
+    int keys = 0;
+    walk_group(
+        problem_, plan_.by_query, group,
+        [&](Coord const& origin, Coord const& extent) {
+          keys = this->for_each_key(group.rows.residue, origin, extent, keys, key_position_,
+                                    biases_, load);
+        },
+        [&](int32_t first, int most) { keys = this->for_each_extra(first, most, biases_, load); },
+        [&](bool masked) {
+          for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
+            score(first, keys, masked);
+          }
+          *skipped = keys > 0 && vote_.is_left_out([&](int first) { return scores_of(first); },
+                                                   keys, max_, num_queries_);
+          for (int first = 0; keys > 0 && !*skipped && first < num_queries_; first += kLanes) {
+            add(first, keys);
+          }
+          ++skipped;
+          keys = 0;
+        });
+  }
+
+  void find_lse(QueryTile const& q) {
+    auto load = [&](int key, Element const* k, Element const*) {
+      this->load_row(k, key, key_rows_);
+    };
+    auto visit = [&](int keys, bool masked) {
+      for (int first = 0; first < num_queries_; first += kLanes) {
+        score(first, keys, masked);
+        add(first, keys);
+      }
     };
     this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
       int const keys =
           this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, biases_, load);
-      add(keys, masked);
+      visit(keys, masked);
     });
     for (int32_t first = 0; first < problem_.extra_len; first += keys_) {
-      add(this->for_each_extra(first, keys_, biases_, load), false);
+      visit(this->for_each_extra(first, keys_, biases_, load), false);
     }
   }
-  void add(int keys, bool masked) {
-    for (int first = 0; first < num_queries_; first += kLanes) {
-      int const vectors = Base::vectors(first, num_queries_);
-      multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
-                      queries_ + static_cast<int64_t>(first) * dim_, vectors, dim_, scores_,
-                      kLanes);
-      this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_);
-      with_vectors(vectors, [&](auto count) {
-        update_softmax<T, count.value>(scores_, keys, scale_log2_, max_ + first, sum_ + first,
-                                       rescale_);
-      });
-    }
+
+  // [key][lane] of the panel that begins at query `first`.
+  T* scores_of(int first) const { return scores_ + static_cast<int64_t>(first % kGroup) * keys_; }
+  void score(int first, int keys, bool masked) {
+    multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
+                    queries_ + static_cast<int64_t>(first) * dim_,
+                    Base::vectors(first, num_queries_), dim_, scores_of(first), kLanes);
+    this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_of(first));
+  }
+  // Turns scores into weights, which are of no use, and adds them up.
+  void add(int first, int keys) {
+    with_vectors(Base::vectors(first, num_queries_), [&](auto count) {
+      update_softmax<T, count.value>(scores_of(first), keys, scale_log2_, max_ + first,
+                                     sum_ + first, rescale_);
+    });
   }
 
   void note(int lane) {
@@ -145,13 +208,16 @@ class RowTerms : Tokens<M, Element> {
   float* thresholds_;
   T* max_;
   T* sum_;
-  // If lse is recomputed:
+  // If keys are visited:
   T* queries_ = nullptr;
   T* key_rows_ = nullptr;
   Coord* key_position_ = nullptr;
   float* biases_ = nullptr;
   T* scores_ = nullptr;
   T* rescale_ = nullptr;
+  // If tiles are skipped:
+  GroupVote<T> vote_;
+  uint32_t* group_scratch_ = nullptr;
 };
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

@@ -14,6 +14,20 @@ struct BiasParams {
   int64_t axis_stride[kGridAxes];  // from a key of a grid to the next on each axis
 };
 
+// Whether the keys of a call have biases. Kernels of backward passes also run without.
+template <class Traits>
+__device__ __forceinline__ bool has_biases(BiasParams const& params) {
+  return Traits::kKeyBias && (!Traits::kBiasOptional || params.keys.data != nullptr);
+}
+
+// Finite biases stay finite.
+inline __device__ float bias_in_log2(float bias) {
+  constexpr float kLog2e = 1.44269504088896340736f;
+  constexpr float kLargest = 3e38f;
+  float const x = bias * kLog2e;
+  return fabsf(bias) < INFINITY ? fminf(fmaxf(x, -kLargest), kLargest) : x;
+}
+
 // What biases of -inf leave of the keys of a stage.
 enum class KeysShown : int32_t { kNone, kSome, kAll };
 
@@ -29,8 +43,9 @@ struct KeyBiases<Traits, true> {
   static_assert(Traits::kStages >= 2, "a slot is read until the next stage is released");
 
   // The branches between parts keep ptxas from loading all biases at once, for which threads with
-  // large heads have no registers.
-  static constexpr int kParts = Traits::kHeadDim > 128 ? Traits::kTileK / 16 : 1;
+  // large heads, or with two tiles of products, have no registers.
+  static constexpr int kParts =
+      Traits::kHeadDim > 128 || Traits::kBiasOptional ? Traits::kTileK / 16 : 1;
 
   alignas(16) float biases[kSlots][Traits::kTileK];  // in log2 units
   KeysShown shown[kSlots];
@@ -58,7 +73,7 @@ struct KeyBiases<Traits, true> {
       if (column < Traits::kTileK) {
         hides |= bias[w] == -INFINITY;
         shows |= bias[w] != -INFINITY;
-        biases[slot(place)][column] = to_log2(bias[w]);
+        biases[slot(place)][column] = bias_in_log2(bias[w]);
       }
     }
     hides = __any_sync(0xffffffff, hides);
@@ -120,13 +135,6 @@ struct KeyBiases<Traits, true> {
   template <class Place>
   static __device__ __forceinline__ int slot(Place const& place) {
     return static_cast<int>(place.phase) * Traits::kStages + place.index;
-  }
-  // Finite biases stay finite.
-  static __device__ __forceinline__ float to_log2(float bias) {
-    constexpr float kLog2e = 1.44269504088896340736f;
-    constexpr float kLargest = 3e38f;
-    float const x = bias * kLog2e;
-    return fabsf(bias) < INFINITY ? fminf(fmaxf(x, -kLargest), kLargest) : x;
   }
 };
 

@@ -16,6 +16,13 @@ struct TileConfig {
   static constexpr int kTileK = TileK;
   static constexpr int kStages = Stages;
   static constexpr bool kKeyBias = false;
+  static constexpr int kBlocks = 1;  // thread blocks on a multiprocessor
+};
+
+// The same kernel with several thread blocks on a multiprocessor.
+template <class Config, int Blocks>
+struct WithBlocks : Config {
+  static constexpr int kBlocks = Blocks;
 };
 
 // The same kernel, whose keys have biases.

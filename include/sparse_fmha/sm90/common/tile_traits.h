@@ -16,7 +16,9 @@ struct TileTraits {
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
   static constexpr int kStages = Config::kStages;
-  static constexpr bool kKeyBias = Config::kKeyBias;  // whether keys have biases
+  static constexpr bool kKeyBias = Config::kKeyBias;  // whether keys may have biases
+  static constexpr bool kBiasOptional = false;        // or none, which is tested for each tile
+  static constexpr int kBlocks = Config::kBlocks;     // thread blocks on a multiprocessor
   static SPARSE_FMHA_HD TileShape tile_shape() { return {{1, 1, kTileQ}, {1, 1, kTileK}}; }
 
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
@@ -31,9 +33,12 @@ struct TileTraits {
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr int kConsumerWarps = kConsumers * 4;
 
-  // The 64K registers of a multiprocessor, moved from the producer to the consumers.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  // The 64K registers of a multiprocessor, moved from the producer to the consumers. All thread
+  // blocks of it begin with as many registers a thread, a multiple of 8.
+  static constexpr int kRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
+  static constexpr int kProducerRegisters = kRegisters % 16 == 8 || kConsumers == 1 ? 40 : 32;
+  static constexpr int kConsumerRegisters =
+      ((kConsumers + 1) * kRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kMovedRegisters = 8;  // taken from the consumers when rows are gathered
 
   using RowMajorAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
@@ -63,7 +68,8 @@ struct TileTraits {
 
   static constexpr int kBytesQ = kTileQ * kHeadDim * 2;
   static constexpr int kBytesK = kTileK * kHeadDim * 2;  // of one stage
-  static constexpr int kSmemLimit = 227 * 1024;
+  // Of the 228 KB of a multiprocessor, each thread block takes 1 KB more than it asks for.
+  static constexpr int kSmemLimit = (228 / kBlocks - 1) * 1024;
 };
 
 }  // namespace sparse_fmha::sm90

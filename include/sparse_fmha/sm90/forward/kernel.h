@@ -12,7 +12,7 @@ template <class Traits, class Geometry>
 inline constexpr int kBlockThreads = Traits::kThreads + 32 * Geometry::kGatherWarps;
 
 template <class Traits, class Geometry, class Mechanism>
-__global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), 1)
+__global__ void __launch_bounds__((kBlockThreads<Traits, Geometry>), Traits::kBlocks)
     attention_kernel(KernelParams<Geometry, Mechanism> const __grid_constant__ params) {
   // Checked here because the host compiler does not know the return types of device functions.
   static_assert(is_geometry<Geometry, Traits>());

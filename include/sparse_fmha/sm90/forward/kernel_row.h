@@ -6,8 +6,9 @@
 
 namespace sparse_fmha::sm90 {
 
-// Traits: the pass's traits for the Config.
-template <class Config, class Traits>
+// Traits: the pass's traits for the Config. Served: the mechanism that the row is for, where the
+// kernel serves several.
+template <class Config, class Traits, class Served = typename Config::Mechanism>
 KernelRow row_of(char const* name) {
   using Mechanism = typename Config::Mechanism;
   using Geometry = typename GeometryOf<Mechanism>::template Type<Traits, Mechanism>;
@@ -19,14 +20,15 @@ KernelRow row_of(char const* name) {
                   Traits::kPass,
                   data_type(typename Config::Element{}),
                   Config::kHeadDim,
-                  mechanism_index<Mechanism>(),
+                  mechanism_index<Served>(),
                   Traits::kVotes,
                   Traits::kKeyBias};
   row.info.name = name;
-  row.info.mechanism = Mechanism::kName;
+  row.info.mechanism = Served::kName;
   row.info.tile_q = Traits::kTileQ;
   row.info.tile_k = Traits::kTileK;
   row.info.stages = Traits::kStages;
+  row.info.blocks = Traits::kBlocks;
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);
   row.launch = &Geometry::launch;

@@ -8,9 +8,9 @@
 namespace sparse_fmha::sm90 {
 
 // Static, because rows of different passes may have the same numbers.
-template <class Config>
+template <class Config, class Served = typename Config::Mechanism>
 static KernelRow kernel_row(char const* name) {
-  return row_of<Config, KernelTraits<Config>>(name);
+  return row_of<Config, KernelTraits<Config>, Served>(name);
 }
 
 }  // namespace sparse_fmha::sm90

@@ -103,7 +103,7 @@ struct Producer {
       CUTE_NO_UNROLL
       for (int i = 0; i < boxes.count; ++i) {
         // Before the stage is free: there are more masks and biases.
-        if (i < work.num_partial || Traits::kKeyBias) {
+        if (i < work.num_partial || has_biases<Traits>(params.bias)) {
           auto const box = boxes.next(i);
           if (i < work.num_partial) {
             masks.publish(box, state);
@@ -167,9 +167,11 @@ struct Producer {
   __device__ __forceinline__ void publish_biases(Work const& work, Box const& box,
                                                  RingState<kStages> const& state) {
     if constexpr (Traits::kKeyBias) {
-      smem.key_biases.publish(params.bias, work.tile, state, [&](int w, int column) {
-        return geometry.key_index(work, box, w, column);
-      });
+      if (has_biases<Traits>(params.bias)) {
+        smem.key_biases.publish(params.bias, work.tile, state, [&](int w, int column) {
+          return geometry.key_index(work, box, w, column);
+        });
+      }
     }
   }
 
@@ -248,6 +250,9 @@ struct Producer {
       for (int i = 0; i < boxes.count; ++i) {
         auto const box = boxes.next(i);
         auto const source = geometry.source(work, box);
+        if constexpr (kMaskWarps<Geometry> == 0) {  // otherwise the mask warp does it
+          publish_biases(work, box, state);
+        }
         smem.ring_k.acquire(state);
         if (leads) {
           geometry.publish(box, state);

@@ -61,9 +61,9 @@ struct StepPolicy {
                                           : kNeeded               ? Reference::kLagsOfMasked
                                                                   : Reference::kLags;
 
-  // With two consumers a thread has registers for both the weights and their rounded values.
+  // Up to two consumers have registers for both the weights and their rounded values.
   static constexpr Rounding kRounding =
-      Traits::kConsumers == 2 ? Rounding::kUnderExponentials : Rounding::kAfterSum;
+      Traits::kConsumers <= 2 ? Rounding::kUnderExponentials : Rounding::kAfterSum;
 
   static constexpr ValueWait kValueWait =
       kNeeded && Traits::kHeadDim == 64 ? ValueWait::kBehindFirst : ValueWait::kBehindLast;

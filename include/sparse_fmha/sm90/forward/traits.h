@@ -33,6 +33,8 @@ struct KernelTraits : TileTraits<Config> {
   static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
   static_assert(!(kVotes && Tiles::kKeyBias), "no row skips tiles and has biases");
   static constexpr bool kTakeTurns = Config::kSchedule == Schedule::kTurns;
+  static_assert(Tiles::kConsumerRegisters <= 240,
+                "a thread has at most 240 registers: more thread blocks share the multiprocessor");
   // A consumer multiplies the next key tile before the current value tile.
   static constexpr bool kKeysAhead = true;
 

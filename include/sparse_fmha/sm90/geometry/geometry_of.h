@@ -21,6 +21,8 @@ struct GeometryOf<Dense> : On<Sequence> {};
 template <>
 struct GeometryOf<Causal> : On<Sequence> {};
 template <>
+struct GeometryOf<DenseOrCausal> : On<Sequence> {};
+template <>
 struct GeometryOf<Neighborhood> : On<Grid> {};
 template <>
 struct GeometryOf<BlockSparse> : On<Lists> {};

@@ -17,7 +17,6 @@ struct AddDq {
 
   DkvParams<Geometry, Mechanism> const& params;
   DkvStorageWithDq<Traits, Geometry>& smem;
-  Geometry const& geometry;
 
   static __device__ __forceinline__ auto new_sums() {
     return cute::partition_fragment_C(Mma{},
@@ -38,11 +37,10 @@ struct AddDq {
     issue_mma<false, Traits::kTileK / 16>(Mma{}, a, b, sums);
   }
 
-  // Adds the columns from part * kDqColumns on.
+  // Adds the columns from part * kDqColumns on to a query tile.
   template <class Sums>
-  __device__ __forceinline__ void add(Sums const& sums, int part, State const& state) const {
+  __device__ __forceinline__ void add(Sums const& sums, int part, int64_t tile) const {
     int const first = part * Traits::kDqColumns;
-    int64_t const tile = geometry.query_tile(smem.source(state));
     float4* const to = params.dq.data + (tile * params.dq.head_dim + first) / 8 * kGroup;
     if constexpr (Traits::kDqByConsumers) {
       copy(sums, part, to, params.dq.head_dim - first);

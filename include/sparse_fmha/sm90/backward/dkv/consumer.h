@@ -5,6 +5,7 @@
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm90/backward/dkv/add_dq.h"
+#include "sparse_fmha/sm90/backward/dkv/key_bias.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/backward/dkv/traits.h"
 #include "sparse_fmha/sm90/common/convert.h"
@@ -25,18 +26,22 @@ struct DkvConsumer {
   // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
       !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
-  // Whether gradients of weights are issued ahead, too. dQ of the last step has their registers
-  // otherwise.
-  static constexpr bool kGradsAhead = kAhead && !Traits::kDqByConsumers;
+  // Whether gradients of weights are issued ahead, too. Otherwise dQ of the last step or a mask has
+  // their registers.
+  static constexpr bool kGradsAhead =
+      kAhead && !Traits::kDqByConsumers && !(Geometry::kMaskWarp && Traits::kDqByWarpgroup);
+  // Products that are issued behind the scores before these are waited for.
+  static constexpr int kBehindScores =
+      kWantsDk && (kGradsAhead || !kAhead || Traits::kDqByConsumers) ? 1 : 0;
   // Whether the terms of the rows are what products start with. Otherwise they are read after the
   // products, which takes longer but fewer registers while products run.
   static constexpr bool kTermsFirst = Traits::kDqByConsumers;
   __device__ __forceinline__ float exponent(float score, RowTerms const* terms, int i) const {
     if constexpr (kTermsFirst) {
-      return score * params.scale_log2;
+      return score * params.scale_log2;  // without biases
     } else {
       float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
-      return fmaf(score, params.scale_log2, -lse);
+      return fmaf(score, params.exponent_scale, -lse);
     }
   }
   static __device__ __forceinline__ float without_delta(float grad, RowTerms const* terms, int i) {
@@ -45,10 +50,11 @@ struct DkvConsumer {
   struct NoDq {
     DkvParams<Geometry, Mechanism> const& params;
     StorageOf<Traits, Geometry>& smem;
-    Geometry const& geometry;
     static __device__ __forceinline__ int new_sums() { return 0; }
   };
   using DqOf = std::conditional_t<Traits::kDqByConsumers, AddDq<Traits, Geometry, Mechanism>, NoDq>;
+  using Bias = DkvBias<Traits, Geometry, DkvParams<Geometry, Mechanism>,
+                       StorageOf<Traits, Geometry>, kWantsDk>;
   static constexpr float kHidden = -0.f;  // weight of a hidden pair; others are positive
 
   DkvParams<Geometry, Mechanism> const& params;
@@ -141,8 +147,9 @@ struct DkvConsumer {
     auto grads = new_scores();  // of the weights
     clear(dk);
     clear(dv);
-    DqOf const dq{params, smem, geometry};
+    DqOf const dq{params, smem};
     auto sums = dq.new_sums();
+    Bias const bias{params, smem, geometry, warpgroup, part};
     auto keys = operand_keys(smem.k);
     auto values = operand_keys(smem.v);
 
@@ -174,17 +181,46 @@ struct DkvConsumer {
                                                     frag_dout(_, _, _, state.index), grads);
       }
     };
+    // dQ of the step whose stage this is. If there is none, the product is of no use and is not
+    // added up: products in a branch would be serialised.
+    auto issue_dq = [&](RingState<Traits::kStages> const& of, bool there) {
+      if constexpr (Traits::kDqByConsumers) {
+        if (there) {
+          smem.ring_grads.wait(of);
+        }
+        forget(sums);
+        dq.issue(sums, part, of);
+      }
+    };
+    auto add_dq = [&](RingState<Traits::kStages> const& of, bool there) {
+      if constexpr (Traits::kDqByConsumers) {
+        warpgroup_wait<0>();
+        warpgroup_fence_operand(sums);
+        if (there) {
+          smem.ring_grads.release(of);
+          dq.add(sums, part, smem.query_tile(of));
+        }
+      }
+    };
     // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
     // i-th.
     auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
       constexpr bool kMore = decltype(more)::value;
+      [[maybe_unused]] int const own = kAhead ? i - 1 : i;  // index of this step
+      auto before = state;
+      before.retreat();
       if constexpr (!kAhead) {
         issue_scores(i);
-        issue_grads(i);
+        if constexpr (Traits::kDqByConsumers) {
+          issue_dq(before, own > 0);
+        } else {
+          issue_grads(i);
+        }
       }
       RowTerms const* const terms = smem.terms[state.index] + column;
       compiler_fence();
       auto weigh = [&](auto sees) {
+        bias.add(scores);
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
           float const weight = exp2_approx(exponent(scores(i), terms, i));
@@ -203,26 +239,19 @@ struct DkvConsumer {
         // One mask per step: kept across steps, it takes registers that the gradients need.
         typename Geometry::Mask const mask(geometry, work, part);
         auto const seen = mask.look_up(geometry.mask_place(walk, tile, state));
-        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_wait<kBehindScores>();
         warpgroup_fence_operand(scores);
         compiler_fence();  // terms are reloaded when used: registers are scarce
         weigh([&](int i) { return mask.sees(seen, i); });
       } else {
-        warpgroup_wait<kWantsDk ? 1 : 0>();
+        warpgroup_wait<kBehindScores>();
         warpgroup_fence_operand(scores);
         compiler_fence();
         weigh([](int /*i*/) { return true; });
       }
-      if constexpr (Traits::kDqByConsumers) {
-        warpgroup_wait<0>();
-        warpgroup_fence_operand(sums);
-        if (i > 1) {
-          auto before = state;
-          before.retreat();
-          smem.ring_grads.release(before);
-          dq.add(sums, part, before);
-        }
-        issue_grads(i - 1);
+      add_dq(before, own > 0);
+      if constexpr (Traits::kDqByConsumers || (kAhead && !kGradsAhead)) {
+        issue_grads(own);
       }
       [[maybe_unused]] typename Traits::Weights weights;
       [[maybe_unused]] typename Traits::Weights rounded;
@@ -246,6 +275,7 @@ struct DkvConsumer {
         } else {
           differentiate([](int /*i*/) { return false; });
         }
+        bias.sum(grads);
         convert_into(grads, rounded);
         if constexpr (Traits::kAddsDq) {
           publish(rounded, state);
@@ -268,24 +298,36 @@ struct DkvConsumer {
       }
       smem.ring_q.release(done);
       smem.ring_dout.release(done);
-      if constexpr (Traits::kDqByConsumers) {
-        smem.ring_grads.wait(done);
-        forget(sums);
-        dq.issue(sums, part, done);
+      if constexpr (Traits::kDqByConsumers && kAhead) {
+        issue_dq(done, true);
       }
       if constexpr (kMore && kGradsAhead) {
         issue_grads(i);  // only now: registers do not suffice for both products' operands
       }
     };
 
+    // Adds up dQ of the last step.
+    auto finish_dq = [&] {
+      auto last = state;
+      last.retreat();
+      if constexpr (!kAhead) {
+        issue_dq(last, true);
+      }
+      add_dq(last, true);
+    };
+
     smem.ring_keys.wait(state_keys);
     load_registers(smem.k, keys);
     load_registers(smem.v, values);
     if constexpr (Geometry::kByStage) {
+      int head = -1;  // whose biases are in use
       CUTE_NO_UNROLL
       for (int i = 0; i < geometry.tiles_loaded(work); ++i) {
         smem.ring_q.wait(state);
         auto const use = geometry.use(part, state);
+        if (use.seen && bias.given()) {
+          bias.enter(work, head, geometry.head(state));
+        }
         if (!use.seen) {
           pass_over(state);
         } else if (use.masked) {
@@ -294,18 +336,24 @@ struct DkvConsumer {
           step(i, i, false_type{}, false_type{});
         }
       }
+      bias.end(work, head);
     } else if constexpr (!kAhead) {
       int const tiles = walk.num_partial + walk.num_full;
       CUTE_NO_UNROLL
       for (int head = 0; head < params.heads_per_kv; ++head) {
+        bias.begin(work, head);
         CUTE_NO_UNROLL
         for (int i = 0; i < walk.num_partial; ++i) {
-          step(i, i, true_type{}, false_type{});
+          step(head * tiles + i, i, true_type{}, false_type{});
         }
         CUTE_NO_UNROLL
         for (int i = walk.num_partial; i < tiles; ++i) {
-          step(i, i, false_type{}, false_type{});
+          step(head * tiles + i, i, false_type{}, false_type{});
         }
+        bias.end(work, head);
+      }
+      if (tiles > 0) {
+        finish_dq();
       }
     } else {
       int const tiles = walk.num_partial + walk.num_full;
@@ -315,25 +363,18 @@ struct DkvConsumer {
         if constexpr (kGradsAhead) {
           issue_grads(0);
         }
-        if constexpr (Traits::kDqByConsumers) {
-          // Of no use, and not added up: the loop needs no first step of its own.
-          dq.issue(sums, part, state);
-        }
+        issue_dq(state, false);
         int tile = 0;
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
+          bias.follow(work, i - 1, tile, tiles);
           step(i, tile, tile < walk.num_partial, true_type{});
           tile = tile + 1 == tiles ? 0 : tile + 1;
         }
+        bias.follow(work, steps - 1, tile, tiles);
         step(steps, tile, tile < walk.num_partial, false_type{});
-        if constexpr (Traits::kDqByConsumers) {
-          auto last = state;
-          last.retreat();
-          warpgroup_wait<0>();
-          warpgroup_fence_operand(sums);
-          smem.ring_grads.release(last);
-          dq.add(sums, part, last);
-        }
+        bias.end(work, params.heads_per_kv - 1);
+        finish_dq();
       }
     }
     wait_for_reads(state_keys);

@@ -13,7 +13,7 @@ struct DqConsumer {
   Geometry const geometry;
 
   __device__ __forceinline__ void run() {
-    AddDq<Traits, Geometry, Mechanism> const dq{params, smem, geometry};
+    AddDq<Traits, Geometry, Mechanism> const dq{params, smem};
     auto sums = dq.new_sums();
     RingState<1> state_work;
     RingState<Traits::kStages> state;
@@ -27,6 +27,7 @@ struct DqConsumer {
       CUTE_NO_UNROLL
       for (int i = 0; i < steps; ++i) {
         smem.ring_grads.wait(state);
+        int32_t const tile = smem.query_tile(state);
         constexpr int kParts = Traits::kHeadDim / Traits::kDqColumns;
         CUTE_UNROLL
         for (int part = 0; part < kParts; ++part) {
@@ -36,7 +37,7 @@ struct DqConsumer {
           if (part + 1 == kParts) {
             smem.ring_grads.release(state);
           }
-          dq.add(sums, part, state);
+          dq.add(sums, part, tile);
         }
         state.advance();
       }

@@ -89,7 +89,7 @@ struct DkvProducer {
     smem.ring_q.acquire(state);
     if (threadIdx.x % 32 == 0) {
       if constexpr (Traits::kAddsDq) {
-        smem.source(state) = source;
+        smem.query_tile(state) = geometry.query_tile(work, step);
       }
       smem.ring_q.expect(state, kBytes + sizeof(smem.terms[0]));
       geometry.load_q(smem.ring_q.full[state.index], smem.q + state.index * Traits::kRowElements,

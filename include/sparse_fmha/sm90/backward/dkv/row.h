@@ -22,7 +22,8 @@ KernelRow dkv_row(Pass pass, char const* name) {
                   data_type(typename Config::Element{}),
                   Config::kHeadDim,
                   mechanism_index<Mechanism>(),
-                  /*skips=*/false};
+                  /*skips=*/false,
+                  Traits::kKeyBias};
   row.info.name = name;
   row.info.mechanism = Mechanism::kName;
   row.info.tile_q = Traits::kTileQ;

@@ -4,18 +4,24 @@
 #include <type_traits>
 
 #include "sparse_fmha/device/scheduler.h"
+#include "sparse_fmha/sm90/backward/dkv/key_bias.h"
 #include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 
 namespace sparse_fmha::sm90 {
 
-// fp32 sums of dQ without the scale, in the format of Gradients::q_sums. Zero at launch.
+// fp32 sums of dQ without the scale, in the format of device/query_sums.h. Zero at launch.
 struct DqSums {
   float4* data;
   int32_t heads;
   int32_t tiles;  // of 64 queries, of one head
   int32_t head_dim;
+  int32_t first_batch;  // of the launch
+  // Index of the first tile of a head among those of all heads.
+  __device__ __forceinline__ int32_t first_tile(int32_t batch, int32_t head) const {
+    return ((first_batch + batch) * heads + head) * tiles;
+  }
 };
 
 template <class Traits, class Geometry>
@@ -35,6 +41,7 @@ struct DkvStorage {
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;
   typename Geometry::Shared geometry;
+  ThreadBiases<Traits> biases;
 };
 
 // With dQ: the gradients of scores, between the consumers and the warpgroup of dQ.
@@ -43,15 +50,14 @@ struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
   alignas(1024) typename Traits::Element grads[Traits::kStages * Traits::kGradElements];
   // The query tile of a step, for twice as many steps as there are stages: dQ is added up when the
   // step's queries have been released.
-  typename Geometry::Source sources[2][Traits::kStages];
+  int32_t query_tiles[2][Traits::kStages];
   Ring<Traits::kStages> ring_grads;
   // Sums on their way to memory, of each consumer that computes dQ.
   static constexpr int kSlab = Traits::kDqByConsumers ? 64 * Traits::kDqColumns / 4 : 1;
   alignas(128) float4 slabs[Traits::kConsumers][kSlab];
 
-  __device__ __forceinline__ typename Geometry::Source& source(
-      RingState<Traits::kStages> const& state) {
-    return sources[state.phase][state.index];
+  __device__ __forceinline__ int32_t& query_tile(RingState<Traits::kStages> const& state) {
+    return query_tiles[state.phase][state.index];
   }
 };
 
@@ -65,9 +71,11 @@ struct DkvParams {
   typename Mechanism::Params sparsity;
   int32_t heads_per_kv;  // query heads per key head
   float scale;
-  float scale_log2;  // scale * log2(e)
+  float scale_log2;      // scale * log2(e)
+  float exponent_scale;  // the same, or 1 where keys have biases, with which scores are scaled
   Scheduler scheduler;
-  DqSums dq;  // of kernels that add dQ up
+  DkvBiasParams bias;
+  DqSums dq = {};  // of kernels that add dQ up
 };
 
 }  // namespace sparse_fmha::sm90

@@ -40,6 +40,7 @@ struct DkvTraits {
   static constexpr int kConsumers = kRoles == Roles::kSplit ? 2 : kTileK / 64;  // warpgroups
   static constexpr int kConsumerThreads = kConsumers * 128;
   static constexpr bool kAddsDq = kQueryGradient != QueryGradient::kOtherKernel;
+  static constexpr bool kKeyBias = !kAddsDq;  // whether keys may have biases
   static constexpr bool kDqByConsumers = kQueryGradient == QueryGradient::kByConsumers;
   static constexpr bool kDqByWarpgroup = kQueryGradient == QueryGradient::kByWarpgroup;
   static constexpr int kThreads = kConsumerThreads + (kDqByWarpgroup ? 256 : 128);

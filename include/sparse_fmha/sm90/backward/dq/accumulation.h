@@ -18,14 +18,20 @@
 
 namespace sparse_fmha::sm90 {
 
-// The per-row terms that a thread holds.
+template <class Params>
+__device__ __forceinline__ float signed_scale_log2(Params const& params) {
+  return params.negate ? -params.scale_log2 : params.scale_log2;
+}
+
+// The per-row terms that a thread holds. exponent_scale: of scores without a bias, or 1 where these
+// have been scaled with their bias.
 struct ThreadRows {
-  float const scale_log2;
+  float const exponent_scale;
   float lse_log2[kRowsPerThread];
   float delta[kRowsPerThread];
 
   // Rows outside the tensor have weight 0.
-  __device__ __forceinline__ explicit ThreadRows(float scale) : scale_log2(scale) {
+  __device__ __forceinline__ explicit ThreadRows(float scale) : exponent_scale(scale) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       lse_log2[r] = INFINITY;
@@ -132,10 +138,15 @@ struct DqAccumulation {
       }
       warpgroup_wait<1>();
       warpgroup_fence_operand(scores);
+      if constexpr (Traits::kKeyBias) {
+        if (has_biases<Traits>(geometry.params.bias)) {
+          smem.key_biases.add(scores, state, signed_scale_log2(geometry.params));
+        }
+      }
       CUTE_UNROLL
       for (int n = 0; n < size(scores); ++n) {
         scores(n) = exp2_approx(
-            fmaf(scores(n), rows.scale_log2, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
+            fmaf(scores(n), rows.exponent_scale, -rows.lse_log2[AccumulatorPosition::row_of(n)]));
       }
       // All of them before the wait: it stays after a value that seems to depend on each one's
       // sign.

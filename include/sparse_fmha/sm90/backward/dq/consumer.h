@@ -1,7 +1,7 @@
 // A consumer warpgroup of dQ: 64 query rows against every key tile of the walk.
 //
-// S = Q K^T, P = exp2(scale * log2(e) * S - lse), dP = dO V^T, dS = P * (dP - delta). dQ is the
-// scale times the sum of dS K over the tiles. A masked element of dS is zero.
+// S = Q K^T, P = exp2(log2(e) * (scale * S + bias) - lse), dP = dO V^T, dS = P * (dP - delta). dQ
+// is the scale times the sum of dS K over the tiles. A masked element of dS is zero.
 #pragma once
 
 #include "sparse_fmha/device/softmax.h"
@@ -46,9 +46,9 @@ struct DqConsumer {
     int const loaded = geometry.tiles_loaded(work);
     int const tiles = walk.num_partial + walk.num_full;
     constexpr float kLn2 = 0.69314718055994530942f;
-    float const scale_log2 = params.negate ? -params.scale_log2 : params.scale_log2;
+    float const scale_log2 = signed_scale_log2(params);
 
-    ThreadRows rows(scale_log2);
+    ThreadRows rows(has_biases<Traits>(params.bias) ? 1.f : scale_log2);
     geometry.visit_rows(work, warpgroup, AccumulatorPosition().row,
                         [&](int r, RowTerms const& from) { rows.read(r, from); });
     auto gradient = cute::partition_fragment_C(

@@ -18,7 +18,9 @@ struct DqTraits : TileTraits<Config> {
   static constexpr Pass kPass = Pass::kBackwardDq;
   static constexpr bool kVotes = false;
   static constexpr bool kTakeTurns = false;
-  static constexpr int kMovedRegisters = 16;
+  static constexpr bool kKeyBias = true;
+  static constexpr bool kBiasOptional = true;
+  static constexpr int kMovedRegisters = Tiles::kHeadDim == 64 ? 8 : 16;
   // A stage of keys is in use until dS is known; its values are released earlier.
   static constexpr bool kKeysAhead = false;
 

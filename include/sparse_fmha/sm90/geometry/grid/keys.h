@@ -51,11 +51,13 @@ struct GridKeys {
     BoxBits q_bits;   // of shape.q
     BoxBits k_bits;   // of shape.k
     bool map_per_batch;
+    Coord boxes;        // of queries, of one dilation class; for kernels that add dQ up
     bool seen_by_all;   // the keys are extra tokens, which have their own axis
-    int32_t extra_len;  // unused, but WindowMasks reads these names
+    int32_t extra_len;  // if seen_by_all
   };
 
   static constexpr bool kMaskWarp = true;
+  static constexpr int kLogQueries = 6;  // of a box, in kernels that add dQ up
   static constexpr bool kByStage = false;
   using Walk = decltype(Mechanism::walk_transposed({}, {}, {}));
   using Source = BoxSource;
@@ -111,7 +113,7 @@ struct GridKeys {
     TileShape const shape = {params.geometry.shape.k, params.geometry.shape.q};
     if (params.geometry.seen_by_all) {
       rows.q = {{0, 0, 0}, {0, 0, work.tile.q_tile * Traits::kTileK}};
-      walk = everything(shape.q);
+      walk = everything(shape.q, rows.q.origin[2] + Traits::kTileK > params.geometry.extra_len);
     } else {
       rows.q = Mechanism::key_tile(params.sparsity, shape, work.tile.q_tile);
       compiler_fence();  // reload from shared memory later: registers are scarce
@@ -161,6 +163,24 @@ struct GridKeys {
   __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
     return place(work, step.box.origin, work.tile.head * params.heads_per_kv + step.head);
   }
+  // Tiles are in row-major order, on each axis first by dilation class (device::SumTiles).
+  __device__ __forceinline__ int32_t query_tile(Work const& work, Step const& step) const {
+    auto const& g = params.geometry;
+    Coord const& residue = rows(work).q.residue;
+    Coord const& origin = step.box.origin;
+    int const log_x = g.k_bits.x;
+    int const log_y = g.k_bits.y;
+    Coord const box = {origin[0] >> (kLogQueries - log_y - log_x), origin[1] >> log_y,
+                       origin[2] >> log_x};
+    int32_t index = 0;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      index = index * params.sparsity.dilation[axis] * g.boxes[axis] +
+              residue[axis] * g.boxes[axis] + box[axis];
+    }
+    int32_t const head = work.tile.head * params.heads_per_kv + step.head;
+    return params.dq.first_tile(work.tile.batch, head) + index;
+  }
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
                                             Work const& work) const {
@@ -185,8 +205,31 @@ struct GridKeys {
                                  from.place[0], from.place[1], from.place[2]);
   }
 
+  // Extra tokens have no bias.
+  __device__ __forceinline__ int64_t key_index(Work const& work, int row) const {
+    Rows const& rows = this->rows(work);
+    Coord position = params.geometry.q_bits.offset(row);
+    bool inside = true;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      position[axis] += rows.q.origin[axis];
+      inside &= position[axis] < rows.length[axis];
+    }
+    Coord const token = Mechanism::token(params.sparsity, rows.q.residue, position);
+    int64_t index = 0;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      index += token[axis] * params.bias.from.axis_stride[axis];
+    }
+    return inside ? index : -1;
+  }
+
   __device__ __forceinline__ void begin_masks(Work const& work) const {
-    masks().find_windows(rows(work));
+    if (Traits::kAddsDq && params.geometry.seen_by_all) {
+      find_all(rows(work).q.origin[2]);
+    } else {
+      masks().find_windows(rows(work));
+    }
   }
   __device__ __forceinline__ void publish_mask(Work const& /*work*/, Step const& step,
                                                RingState<Traits::kStages> const& place) const {
@@ -213,15 +256,32 @@ struct GridKeys {
   }
 
  private:
-  // The walk over all boxes of queries, when every query sees the keys.
-  __device__ __forceinline__ Walk everything(Coord const& step) const {
+  // The windows of extra tokens that start at `first`: all queries, none of tokens out of range.
+  __device__ __forceinline__ void find_all(int32_t first) const {
+    __syncwarp();  // the last key tile's windows have been read
+    CUTE_NO_UNROLL
+    for (int i = threadIdx.x % 32; i < Traits::kTileK + 2; i += 32) {
+      bool const there =
+          i < 2 || first + i - 2 < params.geometry.extra_len;  // sides are 1, 1, keys
+      shared.words.windows[i] = {0, there ? INT32_MAX : 0};
+    }
+    __syncwarp();
+  }
+  // The walk over all boxes of queries, when every query sees the keys. `ragged`: some of the keys
+  // are out of range. That matters to dQ only: their weights may overflow.
+  __device__ __forceinline__ Walk everything(Coord const& step, bool ragged) const {
     Walk walk{};
     walk.step = step;
     for (int axis = 0; axis < kGridAxes; ++axis) {
       walk.count[axis] = ceil_div(params.sparsity.grid[axis], step[axis]);
     }
-    walk.full = walk.count;
-    walk.num_full = static_cast<int32_t>(volume(walk.count));
+    int32_t const boxes = static_cast<int32_t>(volume(walk.count));
+    if (Traits::kAddsDq && ragged) {
+      walk.num_partial = boxes;
+    } else {
+      walk.full = walk.count;
+      walk.num_full = boxes;
+    }
     return walk;
   }
   __device__ __forceinline__ Source place(Work const& work, Coord const& position,

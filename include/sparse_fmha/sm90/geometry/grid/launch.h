@@ -85,7 +85,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
       part.skip_threshold += g.first_batch;
       part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;
     }
-    if constexpr (Traits::kKeyBias) {
+    if (Traits::kKeyBias && p.key_bias.data != nullptr) {
       part.key_bias.data += g.first_batch * p.key_bias.batch_stride;
       int64_t key = 1;
       for (int axis = kGridAxes - 1; axis >= 0; --axis) {

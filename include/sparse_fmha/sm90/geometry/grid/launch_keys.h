@@ -70,7 +70,7 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
   g.q_bits = box_bits(g.shape.q);
   g.k_bits = box_bits(g.shape.k);
   g.map_per_batch = queries.map_per_batch;
-  g.extra_len = 0;
+  g.extra_len = g.seen_by_all ? p.extra_len : 0;
   auto map = [&](InterleavedGrid const& grid, TensorView const& view, int32_t heads, int32_t batch,
                  Coord const& box) {
     return make_tensor_map<4>(grid.data(view, batch, 2), p.dtype, p.head_dim,
@@ -91,10 +91,28 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
       g.terms[i] = row_terms_map<4>(static_cast<float*>(queries.data(terms, entry, 4)),
                                     queries.axes(terms, p.heads_q, p.batch, g.shape.k));
     }
+    params.bias = g.seen_by_all ? DkvBiasParams{} : bias_params(p, keys.first, keys.step, first);
     params.scheduler =
         make_scheduler(p.heads_kv, batch, key_tiles, heads_in_cache(p, volume(queries.tokens())));
+    params.dq.first_batch = g.map_per_batch ? first : 0;
     run_dkv_kernel<Traits>(params, p, context);
   }
+}
+
+// Extra tokens, which all queries of an undilated grid see. They are in tiles of this shape.
+template <class Traits, class Geometry, class Mechanism>
+void launch_extra_tokens(FmhaProblem const& p, Coord const& queries,
+                         DkvParams<Geometry, Mechanism>& params, ExecutionContext const& context) {
+  Coord const one = {1, 1, 1};
+  bool const map_per_batch = p.grid_q[0] > 1;
+  InterleavedGrid const grid{p.grid_q, {0, 0, 0}, one, one, map_per_batch};
+  InterleavedGrid const extra{{1, 1, p.extra_len}, {0, 0, 0}, one, one, map_per_batch};
+  Gradients const& gradients = *p.gradients;
+  params.geometry.shape = {{1, 1, Traits::kTileK}, queries};
+  params.geometry.seen_by_all = true;
+  launch_key_tiles<Traits>(p, grid, extra,
+                           KeyTensors{p.extra_k, p.extra_v, gradients.extra_k, gradients.extra_v},
+                           params, ceil_div(p.extra_len, Traits::kTileK), context);
 }
 
 template <class Traits, class Mechanism>
@@ -107,6 +125,7 @@ void GridKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
     step[axis] = given.dilation[axis] / inside[axis];
   }
   bool const map_per_batch = given.grid[0] > 1;
+  Coord const one = {1, 1, 1};
   DkvParams<GridKeys, Mechanism> params;
   auto& g = params.geometry;
   for (int32_t i = 0; i < volume(step); ++i) {
@@ -119,22 +138,23 @@ void GridKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
                      tile_costs(Traits::kHeadDim), KeyTiling::kStatic);
     g.shape = {shape.k, shape.q};
     g.seen_by_all = false;
-    launch_key_tiles<Traits>(p, grid, grid, KeyTensors{p.k, p.v, gradients.k, gradients.v}, params,
-                             Mechanism::num_key_tiles(sparsity, shape), context);
+    auto const sums = device::sum_tiles(given.grid, grid.first, step, inside, shape.q);
+    g.boxes = sums.boxes;
+    with_query_sums<Traits>(params, p, sums, context, [&] {
+      launch_key_tiles<Traits>(p, grid, grid, KeyTensors{p.k, p.v, gradients.k, gradients.v},
+                               params, Mechanism::num_key_tiles(sparsity, shape), context);
+      if (Traits::kAddsDq && p.extra_len > 0) {
+        launch_extra_tokens<Traits>(p, shape.q, params, context);
+      }
+    });
   }
-  if (p.extra_len > 0) {
-    Coord const one = {1, 1, 1};
-    InterleavedGrid const grid{given.grid, {0, 0, 0}, one, one, map_per_batch};
-    InterleavedGrid const extra{{1, 1, p.extra_len}, {0, 0, 0}, one, one, map_per_batch};
+  // Not wanted where only the gradient of the biases is, which extra tokens do not have.
+  if (!Traits::kAddsDq && p.extra_len > 0 && gradients.extra_k.data != nullptr) {
     params.sparsity = given;
     params.sparsity.dilation = one;
     TileShape const shape = choose_tiles(params.sparsity, Traits::kTileQ, Traits::kTileK,
                                          max_box(given.grid, one), tile_costs(Traits::kHeadDim));
-    g.shape = {{1, 1, Traits::kTileK}, shape.q};
-    g.seen_by_all = true;
-    launch_key_tiles<Traits>(p, grid, extra,
-                             KeyTensors{p.extra_k, p.extra_v, gradients.extra_k, gradients.extra_v},
-                             params, ceil_div(p.extra_len, Traits::kTileK), context);
+    launch_extra_tokens<Traits>(p, shape.q, params, context);
   }
 }
 

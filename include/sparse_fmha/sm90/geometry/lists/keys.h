@@ -39,6 +39,7 @@ struct ListKeys {
   // threads that hold its columns.
   struct StageMask {
     PartUse uses[kParts];
+    int32_t head;  // in the group
     alignas(8) uint16_t bits[Traits::kTileK][4];
   };
   struct Shared {
@@ -149,6 +150,11 @@ struct ListKeys {
     params.geometry.load_terms(barrier, to, from);
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& work, int row) const {
+    int32_t const token = KeyCopies<Traits>::first_key(work.tile) + row;
+    return token < params.sparsity.len_kv ? token : -1;
+  }
+
   // Called by the whole mask warp.
   __device__ __forceinline__ void begin_masks(Work const& /*work*/) const {}
   __device__ __forceinline__ void publish_mask(Work const& work, Step const& step,
@@ -163,6 +169,9 @@ struct ListKeys {
       if (threadIdx.x % 32 == 0) {
         mask.uses[part] = step.uses[part];
       }
+    }
+    if (threadIdx.x % 32 == 0) {
+      mask.head = step.head;
     }
     if (!masked) {
       return;
@@ -202,6 +211,9 @@ struct ListKeys {
   __device__ __forceinline__ PartUse use(int part, RingState<Traits::kStages> const& place) const {
     compiler_fence();
     return shared.masks[slot(place)].uses[part];
+  }
+  __device__ __forceinline__ int32_t head(RingState<Traits::kStages> const& place) const {
+    return shared.masks[slot(place)].head;
   }
   struct NoWalk {};
   __device__ __forceinline__ NoWalk walk(Work const& /*work*/) const { return {}; }

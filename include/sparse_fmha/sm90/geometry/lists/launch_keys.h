@@ -13,6 +13,7 @@ void ListKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   params.geometry = {key_copies<Traits>(p),
                      device::transpose_lists(params.sparsity, p, kParts, context)};
+  params.bias = bias_params(p);
   params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles,
                                     heads_in_cache(p, volume(p.grid_q)));
   run_dkv_kernel<Traits>(params, p, context);

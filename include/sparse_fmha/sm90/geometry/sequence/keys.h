@@ -5,15 +5,17 @@
 //   walk(Work)                                 the query tiles that see it, partial ones first
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
-//   query_tile(source)                         its index, for kernels that add dQ up
+//   query_tile(Work, step)                     its index, for kernels that add dQ up
 //   load_keys, load_q, load_dout, load_terms   copies
+//   key_index(Work, row)                       the number, in its head, of a key of the tile;
+//                                              negative if there is none
 //   mask_place(walk, i, RingState)             where the mask of a partial tile is looked up
 //   Mask(geometry, Work, part): look_up(place), sees(seen, i)   scores are keys by queries
 //   kMaskWarp                                  whether a warp computes masks:
 //   begin_masks(Work), publish_mask(Work, step, RingState)
 //   kByStage                                   whether each stage tells a consumer how to use it,
-//                                              by tiles_loaded(Work) and use(part, RingState)
-//                                              instead of walk(Work)
+//                                              by tiles_loaded(Work), use(part, RingState) and
+//                                              head(RingState), in the group, instead of walk(Work)
 //   store_dk, store_dv                         64 keys each, clipped to the tensor
 #pragma once
 
@@ -81,9 +83,9 @@ struct SequenceKeys {
   }
 
   // The index of a query tile among those of all heads.
-  __device__ __forceinline__ int64_t query_tile(Source const& from) const {
-    int64_t const instance = int64_t{from.batch} * params.dq.heads + from.head;
-    return instance * params.dq.tiles + from.token / Traits::kTileQ;
+  __device__ __forceinline__ int32_t query_tile(Work const& work, Step const& step) const {
+    Source const from = source(work, step);
+    return params.dq.first_tile(from.batch, from.head) + from.token / Traits::kTileQ;
   }
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
@@ -101,6 +103,11 @@ struct SequenceKeys {
   __device__ __forceinline__ void load_terms(FullBarrier& barrier, RowTerms* to,
                                              Source const& from) const {
     params.geometry.load_terms(barrier, to, from);
+  }
+
+  __device__ __forceinline__ int64_t key_index(Work const& work, int row) const {
+    int32_t const token = first_key(work) + row;
+    return token < params.sparsity.len_kv ? token : -1;
   }
 
   template <class Walk>

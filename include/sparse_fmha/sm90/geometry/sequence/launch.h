@@ -7,6 +7,18 @@
 
 namespace sparse_fmha::sm90 {
 
+// The parameters of a mechanism, which may serve another one's problems, too.
+template <class Mechanism>
+typename Mechanism::Params sequence_sparsity(FmhaProblem const& p) {
+  if constexpr (std::is_same_v<Mechanism, DenseOrCausal>) {
+    auto const* const dense = std::get_if<Dense::Params>(&p.sparsity);
+    return dense != nullptr ? DenseOrCausal::of(*dense)
+                            : DenseOrCausal::of(std::get<Causal::Params>(p.sparsity));
+  } else {
+    return std::get<typename Mechanism::Params>(p.sparsity);
+  }
+}
+
 template <class Traits, class Mechanism>
 void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   int64_t const len_q = volume(p.grid_q);
@@ -25,14 +37,17 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
   for (int i = 0; i < Traits::kQueryTensors; ++i) {
     params.geometry.q[i] = map(Traits::queries(p, i), len_q, p.heads_q, 64);
   }
-  params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  params.sparsity = sequence_sparsity<Mechanism>(p);
   // Measured at 4k to 32k: groups of 16 heads where tiles differ in weight (with fewer, thread
   // blocks idle after the last group's heaviest tiles; with more, heads evict each other's keys
   // from the L2 cache), 4 where they do not.
   int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =
       make_scheduler(p.heads_q, p.batch, q_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
-  run_kernel<Traits>(params, p, context);
+  // Measured (docs/lab/2026-11-29-small-problems.md): causal tiles differ in weight.
+  constexpr int kFewWaves = Traits::kPass == Pass::kForward ? 2 : 1;
+  bool const causal = std::holds_alternative<Causal::Params>(p.sparsity);
+  run_kernel<Traits>(params, p, context, causal && kFewWaves > 1 ? kFewWaves + 1 : kFewWaves);
 }
 
 }  // namespace sparse_fmha::sm90

@@ -35,11 +35,13 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
                                              ExecutionContext const& context) {
   DkvParams<SequenceKeys, Mechanism> params;
   params.geometry = key_copies<Traits>(p);
+  params.bias = bias_params(p);
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
   params.scheduler =
       make_scheduler(p.heads_kv, p.batch, key_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
-  run_dkv_kernel<Traits>(params, p, context);
+  with_query_sums<Traits>(params, p, device::sum_tiles(p), context,
+                          [&] { run_dkv_kernel<Traits>(params, p, context); });
 }
 
 }  // namespace sparse_fmha::sm90

@@ -50,7 +50,22 @@ struct Sequence {
   KernelParams<Sequence, Mechanism> const& params;
   Shared& shared;
 
-  __device__ __forceinline__ void init() const {}
+  // The first copy of each tensor need not wait for its map.
+  __device__ __forceinline__ void init() const {
+    auto const& g = params.geometry;
+    auto prefetch = [](CUtensorMap const& map) {
+      cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&map));
+    };
+    if (threadIdx.x == 32) {  // the first thread prepares the barriers
+      CUTE_UNROLL
+      for (auto const& map : g.q) {
+        prefetch(map);
+      }
+      prefetch(g.k);
+      prefetch(g.v);
+      prefetch(g.out);
+    }
+  }
   // Prepares a query tile. One producer thread does it for all others.
   __device__ __forceinline__ void prepare(Work& work, WorkTile const& tile,
                                           RingState<1> const& /*state*/) const {

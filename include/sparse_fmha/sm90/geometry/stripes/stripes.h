@@ -298,8 +298,8 @@ struct Stripes {
   __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
     return work.tile.q_tile * Traits::kTileQ + warpgroup * 64;
   }
-  static __device__ __forceinline__ bool needs_keys(StageBox const& box) {
-    return box.masked || kGatherWarps == 0 || Traits::kKeyBias;
+  __device__ __forceinline__ bool needs_keys(StageBox const& box) const {
+    return box.masked || kGatherWarps == 0 || has_biases<Traits>(params.bias);
   }
   // Reads a lane's list entries of a stage.
   __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,

@@ -1,0 +1,33 @@
+// Which problems the backward kernel of all gradients takes, where there is one.
+#pragma once
+
+#include <cmath>
+
+#include "sparse_fmha/core/problem.h"
+
+namespace sparse_fmha {
+
+// Why the gradients of a neighborhood take two kernels, or nullptr.
+inline char const* why_two_kernels(Neighborhood::Params const& p, int32_t extra_len) {
+  // Sums of dQ are cleared and rounded once a query, which the products saved for some hundred keys
+  // outweigh (docs/lab/2026-11-29-fused-backward.md).
+  constexpr int64_t kFewestKeys = 512;
+  if (volume(p.window) + extra_len < kFewestKeys) {
+    return "a query sees fewer than 512 keys";
+  }
+  if (extra_len > 0 && volume(p.dilation) > 1) {
+    return "extra tokens have other query tiles than a dilated grid";
+  }
+  return nullptr;
+}
+
+inline char const* why_two_kernels(FmhaProblem const& p) {
+  constexpr double kSmallestScale = 1e-20;
+  if (std::abs(p.scale) <= kSmallestScale) {
+    return "the kernel divides by the scale";
+  }
+  auto const* const on_grid = std::get_if<Neighborhood::Params>(&p.sparsity);
+  return on_grid != nullptr ? why_two_kernels(*on_grid, p.extra_len) : nullptr;
+}
+
+}  // namespace sparse_fmha
