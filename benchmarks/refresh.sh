@@ -3,8 +3,9 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time backward
-#                                     decode diffusion models calibration scaling; default: all
-#                                     but scaling, which needs two GPUs
+#                                     decode diffusion models methods calibration scaling
+#
+# Default: all but scaling, which needs two GPUs.
 #
 # A peer that a step compares with and that does not load stops the program before the first step.
 # Results go to $OUT (build/refresh), laid out as benchmarks/results. The last lines are a table of
@@ -20,9 +21,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time backward decode diffusion models calibration scaling)
+known=(sequences skipping blocks grids stripes host_time backward decode diffusion models methods calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:11}")
+((${#steps[@]})) || steps=("${known[@]:0:12}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -51,6 +52,7 @@ step_backward() { study backward; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_diffusion() { study diffusion --repeats 3; }
 step_models() { study models; }
+step_methods() { study methods; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_scaling() {
   timeout "$LIMIT" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu \

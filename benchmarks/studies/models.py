@@ -234,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     args = model_options.parse(parser(), argv, CASES)
     import diffusers
 
+    out = args.out or (None if args.tiny else RESULTS)
     results = {
         **report.stamp(),
         **environment.describe(args.device),
@@ -253,9 +254,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{table(name, case, rows, args.blocks)}", flush=True)
         facts = {fact: getattr(case, fact) for fact in ("what", "grid", "tokens", "blocks")}
         results["models"].append({"case": name, **facts, "rows": rows, "shares": shares(rows)})
+        if out is not None:
+            report.save(results, report.place(results, out))  # a run may be cut short
         if args.device == "cuda":
             torch.cuda.empty_cache()
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, out)
     return 0
 
 

@@ -195,7 +195,8 @@ def run_op(name: str, groups: dict[int, dist.ProcessGroup], args: argparse.Names
                     if way not in (SDPA, FLEX):
                         raise
                     # An experimental API, which fails on all ranks alike.
-                    print(f"{name}: {way}'s context parallelism: {error}", file=sys.stderr)
+                    reason = f"{type(error).__name__}: {error}"
+                    print(f"{name}: {way}'s context parallelism: {reason}", file=sys.stderr)
             dist.barrier()
     flops = useful_flops(op, args, mask)
     # The backward pass has five products of matrices where the forward pass has two.

@@ -109,12 +109,22 @@ MODULES = {
         (["--tiny", "--layers", "0"], "argument --layers: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.frontier": [
+        (["--tiny", "--heads", "3"], "--heads must be a multiple of --heads-kv 2, got 3"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.host_time": [
         (["--device", "cpu", "--rounds", "0"], "--calls and --rounds must be at least 1"),
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.key_bias": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.methods": [
+        (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],

@@ -1,0 +1,226 @@
+"""Published methods on one layer: the kind of call that each paper gives a headline for.
+
+A case makes the ops that are compared: the whole method, its selection included, and what the
+headline is relative to. Inputs are `planted`: a few first keys, stripes and near keys count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparse_fmha
+from benchmarks.cases import stripes
+from sparse_fmha import patterns
+from sparse_fmha.selection import BlockGrid, top_k_blocks
+
+DENSE = "dense"  # ours
+FA3 = "FlashAttention-3"
+MASKED = "SDPA with a mask"
+LISTS = "block lists, as dense"
+Op = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method. `headline` is the published speedup over `against`, None where none is given."""
+
+    method: str
+    ops: Callable[[Case, Tensor, Tensor, Tensor], dict[str, Op]]
+    length: int = 128 * 1024
+    heads: int = 32
+    heads_kv: int = 8
+    dim: int = 128
+    causal: bool = True
+    headline: float | None = None
+    against: str = FA3
+    published: str = ""
+    exact: bool = True  # dense attention of the same q, k, v is what the method approximates
+
+    @property
+    def size(self) -> dict[str, int]:
+        return {
+            "heads": self.heads, "heads_kv": self.heads_kv, "dim": self.dim, "length": self.length,
+        }  # fmt: skip
+
+    def tiny(self) -> Case:
+        # Few heads, and the fewest tokens that every method takes with its defaults.
+        ratio = self.heads // self.heads_kv
+        return replace(self, length=4096 if self.causal else 3600, heads=2 * ratio, heads_kv=2)
+
+
+def tensors(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    return list(stripes.planted(case.size, device, dtype, seed)[:3])
+
+
+def _dhsa(case, q, k, v):
+    chunks = torch.arange(0, case.length + 1, 32, device=q.device)[None]
+    budget = case.length // 16
+
+    def first():
+        mask = patterns.dhsa(q, k, chunks, budget)
+        return sparse_fmha.stripe_attention(q, k, v, mask)
+
+    def second():
+        mask = patterns.dhsa_blocks(q, k)
+        return sparse_fmha.block_sparse_attention(q, k, v, mask)
+
+    return {"dhsa": first, "dhsa_blocks": second}
+
+
+def _dma(case, q, k, v):
+    bias = torch.randn(1, case.heads_kv, case.length, device=q.device)
+    keep = min(1024, case.length // 8)
+
+    def masked():
+        kept = torch.zeros(1, case.heads_kv, case.length, dtype=torch.bool, device=q.device)
+        kept.scatter_(2, bias.topk(keep).indices, True)
+        rows = torch.arange(case.length, device=q.device)
+        seen = kept[:, :, None] & (rows <= rows[:, None])
+        mask = seen.repeat_interleave(case.heads // case.heads_kv, 1)
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    return {"dma": lambda: patterns.dma_attention(q, k, v, bias, keep), MASKED: masked}
+
+
+def _psa(case, q, k, v):
+    grid = BlockGrid.of(q, k, 128, 128)
+
+    def lists():
+        scores = torch.randn(1, case.heads, *grid.shape, device=q.device)
+        return grid.mask(top_k_blocks(scores, density=0.156))
+
+    mask = lists()
+
+    def method():
+        return patterns.psa_attention(q, k, v, patterns.psa_levels(q, k))
+
+    return {"psa": method, LISTS: lambda: sparse_fmha.block_sparse_attention(q, k, v, mask)}
+
+
+def _rectified(case, q, k, v):
+    return {"rectified": lambda: patterns.rectified_attention(q, k, v, keep=0.11)}
+
+
+def _sol(case, q, k, v):
+    return {"sol": lambda: patterns.sol_attention(q, k, v)}
+
+
+def _ssa(case, q, k, v):
+    def method():
+        mask = patterns.ssa(q, k, width=256)
+        return sparse_fmha.block_sparse_attention(q, k, v, mask)
+
+    return {"ssa": method}
+
+
+def _token_sparse(case, q, k, v):
+    def method():
+        indices = patterns.token_sparse_indices(q, k, keep=case.length * 3 // 4)
+        return patterns.token_sparse_attention(q, k, v, indices=indices)
+
+    def both():
+        indices = patterns.token_sparse_indices(q, k, keep=case.length * 3 // 4)
+
+        def attend(q, k, v):
+            mask = patterns.flexprefill_query_aware(q, k)
+            return sparse_fmha.block_sparse_attention(q, k, v, mask)
+
+        return patterns.token_sparse_attention(q, k, v, indices=indices, attend=attend)
+
+    return {"token_sparse": method, "token_sparse, flexprefill": both}
+
+
+def _hip(case, q, k, v):
+    return {"hip": lambda: sparse_fmha.stripe_attention(q, k, v, patterns.hip(q, k))}
+
+
+def _light_forcing(case, q, k, v):
+    frame = case.length // 21
+    chunk = 3 * frame
+    q, k, v = (x[:, : 21 * frame] for x in (q, k, v))
+    tail = q[:, -chunk:]
+    layout = patterns.LightForcingLayout(chunk, 21 * frame, frame, device=q.device)
+
+    def method():
+        mask = patterns.light_forcing(tail, k, layout)
+        return sparse_fmha.block_sparse_attention(tail, k, v, mask)
+
+    return {"light_forcing": method, DENSE: lambda: sparse_fmha.attention(tail, k, v)}
+
+
+def _grid_heads(case, q, k, v):
+    def method():
+        return patterns.mminference_grid_attention(q, k, v, (64, 128, 256))
+
+    return {"mminference": method}
+
+
+def _minference(case, q, k, v):
+    heads = {h: ("vertical_and_slash", 1000, 6096) for h in range(case.heads)}
+    return {"minference": lambda: patterns.minference_attention(q, k, v, heads)}
+
+
+def _flexprefill(case, q, k, v):
+    def method():
+        mask = patterns.flexprefill_query_aware(q, k)
+        return sparse_fmha.block_sparse_attention(q, k, v, mask)
+
+    return {"flexprefill": method}
+
+
+def _anchor(case, q, k, v):
+    return {"anchor": lambda: patterns.anchor_attention(q, k, v, width=1024).out}
+
+
+def _pka(case, q, k, v):
+    conditions, tokens = 16, case.length // 17
+    side = int(tokens**0.5)
+    tokens = side * side
+    image = q[:, :tokens]
+    parts = [(k[:, i : i + tokens], v[:, i : i + tokens]) for i in
+             range(tokens, tokens * (conditions + 1), tokens)]  # fmt: skip
+    own = k[:, :tokens], v[:, :tokens]
+    all_k, all_v = (x[:, : tokens * (conditions + 1)] for x in (k, v))
+
+    def joined():  # every token of every stream attends to all, as in a joint transformer
+        return sparse_fmha.attention(q[:, : all_k.shape[1]], all_k, all_v)
+
+    def method():
+        return patterns.pka_attention(image, *own, (side, side), spatial=parts)
+
+    return {"pka": method, DENSE: joined}
+
+
+CASES = {
+    case.method: case
+    for case in (
+        Case("dhsa", _dhsa, 32 * 1024, 8, 4, 256, headline=1.67, against=DENSE,
+             published="prefill 20 to 60% shorter, 8k to 64k, Gemma-2"),
+        Case("dma", _dma, 32 * 1024, 8, 2, headline=49.8, against=MASKED, exact=False,
+             published="32k tokens, 1024 keys"),
+        Case("psa", _psa, 32 * 1024, 12, 12, causal=False, headline=0.91, against=LISTS,
+             published="at most 1.1 times the time of block lists, 85% sparse"),
+        Case("rectified", _rectified, 118800, 24, 24, causal=False, headline=3.33,
+             published="HunyuanVideo, 89% sparse"),
+        Case("sol", _sol, 32 * 1024, 24, 24, causal=False, published=""),
+        Case("ssa", _ssa, headline=2.0, published="inference at 128k"),
+        Case("token_sparse", _token_sparse, headline=1.36,
+             published="1.36x alone, 3.23x with FlexPrefill, 128k"),
+        Case("hip", _hip, published="decode at 128k: 6.8x"),
+        Case("light_forcing", _light_forcing, 21 * 1560, 12, 12, causal=False, headline=3.79,
+             against=DENSE, published="attention, Wan 2.1 1.3B", exact=False),
+        Case("mminference", _grid_heads, headline=8.3, published="1M tokens", exact=False),
+        Case("minference", _minference, headline=10.0, published="1M tokens"),
+        Case("flexprefill", _flexprefill, published=""),
+        Case("anchor", _anchor, headline=4.6, published="over FlashAttention, 128k"),
+        Case("pka", _pka, 17 * 1024, 24, 24, causal=False, headline=10.0, against=DENSE,
+             published="16 conditions of 1024 tokens", exact=False),
+    )
+}  # fmt: skip

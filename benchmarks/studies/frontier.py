@@ -1,0 +1,140 @@
+"""The error of published methods over their sparsity, on inputs whose structure is known.
+
+    python -m benchmarks.studies.frontier [--length N] [--plot PICTURE] [--tiny] [--out PATH]
+
+Of a method's mask: the share of the causal pairs that it leaves out, the share of the probability
+that these pairs have in dense attention, the error of the output, and the time of the whole call on
+a GPU. Inputs are `planted` (benchmarks.cases.stripes): first keys, stripes at random and near keys
+count. Other inputs rank methods in another order; the study shows what a choice depends on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sparse_fmha
+from benchmarks.cases import stripes
+from benchmarks.cases.frontier import METHODS, Mask, Method
+from benchmarks.harness import environment, report, timing
+from sparse_fmha import StripeMask
+from sparse_fmha.cli import one_line_errors
+
+RESULTS = report.RESULTS / "frontier"
+HEADER = ["method", "chosen by", "sparsity", "lost probability", "error", "ms", "over dense"]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.frontier", description=__doc__.partition("\n")[0]
+    )
+    p.add_argument("--length", type=report.at_least_one, default=16384, metavar="N")
+    p.add_argument("--heads", type=report.at_least_one, default=8, metavar="N")
+    p.add_argument("--heads-kv", type=report.at_least_one, default=2, metavar="N")
+    p.add_argument("--plot", type=Path, metavar="PICTURE", help="error over sparsity (matplotlib)")
+    report.add_op_options(p, RESULTS, iterations=5)
+    return p
+
+
+def attend(mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(mask, StripeMask):
+        return sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)
+    return sparse_fmha.block_sparse_attention(q, k, v, mask, return_lse=True)
+
+
+def points(
+    name: str, method: Method, qkv: list[Tensor], args: argparse.Namespace, device: str
+) -> list[dict]:
+    """One for each budget."""
+    q, k, v = qkv
+    exact, whole = sparse_fmha.attention(q, k, v, causal=True, return_lse=True)
+    causal = (q.shape[1] + 1) / (2 * k.shape[1])  # of all pairs
+    found = []
+    for budget in method.budgets:
+        mask = method.make(q, k, budget)
+        out, lse = attend(mask, q, k, v)
+        ops = {
+            "dense": lambda: sparse_fmha.attention(q, k, v, causal=True),
+            name: lambda budget=budget: attend(method.make(q, k, budget), q, k, v),
+        }
+        times = timing.measure(
+            ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
+        )
+        found.append({
+            "method": name, "chosen_by": method.kind, "budget": budget,
+            "sparsity": 1 - mask.density / causal,
+            "lost": 1 - (lse.double() - whole.double()).exp().mean().item(),
+            "error": ((out - exact).float().norm() / exact.float().norm()).item(),
+            "ms": times[name].median, "dense_ms": times["dense"].median,
+        })  # fmt: skip
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        [
+            row["method"], row["chosen_by"], f"{row['sparsity']:.1%}", f"{row['lost']:.4f}",
+            f"{row['error']:.3f}", f"{row['ms']:.4g}", f"{row['dense_ms'] / row['ms']:.2f}x",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return report.plain_table(HEADER, lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Error and time, relative to dense, over sparsity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for n, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = sorted((row for row in rows if row["method"] == name), key=lambda r: r["sparsity"])
+        x = [100 * row["sparsity"] for row in own]
+        style = {"marker": "osD^v"[n % 5], "markersize": 4, "linewidth": 1.2, "color": f"C{n % 10}"}
+        style["linestyle"] = "-" if n < 10 else "--"
+        axes[0].plot(x, [max(row["error"], 1e-4) for row in own], label=name, **style)
+        axes[1].plot(x, [row["dense_ms"] / row["ms"] for row in own], **style)
+    axes[0].set(xlabel="causal pairs left out, %", ylabel="relative error of the output")
+    axes[0].set(yscale="log", title="Error over sparsity")
+    axes[1].set(xlabel="causal pairs left out, %", ylabel="speedup over dense", title="Speedup")
+    axes[1].axhline(1, color="0.6", linewidth=0.8)
+    figure.legend(loc="outside right center", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    if args.heads % args.heads_kv:
+        p.error(f"--heads must be a multiple of --heads-kv {args.heads_kv}, got {args.heads}")
+    device, dtype = environment.of_study(args.tiny or not torch.cuda.is_available())
+    size = {"length": args.length, "heads": args.heads, "heads_kv": args.heads_kv, "dim": 128}
+    if args.tiny:
+        size |= {"length": 2048, "heads": 2, "heads_kv": 1}
+    q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
+    results = {
+        **report.stamp(),
+        **environment.describe(device),
+        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
+        "rows": [],
+    }
+    for name, method in METHODS.items():
+        results["rows"] += points(name, method, [q, k, v], args, device)
+    print(table(results["rows"]))
+    if args.plot:
+        plot(results["rows"], args.plot)
+    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors(install="sparse-fmha[demo]"):
+        sys.exit(main())
