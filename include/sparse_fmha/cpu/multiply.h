@@ -46,15 +46,26 @@ inline void multiply_block(Factor<T> a, T const* b, int depth, T* c, int64_t c_s
   }
 }
 
+// Longer sums are added in parts, because rounding errors grow with the length of a sum.
+inline constexpr int kLongestSum = 128;
+
 // The same for any number of rows (a multiple of kPanelRows) and up to kPanelVectors vectors.
 template <bool kAccumulate, class T>
 inline void multiply(Factor<T> a, int rows, T const* b, int vectors, int depth, T* c,
                      int64_t c_stride, T const* keep = nullptr) {
   with_vectors(vectors, [&](auto count) {
     for (int r = 0; r < rows; r += kPanelRows) {
-      Factor<T> const block{a.data + r * a.row_stride, a.row_stride, a.step_stride};
-      multiply_block<kAccumulate, count.value>(block, b, depth, c + r * c_stride, c_stride,
+      Factor<T> block{a.data + r * a.row_stride, a.row_stride, a.step_stride};
+      T* const to = c + r * c_stride;
+      int const first = depth < kLongestSum ? depth : kLongestSum;
+      multiply_block<kAccumulate, count.value>(block, b, first, to, c_stride,
                                                keep == nullptr ? nullptr : keep + r);
+      for (int step = kLongestSum; step < depth; step += kLongestSum) {
+        block.data += kLongestSum * a.step_stride;
+        int const next = depth - step < kLongestSum ? depth - step : kLongestSum;
+        T const* const rows_of_b = b + static_cast<int64_t>(step) * kPanel<T>;
+        multiply_block<true, count.value, T>(block, rows_of_b, next, to, c_stride, nullptr);
+      }
     }
   });
 }
