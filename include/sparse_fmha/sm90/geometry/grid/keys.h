@@ -16,12 +16,13 @@
 
 namespace sparse_fmha::sm90 {
 
-// A mechanism on a grid from the side of its keys: rows are keys, columns are queries.
+// A mechanism on a grid from the side of its keys: rows are keys, columns are queries. A key out of
+// range, which reads as zero, is seen by none: where dQ is added up its weight may overflow.
 template <class Mechanism>
 struct Inverse {
   static SPARSE_FMHA_HD Interval window(typename Mechanism::Params const& p, int axis, int32_t len,
                                         int32_t k) {
-    return Mechanism::queries(p, axis, len, k);
+    return k < len ? Mechanism::queries(p, axis, len, k) : Interval{0, 0};
   }
 };
 
