@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ KINDS = (
     "random",  # any blocks of a head
     "uniform",  # as many in each row
     "heavy",  # a tenth of the rows hold half of the blocks
+    "similar",  # as many in each row; neighboring rows list mostly the same, distant ones do not
     "partial",  # random, and of each listed block half of the pairs are visible
     "selected",  # the blocks with the largest pooled scores
 )
@@ -81,7 +83,9 @@ def draw(lists: Lists, heads: int, length: int, device: str) -> Drawn:
     generator = torch.Generator(device).manual_seed(0)
     rows, columns = lists.grid(length)
     scores = torch.rand(heads, rows, columns, generator=generator, device=device)
-    if lists.kind in ("uniform", "heavy"):
+    if lists.kind == "similar":
+        scores = drifting(heads, rows, columns, generator)
+    if lists.kind in ("uniform", "heavy", "similar"):
         order = torch.rand(heads, rows, generator=generator, device=device).argsort(-1)
         counts = lists.row_counts(length).to(device)[order]
         blocks = scores.argsort(-1).argsort(-1) < counts[..., None]
@@ -100,6 +104,21 @@ def draw(lists: Lists, heads: int, length: int, device: str) -> Drawn:
         for one in bits:  # by heads: the random numbers are eight times as large
             one.copy_(table[torch.randint(len(table), shape, generator=generator, device=device)])
     return Drawn(blocks, bits)
+
+
+def drifting(heads: int, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Normal scores [heads, rows, columns], which have a correlation of 0.95^n for rows n apart.
+
+    Of the tenth of the columns with the largest scores, two neighboring rows have about three
+    quarters in common.
+    """
+    kept = 0.95
+    scores = torch.randn(
+        heads, rows, columns, generator=generator, device=generator.device, dtype=torch.float32
+    )
+    for i in range(1, rows):
+        scores[:, i].mul_(math.sqrt(1 - kept**2)).add_(scores[:, i - 1], alpha=kept)
+    return scores
 
 
 def half_bytes() -> torch.Tensor:

@@ -110,6 +110,7 @@ def _block_lists() -> list[Case]:
             lists = Lists(block_q, block_kv, density)
             cases.append(_bs(f"{block_q}x{block_kv}", lists, quick=density == 0.25))
     cases += [_bs(kind, Lists(128, 128, 0.1, kind)) for kind in ("uniform", "heavy")]
+    cases += [_bs("64x64-similar", Lists(64, 64, 0.1, "similar"))]
     cases += [_bs("partial", Lists(128, 128, 0.25, "partial"))]
     cases += [_bs("d64", Lists(128, 128, 0.25), head_dim=64)]
     # All of the heads, also of the dense kernel beside it: 0.4 s.

@@ -4,11 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "list_buffers.h"
+#include "sparse_fmha/planning/list_groups.h"
 #include "sparse_fmha/planning/list_stages.h"
 
 namespace py = pybind11;
@@ -37,6 +39,23 @@ std::vector<std::pair<int32_t, bool>> consumer_places(Counts const& counts, int3
   std::vector<std::pair<int32_t, bool>> places;
   for (int32_t i = 0; i < walk.num_full; ++i) {
     places.emplace_back(walk.position(i), walk.follows_other(i));
+  }
+  return places;
+}
+
+// For each set of members of a group but the empty one: the places of its key blocks.
+std::vector<std::vector<int32_t>> spread_places(std::vector<int32_t> const& counts) {
+  int32_t all[ListGroup::kSets] = {};
+  if (counts.size() != ListGroup::kSets - 1) {
+    throw py::value_error("a group has " + std::to_string(ListGroup::kSets - 1) +
+                          " sets of members, got counts of " + std::to_string(counts.size()));
+  }
+  std::copy(counts.begin(), counts.end(), all + 1);
+  std::vector<std::vector<int32_t>> places(counts.size());
+  for (int32_t set = 1; set < ListGroup::kSets; ++set) {
+    for (int32_t rank = 0; rank < all[set]; ++rank) {
+      places[set - 1].push_back(spread_place(all, set, rank));
+    }
   }
   return places;
 }
@@ -168,6 +187,8 @@ void bind_lists(py::module_& m) {
         "(stream, index in it) of each stage of a query tile with (both, first, second) stages.");
   m.def("consumer_places", &consumer_places, py::arg("stages"), py::arg("consumer"),
         "(place among all, whether it follows one of the other's) of each stage of a consumer.");
+  m.def("spread_places", &spread_places, py::arg("counts"),
+        "Places in a group's merged list, from the number of key blocks of each set of members.");
   py::class_<QueryTileLists>(m, "QueryTileLists",
                              "The stages of one query tile of 128 rows, from int32 lists.")
       .def(py::init<int32_t, int32_t, int32_t, int32_t, bool, int32_t, int32_t, py::buffer,

@@ -30,6 +30,7 @@ DRAWN = [
     Lists(128, 16, 0.5),
     Lists(128, 128, 0.4, "uniform"),
     Lists(64, 64, 0.12, "heavy"),
+    Lists(64, 64, 0.3, "similar"),
     Lists(128, 128, 0.5, "partial"),
     Lists(64, 32, 0.3, "partial"),
 ]
@@ -65,7 +66,7 @@ def test_drawn_lists_have_what_the_case_counts(lists):
     assert mask.sum((1, 2)).tolist() == [case.visible_pairs] * 3
     assert case.executed_flops(None) == 4 * 3 * 16 * lists.listed_pairs(LENGTH)
     counts = blocks.sum(-1)
-    if lists.kind == "uniform":
+    if lists.kind in ("uniform", "similar"):
         assert counts.max() - counts.min() <= 1
     elif lists.kind == "heavy":
         top = counts.sort(-1, descending=True).values[:, : -(-counts.shape[1] // 10)]
@@ -76,6 +77,15 @@ def test_drawn_lists_have_what_the_case_counts(lists):
         assert case.useful_flops * 2 == case.executed_flops(None)
         within = mask.unflatten(1, (-1, lists.block_q)).unflatten(3, (-1, lists.block_kv))
         assert within.any((2, 4)).equal(blocks)
+
+
+def test_neighboring_rows_of_similar_lists_agree():
+    blocks = block_lists.draw(Lists(64, 64, 0.1, "similar"), 4, 8192, "cpu").blocks.float()
+    total = blocks.sum()
+    assert 0.7 < (blocks[:, 1:] * blocks[:, :-1]).sum() / total < 0.8
+    assert (blocks[:, 64:] * blocks[:, :-64]).sum() / total < 0.15
+    other = block_lists.draw(Lists(64, 64, 0.1), 4, 8192, "cpu").blocks.float()
+    assert (other[:, 1:] * other[:, :-1]).sum() / total < 0.15
 
 
 def test_lists_that_cannot_be():

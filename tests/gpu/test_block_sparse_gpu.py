@@ -189,6 +189,24 @@ def test_all_blocks_are_dense_attention(make_qkv, blocks, kind, causal, lengths)
         torch.testing.assert_close(lse, dense_lse, rtol=2e-6, atol=1e-3)
 
 
+def _lopsided(kinds):
+    """Of three neighboring rows one lists all blocks, one a few far ones, one the last block."""
+    row = torch.arange(kinds.shape[-2])[:, None] % 3
+    column = torch.arange(kinds.shape[-1])
+    few = (column % 23 == 11).expand(kinds.shape[-2:])
+    last = (column == kinds.shape[-1] - 1).expand_as(few)
+    listed = torch.where(row == 0, True, torch.where(row == 1, few, last))
+    return listed.long().mul(FULL).expand_as(kinds).clone()
+
+
+@pytest.mark.parametrize("kinds", [lambda kinds: kinds, _lopsided], ids=["random", "lopsided"])
+@pytest.mark.parametrize("block_kv", [64, 128])
+def test_more_query_tiles_than_multiprocessors(check, block_kv, kinds):
+    """Thread blocks take several query tiles, and go around their ring many times."""
+    case = Case(4168, 4030, (64, block_kv), 0.3, heads=8, heads_kv=4, dim=128)
+    check(case.lists(kinds(case.kinds())))
+
+
 @pytest.mark.parametrize("heads", [(6, 2), (6, 1), (6, 6), (34, 17)], ids=str)
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("blocks", [(64, 32), (128, 128)], ids=str)

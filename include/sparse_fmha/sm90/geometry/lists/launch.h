@@ -1,15 +1,30 @@
 // Launches of mechanisms with lists of key blocks.
 #pragma once
 
+#include <cstdlib>
+
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/device/list_plan.h"
 #include "sparse_fmha/sm90/forward/run_kernel.h"
 #include "sparse_fmha/sm90/geometry/lists/lists.h"
+#include "sparse_fmha/sm90/list_groups/launch.h"
 
 namespace sparse_fmha::sm90 {
 
+// Whether query blocks of 64 rows have a kernel of their own where they are seen entirely.
+template <class Traits>
+inline constexpr bool kGroups = Traits::kPass == Pass::kForward && Traits::kScoreSteps == 8 &&
+                                !Traits::kVotes && !Traits::kKeyBias;
+
 template <class Traits, class Mechanism>
 void Lists<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
+  if constexpr (kGroups<Traits>) {
+    // Asked for by the environment until it has been measured.
+    if (std::getenv("SPARSE_FMHA_LIST_GROUPS") != nullptr &&
+        device::can_group(std::get<typename Mechanism::Params>(p.sparsity))) {
+      return launch_list_groups<GroupTraits<Element>>(p, context);
+    }
+  }
   KernelParams<Lists, Mechanism> params;
   auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   BoxSizes const boxes = box_sizes(sparsity.block_kv, Traits::kTileK);
