@@ -310,6 +310,25 @@ struct DkvConsumer {
       add_dq(last, true);
     };
 
+    // Passes over the i-th stage, which only the other consumer needs. The flag that says so has
+    // been read.
+    auto pass_over = [&](int i) {
+      __syncwarp();
+      smem.ring_dout.wait(state);
+      auto const done = state;
+      if constexpr (Traits::kAddsDq) {
+        if (i > 0) {
+          finish_dq();
+        }
+        typename Traits::Weights nothing;
+        clear(nothing);
+        publish(nothing, state);
+      }
+      state.advance();
+      smem.ring_q.release(done);
+      smem.ring_dout.release(done);
+    };
+
     smem.ring_keys.wait(state_keys);
     load_registers(smem.k, keys);
     load_registers(smem.v, values);
@@ -319,12 +338,15 @@ struct DkvConsumer {
         smem.ring_q.wait(state);
         auto const use = geometry.use(part, state);
         if (!use.seen) {
-          pass_over(state);
+          pass_over(i);
         } else if (use.masked) {
           step(i, i, true_type{}, false_type{});
         } else {
           step(i, i, false_type{}, false_type{});
         }
+      }
+      if (geometry.tiles_loaded(work) > 0) {
+        finish_dq();
       }
     } else if constexpr (!kAhead) {
       int const tiles = walk.num_partial + walk.num_full;
@@ -385,15 +407,6 @@ struct DkvConsumer {
     if (threadIdx.x % 32 == 0) {
       smem.ring_grads.full[state.index].arrive();
     }
-  }
-
-  // Passes over a stage that only the other consumer needs. The flag that says so has been read.
-  __device__ __forceinline__ void pass_over(RingState<Traits::kStages>& state) {
-    __syncwarp();
-    smem.ring_dout.wait(state);
-    smem.ring_q.release(state);
-    smem.ring_dout.release(state);
-    state.advance();
   }
 
   template <class Gradient>

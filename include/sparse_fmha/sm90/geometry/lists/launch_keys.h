@@ -15,7 +15,8 @@ void ListKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
                      device::transpose_lists(params.sparsity, p, kParts, context)};
   params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles,
                                     heads_in_cache(p, volume(p.grid_q)));
-  run_dkv_kernel<Traits>(params, p, context);
+  with_query_sums<Traits>(params, p, device::sum_tiles(p), context,
+                          [&] { run_dkv_kernel<Traits>(params, p, context); });
 }
 
 }  // namespace sparse_fmha::sm90
