@@ -24,7 +24,12 @@ struct DkvConsumer {
   // Whether scores of the next step are issued before the wait for the gradients' products. With
   // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
-      !Geometry::kByStage && !(Geometry::kMaskWarp && Traits::kHeadDim == 128);
+      !Geometry::kByStage &&
+      !(Geometry::kMaskWarp && Traits::kHeadDim == 128 && !Traits::kDqByConsumers);
+  // Whether weights are rounded 16 queries at a time between the slices of their product. It takes
+  // fewer registers than to hold all in both forms.
+  static constexpr bool kSliced =
+      Traits::kDqByConsumers && Geometry::kMaskWarp && !Geometry::kByStage;
   // Whether gradients of weights are issued ahead, too. Otherwise dQ of the last step or a mask has
   // their registers.
   static constexpr bool kGradsAhead =
@@ -198,6 +203,13 @@ struct DkvConsumer {
         }
       }
     };
+    auto convert_slice = [&](auto const& from, auto& to, int k) {
+      auto const rounded = convert<Element>(make_tensor(from.data() + 8 * k, Shape<_8>{}));
+      CUTE_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        to(8 * k + i) = rounded(i);
+      }
+    };
     // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
     // i-th.
     auto step = [&](int i, int tile, auto masked, auto more) __attribute__((always_inline)) {
@@ -223,9 +235,9 @@ struct DkvConsumer {
         }
       };
       // From weights and their gradients to gradients of the scores, without the scale.
-      auto differentiate = [&](auto hides) {
+      auto differentiate = [&](int first, int end, auto hides) {
         CUTE_UNROLL
-        for (int i = 0; i < size(scores); ++i) {
+        for (int i = first; i < end; ++i) {
           float const grad = scores(i) * without_delta(grads(i), terms, i);
           grads(i) = hides(i) ? 0.f : grad;
         }
@@ -250,27 +262,48 @@ struct DkvConsumer {
       }
       [[maybe_unused]] typename Traits::Weights weights;
       [[maybe_unused]] typename Traits::Weights rounded;
-      if constexpr (kWantsDv) {
+      if constexpr (kWantsDv && !kSliced) {
         convert_into(scores, weights);
       }
       if constexpr (kWantsDk) {
         warpgroup_wait<0>();
         warpgroup_fence_operand(grads);
       }
-      if constexpr (kWantsDv) {
+      if constexpr (kSliced) {
+        auto const frag_doutt = operand_rows_t(smem.dout);
+        auto const frag_dout = frag_doutt(_, _, _, state.index);
+        warpgroup_fence_operand(dv);
+        CUTE_UNROLL
+        for (int k = 0; k < Traits::kTileQ / 16; ++k) {
+          convert_slice(scores, weights, k);
+          auto slice = weights(_, _, k);
+          warpgroup_fence_operand(slice);
+          warpgroup_arrive();
+          gemm(MmaGradient{}, slice, frag_dout(_, _, k), dv);
+          warpgroup_commit_batch();
+          if (masked) {
+            differentiate(8 * k, 8 * k + 8, [&](int i) { return signbit(scores(i)); });
+          } else {
+            differentiate(8 * k, 8 * k + 8, [](int /*i*/) { return false; });
+          }
+          convert_slice(grads, rounded, k);
+        }
+      } else if constexpr (kWantsDv) {
         auto frag_doutt = operand_rows_t(smem.dout);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, weights,
                                              frag_doutt(_, _, _, state.index), dv);
       }
       if constexpr (kWantsDk) {
         compiler_fence();
-        if (masked) {
-          // A select, not only a multiplication by zero: a hidden value may be infinite.
-          differentiate([&](int i) { return signbit(scores(i)); });
-        } else {
-          differentiate([](int /*i*/) { return false; });
+        if constexpr (!kSliced) {
+          if (masked) {
+            // A select, not only a multiplication by zero: a hidden value may be infinite.
+            differentiate(0, size(scores), [&](int i) { return signbit(scores(i)); });
+          } else {
+            differentiate(0, size(scores), [](int /*i*/) { return false; });
+          }
+          convert_into(grads, rounded);
         }
-        convert_into(grads, rounded);
         if constexpr (Traits::kAddsDq) {
           publish(rounded, state);
         }
