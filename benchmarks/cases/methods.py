@@ -114,7 +114,7 @@ def _sol(case, q, k, v):
 
 def _ssa(case, q, k, v):
     def method():
-        mask = patterns.ssa(q, k, width=256)
+        mask = patterns.ssa(q, k)
         return sparse_fmha.block_sparse_attention(q, k, v, mask)
 
     return {"ssa": method}
