@@ -147,7 +147,8 @@ def attention(
     Under `torch.autocast` the inputs are cast to its dtype. `out` and `lse` are differentiable with
     respect to every floating point tensor except a threshold. Repeated runs on the same input are
     bitwise equal, but for the gradient of q on Hopper at head dims up to 128, unless
-    `torch.use_deterministic_algorithms(True)` was set in the forward pass. These raise
+    `torch.use_deterministic_algorithms(True)` was set in the forward pass. On Hopper, batch, heads
+    and lengths choose the kernel, so the last bits of a row may depend on them. These raise
     NotImplementedError: a call or a gradient on a GPU that has no kernel for it, as for gradients
     where tiles may be skipped (`skip_threshold`, `return_stats`), second derivatives, and
     forward-mode derivatives. `torch.vmap` is supported.

@@ -120,8 +120,9 @@ def all_gather_kv(
         zigzag: tokens are in the order that balances causal work over the ranks.
         slices: pieces that the key heads are cut into, a divisor of Hkv. The keys of a piece are
             gathered while the piece before it is computed, and their gradients are added up
-            likewise. The result is that of one piece bit by bit, and a rank holds the gathered keys
-            of two pieces instead of all. A mask function is called for each piece, with the heads
+            likewise. The result is that of one piece bit by bit, but for dense attention on Hopper,
+            where fewer heads may take another kernel. A rank holds the gathered keys of two pieces
+            instead of all. A mask function is called for each piece, with the heads
             of the piece.
         group: process group or one-dimensional mesh; default all ranks.
         return_lse: also return the log-sum-exp.

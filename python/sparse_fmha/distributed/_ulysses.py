@@ -114,7 +114,8 @@ def ulysses(
         grid: `*L` of `neighborhood_attention`; its product is Lq. Default one axis.
         slices: pieces that the rank's query heads are cut into. A piece is sent while the one
             before it is computed, in both passes, and its result returns meanwhile. The result is
-            that of one piece bit by bit. It divides Hq / world, and a piece has whole groups of
+            that of one piece bit by bit, but for dense attention on Hopper, where fewer heads may
+            take another kernel. It divides Hq / world, and a piece has whole groups of
             query heads that share a key head, or a part of one group. A mask function is called
             for each piece, with the heads of the piece.
         head_order: all query heads, those that rank 0 computes first, to balance heads that differ
