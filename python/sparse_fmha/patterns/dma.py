@@ -161,7 +161,7 @@ def dma_attention(
     """Causal attention to the keys of largest bias, with the bias added to their scores.
 
     See `dma_mask`. The backward pass has the gradient of the bias, with which `DMABias` trains.
-    Runs on the CPU: no GPU kernel takes a bias of keys yet.
+    Runs on the CPU: no GPU kernel takes `row_threshold` yet.
 
     Args:
         q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `sparse_fmha.attention`.
