@@ -56,7 +56,8 @@ def _chunks(q: Tensor, k: Tensor, share: float) -> StripeMask:
 
 
 def _hip(q: Tensor, k: Tensor, share: float) -> StripeMask:
-    return patterns.hip(q, k, keys=max(256, int(share * k.shape[1] / 2)))
+    keys = 2 * max(128, int(share * k.shape[1] / 4))  # granules of two
+    return patterns.hip(q, k, keys=keys)
 
 
 def _minference(q: Tensor, k: Tensor, share: float) -> BlockMask:
