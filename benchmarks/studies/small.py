@@ -57,6 +57,7 @@ def cases(tiny: bool) -> list[Case]:
         found.append(Case(name, "cuda", "bfloat16", batch, length, heads, heads, dim, causal))
 
     if tiny:
+        add(64, False, 2, 40, heads=2)
         add(64, True, 2, 40, heads=2)
         return found
     for dim in (64, 128):

@@ -137,6 +137,11 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.small": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        (["--tiny", "--only", "none"], "--only none: no case has such a name"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--tables", "{folder}/none.md"], "No such file or directory: .*none.md"),

@@ -230,7 +230,7 @@ def test_explained():
         assert found.kernel == "sm90_dense_float16_d64_bias"
         assert found.rejected["sm90_dense_float16_d64"] == "takes no key_bias"
         found = explain(sparse_fmha.attention, q, q, q, arch="sm90")
-        assert found.kernel == "sm90_dense_float16_d64"
+        assert found.kernel == "sm90_dense_float16_d64_q64"
         assert found.rejected["sm90_dense_float16_d64_bias"] == "is for calls with key_bias"
     with pytest.raises(
         ValueError, match=r"key_bias must have shape \[1 or 1, 4 or 1, 70\], batch, query heads and"
