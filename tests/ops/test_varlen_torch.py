@@ -109,9 +109,8 @@ def test_exported_for_any_number_of_sequences_and_tokens():
         assert program(*given).equal(Layer()(*given))
 
 
-def test_compiled_with_bounds_that_only_a_run_knows(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
-
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_compiled_with_bounds_that_only_a_run_knows():
     def packed(q, cu):
         longest = cu.diff().max().item()
         return varlen_attention(q, q, q, cu, cu, longest, longest)
