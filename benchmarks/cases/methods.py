@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
 from benchmarks.cases import stripes
-from sparse_fmha import patterns
+from sparse_fmha import BlockMask, StripeMask, patterns
 from sparse_fmha.selection import BlockGrid, top_k_blocks
 
 DENSE = "dense"  # ours
@@ -57,19 +57,18 @@ def tensors(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tens
     return list(stripes.planted(case.size, device, dtype, seed)[:3])
 
 
+def _over(make: Callable[[Tensor, Tensor], BlockMask | StripeMask], q, k, v) -> Op:
+    """Makes the mask and computes attention over it."""
+    return lambda: stripes.attend(q, k, v, make(q, k))
+
+
 def _dhsa(case, q, k, v):
     chunks = torch.arange(0, case.length + 1, 32, device=q.device)[None]
     budget = case.length // 16
-
-    def first():
-        mask = patterns.dhsa(q, k, chunks, budget)
-        return sparse_fmha.stripe_attention(q, k, v, mask)
-
-    def second():
-        mask = patterns.dhsa_blocks(q, k)
-        return sparse_fmha.block_sparse_attention(q, k, v, mask)
-
-    return {"dhsa": first, "dhsa_blocks": second}
+    return {
+        "dhsa": _over(lambda q, k: patterns.dhsa(q, k, chunks, budget), q, k, v),
+        "dhsa_blocks": _over(patterns.dhsa_blocks, q, k, v),
+    }
 
 
 def _dma(case, q, k, v):
@@ -91,17 +90,13 @@ def _dma(case, q, k, v):
 
 def _psa(case, q, k, v):
     grid = BlockGrid.of(q, k, 128, 128)
-
-    def lists():
-        scores = torch.randn(1, case.heads, *grid.shape, device=q.device)
-        return grid.mask(top_k_blocks(scores, density=0.156))
-
-    mask = lists()
+    scores = torch.randn(1, case.heads, *grid.shape, device=q.device)
+    mask = grid.mask(top_k_blocks(scores, density=0.156))
 
     def method():
         return patterns.psa_attention(q, k, v, patterns.psa_levels(q, k))
 
-    return {"psa": method, LISTS: lambda: sparse_fmha.block_sparse_attention(q, k, v, mask)}
+    return {"psa": method, LISTS: lambda: stripes.attend(q, k, v, mask)}
 
 
 def _rectified(case, q, k, v):
@@ -113,32 +108,22 @@ def _sol(case, q, k, v):
 
 
 def _ssa(case, q, k, v):
-    def method():
-        mask = patterns.ssa(q, k)
-        return sparse_fmha.block_sparse_attention(q, k, v, mask)
-
-    return {"ssa": method}
+    return {"ssa": _over(patterns.ssa, q, k, v)}
 
 
 def _token_sparse(case, q, k, v):
-    def method():
+    def kept(attend=None):
         indices = patterns.token_sparse_indices(q, k, keep=case.length * 3 // 4)
-        return patterns.token_sparse_attention(q, k, v, indices=indices)
-
-    def both():
-        indices = patterns.token_sparse_indices(q, k, keep=case.length * 3 // 4)
-
-        def attend(q, k, v):
-            mask = patterns.flexprefill_query_aware(q, k)
-            return sparse_fmha.block_sparse_attention(q, k, v, mask)
-
         return patterns.token_sparse_attention(q, k, v, indices=indices, attend=attend)
 
-    return {"token_sparse": method, "token_sparse, flexprefill": both}
+    def flexprefill(q, k, v):
+        return _over(patterns.flexprefill_query_aware, q, k, v)()
+
+    return {"token_sparse": kept, "token_sparse, flexprefill": lambda: kept(flexprefill)}
 
 
 def _hip(case, q, k, v):
-    return {"hip": lambda: sparse_fmha.stripe_attention(q, k, v, patterns.hip(q, k))}
+    return {"hip": _over(patterns.hip, q, k, v)}
 
 
 def _light_forcing(case, q, k, v):
@@ -148,11 +133,10 @@ def _light_forcing(case, q, k, v):
     tail = q[:, -chunk:]
     layout = patterns.LightForcingLayout(chunk, 21 * frame, frame, device=q.device)
 
-    def method():
-        mask = patterns.light_forcing(tail, k, layout)
-        return sparse_fmha.block_sparse_attention(tail, k, v, mask)
-
-    return {"light_forcing": method, DENSE: lambda: sparse_fmha.attention(tail, k, v)}
+    return {
+        "light_forcing": _over(lambda q, k: patterns.light_forcing(q, k, layout), tail, k, v),
+        DENSE: lambda: sparse_fmha.attention(tail, k, v),
+    }
 
 
 def _grid_heads(case, q, k, v):
@@ -168,11 +152,7 @@ def _minference(case, q, k, v):
 
 
 def _flexprefill(case, q, k, v):
-    def method():
-        mask = patterns.flexprefill_query_aware(q, k)
-        return sparse_fmha.block_sparse_attention(q, k, v, mask)
-
-    return {"flexprefill": method}
+    return {"flexprefill": _over(patterns.flexprefill_query_aware, q, k, v)}
 
 
 def _anchor(case, q, k, v):
@@ -209,7 +189,7 @@ CASES = {
              published="at most 1.1 times the time of block lists, 85% sparse"),
         Case("rectified", _rectified, 118800, 24, 24, causal=False, headline=3.33,
              published="HunyuanVideo, 89% sparse"),
-        Case("sol", _sol, 32 * 1024, 24, 24, causal=False, published=""),
+        Case("sol", _sol, 32 * 1024, 24, 24, causal=False),
         Case("ssa", _ssa, headline=2.0, published="inference at 128k"),
         Case("token_sparse", _token_sparse, headline=1.36,
              published="1.36x alone, 3.23x with FlexPrefill, 128k"),
@@ -218,7 +198,7 @@ CASES = {
              against=DENSE, published="attention, Wan 2.1 1.3B", exact=False),
         Case("mminference", _grid_heads, headline=8.3, published="1M tokens", exact=False),
         Case("minference", _minference, headline=10.0, published="1M tokens"),
-        Case("flexprefill", _flexprefill, published=""),
+        Case("flexprefill", _flexprefill),
         Case("anchor", _anchor, headline=4.6, published="over FlashAttention, 128k"),
         Case("pka", _pka, 17 * 1024, 24, 24, causal=False, headline=10.0, against=DENSE,
              published="16 conditions of 1024 tokens", exact=False),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask, reference
 
 RUN = 128  # keys
@@ -62,6 +63,13 @@ def masks(size: dict, keys: int, device: str, generator) -> dict[str, StripeMask
         "columns": StripeMask(columns, full(keys), length, length, rows),
         "runs": StripeMask(none, full(0), length, length, rows, starts, full(keys // RUN), RUN),
     }
+
+
+def attend(q, k, v, mask: StripeMask | BlockMask, **options):
+    """The attention that takes such a mask."""
+    if isinstance(mask, StripeMask):
+        return sparse_fmha.stripe_attention(q, k, v, mask, **options)
+    return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
 
 
 def error(out: torch.Tensor, mask, q, k, v) -> float:

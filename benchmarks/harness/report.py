@@ -79,6 +79,12 @@ def keep(results: dict, out: Path | None) -> None:
         print(f"results: {path}")
 
 
+def keep_so_far(results: dict, out: Path | None) -> None:
+    """Saves what a run has measured, at the place of `keep`: it may be cut short."""
+    if out is not None:
+        save(results, place(results, out))
+
+
 def save(results: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

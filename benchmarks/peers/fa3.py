@@ -16,12 +16,18 @@ INTERFACES = {
 
 
 def fa3(case: Case, q, k, v):
-    flash_attn_func = load(case.dtype)
+    op = forward(q, k, v, case.causal, case.dtype)
     if case.window or case.lists:
         raise UnavailableError(NO_MASK)
+    return op
+
+
+def forward(q, k, v, causal: bool, dtype: str = "bfloat16"):
+    """The op of dense or causal attention; UnavailableError where it cannot run."""
+    flash_attn_func = load(dtype)
 
     def op():
-        result = flash_attn_func(q, k, v, causal=case.causal)
+        result = flash_attn_func(q, k, v, causal=causal)
         return result[0] if isinstance(result, tuple) else result
 
     return op

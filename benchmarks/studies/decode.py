@@ -264,8 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             results["rows"] += rows
             if reasons:
                 skipped[case.name] = reasons
-            if out is not None:
-                report.save(results, report.place(results, out))
+            report.keep_so_far(results, out)
     for line in tables.reasons(skipped):
         print(line)
     report.keep(results, out)

@@ -169,8 +169,7 @@ def main(argv: list[str] | None = None) -> int:
                 "rows": rows,
             }
         )
-        if out is not None:
-            report.save(results, report.place(results, out))  # a run may be cut short
+        report.keep_so_far(results, out)
         if args.device == "cuda":
             torch.cuda.empty_cache()
     report.keep(results, out)

@@ -19,9 +19,8 @@ from torch import Tensor
 
 import sparse_fmha
 from benchmarks.cases import stripes
-from benchmarks.cases.frontier import METHODS, Mask, Method
+from benchmarks.cases.frontier import METHODS, Method
 from benchmarks.harness import environment, report, timing
-from sparse_fmha import StripeMask
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "frontier"
@@ -40,12 +39,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def attend(mask: Mask, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(mask, StripeMask):
-        return sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)
-    return sparse_fmha.block_sparse_attention(q, k, v, mask, return_lse=True)
-
-
 def points(
     name: str, method: Method, qkv: list[Tensor], args: argparse.Namespace, device: str
 ) -> list[dict]:
@@ -56,10 +49,12 @@ def points(
     found = []
     for budget in method.budgets:
         mask = method.make(q, k, budget)
-        out, lse = attend(mask, q, k, v)
+        out, lse = stripes.attend(q, k, v, mask, return_lse=True)
         ops = {
             "dense": lambda: sparse_fmha.attention(q, k, v, causal=True),
-            name: lambda budget=budget: attend(method.make(q, k, budget), q, k, v),
+            name: lambda budget=budget: stripes.attend(
+                q, k, v, method.make(q, k, budget), return_lse=True
+            ),
         }
         times = timing.measure(
             ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed

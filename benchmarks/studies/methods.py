@@ -11,6 +11,7 @@ at a million tokens.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ import sparse_fmha
 from benchmarks.cases import methods
 from benchmarks.cases.methods import CASES, DENSE, FA3, Case
 from benchmarks.harness import environment, report, timing
+from benchmarks.harness.memory import peak_bytes
 from benchmarks.harness.names import UnavailableError
 from benchmarks.peers import fa3
 from sparse_fmha.cli import one_line_errors
@@ -41,32 +43,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def peak(op: Callable[[], Tensor], device: str) -> int | None:
-    """Bytes that a call holds at most, its result included; of CPU memory nothing is known."""
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    op()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def dense_ops(case: Case, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Ours, and FlashAttention-3 where it is installed and takes the inputs."""
     found = {DENSE: lambda: sparse_fmha.attention(q, k, v, causal=case.causal)}
     if q.is_cuda:
-        try:
-            call = fa3.load()
-        except UnavailableError:
-            return found
-
-        def peer() -> Tensor:
-            result = call(q, k, v, causal=case.causal)
-            return result[0] if isinstance(result, tuple) else result
-
-        found[FA3] = peer
+        with contextlib.suppress(UnavailableError):
+            found[FA3] = fa3.forward(q, k, v, case.causal)
     return found
 
 
@@ -93,7 +75,7 @@ def run(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -
         if expected is not None and name in own and out.shape == expected.shape:
             difference = ((out - expected).float().norm() / expected.float().norm()).item()
         del out
-        facts[name] = {"peak_bytes": peak(op, device), "difference": difference}
+        facts[name] = {"peak_bytes": peak_bytes(op, device), "difference": difference}
     del expected
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
@@ -140,8 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         found["rows"] = run(case, args, device, dtype)
         results["methods"].append(found)
         print(table([found]), flush=True)
-        if out is not None:
-            report.save(results, report.place(results, out))  # a run may be cut short
+        report.keep_so_far(results, out)
         if device == "cuda":
             torch.cuda.empty_cache()
     report.keep(results, out)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases.models import CASES, Case
 from benchmarks.harness import environment, model_options, report, timing
+from benchmarks.harness.memory import peak_bytes
 from benchmarks.studies.diffusion import cast
 from sparse_fmha.cli import one_line_errors
 
@@ -129,19 +130,6 @@ def variants(case: Case, tiny: bool) -> dict[str, Callable[[nn.Module], Any]]:
     return {**made, NOTHING: nothing}
 
 
-def peak(call: Callable[[], object], device: str) -> int | None:
-    """Bytes that a call allocates at most beside what there is; None on a CPU."""
-    if device != "cuda":
-        call()
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """By variant, and by "eager" or "compiled", milliseconds and peak bytes, or an error."""
     dtype = getattr(torch, args.dtype)
@@ -171,7 +159,7 @@ def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             row = rows.setdefault(name, {})
             try:
                 with changes[name](model), torch.inference_mode():
-                    bytes_ = (call(), peak(call, args.device))[1]  # the first compiles
+                    bytes_ = (call(), peak_bytes(call, args.device))[1]  # the first compiles
                     spent = timing.measure({name: call}, **counts)
                 row[mode] = {"call": spent[name].median, "peak_bytes": bytes_}
             except Exception as error:  # one variant does not stop the others
@@ -254,8 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{table(name, case, rows, args.blocks)}", flush=True)
         facts = {fact: getattr(case, fact) for fact in ("what", "grid", "tokens", "blocks")}
         results["models"].append({"case": name, **facts, "rows": rows, "shares": shares(rows)})
-        if out is not None:
-            report.save(results, report.place(results, out))  # a run may be cut short
+        report.keep_so_far(results, out)
         if args.device == "cuda":
             torch.cuda.empty_cache()
     report.keep(results, out)

@@ -33,8 +33,8 @@ PEERS = {"cuda": ("cudnn", "fa3"), "cpu": ("torch",)}
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 4, 16, 64)
 MOST_TOKENS = 64 * 1024  # of a case: beyond, all is as at the large sizes
-CALLS = 20  # in a graph
-GRAPH_US = 3000  # of which there are fewer where they take longer
+CALLS = 20  # in a graph, fewer where they would take longer than GRAPH_US
+GRAPH_US = 3000
 TILES = (64, 128, 192)
 
 

@@ -21,6 +21,7 @@ from benchmarks.cases.stripes import (
     BLOCK,
     SIZES,
     STRIPES,
+    attend,
     blocks_with,
     error,
     masks,
@@ -28,7 +29,6 @@ from benchmarks.cases.stripes import (
     tensors,
 )
 from benchmarks.harness import environment, report, timing
-from sparse_fmha import StripeMask
 from sparse_fmha.cli import one_line_errors
 from sparse_fmha.patterns import anchor
 
@@ -47,12 +47,7 @@ def rates(size: dict, keys: int, args, device: str, dtype) -> list[dict]:
     q, k, v = tensors(size, device, dtype, generator)
     ops, errors = {}, {}
     for name, mask in masks(size, keys, device, generator).items():
-        attend = (
-            sparse_fmha.stripe_attention
-            if isinstance(mask, StripeMask)
-            else sparse_fmha.block_sparse_attention
-        )
-        ops[name] = lambda attend=attend, mask=mask: attend(q, k, v, mask)
+        ops[name] = lambda mask=mask: attend(q, k, v, mask)
         errors[name] = error(ops[name](), mask, q, k, v)
     flops = 4 * size["heads"] * size["dim"] * size["length"] * keys
     return rows_of(f"{keys} keys", ops, dict.fromkeys(ops, flops), errors, args, device)
