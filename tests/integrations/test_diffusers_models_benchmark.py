@@ -54,7 +54,7 @@ def test_an_error_is_told(tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(models, "peak", broken)
+    monkeypatch.setattr(models, "peak_bytes", broken)
     rows = run(tmp_path / "a.json", "--case", "wan-14b-720p", "--compile", "none")
     row = rows["wan-14b-720p"]["rows"]["torch"]["eager"]
     assert row == {"error": "ValueError: no such thing"}
