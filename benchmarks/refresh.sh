@@ -2,8 +2,9 @@
 # Measures all tables of README.md and docs/benchmarks.md again, on a machine with a Hopper GPU that
 # has torch and a built library in python/sparse_fmha:
 #
-#   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time backward
-#                                     decode diffusion models methods calibration scaling
+#   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
+#                                     backward key_bias decode diffusion models methods frontier
+#                                     other_gpus calibration scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -21,9 +22,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time backward decode diffusion models methods calibration scaling)
+known=(sequences skipping blocks grids stripes host_time small backward key_bias decode diffusion
+  models methods frontier other_gpus calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:12}")
+((${#steps[@]})) || steps=("${known[@]:0:16}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -48,11 +50,15 @@ step_blocks() { cases --case 'bs/*' --case 'select/*' --iterations 12; }
 step_grids() { cases --case 'na/*'; }
 step_stripes() { study stripes; }
 step_host_time() { study host_time --dtype bfloat16 --without "$WITHOUT"; }
+step_small() { study small; }
 step_backward() { study backward; }
+step_key_bias() { study key_bias; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_diffusion() { study diffusion --repeats 3; }
 step_models() { study models; }
 step_methods() { study methods; }
+step_frontier() { study frontier --length 32768 --plot "$OUT/frontier/error.png"; }
+step_other_gpus() { study other_gpus; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_scaling() {
   timeout "$LIMIT" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu \

@@ -21,10 +21,10 @@ import sparse_fmha
 from benchmarks.cases import stripes
 from benchmarks.cases.frontier import METHODS, Method
 from benchmarks.harness import environment, report, timing
+from benchmarks.tables import frontier
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "frontier"
-HEADER = ["method", "chosen by", "sparsity", "lost probability", "error", "ms", "over dense"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,14 +70,7 @@ def points(
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        [
-            row["method"], row["chosen_by"], f"{row['sparsity']:.1%}", f"{row['lost']:.4f}",
-            f"{row['error']:.3f}", f"{row['ms']:.4g}", f"{row['dense_ms'] / row['ms']:.2f}x",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return report.plain_table(HEADER, lines)
+    return report.plain_table(list(frontier.COLUMNS), [frontier.line(row) for row in rows])
 
 
 def plot(rows: list[dict], path: Path) -> None:

@@ -30,15 +30,14 @@ import sparse_fmha
 from benchmarks.harness import environment, report, timing
 from benchmarks.studies.backward import Case, attention_of, backward, dense, problem
 from benchmarks.studies.backward import error as gradient_error
+from benchmarks.tables import other_gpus as figures
 from sparse_fmha import reference
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "other_gpus"
 HEADER = ["pass", "case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of own dense", "error"]
 ARCHS = ("sm80", "sm86")
-FLASH = "FlashAttention-2"
 PASSES = ("forward", "backward")
-OWN_DENSE = {"forward": "D128 full 32k", "backward": "D128 full 16k"}
 BACKWARD_LENGTHS = (4096, 16384)  # of dense and causal attention
 FLUX = {"grid": (256, 256), "heads": 24, "window": (80, 80)}
 HUNYUAN = {"grid": (30, 48, 80), "heads": 24, "window": (18, 24, 24)}
@@ -156,7 +155,7 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
     q, k, v, _ = problem(case, device, dtype, args.seed)
     ops = {arch: functools.partial(of_arch(arch, attend), q, k, v) for arch in archs}
     if case.causal is not None and device == "cuda":
-        ops[FLASH] = lambda: flash(q, k, v, case.causal)
+        ops[figures.FLASH] = lambda: flash(q, k, v, case.causal)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
@@ -184,7 +183,7 @@ def backward_rows_of(
         out = of_arch(arch, attend)(q, k, v)
         ops[arch] = of_arch(arch, backward(out, (q, k, v), dout))
     if case.causal is not None and device == "cuda":
-        ops[FLASH] = backward(flash(q, k, v, case.causal), (q, k, v), dout.transpose(1, 2))
+        ops[figures.FLASH] = backward(flash(q, k, v, case.causal), (q, k, v), dout.transpose(1, 2))
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
@@ -200,27 +199,16 @@ def has_backward(case: Case) -> bool:
     return case.causal is None or case.grid[0] in BACKWARD_LENGTHS
 
 
-def rate(row: dict, flops: str) -> float:
-    """TFLOP/s."""
-    return row[flops] / row["ms"]["median"] * 1e-9
-
-
 def table(rows: list[dict]) -> str:
-    by_name = {(row["pass"], row["case"], row["op"]): row for row in rows}
-    is_dense = {case.name: case.causal is not None for case in CASES}
     lines = []
-    for row in rows:
+    for row, speed, share in figures.beside(rows):
         ms = row["ms"]
-        direction = row["pass"]
-        beside = by_name.get((direction, row["case"], FLASH))
-        own = by_name.get((direction, OWN_DENSE[direction], row["op"]))
-        own = None if is_dense[row["case"]] else own
-        share = own and rate(row, "executed_flops") / rate(own, "useful_flops")
         lines.append([
-            direction, row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
-            f"{rate(row, 'useful_flops'):.3g}",
-            f"{beside['ms']['median'] / ms['median']:.2f}" if beside else "",
-            f"{share:.0%}" if share else "",
+            row["pass"], row["case"], row["op"],
+            *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
+            f"{figures.rate(row, 'useful_flops'):.3g}",
+            "" if speed is None else f"{speed:.2f}",
+            "" if share is None else f"{share:.0%}",
             "" if row["error"] is None else f"{row['error']:.1e}",
         ])  # fmt: skip
     return report.plain_table(HEADER, lines)

@@ -21,14 +21,18 @@ from benchmarks.tables import (
     builders,
     decode,
     diffusion,
+    frontier,
     grids,
     headline,
     host_time,
+    key_bias,
     methods,
     models,
+    other_gpus,
     scaling,
     sequences,
     skipping,
+    small,
     stripes,
 )
 from benchmarks.tables.markdown import lines_of, source
@@ -50,13 +54,17 @@ TABLES = {
 
 # Results of benchmarks of their own, by folder.
 FOLDERS = {
+    "small": small,
     "decode": decode,
     "stripes": stripes,
     "backward": backward,
+    "key_bias": key_bias,
     "methods": methods,
+    "frontier": frontier,
     "diffusion": diffusion,
     "models": models,
     "scaling": scaling,
+    "other_gpus": other_gpus,
     "host_time": host_time,
     "builders": builders,
 }

@@ -7,6 +7,7 @@ import pytest
 
 import kernel_list
 from benchmarks.studies import other_gpus
+from benchmarks.tables import other_gpus as figures
 
 
 def test_tiny(tmp_path):
@@ -18,7 +19,7 @@ def test_tiny(tmp_path):
         cases[row["pass"]].add(row["case"])
     assert cases["forward"] == {case.name for case in other_gpus.CASES}
     assert cases["backward"] == {c.name for c in other_gpus.CASES if other_gpus.has_backward(c)}
-    assert other_gpus.OWN_DENSE["backward"] in cases["backward"]
+    assert figures.OWN_DENSE["backward"] in cases["backward"]
     assert {row["op"] for row in rows} == {"cpu"}
     for row in rows:
         assert row["ms"]["median"] > 0
@@ -62,10 +63,10 @@ def row(case, op, ms, flops, executed=None, direction="forward"):
 def test_shares():
     """Dense attention is compared with FlashAttention-2, the others with dense."""
     rows = [
-        row(other_gpus.OWN_DENSE["forward"], "sm80", 2.0, 8e9),
-        row(other_gpus.OWN_DENSE["forward"], other_gpus.FLASH, 3.0, 8e9),
+        row(figures.OWN_DENSE["forward"], "sm80", 2.0, 8e9),
+        row(figures.OWN_DENSE["forward"], figures.FLASH, 3.0, 8e9),
         row("FLUX", "sm80", 1.0, 1e9, 3e9),
-        row(other_gpus.OWN_DENSE["backward"], "sm80", 4.0, 8e9, direction="backward"),
+        row(figures.OWN_DENSE["backward"], "sm80", 4.0, 8e9, direction="backward"),
         row("FLUX", "sm80", 1.0, 1e9, direction="backward"),
     ]
     dense, flash, grid, _, backward_grid = other_gpus.table(rows).splitlines()[-5:]
@@ -74,3 +75,20 @@ def test_shares():
     assert "1.00" in flash
     assert "75%" in grid
     assert "%" not in dense
+
+
+def test_generated_table():
+    rows = [
+        row("D64 full 2k", "sm80", 2.0, 8e9),
+        row("D64 full 2k", "sm86", 4.0, 8e9),
+        row("D64 full 2k", figures.FLASH, 3.0, 8e9),
+    ]
+    rows[0]["error"], rows[1]["error"] = 1e-3, 2e-3
+    del rows[0]["pass"]  # the first results had one pass
+    (line,) = figures.rows({"rows": rows})
+    assert line == {
+        "pass": "forward", "case": "D64 full 2k", "error": "2.0e-03",
+        "sm80, TFLOP/s": "4", "sm80 over FlashAttention-2": "1.50x", "sm80, of its dense rate": "",
+        "sm86, TFLOP/s": "2", "sm86 over FlashAttention-2": "0.75x", "sm86, of its dense rate": "",
+    }  # fmt: skip
+    assert set(line) == set(figures.COLUMNS)

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.studies import small  # noqa: E402
+from benchmarks.tables import small as generated  # noqa: E402
 
 
 def test_names_are_unique():
@@ -34,3 +35,20 @@ def test_the_worst_case_is_first():
 
     lines = small.table([row("a", 1.2), row("b", 0.9), row("c", 1.0)]).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["b", "c", "a"]
+
+
+def test_generated_table():
+    def row(case, **us):
+        ms = {name: {"median": 1e-3 * x} for name, x in us.items()}
+        best = min(us["cudnn"], us["fa3"])
+        return {"case": case, "tile_q": 64, "ms": ms, "of_best_peer": best / us["sparse_fmha"]}
+
+    rows = [
+        row("small/d64/dense/1x128", sparse_fmha=4.0, cudnn=7.0, fa3=6.0, q128=1.0),
+        row("small/d128/causal/4x512", sparse_fmha=10.0, cudnn=9.0, fa3=12.0),
+    ]
+    lines = [tuple(line.values()) for line in generated.rows({"rows": rows})]
+    assert lines == [
+        ("D128 causal 4x512", "10.0", "64", "cudnn", "9.0", "**0.90x**"),
+        ("D64 dense 1x128", "4.0", "64", "fa3", "6.0", "1.50x"),
+    ]
