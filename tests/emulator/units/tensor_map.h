@@ -10,6 +10,8 @@ namespace emulator {
 
 inline constexpr int kMaxRank = 5;
 
+inline constexpr uint64_t kTensorMapMagic = 0x70616d20726f736e;
+
 // What cuTensorMapEncodeTiled() keeps. The innermost dimension comes first.
 struct TensorMap {
   uint64_t magic;
