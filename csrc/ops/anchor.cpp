@@ -5,8 +5,8 @@
 #include <tuple>
 
 #include "check.h"
-#include "placement.h"
 #include "list_arguments.h"
+#include "placement.h"
 #include "register.h"
 #include "run.h"
 

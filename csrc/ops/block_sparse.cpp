@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "check.h"
 #include "list_arguments.h"
+#include "placement.h"
 #include "register.h"
 #include "run.h"
 #include "score_arguments.h"

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "placement.h"
 
 namespace sparse_fmha {
 namespace {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "check.h"
+#include "placement.h"
 
 namespace sparse_fmha {
 namespace {
@@ -137,8 +138,7 @@ bool is_aligned(Tensor const& tensor, int64_t bytes) {
 }
 
 bool on_one_device(Tensor const& a, Tensor const& b) {
-  return on_cpu(a) == on_cpu(b) && on_gpu(a) == on_gpu(b) &&
-         (!on_gpu(a) || gpu_of(a) == gpu_of(b));
+  return on_cpu(a) == on_cpu(b) && on_gpu(a) == on_gpu(b) && (!on_gpu(a) || gpu_of(a) == gpu_of(b));
 }
 
 std::ostream& operator<<(std::ostream& out, ShapeText const& shape) {
