@@ -53,18 +53,22 @@ struct Matrix {
         auto const value = bfloat16_t(static_cast<float>(static_cast<int>(random() % 33) - 16) / 8);
         values[mn * kDepth + k] = static_cast<float>(value);
         uint16_t const bits = bits_of(value);
-        std::memcpy(memory.data() + kStart + 2 * Layout{}(mn, k), &bits, 2);
+        std::memcpy(memory.data() + kStart + 2 * place(mn, k), &bits, 2);
       }
     }
   }
 
+  // Where CuTe has an entry, in elements; kStart is a multiple of every swizzle's period.
+  static int place(int mn, int k) {
+    return as_position_independent_swizzle_layout(Layout{})(mn, k);
+  }
+
+  // All but the start is CuTe's. It prints an error for the start, for which it needs a GPU.
   uint64_t descriptor(int k) const {
-    auto* const base = make_smem_ptr(static_cast<bfloat16_t*>(nullptr)).get();
-    Tensor const whole = make_tensor(make_smem_ptr(base), Layout{});
-    // Layout, LBO and SBO of CuTe; its address is that of a device.
-    Tensor const tile = local_tile(whole, Shape<Int<kMn>, _16>{}, make_coord(0, 0));
-    auto const made = GMMA::make_gmma_desc<kMajor>(tile);
-    GmmaDescriptor result = made;
+    auto const base = make_smem_ptr(static_cast<bfloat16_t*>(nullptr));
+    Tensor const tile =
+        local_tile(make_tensor(base, Layout{}), Shape<Int<kMn>, _16>{}, make_coord(0, 0));
+    GmmaDescriptor result = GMMA::make_gmma_desc<kMajor>(tile);
     auto const plain = get_nonswizzle_portion(Layout{});
     result.bitfield.start_address_ = (kStart + 2 * plain(0, k * 16)) >> 4;
     return result.desc_;
