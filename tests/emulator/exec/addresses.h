@@ -44,7 +44,10 @@ inline bool in_shared(ptx::Statement const& statement) {
 
 // v2 and v4; 1 without either.
 inline uint32_t vector_size(ptx::Statement const& statement) {
-  return has_part(statement, "v2") ? 2 : has_part(statement, "v4") ? 4 : has_part(statement, "v8") ? 8 : 1;
+  return has_part(statement, "v2")   ? 2
+         : has_part(statement, "v4") ? 4
+         : has_part(statement, "v8") ? 8
+                                     : 1;
 }
 
 }  // namespace emulator

@@ -7,12 +7,30 @@ namespace {
 
 template <class T>
 struct Wider;
-template <> struct Wider<uint16_t> { using Type = uint32_t; };
-template <> struct Wider<int16_t> { using Type = int32_t; };
-template <> struct Wider<uint32_t> { using Type = uint64_t; };
-template <> struct Wider<int32_t> { using Type = int64_t; };
-template <> struct Wider<uint64_t> { using Type = unsigned __int128; };
-template <> struct Wider<int64_t> { using Type = __int128; };
+template <>
+struct Wider<uint16_t> {
+  using Type = uint32_t;
+};
+template <>
+struct Wider<int16_t> {
+  using Type = int32_t;
+};
+template <>
+struct Wider<uint32_t> {
+  using Type = uint64_t;
+};
+template <>
+struct Wider<int32_t> {
+  using Type = int64_t;
+};
+template <>
+struct Wider<uint64_t> {
+  using Type = unsigned __int128;
+};
+template <>
+struct Wider<int64_t> {
+  using Type = __int128;
+};
 template <class T>
 using wider = typename Wider<T>::Type;
 template <class T>
@@ -22,26 +40,42 @@ constexpr int kBits = 8 * sizeof(T);
 
 // Overflow wraps: computed without sign.
 template <class T>
-T add(T a, T b) { return static_cast<T>(bits_of<T>(a) + bits_of<T>(b)); }
+T add(T a, T b) {
+  return static_cast<T>(bits_of<T>(a) + bits_of<T>(b));
+}
 template <class T>
 T product(T a, T b) {
   return static_cast<T>(static_cast<wider<bits_of<T>>>(bits_of<T>(a)) * bits_of<T>(b));
 }
 template <class T>
-wider<T> wide(T a, T b) { return static_cast<wider<T>>(a) * b; }
+wider<T> wide(T a, T b) {
+  return static_cast<wider<T>>(a) * b;
+}
 
 template <class T>
-struct Add { static T run(T a, T b) { return add(a, b); } };
+struct Add {
+  static T run(T a, T b) { return add(a, b); }
+};
 template <class T>
-struct Sub { static T run(T a, T b) { return static_cast<T>(bits_of<T>(a) - bits_of<T>(b)); } };
+struct Sub {
+  static T run(T a, T b) { return static_cast<T>(bits_of<T>(a) - bits_of<T>(b)); }
+};
 template <class T>
-struct MulLo { static T run(T a, T b) { return product(a, b); } };
+struct MulLo {
+  static T run(T a, T b) { return product(a, b); }
+};
 template <class T>
-struct MulHi { static T run(T a, T b) { return static_cast<T>(wide(a, b) >> kBits<T>); } };
+struct MulHi {
+  static T run(T a, T b) { return static_cast<T>(wide(a, b) >> kBits<T>); }
+};
 template <class T>
-struct MulWide { static wider<T> run(T a, T b) { return wide(a, b); } };
+struct MulWide {
+  static wider<T> run(T a, T b) { return wide(a, b); }
+};
 template <class T>
-struct MadLo { static T run(T a, T b, T c) { return add(product(a, b), c); } };
+struct MadLo {
+  static T run(T a, T b, T c) { return add(product(a, b), c); }
+};
 template <class T>
 struct MadHi {
   static T run(T a, T b, T c) { return add(static_cast<T>(wide(a, b) >> kBits<T>), c); }
@@ -56,43 +90,69 @@ struct MadWide {
 template <class T>
 struct Div {
   static T run(T a, T b) {
-    if (b == 0) return static_cast<T>(~T{0});
+    if (b == 0) {
+      return static_cast<T>(~T{0});
+    }
     return std::is_signed_v<T> && b == static_cast<T>(-1) ? Sub<T>::run(0, a) : T(a / b);
   }
 };
 template <class T>
 struct Rem {
   static T run(T a, T b) {
-    if (b == 0) return a;
+    if (b == 0) {
+      return a;
+    }
     return std::is_signed_v<T> && b == static_cast<T>(-1) ? T{0} : T(a % b);
   }
 };
 template <class T>
-struct Min { static T run(T a, T b) { return b < a ? b : a; } };
+struct Min {
+  static T run(T a, T b) { return b < a ? b : a; }
+};
 template <class T>
-struct Max { static T run(T a, T b) { return a < b ? b : a; } };
+struct Max {
+  static T run(T a, T b) { return a < b ? b : a; }
+};
 template <class T>
-struct Neg { static T run(T a) { return Sub<T>::run(0, a); } };
+struct Neg {
+  static T run(T a) { return Sub<T>::run(0, a); }
+};
 template <class T>
-struct Abs { static T run(T a) { return a < 0 ? Sub<T>::run(0, a) : a; } };
+struct Abs {
+  static T run(T a) { return a < 0 ? Sub<T>::run(0, a) : a; }
+};
 template <class T>
-struct And { static T run(T a, T b) { return a & b; } };
+struct And {
+  static T run(T a, T b) { return a & b; }
+};
 template <class T>
-struct Or { static T run(T a, T b) { return a | b; } };
+struct Or {
+  static T run(T a, T b) { return a | b; }
+};
 template <class T>
-struct Xor { static T run(T a, T b) { return a ^ b; } };
+struct Xor {
+  static T run(T a, T b) { return a ^ b; }
+};
 template <class T>
-struct Not { static T run(T a) { return static_cast<T>(~uint64_t{a}); } };
+struct Not {
+  static T run(T a) { return static_cast<T>(~uint64_t{a}); }
+};
 template <>
-struct Not<bool> { static bool run(bool a) { return !a; } };
+struct Not<bool> {
+  static bool run(bool a) { return !a; }
+};
 template <class T>
-struct Shl { static T run(T a, uint32_t n) { return n < kBits<T> ? T(a << n) : T{0}; } };
+struct Shl {
+  static T run(T a, uint32_t n) { return n < kBits<T> ? T(a << n) : T{0}; }
+};
 template <class T>
 struct Shr {
   static T run(T a, uint32_t n) { return n < kBits<T> ? T(a >> n) : T(a < 0 ? T(-1) : T(0)); }
 };
 template <class T>
-struct Popc { static uint32_t run(T a) { return __builtin_popcountll(a); } };
+struct Popc {
+  static uint32_t run(T a) { return __builtin_popcountll(a); }
+};
 template <class T>
 struct Clz {
   static uint32_t run(T a) { return a == 0 ? kBits<T> : __builtin_clzll(a) - (64 - kBits<T>); }
@@ -126,7 +186,9 @@ template <class T>
 struct Bfe {
   static T run(T a, uint32_t start, uint32_t length) {
     uint32_t const first = start & 255, count = length & 255;
-    if (count == 0) return 0;
+    if (count == 0) {
+      return 0;
+    }
     bool const sign =
         std::is_signed_v<T> && ((a >> std::min<uint32_t>(first + count - 1, kBits<T> - 1)) & 1);
     bits_of<T> result = 0;
@@ -141,7 +203,9 @@ template <class T>
 struct Bfi {
   static T run(T a, T b, uint32_t start, uint32_t length) {
     uint32_t const first = start & 255, count = length & 255;
-    if (first >= kBits<T> || count == 0) return b;
+    if (first >= kBits<T> || count == 0) {
+      return b;
+    }
     T const mask = (count >= kBits<T> ? ~T{0} : (T{1} << count) - 1) << first;
     return (b & ~mask) | ((a << first) & mask);
   }
@@ -164,7 +228,9 @@ struct Prmt {
     for (int i = 0; i < 4; ++i) {
       uint32_t const select = selector >> (4 * i) & 15;
       auto byte = static_cast<uint8_t>(bytes >> (8 * (select & 7)));
-      if (select & 8) byte = byte & 0x80 ? 0xff : 0;
+      if (select & 8) {
+        byte = byte & 0x80 ? 0xff : 0;
+      }
       result |= uint32_t{byte} << (8 * i);
     }
     return result;

@@ -4,16 +4,66 @@
 namespace emulator {
 namespace {
 
-struct Add { template <class T> static T run(T a, T b, T) { return a + b; } };
-struct Min { template <class T> static T run(T a, T b, T) { return b < a ? b : a; } };
-struct Max { template <class T> static T run(T a, T b, T) { return a < b ? b : a; } };
-struct And { template <class T> static T run(T a, T b, T) { return a & b; } };
-struct Or { template <class T> static T run(T a, T b, T) { return a | b; } };
-struct Xor { template <class T> static T run(T a, T b, T) { return a ^ b; } };
-struct Exchange { template <class T> static T run(T, T b, T) { return b; } };
-struct CompareSwap { template <class T> static T run(T a, T b, T c) { return a == b ? c : a; } };
-struct Inc { template <class T> static T run(T a, T b, T) { return a >= b ? 0 : a + 1; } };
-struct Dec { template <class T> static T run(T a, T b, T) { return a == 0 || a > b ? b : a - 1; } };
+struct Add {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a + b;
+  }
+};
+struct Min {
+  template <class T>
+  static T run(T a, T b, T) {
+    return b < a ? b : a;
+  }
+};
+struct Max {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a < b ? b : a;
+  }
+};
+struct And {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a & b;
+  }
+};
+struct Or {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a | b;
+  }
+};
+struct Xor {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a ^ b;
+  }
+};
+struct Exchange {
+  template <class T>
+  static T run(T, T b, T) {
+    return b;
+  }
+};
+struct CompareSwap {
+  template <class T>
+  static T run(T a, T b, T c) {
+    return a == b ? c : a;
+  }
+};
+struct Inc {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a >= b ? 0 : a + 1;
+  }
+};
+struct Dec {
+  template <class T>
+  static T run(T a, T b, T) {
+    return a == 0 || a > b ? b : a - 1;
+  }
+};
 
 // Registers: the address, the `count` results, the arguments, the second arguments (for cas).
 template <bool kShared, class F, class T>
@@ -35,13 +85,25 @@ Outcome update(Warp& warp, Instruction const& i, uint32_t lanes) {
 
 template <bool kShared, class F, bool kBits = false>
 Handler by_type(std::string const& type) {
-  if (type == "u32" || type == "b32") return update<kShared, F, uint32_t>;
-  if (type == "s32") return update<kShared, F, int32_t>;
-  if (type == "u64" || type == "b64") return update<kShared, F, uint64_t>;
-  if (type == "s64") return update<kShared, F, int64_t>;
+  if (type == "u32" || type == "b32") {
+    return update<kShared, F, uint32_t>;
+  }
+  if (type == "s32") {
+    return update<kShared, F, int32_t>;
+  }
+  if (type == "u64" || type == "b64") {
+    return update<kShared, F, uint64_t>;
+  }
+  if (type == "s64") {
+    return update<kShared, F, int64_t>;
+  }
   if constexpr (!kBits) {
-    if (type == "f32") return update<kShared, F, float>;
-    if (type == "f64") return update<kShared, F, double>;
+    if (type == "f32") {
+      return update<kShared, F, float>;
+    }
+    if (type == "f64") {
+      return update<kShared, F, double>;
+    }
   }
   return nullptr;
 }
@@ -50,17 +112,39 @@ template <bool kShared>
 Handler handler(ptx::Statement const& statement) {
   std::string const& type = statement.opcode.back();
   bool const is_float = type[0] == 'f';
-  if (has_part(statement, "add")) return by_type<kShared, Add>(type);
-  if (has_part(statement, "exch")) return by_type<kShared, Exchange, true>(type);
-  if (is_float) return nullptr;
-  if (has_part(statement, "min")) return by_type<kShared, Min>(type);
-  if (has_part(statement, "max")) return by_type<kShared, Max>(type);
-  if (has_part(statement, "and")) return by_type<kShared, And, true>(type);
-  if (has_part(statement, "or")) return by_type<kShared, Or, true>(type);
-  if (has_part(statement, "xor")) return by_type<kShared, Xor, true>(type);
-  if (has_part(statement, "cas")) return by_type<kShared, CompareSwap, true>(type);
-  if (has_part(statement, "inc")) return by_type<kShared, Inc, true>(type);
-  if (has_part(statement, "dec")) return by_type<kShared, Dec, true>(type);
+  if (has_part(statement, "add")) {
+    return by_type<kShared, Add>(type);
+  }
+  if (has_part(statement, "exch")) {
+    return by_type<kShared, Exchange, true>(type);
+  }
+  if (is_float) {
+    return nullptr;
+  }
+  if (has_part(statement, "min")) {
+    return by_type<kShared, Min>(type);
+  }
+  if (has_part(statement, "max")) {
+    return by_type<kShared, Max>(type);
+  }
+  if (has_part(statement, "and")) {
+    return by_type<kShared, And, true>(type);
+  }
+  if (has_part(statement, "or")) {
+    return by_type<kShared, Or, true>(type);
+  }
+  if (has_part(statement, "xor")) {
+    return by_type<kShared, Xor, true>(type);
+  }
+  if (has_part(statement, "cas")) {
+    return by_type<kShared, CompareSwap, true>(type);
+  }
+  if (has_part(statement, "inc")) {
+    return by_type<kShared, Inc, true>(type);
+  }
+  if (has_part(statement, "dec")) {
+    return by_type<kShared, Dec, true>(type);
+  }
   return nullptr;
 }
 

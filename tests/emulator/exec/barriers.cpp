@@ -66,8 +66,7 @@ uint32_t threads_of_live_warps(Block const& block) {
 }
 
 void complete_if_full(Block& block, NamedBarrier& barrier) {
-  uint32_t const expected =
-      barrier.expected != 0 ? barrier.expected : threads_of_live_warps(block);
+  uint32_t const expected = barrier.expected != 0 ? barrier.expected : threads_of_live_warps(block);
   if (barrier.arrived > expected) {
     fault("a barrier has more arrivals than the " + std::to_string(expected) + " it expects");
   }
@@ -85,9 +84,8 @@ Outcome wait_at_barrier(Warp& warp, Instruction const& i, uint32_t lanes) {
   size_t const first = is_reduction(i) ? 2 : 0;
   int const leader = __builtin_ctz(lanes);
   uint64_t const name = static_cast<uint32_t>(warp.reg(i.at[first])[leader]);
-  auto const count = i.at.size() > first + 1
-                         ? static_cast<uint32_t>(warp.reg(i.at[first + 1])[leader])
-                         : 0u;
+  auto const count =
+      i.at.size() > first + 1 ? static_cast<uint32_t>(warp.reg(i.at[first + 1])[leader]) : 0u;
   if (name >= 16) {
     fault("there is no barrier " + std::to_string(name));
   }
@@ -191,10 +189,18 @@ Outcome arrive(Warp& warp, Instruction const& i, uint32_t lanes) {
     auto const n = static_cast<uint32_t>(warp.reg(i.at[2])[lane]);
     uint64_t state = 0;
     switch (A) {
-      case Arrive::kPlain: state = barrier.arrive(n); break;
-      case Arrive::kDrop: state = barrier.arrive_drop(n); break;
-      case Arrive::kExpect: state = barrier.arrive_expect_tx(n); break;
-      case Arrive::kExpectOnly: barrier.expect_tx(n); break;
+      case Arrive::kPlain:
+        state = barrier.arrive(n);
+        break;
+      case Arrive::kDrop:
+        state = barrier.arrive_drop(n);
+        break;
+      case Arrive::kExpect:
+        state = barrier.arrive_expect_tx(n);
+        break;
+      case Arrive::kExpectOnly:
+        barrier.expect_tx(n);
+        break;
     }
     warp.reg(i.at[1])[lane] = state;
   });
@@ -210,8 +216,8 @@ Outcome wait(Warp& warp, Instruction const& i, uint32_t lanes) {
   each_lane(lanes, [&](int lane) {
     uint64_t const which = warp.reg(i.at[2])[lane];
     Mbarrier const barrier = mbarrier_at(warp, i, i.at[0], lane);
-    bool const done = kParity ? barrier.test_wait_parity(static_cast<uint32_t>(which))
-                              : barrier.test_wait(which);
+    bool const done =
+        kParity ? barrier.test_wait_parity(static_cast<uint32_t>(which)) : barrier.test_wait(which);
     yes |= uint32_t{done} << lane;
   });
   if (yes != lanes && i.value != 0 && warp.polls > 0) {

@@ -28,11 +28,11 @@ template <class F>
 void land_later(Warp& warp, int32_t line, uint32_t barrier, uint32_t bytes, F copy) {
   Block* const block = warp.block;
   auto* const word = reinterpret_cast<uint64_t*>(shared_at(*block, barrier, 8));
-  block->late.push_back({block->grid->round + 1 + block->grid->draw(block->grid->late ? 16 : 4), line,
-                         [=] {
-                           copy(block->shared);
-                           Mbarrier(*word).complete_tx(bytes);
-                         }});
+  block->late.push_back(
+      {block->grid->round + 1 + block->grid->draw(block->grid->late ? 16 : 4), line, [=] {
+         copy(block->shared);
+         Mbarrier(*word).complete_tx(bytes);
+       }});
 }
 
 Coordinates coordinates(Warp& warp, Instruction const& i, size_t first, int lane) {
@@ -60,8 +60,7 @@ Outcome load_tensor(Warp& warp, Instruction const& i, uint32_t lanes) {
     Coordinates const at = coordinates(warp, i, 3, lane);
     uint32_t const to = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, to, 128);
-    uint32_t const barrier =
-        shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
+    uint32_t const barrier = shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
     land_later(warp, i.line, barrier, tile_bytes(map),
                [&map, at, to](SharedMemory shared) { load_tile(map, at, shared, to); });
   });
@@ -75,11 +74,9 @@ Outcome load_bytes(Warp& warp, Instruction const& i, uint32_t lanes) {
     std::byte const* const from = host_at(warp.reg(i.at[1])[lane] + late_of(i).global_offset, 16);
     uint32_t const to = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, to, 16);
-    uint32_t const barrier =
-        shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
-    land_later(warp, i.line, barrier, bytes, [from, bytes, to](SharedMemory shared) {
-      bulk_load(shared, to, from, bytes);
-    });
+    uint32_t const barrier = shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
+    land_later(warp, i.line, barrier, bytes,
+               [from, bytes, to](SharedMemory shared) { bulk_load(shared, to, from, bytes); });
   });
   return Outcome::kNext;
 }

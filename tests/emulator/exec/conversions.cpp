@@ -11,10 +11,14 @@ enum class Round : uint64_t { kNearest, kZero, kDown, kUp };
 
 double to_integral(double x, Round round) {
   switch (round) {
-    case Round::kNearest: return std::nearbyint(x);
-    case Round::kZero: return std::trunc(x);
-    case Round::kDown: return std::floor(x);
-    case Round::kUp: return std::ceil(x);
+    case Round::kNearest:
+      return std::nearbyint(x);
+    case Round::kZero:
+      return std::trunc(x);
+    case Round::kDown:
+      return std::floor(x);
+    case Round::kUp:
+      return std::ceil(x);
   }
   return x;
 }
@@ -33,9 +37,15 @@ double as_double(T x) {
 
 template <class D>
 D from_float(double x) {
-  if constexpr (std::is_same_v<D, Half>) return to_half(static_cast<float>(x));
-  if constexpr (std::is_same_v<D, BFloat>) return to_bfloat(static_cast<float>(x));
-  if constexpr (std::is_floating_point_v<D>) return static_cast<D>(x);
+  if constexpr (std::is_same_v<D, Half>) {
+    return to_half(static_cast<float>(x));
+  }
+  if constexpr (std::is_same_v<D, BFloat>) {
+    return to_bfloat(static_cast<float>(x));
+  }
+  if constexpr (std::is_floating_point_v<D>) {
+    return static_cast<D>(x);
+  }
 }
 
 // `value` is the rounding mode; count: whether the result is saturated.
@@ -88,34 +98,82 @@ Outcome convert(Warp& warp, Instruction const& i, uint32_t lanes) {
 
 template <class D>
 Handler from(std::string const& type) {
-  if (type == "u8" || type == "b8") return convert<D, uint8_t>;
-  if (type == "s8") return convert<D, int8_t>;
-  if (type == "u16") return convert<D, uint16_t>;
-  if (type == "s16") return convert<D, int16_t>;
-  if (type == "u32") return convert<D, uint32_t>;
-  if (type == "s32") return convert<D, int32_t>;
-  if (type == "u64") return convert<D, uint64_t>;
-  if (type == "s64") return convert<D, int64_t>;
-  if (type == "f16") return convert<D, Half>;
-  if (type == "bf16") return convert<D, BFloat>;
-  if (type == "f32") return convert<D, float>;
-  if (type == "f64") return convert<D, double>;
+  if (type == "u8" || type == "b8") {
+    return convert<D, uint8_t>;
+  }
+  if (type == "s8") {
+    return convert<D, int8_t>;
+  }
+  if (type == "u16") {
+    return convert<D, uint16_t>;
+  }
+  if (type == "s16") {
+    return convert<D, int16_t>;
+  }
+  if (type == "u32") {
+    return convert<D, uint32_t>;
+  }
+  if (type == "s32") {
+    return convert<D, int32_t>;
+  }
+  if (type == "u64") {
+    return convert<D, uint64_t>;
+  }
+  if (type == "s64") {
+    return convert<D, int64_t>;
+  }
+  if (type == "f16") {
+    return convert<D, Half>;
+  }
+  if (type == "bf16") {
+    return convert<D, BFloat>;
+  }
+  if (type == "f32") {
+    return convert<D, float>;
+  }
+  if (type == "f64") {
+    return convert<D, double>;
+  }
   return nullptr;
 }
 
 Handler conversion(std::string const& to, std::string const& type) {
-  if (to == "u8") return from<uint8_t>(type);
-  if (to == "s8") return from<int8_t>(type);
-  if (to == "u16") return from<uint16_t>(type);
-  if (to == "s16") return from<int16_t>(type);
-  if (to == "u32") return from<uint32_t>(type);
-  if (to == "s32") return from<int32_t>(type);
-  if (to == "u64") return from<uint64_t>(type);
-  if (to == "s64") return from<int64_t>(type);
-  if (to == "f16") return from<Half>(type);
-  if (to == "bf16") return from<BFloat>(type);
-  if (to == "f32") return from<float>(type);
-  if (to == "f64") return from<double>(type);
+  if (to == "u8") {
+    return from<uint8_t>(type);
+  }
+  if (to == "s8") {
+    return from<int8_t>(type);
+  }
+  if (to == "u16") {
+    return from<uint16_t>(type);
+  }
+  if (to == "s16") {
+    return from<int16_t>(type);
+  }
+  if (to == "u32") {
+    return from<uint32_t>(type);
+  }
+  if (to == "s32") {
+    return from<int32_t>(type);
+  }
+  if (to == "u64") {
+    return from<uint64_t>(type);
+  }
+  if (to == "s64") {
+    return from<int64_t>(type);
+  }
+  if (to == "f16") {
+    return from<Half>(type);
+  }
+  if (to == "bf16") {
+    return from<BFloat>(type);
+  }
+  if (to == "f32") {
+    return from<float>(type);
+  }
+  if (to == "f64") {
+    return from<double>(type);
+  }
   return nullptr;
 }
 

@@ -88,9 +88,9 @@ void Decoder::address(ptx::Operand const& operand, Instruction& instruction) {
                 ": an address was expected");
   }
   ptx::Operand base = operand;
-  base.kind = operand.reg >= 0           ? ptx::Operand::Kind::kRegister
+  base.kind = operand.reg >= 0          ? ptx::Operand::Kind::kRegister
               : !operand.symbol.empty() ? ptx::Operand::Kind::kSymbol
-                                         : ptx::Operand::Kind::kImmediate;
+                                        : ptx::Operand::Kind::kImmediate;
   if (base.kind != ptx::Operand::Kind::kImmediate) {
     instruction.offset = static_cast<int64_t>(operand.value);
   }

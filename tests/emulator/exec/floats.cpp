@@ -11,14 +11,18 @@ bool decode_as_integer(Decoder& decoder, ptx::Statement const& statement, Instru
 namespace {
 
 template <bool kFlush>
-float z(float x) { return kFlush ? flush(x) : x; }
+float z(float x) {
+  return kFlush ? flush(x) : x;
+}
 
 float canonical_nan() { return read<float>(0x7fffffff); }
 
 template <bool kNan, bool kLarger>
 float extreme(float a, float b) {
   if (std::isnan(a) || std::isnan(b)) {
-    if (kNan || (std::isnan(a) && std::isnan(b))) return canonical_nan();
+    if (kNan || (std::isnan(a) && std::isnan(b))) {
+      return canonical_nan();
+    }
     return std::isnan(a) ? b : a;
   }
   if (a == 0 && b == 0) {
@@ -27,35 +31,83 @@ float extreme(float a, float b) {
   return (a < b) == kLarger ? b : a;
 }
 
-template <bool Z> struct AddF { static float run(float a, float b) { return z<Z>(z<Z>(a) + z<Z>(b)); } };
-template <bool Z> struct SubF { static float run(float a, float b) { return z<Z>(z<Z>(a) - z<Z>(b)); } };
-template <bool Z> struct MulF { static float run(float a, float b) { return z<Z>(z<Z>(a) * z<Z>(b)); } };
-template <bool Z> struct FmaF {
+template <bool Z>
+struct AddF {
+  static float run(float a, float b) { return z<Z>(z<Z>(a) + z<Z>(b)); }
+};
+template <bool Z>
+struct SubF {
+  static float run(float a, float b) { return z<Z>(z<Z>(a) - z<Z>(b)); }
+};
+template <bool Z>
+struct MulF {
+  static float run(float a, float b) { return z<Z>(z<Z>(a) * z<Z>(b)); }
+};
+template <bool Z>
+struct FmaF {
   static float run(float a, float b, float c) { return z<Z>(std::fma(z<Z>(a), z<Z>(b), z<Z>(c))); }
 };
-template <bool Z> struct DivF { static float run(float a, float b) { return z<Z>(z<Z>(a) / z<Z>(b)); } };
-template <bool Z> struct RcpF { static float run(float a) { return z<Z>(1.f / z<Z>(a)); } };
-template <bool Z> struct SqrtF { static float run(float a) { return z<Z>(std::sqrt(z<Z>(a))); } };
-template <bool Z> struct RsqrtF { static float run(float a) { return z<Z>(1.f / std::sqrt(z<Z>(a))); } };
-template <bool Z> struct Ex2F { static float run(float a) { return z<Z>(std::exp2(z<Z>(a))); } };
-template <bool Z> struct Lg2F { static float run(float a) { return z<Z>(std::log2(z<Z>(a))); } };
-template <bool Z> struct SinF { static float run(float a) { return z<Z>(std::sin(z<Z>(a))); } };
-template <bool Z> struct CosF { static float run(float a) { return z<Z>(std::cos(z<Z>(a))); } };
-template <bool Z> struct NegF { static float run(float a) { return -z<Z>(a); } };
-template <bool Z> struct AbsF { static float run(float a) { return std::fabs(z<Z>(a)); } };
-template <bool Z, bool N> struct MinF {
+template <bool Z>
+struct DivF {
+  static float run(float a, float b) { return z<Z>(z<Z>(a) / z<Z>(b)); }
+};
+template <bool Z>
+struct RcpF {
+  static float run(float a) { return z<Z>(1.f / z<Z>(a)); }
+};
+template <bool Z>
+struct SqrtF {
+  static float run(float a) { return z<Z>(std::sqrt(z<Z>(a))); }
+};
+template <bool Z>
+struct RsqrtF {
+  static float run(float a) { return z<Z>(1.f / std::sqrt(z<Z>(a))); }
+};
+template <bool Z>
+struct Ex2F {
+  static float run(float a) { return z<Z>(std::exp2(z<Z>(a))); }
+};
+template <bool Z>
+struct Lg2F {
+  static float run(float a) { return z<Z>(std::log2(z<Z>(a))); }
+};
+template <bool Z>
+struct SinF {
+  static float run(float a) { return z<Z>(std::sin(z<Z>(a))); }
+};
+template <bool Z>
+struct CosF {
+  static float run(float a) { return z<Z>(std::cos(z<Z>(a))); }
+};
+template <bool Z>
+struct NegF {
+  static float run(float a) { return -z<Z>(a); }
+};
+template <bool Z>
+struct AbsF {
+  static float run(float a) { return std::fabs(z<Z>(a)); }
+};
+template <bool Z, bool N>
+struct MinF {
   static float run(float a, float b) { return extreme<N, false>(z<Z>(a), z<Z>(b)); }
 };
-template <bool Z, bool N> struct MaxF {
+template <bool Z, bool N>
+struct MaxF {
   static float run(float a, float b) { return extreme<N, true>(z<Z>(a), z<Z>(b)); }
 };
-struct TanhF { static float run(float a) { return std::tanh(a); } };
-struct CopySignF { static float run(float a, float b) { return std::copysign(b, a); } };
+struct TanhF {
+  static float run(float a) { return std::tanh(a); }
+};
+struct CopySignF {
+  static float run(float a, float b) { return std::copysign(b, a); }
+};
 float saturated(float x) { return x >= 0.f ? std::min(x, 1.f) : 0.f; }  // NaN: 0
-template <class F> struct Saturated2 {
+template <class F>
+struct Saturated2 {
   static float run(float a, float b) { return saturated(F::run(a, b)); }
 };
-template <class F> struct Saturated3 {
+template <class F>
+struct Saturated3 {
   static float run(float a, float b, float c) { return saturated(F::run(a, b, c)); }
 };
 
@@ -68,65 +120,116 @@ float rounded(Op op) {
   std::fesetround(before);
   return result;
 }
-template <int kMode> struct FmaRounded {
+template <int kMode>
+struct FmaRounded {
   static float run(float a, float b, float c) {
     float volatile x = a, y = b, w = c;
     return rounded<kMode>([&] { return std::fma(float(x), float(y), float(w)); });
   }
 };
-template <int kMode> struct AddRounded {
+template <int kMode>
+struct AddRounded {
   static float run(float a, float b) {
     float volatile x = a, y = b;
     return rounded<kMode>([&] { return x + y; });
   }
 };
-template <int kMode> struct MulRounded {
+template <int kMode>
+struct MulRounded {
   static float run(float a, float b) {
     float volatile x = a, y = b;
     return rounded<kMode>([&] { return x * y; });
   }
 };
 
-template <class T> T round_to(float x);
-template <> Half round_to<Half>(float x) { return to_half(x); }
-template <> BFloat round_to<BFloat>(float x) { return to_bfloat(x); }
+template <class T>
+T round_to(float x);
+template <>
+Half round_to<Half>(float x) {
+  return to_half(x);
+}
+template <>
+BFloat round_to<BFloat>(float x) {
+  return to_bfloat(x);
+}
 // F over floats, rounded to 16 bits; sums and products of two such numbers are rounded once, since
 // a float holds them with enough bits.
-template <class F, class T> struct Narrow1 { static T run(T a) { return round_to<T>(F::run(to_float(a))); } };
-template <class F, class T> struct Narrow2 {
+template <class F, class T>
+struct Narrow1 {
+  static T run(T a) { return round_to<T>(F::run(to_float(a))); }
+};
+template <class F, class T>
+struct Narrow2 {
   static T run(T a, T b) { return round_to<T>(F::run(to_float(a), to_float(b))); }
 };
-template <class F, class T> struct Narrow3 {
+template <class F, class T>
+struct Narrow3 {
   static T run(T a, T b, T c) { return round_to<T>(F::run(to_float(a), to_float(b), to_float(c))); }
 };
-template <class F, class T> struct Pair1 {
+template <class F, class T>
+struct Pair1 {
   static Pair<T> run(Pair<T> a) { return {F::run(a.low), F::run(a.high)}; }
 };
-template <class F, class T> struct Pair2 {
-  static Pair<T> run(Pair<T> a, Pair<T> b) { return {F::run(a.low, b.low), F::run(a.high, b.high)}; }
+template <class F, class T>
+struct Pair2 {
+  static Pair<T> run(Pair<T> a, Pair<T> b) {
+    return {F::run(a.low, b.low), F::run(a.high, b.high)};
+  }
 };
-template <class F, class T> struct Pair3 {
+template <class F, class T>
+struct Pair3 {
   static Pair<T> run(Pair<T> a, Pair<T> b, Pair<T> c) {
     return {F::run(a.low, b.low, c.low), F::run(a.high, b.high, c.high)};
   }
 };
 
-struct AddD { static double run(double a, double b) { return a + b; } };
-struct SubD { static double run(double a, double b) { return a - b; } };
-struct MulD { static double run(double a, double b) { return a * b; } };
-struct DivD { static double run(double a, double b) { return a / b; } };
-struct FmaD { static double run(double a, double b, double c) { return std::fma(a, b, c); } };
-struct NegD { static double run(double a) { return -a; } };
-struct AbsD { static double run(double a) { return std::fabs(a); } };
-struct MinD { static double run(double a, double b) { return std::fmin(a, b); } };
-struct MaxD { static double run(double a, double b) { return std::fmax(a, b); } };
-struct SqrtD { static double run(double a) { return std::sqrt(a); } };
-struct RcpD { static double run(double a) { return 1 / a; } };
+struct AddD {
+  static double run(double a, double b) { return a + b; }
+};
+struct SubD {
+  static double run(double a, double b) { return a - b; }
+};
+struct MulD {
+  static double run(double a, double b) { return a * b; }
+};
+struct DivD {
+  static double run(double a, double b) { return a / b; }
+};
+struct FmaD {
+  static double run(double a, double b, double c) { return std::fma(a, b, c); }
+};
+struct NegD {
+  static double run(double a) { return -a; }
+};
+struct AbsD {
+  static double run(double a) { return std::fabs(a); }
+};
+struct MinD {
+  static double run(double a, double b) { return std::fmin(a, b); }
+};
+struct MaxD {
+  static double run(double a, double b) { return std::fmax(a, b); }
+};
+struct SqrtD {
+  static double run(double a) { return std::sqrt(a); }
+};
+struct RcpD {
+  static double run(double a) { return 1 / a; }
+};
 
 using Handlers = std::unordered_map<std::string, Handler>;
-template <class F> Handler one() { return PerLane<F, float, float>::run; }
-template <class F> Handler two() { return PerLane<F, float, float, float>::run; }
-template <class F> Handler three() { return PerLane<F, float, float, float, float>::run; }
+template <class F>
+Handler one() {
+  return PerLane<F, float, float>::run;
+}
+template <class F>
+Handler two() {
+  return PerLane<F, float, float, float>::run;
+}
+template <class F>
+Handler three() {
+  return PerLane<F, float, float, float, float>::run;
+}
 
 template <bool Z>
 void add_singles(Handlers& to, std::string const& f) {
@@ -169,8 +272,7 @@ void add_narrow(Handlers& to, std::string const& type) {
   auto const unary = [&](char const* name, auto f) {
     using F = decltype(f);
     to[name + ("." + type)] = PerLane<Narrow1<F, T>, T, T>::run;
-    to[name + ("." + type + "x2")] =
-        PerLane<Pair1<Narrow1<F, T>, T>, Pair<T>, Pair<T>>::run;
+    to[name + ("." + type + "x2")] = PerLane<Pair1<Narrow1<F, T>, T>, Pair<T>, Pair<T>>::run;
   };
   auto const binary = [&](char const* name, auto f) {
     using F = decltype(f);
@@ -261,8 +363,12 @@ Half to_half(float x) {
   std::memcpy(&bits, &x, 4);
   auto const sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   float const size = std::fabs(x);
-  if (std::isnan(x)) return {0x7fff};
-  if (size >= 65520.f) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (std::isnan(x)) {
+    return {0x7fff};
+  }
+  if (size >= 65520.f) {
+    return {static_cast<uint16_t>(sign | 0x7c00)};
+  }
   if (size < 0x1p-14f) {  // steps of 2^-24
     return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(size * 0x1p24f)))};
   }
@@ -274,7 +380,9 @@ Half to_half(float x) {
 BFloat to_bfloat(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if (std::isnan(x)) return {0x7fff};
+  if (std::isnan(x)) {
+    return {0x7fff};
+  }
   bits += 0x7fff + (bits >> 16 & 1);
   return {static_cast<uint16_t>(bits >> 16)};
 }

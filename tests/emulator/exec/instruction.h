@@ -38,10 +38,10 @@ struct Instruction {
   bool guard_negated = false;
   int32_t target = -1;  // of a branch
   int32_t line = 0;
-  int64_t offset = 0;   // of an address
-  uint64_t value = 0;   // an immediate
-  uint32_t bytes = 0;   // of an element
-  uint32_t count = 0;   // elements
+  int64_t offset = 0;        // of an address
+  uint64_t value = 0;        // an immediate
+  uint32_t bytes = 0;        // of an element
+  uint32_t count = 0;        // elements
   bool moves_lanes = false;  // the function reads and sets program counters
   bool writes_late = false;  // wgmma: its first `count` registers may await another one's products
   std::shared_ptr<Details const> details;

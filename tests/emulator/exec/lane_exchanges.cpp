@@ -110,10 +110,14 @@ Outcome vote(Warp& warp, Instruction const& i, uint32_t lanes) {
       yes |= static_cast<uint32_t>((values[lane] ^ i.value) & 1) << lane;
     });
     switch (V) {
-      case Vote::kAll: return yes == group;
-      case Vote::kAny: return yes != 0;
-      case Vote::kUniform: return yes == 0 || yes == group;
-      case Vote::kBallot: return yes;
+      case Vote::kAll:
+        return yes == group;
+      case Vote::kAny:
+        return yes != 0;
+      case Vote::kUniform:
+        return yes == 0 || yes == group;
+      case Vote::kBallot:
+        return yes;
     }
     return 0;
   });
@@ -136,12 +140,23 @@ template <class T, class F>
 Outcome reduce(Warp& warp, Instruction const& i, uint32_t lanes) {
   return combine(warp, i, lanes, [](uint64_t const* values, uint32_t group) {
     T result = static_cast<T>(values[__builtin_ctz(group)]);
-    each_lane(group & (group - 1), [&](int lane) { result = F{}(result, static_cast<T>(values[lane])); });
+    each_lane(group & (group - 1),
+              [&](int lane) { result = F{}(result, static_cast<T>(values[lane])); });
     return static_cast<uint64_t>(result);
   });
 }
-struct Less { template <class T> T operator()(T a, T b) const { return b < a ? b : a; } };
-struct More { template <class T> T operator()(T a, T b) const { return a < b ? b : a; } };
+struct Less {
+  template <class T>
+  T operator()(T a, T b) const {
+    return b < a ? b : a;
+  }
+};
+struct More {
+  template <class T>
+  T operator()(T a, T b) const {
+    return a < b ? b : a;
+  }
+};
 
 bool decode_reduce(Decoder& decoder, ptx::Statement const& statement, Instruction& i) {
   std::string const way = join(statement.opcode, 2);

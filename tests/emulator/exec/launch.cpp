@@ -132,7 +132,8 @@ void finish(Block const& block) {
     }
   }
   if (!block.late.empty()) {
-    throw Error("kernel " + name + ": a block ends before a copy into its shared memory has landed");
+    throw Error("kernel " + name +
+                ": a block ends before a copy into its shared memory has landed");
   }
 }
 
@@ -200,8 +201,8 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
   grid.random.seed(seed);
   grid.late = seed == 0;
 
-  uint64_t const resident =
-      std::min(std::max<uint64_t>(1, setting("SPARSE_FMHA_EMULATOR_RESIDENT")), launch.grid.count());
+  uint64_t const resident = std::min(
+      std::max<uint64_t>(1, setting("SPARSE_FMHA_EMULATOR_RESIDENT")), launch.grid.count());
   uint64_t const warps = (launch.block.count() + kLanes - 1) / kLanes;
   struct Place {
     std::vector<uint64_t> registers;
@@ -211,7 +212,8 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
   std::vector<Place> places(resident);
   for (Place& place : places) {
     place.registers.swap(memory);
-    place.registers.resize(std::max<size_t>(place.registers.size(), warps * code.registers * kLanes));
+    place.registers.resize(
+        std::max<size_t>(place.registers.size(), warps * code.registers * kLanes));
     std::memset(place.registers.data(), 0xff, warps * code.registers * kLanes * sizeof(uint64_t));
     place.shared = std::make_unique<Buffer>(code.dynamic_shared + launch.dynamic_shared);
   }

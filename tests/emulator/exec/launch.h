@@ -28,10 +28,10 @@ struct Launch {
 
 // What cudaFuncGetAttributes reports of a kernel.
 struct KernelAttributes {
-  uint32_t static_shared = 0;         // bytes
-  uint32_t local = 0;                 // bytes of a thread
-  uint32_t max_threads = 1024;        // of a block; .maxntid
-  std::vector<uint32_t> parameters;   // bytes of each
+  uint32_t static_shared = 0;        // bytes
+  uint32_t local = 0;                // bytes of a thread
+  uint32_t max_threads = 1024;       // of a block; .maxntid
+  std::vector<uint32_t> parameters;  // bytes of each
 };
 
 class Program;
@@ -57,8 +57,8 @@ class Module {
 };
 
 // Runs the whole grid before it returns. Throws Error.
-//   SPARSE_FMHA_EMULATOR_SEED      of the order of warps and the delays of copies; 0 if it is not set
-//   SPARSE_FMHA_EMULATOR_RESIDENT  blocks that run together; 0: one cluster at a time (default)
+//   SPARSE_FMHA_EMULATOR_SEED      of the order of warps and the delays of copies; 0 if it is not
+//   set SPARSE_FMHA_EMULATOR_RESIDENT  blocks that run together; 0: one cluster at a time (default)
 void launch(Module& module, std::string const& kernel, Launch const& launch);
 
 }  // namespace emulator

@@ -11,7 +11,8 @@ float decode(Number number, uint16_t bits) {
 }
 
 // m16n8kK with 16-bit A and B. Registers: D (4), A (K / 4), B (K / 8), C (4). In a register of A, B
-// or C, lane 4 g + t holds elements of row or column g and of 2 t and 2 t + 1 in the other direction.
+// or C, lane 4 g + t holds elements of row or column g and of 2 t and 2 t + 1 in the other
+// direction.
 template <Number N, int K>
 Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
   if (!all_here(warp, lanes)) {
@@ -35,7 +36,9 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
       b[k + 1][lane / 4] = decode(N, static_cast<uint16_t>(from[lane] >> 16));
     }
   }
-  auto const place = [](int lane, int r) { return lane / 4 * 8 + 64 * (r / 2) + lane % 4 * 2 + r % 2; };
+  auto const place = [](int lane, int r) {
+    return lane / 4 * 8 + 64 * (r / 2) + lane % 4 * 2 + r % 2;
+  };
   for (int r = 0; r < 4; ++r) {
     uint64_t const* const from = warp.reg(i.at[4 + kA + kB + r]);
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -87,8 +90,8 @@ Outcome load(Warp& warp, Instruction const& i, uint32_t lanes) {
   uint16_t matrix[4][8][8];
   for (uint32_t m = 0; m < i.count; ++m) {
     for (int row = 0; row < 8; ++row) {
-      std::memcpy(matrix[m][row], data_at<true>(warp, i, i.at[0], static_cast<int>(8 * m) + row, 16),
-                  16);
+      std::memcpy(matrix[m][row],
+                  data_at<true>(warp, i, i.at[0], static_cast<int>(8 * m) + row, 16), 16);
     }
   }
   for (uint32_t m = 0; m < i.count; ++m) {
@@ -120,8 +123,8 @@ Outcome store(Warp& warp, Instruction const& i, uint32_t lanes) {
   }
   for (uint32_t m = 0; m < i.count; ++m) {
     for (int row = 0; row < 8; ++row) {
-      std::memcpy(data_at<true>(warp, i, i.at[0], static_cast<int>(8 * m) + row, 16), matrix[m][row],
-                  16);
+      std::memcpy(data_at<true>(warp, i, i.at[0], static_cast<int>(8 * m) + row, 16),
+                  matrix[m][row], 16);
     }
   }
   ++warp.block->grid->progress;

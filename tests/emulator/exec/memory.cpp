@@ -37,19 +37,35 @@ template <bool kShared>
 Handler loader(std::string const& type) {
   char const kind = type[0];
   std::string const bits = type.substr(1);
-  if (bits == "8") return kind == 's' ? load<kShared, int8_t> : load<kShared, uint8_t>;
-  if (bits == "16") return kind == 's' ? load<kShared, int16_t> : load<kShared, uint16_t>;
-  if (bits == "32") return kind == 's' ? load<kShared, int32_t> : load<kShared, uint32_t>;
-  if (bits == "64") return load<kShared, uint64_t>;
+  if (bits == "8") {
+    return kind == 's' ? load<kShared, int8_t> : load<kShared, uint8_t>;
+  }
+  if (bits == "16") {
+    return kind == 's' ? load<kShared, int16_t> : load<kShared, uint16_t>;
+  }
+  if (bits == "32") {
+    return kind == 's' ? load<kShared, int32_t> : load<kShared, uint32_t>;
+  }
+  if (bits == "64") {
+    return load<kShared, uint64_t>;
+  }
   return nullptr;
 }
 template <bool kShared>
 Handler storer(std::string const& type) {
   std::string const bits = type.substr(1);
-  if (bits == "8") return store<kShared, uint8_t>;
-  if (bits == "16") return store<kShared, uint16_t>;
-  if (bits == "32") return store<kShared, uint32_t>;
-  if (bits == "64") return store<kShared, uint64_t>;
+  if (bits == "8") {
+    return store<kShared, uint8_t>;
+  }
+  if (bits == "16") {
+    return store<kShared, uint16_t>;
+  }
+  if (bits == "32") {
+    return store<kShared, uint32_t>;
+  }
+  if (bits == "64") {
+    return store<kShared, uint64_t>;
+  }
   return nullptr;
 }
 
@@ -68,8 +84,8 @@ bool decode_store(Decoder& decoder, ptx::Statement const& statement, Instruction
   i.count = vector_size(statement);
   decoder.address(statement.operands.at(0), i);
   decoder.append(statement.operands.at(1), i.at);
-  return i.run != nullptr && i.at.size() == i.count + 1 && !has_part(statement, "shared::cluster") &&
-         statement.opcode.at(1) != "async";
+  return i.run != nullptr && i.at.size() == i.count + 1 &&
+         !has_part(statement, "shared::cluster") && statement.opcode.at(1) != "async";
 }
 
 }  // namespace

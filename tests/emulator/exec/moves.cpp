@@ -43,7 +43,10 @@ Outcome unpack(Warp& warp, Instruction const& i, uint32_t lanes) {
 }
 
 uint32_t bytes_of(std::string const& type) {
-  return type == "pred" ? 1 : static_cast<uint32_t>(std::stoul(type.substr(type[0] == 'b' && type[1] == 'f' ? 2 : 1))) / 8;
+  return type == "pred" ? 1
+                        : static_cast<uint32_t>(
+                              std::stoul(type.substr(type[0] == 'b' && type[1] == 'f' ? 2 : 1))) /
+                              8;
 }
 
 bool decode_move(Decoder& decoder, ptx::Statement const& statement, Instruction& i) {
@@ -53,8 +56,8 @@ bool decode_move(Decoder& decoder, ptx::Statement const& statement, Instruction&
   i.run = move;
   if (to.kind == Kind::kVector || from.kind == Kind::kVector) {
     i.run = to.kind == Kind::kVector ? unpack : pack;
-    i.count = static_cast<uint32_t>(
-        (to.kind == Kind::kVector ? to.elements : from.elements).size());
+    i.count =
+        static_cast<uint32_t>((to.kind == Kind::kVector ? to.elements : from.elements).size());
     i.bytes = bytes_of(statement.opcode.back()) / i.count;
   }
   decoder.append(to, i.at);
@@ -103,18 +106,27 @@ enum class Compare { kEq, kNe, kLt, kLe, kGt, kGe };
 template <Compare C, bool kUnordered, class T>
 bool compare(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {
-    if (std::isnan(a) || std::isnan(b)) return kUnordered;
+    if (std::isnan(a) || std::isnan(b)) {
+      return kUnordered;
+    }
   }
   switch (C) {
-    case Compare::kEq: return a == b;
-    case Compare::kNe: return a != b;
-    case Compare::kLt: return a < b;
-    case Compare::kLe: return a <= b;
-    case Compare::kGt: return a > b;
-    case Compare::kGe: return a >= b;
+    case Compare::kEq:
+      return a == b;
+    case Compare::kNe:
+      return a != b;
+    case Compare::kLt:
+      return a < b;
+    case Compare::kLe:
+      return a <= b;
+    case Compare::kGt:
+      return a > b;
+    case Compare::kGe:
+      return a >= b;
   }
 }
-template <class T> auto comparable(T x) {
+template <class T>
+auto comparable(T x) {
   if constexpr (std::is_arithmetic_v<T>) {
     return x;
   } else {
@@ -131,14 +143,19 @@ Outcome set_predicate(Warp& warp, Instruction const& i, uint32_t lanes) {
   uint64_t const* const b = warp.reg(i.at[3]);
   uint64_t const* const c = warp.reg(i.at[4]);
   each_lane(lanes, [&](int lane) {
-    bool const is = compare<C, kUnordered>(comparable(read<T>(a[lane])), comparable(read<T>(b[lane])));
+    bool const is =
+        compare<C, kUnordered>(comparable(read<T>(a[lane])), comparable(read<T>(b[lane])));
     bool const other = ((c[lane] ^ i.offset) & 1) != 0;  // offset 1: of !c
     auto const combined = [&](bool x) -> uint64_t {
       switch (i.value) {
-        case kAnd: return x && other;
-        case kOr: return x || other;
-        case kXor: return x != other;
-        default: return x;
+        case kAnd:
+          return x && other;
+        case kOr:
+          return x || other;
+        case kXor:
+          return x != other;
+        default:
+          return x;
       }
     };
     uint64_t const yes = combined(is), no = combined(!is);
@@ -150,32 +167,76 @@ Outcome set_predicate(Warp& warp, Instruction const& i, uint32_t lanes) {
 
 template <class T>
 Handler comparison(std::string const& name) {
-  if (name == "eq") return set_predicate<Compare::kEq, false, T>;
-  if (name == "ne") return set_predicate<Compare::kNe, false, T>;
-  if (name == "lt" || name == "lo") return set_predicate<Compare::kLt, false, T>;
-  if (name == "le" || name == "ls") return set_predicate<Compare::kLe, false, T>;
-  if (name == "gt" || name == "hi") return set_predicate<Compare::kGt, false, T>;
-  if (name == "ge" || name == "hs") return set_predicate<Compare::kGe, false, T>;
-  if (name == "equ") return set_predicate<Compare::kEq, true, T>;
-  if (name == "neu") return set_predicate<Compare::kNe, true, T>;
-  if (name == "ltu") return set_predicate<Compare::kLt, true, T>;
-  if (name == "leu") return set_predicate<Compare::kLe, true, T>;
-  if (name == "gtu") return set_predicate<Compare::kGt, true, T>;
-  if (name == "geu") return set_predicate<Compare::kGe, true, T>;
+  if (name == "eq") {
+    return set_predicate<Compare::kEq, false, T>;
+  }
+  if (name == "ne") {
+    return set_predicate<Compare::kNe, false, T>;
+  }
+  if (name == "lt" || name == "lo") {
+    return set_predicate<Compare::kLt, false, T>;
+  }
+  if (name == "le" || name == "ls") {
+    return set_predicate<Compare::kLe, false, T>;
+  }
+  if (name == "gt" || name == "hi") {
+    return set_predicate<Compare::kGt, false, T>;
+  }
+  if (name == "ge" || name == "hs") {
+    return set_predicate<Compare::kGe, false, T>;
+  }
+  if (name == "equ") {
+    return set_predicate<Compare::kEq, true, T>;
+  }
+  if (name == "neu") {
+    return set_predicate<Compare::kNe, true, T>;
+  }
+  if (name == "ltu") {
+    return set_predicate<Compare::kLt, true, T>;
+  }
+  if (name == "leu") {
+    return set_predicate<Compare::kLe, true, T>;
+  }
+  if (name == "gtu") {
+    return set_predicate<Compare::kGt, true, T>;
+  }
+  if (name == "geu") {
+    return set_predicate<Compare::kGe, true, T>;
+  }
   return nullptr;
 }
 
 Handler comparison(std::string const& name, std::string const& type) {
-  if (type == "u16" || type == "b16") return comparison<uint16_t>(name);
-  if (type == "s16") return comparison<int16_t>(name);
-  if (type == "u32" || type == "b32") return comparison<uint32_t>(name);
-  if (type == "s32") return comparison<int32_t>(name);
-  if (type == "u64" || type == "b64") return comparison<uint64_t>(name);
-  if (type == "s64") return comparison<int64_t>(name);
-  if (type == "f32") return comparison<float>(name);
-  if (type == "f64") return comparison<double>(name);
-  if (type == "f16") return comparison<Half>(name);
-  if (type == "bf16") return comparison<BFloat>(name);
+  if (type == "u16" || type == "b16") {
+    return comparison<uint16_t>(name);
+  }
+  if (type == "s16") {
+    return comparison<int16_t>(name);
+  }
+  if (type == "u32" || type == "b32") {
+    return comparison<uint32_t>(name);
+  }
+  if (type == "s32") {
+    return comparison<int32_t>(name);
+  }
+  if (type == "u64" || type == "b64") {
+    return comparison<uint64_t>(name);
+  }
+  if (type == "s64") {
+    return comparison<int64_t>(name);
+  }
+  if (type == "f32") {
+    return comparison<float>(name);
+  }
+  if (type == "f64") {
+    return comparison<double>(name);
+  }
+  if (type == "f16") {
+    return comparison<Half>(name);
+  }
+  if (type == "bf16") {
+    return comparison<BFloat>(name);
+  }
   return nullptr;
 }
 

@@ -10,7 +10,9 @@ namespace emulator {
 namespace {
 
 template <class T>
-T aligned(T value, T to) { return (value + to - 1) / to * to; }
+T aligned(T value, T to) {
+  return (value + to - 1) / to * to;
+}
 
 }  // namespace
 

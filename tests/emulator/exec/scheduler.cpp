@@ -147,13 +147,12 @@ std::string describe(Block const& block) {
     while (left != 0) {
       int const leader = __builtin_ctz(left);
       uint32_t same = 0;
-      each_lane(left, [&](int lane) {
-        same |= uint32_t{warp.pc[lane] == warp.pc[leader]} << lane;
-      });
+      each_lane(left,
+                [&](int lane) { same |= uint32_t{warp.pc[lane] == warp.pc[leader]} << lane; });
       left &= ~same;
       Instruction const& i = code.instructions[warp.pc[leader]];
-      text << "\n  warp " << warp.index << ", lanes " << std::hex << same << std::dec << ": PTX line "
-           << i.line << ", " << code.opcodes[warp.pc[leader]] << ", operands";
+      text << "\n  warp " << warp.index << ", lanes " << std::hex << same << std::dec
+           << ": PTX line " << i.line << ", " << code.opcodes[warp.pc[leader]] << ", operands";
       for (size_t k = 0; k < std::min<size_t>(i.at.size(), 4); ++k) {
         text << " " << static_cast<int64_t>(warp.registers[int64_t{i.at[k]} * kLanes + leader]);
       }

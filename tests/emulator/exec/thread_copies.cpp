@@ -38,8 +38,12 @@ Outcome copy(Warp& warp, Instruction const& i, uint32_t lanes) {
     auto const to = static_cast<uint32_t>(warp.reg(i.at[0])[lane] + i.offset);
     shared_at(*warp.block, to, i.bytes);
     uint64_t const from = warp.reg(i.at[1])[lane] + i.value;
-    ThreadCopy const copy{static_cast<uint8_t>(lane), warp.copy_group[lane], to,
-                          filled == 0 ? nullptr : host_at(from, i.bytes), i.bytes, filled};
+    ThreadCopy const copy{static_cast<uint8_t>(lane),
+                          warp.copy_group[lane],
+                          to,
+                          filled == 0 ? nullptr : host_at(from, i.bytes),
+                          i.bytes,
+                          filled};
     if (late) {
       warp.copies.push_back(copy);
     } else {
@@ -76,12 +80,13 @@ Outcome arrive(Warp& warp, Instruction const& i, uint32_t lanes) {
   each_lane(lanes, [&](int lane) {
     auto* const word = reinterpret_cast<uint64_t*>(data_at<true>(warp, i, i.at[0], lane, 8));
     uint32_t const group = warp.copy_group[lane]++;  // so that later copies are not among these
-    block.late.push_back({block.grid->round + 1 + block.grid->draw(8), i.line, [&warp, lane, group, word] {
-                            land_some(warp, [&](ThreadCopy const& copy) {
-                              return copy.lane == lane && copy.group <= group;
-                            });
-                            Mbarrier(*word).arrive(1);
-                          }});
+    block.late.push_back(
+        {block.grid->round + 1 + block.grid->draw(8), i.line, [&warp, lane, group, word] {
+           land_some(warp, [&](ThreadCopy const& copy) {
+             return copy.lane == lane && copy.group <= group;
+           });
+           Mbarrier(*word).arrive(1);
+         }});
   });
   return Outcome::kNext;
 }

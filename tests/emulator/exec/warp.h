@@ -35,9 +35,9 @@ struct Warp {
   Block* block = nullptr;
   uint32_t index = 0;  // in the block
   uint64_t* registers = nullptr;
-  uint32_t live = 0;     // lanes that have not ended
-  uint32_t waiting = 0;  // lanes that let others run first
-  uint32_t parked = 0;   // lanes at a barrier, which moves them on when it is complete
+  uint32_t live = 0;            // lanes that have not ended
+  uint32_t waiting = 0;         // lanes that let others run first
+  uint32_t parked = 0;          // lanes at a barrier, which moves them on when it is complete
   uint32_t parked_in_warp = 0;  // of them, those at bar.warp.sync
   int32_t pc[kLanes] = {};
   std::vector<std::byte> local;
@@ -47,9 +47,9 @@ struct Warp {
   std::vector<ThreadCopy> copies;
   uint32_t copy_group[kLanes] = {};  // the open group of each lane
 
-  LateGroup products;                 // since the last wgmma.commit_group
-  std::vector<LateGroup> committed;   // the oldest first
-  std::vector<uint8_t> unfinished;    // per register, whether such a product will write it
+  LateGroup products;                // since the last wgmma.commit_group
+  std::vector<LateGroup> committed;  // the oldest first
+  std::vector<uint8_t> unfinished;   // per register, whether such a product will write it
   uint32_t unfinished_count = 0;
 
   struct BulkStores {

@@ -96,8 +96,8 @@ bool decode_multiply(Decoder& decoder, ptx::Statement const& statement, Instruct
   decoder.append(operands.at(1), i.at);
   decoder.append(operands.at(2), i.at);
   decoder.append(operands.at(3), i.at);
-  if (operands[3].negated || i.at.size() != static_cast<size_t>(shape->op.n) / 2 +
-                                                (shape->a_in_registers ? 4 : 1) + 2) {
+  if (operands[3].negated ||
+      i.at.size() != static_cast<size_t>(shape->op.n) / 2 + (shape->a_in_registers ? 4 : 1) + 2) {
     return false;
   }
   auto const sign = [&](size_t k) {

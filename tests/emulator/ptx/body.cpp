@@ -234,8 +234,8 @@ class Parser {
         }
       }
       if (statement.target < 0) {
-        throw std::runtime_error("PTX line " + std::to_string(statement.line) +
-                                 ": unknown label " + name);
+        throw std::runtime_error("PTX line " + std::to_string(statement.line) + ": unknown label " +
+                                 name);
       }
     }
   }

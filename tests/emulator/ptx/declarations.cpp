@@ -6,12 +6,24 @@ namespace emulator::ptx {
 
 uint32_t bytes_of_type(std::string_view type, Cursor const& where) {
   std::string_view const digits = type.substr(std::min<size_t>(2, type.size()));
-  if (digits == "8") return 1;
-  if (digits == "16") return 2;
-  if (digits == "32") return 4;
-  if (digits == "64") return 8;
-  if (digits == "128") return 16;
-  if (type == ".pred") return 1;
+  if (digits == "8") {
+    return 1;
+  }
+  if (digits == "16") {
+    return 2;
+  }
+  if (digits == "32") {
+    return 4;
+  }
+  if (digits == "64") {
+    return 8;
+  }
+  if (digits == "128") {
+    return 16;
+  }
+  if (type == ".pred") {
+    return 1;
+  }
   where.fail("unknown type " + std::string(type));
 }
 
@@ -47,11 +59,21 @@ uint64_t read_integer(Cursor& cursor) {
 namespace {
 
 Variable::Space space_of(std::string_view name, Cursor const& where) {
-  if (name == ".shared") return Variable::Space::kShared;
-  if (name == ".local") return Variable::Space::kLocal;
-  if (name == ".global") return Variable::Space::kGlobal;
-  if (name == ".const") return Variable::Space::kConst;
-  if (name == ".param") return Variable::Space::kParam;
+  if (name == ".shared") {
+    return Variable::Space::kShared;
+  }
+  if (name == ".local") {
+    return Variable::Space::kLocal;
+  }
+  if (name == ".global") {
+    return Variable::Space::kGlobal;
+  }
+  if (name == ".const") {
+    return Variable::Space::kConst;
+  }
+  if (name == ".param") {
+    return Variable::Space::kParam;
+  }
   where.fail("unknown state space " + std::string(name));
 }
 
