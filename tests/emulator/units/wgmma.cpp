@@ -7,7 +7,9 @@
 namespace emulator {
 namespace {
 
-constexpr int kRows = 64;
+constexpr int kWarpThreads = 32;
+constexpr int kWarpRows = 16;
+constexpr int kMostColumns = 256;
 constexpr int kDepth = 16;
 constexpr uint32_t kChunk = 16;    // bytes
 constexpr int kChunkElements = 8;  // of 16 bits
@@ -34,60 +36,78 @@ float element_value(Element element, uint16_t bits) {
   return element == Element::kBFloat16 ? as_float(uint32_t{bits} << 16) : half_to_float(bits);
 }
 
-// A matrix of 16 columns, or rows, of the depth.
+// One operand of a warp's product, as [kDepth][rows].
 class Operand {
  public:
-  explicit Operand(int rows) : values_(static_cast<size_t>(rows) * kDepth) {}
-  float& at(int mn, int k) { return values_[static_cast<size_t>(mn) * kDepth + k]; }
-  float const* row(int mn) const { return values_.data() + static_cast<size_t>(mn) * kDepth; }
+  explicit Operand(int rows) : rows_(rows), values_(static_cast<size_t>(rows) * kDepth) {}
+  float& at(int mn, int k) { return values_[static_cast<size_t>(k) * rows_ + mn]; }
+  float const* column(int k) const { return values_.data() + static_cast<size_t>(k) * rows_; }
 
  private:
+  int rows_;
   std::vector<float> values_;
 };
 
-Operand read_shared(Wgmma const& op, SharedMemory shared, uint64_t bits, Major major, int rows,
-                    int sign) {
+// Reads `rows` rows from `first` on, by chunks of 16 bytes: eight values of k, or of mn.
+Operand read_shared(Wgmma const& op, SharedMemory shared, uint64_t bits, Major major, int first,
+                    int rows, int sign) {
   MatrixDescriptor const matrix = read_descriptor(bits);
   Operand operand(rows);
-  for (int mn = 0; mn < rows; ++mn) {
-    for (int k = 0; k < kDepth; ++k) {
-      uint16_t value;
-      std::memcpy(&value, shared.at(element_address(matrix, major, mn, k), 2), 2);
-      operand.at(mn, k) = sign * element_value(op.element, value);
+  int const step_mn = major == Major::kK ? 1 : kChunkElements;
+  int const step_k = major == Major::kK ? kChunkElements : 1;
+  for (int mn = 0; mn < rows; mn += step_mn) {
+    for (int k = 0; k < kDepth; k += step_k) {
+      uint16_t chunk[kChunkElements];
+      uint32_t const address = element_address(matrix, major, first + mn, k);
+      std::memcpy(chunk, shared.at(address, kChunk), kChunk);
+      for (int i = 0; i < kChunkElements; ++i) {
+        operand.at(mn + (step_mn > 1 ? i : 0), k + (step_k > 1 ? i : 0)) =
+            static_cast<float>(sign) * element_value(op.element, chunk[i]);
+      }
     }
   }
   return operand;
 }
 
 Operand read_registers(Wgmma const& op, uint32_t const* a) {
-  Operand operand(kRows);
-  for (int thread = 0; thread < kWarpgroup; ++thread) {
+  Operand operand(kWarpRows);
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
     for (int i = 0; i < 4; ++i) {
       for (int half = 0; half < 2; ++half) {
-        Place const place = a_register_place(thread, i, half);
-        uint16_t const value = static_cast<uint16_t>(a[thread * 4 + i] >> 16 * half);
-        operand.at(place.row, place.column) = op.sign_a * element_value(op.element, value);
+        Place const place = a_register_place(lane, i, half);
+        uint16_t const value = static_cast<uint16_t>(a[lane * 4 + i] >> 16 * half);
+        operand.at(place.row, place.column) =
+            static_cast<float>(op.sign_a) * element_value(op.element, value);
       }
     }
   }
   return operand;
 }
 
-// Products of 16-bit numbers are exact in float32. Their sum is rounded once here; the hardware
-// cuts off low bits of it instead.
+// Products of 16-bit numbers are exact in float32. Sums are rounded here; the hardware cuts off low
+// bits instead.
 void multiply(Wgmma const& op, Operand const& a, Operand const& b, float* d) {
   int const held = op.n / 2;
-  for (int thread = 0; thread < kWarpgroup; ++thread) {
+  float sums[kWarpRows][kMostColumns];
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
     for (int i = 0; i < held; ++i) {
-      Place const place = accumulator_place(thread, i);
-      float const* const row = a.row(place.row);
-      float const* const column = b.row(place.column);
-      float& result = d[thread * held + i];
-      double sum = op.accumulates ? result : 0.0;
-      for (int k = 0; k < kDepth; ++k) {
-        sum += static_cast<double>(row[k] * column[k]);
+      Place const place = accumulator_place(lane, i);
+      sums[place.row][place.column] = op.accumulates ? d[lane * held + i] : 0.f;
+    }
+  }
+  for (int k = 0; k < kDepth; ++k) {
+    float const* const column = b.column(k);
+    for (int row = 0; row < kWarpRows; ++row) {
+      float const factor = a.column(k)[row];
+      for (int n = 0; n < op.n; ++n) {
+        sums[row][n] += factor * column[n];
       }
-      result = static_cast<float>(sum);
+    }
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    for (int i = 0; i < held; ++i) {
+      Place const place = accumulator_place(lane, i);
+      d[lane * held + i] = sums[place.row][place.column];
     }
   }
 }
@@ -137,15 +157,28 @@ Place a_register_place(int thread, int i, int half) {
   return {thread / 32 * 16 + thread % 32 / 4 + i % 2 * 8, i / 2 * 8 + thread % 4 * 2 + half};
 }
 
-void wgmma(Wgmma const& op, SharedMemory shared, uint64_t a, uint64_t b, float* d) {
+void wgmma(Wgmma const& op, int warp, SharedMemory shared, uint64_t a, uint64_t b, float* d) {
   check(op);
-  multiply(op, read_shared(op, shared, a, op.major_a, kRows, op.sign_a),
-           read_shared(op, shared, b, op.major_b, op.n, op.sign_b), d);
+  multiply(op, read_shared(op, shared, a, op.major_a, warp * kWarpRows, kWarpRows, op.sign_a),
+           read_shared(op, shared, b, op.major_b, 0, op.n, op.sign_b), d);
+}
+
+void wgmma(Wgmma const& op, int, SharedMemory shared, uint32_t const* a, uint64_t b, float* d) {
+  check(op);
+  multiply(op, read_registers(op, a), read_shared(op, shared, b, op.major_b, 0, op.n, op.sign_b),
+           d);
+}
+
+void wgmma(Wgmma const& op, SharedMemory shared, uint64_t a, uint64_t b, float* d) {
+  for (int warp = 0; warp < 4; ++warp) {
+    wgmma(op, warp, shared, a, b, d + warp * kWarpThreads * op.n / 2);
+  }
 }
 
 void wgmma(Wgmma const& op, SharedMemory shared, uint32_t const* a, uint64_t b, float* d) {
-  check(op);
-  multiply(op, read_registers(op, a), read_shared(op, shared, b, op.major_b, op.n, op.sign_b), d);
+  for (int warp = 0; warp < 4; ++warp) {
+    wgmma(op, warp, shared, a + warp * kWarpThreads * 4, b, d + warp * kWarpThreads * op.n / 2);
+  }
 }
 
 }  // namespace emulator

@@ -45,6 +45,11 @@ struct Wgmma {
   int sign_b = 1;
 };
 
+// The part of one of a warpgroup's four warps: rows 16 `warp` to 16 `warp` + 15 of A and D. `d`
+// holds [32][n / 2], `a` [32][4].
+void wgmma(Wgmma const& op, int warp, SharedMemory shared, uint64_t a, uint64_t b, float* d);
+void wgmma(Wgmma const& op, int warp, SharedMemory shared, uint32_t const* a, uint64_t b, float* d);
+
 // D += A.B with A of 64 x 16 and B of 16 x n. `d` holds [128][n / 2]: each thread's accumulators.
 void wgmma(Wgmma const& op, SharedMemory shared, uint64_t a, uint64_t b, float* d);
 // The same with A from registers: `a` holds [128][4], each register of two elements.
