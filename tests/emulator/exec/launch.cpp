@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <list>
 #include <mutex>
-#include <sstream>
+#include <unordered_map>
 
 #include "scheduler.h"
 
@@ -29,15 +27,12 @@ void add_dimensions(Values& to, std::string const& name, Dim3 const& value) {
   to[name + ".z"] = value.z;
 }
 
-// Special registers of a lane. %clock and its like are read by instructions of their own.
-Values special_values(Grid const& grid, Block const& block, uint32_t warp, uint32_t lane) {
-  Dim3 const& size = grid.launch.block;
+// Special registers that are the same in all threads of a block. %clock and its like are read by
+// instructions of their own.
+Values block_values(Grid const& grid, Block const& block) {
   Dim3 const& cluster = grid.launch.cluster;
-  uint32_t const thread = warp * kLanes + lane;
   Values result;
-  add_dimensions(result, "%tid",
-                 {thread % size.x, thread / size.x % size.y, thread / size.x / size.y});
-  add_dimensions(result, "%ntid", size);
+  add_dimensions(result, "%ntid", grid.launch.block);
   add_dimensions(result, "%ctaid", block.index);
   add_dimensions(result, "%nctaid", grid.launch.grid);
   add_dimensions(result, "%cluster_nctaid", cluster);
@@ -47,20 +42,51 @@ Values special_values(Grid const& grid, Block const& block, uint32_t warp, uint3
                  {block.index.x / cluster.x, block.index.y / cluster.y, block.index.z / cluster.z});
   result["%cluster_ctarank"] = block.rank;
   result["%cluster_nctarank"] = cluster.count();
-  result["%laneid"] = lane;
-  result["%warpid"] = warp;
   result["%nwarpid"] = block.warps.size();
   result["%smid"] = block.index.x;
-  result["%lanemask_eq"] = 1u << lane;
-  result["%lanemask_lt"] = (1u << lane) - 1;
-  result["%lanemask_le"] = (2ull << lane) - 1;
-  result["%lanemask_gt"] = static_cast<uint32_t>(~((2ull << lane) - 1));
-  result["%lanemask_ge"] = ~((1u << lane) - 1);
   result["%dynamic_smem_size"] = grid.launch.dynamic_shared;
   for (char const* clock : {"%clock", "%clock64", "%clock_hi", "%globaltimer"}) {
     result[clock] = 0;
   }
   return result;
+}
+
+void set_special(Warp& warp, std::string const& name, int32_t reg, Values const& values) {
+  Dim3 const& size = warp.block->grid->launch.block;
+  auto const fill = [&](auto value) {
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      warp.reg(reg)[lane] = value(lane);
+    }
+  };
+  uint32_t const first = warp.index * kLanes;
+  if (name == "%tid.x") {
+    fill([&](uint32_t lane) { return (first + lane) % size.x; });
+  } else if (name == "%tid.y") {
+    fill([&](uint32_t lane) { return (first + lane) / size.x % size.y; });
+  } else if (name == "%tid.z") {
+    fill([&](uint32_t lane) { return (first + lane) / size.x / size.y; });
+  } else if (name == "%laneid") {
+    fill([&](uint32_t lane) { return lane; });
+  } else if (name == "%warpid") {
+    fill([&](uint32_t) { return warp.index; });
+  } else if (name == "%lanemask_eq") {
+    fill([&](uint32_t lane) { return 1u << lane; });
+  } else if (name == "%lanemask_lt") {
+    fill([&](uint32_t lane) { return (1u << lane) - 1; });
+  } else if (name == "%lanemask_le") {
+    fill([&](uint32_t lane) { return static_cast<uint32_t>((2ull << lane) - 1); });
+  } else if (name == "%lanemask_gt") {
+    fill([&](uint32_t lane) { return static_cast<uint32_t>(~((2ull << lane) - 1)); });
+  } else if (name == "%lanemask_ge") {
+    fill([&](uint32_t lane) { return ~((1u << lane) - 1); });
+  } else {
+    auto const found = values.find(name);
+    if (found == values.end()) {
+      throw Error("kernel " + warp.block->grid->code->name + ": the register " + name +
+                  " is not emulated");
+    }
+    fill([&](uint32_t) { return found->second; });
+  }
 }
 
 void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& registers,
@@ -73,6 +99,7 @@ void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& register
   auto const threads = static_cast<uint32_t>(grid.launch.block.count());
   block.live_threads = threads;
   block.warps.resize((threads + kLanes - 1) / kLanes);
+  Values const values = block_values(grid, block);
   for (uint32_t w = 0; w < block.warps.size(); ++w) {
     Warp& warp = block.warps[w];
     warp.block = &block;
@@ -90,14 +117,9 @@ void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& register
       for (auto const& [reg, offset] : code.locals) {
         warp.reg(reg)[lane] = local + lane * uint64_t{code.attributes.local} + offset;
       }
-      Values const values = special_values(grid, block, w, static_cast<uint32_t>(lane));
-      for (auto const& [name, reg] : code.specials) {
-        auto const found = values.find(name);
-        if (found == values.end()) {
-          throw Error("kernel " + code.name + ": the register " + name + " is not emulated");
-        }
-        warp.reg(reg)[lane] = found->second;
-      }
+    }
+    for (auto const& [name, reg] : code.specials) {
+      set_special(warp, name, reg, values);
     }
   }
 }
