@@ -105,7 +105,7 @@ function(add_kernel_objects core name archs)
     set(launcher "${CCACHE}")
     set(compression --no-compress)
     set(runtime emulated_cuda)
-    set(reports "")
+    set(reports "SHELL:-Xcompiler -O0")  # of the host code: it only describes launches
   endif()
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES

@@ -98,6 +98,7 @@ void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& register
   std::memset(shared.data(), 0xff, shared.size());  // NaN as float, an invalid mbarrier
   auto const threads = static_cast<uint32_t>(grid.launch.block.count());
   block.live_threads = threads;
+  block.order.start(static_cast<uint32_t>(shared.size()), (threads + kLanes - 1) / kLanes * kLanes);
   block.warps.resize((threads + kLanes - 1) / kLanes);
   Values const values = block_values(grid, block);
   for (uint32_t w = 0; w < block.warps.size(); ++w) {

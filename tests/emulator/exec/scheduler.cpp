@@ -106,6 +106,17 @@ void run_group(Warp& warp, Group& group, uint32_t& quantum) {
 
 }  // namespace
 
+void ProxyOrder::check(uint32_t address, uint32_t bytes, uint32_t thread) const {
+  for (uint32_t k = address / 16; k <= (address + bytes - 1) / 16; ++k) {
+    Write const& write = writes_[k];
+    if (write.thread != 0 && fences_[write.thread - 1] <= write.time &&
+        fences_[thread] <= write.time) {
+      fault("reads shared address " + std::to_string(16 * k) + ", which thread " +
+            std::to_string(write.thread - 1) + " has written, without fence.proxy.async between");
+    }
+  }
+}
+
 void run_warp(Warp& warp, uint32_t quantum) {
   Group group;
   try {

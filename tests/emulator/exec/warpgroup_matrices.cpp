@@ -25,6 +25,21 @@ void mark(Warp& warp, Instruction const& i, int registers, bool unfinished) {
   }
 }
 
+// Checks that the product may see what threads have written to its operands.
+void check_order(Warp& warp, uint64_t bits, Major major, int first, int rows) {
+  MatrixDescriptor const matrix = read_descriptor(bits);
+  constexpr int kDepth = 16, kChunk = 8;
+  int const step_mn = major == Major::kK ? 1 : kChunk;
+  int const step_k = major == Major::kK ? kChunk : 1;
+  for (int mn = first; mn < first + rows; mn += step_mn) {
+    for (int k = 0; k < kDepth; k += step_k) {
+      uint32_t const address = element_address(matrix, major, mn, k);
+      warp.block->shared.at(address, 16);
+      warp.block->order.check(address, 16, warp.index * kLanes);
+    }
+  }
+}
+
 // Registers: D (n / 2), A (4 registers or a descriptor), B's descriptor, scale-d.
 Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
   if (!all_here(warp, lanes)) {
@@ -48,8 +63,13 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
       }
     }
   }
+  int const slice = static_cast<int>(warp.index % 4);
+  if (!shape.a_in_registers) {
+    check_order(warp, a, op.major_a, 16 * slice, 16);
+  }
+  check_order(warp, b, op.major_b, 0, op.n);
   mark(warp, i, count, true);
-  warp.products.work.push_back([&warp, &i, op, a, b, fragment, count] {
+  warp.products.work.push_back([&warp, &i, op, a, b, fragment, count, slice] {
     std::vector<float> d(static_cast<size_t>(kLanes) * count);
     for (int k = 0; k < count; ++k) {
       uint64_t const* const from = warp.reg(i.at[k]);
@@ -57,7 +77,6 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
         d[lane * count + k] = read<float>(from[lane]);
       }
     }
-    int const slice = static_cast<int>(warp.index % 4);
     if (fragment.empty()) {
       wgmma(op, slice, warp.block->shared, a, b, d.data());
     } else {
