@@ -30,6 +30,6 @@ def pytest_runtest_call():
     try:
         return (yield)
     except (Exception, pytest.fail.Exception) as error:
-        if row := emulated.missing_row(error):
-            pytest.skip(f"not built: {row}")
+        if why := emulated.why_skipped(error):
+            pytest.skip(why)
         raise
