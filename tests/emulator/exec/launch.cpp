@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "bad_access.h"
 #include "scheduler.h"
 
 namespace emulator {
@@ -241,6 +242,7 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
     place.shared = std::make_unique<Buffer>(code.dynamic_shared + launch.dynamic_shared);
   }
 
+  BadAccessReport const report;
   uint64_t next = 0;
   uint64_t running = 0;
   uint64_t last_progress = 0, last_round = 0;

@@ -26,9 +26,10 @@ struct ThreadCopy {
   uint32_t filled;  // of them, copied; the rest is zero
 };
 
-// Products of wgmma that have not been computed, or bulk stores that have not been read.
+// Products of wgmma that have not been waited for, or bulk stores that have not read their source.
 struct LateGroup {
   std::vector<std::function<void()>> work;
+  std::vector<int32_t> registers;  // that the products write
 };
 
 struct Warp {

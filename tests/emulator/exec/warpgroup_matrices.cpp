@@ -12,19 +12,6 @@ struct Shape : Details {
   bool a_in_registers = false;
 };
 
-void mark(Warp& warp, Instruction const& i, int registers, bool unfinished) {
-  for (int k = 0; k < registers; ++k) {
-    uint8_t& flag = warp.unfinished[i.at[k]];
-    warp.unfinished_count += unfinished;
-    if (unfinished) {
-      ++flag;
-    } else {
-      --flag;
-      --warp.unfinished_count;
-    }
-  }
-}
-
 // Checks that the product may see what threads have written to its operands.
 void check_order(Warp& warp, uint64_t bits, Major major, int first, int rows) {
   MatrixDescriptor const matrix = read_descriptor(bits);
@@ -68,7 +55,11 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
     check_order(warp, a, op.major_a, 16 * slice, 16);
   }
   check_order(warp, b, op.major_b, 0, op.n);
-  mark(warp, i, count, true);
+  for (int k = 0; k < count; ++k) {
+    ++warp.unfinished[i.at[k]];
+    ++warp.unfinished_count;
+    warp.products.registers.push_back(i.at[k]);
+  }
   warp.products.work.push_back([&warp, &i, op, a, b, fragment, count, slice] {
     std::vector<float> d(static_cast<size_t>(kLanes) * count);
     for (int k = 0; k < count; ++k) {
@@ -88,7 +79,6 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
         to[lane] = write<float>(d[lane * count + k]);
       }
     }
-    mark(warp, i, count, false);
     ++warp.block->grid->progress;
   });
   return Outcome::kNext;
@@ -149,6 +139,13 @@ Outcome commit(Warp& warp, Instruction const&, uint32_t lanes) {
   if (!all_here(warp, lanes)) {
     return Outcome::kBlocked;
   }
+  Grid& grid = *warp.block->grid;
+  if (!grid.late && grid.draw(2) == 0) {
+    for (LateGroup& before : warp.committed) {
+      run(before);
+    }
+    run(warp.products);
+  }
   warp.committed.push_back(std::move(warp.products));
   warp.products = {};
   return Outcome::kNext;
@@ -160,7 +157,12 @@ Outcome wait(Warp& warp, Instruction const& i, uint32_t lanes) {
     return Outcome::kBlocked;
   }
   while (warp.committed.size() > i.value) {
-    run(warp.committed.front());
+    LateGroup& group = warp.committed.front();
+    run(group);
+    for (int32_t const reg : group.registers) {
+      --warp.unfinished[reg];
+      --warp.unfinished_count;
+    }
     warp.committed.erase(warp.committed.begin());
   }
   return Outcome::kNext;
