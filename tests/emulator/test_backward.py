@@ -26,6 +26,7 @@ TILES = {
     "blocks 128x16": Case("block_sparse", (150,), block_lists(150, 150, 128, 16, shown=0.1)),
     "stripes": Case("stripe", (200,), stripe_lists(200, 300, 128), kv=(300,)),
 }
+SINGLE = ("dense, one key", "1-D, itself alone")  # that a query sees
 # The kernel of all gradients takes neighborhoods of 512 keys or more.
 WIDE = {
     "dense": TILES["dense"],
@@ -54,9 +55,22 @@ def check(case, arguments, by_lse=False, **wanted):
             )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in SINGLE])
 def test_small(arch, name):
     check(CASES[name], CASES[name].arguments(BF16, dim=64), deterministic=True)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_key(arch, name):
+    """Its weight is 1 whatever q and k are: their gradients are rounding."""
+    case = CASES[name]
+    arguments = case.arguments(BF16, dim=64)
+    out, lse = case.forward(arguments)
+    found = case.backward(arguments, out, lse, torch.ones_like(out), deterministic=True)
+    assert found["q"].abs().max() < 1e-5
+    assert found["k"].abs().max() < 1e-5
+    queries = arguments["q"][..., 0].numel() // arguments["v"][..., 0].numel()  # of a key
+    assert found["v"].eq(queries).all()
 
 
 @pytest.mark.parametrize("name", TILES)
