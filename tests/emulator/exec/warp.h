@@ -52,6 +52,7 @@ struct Warp {
   std::vector<LateGroup> committed;  // the oldest first
   std::vector<uint8_t> unfinished;   // per register, whether such a product will write it
   uint32_t unfinished_count = 0;
+  std::vector<uint8_t> accessed;  // per register, whether it was used after the last wgmma.fence
 
   struct BulkStores {
     LateGroup open;
