@@ -170,6 +170,8 @@ def test_union(case, seed, one_batch, one_head):
     assert several.to_dense().equal(expected)
     assert several.visible_pairs() == expected.sum()
     assert BlockMask.union(case.mask()).to_dense().equal(case.dense())
+    assert third.mask().union(case.mask(), full, other.mask()).to_dense().equal(expected)
+    assert case.mask().union().to_dense().equal(case.dense())
 
 
 class NoQuestions(TorchDispatchMode):
@@ -277,8 +279,11 @@ def test_intersection(case, seed, one_batch, one_head, causal):
     third = Drawn(*case.sizes, causal=case.causal, seed=seed + 1)
     several = BlockMask.intersection(third.mask(), case.mask(), full, other.mask())
     several.validate()
-    assert several.to_dense().equal(third.dense() & case.dense() & full.to_dense() & other.dense())
+    expected = third.dense() & case.dense() & full.to_dense() & other.dense()
+    assert several.to_dense().equal(expected)
     assert BlockMask.intersection(case.mask()).to_dense().equal(case.dense())
+    assert third.mask().intersection(case.mask(), full, other.mask()).to_dense().equal(expected)
+    assert case.mask().intersection().to_dense().equal(case.dense())
 
 
 def test_from_dense_of_fewer_dimensions():
