@@ -249,6 +249,9 @@ def test_plot(tmp_path):
         IndexError, match="head must be less than the 2 that the mask has lists for, got 2"
     ):
         mask.plot(tmp_path / "no.png", head=2)
+    for wrong in (0.0, True):
+        with pytest.raises(TypeError, match=f"head must be an int, got {wrong}"):
+            mask.plot(tmp_path / "no.png", head=wrong)
     with pytest.raises(ValueError, match=r"path must end in .png, got .*no.pdf"):
         mask.plot(tmp_path / "no.pdf")
     Drawn(10, 10, kinds=(1, 0, 0)).mask().plot(tmp_path / "empty.png")

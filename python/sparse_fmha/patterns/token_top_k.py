@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_floats, check_int, check_q_and_k
+from sparse_fmha._checks import check_floats, check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import CACHED, SLICE, ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -19,6 +19,7 @@ from sparse_fmha.selection.largest import looks
 HELD = 1 << 23  # scores in memory at a time on the CPU; fewer make the product slower
 
 
+@plain_ints
 def token_top_k(
     q: Tensor,
     k: Tensor,
@@ -79,6 +80,7 @@ def token_top_k(
     return window.mask(columns, counts)
 
 
+@plain_ints
 def token_top_k_mask(
     scores: Tensor,
     keys: int,
