@@ -95,11 +95,12 @@ def token_top_k_mask(
 
     Args:
         scores: `[B|1, H|1, groups|1, kv_len]`; with one group, scores depend only on the key. Keys
-            with -inf are never taken; among equal scores, the first is taken.
+            with -inf are not taken, but see first; among equal scores, the first is taken.
         keys: keys to take for each group of queries; fewer if fewer are before the window.
         q_len: queries, aligned to the last keys; at most kv_len.
         local: keys before a group's first query that it always sees, rounded up to whole runs.
-        first: how many first keys to take before all others; they count towards `keys`.
+        first: how many first keys to take before all others, whatever their scores; they count
+            towards `keys`.
         block_q, range_size: group and run sizes of the mask.
 
     Returns:
