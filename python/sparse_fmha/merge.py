@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats
+from sparse_fmha._checks import check_collection, check_floats
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,8 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
             tensors on different devices.
         TypeError: a part is not a floating point tensor, or the dtypes of outs or lses differ.
     """
+    check_collection("outs", outs)
+    check_collection("lses", lses)
     if not len(outs) or len(outs) != len(lses):
         raise ValueError(
             "outs and lses must have the same number of parts, at least one, got "

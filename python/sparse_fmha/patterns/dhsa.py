@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_flag, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import check_flag, check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -17,6 +17,7 @@ from sparse_fmha.patterns.minference import blocks_of_means
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
 
+@plain_ints
 def dhsa(
     q: Tensor,
     k: Tensor,
@@ -114,6 +115,7 @@ def dhsa(
     return StripeMask(columns, counts, sizes.q_len, kv_len, block_q, *of_runs, causal=True)
 
 
+@plain_ints
 def dhsa_blocks(
     q: Tensor,
     k: Tensor,

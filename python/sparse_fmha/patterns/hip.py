@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
@@ -14,6 +14,7 @@ from sparse_fmha.patterns.token_top_k import LocalWindow
 from sparse_fmha.selection import top_k_indices
 
 
+@plain_ints
 def hip(
     q: Tensor,
     k: Tensor,

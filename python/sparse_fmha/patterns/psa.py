@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_int, check_integers, check_number
+from sparse_fmha._checks import (
+    check_choice,
+    check_collection,
+    check_instance,
+    check_int,
+    check_integers,
+    check_number,
+    plain_ints,
+)
 from sparse_fmha._sizes import CACHED, ceil_div
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks import block_checks, block_lists
@@ -23,6 +31,7 @@ LEVELS = (1, 2, 4, 8)
 SHARES = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
 
 
+@plain_ints
 def psa_levels(
     q: Tensor,
     k: Tensor,
@@ -74,6 +83,7 @@ def psa_levels(
     Raises:
         ValueError, TypeError: a shape, dtype, level or number is not allowed.
     """
+    check_instance("shares", shares, Mapping)
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     _check_shares(shares, similarity)
     check_choice("by", by, ("rank", "mass"))
@@ -118,6 +128,7 @@ def psa_levels(
     return levels
 
 
+@plain_ints
 def psa_attention(
     q: Tensor,
     k: Tensor,
@@ -155,6 +166,7 @@ def psa_attention(
         ValueError, TypeError: as in `block_sparse_attention`; a level is not 1, 2, 4 or 8; `levels`
             does not fit.
     """
+    check_collection("pools", pools)
     _checks.check_qkv(q, k, v, axes=(1,))
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     check_integers("levels", levels)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_q_and_k
+from sparse_fmha._checks import LARGEST_FLOAT, check_choice, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -20,6 +20,7 @@ from sparse_fmha.selection import pool_blocks, pooled_scores
 LEAST_VARIANCE = 1e-6 * math.log(2) ** 2  # 1e-6 of scores in powers of two, as in the sources
 
 
+@plain_ints
 def sol_blocks(
     q: Tensor,
     k: Tensor,
@@ -55,7 +56,7 @@ def sol_blocks(
     check_q_and_k(q, k)
     if q.shape[1] != k.shape[1]:
         raise ValueError(f"k must have the {q.shape[1]} tokens of q, got {k.shape[1]}")
-    tau = _checks.finite("tau", tau)
+    tau = check_number("tau", tau, -LARGEST_FLOAT, LARGEST_FLOAT)
     scale = _checks.finite("scale", scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     grid = BlockGrid.of(q, k, block, block)
@@ -71,6 +72,7 @@ def sol_blocks(
     return exact if forced is None else exact | map_like("forced", forced, exact)
 
 
+@plain_ints
 def sol_attention(
     q: Tensor,
     k: Tensor,

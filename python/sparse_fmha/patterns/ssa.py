@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, smooth_l1_loss
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_device, check_floats, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_lists
@@ -25,6 +25,7 @@ class SSAStreams(NamedTuple):
     alignment: Tensor  # scalar, see `ssa_alignment`
 
 
+@plain_ints
 def ssa(
     q: Tensor,
     k: Tensor,
@@ -136,8 +137,12 @@ def ssa_alignment(full: Tensor, sparse: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes or devices differ.
+        TypeError: not floating point tensors.
     """
+    check_floats("full", full)
+    check_floats("sparse", sparse)
+    check_device("sparse", sparse, full.device)
     if full.shape != sparse.shape:
         raise ValueError(
             f"sparse must have the shape of full, {list(full.shape)}, got {list(sparse.shape)}"

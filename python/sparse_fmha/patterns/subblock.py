@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, plain_ints
 from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import by_chunks, chunks
@@ -18,6 +18,7 @@ from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
 from sparse_fmha.selection.choosing import shares_of
 
 
+@plain_ints
 def subblock(
     q: Tensor,
     k: Tensor,

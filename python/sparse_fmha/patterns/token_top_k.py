@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_floats, check_int, check_q_and_k
+from sparse_fmha._checks import check_floats, check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import CACHED, SLICE, ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -19,6 +19,7 @@ from sparse_fmha.selection.largest import looks
 HELD = 1 << 23  # scores in memory at a time on the CPU; fewer make the product slower
 
 
+@plain_ints
 def token_top_k(
     q: Tensor,
     k: Tensor,
@@ -79,6 +80,7 @@ def token_top_k(
     return window.mask(columns, counts)
 
 
+@plain_ints
 def token_top_k_mask(
     scores: Tensor,
     keys: int,
@@ -93,11 +95,12 @@ def token_top_k_mask(
 
     Args:
         scores: `[B|1, H|1, groups|1, kv_len]`; with one group, scores depend only on the key. Keys
-            with -inf are never taken; among equal scores, the first is taken.
+            with -inf are not taken, but see first; among equal scores, the first is taken.
         keys: keys to take for each group of queries; fewer if fewer are before the window.
         q_len: queries, aligned to the last keys; at most kv_len.
         local: keys before a group's first query that it always sees, rounded up to whole runs.
-        first: how many first keys to take before all others; they count towards `keys`.
+        first: how many first keys to take before all others, whatever their scores; they count
+            towards `keys`.
         block_q, range_size: group and run sizes of the mask.
 
     Returns:

@@ -48,7 +48,7 @@ def top_k_blocks(
             is not in [0, 1]; both or neither of k and density are given.
         TypeError: scores is not a floating point tensor, or k or density has a wrong type.
     """
-    check_floats("scores", scores)
+    _check_rows("scores", scores)
     if (k is None) == (density is None):
         given = "neither" if k is None else "both"
         raise ValueError(f"exactly one of k and density must be given, got {given}")
@@ -73,7 +73,7 @@ def top_k_indices(
     Arguments and errors as in `top_k_blocks`.
     """
     if density is None and k is not None and not isinstance(k, (Tensor, Sequence)):
-        check_floats("scores", scores)
+        _check_rows("scores", scores)
         width = min(check_int("k", k), scores.shape[-1])
         if largest.applies(scores, width):
             return _largest_indices(scores, width)
@@ -231,7 +231,7 @@ def top_p_blocks(
         ValueError: p is negative, or `min_blocks` is below 1 or above `max_blocks`.
         TypeError: an argument has a wrong type.
     """
-    check_floats("probabilities", probabilities)
+    _check_rows("probabilities", probabilities)
     n = probabilities.shape[-1]
     check_int("min_blocks", min_blocks, 1)
     if max_blocks is not None:
@@ -273,3 +273,9 @@ def _by_rows(choose: Callable[..., Tensor], scores: Tensor, *more: Tensor) -> Te
     step = max(1, SLICE // scores.shape[-1])
     parts = [choose(*rows) for rows in zip(*(f.split(step) for f in flat), strict=True)]
     return torch.cat(parts).view(scores.shape)
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    check_floats(name, rows)
+    if not rows.dim():
+        raise ValueError(f"{name} must have shape [..., n], got []")
