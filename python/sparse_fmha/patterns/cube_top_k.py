@@ -56,4 +56,5 @@ def cube_top_k(
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
         scores = pooled_scores(queries, keys, scale=scale)
         chosen = top_k_blocks(scores, counts if isinstance(keep, Sequence) else counts[0])
-    return order.mask(order.with_others(chosen))
+    alone = not order.before and not order.after  # other blocks see all
+    return order.mask(order.with_others(chosen), max(counts) if alone else None)

@@ -106,8 +106,9 @@ class RegionOrder(TensorFields):
     def permute(self, x: Tensor) -> Tensor:
         """Brings `[B, tokens, ...]` into region order: `[B, length, ...]`, padded with 0."""
         self._check(x, self.tokens)
-        padded = x.new_zeros(x.shape[0], self.length, *x.shape[2:])
-        return padded.index_copy_(1, self.slots, x)
+        shape = x.shape[0], self.length, *x.shape[2:]
+        result = x.new_zeros(shape) if self.padded else x.new_empty(shape)
+        return result.index_copy_(1, self.slots, x)
 
     def undo(self, x: Tensor) -> Tensor:
         """Inverse of `permute`: `[B, length, ...]` to `[B, tokens, ...]`, without padding."""

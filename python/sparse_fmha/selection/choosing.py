@@ -262,15 +262,22 @@ def top_p_blocks(
         taken = ((before < limit) | (slots < min_blocks)) & (slots < most) & (values > 0)
         return torch.zeros_like(taken).scatter_(-1, order, taken)
 
-    return _by_rows(choose, probabilities, limit)
+    # Its temporaries are in 64 bits.
+    return _by_rows(choose, probabilities, limit, most=SLICE // 4)
 
 
-def _by_rows(choose: Callable[..., Tensor], scores: Tensor, *more: Tensor) -> Tensor:
-    """Applies `choose` to a few rows at a time, as its temporaries are larger than the scores."""
+def _by_rows(
+    choose: Callable[..., Tensor], scores: Tensor, *more: Tensor, most: int = SLICE
+) -> Tensor:
+    """Applies `choose` to a few rows at a time, as its temporaries are larger than the scores.
+
+    Args:
+        most: elements of a few rows.
+    """
     if not scores.numel():
         return torch.zeros_like(scores, dtype=torch.bool)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (scores.detach(), *more)]
-    step = max(1, SLICE // scores.shape[-1])
+    step = max(1, most // scores.shape[-1])
     parts = [choose(*rows) for rows in zip(*(f.split(step) for f in flat), strict=True)]
     return torch.cat(parts).view(scores.shape)
 
