@@ -45,10 +45,9 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
     weights = (stacked - total).exp()
     # A part without keys contributes nothing, even if it holds NaN.
-    merged = sum(
-        (w[..., None] * out).masked_fill(w[..., None] == 0, 0)
-        for w, out in zip(weights, outs, strict=True)
-    )
+    merged = torch.zeros((), dtype=wide, device=outs[0].device)
+    for w, out in zip(weights[..., None], outs, strict=True):
+        merged = torch.addcmul(merged, w, out.masked_fill(w == 0, 0))
     return merged.to(outs[0].dtype), total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
 
 

@@ -5,6 +5,7 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import block_sparse_attention, patterns, reference
+from sparse_fmha.masks import block_lists
 
 
 def definition(q, k, blocks, block, scale):
@@ -47,6 +48,36 @@ def test_the_definition(randn, agrees, q_len, kv_len, heads, blocks, block, bloc
     agrees(*block_sparse_attention(q, k, v, mask, return_lse=True), q, k, v, visible)
     again = patterns.ssa(q, k, blocks=blocks, block=block, block_q=block_q, scale=0.25)
     assert again.partial_bits.equal(mask.partial_bits)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_equal_scores_and_one_query_block_at_a_time(monkeypatch, block):
+    generator = torch.Generator().manual_seed(block)
+    q, k = (torch.randint(-1, 2, (1, 400, 2, 16), generator=generator).float() for _ in "qk")
+    k = k[:, torch.arange(400) % (2 * block)]  # blocks repeat, so many scores are equal
+    mask = patterns.ssa(q, k, blocks=3, block=block)
+    mask.validate()
+    assert mask.to_dense().equal(definition(q, k, 3, block, 0.25))
+
+    def one_by_one(rows, *_, **__):
+        return [slice(row, row + 1) for row in range(rows)]
+
+    monkeypatch.setattr(block_lists, "chunks", one_by_one)
+    again = patterns.ssa(q, k, blocks=3, block=block)
+    assert again.to_dense().equal(mask.to_dense())
+    # A list that is too long loses its last blocks.
+    short = patterns.ssa(q, k, blocks=3, block=block, width=1)
+    assert short.partial_counts.equal(mask.partial_counts.clamp(max=1))
+    there = (short.partial_counts > 0)[..., None]
+    assert short.partial_indices[there].equal(mask.partial_indices[..., :1][there])
+    assert short.partial_bits[there].equal(mask.partial_bits[..., :1, :, :][there])
+
+
+def test_a_query_of_nan_sees_its_own_block(randn):
+    q, k = randn(1, 200, 2, 16), randn(1, 200, 1, 16, seed=1)
+    q[0, 150] = torch.nan
+    seen = patterns.ssa(q, k, blocks=4).to_dense()[0, 0]
+    assert seen[150].nonzero().flatten().tolist() == list(range(144, 151))
 
 
 def test_blocks_that_all_tokens_choose_are_full(randn):
