@@ -20,28 +20,25 @@ def test_three_parts_are_all_of_fp32(randn):
         (torch.bfloat16, torch.bfloat16),
         (torch.float16, torch.float16),
         (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
     ],
 )
-def test_products_of_16_bits(randn, monkeypatch, dtype, key_dtype):
-    """With a stand-in for the product that only GPUs have."""
-
-    def bmm(left, right, *, out_dtype):
-        assert left.dtype == right.dtype == dtype
-        assert out_dtype == torch.float32
-        return left.double().bmm(right.double()).to(out_dtype)
-
+def test_operands_of_a_gpu(randn, dtype, key_dtype):
+    """The operands it has there, multiplied here; on no device their shapes alone."""
     q = randn(2, 5, 6, 16).to(dtype)
     k = randn(2, 9, 2, 16, seed=1).to(key_dtype)
+    there = key_operand(k.to("meta"), dtype)
     keys = k.permute(0, 2, 3, 1)
-    operand = torch.cat(bf16_parts(keys), 2) if key_dtype == torch.float32 else keys
-    assert key_operand(k.to("meta"), dtype).shape == operand.shape
-    assert key_operand(k.to("meta"), dtype).dtype == dtype
-    monkeypatch.setattr(torch, "bmm", bmm)
-    made = products(q, operand)
-    expected = torch.einsum("blhd,bmhd->bhlm", q.double(), k.double().repeat_interleave(3, 2)).view(
-        2, 2, 15, 9
-    )
+    in_parts = (dtype, key_dtype) == (torch.bfloat16, torch.float32)
+    keys = torch.cat(bf16_parts(keys), 2) if in_parts else keys.to(there.dtype)
+    assert there.shape == keys.shape
+    assert there.dtype == (torch.float32 if dtype != key_dtype and not in_parts else dtype)
+    made = products(q, keys)
+    heads = k.double().repeat_interleave(3, 2)
+    expected = torch.einsum("blhd,bmhd->bhlm", q.double(), heads).view(2, 2, 15, 9)
     torch.testing.assert_close(made, expected.float(), rtol=1e-6, atol=1e-6)
+    on_gpu = products(q.to("meta"), there)
+    assert (on_gpu.shape, on_gpu.dtype) == (made.shape, torch.float32)
 
 
 def test_products_of_fp32(randn):

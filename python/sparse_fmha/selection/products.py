@@ -40,13 +40,21 @@ def products(q: Tensor, keys: Tensor) -> Tensor:
     batch, _, heads, dim = q.shape
     heads_kv = keys.shape[1]
     grouped: Tensor = q.unflatten(2, (heads_kv, heads // heads_kv)).permute(0, 2, 3, 1, 4)
-    with without_autocast(q.device):
-        if keys.dtype == torch.float32:
-            return grouped.float().flatten(2, 3) @ keys
-        left = grouped.repeat(1, 1, 1, 1, keys.shape[2] // dim)
-        left = left.view(batch * heads_kv, -1, keys.shape[2])
-        found: Tensor = torch.bmm(left, keys.flatten(0, 1), out_dtype=torch.float32)
-    return found.view(batch, heads_kv, *found.shape[1:])
+    if keys.dtype == torch.float32:
+        return fp32_product(grouped.float().flatten(2, 3), keys)
+    grouped = grouped.repeat(1, 1, 1, 1, keys.shape[2] // dim)
+    return fp32_product(grouped.view(batch, heads_kv, -1, keys.shape[2]), keys)
+
+
+def fp32_product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `left @ right` in fp32, of `[..., n, d]` and `[..., d, m]` with one leading shape."""
+    with without_autocast(left.device):
+        if left.device.type == "cpu" or left.dtype != right.dtype or left.dtype not in HALVES:
+            return left.float() @ right.float()
+        shape = *left.shape[:-1], right.shape[-1]
+        pair = left.flatten(0, -3), right.flatten(0, -3)
+        found: Tensor = torch.bmm(*pair, out_dtype=torch.float32)
+    return found.view(shape)
 
 
 def bf16_parts(x: Tensor) -> list[Tensor]:
