@@ -44,7 +44,7 @@ def _token_top_k(q: Tensor, k: Tensor) -> object:
 
 def _dma(q: Tensor, k: Tensor) -> object:
     bias = torch.empty(1, k.shape[2], k.shape[1], dtype=torch.float32, device=q.device)
-    return patterns.dma(bias, 1024, q.shape[1])
+    return patterns.dma_mask(bias, 1024, heads=q.shape[2])
 
 
 CASES = {
@@ -54,6 +54,7 @@ CASES = {
     "dhsa_blocks": Case(patterns.dhsa_blocks, 32 * 1024, 8, 4, 256),
     "psa": Case(patterns.psa_levels, 32 * 1024, 12, 12),
     "ssa": Case(patterns.ssa),
+    "ssa_attention": Case(lambda q, k: patterns.ssa_attention(q, k, k)),
     "ssa, width 256": Case(lambda q, k: patterns.ssa(q, k, width=256)),
     "token_sparse": Case(
         lambda q, k: patterns.token_sparse_indices(q, k, keep=q.shape[1] * 3 // 4)
@@ -65,8 +66,9 @@ CASES = {
     "mminference_grid_lines": Case(
         lambda q, k: patterns.mminference_grid_lines(q, k, (64, 128, 256))
     ),
-    "vertical_slash": Case(lambda q, k: patterns.vertical_slash(q, k, 1000, 6096)),
-    "dma": Case(_dma, 32 * 1024, 8, 2),
+    "vertical_slash": Case(patterns.vertical_slash),
+    "snapkv": Case(lambda q, k: patterns.snapkv(q, k)),
+    "dma_mask": Case(_dma, 32 * 1024, 8, 2),
     "rectified": Case(lambda q, k: patterns.rectified(q, k, keep=0.11), 118800, 24, 24),
 }
 

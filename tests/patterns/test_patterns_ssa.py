@@ -111,6 +111,23 @@ def test_both_streams_train(randn):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("batch", "heads"), [(1, (4, 2)), (2, (6, 3)), (2, (4, 1)), (2, (2, 2))])
+def test_attention_with_lists_for_key_heads(randn, batch, heads):
+    q = randn(batch, 200, heads[0], 16, dtype=torch.float64).requires_grad_()
+    k, v = (
+        randn(batch, 230, heads[1], 16, dtype=torch.float64, seed=s).requires_grad_()
+        for s in (1, 2)
+    )
+    out = patterns.ssa_attention(q, k, v, blocks=4, scale=0.3)
+    visible = definition(q.detach(), k.detach(), 4, 16, 0.3)
+    expected, _ = reference.attention(q, k, v, visible, scale=0.3)
+    torch.testing.assert_close(out, expected)
+    made = torch.autograd.grad(out.square().sum(), (q, k, v))
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    for ours, theirs in zip(made, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_without_the_host(randn):
     q, k = randn(1, 1024, 4, 16), randn(1, 1024, 2, 16)
     with Watch() as watch:

@@ -62,7 +62,7 @@ from sparse_fmha.patterns.sparsifiner import (
     SparsifinerPredictor,
     sparsifiner_distillation_loss,
 )
-from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
+from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_attention, ssa_streams
 from sparse_fmha.patterns.static_cache import (
     MoaCache,
     power_attention_cache,
@@ -160,6 +160,7 @@ __all__ = [
     "sparsifiner_distillation_loss",
     "ssa",
     "ssa_alignment",
+    "ssa_attention",
     "ssa_streams",
     "streaming_llm",
     "streaming_llm_cache",

@@ -96,17 +96,19 @@ class HipSearch:
     ) -> None:
         """Searches the keys of each request before its window.
 
-                It reads `2 * keys / granule` keys for each halving and KV head. How often chunks are halved
-                follows from how many keys a request can have, not from how many it has.
+        It reads `2 * keys / granule` keys for each halving and KV head. How often chunks are halved
+        follows from how many keys a request can have, not from how many it has.
 
-                Args:
-                    q: `[batch, 1, Hq, D]`, the new token's, Hq a multiple of the KV heads.
-                    k_cache: `[batch, rows, Hkv, D]`, or with `page_table` `[pages, page, Hkv, D]`. Rows
-                        that hold no key of a request are not looked at.
-                    seq_lens: int `[batch]`, with the new token; 0 for a request that is padding.
-        X
-                Raises:
-                    ValueError, TypeError: a shape, dtype or device does not match.
+        Args:
+            q: `[batch, 1, Hq, D]`, the new token's, Hq a multiple of the KV heads.
+            k_cache: `[batch, rows, Hkv, D]`, or with `page_table` `[pages, page, Hkv, D]`. Rows
+                that hold no key of a request do not count.
+            seq_lens: int `[batch]`, with the new token; 0 for a request that is padding.
+            page_table: int `[batch, n]` or `[batch, Hkv, n]`, as in `decode_attention`. Chunks
+                whose middle is on a page that it does not have are not kept.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype or device does not match.
         """
         table = self._check(q, k_cache, seq_lens, page_table)
         batch, heads = self._found.shape[:2]

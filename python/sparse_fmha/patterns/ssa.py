@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, smooth_l1_loss
 
-from sparse_fmha._checks import check_int, finite
+from sparse_fmha._checks import check_int, check_qkv, finite
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_lists
@@ -68,55 +69,57 @@ def ssa(
     Returns:
         A mask with lists for each batch entry and query head (one for all with one key head), built
         without waiting for the device. Bitmasks take `block_q * block / 8` bytes for each entry of
-        a list. The scores of all tokens with the blocks before them are computed, a few query
-        blocks at a time.
+        a list; `ssa_attention` has them once for each key head. The scores of all tokens with the
+        blocks before them are computed, a few query blocks at a time.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
     """
-    check_int("blocks", blocks, 1)
-    scale = finite("scale", scale)
-    grid = BlockGrid.of(q, k, block_q, block, causal=True)
-    rows, columns = grid.shape
-    batch, q_len, heads, _ = q.shape
-    heads_kv = k.shape[2]
-    if width is None:
-        width = blocks * block_q
-    width = min(check_int("width", width), columns)
-    few, shift = min(blocks - 1, columns), grid.kv_len - q_len
-    means = pool_blocks(k.detach(), block) * (q.shape[3] ** -0.5 if scale is None else scale)
-    keys = key_operand(means, q.dtype)
+    mask = _mask(q, k, blocks, block, scale, block_q, width)
+    heads, heads_kv = q.shape[2], k.shape[2]
+    if heads_kv == 1:
+        return mask
+    return _of_heads(mask, lambda table: table.repeat_interleave(heads // heads_kv, 1))
 
-    def choices(part: slice) -> list[Tensor]:
-        first, last = part.start * block_q, min(part.stop * block_q, q_len)
-        made = _choices(q[:, first:last].detach(), keys, first + shift, block, few)
-        missing = (part.stop - part.start) * block_q - (last - first)
-        return [pad(made, (0, 0, 0, missing), value=ABSENT).unflatten(2, (-1, block_q))]
 
-    row = batch * heads * block_q * columns
-    parts = block_lists.chunks(rows, row, q.device, 1 << 20, on_gpu=1 << 28)
-    (chosen,) = block_lists.by_chunks(choices, parts, rows, 2)
+def ssa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    blocks: int = 16,
+    block: int = 16,
+    scale: float | None = None,
+    block_q: int = 64,
+    width: int | None = None,
+) -> Tensor:
+    """Computes SSA's attention, with its choice: `block_sparse_attention` under the mask of `ssa`.
 
-    def lists(part: slice) -> list[Tensor]:
-        own = chosen[:, :, part]
-        first = torch.arange(part.start, part.stop, device=q.device) * block_q
-        tokens = (q_len - first).clamp(max=block_q)
-        return _lists(own, tokens, columns, (min(blocks, columns), width), block // 8)
+    The query heads of a key head have the same lists. Here they have them once: key heads take the
+    place of batch entries, which copies nothing with one batch entry. So bitmasks take
+    `Hkv / Hq` of the memory of those of `ssa`. Differentiable in q, k and v; the choice is not.
 
-    row = batch * heads_kv * block_q * max(few + 1, width)
-    made = block_lists.by_chunks(lists, block_lists.chunks(rows, row, q.device, 1 << 20), rows, 2)
-    if heads_kv > 1:
-        made = [table.repeat_interleave(heads // heads_kv, 1) for table in made]
-    counts, indices, partial_counts, partial_indices, bits = made
-    return BlockMask(
-        counts,
-        indices,
-        *(grid.q_len, grid.kv_len, block_q, block),
-        partial_counts=partial_counts,
-        partial_indices=partial_indices,
-        partial_bits=bits,
-        causal=True,
+    Args:
+        q: `[B, Lq, Hq, D]`. k, v: `[B, Lkv, Hkv, D]`; dtypes and strides as in `attention`.
+        blocks, block, scale, block_q, width: as in `ssa`.
+
+    Returns:
+        `[B, Lq, Hq, D]` in q's dtype.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as in `ssa` and `block_sparse_attention`.
+    """
+    check_qkv(q, k, v, axes=(1,))
+    mask = _mask(q, k, blocks, block, scale, block_q, width)
+    batch, heads_kv = q.shape[0], k.shape[2]
+    q, k, v = (
+        x.unflatten(2, (heads_kv, x.shape[2] // heads_kv)).transpose(1, 2).flatten(0, 1)
+        for x in (q, k, v)
     )
+    mask = _of_heads(mask, lambda table: table.flatten(0, 1)[:, None])
+    out = block_sparse_attention(q, k, v, mask, scale=scale)
+    joined: Tensor = out.unflatten(0, (batch, heads_kv)).transpose(1, 2).flatten(2, 3)
+    return joined
 
 
 def ssa_streams(
@@ -161,6 +164,75 @@ def ssa_alignment(full: Tensor, sparse: Tensor) -> Tensor:
             f"sparse must have the shape of full, {list(full.shape)}, got {list(sparse.shape)}"
         )
     return smooth_l1_loss(full, sparse.detach()) + smooth_l1_loss(sparse, full.detach())
+
+
+def _mask(
+    q: Tensor,
+    k: Tensor,
+    blocks: int,
+    block: int,
+    scale: float | None,
+    block_q: int,
+    width: int | None,
+) -> BlockMask:
+    """Returns the mask of `ssa` with a list for each key head in place of each query head."""
+    check_int("blocks", blocks, 1)
+    scale = finite("scale", scale)
+    grid = BlockGrid.of(q, k, block_q, block, causal=True)
+    rows, columns = grid.shape
+    batch, q_len, heads, _ = q.shape
+    heads_kv = k.shape[2]
+    if width is None:
+        width = blocks * block_q
+    width = min(check_int("width", width), columns)
+    few, shift = min(blocks - 1, columns), grid.kv_len - q_len
+    means = pool_blocks(k.detach(), block) * (q.shape[3] ** -0.5 if scale is None else scale)
+    keys = key_operand(means, q.dtype)
+
+    def choices(part: slice) -> list[Tensor]:
+        first, last = part.start * block_q, min(part.stop * block_q, q_len)
+        made = _choices(q[:, first:last].detach(), keys, first + shift, block, few)
+        missing = (part.stop - part.start) * block_q - (last - first)
+        return [pad(made, (0, 0, 0, missing), value=ABSENT).unflatten(2, (-1, block_q))]
+
+    row = batch * heads * block_q * columns
+    parts = block_lists.chunks(rows, row, q.device, 1 << 20, on_gpu=1 << 28)
+    (chosen,) = block_lists.by_chunks(choices, parts, rows, 2)
+
+    def lists(part: slice) -> list[Tensor]:
+        own = chosen[:, :, part]
+        first = torch.arange(part.start, part.stop, device=q.device) * block_q
+        tokens = (q_len - first).clamp(max=block_q)
+        return _lists(own, tokens, columns, (min(blocks, columns), width), block // 8)
+
+    row = batch * heads_kv * block_q * max(few + 1, width)
+    made = block_lists.by_chunks(lists, block_lists.chunks(rows, row, q.device, 1 << 20), rows, 2)
+    counts, indices, partial_counts, partial_indices, bits = made
+    return BlockMask(
+        counts,
+        indices,
+        *(grid.q_len, grid.kv_len, block_q, block),
+        partial_counts=partial_counts,
+        partial_indices=partial_indices,
+        partial_bits=bits,
+        causal=True,
+    )
+
+
+def _of_heads(mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
+    """Returns the mask with its tables `[B, Hkv, ...]` changed."""
+    assert mask.partial_counts is not None
+    assert mask.partial_indices is not None
+    assert mask.partial_bits is not None
+    return BlockMask(
+        change(mask.counts),
+        change(mask.indices),
+        *(mask.q_len, mask.kv_len, mask.block_q, mask.block_kv),
+        partial_counts=change(mask.partial_counts),
+        partial_indices=change(mask.partial_indices),
+        partial_bits=change(mask.partial_bits),
+        causal=True,
+    )
 
 
 def _choices(q: Tensor, keys: Tensor, at: int, block: int, few: int) -> Tensor:
