@@ -63,6 +63,19 @@ def test_selections_take_memory_that_grows_with_tokens():
         assert of[1] < 6 * of[0], name
 
 
+@pytest.mark.parametrize(
+    ("name", "kernels", "gigabytes", "ms"), [("dhsa", 120, 1, 0.6), ("psa", 300, 10, 4)]
+)
+def test_what_was_slow_stays_cheap_by_count(name, kernels, gigabytes, ms):
+    """At their sizes in the study: 14 ms each, and 1700 kernels, before they were rewritten."""
+    case = study.CASES[name]
+    shapes = [(1, case.length, heads, case.dim) for heads in (case.heads, case.heads_kv)]
+    found = counted.count(case.choose, *shapes, dtype=torch.bfloat16)
+    assert found.kernels < kernels
+    assert found.bytes < gigabytes * 1e9
+    assert found.seconds < ms * 1e-3
+
+
 def test_a_table(capsys):
     assert study.main(["--case", "dhsa", "--length", "8192"]) == 0
     assert "dhsa" in capsys.readouterr().out

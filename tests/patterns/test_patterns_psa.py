@@ -262,6 +262,16 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
         ),
         (lambda: patterns.psa_levels(Q, Q, text=-1), ValueError, "text must be at least 0, got -1"),
         (
+            lambda: patterns.psa_levels(Q, Q, scale=math.inf),
+            ValueError,
+            "scale must be a finite number, got inf",
+        ),
+        (
+            lambda: patterns.psa_levels(Q, Q.double()),
+            TypeError,
+            r"k must have q's dtype, torch\.float32, got torch\.float64",
+        ),
+        (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.float()),
             TypeError,
             r"levels must be a tensor of integers, got torch\.float32",

@@ -157,6 +157,31 @@ def test_errors(options, error, message):
         patterns.ssa(Q, Q, **options)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: patterns.ssa_attention(Q, Q, Q[:, :5]),
+            ValueError,
+            r"v must have k's shape, \[1, 9, 2, 16\], got \[1, 5, 2, 16\]",
+        ),
+        (
+            lambda: patterns.ssa_attention(Q, Q[..., :1].expand(1, 9, 2, 16), Q),
+            ValueError,
+            "k must have stride 1 in its last dimension, got 0",
+        ),
+        (
+            lambda: patterns.ssa_attention(Q, Q, Q, blocks=0),
+            ValueError,
+            "blocks must be at least 1, got 0",
+        ),
+    ],
+)
+def test_errors_of_attention(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_outputs_of_two_shapes():
     with pytest.raises(
         ValueError, match=r"sparse must have the shape of full, \[1, 9, 2, 16\], got \[9, 2, 16\]"
