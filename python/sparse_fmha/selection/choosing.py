@@ -242,7 +242,7 @@ def top_p_blocks(
         check_floats("p", p)
         limit = (p.double() * one).long()
     else:
-        fixed = int(check_number("p", p, 0, 1 << 20) * one)
+        fixed = fixed_point(check_number("p", p, 0, 1 << 20))
         limit = torch.full((), fixed, dtype=torch.int64, device=probabilities.device)
     limit = limit.expand(*probabilities.shape[:-1], 1)
     if n >= LONG and (min_blocks, most) == (1, n) and largest.looks(probabilities):
@@ -257,13 +257,23 @@ def top_p_blocks(
     def choose(rows: Tensor, limit: Tensor) -> Tensor:
         rows = torch.where(rows > 0, rows, 0).float()
         values, order = rows.sort(dim=-1, descending=True, stable=True)
-        mass = (values.clamp(max=1).double() * one).long()
-        before = mass.cumsum(-1) - mass
+        before = masses_before(values)
         taken = ((before < limit) | (slots < min_blocks)) & (slots < most) & (values > 0)
         return torch.zeros_like(taken).scatter_(-1, order, taken)
 
     # Its temporaries are in 64 bits.
     return _by_rows(choose, probabilities, limit, most=SLICE // 4)
+
+
+def fixed_point(share: float) -> int:
+    """Returns a share in units of 2^-40."""
+    return int(share * (1 << FIXED))
+
+
+def masses_before(values: Tensor) -> Tensor:
+    """Returns the sums of the probabilities before each one, int64, in units of 2^-40."""
+    mass = (values.clamp(max=1).double() * (1 << FIXED)).long()
+    return mass.cumsum(-1) - mass
 
 
 def _by_rows(
