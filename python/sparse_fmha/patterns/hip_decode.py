@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int, check_integers
+from sparse_fmha._checks import check_floats, check_int, check_integers, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_lists import ABSENT
@@ -49,6 +49,7 @@ class HipSearch:
         ValueError, TypeError: a number is not allowed.
     """
 
+    @plain_ints
     def __init__(
         self,
         batch: int,

@@ -83,6 +83,7 @@ def ssa(
     return _of_heads(mask, lambda table: table.repeat_interleave(heads // heads_kv, 1))
 
 
+@plain_ints
 def ssa_attention(
     q: Tensor,
     k: Tensor,
