@@ -12,7 +12,9 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element, bool kSkips>
 class RowTerms : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
-  using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
+  using Base::dim_, Base::head_, Base::kLanes, Base::numbers_, Base::params_, Base::problem_,
+      Base::scale_log2_;
+  using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
   // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
@@ -46,8 +48,8 @@ class RowTerms : Tokens<M, Element> {
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     if constexpr (kScores) {
-      buffers.take(queries_, int64_t{lanes} * dim_);
-      buffers.take(key_rows_, int64_t{keys_} * dim_);
+      buffers.take(queries_, int64_t{lanes} * numbers_);
+      buffers.take(key_rows_, int64_t{keys_} * numbers_);
       buffers.take(key_position_, keys_);
       buffers.take(biases_, keys_);
       buffers.take(scores_, int64_t{keys_} * kGroup);
@@ -159,9 +161,9 @@ class RowTerms : Tokens<M, Element> {
   // [key][lane] of the panel that begins at query `first`.
   T* scores_of(int first) const { return scores_ + static_cast<int64_t>(first % kGroup) * keys_; }
   void score(int first, int keys, bool masked) {
-    multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
-                    queries_ + static_cast<int64_t>(first) * dim_,
-                    Base::vectors(first, num_queries_), dim_, scores_of(first), kLanes);
+    multiply<false>(Factor<In>{key_rows_, numbers_, 1}, round_up(keys, kPanelRows),
+                    this->panel_at(first, queries_), Base::vectors(first, num_queries_), dim_,
+                    scores_of(first), kLanes);
     this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_of(first));
   }
   // Turns scores into weights, which are of no use, and adds them up.
@@ -209,8 +211,8 @@ class RowTerms : Tokens<M, Element> {
   T* max_;
   T* sum_;
   // If keys are visited:
-  T* queries_ = nullptr;
-  T* key_rows_ = nullptr;
+  In* queries_ = nullptr;
+  In* key_rows_ = nullptr;
   Coord* key_position_ = nullptr;
   float* biases_ = nullptr;
   T* scores_ = nullptr;
