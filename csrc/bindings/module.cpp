@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sparse_fmha/core/capabilities.h"
+#include "sparse_fmha/core/cpu_isa.h"
 #include "sparse_fmha/core/registry.h"
 
 namespace py = pybind11;
@@ -166,6 +167,11 @@ PYBIND11_MODULE(_C, m) {
       "Which architecture all calls on GPUs take; None: by the table.");
   m.def("set_arch_override", &set_arch_override, py::arg("arch"),
         "Which architecture all calls on GPUs take; None: by the table. Returns the one before.");
+  m.def("cpu_isas", &sparse_fmha::cpu_isas,
+        "Instruction sets of this CPU that there is code for, from the lowest.");
+  m.def("set_cpu_isa", &sparse_fmha::set_cpu_isa, py::arg("name"),
+        "Limits CPU calls to a set and those below it. Returns the one before; ValueError names "
+        "the sets of this CPU.");
   m.def("allow_untested", &sparse_fmha::allow_untested, py::arg("allow"),
         "Whether calls may take kernels that were never run on their device.");
   m.def(

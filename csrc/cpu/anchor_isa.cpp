@@ -7,6 +7,7 @@
 #include "sparse_fmha/cpu/element.h"
 #include "sparse_fmha/cpu/isa.h"
 #include "sparse_fmha/cpu/multiply.h"
+#include "sparse_fmha/cpu/with_element.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
@@ -185,17 +186,7 @@ AnchorIsa of_element() {
 }  // namespace
 
 AnchorIsa anchor(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat16:
-      return of_element<Half>();
-    case DataType::kBFloat16:
-      return of_element<BFloat16>();
-    case DataType::kFloat32:
-      return of_element<float>();
-    case DataType::kFloat64:
-      return of_element<double>();
-  }
-  return {};
+  return with_element(dtype, [&](auto element) { return of_element<decltype(element)>(); });
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

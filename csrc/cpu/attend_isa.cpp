@@ -6,6 +6,7 @@
 
 #include "sparse_fmha/cpu/attend.h"
 #include "sparse_fmha/cpu/isa.h"
+#include "sparse_fmha/cpu/with_element.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
@@ -32,17 +33,8 @@ IsaKernel of_element(size_t mechanism, bool skips) {
 }  // namespace
 
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips) {
-  switch (dtype) {
-    case DataType::kFloat16:
-      return of_element<Half>(mechanism, skips);
-    case DataType::kBFloat16:
-      return of_element<BFloat16>(mechanism, skips);
-    case DataType::kFloat32:
-      return of_element<float>(mechanism, skips);
-    case DataType::kFloat64:
-      return of_element<double>(mechanism, skips);
-  }
-  return {};
+  return with_element(
+      dtype, [&](auto element) { return of_element<decltype(element)>(mechanism, skips); });
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

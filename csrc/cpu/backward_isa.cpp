@@ -9,6 +9,7 @@
 #include "sparse_fmha/cpu/backward/row_terms.h"
 #include "sparse_fmha/cpu/backward/stripe_keys.h"
 #include "sparse_fmha/cpu/isa.h"
+#include "sparse_fmha/cpu/with_element.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
@@ -39,17 +40,8 @@ BackwardStages of_element(size_t mechanism, bool skips) {
 }  // namespace
 
 BackwardStages backward(DataType dtype, size_t mechanism, bool skips) {
-  switch (dtype) {
-    case DataType::kFloat16:
-      return of_element<Half>(mechanism, skips);
-    case DataType::kBFloat16:
-      return of_element<BFloat16>(mechanism, skips);
-    case DataType::kFloat32:
-      return of_element<float>(mechanism, skips);
-    case DataType::kFloat64:
-      return of_element<double>(mechanism, skips);
-  }
-  return {};
+  return with_element(
+      dtype, [&](auto element) { return of_element<decltype(element)>(mechanism, skips); });
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

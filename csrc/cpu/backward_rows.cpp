@@ -16,8 +16,8 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context, Stage w
   void const* const params =
       std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity);
   bool const skips = problem.skip_threshold != nullptr;
-  cpu::BackwardStages const stages =
-      SPARSE_FMHA_BEST_ISA(backward(problem.dtype, problem.sparsity.index(), skips));
+  cpu::BackwardStages const stages = SPARSE_FMHA_BEST_ISA_OF(
+      problem.dtype, backward(problem.dtype, problem.sparsity.index(), skips));
   cpu::BackwardPlan plan = cpu::plan_backward(problem);
 
   int64_t const heads = static_cast<int64_t>(problem.batch) * problem.heads_q;

@@ -5,6 +5,7 @@
 
 #include "sparse_fmha/cpu/decode.h"
 #include "sparse_fmha/cpu/decode_partial.h"
+#include "sparse_fmha/cpu/with_element.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
@@ -23,17 +24,7 @@ DecodeIsa of_element(bool skips) {
 }  // namespace
 
 DecodeIsa decode(DataType dtype, bool skips) {
-  switch (dtype) {
-    case DataType::kFloat16:
-      return of_element<Half>(skips);
-    case DataType::kBFloat16:
-      return of_element<BFloat16>(skips);
-    case DataType::kFloat32:
-      return of_element<float>(skips);
-    case DataType::kFloat64:
-      return of_element<double>(skips);
-  }
-  return {};
+  return with_element(dtype, [&](auto element) { return of_element<decltype(element)>(skips); });
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

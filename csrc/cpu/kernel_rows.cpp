@@ -16,8 +16,8 @@ void launch(FmhaProblem const& problem, ExecutionContext const& context) {
   void const* const params =
       std::visit([](auto const& p) -> void const* { return &p; }, problem.sparsity);
   bool const skips = problem.skip_threshold != nullptr;
-  cpu::IsaKernel const kernel =
-      SPARSE_FMHA_BEST_ISA(kernel(problem.dtype, problem.sparsity.index(), skips));
+  cpu::IsaKernel const kernel = SPARSE_FMHA_BEST_ISA_OF(
+      problem.dtype, kernel(problem.dtype, problem.sparsity.index(), skips));
   cpu::share(context, heads * tiling.query_tiles, kernel.scratch_bytes(problem, tiling.shape),
              [&](int64_t item, void* scratch) {
                kernel.attend(problem, params, tiling.shape, item, scratch);

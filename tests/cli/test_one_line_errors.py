@@ -98,6 +98,12 @@ MODULES = {
         (["--out", "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.calibrate": [(NO_SUCH, "no-such"), ([*TINY, "{file}"], "argument --out: ")],
+    "benchmarks.studies.cpu": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        (["--tiny", "--only", "none"], "--only none: no case has such a name"),
+        (["--tiny", "--clock", "cpu", "--threads", "2"], "--clock cpu: --threads must be 1, got 2"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.decode": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         (["--only", "none"], "argument --only: none is none of dense, pages, ragged"),

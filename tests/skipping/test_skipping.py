@@ -135,7 +135,10 @@ def test_dtypes(dtype):
     assert stats.visited.equal(wanted_stats.visited)
     assert (stats.skipped - wanted_stats.skipped).abs().sum() <= 1
     if stats.skipped.equal(wanted_stats.skipped):
-        torch.testing.assert_close(out, wanted.to(dtype))
+        unit = torch.finfo(dtype).eps / 2  # of a weight and of the result, which are rounded
+        error = out.double() - wanted
+        assert error.abs().max() <= 2 * unit * v.abs().max() + 1e-5
+        assert error.square().mean().sqrt() <= 2 * unit * wanted.square().mean().sqrt() + 1e-6
 
 
 def test_a_threshold_for_each_batch_entry():

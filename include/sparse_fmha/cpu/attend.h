@@ -16,8 +16,11 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element, bool kSkips>
 class Attend : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
-  using Base::batch_, Base::dim_, Base::head_, Base::panel_dim_, Base::params_, Base::problem_;
+  using Base::batch_, Base::dim_, Base::head_, Base::numbers_, Base::panel_dim_, Base::params_,
+      Base::problem_;
   using Base::kLanes, Base::panel_of, Base::scale_log2_;
+  using typename Base::Held;
+  using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
   static constexpr int kGroup = kSkips ? kGroupRows : kLanes;  // rows whose scores are held
@@ -49,15 +52,15 @@ class Attend : Tokens<M, Element> {
     Buffers buffers(memory);
     int64_t const lanes = lanes_;
     int64_t const keys = keys_;
-    buffers.take(queries_, lanes * dim_);
+    buffers.take(queries_, lanes * numbers_);
     buffers.take(out_, lanes * panel_dim_);
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     rows_.take(buffers, lanes_);
     buffers.take(query_token_, lanes);
     buffers.take(thresholds_, lanes);
-    buffers.take(key_rows_, keys * dim_);
-    buffers.take(values_, keys * panel_dim_);
+    buffers.take(key_rows_, keys * numbers_);
+    buffers.take(values_, keys * panel_dim_ / kSteps<In>);
     buffers.take(key_position_, keys);
     buffers.take(biases_, keys);
     buffers.take(scores_, keys * kGroup);
@@ -168,9 +171,8 @@ class Attend : Tokens<M, Element> {
       int const end = min_int(group + kGroup, num_queries_);
       for (int first = group; first < end; first += kLanes) {
         T* const scores = scores_of(first);
-        multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
-                        queries_ + static_cast<int64_t>(first) * dim_, vectors(first), dim_, scores,
-                        kLanes);
+        multiply<false>(Factor<In>{key_rows_, numbers_, 1}, round_up(keys, kPanelRows),
+                        this->panel_at(first, queries_), vectors(first), dim_, scores, kLanes);
         this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
       }
       if constexpr (kSkips) {
@@ -195,10 +197,11 @@ class Attend : Tokens<M, Element> {
       update_softmax<T, count.value>(scores_of(first), keys, scale_log2_, max_ + first,
                                      sum_ + first, rescale_);
     });
+    In const* const weights = Held::as_weights(scores_of(first), keys, vectors(first));
     for (int d = 0; d < dim_; d += kLanes) {
       int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
-      multiply<true>(Factor<T>{scores_of(first), 1, kLanes}, round_up(lanes, kPanelRows),
-                     values_ + static_cast<int64_t>(d) * keys_, columns, keys,
+      multiply<true>(Factor<In>{weights, 1, kLanes}, round_up(lanes, kPanelRows),
+                     values_ + static_cast<int64_t>(d) * keys_ / kSteps<In>, columns, keys,
                      out_ + static_cast<int64_t>(first) * panel_dim_ + d, panel_dim_, rescale_);
     }
   }
@@ -224,15 +227,15 @@ class Attend : Tokens<M, Element> {
   int const lanes_;
   int const keys_;
   int num_queries_ = 0;
-  T* queries_;
+  In* queries_;
   T* out_;
   T* max_;
   T* sum_;
   LaneWords<Row> rows_;
   Coord* query_token_;
   float* thresholds_;
-  T* key_rows_;
-  T* values_;
+  In* key_rows_;
+  In* values_;
   Coord* key_position_;
   float* biases_;
   T* scores_;  // [panel of the group][key][lane]

@@ -5,28 +5,26 @@
 #include <memory>
 #include <new>
 
+#include "sparse_fmha/core/cpu_isa.h"
 #include "sparse_fmha/core/registry.h"
 
 // `call`, an expression that begins with a function of the instruction set's namespace, for the
-// best set of this CPU.
+// set that calls take (core/cpu_isa.h); the second one, for a dtype that may have one more.
 #if defined(__x86_64__)
-#define SPARSE_FMHA_BEST_ISA(call)                      \
-  (::sparse_fmha::cpu::has_avx512() ? cpu::avx512::call \
-   : ::sparse_fmha::cpu::has_avx2() ? cpu::avx2::call   \
-                                    : cpu::baseline::call)
+#define SPARSE_FMHA_BEST_ISA(call)                  \
+  (cpu_isa() >= CpuIsa::kAvx512 ? cpu::avx512::call \
+   : cpu_isa() >= CpuIsa::kAvx2 ? cpu::avx2::call   \
+                                : cpu::baseline::call)
+#define SPARSE_FMHA_BEST_ISA_OF(dtype, call)                          \
+  ((dtype) == DataType::kBFloat16 && cpu_isa() >= CpuIsa::kAvx512Bf16 \
+       ? cpu::avx512_bf16::call                                       \
+       : SPARSE_FMHA_BEST_ISA(call))
 #else
 #define SPARSE_FMHA_BEST_ISA(call) cpu::baseline::call
+#define SPARSE_FMHA_BEST_ISA_OF(dtype, call) cpu::baseline::call
 #endif
 
 namespace sparse_fmha::cpu {
-
-#if defined(__x86_64__)
-inline bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#endif
 
 struct AlignedDelete {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }

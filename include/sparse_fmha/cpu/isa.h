@@ -44,5 +44,9 @@ IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
 BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
 AnchorIsa anchor(DataType dtype);
 }  // namespace avx512
+namespace avx512_bf16 {  // of bf16 alone
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
+}  // namespace avx512_bf16
 
 }  // namespace sparse_fmha::cpu

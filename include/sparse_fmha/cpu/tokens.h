@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "sparse_fmha/core/problem.h"
-#include "sparse_fmha/cpu/element.h"
+#include "sparse_fmha/cpu/operands.h"
 #include "sparse_fmha/cpu/softmax.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
@@ -68,6 +68,8 @@ template <class M, class Element>
 class Tokens {
  protected:
   using T = typename ComputeOf<Element>::type;
+  using Held = Operands<Element>;
+  using In = typename Held::In;
   using Row = typename M::Row;
   static constexpr int kLanes = kPanel<T>;
   static constexpr double kLog2e = 1.44269504088896340736;
@@ -77,6 +79,7 @@ class Tokens {
         params_(params),
         all_(params),
         dim_(problem.head_dim),
+        numbers_(problem.head_dim / kSteps<In>),
         panel_dim_(round_up(problem.head_dim, kLanes)),
         scale_log2_(scale_log2(problem.scale)) {}
 
@@ -216,30 +219,33 @@ class Tokens {
   }
 
   // Loads a row, times a factor, into one lane.
-  void load_lane(Element const* from, T factor, int lane, T* panels) const {
-    T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
-    for (int d = 0; d < dim_; ++d) {
-      to[d * kLanes] = widen(from[d]) * factor;
-    }
+  void load_lane(Element const* from, T factor, int lane, In* panels) const {
+    Held::load_lane(from, dim_, factor, lane_of(lane, panels));
   }
   // Zeroes the unused lanes of the last vector, which are computed as well.
-  void clear_lanes_behind(int last, T* panels) const {
+  void clear_lanes_behind(int last, In* panels) const {
     for (int lane = last; lane < round_up(last, kWidth<T>); ++lane) {
-      T* const to = panels + panel_of(lane) * dim_ + lane % kLanes;
-      for (int d = 0; d < dim_; ++d) {
-        to[d * kLanes] = 0;
+      for (int i = 0; i < numbers_; ++i) {
+        lane_of(lane, panels)[i * kLanes] = In{};
       }
     }
   }
-  void load_row(Element const* from, int row, T* rows) const {
-    widen_row(from, dim_, rows + static_cast<int64_t>(row) * dim_);
+  void load_row(Element const* from, int row, In* rows) const {
+    Held::load_row(from, dim_, rows + static_cast<int64_t>(row) * numbers_);
   }
-  // `capacity`: rows of the whole buffer.
-  void load_summand(Element const* from, int row, int capacity, T* panels) const {
+  // Rows that are loaded in order. `capacity`: of the whole buffer, in rows.
+  void load_summand(Element const* from, int row, int capacity, In* panels) const {
     for (int first = 0; first < dim_; first += kLanes) {
-      widen_row(from + first, min_int(dim_ - first, kLanes),
-                panels + static_cast<int64_t>(first) * capacity + row * kLanes);
+      Held::load_summand(from + first, min_int(dim_ - first, kLanes), row,
+                         panels + static_cast<int64_t>(first) * capacity / kSteps<In>);
     }
+  }
+  // The panel of operands that begins at lane `first`, and a lane of the first panels.
+  In const* panel_at(int first, In const* panels) const {
+    return panels + static_cast<int64_t>(first) * numbers_;
+  }
+  In* lane_of(int lane, In* panels) const {
+    return panels + panel_of(lane) * numbers_ + lane % kLanes;
   }
   static int64_t panel_of(int lane) { return lane - lane % kLanes; }
   // Vectors of the panel that begins at lane `first`, of `lanes` in all.
@@ -302,6 +308,7 @@ class Tokens {
   typename M::Params params_;  // of the selected head
   typename M::Params const& all_;
   int const dim_;
+  int const numbers_;    // of an operand's row, along the head dim
   int const panel_dim_;  // in whole panels
   T const scale_log2_;
   int32_t batch_ = 0;

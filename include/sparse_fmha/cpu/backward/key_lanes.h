@@ -12,8 +12,10 @@ template <class M, class Element>
 class KeyLanes : protected Tokens<M, Element> {
  protected:
   using Base = Tokens<M, Element>;
-  using Base::dim_, Base::head_, Base::kLanes, Base::panel_dim_, Base::params_, Base::problem_;
+  using Base::dim_, Base::head_, Base::kLanes, Base::numbers_, Base::panel_dim_, Base::params_,
+      Base::problem_;
   using Base::scale_log2_;
+  using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
   using V = Vector<T>;
@@ -25,8 +27,8 @@ class KeyLanes : protected Tokens<M, Element> {
     capacity_ = round_up(static_cast<int>(volume(plan_.by_key.k)), kLanes);
     int64_t const lanes = capacity_;
     int const rows = round_up(static_cast<int>(volume(plan_.by_key.q)), kPanelRows);
-    buffers.take(keys_, lanes * dim_);
-    buffers.take(values_, lanes * dim_);
+    buffers.take(keys_, lanes * numbers_);
+    buffers.take(values_, lanes * numbers_);
     buffers.take(key_sums_, lanes * panel_dim_);
     buffers.take(value_sums_, lanes * panel_dim_);
     positions_.take(buffers, capacity_);
@@ -116,16 +118,16 @@ class KeyLanes : protected Tokens<M, Element> {
     for (int first = 0; rows > 0 && first < num_keys_; first += kLanes) {
       int const vectors = Base::vectors(first, num_keys_);
       int const padded = round_up(rows, kPanelRows);
-      int64_t const panel = static_cast<int64_t>(first) * dim_;
-      multiply<false>(queries_.factor(), padded, keys_ + panel, vectors, dim_, scores_, kLanes);
+      multiply<false>(queries_.factor(), padded, this->panel_at(first, keys_), vectors, dim_,
+                      scores_, kLanes);
       if (has_bias()) {
         add_biases(first, rows);
       }
       if (masked) {
         hide(first, rows);
       }
-      multiply<false>(out_gradients_.factor(), padded, values_ + panel, vectors, dim_, gradients_,
-                      kLanes);
+      multiply<false>(out_gradients_.factor(), padded, this->panel_at(first, values_), vectors,
+                      dim_, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
         weigh_gradients<count.value>(
             scores_, gradients_, rows, scale_log2_,
@@ -189,14 +191,14 @@ class KeyLanes : protected Tokens<M, Element> {
   BackwardPlan const& plan_;
   int capacity_ = 0;
   int num_keys_ = 0;
-  T* keys_;
-  T* values_;
+  In* keys_;
+  In* values_;
   T* key_sums_;
   T* value_sums_;
   LaneWords<Coord> positions_;
   Coord* tokens_;
-  Summands<T> queries_;
-  Summands<T> out_gradients_;
+  Summands<Element> queries_;
+  Summands<Element> out_gradients_;
   Row* rows_;
   T* lse_;
   T* delta_;

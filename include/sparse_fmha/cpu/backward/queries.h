@@ -14,7 +14,8 @@ template <class M, class Element, bool kSkips>
 class QueryGradients : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
   using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
-  using Base::panel_dim_, Base::params_, Base::problem_, Base::scale_log2_;
+  using Base::numbers_, Base::panel_dim_, Base::params_, Base::problem_, Base::scale_log2_;
+  using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
   using V = Vector<T>;
@@ -39,8 +40,8 @@ class QueryGradients : KeyTiles<M, Element> {
   size_t place(void* memory) {
     Buffers buffers(memory);
     int64_t const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
-    buffers.take(queries_, lanes * dim_);
-    buffers.take(out_gradients_, lanes * dim_);
+    buffers.take(queries_, lanes * numbers_);
+    buffers.take(out_gradients_, lanes * numbers_);
     buffers.take(sums_, lanes * panel_dim_);
     buffers.take(lse_, lanes);
     buffers.take(delta_, lanes);
@@ -48,7 +49,7 @@ class QueryGradients : KeyTiles<M, Element> {
     buffers.take(query_token_, lanes);
     buffers.take(thresholds_, lanes);
     keys_.take(buffers, capacity_, dim_);
-    buffers.take(values_, int64_t{capacity_} * dim_);
+    buffers.take(values_, int64_t{capacity_} * numbers_);
     this->take_keys(buffers);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
@@ -124,12 +125,12 @@ class QueryGradients : KeyTiles<M, Element> {
   void visit(int keys, bool masked) {
     for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
       int const vectors = Base::vectors(first, num_queries_);
-      int64_t const panel = static_cast<int64_t>(first) * dim_;
       int const rows = round_up(keys, kPanelRows);
-      multiply<false>(keys_.factor(), rows, queries_ + panel, vectors, dim_, scores_, kLanes);
+      multiply<false>(keys_.factor(), rows, this->panel_at(first, queries_), vectors, dim_, scores_,
+                      kLanes);
       this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_);
-      multiply<false>(Factor<T>{values_, dim_, 1}, rows, out_gradients_ + panel, vectors, dim_,
-                      gradients_, kLanes);
+      multiply<false>(Factor<In>{values_, numbers_, 1}, rows, this->panel_at(first, out_gradients_),
+                      vectors, dim_, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
         V const* const lse = reinterpret_cast<V const*>(lse_ + first);
         V const* const delta = reinterpret_cast<V const*>(delta_ + first);
@@ -155,16 +156,16 @@ class QueryGradients : KeyTiles<M, Element> {
 
   BackwardPlan const& plan_;
   int num_queries_ = 0;
-  T* queries_;
-  T* out_gradients_;
+  In* queries_;
+  In* out_gradients_;
   T* sums_;
   T* lse_;
   T* delta_;
   LaneWords<Row> rows_;
   Coord* query_token_;
   float* thresholds_;
-  Summands<T> keys_;
-  T* values_;
+  Summands<Element> keys_;
+  In* values_;
   T* scores_;                          // overwritten by the weights
   T* gradients_;                       // of the weights, overwritten by those of the scores
   uint32_t* group_scratch_ = nullptr;  // if tiles are skipped

@@ -13,7 +13,8 @@ template <class M, class Element, bool kSkips>
 class RowTerms : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
   using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
-  using Base::params_, Base::problem_, Base::scale_log2_;
+  using Base::numbers_, Base::params_, Base::problem_, Base::scale_log2_;
+  using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
   // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
@@ -46,8 +47,8 @@ class RowTerms : KeyTiles<M, Element> {
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     if constexpr (kScores) {
-      buffers.take(queries_, int64_t{lanes} * dim_);
-      buffers.take(key_rows_, int64_t{capacity_} * dim_);
+      buffers.take(queries_, int64_t{lanes} * numbers_);
+      buffers.take(key_rows_, int64_t{capacity_} * numbers_);
       this->take_keys(buffers);
       buffers.take(scores_, int64_t{capacity_} * kGroup);
       buffers.take(rescale_, kLanes);
@@ -143,9 +144,9 @@ class RowTerms : KeyTiles<M, Element> {
     return scores_ + static_cast<int64_t>(first % kGroup) * capacity_;
   }
   void score(int first, int keys, bool masked) {
-    multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
-                    queries_ + static_cast<int64_t>(first) * dim_,
-                    Base::vectors(first, num_queries_), dim_, scores_of(first), kLanes);
+    multiply<false>(Factor<In>{key_rows_, numbers_, 1}, round_up(keys, kPanelRows),
+                    this->panel_at(first, queries_), Base::vectors(first, num_queries_), dim_,
+                    scores_of(first), kLanes);
     this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_of(first));
   }
   // Turns scores into weights, which are of no use, and adds them up.
@@ -192,8 +193,8 @@ class RowTerms : KeyTiles<M, Element> {
   T* max_;
   T* sum_;
   // If keys are visited:
-  T* queries_ = nullptr;
-  T* key_rows_ = nullptr;
+  In* queries_ = nullptr;
+  In* key_rows_ = nullptr;
   T* scores_ = nullptr;
   T* rescale_ = nullptr;
   // If tiles are skipped:

@@ -8,73 +8,78 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
 // A row that is not finite may only reach sums in which its weight is not 0. So it is 0 in the
 // matrix product, and is added separately.
-template <class T>
+template <class Element>
 class Summands {
+  using Held = Operands<Element>;
+  using T = typename Held::T;
+  using In = typename Held::In;
   static constexpr int kLanes = kPanel<T>;
+  static constexpr Element kZeros[kLanes] = {};
 
  public:
   void take(Buffers& buffers, int capacity, int dim) {
     capacity_ = capacity;
     dim_ = dim;
-    panel_dim_ = round_up(dim, kLanes);
-    buffers.take(rows_, int64_t{capacity} * dim);
-    buffers.take(panels_, int64_t{capacity} * panel_dim_);
+    numbers_ = dim / kSteps<In>;
+    int const panel_dim = round_up(dim, kLanes);
+    buffers.take(rows_, int64_t{capacity} * numbers_);
+    buffers.take(panels_, int64_t{capacity} * panel_dim / kSteps<In>);
     buffers.take(odd_, capacity);
   }
   void clear() { num_odd_ = 0; }
 
-  template <class Element>
+  // Rows are loaded in order.
   void load(Element const* from, int row) {
-    T* const whole = rows_ + static_cast<int64_t>(row) * dim_;
-    widen_row(from, dim_, whole);
+    Held::load_row(from, dim_, rows_ + static_cast<int64_t>(row) * numbers_);
     int odd = 0;
     for (int d = 0; d < dim_; ++d) {
-      odd |= !(whole[d] - whole[d] == T(0));
+      T const x = widen(from[d]);
+      odd |= !(x - x == T(0));
     }
     if (odd) {
       odd_[num_odd_++] = row;
     }
     for (int first = 0; first < dim_; first += kLanes) {
-      T* const to = panels_ + static_cast<int64_t>(first) * capacity_ + row * kLanes;
-      size_t const bytes = sizeof(T) * min_int(dim_ - first, kLanes);
-      if (odd) {
-        std::memset(to, 0, bytes);
-      } else {
-        std::memcpy(to, whole + first, bytes);
-      }
+      Held::load_summand(odd ? kZeros : from + first, min_int(dim_ - first, kLanes), row,
+                         panel_at(first));
     }
   }
 
   // As operand of scores: [row][dim].
-  Factor<T> factor() const { return {rows_, dim_, 1}; }
-  T const* row(int row) const { return rows_ + static_cast<int64_t>(row) * dim_; }
+  Factor<In> factor() const { return {rows_, numbers_, 1}; }
 
-  // Adds the first rows, times the weights [row][lane], to sums [lane][panel_dim].
-  void add_to(T* sums, T const* weights, int lanes, int rows) const {
-    for (int d = 0; d < dim_; d += kLanes) {
-      int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
-      multiply<true>(Factor<T>{weights, 1, kLanes}, round_up(lanes, kPanelRows),
-                     panels_ + static_cast<int64_t>(d) * capacity_, columns, rows, sums + d,
-                     panel_dim_);
-    }
+  // Adds the first rows, times the weights [row][lane], to sums [lane][panel_dim]. May overwrite
+  // the weights.
+  void add_to(T* sums, T* weights, int lanes, int rows) const {
+    int64_t const panel_dim = round_up(dim_, kLanes);
     for (int i = 0; i < num_odd_; ++i) {
       T const* const of_row = weights + odd_[i] * kLanes;
+      In const* const odd = rows_ + static_cast<int64_t>(odd_[i]) * numbers_;
       for (int lane = 0; lane < lanes; ++lane) {
-        T* const to = sums + static_cast<int64_t>(lane) * panel_dim_;
+        T* const to = sums + lane * panel_dim;
         for (int d = 0; of_row[lane] != T(0) && d < dim_; ++d) {
-          to[d] += of_row[lane] * row(odd_[i])[d];
+          to[d] += of_row[lane] * Held::at(odd, d);
         }
       }
+    }
+    int const vectors = (lanes + kWidth<T> - 1) / kWidth<T>;
+    In const* const held = Held::as_weights(weights, rows, vectors);
+    for (int d = 0; d < dim_; d += kLanes) {
+      int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
+      multiply<true>(Factor<In>{held, 1, kLanes}, round_up(lanes, kPanelRows), panel_at(d), columns,
+                     rows, sums + d, panel_dim);
     }
   }
 
  private:
+  In* panel_at(int d) const { return panels_ + static_cast<int64_t>(d) * capacity_ / kSteps<In>; }
+
   int capacity_ = 0;
   int dim_ = 0;
-  int panel_dim_ = 0;
+  int numbers_ = 0;
   int num_odd_ = 0;
-  T* rows_ = nullptr;    // [row][dim]
-  T* panels_ = nullptr;  // [panel][row][dim]
+  In* rows_ = nullptr;    // [row][dim]
+  In* panels_ = nullptr;  // [panel][row][dim]
   int* odd_ = nullptr;
 };
 
