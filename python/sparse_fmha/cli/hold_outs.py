@@ -81,15 +81,15 @@ class Draw:
     def dense(self) -> Problem:
         len_q, len_kv = (self.choose.randrange(70, 300) for _ in range(2))
         visible = torch.ones(len_q, len_kv, dtype=torch.bool, device="cpu")
-        return self.problem("dense", (len_q,), (len_kv,), visible, lambda *qkv: (
-            sparse_fmha.attention(*qkv, return_lse=True)))  # fmt: skip
+        return self.problem("dense", (len_q,), (len_kv,), visible, lambda q, k, v: (
+            sparse_fmha.attention(q, k, v, return_lse=True)))  # fmt: skip
 
     def causal(self) -> Problem:
         len_q = self.choose.randrange(70, 200)
         len_kv = len_q + self.choose.randrange(100)
         return self.problem(
             "causal", (len_q,), (len_kv,), reference.causal_mask(len_q, len_kv),
-            lambda *qkv: sparse_fmha.attention(*qkv, causal=True, return_lse=True),
+            lambda q, k, v: sparse_fmha.attention(q, k, v, causal=True, return_lse=True),
         )  # fmt: skip
 
     def neighborhood(self) -> Problem:
@@ -117,8 +117,8 @@ class Draw:
         mask = sparse_fmha.BlockMask.from_blocks(
             listed.to(self.device), len_q, len_kv, block_q, block_kv
         )
-        return self.problem("block_sparse", (len_q,), (len_kv,), visible, lambda *qkv: (
-            sparse_fmha.block_sparse_attention(*qkv, mask, return_lse=True)))  # fmt: skip
+        return self.problem("block_sparse", (len_q,), (len_kv,), visible, lambda q, k, v: (
+            sparse_fmha.block_sparse_attention(q, k, v, mask, return_lse=True)))  # fmt: skip
 
     def stripe(self) -> Problem:
         block_q = 128
@@ -133,8 +133,8 @@ class Draw:
             len_q, len_kv, block_q,
         )  # fmt: skip
         visible = seen[..., torch.arange(len_q, device="cpu") // block_q, :]
-        return self.problem("stripe", (len_q,), (len_kv,), visible, lambda *qkv: (
-            sparse_fmha.stripe_attention(*qkv, mask, return_lse=True)))  # fmt: skip
+        return self.problem("stripe", (len_q,), (len_kv,), visible, lambda q, k, v: (
+            sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)))  # fmt: skip
 
     def decode(self) -> Problem:
         len_q, cache = self.choose.randrange(1, 4), self.choose.randrange(200, 400)
@@ -143,8 +143,8 @@ class Draw:
         last = torch.tensor(lengths, device="cpu")[:, None] - len_q + queries
         visible = (keys <= last[..., None])[:, None]
         seq_lens = torch.tensor(lengths, dtype=torch.int32, device=self.device)
-        return self.problem("decode", (len_q,), (cache,), visible, lambda *qkv: (
-            sparse_fmha.decode_attention(*qkv, seq_lens, return_lse=True)))  # fmt: skip
+        return self.problem("decode", (len_q,), (cache,), visible, lambda q, k, v: (
+            sparse_fmha.decode_attention(q, k, v, seq_lens, return_lse=True)))  # fmt: skip
 
 
 MECHANISMS = ("dense", "causal", "neighborhood", "block_sparse", "stripe", "decode")
@@ -233,11 +233,11 @@ def results(attend: Attend, inputs: list[Tensor], backward: bool) -> list[Tensor
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """torch's own attention without fusion, and the lse of its scores."""
-    heads_first = [x.flatten(1, -3).transpose(1, 2) for x in (q, k, v)]
-    mask = visible.expand(BATCH, HEADS, heads_first[0].shape[2], heads_first[1].shape[2])
+    tq, tk, tv = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
+    mask = visible.expand(BATCH, HEADS, tq.shape[2], tk.shape[2])
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True)
-    keys = heads_first[1].repeat_interleave(HEADS // HEADS_KV, 1)
-    scores = (heads_first[0].float() @ keys.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
+        out = scaled_dot_product_attention(tq, tk, tv, attn_mask=mask, enable_gqa=True)
+    keys = tk.repeat_interleave(HEADS // HEADS_KV, 1)
+    scores = (tq.float() @ keys.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
     lse = scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
     return out.transpose(1, 2).reshape(q.shape), lse.transpose(1, 2).reshape(q.shape[:-1])

@@ -7,7 +7,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -120,12 +119,12 @@ def benchmark(device: str) -> Iterable[list[str]]:
         torch.randn(1, length, heads, 128, device=device, dtype=dtype, generator=generator)
         for _ in range(3)
     )
-    grid = [x.view(1, side, side, heads, 128) for x in (q, k, v)]
+    gq, gk, gv = (x.view(1, side, side, heads, 128) for x in (q, k, v))
     blocks = length // block
     listed = torch.rand(1, 1, blocks, blocks, generator=generator, device=device) < 0.1
     listed |= torch.eye(blocks, dtype=torch.bool, device=device)
     mask = sparse_fmha.BlockMask.from_blocks(listed, length, length, block, block)
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    tq, tk, tv = (x.transpose(1, 2) for x in (q, k, v))
     every = float(length) ** 2
     pairs = {
         "dense": every,
@@ -136,18 +135,15 @@ def benchmark(device: str) -> Iterable[list[str]]:
     ops: dict[str, Op] = {
         "dense": lambda: sparse_fmha.attention(q, k, v),
         "causal": lambda: sparse_fmha.attention(q, k, v, causal=True),
-        "neighborhood": lambda: sparse_fmha.neighborhood_attention(*grid, window),
+        "neighborhood": lambda: sparse_fmha.neighborhood_attention(gq, gk, gv, window),
         "block lists": lambda: sparse_fmha.block_sparse_attention(q, k, v, mask),
     }
     with torch.no_grad():
-        torchs = {
-            causal: median_ms(device, lambda c=causal: scaled_dot_product_attention(  # type: ignore[misc]
-                *heads_first, is_causal=c))
-            for causal in (False, True)
-        }  # fmt: skip
+        dense = median_ms(device, lambda: scaled_dot_product_attention(tq, tk, tv))
+        causal = median_ms(device, lambda: scaled_dot_product_attention(tq, tk, tv, is_causal=True))
         for name, op in ops.items():
             ms = median_ms(device, op)
-            beside = torchs[name == "causal"]
+            beside = causal if name == "causal" else dense
             rate = 4 * heads * 128 * pairs[name] / ms * 1e-9
             yield [name, f"{ms:.3g}", f"{rate:.3g}", f"{beside:.3g}", f"{beside / ms:.2f}"]
 
@@ -157,16 +153,14 @@ def median_ms(device: str, op: Op, calls: int = 10) -> float:
     if device == "cpu":
         samples = []
         for _ in range(calls):
-            start = time.perf_counter()
+            begun = time.perf_counter()
             op()
-            samples.append((time.perf_counter() - start) * 1e3)
+            samples.append((time.perf_counter() - begun) * 1e3)
         return statistics.median(samples)
-    events: list[tuple[Any, Any]] = []
-    for _ in range(calls):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(calls)]
+    for start, end in events:
         start.record()
         op()
         end.record()
-        events.append((start, end))
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
+    return float(statistics.median(start.elapsed_time(end) for start, end in events))
