@@ -10,6 +10,8 @@
 //     checked by columns, so that names do not hide an overlap;
 //   - a wait passes for the completion that it is for, not for a later one with the same parity;
 //   - somebody can go on until all roles have ended.
+//
+// The threads of a role count as one: that all of them have arrived is not in question here.
 #pragma once
 
 #include <array>
