@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from host_programs import ROOT, compiled, cuda_headers, lines
 
 from sparse_fmha import _C
 
@@ -117,3 +119,68 @@ def test_what_this_build_has():
             has = {"sm90": "90a", "sm80": "80", "sm86": "86"}[arch] in build["archs"]
             assert (text == NONE) == has, text
             assert has or re.search("and this build has none", text)
+
+
+@pytest.fixture(scope="module")
+def say(tmp_path_factory):
+    """What a library for Hopper and sm86, by CUDA 13.1, says of a GPU and a driver."""
+    sources = ["csrc/core/arch.cpp", "csrc/core/images.cpp", "csrc/cuda/device_arch.cpp"]
+    program = compiled(
+        tmp_path_factory.mktemp("device_arch") / "say",
+        [Path(__file__).with_name("device_arch") / "main.cpp", *(ROOT / of for of in sources)],
+        *("-isystem", str(cuda_headers())),
+        '-DSPARSE_FMHA_BUILT_ARCHS="90a 86"',
+        '-DSPARSE_FMHA_BUILT_IMAGES="90a 120 compute_80"',
+        "-DSPARSE_FMHA_BUILT_TOOLKIT=13010",
+    )
+
+    def of(gpu, driver, *more):
+        return "\n".join(lines(program, *gpu.split("."), str(driver), *more))
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("gpu", "driver", "more", "said"),
+    [
+        ("9.0", 13000, (), "^sm90$"),
+        ("9.0", 13010, ("override", "sm86"), "^sm86$"),
+        ("8.9", 13010, (), r"^raised .*sm86 were compiled for .*8\.9, but never run"),
+        ("12.0", 13000, (), r"^raised .*sm86 were compiled for .*12\.0, but never run"),
+        # What does not run is said before what was not tested.
+        (
+            "8.9",
+            13000,
+            (),
+            r"cuda:0 \(NVIDIA Fake\), compute capability 8\.9, .* no PTX of CUDA 13",
+        ),
+        ("8.0", 13010, (), "needs kernels of sm80, and this build has none: it is for sm90, sm86"),
+        (
+            "9.0",
+            13000,
+            ("override", "sm86"),
+            r"code for 120, PTX of compute_80, none .* with 90 in",
+        ),
+        ("9.0", 13010, ("override", "sm80"), "needs kernels of sm80, and this build has none"),
+        ("8.9", 13010, ("override", "sm90"), "8.9 does not run these kernels"),
+        ("7.5", 13010, (), "capability 7.5 is not supported"),
+        ("9.0", 12040, ("count", "35"), "cudaGetDeviceCount: what CUDA says\nThis build has code "),
+        ("9.0", 0, ("count", "35"), "made by CUDA 13.1; no driver is found"),
+        (
+            "8.9",
+            13000,
+            ("error", "209"),
+            r"launching: what CUDA says\ncuda:0 \(NVIDIA Fake\), .* 8\.9",
+        ),
+        (
+            "8.9",
+            13000,
+            ("error", "222"),
+            "made by CUDA 13.1; the driver knows CUDA up to 13.0. Inst",
+        ),
+        ("8.9", 13000, ("error", "98"), "code for 90a, code for 120, PTX of compute_80, made by"),
+        ("8.9", 13000, ("error", "1"), "^raised sparse_fmha: launching: what CUDA says$"),
+    ],
+)
+def test_what_a_call_says(say, gpu, driver, more, said):
+    assert re.search(said, say(gpu, driver, *more))

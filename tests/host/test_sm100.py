@@ -5,18 +5,12 @@ The headers of include/sparse_fmha/sm100 are compiled by the host's compiler; se
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from host_programs import compiled, cuda_headers, cutlass_headers, lines
 
-import locate
-
-ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).with_name("sm100")
 ROLES = ["load", "mma", "softmax 0", "softmax 1", "correction", "epilogue"]
 BARRIERS = [
@@ -26,25 +20,13 @@ BARRIERS = [
 BY_COPIES = {"queries full", "slot full"}  # no role arrives at these
 
 
-def compiled(folder: Path, name: str, *flags: str) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler")
-    program = folder / name
-    command = [compiler, "-std=c++17", *flags, "-I", ROOT / "include", SOURCES / f"{name}.cpp"]
-    subprocess.run([*map(str, command), "-o", str(program)], check=True)
-    return program
-
-
-def lines(program: Path, *arguments: str) -> list[str]:
-    done = subprocess.run([program, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+def program(folder: Path, name: str, *flags: str) -> Path:
+    return compiled(folder / name, [SOURCES / f"{name}.cpp"], *flags)
 
 
 @pytest.fixture(scope="module")
 def protocol(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("sm100"), "protocol", "-O2", "-Wall", "-Wextra")
+    return program(tmp_path_factory.mktemp("sm100"), "protocol", "-O2", "-Wall", "-Wextra")
 
 
 def test_every_interleaving_is_right(protocol):
@@ -84,7 +66,7 @@ def test_columns_that_overlap_are_noticed(protocol):
 
 
 def test_the_plan_of_tensor_memory(tmp_path):
-    output = lines(compiled(tmp_path, "tmem"))
+    output = lines(program(tmp_path, "tmem"))
     scores, weights, result = range(3)
     live = [tuple(map(int, line.split()[1:])) for line in output if line.startswith("live")]
     # Weights may lie in scores, and nothing in what lives from the first key tile to the last.
@@ -109,25 +91,9 @@ def test_the_plan_of_tensor_memory(tmp_path):
             assert (one and (i % 3, j % 3) not in live) or not a & b, (head_dim, i, j)
 
 
-def cuda_headers() -> Path | None:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    with contextlib.suppress(LookupError):
-        homes.insert(0, str(locate.nvcc().resolve().parents[1]))
-    folders = [Path(home, "include") for home in homes if home]
-    return next((at for at in folders if (at / "cuda_runtime_api.h").is_file()), None)
-
-
 def test_descriptors_are_cutlass_own(tmp_path):
-    try:
-        cutlass = locate.cutlass()
-    except LookupError:
-        cutlass = ROOT / ".cutlass" / "include"
-    if not (cutlass / "cute" / "arch" / "mma_sm100_desc.hpp").is_file():
-        pytest.skip("there are no headers of CUTLASS")
-    cuda = cuda_headers()
-    if cuda is None:
-        pytest.skip("there are no headers of CUDA")
+    cutlass, cuda = cutlass_headers(), cuda_headers()
     where = [flag for path in (cutlass, cuda, cuda / "cccl") for flag in ("-isystem", str(path))]
-    program = compiled(tmp_path, "descriptors", "-DNDEBUG", "-w", *where)
+    found = lines(program(tmp_path, "descriptors", "-DNDEBUG", "-w", *where))
     # Elements of 2 widths of keys x 3 head dims x 2 dtypes x 4 addresses, twice, and more.
-    assert int(lines(program)[0]) > 2 * 2 * 4 * (64 + 128) * (64 + 128 + 256)
+    assert int(found[0]) > 2 * 2 * 4 * (64 + 128) * (64 + 128 + 256)
