@@ -6,6 +6,7 @@
 //   protocol overlap      the same for plans of tensor memory in which columns overlap
 //
 // FAULT is "right" or what is wrong.
+#include <cstdio>
 #include <cstring>
 
 #include "checker.h"
