@@ -88,6 +88,32 @@ function(images_of archs out)
   set(${out} ${flags} PARENT_SCOPE)
 endfunction()
 
+# All images of this build: machine code, then PTX.
+function(list_images out)
+  set(images "")
+  if("90a" IN_LIST GPU_ARCHS)
+    list(APPEND images 90a)
+  endif()
+  if("80" IN_LIST GPU_ARCHS OR "86" IN_LIST GPU_ARCHS)
+    list(APPEND images ${SPARSE_FMHA_IMAGES} compute_80)
+  endif()
+  set(${out} ${images} PARENT_SCOPE)
+endfunction()
+
+# Tells a source file what core/images.h needs to know.
+function(say_what_is_built source)
+  list_images(images)
+  string(REPLACE ";" " " images "${images}")
+  string(REPLACE ";" " " archs "${GPU_ARCHS}")
+  set(toolkit 0)
+  if(GPU_ARCHS)
+    math(EXPR toolkit "${CUDAToolkit_VERSION_MAJOR} * 1000 + ${CUDAToolkit_VERSION_MINOR} * 10")
+  endif()
+  set_property(SOURCE ${source} APPEND PROPERTY COMPILE_DEFINITIONS
+    "SPARSE_FMHA_BUILT_ARCHS=\"${archs}\"" "SPARSE_FMHA_BUILT_IMAGES=\"${images}\""
+    "SPARSE_FMHA_BUILT_TOOLKIT=${toolkit}")
+endfunction()
+
 # Compiles ARGN for `archs` as part of the core.
 function(add_kernel_objects core name archs)
   if(NOT ARGN)  # no row of an architecture is wanted
@@ -138,14 +164,18 @@ function(add_build_info)
       list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_${name}>)
     endif()
   endforeach()
-  list(JOIN GPU_ARCHS "\", \"" archs)
-  if(archs)
-    set(archs "\"${archs}\"")
-  endif()
+  list_images(images)
+  foreach(list images GPU_ARCHS)
+    list(JOIN ${list} "\", \"" quoted_${list})
+    if(quoted_${list})
+      set(quoted_${list} "\"${quoted_${list}}\"")
+    endif()
+  endforeach()
   file(CONFIGURE OUTPUT "${basics}" @ONLY CONTENT
 "{
   \"version\": \"@PROJECT_VERSION@\",
-  \"archs\": [@archs@],
+  \"archs\": [@quoted_GPU_ARCHS@],
+  \"images\": [@quoted_images@],
   \"cpu_isas\": \"@CPU_ISAS@\",
   \"compiler\": \"@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@\",
   \"torch\": \"@TORCH_VERSION@\",

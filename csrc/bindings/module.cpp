@@ -8,7 +8,9 @@
 
 #include "sparse_fmha/core/capabilities.h"
 #include "sparse_fmha/core/cpu_isa.h"
+#include "sparse_fmha/core/images.h"
 #include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/cuda/device_arch.h"
 
 namespace py = pybind11;
 
@@ -144,6 +146,21 @@ py::dict arch_status(std::string const& arch) {
   return status;
 }
 
+// The arguments that are not given are those of this build and of the driver here.
+std::string why_no_image(std::string const& arch, std::string const& gpu, int major, int minor,
+                         std::optional<int> driver,
+                         std::optional<std::vector<std::string>> const& archs,
+                         std::optional<std::vector<std::string>> const& images,
+                         std::optional<int> toolkit) {
+  sparse_fmha::Build build = sparse_fmha::this_build();
+  build.archs = archs.value_or(build.archs);
+  build.images = images.value_or(build.images);
+  build.toolkit = toolkit.value_or(build.toolkit);
+  return sparse_fmha::why_no_image(
+      build, parse(arch, gpu_arch_list(), "arch"),
+      {gpu, major, minor, driver.value_or(sparse_fmha::driver_version())});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -174,6 +191,13 @@ PYBIND11_MODULE(_C, m) {
         "the sets of this CPU.");
   m.def("allow_untested", &sparse_fmha::allow_untested, py::arg("allow"),
         "Whether calls may take kernels that were never run on their device.");
+  m.def("why_no_image", &why_no_image, py::arg("arch"), py::arg("gpu"), py::arg("major"),
+        py::arg("minor"), py::arg("driver") = py::none(), py::arg("archs") = py::none(),
+        py::arg("images") = py::none(), py::arg("toolkit") = py::none(),
+        "Why a GPU cannot run what this build has of an architecture, and what to do; else empty. "
+        "CUDA versions are whole numbers: 13010 is 13.1.");
+  m.def("driver_version", &sparse_fmha::driver_version,
+        "The newest CUDA that the driver knows, such as 13010; 0 without one.");
   m.def(
       "build_info", [] { return py::module_::import("json").attr("loads")(kBuildInfo); },
       "Versions of what the library was built with, and the ptxas figures of every GPU kernel.");

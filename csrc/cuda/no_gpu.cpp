@@ -21,6 +21,8 @@ Arch device_arch(int32_t /*device*/) { refuse(); }
 
 int32_t device_multiprocessors(int32_t /*device*/) { refuse(); }
 
+int driver_version() { return 0; }
+
 AnchorKernels device::anchor_kernels() { refuse(); }
 
 void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext const& /*context*/) {

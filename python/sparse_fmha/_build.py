@@ -39,6 +39,7 @@ class BuildInfo(TypedDict):
 
     version: str
     archs: list[str]
+    images: list[str]
     cpu_isas: list[str]
     compiler: str
     torch: str
@@ -65,7 +66,8 @@ class KernelTable(list[KernelRow]):
 def build_info() -> BuildInfo:
     """Returns the versions that the library was built with.
 
-    Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `cpu_isas`,
+    Keys: `version`, `archs` (GPU architectures, empty for a CPU-only build), `images` (GPUs that
+    there is machine code for, and `compute_80` for PTX, which drivers compile), `cpu_isas`,
     `compiler`, `torch` (version of the headers; any torch >= 2.10 runs the library), `cuda` and
     `cutlass` (empty for a CPU-only build), and `kernels`, which maps kernel names to the figures of
     ptxas (registers per thread, and bytes). `kernels` also has `list_plan`, which prepares block

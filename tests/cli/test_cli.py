@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import sparse_fmha
-from sparse_fmha import cli
+from sparse_fmha import _C, cli
 from sparse_fmha._build import KernelTable
 from sparse_fmha._versions import FLOORS
 from sparse_fmha.cli import demo, info
@@ -230,10 +230,28 @@ def test_which_gpu_a_kernel_runs_on(monkeypatch, arch, capability, kernels, prob
     monkeypatch.setattr(info, "devices", lambda: {"cpu": "a CPU", "cuda:0": "a GPU"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(info, "why_no_image", lambda device, arch: "")
     assert info.would_run() == ["cpu: a CPU: no kernel", f"cuda:0: a GPU: {kernels}"]
     found = [line for line in info.problems() if line.startswith("cuda:0")]
     assert bool(found) == bool(problem)
     assert not problem or found[0].startswith(problem)
+
+
+def test_info_says_which_code_there_is_and_what_it_lacks(monkeypatch):
+    row = {"name": "sm86_dense_float16_d64", "arch": "sm86", "mechanism": "dense"}
+    monkeypatch.setattr(sparse_fmha, "kernels", lambda: KernelTable([row | {"dtype": "float16"}]))
+    build = {"images": ["100", "compute_80"], "cuda": "13.1.80"}
+    monkeypatch.setattr(sparse_fmha, "build_info", lambda: build)
+    monkeypatch.setattr(info, "devices", lambda: {"cuda:0": "an L4"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    for driver, said in ((13000, "knows CUDA up to 13.0"), (0, "no driver is found")):
+        monkeypatch.setattr(_C, "driver_version", lambda driver=driver: driver)
+        line = next(x for x in info.report().splitlines() if x.startswith("GPU code: "))
+        assert line.startswith("GPU code: 100, compute_80 by CUDA 13.1.80; ")
+        assert line.endswith(said)
+    monkeypatch.setattr(_C, "why_no_image", lambda *of: f"{of[0]} on {of[1]} of {of[2:]}")
+    assert "sm86 on cuda:0 of (8, 9)" in info.problems()
 
 
 def test_limits_are_as_documented():

@@ -70,6 +70,9 @@ MODULES = {
         (["demo", "--window", "0"], "--window must be from .*, got 0"),
         (["demo", "--seed", "x"], "invalid int value: 'x'"),
         (["info", "x"], "unrecognized arguments: x"),
+        (["report", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["report", "--seed", "x"], "invalid int value: 'x'"),
+        (["report", "--device", "cpu", "--arch", "sm80"], "--arch is for GPUs, got sm80"),
     ],
     "benchmarks": [
         (["--device", "cpu", "--case", "no/such"], "--case no/such: no cpu case has such a name"),

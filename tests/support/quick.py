@@ -27,6 +27,7 @@ SLOW = {
         "test_is_imported_only_when_asked_for",
     ),
     "host/test_list_stages.py": ("test_every_pair_is_met_once",),
+    "host/test_sm100.py": (),
     "host/test_stripe_stages.py": ("test_every_visible_pair_is_met_once",),
     "host/test_walks.py": ("test_neighborhood",),
     "integrations/test_diffusers.py": ("test_first_dense_steps_are_the_original",),

@@ -73,7 +73,7 @@ LAYERS = {
         "",
         "distributed",
     },
-    "cli": {"plotting", "cost", "patterns", "integrations", ""},
+    "cli": {"reference", "plotting", "cost", "patterns", "integrations", ""},
     "__main__": {"cli"},
 }
 

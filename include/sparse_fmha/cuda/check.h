@@ -1,4 +1,4 @@
-// CUDA errors as exceptions. Header-only, without torch.
+// CUDA errors as exceptions. Without torch.
 #pragma once
 
 #include <cuda.h>
@@ -9,10 +9,14 @@
 
 namespace sparse_fmha {
 
+// What a message about an error adds if it means that the GPU runs none of the library's code, or
+// that the driver is too old for it: the GPU, the driver, the images, and what to do. Else empty.
+std::string about_images(cudaError_t status);
+
 inline void check_cuda(cudaError_t status, char const* what) {
   if (status != cudaSuccess) {
     throw std::runtime_error(std::string("sparse_fmha: ") + what + ": " +
-                             cudaGetErrorString(status));
+                             cudaGetErrorString(status) + about_images(status));
   }
 }
 

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--kernels", action="store_true", help="the whole table of kernels")
 
     add_explain(commands)
+    add_report(commands)
 
     simulate = commands.add_parser(
         "simulate",
@@ -100,6 +101,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add_explore(commands)
     return top
+
+
+def add_report(commands: Commands) -> None:
+    report = commands.add_parser(
+        "report",
+        help="test a device against fp64, time it, and print a block for a report",
+        description="Runs small drawn problems of every mechanism and pass against fp64, and a "
+        "short benchmark beside torch's attention. Prints a block of Markdown. Takes about a "
+        "minute; kernels that never ran on such a GPU are used.",
+    )
+    report.add_argument("--device", choices=("cpu", "cuda"), help="a GPU if there is one")
+    report.add_argument("--seed", type=int, default=0, metavar="N", help="of the problems")
+    report.add_argument("--arch", help="whose kernels a GPU takes; its own if not given")
 
 
 def add_explore(commands: Commands) -> None:
@@ -203,6 +217,12 @@ def run_explore(**options: Any) -> None:
     explore_command.run(**options)
 
 
+def run_report(**options: Any) -> None:
+    from sparse_fmha.cli import report_command
+
+    report_command.run(**options)
+
+
 def run_simulate(**options: Any) -> None:
     from sparse_fmha.cli import simulate_command
 
@@ -214,6 +234,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "explain": run_explain,
     "explore": run_explore,
     "info": run_info,
+    "report": run_report,
     "simulate": run_simulate,
 }
 

@@ -29,6 +29,8 @@ def report(with_kernels: bool = False) -> str:
         f"built with {', '.join(built_with(build)) or 'unknown tools'}",
         *would_run(),
     ]
+    if build.get("images"):
+        lines.append(f"GPU code: {', '.join(build['images'])} by CUDA {build['cuda']}; {driver()}")
     if not torch.cuda.is_available():
         lines.append(f"no GPU: {no_gpu()}")
     lines.append(compiled() if with_kernels else f"{compiled()}; --kernels lists them")
@@ -125,12 +127,31 @@ def problems() -> list[str]:
         rows = rows_for(device)
         if not rows:
             found.append(f"{device}: no kernel for it; compiled for {', '.join(archs)}")
+        elif reason := why_no_image(device, rows[0]["arch"]):
+            found.append(reason)
         elif status_on(device, rows[0]["arch"]) == "compiled":
             found.append(
                 f"{device}: its kernels were never run on such a GPU, so calls raise; "
                 "sparse_fmha.allow_untested() says how to use them"
             )
     return found
+
+
+def why_no_image(device: str, arch: str) -> str:
+    """Why a device cannot run what this build has of an architecture; empty if it can."""
+    from sparse_fmha._extension import _C
+
+    return _C.why_no_image(arch, device, *torch.cuda.get_device_capability(device))
+
+
+def driver() -> str:
+    """Which CUDA the driver knows."""
+    from sparse_fmha._extension import _C
+
+    version = _C.driver_version()
+    if not version:
+        return "no driver is found"
+    return f"the driver knows CUDA up to {version // 1000}.{version % 1000 // 10}"
 
 
 def status_on(device: str, arch: str) -> str:
