@@ -91,7 +91,7 @@ struct FmhaProblem {
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
   // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A
-  // query sees no key whose bias is below the query's threshold, which CPU kernels alone read.
+  // query sees no key whose bias is below the query's threshold, which those of lists alone have.
   TokenNumbers key_bias;
   TokenNumbers row_threshold;
   // For kernels that skip key tiles, else nullptr:

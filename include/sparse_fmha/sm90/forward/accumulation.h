@@ -53,7 +53,8 @@ struct Accumulation {
     Weights<Traits> weights;
     auto add_bias = [&](auto& scores) {
       if constexpr (Traits::kKeyBias) {
-        return smem.key_biases.add(scores, state, params.scale_log2);
+        return smem.key_biases.add(scores, state, params.scale_log2,
+                                   RowThresholds<Geometry>{params.bias, geometry, work, warpgroup});
       } else {
         return KeysShown::kAll;
       }

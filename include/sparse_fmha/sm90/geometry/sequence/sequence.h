@@ -43,6 +43,7 @@ struct Sequence {
   static constexpr int kGatherWarps = 0;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
+  static constexpr bool kRowThresholds = false;
 
   // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
