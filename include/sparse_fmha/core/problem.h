@@ -97,6 +97,8 @@ struct FmhaProblem {
   // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
+  // Of dense and causal attention, zeros: set to 1 where a group of 64 query rows keeps a key tile.
+  uint8_t* kept_tiles = nullptr;  // [B, heads_q, groups, tiles], tiles in the order of the keys
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
   // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv

@@ -46,6 +46,7 @@ struct Lists {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
   static constexpr bool kRowThresholds = true;
+  static constexpr bool kNotesKept = false;
 
   struct Work {
     WorkTile tile;

@@ -49,6 +49,7 @@ struct Stripes {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
   static constexpr bool kRowThresholds = true;
+  static constexpr bool kNotesKept = false;
 
   struct Work {
     WorkTile tile;
