@@ -14,6 +14,9 @@ if(GPU_ARCHS)
   locate(nvcc nvcc)
   set(CMAKE_CUDA_COMPILER "${nvcc}")
   set(CMAKE_CUDA_ARCHITECTURES OFF)  # set for each target
+  if(SPARSE_FMHA_EMULATED)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+  endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   include(Cutlass)
@@ -30,7 +33,9 @@ function(add_gpu_kernels core)
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/capabilities.def")
-  execute_process(COMMAND "${Python_EXECUTABLE}" "${tool}" "${GPU_GENERATED_DIR}" ${GPU_ARCHS}
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" "${tool}" "--rows=${SPARSE_FMHA_ROWS}" "${GPU_GENERATED_DIR}"
+            ${GPU_ARCHS}
     OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
   if(NOT status EQUAL 0)
@@ -56,6 +61,15 @@ set(SPARSE_FMHA_IMAGES "80" CACHE STRING
     "GPUs for which the kernels of 80 and 86 are assembled, besides their PTX")
 function(images_of archs out)
   set(flags "")
+  if(SPARSE_FMHA_EMULATED)  # PTX alone
+    if("90a" IN_LIST archs)
+      list(APPEND flags "SHELL:-gencode arch=compute_90a,code=compute_90a")
+    else()
+      list(APPEND flags "SHELL:-gencode arch=compute_80,code=compute_80")
+    endif()
+    set(${out} ${flags} PARENT_SCOPE)
+    return()
+  endif()
   if("90a" IN_LIST archs)
     list(APPEND flags "SHELL:-gencode arch=compute_90a,code=sm_90a")
   endif()
@@ -72,6 +86,9 @@ endfunction()
 
 # Compiles ARGN for `archs` as part of the core.
 function(add_kernel_objects core name archs)
+  if(NOT ARGN)  # no row of an architecture is wanted
+    return()
+  endif()
   set(target sparse_fmha_${name})
   set(launcher "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/ptxas.py" compile)
   if(CCACHE)
@@ -82,16 +99,24 @@ function(add_kernel_objects core name archs)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
     set(compression "--compress-mode=size")  # 15 to 18 percent smaller
   endif()
+  set(runtime CUDA::cudart_static)
+  set(reports -lineinfo "SHELL:-Xptxas -v")
+  if(SPARSE_FMHA_EMULATED)
+    set(launcher "${CCACHE}")
+    set(compression --no-compress)
+    set(runtime emulated_cuda)
+    set(reports "")
+  endif()
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES
     CUDA_ARCHITECTURES OFF
     CUDA_COMPILER_LAUNCHER "${launcher}")
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/include")
   target_include_directories(${target} SYSTEM PRIVATE "${CUTLASS_INCLUDE_DIR}")
-  target_compile_options(${target} PRIVATE ${images} --expt-relaxed-constexpr --expt-extended-lambda -lineinfo
-    "SHELL:-Xptxas -v" ${compression})
+  target_compile_options(${target} PRIVATE ${images} --expt-relaxed-constexpr --expt-extended-lambda
+    ${reports} ${compression})
   target_sources(${core} PRIVATE $<TARGET_OBJECTS:${target}>)
-  target_link_libraries(${core} PUBLIC CUDA::cudart_static)
+  target_link_libraries(${core} PUBLIC ${runtime})
 endfunction()
 
 # build_info.inc for the targets: what was built with what, and the ptxas figures of every kernel.
@@ -105,7 +130,9 @@ function(add_build_info)
     list(APPEND names device)
   endif()
   foreach(name IN LISTS names)
-    list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_${name}>)
+    if(TARGET sparse_fmha_${name} AND NOT SPARSE_FMHA_EMULATED)  # which ptxas reports on
+      list(APPEND objects $<TARGET_OBJECTS:sparse_fmha_${name}>)
+    endif()
   endforeach()
   list(JOIN GPU_ARCHS "\", \"" archs)
   if(archs)

@@ -1,8 +1,9 @@
 """Generates source files from the lists of GPU kernels, csrc/kernels/ARCH_PASS.def.
 
-    kernel_list.py FOLDER [ARCH...]
+    kernel_list.py [--rows=REGEX] FOLDER [ARCH...]
 
 writes into the folder the source files of all rows of the architectures (as in SPARSE_FMHA_ARCHS),
+or of those in whose name the regular expression is found (as in SPARSE_FMHA_ROWS),
 kernel_rows.inc, which names these rows for the registry, skip_tiles.inc, which tells the CPU of
 all forward rows that skip key tiles, and row_costs.inc, by which a call chooses among rows that
 differ in their query tile. Prints ARCH:FILE for each source file.
@@ -18,6 +19,7 @@ says so.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import itertools
 import re
@@ -316,10 +318,19 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
-    """Writes the files into the folder; returns the rows of each source file."""
+def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Row]]:
+    """Writes the files into the folder; returns the rows of each source file.
+
+    Raises:
+        ListError: `wanted` is no regular expression, or is found in no row's name.
+    """
     rows = read_all()
-    built = [row for row in rows if row.arch.nvcc in archs]
+    try:
+        built = [row for row in rows if row.arch.nvcc in archs and re.search(wanted, row.name)]
+    except re.error as error:
+        raise ListError(f"SPARSE_FMHA_ROWS={wanted}: {error}") from None
+    if wanted and archs and not built:
+        raise ListError(f"SPARSE_FMHA_ROWS={wanted}: no row of {', '.join(archs)} has such a name")
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Row]] = {}
     for row in built:
@@ -345,8 +356,13 @@ def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("archs", nargs="*")
+    parser.add_argument("--rows", default="")
+    given = parser.parse_args()
     try:
-        for file, members in write(Path(sys.argv[1]), sys.argv[2:]).items():
+        for file, members in write(given.folder, given.archs, given.rows).items():
             print(f"{members[0].arch.nvcc}:{file}")
     except ListError as error:
         sys.exit(str(error))

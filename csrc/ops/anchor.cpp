@@ -5,11 +5,10 @@
 #include <tuple>
 
 #include "check.h"
-#include "device_scope.h"
 #include "list_arguments.h"
+#include "placement.h"
 #include "register.h"
 #include "run.h"
-#include "stream.h"
 
 namespace sparse_fmha {
 namespace {
@@ -35,8 +34,8 @@ void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext cons
   auto const run = anchor_kernels(arch_of(q)).*kernel;
   DeviceScope const scope(q);
   ExecutionContext context;
-  if (q.is_cuda()) {
-    context.stream = current_cuda_stream(q.get_device_index());
+  if (on_gpu(q)) {
+    context.stream = current_stream(q);
   } else {
     context.parallel = &torch_threads();
   }
@@ -44,7 +43,7 @@ void launch(void (*AnchorKernels::*kernel)(Problem const&, ExecutionContext cons
 }
 
 void check_dtype_on_device(char const* name, Tensor const& t, DataType dtype) {
-  require(t.is_cpu() || dtype == DataType::kFloat16 || dtype == DataType::kBFloat16, name,
+  require(on_cpu(t) || dtype == DataType::kFloat16 || dtype == DataType::kBFloat16, name,
           " must have dtype float16 or bfloat16 on CUDA, got ",
           torch::headeronly::toString(t.scalar_type()));
 }
@@ -120,7 +119,7 @@ std::tuple<Tensor, Tensor> anchor_keys(Tensor q_mean, Tensor k, Tensor least, in
 }
 
 std::tuple<Tensor, Tensor> anchor_columns(Tensor bits, int64_t first, int64_t width) {
-  require(bits.is_cpu() || bits.is_cuda(), "bits must be on cpu or cuda");
+  require(on_cpu(bits) || on_gpu(bits), "bits must be on cpu or cuda");
   check_list("bits", bits, ScalarType::Int, {-1, -1, -1, -1}, bits);
   require(width >= 0 && width <= (1 << 30), "width must be from 0 to 2^30, got ", width);
   require(first >= 0 && bits.size(3) <= (1 << 25) && first <= (1 << 30),

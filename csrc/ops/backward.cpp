@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "check.h"
-#include "device_scope.h"
 #include "kept_tiles.h"
+#include "placement.h"
 #include "run.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/planning/backward_route.h"
@@ -81,7 +81,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
   DeviceScope const scope(q);
   Launch launch(q);
-  if (problem.skip_threshold != nullptr && !q.is_cpu()) {
+  if (problem.skip_threshold != nullptr && !on_cpu(q)) {
     if (no_pairs) {
       problem.skip_threshold = nullptr;
     } else {
@@ -121,7 +121,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   if (given.need_dkv) {
     gradients.k = view(results[1]);
     gradients.v = view(results[2]);
-  } else if (need_dbias && !q.is_cpu()) {  // GPU kernels store all that they compute
+  } else if (need_dbias && !on_cpu(q)) {  // GPU kernels store all that they compute
     unwanted = {new_gradient(k, true), new_gradient(k, true)};
     gradients.k = view(unwanted[0]);
     gradients.v = view(unwanted[1]);
@@ -132,7 +132,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   if (need_dbias) {
     gradients.key_bias = static_cast<float*>(results.back().data_ptr());
-    if (!q.is_cpu()) {  // GPU kernels leave out the heads in which no query sees a key tile
+    if (!on_cpu(q)) {  // GPU kernels leave out the heads in which no query sees a key tile
       torch::stable::fill_(results.back(), 0.0);
     }
   }

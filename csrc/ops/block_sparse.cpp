@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "check.h"
 #include "list_arguments.h"
+#include "placement.h"
 #include "register.h"
 #include "run.h"
 #include "score_arguments.h"
@@ -54,7 +55,7 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
     check_list("partial_indices", *partial_indices, ScalarType::Int, {batch, heads, blocks, -1}, q);
     check_list("partial_bits", *partial_bits, ScalarType::Byte,
                {batch, heads, blocks, width, block_q, block_kv / 8}, q);
-    if (partial_bits->is_cuda() && !is_aligned(*partial_bits, kCopyAlignment)) {
+    if (on_gpu(*partial_bits) && !is_aligned(*partial_bits, kCopyAlignment)) {
       partial_bits = torch::stable::clone(*partial_bits);
     }
     params.partial = lists_of("partial_indices", *partial_counts, *partial_indices);

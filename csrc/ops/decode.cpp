@@ -5,7 +5,7 @@
 
 #include "check.h"
 #include "decode_arguments.h"
-#include "device_scope.h"
+#include "placement.h"
 #include "register.h"
 #include "run.h"
 #include "sparse_fmha/core/decode.h"
@@ -18,7 +18,7 @@ using torch::headeronly::ScalarType;
 // Checks q and the cache, and describes them.
 FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
                        std::optional<double> scale) {
-  require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
+  require(on_cpu(q) || on_gpu(q), "q must be on cpu or cuda");
   FmhaProblem p;
   p.dtype = check_operand("q", q, 4);
   struct {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "placement.h"
 
 namespace sparse_fmha {
 namespace {
@@ -159,7 +160,7 @@ DecodeKeys decode_keys(DecodeArguments const& a, FmhaProblem const& problem, Ten
     keys.sink = static_cast<float const*>(a.sink->data_ptr());
     keys.sink_stride = a.sink->stride(0);
   }
-  if (!a.split_tokens && !q.is_cpu()) {
+  if (!a.split_tokens && !on_cpu(q)) {
     return keys;  // GPUs cut by the number of multiprocessors
   }
   int64_t const split = a.split_tokens.value_or(kDefaultSplit);

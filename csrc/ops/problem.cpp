@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "check.h"
+#include "placement.h"
 
 namespace sparse_fmha {
 namespace {
@@ -53,7 +54,7 @@ void make_readable(char const* name, Tensor& t) {
   int64_t const last = t.dim() - 1;
   require(t.size(last) == 1 || t.stride(last) == 1, name,
           " must have stride 1 in its last dimension, got ", t.stride(last));
-  bool const fits = t.is_cuda() ? fits_copy_engine(t) : is_aligned(t, t.element_size());
+  bool const fits = on_gpu(t) ? fits_copy_engine(t) : is_aligned(t, t.element_size());
   if (!fits) {
     t = torch::stable::clone(t);
   }
@@ -113,7 +114,7 @@ void check_like_q(char const* name, Tensor const& t, Tensor const& q) {
 
 DataType check_operand(char const* name, Tensor& t, int64_t rank) {
   require(t.dim() == rank, name, " must have ", rank, " dimensions, got shape ", shape_of(t));
-  require(t.is_cpu() || t.is_cuda(), name, " must be on cpu or cuda");
+  require(on_cpu(t) || on_gpu(t), name, " must be on cpu or cuda");
   DataType const dtype = data_type(name, t);
   check_head_dim(name, t.size(rank - 1));
   make_readable(name, t);
@@ -137,8 +138,7 @@ bool is_aligned(Tensor const& tensor, int64_t bytes) {
 }
 
 bool on_one_device(Tensor const& a, Tensor const& b) {
-  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
-         (!a.is_cuda() || a.get_device_index() == b.get_device_index());
+  return on_cpu(a) == on_cpu(b) && on_gpu(a) == on_gpu(b) && (!on_gpu(a) || gpu_of(a) == gpu_of(b));
 }
 
 std::ostream& operator<<(std::ostream& out, ShapeText const& shape) {
@@ -151,10 +151,10 @@ std::ostream& operator<<(std::ostream& out, ShapeText const& shape) {
 
 std::ostream& operator<<(std::ostream& out, DeviceText const& device) {
   Tensor const& t = device.tensor;
-  if (t.is_cuda()) {
-    return out << "cuda:" << t.get_device_index();
+  if (on_gpu(t)) {
+    return out << "cuda:" << gpu_of(t);
   }
-  return out << (t.is_cpu() ? "cpu" : "another device");
+  return out << (on_cpu(t) ? "cpu" : "another device");
 }
 
 FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optional<double> scale) {
@@ -168,7 +168,7 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
     require(t.dim() == rank, name, " must have ", rank, " dimensions (batch, ", axes,
             " of tokens, heads, head dim), got shape ", shape_of(t));
   }
-  require(q.is_cpu() || q.is_cuda(), "q must be on cpu or cuda");
+  require(on_cpu(q) || on_gpu(q), "q must be on cpu or cuda");
   FmhaProblem p;
   p.dtype = data_type("q", q);
   for (auto const& [name, t] : operands) {

@@ -7,11 +7,10 @@
 #include <limits>
 
 #include "check.h"
-#include "device_scope.h"
+#include "placement.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/planning/choose_row.h"
-#include "stream.h"
 
 namespace sparse_fmha {
 namespace {
@@ -30,7 +29,7 @@ class TorchThreads : public ParallelFor {
 }  // namespace
 
 Arch arch_of(Tensor const& q) {
-  if (q.is_cpu()) {
+  if (on_cpu(q)) {
     return Arch::kCpu;
   }
   static bool const any = std::any_of(std::begin(kGpuArchs), std::end(kGpuArchs),
@@ -39,7 +38,7 @@ Arch arch_of(Tensor const& q) {
     require(false, "q must be on the CPU, because this build has no GPU kernels, got ",
             device_of(q), "; build with nvcc >= 12.5 and SPARSE_FMHA_ARCHS=", buildable_archs());
   }
-  Arch const arch = device_arch(q.get_device_index());
+  Arch const arch = device_arch(gpu_of(q));
   require(
       is_built(arch), device_of(q), " needs kernels of ", to_string(arch),
       ", and this build has none; add them to SPARSE_FMHA_ARCHS, or move the tensors to the CPU");
@@ -65,7 +64,7 @@ KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {
   KernelKey const key = key_of(problem, q, pass);
   int32_t const tile_q =
-      q.is_cpu() ? 0 : choose_tile_q(key, problem, device_multiprocessors(q.get_device_index()));
+      on_cpu(q) ? 0 : choose_tile_q(key, problem, device_multiprocessors(gpu_of(q)));
   return find_kernel(key, tile_q);
 }
 
@@ -86,8 +85,8 @@ float const* checked_threshold(Tensor const& threshold, Tensor const& q) {
 
 Launch::Launch(Tensor const& q) : like_(q) {
   context_.memory = this;
-  if (q.is_cuda()) {
-    context_.stream = current_cuda_stream(q.get_device_index());
+  if (on_gpu(q)) {
+    context_.stream = current_stream(q);
   } else {
     context_.parallel = &torch_threads();
   }
