@@ -33,8 +33,12 @@ function(add_gpu_kernels core)
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/capabilities.def")
+  set(rows "${SPARSE_FMHA_ROWS}")
+  if(SPARSE_FMHA_EMULATED AND NOT rows)
+    set(rows "${EMULATED_ROWS}")
+  endif()
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" "${tool}" "--rows=${SPARSE_FMHA_ROWS}" "${GPU_GENERATED_DIR}"
+    COMMAND "${Python_EXECUTABLE}" "${tool}" "--rows=${rows}" "${GPU_GENERATED_DIR}"
             ${GPU_ARCHS}
     OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
@@ -105,7 +109,7 @@ function(add_kernel_objects core name archs)
     set(launcher "${CCACHE}")
     set(compression --no-compress)
     set(runtime emulated_cuda)
-    set(reports "")
+    set(reports "SHELL:-Xcompiler -O0")  # of the host code: it only describes launches
   endif()
   add_library(${target} OBJECT ${ARGN})
   set_target_properties(${target} PROPERTIES

@@ -2,10 +2,12 @@
 they run where only the op library and pytest are: `pytest --confcutdir=tests/gpu tests/gpu`.
 
 SPARSE_FMHA_TEST_ARCH=sm80 (or sm86) tests that architecture's kernels, on any GPU that runs them.
+With the emulated build of the package (tests/emulator) the device is the CPU, for chosen tests.
 """
 
 import functools
 
+import emulated
 import other_archs
 import pytest
 import torch
@@ -19,6 +21,11 @@ from sparse_fmha import reference
 @pytest.fixture(scope="session", autouse=True)
 def cuda():
     """The device under test."""
+    if emulated.is_loaded():
+        sparse_fmha.allow_untested()
+        with other_archs.chosen():
+            yield torch.device("cpu")
+        return
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
@@ -37,7 +44,7 @@ def pytest_runtest_call():
     try:
         return (yield)
     except (Exception, pytest.fail.Exception) as error:
-        if why := other_archs.reason(error):
+        if why := other_archs.reason(error) or emulated.why_skipped(error):
             pytest.skip(why)
         raise
 

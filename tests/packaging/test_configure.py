@@ -257,6 +257,18 @@ def test_architectures_share_kernels(tmp_path):
         kernel_list.read(listed)
 
 
+def test_some_rows_alone(tmp_path):
+    files = kernel_list.write(tmp_path, ["90a", "80"], "^sm90_causal_.*_d(64|96)$")
+    names = [row.name for rows in files.values() for row in rows]
+    assert names == [f"sm90_causal_{t}_d{d}" for d in (64, 96) for t in ("float16", "bfloat16")]
+    assert {path.name for path in tmp_path.glob("*.cu")} == {"sm90_causal.cu"}
+    listed = (tmp_path / "kernel_rows.inc").read_text()
+    assert listed == "".join(f"SPARSE_FMHA_ROW({name})\n" for name in names)
+    for wrong, why in {"sm70": "no row of 90a, 80 has such a name", "(": "missing \\)"}.items():
+        with pytest.raises(kernel_list.ListError, match=f"SPARSE_FMHA_ROWS=.*: {why}"):
+            kernel_list.write(tmp_path, ["90a", "80"], wrong)
+
+
 @pytest.mark.parametrize(
     ("archs", "file"), [(["80"], "80"), (["86"], "86"), (["80", "86"], "80"), (["90a"], None)]
 )

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 
+import emulated
 import torch
 
 import sparse_fmha
@@ -44,7 +45,8 @@ def in_use():
     """The architecture whose kernels calls take."""
     from sparse_fmha import _C
 
-    return _C.arch_for_call(*torch.cuda.get_device_capability())
+    of = emulated.CAPABILITY if emulated.is_loaded() else torch.cuda.get_device_capability()
+    return _C.arch_for_call(*of)
 
 
 def reason(error):

@@ -37,6 +37,22 @@ inline std::byte* data_at(Warp& warp, Instruction const& i, int32_t base, int la
                  : host_at(address, bytes);
 }
 
+// Notes a thread's write, wherever it was.
+template <bool kShared>
+inline void note_write(Warp& warp, Instruction const& i, int32_t base, int lane, uint32_t bytes) {
+  Block& block = *warp.block;
+  uint64_t address = warp.reg(base)[lane] + static_cast<uint64_t>(i.offset);
+  if (kShared) {
+    address = static_cast<uint32_t>(address);
+  } else {
+    address -= reinterpret_cast<uint64_t>(block.shared.data);
+  }
+  if (kShared || address < block.shared.size) {
+    block.order.written(static_cast<uint32_t>(address), bytes,
+                        warp.index * kLanes + static_cast<uint32_t>(lane));
+  }
+}
+
 // Whether the opcode names shared memory.
 inline bool in_shared(ptx::Statement const& statement) {
   return has_part(statement, "shared") || has_part(statement, "shared::cta");

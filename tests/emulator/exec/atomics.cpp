@@ -78,6 +78,7 @@ Outcome update(Warp& warp, Instruction const& i, uint32_t lanes) {
       std::memcpy(at + k * sizeof(T), &after, sizeof(T));
       warp.reg(i.at[1 + k])[lane] = write<T>(before);
     }
+    note_write<kShared>(warp, i, i.at[0], lane, i.count * sizeof(T));
   });
   ++warp.block->grid->progress;
   return Outcome::kNext;

@@ -25,12 +25,13 @@ uint32_t shared_address(Warp& warp, int32_t base, int lane, int64_t offset) {
 
 // Lands `copy`, then adds the bytes to the barrier.
 template <class F>
-void land_later(Warp& warp, int32_t line, uint32_t barrier, uint32_t bytes, F copy) {
+void land_later(Warp& warp, int32_t line, uint32_t barrier, uint32_t to, uint32_t bytes, F copy) {
   Block* const block = warp.block;
   auto* const word = reinterpret_cast<uint64_t*>(shared_at(*block, barrier, 8));
   block->late.push_back(
       {block->grid->round + 1 + block->grid->draw(block->grid->late ? 16 : 4), line, [=] {
          copy(block->shared);
+         block->order.replaced(to, bytes);
          Mbarrier(*word).complete_tx(bytes);
        }});
 }
@@ -61,7 +62,7 @@ Outcome load_tensor(Warp& warp, Instruction const& i, uint32_t lanes) {
     uint32_t const to = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, to, 128);
     uint32_t const barrier = shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
-    land_later(warp, i.line, barrier, tile_bytes(map),
+    land_later(warp, i.line, barrier, to, tile_bytes(map),
                [&map, at, to](SharedMemory shared) { load_tile(map, at, shared, to); });
   });
   return Outcome::kNext;
@@ -75,10 +76,14 @@ Outcome load_bytes(Warp& warp, Instruction const& i, uint32_t lanes) {
     uint32_t const to = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, to, 16);
     uint32_t const barrier = shared_address(warp, i.at[2], lane, late_of(i).barrier_offset);
-    land_later(warp, i.line, barrier, bytes,
+    land_later(warp, i.line, barrier, to, bytes,
                [from, bytes, to](SharedMemory shared) { bulk_load(shared, to, from, bytes); });
   });
   return Outcome::kNext;
+}
+
+uint32_t thread_of(Warp const& warp, int lane) {
+  return warp.index * kLanes + static_cast<uint32_t>(lane);
 }
 
 // Registers: the shared address, the map, the coordinates.
@@ -88,6 +93,7 @@ Outcome store_tensor(Warp& warp, Instruction const& i, uint32_t lanes) {
     Coordinates const at = coordinates(warp, i, 2, lane);
     uint32_t const from = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, from, 128);
+    warp.block->order.check(from, tile_bytes(map), thread_of(warp, lane));
     SharedMemory const shared = warp.block->shared;
     warp.bulk[lane].open.work.push_back(
         [&map, at, shared, from] { store_tile(map, at, shared, from); });
@@ -103,6 +109,8 @@ Outcome store_bytes(Warp& warp, Instruction const& i, uint32_t lanes) {
     std::byte* const to = host_at(warp.reg(i.at[1])[lane] + late_of(i).global_offset, 16);
     uint32_t const from = shared_address(warp, i.at[0], lane, i.offset);
     shared_at(*warp.block, from, 16);
+    warp.block->shared.at(from, bytes);
+    warp.block->order.check(from, bytes, thread_of(warp, lane));
     SharedMemory const shared = warp.block->shared;
     warp.bulk[lane].open.work.push_back([=] { kCopy(to, shared, from, bytes); });
   });

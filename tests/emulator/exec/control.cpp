@@ -52,6 +52,21 @@ bool decode_aligned(Decoder&, ptx::Statement const&, Instruction& i) {
   return true;
 }
 
+Outcome fence_proxy(Warp& warp, Instruction const&, uint32_t lanes) {
+  each_lane(lanes, [&](int lane) {
+    warp.block->order.fenced(warp.index * kLanes + static_cast<uint32_t>(lane));
+  });
+  return Outcome::kNext;
+}
+// Memory is always up to date, except for what ProxyOrder checks.
+bool decode_fence(Decoder&, ptx::Statement const& statement, Instruction& i) {
+  bool const proxy = has_part(statement, "proxy");
+  bool const async = has_part(statement, "async") || has_part(statement, "async::generic");
+  i.run = proxy && async ? fence_proxy : nothing;
+  return !proxy || async || has_part(statement, "tensormap::generic") ||
+         has_part(statement, "alias");
+}
+
 }  // namespace
 
 void add_control(DecodeTable& table) {
@@ -65,8 +80,8 @@ void add_control(DecodeTable& table) {
   table["applypriority"] = decode_nothing;
   table["discard"] = decode_nothing;
   table["griddepcontrol"] = decode_nothing;  // kernels run one after another
-  table["membar"] = decode_nothing;          // memory is always up to date
-  table["fence"] = decode_nothing;
+  table["membar"] = decode_fence;
+  table["fence"] = decode_fence;
   table["nanosleep"] = decode_pause;
   table["setmaxnreg"] = decode_aligned;
 }

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "bad_access.h"
 #include "scheduler.h"
 
 namespace emulator {
@@ -98,6 +99,7 @@ void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& register
   std::memset(shared.data(), 0xff, shared.size());  // NaN as float, an invalid mbarrier
   auto const threads = static_cast<uint32_t>(grid.launch.block.count());
   block.live_threads = threads;
+  block.order.start(static_cast<uint32_t>(shared.size()), (threads + kLanes - 1) / kLanes * kLanes);
   block.warps.resize((threads + kLanes - 1) / kLanes);
   Values const values = block_values(grid, block);
   for (uint32_t w = 0; w < block.warps.size(); ++w) {
@@ -240,6 +242,7 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
     place.shared = std::make_unique<Buffer>(code.dynamic_shared + launch.dynamic_shared);
   }
 
+  BadAccessReport const report;
   uint64_t next = 0;
   uint64_t running = 0;
   uint64_t last_progress = 0, last_round = 0;

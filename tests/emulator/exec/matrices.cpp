@@ -123,8 +123,9 @@ Outcome store(Warp& warp, Instruction const& i, uint32_t lanes) {
   }
   for (uint32_t m = 0; m < i.count; ++m) {
     for (int row = 0; row < 8; ++row) {
-      std::memcpy(data_at<true>(warp, i, i.at[0], static_cast<int>(8 * m) + row, 16),
-                  matrix[m][row], 16);
+      int const lane = static_cast<int>(8 * m) + row;
+      std::memcpy(data_at<true>(warp, i, i.at[0], lane, 16), matrix[m][row], 16);
+      note_write<true>(warp, i, i.at[0], lane, 16);
     }
   }
   ++warp.block->grid->progress;

@@ -28,6 +28,7 @@ Outcome store(Warp& warp, Instruction const& i, uint32_t lanes) {
       auto const value = static_cast<T>(warp.reg(i.at[k + 1])[lane]);
       std::memcpy(to + k * sizeof(T), &value, sizeof(T));
     }
+    note_write<kShared>(warp, i, i.at[0], lane, bytes);
   });
   ++warp.block->grid->progress;
   return Outcome::kNext;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "bad_access.h"
 #include "barriers.h"
 
 namespace emulator {
@@ -106,13 +107,26 @@ void run_group(Warp& warp, Group& group, uint32_t& quantum) {
 
 }  // namespace
 
+void ProxyOrder::check(uint32_t address, uint32_t bytes, uint32_t thread) const {
+  for (uint32_t k = address / 16; k <= (address + bytes - 1) / 16; ++k) {
+    Write const& write = writes_[k];
+    if (write.thread != 0 && fences_[write.thread - 1] <= write.time &&
+        fences_[thread] <= write.time) {
+      fault("reads shared address " + std::to_string(16 * k) + ", which thread " +
+            std::to_string(write.thread - 1) + " has written, without fence.proxy.async between");
+    }
+  }
+}
+
 void run_warp(Warp& warp, uint32_t quantum) {
   Group group;
+  report_place(warp.block->grid->code, &group.pc);
   try {
     while (quantum > 0) {
       uint32_t const candidates = warp.live & ~warp.parked & ~warp.waiting;
       if (candidates == 0) {
         warp.waiting = 0;
+        report_place(nullptr, nullptr);
         return;
       }
       group = choose(warp, candidates);
@@ -128,6 +142,7 @@ void run_warp(Warp& warp, uint32_t quantum) {
          << code.opcodes[group.pc] << "): " << error.what();
     throw Error(text.str());
   }
+  report_place(nullptr, nullptr);
   // Lanes that wait in a loop for others of their warp must let them run.
   if (group.lanes != (warp.live & ~warp.parked) && ++warp.turns % 8 == 0) {
     warp.waiting |= group.lanes;

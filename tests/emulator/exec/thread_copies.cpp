@@ -5,10 +5,12 @@
 namespace emulator {
 namespace {
 
-void land(Block& block, ThreadCopy const& copy) {
+void land(Warp& warp, ThreadCopy const& copy) {
+  Block& block = *warp.block;
   std::byte* const to = shared_at(block, copy.to, copy.bytes);
   std::memcpy(to, copy.from, copy.filled);
   std::memset(to + copy.filled, 0, copy.bytes - copy.filled);
+  block.order.written(copy.to, copy.bytes, warp.index * kLanes + copy.lane);
   ++block.grid->progress;
 }
 
@@ -18,7 +20,7 @@ void land_some(Warp& warp, F now) {
   size_t kept = 0;
   for (ThreadCopy const& copy : warp.copies) {
     if (now(copy)) {
-      land(*warp.block, copy);
+      land(warp, copy);
     } else {
       warp.copies[kept++] = copy;
     }
@@ -47,7 +49,7 @@ Outcome copy(Warp& warp, Instruction const& i, uint32_t lanes) {
     if (late) {
       warp.copies.push_back(copy);
     } else {
-      land(*warp.block, copy);
+      land(warp, copy);
     }
   });
   return Outcome::kNext;

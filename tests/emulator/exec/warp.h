@@ -26,9 +26,10 @@ struct ThreadCopy {
   uint32_t filled;  // of them, copied; the rest is zero
 };
 
-// Products of wgmma that have not been computed, or bulk stores that have not been read.
+// Products of wgmma that have not been waited for, or bulk stores that have not read their source.
 struct LateGroup {
   std::vector<std::function<void()>> work;
+  std::vector<int32_t> registers;  // that the products write
 };
 
 struct Warp {
@@ -80,10 +81,45 @@ struct LateCopy {
   std::function<void()> work;
 };
 
+// Which writes of threads the copy engine and wgmma may not see yet: they use shared memory by the
+// async proxy, threads by the generic one. Of every 16 bytes: the last write by a thread. It is
+// seen after fence.proxy.async of the writer, or of the thread that asks for the access.
+class ProxyOrder {
+ public:
+  void start(uint32_t bytes, uint32_t threads) {
+    writes_.assign(bytes / 16 + 1, {});
+    fences_.assign(threads, 0);
+  }
+  void written(uint32_t address, uint32_t bytes, uint32_t thread) {
+    for (uint32_t k = address / 16; k <= (address + bytes - 1) / 16; ++k) {
+      writes_[k] = {time_, thread + 1};
+    }
+  }
+  // By the async proxy.
+  void replaced(uint32_t address, uint32_t bytes) {
+    for (uint32_t k = address / 16; k <= (address + bytes - 1) / 16; ++k) {
+      writes_[k] = {};
+    }
+  }
+  void fenced(uint32_t thread) { fences_[thread] = ++time_; }
+  // Throws Fault if the access reads bytes of a write that it may not see.
+  void check(uint32_t address, uint32_t bytes, uint32_t thread) const;
+
+ private:
+  struct Write {
+    uint32_t time = 0;
+    uint32_t thread = 0;  // and 1; 0: none
+  };
+  std::vector<Write> writes_;
+  std::vector<uint32_t> fences_;  // per thread: the time of the last one
+  uint32_t time_ = 1;
+};
+
 struct Block {
   Dim3 index;
   uint32_t rank = 0;  // in its cluster
   SharedMemory shared{nullptr, 0};
+  ProxyOrder order;
   std::vector<Warp> warps;
   NamedBarrier barriers[16];
   std::vector<LateCopy> late;

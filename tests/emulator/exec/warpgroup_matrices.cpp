@@ -12,15 +12,17 @@ struct Shape : Details {
   bool a_in_registers = false;
 };
 
-void mark(Warp& warp, Instruction const& i, int registers, bool unfinished) {
-  for (int k = 0; k < registers; ++k) {
-    uint8_t& flag = warp.unfinished[i.at[k]];
-    warp.unfinished_count += unfinished;
-    if (unfinished) {
-      ++flag;
-    } else {
-      --flag;
-      --warp.unfinished_count;
+// Checks that the product may see what threads have written to its operands.
+void check_order(Warp& warp, uint64_t bits, Major major, int first, int rows) {
+  MatrixDescriptor const matrix = read_descriptor(bits);
+  constexpr int kDepth = 16, kChunk = 8;
+  int const step_mn = major == Major::kK ? 1 : kChunk;
+  int const step_k = major == Major::kK ? kChunk : 1;
+  for (int mn = first; mn < first + rows; mn += step_mn) {
+    for (int k = 0; k < kDepth; k += step_k) {
+      uint32_t const address = element_address(matrix, major, mn, k);
+      warp.block->shared.at(address, 16);
+      warp.block->order.check(address, 16, warp.index * kLanes);
     }
   }
 }
@@ -48,8 +50,17 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
       }
     }
   }
-  mark(warp, i, count, true);
-  warp.products.work.push_back([&warp, &i, op, a, b, fragment, count] {
+  int const slice = static_cast<int>(warp.index % 4);
+  if (!shape.a_in_registers) {
+    check_order(warp, a, op.major_a, 16 * slice, 16);
+  }
+  check_order(warp, b, op.major_b, 0, op.n);
+  for (int k = 0; k < count; ++k) {
+    ++warp.unfinished[i.at[k]];
+    ++warp.unfinished_count;
+    warp.products.registers.push_back(i.at[k]);
+  }
+  warp.products.work.push_back([&warp, &i, op, a, b, fragment, count, slice] {
     std::vector<float> d(static_cast<size_t>(kLanes) * count);
     for (int k = 0; k < count; ++k) {
       uint64_t const* const from = warp.reg(i.at[k]);
@@ -57,7 +68,6 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
         d[lane * count + k] = read<float>(from[lane]);
       }
     }
-    int const slice = static_cast<int>(warp.index % 4);
     if (fragment.empty()) {
       wgmma(op, slice, warp.block->shared, a, b, d.data());
     } else {
@@ -69,7 +79,6 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
         to[lane] = write<float>(d[lane * count + k]);
       }
     }
-    mark(warp, i, count, false);
     ++warp.block->grid->progress;
   });
   return Outcome::kNext;
@@ -130,6 +139,13 @@ Outcome commit(Warp& warp, Instruction const&, uint32_t lanes) {
   if (!all_here(warp, lanes)) {
     return Outcome::kBlocked;
   }
+  Grid& grid = *warp.block->grid;
+  if (!grid.late && grid.draw(2) == 0) {
+    for (LateGroup& before : warp.committed) {
+      run(before);
+    }
+    run(warp.products);
+  }
   warp.committed.push_back(std::move(warp.products));
   warp.products = {};
   return Outcome::kNext;
@@ -141,7 +157,12 @@ Outcome wait(Warp& warp, Instruction const& i, uint32_t lanes) {
     return Outcome::kBlocked;
   }
   while (warp.committed.size() > i.value) {
-    run(warp.committed.front());
+    LateGroup& group = warp.committed.front();
+    run(group);
+    for (int32_t const reg : group.registers) {
+      --warp.unfinished[reg];
+      --warp.unfinished_count;
+    }
     warp.committed.erase(warp.committed.begin());
   }
   return Outcome::kNext;

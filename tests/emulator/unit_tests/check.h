@@ -23,6 +23,7 @@ bool throws(Body const& body) {
   return false;
 }
 
+void test_asynchrony();
 void test_instructions();
 void test_mbarriers();
 void test_tensor_maps();

@@ -1,6 +1,7 @@
 #include "check.h"
 
 int main() {
+  unit_tests::test_asynchrony();
   unit_tests::test_instructions();
   unit_tests::test_mbarriers();
   unit_tests::test_tensor_maps();

@@ -1,0 +1,71 @@
+"""Decode kernels on the emulator against their definition, key by key."""
+
+import decode_cases
+import pytest
+import torch
+from decode_oracle import expected
+
+from sparse_fmha import decode_attention
+
+BF16 = torch.bfloat16
+# Forms of keys with pages, groups of heads, layouts and splits that take turns.
+CALLS = [
+    {"form": "all", "heads": (4, 2)},
+    {"form": "all", "page": 16, "len_q": 3, "heads": (8, 1), "layout": "heads first"},
+    {"form": "all", "page": 64, "by_head": True, "window": 70, "split_tokens": 64},
+    {"form": "blocks", "heads": (4, 2), "len_q": 2},
+    {"form": "blocks", "page": 16, "layout": "halves", "split_tokens": 128},
+    {"form": "tokens", "page": 1},
+    {"form": "tokens by query", "page": 16, "len_q": 3, "heads": (3, 3)},
+    {"form": "spans", "page": 128, "len_q": 5, "heads": (16, 1), "causal": False},
+    {"form": "spans", "heads": (4, 2), "scale": -0.3},
+]
+ids = [" ".join(f"{k}={v}" for k, v in call.items()) for call in CALLS]
+
+
+def check(call):
+    __tracebackhide__ = True
+    given = {**call, "out": torch.full_like(call["q"], torch.nan)}
+    out, lse = decode_attention(**given, return_lse=True)
+    exact, eager = expected(call), expected(call, call["q"].dtype)
+    torch.testing.assert_close(lse.double(), exact.lse, rtol=2e-6, atol=1e-4)
+    assert out.isfinite().all()
+    assert out[exact.lse == -torch.inf].eq(0).all()
+    allowed = 2 * (eager.out.double() - exact.out).abs().max()
+    allowed += 4 * torch.finfo(out.dtype).eps * exact.out.abs().max()
+    assert (out.double() - exact.out).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("call", CALLS, ids=ids)
+def test_drawn(arch, call):
+    for seed in range(2):
+        check(decode_cases.draw(seed, rows=200, dim=64, dtype=BF16, **call))
+
+
+def test_other_head_dims(arch):
+    for dim in (40, 128):
+        check(decode_cases.draw(3, "blocks", 16, rows=200, dim=dim, dtype=BF16))
+
+
+def test_tree_and_sink(arch):
+    call = decode_cases.draw(5, "all", 16, len_q=4, rows=200, dim=64, dtype=BF16, lengths=[90] * 4)
+    bits = [0b0001, 0b0011, 0b0101, 0b1011]  # each new key sees itself and its ancestors
+    call["tree_mask"] = torch.tensor(bits, dtype=torch.int32).expand(4, 4)[..., None].contiguous()
+    sink = torch.randn(4, generator=torch.Generator().manual_seed(5))
+    check({**call, "causal": True, "sink": sink})
+
+
+@pytest.mark.parametrize("page", [None, 16])
+@pytest.mark.parametrize("form", decode_cases.FORMS)
+def test_skipping(arch, form, page):
+    """The same tiles are skipped as in the definition."""
+    options = {"lengths": [700, 690, 699, 500], "scale": 0.6, "split_tokens": 192}
+    call = decode_cases.draw(1, form, page, rows=700, dim=64, dtype=BF16, **options)
+    call["skip_threshold"] = torch.tensor([0.0, 0.02, 0.2, 0.9])
+    given = {**call, "out": torch.full_like(call["q"], torch.nan)}
+    out, lse, stats = decode_attention(**given, return_lse=True, return_stats=True)
+    exact = expected(call)
+    assert stats.visited.equal(exact.visited)
+    assert stats.skipped.equal(exact.skipped)
+    torch.testing.assert_close(lse.double(), exact.lse, rtol=2e-6, atol=1e-4)
+    assert (out.double() - exact.out).abs().max() <= 8 * 2**-8 * exact.out.abs().max()

@@ -1,0 +1,98 @@
+"""Forward kernels on the emulator against fp64: every mechanism, key biases, sinks, layouts."""
+
+import bias_oracle
+import pytest
+import torch
+from bias_cases import FORMS, biased
+from gradient_cases import CASES, LARGE, Case, block_lists, plain, window
+from gradient_oracle import attend, mask_of
+from poison import poisoned
+
+import sparse_fmha
+
+BF16 = torch.bfloat16
+# Lengths that tiles do not divide, groups of heads, and grids whose windows meet their edges.
+TILES = {
+    "dense": Case("fmha", (201,), kv=(333,), heads=4, heads_kv=2),
+    "causal": Case("fmha", (301,), plain(causal=True), kv=(270,)),
+    "1-D": Case("neighborhood", (391,), window((65,), 3, causal=1), extra=70),
+    "2-D": Case("neighborhood", (17, 23), window((9, 14), (1, 2), causal=(0, 1))),
+    "2-D, dilation": Case("neighborhood", (21, 19), window((5, 5), (1, 5), (2, 3)), extra=5),
+    "3-D": Case("neighborhood", (5, 9, 7), window((3, 6, 5), (1, 2, 1)), extra=3),
+    "3-D, aligned": Case("neighborhood", (4, 8, 16), window((2, 4, 8), (2, 4, 8))),
+    "blocks 128x128": Case("block_sparse", (200,), block_lists(200, 330, 128, 128), kv=(330,)),
+    "blocks 64x64, causal": LARGE["blocks 64x64, causal"],
+    "blocks 128x16": Case("block_sparse", (150,), block_lists(150, 300, 128, 16), kv=(300,)),
+    "stripes, causal": LARGE["stripes, causal"],
+}
+
+
+def check(case, arguments):
+    """out and lse, whose errors are at most twice those of attention with the same roundings."""
+    __tracebackhide__ = True
+    with poisoned():
+        out, lse = case.forward(arguments)
+    exact, exact_lse = attend(case.mechanism, arguments)
+    lse = lse.masked_fill(lse == -torch.inf, 0).double()
+    torch.testing.assert_close(lse, exact_lse, rtol=2e-6, atol=1e-4)
+    assert out.isfinite().all()
+    size = exact.abs().amax().clamp(min=1e-30)
+    ours = (out.double() - exact).abs() / size
+    theirs = (rounded(case, arguments).double() - exact).abs() / size
+    for figure in (torch.max, lambda x: x.square().mean().sqrt()):
+        error, allowed = figure(ours).item(), figure(theirs).item()
+        assert error <= 2 * allowed + torch.finfo(out.dtype).eps, (error, allowed)
+
+
+def rounded(case, arguments):
+    """fp32 attention that rounds the weights, then the result."""
+    tokens = {n: arguments[n].flatten(1, -3) for n in "qkv"}
+    mask = mask_of(case.mechanism, arguments)
+    bias = arguments.get("key_bias", torch.zeros(1, 1, tokens["k"].shape[1]))
+    mask = bias_oracle.visible_with(mask, bias)
+    if case.extra:
+        tokens |= {n: torch.cat([tokens[n], arguments[f"extra_{n}"]], 1) for n in "kv"}
+        mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
+        bias = torch.nn.functional.pad(bias, (0, case.extra))
+    out = bias_oracle.fused(*tokens.values(), mask, arguments["scale"], bias)
+    return out.reshape(arguments["q"].shape)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_small(arch, name):
+    check(CASES[name], CASES[name].arguments(BF16, dim=64))
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_several_tiles(arch, name):
+    check(TILES[name], TILES[name].arguments(BF16, dim=64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
+@pytest.mark.parametrize("name", ["dense", "causal", "2-D", "blocks 128x128", "stripes, causal"])
+def test_other_head_dims(arch, name, dtype):
+    for dim in (40, 128):
+        check(TILES[name], TILES[name].arguments(dtype, dim=dim))
+
+
+@pytest.mark.parametrize("name", ["dense", "causal", "1-D", "blocks 64x64, causal"])
+def test_key_bias(name):
+    with sparse_fmha.arch_override("sm90"):  # sm80 has no such rows
+        for form in FORMS:
+            check(*biased(TILES[name], form, BF16, dim=64))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_sink_and_layouts(arch, causal):
+    """Tensors with heads first in memory, and rows of a wider tensor."""
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(2, 4, 150, 64, generator=generator).to(BF16).transpose(1, 2)
+    k, v = torch.randn(2, 150, 2, 2, 72, generator=generator).to(BF16)[..., :64].unbind(2)
+    sink = torch.randn(4, generator=generator)
+    with poisoned():
+        out, lse = sparse_fmha.attention(q, k, v, causal=causal, sink=sink, return_lse=True)
+    mask = mask_of("fmha", {"q": q, "k": k, "causal": causal})
+    exact, exact_lse = bias_oracle.attend(q, k, v, mask, sink=sink)
+    eps = torch.finfo(BF16).eps
+    assert (out - exact).abs().max() <= 2 * eps * exact.abs().max() + 1e-5
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-4)
