@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
                    help="peers to leave out, fa3,sta; the results file names them")
     p.add_argument("--l2", choices=["cold", "warm", "both"],
                    help="state of the L2 cache before each call (default: both; cold with --quick)")
-    p.add_argument("--iterations", type=int, default=20, metavar="N",
+    p.add_argument("--iterations", type=report.at_least_one, default=20, metavar="N",
                    help="timed calls of each op (default: %(default)s)")
     p.add_argument("--warmup", type=int, default=3, metavar="N",
                    help="untimed calls before them (default: %(default)s)")
@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available() and not args.list:
         p.error("--device cuda: torch finds no GPU; --device cpu runs the CPU cases")
-    if args.iterations < 1 or args.warmup < 0:
-        p.error("--iterations is at least 1 and --warmup at least 0")
+    if args.warmup < 0:
+        p.error("--warmup is at least 0")
     if args.quick and args.case and args.l2:
         p.error("--quick changes nothing beside --case and --l2")
     try:
@@ -93,13 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         "warmup": args.warmup,
         "seed": args.seed,
     }
-    results = {
-        **report.stamp(),
-        **environment.describe(args.device),
-        "settings": settings,
-        "cases": [],
-        "failed": {},
-    }
+    results = environment.results(args.device, settings=settings, cases=[], failed={})
     path = report.place(results, args.out)
     kernels = kernel_table()
     for number, case in enumerate(cases, 1):

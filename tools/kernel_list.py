@@ -289,6 +289,7 @@ def definition(row: Row) -> str:
     if row.direction in ("forward", "decode"):
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
     if row.held:
+        config = "BackwardConfig"
         parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"

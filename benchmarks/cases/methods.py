@@ -108,7 +108,7 @@ def _sol(case, q, k, v):
 
 
 def _ssa(case, q, k, v):
-    return {"ssa": _over(patterns.ssa, q, k, v)}
+    return {"ssa": lambda: patterns.ssa_attention(q, k, v)}
 
 
 def _token_sparse(case, q, k, v):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness import report
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "triton",
@@ -99,3 +101,8 @@ def describe(kind: str) -> dict:
         "device": device(kind),
         "versions": {"python": platform.python_version()} | versions(),
     }
+
+
+def results(kind: str, **rest: object) -> dict:
+    """What a run on this type of device keeps; `rest` is what it sets and measures."""
+    return report.stamp() | describe(kind) | rest

@@ -71,6 +71,11 @@ def out_path(text: str) -> Path:
     return Path(text)
 
 
+def out_of(args: argparse.Namespace, folder: Path) -> Path | None:
+    """Where the results of a study go; nowhere with --tiny, unless --out says so."""
+    return args.out or (None if args.tiny else folder)
+
+
 def keep(results: dict, out: Path | None) -> None:
     """Saves a finished run at its place, if it has one, and says where."""
     if out is not None:

@@ -193,14 +193,13 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
-        "rows": [row for case in CASES for row in rows_of(case, args, device, dtype)],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        rows=[row for case in CASES for row in rows_of(case, args, device, dtype)],
+    )
     print(table(results["rows"]))
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

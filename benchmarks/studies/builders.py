@@ -258,7 +258,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--quick", action="store_true", help="16k tokens, one call; nothing is kept"
     )
     parser.add_argument("--case", action="append", choices=CASES, help="only these")
-    parser.add_argument("--calls", type=int, help="timed calls of each; default 3")
+    parser.add_argument(
+        "--calls", type=report.at_least_one, metavar="N", help="timed calls of each; default 3"
+    )
     parser.add_argument(
         "--out", type=report.out_path, metavar="PATH", help=f"file or folder, not {RESULTS}"
     )
@@ -266,11 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.calls is not None and args.quick:
         parser.error("--calls is of --quick's own choice")
     calls = 1 if args.quick else 3 if args.calls is None else args.calls
-    if calls < 1:
-        parser.error(f"--calls must be at least 1, got {calls}")
     lengths = ["16k"] if args.quick else list(LENGTHS)
-    results = report.stamp() | environment.describe("cpu")
-    results |= {"cases": [], "not_run": {}}
+    results = environment.results("cpu", cases=[], not_run={})
     for name in args.case or CASES:
         case = CASES[name]
         for tokens in lengths:

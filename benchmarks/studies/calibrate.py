@@ -151,13 +151,12 @@ def main(argv: list[str] | None = None) -> int:
     size = SIZES["tiny" if args.tiny else "full"]
     rows = reached(size, device, dtype, args.seed)
     at = [row["gamma fitted"]["threshold"] for row in rows if row["length"] == size["ordered"]]
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"seed": args.seed, "causal": True, **size},
-        "reached": rows,
-        "orders": by_order(size, device, dtype, args.seed, at),
-    }
+    results = environment.results(
+        device,
+        settings={"seed": args.seed, "causal": True, **size},
+        reached=rows,
+        orders=by_order(size, device, dtype, args.seed, at),
+    )
     lines = [
         [str(row["length"]), f"{row['wanted']:.0%}"]
         + [f(row[law]) for law in ("gamma 1", "gamma fitted") for f in (_threshold, _skipped)]
@@ -171,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         report.plain_table(["lambda", "order of key tiles", "skipped", "probability lost"], lines)
     )
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

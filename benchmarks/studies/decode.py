@@ -236,9 +236,9 @@ def main(argv: list[str] | None = None) -> int:
     cases = [case for case in (*decode.CASES, *packed.CASES) if case.group in args.only]
     sizes = {"iterations": args.iterations, "seed": args.seed, "l2": "clean", "tiny": args.tiny}
     skipped: dict[str, dict[str, str]] = {}
-    results = {**report.stamp(), **environment.describe(device), "settings": sizes, "rows": []}
+    results = environment.results(device, settings=sizes, rows=[])
     results["skipped"] = skipped
-    out = args.out or (None if args.tiny else RESULTS)
+    out = report.out_of(args, RESULTS)
     most = 2 * READ_BYTES[device]
     chosen = []
     for named in cases:

@@ -138,18 +138,17 @@ def main(argv: list[str] | None = None) -> int:
     args = model_options.parse(parser(), argv, CASES)
     import diffusers
 
-    out = args.out or (None if args.tiny else RESULTS)
-    results = {
-        **report.stamp(),
-        **environment.describe(args.device),
-        "settings": {
+    out = report.out_of(args, RESULTS)
+    results = environment.results(
+        args.device,
+        settings={
             "iterations": args.repeats,
             "seed": args.seed,
             "l2": "cold",
             "dtype": args.dtype,
         },
-        "models": [],
-    }
+        models=[],
+    )
     results["versions"]["diffusers"] = diffusers.__version__
     print(
         f"{results['device']['name']}, torch {torch.__version__}, "

@@ -108,18 +108,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.tiny:
         size |= {"length": 2048, "heads": 2, "heads_kv": 1}
     q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        "rows": [],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
+        rows=[],
+    )
     for name, method in METHODS.items():
         results["rows"] += points(name, method, [q, k, v], args, device)
     print(table(results["rows"]))
     if args.plot:
         plot(results["rows"], args.plot)
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

@@ -49,8 +49,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if gpu else "cpu")
     p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"),
                    help="default: float16 on cuda, float32 on cpu")  # fmt: skip
-    p.add_argument("--calls", type=int, default=50, metavar="N", help="of a batch")
-    p.add_argument("--rounds", type=int, default=100, metavar="N", help="batches of each op")
+    p.add_argument("--calls", type=report.at_least_one, default=50, metavar="N", help="of a batch")
+    p.add_argument(
+        "--rounds", type=report.at_least_one, default=100, metavar="N", help="batches of each op"
+    )
     p.add_argument("--without", default="", metavar="NAMES", help="peers to leave out: fa3")
     p.add_argument("--tiny", action="store_true", help="few calls, to try it")
     report.add_options(p, RESULTS)
@@ -144,24 +146,21 @@ def main(argv: list[str] | None = None) -> int:
     for name in TINY if args.tiny else ():
         if getattr(args, name) != p.get_default(name):
             p.error(f"--{name} is of --tiny's own choice")
-    if args.calls < 1 or args.rounds < 1:
-        p.error("--calls and --rounds must be at least 1")
     vars(args).update(TINY if args.tiny else {})
     dtype = args.dtype or ("float16" if args.device == "cuda" else "float32")
     ops, skipped = calls(args.device, dtype, args.seed, args.without)
     counts = {"calls": args.calls, "rounds": args.rounds, "warmup": 1, "seed": args.seed}
     times = timing.measure_host(ops, device=args.device, **counts)
-    results = {
-        **report.stamp(),
-        **environment.describe(args.device),
-        "settings": {**counts, "dtype": dtype, "tokens": TOKENS, "heads": HEADS, "head_dim": DIM},
-        "rows": [{"op": name, "ms": asdict(ms)} for name, ms in times.items()],
-        "skipped": skipped,
-    }
+    results = environment.results(
+        args.device,
+        settings={**counts, "dtype": dtype, "tokens": TOKENS, "heads": HEADS, "head_dim": DIM},
+        rows=[{"op": name, "ms": asdict(ms)} for name, ms in times.items()],
+        skipped=skipped,
+    )
     print(table(results["rows"]))
     for name, reason in skipped.items():
         print(f"not measured: {name}: {reason}")
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

@@ -99,16 +99,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
     size = SIZES["tiny" if args.tiny else "full"]
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        "rows": [],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
+        rows=[],
+    )
     for dim in size["dims"]:
         results["rows"] += rows(size, dim, args, device, dtype)
     print(table(results["rows"]))
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

@@ -106,13 +106,12 @@ def table(found: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
-    out = args.out or (None if args.tiny else RESULTS)
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
-        "methods": [],
-    }
+    out = report.out_of(args, RESULTS)
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        methods=[],
+    )
     for name in args.case or CASES:
         case = CASES[name].tiny() if args.tiny else CASES[name]
         if args.length:

@@ -222,19 +222,18 @@ def main(argv: list[str] | None = None) -> int:
     args = model_options.parse(parser(), argv, CASES)
     import diffusers
 
-    out = args.out or (None if args.tiny else RESULTS)
-    results = {
-        **report.stamp(),
-        **environment.describe(args.device),
-        "settings": {
+    out = report.out_of(args, RESULTS)
+    results = environment.results(
+        args.device,
+        settings={
             "iterations": args.repeats,
             "seed": args.seed,
             "dtype": args.dtype,
             "blocks": args.blocks,
             "compile": args.compile,
         },
-        "models": [],
-    }
+        models=[],
+    )
     results["versions"]["diffusers"] = diffusers.__version__
     for name in args.case:
         case = CASES[name]

@@ -222,12 +222,11 @@ def main(argv: list[str] | None = None) -> int:
     built = {row["arch"] for row in sparse_fmha.kernels()}
     if device == "cuda" and (missing := set(args.archs) - built):
         sys.exit(f"error: this build has no kernels of {', '.join(sorted(missing))}")
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
-        "rows": [],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        rows=[],
+    )
     if "forward" in args.passes:
         with torch.no_grad():
             for case in CASES:
@@ -236,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         for case in filter(has_backward, CASES):
             results["rows"] += backward_rows_of(case, args, device, dtype)
     print(table(results["rows"]))
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

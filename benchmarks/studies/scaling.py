@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--backward", action="store_true", help="also both passes, but for ops that choose"
     )
-    p.add_argument("--iterations", type=int, default=20, metavar="N", help="timed calls")
+    p.add_argument(
+        "--iterations", type=report.at_least_one, default=20, metavar="N", help="timed calls"
+    )
     p.add_argument("--warmup", type=int, default=3, metavar="N", help="untimed calls before them")
     p.add_argument("--tiny", action="store_true", help="small shapes on the CPU, to try it")
     report.add_options(p, RESULTS)
@@ -258,15 +260,13 @@ def main(argv: list[str] | None = None) -> int:
     start(args)
     world, first = dist.get_world_size(), dist.get_rank() == 0
     unit = 2 * BLOCK * math.lcm(*sizes(world))
-    if args.iterations < 1 or args.length % unit or not 0 < args.density <= 1:
-        sys.exit(f"error: --iterations is at least 1, --length a multiple of {unit}, "
-                 "--density in (0, 1]")  # fmt: skip
-    results = {
-        **report.stamp(),
-        **environment.describe("cpu" if args.tiny else "cuda"),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "op")},
-        "rows": [],
-    }
+    if args.length % unit or not 0 < args.density <= 1:
+        sys.exit(f"error: --length is a multiple of {unit}, --density in (0, 1]")
+    results = environment.results(
+        "cpu" if args.tiny else "cuda",
+        settings={k: v for k, v in vars(args).items() if k not in ("out", "op")},
+        rows=[],
+    )
     uneven = [n for n in sizes(world) if not scaling_ways.divides(n, args)]
     if uneven and first:
         ranks = ", ".join(map(str, uneven))
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
             results["rows"] += run_op(name, groups, args)
     if first:
         print(table(results["rows"]), flush=True)
-        report.keep(results, args.out or (None if args.tiny else RESULTS))
+        report.keep(results, report.out_of(args, RESULTS))
     dist.destroy_process_group()
     return 0
 

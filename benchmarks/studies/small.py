@@ -145,17 +145,16 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen:
         sys.exit(f"error: --only {args.only}: no case has such a name")
     random.Random(args.seed).shuffle(chosen)  # the clock drifts
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "calls": CALLS},
-        "rows": [],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "calls": CALLS},
+        rows=[],
+    )
     for case in chosen:
         results["rows"].append(measure(case, args, device, dtype))
         print(table(results["rows"][-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(results["rows"]))
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

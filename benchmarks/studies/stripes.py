@@ -112,19 +112,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     device, dtype = environment.of_study(args.tiny)
     size = SIZES["tiny" if args.tiny else "full"]
-    results = {
-        **report.stamp(),
-        **environment.describe(device),
-        "settings": {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        "rows": [],
-    }
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
+        rows=[],
+    )
     for keys in size["keys"]:
         results["rows"] += rates(size, keys, args, device, dtype)
     rows, results["anchor"] = end_to_end(size, args, device, dtype)
     results["rows"] += rows
     print(table(results["rows"]))
     print(", ".join(f"{name} {value:.4g}" for name, value in results["anchor"].items()))
-    report.keep(results, args.out or (None if args.tiny else RESULTS))
+    report.keep(results, report.out_of(args, RESULTS))
     return 0
 
 

@@ -20,7 +20,8 @@ def caption(results: dict, source: str) -> str:
 def rows(results: dict) -> list[dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in results["rows"]:
-        line = found.setdefault(row["case"], {"case": row["case"].replace("d", "D", 1).replace("/", " ")})
+        name = row["case"].replace("d", "D", 1).replace("/", " ")
+        line = found.setdefault(row["case"], {"case": name})
         if row["op"] == WITHOUT:
             line["ms without"] = f"{row['ms']['median']:.3g}"
         else:

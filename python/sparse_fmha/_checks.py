@@ -5,11 +5,12 @@ A message is formatted only where it is raised: torch.compile cannot print a sym
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ DTYPES = {
 MAX_HEAD_DIM = 256
 LARGEST_FLOAT = sys.float_info.max
 LARGEST_INT = 2**31 - 1  # of a window, stride or dilation: the kernels count in 32 bits
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
@@ -39,7 +43,7 @@ def check_tensor(name: str, tensor: Tensor, devices: Sequence[str] = tuple(DTYPE
     if device not in devices:
         raise ValueError(f"{name} must be on {one_of(devices)}, got {tensor.device}")
     if tensor.dtype not in DTYPES.get(device, DTYPES["cuda"]):
-        allowed = one_of(DTYPES[device])
+        allowed = one_of(DTYPES.get(device, DTYPES["cuda"]))
         raise TypeError(f"{name} must have dtype {allowed} on {device}, got {tensor.dtype}")
 
 
@@ -175,21 +179,71 @@ def one_of(values: Iterable[object]) -> str:
 
 def check_written(name: str, tensor: Tensor) -> None:
     """Checks that a tensor to write to is not expanded."""
+    if not tensor.numel():
+        return
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1 and stride == 0:
             raise ValueError(f"{name} must have each element once, got stride 0 in dimension {dim}")
 
 
 def check_integers(name: str, tensor: Tensor) -> None:
-    """Checks a tensor of integers of any width; bool counts."""
+    """Checks a strided tensor of integers of any width; bool counts."""
     if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {got}")
+    check_strided(name, tensor)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int | str]) -> None:
+    """Checks for a strided tensor of a shape; a word stands for any size."""
+    check_strided(name, tensor)
+    sizes = zip(tensor.shape, shape, strict=False)
+    if tensor.dim() != len(shape) or any(not isinstance(n, str) and s != n for s, n in sizes):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_collection(name: str, value: object) -> None:
+    if not isinstance(value, Collection) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence, got {value!r}")
+
+
+def check_instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
 
 
 def check_flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def plain_ints(function: Callable[Args, Result]) -> Callable[Args, Result]:
+    """Converts other integers, such as NumPy's, among the arguments of a function to ints.
+
+    NumPy's have the arithmetic of their width, and torch and `bit_length` do not take all of them.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        given: list[Any] = [_plain(value) for value in args]
+        named: dict[str, Any] = {name: _plain(value) for name, value in kwargs.items()}
+        return function(*given, **named)
+
+    return call
+
+
+def _plain(value: object) -> object:
+    if type(value) is tuple or type(value) is list:
+        return type(value)(map(_plain, value))
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    return value
 
 
 def as_int(value: int) -> int:
@@ -211,7 +265,7 @@ def finite(name: str, value: float | None) -> float | None:
         return None
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return torch.sym_float(value)
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a finite number or None, got {value!r}")
     number = as_float(value)
     if not abs(number) <= LARGEST_FLOAT:  # not math.isfinite, which is not traced
@@ -279,6 +333,8 @@ def check_int(name: str, value: int, low: int = 0) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if _is_known(value < low):
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    if _is_known(value >= 1 << 63):
+        raise ValueError(f"{name} must be less than 2^63, got {value}")
     return as_int(value)
 
 
@@ -304,15 +360,22 @@ def check_number(name: str, value: float | None, low: float, high: float) -> flo
     return number
 
 
+def check_positive(name: str, value: float) -> float:
+    """Checks for a finite number above 0; returns it as a float."""
+    number = check_number(name, value, 0, LARGEST_FLOAT)
+    if not number:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return number
+
+
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be {one_of(allowed)}, got {value!r}")
 
 
 def check_floats(name: str, tensor: Tensor, dims: int | None = None, shape: str = "") -> None:
-    """Checks for a floating point tensor, with `dims` dimensions if `dims` is given."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    """Checks for a strided floating point tensor, with `dims` dimensions if that is given."""
+    check_strided(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a floating point dtype, got {tensor.dtype}")
     if dims is not None and tensor.dim() != dims:

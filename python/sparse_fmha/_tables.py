@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import one_of
+from sparse_fmha._checks import check_strided, one_of
 
 Axis = int | tuple[int, ...] | str  # the allowed sizes; a word: any size, and the message has it
 
 
 def check_table(
     name: str,
-    tensor: object,
+    tensor: Any,
     device: torch.device,
     *shapes: tuple[Axis, ...],
     dtype: torch.dtype = torch.int32,
 ) -> None:
     """Checks for a tensor on q's device with the dtype and one of the shapes."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_strided(name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
     if tensor.device != device:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats
+from sparse_fmha._checks import check_collection, check_floats
+from sparse_fmha._ops import derivatives
+from sparse_fmha._sizes import CACHED, SLICE
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -25,13 +27,16 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         out in the dtype of outs, and lse in the dtype of lses. A query that sees no key in any part
         has out 0, lse -inf and derivatives 0.
 
-    Differentiable any number of times, in forward and reverse mode.
+    Differentiable any number of times, in forward and reverse mode. Without derivatives, memory
+    beside the result is that of a few rows.
 
     Raises:
         ValueError: no parts, different numbers of outs and lses, shapes that do not match, or
             tensors on different devices.
         TypeError: a part is not a floating point tensor, or the dtypes of outs or lses differ.
     """
+    check_collection("outs", outs)
+    check_collection("lses", lses)
     if not len(outs) or len(outs) != len(lses):
         raise ValueError(
             "outs and lses must have the same number of parts, at least one, got "
@@ -39,17 +44,74 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         )
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         _check_part(i, out, lse, outs[0], lses[0])
-    wide = torch.promote_types(outs[0].dtype, torch.float32)
+    weights, lse = _weights(outs[0], lses)
+    nothing = weights == 0  # such a part contributes nothing, even if it holds NaN
+    if is_plain(*outs, *lses):
+        return _write_mean(torch.empty_like(outs[0]), outs, weights, nothing), lse
+    merged = sum(
+        (w[..., None] * out).masked_fill(none[..., None], 0)
+        for w, none, out in zip(weights, nothing, outs, strict=True)
+    )
+    return merged.to(outs[0].dtype), lse
+
+
+def merge_into_first(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`merge` of results of attention that nothing else uses: where no derivative is wanted, the
+    result takes the memory of the first one. A part must hold 0 where it has no keys."""
+    if not is_plain(*outs, *lses):
+        return merge(outs, lses)
+    weights, lse = _weights(outs[0], lses)
+    return _write_mean(outs[0], outs, weights), lse
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether results may be written in place, some rows or heads at a time: no derivative is
+    wanted, and nothing is traced."""
+    return not (
+        torch.compiler.is_compiling()
+        or derivatives.wanted(*tensors)
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+    )
+
+
+def _weights(out: Tensor, lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns weights `[parts, B, *L, H]` and the lse of all parts."""
+    wide = torch.promote_types(out.dtype, torch.float32)
     stacked = torch.stack([lse.to(wide) for lse in lses])
     empty = (stacked == -torch.inf).all(0)
     total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
-    weights = (stacked - total).exp()
-    # A part without keys contributes nothing, even if it holds NaN.
-    merged = sum(
-        (w[..., None] * out).masked_fill(w[..., None] == 0, 0)
-        for w, out in zip(weights, outs, strict=True)
-    )
-    return merged.to(outs[0].dtype), total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
+    lse = total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
+    return (stacked - total).exp(), lse
+
+
+def _write_mean(
+    result: Tensor, outs: Sequence[Tensor], weights: Tensor, nothing: Tensor | None = None
+) -> Tensor:
+    """Writes the weighted mean of outs, a few rows at a time, as its temporaries are fp32.
+
+    Args:
+        result: may be the first of outs.
+        nothing: bool like weights: entries of outs that are not read.
+    """
+    dim = max(range(weights.dim() - 1), key=weights.shape[1:].__getitem__)
+    rows = result.shape[dim]
+    most = CACHED if result.device.type == "cpu" else SLICE
+    step = max(1, most * rows // max(1, result.numel()))
+    for first in range(0, rows, step):
+        part = dim, first, min(step, rows - first)
+        own = [w.narrow(*part)[..., None] for w in weights]
+        some = [out.narrow(*part) for out in outs]
+        if nothing is not None:
+            masks = [x.narrow(*part)[..., None] for x in nothing]
+            some = [x.masked_fill(mask, 0) for x, mask in zip(some, masks, strict=True)]
+        mean = own[0] * some[0]
+        for weight, out in zip(own[1:-1], some[1:-1], strict=True):
+            mean.addcmul_(weight, out)
+        if len(outs) > 1:
+            torch.addcmul(mean, own[-1], some[-1], out=result.narrow(*part))
+        else:
+            result.narrow(*part).copy_(mean)
+    return result
 
 
 def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tensor) -> None:

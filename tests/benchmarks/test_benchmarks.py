@@ -165,7 +165,7 @@ def test_spread():
     [
         (["--case", "no/such"], "no cpu case has such a name"),
         (["--peers", "fa9"], "allowed on cpu are torch"),
-        (["--iterations", "0"], "--iterations is at least 1"),
+        (["--iterations", "0"], "--iterations: must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -78,4 +78,4 @@ def test_what_is_not_run_is_said(tmp_path):
 def test_bad_arguments(capsys):
     with pytest.raises(SystemExit):
         builders.main(["--calls", "0"])
-    assert "--calls must be at least 1, got 0" in capsys.readouterr().err
+    assert "--calls: must be at least 1, got 0" in capsys.readouterr().err

@@ -260,6 +260,9 @@ def test_errors():
         explain(sparse_fmha.attention, q, q, q)
     with pytest.raises(ValueError, match=r"arch must be .*, got sm100"):
         explain(sparse_fmha.attention, q, q, q, arch="sm100")
+    wide = tokens(1, 64, 2, 64, dtype=torch.float32)  # torch's default
+    with pytest.raises(TypeError, match=r"q must have dtype torch.float16 or torch.bfloat16 on me"):
+        explain(sparse_fmha.attention, wide, wide, wide, arch="sm90")
     with pytest.raises(TypeError, match="q must be a tensor, got list"):
         explain(sparse_fmha.attention, [1], q, q)
     with pytest.raises(ValueError, match="v must have q's head dim, 64, got 32"):

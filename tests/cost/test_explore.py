@@ -90,6 +90,7 @@ def test_a_page_is_small_and_alone(tmp_path):
     [
         (ValueError, "grid must have at most 4194304 pairs of tiles", {"tile_q": 1, "tile_k": 1}),
         (ValueError, "window", {"window": 99}),
+        (TypeError, "others must be a mapping", {"others": [{"grid": 8, "window": 3}]}),
         (TypeError, "tile_w", {"others": {"a": {"grid": 8, "window": 3, "tile_w": 1}}}),
     ],
 )

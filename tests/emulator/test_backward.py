@@ -33,7 +33,7 @@ WIDE = {
     "causal": TILES["causal"],
     "1-D": Case("neighborhood", (557,), window((520,), 7), heads_kv=2),
     "2-D": Case("neighborhood", (24, 25), window((21, 24), (3, 1)), extra=70),
-    "2-D, dilation": Case("neighborhood", (2, 1041), window((2, 260), 1, (1, 2)), heads=1),
+    "2-D, dilation": Case("neighborhood", (2, 525), window((2, 260), 1, (1, 2)), heads=1),
 }
 
 
@@ -88,7 +88,7 @@ def test_other_head_dims(arch, name, dim):
 @pytest.mark.parametrize("name", WIDE)
 def test_all_gradients_by_one_kernel(name, dim):
     with sparse_fmha.arch_override("sm90"):
-        check(WIDE[name], WIDE[name].arguments(BF16, dim=dim), by_lse=True)
+        check(WIDE[name], WIDE[name].arguments(BF16, dim=dim))
 
 
 @pytest.mark.parametrize("extra", [0, 70])
@@ -96,11 +96,22 @@ def test_weights_of_keys_out_of_range_may_overflow(extra):
     """These keys read as zero; here their scores are far above those of all keys in range."""
     case = replace(WIDE["2-D"], extra=extra, heads=1)
     arguments = case.arguments(BF16, dim=64)
-    arguments["q"] = arguments["q"].abs() * 3 + 3
+    arguments["q"][..., 0] = 16
     for name in {"k", "extra_k"} & set(arguments):
-        arguments[name] = -arguments[name].abs() - 3
+        arguments[name][..., 0] = -96
     with sparse_fmha.arch_override("sm90"):
-        check(case, arguments)
+        out, lse = case.forward(arguments)
+        assert lse.max() < -100
+        dout, _ = output_gradients(out, lse)
+        with poisoned():
+            found = case.backward(arguments, out, lse, dout)
+    exact = gradients(case.mechanism, arguments, dout, None)
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+        # In the first channel of q and k sums cancel, so it holds little but rounding.
+        ours, wanted = gradient[..., 1:].double(), exact[name][..., 1:]
+        size = wanted.abs().max().item()
+        torch.testing.assert_close(ours, wanted, rtol=3e-2, atol=2e-2 * size, msg=name)
 
 
 @pytest.mark.parametrize("name", TILES)

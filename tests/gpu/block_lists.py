@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import torch
+from named_case import NamedCase
 from poison import poisoned
 
 import sparse_fmha
@@ -16,7 +17,7 @@ NONE, FULL, PARTIAL = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedCase):
     len_q: int
     len_kv: int
     blocks: tuple[int, int] = (128, 128)
@@ -31,14 +32,6 @@ class Case:
     dim: int = 64
     dtype: torch.dtype = torch.bfloat16
     scale: float | None = None
-
-    def __str__(self):
-        """What is not the default; the names of tests are made of it."""
-        given = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return " ".join(f"{f.name}={value}" for f, value in given if value != f.default)
-
-    def with_(self, **changes):
-        return dataclasses.replace(self, **changes)
 
     @property
     def grid(self):

@@ -7,12 +7,14 @@ from sparse_fmha import (
     BlockMask,
     attention,
     block_sparse_attention,
+    decode_attention,
     patterns,
     reference,
     score_sums,
     stripe_attention,
 )
 from sparse_fmha.selection import reductions
+from sparse_fmha.selection.products import key_operand, products
 
 pytestmark = pytest.mark.gpu
 
@@ -62,6 +64,55 @@ def test_masks(tensors, agrees, name):
 def test_masks_without_the_host(tensors, nobody_waits, name):
     q, k, v = tensors
     attend(q, k, v, MASKS[name](q, k))
+
+
+def test_attention_of_ssa(tensors, agrees):
+    q, k, v = tensors
+    out = patterns.ssa_attention(q, k, v)
+    _, lse = attend(q, k, v, patterns.ssa(q, k))
+    agrees(out, lse, q, k, v, visible=patterns.ssa(q, k).to_dense())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("key_dtype", ["16 bits", torch.float32])
+def test_products(cuda, randn, dtype, key_dtype):
+    """Sums are in fp32: no more apart from fp64 than fp32 products are, but for their order."""
+    q = randn(2, 200, 8, 128, dtype=dtype)
+    k = randn(2, 300, 2, 128, seed=1, dtype=dtype if key_dtype == "16 bits" else key_dtype)
+    made = products(q, key_operand(k, dtype))
+    heads = k.double().repeat_interleave(4, 2)
+    expected = torch.einsum("blhd,bmhd->bhlm", q.double(), heads).view(made.shape)
+    assert made.dtype == torch.float32
+    assert (made - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("by", ["rank", "mass"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_levels(tensors, nobody_waits, by, causal):
+    q, k, _ = tensors
+    made = patterns.psa_levels(q, k, by=by, causal=causal)
+    torch.cuda.set_sync_debug_mode("default")
+    expected = patterns.psa_levels(q.cpu(), k.cpu(), by=by, causal=causal)
+    assert (made.cpu() != expected).sum() <= 0.01 * expected.numel()
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_decoding_with_hip(tensors, nobody_waits, paged):
+    q, k, v = tensors
+    lens = torch.full((1,), LENGTH, dtype=torch.int32, device=q.device)
+    table = None
+    if paged:
+        table = torch.arange(LENGTH // 16, dtype=torch.int32, device=q.device)[None]
+        k, v = (x.unflatten(1, (-1, 16))[0] for x in (k, v))
+    found = patterns.HipSearch(1, 2, keys=128, device=q.device)
+    tokens = found.step(q[:, -1:], k, lens, table)
+    out = decode_attention(q[:, -1:], k, v, lens, page_table=table, tokens=tokens)
+    torch.cuda.set_sync_debug_mode("default")
+    own = patterns.HipSearch(1, 2, keys=128)
+    there = None if table is None else table.cpu()
+    wanted, _ = own.step(q[:, -1:].cpu(), k.cpu(), lens.cpu(), there)
+    assert (tokens[0].cpu() != wanted).sum() <= 0.02 * wanted.numel()
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("reduce", reductions.REDUCTIONS)

@@ -213,6 +213,75 @@ def test_tokens_of_unknown_places_stay_dense(caplog):
     assert "of an unknown kind" in caplog.text
 
 
+def test_why_a_model_is_never_sparse_is_told_once_without_verbose(caplog):
+    """Not what the settings keep dense."""
+    found = {}
+    for name, model, grid in (
+        ("others", kind("Other", (1, 1, 1), True), GRID),
+        ("unknown", kind("Other", None), GRID),
+        ("mask", MODELS["Wan"](mask=torch.rand(126, 126) < 0.5)[0], GRID),
+        ("settings", MODELS["Wan"]()[0], GRID),
+    ):
+        caplog.clear()
+        node = patched(model, min_tokens=127 if name == "settings" else 0)
+        for _ in range(2):
+            node(*inputs(grid))
+        found[name] = caplog.messages
+    start = "sparse_fmha: attention stays dense: "
+    assert found == {
+        "others": [start + "5 tokens of Other are not of the grid (3, 6, 7)"],
+        "unknown": [start + "the model or its latent is of an unknown kind"],
+        "mask": [start + "there is a mask"],
+        "settings": [],
+    }
+
+
+def test_blocks_without_numbers(caplog):
+    """Dense blocks cannot be found then, which is told."""
+
+    class Unnumbered(Model):
+        def forward(self, latent, timestep, text, options):
+            options = Silent(options)
+            return super().forward(latent, timestep, text, options)
+
+    class Silent(dict):
+        def __setitem__(self, key, value):
+            assert key == "block_index"
+
+    model = Unnumbered((1, 1, 1))
+    expected = patched(model)(*inputs(GRID))
+    assert not caplog.messages
+    assert patched(model, dense_blocks="0-3")(*inputs(GRID)).equal(expected)
+    assert caplog.messages == [
+        "sparse_fmha: dense_blocks has no effect, as Unnumbered does not tell numbers of blocks"
+    ]
+
+
+def test_fewer_heads_of_keys():
+    """With enable_gqa, as Krea 2 has them: [B, N, Hkv * D] beside [B, N, H * D]."""
+    node = comfyui.SparseAttention()
+    (found,) = node.apply(
+        **{**DEFAULTS, **SMALL, "method": "window", "model": Patcher(MODELS["Wan"]()[0])}
+    )
+    override = found.model_options["transformer_options"]["optimized_attention_override"]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 126, heads * DIM) for heads in (4, 2, 2))
+    override.running.place = "WanModel", GRID, 0
+    out = override(own_attention, q, k, v, 4, enable_gqa=True)
+    visible = reference.neighborhood_mask(GRID, (2, 3, 4))
+    given = (x.unflatten(-1, (-1, DIM)) for x in (q, k, v))
+    expected = reference.attention(*given, visible)[0].flatten(2).float()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    text = torch.randn(1, 5, 2 * DIM)  # cross-attention goes on as it came
+
+    def own(func_q, func_k, func_v, heads, **options):
+        assert (func_q.equal(q), func_k.equal(text), func_v.equal(text)) == (True,) * 3
+        assert (heads, options["enable_gqa"]) == (4, True)
+        return func_q
+
+    assert override(own, q, text, text, 4, enable_gqa=True).equal(q)
+
+
 def test_masks_and_earlier_overrides():
     model, grid, _ = MODELS["Wan"](mask=torch.rand(126, 126) < 0.5)
     dense = Patcher(model)(*inputs(grid))
@@ -246,9 +315,11 @@ def test_the_folder_is_loaded_as_comfyui_does(tmp_path):
 
 def test_dense_blocks():
     assert _comfyui_attention.blocks_of("0, 1, 47-49") == {0, 1, 47, 48, 49}
+    assert _comfyui_attention.blocks_of("5 - 3,7 -8") == {3, 4, 5, 7, 8}  # as ComfyUI's own node
     assert _comfyui_attention.blocks_of("") == set()
-    with pytest.raises(ValueError, match="dense_blocks must be like '0, 1, 47-49', got 'a'"):
-        _comfyui_attention.blocks_of("a")
+    for text in ("a", "3-", "-3", "1-2-3"):
+        with pytest.raises(ValueError, match="dense_blocks must be like '0, 1, 47-49'"):
+            _comfyui_attention.blocks_of(text)
 
 
 def test_the_node_stays_on_top():

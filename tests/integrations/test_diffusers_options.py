@@ -150,6 +150,14 @@ def test_reasons():
     ]
 
 
+def test_the_time_that_is_told_is_the_model_s_own():
+    """Also where it rises in a run."""
+    tiny_images = pytest.importorskip("tiny_images")
+    tiny = tiny_images.z_image()
+    first, _ = told(tiny, 900, 800, first_dense_steps=1, verbose=True)
+    assert first.startswith("ZImageTransformer2DModel: the call at timestep 0.1 stays dense")
+
+
 def test_options_by_step():
     """The last holds for all steps from there on; two calls in each step; dense steps before."""
     tiny, shares = make("wan"), (0.9, 0.5, 0.25)

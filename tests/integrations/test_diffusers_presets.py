@@ -18,7 +18,16 @@ KNOWN = [path.stem for path in sorted(_diffusion_presets.FOLDER.glob("*.json"))]
 TINY = {
     "HunyuanVideoTransformer3DModel": "hunyuan_video",
     "WanTransformer3DModel": "wan",
+    "WanVACETransformer3DModel": "wan_vace",
+    "WanAnimateTransformer3DModel": "wan_animate",
+    "SkyReelsV2Transformer3DModel": "skyreels",
+    "ChronoEditTransformer3DModel": "chronoedit",
+    "HunyuanVideo15Transformer3DModel": "hunyuan_video_15",
+    "HunyuanImageTransformer2DModel": "hunyuan_image",
     "FluxTransformer2DModel": "flux",
+    "Flux2Transformer2DModel": "flux2",
+    "QwenImageTransformer2DModel": "qwen_image",
+    "ZImageTransformer2DModel": "z_image",
     "CosmosTransformer3DModel": "cosmos",
     "LTX2VideoTransformer3DModel": "ltx2",
     "MiniMaxH3Transformer3DModel": "minimax_h3",
@@ -54,10 +63,11 @@ def test_each_runs_on_a_tiny_model(name):
         maker = TINY[model]
         found = tiny_diffusion if maker in tiny_diffusion.MAKERS else tiny_diffusion_models
         tiny = found.make(maker, **({"layers": 6} if preset.layers else {}))
-        assert preset in sparse.presets(tiny.model)
+        assert (preset in sparse.presets(tiny.model)) == (not preset.layers)  # the tiny has few
         expected = tiny()
         with sparse.Request(5):
             small, options = tiny_of(preset), SMALL.get(preset.method, {})
+            options = {"min_tokens": 0, **options}
             sparse.enable(tiny.model, preset=small, first_dense_steps=0, **options)
             assert tiny().isfinite().all()
             assert not tiny().equal(expected)
@@ -90,6 +100,8 @@ def test_layers_of_cosmos(size, blocks):
     with torch.device("meta"):
         model = tiny_diffusion_models.tiny_videos.cosmos(layers=blocks).model
     sparse.enable(model, preset=preset)
+    listed = {p.name for p in sparse.presets(model) if p.layers}
+    assert listed == {preset.name}  # the other one is for a model with other layers
     kinds = [type(block.attn1.processor).__name__ for block in model.transformer_blocks]
     assert len({id(block.attn1.processor) for block in model.transformer_blocks}) <= 6 + 1
     assert kinds.count("CosmosAttnProcessor2_0") == (size == "14b")
@@ -99,10 +111,25 @@ def test_those_for_a_model_and_grid():
     names = [preset.name for preset in sparse.presets()]
     assert names == KNOWN
     tiny = tiny_diffusion.make("flux")
-    assert [preset.name for preset in sparse.presets(tiny.model)] == ["gna-flux-4k"]
+    found = [preset.name for preset in sparse.presets(tiny.model)]
+    assert found == ["gna-flux-4k", "sol-comfyui"]
     assert not sparse.presets(tiny.model, grid=(64, 64))
-    assert sparse.presets(tiny.model, grid=(128, 96))
+    assert len(sparse.presets(tiny.model, grid=(128, 96))) == 2
+    assert [p.name for p in sparse.presets(tiny.model, grid=(76, 200))] == ["sol-comfyui"]
     assert sparse.presets(tiny_diffusion.make("ltx").model) == []
+
+
+def test_min_tokens_of_a_preset():
+    """Also for images, of which calls have none otherwise."""
+    tiny = tiny_diffusion.make("flux")
+    expected = tiny()
+    options = {"first_dense_steps": 0}
+    sparse.enable(tiny.model, preset="sol-comfyui", **options)
+    with pytest.warns(UserWarning, match="109 tokens are fewer than min_tokens = 12288"):
+        assert tiny().equal(expected)
+    sparse.disable(tiny.model)
+    sparse.enable(tiny.model, preset="sol-comfyui", min_tokens=109, **options)
+    assert not tiny().equal(expected)
 
 
 def test_what_is_given_replaces_the_preset():

@@ -106,7 +106,25 @@ def test_a_model_with_soft_capping():
     net.set_attn_implementation("sparse_fmha")
     with pytest.raises(
         NotImplementedError,
-        match="sparse_fmha does not support logit soft-capping, which Gemma2Attention",
+        match=r"sparse_fmha does not support logit soft-capping, which Gemma2Attention.*'flex_att",
+    ):
+        net(ids())
+    with pytest.raises(ValueError, match="scaled_dot_product"):  # which the message does not name
+        net.set_attn_implementation("sdpa")
+
+
+def test_head_dims_above_what_there_are_kernels_for():
+    """Gemma 4's full attention; the layer is named."""
+    pytest.importorskip("transformers.models.gemma4")
+    small = {**DECODER, "num_hidden_layers": 6}
+    config = hf.Gemma4TextConfig(
+        **small, head_dim=16, global_head_dim=264, hidden_size_per_layer_input=0
+    )
+    net = hf.Gemma4ForCausalLM(config).eval()
+    net.set_attn_implementation("sparse_fmha")
+    with pytest.raises(
+        NotImplementedError,
+        match=r"head dims above 256, Gemma4TextAttention of layer 5 has 264; load .*'sdpa'",
     ):
         net(ids())
 

@@ -1,4 +1,4 @@
-"""Llama 4's chunks and Gemma's windows: as eager attention, over lists."""
+"""Llama 4's chunks, Gemma's windows and its images: as eager attention, over lists."""
 
 import pytest
 import torch
@@ -55,6 +55,53 @@ def test_as_eager(make, padding):
         assert calls == [lists, "attention"]
     else:
         assert calls == ["neighborhood_attention", "attention"]
+
+
+def images():
+    """Gemma 3 with image tokens, which see each other; what they hold does not matter."""
+    kinds = ["sliding_attention", "full_attention"]
+    text = hf.Gemma3TextConfig(**DECODER, head_dim=16, sliding_window=40, layer_types=kinds)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = hf.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=0
+    )
+    return hf.Gemma3ForConditionalGeneration(config)
+
+
+def paligemma():
+    text = hf.GemmaConfig(**DECODER, head_dim=16)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = hf.PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=32, image_token_index=0
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make", [images, paligemma])
+@pytest.mark.parametrize("padded", [False, True])
+def test_image_tokens_see_each_other(make, padded, monkeypatch):
+    monkeypatch.setattr(masks, "_evaluated", None)  # not at all pairs
+    torch.manual_seed(0)
+    net, tokens = make().eval(), ids()
+    kinds, seen = torch.zeros_like(tokens), torch.ones_like(tokens)
+    if make is paligemma:
+        kinds[:] = 1  # 0 is what sees each other: image and prompt
+        kinds[0, :90], kinds[1, 30:60] = 0, 0
+    else:
+        kinds[0, 10:80], kinds[0, 100:], kinds[1, 70:90] = 1, 1, 1
+    if padded:
+        seen[1, :30] = 0
+    inputs = {"input_ids": tokens, "attention_mask": seen, "use_cache": False}
+    calls, real = [], seen.bool()
+    found = run(net, "sparse_fmha", calls, token_type_ids=kinds, **inputs)
+    wanted = run(net, "eager", [], token_type_ids=kinds, **inputs)
+    torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-4)
+    assert calls == ["block_sparse_attention"] * 2
+    others = torch.zeros_like(kinds) if make is images else torch.ones_like(kinds)
+    causal = run(net, "eager", [], token_type_ids=others, **inputs)
+    assert (causal - wanted)[real].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -15,6 +15,7 @@ from transformers import masking_utils as hf
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.integrations import _transformers_masks as masks
+from sparse_fmha.masks.block_lists import block_map
 
 
 def dense(plan, batch, q_len, kv_len):
@@ -80,6 +81,18 @@ FUNCTIONS = {
     ),
     "own": hf.or_masks(hf.causal_mask_function, lambda b, h, q, k: k < 30),
 }
+# Three entries: images of different lengths, one over several blocks; two with text between; none.
+IMAGES = torch.full((3, 400), -1)
+for place, image in {(0, 5, 20): 0, (0, 20, 295): 1, (1, 100, 140): 0, (1, 250, 299): 1}.items():
+    IMAGES[place[0], place[1] : place[2]] = image
+FUNCTIONS["images"] = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(IMAGES))
+FUNCTIONS["window or images"] = hf.or_masks(
+    hf.sliding_window_causal_mask_function(40), hf.blockwise_overlay(IMAGES)
+)
+FUNCTIONS["images in a window"] = hf.and_masks(FUNCTIONS["images"], hf.sliding_window_overlay(40))
+FUNCTIONS["both windows"] = hf.and_masks(
+    hf.sliding_window_overlay(150), FUNCTIONS["window or images"]
+)
 LENGTHS = {  # q_len, kv_len, q_offset, kv_offset
     "prompt": (300, 300, 0, 0),
     "whole blocks": (256, 256, 0, 0),
@@ -134,14 +147,25 @@ def test_packed_sequences(window, monkeypatch):
     assert plan.special == ("packed sequences" if window is None else "a sliding window")
 
 
-@pytest.mark.parametrize("function", ["causal", "window 40", "window of all", "two windows"])
+@pytest.mark.parametrize(
+    "function",
+    [name for name in FUNCTIONS if name not in ("own", "bidirectional window")],
+)
 def test_known_functions_are_not_evaluated(function, monkeypatch):
     """Another version of transformers may make them in another way, which this would show."""
     monkeypatch.setattr(masks, "_evaluated", None)
     masks.plan(3, 300, 300, mask_function=FUNCTIONS[function], attention_mask=holes(300))
 
 
-@pytest.mark.parametrize("function", ["own", "bidirectional window"])
+FUNCTIONS["images and images"] = hf.and_masks(FUNCTIONS["images"], FUNCTIONS["images"])
+FUNCTIONS["images of padding"] = hf.or_masks(
+    hf.padding_mask_function(holes(400)), hf.blockwise_overlay(IMAGES)
+)
+
+
+@pytest.mark.parametrize(
+    "function", ["own", "bidirectional window", "images and images", "images of padding"]
+)
 def test_other_functions_are_not_read(function):
     assert masks.read(FUNCTIONS[function]) is None
 
@@ -154,6 +178,22 @@ def test_a_function_that_looks_like_one_of_theirs():
         return inner_mask
 
     assert masks.read(sliding_window_overlay(4)) is None
+
+
+def test_blocks_of_images():
+    """Blocks of other images are not listed, and those of one image are full."""
+    images = torch.full((1, 640), -1)
+    images[:, :100], images[:, 130:520] = 0, 1
+    function = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(images))
+    plan = masks.plan(1, 640, 640, mask_function=function)
+    above = torch.zeros(5, 5, dtype=torch.bool)
+    above[1:5, 1:5] = True
+    assert plan.mask.blocks()[0, 0].equal(above | torch.ones(5, 5, dtype=torch.bool).tril())
+    full = block_map(plan.mask.counts, plan.mask.indices, 5)[0, 0]
+    assert full[2:4, 2:4].all()
+    assert plan.special == "image tokens that see each other"
+    text = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(torch.full((1, 640), -1)))
+    assert masks.plan(1, 640, 640, mask_function=text) == masks.Plan(causal=True, keys=640)
 
 
 def test_blocks_without_a_visible_pair_are_not_listed():

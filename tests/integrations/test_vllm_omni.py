@@ -108,6 +108,21 @@ def test_dense_steps(first, last, dense):
         close(call(*given, step=step, total=5), full if step in dense else sparse)
 
 
+def test_names_that_servers_add_are_ignored(monkeypatch):
+    """As vLLM-Omni asks of plug-ins; a warning, once, as it may be a slip of the pen."""
+    monkeypatch.setattr(vllm_omni, "REPORTS", vllm_omni.Reports())
+    given, extra = inputs(), {"kv_cache_dtype": "fp8", "new": torch.zeros(2), "strde": 2}
+    call = Dispatcher(plug_in(), **WINDOW)
+    with pytest.warns(UserWarning, match="params of vLLM-Omni have") as warned:
+        found = [call(*given, extra=extra) for _ in range(2)]
+    close(torch.cat(found), exact(*given, (3, 3, 2)).repeat(2, 1, 1, 1))
+    assert [str(x.message).partition(",")[0] for x in warned] == [
+        f"params of vLLM-Omni have {name!r}" for name in ("new", "strde")
+    ]
+    with pytest.raises(TypeError, match="window must be given"):
+        Dispatcher(plug_in(), min_tokens=0)(*given, extra={"windw": 3})
+
+
 def test_few_tokens_are_dense():
     given = inputs()
     close(Dispatcher(plug_in(), window=[3, 3, 2])(*given), exact(*given))
@@ -116,7 +131,7 @@ def test_few_tokens_are_dense():
 @pytest.mark.parametrize(
     ("error", "match", "static", "call"),
     [
-        (TypeError, "options of method 'neighborhood' must be among", {"windw": 3}, {}),
+        (ValueError, "method must be one of", {"method": "none"}, {}),
         (ValueError, "params must have denoise_step_idx", {"first_dense_steps": 1}, {}),
         (ValueError, "params must have denoise_step_idx", {"last_dense_steps": 1}, {"step": 1}),
         (ValueError, "query must have at least the 210 tokens of the grid", {},

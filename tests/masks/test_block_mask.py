@@ -170,6 +170,8 @@ def test_union(case, seed, one_batch, one_head):
     assert several.to_dense().equal(expected)
     assert several.visible_pairs() == expected.sum()
     assert BlockMask.union(case.mask()).to_dense().equal(case.dense())
+    assert third.mask().union(case.mask(), full, other.mask()).to_dense().equal(expected)
+    assert case.mask().union().to_dense().equal(case.dense())
 
 
 class NoQuestions(TorchDispatchMode):
@@ -247,6 +249,9 @@ def test_plot(tmp_path):
         IndexError, match="head must be less than the 2 that the mask has lists for, got 2"
     ):
         mask.plot(tmp_path / "no.png", head=2)
+    for wrong in (0.0, True):
+        with pytest.raises(TypeError, match=f"head must be an int, got {wrong}"):
+            mask.plot(tmp_path / "no.png", head=wrong)
     with pytest.raises(ValueError, match=r"path must end in .png, got .*no.pdf"):
         mask.plot(tmp_path / "no.pdf")
     Drawn(10, 10, kinds=(1, 0, 0)).mask().plot(tmp_path / "empty.png")
@@ -277,8 +282,11 @@ def test_intersection(case, seed, one_batch, one_head, causal):
     third = Drawn(*case.sizes, causal=case.causal, seed=seed + 1)
     several = BlockMask.intersection(third.mask(), case.mask(), full, other.mask())
     several.validate()
-    assert several.to_dense().equal(third.dense() & case.dense() & full.to_dense() & other.dense())
+    expected = third.dense() & case.dense() & full.to_dense() & other.dense()
+    assert several.to_dense().equal(expected)
     assert BlockMask.intersection(case.mask()).to_dense().equal(case.dense())
+    assert third.mask().intersection(case.mask(), full, other.mask()).to_dense().equal(expected)
+    assert case.mask().intersection().to_dense().equal(case.dense())
 
 
 def test_from_dense_of_fewer_dimensions():

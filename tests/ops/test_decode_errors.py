@@ -55,6 +55,14 @@ REFUSED = [
     (TypeError, "causal must be True or False, got 1", {"causal": 1}),
     (ValueError, "window must be at least 1, got 0", {"window": 0}),
     (TypeError, "window must be an int, got 2.5", {"window": 2.5}),
+    (TypeError, "window must be an int, got True", {"window": True}),
+    (TypeError, "window must be an int, got tensor", {"window": torch.tensor(3)}),
+    (ValueError, "window must be less than 2^63, got", {"window": 1 << 63}),
+    (TypeError, "scale must be a finite number or None, got True", {"scale": True}),
+    (TypeError, "split_tokens must be an int, got tensor", {"split_tokens": torch.tensor(64)}),
+    (TypeError, "blocks[2] must be an int, got tensor", {"blocks": (*BLOCKS[:2], ONES.sum() * 8)}),
+    (TypeError, "k_cache must be a dense (strided) tensor", {"k_cache": CACHE.to_sparse()}),
+    (TypeError, "seq_lens must be a dense (strided) tensor", {"seq_lens": ONES.to_sparse()}),
     (ValueError, "scale must be a finite number, got nan", {"scale": torch.nan}),
     (TypeError, "scale must be a finite number or None", {"scale": "a"}),
     (ValueError, "sink must have shape [4], got [2]", {"sink": torch.zeros(2)}),
@@ -88,6 +96,13 @@ def test_the_plain_call_is_not_refused():
     assert call(tokens=TOKENS, window=3).eq(0).all()
     assert call(**SPANS, split_tokens=64).eq(0).all()
     assert call(tree_mask=TREE, out=torch.full((2, 2, 4, 16), torch.nan)).eq(0).all()
+
+
+def test_an_empty_out_may_have_any_strides():
+    q = Q[:, :0]
+    out = torch.empty_strided(q.shape, (0, 0, 0, 1))
+    assert call(q=q, out=out) is out
+    assert call(q=q, out=out, scale=1) is out  # which Python checks, as it is no float
 
 
 def test_batches_differ_without_a_page_table():

@@ -193,7 +193,7 @@ def test_scale(scale):
         OPS.neighborhood_fwd(*qkv(), [4], [1], [1], [0], scale)
 
 
-@pytest.mark.parametrize("scale", ["1", 1j, [1.0]])
+@pytest.mark.parametrize("scale", ["1", 1j, [1.0], True])
 def test_scale_is_no_number(scale):
     with pytest.raises(TypeError, match=r"^scale must be a finite number or None, got .*"):
         sparse_fmha.attention(*qkv(), scale=scale)

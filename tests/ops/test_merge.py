@@ -1,5 +1,7 @@
 """`merge` of what the public functions return, over keys that are cut anywhere."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask, merge
 
+merging = importlib.import_module("sparse_fmha.merge")  # the package's name is the function's
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -90,6 +93,39 @@ def test_a_part_without_keys_may_hold_anything(randn, value):
     merged, merged_lse = merge(*zip(nothing, nothing, strict=True))
     assert merged.eq(0).all()
     assert merged_lse.eq(-torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_few_rows_at_a_time(randn, monkeypatch, parts, rows, dtype):
+    """Without derivatives; the same as with them, also in memory of the first part."""
+    heads = 3
+    monkeypatch.setattr(merging, "CACHED", rows * 2 * heads * 8)
+    outs = [randn(2, 7, 5, 8, dtype=dtype, seed=n)[:, :, :heads] for n in range(parts)]
+    lses = [3 * randn(2, 7, 5, seed=9 + n)[:, :, :heads] for n in range(parts)]
+    lses[0][:, 2] = -torch.inf
+    outs[0][:, 2] = 0
+    expected = merge([x.clone().requires_grad_() for x in outs], lses)
+    before = [x.clone() for x in (*outs, *lses)]
+    found = merge(outs, lses)
+    assert all(x.equal(y) for x, y in zip((*outs, *lses), before, strict=True))
+    inside = merging.merge_into_first(outs, lses)
+    assert inside[0].data_ptr() == outs[0].data_ptr()
+    eps = 4 * torch.finfo(dtype).eps
+    for out, lse in (found, inside):
+        assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+        torch.testing.assert_close(out, expected[0].detach(), rtol=eps, atol=eps)
+        assert lse.equal(expected[1])
+
+
+def test_parts_that_want_derivatives_stay_as_they_are(randn):
+    outs = [randn(1, 5, 2, 8, seed=n).requires_grad_() for n in range(2)]
+    lses = [randn(1, 5, 2, seed=n) for n in range(2)]
+    before = outs[0].clone()
+    merging.merge_into_first(outs, lses)[0].sum().backward()
+    assert outs[0].equal(before)
+    assert outs[0].grad is not None
 
 
 OUT, LSE = torch.zeros(1, 5, 2, 8), torch.zeros(1, 5, 2)

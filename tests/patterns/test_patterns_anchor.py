@@ -129,7 +129,7 @@ def test_errors(randn):
         ("block must be 64 or 128, got 32", {"block": 32}),
         ("step must be from 1 to 16 blocks of 128.*, got 17", {"step": 17}),
         ("step must be from 1 to 32 blocks of 64.*, got 0", {"step": 0, "block": 64}),
-        ("theta must be a finite number, got nan", {"theta": float("nan")}),
+        ("theta must be finite, got nan", {"theta": float("nan")}),
     ):
         with pytest.raises(ValueError, match=message):
             anchor_attention(q, q, q, **options)

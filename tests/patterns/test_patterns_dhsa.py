@@ -80,6 +80,19 @@ def test_the_definition(
     assert again.to_dense().equal(mask.to_dense())
 
 
+@pytest.mark.parametrize("first", [0, 20])
+def test_equal_scores(first):
+    """Whole numbers, and chunks of 1, 4, 16 and 64 keys, whose roots are exact; some are empty."""
+    generator = torch.Generator().manual_seed(first)
+    q, k = (torch.randint(-1, 2, (1, 320, h, 16), generator=generator).float() for h in (2, 1))
+    k = k[:, torch.arange(320) % 64]
+    edges = torch.tensor([[0, 1, 2, 3, 7, 23, 23, 39, 55, 59, 63, 64, 128, 192, 256, 320, 320]])
+    for keys in (64 + first, 150, 200):
+        mask = patterns.dhsa(q, k, edges, keys, local=64, first=first, dense_rows=0, shared=False)
+        wanted = definition(q, k, edges, keys, 64, first, None, 0, True, False, 64)
+        assert mask.to_dense().equal(wanted)
+
+
 def test_from_q_k_v_to_the_output(randn, agrees):
     q, k, v = randn(2, 300, 4, 32), *(randn(2, 300, 2, 32, seed=s) for s in (1, 2))
     boundaries = patterns.dhsa_boundaries(patterns.dhsa_ratios(q, k), 20)

@@ -7,6 +7,7 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import BlockGrid, block_sparse_attention, patterns
+from sparse_fmha.masks import block_lists
 
 
 def normal(*shape, seed=0):
@@ -188,6 +189,44 @@ def test_levels(by, shares, causal, similarity, text):
             assert levels[b, h, i, j] == level, (b, h, i, j)
 
 
+@pytest.mark.parametrize("by", ["rank", "mass"])
+def test_equal_importance_and_one_row_at_a_time(monkeypatch, by):
+    q, k, _ = inputs(256, 256, seed=3)
+    k = k[:, torch.arange(256) % 64]  # every fourth block of 16 is the same: the first is taken
+    options = {"block_q": 64, "block_kv": 16, "by": by}
+    levels = patterns.psa_levels(q, k, {1: 0.25, 2: 0.5, 4: 0.75}, **options)
+    found = importance(q, k, 64, 16, 4, False).unflatten(3, (4, 4))[..., 0, :]
+    order = found.argsort(-1, descending=True)  # of the four blocks that differ
+    if by == "rank":
+        of_level = torch.tensor([1, 2, 4, 0]).expand(order.shape)
+        expected = torch.empty_like(order).scatter_(-1, order, of_level)
+        assert levels.unflatten(3, (4, 4)).equal(expected[..., None, :].expand(-1, -1, -1, 4, -1))
+    else:
+        copies = levels.unflatten(3, (4, 4)).long()
+        copies = torch.where(copies == 0, 9, copies)
+        assert (copies[..., 1:, :] >= copies[..., :-1, :]).all()
+
+    def one_by_one(rows, *_, **__):
+        return [slice(row, row + 1) for row in range(rows)]
+
+    for causal in (False, True):
+        whole = patterns.psa_levels(q, k, causal=causal, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(block_lists, "chunks", one_by_one)
+            assert patterns.psa_levels(q, k, causal=causal, **options).equal(whole)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_of_any_sign(scale, causal):
+    q, k, _ = inputs(200, 180, seed=5)
+    options = {"block_q": 64, "block_kv": 16, "causal": causal}
+    levels = patterns.psa_levels(q, k, scale=scale, **options)
+    same = patterns.psa_levels(q * scale, k, scale=1.0, **options)
+    assert (levels != same).float().mean() < 0.01
+    assert levels.any(-1)[:, :, 1:].all()
+
+
 Q = normal(1, 128, 2, 16)
 LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
 
@@ -222,6 +261,16 @@ LEVELS = torch.ones(1, 1, 1, 1, dtype=torch.uint8)
             "levels of similarity must be 2, 4 or 8, got 1",
         ),
         (lambda: patterns.psa_levels(Q, Q, text=-1), ValueError, "text must be at least 0, got -1"),
+        (
+            lambda: patterns.psa_levels(Q, Q, scale=math.inf),
+            ValueError,
+            "scale must be a finite number, got inf",
+        ),
+        (
+            lambda: patterns.psa_levels(Q, Q.double()),
+            TypeError,
+            r"k must have q's dtype, torch\.float32, got torch\.float64",
+        ),
         (
             lambda: patterns.psa_attention(Q, Q, Q, LEVELS.float()),
             TypeError,

@@ -116,7 +116,7 @@ A = patterns.sol_attention
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: A(Q, Q, Q, tau=float("inf")), ValueError, "tau must be a finite number, got inf"),
+        (lambda: A(Q, Q, Q, tau=float("inf")), ValueError, "tau must be finite, got inf"),
         (lambda: A(Q, Q, Q, rest="x"), ValueError, "rest must be token or block, got 'x'"),
         (lambda: A(Q, Q, Q, block=32), ValueError, "block_q must be 64 or 128, got 32"),
         (lambda: A(Q, Q[:, 1:], Q[:, 1:]), ValueError, "k must have the 128 tokens of q, got 127"),

@@ -5,6 +5,7 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import block_sparse_attention, patterns, reference
+from sparse_fmha.masks import block_lists
 
 
 def definition(q, k, blocks, block, scale):
@@ -49,6 +50,36 @@ def test_the_definition(randn, agrees, q_len, kv_len, heads, blocks, block, bloc
     assert again.partial_bits.equal(mask.partial_bits)
 
 
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_equal_scores_and_one_query_block_at_a_time(monkeypatch, block):
+    generator = torch.Generator().manual_seed(block)
+    q, k = (torch.randint(-1, 2, (1, 400, 2, 16), generator=generator).float() for _ in "qk")
+    k = k[:, torch.arange(400) % (2 * block)]  # blocks repeat, so many scores are equal
+    mask = patterns.ssa(q, k, blocks=3, block=block)
+    mask.validate()
+    assert mask.to_dense().equal(definition(q, k, 3, block, 0.25))
+
+    def one_by_one(rows, *_, **__):
+        return [slice(row, row + 1) for row in range(rows)]
+
+    monkeypatch.setattr(block_lists, "chunks", one_by_one)
+    again = patterns.ssa(q, k, blocks=3, block=block)
+    assert again.to_dense().equal(mask.to_dense())
+    # A list that is too long loses its last blocks.
+    short = patterns.ssa(q, k, blocks=3, block=block, width=1)
+    assert short.partial_counts.equal(mask.partial_counts.clamp(max=1))
+    there = (short.partial_counts > 0)[..., None]
+    assert short.partial_indices[there].equal(mask.partial_indices[..., :1][there])
+    assert short.partial_bits[there].equal(mask.partial_bits[..., :1, :, :][there])
+
+
+def test_a_query_of_nan_sees_its_own_block(randn):
+    q, k = randn(1, 200, 2, 16), randn(1, 200, 1, 16, seed=1)
+    q[0, 150] = torch.nan
+    seen = patterns.ssa(q, k, blocks=4).to_dense()[0, 0]
+    assert seen[150].nonzero().flatten().tolist() == list(range(144, 151))
+
+
 def test_blocks_that_all_tokens_choose_are_full(randn):
     q, k = randn(1, 256, 2, 16), randn(1, 256, 1, 16)
     k[:, 16:32] = 100 * q[:, :1, :1]
@@ -80,6 +111,23 @@ def test_both_streams_train(randn):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("batch", "heads"), [(1, (4, 2)), (2, (6, 3)), (2, (4, 1)), (2, (2, 2))])
+def test_attention_with_lists_for_key_heads(randn, batch, heads):
+    q = randn(batch, 200, heads[0], 16, dtype=torch.float64).requires_grad_()
+    k, v = (
+        randn(batch, 230, heads[1], 16, dtype=torch.float64, seed=s).requires_grad_()
+        for s in (1, 2)
+    )
+    out = patterns.ssa_attention(q, k, v, blocks=4, scale=0.3)
+    visible = definition(q.detach(), k.detach(), 4, 16, 0.3)
+    expected, _ = reference.attention(q, k, v, visible, scale=0.3)
+    torch.testing.assert_close(out, expected)
+    made = torch.autograd.grad(out.square().sum(), (q, k, v))
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    for ours, theirs in zip(made, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_without_the_host(randn):
     q, k = randn(1, 1024, 4, 16), randn(1, 1024, 2, 16)
     with Watch() as watch:
@@ -107,6 +155,31 @@ Q = torch.zeros(1, 9, 2, 16)
 def test_errors(options, error, message):
     with pytest.raises(error, match=message):
         patterns.ssa(Q, Q, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: patterns.ssa_attention(Q, Q, Q[:, :5]),
+            ValueError,
+            r"v must have k's shape, \[1, 9, 2, 16\], got \[1, 5, 2, 16\]",
+        ),
+        (
+            lambda: patterns.ssa_attention(Q, Q[..., :1].expand(1, 9, 2, 16), Q),
+            ValueError,
+            "k must have stride 1 in its last dimension, got 0",
+        ),
+        (
+            lambda: patterns.ssa_attention(Q, Q, Q, blocks=0),
+            ValueError,
+            "blocks must be at least 1, got 0",
+        ),
+    ],
+)
+def test_errors_of_attention(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_outputs_of_two_shapes():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from named_case import NamedCase
 
 from sparse_fmha import reference
 
@@ -11,7 +12,7 @@ ROWS = ((64, DTYPES[0]), (96, DTYPES[1]), (128, DTYPES[1]), (256, DTYPES[0]))  #
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedCase):
     grid: tuple[int, ...]
     window: tuple[int, ...] | int
     stride: tuple[int, ...] | int = 1
@@ -24,14 +25,6 @@ class Case:
     dim: int = 64
     dtype: torch.dtype = torch.bfloat16
     scale: float | None = None
-
-    def __str__(self):
-        """What is not the default; the names of tests are made of it."""
-        given = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return " ".join(f"{f.name}={value}" for f, value in given if value != f.default)
-
-    def with_(self, **changes):
-        return dataclasses.replace(self, **changes)
 
     def options(self):
         """The arguments of neighborhood_attention that are no tensors."""

@@ -39,6 +39,10 @@ SLOW = {
         "test_a_model_with_the_backend_by_name_is_loaded_in_another_process",
     ),
     "integrations/test_diffusers_layers.py": ("test_a_graph_for_each_method",),
+    "integrations/test_diffusers_memory.py": (
+        "test_attention_needs_a_few_times_its_output",
+        "test_no_preset_needs_more_than_the_dense_model",
+    ),
     "integrations/test_diffusers_models_benchmark.py": (),
     "integrations/test_diffusers_parallel.py": (),
     "integrations/test_diffusers_runs.py": (),

@@ -28,9 +28,9 @@ LEAVES = {
 # stand before it. "" is the package's own `__init__.py`.
 LAYERS = {
     "reference": set(),
-    "merge": set(),
     "plotting": set(),
     "_ops": set(),
+    "merge": {"_ops"},
     "masks": {"plotting"},
     "skipping": {"_ops"},
     "selection": {"_ops", "masks"},

@@ -74,6 +74,8 @@ def explore(
         "grid": grid, "window": window, "stride": stride, "dilation": dilation,
         "causal": causal, "tile_q": tile_q, "tile_k": tile_k,
     }  # fmt: skip
+    if others is not None and not isinstance(others, Mapping):
+        raise TypeError(f"others must be a mapping of settings by title, got {others!r}")
     problems = [_problem("", **own)]
     problems += [_problem(title, **given) for title, given in (others or {}).items()]
     path = Path(out)

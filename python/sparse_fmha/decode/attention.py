@@ -16,6 +16,7 @@ from sparse_fmha.skipping import SkipStats
 
 # out, then lse and the tile counts if requested.
 Output = Tensor | tuple[Tensor, Tensor | SkipStats] | tuple[Tensor, Tensor, SkipStats]
+INTS = (int, type(None))  # what the op receives unchanged
 
 
 @overload
@@ -271,7 +272,9 @@ def _run(
         arguments.check(q, k_cache, v_cache, seq_lens, keys, split_tokens, out)
 
     tensors = [x for x in (q, k_cache, v_cache, seq_lens, *keys, out) if isinstance(x, Tensor)]
-    plain = type(keys.causal) is bool and _calls.op_checks(keys.scale, *tensors)
+    typed = type(keys.causal) is bool and type(keys.block) is int
+    typed = typed and type(keys.window) in INTS and type(split_tokens) in INTS
+    plain = typed and _calls.op_checks(keys.scale, *tensors)
     if not plain:
         check()
     try:
@@ -284,14 +287,14 @@ def _run(
             return _call(first, out, rest)
         with torch._C._AutoDispatchBelowAutograd():
             return _call(first, out, rest)
-    except NotImplementedError:
-        raise
     except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:
         if plain:
             try:
                 check()
             except (ValueError, TypeError) as error:
                 raise error from None
+        if isinstance(refusal, NotImplementedError):
+            raise
         raise errors.typed(refusal) from None
 
 

@@ -85,12 +85,12 @@ class Attention:
     ) -> Tensor:
         """Called by ComfyUI: q, k, v `[B, N, H * D]`, or `[B, H, N, D]` with skip_reshape, to the
         same of the result with skip_output_reshape."""
-        if not skip_reshape:
-            q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+        if not skip_reshape:  # k and v may have fewer heads
+            dim = q.shape[-1] // heads
+            q, k, v = (x.unflatten(-1, (-1, dim)) for x in (q, k, v))
         else:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        layout, reason = self._layout(q, k, mask, kwargs.get("transformer_options") or {})
-        self._tell(reason)
+        layout = self._layout(q, k, mask, kwargs.get("transformer_options") or {})
         if layout is None:
             form = (lambda x: x.transpose(1, 2)) if skip_reshape else (lambda x: x.flatten(-2))
             inner = func if self.previous is None else self.previous
@@ -111,46 +111,56 @@ class Attention:
 
     def _layout(
         self, q: Tensor, k: Tensor, mask: Tensor | None, options: Mapping[str, Any]
-    ) -> tuple[Layout | None, str]:
-        """The layout of a call that is ours, or None; and the reason."""
+    ) -> Layout | None:
+        """The layout of a call that is ours."""
         tokens = q.shape[1]
         place = h3_place(options, tokens) or getattr(self.running, "place", None)
         if place is None:
-            return None, "the model or its latent is of an unknown kind"
+            self._warn("attention stays dense: the model or its latent is of an unknown kind")
+            return None
         kind, grid, before = place
         plain = tokens - math.prod(grid)
         if k.shape[1] != tokens or plain < before:
-            return None, ""  # cross-attention, or text alone
-        if plain and kind not in (*TEXT_BEFORE, H3):
-            return None, f"{plain} tokens of {kind} are not of the grid {grid}"
-        if mask is not None:
-            return None, "there is a mask"
+            return None  # cross-attention, or text alone
+        if mask is not None or (plain and kind not in (*TEXT_BEFORE, H3)):
+            others = f"{plain} tokens of {kind} are not of the grid {grid}"
+            self._warn(f"attention stays dense: {others if mask is None else 'there is a mask'}")
+            return None
+        block, now = options.get("block_index"), options.get("sigmas")
+        if block is None and self.dense_blocks:
+            self._warn(f"dense_blocks has no effect, as {kind} does not tell numbers of blocks")
+        reason = ""
         if tokens < self.others["min_tokens"]:
-            return None, f"{tokens} tokens are fewer than min_tokens"
-        if options.get("block_index") in self.dense_blocks:
-            return None, "of dense_blocks"
-        now = options.get("sigmas")
-        if now is not None and not self.sigmas[1] <= float(now[0]) <= self.sigmas[0]:
-            return None, "of start_percent and end_percent"
+            reason = f"{tokens} tokens are fewer than min_tokens"
+        elif block in self.dense_blocks:
+            reason = "of dense_blocks"
+        elif now is not None and not self.sigmas[1] <= float(now[0]) <= self.sigmas[0]:
+            reason = "of start_percent and end_percent"
+        if self.others["verbose"]:
+            sparse = f"sparse on the grid {grid}, beside {plain} other tokens"
+            self._warn(f"attention stays dense: {reason}" if reason else sparse)
+        if reason:
+            return None
         layout = Layout(grid, before, plain - before)
         self.method.check(layout)
-        return layout, f"sparse on the grid {grid}, beside {plain} other tokens"
+        return layout
 
-    def _tell(self, reason: str) -> None:
-        if reason and self.others["verbose"] and reason not in self.told:
-            self.told.add(reason)
-            ours = reason.startswith("sparse")
-            log.warning("sparse_fmha: %s%s", "" if ours else "attention stays dense: ", reason)
+    def _warn(self, message: str) -> None:
+        """Once. What keeps the node from working is told also if it is not verbose."""
+        if message not in self.told:
+            self.told.add(message)
+            log.warning("sparse_fmha: %s", message)
 
 
 def blocks_of(text: str) -> set[int]:
     """The numbers of a list such as "0, 1, 47-49"."""
     found: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, _, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or ("-" in part and not last.isdigit()):
             raise ValueError(f"dense_blocks must be like '0, 1, 47-49', got {text!r}")
-        found |= set(range(int(first), int(last or first) + 1))
+        ends = sorted((int(first), int(last or first)))
+        found |= set(range(ends[0], ends[1] + 1))
     return found
 
 

@@ -11,7 +11,7 @@ from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.merge import merge
+from sparse_fmha.merge import merge_into_first
 from sparse_fmha.patterns import CubeOrder
 
 
@@ -36,18 +36,19 @@ def beside(
     seen: Seen,
     scale: float | None,
 ) -> Tensor:
-    """Adds the plain tokens that are seen to attention over the grid; merging is exact."""
+    """Adds the plain tokens that are seen to attention over the grid, which it may overwrite;
+    merging is exact."""
     if isinstance(seen, Tensor):
         mask = key_mask(seen, q.shape[1])
         plain = block_sparse_attention(q, plain_k, plain_v, mask, scale=scale, return_lse=True)
-        return merge(*zip((out, lse), plain, strict=True))[0]
+        return merge_into_first(*zip((out, lse), plain, strict=True))[0]
 
     def merged(runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not runs:
             return out
         k, v = layout.visible(k, runs), layout.visible(v, runs)
         plain = attention(q, k, v, scale=scale, return_lse=True)
-        return merge(*zip((out, lse), plain, strict=True))[0]
+        return merge_into_first(*zip((out, lse), plain, strict=True))[0]
 
     return by_runs(seen, merged, out, lse, q, plain_k, plain_v)
 
@@ -96,13 +97,17 @@ def under_mask(
     """
     q = layout.queries.split(q)[0]
     (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
-    mask = mask_of(q, k)
-    own_q, own_k, own_v = (x if order is None else order.permute(x) for x in (q, k, v))
-    if not layout.plain:
-        alone = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale)
-        return alone if order is None else order.undo(alone)
-    out, lse = block_sparse_attention(own_q, own_k, own_v, mask, scale=scale, return_lse=True)
-    if order is not None:
-        out, lse = order.undo(out), order.undo(lse)
+    out, lse = _on_grid(mask_of(q, k), q, k, v, scale, order)
+    return beside(out, lse, q, plain_k, plain_v, layout, seen, scale) if layout.plain else out
 
-    return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
+
+def _on_grid(
+    mask: BlockMask, q: Tensor, k: Tensor, v: Tensor, scale: float | None, order: CubeOrder | None
+) -> tuple[Tensor, Tensor]:
+    """Returns out and lse of the grid's tokens."""
+    if order is None:
+        return block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
+    out, lse = block_sparse_attention(
+        order.permute(q), order.permute(k), order.permute(v), mask, scale=scale, return_lse=True
+    )
+    return order.undo(out), order.undo(lse)

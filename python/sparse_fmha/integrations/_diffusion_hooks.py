@@ -234,8 +234,8 @@ class Hooks:
         plan = self.settings.plan
         kept = [layer for layer, method in enumerate(plan.of_layer) if method is None]
         if dense:
-            at = timestep.max().item() if isinstance(timestep, Tensor) else timestep
-            told = f"the call at timestep {at} stays dense, by {self.steps.named}"
+            at: Any = timestep.max().item() if isinstance(timestep, Tensor) else timestep
+            told = f"the call at timestep {abs(at):g} stays dense, by {self.steps.named}"
             self.reports("dense step", f"{self.name}: {told}")
         else:
             for number, method in enumerate(plan.methods):

@@ -38,6 +38,9 @@ class Joint(Sparse):
                 "queries and keys of the same tokens"
             )
 
+    def in_parts(self, layout: Layout) -> bool:
+        return True
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
     ) -> Tensor:
@@ -74,6 +77,9 @@ class Sol(Joint):
     tau: float = 1.0
     rest: str = "token"
     block: int = 64
+
+    def in_parts(self, layout: Layout) -> bool:
+        return layout.plain > 0  # without other tokens the pattern itself does that
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None

@@ -55,6 +55,15 @@ class Layout:
         parts = [plain[:, : self.before], image, plain[:, self.before :]]
         return torch.cat([part for part in parts if part.shape[1]], 1)
 
+    def image_of(self, x: Tensor) -> Tensor:
+        """The tokens of the grid, a view of `[B, tokens, ...]`."""
+        return x[:, self.before : self.before + self.image]
+
+    def write_plain(self, x: Tensor, plain: Tensor) -> None:
+        """Writes the plain tokens into `[B, tokens, ...]`."""
+        x[:, : self.before] = plain[:, : self.before]
+        x[:, self.before + self.image :] = plain[:, self.before :]
+
     def visible(self, plain: Tensor, runs: Runs) -> Tensor:
         """The plain tokens of some runs, at least one, in `[B, plain, ...]`."""
         parts = [plain[:, start:stop] for start, stop in runs]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.vsa import kept_cubes
 
+M = TypeVar("M", bound=Sparse)
 ONE = (1, 1, 1, 8)  # shape of q and k with one token, to check options with
 
 
@@ -115,6 +117,12 @@ class Subblock(Sparse):
         one = _one(self.keep)
         self.choose(one, one, None)
 
+    def in_parts(self, layout: Layout) -> bool:
+        return True
+
+    def of_heads(self, heads: slice) -> Subblock:
+        return kept_of(self, heads)
+
     def choose(self, q: Tensor, k: Tensor, scale: float | None) -> BlockMask:
         return patterns.subblock(
             q,
@@ -164,6 +172,9 @@ class Cubes(Sparse):
     ) -> BlockMask:
         raise NotImplementedError
 
+    def of_heads(self, heads: slice) -> Cubes:
+        return kept_of(self, heads)
+
     def prepared(self, layout: Layout, device: torch.device) -> Sparse:
         return Ordered(self, self.order(layout, device))
 
@@ -174,6 +185,12 @@ class Ordered(Sparse):
 
     method: Cubes
     order: patterns.CubeOrder
+
+    def in_parts(self, layout: Layout) -> bool:
+        return True
+
+    def of_heads(self, heads: slice) -> Ordered:
+        return replace(self, method=self.method.of_heads(heads))
 
     def image(
         self,
@@ -275,6 +292,16 @@ def no_choice(name: str, share: float | Sequence[float], what: str) -> Iterator[
     """Reports a share of 1, of all heads."""
     if share == 1 or (isinstance(share, Sequence) and set(share) == {1}):
         yield name, f"{name} = 1 has no effect: all {what} are kept"
+
+
+def kept_of(method: M, heads: slice) -> M:
+    """A method with the shares `keep` of some heads, if each has its own."""
+    keep = getattr(method, "keep", None)
+    if not isinstance(keep, Sequence):
+        return method
+    made = copy.copy(method)
+    object.__setattr__(made, "keep", keep[heads])  # they were checked
+    return made
 
 
 def _one(keep: object) -> Tensor:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
+from sparse_fmha._sizes import head_parts
 from sparse_fmha.attention import attention, neighborhood_attention
 from sparse_fmha.integrations._diffusion_beside import beside, by_runs, under_mask
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.merge import is_plain
 
 WHOLE = -1
 
@@ -84,6 +86,15 @@ class Sparse:
         """Options that have no effect in a call that passes `check`, with their messages."""
         yield from ()
 
+    def in_parts(self, layout: Layout) -> bool:
+        """Whether large calls are computed for some heads at a time, because what is made beside
+        the output is as large as that or larger."""
+        return False
+
+    def of_heads(self, heads: slice) -> Sparse:
+        """The method for some of the heads of q."""
+        return self
+
     def image(
         self,
         q: Tensor,
@@ -106,11 +117,25 @@ class Sparse:
         scale: float | None,
     ) -> Tensor:
         """See `Dense`."""
-        image, own = self.image(q, k, v, layout, seen, scale), layout.queries
-        if not own.plain:
-            return image
-        plain = Dense()(own.split(q)[1], k, v, layout, seen, scale)
-        return own.join(image, plain)
+        own = layout.queries
+        parts = head_parts(q, k) if self.in_parts(layout) and is_plain(q, k, v) else []
+        if len(parts) < 2:
+            image = self.image(q, k, v, layout, seen, scale)
+            if not own.plain:
+                return image
+            return own.join(image, Dense()(own.split(q)[1], k, v, layout, seen, scale))
+        out: Tensor | None = None
+        for heads, heads_kv in parts:
+            some = q[:, :, heads], k[:, :, heads_kv], v[:, :, heads_kv]
+            image = self.of_heads(heads).image(*some, layout, seen, scale)
+            if out is None:
+                out = image.new_empty(q.shape)
+            own.image_of(out)[:, :, heads] = image
+            del image
+        assert out is not None
+        if own.plain:
+            own.write_plain(out, Dense()(own.split(q)[1], k, v, layout, seen, scale))
+        return out
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Preset:
         figure: what the source measured with them, or "no figure published". Not measured here.
         grid: tokens per axis that the source has; None: any that the method takes.
         steps: the number of steps that the source has, if it says.
-        first_dense_steps, last_dense_steps, dense_layers: as in `enable`.
+        first_dense_steps, last_dense_steps, dense_layers, min_tokens: as in `enable`.
         note: how it differs from the source.
     """
 
@@ -46,11 +46,14 @@ class Preset:
     first_dense_steps: float = 0
     last_dense_steps: float = 0
     dense_layers: tuple[int, ...] = field(default=())
+    min_tokens: int | None = None
     note: str = ""
 
     def fits(self, grid: Sequence[int]) -> bool:
         """Whether the method runs on a grid; a source's own grid is not the only one."""
         layout = Layout(tuple(grid))
+        if layout.image < (self.min_tokens or 0):
+            return False
         each = [{"method": self.method, **self.options}] if self.method else []
         try:
             for given in (*each, *filter(None, self.layers.values())):

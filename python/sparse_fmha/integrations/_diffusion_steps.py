@@ -254,9 +254,9 @@ class Steps:
             if step != best.step + 1 and near:
                 raise RuntimeError(
                     f"runs with {self.named}, one text and one thread must "
-                    f"have one schedule, got a call at timestep {now:g} that is step "
-                    f"{best.step + 1} of a run at {best.last:g} or step {step} {other}; make each "
-                    "call of a run inside `with request:`, its own "
+                    f"have one schedule, got a call at timestep {abs(now):g} that is step "
+                    f"{best.step + 1} of a run at {abs(best.last):g} or step {step} {other}; make "
+                    "each call of a run inside `with request:`, its own "
                     "sparse_fmha.integrations.diffusers.Request()"
                 )
         return best
@@ -286,9 +286,9 @@ class Steps:
         if not own and before is not None and before.last > now:
             self.reports(
                 "text",
-                f"{self.named} counts a call at timestep {now:g}, after one at "
-                f"{before.last:g}, as the first of a run: its text embeddings are new. If each "
-                "step has new ones, make the calls of a run inside `with request:`, its own "
+                f"{self.named} counts a call at timestep {abs(now):g}, after one at "
+                f"{abs(before.last):g}, as the first of a run: its text embeddings are new. If "
+                "each step has new ones, make the calls of a run inside `with request:`, its own "
                 "sparse_fmha.integrations.diffusers.Request()",
             )
         return Run((now,))

@@ -43,15 +43,24 @@ def as_given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
 
 
-def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
-    """Makes the method of a name; checks its options as far as possible without a grid."""
+def options_of(method: str) -> list[str]:
+    """The names of a method's options.
+
+    Raises:
+        ValueError, TypeError: there is no such method.
+    """
     if not isinstance(method, str):
         raise TypeError(f"method must be one of {list(METHODS)}, got {type(method).__name__}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
+    return [option.name for option in fields(METHODS[method]) if option.init]
+
+
+def make(method: str, options: Mapping[str, Any]) -> Dense | Sparse:
+    """Makes the method of a name; checks its options as far as possible without a grid."""
+    names = options_of(method)
     kind = METHODS[method]
     allowed = [option for option in fields(kind) if option.init]
-    names = [option.name for option in allowed]
     for name in options:
         if name not in names:
             raise TypeError(f"options of method {method!r} must be among {names}, got {name!r}")

@@ -87,6 +87,8 @@ def errors(out: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
 class Pairs(TorchDispatchMode):
     """Adds up the pairs of a query and a key that the ops of each head compute, masked or not."""
 
+    whole_heads = True  # see `head_parts`
+
     def __init__(self, heads: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.by_head = torch.zeros(heads, dtype=torch.float64, device="cpu")

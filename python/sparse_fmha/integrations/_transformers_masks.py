@@ -1,9 +1,9 @@
 """Converts transformers' mask functions to plans of what the queries of a forward pass see.
 
 transformers defines a mask as a function of indices, composed of known parts. Causal masks, sliding
-windows, chunks and packed sequences are recognised from these parts and, with the padding,
-converted to block lists; only blocks cut by an edge are evaluated pair by pair. Any other function
-is evaluated at all pairs, some millions at a time.
+windows, chunks, packed sequences and images whose tokens see each other are recognised from these
+parts and, with the padding, converted to block lists; only blocks cut by an edge are evaluated pair
+by pair. Any other function is evaluated at all pairs, some millions at a time.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ class Plan(TensorFields):
     runs: Runs | None = None
     special: str | None = None
 
-    # What transformers asks of a mask that it makes before the model's call, for static caches.
+    # What transformers asks of a mask that is made before the call of the model inside: for static
+    # caches, and in PaliGemma; of its shape the last number.
     ndim: ClassVar = 4
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return 1, 1, 1, self.keys or 0
 
     def contiguous(self) -> Plan:
         return self
@@ -78,6 +83,8 @@ class Form:
     positions: Tensor | None = None  # [B, tokens], to which causal and window refer
     chunk: int | None = None  # query and key are in the same of these chunks of keys,
     skipped: Tensor | None = None  # [B], which begin behind so much padding
+    images: Tensor | None = None  # [B, tokens], -1 is none: pairs of one image, within the window,
+    reach: int | None = None  # besides causal ones, with key > query - reach
 
     def on(self, tokens: int, keys: int) -> Form | None:
         """The form with chunks as sequences, for as many tokens as keys; else None."""
@@ -136,6 +143,8 @@ def plan(
     keys = q_offset + q_length - kv_offset  # those that the last query may see
     form = read(mask_function)
     form = None if form is None else form.on(q_length, keys)
+    if form is not None and form.images is not None and (q_offset or kv_offset):
+        form = None
     if form is not None and not _fits(form, batch_size, q_length, kv_length, keys):
         form = None
     if form is None or not form.causal:
@@ -150,8 +159,12 @@ def plan(
         form = replace(form, window=None)
     if form.sequences is not None and bool((form.sequences == form.sequences[:, :1]).all()):
         form = replace(form, sequences=None)  # torch.compile always sets them
+    if form.images is not None and bool((form.images < 0).all()):
+        form = replace(form, images=None)
     runs = None if real is None else _runs(real)
     made = Plan(causal=form.causal, keys=keys, runs=runs, special=_special(form, real, runs))
+    if form.images is not None:
+        return replace(made, mask=block_mask(form, real, q_length, keys, torch.device(device)))
     if real is None and form.window is None and form.sequences is None:
         return made
     # neighborhood_attention is used for windows of 2 keys or more and as many queries as keys.
@@ -172,7 +185,7 @@ def _span_of_one(
 ) -> Tensor | None:
     """The keys that one query sees, if they are a span."""
     form = read(mask_function)
-    if form is None or form.sequences is not None or form.positions is not None:
+    if form is None or (form.sequences, form.positions, form.images) != (None, None, None):
         return None
     real = attention_mask
     if real is not None:
@@ -210,6 +223,11 @@ def read(function: MaskFunction) -> Form | None:
         chunk, skipped = held.get("chunk_size"), held.get("left_padding")
         known = isinstance(chunk, int) and isinstance(skipped, Tensor)
         return Form(chunk=chunk, skipped=skipped) if known else None
+    if made_by == "or_masks" and len(held.get("mask_functions", ())) == 2:
+        inner, images = read(held["mask_functions"][0]), _images(held["mask_functions"][1])
+        if inner is None or images is None or inner != Form(causal=True, window=inner.window):
+            return None
+        return Form(causal=True, images=images, reach=inner.window)
     if made_by == "packed_sequence_mask_function" and "packed_sequence_mask" in held:
         return Form(sequences=held["packed_sequence_mask"])
     if made_by == "remap_positions_for_packed_sequence" and held.keys() >= {
@@ -228,7 +246,26 @@ def read(function: MaskFunction) -> Form | None:
     return None
 
 
+def _images(function: MaskFunction) -> Tensor | None:
+    """The images of the tokens, of the function by which those of one image see each other."""
+    if not inspect.isfunction(function) or function.__module__ != hf.__name__:
+        return None
+    if function.__qualname__.partition(".<locals>")[0] != "blockwise_overlay":
+        return None
+    images = inspect.getclosurevars(function).nonlocals.get("block_sequence_ids")
+    return images if isinstance(images, Tensor) and images.dim() == 2 else None
+
+
 def _joined(parts: list[Form]) -> Form | None:
+    with_images = [part for part in parts if part.images is not None]
+    if with_images:
+        windows = [part.window for part in parts if part.window is not None]
+        others = [
+            part for part in parts if part.images is None and part != Form(window=part.window)
+        ]
+        if len(with_images) > 1 or others:
+            return None
+        return replace(with_images[0], window=min(windows, default=None))
     windows = [part.window for part in parts if part.window is not None]
     sequences = [part.sequences for part in parts if part.sequences is not None]
     positions = [part.positions for part in parts if part.positions is not None]
@@ -255,6 +292,10 @@ def _fits(form: Form, batch: int, q_len: int, kv_len: int, keys: int) -> bool:
         return form.window is None and form.sequences is None
     if not q_len <= keys <= kv_len:
         return False
+    if form.images is not None:
+        later = form.images[:, keys:kv_len]  # of a cache with room, where no image goes on
+        there = form.images.shape[0] == batch and q_len == keys <= form.images.shape[1]
+        return there and bool((later < 0).all())
     if form.sequences is None:
         return True
     if form.sequences.shape != (batch, q_len) or q_len != keys:
@@ -290,6 +331,8 @@ def _runs(real: Tensor) -> Runs | None:
 
 
 def _special(form: Form, real: Tensor | None, runs: Runs | None) -> str | None:
+    if form.images is not None:
+        return "image tokens that see each other"
     if form.window is not None:
         return "a sliding window"
     if form.sequences is not None:
@@ -301,13 +344,20 @@ def block_mask(
     form: Form, real: Tensor | None, q_len: int, keys: int, device: torch.device
 ) -> BlockMask:
     """The block lists of a known form; causal aligns the last query with the last key."""
-    grid = BlockGrid(q_len, keys, BLOCK, BLOCK, causal=form.causal)
+    causal = form.causal and form.images is None  # tokens of an image see later ones
+    grid = BlockGrid(q_len, keys, BLOCK, BLOCK, causal=causal)
     shift = keys - q_len
     full = some = grid.reachable()[None]
     # Blocks in which distance alone does not decide whether a pair is visible.
     special_q, special_k = (torch.zeros(n, dtype=torch.bool, device="cpu") for n in grid.shape)
+    least, most = grid.distances()
+    if form.images is not None:
+        images, reach = form.images[:, :keys].cpu(), keys if form.reach is None else form.reach
+        one, listed = _pairs_of_images(images)
+        full = one | ((least >= 0) & (most < reach))
+        some = listed | ((most >= 0) & (least < reach))
+        special_q = special_k = (_ends(images)[1] >= 0).any(0)
     if form.window is not None:
-        least, most = grid.distances()
         full, some = full & (most < form.window), some & (least < form.window)
     if form.sequences is not None:
         low, high = _ends(form.sequences.cpu())
@@ -322,9 +372,13 @@ def block_mask(
 
     def rule(entry: int) -> Callable[[Tensor, Tensor], Tensor]:
         def visible(q: Tensor, k: Tensor) -> Tensor:
-            # The causal condition is applied separately.
+            # The causal condition is applied separately, but for images.
             window = keys if form.window is None else form.window
             seen = k > q + shift - window
+            if form.images is not None:
+                own, reach = form.images[entry, q], keys if form.reach is None else form.reach
+                same = (own == form.images[entry, k]) & (own >= 0)
+                seen = seen & (same | ((k <= q) & (k > q - reach)))
             if form.sequences is not None:
                 seen = seen & (form.sequences[entry, q] == form.sequences[entry, k])
             return seen if real is None else seen & real[entry, k]
@@ -335,14 +389,28 @@ def block_mask(
     # from_rules takes one list per head; here there is one per batch entry.
     kinds = from_map(full), from_map(some & ~full)
     sizes = (q_len, keys, BLOCK, BLOCK)
-    mask = from_rules(rules, *kinds, special_q, special_k, *sizes, form.causal, device)
+    mask = from_rules(rules, *kinds, special_q, special_k, *sizes, causal, device)
     lists: dict[str, Any] = {
         name: None if getattr(mask, name) is None else getattr(mask, name).transpose(0, 1)
         for name in TENSORS
     }
     return BlockMask(
-        **lists, q_len=q_len, kv_len=keys, block_q=BLOCK, block_kv=BLOCK, causal=form.causal
+        **lists, q_len=q_len, kv_len=keys, block_q=BLOCK, block_kv=BLOCK, causal=causal
     )
+
+
+def _pairs_of_images(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks of pairs within one image, and blocks that may have such pairs, bool `[B, nQ, nK]`.
+
+    Args:
+        images: integers `[B, tokens]`, which rise from image to image; -1 is none.
+    """
+    low, high = _ends(images)
+    whole = (low == high) & (low >= 0)
+    one = whole[:, :, None] & whole[:, None] & (low[:, :, None] == low[:, None])
+    behind = torch.iinfo(images.dtype).max
+    low = _ends(images.masked_fill(images < 0, behind))[0]  # of the image tokens alone
+    return one, (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
 
 
 def _ends(values: Tensor) -> tuple[Tensor, Tensor]:

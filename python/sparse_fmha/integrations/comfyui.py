@@ -52,7 +52,7 @@ class SparseAttention:
 
     RETURN_TYPES: ClassVar = ("MODEL",)
     FUNCTION: ClassVar = "apply"
-    CATEGORY: ClassVar = "model_patches/attention"
+    CATEGORY: ClassVar = "model/patch"
     DESCRIPTION: ClassVar = "Sparse self-attention over the tokens of the image or video."
 
     @classmethod
@@ -72,7 +72,7 @@ class SparseAttention:
                 "start_percent": ("FLOAT", {**share, "default": 0.2}),
                 "end_percent": ("FLOAT", {**share, "default": 1.0}),
                 "dense_blocks": ("STRING", {"default": ""}),
-                "min_tokens": ("INT", {"default": 12288, "min": 0, "max": 1 << 24}),
+                "min_tokens": ("INT", {"default": 12288, "min": 0, "max": 1 << 20}),
                 "verbose": ("BOOLEAN", {"default": False}),
             }
         }
@@ -95,7 +95,8 @@ class SparseAttention:
                 (keep_percent, of 100).
             others: start_percent, end_percent: shares of the schedule, as the model's sampling
                 counts them, between which attention is sparse. dense_blocks: such as "0, 1, 47-49".
-                min_tokens: calls with fewer stay dense. verbose: logs each reason once.
+                min_tokens: calls with fewer stay dense. verbose: logs once what is sparse, and what
+                stays dense by these settings; a model that cannot be sparse is told anyhow.
         """
         chosen: Any
         if method == "window":

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from torch import nn
+
 from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
@@ -25,7 +27,7 @@ from sparse_fmha.integrations._diffusion_calibrate import calibrate
 from sparse_fmha.integrations._diffusion_decoder import disable_decoder, enable_decoder
 from sparse_fmha.integrations._diffusion_hooks import Hooks, Settings
 from sparse_fmha.integrations._diffusion_methods import Dense
-from sparse_fmha.integrations._diffusion_models import MODELS, transformers_of
+from sparse_fmha.integrations._diffusion_models import MODELS, Model, transformers_of
 from sparse_fmha.integrations._diffusion_plan import Choice
 from sparse_fmha.integrations._diffusion_presets import Preset
 from sparse_fmha.integrations._diffusion_record import Recording, record
@@ -62,18 +64,29 @@ def presets(
     """Named settings of `enable` with their sources.
 
     Args:
-        pipe_or_transformer: keep those for its transformers.
+        pipe_or_transformer: keep those for its transformers; those by layer, for as many layers.
         grid: keep those that run on so many tokens per axis.
+
+    Returns:
+        Presets; none if there are no published settings for the model.
     """
-    names = None
-    if pipe_or_transformer is not None:
-        names = {name for _, name, _ in transformers_of(pipe_or_transformer)}
+    found = [] if pipe_or_transformer is None else transformers_of(pipe_or_transformer)
     sizes = None if grid is None else checks.check_grid(grid)
     return [
         preset
         for preset in named.known().values()
-        if (names is None or names <= set(preset.models)) and (sizes is None or preset.fits(sizes))
+        if all(each[1] in preset.models and _has_layers(preset, *each) for each in found)
+        and (sizes is None or preset.fits(sizes))
     ]
+
+
+def _has_layers(preset: Preset, model: nn.Module, name: str, row: Model) -> bool:
+    """Whether the layers that a preset names are all layers of a model, or it names none."""
+    choice, count = Choice(None, preset.layers or None), len(row.layers(model))
+    numbers = {*choice.by_number, *preset.dense_layers}
+    return (not choice.by_number or len(choice.by_number) == count) and all(
+        number < count for number in numbers
+    )
 
 
 def is_enabled(pipe_or_transformer: object) -> bool:
@@ -152,8 +165,8 @@ def enable(
         grid: tokens per axis, for calls from which they cannot be read, without reference images;
             default: read from each call.
         min_tokens: calls with fewer tokens in the self-attention stay dense, as there is little to
-            gain; this is warned about once. Default: 12288 for videos, 0 for images and the method
-            "dense".
+            gain; this is warned about once. Default: the preset's, or 12288 for videos, 0 for
+            images and the method "dense".
         verbose: warn once for each of: what runs, and what stays dense by which setting.
 
     Model calls then raise ValueError if the grid has another number of tokens than the attention or
@@ -195,6 +208,8 @@ def enable(
         dense_layers = () if settings is None else settings.dense_layers
     first = checks.check_steps("first_dense_steps", first_dense_steps)
     last = checks.check_steps("last_dense_steps", last_dense_steps)
+    if min_tokens is None and settings is not None:
+        min_tokens = settings.min_tokens
     if min_tokens is not None:
         checks.check_count("min_tokens", min_tokens)
     found = transformers_of(pipe_or_transformer)

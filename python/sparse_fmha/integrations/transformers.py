@@ -26,6 +26,7 @@ require("transformers", by=__name__, extra="transformers")
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from sparse_fmha._checks import MAX_HEAD_DIM
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.integrations import _transformers_packed
 from sparse_fmha.integrations._layer_table import Layers, parse
@@ -38,11 +39,11 @@ from sparse_fmha.integrations._transformers_packed import attend_packed, continu
 __all__ = ["Plan", "attend", "continuous_batching", "plan", "register"]
 
 NAME = "sparse_fmha"
-# Unsupported options of models, by keyword.
+# Unsupported options of models, by keyword, and what takes them.
 REFUSED = {
-    "softcap": "logit soft-capping",
-    "position_bias": "position_bias",
-    "cache": "a paged cache; for generate_batch, see continuous_batching()",
+    "softcap": ("logit soft-capping", "'eager' or 'flex_attention'"),
+    "position_bias": ("position_bias", "'eager' or 'sdpa'"),
+    "cache": ("a paged cache; for generate_batch, see continuous_batching()", "'eager' or 'sdpa'"),
 }
 SINKS = "s_aux"  # of each head, as gpt-oss passes them
 WEIGHTS = "output_attentions"  # True or False in each layer's call
@@ -120,11 +121,11 @@ def attend(
             name; a layer with a sparse method in a pass other than causal prefill.
         ValueError: layers of `method_of` that the model does not have.
     """
-    for option, what in REFUSED.items():
+    for option, (what, others) in REFUSED.items():
         if kwargs.get(option) is not None:
             raise NotImplementedError(
                 f"{NAME} does not support {what}, which {type(module).__name__} requests; load the "
-                "model with attn_implementation='eager' or 'sdpa'"
+                f"model with attn_implementation={others}"
             )
     if kwargs.get(WEIGHTS):
         raise NotImplementedError(
@@ -132,6 +133,11 @@ def attend(
             "attention weights, got True; load the model with attn_implementation='eager'"
         )
     index = getattr(module, "layer_idx", None)
+    if query.shape[3] > MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"{NAME} does not support head dims above {MAX_HEAD_DIM}, {type(module).__name__} of "
+            f"layer {index} has {query.shape[3]}; load the model with attn_implementation='sdpa'"
+        )
     if isinstance(method_of, Layers):
         method_of.check(module)
         method = method_of.of(module, index)

@@ -24,13 +24,16 @@ from torch import Tensor
 from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_methods import Dense
+from sparse_fmha.integrations._reports import Reports
 
 __all__ = ["attend"]
+
+REPORTS = Reports()
 
 MIN_TOKENS = 12288
 # What the server says of a call; everything else that is not ours is an option of the method.
 SERVER = ("denoise_step_idx", "total_denoise_steps", "latent_shape", "patch_size",
-          "total_latent_frames", "patches_per_frame")  # fmt: skip
+          "total_latent_frames", "patches_per_frame", "kv_cache_dtype")  # fmt: skip
 OURS = {"method": "neighborhood", "first_dense_steps": 0, "last_dense_steps": 0, "before": 0,
         "min_tokens": MIN_TOKENS}  # fmt: skip
 
@@ -50,7 +53,8 @@ def attend(
             grid, and the configuration: `method` ("neighborhood") and its options, as
             `integrations.diffusers.enable` has them; `first_dense_steps` and `last_dense_steps`,
             numbers of steps or shares as floats; `min_tokens` (12288), below which calls are dense;
-            `before`, how many of the tokens that are not on the grid are before it.
+            `before`, how many of the tokens that are not on the grid are before it. Other names are
+            warned about once and ignored: servers may add some.
 
     Raises:
         NotImplementedError: causal attention.
@@ -60,7 +64,7 @@ def attend(
     if is_causal:
         raise NotImplementedError("sparse_fmha does not support causal attention for vLLM-Omni")
     given = {name: params.get(name, default) for name, default in OURS.items()}
-    options = {k: v for k, v in params.items() if k not in SERVER and k not in OURS}
+    options = _options(given["method"], params)
     method: Any = _made(given["method"], json.dumps(options, sort_keys=True))
     layout = _layout(query.shape[1], key.shape[1], int(given["before"]), params)
     if layout.tokens < given["min_tokens"] or _is_dense(given, params):
@@ -71,6 +75,21 @@ def attend(
     seen = [layout.all_runs()] * query.shape[0]
     out: Tensor = method(query, key, value, layout, seen, softmax_scale)
     return out
+
+
+def _options(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    names = table.options_of(method)
+    options = {}
+    for name, value in params.items():
+        if name in names:
+            options[name] = value
+        elif name not in SERVER and name not in OURS:
+            REPORTS(
+                f"{method} {name}",
+                f"params of vLLM-Omni have {name!r}, which is ignored: options of method "
+                f"{method!r} are {names}",
+            )
+    return options
 
 
 @functools.lru_cache(64)

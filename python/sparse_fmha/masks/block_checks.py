@@ -47,8 +47,7 @@ def check_width(name: str, width: int | None) -> None:
 def check_list_tensor(
     name: str, tensor: Tensor, dtype: torch.dtype, axes: int | None = None
 ) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    _checks.check_strided(name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
     if axes is not None and tensor.dim() != axes:

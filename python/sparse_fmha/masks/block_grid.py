@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks, block_lists, tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
@@ -35,6 +35,7 @@ class BlockGrid(TensorFields):
 
     PLAIN = ("q_len", "kv_len", "block_q", "block_kv", "causal", "device")
 
+    @plain_ints
     def __init__(
         self,
         q_len: int,
@@ -94,10 +95,12 @@ class BlockGrid(TensorFields):
         """Returns an empty map."""
         return torch.zeros(self.shape, dtype=torch.bool, device=self.device)
 
+    @plain_ints
     def sink(self, n: int) -> Tensor:
         """Returns the blocks of the first n keys, for all queries."""
         return self.keys(0, check_int("n", n))
 
+    @plain_ints
     def local(self, n: int) -> Tensor:
         """Returns the blocks of keys less than n from a query.
 
@@ -117,6 +120,7 @@ class BlockGrid(TensorFields):
         """Returns the blocks with the key at a query's own position."""
         return self.local(1)
 
+    @plain_ints
     def keys(self, start: int | None = None, stop: int | None = None) -> Tensor:
         """Returns the blocks of the keys `start:stop`, bounds as in a slice, for all queries."""
         start, stop = _bounds(start, stop, self.kv_len)
@@ -124,6 +128,7 @@ class BlockGrid(TensorFields):
         columns = (first < stop) & (last >= start) & (start < stop)
         return columns.expand(self.shape).clone()
 
+    @plain_ints
     def queries(self, start: int | None = None, stop: int | None = None) -> Tensor:
         """Returns all keys for the queries `start:stop`, bounds as in a slice."""
         start, stop = _bounds(start, stop, self.q_len)
@@ -132,10 +137,12 @@ class BlockGrid(TensorFields):
         rows = (first < stop + shift) & (last >= start + shift) & (start < stop)
         return rows[:, None].expand(self.shape).clone()
 
+    @plain_ints
     def last_queries(self, n: int) -> Tensor:
         """Returns all keys for the last n queries."""
         return self.queries(max(self.q_len - check_int("n", n), 0), self.q_len)
 
+    @plain_ints
     def tokens(self, start: int | None = None, stop: int | None = None) -> Tensor:
         """Returns the blocks of global tokens: all queries see them, and they see all keys.
 
@@ -149,6 +156,7 @@ class BlockGrid(TensorFields):
         rows = self.queries(max(start - shift, 0), max(stop - shift, 0))
         return rows.logical_or_(self.keys(start, stop))
 
+    @plain_ints
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
         """`BlockMask.from_blocks` for bool `[nQ, nK]`, `[H|1, nQ, nK]` or `[B|1, H|1, nQ, nK]`."""
         if isinstance(blocks, Tensor) and 2 <= blocks.dim() < 4:

@@ -19,20 +19,25 @@ ABSENT = -1  # fills lists past their count
 
 
 def chunks(
-    rows: int, columns: int, device: torch.device, elements: int | None = None
+    rows: int,
+    columns: int,
+    device: torch.device,
+    elements: int | None = None,
+    *,
+    on_gpu: int = 1 << 26,
 ) -> list[slice]:
     """Splits the rows of a table into slices, so that temporaries of one slice stay small.
 
     On the CPU a slice has `elements` of the table: by default as many as fit in the cache, at most
-    an eighth of the table. On other devices each slice costs launches, so slices are larger. A
-    slice has at least one row. Under tracing there is one slice, as the number of slices would
-    become a constant of the graph.
+    an eighth of the table. On other devices each slice costs launches, so slices are larger, with
+    `on_gpu` elements. A slice has at least one row. Under tracing there is one slice, as the number
+    of slices would become a constant of the graph.
     """
     symbolic = isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt)
     if symbolic or torch.compiler.is_compiling():
         return [slice(0, rows)]
     if device.type != "cpu":
-        elements = 1 << 26
+        elements = on_gpu
     elif elements is None:
         elements = min(1 << 16, max(1 << 14, rows * columns >> 3))
     step = max(1, elements // max(1, columns))

@@ -112,6 +112,7 @@ class BlockMask(BlockBuilders, BlockSets):
 
         Raises:
             IndexError: the mask has no such batch entry or head.
+            TypeError: batch or head is no int.
             ValueError: path does not end in .png.
             ImportError: matplotlib is not installed.
         """

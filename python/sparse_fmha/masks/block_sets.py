@@ -15,9 +15,11 @@ Mask = TypeVar("Mask", bound="BlockSets")
 class BlockSets(BlockFields):
     """The set operations of `BlockMask`."""
 
-    @classmethod
-    def union(cls: type[Mask], *masks: Mask) -> Mask:
+    # No parameter before the masks: `BlockMask.union(a, b)` and `a.union(b)` are the same call.
+    def union(*masks: Mask) -> Mask:
         """Returns the pairs visible in any mask, like `a | b`; adds forced blocks to a mask.
+
+        `BlockMask.union(a, b)` is `a.union(b)`.
 
         A block that is full in one mask is full; the bitmasks of blocks that are partial in several
         are combined. Batch entries and heads broadcast from 1. The lists have room for those of all
@@ -28,11 +30,13 @@ class BlockSets(BlockFields):
             ValueError: no masks are given, or they differ in lengths, block sizes, causal or
                 device.
         """
-        return cls._of(union.union(_parts_of(masks)))
+        joined = union.union(_parts_of(masks))
+        return type(masks[0])._of(joined)
 
-    @classmethod
-    def intersection(cls: type[Mask], *masks: Mask) -> Mask:
+    def intersection(*masks: Mask) -> Mask:
         """Returns the pairs visible in all masks, like `a & b`: e.g. documents and a window.
+
+        `BlockMask.intersection(a, b)` is `a.intersection(b)`.
 
         A block that is full in all masks is full; the bitmasks of blocks that are partial in some
         are intersected. Batch entries and heads broadcast from 1. Does not wait for the device.
@@ -44,15 +48,16 @@ class BlockSets(BlockFields):
             TypeError: one of them is not a BlockMask.
             ValueError: no masks are given, or they differ in lengths, block sizes or device.
         """
-        return cls._of(intersection.intersection(_parts_of(masks)))
+        common = intersection.intersection(_parts_of(masks))
+        return type(masks[0])._of(common)
 
     def __or__(self: Mask, other: Mask) -> Mask:
         """See `union`."""
-        return self.union(self, other) if isinstance(other, BlockSets) else NotImplemented
+        return self.union(other) if isinstance(other, BlockSets) else NotImplemented
 
     def __and__(self: Mask, other: Mask) -> Mask:
         """See `intersection`."""
-        return self.intersection(self, other) if isinstance(other, BlockSets) else NotImplemented
+        return self.intersection(other) if isinstance(other, BlockSets) else NotImplemented
 
 
 def _parts_of(masks: Sequence[BlockSets]) -> list[BlockParts]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.masks import block_lists, stripe_checks, tensor_fields
+from sparse_fmha.masks import block_checks, block_lists, stripe_checks, tensor_fields
 from sparse_fmha.masks.parts import StripeParts
 from sparse_fmha.masks.tensor_fields import TensorFields
 
@@ -104,6 +104,7 @@ class StripeMask(TensorFields):
             width: capacity of the lists, default kv_len; a group with more loses its last keys.
         """
         stripe_checks.check_seen(seen)
+        block_checks.check_width("width", width)
         counts, columns = block_lists.list_blocks(seen, width)
         return StripeMask(columns, counts, q_len, seen.shape[3], block_q, causal=causal)
 

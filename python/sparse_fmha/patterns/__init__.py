@@ -1,10 +1,10 @@
 """Published sparse attention methods as masks.
 
 Each function builds a `BlockMask`, or a `StripeMask` if the method selects single keys; those whose
-names end in `_attention` compute the whole method. `quest`, `snapkv`, `SeerDecodeGate`, `MoaCache`,
-`newest_tokens` and those whose names end in `_cache` choose keys for `decode_attention`. The
-docstrings have the formula, the source and the published defaults. docs/patterns.md lists all
-patterns in one table.
+names end in `_attention` compute the whole method. `quest`, `snapkv`, `SeerDecodeGate`,
+`HipSearch`, `MoaCache`, `newest_tokens` and those whose names end in `_cache` choose keys for
+`decode_attention`. The docstrings have the formula, the source and the published defaults.
+docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
@@ -21,6 +21,7 @@ from sparse_fmha.patterns.flexprefill import flexprefill_query_aware
 from sparse_fmha.patterns.flexprefill_mask import flexprefill_mask
 from sparse_fmha.patterns.head_search import HeadSearch, search_heads
 from sparse_fmha.patterns.hip import hip
+from sparse_fmha.patterns.hip_decode import HipSearch
 from sparse_fmha.patterns.light_forcing import (
     LightForcingLayout,
     light_forcing,
@@ -61,7 +62,7 @@ from sparse_fmha.patterns.sparsifiner import (
     SparsifinerPredictor,
     sparsifiner_distillation_loss,
 )
-from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_streams
+from sparse_fmha.patterns.ssa import SSAStreams, ssa, ssa_alignment, ssa_attention, ssa_streams
 from sparse_fmha.patterns.static_cache import (
     MoaCache,
     power_attention_cache,
@@ -90,6 +91,7 @@ __all__ = [
     "GridLines",
     "HeadMethod",
     "HeadSearch",
+    "HipSearch",
     "LightForcingLayout",
     "MoaCache",
     "ModalityOrder",
@@ -158,6 +160,7 @@ __all__ = [
     "sparsifiner_distillation_loss",
     "ssa",
     "ssa_alignment",
+    "ssa_attention",
     "ssa_streams",
     "streaming_llm",
     "streaming_llm_cache",

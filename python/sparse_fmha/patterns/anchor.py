@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import LARGEST_FLOAT, check_int, check_number, plain_ints
 from sparse_fmha._ops import anchor, anchor_words
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
@@ -39,6 +39,7 @@ class AnchorResult(TensorFields):
 tensor_fields.register(AnchorResult, "sparse_fmha.patterns.AnchorResult")
 
 
+@plain_ints
 def anchor_attention(
     q: Tensor,
     k: Tensor,
@@ -90,13 +91,14 @@ def anchor_attention(
     length = q.shape[1]
     if k.shape[1] != length:
         raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")
-    if block not in BLOCKS:
+    check_int("step", step)
+    if check_int("block", block) not in BLOCKS:
         raise ValueError(f"block must be {_checks.one_of(BLOCKS)}, got {block}")
     if not 1 <= step <= 2048 // block:
         raise ValueError(f"step must be from 1 to {2048 // block} blocks of {block}, got {step}")
     if width is not None:
         width = check_int("width", width)
-    theta = _checks.finite("theta", theta)
+    theta = check_number("theta", theta, -LARGEST_FLOAT, LARGEST_FLOAT)
     scale = _checks.finite("scale", scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 

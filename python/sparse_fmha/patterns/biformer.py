@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag, check_int, check_q_and_k
+from sparse_fmha._checks import check_flag, check_instance, check_int, check_q_and_k, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
@@ -14,6 +14,7 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
 
 
+@plain_ints
 def image_regions(
     height: int, width: int, regions: int = 7, *, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -50,6 +51,7 @@ class BiFormerLayout(TensorFields):
 
     TENSORS = ("queries", "keys")
 
+    @plain_ints
     def __init__(
         self,
         region: Tensor,
@@ -66,6 +68,7 @@ class BiFormerLayout(TensorFields):
 tensor_fields.register(BiFormerLayout, "sparse_fmha.patterns.BiFormerLayout")
 
 
+@plain_ints
 def biformer(
     q: Tensor, k: Tensor, layout: BiFormerLayout, *, top_k: int, per_head: bool = False
 ) -> BlockMask:
@@ -98,6 +101,7 @@ def biformer(
     Raises:
         ValueError, TypeError: tensors do not match the layout, or a size is not allowed.
     """
+    check_instance("layout", layout, BiFormerLayout)
     check_q_and_k(q, k)
     check_int("top_k", top_k, 1)
     check_flag("per_head", per_head)

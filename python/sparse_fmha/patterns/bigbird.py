@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_collection, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_lists import distinct
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import Lists, from_pattern, pattern_rows, replace_rows
 
 
+@plain_ints
 def bigbird(
     length: int,
     heads: int,
@@ -50,6 +51,7 @@ def bigbird(
     Raises:
         ValueError, TypeError: a size or block number is not allowed.
     """
+    check_collection("global_blocks", global_blocks)
     check_int("length", length, 1)
     check_int("heads", heads, 1)
     check_int("window_blocks", window_blocks, 1)
@@ -75,6 +77,7 @@ def bigbird(
         both = torch.cat([near, everywhere.expand(len(rows), -1)], 1)
         return distinct(both, (both >= 0) & (both < blocks))
 
+    check_int("seed", seed, -(1 << 63))
     draw = _draw(*forced(torch.arange(blocks, device="cpu")[:, None]), heads, random_blocks, seed)
 
     def make(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_number, check_q_and_k
+from sparse_fmha._checks import check_instance, check_number, check_q_and_k
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
@@ -45,6 +45,7 @@ def cube_top_k(
     Raises:
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
+    check_instance("order", order, CubeOrder)
     check_q_and_k(q, k)
     cubes = math.prod(order.cubes)
     shares = keep if isinstance(keep, Sequence) else [keep]
@@ -55,4 +56,5 @@ def cube_top_k(
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
         scores = pooled_scores(queries, keys, scale=scale)
         chosen = top_k_blocks(scores, counts if isinstance(keep, Sequence) else counts[0])
-    return order.mask(order.with_others(chosen))
+    alone = not order.before and not order.after  # other blocks see all
+    return order.mask(order.with_others(chosen), max(counts) if alone else None)

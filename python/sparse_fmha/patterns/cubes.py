@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, one_of
+from sparse_fmha._checks import check_collection, check_int, one_of, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, tensor_fields
 from sparse_fmha.masks.block_checks import BLOCKS_Q
@@ -52,6 +52,7 @@ class CubeOrder(RegionOrder):
         "ragged",
     )
 
+    @plain_ints
     def __init__(
         self,
         grid: Sequence[int],
@@ -61,6 +62,8 @@ class CubeOrder(RegionOrder):
         after: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_collection("grid", grid)
+        check_collection("cube", cube)
         if not 1 <= len(grid) <= 3 or len(cube) != len(grid):
             raise ValueError(
                 "grid must have one to three entries, and cube as many, got "
@@ -114,6 +117,7 @@ class CubeOrder(RegionOrder):
         blocks[:, :, self.inside, self.inside] = cubes
         return blocks
 
+    @plain_ints
     def mask(self, blocks: Tensor, width: int | None = None) -> BlockMask:
         """Returns the mask of a map of blocks, for tokens in this order; padding is not seen.
 
@@ -140,6 +144,7 @@ class CubeOrder(RegionOrder):
             partial_bits=seen[..., None, :].expand(*indices.shape, self.block, -1),
         )
 
+    @plain_ints
     def near(self, window: Sequence[int]) -> Tensor:
         """Returns the cubes within `window // 2` cubes of each other on every axis.
 
@@ -149,6 +154,7 @@ class CubeOrder(RegionOrder):
         Returns:
             bool `[regions, regions]`; False for blocks that are not cubes.
         """
+        check_collection("window", window)
         if len(window) != len(self.cubes):
             raise ValueError(
                 f"window must have {len(self.cubes)} entries, one for each axis, got {list(window)}"

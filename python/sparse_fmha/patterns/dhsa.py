@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_flag, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import check_flag, check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -14,9 +13,10 @@ from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.patterns.minference import blocks_of_means
-from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
+from sparse_fmha.selection import pool_blocks, pooled_scores
 
 
+@plain_ints
 def dhsa(
     q: Tensor,
     k: Tensor,
@@ -66,8 +66,8 @@ def dhsa(
 
     Returns:
         A mask with lists for each batch entry, and 1 or Hq heads, built without waiting for the
-        device. All `Lq / block_q * Lkv` scores of a list are computed, a few blocks at a time; sums
-        of k take 8 bytes for each token and channel of a head at a time.
+        device. All `Lq / block_q * chunks` scores of a list are computed, a few blocks at a time;
+        sums of k take 16 bytes for each token and channel of a head at a time.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
@@ -86,34 +86,33 @@ def dhsa(
         edges = boundaries.long().clamp(0, kv_len).expand(q.shape[0], -1)
         pooled = k.mean(2, keepdim=True, dtype=torch.float32) if shared else k
         chunk_keys = _chunk_means(pooled, edges, normalize)
-        key = torch.arange(kv_len, device=q.device)
-        chunk = torch.searchsorted(edges.contiguous(), key.repeat(len(edges), 1), right=True) - 1
-        chunk = chunk.clamp(0, max(0, edges.shape[1] - 2))[:, None, None]
+        spans = edges[:, None, :-1].int(), edges[:, None, 1:].int()
+        forced = (begin - low).clamp(max=first).masked_fill_(dense, 0)
+        room = (keys - local - forced).masked_fill_(dense, 0)
 
         def chosen(part: slice) -> tuple[Tensor, Tensor]:
             queries = pool_blocks(q[:, part.start * block_q : part.stop * block_q], block_q)
             if shared:
                 queries = queries.mean(2, keepdim=True)
             scores = pooled_scores(queries, chunk_keys, scale=1.0)
-            scores = scores.gather(-1, chunk.expand(*scores.shape[:3], -1))
-            least = low[part, None]
-            scores.masked_fill_(key < least + first, torch.inf)
-            out = (key < least) | (key >= begin[part, None]) | dense[part, None]
-            return top_k_indices(scores.masked_fill_(out, -torch.inf), keys - local)
+            of_part = (low[part], forced[part], begin[part], room[part])
+            return _best_chunks(scores, spans, of_part, min(keys - local, kv_len))
 
         lists = q.shape[0], 1 if shared else q.shape[2]
-        parts = block_lists.chunks(groups, lists[0] * lists[1] * kv_len, q.device, 1 << 18)
+        row = lists[0] * lists[1] * max(chunk_keys.shape[1], keys - local)
+        parts = block_lists.chunks(groups, row, q.device, 1 << 18)
         counts, columns = block_lists.by_chunks(chosen, parts, groups, 2)
     runs = max(local, kv_len if dense_rows else 0)
-    slot = torch.arange(ceil_div(runs, range_size), device=q.device)
-    starts = torch.where(dense, low, begin)[:, None] + range_size * slot
+    slot = torch.arange(ceil_div(runs, range_size), dtype=torch.int32, device=q.device)
+    starts = torch.where(dense, low, begin).int()[:, None] + range_size * slot
     listed = (starts < end[:, None]) & (dense[:, None] | (slot < local // range_size))
-    starts = torch.where(listed, starts, block_lists.ABSENT).int().expand(*lists, -1, -1)
+    starts = starts.masked_fill_(~listed, block_lists.ABSENT).expand(*lists, -1, -1)
     number = listed.sum(-1, dtype=torch.int32).expand(*lists, -1)
     of_runs = (starts, number, range_size)
     return StripeMask(columns, counts, sizes.q_len, kv_len, block_q, *of_runs, causal=True)
 
 
+@plain_ints
 def dhsa_blocks(
     q: Tensor,
     k: Tensor,
@@ -199,18 +198,61 @@ class _Sizes:
 def _chunk_means(k: Tensor, edges: Tensor, normalize: bool) -> Tensor:
     """Returns fp32 `[B, chunks, H, D]`: means of k `[B, L, H, D]`, 0 for empty chunks.
 
-    Sums are differences of prefix sums in fp64, which lose nothing that fp32 would keep.
+    Sums are differences of prefix sums in fp64, which lose nothing that fp32 would keep. They run
+    along the last dimension: along another one, a GPU's thread would add all tokens of a channel.
     """
     batch, _, heads, dim = k.shape
     length = (edges[:, 1:] - edges[:, :-1]).clamp(min=1).double()
     length = length.sqrt() if normalize else length
     shape = (batch, edges.shape[1] - 1, heads, dim)
     means = torch.empty(shape, dtype=torch.float32, device=k.device)
+    if not k.shape[1]:
+        return means.zero_()
     for b in range(batch):
+        ends = (edges[b] - 1).clamp(min=0)
         for h in range(heads):
-            before = pad(k[b, :, h].double().cumsum(0), (0, 0, 1, 0))[edges[b]]
-            means[b, :, h] = (before[1:] - before[:-1]) / length[b, :, None]
+            rows = k[b, :, h].T.to(torch.float64, memory_format=torch.contiguous_format)
+            before = rows.cumsum(1).index_select(1, ends).masked_fill_(edges[b] == 0, 0)
+            means[b, :, h] = (before.diff(dim=1) / length[b]).T
     return means
+
+
+def _best_chunks(
+    scores: Tensor, spans: tuple[Tensor, Tensor], rows: tuple[Tensor, ...], width: int
+) -> tuple[Tensor, Tensor]:
+    """Lists the keys of the chunks with the largest scores, all keys of a chunk having its score.
+
+    Chunks are ordered, not keys, so nothing here has an entry for each key.
+
+    Args:
+        scores: fp32 `[B, H, n, chunks]`; -inf and NaN are never taken, ties take the first.
+        spans: int32 `[B, 1, chunks]` each, where chunks begin and end.
+        rows: int64 `[n]` each: the first key, how many from there on are always listed, where the
+            keys end that may be taken, and how many of these are taken besides those always listed.
+        width: capacity of the lists.
+
+    Returns:
+        counts int32 `[B, H, n]` and ascending keys int32 `[B, H, n, width]`.
+    """
+    low, forced, end, room = (row.int() for row in rows)
+    begins = torch.maximum(spans[0], (low + forced)[:, None])[:, None]  # [B, 1, n, chunks]
+    lengths = torch.minimum(spans[1], end[:, None])[:, None] - begins
+    lengths = lengths.clamp_(min=0).expand(scores.shape).masked_fill(~(scores > -torch.inf), 0)
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    best = lengths.gather(-1, order)
+    before = best.cumsum(-1, dtype=torch.int32).sub_(best)
+    best = torch.minimum((room[:, None] - before).clamp_(min=0), best)
+    taken = torch.empty_like(best).scatter_(-1, order, best)
+    ends = taken.cumsum(-1, dtype=torch.int32).add_(forced[:, None])
+    slot = torch.arange(width, dtype=torch.int32, device=scores.device)
+    slots = slot.expand(*scores.shape[:3], -1).contiguous()
+    chunk = torch.searchsorted(ends, slots, right=True).clamp_(max=scores.shape[-1] - 1)
+    shift = begins - (ends - taken)
+    columns = torch.where(
+        slot < forced[:, None], low[:, None] + slot, slot + shift.gather(-1, chunk)
+    )
+    counts = ends[..., -1]
+    return counts, columns.masked_fill_(slot >= counts[..., None], block_lists.ABSENT)
 
 
 def _check_boundaries(boundaries: Tensor, q: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import check_floats, check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.attention import attention
 from sparse_fmha.selection.reductions import score_sums
@@ -13,6 +13,7 @@ from sparse_fmha.selection.reductions import score_sums
 SMALL = 1e-6  # added to both masses of a ratio, as in the released code
 
 
+@plain_ints
 def dhsa_boundaries(
     ratios: Tensor, chunks: int, *, theta: float = 1.1, distance: int = 8
 ) -> Tensor:
@@ -54,6 +55,7 @@ def dhsa_boundaries(
 
 
 @torch.no_grad()
+@plain_ints
 def dhsa_ratios(q: Tensor, k: Tensor, *, window: int = 4, scale: float | None = None) -> Tensor:
     """Returns how unlike the attention to the tokens before and after each token is.
 

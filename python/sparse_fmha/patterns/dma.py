@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, softplus
 
-from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._checks import check_floats, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -38,6 +38,7 @@ class DMABias(nn.Module):
         ValueError, TypeError: a size is not allowed.
     """
 
+    @plain_ints
     def __init__(
         self,
         heads_kv: int,
@@ -85,6 +86,7 @@ class DMAMask(NamedTuple):
     row_threshold: Tensor  # fp32 [B, heads or 1, Lq]
 
 
+@plain_ints
 def dma_mask(
     bias: Tensor,
     keep: int = KEEP,
@@ -127,6 +129,7 @@ def dma_mask(
     q_len = kv_len if q_len is None else check_int("q_len", q_len)
     if q_len > kv_len:
         raise ValueError(f"q_len must be at most the {kv_len} keys of bias, got {q_len}")
+    check_int("block_q", block_q)
     run = 128 if block_q % 128 == 0 else 64
     stripe_checks.check_sizes(q_len, kv_len, block_q, run, True)
     with torch.no_grad():
@@ -148,6 +151,7 @@ def dma_mask(
     return DMAMask(mask, bias.float().repeat_interleave(copies, 1), threshold)
 
 
+@plain_ints
 def dma_attention(
     q: Tensor,
     k: Tensor,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag, check_int
+from sparse_fmha._checks import check_flag, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks import documents as starts
@@ -15,6 +15,7 @@ from sparse_fmha.masks.block_checks import check_sizes, check_width
 from sparse_fmha.masks.block_mask import BlockMask
 
 
+@plain_ints
 def documents(
     cu: Tensor,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_q_and_k
+from sparse_fmha._checks import check_instance, check_q_and_k
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.selection import pooled_scores, top_k_blocks
@@ -51,6 +51,7 @@ def draft(
     Raises:
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
+    check_instance("order", order, CubeOrder)
     check_q_and_k(q, k)
     with torch.no_grad():
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))

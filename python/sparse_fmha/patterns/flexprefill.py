@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag, check_number
+from sparse_fmha._checks import check_flag, check_number, plain_ints
 from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import by_chunks, chunks, reached
@@ -13,6 +13,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_p_blocks
 
 
+@plain_ints
 def flexprefill_query_aware(
     q: Tensor,
     k: Tensor,

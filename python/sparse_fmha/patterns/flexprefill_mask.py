@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import check_int, check_number, plain_ints
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.flexprefill import query_aware_blocks
@@ -16,6 +16,7 @@ from sparse_fmha.selection.reductions import reductions
 
 
 @torch.no_grad()
+@plain_ints
 def flexprefill_mask(
     q: Tensor,
     k: Tensor,

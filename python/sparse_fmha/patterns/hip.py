@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.patterns.hip_search import halvings, keys_of, search
 from sparse_fmha.patterns.token_top_k import LocalWindow
-from sparse_fmha.selection import top_k_indices
+from sparse_fmha.selection.products import fp32_product
 
 
+@plain_ints
 def hip(
     q: Tensor,
     k: Tensor,
@@ -73,29 +75,20 @@ def hip(
         counts = torch.zeros(*lists, window.groups, dtype=torch.int32, device=q.device)
         return window.mask(counts.new_empty(*counts.shape, 0), counts)
     low = torch.clamp(begin, max=first)  # the search is between this key and the window
-    halvings, longest = 0, ceil_div(most, n)
-    while longest > granule:
-        halvings, longest = halvings + 1, ceil_div(longest, 2)
+    times = halvings(ceil_div(most, n), granule)
+    shape = batch, heads_kv, heads // heads_kv
 
     def found(part: slice) -> tuple[Tensor, Tensor]:
-        queries = _sampled(q, part, block_q, sample).unflatten(1, (heads_kv, heads // heads_kv))
-        chunk = torch.arange(n + 1, device=q.device)
-        edges = low[part, None] + (begin - low)[part, None] * chunk // n
-        shape = (batch, heads_kv, heads // heads_kv, len(edges), n)
-        starts, ends = (edge.expand(shape) for edge in (edges[:, :-1], edges[:, 1:]))
-        for _ in range(halvings):
-            starts, ends = _halve(starts, ends, granule)
-            scores = _scores(queries, k, starts, ends)
-            counts, kept = top_k_indices(scores, n)
-            there = torch.arange(n, device=q.device) < counts[..., None]
-            kept = kept.clamp(min=0).long()
-            starts = starts.gather(-1, kept)
-            ends = torch.where(there, ends.gather(-1, kept), starts)
-        sinks = torch.arange(first, device=q.device).expand(*shape[:4], -1)
-        tokens = starts[..., None] + torch.arange(granule, device=q.device)
-        keep = (tokens < ends[..., None]).flatten(-2)
-        tokens = torch.cat([sinks, tokens.flatten(-2)], -1).flatten(0, 2)
-        keep = torch.cat([sinks < low[part, None], keep], -1).flatten(0, 2)
+        queries = _sampled(q, part, block_q, sample).unflatten(1, shape[1:])
+
+        def score(positions: Tensor) -> Tensor:
+            return _scores(queries, k, positions.expand(*shape, *positions.shape[-2:]))
+
+        starts, ends = search(low[part, None], begin[part, None], n, times, granule, score)
+        tokens, keep = keys_of(starts, ends, granule)
+        sinks = torch.arange(first, device=q.device).expand(*shape, tokens.shape[-2], -1)
+        tokens = torch.cat([sinks, tokens.expand(*shape, -1, -1)], -1).flatten(0, 2)
+        keep = torch.cat([sinks < low[part, None], keep.expand(*shape, -1, -1)], -1).flatten(0, 2)
         width, groups = min(first + keys, kv_len), part.stop - part.start
         counts, columns = block_lists.list_kept(tokens, keep, batch * heads, groups, width)
         return counts.unflatten(0, lists), columns.unflatten(0, lists)
@@ -108,7 +101,7 @@ def hip(
 
 
 def _sampled(q: Tensor, part: slice, block_q: int, sample: int) -> Tensor:
-    """Returns the sampled queries of some groups, fp32 `[B, Hq, groups, n, D]`.
+    """Returns the sampled queries of some groups, `[B, Hq, groups, n, D]`.
 
     The last group may be shorter; its last sampled query takes the place of those that are missing.
     """
@@ -116,28 +109,18 @@ def _sampled(q: Tensor, part: slice, block_q: int, sample: int) -> Tensor:
     last = (q.shape[1] - 1 - group) // sample * sample
     step = torch.arange(0, block_q, sample, device=q.device)
     rows = (group + torch.minimum(step, last)).flatten()
-    taken = q.index_select(1, rows).float().transpose(1, 2)
+    taken = q.index_select(1, rows).transpose(1, 2)
     sampled: Tensor = taken.unflatten(2, (len(group), len(step)))
     return sampled
 
 
-def _halve(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]:
-    """Divides chunks `[..., n]` with more than `granule` keys; others get an empty second half."""
-    length = ends - starts
-    middle = torch.where(length > granule, starts + (length + 1) // 2, ends)
-    pairs = (starts, middle), (middle, ends)
-    first, second = (torch.stack(pair, -1).flatten(-2) for pair in pairs)
-    return first, second
-
-
-def _scores(queries: Tensor, k: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Returns the scores of chunks `[B, Hkv, G, groups, n]`; -inf if empty.
+def _scores(queries: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+    """Returns the largest product of keys with a group's queries, `[B, Hkv, G, groups, n]`.
 
     Args:
-        queries: fp32 `[B, Hkv, G, groups, rows, D]`. k: `[B, L, Hkv, D]`.
+        queries: `[B, Hkv, G, groups, rows, D]`. k: `[B, L, Hkv, D]`.
+        positions: int64 `[B, Hkv, G, groups, n]`; L may be the position of a chunk without keys.
     """
-    middle = (starts + (ends - starts) // 2).clamp(max=k.shape[1] - 1)
-    index = middle.flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
-    keys: Tensor = k.transpose(1, 2).gather(2, index).float().unflatten(2, middle.shape[2:])
-    scores = (queries @ keys.transpose(-1, -2)).amax(-2)
-    return scores.masked_fill_(ends <= starts, -torch.inf)
+    index = positions.flatten(2).clamp(max=k.shape[1] - 1)[..., None].expand(-1, -1, -1, k.shape[3])
+    keys = k.transpose(1, 2).gather(2, index).unflatten(2, positions.shape[2:])
+    return fp32_product(queries, keys.mT).amax(-2)

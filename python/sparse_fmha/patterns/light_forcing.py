@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_number, check_q_and_k
+from sparse_fmha._checks import (
+    check_collection,
+    check_instance,
+    check_int,
+    check_number,
+    check_q_and_k,
+    plain_ints,
+)
 from sparse_fmha.masks import block_checks, block_lists, tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.tensor_fields import TensorFields
@@ -16,6 +23,7 @@ from sparse_fmha.patterns.regions import RegionOrder
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
 
 
+@plain_ints
 def light_forcing_sparsity(
     q_lens: Sequence[int],
     kv_lens: Sequence[int],
@@ -44,6 +52,9 @@ def light_forcing_sparsity(
             above 0.
         TypeError: an argument has a wrong type.
     """
+    check_collection("q_lens", q_lens)
+    check_collection("kv_lens", kv_lens)
+    check_collection("noise", noise)
     if not len(q_lens) == len(kv_lens) == len(noise):
         raise ValueError(
             "q_lens, kv_lens and noise must have the same number of entries, got "
@@ -98,6 +109,7 @@ class LightForcingLayout(TensorFields):
     TENSORS = ("pieces", "piece_frame", "ends", "cut", "cut_pieces")
     PLAIN = ("q_len", "kv_len", "frame", "block_q", "block_kv")
 
+    @plain_ints
     def __init__(
         self,
         q_len: int,
@@ -136,6 +148,7 @@ class LightForcingLayout(TensorFields):
 tensor_fields.register(LightForcingLayout, "sparse_fmha.patterns.LightForcingLayout")
 
 
+@plain_ints
 def light_forcing(
     q: Tensor,
     k: Tensor,
@@ -179,6 +192,7 @@ def light_forcing(
     Raises:
         ValueError, TypeError: tensors do not match the layout, or a number is not allowed.
     """
+    check_instance("layout", layout, LightForcingLayout)
     check_q_and_k(q, k)
     check_number("sparsity", sparsity, 0, 1)
     for name, number in (("frames", frames), ("sink", sink), ("recent", recent)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_collection, check_int, plain_ints
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_checks import check_sizes
 from sparse_fmha.masks.block_lists import ABSENT, build_lists, distinct
@@ -15,6 +15,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import Lists, from_rules, replace_rows
 
 
+@plain_ints
 def longformer(
     length: int,
     *,
@@ -52,6 +53,7 @@ def longformer(
     Raises:
         ValueError, TypeError: a size or position is not allowed.
     """
+    check_collection("global_tokens", global_tokens)
     check_int("window", window, 2)
     if window % 2:
         raise ValueError(f"window must be even, half for each side, got {window}")

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, plain_ints
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import ABSENT, by_chunks, chunks, reached, reached_before
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_indices
 
 
+@plain_ints
 def minference_block_sparse(
     q: Tensor,
     k: Tensor,

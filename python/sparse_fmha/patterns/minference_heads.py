@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._checks import check_instance, check_int, check_q_and_k, plain_ints
 from sparse_fmha.patterns.minference import minference_block_sparse
 from sparse_fmha.patterns.per_head import HeadMethod, per_head_attention
 from sparse_fmha.patterns.streaming_llm import streaming_llm
@@ -53,6 +53,7 @@ def load_minference(source: str | Path | list[Any]) -> list[dict[int, HeadPatter
     ]
 
 
+@plain_ints
 def minference_heads(
     patterns: Mapping[int, HeadPattern],
     heads: int,
@@ -82,6 +83,7 @@ def minference_heads(
     Raises:
         ValueError, TypeError: a number is not allowed, or a kind or head is unknown.
     """
+    check_instance("patterns", patterns, Mapping)
     check_int("heads", heads, 1)
     check_int("top_k", top_k)
     groups: dict[HeadPattern, list[int]] = {}
@@ -113,6 +115,7 @@ def minference_heads(
     return methods
 
 
+@plain_ints
 def minference_attention(
     q: Tensor,
     k: Tensor,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag, check_int, check_q_and_k
+from sparse_fmha._checks import check_flag, check_instance, check_int, check_q_and_k, plain_ints
 from sparse_fmha.masks import block_checks, block_lists, tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.tensor_fields import TensorFields
@@ -46,6 +46,7 @@ class ModalityOrder(TensorFields):
     TENSORS = ("queries", "keys", "full", "partial")
     PLAIN = ("width",)
 
+    @plain_ints
     def __init__(
         self,
         modality: Tensor,
@@ -104,6 +105,7 @@ class ModalityOrder(TensorFields):
 tensor_fields.register(ModalityOrder, "sparse_fmha.patterns.ModalityOrder")
 
 
+@plain_ints
 def mminference_boundary(
     q: Tensor,
     k: Tensor,
@@ -141,6 +143,8 @@ def mminference_boundary(
     Raises:
         ValueError, TypeError: a shape, dtype, modality or pattern is not allowed.
     """
+    check_instance("pairs", pairs, Mapping)
+    check_instance("order", order, ModalityOrder)
     check_q_and_k(q, k)
     queries, keys = order.queries, order.keys
     for name, tensor in (("q", q), ("k", k)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_q_and_k, check_qkv
+from sparse_fmha._checks import check_collection, check_int, check_q_and_k, check_qkv, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -28,6 +28,7 @@ class GridLines(NamedTuple):
     phase: Tensor
 
 
+@plain_ints
 def mminference_grid_lines(
     q: Tensor, k: Tensor, strides: Sequence[int], *, last: int = 64, scale: float | None = None
 ) -> GridLines:
@@ -55,6 +56,7 @@ def mminference_grid_lines(
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
     """
+    check_collection("strides", strides)
     check_q_and_k(q, k)
     q_len, kv_len = q.shape[1], k.shape[1]
     strides = _check_strides(strides, q_len, kv_len)
@@ -74,6 +76,7 @@ def mminference_grid_lines(
     return GridLines(stride, torch.stack(phases, -1).gather(-1, chosen)[..., 0])
 
 
+@plain_ints
 def mminference_grid_attention(
     q: Tensor,
     k: Tensor,

@@ -9,12 +9,13 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_collection, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_pattern
 
 
+@plain_ints
 def moa(
     q_len: int,
     kv_len: int,
@@ -81,6 +82,9 @@ def spans_of(
     block: int,
 ) -> list[int]:
     """Checks the arguments of `moa`; returns the span of each head, in whole blocks."""
+    check_collection("alphas", alphas)
+    check_collection("betas", betas)
+    check_int("kv_len", kv_len)
     check_int("block", block, 1)
     check_int("sink", sink)
     check_int("min_span", min_span, sink + 1)

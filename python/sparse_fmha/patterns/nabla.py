@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_number, check_q_and_k
+from sparse_fmha._checks import check_instance, check_number, check_q_and_k, plain_ints
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.cubes import CubeOrder
 from sparse_fmha.selection import pooled_scores, top_p_blocks
 
 
+@plain_ints
 def nabla(
     q: Tensor,
     k: Tensor,
@@ -54,6 +55,7 @@ def nabla(
     Raises:
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
+    check_instance("order", order, CubeOrder)
     check_q_and_k(q, k)
     check_number("p", p, 0, 1)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_flag, check_int, check_qkv
+from sparse_fmha._checks import check_collection, check_flag, check_int, check_qkv, plain_ints
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_mask import BlockMask
@@ -72,6 +72,7 @@ def per_head_attention(
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
+@plain_ints
 def per_head_attention(
     q: Tensor,
     k: Tensor,
@@ -113,6 +114,7 @@ def per_head_attention(
         ValueError, TypeError, RuntimeError: a head is not named once, a method returns something
             else, or as in `block_sparse_attention` and `stripe_attention`.
     """
+    check_collection("methods", methods)
     check_qkv(q, k, v, axes=(1,))
     check_flag("return_lse", return_lse)
     total = q.shape[2]
@@ -157,6 +159,7 @@ def per_head_attention(
     return (out, lse) if return_lse else out
 
 
+@plain_ints
 def join_heads(parts: Sequence[tuple[Sequence[int], Mask]], heads: int) -> Mask:
     """Joins masks of different heads into one.
 
@@ -175,6 +178,7 @@ def join_heads(parts: Sequence[tuple[Sequence[int], Mask]], heads: int) -> Mask:
             exist, or no mask is given.
         TypeError: a part has no mask.
     """
+    check_collection("parts", parts)
     if not parts:
         raise ValueError("parts must have at least one mask, got none")
     first = parts[0][1]

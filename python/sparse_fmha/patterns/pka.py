@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_flag, check_floats, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import (
+    check_collection,
+    check_flag,
+    check_floats,
+    check_int,
+    check_number,
+    check_q_and_k,
+    plain_ints,
+)
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.merge import merge
@@ -17,6 +25,7 @@ from sparse_fmha.selection import pooled_scores
 Pair = tuple[Tensor, Tensor]
 
 
+@plain_ints
 def pka_attention(
     q: Tensor,
     k: Tensor,
@@ -63,6 +72,8 @@ def pka_attention(
         ValueError, TypeError: as in `attention`; the grid or rows do not fit, or rows are given
             without a subject.
     """
+    check_collection("grid", grid)
+    check_collection("spatial", spatial)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_flag("joint", joint)
     lengths = [check_int(f"grid[{n}]", length, 1) for n, length in enumerate(grid)]

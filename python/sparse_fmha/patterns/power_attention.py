@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_checks import check_sizes
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_pattern
 
 
+@plain_ints
 def power_attention(
     q_len: int,
     kv_len: int,

@@ -10,19 +10,29 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_int, check_integers, check_number
+from sparse_fmha._checks import (
+    check_choice,
+    check_collection,
+    check_instance,
+    check_int,
+    check_integers,
+    check_number,
+    plain_ints,
+)
 from sparse_fmha._sizes import CACHED, ceil_div
-from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.merge import merge
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
-from sparse_fmha.selection import pooled_scores, top_k_blocks, top_p_blocks
+from sparse_fmha.selection.choosing import ROUNDING, fixed_point, masses_before
+from sparse_fmha.selection.products import key_operand, products
 
 LEVELS = (1, 2, 4, 8)
 SHARES = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
 
 
+@plain_ints
 def psa_levels(
     q: Tensor,
     k: Tensor,
@@ -58,7 +68,7 @@ def psa_levels(
     kernel, which needs that.
 
     Args:
-        q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`.
+        q: `[B, Lq, Hq, D]`. k: `[B, Lkv, Hkv, D]`; dtypes and strides as in `attention`.
         shares: ascending shares 0 to 1 of some of the levels 1, 2, 4, 8, in this order.
         by: "rank" or "mass". least: with "mass", level 1 has at least `int(least * nK) + 1` blocks.
         similarity: thresholds of some of the levels 2, 4, 8.
@@ -69,11 +79,13 @@ def psa_levels(
 
     Returns:
         uint8 `[B, Hq, nQ, nK]`, without waiting for the device, a few rows of blocks at a time. The
-        sample's scores take `1 / every**2` of the products of all queries and keys.
+        sample takes `1 / every**2` of the products of all queries and keys, twice: once for sums
+        of exponentials, in `attention`, and once for the maxima.
 
     Raises:
         ValueError, TypeError: a shape, dtype, level or number is not allowed.
     """
+    check_instance("shares", shares, Mapping)
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     _check_shares(shares, similarity)
     check_choice("by", by, ("rank", "mass"))
@@ -87,37 +99,38 @@ def psa_levels(
     exact = grid.keys(max(grid.kv_len - text, 0)) & reachable
     if causal:
         exact |= grid.diagonal()
+    scale = _checks.finite("scale", scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     with torch.no_grad():
-        keys = k[:, ::every].float()
+        sample, keys = (q if scale >= 0 else -q)[:, ::every], k[:, ::every]
+        lse = _sampled_lse(sample, keys, grid, every, abs(scale))
+        keys = key_operand(keys, q.dtype)
         caps = None if similarity is None else _caps(k, similarity, block_kv, q.shape[2])
 
+        def importance(part: slice) -> list[Tensor]:
+            first, last = (n * block_q // every for n in (part.start, part.stop))
+            own = sample[:, first:last], lse[:, :, first:last]
+            return [_importance(*own, keys, grid, part.start, every, abs(scale))]
+
+        one_row = q.shape[0] * q.shape[2] * (block_q // every) * keys.shape[3]
+        parts = block_lists.chunks(rows, one_row, q.device, CACHED)
+        (found,) = block_lists.by_chunks(importance, parts, rows, 2)
+
         def choose(part: slice) -> list[Tensor]:
-            sample = q[:, part.start * block_q : part.stop * block_q : every]
-            found = _importance(sample, keys, grid, part.start, every, scale)
-            found = found.masked_fill(~reachable[part], -torch.inf)
-            if by == "mass":
-                found = found.clamp(min=0)
-                found = found / found.sum(-1, keepdim=True).clamp(min=1e-30)
-            levels = torch.zeros_like(found, dtype=torch.uint8)
-            for level in sorted(shares, reverse=True):
-                if by == "rank":
-                    taken = top_k_blocks(found, density=shares[level])
-                else:
-                    few = int(least * columns) + 1 if level == 1 else 1
-                    taken = top_p_blocks(found, shares[level], min_blocks=few)
-                levels.masked_fill_(taken, level)
+            own = found[:, :, part].masked_fill(~reachable[part], -torch.inf)
+            levels = _by_rank(own, shares) if by == "rank" else _by_mass(own, shares, least)
             if caps is not None:
                 levels = torch.minimum(levels, caps[:, :, None])
             if grid.kv_len % block_kv:
                 levels[..., -1].clamp_(max=1)
             return [levels.masked_fill_(exact[part], 1)]
 
-        one_row = q.shape[0] * q.shape[2] * ceil_div(block_q, every) * keys.shape[1]
-        parts = block_lists.chunks(rows, one_row, q.device, CACHED)
+        parts = block_lists.chunks(rows, q.shape[0] * q.shape[2] * columns, q.device, CACHED)
         (levels,) = block_lists.by_chunks(choose, parts, rows, 2)
     return levels
 
 
+@plain_ints
 def psa_attention(
     q: Tensor,
     k: Tensor,
@@ -155,6 +168,7 @@ def psa_attention(
         ValueError, TypeError: as in `block_sparse_attention`; a level is not 1, 2, 4 or 8; `levels`
             does not fit.
     """
+    check_collection("pools", pools)
     _checks.check_qkv(q, k, v, axes=(1,))
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     check_integers("levels", levels)
@@ -195,20 +209,76 @@ def psa_attention(
     return merge(outs, lses)[0] if outs else torch.zeros_like(q)
 
 
-def _importance(
-    sample: Tensor, keys: Tensor, grid: BlockGrid, first: int, every: int, scale: float | None
-) -> Tensor:
-    """Returns the largest probability of each pair of blocks of a sample, fp32 `[B, H, n, nK]`."""
-    allowed = None
+def _sampled_lse(sample: Tensor, keys: Tensor, grid: BlockGrid, every: int, scale: float) -> Tensor:
+    """Returns the log-sum-exp of each sampled query over the sampled keys it sees, `[B, Hq, n]`."""
     if grid.causal:
-        start = first * grid.block_q + grid.kv_len - grid.q_len
-        at = torch.arange(sample.shape[1], device=sample.device)[:, None] * every + start
-        allowed = torch.arange(keys.shape[1], device=sample.device) * every <= at
-    shares = pooled_scores(sample, keys, scale=scale, allowed=allowed, softmax=True)
+        # Sampled query i sees key j <= i + shift; causal attention counts from the last key.
+        shift = (grid.kv_len - grid.q_len) // every
+        keys = keys[:, : max(0, sample.shape[1] + shift)]
+    _, lse = attention(sample, keys, keys, causal=grid.causal, scale=scale, return_lse=True)
+    return lse.transpose(1, 2)
+
+
+def _importance(
+    sample: Tensor, lse: Tensor, keys: Tensor, grid: BlockGrid, row: int, every: int, scale: float
+) -> Tensor:
+    """Returns the largest probability of each pair of blocks of a sample, fp32 `[B, H, n, nK]`.
+
+    The scores are written once and read once, for their maxima over the keys of a block.
+
+    Args:
+        sample: `[B, n, Hq, D]`, of the queries from block `row` on. lse: `[B, Hq, n]`.
+        keys: from `key_operand`. scale: at least 0.
+    """
+    n, columns = sample.shape[1], keys.shape[3]
     size_q, size_k = grid.block_q // every, grid.block_kv // every
-    shares = pad(shares, (0, -shares.shape[3] % size_k, 0, -shares.shape[2] % size_q))
-    found: Tensor = shares.unflatten(3, (-1, size_k)).amax(4).unflatten(2, (-1, size_q)).amax(3)
-    return found
+    start = row * grid.block_q + grid.kv_len - grid.q_len
+    if grid.causal:  # whole blocks up to the last query; the first one sees all before `ragged`
+        last = (start + (n - 1) * every) // every
+        columns = min(columns, ceil_div(max(0, last + 1), size_k) * size_k)
+        ragged = min(columns, max(0, start // every + 1))
+    scores = products(sample, keys[..., :columns]).unflatten(2, (-1, n)).flatten(1, 2)
+    if grid.causal:
+        at = torch.arange(n, device=sample.device)[:, None] * every + start
+        late = torch.arange(ragged, columns, device=sample.device) * every
+        scores[..., ragged:].masked_fill_(late > at, -torch.inf)
+    whole = columns // size_k * size_k
+    found = scores[..., :whole].unflatten(3, (whole // size_k, size_k)).amax(4)
+    if whole < columns:
+        found = torch.cat([found, scores[..., whole:].amax(3, keepdim=True)], 3)
+    hidden = (found == -torch.inf) | (lse[..., None] == -torch.inf)
+    found = (found * scale - lse[..., None]).masked_fill_(hidden, -torch.inf)
+    missing = ceil_div(keys.shape[3], size_k) - found.shape[3], -n % size_q
+    found = pad(found, (0, missing[0], 0, missing[1]), value=-torch.inf)
+    largest: Tensor = found.unflatten(2, (-1, size_q)).amax(3).exp()
+    return largest
+
+
+def _by_rank(found: Tensor, shares: Mapping[int, float]) -> Tensor:
+    """Returns the levels of blocks by their rank among those of a row with importance over -inf."""
+    found = found.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    values, order = found.sort(dim=-1, descending=True, stable=True)
+    there = (values > -torch.inf).sum(-1, keepdim=True).double()
+    slots = torch.arange(found.shape[-1], device=found.device)
+    ranked = torch.zeros_like(found, dtype=torch.uint8)
+    for level in sorted(shares, reverse=True):
+        ranked.masked_fill_(slots < (there * shares[level] - ROUNDING).ceil(), level)
+    return torch.empty_like(ranked).scatter_(-1, order, ranked)
+
+
+def _by_mass(found: Tensor, shares: Mapping[int, float], least: float) -> Tensor:
+    """Returns the levels of blocks by the importance of those before them."""
+    found = torch.where(found > 0, found, 0)
+    found = found / found.sum(-1, keepdim=True).clamp(min=1e-30)
+    values, order = found.sort(dim=-1, descending=True, stable=True)
+    before = masses_before(values)
+    slots = torch.arange(found.shape[-1], device=found.device)
+    ranked = torch.zeros_like(found, dtype=torch.uint8)
+    for level in sorted(shares, reverse=True):
+        few = int(least * found.shape[-1]) + 1 if level == 1 else 1
+        ranked.masked_fill_((before < fixed_point(shares[level])) | (slots < few), level)
+    ranked.masked_fill_(values <= 0, 0)
+    return torch.empty_like(ranked).scatter_(-1, order, ranked)
 
 
 def _caps(k: Tensor, similarity: Mapping[int, float], block_kv: int, heads: int) -> Tensor:

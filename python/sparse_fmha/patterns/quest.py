@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int
+from sparse_fmha._checks import (
+    check_device,
+    check_floats,
+    check_instance,
+    check_int,
+    check_integers,
+    check_shape,
+    plain_ints,
+)
 
 
 class PageBounds:
@@ -26,6 +36,7 @@ class PageBounds:
         ValueError, TypeError: a size is below 1 or no int.
     """
 
+    @plain_ints
     def __init__(
         self,
         pages: int,
@@ -61,15 +72,14 @@ class PageBounds:
                 What is written to the first row of a page begins the page anew.
 
         Raises:
-            ValueError: the shapes do not match.
+            ValueError, TypeError: a shape, dtype or device is not allowed.
         """
-        if k.dim() != 3 or k.shape[1:] != self._low.shape[1:]:
-            raise ValueError(
-                f"k must have shape [any, {', '.join(map(str, self._low.shape[1:]))}], got "
-                f"{list(k.shape)}"
-            )
-        if rows.shape != k.shape[:1]:
-            raise ValueError(f"rows must have shape [{k.shape[0]}], got {list(rows.shape)}")
+        check_floats("k", k)
+        check_shape("k", k, ("any", *self._low.shape[1:]))
+        check_integers("rows", rows)
+        check_shape("rows", rows, k.shape[:1])
+        for name, tensor in (("k", k), ("rows", rows)):
+            check_device(name, tensor, self._low.device)
         rows = rows.long()
         last = self._low.shape[0] - 1
         pages = torch.where(rows < 0, last, rows // self.page).clamp(max=last)
@@ -85,6 +95,7 @@ class PageBounds:
             bounds.scatter_reduce_(0, index, k.to(bounds.dtype), reduce)
 
 
+@plain_ints
 def quest(
     q: Tensor,
     bounds: PageBounds,
@@ -124,6 +135,7 @@ def quest(
     Raises:
         ValueError, TypeError: a shape does not match, or budget is below a page.
     """
+    check_instance("bounds", bounds, PageBounds)
     check_int("budget", budget, bounds.page)
     table = _table(q, bounds, seq_lens, page_table)
     heads = bounds.low.shape[1]
@@ -147,6 +159,7 @@ def quest(
     return indices, counts.int(), bounds.page
 
 
+@plain_ints
 def quest_page_table(
     blocks: tuple[Tensor, Tensor, int], seq_lens: Tensor, page_table: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -159,17 +172,35 @@ def quest_page_table(
     Returns:
         int32 `page_table` `[B, Hkv, n]`, in ascending order, and `seq_lens` `[B, Hkv]`, the tokens
         that are left, for `decode_attention`.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device is not allowed.
     """
     indices, counts, page = blocks
+    check_integers("blocks[0]", indices)
+    check_shape("blocks[0]", indices, ("batch", "heads", "pages"))
+    batch, heads = indices.shape[:2]
+    _check_numbers("blocks[1]", counts, (batch, heads), indices.device)
+    check_int("blocks[2]", page, 1)
+    _check_numbers("seq_lens", seq_lens, (batch,), indices.device)
+    _check_numbers("page_table", page_table, (batch, "pages"), indices.device)
     width = page_table.shape[1]
     lengths = seq_lens.long().clamp(0, width * page)[:, None]
     listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
     order = torch.where(listed, indices.long(), width).sort(-1).values
     table = page_table[:, None].expand(-1, indices.shape[1], -1)
-    chosen = table.gather(-1, order.clamp(max=width - 1)).masked_fill(order == width, -1)
+    chosen = table.gather(-1, order.clamp(0, width - 1)).masked_fill(order == width, -1)
     newest = lengths - (lengths - 1).div(page, rounding_mode="floor") * page
     left = torch.where(counts > 0, (counts - 1) * page + newest, 0)
     return chosen.int(), left.int()
+
+
+def _check_numbers(
+    name: str, tensor: Tensor, shape: Sequence[int | str], device: torch.device
+) -> None:
+    check_integers(name, tensor)
+    check_shape(name, tensor, shape)
+    check_device(name, tensor, device)
 
 
 def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> Tensor:
@@ -181,15 +212,15 @@ def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor |
         raise ValueError(
             f"q must have shape [any, 1, a multiple of {heads}, {dim}], got {list(q.shape)}"
         )
-    if seq_lens.shape != (batch,):
-        raise ValueError(f"seq_lens must have shape [{batch}], got {list(seq_lens.shape)}")
+    _check_numbers("seq_lens", seq_lens, (batch,), q.device)
     if page_table is None:
         if not batch or pages % batch:
             raise ValueError(
                 f"bounds must have a multiple of {batch} pages without a page_table, got {pages}"
             )
         return torch.arange(pages, device=q.device).view(batch, -1)
-    if page_table.dim() != 2 or page_table.shape[0] != batch or not page_table.shape[1]:
+    _check_numbers("page_table", page_table, (batch, "at least 1"), q.device)
+    if not page_table.shape[1]:
         raise ValueError(
             f"page_table must have shape [{batch}, at least 1], got {list(page_table.shape)}"
         )

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_flag, check_int, check_number
+from sparse_fmha._checks import check_flag, check_int, check_positive, plain_ints
 from sparse_fmha._sizes import CACHED, ceil_div
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 
 
+@plain_ints
 def radial(
     frames: int,
     frame_tokens: int,
@@ -59,8 +60,7 @@ def radial(
         check_int(name, number, 1)
     check_int("text", text)
     check_flag("first_frame", first_frame)
-    if not check_number("decay", decay, 0, math.inf):
-        raise ValueError("decay must be above 0, got 0")
+    decay = check_positive("decay", decay)
     video = frames * frame_tokens
     grid = BlockGrid(video + text, video + text, block, block, device="cpu")
     parts = _parts(frames, frame_tokens, block)

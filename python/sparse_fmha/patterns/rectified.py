@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number, check_q_and_k
+from sparse_fmha._checks import check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE
 from sparse_fmha.attention import block_sparse_attention
@@ -28,6 +28,7 @@ class Rectified(NamedTuple):
     rest: Tensor  # fp32 [B, Hq, nQ, nK], weights of the mean values of blocks that are left out
 
 
+@plain_ints
 def rectified(
     q: Tensor,
     k: Tensor,
@@ -104,6 +105,7 @@ def rectified(
         return Rectified(grid.mask(chosen), 1 - rest.sum(-1), rest)
 
 
+@plain_ints
 def rectified_attention(
     q: Tensor,
     k: Tensor,

@@ -7,7 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int, check_integers
+from sparse_fmha._checks import (
+    check_device,
+    check_floats,
+    check_int,
+    check_integers,
+    check_strided,
+    plain_ints,
+)
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.masks import tensor_fields
 from sparse_fmha.masks.block_lists import chunks
@@ -55,6 +62,7 @@ class RegionOrder(TensorFields):
         "most_blocks",
     )
 
+    @plain_ints
     def __init__(
         self,
         region: Tensor,
@@ -98,8 +106,9 @@ class RegionOrder(TensorFields):
     def permute(self, x: Tensor) -> Tensor:
         """Brings `[B, tokens, ...]` into region order: `[B, length, ...]`, padded with 0."""
         self._check(x, self.tokens)
-        padded = x.new_zeros(x.shape[0], self.length, *x.shape[2:])
-        return padded.index_copy_(1, self.slots, x)
+        shape = x.shape[0], self.length, *x.shape[2:]
+        result = x.new_zeros(shape) if self.padded else x.new_empty(shape)
+        return result.index_copy_(1, self.slots, x)
 
     def undo(self, x: Tensor) -> Tensor:
         """Inverse of `permute`: `[B, length, ...]` to `[B, tokens, ...]`, without padding."""
@@ -127,8 +136,10 @@ class RegionOrder(TensorFields):
         return means
 
     def _check(self, x: Tensor, tokens: int) -> None:
+        check_strided("x", x)
         if x.dim() < 2 or x.shape[1] != tokens:
             raise ValueError(f"x must have {tokens} tokens, got shape {list(x.shape)}")
+        check_device("x", x, self.slots.device)
 
 
 tensor_fields.register(RegionOrder, "sparse_fmha.patterns.RegionOrder")

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_choice, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import (
+    check_choice,
+    check_int,
+    check_number,
+    check_positive,
+    check_q_and_k,
+    plain_ints,
+)
 from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -53,6 +60,7 @@ class SeerAttentionGate(nn.Module):
 
     inv_freq: Tensor
 
+    @plain_ints
     def __init__(
         self,
         heads: int,
@@ -86,6 +94,7 @@ class SeerAttentionGate(nn.Module):
         self.weight_q = (
             nn.Parameter(torch.empty(shape_q, device=device, dtype=dtype)) if project_q else None
         )
+        rope_base = check_positive("rope_base", rope_base)
         if inv_freq is None:
             half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
             inv_freq = rope_base ** -(half / gate_dim)

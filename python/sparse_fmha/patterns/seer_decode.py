@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm
 
-from sparse_fmha._checks import check_floats, check_int, check_number
+from sparse_fmha._checks import (
+    check_device,
+    check_floats,
+    check_instance,
+    check_int,
+    check_integers,
+    check_number,
+    check_positive,
+    check_shape,
+    plain_ints,
+)
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.patterns.seer_attention import check_gate_sizes
 
@@ -47,6 +58,7 @@ class SeerDecodeGate(nn.Module):
 
     inv_freq: Tensor
 
+    @plain_ints
     def __init__(
         self,
         heads: int,
@@ -77,6 +89,7 @@ class SeerDecodeGate(nn.Module):
         )
         self.norm_q = nn.Parameter(torch.empty(gate_dim, **of_weights)) if norm else None
         self.norm_k = nn.Parameter(torch.empty(gate_dim, **of_weights)) if norm else None
+        rope_base = check_positive("rope_base", rope_base)
         half = torch.arange(0, gate_dim, 2, dtype=torch.float32, device=device)
         self.register_buffer("inv_freq", rope_base ** -(half / gate_dim), persistent=False)
         self.reset_parameters()
@@ -198,7 +211,9 @@ class SeerKeys:
         ValueError, TypeError: a size is not allowed.
     """
 
+    @plain_ints
     def __init__(self, gate: SeerDecodeGate, batch: int, kv_len: int) -> None:
+        check_instance("gate", gate, SeerDecodeGate)
         check_int("batch", batch, 1)
         self.gate = gate
         weight = gate.weight_k
@@ -219,16 +234,20 @@ class SeerKeys:
         Args:
             k: `[batch, L, Hkv, head_dim]`, keys before RoPE; what is behind a prompt is not read
                 into it.
-            seq_lens: int `[batch]`, tokens of each prompt.
+            seq_lens: int `[batch]`, tokens of each prompt; below 0: none.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype or device is not allowed.
         """
         block = self.gate.block
-        lens = seq_lens.long()
-        blocks = self._compressed.shape[1] - 1
-        if k.shape[0] != len(self._compressed) or ceil_div(k.shape[1], block) > blocks:
+        batch, blocks = len(self._compressed), self._compressed.shape[1] - 1
+        self._check(k, (batch, "tokens", *self._pools.shape[2:]), "seq_lens", seq_lens)
+        if ceil_div(k.shape[1], block) > blocks:
             raise ValueError(
-                f"k must have {len(self._compressed)} requests of at most {blocks * block} keys, "
-                f"got shape {list(k.shape)}"
+                f"k must have {batch} requests of at most {blocks * block} keys, got shape "
+                f"{list(k.shape)}"
             )
+        lens = seq_lens.long().clamp(min=0)
         k = pad(k, (0, 0, 0, 0, 0, blocks * block - k.shape[1])).float()
         at = torch.arange(blocks * block, device=k.device)
         seen = (at < lens[:, None])[..., None, None].unflatten(1, (blocks, block))
@@ -252,7 +271,11 @@ class SeerKeys:
         Args:
             k: `[batch, Hkv, head_dim]`, before RoPE.
             positions: int `[batch]`; below 0: none.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype or device is not allowed.
         """
+        self._check(k, self._pools.shape[1:], "positions", positions)
         block, at = self.gate.block, positions.long()
         k = k.float()
         begins, given = (at % block == 0)[:, None, None], (at >= 0)[:, None, None]
@@ -267,3 +290,11 @@ class SeerKeys:
         ends = (at >= 0) & (at % block == block - 1)
         where = torch.where(ends, number, last).clamp(max=last)
         self._compressed[torch.arange(len(at), device=at.device), where] = made
+
+    def _check(self, k: Tensor, shape: Sequence[int | str], name: str, numbers: Tensor) -> None:
+        check_floats("k", k)
+        check_shape("k", k, shape)
+        check_integers(name, numbers)
+        check_shape(name, numbers, self._pools.shape[1:2])
+        for what, tensor in (("k", k), (name, numbers)):
+            check_device(what, tensor, self._pools.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_fmha._checks import plain_ints
 from sparse_fmha.patterns.seer_attention import SeerAttentionGate
 from sparse_fmha.patterns.seer_decode import SeerDecodeGate
 
@@ -24,6 +25,7 @@ OURS = {
 }  # fmt: skip
 
 
+@plain_ints
 def load_seer_gates(
     source: str | Path | Mapping[str, Tensor],
     heads: int,

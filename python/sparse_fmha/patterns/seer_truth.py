@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_fmha._checks import plain_ints
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.selection.reductions import score_sums
 
 
 @torch.no_grad()
+@plain_ints
 def seer_ground_truth(
     q: Tensor,
     k: Tensor,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_collection, check_int, plain_ints
 
 
+@plain_ints
 def sliding_tile(
     grid: Sequence[int], tile: Sequence[int], window: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -35,6 +36,9 @@ def sliding_tile(
         ValueError: a length is not allowed.
         TypeError: a length is not an int.
     """
+    check_collection("grid", grid)
+    check_collection("tile", tile)
+    check_collection("window", window)
     if not 1 <= len(grid) <= 3 or not len(grid) == len(tile) == len(window):
         raise ValueError(
             "grid, tile and window must have one to three entries, as many in each, got "

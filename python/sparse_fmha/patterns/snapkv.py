@@ -6,10 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import (
+    check_device,
+    check_int,
+    check_integers,
+    check_number,
+    check_shape,
+    plain_ints,
+)
 from sparse_fmha.patterns.vertical_slash import last_query_sums
 
 
+@plain_ints
 def snapkv(
     q: Tensor,
     k: Tensor,
@@ -81,6 +89,7 @@ def snapkv(
     return indices.masked_fill(indices == length, -1).int(), counts
 
 
+@plain_ints
 def kept_rows(cache: Tensor, indices: Tensor, room: int = 0) -> Tensor:
     """Gathers the rows that each KV head keeps into a cache of their own.
 
@@ -94,8 +103,15 @@ def kept_rows(cache: Tensor, indices: Tensor, room: int = 0) -> Tensor:
 
     Returns:
         `[B, n + room, Hkv, D]`; rows that no token is kept in hold 0.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device is not allowed, or room is below 0.
     """
     check_int("room", room)
+    check_shape("cache", cache, ("batch", "rows", "heads", "head dim"))
+    check_integers("indices", indices)
+    check_shape("indices", indices, (cache.shape[0], cache.shape[2], "kept"))
+    check_device("indices", indices, cache.device)
     rows = indices.long().transpose(1, 2)[..., None]
     kept = cache.gather(1, rows.clamp(min=0).expand(-1, -1, -1, cache.shape[3]))
     kept = kept.masked_fill(rows < 0, 0)

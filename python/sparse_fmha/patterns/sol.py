@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_q_and_k
+from sparse_fmha._checks import LARGEST_FLOAT, check_choice, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
+from sparse_fmha._sizes import head_parts
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.merge import merge
+from sparse_fmha.merge import is_plain, merge_into_first
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
 from sparse_fmha.patterns._maps import map_like
 from sparse_fmha.selection import pool_blocks, pooled_scores
@@ -20,6 +21,7 @@ from sparse_fmha.selection import pool_blocks, pooled_scores
 LEAST_VARIANCE = 1e-6 * math.log(2) ** 2  # 1e-6 of scores in powers of two, as in the sources
 
 
+@plain_ints
 def sol_blocks(
     q: Tensor,
     k: Tensor,
@@ -55,7 +57,7 @@ def sol_blocks(
     check_q_and_k(q, k)
     if q.shape[1] != k.shape[1]:
         raise ValueError(f"k must have the {q.shape[1]} tokens of q, got {k.shape[1]}")
-    tau = _checks.finite("tau", tau)
+    tau = check_number("tau", tau, -LARGEST_FLOAT, LARGEST_FLOAT)
     scale = _checks.finite("scale", scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     grid = BlockGrid.of(q, k, block, block)
@@ -71,6 +73,7 @@ def sol_blocks(
     return exact if forced is None else exact | map_like("forced", forced, exact)
 
 
+@plain_ints
 def sol_attention(
     q: Tensor,
     k: Tensor,
@@ -104,9 +107,10 @@ def sol_attention(
 
     Returns:
         `[B, L, Hq, D]` in q's dtype, without waiting for the device; differentiable, but not
-        through the choice. It holds the outputs of both parts and a map of blocks; with
-        `rest="token"` also bitmasks of 8 bytes for each pair of blocks and head (16 with blocks of
-        128), with `rest="block"` scores of 4 bytes.
+        through the choice. Besides the result, memory is a map of blocks and, for some heads at a
+        time, the output of the pooled part; with `rest="token"` also bitmasks of 8 bytes for each
+        pair of blocks (16 with blocks of 128), with `rest="block"` scores of 4 bytes. With
+        derivatives, all heads are computed together.
 
     Raises:
         ValueError, TypeError: as in `sol_blocks` and `block_sparse_attention`.
@@ -115,20 +119,27 @@ def sol_attention(
     check_choice("rest", rest, ("token", "block"))
     exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
     mask = BlockGrid.of(q, k, block, block).mask(exact)
-    parts = [block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)]
+    out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
     whole = k.shape[1] // block
-    if whole:
-        left = exact[..., :whole].logical_not()
-        keys, values = k[:, : whole * block], v[:, : whole * block]
-        if rest == "token":
-            parts.append(_by_token(q, keys, values, left, scale, block))
-        else:
-            out, lse = _by_block(q, keys, values, left, scale, block)
+    if not whole:
+        return out
+    left = exact[..., :whole].logical_not()
+
+    def merged(own: slice, own_kv: slice) -> Tensor:
+        keys, values = (x[:, : whole * block, own_kv] for x in (k, v))
+        pooled = _by_token if rest == "token" else _by_block
+        other, other_lse = pooled(q[:, :, own], keys, values, left[:, own], scale, block)
+        if rest == "block":
             rows = torch.arange(q.shape[1], device=q.device) // block
-            out = out.to(parts[0][0].dtype)  # under autocast not that of q
-            parts.append((out.index_select(1, rows), lse.index_select(1, rows)))
-    outs, lses = zip(*parts, strict=True)
-    return merge(outs, lses)[0]
+            other = other.to(out.dtype)  # under autocast not that of q
+            other, other_lse = other.index_select(1, rows), other_lse.index_select(1, rows)
+        return merge_into_first((out[:, :, own], other), (lse[:, :, own], other_lse))[0]
+
+    if not is_plain(q, k, v):
+        return merged(slice(None), slice(None))
+    for own, own_kv in head_parts(q, k):
+        merged(own, own_kv)
+    return out
 
 
 def _by_token(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_fmha._checks import check_floats, check_int, check_number, check_q_and_k
+from sparse_fmha._checks import check_floats, check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_checks
 from sparse_fmha.masks.block_mask import BlockMask
@@ -46,6 +46,7 @@ class SparsifinerPredictor(nn.Module):
         ValueError, TypeError: a number is not allowed.
     """
 
+    @plain_ints
     def __init__(
         self,
         tokens: int,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, smooth_l1_loss
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_device, check_floats, check_int, check_qkv, finite, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.block_lists import ABSENT
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
+from sparse_fmha.selection import largest, pool_blocks
+from sparse_fmha.selection.largest import GROUP
+from sparse_fmha.selection.products import key_operand, products
+
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class SSAStreams(NamedTuple):
@@ -25,6 +31,7 @@ class SSAStreams(NamedTuple):
     alignment: Tensor  # scalar, see `ssa_alignment`
 
 
+@plain_ints
 def ssa(
     q: Tensor,
     k: Tensor,
@@ -63,42 +70,58 @@ def ssa(
     Returns:
         A mask with lists for each batch entry and query head (one for all with one key head), built
         without waiting for the device. Bitmasks take `block_q * block / 8` bytes for each entry of
-        a list. All `Hq * Lq * Lkv / block` scores are computed, a few query blocks at a time.
+        a list; `ssa_attention` has them once for each key head. The scores of all tokens with the
+        blocks before them are computed, a few query blocks at a time.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
     """
-    check_int("blocks", blocks, 1)
-    grid = BlockGrid.of(q, k, block_q, block, causal=True)
-    rows, columns = grid.shape
-    batch, q_len, heads, _ = q.shape
-    heads_kv = k.shape[2]
-    if width is None:
-        width = blocks * block_q
-    width = min(check_int("width", width), columns)
-    keys = pool_blocks(k.detach(), block)
+    mask = _mask(q, k, blocks, block, scale, block_q, width)
+    heads, heads_kv = q.shape[2], k.shape[2]
+    if heads_kv == 1:
+        return mask
+    return _of_heads(mask, lambda table: table.repeat_interleave(heads // heads_kv, 1))
 
-    def lists(part: slice) -> list[Tensor]:
-        tokens = slice(part.start * block_q, min(part.stop * block_q, q_len))
-        at = torch.arange(tokens.start, tokens.stop, device=q.device) + (grid.kv_len - q_len)
-        scores = pooled_scores(q[:, tokens].detach(), keys, scale=scale)
-        chosen = _chosen(scores.unflatten(1, (heads_kv, heads // heads_kv)), at, block, blocks)
-        return _lists(chosen, block_q, min(blocks, columns), width, block // 8)
 
-    parts = block_lists.chunks(rows, batch * heads * block_q * columns, q.device, 1 << 20)
-    made = block_lists.by_chunks(lists, parts, rows, 2)
-    if heads_kv > 1:
-        made = [table.repeat_interleave(heads // heads_kv, 1) for table in made]
-    counts, indices, partial_counts, partial_indices, bits = made
-    return BlockMask(
-        counts,
-        indices,
-        *(grid.q_len, grid.kv_len, block_q, block),
-        partial_counts=partial_counts,
-        partial_indices=partial_indices,
-        partial_bits=bits,
-        causal=True,
+@plain_ints
+def ssa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    blocks: int = 16,
+    block: int = 16,
+    scale: float | None = None,
+    block_q: int = 64,
+    width: int | None = None,
+) -> Tensor:
+    """Computes SSA's attention, with its choice: `block_sparse_attention` under the mask of `ssa`.
+
+    The query heads of a key head have the same lists. Here they have them once: key heads take the
+    place of batch entries, which copies nothing with one batch entry. So bitmasks take
+    `Hkv / Hq` of the memory of those of `ssa`. Differentiable in q, k and v; the choice is not.
+
+    Args:
+        q: `[B, Lq, Hq, D]`. k, v: `[B, Lkv, Hkv, D]`; dtypes and strides as in `attention`.
+        blocks, block, scale, block_q, width: as in `ssa`.
+
+    Returns:
+        `[B, Lq, Hq, D]` in q's dtype.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as in `ssa` and `block_sparse_attention`.
+    """
+    check_qkv(q, k, v, axes=(1,))
+    mask = _mask(q, k, blocks, block, scale, block_q, width)
+    batch, heads_kv = q.shape[0], k.shape[2]
+    q, k, v = (
+        x.unflatten(2, (heads_kv, x.shape[2] // heads_kv)).transpose(1, 2).flatten(0, 1)
+        for x in (q, k, v)
     )
+    mask = _of_heads(mask, lambda table: table.flatten(0, 1)[:, None])
+    out = block_sparse_attention(q, k, v, mask, scale=scale)
+    joined: Tensor = out.unflatten(0, (batch, heads_kv)).transpose(1, 2).flatten(2, 3)
+    return joined
 
 
 def ssa_streams(
@@ -136,8 +159,12 @@ def ssa_alignment(full: Tensor, sparse: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes or devices differ.
+        TypeError: not floating point tensors.
     """
+    check_floats("full", full)
+    check_floats("sparse", sparse)
+    check_device("sparse", sparse, full.device)
     if full.shape != sparse.shape:
         raise ValueError(
             f"sparse must have the shape of full, {list(full.shape)}, got {list(sparse.shape)}"
@@ -145,40 +172,142 @@ def ssa_alignment(full: Tensor, sparse: Tensor) -> Tensor:
     return smooth_l1_loss(full, sparse.detach()) + smooth_l1_loss(sparse, full.detach())
 
 
-def _chosen(scores: Tensor, at: Tensor, block: int, blocks: int) -> Tensor:
-    """Returns each token's blocks, bool `[B, Hkv, n, nK]`.
+def _mask(
+    q: Tensor,
+    k: Tensor,
+    blocks: int,
+    block: int,
+    scale: float | None,
+    block_q: int,
+    width: int | None,
+) -> BlockMask:
+    """Returns the mask of `ssa` with a list for each key head in place of each query head."""
+    check_int("blocks", blocks, 1)
+    scale = finite("scale", scale)
+    grid = BlockGrid.of(q, k, block_q, block, causal=True)
+    rows, columns = grid.shape
+    batch, q_len, heads, _ = q.shape
+    heads_kv = k.shape[2]
+    if width is None:
+        width = blocks * block_q
+    width = min(check_int("width", width), columns)
+    few, shift = min(blocks - 1, columns), grid.kv_len - q_len
+    means = pool_blocks(k.detach(), block) * (q.shape[3] ** -0.5 if scale is None else scale)
+    keys = key_operand(means, q.dtype)
+
+    def choices(part: slice) -> list[Tensor]:
+        first, last = part.start * block_q, min(part.stop * block_q, q_len)
+        made = _choices(q[:, first:last].detach(), keys, first + shift, block, few)
+        missing = (part.stop - part.start) * block_q - (last - first)
+        return [pad(made, (0, 0, 0, missing), value=ABSENT).unflatten(2, (-1, block_q))]
+
+    row = batch * heads * block_q * columns
+    parts = block_lists.chunks(rows, row, q.device, 1 << 20, on_gpu=1 << 28)
+    (chosen,) = block_lists.by_chunks(choices, parts, rows, 2)
+
+    def lists(part: slice) -> list[Tensor]:
+        own = chosen[:, :, part]
+        first = torch.arange(part.start, part.stop, device=q.device) * block_q
+        tokens = (q_len - first).clamp(max=block_q)
+        return _lists(own, tokens, columns, (min(blocks, columns), width), block // 8)
+
+    row = batch * heads_kv * block_q * max(few + 1, width)
+    made = block_lists.by_chunks(lists, block_lists.chunks(rows, row, q.device, 1 << 20), rows, 2)
+    counts, indices, partial_counts, partial_indices, bits = made
+    return BlockMask(
+        counts,
+        indices,
+        *(grid.q_len, grid.kv_len, block_q, block),
+        partial_counts=partial_counts,
+        partial_indices=partial_indices,
+        partial_bits=bits,
+        causal=True,
+    )
+
+
+def _of_heads(mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
+    """Returns the mask with its tables `[B, Hkv, ...]` changed."""
+    assert mask.partial_counts is not None
+    assert mask.partial_indices is not None
+    assert mask.partial_bits is not None
+    return BlockMask(
+        change(mask.counts),
+        change(mask.indices),
+        *(mask.q_len, mask.kv_len, mask.block_q, mask.block_kv),
+        partial_counts=change(mask.partial_counts),
+        partial_indices=change(mask.partial_indices),
+        partial_bits=change(mask.partial_bits),
+        causal=True,
+    )
+
+
+def _choices(q: Tensor, keys: Tensor, at: int, block: int, few: int) -> Tensor:
+    """Returns each token's blocks, the own one last, int32 `[B, Hkv, n, few + 1]`; -1: none.
 
     Args:
-        scores: `[B, Hkv, G, n, nK]`, overwritten. at: int64 `[n]`, positions of the tokens.
+        q: `[B, n, Hq, D]`, tokens from position `at` on. keys: scaled means,
+            from `key_operand`.
+        few: how many blocks to take before a token's own, at most nK.
     """
-    number = torch.arange(scores.shape[-1], device=scores.device)
-    own = at.div(block, rounding_mode="floor")[:, None]
-    complete = (number + 1) * block <= at[:, None] + 1
-    lse = scores.masked_fill(~complete, -torch.inf).logsumexp(-1, keepdim=True)
-    weights = scores.sub_(lse.nan_to_num(0, 0, 0)).exp_().sum(2)
-    weights = weights.masked_fill_(number >= own, -torch.inf).masked_fill_(number == own, torch.inf)
-    return top_k_blocks(weights, blocks)
+    batch, n = q.shape[:2]
+    heads_kv = keys.shape[1]
+    positions = torch.arange(at, at + n, device=q.device)
+    own = positions.div(block, rounding_mode="floor")[:, None]
+    complete = (positions + 1).div(block, rounding_mode="floor")[:, None]
+    # No token sees a block from `columns` on, which is rounded to groups; all see those before
+    # `ragged`.
+    columns = min(keys.shape[3], ceil_div(max(0, (at + n) // block), GROUP) * GROUP)
+    ragged = max(0, at // block)
+    taken = own.new_empty((batch, heads_kv, n, 0), dtype=torch.int32)
+    if columns and few:
+        scores = products(q, keys[..., :columns]).view(batch, heads_kv, -1, n, columns)
+        late = torch.arange(ragged, columns, device=q.device)
+        scores[..., ragged:].masked_fill_(late >= complete, -torch.inf)
+        weights = scores.softmax(-1).sum(2)
+        weights[..., ragged:].masked_fill_(late >= own, -torch.inf)
+        taken = largest.places(weights, min(few, columns))
+    taken = pad(taken, (0, few - taken.shape[-1]), value=ABSENT)
+    return torch.cat([taken, own.int().clamp(min=ABSENT).expand(batch, heads_kv, -1, -1)], -1)
 
 
 def _lists(
-    chosen: Tensor, block_q: int, full_width: int, width: int, row_bytes: int
+    chosen: Tensor, tokens: Tensor, columns: int, widths: tuple[int, int], row_bytes: int
 ) -> list[Tensor]:
     """Returns lists of the blocks that all, or some, tokens of each query block chose, with bits.
 
     Args:
-        chosen: bool `[B, H, n, nK]`; n tokens, from the first of a query block on.
+        chosen: int32 `[B, H, rows, block_q, k]`, blocks of each token, each once; -1: none.
+        tokens: int64 `[rows]`, how many tokens a query block has.
+        columns: key blocks. widths: of the lists of blocks that all tokens chose, and that some.
+        row_bytes: bytes of a row of a block's bits, 2 to 16.
     """
-    n = chosen.shape[2]
-    rows = ceil_div(n, block_q)
-    chosen = pad(chosen, (0, 0, 0, rows * block_q - n)).unflatten(2, (rows, block_q))
-    tokens = torch.arange(rows, device=chosen.device) * block_q
-    tokens = (n - tokens).clamp(max=block_q)[:, None]
-    times = chosen.sum(3, dtype=torch.int32)
-    whole = times == tokens
-    counts, indices = block_lists.list_blocks(whole, full_width)
-    partial_counts, partial_indices = block_lists.list_blocks((times > 0) & ~whole, width)
-    # Past the counts, bits of block 0 are read, which are not used.
-    slots = partial_indices.clamp(min=0).long()[..., None, :].expand(-1, -1, -1, block_q, -1)
-    seen = chosen.gather(-1, slots).transpose(-1, -2)
-    bits = seen.to(torch.uint8).mul_(255)[..., None].expand(*seen.shape, row_bytes)
-    return [counts, indices, partial_counts, partial_indices, bits]
+    batch, heads, rows, block_q, k = chosen.shape
+    full_width, width = widths
+    flat = chosen.masked_fill(chosen == ABSENT, columns).flatten(3)
+    blocks, order = flat.view(batch * heads, rows, block_q * k).sort(-1)
+    start, end = (
+        torch.searchsorted(blocks, blocks, right=right, out_int32=True) for right in (False, True)
+    )
+    there = blocks < columns
+    whole = end - start == tokens[:, None]
+    first = there & (start == torch.arange(block_q * k, device=chosen.device))
+    full = block_lists.list_kept(blocks, first & whole, batch * heads, rows, full_width)
+    some = first & ~whole
+    partial = block_lists.list_kept(blocks, some, batch * heads, rows, width)
+    # A word for each row of a listed block: all bits where the token chose the block. One more
+    # word takes what is not listed.
+    slot = some.cumsum(-1, dtype=torch.int32) - 1
+    listed = there & ~whole & (slot < width)
+    lists = torch.arange(batch * heads * rows, device=chosen.device).view(-1, rows, 1)
+    words = batch * heads * rows * width * block_q
+    place = (lists * width + slot) * block_q + order.div(k, rounding_mode="floor")
+    kind = WORDS[min(row_bytes, 8)]
+    bits = torch.zeros(words + 1, dtype=kind, device=chosen.device)
+    bits.scatter_(0, place.masked_fill_(~listed, words).flatten(), -1)
+    rows_of_bits = (
+        bits[:words].view(torch.uint8).view(batch, heads, rows, width, block_q, min(row_bytes, 8))
+    )
+    if row_bytes > 8:
+        rows_of_bits = rows_of_bits.repeat(1, 1, 1, 1, 1, row_bytes // 8)
+    made = [table.unflatten(0, (batch, heads)) for table in (*full, *partial)]
+    return [*made, rows_of_bits]

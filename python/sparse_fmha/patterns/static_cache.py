@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, check_integers, check_shape, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.patterns.moa import spans_of
 
@@ -16,6 +16,7 @@ BLOCKS = (16, 32, 64, 128)  # of decode_attention
 Blocks = tuple[Tensor, Tensor, int]
 
 
+@plain_ints
 def power_attention_cache(
     seq_lens: Tensor,
     kv_len: int,
@@ -54,6 +55,7 @@ def power_attention_cache(
     return _listed(columns, seen, block, block_kv)
 
 
+@plain_ints
 def s2_attention_cache(
     seq_lens: Tensor,
     kv_len: int,
@@ -104,6 +106,7 @@ def s2_attention_cache(
     return _listed(columns, torch.cat([near.expand(shape) >= 0, far], -1), block, block_kv)
 
 
+@plain_ints
 def streaming_llm_cache(positions: Tensor, *, window: int = 1020, sink: int = 4) -> Tensor:
     """Returns the rows of a ring that holds what `streaming_llm` lets a new token see.
 
@@ -124,6 +127,7 @@ def streaming_llm_cache(positions: Tensor, *, window: int = 1020, sink: int = 4)
     """
     check_int("window", window, 1)
     check_int("sink", sink)
+    check_integers("positions", positions)
     positions = positions.long()
     return torch.where(positions < sink, positions, sink + (positions - sink) % window)
 
@@ -149,6 +153,7 @@ class MoaCache:
         ValueError, TypeError: as in `moa`.
     """
 
+    @plain_ints
     def __init__(
         self,
         kv_len: int,
@@ -167,6 +172,7 @@ class MoaCache:
 
     def places(self, positions: Tensor) -> Tensor:
         """Returns the rows of tokens, int64 `[..., Hkv]`, from their places int `[...]`."""
+        check_integers("positions", positions)
         at = positions.long()[..., None]
         ring = (at - self.sink) % (self._spans - self.sink)
         return self._starts + torch.where(at < self.sink, at, self.sink + ring)
@@ -180,6 +186,8 @@ class MoaCache:
         Args:
             seq_lens: int `[B]`, tokens so far.
         """
+        check_integers("seq_lens", seq_lens)
+        check_shape("seq_lens", seq_lens, ("batch",))
         lengths = torch.minimum(seq_lens.long()[:, None], self._spans).clamp(min=0)
         return {
             "seq_lens": torch.full_like(seq_lens, self.rows, dtype=torch.int32),
@@ -195,8 +203,8 @@ def _rows(seq_lens: Tensor, kv_len: int, block: int, block_kv: int) -> tuple[Ten
         raise ValueError(f"block_kv must be 16, 32, 64 or 128, got {block_kv}")
     if check_int("block", block, 1) % block_kv:
         raise ValueError(f"block_kv must divide the pattern's block of {block}, got {block_kv}")
-    if seq_lens.dim() != 1:
-        raise ValueError(f"seq_lens must have shape [batch], got {list(seq_lens.shape)}")
+    check_integers("seq_lens", seq_lens)
+    check_shape("seq_lens", seq_lens, ("batch",))
     newest = seq_lens.long().clamp(0, kv_len) - 1
     return newest.div(block, rounding_mode="floor")[:, None, None], ceil_div(kv_len, block)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_checks import check_sizes
@@ -12,6 +12,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns._static import from_ranges, from_rules
 
 
+@plain_ints
 def streaming_llm(
     q_len: int,
     kv_len: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_int, plain_ints
 from sparse_fmha._sizes import CACHED
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import by_chunks, chunks
@@ -18,6 +18,7 @@ from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
 from sparse_fmha.selection.choosing import shares_of
 
 
+@plain_ints
 def subblock(
     q: Tensor,
     k: Tensor,
@@ -70,17 +71,21 @@ def subblock(
     shift = grid.kv_len - grid.q_len
     with torch.no_grad():
         keys = pool_blocks(k, piece)
+        there_k = keys.shape[1]
+        keys = pad(keys, (0, 0, 0, 0, 0, -there_k % in_k))  # to whole blocks; scores are larger
         first_key = torch.arange(keys.shape[1], device=q.device) * piece
 
         def choose(part: slice) -> list[Tensor]:
             own = q[:, part.start * block_q : part.stop * block_q]
             pooled = pool_blocks(own, piece)
+            there_q = pooled.shape[1]
+            pooled = pad(pooled, (0, 0, 0, 0, 0, -there_q % in_q))
             number = torch.arange(pooled.shape[1], device=q.device)
             last = (part.start * block_q + (number + 1) * piece).clamp(max=grid.q_len) - 1
             allowed = first_key <= (last + shift)[:, None] if causal else None
             found = pooled_scores(pooled, keys, scale=scale, allowed=allowed)
-            missing = (0, -found.shape[3] % in_k, 0, -found.shape[2] % in_q)
-            found = pad(found, missing, value=-torch.inf)
+            found[..., there_k:].fill_(-torch.inf)
+            found[:, :, there_q:].fill_(-torch.inf)
             found = found.unflatten(3, (columns, in_k)).unflatten(2, (-1, in_q)).logsumexp((3, 5))
             kept = always[:, :, part]
             return [top_k_blocks(found.masked_fill(kept, -torch.inf), density=keep) | kept]

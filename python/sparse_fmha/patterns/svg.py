@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import check_int, check_number, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE
 from sparse_fmha.attention import block_sparse_attention
@@ -17,6 +17,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask
 
 
+@plain_ints
 def svg_mask(
     frames: int,
     frame_tokens: int,
@@ -63,8 +64,8 @@ def svg_mask(
     check_int("text", text)
     check_number("keep", keep, 0, 1)
     _checks.check_flag("first_frame", first_frame)
-    video = frames * frame_tokens
-    length = video + text
+    length = frames * frame_tokens + text
+    grid = BlockGrid(length, length, block, block, device=device)
     band = keep - 2 * text / length
     width = length * (1 - math.sqrt(1 - band)) if band > 0 else 0.0
     reach = int(width) // block
@@ -73,7 +74,6 @@ def svg_mask(
             f"keep must leave a band of at least a block of {block} tokens beside {text} of text, "
             f"got {keep}, which leaves {width:.0f}"
         )
-    grid = BlockGrid(length, length, block, block, device=device)
     blocks = grid.local((reach - 2) * block + 2 if reach > 1 else 1)
     if text:
         blocks |= grid.tokens(-text)
@@ -82,6 +82,7 @@ def svg_mask(
     return grid.mask(blocks)
 
 
+@plain_ints
 def svg_heads(
     q: Tensor,
     k: Tensor,
@@ -141,6 +142,7 @@ def svg_heads(
     return errors[1] < errors[0]
 
 
+@plain_ints
 def svg_attention(
     q: Tensor,
     k: Tensor,

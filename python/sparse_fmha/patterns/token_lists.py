@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_instance, check_int, plain_ints
 from sparse_fmha.masks.stripe_mask import StripeMask
 
 
+@plain_ints
 def newest_tokens(mask: StripeMask, heads_kv: int) -> tuple[Tensor, Tensor]:
     """Returns what the last query of a mask sees, as `tokens` of `decode_attention`.
 
@@ -27,6 +28,7 @@ def newest_tokens(mask: StripeMask, heads_kv: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError, TypeError: mask has no query, or heads_kv does not divide its heads.
     """
+    check_instance("mask", mask, StripeMask)
     check_int("heads_kv", heads_kv, 1)
     heads = mask.counts.shape[1]
     if not mask.q_len:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number, check_q_and_k, check_qkv
+from sparse_fmha._checks import check_int, check_number, check_q_and_k, check_qkv, plain_ints
 from sparse_fmha.attention import attention
 from sparse_fmha.selection import top_k_indices
 from sparse_fmha.selection.reductions import score_sums
@@ -75,6 +75,7 @@ def token_sparse_attention(
     return torch.zeros_like(q, memory_format=torch.contiguous_format).scatter(1, own, out)
 
 
+@plain_ints
 def token_sparse_indices(
     q: Tensor,
     k: Tensor,

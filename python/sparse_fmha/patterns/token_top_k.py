@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_floats, check_int, check_q_and_k
+from sparse_fmha._checks import check_floats, check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import CACHED, SLICE, ceil_div
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
-from sparse_fmha.selection import top_k_indices
+from sparse_fmha.selection import pool_blocks, top_k_indices
 from sparse_fmha.selection.largest import looks
 
 HELD = 1 << 23  # scores in memory at a time on the CPU; fewer make the product slower
 
 
+@plain_ints
 def token_top_k(
     q: Tensor,
     k: Tensor,
@@ -54,7 +55,7 @@ def token_top_k(
     kv_len, group = k.shape[1], heads // k.shape[2]
     check_int("keys", keys)
     window = LocalWindow(q_len, kv_len, local, first, block_q, range_size)
-    step = max(1, (HELD if q.device.type == "cpu" else SLICE) // max(1, kv_len))
+    step = max(1, (HELD if q.device.type == "cpu" else 4 * SLICE) // max(1, kv_len))
     made = []
     with torch.no_grad(), without_autocast(q.device):
         for b, h in itertools.product(range(batch), range(heads)):
@@ -62,8 +63,8 @@ def token_top_k(
             parts = []
             for g in range(0, window.groups, step):
                 part = slice(g, min(g + step, window.groups))
-                rows = q[b, g * block_q : part.stop * block_q, h].float()
-                means = torch.stack([part.mean(0) for part in rows.split(block_q)])
+                rows = q[b : b + 1, g * block_q : part.stop * block_q, h : h + 1]
+                means = pool_blocks(rows, block_q)[0, :, 0]
                 seen = window.before(part.stop - 1, kv_len)
                 scores = _products(means, columns[:seen])
                 parts.append(window.lists(scores[None, None], part, keys))
@@ -79,6 +80,7 @@ def token_top_k(
     return window.mask(columns, counts)
 
 
+@plain_ints
 def token_top_k_mask(
     scores: Tensor,
     keys: int,
@@ -93,11 +95,12 @@ def token_top_k_mask(
 
     Args:
         scores: `[B|1, H|1, groups|1, kv_len]`; with one group, scores depend only on the key. Keys
-            with -inf are never taken; among equal scores, the first is taken.
+            with -inf are not taken, but see first; among equal scores, the first is taken.
         keys: keys to take for each group of queries; fewer if fewer are before the window.
         q_len: queries, aligned to the last keys; at most kv_len.
         local: keys before a group's first query that it always sees, rounded up to whole runs.
-        first: how many first keys to take before all others; they count towards `keys`.
+        first: how many first keys to take before all others, whatever their scores; they count
+            towards `keys`.
         block_q, range_size: group and run sizes of the mask.
 
     Returns:

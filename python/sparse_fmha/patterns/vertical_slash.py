@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_int, check_q_and_k
+from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._sizes import SLICE, ceil_div
 from sparse_fmha.masks import block_checks, block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -13,6 +13,7 @@ from sparse_fmha.selection import top_k_blocks
 from sparse_fmha.selection.reductions import reductions
 
 
+@plain_ints
 def vertical_slash(
     q: Tensor,
     k: Tensor,
@@ -73,6 +74,7 @@ def vertical_slash(
     return vertical_slash_mask(*chosen, *sizes, max_columns=vertical, max_diagonals=slash)
 
 
+@plain_ints
 def last_query_sums(
     q: Tensor, k: Tensor, last: int = 64, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -100,6 +102,7 @@ def last_query_sums(
     return columns, diagonals
 
 
+@plain_ints
 def vertical_slash_mask(
     columns: Tensor,
     diagonals: Tensor,

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number
+from sparse_fmha._checks import (
+    check_device,
+    check_floats,
+    check_instance,
+    check_int,
+    check_number,
+    plain_ints,
+)
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.patterns.cubes import CubeOrder
@@ -20,6 +27,7 @@ def kept_cubes(keep: float, cubes: int) -> int:
     return max(1, math.ceil(check_number("keep", keep, 0, 1) * cubes - 1e-9))
 
 
+@plain_ints
 def vsa_attention(
     q: Tensor,
     k: Tensor,
@@ -66,11 +74,14 @@ def vsa_attention(
     Raises:
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
+    check_instance("order", order, CubeOrder)
     _checks.check_qkv(q, k, v, axes=(1,))
     cubes = math.prod(order.cubes)
     if top_k is None:
         top_k = kept_cubes(keep, cubes)
     top_k = min(check_int("top_k", top_k, 1), cubes)
+    if gate is not None:
+        _check_gate(gate, q)
     group = q.shape[2] // k.shape[2]
     means_q, means_k, means_v = (order.means(x)[:, order.inside] for x in (q, k, v))
     shares = pooled_scores(means_q, means_k, scale=scale, softmax=True)
@@ -94,3 +105,13 @@ def vsa_attention(
     if order.after:
         parts.append(attention(q[:, inside.stop :], k, v, scale=scale))
     return torch.cat(parts, 1)
+
+
+def _check_gate(gate: Tensor, q: Tensor) -> None:
+    check_floats("gate", gate)
+    check_device("gate", gate, q.device)
+    pairs = zip(reversed(gate.shape), reversed(q.shape), strict=False)
+    if gate.dim() > q.dim() or any(size not in (1, full) for size, full in pairs):
+        raise ValueError(
+            f"gate must have a shape that broadcasts to {list(q.shape)}, got {list(gate.shape)}"
+        )

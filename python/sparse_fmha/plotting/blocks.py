@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from os import fspath
 from pathlib import Path
 from typing import NamedTuple
@@ -44,9 +45,12 @@ def draw(
 
     Raises:
         IndexError: the mask has no such batch entry or head.
+        TypeError: batch or head is no int.
         ValueError: path does not end in .png.
     """
     for name, value, size in zip(("batch", "head"), place, kinds.shape[:2], strict=True):
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {value!r}")
         if not 0 <= value < size:
             raise IndexError(
                 f"{name} must be less than the {size} that the mask has lists for, got {value}"

@@ -48,7 +48,7 @@ def top_k_blocks(
             is not in [0, 1]; both or neither of k and density are given.
         TypeError: scores is not a floating point tensor, or k or density has a wrong type.
     """
-    check_floats("scores", scores)
+    _check_rows("scores", scores)
     if (k is None) == (density is None):
         given = "neither" if k is None else "both"
         raise ValueError(f"exactly one of k and density must be given, got {given}")
@@ -73,7 +73,7 @@ def top_k_indices(
     Arguments and errors as in `top_k_blocks`.
     """
     if density is None and k is not None and not isinstance(k, (Tensor, Sequence)):
-        check_floats("scores", scores)
+        _check_rows("scores", scores)
         width = min(check_int("k", k), scores.shape[-1])
         if largest.applies(scores, width):
             return _largest_indices(scores, width)
@@ -231,7 +231,7 @@ def top_p_blocks(
         ValueError: p is negative, or `min_blocks` is below 1 or above `max_blocks`.
         TypeError: an argument has a wrong type.
     """
-    check_floats("probabilities", probabilities)
+    _check_rows("probabilities", probabilities)
     n = probabilities.shape[-1]
     check_int("min_blocks", min_blocks, 1)
     if max_blocks is not None:
@@ -242,7 +242,7 @@ def top_p_blocks(
         check_floats("p", p)
         limit = (p.double() * one).long()
     else:
-        fixed = int(check_number("p", p, 0, 1 << 20) * one)
+        fixed = fixed_point(check_number("p", p, 0, 1 << 20))
         limit = torch.full((), fixed, dtype=torch.int64, device=probabilities.device)
     limit = limit.expand(*probabilities.shape[:-1], 1)
     if n >= LONG and (min_blocks, most) == (1, n) and largest.looks(probabilities):
@@ -257,19 +257,42 @@ def top_p_blocks(
     def choose(rows: Tensor, limit: Tensor) -> Tensor:
         rows = torch.where(rows > 0, rows, 0).float()
         values, order = rows.sort(dim=-1, descending=True, stable=True)
-        mass = (values.clamp(max=1).double() * one).long()
-        before = mass.cumsum(-1) - mass
+        before = masses_before(values)
         taken = ((before < limit) | (slots < min_blocks)) & (slots < most) & (values > 0)
         return torch.zeros_like(taken).scatter_(-1, order, taken)
 
-    return _by_rows(choose, probabilities, limit)
+    # Its temporaries are in 64 bits.
+    return _by_rows(choose, probabilities, limit, most=SLICE // 4)
 
 
-def _by_rows(choose: Callable[..., Tensor], scores: Tensor, *more: Tensor) -> Tensor:
-    """Applies `choose` to a few rows at a time, as its temporaries are larger than the scores."""
+def fixed_point(share: float) -> int:
+    """Returns a share in units of 2^-40."""
+    return int(share * (1 << FIXED))
+
+
+def masses_before(values: Tensor) -> Tensor:
+    """Returns the sums of the probabilities before each one, int64, in units of 2^-40."""
+    mass = (values.clamp(max=1).double() * (1 << FIXED)).long()
+    return mass.cumsum(-1) - mass
+
+
+def _by_rows(
+    choose: Callable[..., Tensor], scores: Tensor, *more: Tensor, most: int = SLICE
+) -> Tensor:
+    """Applies `choose` to a few rows at a time, as its temporaries are larger than the scores.
+
+    Args:
+        most: elements of a few rows.
+    """
     if not scores.numel():
         return torch.zeros_like(scores, dtype=torch.bool)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (scores.detach(), *more)]
-    step = max(1, SLICE // scores.shape[-1])
+    step = max(1, most // scores.shape[-1])
     parts = [choose(*rows) for rows in zip(*(f.split(step) for f in flat), strict=True)]
     return torch.cat(parts).view(scores.shape)
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    check_floats(name, rows)
+    if not rows.dim():
+        raise ValueError(f"{name} must have shape [..., n], got []")

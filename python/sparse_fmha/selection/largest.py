@@ -28,7 +28,14 @@ def looks(scores: Tensor) -> bool:
 
 def applies(scores: Tensor, k: int) -> bool:
     """Whether `largest` is allowed, and faster than a map."""
-    return looks(scores) and scores.dtype != torch.float64 and 0 < 4 * k <= scores.shape[-1]
+    n = scores.shape[-1]
+    if scores.dtype == torch.float64 or not 0 < 4 * k <= n:
+        return False
+    if scores.device.type == "cpu":
+        return looks(scores)
+    # Where ordering few candidates takes the place of ordering all.
+    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack()
+    return not traced and bool(scores.numel()) and n >= 2 * GROUP * k
 
 
 def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -36,25 +43,43 @@ def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Like `top_k_indices`; requires k >= 1 and n >= 4 k.
     """
-    n = rows.shape[-1]
+    if not looks(rows):  # else `places` does
+        rows = rows.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    found = places(rows, k)
+    there = found >= 0
+    behind = torch.iinfo(torch.int32).max
+    found = found.masked_fill_(~there, behind).sort(-1).values
+    return there.sum(-1, dtype=torch.int32), found.masked_fill_(found == behind, ABSENT)
+
+
+def places(scores: Tensor, k: int) -> Tensor:
+    """Returns the places of the k largest scores of each row, int32 `[..., k]` in any order.
+
+    -1 stands for scores of -inf. Ties take the lowest place.
+
+    Args:
+        scores: `[..., n]`; k at most n. NaN is never taken; where code may not look at values, rows
+            must have no NaN, or nothing but NaN and -inf.
+    """
+    n = scores.shape[-1]
     if n < 2 * GROUP * k:
-        rows = rows.float()
-        keys = _keys(
-            rows.masked_fill(rows.isnan(), -torch.inf), torch.arange(n, device=rows.device)
-        )
+        values = scores.float()
+        values = values.masked_fill(values.isnan(), -torch.inf)
+        keys = _keys(values, torch.arange(n, device=scores.device))
         return _listed(keys.topk(k, -1, sorted=False).values)
     if n % GROUP:
-        rows = torch.nn.functional.pad(rows, (0, -n % GROUP), value=-torch.inf)
-    groups = rows.unflatten(-1, (-1, GROUP))
+        scores = torch.nn.functional.pad(scores, (0, -n % GROUP), value=-torch.inf)
+    groups = scores.unflatten(-1, (-1, GROUP))
     best = groups.amax(-1)
-    if bool(best.isnan().any()):
+    if looks(scores) and bool(best.isnan().any()):
         groups = groups.masked_fill(groups.isnan(), -torch.inf)
         best = groups.amax(-1)
-    keys = _keys(best.float(), torch.arange(best.shape[-1], device=rows.device))
+    keys = _keys(best.float(), torch.arange(best.shape[-1], device=scores.device))
     taken = _places(keys.topk(k, -1, sorted=False).values)[..., None]
-    values = groups.gather(1, taken.expand(-1, -1, GROUP)).float()
-    places = taken * GROUP + torch.arange(GROUP, device=rows.device)
-    keys = _keys(values, places).flatten(1)
+    values = groups.gather(-2, taken.expand(*taken.shape[:-1], GROUP)).float()
+    values = values.masked_fill(values.isnan(), -torch.inf)
+    found = taken * GROUP + torch.arange(GROUP, device=scores.device)
+    keys = _keys(values, found).flatten(-2)
     return _listed(keys.topk(k, -1, sorted=False).values)
 
 
@@ -69,8 +94,5 @@ def _places(keys: Tensor) -> Tensor:
     return LOW - (keys & LOW)
 
 
-def _listed(keys: Tensor) -> tuple[Tensor, Tensor]:
-    there = (keys >> 32) > NOTHING
-    behind = torch.iinfo(torch.int32).max
-    places = _places(keys).int().masked_fill_(~there, behind).sort(-1).values
-    return there.sum(-1, dtype=torch.int32), places.masked_fill_(places == behind, ABSENT)
+def _listed(keys: Tensor) -> Tensor:
+    return _places(keys).int().masked_fill_((keys >> 32) <= NOTHING, ABSENT)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_choice, check_floats, check_int, check_q_and_k
+from sparse_fmha._checks import (
+    check_choice,
+    check_floats,
+    check_instance,
+    check_int,
+    check_q_and_k,
+    plain_ints,
+)
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import CACHED, SLICE
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -14,6 +21,7 @@ from sparse_fmha.masks.block_grid import BlockGrid
 POOLS = ("mean", "max", "min")
 
 
+@plain_ints
 def pool_blocks(x: Tensor, block: int, reduce: str = "mean") -> Tensor:
     """Returns the mean, maximum or minimum of each block of tokens.
 
@@ -106,6 +114,7 @@ def block_scores(
     Raises:
         ValueError, TypeError: as in `pooled_scores`, or lengths differ from the grid's.
     """
+    check_instance("grid", grid, BlockGrid)
     check_q_and_k(q, k)
     for name, given, needed in (("q", q.shape[1], grid.q_len), ("k", k.shape[1], grid.kv_len)):
         if given != needed:

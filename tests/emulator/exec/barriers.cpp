@@ -1,6 +1,8 @@
 // bar, barrier, bar.warp and mbarrier.
 #include "barriers.h"
 
+#include <algorithm>
+
 #include "../units/mbarrier.h"
 #include "addresses.h"
 
@@ -208,6 +210,15 @@ Outcome arrive(Warp& warp, Instruction const& i, uint32_t lanes) {
   return Outcome::kNext;
 }
 
+// Copies land late so that what does not wait for them reads what was there before.
+void land_soon(Block& block, std::byte const* barrier) {
+  for (LateCopy& copy : block.late) {
+    if (reinterpret_cast<std::byte const*>(copy.barrier) == barrier) {
+      copy.due = std::min(copy.due, block.grid->round + 1 + block.grid->draw(3));
+    }
+  }
+}
+
 // Registers: the address, the result, the state or the parity. try_wait may wait a while before it
 // says no; test_wait does not (value 0).
 template <bool kParity>
@@ -219,6 +230,9 @@ Outcome wait(Warp& warp, Instruction const& i, uint32_t lanes) {
     bool const done =
         kParity ? barrier.test_wait_parity(static_cast<uint32_t>(which)) : barrier.test_wait(which);
     yes |= uint32_t{done} << lane;
+    if (!done) {
+      land_soon(*warp.block, data_at<true>(warp, i, i.at[0], lane, 8));
+    }
   });
   if (yes != lanes && i.value != 0 && warp.polls > 0) {
     --warp.polls;

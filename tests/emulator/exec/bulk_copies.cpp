@@ -28,12 +28,11 @@ template <class F>
 void land_later(Warp& warp, int32_t line, uint32_t barrier, uint32_t to, uint32_t bytes, F copy) {
   Block* const block = warp.block;
   auto* const word = reinterpret_cast<uint64_t*>(shared_at(*block, barrier, 8));
-  block->late.push_back(
-      {block->grid->round + 1 + block->grid->draw(block->grid->late ? 16 : 4), line, [=] {
-         copy(block->shared);
-         block->order.replaced(to, bytes);
-         Mbarrier(*word).complete_tx(bytes);
-       }});
+  block->late.push_back({block->grid->landing(), word, line, [=] {
+                           copy(block->shared);
+                           block->order.replaced(to, bytes);
+                           Mbarrier(*word).complete_tx(bytes);
+                         }});
 }
 
 Coordinates coordinates(Warp& warp, Instruction const& i, size_t first, int lane) {

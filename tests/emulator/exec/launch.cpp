@@ -109,6 +109,7 @@ void start(Block& block, Grid& grid, Dim3 index, std::vector<uint64_t>& register
     warp.registers = registers.data() + static_cast<size_t>(w) * code.registers * kLanes;
     uint32_t const count = std::min<uint32_t>(kLanes, threads - w * kLanes);
     warp.live = count == kLanes ? kAllLanes : (1u << count) - 1;
+    warp.accessed.assign(static_cast<size_t>(code.registers), code.has_products);
     warp.unfinished.assign(static_cast<size_t>(code.registers), 0);
     warp.local.resize(size_t{code.attributes.local} * kLanes + 64);
     auto const local = (reinterpret_cast<uint64_t>(warp.local.data()) + 63) / 64 * 64;

@@ -107,6 +107,9 @@ std::unique_ptr<Code> Program::decode(std::string const& name) const {
     code->opcodes.push_back(join(statement.opcode));
   }
   code->opcodes.push_back("the end");
+  for (Instruction const& instruction : code->instructions) {
+    code->has_products |= instruction.writes_late;
+  }
   code->constants = decoder.constants();
   code->locals = decoder.locals();
   code->specials = kernel.specials;

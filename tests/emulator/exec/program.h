@@ -30,6 +30,7 @@ struct Code {
   std::vector<Instruction> instructions;
   std::vector<std::string> opcodes;  // one per instruction, for messages
   int32_t registers = 0;
+  bool has_products = false;                            // of wgmma
   std::vector<std::pair<int32_t, uint64_t>> constants;  // registers with a value from the start
   std::vector<std::pair<int32_t, uint64_t>> locals;     // registers with an address in local memory
   std::vector<std::pair<std::string, int32_t>> specials;

@@ -71,6 +71,11 @@ void run_group(Warp& warp, Group& group, uint32_t& quantum) {
     if (warp.unfinished_count != 0) {
       check_finished(warp, i);
     }
+    if (code.has_products && !i.writes_late) {
+      for (int32_t const reg : i.at) {
+        warp.accessed[reg] = 1;
+      }
+    }
     if (i.moves_lanes) {
       set_pc(warp, lanes, group.pc);
     }

@@ -82,13 +82,12 @@ Outcome arrive(Warp& warp, Instruction const& i, uint32_t lanes) {
   each_lane(lanes, [&](int lane) {
     auto* const word = reinterpret_cast<uint64_t*>(data_at<true>(warp, i, i.at[0], lane, 8));
     uint32_t const group = warp.copy_group[lane]++;  // so that later copies are not among these
-    block.late.push_back(
-        {block.grid->round + 1 + block.grid->draw(8), i.line, [&warp, lane, group, word] {
-           land_some(warp, [&](ThreadCopy const& copy) {
-             return copy.lane == lane && copy.group <= group;
-           });
-           Mbarrier(*word).arrive(1);
-         }});
+    block.late.push_back({block.grid->landing(), word, i.line, [&warp, lane, group, word] {
+                            land_some(warp, [&](ThreadCopy const& copy) {
+                              return copy.lane == lane && copy.group <= group;
+                            });
+                            Mbarrier(*word).arrive(1);
+                          }});
   });
   return Outcome::kNext;
 }

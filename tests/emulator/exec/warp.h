@@ -52,6 +52,7 @@ struct Warp {
   std::vector<LateGroup> committed;  // the oldest first
   std::vector<uint8_t> unfinished;   // per register, whether such a product will write it
   uint32_t unfinished_count = 0;
+  std::vector<uint8_t> accessed;  // per register, whether it was used after the last wgmma.fence
 
   struct BulkStores {
     LateGroup open;
@@ -74,10 +75,11 @@ struct NamedBarrier {
   std::vector<Arrival> arrivals;
 };
 
-// A copy by the copy engine that has not landed.
+// A copy that a barrier waits for, and that has not landed.
 struct LateCopy {
-  uint64_t due;  // the scheduler's round
-  int32_t line;  // of the instruction
+  uint64_t due;             // the scheduler's round
+  uint64_t const* barrier;  // once a thread waits for it, the copy lands soon
+  int32_t line;             // of the instruction
   std::function<void()> work;
 };
 
@@ -136,6 +138,8 @@ struct Grid {
   uint64_t progress = 0;  // counts what other warps could wait for
   bool late = true;       // whether asynchronous work is done as late as may be
 
+  // The round in which a copy lands that starts now, if no thread waits for its barrier before.
+  uint64_t landing() { return round + 1 + (late ? 256 : draw(6)); }
   uint32_t draw(uint32_t below) { return static_cast<uint32_t>(random() % below); }
 };
 

@@ -1,6 +1,9 @@
 // wgmma. Each warp computes its 16 rows of the warpgroup's 64, when it waits for them: what a
 // kernel does too early to shared memory, or reads too early from registers, shows.
 #include "../units/wgmma.h"
+
+#include <algorithm>
+
 #include "decoder.h"
 #include "values.h"
 
@@ -48,6 +51,11 @@ Outcome multiply(Warp& warp, Instruction const& i, uint32_t lanes) {
       for (int k = 0; k < 4; ++k) {
         fragment.push_back(static_cast<uint32_t>(warp.reg(i.at[count + k])[lane]));
       }
+    }
+  }
+  for (int k = 0; k < count + (shape.a_in_registers ? 4 : 0); ++k) {
+    if (warp.accessed[i.at[k]] != 0) {
+      fault("uses a register that was accessed after the last wgmma.fence");
     }
   }
   int const slice = static_cast<int>(warp.index % 4);
@@ -169,7 +177,11 @@ Outcome wait(Warp& warp, Instruction const& i, uint32_t lanes) {
 }
 
 Outcome fence(Warp& warp, Instruction const&, uint32_t lanes) {
-  return all_here(warp, lanes) ? Outcome::kNext : Outcome::kBlocked;
+  if (!all_here(warp, lanes)) {
+    return Outcome::kBlocked;
+  }
+  std::fill(warp.accessed.begin(), warp.accessed.end(), uint8_t{0});
+  return Outcome::kNext;
 }
 
 bool decode(Decoder& decoder, ptx::Statement const& statement, Instruction& i) {

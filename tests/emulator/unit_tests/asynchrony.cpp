@@ -106,6 +106,10 @@ void products_are_there_after_the_wait() {
   CHECK(fails(product(fence, ""), "before the wgmma.wait_group"));
   CHECK(fails(product(fence, "wgmma.wait_group.sync.aligned 1;\n"), "before the wgmma.wait_group"));
   CHECK(fails(product("", wait), "without fence.proxy.async"));
+  std::string unfenced = product(fence, wait);
+  std::string const fence_of_registers = "wgmma.fence.sync.aligned;";
+  unfenced.erase(unfenced.find(fence_of_registers), fence_of_registers.size());
+  CHECK(fails(unfenced, "after the last wgmma.fence"));
   // Operands are read when the product is computed: NaN written before the wait is seen.
   Lanes const late = run(product(fence, "st.shared.v4.u32 [%s], {-1, -1, -1, -1};\n" + wait));
   CHECK(late[0] != 0x40400000);

@@ -2,19 +2,19 @@
 // sums.
 #pragma once
 
+#include "sparse_fmha/cpu/backward/key_tiles.h"
 #include "sparse_fmha/cpu/backward/plan.h"
 #include "sparse_fmha/cpu/backward/summands.h"
 #include "sparse_fmha/cpu/backward/weights.h"
-#include "sparse_fmha/cpu/group_vote.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
 // kSkips: tiles that the forward pass skipped are left out.
 template <class M, class Element, bool kSkips>
-class QueryGradients : Tokens<M, Element> {
-  using Base = Tokens<M, Element>;
-  using Base::dim_, Base::head_, Base::kLanes, Base::panel_dim_, Base::params_, Base::problem_;
-  using Base::scale_log2_;
+class QueryGradients : KeyTiles<M, Element> {
+  using Base = KeyTiles<M, Element>;
+  using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
+  using Base::panel_dim_, Base::params_, Base::problem_, Base::scale_log2_;
   using typename Base::Row;
   using typename Base::T;
   using V = Vector<T>;
@@ -34,12 +34,11 @@ class QueryGradients : Tokens<M, Element> {
  private:
   QueryGradients(FmhaProblem const& problem, typename M::Params const& params,
                  BackwardPlan const& plan)
-      : Base(problem, params), plan_(plan) {}
+      : Base(problem, params, plan.by_query), plan_(plan) {}
 
   size_t place(void* memory) {
     Buffers buffers(memory);
     int64_t const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
-    capacity_ = round_up(static_cast<int>(volume(plan_.by_query.k)), kPanelRows);
     buffers.take(queries_, lanes * dim_);
     buffers.take(out_gradients_, lanes * dim_);
     buffers.take(sums_, lanes * panel_dim_);
@@ -50,8 +49,7 @@ class QueryGradients : Tokens<M, Element> {
     buffers.take(thresholds_, lanes);
     keys_.take(buffers, capacity_, dim_);
     buffers.take(values_, int64_t{capacity_} * dim_);
-    buffers.take(key_position_, capacity_);
-    buffers.take(biases_, capacity_);
+    this->take_keys(buffers);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
     if constexpr (kSkips) {
@@ -79,43 +77,26 @@ class QueryGradients : Tokens<M, Element> {
     store();
   }
 
-  void load_pair(int key, Element const* k, Element const* v) {
-    keys_.load(k, key);
-    this->load_row(v, key, values_);
-  }
-
   void visit_kept(Group<M> const& group, uint8_t const* skipped) {
-    auto load = [&](int key, Element const* k, Element const* v) { load_pair(key, k, v); };
-    keys_.clear();
-    int keys = 0;
-    walk_group(
-        problem_, plan_.by_query, group,
-        [&](Coord const& origin, Coord const& extent) {
-          keys = this->for_each_key(group.rows.residue, origin, extent, keys, key_position_,
-                                    biases_, load);
-        },
-        [&](int32_t first, int most) { keys = this->for_each_extra(first, most, biases_, load); },
-        [&](bool masked) {
-          if (*skipped++ == 0) {
-            visit(keys, masked);
-          }
-          keys_.clear();
-          keys = 0;
-        });
-  }
-
-  void visit_all(QueryTile const& q) {
-    auto load = [&](int key, Element const* k, Element const* v) { load_pair(key, k, v); };
-    this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
+    this->walk_voted(group, load_pair(), [&](int keys, bool masked) {
+      if (*skipped++ == 0) {
+        visit(keys, masked);
+      }
       keys_.clear();
-      int const keys =
-          this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, biases_, load);
-      visit(keys, masked);
     });
-    for (int32_t first = 0; first < problem_.extra_len; first += capacity_) {
+  }
+  void visit_all(QueryTile const& q) {
+    this->walk_tiles(q, load_pair(), [&](int keys, bool masked) {
+      visit(keys, masked);
       keys_.clear();
-      visit(this->for_each_extra(first, capacity_, biases_, load), false);
-    }
+    });
+  }
+  auto load_pair() {
+    keys_.clear();
+    return [this](int key, Element const* k, Element const* v) {
+      keys_.load(k, key);
+      this->load_row(v, key, values_);
+    };
   }
 
   void load_queries(QueryTile const& q, Coord const& extent) {
@@ -173,7 +154,6 @@ class QueryGradients : Tokens<M, Element> {
   }
 
   BackwardPlan const& plan_;
-  int capacity_ = 0;  // of keys
   int num_queries_ = 0;
   T* queries_;
   T* out_gradients_;
@@ -185,8 +165,6 @@ class QueryGradients : Tokens<M, Element> {
   float* thresholds_;
   Summands<T> keys_;
   T* values_;
-  Coord* key_position_;
-  float* biases_;
   T* scores_;                          // overwritten by the weights
   T* gradients_;                       // of the weights, overwritten by those of the scores
   uint32_t* group_scratch_ = nullptr;  // if tiles are skipped

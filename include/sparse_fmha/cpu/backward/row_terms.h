@@ -1,8 +1,8 @@
 // Per-query terms of the gradients: log-sum-exp and delta.
 #pragma once
 
+#include "sparse_fmha/cpu/backward/key_tiles.h"
 #include "sparse_fmha/cpu/backward/plan.h"
-#include "sparse_fmha/cpu/group_vote.h"
 #include "sparse_fmha/cpu/multiply.h"
 #include "sparse_fmha/cpu/tokens.h"
 
@@ -10,9 +10,10 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
 // kSkips: the votes of the forward pass are repeated and noted down.
 template <class M, class Element, bool kSkips>
-class RowTerms : Tokens<M, Element> {
-  using Base = Tokens<M, Element>;
-  using Base::dim_, Base::head_, Base::kLanes, Base::params_, Base::problem_, Base::scale_log2_;
+class RowTerms : KeyTiles<M, Element> {
+  using Base = KeyTiles<M, Element>;
+  using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
+  using Base::params_, Base::problem_, Base::scale_log2_;
   using typename Base::Row;
   using typename Base::T;
   // The forward pass rounds lse to fp32, which is not enough for fp64, so it is recomputed.
@@ -34,12 +35,11 @@ class RowTerms : Tokens<M, Element> {
 
  private:
   RowTerms(FmhaProblem const& problem, typename M::Params const& params, BackwardPlan const& plan)
-      : Base(problem, params), plan_(plan) {}
+      : Base(problem, params, plan.by_query), plan_(plan) {}
 
   size_t place(void* memory) {
     Buffers buffers(memory);
     int const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
-    keys_ = round_up(static_cast<int>(volume(plan_.by_query.k)), kPanelRows);
     rows_.take(buffers, lanes);
     buffers.take(query_token_, lanes);
     buffers.take(thresholds_, lanes);
@@ -47,10 +47,9 @@ class RowTerms : Tokens<M, Element> {
     buffers.take(sum_, lanes);
     if constexpr (kScores) {
       buffers.take(queries_, int64_t{lanes} * dim_);
-      buffers.take(key_rows_, int64_t{keys_} * dim_);
-      buffers.take(key_position_, keys_);
-      buffers.take(biases_, keys_);
-      buffers.take(scores_, int64_t{keys_} * kGroup);
+      buffers.take(key_rows_, int64_t{capacity_} * dim_);
+      this->take_keys(buffers);
+      buffers.take(scores_, int64_t{capacity_} * kGroup);
       buffers.take(rescale_, kLanes);
     }
     if constexpr (kSkips) {
@@ -111,53 +110,38 @@ class RowTerms : Tokens<M, Element> {
       return;
     }
     vote_.begin(problem_.skip_threshold[this->batch_], scale_log2_);
-    auto load = [&](int key, Element const* k, Element const*) {
-      this->load_row(k, key, key_rows_);
-    };
-    int keys = 0;
-    walk_group(
-        problem_, plan_.by_query, group,
-        [&](Coord const& origin, Coord const& extent) {
-          keys = this->for_each_key(group.rows.residue, origin, extent, keys, key_position_,
-                                    biases_, load);
-        },
-        [&](int32_t first, int most) { keys = this->for_each_extra(first, most, biases_, load); },
-        [&](bool masked) {
-          for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
-            score(first, keys, masked);
-          }
-          *skipped = keys > 0 && vote_.is_left_out([&](int first) { return scores_of(first); },
-                                                   keys, max_, num_queries_);
-          for (int first = 0; keys > 0 && !*skipped && first < num_queries_; first += kLanes) {
-            add(first, keys);
-          }
-          ++skipped;
-          keys = 0;
-        });
+    this->walk_voted(group, load_key(), [&](int keys, bool masked) {
+      for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
+        score(first, keys, masked);
+      }
+      *skipped = keys > 0 && vote_.is_left_out([&](int first) { return scores_of(first); }, keys,
+                                               max_, num_queries_);
+      for (int first = 0; keys > 0 && !*skipped && first < num_queries_; first += kLanes) {
+        add(first, keys);
+      }
+      ++skipped;
+    });
   }
 
   void find_lse(QueryTile const& q) {
-    auto load = [&](int key, Element const* k, Element const*) {
-      this->load_row(k, key, key_rows_);
-    };
-    auto visit = [&](int keys, bool masked) {
+    this->walk_tiles(q, load_key(), [&](int keys, bool masked) {
       for (int first = 0; first < num_queries_; first += kLanes) {
         score(first, keys, masked);
         add(first, keys);
       }
-    };
-    this->for_each_key_tile(plan_.by_query, q, [&](Coord const& tile, bool masked) {
-      int const keys =
-          this->for_each_key(q.residue, tile, plan_.by_query.k, 0, key_position_, biases_, load);
-      visit(keys, masked);
     });
-    for (int32_t first = 0; first < problem_.extra_len; first += keys_) {
-      visit(this->for_each_extra(first, keys_, biases_, load), false);
-    }
+  }
+
+  auto load_key() const {
+    return [this](int key, Element const* k, Element const* /*v*/) {
+      this->load_row(k, key, key_rows_);
+    };
   }
 
   // [key][lane] of the panel that begins at query `first`.
-  T* scores_of(int first) const { return scores_ + static_cast<int64_t>(first % kGroup) * keys_; }
+  T* scores_of(int first) const {
+    return scores_ + static_cast<int64_t>(first % kGroup) * capacity_;
+  }
   void score(int first, int keys, bool masked) {
     multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(keys, kPanelRows),
                     queries_ + static_cast<int64_t>(first) * dim_,
@@ -201,7 +185,6 @@ class RowTerms : Tokens<M, Element> {
   }
 
   BackwardPlan const& plan_;
-  int keys_ = 0;
   int num_queries_ = 0;
   LaneWords<Row> rows_;
   Coord* query_token_;
@@ -211,8 +194,6 @@ class RowTerms : Tokens<M, Element> {
   // If keys are visited:
   T* queries_ = nullptr;
   T* key_rows_ = nullptr;
-  Coord* key_position_ = nullptr;
-  float* biases_ = nullptr;
   T* scores_ = nullptr;
   T* rescale_ = nullptr;
   // If tiles are skipped:

@@ -95,6 +95,24 @@ class LeftRows {
   uint32_t address_;
 };
 
+// Fragments of a left factor that stay in registers.
+template <int kSteps, int kBlocks>
+class HeldFragments {
+ public:
+  __device__ __forceinline__ void get(int s, uint32_t (&to)[kBlocks][4]) const {
+    CUTE_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      CUTE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        to[b][r] = step_[s][b][r];
+      }
+    }
+  }
+
+ protected:
+  uint32_t step_[kSteps][kBlocks][4];
+};
+
 // The rows of a tensor that stays, as left factor: in registers, or in shared memory.
 template <class Traits, bool kHeld>
 class StayingRows;
@@ -115,7 +133,7 @@ class StayingRows<Traits, false> {
 };
 
 template <class Traits>
-class StayingRows<Traits, true> {
+class StayingRows<Traits, true> : public HeldFragments<Traits::kHeadDim / 16, Traits::kBlocks> {
  public:
   static constexpr int kUnroll = Traits::kHeadDim / 16;
   __device__ __forceinline__ StayingRows(typename Traits::Element const* tile,
@@ -123,21 +141,9 @@ class StayingRows<Traits, true> {
     StayingRows<Traits, false> const rows(tile, warp);
     CUTE_UNROLL
     for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
-      rows.get(s, step_[s]);
+      rows.get(s, this->step_[s]);
     }
   }
-  __device__ __forceinline__ void get(int s, uint32_t (&to)[Traits::kBlocks][4]) const {
-    CUTE_UNROLL
-    for (int b = 0; b < Traits::kBlocks; ++b) {
-      CUTE_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        to[b][r] = step_[s][b][r];
-      }
-    }
-  }
-
- private:
-  uint32_t step_[Traits::kHeadDim / 16][Traits::kBlocks][4];
 };
 
 // Adds blocks of rows x 16 columns.
@@ -187,7 +193,7 @@ template <class Traits, bool kShared = (Traits::kSharing > 1)>
 class Factor;
 
 template <class Traits>
-class Factor<Traits, false> {
+class Factor<Traits, false> : public HeldFragments<Traits::kColumns / 16, Traits::kBlocks> {
  public:
   using Element = typename Traits::Element;
   __device__ __forceinline__ Factor(Element* /*tile*/, WarpPart<Traits> const& /*warp*/) {}
@@ -198,23 +204,11 @@ class Factor<Traits, false> {
       for (int b = 0; b < Traits::kBlocks; ++b) {
         CUTE_UNROLL
         for (int r = 0; r < 4; ++r) {
-          step_[s][b][r] = from.template pair<Element>(b, 2 * s + r / 2, r % 2);
+          this->step_[s][b][r] = from.template pair<Element>(b, 2 * s + r / 2, r % 2);
         }
       }
     }
   }
-  __device__ __forceinline__ void get(int s, uint32_t (&to)[Traits::kBlocks][4]) const {
-    CUTE_UNROLL
-    for (int b = 0; b < Traits::kBlocks; ++b) {
-      CUTE_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        to[b][r] = step_[s][b][r];
-      }
-    }
-  }
-
- private:
-  uint32_t step_[Traits::kColumns / 16][Traits::kBlocks][4];
 };
 
 template <class Traits>

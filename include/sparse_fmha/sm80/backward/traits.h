@@ -15,7 +15,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/mechanisms/contract.h"
-#include "sparse_fmha/sm80/backward/tile_config.h"
+#include "sparse_fmha/sm80/backward/config.h"
 #include "sparse_fmha/sm80/forward/traits.h"
 
 namespace sparse_fmha::sm80 {

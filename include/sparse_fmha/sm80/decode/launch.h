@@ -6,8 +6,8 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/device/decode/launch.h"
+#include "sparse_fmha/device/kernel_row.h"
 #include "sparse_fmha/sm80/decode/kernel.h"
-#include "sparse_fmha/sm80/forward/kernel_row.h"
 
 namespace sparse_fmha::sm80 {
 
@@ -51,18 +51,8 @@ struct DecodeLaunch {
 template <class Config, Arch kArch>
 static KernelRow kernel_row(char const* name) {
   using Launch = DecodeLaunch<Config>;
-  KernelRow row;
-  row.info.key = {kArch,
-                  Pass::kDecode,
-                  data_type(typename Config::Element{}),
-                  Config::kHeadDim,
-                  mechanism_index<typename Config::Mechanism>(),
-                  Launch::Traits::kVotes};
-  row.info.name = name;
-  row.info.mechanism = Config::Mechanism::kName;
-  row.info.tile_q = Config::kTileQ;
-  row.info.tile_k = Config::kTileK;
-  row.info.stages = Config::kStages;
+  KernelRow row = device::describe_row<Config>(name, kArch, Pass::kDecode);
+  row.info.key.skips = Launch::Traits::kVotes;
   row.info.threads = Launch::Traits::kThreads;
   row.info.smem_bytes = sizeof(typename Launch::Storage);
   row.launch = &Launch::run;

@@ -9,13 +9,7 @@ namespace sparse_fmha::sm80 {
 // A row of the kernel list csrc/kernels/sm80_decode.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Skipping Skipping_>
-struct DecodeConfig {
-  using Mechanism = Mechanism_;
-  using Element = Element_;
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kTileQ = TileQ;
-  static constexpr int kTileK = TileK;
-  static constexpr int kStages = Stages;
+struct DecodeConfig : TileConfig<Mechanism_, Element_, HeadDim, TileQ, TileK, Stages> {
   static constexpr Skipping kSkipping = Skipping_;
 };
 

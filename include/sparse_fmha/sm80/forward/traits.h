@@ -3,6 +3,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/cute.h"
+#include "sparse_fmha/device/tile_config.h"
 #include "sparse_fmha/mechanisms/contract.h"
 
 namespace sparse_fmha::sm80 {
@@ -12,25 +13,15 @@ using namespace device;
 // The shared memory that a block of any device of the architecture can have.
 constexpr int smem_limit(Arch arch) { return (arch == Arch::kSm86 ? 99 : 163) * 1024; }
 
-// Whether key tiles whose weights are below a threshold are skipped.
-enum class Skipping { kNever, kByThreshold };
-
-// A row of the kernel lists csrc/kernels/sm80_forward.def and sm86_forward.def: all compile-time
-// choices of a kernel. One type, so profilers and disassemblers print them with the kernel.
+// A row of the kernel lists csrc/kernels/sm80_forward.def and sm86_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Skipping Skipping_, Arch Arch_>
-struct KernelConfig {
-  using Mechanism = Mechanism_;
-  using Element = Element_;
-  static constexpr int kHeadDim = HeadDim;
-  static constexpr int kTileQ = TileQ;
-  static constexpr int kTileK = TileK;
-  static constexpr int kStages = Stages;
+struct KernelConfig : TileConfig<Mechanism_, Element_, HeadDim, TileQ, TileK, Stages> {
   static constexpr Skipping kSkipping = Skipping_;
   static constexpr Arch kArch = Arch_;
   template <int kRows>
   using WithTileQ =
-      KernelConfig<Mechanism, Element, HeadDim, kRows, TileK, Stages, Skipping_, Arch_>;
+      KernelConfig<Mechanism_, Element_, HeadDim, kRows, TileK, Stages, Skipping_, Arch_>;
 };
 
 template <class Traits, class Geometry, class Mechanism>

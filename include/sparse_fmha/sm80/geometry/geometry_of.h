@@ -1,18 +1,13 @@
 // The geometry of each mechanism.
 #pragma once
 
+#include "sparse_fmha/device/geometry_on.h"
 #include "sparse_fmha/sm80/geometry/grid.h"
 #include "sparse_fmha/sm80/geometry/lists.h"
 #include "sparse_fmha/sm80/geometry/sequence.h"
 #include "sparse_fmha/sm80/geometry/stripes.h"
 
 namespace sparse_fmha::sm80 {
-
-template <template <class Traits, class Mechanism> class Geometry>
-struct On {
-  template <class Traits, class Mechanism>
-  using Type = Geometry<Traits, Mechanism>;
-};
 
 template <class Mechanism>
 struct GeometryOf;

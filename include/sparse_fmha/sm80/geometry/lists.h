@@ -7,8 +7,8 @@
 #include "sparse_fmha/device/bit_mask.h"
 #include "sparse_fmha/planning/list_stages.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
-#include "sparse_fmha/sm80/forward/run_kernel.h"
 #include "sparse_fmha/sm80/geometry/contract.h"
+#include "sparse_fmha/sm80/geometry/launch_lists.h"
 #include "sparse_fmha/sm80/geometry/query_tokens.h"
 
 namespace sparse_fmha::sm80 {
@@ -149,21 +149,11 @@ struct Lists {
     int const row_;  // of the thread's first row in the query tile
   };
 
-  static void launch(FmhaProblem const& p, ExecutionContext const& context) {
-    auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-    if (sparsity.block_q % Traits::kTileQ == 0) {
-      start(p, sparsity, context);
-    } else {  // 64 rows have lists of their own
-      Lists<typename Traits::template WithTileQ<64>, Mechanism>::start(p, sparsity, context);
-    }
+  static Params params_of(typename Mechanism::Params const& sparsity) {
+    return {box_sizes(sparsity.block_kv, Traits::kTileK)};
   }
-  static void start(FmhaProblem const& p, typename Mechanism::Params const& sparsity,
-                    ExecutionContext const& context) {
-    KernelParams<Lists, Mechanism> params;
-    params.geometry = {box_sizes(sparsity.block_kv, Traits::kTileK)};
-    params.sparsity = sparsity;
-    run_kernel<Traits>(params, p, ceil_div(sparsity.len_q, Traits::kTileQ), sparsity.len_kv,
-                       context);
+  static void launch(FmhaProblem const& p, ExecutionContext const& context) {
+    launch_lists<Lists, Traits, Mechanism>(p, context);
   }
 
  private:

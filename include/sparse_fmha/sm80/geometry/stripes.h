@@ -6,8 +6,8 @@
 
 #include "sparse_fmha/planning/stripe_stages.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
-#include "sparse_fmha/sm80/forward/run_kernel.h"
 #include "sparse_fmha/sm80/geometry/contract.h"
+#include "sparse_fmha/sm80/geometry/launch_lists.h"
 #include "sparse_fmha/sm80/geometry/query_tokens.h"
 
 namespace sparse_fmha::sm80 {
@@ -140,21 +140,11 @@ struct Stripes {
     int32_t limit_[kRowsPerThread];  // keys [0, limit) exist and are not after the row
   };
 
-  static void launch(FmhaProblem const& p, ExecutionContext const& context) {
-    auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-    if (sparsity.block_q % Traits::kTileQ == 0) {
-      start(p, sparsity, context);
-    } else {  // 64 rows have lists of their own
-      Stripes<typename Traits::template WithTileQ<64>, Mechanism>::start(p, sparsity, context);
-    }
+  static Params params_of(typename Mechanism::Params const& sparsity) {
+    return {run_sizes(sparsity, Traits::kTileK)};
   }
-  static void start(FmhaProblem const& p, typename Mechanism::Params const& sparsity,
-                    ExecutionContext const& context) {
-    KernelParams<Stripes, Mechanism> params;
-    params.geometry = {run_sizes(sparsity, Traits::kTileK)};
-    params.sparsity = sparsity;
-    run_kernel<Traits>(params, p, ceil_div(sparsity.len_q, Traits::kTileQ), sparsity.len_kv,
-                       context);
+  static void launch(FmhaProblem const& p, ExecutionContext const& context) {
+    launch_lists<Stripes, Traits, Mechanism>(p, context);
   }
 };
 

@@ -8,7 +8,7 @@
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/device/decode/launch.h"
-#include "sparse_fmha/sm90/common/data_type.h"
+#include "sparse_fmha/device/kernel_row.h"
 #include "sparse_fmha/sm90/decode/kernel.h"
 
 namespace sparse_fmha::sm90 {
@@ -91,18 +91,8 @@ struct DecodeLaunch {
 template <class Config>
 static KernelRow kernel_row(char const* name) {
   using Launch = DecodeLaunch<Config>;
-  KernelRow row;
-  row.info.key = {Arch::kSm90,
-                  Pass::kDecode,
-                  data_type(typename Config::Element{}),
-                  Config::kHeadDim,
-                  mechanism_index<typename Config::Mechanism>(),
-                  Launch::Traits::kVotes};
-  row.info.name = name;
-  row.info.mechanism = Config::Mechanism::kName;
-  row.info.tile_q = Config::kTileQ;
-  row.info.tile_k = Config::kTileK;
-  row.info.stages = Config::kStages;
+  KernelRow row = device::describe_row<Config>(name, Arch::kSm90, Pass::kDecode);
+  row.info.key.skips = Launch::Traits::kVotes;
   row.info.threads = DecodeRoles<typename Launch::Traits>::kThreads;
   row.info.smem_bytes = sizeof(typename Launch::Storage);
   row.launch = &Launch::run;

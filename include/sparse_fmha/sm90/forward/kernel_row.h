@@ -1,7 +1,7 @@
 // The registry row of a kernel that walks the key tiles of a query tile.
 #pragma once
 
-#include "sparse_fmha/sm90/common/data_type.h"
+#include "sparse_fmha/device/kernel_row.h"
 #include "sparse_fmha/sm90/geometry/geometry_of.h"
 
 namespace sparse_fmha::sm90 {
@@ -15,24 +15,13 @@ KernelRow row_of(char const* name) {
   using Storage = SharedStorage<Traits, Geometry>;
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
-  KernelRow row;
-  row.info.key = {Arch::kSm90,
-                  Traits::kPass,
-                  data_type(typename Config::Element{}),
-                  Config::kHeadDim,
-                  mechanism_index<Served>(),
-                  Traits::kVotes,
-                  Traits::kKeyBias};
-  row.info.name = name;
-  row.info.mechanism = Served::kName;
-  row.info.tile_q = Traits::kTileQ;
-  row.info.tile_k = Traits::kTileK;
-  row.info.stages = Traits::kStages;
+  KernelRow row = device::describe_row<Config, Served>(name, Arch::kSm90, Traits::kPass);
+  row.info.key.skips = Traits::kVotes;
+  row.info.key.key_bias = Traits::kKeyBias;
   row.info.blocks = Traits::kBlocks;
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);
   row.launch = &Geometry::launch;
-  static_assert(is_mechanism<Mechanism>());
   return row;
 }
 

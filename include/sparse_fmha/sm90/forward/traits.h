@@ -2,8 +2,8 @@
 #pragma once
 
 #include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/tile_config.h"
 #include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/common/tile_traits.h"
 
 namespace sparse_fmha::sm90 {
@@ -11,9 +11,6 @@ namespace sparse_fmha::sm90 {
 // How consumer warpgroups share the matrix unit: in turns, so that one's softmax always overlaps
 // the other's products, or whenever their data arrive.
 enum class Schedule { kTurns, kFree };
-
-// Whether a consumer skips key tiles whose weights are below a threshold.
-enum class Skipping { kNever, kByThreshold };
 
 // A row of the kernel list csrc/kernels/sm90_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,

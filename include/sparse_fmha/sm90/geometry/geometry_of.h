@@ -1,18 +1,13 @@
 // The geometry of each mechanism.
 #pragma once
 
+#include "sparse_fmha/device/geometry_on.h"
 #include "sparse_fmha/sm90/geometry/grid/launch.h"
 #include "sparse_fmha/sm90/geometry/lists/launch.h"
 #include "sparse_fmha/sm90/geometry/sequence/launch.h"
 #include "sparse_fmha/sm90/geometry/stripes/launch.h"
 
 namespace sparse_fmha::sm90 {
-
-template <template <class Traits, class Mechanism> class Geometry>
-struct On {
-  template <class Traits, class Mechanism>
-  using Type = Geometry<Traits, Mechanism>;
-};
 
 template <class Mechanism>
 struct GeometryOf;

@@ -15,9 +15,7 @@ struct DkvTraits : BackwardTraits<Config, Pass::kBackwardDkv> {
 // Static, because rows of different passes may have the same numbers.
 template <class Config>
 static KernelRow kernel_row(char const* name) {
-  using Traits = DkvTraits<Config>;
-  using Mechanism = typename Config::Mechanism;
-  return row_of<Traits, typename KeysOf<Mechanism>::template Type<Traits, Mechanism>>(name);
+  return row_of<DkvTraits<Config>, KeysOf>(name);
 }
 
 }  // namespace sparse_fmha::sm80

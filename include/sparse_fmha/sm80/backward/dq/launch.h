@@ -10,9 +10,7 @@ namespace sparse_fmha::sm80 {
 // Static, because rows of different passes may have the same numbers.
 template <class Config>
 static KernelRow kernel_row(char const* name) {
-  using Traits = DqTraits<Config>;
-  using Mechanism = typename Config::Mechanism;
-  return row_of<Traits, typename GeometryOf<Mechanism>::template Type<Traits, Mechanism>>(name);
+  return row_of<DqTraits<Config>, GeometryOf>(name);
 }
 
 }  // namespace sparse_fmha::sm80

@@ -64,7 +64,7 @@ struct AddDq {
   template <class Sums>
   __device__ __forceinline__ void copy(Sums const& sums, int part, float4* to, int columns) const {
     bool const leads = threadIdx.x % 128 == 0;
-    float4* const slab = smem.slabs[part];
+    float4* const slab = smem.slabs.of[part];
     if (leads) {
       asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // the copy before
     }

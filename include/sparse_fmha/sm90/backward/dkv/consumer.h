@@ -4,8 +4,10 @@
 
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/softmax.h"
-#include "sparse_fmha/sm90/backward/dkv/add_dq.h"
+#include "sparse_fmha/sm90/backward/dkv/consumer_dq.h"
+#include "sparse_fmha/sm90/backward/dkv/epilogue.h"
 #include "sparse_fmha/sm90/backward/dkv/key_bias.h"
+#include "sparse_fmha/sm90/backward/dkv/operands.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/backward/dkv/traits.h"
 #include "sparse_fmha/sm90/common/convert.h"
@@ -17,11 +19,10 @@ namespace sparse_fmha::sm90 {
 // kWantsDk, kWantsDv: what this warpgroup accumulates.
 template <class Traits, class Geometry, class Mechanism, bool kWantsDk, bool kWantsDv>
 struct DkvConsumer {
-  using Element = typename Traits::Element;
+  using Operands = DkvOperands<Traits>;
   using MmaScores = typename Traits::MmaScores;
   using MmaGradient = typename Traits::MmaGradient;
   using Work = typename Geometry::Work;
-  static constexpr bool kSplit = Traits::kRoles == Roles::kSplit;
   // Whether scores of the next step are issued before the wait for the gradients' products. With
   // masks and both gradients there are not enough registers.
   static constexpr bool kAhead =
@@ -47,12 +48,6 @@ struct DkvConsumer {
   static __device__ __forceinline__ float without_delta(float grad, RowTerms const* terms, int i) {
     return kTermsFirst ? grad : grad - terms[AccumulatorPosition::column_of(i)].delta;
   }
-  struct NoDq {
-    DkvParams<Geometry, Mechanism> const& params;
-    StorageOf<Traits, Geometry>& smem;
-    static __device__ __forceinline__ int new_sums() { return 0; }
-  };
-  using DqOf = std::conditional_t<Traits::kDqByConsumers, AddDq<Traits, Geometry, Mechanism>, NoDq>;
   using Bias = DkvBias<Traits, Geometry, DkvParams<Geometry, Mechanism>,
                        StorageOf<Traits, Geometry>, kWantsDk>;
   static constexpr float kHidden = -0.f;  // weight of a hidden pair; others are positive
@@ -77,63 +72,6 @@ struct DkvConsumer {
   }
 
  private:
-  static __device__ __forceinline__ auto new_gradient() {
-    return cute::partition_fragment_C(MmaGradient{},
-                                      cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>>{});
-  }
-  static __device__ __forceinline__ auto new_scores() {
-    return cute::partition_fragment_C(MmaScores{},
-                                      cute::Shape<cute::_64, cute::Int<Traits::kTileQ>>{});
-  }
-  // The 64 keys or values of this warpgroup.
-  __device__ __forceinline__ auto rows_of(Element* tile) const {
-    using namespace cute;
-    return local_tile(make_tensor(make_smem_ptr(tile), typename Traits::LayoutKeys{}),
-                      Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(part, _0{}));
-  }
-  // The same as operand A: descriptors, or registers that are still to be filled.
-  __device__ __forceinline__ auto operand_keys(Element* tile) const {
-    return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_A(rows_of(tile));
-  }
-  template <class Operand>
-  __device__ __forceinline__ void load_registers(Element* tile, Operand& operand) const {
-    using namespace cute;
-    if constexpr (Traits::kKeysInRegisters) {
-      auto copy_in = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, MmaScores{});
-      auto thread_copy = copy_in.get_slice(threadIdx.x % 128);
-      auto rows = as_position_independent_swizzle_tensor(rows_of(tile));
-      cute::copy(copy_in, thread_copy.partition_S(rows), thread_copy.retile_D(operand));
-    }
-  }
-  // Marks the accumulator's contents as dead. Otherwise the fences around products keep it in
-  // registers.
-  template <class Accumulator>
-  static __device__ __forceinline__ void forget(Accumulator& accumulator) {
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(accumulator); ++i) {
-      asm volatile("" : "=f"(accumulator(i)));
-    }
-  }
-  // The descriptors of all slices of both operands need too many registers. A false dependence on
-  // the step's index makes the compiler recompute them in each step.
-  template <class Operand>
-  static __device__ __forceinline__ decltype(auto) anew(Operand& operand, int i) {
-    if constexpr (Traits::kKeysInRegisters) {
-      return (operand);
-    } else {
-      return cute::make_tensor(operand.data() + (i >> 28), operand.layout());
-    }
-  }
-  // All stages of queries or dO, as operand B of the scores and of the gradients.
-  static __device__ __forceinline__ auto operand_rows(Element* stages) {
-    auto tile = cute::make_tensor(cute::make_smem_ptr(stages), typename Traits::LayoutRows{});
-    return MmaScores{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
-  }
-  static __device__ __forceinline__ auto operand_rows_t(Element* stages) {
-    auto tile = cute::make_tensor(cute::make_smem_ptr(stages), typename Traits::LayoutRowsT{});
-    return MmaGradient{}.get_slice(threadIdx.x % 128).partition_fragment_B(tile);
-  }
-
   // The matrix unit runs without gaps: the scores of the next step follow the gradients of this
   // one, and exponentials are computed during the step's second product.
   __device__ __forceinline__ void key_tile(Work const& work, RingState<1> const& state_keys,
@@ -141,17 +79,17 @@ struct DkvConsumer {
     using namespace cute;
     auto const walk = geometry.walk(work);
     int const column = AccumulatorPosition().column;
-    auto dk = new_gradient();
-    auto dv = new_gradient();
-    auto scores = new_scores();
-    auto grads = new_scores();  // of the weights
+    auto dk = Operands::new_gradient();
+    auto dv = Operands::new_gradient();
+    auto scores = Operands::new_scores();
+    auto grads = Operands::new_scores();  // of the weights
     clear(dk);
     clear(dv);
-    DqOf const dq{params, smem};
+    auto const dq = consumer_dq<Traits>(params, smem, part);
     auto sums = dq.new_sums();
     Bias const bias{params, smem, geometry, warpgroup, part};
-    auto keys = operand_keys(smem.k);
-    auto values = operand_keys(smem.v);
+    auto keys = Operands::keys(smem.k, part);
+    auto values = Operands::keys(smem.v, part);
 
     auto start = [&](auto& products, float RowTerms::* term) {
       if constexpr (kTermsFirst) {
@@ -164,8 +102,8 @@ struct DkvConsumer {
       }
     };
     auto issue_scores = [&](int i) {
-      auto&& frag_k = anew(keys, i);
-      auto frag_q = operand_rows(smem.q);
+      auto&& frag_k = Operands::anew(keys, i);
+      auto frag_q = Operands::rows(smem.q);
       smem.ring_q.wait(state);
       start(scores, &RowTerms::scores);
       issue_mma<kTermsFirst, Traits::kScoreSteps>(MmaScores{}, frag_k, frag_q(_, _, _, state.index),
@@ -174,32 +112,11 @@ struct DkvConsumer {
     auto issue_grads = [&](int i) {
       smem.ring_dout.wait(state);
       if constexpr (kWantsDk) {
-        auto&& frag_v = anew(values, i);
-        auto frag_dout = operand_rows(smem.dout);
+        auto&& frag_v = Operands::anew(values, i);
+        auto frag_dout = Operands::rows(smem.dout);
         start(grads, &RowTerms::grads);
         issue_mma<kTermsFirst, Traits::kScoreSteps>(MmaScores{}, frag_v,
                                                     frag_dout(_, _, _, state.index), grads);
-      }
-    };
-    // dQ of the step whose stage this is. If there is none, the product is of no use and is not
-    // added up: products in a branch would be serialised.
-    auto issue_dq = [&](RingState<Traits::kStages> const& of, bool there) {
-      if constexpr (Traits::kDqByConsumers) {
-        if (there) {
-          smem.ring_grads.wait(of);
-        }
-        forget(sums);
-        dq.issue(sums, part, of);
-      }
-    };
-    auto add_dq = [&](RingState<Traits::kStages> const& of, bool there) {
-      if constexpr (Traits::kDqByConsumers) {
-        warpgroup_wait<0>();
-        warpgroup_fence_operand(sums);
-        if (there) {
-          smem.ring_grads.release(of);
-          dq.add(sums, part, smem.query_tile(of));
-        }
       }
     };
     // The step before the i-th over all heads; `tile` is its index in its head. kMore: there is an
@@ -212,7 +129,7 @@ struct DkvConsumer {
       if constexpr (!kAhead) {
         issue_scores(i);
         if constexpr (Traits::kDqByConsumers) {
-          issue_dq(before, own > 0);
+          dq.issue(sums, before, own > 0);
         } else {
           issue_grads(i);
         }
@@ -249,7 +166,7 @@ struct DkvConsumer {
         compiler_fence();
         weigh([](int /*i*/) { return true; });
       }
-      add_dq(before, own > 0);
+      dq.add(sums, before, own > 0);
       if constexpr (Traits::kDqByConsumers || (kAhead && !kGradsAhead)) {
         issue_grads(own);
       }
@@ -263,7 +180,7 @@ struct DkvConsumer {
         warpgroup_fence_operand(grads);
       }
       if constexpr (kWantsDv) {
-        auto frag_doutt = operand_rows_t(smem.dout);
+        auto frag_doutt = Operands::rows_t(smem.dout);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, weights,
                                              frag_doutt(_, _, _, state.index), dv);
       }
@@ -277,10 +194,8 @@ struct DkvConsumer {
         }
         bias.sum(grads);
         convert_into(grads, rounded);
-        if constexpr (Traits::kAddsDq) {
-          publish(rounded, state);
-        }
-        auto frag_qt = operand_rows_t(smem.q);
+        dq.publish(rounded, state);
+        auto frag_qt = Operands::rows_t(smem.q);
         issue_mma<true, Traits::kTileQ / 16>(MmaGradient{}, rounded, frag_qt(_, _, _, state.index),
                                              dk);
       }
@@ -298,8 +213,8 @@ struct DkvConsumer {
       }
       smem.ring_q.release(done);
       smem.ring_dout.release(done);
-      if constexpr (Traits::kDqByConsumers && kAhead) {
-        issue_dq(done, true);
+      if constexpr (kAhead) {
+        dq.issue(sums, done, true);
       }
       if constexpr (kMore && kGradsAhead) {
         issue_grads(i);  // only now: registers do not suffice for both products' operands
@@ -311,14 +226,14 @@ struct DkvConsumer {
       auto last = state;
       last.retreat();
       if constexpr (!kAhead) {
-        issue_dq(last, true);
+        dq.issue(sums, last, true);
       }
-      add_dq(last, true);
+      dq.add(sums, last, true);
     };
 
     smem.ring_keys.wait(state_keys);
-    load_registers(smem.k, keys);
-    load_registers(smem.v, values);
+    Operands::load_registers(smem.k, part, keys);
+    Operands::load_registers(smem.v, part, values);
     if constexpr (Geometry::kByStage) {
       int head = -1;  // whose biases are in use
       CUTE_NO_UNROLL
@@ -363,7 +278,7 @@ struct DkvConsumer {
         if constexpr (kGradsAhead) {
           issue_grads(0);
         }
-        issue_dq(state, false);
+        dq.issue(sums, state, false);
         int tile = 0;
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
@@ -377,30 +292,10 @@ struct DkvConsumer {
         finish_dq();
       }
     }
-    wait_for_reads(state_keys);
-    store(dk, dv, work);
+    DkvEpilogue<Traits, Geometry, Mechanism, kWantsDk, kWantsDv>{params, smem, geometry, warpgroup,
+                                                                 part}
+        .store(dk, dv, work, state_keys);
     smem.ring_keys.release(state_keys);
-  }
-
-  // Hands the gradients of scores to the warpgroup of dQ.
-  __device__ __forceinline__ void publish(typename Traits::Weights& rounded,
-                                          RingState<Traits::kStages> const& state) {
-    using namespace cute;
-    auto tiles = make_tensor(make_smem_ptr(smem.grads), typename Traits::LayoutGrads{});
-    auto rows = local_tile(tiles(_, _, state.index), Shape<_64, Int<Traits::kTileQ>>{},
-                           make_coord(part, _0{}));
-    auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, MmaScores{});
-    auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
-    // The registers of operand A are those of the accumulator.
-    auto values = make_tensor(rounded.data(), new_scores().layout());
-    smem.ring_grads.acquire(state);
-    cute::copy(copy_out, thread_copy.retile_S(values),
-               thread_copy.partition_D(as_position_independent_swizzle_tensor(rows)));
-    cutlass::arch::fence_view_async_shared();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      smem.ring_grads.full[state.index].arrive();
-    }
   }
 
   // Passes over a stage that only the other consumer needs. The flag that says so has been read.
@@ -410,67 +305,6 @@ struct DkvConsumer {
     smem.ring_q.release(state);
     smem.ring_dout.release(state);
     state.advance();
-  }
-
-  template <class Gradient>
-  __device__ __forceinline__ void store(Gradient& dk, Gradient& dv, Work const& work) {
-    using namespace cute;
-    if constexpr (kWantsDv) {
-      to_shared(dv, smem.v);
-    }
-    if constexpr (kWantsDk) {
-      CUTE_UNROLL
-      for (int i = 0; i < size(dk); ++i) {
-        dk(i) *= params.scale;
-      }
-      to_shared(dk, smem.k);
-    }
-    tma_store_fence();
-    sync_warpgroup();
-    if (threadIdx.x % 128 == 0) {
-      if constexpr (kWantsDv) {
-        geometry.store_dv(smem.v + part * 64 * 64, work, part);
-      }
-      if constexpr (kWantsDk) {
-        geometry.store_dk(smem.k + part * 64 * 64, work, part);
-      }
-      tma_store_arrive();
-      tma_store_wait<0>();
-    }
-    sync_warpgroup();  // each warp releases the tile, once the store has read it
-  }
-
-  template <class Gradient>
-  __device__ __forceinline__ void to_shared(Gradient const& gradient, Element* tile) const {
-    using namespace cute;
-    auto rows = rows_of(tile);
-    auto copy_out = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, MmaGradient{});
-    auto thread_copy = copy_out.get_slice(threadIdx.x % 128);
-    auto rounded = convert<Element>(gradient);
-    cute::copy(copy_out, thread_copy.retile_S(rounded),
-               thread_copy.partition_D(as_position_independent_swizzle_tensor(rows)));
-  }
-
-  static constexpr int kFirstBarrier = 1;
-  __device__ __forceinline__ void sync_warpgroup() const {
-    cutlass::arch::NamedBarrier::sync(128, kFirstBarrier + warpgroup);
-  }
-  // Gradients overwrite keys and values: waits until all consumers that hold these keys have read
-  // them. Split roles are two instantiations, so they meet at an mbarrier: a named barrier would be
-  // reached at two places of the code.
-  __device__ __forceinline__ void wait_for_reads(RingState<1> const& state_keys) const {
-    if constexpr (kSplit || Traits::kDqByConsumers) {
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) {
-        smem.keys_read.arrive();
-      }
-      smem.keys_read.wait(state_keys.phase);
-    } else {
-      sync_warpgroup();
-      if constexpr (Traits::kDqByWarpgroup) {
-        smem.keys_read.wait(state_keys.phase);
-      }
-    }
   }
 };
 

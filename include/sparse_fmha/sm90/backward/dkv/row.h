@@ -1,7 +1,7 @@
 // The registry row of a kernel of dK and dV, and of dQ if it computes that too.
 #pragma once
 
-#include "sparse_fmha/sm90/common/data_type.h"
+#include "sparse_fmha/device/kernel_row.h"
 #include "sparse_fmha/sm90/geometry/keys_of.h"
 
 namespace sparse_fmha::sm90 {
@@ -12,23 +12,11 @@ using KeyGeometry =
 
 template <class Config, class Traits>
 KernelRow dkv_row(Pass pass, char const* name) {
-  using Mechanism = typename Config::Mechanism;
   using Storage = StorageOf<Traits, KeyGeometry<Config, Traits>>;
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                 "the tiles and stages do not fit the shared memory of a Hopper block");
-  KernelRow row;
-  row.info.key = {Arch::kSm90,
-                  pass,
-                  data_type(typename Config::Element{}),
-                  Config::kHeadDim,
-                  mechanism_index<Mechanism>(),
-                  /*skips=*/false,
-                  Traits::kKeyBias};
-  row.info.name = name;
-  row.info.mechanism = Mechanism::kName;
-  row.info.tile_q = Traits::kTileQ;
-  row.info.tile_k = Traits::kTileK;
-  row.info.stages = Traits::kStages;
+  KernelRow row = device::describe_row<Config>(name, Arch::kSm90, pass);
+  row.info.key.key_bias = Traits::kKeyBias;
   row.info.threads = Traits::kThreads;
   row.info.smem_bytes = sizeof(Storage);
   return row;

@@ -44,6 +44,14 @@ struct DkvStorage {
   ThreadBiases<Traits> biases;
 };
 
+// Sums of dQ on their way to memory, of each consumer if these compute it.
+template <class Traits, bool = Traits::kDqByConsumers>
+struct DqSlabs {};
+template <class Traits>
+struct DqSlabs<Traits, true> {
+  alignas(128) float4 of[Traits::kConsumers][64 * Traits::kDqColumns / 4];
+};
+
 // With dQ: the gradients of scores, between the consumers and the warpgroup of dQ.
 template <class Traits, class Geometry>
 struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
@@ -52,9 +60,7 @@ struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
   // step's queries have been released.
   int32_t query_tiles[2][Traits::kStages];
   Ring<Traits::kStages> ring_grads;
-  // Sums on their way to memory, of each consumer that computes dQ.
-  static constexpr int kSlab = Traits::kDqByConsumers ? 64 * Traits::kDqColumns / 4 : 1;
-  alignas(128) float4 slabs[Traits::kConsumers][kSlab];
+  DqSlabs<Traits> slabs;
 
   __device__ __forceinline__ int32_t& query_tile(RingState<Traits::kStages> const& state) {
     return query_tiles[state.phase][state.index];

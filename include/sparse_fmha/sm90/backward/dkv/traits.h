@@ -5,9 +5,9 @@
 // the products with dO and Q, and each warpgroup accumulates the gradients of its own 64 keys.
 #pragma once
 
+#include "sparse_fmha/device/tile_config.h"
 #include "sparse_fmha/mechanisms/contract.h"
 #include "sparse_fmha/sm90/common/cute.h"
-#include "sparse_fmha/sm90/common/tile_config.h"
 
 namespace sparse_fmha::sm90 {
 

@@ -1,9 +1,9 @@
 // The registry row of a dQ kernel.
 #pragma once
 
+#include "sparse_fmha/device/tile_config.h"
 #include "sparse_fmha/sm90/backward/dq/consumer.h"
 #include "sparse_fmha/sm90/backward/dq/traits.h"
-#include "sparse_fmha/sm90/common/tile_config.h"
 #include "sparse_fmha/sm90/forward/kernel_row.h"
 
 namespace sparse_fmha::sm90 {

@@ -17,6 +17,7 @@
 #include "sparse_fmha/sm90/forward/kernel_params.h"
 #include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/query_rows.h"
+#include "sparse_fmha/sm90/geometry/stripes/stage_boxes.h"
 #include "sparse_fmha/sm90/geometry/stripes/stripe_rows.h"
 
 namespace sparse_fmha::sm90 {
@@ -124,35 +125,7 @@ struct Stripes {
     }
   }
 
-  // The stages of a query tile in order. A stage's list entries are read while the previous stage
-  // is copied.
-  class Boxes {
-   public:
-    int const count;
-    __device__ __forceinline__ Boxes(Stripes const& stripes, Work const& work)
-        : count(work.stages.total()), stripes_(stripes), work_(work) {
-      fetch(0);
-    }
-    __device__ __forceinline__ StageBox next(int i) {
-      StageBox const box = stripes_.with_keys(found_);
-      fetch(i + 1);
-      return box;
-    }
-
-   private:
-    __device__ __forceinline__ void fetch(int i) {
-      if (i < count) {
-        StreamPlace const place = stream_place(work_.stages, i);
-        // If both consumers share all stages, the masked ones are known.
-        WholeStages const& whole = work_.whole[0];
-        found_.masked = work_.stages.both < count || i < whole.begin || i >= whole.end;
-        stripes_.find(stripes_.shared.streams[work_.streams][place.stream], place.index, found_);
-      }
-    }
-    Stripes const& stripes_;
-    Work const& work_;
-    StageBox found_{};
-  };
+  using Boxes = StripeBoxes<Traits, Stripes>;
   __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const {
     return work.stages.total();
@@ -180,6 +153,10 @@ struct Stripes {
       }
     }
     return source;
+  }
+  // Whether this lane copies a box of a stage of runs.
+  __device__ __forceinline__ bool copies() const {
+    return threadIdx.x % 32 < (1u << params.geometry.sizes.log2_boxes);
   }
   // Bytes of the TMA copies.
   __device__ __forceinline__ uint32_t copied_bytes(Source const& source) const {
@@ -297,49 +274,8 @@ struct Stripes {
   }
 
  private:
-  __device__ __forceinline__ bool copies() const {
-    return threadIdx.x % 32 < (1u << params.geometry.sizes.log2_boxes);
-  }
   __device__ __forceinline__ int first_token(Work const& work, int warpgroup) const {
     return work.tile.q_tile * Traits::kTileQ + warpgroup * 64;
-  }
-  __device__ __forceinline__ bool needs_keys(StageBox const& box) const {
-    return box.masked || kGatherWarps == 0 || has_biases<Traits>(params.bias);
-  }
-  // Reads a lane's list entries of a stage.
-  __device__ __forceinline__ void find(StripeStream const& stream, int32_t stage,
-                                       StageBox& found) const {
-    auto const& sizes = params.geometry.sizes;
-    int32_t const lane = threadIdx.x % 32;
-    int32_t const runs = run_stages(sizes, stream);
-    if (stage < runs) {
-      found.origin = copies() ? run_origin(params.sparsity, sizes, stream, stage, lane) : kAbsent;
-      return;
-    }
-    found.origin = kGathered;
-    if (!needs_keys(found)) {
-      return;
-    }
-    StripeStream const columns = stream;
-    CUTE_UNROLL
-    for (int w = 0; w < kWords; ++w) {
-      found.keys[w] = listed_column(columns, (stage - runs) * Traits::kTileK + w * 32 + lane);
-    }
-  }
-  // Adds the keys of runs and the listed keys.
-  __device__ __forceinline__ StageBox with_keys(StageBox box) const {
-    int32_t const log2_box = params.geometry.sizes.log2_box;
-    if (!needs_keys(box)) {
-      return box;
-    }
-    CUTE_UNROLL
-    for (int w = 0; w < kWords; ++w) {
-      int32_t const row = w * 32 + threadIdx.x % 32;
-      int32_t const origin = __shfl_sync(0xffffffff, box.origin, row >> log2_box);
-      box.keys[w] = box.origin == kGathered ? column_key(params.sparsity, box.keys[w])
-                                            : origin + (row & ((1 << log2_box) - 1));
-    }
-    return box;
   }
   __device__ __forceinline__ void load(CUtensorMap const& map, RowSource const& rows,
                                        FullBarrier& barrier, Element* destination,

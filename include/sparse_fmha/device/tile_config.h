@@ -1,12 +1,15 @@
-// A row of a kernel list, csrc/kernels/sm90_*.def.
+// What the rows of all kernel lists (csrc/kernels/*.def) have.
 #pragma once
 
 #include "sparse_fmha/mechanisms/contract.h"
 
-namespace sparse_fmha::sm90 {
+namespace sparse_fmha::device {
 
-// The compile-time choices of every pass; for all but the forward pass, these are all. One type, so
-// profilers and disassemblers print them with the kernel.
+// Whether key tiles whose weights are below a threshold are skipped.
+enum class Skipping { kNever, kByThreshold };
+
+// The compile-time choices of every kernel; a pass may add some. One type, so profilers and
+// disassemblers print them with the kernel.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages>
 struct TileConfig {
   using Mechanism = Mechanism_;
@@ -31,4 +34,4 @@ struct WithKeyBias : Config {
   static constexpr bool kKeyBias = true;
 };
 
-}  // namespace sparse_fmha::sm90
+}  // namespace sparse_fmha::device
