@@ -4,6 +4,7 @@
 #include "sparse_fmha/cuda/current_device.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -26,6 +27,11 @@ int driver_version() { return 0; }
 AnchorKernels device::anchor_kernels() { refuse(); }
 
 void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+BlockSparse::Params device::list_kept_tiles(FmhaProblem const& /*problem*/, int32_t /*tile_k*/,
+                                            ExecutionContext const& /*context*/) {
   refuse();
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "check.h"
+#include "kept_tiles.h"
 #include "placement.h"
 #include "run.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
@@ -77,9 +78,18 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   bool const has_bias = problem.key_bias.data != nullptr;
   bool const need_dbias = has_bias && given.need_dbias;
+  bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
+  DeviceScope const scope(q);
+  Launch launch(q);
+  if (problem.skip_threshold != nullptr && !on_cpu(q)) {
+    if (no_pairs) {
+      problem.skip_threshold = nullptr;
+    } else {
+      show_kept_tiles(problem, q, launch);
+    }
+  }
   std::vector<KernelRow const*> const kernels = backward_kernels(
       problem, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
-  DeviceScope const scope(q);
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
   problem.out = like_q("out", given.out, q, /*contiguous=*/true);
@@ -98,7 +108,6 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     std::vector<int64_t> const sizes = need_dbias ? wanted : std::vector<int64_t>{q.size(0), 0};
     results.push_back(new_tensor(q, sizes, ScalarType::Float));
   }
-  bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
   if (no_pairs) {
     for (Tensor& result : results) {
       torch::stable::fill_(result, 0.0);
@@ -129,12 +138,11 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   problem.gradients = &gradients;
 
-  Launch launch(q);
   if (!kernels.empty()) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
-    if (problem.skip_threshold != nullptr) {  // on the CPU: GPUs have no rows for it
+    if (problem.skip_threshold != nullptr) {  // on the CPU: a GPU lists what was kept
       gradients.skipped_tiles = cpu_skipped_tiles(problem, launch.context());
     }
     fill_row_terms(arch_of(q), problem, launch.context());

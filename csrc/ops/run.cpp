@@ -42,11 +42,13 @@ Arch arch_of(Tensor const& q) {
 }
 
 KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
-  if (problem.row_threshold.data != nullptr && !on_cpu(q)) {
-    throw not_implemented(
-        "sparse_fmha: row_threshold runs on the CPU only; move the tensors to the CPU");
+  Arch const arch = arch_of(q);
+  if (problem.row_threshold.data != nullptr && arch != Arch::kCpu && arch != Arch::kSm90) {
+    throw not_implemented(std::string("sparse_fmha: row_threshold has no kernels of ") +
+                          to_string(arch) +
+                          "; it runs on the CPU and on Hopper GPUs; move the tensors to the CPU");
   }
-  return {arch_of(q),
+  return {arch,
           pass,
           problem.dtype,
           problem.head_dim,

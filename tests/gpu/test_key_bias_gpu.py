@@ -249,6 +249,3 @@ def test_what_raises(cuda):
     skipping = {**arguments, "skip_threshold": torch.full((2,), 0.1, device=cuda)}
     with pytest.raises(RuntimeError, match="with skipping, with key_bias, which runs on the CPU"):
         case.forward(skipping)
-    limited = {**arguments, "row_threshold": torch.zeros(1, 1, 400, device=cuda)}
-    with pytest.raises(RuntimeError, match="row_threshold runs on the CPU only; move the tensors"):
-        case.forward(limited)

@@ -5,7 +5,6 @@ import torch
 from bias_cases import BY_MECHANISM, biased
 from gradient_cases import CASES, values
 from gradient_oracle import GRADIENTS
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparse_fmha
 from sparse_fmha import _C, BlockMask, StripeMask, explain
@@ -182,15 +181,6 @@ def test_raw_ops_name_bad_biases():
     ):
         with pytest.raises(RuntimeError, match=f"sparse_fmha: {message}"):
             OPS.fmha_fwd(q, k, v, key_bias=bias)
-
-
-def test_thresholds_of_cuda_tensors_are_refused_before_anything_else():
-    with FakeTensorMode():
-        q = torch.empty(2, 130, 4, 8, device="cuda", dtype=torch.float16)
-        numbers = torch.empty(1, 1, 130, device="cuda")
-        message = "row_threshold runs on the CPU only; move the tensors to the CPU or leave it out"
-        with pytest.raises(NotImplementedError, match=message):
-            block_sparse(q, q, q, key_bias=numbers, row_threshold=numbers)
 
 
 @pytest.mark.parametrize("skips", [False, True])

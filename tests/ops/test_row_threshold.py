@@ -1,37 +1,18 @@
 """Thresholds of rows: a query sees only keys whose bias is at least its threshold."""
 
-from dataclasses import replace
-
 import bias_oracle
 import pytest
 import torch
 from gradient_cases import CASES, LARGE, values
 from gradient_oracle import GRADIENTS, attend, gradients, mask_of
 from gradient_rule import output_gradients
+from threshold_cases import FORMS, LISTS, limited
 
 import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask
 
 OPS = torch.ops.sparse_fmha
 INF = float("inf")
-LISTS = [name for name, case in CASES.items() if case.mechanism in ("block_sparse", "stripe")]
-FORMS = {"batch, heads": (2, None), "one batch entry": (1, None), "one for all": (1, 1)}
-
-
-def limited(case, form="batch, heads", dtype=torch.float64, seed=0):
-    """Biases and thresholds that are drawn from few numbers, so that many are equal."""
-    case = replace(case, batch=2)
-    arguments = case.arguments(dtype, seed=seed)
-    batch, heads = FORMS[form]
-    rng = torch.Generator().manual_seed(seed)
-
-    def few(tokens, low):
-        shape = batch, heads or case.heads, tokens
-        return torch.randint(low, 4, shape, generator=rng).float() / 2
-
-    arguments["key_bias"] = few(arguments["k"].shape[1], -3)
-    arguments["row_threshold"] = few(arguments["q"].shape[1], -4)
-    return case, arguments
 
 
 @pytest.mark.parametrize("form", FORMS)

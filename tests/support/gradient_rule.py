@@ -1,5 +1,6 @@
 """How gradients are judged: by the error that torch's own attention makes in the same dtype."""
 
+import bias_oracle
 import torch
 from gradient_cases import values
 from gradient_oracle import GRADIENTS, gradients, mask_of
@@ -25,9 +26,9 @@ def eager_gradients(case, arguments, dout):
         mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
     mask = mask.expand(case.batch, case.heads, q.shape[1], k.shape[1])
     if "key_bias" in own:
-        bias = torch.nn.functional.pad(own["key_bias"], (0, case.extra))[:, :, None]
-        mask, plain = mask & (bias != -torch.inf), mask
-        bias = bias.masked_fill(~plain, -torch.inf)
+        bias = torch.nn.functional.pad(own["key_bias"], (0, case.extra))
+        mask = bias_oracle.visible_with(mask, bias.detach(), arguments.get("row_threshold"))
+        bias = bias[:, :, None].masked_fill(~mask, -torch.inf)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         out = torch.nn.functional.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, k, v)),

@@ -91,12 +91,14 @@ struct FmhaProblem {
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
   // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A
-  // query sees no key whose bias is below the query's threshold, which CPU kernels alone read.
+  // query sees no key whose bias is below the query's threshold, which those of lists alone have.
   TokenNumbers key_bias;
   TokenNumbers row_threshold;
   // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
+  // Of dense and causal attention, zeros: set to 1 where a group of 64 query rows keeps a key tile.
+  uint8_t* kept_tiles = nullptr;  // [B, heads_q, groups, tiles], tiles in the order of the keys
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
   // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv

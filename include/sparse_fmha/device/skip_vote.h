@@ -13,7 +13,19 @@ struct SkipParams {
   float const* threshold;      // [B]
   unsigned long long* counts;  // [B, Hq, 2]: tiles visited, and tiles skipped
   int32_t heads_q;
+  int32_t groups;  // of 64 query rows
+  int32_t tiles;   // of keys
+  uint8_t* kept;   // [B, Hq, groups, tiles], zeros, or nullptr: where to note kept tiles
 };
+
+// Notes that a group of 64 query rows keeps a key tile. Called by all threads of a warpgroup.
+__device__ __forceinline__ void note_kept(SkipParams const& skip, WorkTile const& tile, int group,
+                                          int key_tile) {
+  if (skip.kept != nullptr && threadIdx.x % 128 == 0 && group < skip.groups) {
+    int64_t const row = (int64_t(tile.batch) * skip.heads_q + tile.head) * skip.groups + group;
+    skip.kept[row * skip.tiles + key_tile] = 1;
+  }
+}
 
 // Whether any thread of a warpgroup votes yes. Called by all 128 threads.
 __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {

@@ -76,8 +76,6 @@ def run(
         RuntimeError: from the op; NotImplementedError if no kernel takes the call yet.
     """
     skips = counted or type(skip_threshold) is not float or skip_threshold != 0
-    if len(biases) > 1:
-        scores.check_device(q)
     if rest is None:
         rest = check()
         if skips or biases:

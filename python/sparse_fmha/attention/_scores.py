@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._ops import errors
 
 Biases = tuple[Tensor | None, ...]  # the last arguments of the ops, as many as are given
 
@@ -26,14 +25,6 @@ def check(
         if key_bias is None:
             raise ValueError("key_bias must be given with row_threshold, got only the latter")
         _checks.check_token_numbers("row_threshold", row_threshold, q, q.shape[1:-2])
-
-
-def check_device(
-    q: Tensor, what: str = "row_threshold", otherwise: str = " or leave it out"
-) -> None:
-    """Refuses CUDA tensors, for which no kernel reads thresholds of rows."""
-    if isinstance(q, Tensor) and q.device.type == "cuda":
-        raise errors.on_cpu_only(what, otherwise)
 
 
 def flat(biases: Biases, q: Tensor) -> Biases:

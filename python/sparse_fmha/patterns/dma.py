@@ -10,7 +10,7 @@ from torch.nn.functional import linear, pad, softplus
 
 from sparse_fmha._checks import check_floats, check_int, plain_ints
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.attention import _scores, stripe_attention
+from sparse_fmha.attention import stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.stripe_mask import StripeMask
 
@@ -165,7 +165,7 @@ def dma_attention(
     """Causal attention to the keys of largest bias, with the bias added to their scores.
 
     See `dma_mask`. The backward pass has the gradient of the bias, with which `DMABias` trains.
-    Runs on the CPU: no GPU kernel takes `row_threshold` yet.
+    Runs on the CPU and on Hopper GPUs.
 
     Args:
         q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `sparse_fmha.attention`.
@@ -179,10 +179,9 @@ def dma_attention(
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
-        NotImplementedError: CUDA tensors.
+        NotImplementedError: another GPU, for which no kernel takes `row_threshold` yet.
     """
     check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
-    _scores.check_device(q, "dma_attention", "")
     made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
     result: Tensor = stripe_attention(
         q, k, v, made.mask,

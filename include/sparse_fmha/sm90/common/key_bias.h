@@ -12,6 +12,7 @@ namespace sparse_fmha::sm90 {
 struct BiasParams {
   TokenNumbers keys;
   int64_t axis_stride[kGridAxes];  // from a key of a grid to the next on each axis
+  TokenNumbers rows;               // a row sees no key with a smaller bias; no data: it sees all
 };
 
 // Whether the keys of a call have biases. Kernels of backward passes also run without.
@@ -27,6 +28,33 @@ inline __device__ float bias_in_log2(float bias) {
   float const x = bias * kLog2e;
   return fabsf(bias) < INFINITY ? fminf(fmaxf(x, -kLargest), kLargest) : x;
 }
+
+// The thresholds of a thread's rows, for geometries that have them.
+template <class Geometry>
+struct RowThresholds {
+  using Work = typename Geometry::Work;
+
+  BiasParams const& params;
+  Geometry const& geometry;
+  Work const& work;
+  int const warpgroup;  // among the consumers
+
+  __device__ __forceinline__ bool given() const {
+    return Geometry::kRowThresholds && params.rows.data != nullptr;
+  }
+  // That of the thread's r-th row; -inf outside the tensor.
+  __device__ __forceinline__ float operator()(int r) const {
+    if constexpr (Geometry::kRowThresholds) {
+      int const row = AccumulatorPosition().row + 8 * r;
+      if (geometry.has_row(work, warpgroup, row)) {
+        return __ldg(params.rows.data + work.tile.batch * params.rows.batch_stride +
+                     work.tile.head * params.rows.head_stride +
+                     geometry.query(work, warpgroup, row));
+      }
+    }
+    return -INFINITY;
+  }
+};
 
 // What biases of -inf leave of the keys of a stage.
 enum class KeysShown : int32_t { kNone, kSome, kAll };
@@ -47,14 +75,16 @@ struct KeyBiases<Traits, true> {
   static constexpr int kParts =
       Traits::kHeadDim > 128 || Traits::kBiasOptional ? Traits::kTileK / 16 : 1;
 
-  alignas(16) float biases[kSlots][Traits::kTileK];  // in log2 units
+  // In log2 units; as they are given if rows have thresholds, with which they are compared.
+  alignas(16) float biases[kSlots][Traits::kTileK];
   KeysShown shown[kSlots];
 
   // Called by a whole warp, before it acquires the stage at `place`. index_of(w, column): the index
   // of the key in a column, 32 * w + lane, among those of its head; negative if there is none.
-  template <class Place, class IndexOf>
+  template <class Geometry, class Place, class IndexOf>
   __device__ __forceinline__ void publish(BiasParams const& params, WorkTile const& tile,
                                           Place const& place, IndexOf index_of) {
+    bool const as_given = Geometry::kRowThresholds && params.rows.data != nullptr;
     float const* const from = params.keys.data + tile.batch * params.keys.batch_stride +
                               tile.head * params.keys.head_stride;
     int const lane = threadIdx.x % 32;
@@ -73,7 +103,7 @@ struct KeyBiases<Traits, true> {
       if (column < Traits::kTileK) {
         hides |= bias[w] == -INFINITY;
         shows |= bias[w] != -INFINITY;
-        biases[slot(place)][column] = bias_in_log2(bias[w]);
+        biases[slot(place)][column] = as_given ? bias[w] : bias_in_log2(bias[w]);
       }
     }
     hides = __any_sync(0xffffffff, hides);
@@ -87,15 +117,22 @@ struct KeyBiases<Traits, true> {
 
   // Called by a consumer warp until it releases the next stage. Replaces scores by `scale_log2`
   // times the score plus the bias of the key, or -inf if that hides the key, whatever the score.
-  template <class Scores, class Place>
-  __device__ __forceinline__ KeysShown add(Scores& s, Place const& place, float scale_log2) const {
+  template <class Scores, class Place, class Geometry>
+  __device__ __forceinline__ KeysShown add(Scores& s, Place const& place, float scale_log2,
+                                           RowThresholds<Geometry> const& thresholds) const {
     asm volatile("" ::: "memory");
     float const* const from = biases[slot(place)] + AccumulatorPosition().column;
     KeysShown const result = shown[slot(place)];
+    if (thresholds.given()) {
+      add_above(s, from, scale_log2, {thresholds(0), thresholds(1)});
+      __syncwarp();
+      return result;
+    }
     auto hide = [&](int part, float to) {
       if (result != KeysShown::kAll) {
-        visit(s, part, from,
-              [&](float& score, float bias) { score = bias == -INFINITY ? to : score; });
+        visit(s, part, from, [&](float& score, float bias, int /*row*/) {
+          score = bias == -INFINITY ? to : score;
+        });
       }
     };
     CUTE_UNROLL
@@ -104,7 +141,7 @@ struct KeyBiases<Traits, true> {
         hide(part, 0.f);  // before the sums, which ptxas can then move among the exponentials
       }
       visit(s, part, from,
-            [&](float& score, float bias) { score = fmaf(score, scale_log2, bias); });
+            [&](float& score, float bias, int /*row*/) { score = fmaf(score, scale_log2, bias); });
       if (kParts > 1) {
         hide(part, -INFINITY);
       }
@@ -114,8 +151,22 @@ struct KeyBiases<Traits, true> {
   }
 
  private:
-  // Calls body(score, bias) for a part of the scores. The loads are volatile, so that no biases are
-  // kept from one call to the next: registers are scarce.
+  // The same where a row also sees no key whose bias is below its threshold.
+  template <class Scores>
+  static __device__ __forceinline__ void add_above(Scores& s, float const* from, float scale_log2,
+                                                   float2 thresholds) {
+    CUTE_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      visit(s, part, from, [&](float& score, float bias, int row) {
+        bool const sees = bias >= (row == 0 ? thresholds.x : thresholds.y) && bias != -INFINITY;
+        float const sum = fmaf(score, scale_log2, bias_in_log2(bias));
+        score = sees ? sum : -INFINITY;
+      });
+    }
+  }
+
+  // Calls body(score, bias, row) for a part of the scores; `row` is one of the thread's two. The
+  // loads are volatile, so that no biases are kept from one call to the next: registers are scarce.
   template <class Scores, class Body>
   static __device__ __forceinline__ void visit(Scores& s, int part, float const* from, Body body) {
     constexpr int kScores = Traits::kTileK / 2 / kParts;
@@ -128,7 +179,7 @@ struct KeyBiases<Traits, true> {
                    : "r"(address + 4 * AccumulatorPosition::column_of(i)));
       CUTE_UNROLL
       for (int j = i; j < i + 4; ++j) {
-        body(s(j), bias[j % 2]);
+        body(s(j), bias[j % 2], AccumulatorPosition::row_of(j));
       }
     }
   }

@@ -53,7 +53,8 @@ struct Accumulation {
     Weights<Traits> weights;
     auto add_bias = [&](auto& scores) {
       if constexpr (Traits::kKeyBias) {
-        return smem.key_biases.add(scores, state, params.scale_log2);
+        return smem.key_biases.add(scores, state, params.scale_log2,
+                                   RowThresholds<Geometry>{params.bias, geometry, work, warpgroup});
       } else {
         return KeysShown::kAll;
       }
@@ -71,6 +72,13 @@ struct Accumulation {
         params.skip, work.tile, softmax.scale_log2, warpgroup, [&](int r) {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
+
+    auto note = [&](int i) {
+      if constexpr (Traits::kVotes && Geometry::kNotesKept) {
+        note_kept(params.skip, work.tile, geometry.group(work, warpgroup),
+                  walk.tile(i)[2] / Traits::kTileK);
+      }
+    };
 
     if (params.negate) {
       negate_rows<Traits>(smem.q, warpgroup);
@@ -94,6 +102,7 @@ struct Accumulation {
       if constexpr (Traits::kVotes) {
         softmax.row_tops(scores, high);
         vote.template leaves_out<true>(high);  // never true for the first tile: only counts
+        note(0);
         softmax.template update<true>(scores, high, rescale);
       } else {
         softmax.template update<true>(scores, rescale);
@@ -238,6 +247,7 @@ struct Accumulation {
             }
             return false;
           }
+          note(i);
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
             moved = softmax.weigh_known(scores, high, rescale);

@@ -168,9 +168,9 @@ struct Producer {
                                                  RingState<kStages> const& state) {
     if constexpr (Traits::kKeyBias) {
       if (has_biases<Traits>(params.bias)) {
-        smem.key_biases.publish(params.bias, work.tile, state, [&](int w, int column) {
-          return geometry.key_index(work, box, w, column);
-        });
+        smem.key_biases.template publish<Geometry>(
+            params.bias, work.tile, state,
+            [&](int w, int column) { return geometry.key_index(work, box, w, column); });
       }
     }
   }

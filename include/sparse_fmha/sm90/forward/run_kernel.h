@@ -21,7 +21,13 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
   params.negate = p.scale < 0;
   params.bias.keys = p.key_bias;
-  params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts), p.heads_q};
+  params.bias.rows = p.row_threshold;
+  params.skip = {p.skip_threshold,
+                 reinterpret_cast<unsigned long long*>(p.skip_counts),
+                 p.heads_q,
+                 ceil_div(p.grid_q[kGridAxes - 1], 64),
+                 ceil_div(p.grid_kv[kGridAxes - 1], Traits::kTileK),
+                 p.kept_tiles};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,

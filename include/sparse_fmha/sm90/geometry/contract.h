@@ -37,7 +37,10 @@
 //                                             look_up(Work, MaskPlace) -> Seen, sees(Seen, i)
 //
 // Four constants select how a geometry works. Each is an enum below, which names the further
-// members that it requires.
+// members that it requires. kRowThresholds says whether its rows may have thresholds for the biases
+// of keys; then it has query(Work, consumer, row), the number of a row in its head. kNotesKept says
+// whether kernels that skip can note which key tiles they keep; then group(Work, consumer) is the
+// number of a consumer's 64 rows, and a tile of the walk is its first key.
 #pragma once
 
 #include <type_traits>
@@ -121,6 +124,8 @@ constexpr bool is_geometry() {
                     std::is_same_v<decltype(G::kMaskFrom), MaskFrom const> &&
                     std::is_same_v<decltype(G::kMaskedStages), MaskedStages const>,
                 "a geometry says who copies key tiles, who computes them and what masks them");
+  static_assert(std::is_same_v<decltype(G::kRowThresholds), bool const>,
+                "a geometry says in kRowThresholds whether its rows may have thresholds");
   static_assert(G::kGatherWarps >= 0, "a geometry says how many more warps gather rows, or 0");
   static_assert(kGathers<G> || G::kGatherWarps == 0, "warps gather rows only where rows are");
 
@@ -160,6 +165,15 @@ constexpr bool is_geometry() {
   static_assert(!Traits::kKeyBias || compiles<G const&, Work&, Box&>([
   ](auto& g, auto& w, auto& box) SPARSE_FMHA_HAS(int64_t(g.key_index(w, box, 0, 0)))),
                 "a geometry finds the biases of a stage by key_index(Work, box, w, column)");
+  static_assert(std::is_same_v<decltype(G::kNotesKept), bool const>,
+                "a geometry says in kNotesKept whether kept tiles can be noted");
+  static_assert(!G::kNotesKept || compiles<G const&, Work&, Walk&>(
+                                      [](auto& g, auto& w, auto& walk) SPARSE_FMHA_HAS(
+                                          (int32_t(g.group(w, 0)), int32_t(walk.tile(0)[2])))),
+                "kNotesKept: group(Work, consumer) is the number of a consumer's 64 rows");
+  static_assert(!G::kRowThresholds || compiles<G const&, Work&>([
+  ](auto& g, auto& w) SPARSE_FMHA_HAS(int32_t(g.query(w, 0, 0)))),
+                "kRowThresholds: query(Work, consumer, row) is the number of a row in its head");
   static_assert(compiles<G const&, Walk&, Place>([](auto& g, auto& walk, auto s) SPARSE_FMHA_HAS(
                     MaskPlace(g.mask_place(walk, 0, s)))),
                 "mask_place(walk, i, place) is where a consumer looks up a mask");

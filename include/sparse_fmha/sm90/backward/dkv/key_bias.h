@@ -27,6 +27,7 @@ inline DkvBiasParams bias_params(FmhaProblem const& p, Coord const& first = {0, 
     return params;
   }
   params.from.keys = p.key_bias;
+  params.from.rows = p.row_threshold;
   params.head_stride = volume(p.grid_kv);
   params.batch_stride = p.heads_q * params.head_stride;
   int64_t offset = 0;

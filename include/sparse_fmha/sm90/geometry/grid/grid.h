@@ -51,6 +51,8 @@ struct Grid {
   static constexpr int kGatherWarps = 0;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kMaskWarp;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
+  static constexpr bool kRowThresholds = false;
+  static constexpr bool kNotesKept = false;
 
   using MaskPlace = int;  // mask index into WindowWords::inside
   using Source = BoxSource;

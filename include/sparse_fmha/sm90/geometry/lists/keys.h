@@ -162,12 +162,15 @@ struct ListKeys {
     auto const& p = params.sparsity;
     auto const& lists = params.geometry.lists;
     StageMask& mask = shared.masks[slot(place)];
+    bool const has_thresholds = params.bias.from.rows.data != nullptr;
     bool masked = false;
     CUTE_UNROLL
     for (int part = 0; part < kParts; ++part) {
-      masked = masked || step.uses[part].masked;
+      PartUse use = step.uses[part];
+      use.masked |= use.seen && has_thresholds;
+      masked = masked || use.masked;
       if (threadIdx.x % 32 == 0) {
-        mask.uses[part] = step.uses[part];
+        mask.uses[part] = use;
       }
     }
     if (threadIdx.x % 32 == 0) {
@@ -193,6 +196,9 @@ struct ListKeys {
         halves[i][half] = seen_keys(p, lists, row, entry, first_key, 32 * i,
                                     first_query + query_of_lane(half, lane));
       }
+    }
+    if (has_thresholds) {
+      hide_below(work.tile, step, halves);
     }
     CUTE_UNROLL
     for (int i = 0; i < Traits::kTileK / 32; ++i) {
@@ -252,6 +258,38 @@ struct ListKeys {
   }
 
  private:
+  // Hides keys whose bias is below the threshold of the lane's query in each half.
+  __device__ __forceinline__ void hide_below(WorkTile const& tile, Step const& step,
+                                             uint32_t (&halves)[Traits::kTileK / 32][2]) const {
+    auto const& p = params.sparsity;
+    int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
+    int64_t const head = head_of(tile, step.head);
+    auto number = [&](TokenNumbers const& of, int32_t token, int32_t tokens) {
+      float const* const data = of.data + tile.batch * of.batch_stride + head * of.head_stride;
+      return token < tokens ? __ldg(data + token) : 0.f;
+    };
+    float thresholds[2];
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      thresholds[half] = number(params.bias.from.rows,
+                                step.number * kStepRows + query_of_lane(half, lane), p.len_q);
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < Traits::kTileK / 32; ++i) {
+      float const mine =
+          number(params.bias.from.keys, tile.q_tile * Traits::kTileK + 32 * i + lane, p.len_kv);
+      uint32_t above[2] = {0, 0};
+      CUTE_NO_UNROLL
+      for (int key = 0; key < 32; ++key) {
+        float const bias = __shfl_sync(0xffffffff, mine, key);
+        above[0] |= uint32_t{bias >= thresholds[0]} << key;
+        above[1] |= uint32_t{bias >= thresholds[1]} << key;
+      }
+      halves[i][0] &= above[0];
+      halves[i][1] &= above[1];
+    }
+  }
+
   static __device__ __forceinline__ int slot(RingState<Traits::kStages> const& place) {
     return place.index + static_cast<int>(place.phase) * Traits::kStages;
   }

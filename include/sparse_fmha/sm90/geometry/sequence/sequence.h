@@ -43,6 +43,8 @@ struct Sequence {
   static constexpr int kGatherWarps = 0;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
+  static constexpr bool kRowThresholds = false;
+  static constexpr bool kNotesKept = true;
 
   // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
@@ -84,6 +86,10 @@ struct Sequence {
     return {walk, walk.num_partial + walk.num_full};
   }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const { return boxes(work).count; }
+  // Which 64 query rows a consumer has.
+  __device__ __forceinline__ int group(Work const& work, int warpgroup) const {
+    return first_token(work, warpgroup) / 64;
+  }
   // The key tiles of one consumer's 64 rows.
   __device__ __forceinline__ auto part_walk(Work const& work, int warpgroup) const {
     static_assert(Mechanism::kPartsAreSuffixes, "a consumer passes over the first tiles only");

@@ -49,6 +49,8 @@ struct Stripes {
   static constexpr Loader kLoader = Loader::kAllLanesAndRows;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
+  static constexpr bool kRowThresholds = true;
+  static constexpr bool kNotesKept = false;
 
   struct Work {
     WorkTile tile;
@@ -254,6 +256,9 @@ struct Stripes {
 
   __device__ __forceinline__ bool has_row(Work const& work, int warpgroup, int row) const {
     return first_token(work, warpgroup) + row < params.sparsity.len_q;
+  }
+  __device__ __forceinline__ int32_t query(Work const& work, int warpgroup, int row) const {
+    return first_token(work, warpgroup) + row;
   }
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
