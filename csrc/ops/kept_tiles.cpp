@@ -10,6 +10,19 @@ namespace sparse_fmha {
 
 using torch::headeronly::ScalarType;
 
+namespace {
+
+void require_noted(FmhaProblem const& problem) {
+  constexpr int32_t kLargest = 128;  // forward kernels of larger head dims do not note what they keep
+  if (problem.head_dim > kLargest) {
+    throw not_implemented(
+        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, got " +
+        std::to_string(problem.head_dim) + "; move the tensors to the CPU");
+  }
+}
+
+}  // namespace
+
 void show_kept_tiles(FmhaProblem& problem, Tensor const& q, Launch& launch) {
   auto const& sparsity = problem.sparsity;
   if (!std::holds_alternative<Dense::Params>(sparsity) &&
@@ -18,6 +31,7 @@ void show_kept_tiles(FmhaProblem& problem, Tensor const& q, Launch& launch) {
                           Mechanisms::kNames[sparsity.index()] +
                           " with skip_threshold run on the CPU only; move the tensors to the CPU");
   }
+  require_noted(problem);
   KernelRow const& kernel = kernel_for(problem, q, Pass::kForward);
   int32_t const tile_k = kernel.info.tile_k;
   require(tile_k % device::kKeptBlock == 0, "the key tiles of ", kernel.info.name,

@@ -6,6 +6,7 @@
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/scheduler.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/this_consumer.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -37,22 +38,20 @@ struct RowThresholds {
   BiasParams const& params;
   Geometry const& geometry;
   Work const& work;
-  int const warpgroup;  // among the consumers
 
   __device__ __forceinline__ bool given() const {
     return Geometry::kRowThresholds && params.rows.data != nullptr;
   }
-  // That of the thread's r-th row; -inf outside the tensor.
+  // That of the thread's r-th row, or of the last one of the tensor.
   __device__ __forceinline__ float operator()(int r) const {
     if constexpr (Geometry::kRowThresholds) {
       int const row = AccumulatorPosition().row + 8 * r;
-      if (geometry.has_row(work, warpgroup, row)) {
-        return __ldg(params.rows.data + work.tile.batch * params.rows.batch_stride +
-                     work.tile.head * params.rows.head_stride +
-                     geometry.query(work, warpgroup, row));
-      }
+      return __ldg(params.rows.data + work.tile.batch * params.rows.batch_stride +
+                   work.tile.head * params.rows.head_stride +
+                   geometry.query(work, this_consumer(), row));
+    } else {
+      return -INFINITY;
     }
-    return -INFINITY;
   }
 };
 
@@ -166,7 +165,8 @@ struct KeyBiases<Traits, true> {
   }
 
   // Calls body(score, bias, row) for a part of the scores; `row` is one of the thread's two. The
-  // loads are volatile, so that no biases are kept from one call to the next: registers are scarce.
+  // loads are volatile, so that no biases are kept from one call to the next: registers
+  // are scarce.
   template <class Scores, class Body>
   static __device__ __forceinline__ void visit(Scores& s, int part, float const* from, Body body) {
     constexpr int kScores = Traits::kTileK / 2 / kParts;

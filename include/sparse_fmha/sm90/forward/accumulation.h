@@ -7,6 +7,7 @@
 #include "sparse_fmha/sm90/common/issue.h"
 #include "sparse_fmha/sm90/common/negate.h"
 #include "sparse_fmha/sm90/common/stay_behind.h"
+#include "sparse_fmha/sm90/common/this_consumer.h"
 #include "sparse_fmha/sm90/forward/epilogue.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
 #include "sparse_fmha/sm90/forward/loops.h"
@@ -54,7 +55,7 @@ struct Accumulation {
     auto add_bias = [&](auto& scores) {
       if constexpr (Traits::kKeyBias) {
         return smem.key_biases.add(scores, state, params.scale_log2,
-                                   RowThresholds<Geometry>{params.bias, geometry, work, warpgroup});
+                                   RowThresholds<Geometry>{params.bias, geometry, work});
       } else {
         return KeysShown::kAll;
       }
@@ -75,7 +76,7 @@ struct Accumulation {
 
     auto note = [&](int i) {
       if constexpr (Traits::kVotes && Geometry::kNotesKept) {
-        note_kept(params.skip, work.tile, geometry.group(work, warpgroup),
+        note_kept(params.skip, work.tile, geometry.group(work, this_consumer()),
                   walk.tile(i)[2] / Traits::kTileK);
       }
     };

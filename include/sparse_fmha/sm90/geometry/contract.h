@@ -38,9 +38,10 @@
 //
 // Four constants select how a geometry works. Each is an enum below, which names the further
 // members that it requires. kRowThresholds says whether its rows may have thresholds for the biases
-// of keys; then it has query(Work, consumer, row), the number of a row in its head. kNotesKept says
-// whether kernels that skip can note which key tiles they keep; then group(Work, consumer) is the
-// number of a consumer's 64 rows, and a tile of the walk is its first key.
+// of keys; then it has query(Work, consumer, row), the number of a row, or of the last one, in its
+// head. kNotesKept says whether kernels that skip can note which key tiles they keep; then
+// group(Work, consumer) is the number of a consumer's 64 rows, and a tile of the walk is its first
+// key.
 #pragma once
 
 #include <type_traits>

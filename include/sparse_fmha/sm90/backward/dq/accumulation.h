@@ -140,9 +140,8 @@ struct DqAccumulation {
       warpgroup_fence_operand(scores);
       if constexpr (Traits::kKeyBias) {
         if (has_biases<Traits>(geometry.params.bias)) {
-          smem.key_biases.add(
-              scores, state, signed_scale_log2(geometry.params),
-              RowThresholds<Geometry>{geometry.params.bias, geometry, work, warpgroup});
+          smem.key_biases.add(scores, state, signed_scale_log2(geometry.params),
+                              RowThresholds<Geometry>{geometry.params.bias, geometry, work});
         }
       }
       CUTE_UNROLL

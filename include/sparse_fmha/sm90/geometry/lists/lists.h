@@ -15,6 +15,7 @@
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/common/this_consumer.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
 #include "sparse_fmha/sm90/geometry/contract.h"
 #include "sparse_fmha/sm90/geometry/query_rows.h"
@@ -45,7 +46,9 @@ struct Lists {
   static constexpr int kGatherWarps = 0;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
-  static constexpr bool kRowThresholds = true;
+  static constexpr bool kRowThresholds = Traits::kHeadDim <= 128;  // registers are few beyond
+  // Where thresholds leave no register for a consumer's number: in forward kernels with biases.
+  static constexpr bool kFewRegisters = Traits::kKeyBias && !Traits::kBiasOptional;
   static constexpr bool kNotesKept = false;
 
   struct Work {
@@ -158,8 +161,9 @@ struct Lists {
     return work.stages.total();
   }
   __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
-    return list_walk(work.stages, work.whole[0], warpgroup == 0 ? work.whole[1] : work.whole[2],
-                     warpgroup);
+    int const consumer = kFewRegisters ? this_consumer() : warpgroup;
+    return list_walk(work.stages, work.whole[0], consumer == 0 ? work.whole[1] : work.whole[2],
+                     consumer);
   }
 
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
@@ -271,7 +275,7 @@ struct Lists {
     return first_token(work, warpgroup) + row < params.sparsity.len_q;
   }
   __device__ __forceinline__ int32_t query(Work const& work, int warpgroup, int row) const {
-    return first_token(work, warpgroup) + row;
+    return min(first_token(work, warpgroup) + row, params.sparsity.len_q - 1);
   }
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {

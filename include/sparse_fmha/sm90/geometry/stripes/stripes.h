@@ -258,7 +258,7 @@ struct Stripes {
     return first_token(work, warpgroup) + row < params.sparsity.len_q;
   }
   __device__ __forceinline__ int32_t query(Work const& work, int warpgroup, int row) const {
-    return first_token(work, warpgroup) + row;
+    return min(first_token(work, warpgroup) + row, params.sparsity.len_q - 1);
   }
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
