@@ -41,12 +41,27 @@ Arch arch_of(Tensor const& q) {
   return device_arch(gpu_of(q));
 }
 
+namespace {
+
+// Thresholds have no rows of their own: what reads them is part of other rows.
+void require_thresholds(FmhaProblem const& problem, Arch arch) {
+  constexpr int32_t kLargestOfBlocks = 128;
+  bool const by_blocks = std::holds_alternative<BlockSparse::Params>(problem.sparsity);
+  bool const fits = !by_blocks || problem.head_dim <= kLargestOfBlocks;
+  if (arch == Arch::kCpu || (arch == Arch::kSm90 && fits)) {
+    return;
+  }
+  throw not_implemented(std::string("sparse_fmha: row_threshold has no kernels of ") +
+                        to_string(arch) + (fits ? "" : " for block lists and head dims above 128") +
+                        "; move the tensors to the CPU");
+}
+
+}  // namespace
+
 KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
   Arch const arch = arch_of(q);
-  if (problem.row_threshold.data != nullptr && arch != Arch::kCpu && arch != Arch::kSm90) {
-    throw not_implemented(std::string("sparse_fmha: row_threshold has no kernels of ") +
-                          to_string(arch) +
-                          "; it runs on the CPU and on Hopper GPUs; move the tensors to the CPU");
+  if (problem.row_threshold.data != nullptr) {
+    require_thresholds(problem, arch);
   }
   return {arch,
           pass,

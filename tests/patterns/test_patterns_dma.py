@@ -151,7 +151,6 @@ def test_bad_arguments_are_named(change, error, message):
         patterns.dma_mask(given.pop("bias"), given.pop("keep"), **given)
 
 
-
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match=r"v must have 2 heads of 16, got shape \[1, 5, 2, 8\]"):
         patterns.DMABias(2, 16)(torch.ones(1, 5, 2, 8))
