@@ -211,6 +211,7 @@ def checks(python: Path) -> list[str]:
         "factories": ["tools/check_factories.py"],
         "mypy": ["-m", "mypy"],
         "pytest": pytest("--durations=25", "-m", "not packaging"),
+        "GPU kernels on the emulator": ["tools/emulate.py", "-n", "2"],
         "pytest, packaging": ["-m", "pytest", "-m", "packaging"],
         "lowest versions": [*VERSIONS, "lowest"],
         "newest versions": [*VERSIONS, "newest"],

@@ -43,13 +43,19 @@ Arch arch_of(Tensor const& q) {
 
 namespace {
 
-// Thresholds have no rows of their own: what reads them is part of other rows.
-void require_thresholds(FmhaProblem const& problem, Arch arch) {
+// Thresholds have no rows of their own: what reads them is part of other rows. Returns the smallest
+// head dim of a row that does (sm90/geometry/, kRowThresholds).
+int32_t head_dim_with_thresholds(FmhaProblem const& problem, Arch arch, Pass pass) {
   constexpr int32_t kLargestOfBlocks = 128;
+  constexpr int32_t kSmallestOfStripes = 72;  // in dQ
   bool const by_blocks = std::holds_alternative<BlockSparse::Params>(problem.sparsity);
   bool const fits = !by_blocks || problem.head_dim <= kLargestOfBlocks;
-  if (arch == Arch::kCpu || (arch == Arch::kSm90 && fits)) {
-    return;
+  if (arch == Arch::kCpu) {
+    return problem.head_dim;
+  }
+  if (arch == Arch::kSm90 && fits) {
+    bool const few_registers = !by_blocks && pass == Pass::kBackwardDq;
+    return std::max(problem.head_dim, few_registers ? kSmallestOfStripes : 0);
   }
   throw not_implemented(std::string("sparse_fmha: row_threshold has no kernels of ") +
                         to_string(arch) + (fits ? "" : " for block lists and head dims above 128") +
@@ -60,13 +66,11 @@ void require_thresholds(FmhaProblem const& problem, Arch arch) {
 
 KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
   Arch const arch = arch_of(q);
-  if (problem.row_threshold.data != nullptr) {
-    require_thresholds(problem, arch);
-  }
+  bool const has_thresholds = problem.row_threshold.data != nullptr;
   return {arch,
           pass,
           problem.dtype,
-          problem.head_dim,
+          has_thresholds ? head_dim_with_thresholds(problem, arch, pass) : problem.head_dim,
           static_cast<int32_t>(problem.sparsity.index()),
           problem.skip_threshold != nullptr,
           problem.key_bias.data != nullptr};

@@ -1,13 +1,10 @@
 """Thresholds of rows on the GPU: lists of blocks and stripes, forward and backward."""
 
-import bias_oracle
 import pytest
 import torch
 from gradient_cases import LARGE
-from gradient_oracle import attend, mask_of
-from gradient_rule import assert_as_good_as_torch, output_gradients
-from poison import poisoned
-from threshold_cases import FORMS, limited
+from gradient_rule import output_gradients
+from threshold_cases import FORMS, check, limited
 
 import sparse_fmha
 from sparse_fmha import patterns
@@ -21,37 +18,6 @@ lists = pytest.mark.parametrize("name", LISTS)
 # Block lists have kernels for thresholds up to head dim 128.
 CASES = [(n, d) for n in LISTS for d in (64, 128, 256) if d <= 128 or n.startswith("stripes")]
 cases = pytest.mark.parametrize(("name", "dim"), CASES)
-
-
-def check(case, arguments):
-    """Results and gradients, whose errors are at most twice those of torch."""
-    __tracebackhide__ = True
-    with poisoned():
-        out, lse = case.forward(arguments)
-    exact, exact_lse = attend(case.mechanism, arguments)
-    seen = bias_oracle.visible_with(
-        mask_of(case.mechanism, arguments), arguments["key_bias"], arguments["row_threshold"]
-    )
-    rows = seen.any(-1).expand(case.batch, case.heads, -1).transpose(1, 2)
-    assert (lse == -INF).equal(~rows)
-    assert out[~rows].eq(0).all()
-    torch.testing.assert_close(lse.masked_fill(~rows, 0).double(), exact_lse, rtol=2e-6, atol=1e-3)
-    theirs = bias_oracle.fused(
-        *(arguments[n] for n in "qkv"), seen, arguments["scale"], arguments["key_bias"]
-    )
-    size = exact.abs().amax().clamp(min=1e-30)
-    ours, theirs = ((x.double() - exact).abs() / size for x in (out, theirs))
-    for figure in (torch.max, lambda x: x.square().mean().sqrt()):
-        assert figure(ours) <= 2 * figure(theirs) + torch.finfo(out.dtype).eps
-    dout, _ = output_gradients(out, lse)
-    with poisoned():
-        found = case.backward(arguments, out, lse, dout)
-    assert_as_good_as_torch(case, arguments, found, dout, lse)
-    groups = case.heads // arguments["k"].shape[2]
-    nobody = ~seen.any(-2).expand(case.batch, case.heads, -1).unflatten(1, (-1, groups)).any(2)
-    for n in "kv":
-        assert found[n].transpose(1, 2)[nobody].eq(0).all()
-    return out, lse, found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)

@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import bias_oracle
 import torch
 from gradient_cases import CASES
+from gradient_oracle import attend, mask_of
+from gradient_rule import assert_as_good_as_torch, output_gradients
+from poison import poisoned
 
 LISTS = [name for name, case in CASES.items() if case.mechanism in ("block_sparse", "stripe")]
+INF = float("inf")
 FORMS = {"batch, heads": (2, None), "one batch entry": (1, None), "one for all": (1, 1)}
 
 
@@ -24,3 +29,34 @@ def limited(case, form="batch, heads", dtype=torch.float64, seed=0, **sizes):
     arguments["key_bias"] = few(arguments["k"].shape[1], -3)
     arguments["row_threshold"] = few(arguments["q"].shape[1], -4)
     return case, arguments
+
+
+def check(case, arguments):
+    """Results and gradients, whose errors are at most twice those of torch."""
+    __tracebackhide__ = True
+    with poisoned():
+        out, lse = case.forward(arguments)
+    exact, exact_lse = attend(case.mechanism, arguments)
+    seen = bias_oracle.visible_with(
+        mask_of(case.mechanism, arguments), arguments["key_bias"], arguments["row_threshold"]
+    )
+    rows = seen.any(-1).expand(case.batch, case.heads, -1).transpose(1, 2)
+    assert (lse == -INF).equal(~rows)
+    assert out[~rows].eq(0).all()
+    torch.testing.assert_close(lse.masked_fill(~rows, 0).double(), exact_lse, rtol=2e-6, atol=1e-3)
+    theirs = bias_oracle.fused(
+        *(arguments[n] for n in "qkv"), seen, arguments["scale"], arguments["key_bias"]
+    )
+    size = exact.abs().amax().clamp(min=1e-30)
+    ours, theirs = ((x.double() - exact).abs() / size for x in (out, theirs))
+    for figure in (torch.max, lambda x: x.square().mean().sqrt()):
+        assert figure(ours) <= 2 * figure(theirs) + torch.finfo(out.dtype).eps
+    dout, _ = output_gradients(out, lse)
+    with poisoned():
+        found = case.backward(arguments, out, lse, dout)
+    assert_as_good_as_torch(case, arguments, found, dout, lse)
+    groups = case.heads // arguments["k"].shape[2]
+    nobody = ~seen.any(-2).expand(case.batch, case.heads, -1).unflatten(1, (-1, groups)).any(2)
+    for n in "kv":
+        assert found[n].transpose(1, 2)[nobody].eq(0).all()
+    return out, lse, found

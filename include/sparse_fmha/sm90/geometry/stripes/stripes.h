@@ -49,7 +49,8 @@ struct Stripes {
   static constexpr Loader kLoader = Loader::kAllLanesAndRows;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kStage;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
-  static constexpr bool kRowThresholds = true;
+  // dQ of small heads has no registers for them: calls with thresholds take that of larger ones.
+  static constexpr bool kRowThresholds = Traits::kHeadDim > 64 || !Traits::kBiasOptional;
   static constexpr bool kNotesKept = false;
 
   struct Work {
