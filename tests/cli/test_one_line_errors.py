@@ -81,7 +81,10 @@ MODULES = {
         (["--device", "cuda", "--list", "--peers", "fa3"], "fa3: the package fa3-fwd is not inst"),
         (["--device", "cuda", "--list", "--peers", "sta"], "sta: the package fastvideo-kernel is"),
         (["--device", "cuda", "--list", "--peers", "vsa"], "vsa: the package fastvideo-kernel is"),
-        (["--device", "cpu", "--iterations", "0"], "--iterations is at least 1"),
+        (
+            ["--device", "cpu", "--iterations", "0"],
+            "argument --iterations: must be at least 1, got 0",
+        ),
         (
             ["--device", "cpu", "--case", "cpu/*", "--quick", "--l2", "cold"],
             "--quick changes nothing beside --case and --l2",
@@ -96,7 +99,7 @@ MODULES = {
     ],
     "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
-        (["--calls", "0"], "--calls must be at least 1, got 0"),
+        (["--calls", "0"], "argument --calls: must be at least 1, got 0"),
         (["--quick", "--calls", "2"], "--calls is of --quick's own choice"),
         (["--out", "{file}"], "argument --out: "),
     ],
@@ -124,7 +127,7 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.host_time": [
-        (["--device", "cpu", "--rounds", "0"], "--calls and --rounds must be at least 1"),
+        (["--device", "cpu", "--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
         (["--tiny", "--calls", "3"], "--calls is of --tiny's own choice"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
@@ -145,6 +148,10 @@ MODULES = {
     "benchmarks.studies.other_gpus": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.selections": [
+        (["--case", "none"], "argument --case: invalid choice: 'none'"),
+        (["--length", "0"], "argument --length: must be at least 1, got 0"),
     ],
     "benchmarks.studies.small": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),

@@ -13,9 +13,9 @@ struct SkipParams {
   float const* threshold;      // [B]
   unsigned long long* counts;  // [B, Hq, 2]: tiles visited, and tiles skipped
   int32_t heads_q;
-  int32_t groups;  // of 64 query rows
-  int32_t tiles;   // of keys
-  uint8_t* kept;   // [B, Hq, groups, tiles], zeros, or nullptr: where to note kept tiles
+  int32_t groups = 0;       // of 64 query rows
+  int32_t tiles = 0;        // of keys
+  uint8_t* kept = nullptr;  // [B, Hq, groups, tiles], zeros, or nullptr: where to note kept tiles
 };
 
 // Notes that a group of 64 query rows keeps a key tile. Called by all threads of a warpgroup.
