@@ -13,10 +13,12 @@ using torch::headeronly::ScalarType;
 namespace {
 
 void require_noted(FmhaProblem const& problem) {
-  constexpr int32_t kLargest = 128;  // forward kernels of larger head dims do not note what they keep
+  constexpr int32_t kLargest =
+      128;  // forward kernels of larger head dims do not note what they keep
   if (problem.head_dim > kLargest) {
     throw not_implemented(
-        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, got " +
+        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "
+        "got " +
         std::to_string(problem.head_dim) + "; move the tensors to the CPU");
   }
 }
