@@ -114,6 +114,15 @@ def test_padding_that_fills_tiles(cuda, name, dim):
 
 @dims
 @mechanisms
+def test_large_biases_of_all_keys(cuda, name, dim):
+    """They cancel, but not in the rows of a tile that the tensor does not have."""
+    case, arguments = biased(LARGE[name], "batch, heads", BF16, hidden=0, device=cuda, dim=dim)
+    arguments["key_bias"] += 150
+    check(case, arguments)
+
+
+@dims
+@mechanisms
 @pytest.mark.parametrize("slope", [-3.0, 0.02])
 def test_biases_that_rise_or_fall(cuda, name, dim, slope):
     """Where one key has all of a row's weight, what is left of the bias's gradient is rounding."""

@@ -137,7 +137,7 @@ struct DkvConsumer {
       RowTerms const* const terms = smem.terms[state.index] + column;
       compiler_fence();
       auto weigh = [&](auto sees) {
-        bias.add(scores);
+        bias.add(scores, terms);
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) {
           float const weight = exp2_approx(exponent(scores(i), terms, i));

@@ -6,6 +6,7 @@
 
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/key_bias.h"
 #include "sparse_fmha/sm90/common/smem.h"
@@ -69,6 +70,8 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
   int const warpgroup;  // among the consumers
   int const part;       // which 64 keys of the tile
 
+  static constexpr float kMostWeight = 8.f;  // its log2; of rows in the tensor it is 1
+
   __device__ __forceinline__ bool given() const { return params.bias.from.keys.data != nullptr; }
 
   // Before the steps of a query head of the group.
@@ -90,9 +93,10 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
   }
 
   // Replaces scores by `scale_log2` times the score plus the bias of the key, or -inf if that hides
-  // the key, whatever the score.
+  // the key, whatever the score. `terms` are those of the thread's columns: rows outside the tensor
+  // have zeros, with which a large bias would make an infinite weight.
   template <class Scores>
-  __device__ __forceinline__ void add(Scores& s) const {
+  __device__ __forceinline__ void add(Scores& s, RowTerms const* terms) const {
     if (!given()) {
       return;
     }
@@ -101,7 +105,8 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
     CUTE_UNROLL
     for (int i = 0; i < cute::size(s); ++i) {
       float const mine = AccumulatorPosition::row_of(i) == 0 ? bias.x : bias.y;
-      float const sum = fmaf(s(i), params.scale_log2, mine);
+      float const most = terms[AccumulatorPosition::column_of(i)].lse_log2 + kMostWeight;
+      float const sum = fminf(fmaf(s(i), params.scale_log2, mine), most);
       s(i) = mine == -INFINITY ? mine : sum;
     }
   }
@@ -189,7 +194,7 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, false> {
   __device__ __forceinline__ void follow(Work const& /*work*/, int /*number*/, int /*tile*/,
                                          int /*tiles*/) const {}
   template <class Scores>
-  __device__ __forceinline__ void add(Scores& /*scores*/) const {}
+  __device__ __forceinline__ void add(Scores& /*scores*/, RowTerms const* /*terms*/) const {}
   template <class Scores>
   __device__ __forceinline__ void sum(Scores const& /*grads*/) const {}
 };
