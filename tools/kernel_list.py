@@ -41,7 +41,13 @@ ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 SHARED = {"DenseOrCausal": ("Dense", "Causal")}
 SERVED = {mechanism for shared in SHARED.values() for mechanism in shared}
 # Families and passes whose kernels test whether keys have a bias.
-BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
+BIAS_OPTIONAL = {
+    ("sm90", "backward_dq"),
+    ("sm90", "backward_dkv"),
+    ("sm80", "forward"),
+    ("sm80", "backward_dq"),
+    ("sm80", "backward_dkv"),
+}
 
 
 class ListError(Exception):
@@ -79,7 +85,7 @@ class Row(NamedTuple):
 
     @property
     def key_bias(self) -> bool:
-        """Whether keys may have a bias; those of backward passes may also have none."""
+        """Whether keys may have a bias; those of BIAS_OPTIONAL may also have none."""
         return self.bias == "kPerKey" or (self.arch.family, self.direction) in BIAS_OPTIONAL
 
     @property
@@ -338,7 +344,7 @@ def write(folder: Path, archs: list[str]) -> dict[str, list[Row]]:
         f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_q}, "
         f"{r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
         for r in rows
-        if r.direction == "forward" and r.mechanism in SERVED and not r.skips and not r.key_bias
+        if r.direction == "forward" and r.mechanism in SERVED and not r.skips and r.bias == "kNone"
     )
     _write(folder / "row_costs.inc", "".join(costs))
     return files

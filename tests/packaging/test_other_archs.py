@@ -15,7 +15,7 @@ def kernels(arch):
     found = {}
     for row in ROWS:
         if row.arch.name == arch:
-            biases = {row.key_bias, row.key_bias and row.direction == "forward"}
+            biases = {row.key_bias, row.bias == "kPerKey"}  # those that may do without: both
             for bias in biases:
                 key = row.direction, row.skips, bias, row.mechanism, row.dtype
                 found[key] = max(found.get(key, 0), row.head_dim)
@@ -50,12 +50,9 @@ def test_reasons():
     assert other_archs.reason(message("sm80", "forward", ", with skipping")) == (
         "sm80 skips no key tiles"
     )
-    assert other_archs.reason(message("sm80", "forward", ", with key_bias")) == (
-        "sm80 takes no key_bias"
-    )
     outer = AssertionError("another message was expected")
-    outer.__context__ = message("sm86", "forward", ", with key_bias")
-    assert other_archs.reason(outer) == "sm86 takes no key_bias"
+    outer.__context__ = message("sm86", "decode", ", with skipping")
+    assert other_archs.reason(outer) == "sm86 skips no key tiles"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +61,7 @@ def test_reasons():
         message("sm80", "forward"),
         message("sm86", "backward_dkv"),
         message("sm80", "decode"),
+        message("sm80", "forward", ", with key_bias"),
         message("sm90", "forward", ", with key_bias"),
         message("sm80", "forward", ", with skipping, with key_bias"),
         message("sm80", "backward_dq", dtype="float32"),

@@ -19,9 +19,6 @@ LACKING = {
     arch: {
         ("forward", True, False): "skips no key tiles",
         ("decode", True, False): "skips no key tiles",
-        ("forward", False, True): "takes no key_bias",
-        ("backward_dq", False, True): "takes no key_bias",
-        ("backward_dkv", False, True): "takes no key_bias",
     }
     for arch in ("sm80", "sm86")
 }

@@ -213,7 +213,7 @@ def _choose(
         ]
 
     def takes_bias(row: _build.KernelRow) -> bool:
-        optional = arch == "cpu" or row["pass"] != "forward"
+        optional = arch != "sm90" or row["pass"] != "forward"
         return row["key_bias"] == biased or (row["key_bias"] and optional)
 
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:

@@ -88,6 +88,10 @@ struct BackwardStorage {
   // Of the queries that stay, or of two stages of those that pass: lse in log2 units, and delta.
   alignas(16) float2 terms[Traits::kOfKeys ? 2 * Traits::kColumns : Traits::kRows];
   alignas(16) typename Geometry::Shared geometry;
+  KeyBiases<Traits::kTileK> biases;
+  // Sums of a head's gradients of scores: of each key, and of each warp that has some of its
+  // columns.
+  float bias_sums[Traits::kOfKeys ? Traits::kSharing : 1][Traits::kOfKeys ? Traits::kRows : 1];
 
   // Those that are held come first, where the stages are later.
   __device__ __forceinline__ Element* stay(int tensor) {

@@ -28,27 +28,30 @@ __device__ __forceinline__ void hide_scores(Geometry const& geometry, Work const
 
 // Replaces the scores of tile i by weights, and the gradients of the weights by those of the
 // scores, without the scale. lse_of and delta_of are given a block and the index of an element.
-// scale_log2 is not zero.
+// exponent_scale is not zero, and 1 if the scores have been scaled with the biases of their keys,
+// which is what `biased` says.
 template <class Traits, class Geometry, class Work, class LseOf, class DeltaOf>
 __device__ __forceinline__ void differentiate(Geometry const& geometry, Work const& work,
                                               WarpPart<Traits> const& warp, int i, bool masked,
-                                              float scale_log2, LseOf const& lse_of,
-                                              DeltaOf const& delta_of,
+                                              bool biased, float exponent_scale,
+                                              LseOf const& lse_of, DeltaOf const& delta_of,
                                               Sums<Traits::kBlocks, Traits::kWarpColumns>& scores,
                                               Sums<Traits::kBlocks, Traits::kWarpColumns>& grads) {
-  auto each = [&](auto masked) {
+  auto each = [&](auto hides) {
     grads.visit([&](float& grad, int block, int j) {
       float& weight = scores.at[block][j / 4][j % 4];
-      weight = exp2_approx(fmaf(weight, scale_log2, -lse_of(block, j)));
+      weight = exp2_approx(fmaf(weight, exponent_scale, -lse_of(block, j)));
       grad = weight * (grad - delta_of(block, j));
-      if constexpr (decltype(masked)::value) {
+      if constexpr (decltype(hides)::value) {
         // A select, not only a multiplication by zero: a hidden value may be infinite.
         grad = weight == 0.f ? 0.f : grad;
       }
     });
   };
   if (masked) {
-    hide_scores(geometry, work, warp, i, scale_log2 > 0 ? -INFINITY : INFINITY, scores);
+    hide_scores(geometry, work, warp, i, exponent_scale > 0 ? -INFINITY : INFINITY, scores);
+  }
+  if (masked || biased) {
     each(cute::true_type{});
   } else {
     each(cute::false_type{});

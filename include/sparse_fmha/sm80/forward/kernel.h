@@ -10,6 +10,7 @@
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
 #include "sparse_fmha/sm80/forward/kernel_params.h"
+#include "sparse_fmha/sm80/forward/key_bias.h"
 #include "sparse_fmha/sm80/forward/products.h"
 #include "sparse_fmha/sm80/forward/store_tile.h"
 #include "sparse_fmha/sm80/forward/traits.h"
@@ -32,6 +33,9 @@ struct Attention {
     using namespace cute;
     int const tiles = geometry.tiles(work);
     int const group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+    if (has_biases() && threadIdx.x == 0) {
+      smem.biases.choose_head(params.key_bias, tile);
+    }
     geometry.place(work, 0);
     geometry.place(work, 1);
     copy_queries();
@@ -39,6 +43,7 @@ struct Attention {
     __syncthreads();  // tile 0 and tile 1 are placed
     geometry.write_mask(work, 0);
     if (tiles > 0) {
+      copy_biases(0);
       copy_keys(0);
       if constexpr (kAhead) {
         copy_values(0);
@@ -53,7 +58,7 @@ struct Attention {
     }
     Queries<Traits> const queries(smem.queries());
 
-    OnlineSoftmax softmax(params.scale_log2);
+    OnlineSoftmax softmax(params.exponent_scale);
     auto output = make_tensor<float>(Shape<Int<Traits::kHeadDim / 2>>{});
     clear(output);
     typename Geometry::Mask const mask(geometry, work, group * 64 + AccumulatorPosition().row);
@@ -68,6 +73,9 @@ struct Attention {
       // Tile i has landed (only its keys, with one stage) and its mask is written. The other stage
       // (the values', with one) is no longer read.
       __syncthreads();
+      if (i + 1 < tiles) {
+        copy_biases(i + 1);
+      }
       if constexpr (kAhead) {
         if (i + 1 < tiles) {
           copy_keys(i + 1);
@@ -123,6 +131,23 @@ struct Attention {
     copy_tile<Traits, Traits::kTileK>(smem.values(stage_of(i)), geometry.values(work, i),
                                       static_cast<Element const*>(params.q.data), params.head_dim);
   }
+  __device__ __forceinline__ bool has_biases() const { return params.key_bias.data != nullptr; }
+  __device__ __forceinline__ void copy_biases(int i) const {
+    if (has_biases()) {
+      smem.biases.template copy<Traits>(smem.biases.head, i,
+                                        [&](int r) { return geometry.key_index(work, i, r); });
+    }
+  }
+  template <class Scores>
+  __device__ __forceinline__ void add_biases(Scores& scores, int i) const {
+    visit_biases<Traits::kTileK>(smem.biases.tile(i) + AccumulatorPosition().column,
+                                 [&](int n, float const(&bias)[2]) {
+                                   CUTE_UNROLL
+                                   for (int j = 4 * n; j < 4 * n + 4; ++j) {
+                                     scores(j) = biased(scores(j), params.scale_log2, bias[j % 2]);
+                                   }
+                                 });
+  }
   __device__ __forceinline__ void negate_queries() const {
     auto* const pairs = reinterpret_cast<uint32_t*>(smem.queries());
     for (int i = threadIdx.x; i < Traits::kQueryElements / 2; i += Traits::kThreads) {
@@ -138,6 +163,9 @@ struct Attention {
                                         Weights<Traits>& weights) const {
     auto scores = cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kTileK / 2>>{});
     multiply_keys<Traits>(queries, smem.keys(stage_of(i)), scores);
+    if (has_biases()) {
+      add_biases(scores, i);
+    }
     if (geometry.is_masked(work, i)) {
       auto const seen = mask.look_up(i);
       hide_scores(scores, hidden_by(mask, seen));

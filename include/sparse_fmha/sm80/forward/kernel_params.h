@@ -19,8 +19,10 @@ struct KernelParams {
   int32_t head_dim;
   int32_t heads_q;
   int32_t heads_per_kv;  // query heads per key head
-  float scale_log2;      // |scale| * log2(e), never zero
+  float scale_log2;      // |scale| * log2(e), never zero; in the backward pass with its sign
+  float exponent_scale;  // the same, or 1 if scores have been scaled with their biases
   bool negate;           // the scale is negative
+  TokenNumbers key_bias;
   device::Scheduler scheduler;
   device::SkipParams skip;  // kernels without skipping do not read it
   // In the backward pass:

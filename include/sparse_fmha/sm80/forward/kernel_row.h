@@ -21,7 +21,8 @@ KernelRow row_of(char const* name) {
                   data_type(typename Config::Element{}),
                   Config::kHeadDim,
                   mechanism_index<Mechanism>(),
-                  Traits::kVotes};
+                  Traits::kVotes,
+                  /*key_bias=*/true};
   row.info.name = name;
   row.info.mechanism = Mechanism::kName;
   row.info.tile_q = Traits::kTileQ;

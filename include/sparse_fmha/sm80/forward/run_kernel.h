@@ -71,6 +71,11 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   // Zero would turn the -inf of a masked score into NaN.
   params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
   params.negate = p.scale < 0;
+  if (params.negate && Traits::kPass != Pass::kForward) {  // which negates queries
+    params.scale_log2 = -params.scale_log2;
+  }
+  params.key_bias = p.key_bias;
+  params.exponent_scale = p.key_bias.data != nullptr ? 1.f : params.scale_log2;
   params.scheduler =
       make_scheduler(p.heads_q, p.batch, q_tiles,
                      heads_side_by_side(p, static_cast<double>(std::max<int64_t>(keys, 1))));

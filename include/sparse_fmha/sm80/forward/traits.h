@@ -37,6 +37,8 @@ template <class Traits, class Geometry, class Mechanism>
 struct Attention;
 template <class Traits, class Geometry>
 struct SharedStorage;
+template <int kKeys>
+struct KeyBiases;
 
 template <class Config_>
 struct KernelTraits {
@@ -88,6 +90,7 @@ template <class Traits, class Geometry>
 struct SharedStorage {
   alignas(128) typename Traits::Element tiles[Traits::kElements];
   alignas(16) typename Geometry::Shared geometry;
+  KeyBiases<Traits::kTileK> biases;
 
   // The place of keys of a stage; its values follow.
   __device__ __forceinline__ typename Traits::Element* keys(int stage) {

@@ -17,6 +17,8 @@
 //   place(Work, i)                    by all threads: writes where tile i lies. Called for
 //                                     i = 0, 1, ..., also beyond the last one
 //   keys(Work, i), values(Work, i)    rows for copy_tile(), with the address `base`
+//   key_index(Work, i, r)             the number of the r-th key of tile i among the keys of its
+//                                     head; negative if there is none, or it is an extra token
 //   write_mask(Work, i)               by all threads: writes the mask of tile i
 //   needs(Work, i, group)             whether a group of 64 rows sees any of it; false only if not
 //   is_masked(Work, i)                whether any row may not see all of it

@@ -125,9 +125,7 @@ struct Grid {
     if (!find_query(r, token)) {
       return -1;
     }
-    Coord const& grid = params.sparsity.grid;
-    int64_t const index = (int64_t{token[0]} * grid[1] + token[1]) * grid[2] + token[2];
-    return work.out + index * params.heads_q;
+    return work.out + index_of(token) * params.heads_q;
   }
 
   // The ragged tile of extra tokens, the boxes of the mechanism's walk, then the other extra
@@ -149,6 +147,18 @@ struct Grid {
   }
   __device__ __forceinline__ Rows values(Work const& work, int i) const {
     return rows(work, work.v, params.v, params.geometry.extra_v, shared.v_offsets, i);
+  }
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, int i, int r) const {
+    KeyBox const& box = box_at(i);
+    Coord position = params.geometry.k_bits.offset(r);
+    bool has_number = !box.extra;
+    CUTE_UNROLL
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      position[axis] += box.origin[axis];
+      has_number &= position[axis] < shared.length[axis];
+    }
+    return has_number ? index_of(Mechanism::token(params.sparsity, shared.q.residue, position))
+                      : -1;
   }
   __device__ __forceinline__ void write_mask(Work const& work, int i) const {
     if (i >= work.num_partial) {
@@ -199,6 +209,10 @@ struct Grid {
   static __device__ __forceinline__ int64_t offset_of(TensorView const& view, Coord const& token) {
     return token[0] * view.axis_stride[0] + token[1] * view.axis_stride[1] +
            token[2] * view.axis_stride[2];
+  }
+  __device__ __forceinline__ int64_t index_of(Coord const& token) const {
+    Coord const& grid = params.sparsity.grid;
+    return (int64_t{token[0]} * grid[1] + token[1]) * grid[2] + token[2];
   }
   __device__ __forceinline__ KeyBox const& box_at(int i) const {
     return shared.boxes[i % (2 * kPlaced)];

@@ -103,6 +103,14 @@ struct GridKeys {
     return (work.batch * keys + index) * params.heads_kv + work.head_kv;
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, int r) const {
+    Coord token;
+    return find_key(r, token) && params.geometry.extra_len == 0 ? index_of(token) : -1;
+  }
+
+  __device__ __forceinline__ int32_t head(Work const& work, int i) const {
+    return work.head_kv * params.heads_per_kv + i / work.tiles;
+  }
   __device__ __forceinline__ int steps(Work const& work) const {
     return work.tiles * params.heads_per_kv;
   }
@@ -139,7 +147,7 @@ struct GridKeys {
     }
     int64_t const token = index_of(Mechanism::token(params.sparsity, shared.tile.residue, origin)) +
                           shared.token_offsets[r];
-    return (work.batch * volume(params.sparsity.grid) + token) * params.heads_q + head_of(work, i);
+    return (work.batch * volume(params.sparsity.grid) + token) * params.heads_q + head(work, i);
   }
   __device__ __forceinline__ void write_mask(Work const& work, int i) const {
     if (is_masked(work, i, 0)) {
@@ -212,9 +220,6 @@ struct GridKeys {
     Coord const& length = shared.length;
     return {length[0] - origin[0], length[1] - origin[1], length[2] - origin[2]};
   }
-  __device__ __forceinline__ int32_t head_of(Work const& work, int i) const {
-    return work.head_kv * params.heads_per_kv + i / work.tiles;
-  }
 
   // By one thread.
   __device__ __forceinline__ void find_walk(int32_t index) const {
@@ -263,7 +268,7 @@ struct GridKeys {
     Coord const room = room_of(origin);
     Coord const& side = params.geometry.shape.k;
     Coord const token = Mechanism::token(params.sparsity, shared.tile.residue, origin);
-    return {sm80::head_of<Element>(view, work.batch, head_of(work, i)) + offset_of(view, token),
+    return {sm80::head_of<Element>(view, work.batch, head(work, i)) + offset_of(view, token),
             offsets, params.geometry.k_bits, room,
             room[0] < side[0] || room[1] < side[1] || room[2] < side[2]};
   }

@@ -77,6 +77,14 @@ struct ListKeys {
                           : -1;
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& work, int r) const {
+    int32_t const token = first_key(work) + r;
+    return token < params.sparsity.len_kv ? token : -1;
+  }
+
+  __device__ __forceinline__ int32_t head(Work const& work, int i) const {
+    return head_of(work, step_at(i).head);
+  }
   __device__ __forceinline__ int steps(Work const& work) const { return work.tiles; }
   // A warp finds the steps of a set. Each lane reads one word of the bitmaps.
   __device__ __forceinline__ void place(Work const& work, int i) const {

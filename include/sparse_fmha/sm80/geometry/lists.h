@@ -97,6 +97,12 @@ struct Lists {
   __device__ __forceinline__ Rows values(Work const& work, int i) const {
     return rows(work.v, params.v, i);
   }
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, int i, int r) const {
+    int32_t const log2_box = params.geometry.sizes.log2_box;
+    int32_t const token =
+        shared.origins[first_box(i) + (r >> log2_box)] + (r & ((1 << log2_box) - 1));
+    return token < params.sparsity.len_kv ? token : -1;
+  }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
   __device__ __forceinline__ bool needs(Work const& work, int /*i*/, int group) const {
     return work.queries.first + 64 * group < work.queries.length;

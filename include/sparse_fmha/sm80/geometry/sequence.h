@@ -65,6 +65,10 @@ struct Sequence {
     return {work.v, params.v.axis_stride[kGridAxes - 1], work.walk.tile(i)[2],
             params.sparsity.len_kv};
   }
+  __device__ __forceinline__ int64_t key_index(Work const& work, int i, int r) const {
+    int32_t const token = work.walk.tile(i)[2] + r;
+    return token < params.sparsity.len_kv ? token : -1;
+  }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
   __device__ __forceinline__ bool needs(Work const& work, int i, int group) const {
     return i >= (group == 0 ? work.passed[0] : work.passed[Traits::kGroups - 1]);

@@ -6,7 +6,10 @@
 //   Work begin(WorkTile)              a key tile; q_tile is its index, from the last one on
 //   keys(Work, view)                  key rows for copy_tile(), of a tensor that has k's shape
 //   key_row(Work, r)                  index in [B, Lkv, Hkv], or a negative number
+//   key_index(Work, r)                the number of a key among those of its head; negative if
+//                                     there is none, or it is an extra token
 //   steps(Work)                       their number over all heads of the group
+//   head(Work, i)                     the query head of step i
 //   place(Work, i), write_mask(Work, i)
 //   queries(Work, i), douts(Work, i)  their rows for copy_tile()
 //   query_row(Work, i, r)             index in [B, Lq, Hq], or a negative number
@@ -59,6 +62,14 @@ struct SequenceKeys {
                           : -1;
   }
 
+  __device__ __forceinline__ int64_t key_index(Work const& work, int r) const {
+    int32_t const token = work.first_key + r;
+    return token < params.sparsity.len_kv ? token : -1;
+  }
+
+  __device__ __forceinline__ int32_t head(Work const& work, int i) const {
+    return work.head_kv * params.heads_per_kv + i / work.tiles;
+  }
   __device__ __forceinline__ int steps(Work const& work) const {
     return work.tiles * params.heads_per_kv;
   }
@@ -72,9 +83,8 @@ struct SequenceKeys {
   __device__ __forceinline__ int64_t query_row(Work const& work, int i, int r) const {
     int32_t const token = first_query(work, i) + r;
     int32_t const length = params.sparsity.len_q;
-    return token < length
-               ? (int64_t{work.batch} * length + token) * params.heads_q + head_of(work, i)
-               : -1;
+    return token < length ? (int64_t{work.batch} * length + token) * params.heads_q + head(work, i)
+                          : -1;
   }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
   __device__ __forceinline__ bool needs(Work const& work, int i, int row) const {
@@ -129,11 +139,8 @@ struct SequenceKeys {
  private:
   __device__ __forceinline__ TokenRows<Element> rows(Work const& work, int i,
                                                      TensorView const& view) const {
-    return {sm80::head_of<Element>(view, work.batch, head_of(work, i)),
+    return {sm80::head_of<Element>(view, work.batch, head(work, i)),
             view.axis_stride[kGridAxes - 1], first_query(work, i), params.sparsity.len_q};
-  }
-  __device__ __forceinline__ int32_t head_of(Work const& work, int i) const {
-    return work.head_kv * params.heads_per_kv + i / work.tiles;
   }
   __device__ __forceinline__ int32_t first_query(Work const& work, int i) const {
     return work.walk.tile(i % work.tiles)[2];

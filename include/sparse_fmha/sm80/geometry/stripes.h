@@ -96,6 +96,10 @@ struct Stripes {
     return {work.v, params.v.axis_stride[kGridAxes - 1], shared.keys[i % kPlaces],
             params.sparsity.len_kv};
   }
+  __device__ __forceinline__ int64_t key_index(Work const& /*work*/, int i, int r) const {
+    int32_t const token = shared.keys[i % kPlaces][r];
+    return token < params.sparsity.len_kv ? token : -1;
+  }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
   __device__ __forceinline__ bool needs(Work const& work, int /*i*/, int group) const {
     return work.queries.first + 64 * group < work.queries.length;

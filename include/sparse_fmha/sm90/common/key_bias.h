@@ -4,6 +4,7 @@
 
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/device/key_bias.h"
 #include "sparse_fmha/device/scheduler.h"
 #include "sparse_fmha/sm90/common/cute.h"
 
@@ -18,14 +19,6 @@ struct BiasParams {
 template <class Traits>
 __device__ __forceinline__ bool has_biases(BiasParams const& params) {
   return Traits::kKeyBias && (!Traits::kBiasOptional || params.keys.data != nullptr);
-}
-
-// Finite biases stay finite.
-inline __device__ float bias_in_log2(float bias) {
-  constexpr float kLog2e = 1.44269504088896340736f;
-  constexpr float kLargest = 3e38f;
-  float const x = bias * kLog2e;
-  return fabsf(bias) < INFINITY ? fminf(fmaxf(x, -kLargest), kLargest) : x;
 }
 
 // What biases of -inf leave of the keys of a stage.

@@ -9,6 +9,7 @@
 #include "sparse_fmha/sm80/backward/store_sums.h"
 #include "sparse_fmha/sm80/backward/weights.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
+#include "sparse_fmha/sm80/forward/key_bias.h"
 
 namespace sparse_fmha::sm80 {
 
@@ -44,7 +45,11 @@ struct DkvTile {
     if constexpr (Traits::kHeld != Held::kNone) {
       __syncthreads();  // what is held now was where the stages are
     }
+    for (int r = threadIdx.x; r < Traits::kRows * Traits::kSharing; r += Traits::kThreads) {
+      smem.bias_sums[r / Traits::kRows][r % Traits::kRows] = 0.f;
+    }
     if (steps > 0) {
+      copy_biases(0);
       copy_queries(0);
       copy_douts(0);
     }
@@ -62,6 +67,7 @@ struct DkvTile {
       // Step i has landed and its mask is written. The other stage is no longer read.
       __syncthreads();
       if (i + 1 < steps) {
+        copy_biases(i + 1);
         copy_queries(i + 1);
         if constexpr (kAhead) {
           copy_douts(i + 1);
@@ -83,6 +89,9 @@ struct DkvTile {
             warp.lane % 4 * 2);
         multiply_rows<Traits>(keys, smem.pass(0, i % 2), warp, scores);
         multiply_rows<Traits>(values, douts(i), warp, grads);
+        if (has_biases()) {
+          add_biases(scores, warp, i);
+        }
         auto const lse_of = [&](int /*block*/, int j) {
           return j % 2 == 0 ? terms[j / 4 * 4].x : terms[j / 4 * 4].z;
         };
@@ -90,10 +99,13 @@ struct DkvTile {
           return j % 2 == 0 ? terms[j / 4 * 4].y : terms[j / 4 * 4].w;
         };
         differentiate<Traits>(geometry, work, warp, i,
-                              geometry.is_masked(work, i, warp.first_row()), params.scale_log2,
-                              lse_of, delta_of, scores, grads);
+                              geometry.is_masked(work, i, warp.first_row()), has_biases(),
+                              params.exponent_scale, lse_of, delta_of, scores, grads);
         weights_t.put(scores);
         dscores_t.put(grads);
+        if (params.bias_gradients != nullptr) {
+          add_bias_gradients(grads, warp);
+        }
         warp.sync();
         multiply_columns(weights_t, douts(i), warp, dv);
       }
@@ -107,6 +119,10 @@ struct DkvTile {
       if (needed) {
         multiply_columns(dscores_t, smem.pass(0, i % 2), warp, dk);
       }
+      if (params.bias_gradients != nullptr &&
+          (i + 1 == steps || geometry.head(work, i + 1) != geometry.head(work, i))) {
+        store_bias_gradients(warp, geometry.head(work, i));
+      }
     }
     __syncthreads();  // the tiles are no longer read
     auto const row_of = [&](int r) { return geometry.key_row(work, r); };
@@ -116,6 +132,74 @@ struct DkvTile {
   }
 
  private:
+  __device__ __forceinline__ bool has_biases() const { return params.key_bias.data != nullptr; }
+  __device__ __forceinline__ void copy_biases(int i) const {
+    if (has_biases()) {
+      TokenNumbers const& from = params.key_bias;
+      float const* const head =
+          from.data + work.batch * from.batch_stride + geometry.head(work, i) * from.head_stride;
+      smem.biases.template copy<Traits>(head, i,
+                                        [&](int r) { return geometry.key_index(work, r); });
+    }
+  }
+  __device__ __forceinline__ void add_biases(Scores& scores, WarpPart<Traits> const& warp,
+                                             int i) const {
+    CUTE_UNROLL
+    for (int b = 0; b < Traits::kBlocks; ++b) {
+      float bias[kRowsPerThread];
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        bias[r] = bias_in_log2(smem.biases.tile(i)[warp.thread_row(b) + 8 * r]);
+      }
+      CUTE_UNROLL
+      for (int j = 0; j < Traits::kWarpColumns / 2; ++j) {
+        float& score = scores.at[b][j / 4][j % 4];
+        score = biased(score, params.scale_log2, bias[AccumulatorPosition::row_of(j)]);
+      }
+    }
+  }
+  // The gradients of biases are those of the scores, before the scale. Four threads have the
+  // columns of a key.
+  __device__ __forceinline__ void add_bias_gradients(Scores const& grads,
+                                                     WarpPart<Traits> const& warp) const {
+    CUTE_UNROLL
+    for (int b = 0; b < Traits::kBlocks; ++b) {
+      float sum[kRowsPerThread] = {};
+      CUTE_UNROLL
+      for (int j = 0; j < Traits::kWarpColumns / 2; ++j) {
+        sum[AccumulatorPosition::row_of(j)] += grads.at[b][j / 4][j % 4];
+      }
+      CUTE_UNROLL
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        float const of_row = reduce_quad(sum[r], [](float x, float y) { return x + y; });
+        if (warp.lane % 4 == 0) {
+          smem.bias_sums[warp.columns][warp.thread_row(b) + 8 * r] += of_row;
+        }
+      }
+    }
+  }
+  // After the last step of a head: its sums, which begin again.
+  __device__ __forceinline__ void store_bias_gradients(WarpPart<Traits> const& warp,
+                                                       int32_t head) const {
+    warp.sync();
+    if (warp.columns > 0) {
+      return;  // until all threads meet at the next step
+    }
+    float* const to =
+        params.bias_gradients + (int64_t{work.batch} * params.heads_q + head) * params.keys;
+    for (int r = warp.first_row() + warp.lane; r < warp.first_row() + Traits::kWarpRows; r += 32) {
+      float sum = 0.f;
+      CUTE_UNROLL
+      for (int part = 0; part < Traits::kSharing; ++part) {
+        sum += smem.bias_sums[part][r];
+        smem.bias_sums[part][r] = 0.f;
+      }
+      int64_t const index = geometry.key_index(work, r);
+      if (index >= 0) {
+        to[index] = sum;
+      }
+    }
+  }
   __device__ __forceinline__ Element* douts(int i) const {
     return smem.pass(1, kAhead ? i % 2 : 0);
   }
@@ -123,14 +207,17 @@ struct DkvTile {
   __device__ __forceinline__ void copy(Element* to, Rows const& rows) const {
     copy_tile<Traits, kRows>(to, rows, static_cast<Element const*>(params.q.data), params.head_dim);
   }
-  // Terms that are zero make a weight of 1 for a row of zeros, which adds nothing.
+  // A bias may be infinite in the units of weights, so rows that do not exist have weight 0.
   __device__ __forceinline__ void copy_queries(int i) const {
     copy<Traits::kColumns>(smem.pass(0, i % 2), geometry.queries(work, i));
     for (int r = threadIdx.x; r < Traits::kColumns; r += Traits::kThreads) {
       int64_t const index = geometry.query_row(work, i, r);
-      cutlass::arch::cp_async_zfill<8, cutlass::arch::CacheOperation::Always>(
-          smem.terms + i % 2 * Traits::kColumns + r, params.terms + (index < 0 ? 0 : index),
-          index >= 0);
+      float2* const to = smem.terms + i % 2 * Traits::kColumns + r;
+      if (index < 0) {
+        *to = make_float2(INFINITY, 0.f);
+      } else {
+        cutlass::arch::cp_async<8, cutlass::arch::CacheOperation::Always>(to, params.terms + index);
+      }
     }
   }
   __device__ __forceinline__ void copy_douts(int i) const {

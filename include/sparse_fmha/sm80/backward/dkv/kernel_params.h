@@ -22,7 +22,11 @@ struct DkvParams {
   int32_t heads_kv;
   int32_t heads_per_kv;  // query heads per key head
   float scale;
-  float scale_log2;             // scale * log2(e), never zero
+  float scale_log2;      // scale * log2(e), never zero
+  float exponent_scale;  // the same, or 1 if scores have been scaled with their biases
+  TokenNumbers key_bias;
+  float* bias_gradients;        // [B, Hq, keys], contiguous; nullptr: not wanted
+  int64_t keys;                 // of a head
   device::Scheduler scheduler;  // q_tiles: key tiles
 };
 

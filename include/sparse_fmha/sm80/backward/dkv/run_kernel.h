@@ -37,6 +37,10 @@ void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p
   // Zero would turn the infinity of a masked score into NaN.
   double const scale_log2 = std::max(std::abs(p.scale) * M_LOG2E, 1e-30);
   params.scale_log2 = static_cast<float>(std::copysign(scale_log2, p.scale));
+  params.key_bias = p.key_bias;
+  params.exponent_scale = p.key_bias.data != nullptr ? 1.f : params.scale_log2;
+  params.bias_gradients = p.gradients->key_bias;
+  params.keys = volume(p.grid_kv);
   // A key head's blocks read the queries and dO of the group.
   double const bytes =
       4.0 * static_cast<double>(std::max<int64_t>(queries, 1)) * p.head_dim * params.heads_per_kv;

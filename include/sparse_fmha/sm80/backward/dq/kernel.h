@@ -8,6 +8,7 @@
 #include "sparse_fmha/sm80/backward/weights.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
 #include "sparse_fmha/sm80/forward/kernel_params.h"
+#include "sparse_fmha/sm80/forward/key_bias.h"
 
 namespace sparse_fmha::sm80 {
 
@@ -24,12 +25,14 @@ struct DqTile {
   Geometry const& geometry;
   Work const& work;
 
-  __device__ __forceinline__ void run(WorkTile const& /*tile*/) {
+  __device__ __forceinline__ void run(WorkTile const& tile) {
     using namespace cute;
     int const tiles = geometry.tiles(work);
     WarpPart<Traits> const warp;
     int const group = warp.first_row() / 64;
-    float const scale_log2 = params.negate ? -params.scale_log2 : params.scale_log2;
+    if (has_biases() && threadIdx.x == 0) {
+      smem.biases.choose_head(params.key_bias, tile);
+    }
     geometry.place(work, 0);
     geometry.place(work, 1);
     copy<Traits::kRows>(smem.stay(0), geometry.queries(work, params.q));
@@ -45,6 +48,7 @@ struct DqTile {
       __syncthreads();  // what is held now was where the stages are
     }
     if (tiles > 0) {
+      copy_biases(0);
       copy_keys(0);
       copy_values(0);
     }
@@ -59,6 +63,7 @@ struct DqTile {
       // Tile i has landed and its mask is written. The other stage is no longer read.
       __syncthreads();
       if (i + 1 < tiles) {
+        copy_biases(i + 1);
         copy_keys(i + 1);
         if constexpr (kAhead) {
           copy_values(i + 1);
@@ -76,13 +81,16 @@ struct DqTile {
         Scores grads;
         multiply_rows<Traits>(queries, smem.pass(0, i % 2), warp, scores);
         multiply_rows<Traits>(douts, values(i), warp, grads);
+        if (has_biases()) {
+          add_biases(scores, warp, i);
+        }
         auto const terms_of = [&](int block, int j) -> float2 const& {
           return smem.terms[warp.thread_row(block) + 8 * AccumulatorPosition::row_of(j)];
         };
         auto const lse_of = [&](int block, int j) { return terms_of(block, j).x; };
         auto const delta_of = [&](int block, int j) { return terms_of(block, j).y; };
-        differentiate<Traits>(geometry, work, warp, i, geometry.is_masked(work, i), scale_log2,
-                              lse_of, delta_of, scores, grads);
+        differentiate<Traits>(geometry, work, warp, i, geometry.is_masked(work, i), has_biases(),
+                              params.exponent_scale, lse_of, delta_of, scores, grads);
         dscores.put(grads);
       }
       if constexpr (!kAhead) {
@@ -99,7 +107,7 @@ struct DqTile {
     }
     __syncthreads();  // the tiles are no longer read
     constexpr float kLn2 = 0.69314718055994530942f;
-    store_sums(gradient, scale_log2 * kLn2, smem.tiles, warp, params.out, params.head_dim,
+    store_sums(gradient, params.scale_log2 * kLn2, smem.tiles, warp, params.out, params.head_dim,
                [&](int r) { return geometry.out_row(work, r); });
   }
 
@@ -111,6 +119,28 @@ struct DqTile {
       smem.terms[r] = index < 0 ? make_float2(INFINITY, 0.f)
                                 : __ldg(reinterpret_cast<float2 const*>(params.terms + index));
     }
+  }
+  __device__ __forceinline__ bool has_biases() const { return params.key_bias.data != nullptr; }
+  __device__ __forceinline__ void copy_biases(int i) const {
+    if (has_biases()) {
+      smem.biases.template copy<Traits>(smem.biases.head, i,
+                                        [&](int r) { return geometry.key_index(work, i, r); });
+    }
+  }
+  __device__ __forceinline__ void add_biases(Scores& scores, WarpPart<Traits> const& warp,
+                                             int i) const {
+    float const* const biases = smem.biases.tile(i) + warp.columns * Traits::kWarpColumns;
+    visit_biases<Traits::kWarpColumns>(biases + AccumulatorPosition().column,
+                                       [&](int n, float const(&bias)[2]) {
+                                         CUTE_UNROLL
+                                         for (int b = 0; b < Traits::kBlocks; ++b) {
+                                           CUTE_UNROLL
+                                           for (int j = 0; j < 4; ++j) {
+                                             float& score = scores.at[b][n][j];
+                                             score = biased(score, params.scale_log2, bias[j % 2]);
+                                           }
+                                         }
+                                       });
   }
   __device__ __forceinline__ Element* values(int i) const {
     return smem.pass(1, kAhead ? i % 2 : 0);
