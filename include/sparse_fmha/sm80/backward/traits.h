@@ -16,6 +16,7 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/mechanisms/contract.h"
 #include "sparse_fmha/sm80/backward/tile_config.h"
+#include "sparse_fmha/sm80/forward/key_bias.h"
 #include "sparse_fmha/sm80/forward/traits.h"
 
 namespace sparse_fmha::sm80 {
@@ -67,6 +68,15 @@ struct BackwardTraits {
   static constexpr int kFactorElements = kSharing == 1 ? 0 : kRows * kColumns;
 };
 
+// Of biases: those of a tile's keys (dQ), or sums of a head's gradients of scores, of each key and
+// of each warp that has some of its columns (dK/dV).
+template <class Traits, bool = Traits::kOfKeys>
+struct BiasStorage : KeyBiases<Traits::kTileK> {};
+template <class Traits>
+struct BiasStorage<Traits, true> {
+  float sums[Traits::kSharing][Traits::kRows];
+};
+
 // What a block has in shared memory. Tensors that are held in registers pass through the memory of
 // the stages and factors, and so does the result.
 template <class Traits, class Geometry>
@@ -88,10 +98,7 @@ struct BackwardStorage {
   // Of the queries that stay, or of two stages of those that pass: lse in log2 units, and delta.
   alignas(16) float2 terms[Traits::kOfKeys ? 2 * Traits::kColumns : Traits::kRows];
   alignas(16) typename Geometry::Shared geometry;
-  KeyBiases<Traits::kTileK> biases;
-  // Sums of a head's gradients of scores: of each key, and of each warp that has some of its
-  // columns.
-  float bias_sums[Traits::kOfKeys ? Traits::kSharing : 1][Traits::kOfKeys ? Traits::kRows : 1];
+  BiasStorage<Traits> biases;
 
   // Those that are held come first, where the stages are later.
   __device__ __forceinline__ Element* stay(int tensor) {

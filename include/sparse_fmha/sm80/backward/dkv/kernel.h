@@ -46,10 +46,9 @@ struct DkvTile {
       __syncthreads();  // what is held now was where the stages are
     }
     for (int r = threadIdx.x; r < Traits::kRows * Traits::kSharing; r += Traits::kThreads) {
-      smem.bias_sums[r / Traits::kRows][r % Traits::kRows] = 0.f;
+      smem.biases.sums[r / Traits::kRows][r % Traits::kRows] = 0.f;
     }
     if (steps > 0) {
-      copy_biases(0);
       copy_queries(0);
       copy_douts(0);
     }
@@ -67,7 +66,6 @@ struct DkvTile {
       // Step i has landed and its mask is written. The other stage is no longer read.
       __syncthreads();
       if (i + 1 < steps) {
-        copy_biases(i + 1);
         copy_queries(i + 1);
         if constexpr (kAhead) {
           copy_douts(i + 1);
@@ -133,23 +131,19 @@ struct DkvTile {
 
  private:
   __device__ __forceinline__ bool has_biases() const { return params.key_bias.data != nullptr; }
-  __device__ __forceinline__ void copy_biases(int i) const {
-    if (has_biases()) {
-      TokenNumbers const& from = params.key_bias;
-      float const* const head =
-          from.data + work.batch * from.batch_stride + geometry.head(work, i) * from.head_stride;
-      smem.biases.template copy<Traits>(head, i,
-                                        [&](int r) { return geometry.key_index(work, r); });
-    }
-  }
+  // Every thread reads those of its own keys, again for each step: registers are scarce.
   __device__ __forceinline__ void add_biases(Scores& scores, WarpPart<Traits> const& warp,
                                              int i) const {
+    TokenNumbers const& from = params.key_bias;
+    float const* const head =
+        from.data + work.batch * from.batch_stride + geometry.head(work, i) * from.head_stride;
     CUTE_UNROLL
     for (int b = 0; b < Traits::kBlocks; ++b) {
       float bias[kRowsPerThread];
       CUTE_UNROLL
       for (int r = 0; r < kRowsPerThread; ++r) {
-        bias[r] = bias_in_log2(smem.biases.tile(i)[warp.thread_row(b) + 8 * r]);
+        int64_t const index = geometry.key_index(work, warp.thread_row(b) + 8 * r);
+        bias[r] = index >= 0 ? bias_in_log2(__ldg(head + index)) : 0.f;
       }
       CUTE_UNROLL
       for (int j = 0; j < Traits::kWarpColumns / 2; ++j) {
@@ -173,7 +167,7 @@ struct DkvTile {
       for (int r = 0; r < kRowsPerThread; ++r) {
         float const of_row = reduce_quad(sum[r], [](float x, float y) { return x + y; });
         if (warp.lane % 4 == 0) {
-          smem.bias_sums[warp.columns][warp.thread_row(b) + 8 * r] += of_row;
+          smem.biases.sums[warp.columns][warp.thread_row(b) + 8 * r] += of_row;
         }
       }
     }
@@ -191,8 +185,8 @@ struct DkvTile {
       float sum = 0.f;
       CUTE_UNROLL
       for (int part = 0; part < Traits::kSharing; ++part) {
-        sum += smem.bias_sums[part][r];
-        smem.bias_sums[part][r] = 0.f;
+        sum += smem.biases.sums[part][r];
+        smem.biases.sums[part][r] = 0.f;
       }
       int64_t const index = geometry.key_index(work, r);
       if (index >= 0) {
