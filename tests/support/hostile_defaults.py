@@ -33,6 +33,7 @@ NOT_RUN = (
     *("test_simulate_command.py", "test_torch.py"),
 )
 PACKAGE = str(Path(sparse_fmha.__file__).parent) + os.sep
+CHECKS = f"{PACKAGE}_checks.py"
 TORCH = str(Path(torch.__file__).parent) + os.sep
 
 
@@ -55,10 +56,12 @@ def called_by_package(frame: FrameType | None) -> bool:
 
 
 def for_its_caller(frame: FrameType) -> bool:
-    """A mode hands on what others call; the weights of a module follow defaults as torch's do."""
+    """A mode and a decorator hand on what others call; the weights of a module follow defaults as
+    torch's do."""
     name = frame.f_code.co_name
     module = name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module)
-    return module or name == "__torch_function__"
+    decorator = name == "call" and frame.f_code.co_filename == CHECKS
+    return module or decorator or name == "__torch_function__"
 
 
 class OthersKeepDefaults(TorchFunctionMode):
