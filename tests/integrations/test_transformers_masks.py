@@ -85,14 +85,18 @@ FUNCTIONS = {
 IMAGES = torch.full((3, 400), -1)
 for place, image in {(0, 5, 20): 0, (0, 20, 295): 1, (1, 100, 140): 0, (1, 250, 299): 1}.items():
     IMAGES[place[0], place[1] : place[2]] = image
-FUNCTIONS["images"] = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(IMAGES))
-FUNCTIONS["window or images"] = hf.or_masks(
-    hf.sliding_window_causal_mask_function(40), hf.blockwise_overlay(IMAGES)
-)
-FUNCTIONS["images in a window"] = hf.and_masks(FUNCTIONS["images"], hf.sliding_window_overlay(40))
-FUNCTIONS["both windows"] = hf.and_masks(
-    hf.sliding_window_overlay(150), FUNCTIONS["window or images"]
-)
+OVERLAY = getattr(hf, "blockwise_overlay", None)  # older versions have none
+if OVERLAY:
+    FUNCTIONS["images"] = hf.or_masks(hf.causal_mask_function, OVERLAY(IMAGES))
+    FUNCTIONS["window or images"] = hf.or_masks(
+        hf.sliding_window_causal_mask_function(40), OVERLAY(IMAGES)
+    )
+    FUNCTIONS["images in a window"] = hf.and_masks(
+        FUNCTIONS["images"], hf.sliding_window_overlay(40)
+    )
+    FUNCTIONS["both windows"] = hf.and_masks(
+        hf.sliding_window_overlay(150), FUNCTIONS["window or images"]
+    )
 LENGTHS = {  # q_len, kv_len, q_offset, kv_offset
     "prompt": (300, 300, 0, 0),
     "whole blocks": (256, 256, 0, 0),
@@ -157,15 +161,16 @@ def test_known_functions_are_not_evaluated(function, monkeypatch):
     masks.plan(3, 300, 300, mask_function=FUNCTIONS[function], attention_mask=holes(300))
 
 
-FUNCTIONS["images and images"] = hf.and_masks(FUNCTIONS["images"], FUNCTIONS["images"])
-FUNCTIONS["images of padding"] = hf.or_masks(
-    hf.padding_mask_function(holes(400)), hf.blockwise_overlay(IMAGES)
-)
+UNREAD = ["own", "bidirectional window"]
+if OVERLAY:
+    FUNCTIONS["images and images"] = hf.and_masks(FUNCTIONS["images"], FUNCTIONS["images"])
+    FUNCTIONS["images of padding"] = hf.or_masks(
+        hf.padding_mask_function(holes(400)), OVERLAY(IMAGES)
+    )
+    UNREAD += ["images and images", "images of padding"]
 
 
-@pytest.mark.parametrize(
-    "function", ["own", "bidirectional window", "images and images", "images of padding"]
-)
+@pytest.mark.parametrize("function", UNREAD)
 def test_other_functions_are_not_read(function):
     assert masks.read(FUNCTIONS[function]) is None
 
@@ -180,11 +185,12 @@ def test_a_function_that_looks_like_one_of_theirs():
     assert masks.read(sliding_window_overlay(4)) is None
 
 
+@pytest.mark.skipif(OVERLAY is None, reason="this version of transformers has no such masks")
 def test_blocks_of_images():
     """Blocks of other images are not listed, and those of one image are full."""
     images = torch.full((1, 640), -1)
     images[:, :100], images[:, 130:520] = 0, 1
-    function = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(images))
+    function = hf.or_masks(hf.causal_mask_function, OVERLAY(images))
     plan = masks.plan(1, 640, 640, mask_function=function)
     above = torch.zeros(5, 5, dtype=torch.bool)
     above[1:5, 1:5] = True
@@ -192,7 +198,7 @@ def test_blocks_of_images():
     full = block_map(plan.mask.counts, plan.mask.indices, 5)[0, 0]
     assert full[2:4, 2:4].all()
     assert plan.special == "image tokens that see each other"
-    text = hf.or_masks(hf.causal_mask_function, hf.blockwise_overlay(torch.full((1, 640), -1)))
+    text = hf.or_masks(hf.causal_mask_function, OVERLAY(torch.full((1, 640), -1)))
     assert masks.plan(1, 640, 640, mask_function=text) == masks.Plan(causal=True, keys=640)
 
 
