@@ -7,7 +7,6 @@ kernel uses the memory.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.harness.live import LiveBytes
 from sparse_fmha import _checks
 
 BANDWIDTH = 4.8e12  # bytes a second, of an H200's memory
@@ -64,37 +64,19 @@ class _Mode(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts = Counts()
-        self._live = 0
-        self._known: set[int] = set()
+        self._live = LiveBytes()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        for x in given:
-            self._known.add(x.untyped_storage()._cdata)
         result = func(*args, **(kwargs or {}))
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        for x in made:
-            self._hold(x)
+        self._live.hold(made, given)
+        self.counts.peak = self._live.peak
         if not func.is_view and func._schema.name.removeprefix("aten::") not in FREE:
             self._add(func, args, given, made)
         return result
-
-    def _hold(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self._live += size
-        self.counts.peak = max(self.counts.peak, self._live)
-
-        def drop() -> None:
-            self._live -= size
-            self._known.discard(key)
-
-        weakref.finalize(storage, drop)
 
     def _add(self, func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> None:
         name = func._schema.name.removeprefix("aten::").rstrip("_")

@@ -49,13 +49,18 @@ std::string listed(bool overrides) {
 
 }  // namespace
 
-char const* to_string(Arch arch) {
+GpuArch const* gpu_arch_of(Arch arch) {
   for (GpuArch const& row : kGpuArchs) {
     if (row.arch == arch) {
-      return row.name;
+      return &row;
     }
   }
-  return "cpu";
+  return nullptr;
+}
+
+char const* to_string(Arch arch) {
+  GpuArch const* const row = gpu_arch_of(arch);
+  return row == nullptr ? "cpu" : row->name;
 }
 
 Arch arch_of_capability(int major, int minor) {

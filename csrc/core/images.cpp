@@ -42,15 +42,6 @@ bool compiles(Gpu const& gpu, int toolkit) {
   return gpu.driver >= (version == 12060 ? 12050 : version);
 }
 
-char const* nvcc_name(Arch arch) {
-  for (GpuArch const& row : kGpuArchs) {
-    if (row.arch == arch) {
-      return row.nvcc;
-    }
-  }
-  return "none";
-}
-
 template <class Items, class Name>
 std::string joined(Items const& items, Name name) {
   std::string list;
@@ -77,7 +68,9 @@ std::string why_no_image(Build const& build, Arch arch, Gpu const& gpu) {
   message << gpu.name << ", compute capability " << gpu.major << "." << gpu.minor
           << ", needs kernels of " << to_string(arch) << ", and this build has ";
   auto const& archs = build.archs;
-  if (std::find(archs.begin(), archs.end(), nvcc_name(arch)) == archs.end()) {
+  GpuArch const* const row = gpu_arch_of(arch);
+  std::string const nvcc_name = row == nullptr ? "none" : row->nvcc;
+  if (std::find(archs.begin(), archs.end(), nvcc_name) == archs.end()) {
     message << "none: it is for "
             << joined(archs,
                       [](std::string const& name) {
@@ -88,7 +81,7 @@ std::string why_no_image(Build const& build, Arch arch, Gpu const& gpu) {
                         }
                         return name;
                       })
-            << ". Build with " << nvcc_name(arch)
+            << ". Build with " << nvcc_name
             << " in SPARSE_FMHA_ARCHS, or move the tensors to the CPU";
     return message.str();
   }

@@ -79,6 +79,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   bool const has_bias = problem.key_bias.data != nullptr;
   bool const need_dbias = has_bias && given.need_dbias;
   bool const no_pairs = q.numel() == 0 || (volume(problem.grid_kv) == 0 && problem.extra_len == 0);
+  Arch const arch = arch_of(q);  // says what this build lacks before the device is used
   DeviceScope const scope(q);
   Launch launch(q);
   if (problem.skip_threshold != nullptr && !on_cpu(q)) {
@@ -145,7 +146,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     if (problem.skip_threshold != nullptr) {  // on the CPU: a GPU lists what was kept
       gradients.skipped_tiles = cpu_skipped_tiles(problem, launch.context());
     }
-    fill_row_terms(arch_of(q), problem, launch.context());
+    fill_row_terms(arch, problem, launch.context());
   }
   for (KernelRow const* const kernel : kernels) {
     kernel->launch(problem, launch.context());

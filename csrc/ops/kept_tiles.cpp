@@ -12,9 +12,9 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
+// Forward kernels of larger head dims do not note what they keep.
 void require_noted(FmhaProblem const& problem) {
-  constexpr int32_t kLargest =
-      128;  // forward kernels of larger head dims do not note what they keep
+  constexpr int32_t kLargest = 128;
   if (problem.head_dim > kLargest) {
     throw not_implemented(
         "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "

@@ -208,6 +208,15 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
+def check_numbers(
+    name: str, tensor: Tensor, shape: Sequence[int | str], device: torch.device
+) -> None:
+    """Checks for integers of a shape, as in `check_shape`, on a device."""
+    check_integers(name, tensor)
+    check_shape(name, tensor, shape)
+    check_device(name, tensor, device)
+
+
 def check_collection(name: str, value: object) -> None:
     if not isinstance(value, Collection) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence, got {value!r}")

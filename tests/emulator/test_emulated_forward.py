@@ -6,6 +6,7 @@ import torch
 from bias_cases import FORMS, biased
 from gradient_cases import CASES, LARGE, Case, block_lists, plain, window
 from gradient_oracle import attend, mask_of
+from output_rule import assert_as_good_as_rounded
 from poison import poisoned
 
 import sparse_fmha
@@ -35,27 +36,7 @@ def check(case, arguments):
     exact, exact_lse = attend(case.mechanism, arguments)
     lse = lse.masked_fill(lse == -torch.inf, 0).double()
     torch.testing.assert_close(lse, exact_lse, rtol=2e-6, atol=1e-4)
-    assert out.isfinite().all()
-    size = exact.abs().amax().clamp(min=1e-30)
-    ours = (out.double() - exact).abs() / size
-    theirs = (rounded(case, arguments).double() - exact).abs() / size
-    for figure in (torch.max, lambda x: x.square().mean().sqrt()):
-        error, allowed = figure(ours).item(), figure(theirs).item()
-        assert error <= 2 * allowed + torch.finfo(out.dtype).eps, (error, allowed)
-
-
-def rounded(case, arguments):
-    """fp32 attention that rounds the weights, then the result."""
-    tokens = {n: arguments[n].flatten(1, -3) for n in "qkv"}
-    mask = mask_of(case.mechanism, arguments)
-    bias = arguments.get("key_bias", torch.zeros(1, 1, tokens["k"].shape[1]))
-    mask = bias_oracle.visible_with(mask, bias)
-    if case.extra:
-        tokens |= {n: torch.cat([tokens[n], arguments[f"extra_{n}"]], 1) for n in "kv"}
-        mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
-        bias = torch.nn.functional.pad(bias, (0, case.extra))
-    out = bias_oracle.fused(*tokens.values(), mask, arguments["scale"], bias)
-    return out.reshape(arguments["q"].shape)
+    assert_as_good_as_rounded(case, arguments, out, exact)
 
 
 @pytest.mark.parametrize("name", CASES)

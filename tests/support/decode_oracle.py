@@ -113,6 +113,23 @@ def expected(call, dtype=torch.float64):
     return Expected(out, lse, *tiles)
 
 
+def assert_as_good_as_eager(call, out, lse, lse_error):
+    """The error of out is at most twice that of the definition in the call's dtype, plus rounding.
+
+    Args:
+        lse_error: allowed beside a relative error of 2e-6.
+    """
+    __tracebackhide__ = True
+    exact, eager = expected(call), expected(call, call["q"].dtype)
+    torch.testing.assert_close(lse.double(), exact.lse, rtol=2e-6, atol=lse_error)
+    assert out.isfinite().all()
+    assert out[exact.lse == -torch.inf].eq(0).all()
+    allowed = 2 * (eager.out.double() - exact.out).abs().max()
+    allowed += 4 * torch.finfo(out.dtype).eps * exact.out.abs().max()
+    error = (out.double() - exact.out).abs().max()
+    assert error <= allowed, (error, allowed)
+
+
 def groups_of_rows(call, group):
     """Lists of (query, head of the group) that are computed together."""
     rows = [(i, g) for i in range(call["q"].shape[1]) for g in range(group)]

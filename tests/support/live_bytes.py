@@ -2,12 +2,16 @@
 
 import gc
 import inspect
-import weakref
+import sys
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.live import LiveBytes
 from sparse_fmha import _checks
 
 
@@ -17,28 +21,17 @@ class Live(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.sizes, self.now, self.peak = {}, 0, 0
+        self.bytes = LiveBytes()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {self.key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given = tensors_in((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor) and self.key(x) not in given | self.sizes.keys():
-                self.add(x.untyped_storage(), self.key(x))
+        self.bytes.hold(tensors_in(result), given)
         return result
 
-    @staticmethod
-    def key(x):
-        return x.untyped_storage()._cdata
 
-    def add(self, storage, key):
-        self.sizes[key] = storage.nbytes()
-        self.now += self.sizes[key]
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.free, key)
-
-    def free(self, key):
-        self.now -= self.sizes.pop(key)
+def tensors_in(tree):
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def peak_bytes(call):
@@ -46,7 +39,7 @@ def peak_bytes(call):
     gc.collect()
     with torch.inference_mode(), Live() as live:
         call()
-    return live.peak
+    return live.bytes.peak
 
 
 def allow_meta(monkeypatch):

@@ -25,6 +25,8 @@ inline constexpr GpuArch kGpuArchs[] = {
 #include "sparse_fmha/core/archs.def"
 };
 
+// nullptr: the CPU.
+GpuArch const* gpu_arch_of(Arch arch);
 char const* to_string(Arch arch);
 
 // The architecture that devices of a compute capability run. Throws std::runtime_error that names

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
 from sparse_fmha import reference
+from sparse_fmha._sizes import ceil_div
 
 BATCH, HEADS, HEADS_KV = 2, 4, 2
 HEAD_DIMS = (64, 96, 128, 256)
@@ -110,7 +111,8 @@ class Draw:
     def block_sparse(self) -> Problem:
         block_q, block_kv = self.choose.choice(((64, 64), (128, 128), (128, 16), (64, 32)))
         len_q, len_kv = (self.choose.randrange(130, 400) for _ in range(2))
-        listed = self.chance(1, HEADS, -(-len_q // block_q), -(-len_kv // block_kv)) < 0.4
+        blocks = ceil_div(len_q, block_q), ceil_div(len_kv, block_kv)
+        listed = self.chance(1, HEADS, *blocks) < 0.4
         listed[..., 0] = True
         rows, keys = (torch.arange(n, device="cpu") for n in (len_q, len_kv))
         visible = listed[..., rows // block_q, :][..., keys // block_kv]
@@ -123,15 +125,9 @@ class Draw:
     def stripe(self) -> Problem:
         block_q = 128
         len_q, len_kv = (self.choose.randrange(130, 400) for _ in range(2))
-        groups = -(-len_q // block_q)
-        seen = self.chance(1, HEADS, groups, len_kv) < 0.3
+        seen = self.chance(1, HEADS, ceil_div(len_q, block_q), len_kv) < 0.3
         seen[..., 0] = True
-        # Listed keys first, in ascending order.
-        columns = (~seen).to(torch.int8).argsort(dim=-1, stable=True).to(torch.int32)
-        mask = sparse_fmha.StripeMask(
-            columns.to(self.device), seen.sum(-1).to(self.device, torch.int32),
-            len_q, len_kv, block_q,
-        )  # fmt: skip
+        mask = sparse_fmha.StripeMask.from_columns(seen.to(self.device), len_q, block_q)
         visible = seen[..., torch.arange(len_q, device="cpu") // block_q, :]
         return self.problem("stripe", (len_q,), (len_kv,), visible, lambda q, k, v: (
             sparse_fmha.stripe_attention(q, k, v, mask, return_lse=True)))  # fmt: skip

@@ -98,16 +98,19 @@ def under_mask(
     q = layout.queries.split(q)[0]
     (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
     out, lse = _on_grid(mask_of(q, k), q, k, v, scale, order)
-    return beside(out, lse, q, plain_k, plain_v, layout, seen, scale) if layout.plain else out
+    if not layout.plain:
+        return out
+    lse = lse if order is None else order.undo(lse)
+    return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
 
 
 def _on_grid(
     mask: BlockMask, q: Tensor, k: Tensor, v: Tensor, scale: float | None, order: CubeOrder | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns out and lse of the grid's tokens."""
+    """Returns out of the grid's tokens, and their lse in the mask's order."""
     if order is None:
         return block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
     out, lse = block_sparse_attention(
         order.permute(q), order.permute(k), order.permute(v), mask, scale=scale, return_lse=True
     )
-    return order.undo(out), order.undo(lse)
+    return order.undo(out), lse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_floats, check_int, check_integers, plain_ints
+from sparse_fmha._checks import check_floats, check_int, check_integers, check_shape, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks.block_lists import ABSENT
@@ -186,8 +186,7 @@ class HipSearch:
         if k_cache.dtype != q.dtype:
             raise TypeError(f"k_cache must have q's dtype, {q.dtype}, got {k_cache.dtype}")
         check_integers("seq_lens", seq_lens)
-        if seq_lens.shape != (batch,):
-            raise ValueError(f"seq_lens must have shape [{batch}], got {list(seq_lens.shape)}")
+        check_shape("seq_lens", seq_lens, (batch,))
         named = {"q": q, "k_cache": k_cache, "seq_lens": seq_lens, "page_table": page_table}
         for name, tensor in named.items():
             if tensor is not None and tensor.device != self._found.device:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from sparse_fmha._checks import (
     check_instance,
     check_int,
     check_integers,
+    check_numbers,
     check_shape,
     plain_ints,
 )
@@ -76,10 +75,8 @@ class PageBounds:
         """
         check_floats("k", k)
         check_shape("k", k, ("any", *self._low.shape[1:]))
-        check_integers("rows", rows)
-        check_shape("rows", rows, k.shape[:1])
-        for name, tensor in (("k", k), ("rows", rows)):
-            check_device(name, tensor, self._low.device)
+        check_device("k", k, self._low.device)
+        check_numbers("rows", rows, k.shape[:1], self._low.device)
         rows = rows.long()
         last = self._low.shape[0] - 1
         pages = torch.where(rows < 0, last, rows // self.page).clamp(max=last)
@@ -180,10 +177,10 @@ def quest_page_table(
     check_integers("blocks[0]", indices)
     check_shape("blocks[0]", indices, ("batch", "heads", "pages"))
     batch, heads = indices.shape[:2]
-    _check_numbers("blocks[1]", counts, (batch, heads), indices.device)
+    check_numbers("blocks[1]", counts, (batch, heads), indices.device)
     check_int("blocks[2]", page, 1)
-    _check_numbers("seq_lens", seq_lens, (batch,), indices.device)
-    _check_numbers("page_table", page_table, (batch, "pages"), indices.device)
+    check_numbers("seq_lens", seq_lens, (batch,), indices.device)
+    check_numbers("page_table", page_table, (batch, "pages"), indices.device)
     width = page_table.shape[1]
     lengths = seq_lens.long().clamp(0, width * page)[:, None]
     listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
@@ -195,14 +192,6 @@ def quest_page_table(
     return chosen.int(), left.int()
 
 
-def _check_numbers(
-    name: str, tensor: Tensor, shape: Sequence[int | str], device: torch.device
-) -> None:
-    check_integers(name, tensor)
-    check_shape(name, tensor, shape)
-    check_device(name, tensor, device)
-
-
 def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> Tensor:
     """Checks the arguments; returns the page table."""
     check_floats("q", q, 4, "[batch, 1, heads, head dim]")
@@ -212,14 +201,14 @@ def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor |
         raise ValueError(
             f"q must have shape [any, 1, a multiple of {heads}, {dim}], got {list(q.shape)}"
         )
-    _check_numbers("seq_lens", seq_lens, (batch,), q.device)
+    check_numbers("seq_lens", seq_lens, (batch,), q.device)
     if page_table is None:
         if not batch or pages % batch:
             raise ValueError(
                 f"bounds must have a multiple of {batch} pages without a page_table, got {pages}"
             )
         return torch.arange(pages, device=q.device).view(batch, -1)
-    _check_numbers("page_table", page_table, (batch, "at least 1"), q.device)
+    check_numbers("page_table", page_table, (batch, "at least 1"), q.device)
     if not page_table.shape[1]:
         raise ValueError(
             f"page_table must have shape [{batch}, at least 1], got {list(page_table.shape)}"

@@ -14,8 +14,8 @@ from sparse_fmha._checks import (
     check_floats,
     check_instance,
     check_int,
-    check_integers,
     check_number,
+    check_numbers,
     check_positive,
     check_shape,
     plain_ints,
@@ -294,7 +294,5 @@ class SeerKeys:
     def _check(self, k: Tensor, shape: Sequence[int | str], name: str, numbers: Tensor) -> None:
         check_floats("k", k)
         check_shape("k", k, shape)
-        check_integers(name, numbers)
-        check_shape(name, numbers, self._pools.shape[1:2])
-        for what, tensor in (("k", k), (name, numbers)):
-            check_device(what, tensor, self._pools.device)
+        check_device("k", k, self._pools.device)
+        check_numbers(name, numbers, self._pools.shape[1:2], self._pools.device)

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from sparse_fmha._checks import (
-    check_device,
     check_int,
-    check_integers,
     check_number,
+    check_numbers,
     check_shape,
     plain_ints,
 )
@@ -109,9 +108,7 @@ def kept_rows(cache: Tensor, indices: Tensor, room: int = 0) -> Tensor:
     """
     check_int("room", room)
     check_shape("cache", cache, ("batch", "rows", "heads", "head dim"))
-    check_integers("indices", indices)
-    check_shape("indices", indices, (cache.shape[0], cache.shape[2], "kept"))
-    check_device("indices", indices, cache.device)
+    check_numbers("indices", indices, (cache.shape[0], cache.shape[2], "kept"), cache.device)
     rows = indices.long().transpose(1, 2)[..., None]
     kept = cache.gather(1, rows.clamp(min=0).expand(-1, -1, -1, cache.shape[3]))
     kept = kept.masked_fill(rows < 0, 0)
