@@ -10,9 +10,12 @@
 namespace sparse_fmha::sm80 {
 
 template <class Traits>
+using WalkOf = std::conditional_t<Traits::kVotes, VotingDecodeWalk<Traits>, DecodeWalk<Traits>>;
+
+template <class Traits>
 __device__ __forceinline__ void attend(DecodeParams const& params, DecodeStorage<Traits>& smem,
                                        DecodeResults<typename Traits::Element> const& results) {
-  DecodeWalk<Traits> walk{{params, smem}};
+  WalkOf<Traits> walk{{params, smem}};
   walk.begin();
   load_decode_queries<Traits::kHeadDim>(
       params, smem.piece.at, walk.steps.rows(), smem.queries(),

@@ -20,8 +20,7 @@ struct DecodeTraits {
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
-  static constexpr bool kVotes = false;
-  static_assert(Config::kSkipping == Skipping::kNever, "no walk has votes");
+  static constexpr bool kVotes = Config::kSkipping == Skipping::kByThreshold;
   static_assert(sizeof(Element) == 2 && kHeadDim % 64 == 0 && kHeadDim <= 256,
                 "rows in shared memory are whole groups of eight chunks");
   static_assert(kTileQ == 64 && kTileK == 64, "groups of rows and tiles of core/decode.h");
@@ -43,7 +42,7 @@ struct DecodeTraits {
   // Groups of rows whose keys each block finds by itself.
   static constexpr int kPlannedGroups = kHeadDim <= 128 ? 256 : 32;
   // The tiles from the one that is computed to the one that is copied, and the next.
-  static constexpr int kPlaces = kStages / 2 + 2;
+  static constexpr int kPlaces = kVotes ? kStages + 1 : kStages / 2 + 2;
 };
 
 }  // namespace sparse_fmha::sm80

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sparse_fmha/device/decode/tile_mask.h"
+#include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm80/decode/storage.h"
 #include "sparse_fmha/sm80/forward/products.h"
@@ -12,7 +13,7 @@ template <class Traits>
 using DecodeOutput =
     decltype(cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kHeadDim / 2>>{}));
 
-// What the walk does with a tile. Warps whose 16 rows do not exist only copy.
+// What both walks do with a tile. Warps whose 16 rows do not exist only copy.
 template <class Traits>
 struct DecodeSteps {
   DecodeParams const& params;
@@ -109,6 +110,78 @@ struct DecodeWalk {
   __device__ __forceinline__ void copy(int32_t item) const {
     if (item / 2 < steps.count()) {
       steps.copy(item % 2 == 0 ? steps.params.k : steps.params.v, item / 2, item % kStages);
+    }
+    cutlass::arch::cp_async_fence();
+  }
+};
+
+// The rows vote on each tile, and the values of a tile are copied if it is kept. The last stage is
+// for values, the others for keys.
+template <class Traits>
+struct VotingDecodeWalk {
+  DecodeSteps<Traits> steps;
+
+  __device__ __forceinline__ void begin() {
+    steps.find_first();
+    CUTE_UNROLL
+    for (int i = 0; i < kKeyStages; ++i) {
+      copy_keys(i);
+      if (i + 1 < kKeyStages) {
+        cutlass::arch::cp_async_fence();  // two groups to a tile, as below
+      }
+    }
+  }
+  __device__ __forceinline__ void run(Queries<Traits> const& queries, OnlineSoftmax& softmax,
+                                      DecodeOutput<Traits>& output) {
+    auto const& params = steps.params;
+    bool const computes = steps.has_rows();
+    auto const& at = steps.smem.piece.at;
+    KeyRange const rows = steps.rows();
+    TileVote vote(params.skip, {0, at.head, at.batch}, params.scale_log2, 0,
+                  [&](int r) { return rows.begin + AccumulatorPosition{}.row + 8 * r < rows.end; });
+    CUTE_NO_UNROLL
+    for (int32_t i = 0; i < steps.count(); ++i) {
+      cutlass::arch::cp_async_wait<2 * (kKeyStages - 1)>();
+      __syncthreads();
+      steps.find_next(i);
+      auto scores = cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kTileK / 2>>{});
+      float high[kRowsPerThread] = {-INFINITY, -INFINITY};
+      if (computes) {
+        steps.score(queries, i, i % kKeyStages, scores);
+        OnlineSoftmax::row_tops(scores, high);
+      }
+      bool const kept = !vote.template leaves_out<true>(high);  // synchronises the block
+      if (kept) {
+        steps.copy(params.v, i, kKeyStages);
+      }
+      cutlass::arch::cp_async_fence();
+      copy_keys(i + kKeyStages);
+      if (!kept) {
+        continue;
+      }
+      Weights<Traits> weights;
+      if (computes) {
+        float rescale[kRowsPerThread];
+        if (softmax.template update<true>(scores, high, rescale)) {
+          rescale_rows(output, rescale);
+        }
+        weights.take(scores);
+      }
+      cutlass::arch::cp_async_wait<1>();  // all but the last keys
+      __syncthreads();
+      if (computes) {
+        multiply_values<Traits>(weights, steps.smem.stage(kKeyStages), output, lane_of_tile());
+      }
+    }
+    vote.add_to(params.skip, {0, at.head, at.batch});
+  }
+
+ private:
+  static constexpr int kKeyStages = Traits::kStages - 1;
+
+  __device__ __forceinline__ void copy_keys(int32_t i) const {
+    if (i < steps.count()) {
+      steps.copy(steps.params.k, i, i % kKeyStages);
     }
     cutlass::arch::cp_async_fence();
   }
