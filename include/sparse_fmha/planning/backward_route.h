@@ -21,13 +21,21 @@ inline char const* why_two_kernels(Neighborhood::Params const& p, int32_t extra_
   return nullptr;
 }
 
+// The same for block lists. With smaller blocks a key tile meets queries that list little of it.
+inline char const* why_two_kernels(BlockSparse::Params const& p) {
+  return p.block_kv < 64 ? "blocks have fewer than 64 keys" : nullptr;
+}
+
 inline char const* why_two_kernels(FmhaProblem const& p) {
   constexpr double kSmallestScale = 1e-20;
   if (std::abs(p.scale) <= kSmallestScale) {
     return "the kernel divides by the scale";
   }
-  auto const* const on_grid = std::get_if<Neighborhood::Params>(&p.sparsity);
-  return on_grid != nullptr ? why_two_kernels(*on_grid, p.extra_len) : nullptr;
+  if (auto const* const on_grid = std::get_if<Neighborhood::Params>(&p.sparsity)) {
+    return why_two_kernels(*on_grid, p.extra_len);
+  }
+  auto const* const lists = std::get_if<BlockSparse::Params>(&p.sparsity);
+  return lists != nullptr ? why_two_kernels(*lists) : nullptr;
 }
 
 }  // namespace sparse_fmha

@@ -88,7 +88,8 @@ SPARSE_FMHA_HD PartUse part_use(BlockSparse::Params const& p, int32_t part, int3
   if (first_key >= BlockSparse::limit(p, last_query)) {
     return {false, false};
   }
-  int32_t const end_key = min_int((part + 1) * kPartKeys, p.len_kv);
+  // A part with keys out of range is masked: their weights may overflow.
+  int32_t const end_key = (part + 1) * kPartKeys;
   bool const whole =
       (full & blocks.there) == blocks.there && end_key <= BlockSparse::limit(p, first_query);
   return {true, !whole};

@@ -231,6 +231,25 @@ struct DkvConsumer {
       dq.add(sums, last, true);
     };
 
+    // Passes over the i-th stage, which only the other consumer needs. The flag that says so has
+    // been read.
+    auto pass_over = [&](int i) {
+      __syncwarp();
+      smem.ring_dout.wait(state);
+      auto const done = state;
+      if constexpr (Traits::kAddsDq) {
+        if (i > 0) {
+          finish_dq();
+        }
+        typename Traits::Weights nothing;
+        clear(nothing);
+        dq.publish(nothing, state);
+      }
+      state.advance();
+      smem.ring_q.release(done);
+      smem.ring_dout.release(done);
+    };
+
     smem.ring_keys.wait(state_keys);
     Operands::load_registers(smem.k, part, keys);
     Operands::load_registers(smem.v, part, values);
@@ -244,7 +263,7 @@ struct DkvConsumer {
           bias.enter(work, head, geometry.head(state));
         }
         if (!use.seen) {
-          pass_over(state);
+          pass_over(i);
         } else if (use.masked) {
           step(i, i, true_type{}, false_type{});
         } else {
@@ -252,6 +271,9 @@ struct DkvConsumer {
         }
       }
       bias.end(work, head);
+      if (geometry.tiles_loaded(work) > 0) {
+        finish_dq();
+      }
     } else if constexpr (!kAhead) {
       int const tiles = walk.num_partial + walk.num_full;
       CUTE_NO_UNROLL
@@ -296,15 +318,6 @@ struct DkvConsumer {
                                                                  part}
         .store(dk, dv, work, state_keys);
     smem.ring_keys.release(state_keys);
-  }
-
-  // Passes over a stage that only the other consumer needs. The flag that says so has been read.
-  __device__ __forceinline__ void pass_over(RingState<Traits::kStages>& state) {
-    __syncwarp();
-    smem.ring_dout.wait(state);
-    smem.ring_q.release(state);
-    smem.ring_dout.release(state);
-    state.advance();
   }
 };
 

@@ -132,6 +132,9 @@ struct ListKeys {
   __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
     return {step.number * kStepRows, head_of(work.tile, step.head), work.tile.batch};
   }
+  __device__ __forceinline__ int32_t query_tile(Work const& work, Step const& step) const {
+    return params.dq.first_tile(work.tile.batch, head_of(work.tile, step.head)) + step.number;
+  }
 
   __device__ __forceinline__ void load_keys(FullBarrier& barrier, Element* k, Element* v,
                                             Work const& work) const {

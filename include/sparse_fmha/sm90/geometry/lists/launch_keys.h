@@ -16,7 +16,8 @@ void ListKeys<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
   params.bias = bias_params(p);
   params.scheduler = make_scheduler(p.heads_kv, p.batch, params.geometry.lists.key_tiles,
                                     heads_in_cache(p, volume(p.grid_q)));
-  run_dkv_kernel<Traits>(params, p, context);
+  with_query_sums<Traits>(params, p, device::sum_tiles(p), context,
+                          [&] { run_dkv_kernel<Traits>(params, p, context); });
 }
 
 }  // namespace sparse_fmha::sm90
