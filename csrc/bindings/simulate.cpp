@@ -51,6 +51,15 @@ void bind_tiles(py::module_& m) {
       py::arg("problem"), py::arg("extra"),
       "Why the gradients take two kernels where there is one of all; None: they take the one.");
   tiles.def(
+      "why_two_kernels_for_blocks",
+      [](int32_t block_kv) -> std::optional<std::string> {
+        BlockSparse::Params lists = {};
+        lists.block_kv = block_kv;
+        char const* const why = why_two_kernels(lists);
+        return why != nullptr ? std::optional<std::string>(why) : std::nullopt;
+      },
+      py::arg("block_kv"), "The same for block lists.");
+  tiles.def(
       "axis",
       [](Problem const& problem, int axis, int residue, Shape const& shape, bool is_static,
          int q_origin) {

@@ -321,6 +321,20 @@ def test_why_the_gradients_of_neighborhoods_take_two_kernels(grid, options, why)
         assert f"_neighborhood_bfloat16_d64, as {why}; no atomics" in str(found)
 
 
+@pytest.mark.parametrize("block_kv", [16, 64, 128])
+@pytest.mark.skipif(not fused_rows(), reason="this build has no kernels of Hopper")
+def test_why_the_gradients_of_block_lists_take_two_kernels(block_kv):
+    q = torch.randn(1, 256, 2, 128, dtype=torch.bfloat16).requires_grad_()
+    blocks = torch.ones(1, 2, 2, 256 // block_kv, dtype=torch.bool)
+    mask = BlockMask.from_blocks(blocks, 256, 256, 128, block_kv)
+    found = explain(sparse_fmha.block_sparse_attention, q, q, q, mask, arch="sm90")
+    if block_kv == 128:
+        assert found.fused_kernel == "sm90_backward_fused_block_sparse_bfloat16_d128"
+    else:
+        assert found.fused_kernel is None
+        assert found.why_two_kernels == "blocks have fewer than 128 keys"
+
+
 def test_kernels_of_the_backward():
     q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
     assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))

@@ -50,7 +50,7 @@ def test_what_is_skipped_has_no_gradient(cuda, name):
     q, k, v = (x.to(cuda) for x in inputs(700, heads=2, batch=1))
     q = q[:, 300:]
     k[:, 330:420] = 0  # far below the others' scores, but for rows whose scores are all small
-    k[:, 100] = 40 * q.float().mean(1).to(k.dtype)
+    k[:, 100] = 1.5 * q.float().mean(1).to(k.dtype)
     _, _, stats, found = differentiated(calls(700)[name], (q, k, v), 0.5)
     assert stats.skipped.sum() > 0
     _, _, _, dense = differentiated(calls(700)[name], (q, k, v), 0.0)

@@ -83,6 +83,8 @@ def _neighborhood(given: Given, arch: str) -> Described:
 
 def why_two_kernels(function: Callable[..., object], given: Given) -> str | None:
     """Why the gradients take two kernels where there is one of all; None: they take the one."""
+    if function is block_sparse_attention:
+        return tile_simulator().why_two_kernels_for_blocks(given["mask"].block_kv)
     if function is not neighborhood_attention:
         return None
     extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
