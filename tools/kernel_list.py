@@ -218,8 +218,9 @@ def read(path: Path) -> list[Row]:
             for one, element, of in itertools.product(archs, elements, served):
                 row = Row(one, arch.name, direction, of, element, **fields, **shared)
                 first = rows.get(row.name)
-                if first and first.step_ns and row.step_ns and first.tile_q != row.tile_q:
-                    row = row._replace(further=True)  # calls choose by these costs
+                chosen = direction == "decode" or (first and first.step_ns and row.step_ns)
+                if first and chosen and first.tile_q != row.tile_q:
+                    row = row._replace(further=True)  # calls choose by costs or numbers of rows
                 if row.name in rows:
                     raise ValueError(f"a second row for {row.name}")
                 rows[row.name] = row

@@ -5,6 +5,8 @@
 #include <iterator>
 #include <variant>
 
+#include "sparse_fmha/planning/few_rows.h"
+
 namespace sparse_fmha {
 namespace {
 
@@ -93,6 +95,10 @@ RowTime predict(RowCost const& row, RowWork const& work, int32_t multiprocessors
 int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                       int32_t multiprocessors) {
   int32_t const wanted = override_.load(std::memory_order_relaxed);
+  if (request.pass == Pass::kDecode) {
+    bool const few = FewRows::serves(*problem.decode) && (wanted == 0 || wanted == FewRows::kRows);
+    return few ? FewRows::kRows : DecodeKeys::kRows;
+  }
   RowWork const work = {int64_t{problem.batch} * problem.heads_q,
                         static_cast<int32_t>(volume(problem.grid_q)),
                         static_cast<int32_t>(volume(problem.grid_kv)),

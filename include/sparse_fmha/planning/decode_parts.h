@@ -83,9 +83,8 @@ SPARSE_FMHA_HD int32_t decode_group_of(int32_t const* first, int32_t groups, int
   return low;
 }
 
-// The tiles [begin, end) with slots that the rows of a group may see. With fixed splits `begin` is
-// the start of one.
-SPARSE_FMHA_HD KeyRange decode_tiles(DecodeKeys const& keys, int32_t batch, int32_t head,
+// The slots [begin, end) from the first to the last that some row of a group may see.
+SPARSE_FMHA_HD KeyRange decode_slots(DecodeKeys const& keys, int32_t batch, int32_t head,
                                      int32_t row_group) {
   KeyRange const rows = keys.rows_of(row_group);
   int32_t const query = rows.begin / keys.group;
@@ -96,11 +95,15 @@ SPARSE_FMHA_HD KeyRange decode_tiles(DecodeKeys const& keys, int32_t batch, int3
     begin = keys.visible(range, query).begin - range.begin;
     end = keys.visible(range, (rows.end - 1) / keys.group).end - range.begin;
   }
-  if (begin >= end) {
-    return {0, 0};
-  }
+  return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
+}
+
+// The tiles with these slots. With fixed splits `begin` is the start of one.
+SPARSE_FMHA_HD KeyRange decode_tiles(DecodeKeys const& keys, int32_t batch, int32_t head,
+                                     int32_t row_group) {
+  KeyRange const slots = decode_slots(keys, batch, head, row_group);
   int32_t const unit = keys.split > 0 ? keys.split : DecodeKeys::kTile;
-  return {begin / unit * (unit / DecodeKeys::kTile), (end - 1) / DecodeKeys::kTile + 1};
+  return {slots.begin / unit * (unit / DecodeKeys::kTile), ceil_div(slots.end, DecodeKeys::kTile)};
 }
 
 }  // namespace sparse_fmha

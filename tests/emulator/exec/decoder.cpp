@@ -114,6 +114,20 @@ uint64_t Decoder::immediate(ptx::Statement const& statement, size_t operand) con
   return statement.operands[operand].value;
 }
 
+namespace {
+
+// Instructions of clusters of several blocks. A kernel may have them for other calls.
+bool is_of_clusters(ptx::Statement const& statement) {
+  std::string const& what = statement.opcode[0];
+  return what == "mapa" || (what == "barrier" && has_part(statement, "cluster")) ||
+         ((what == "st" || what == "ld") && has_part(statement, "shared::cluster"));
+}
+Outcome refuse_cluster(Warp& /*warp*/, Instruction const& i, uint32_t /*lanes*/) {
+  throw Error("PTX line " + std::to_string(i.line) + ": clusters are not emulated");
+}
+
+}  // namespace
+
 std::vector<Instruction> Decoder::run() {
   std::vector<Instruction> result;
   result.reserve(kernel_.body.size());
@@ -124,7 +138,9 @@ std::vector<Instruction> Decoder::run() {
     instruction.target = statement.target;
     instruction.line = statement.line;
     auto const found = table_.find(statement.opcode[0]);
-    if (found == table_.end() || !found->second(*this, statement, instruction)) {
+    if (is_of_clusters(statement)) {
+      instruction.run = refuse_cluster;
+    } else if (found == table_.end() || !found->second(*this, statement, instruction)) {
       fail(statement, "this instruction is not emulated");
     }
     result.push_back(std::move(instruction));

@@ -9,6 +9,7 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/check.h"
 #include "sparse_fmha/device/decode/merge.h"
+#include "sparse_fmha/planning/few_rows.h"
 
 namespace sparse_fmha::device {
 
@@ -21,13 +22,6 @@ inline void check_copies(char const* name, TensorView const& t) {
                                "GPU; copy it");
     }
   }
-}
-
-// The slots that a request can have.
-inline int64_t most_slots(DecodeKeys const& keys) {
-  return keys.form == DecodeKeys::Form::kRange    ? keys.capacity
-         : keys.form == DecodeKeys::Form::kBlocks ? int64_t{keys.entries.width} * keys.block
-                                                  : keys.entries.width;
 }
 
 // Fills in what does not depend on the kernel.

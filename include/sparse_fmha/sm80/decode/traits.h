@@ -28,6 +28,10 @@ struct DecodeTraits {
   static constexpr int kWarps = 4;  // 16 rows each
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowDim = kHeadDim;
+  // Where a chunk of eight elements of a tile of keys or values is.
+  static constexpr SPARSE_FMHA_HD int place(int row, int chunk) {
+    return chunk_place<kRowDim>(row, chunk);
+  }
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
 
   // A stage holds a tile of keys or of values.

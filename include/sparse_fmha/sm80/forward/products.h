@@ -87,8 +87,8 @@ class Queries<Traits, false> {
 };
 
 // scores = queries x keys.
-template <class Traits, class Scores>
-__device__ __forceinline__ void multiply_keys(Queries<Traits> const& queries,
+template <class Traits, class Rows, class Scores>
+__device__ __forceinline__ void multiply_keys(Rows const& queries,
                                               typename Traits::Element const* keys, Scores& scores,
                                               int lane = this_lane()) {
   cute::clear(scores);
@@ -99,8 +99,7 @@ __device__ __forceinline__ void multiply_keys(Queries<Traits> const& queries,
     CUTE_UNROLL
     for (int n = 0; n < Traits::kTileK / 16; ++n) {
       uint32_t b[4];  // of the first 8 keys depths from 0 and from 8; then of the last 8
-      load_matrices(keys + chunk_place<Traits::kRowDim>(16 * n + lane / 16 * 8 + lane % 8,
-                                                        2 * s + lane / 8 % 2),
+      load_matrices(keys + Traits::place(16 * n + lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2),
                     b);
       multiply_16<typename Traits::Element>(scores, 2 * n, a, b);
     }
@@ -136,8 +135,7 @@ __device__ __forceinline__ void multiply_values(Weights<Traits> const& weights,
     CUTE_UNROLL
     for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
       uint32_t b[4];  // of the first 8 columns keys from 0 and from 8; then of the last 8
-      load_transposed(values + chunk_place<Traits::kRowDim>(16 * s + lane % 16, 2 * n + lane / 16),
-                      b);
+      load_transposed(values + Traits::place(16 * s + lane % 16, 2 * n + lane / 16), b);
       multiply_16<typename Traits::Element>(output, 2 * n, weights.step[s], b);
     }
   }

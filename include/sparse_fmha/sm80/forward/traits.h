@@ -3,6 +3,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/cute.h"
+#include "sparse_fmha/device/mma_tile.h"
 #include "sparse_fmha/device/tile_config.h"
 #include "sparse_fmha/mechanisms/contract.h"
 
@@ -71,6 +72,10 @@ struct KernelTraits {
       2 * kStages * kTileElements + (kQueriesShareStage ? 0 : kQueryElements);
   static_assert(kQueryElements <= kElements, "the output passes through the same memory");
 
+  // Where a chunk of eight elements of a tile of keys or values is.
+  static constexpr SPARSE_FMHA_HD int place(int row, int chunk) {
+    return chunk_place<kRowDim>(row, chunk);
+  }
   static constexpr int kSmemLimit = smem_limit(Config::kArch);
 };
 

@@ -1,0 +1,60 @@
+// Decode attention of up to 16 packed rows in one launch: a cluster of thread blocks for each group
+// (request, KV head, rows), whose warps share the group's tiles. Nothing is planned or kept in
+// device memory, and few instructions come before the first copy.
+#pragma once
+
+#include "sparse_fmha/sm90/decode/few_rows/merge.h"
+#include "sparse_fmha/sm90/decode/few_rows/walk.h"
+
+namespace sparse_fmha::sm90 {
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    few_rows_decode_kernel(FewRowsParams const __grid_constant__ params) {
+  extern __shared__ __align__(1024) char raw_smem[];
+  auto& smem = *reinterpret_cast<FewRowsStorage<Traits>*>(raw_smem);
+  int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  int const lane = threadIdx.x % 32;
+  if (params.blocks > 1) {
+    cute::cluster_arrive_relaxed();
+  }
+  if (threadIdx.x == 0) {
+    cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&params.k_map));
+    cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&params.v_map));
+  }
+  if (lane < Traits::kStages) {
+    smem.full[warp][lane].init(1);
+  }
+  cutlass::arch::fence_barrier_init();
+  __syncwarp();
+
+  int32_t const group = blockIdx.x / params.blocks;
+  int const block = blockIdx.x % params.blocks;
+  DecodeParams::Group const at = params.group(group);
+  KeyRange const rows = params.keys.rows_of(at.row_group);
+  KeyRange const slots = decode_slots(params.keys, at.batch, at.head, at.row_group);
+  KeyRange const tiles = {slots.begin / Traits::kTileK, ceil_div(slots.end, Traits::kTileK)};
+  DecodePiece const piece = {at, group, tiles, 0, 0, true};
+  PieceKeys const keys(params, piece);
+  int32_t const share = ceil_div(tiles.end - tiles.begin, params.blocks);
+  int32_t const first = tiles.begin + block * share + warp;
+  int32_t const end = min_int(tiles.end, tiles.begin + (block + 1) * share);
+  FewRowsWalk<Traits> const walk{
+      params, piece, keys, rows, smem.stages[warp], smem.places[warp], smem.full[warp]};
+  CUTE_NO_UNROLL
+  for (int i = 0; i < Traits::kStages; ++i) {
+    if (first + i * Traits::kWarps < end) {
+      walk.copy(first + i * Traits::kWarps, i);
+    }
+  }
+  FewQueries<Traits> const queries(params, at, rows);
+  typename FewRowsWalk<Traits>::Output output;
+  cute::clear(output);
+  OnlineSoftmax softmax(params.scale_log2);
+  walk.run(first, end, queries, softmax, output);
+  FewRowsMerge<Traits> const merge{params, smem, at, rows, block};
+  merge.put(softmax, output);
+  merge.finish();
+}
+
+}  // namespace sparse_fmha::sm90

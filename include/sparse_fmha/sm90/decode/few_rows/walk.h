@@ -1,0 +1,164 @@
+// How a warp walks over its tiles: it copies them ahead, and adds up what its rows see of them.
+#pragma once
+
+#include "sparse_fmha/device/decode/finish.h"
+#include "sparse_fmha/device/decode/piece_keys.h"
+#include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm80/forward/products.h"
+#include "sparse_fmha/sm90/common/copy.h"
+#include "sparse_fmha/sm90/decode/few_rows/params.h"
+#include "sparse_fmha/sm90/decode/few_rows/storage.h"
+
+namespace sparse_fmha::sm90 {
+
+// The queries of a group as operands of mma.sync, with the sign of the scale. Rows and columns that
+// do not exist are zero.
+template <class Traits>
+class FewQueries {
+ public:
+  __device__ __forceinline__ FewQueries(DecodeParams const& params, DecodeParams::Group const& at,
+                                        KeyRange rows) {
+    int const lane = threadIdx.x % 32;
+    uint32_t const sign = params.negate ? 0x80008000u : 0;
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      int32_t const row = rows.begin + lane / 4 + 8 * half;
+      bool const there = row < rows.end;
+      DecodeRow const from(params, at, there ? row : rows.begin);
+      auto const* const data = static_cast<typename Traits::Element const*>(params.q.data) +
+                               from.offset(params.q) + lane % 4 * 2;
+      CUTE_UNROLL
+      for (int i = 0; i < Traits::kHeadDim / 8; ++i) {
+        bool const reads = there && i * 8 < params.head_dim;
+        uint32_t const x = reads ? *reinterpret_cast<uint32_t const*>(data + i * 8) : 0;
+        step_[i / 2][i % 2 * 2 + half] = x ^ sign;
+      }
+    }
+  }
+  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
+    CUTE_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      to[r] = step_[s][r];
+    }
+  }
+
+ private:
+  uint32_t step_[Traits::kHeadDim / 16][4];
+};
+
+template <class Traits>
+struct FewRowsWalk {
+  using Stage = FewRowsStage<Traits>;
+  using Places = FewRowsPlaces<Traits>;
+  using Output = decltype(cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kHeadDim / 2>>{}));
+  using Scores = decltype(cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kTileK / 2>>{}));
+
+  FewRowsParams const& params;
+  DecodePiece const& piece;
+  PieceKeys const& keys;
+  KeyRange const rows;
+  Stage* const stages;  // of the warp, as the next two
+  Places* const places;
+  FullBarrier* const full;
+
+  // Copies a tile into a stage that is no longer read. A lane for each box.
+  __device__ __forceinline__ void copy(int32_t tile, int stage) const {
+    int const lane = threadIdx.x % 32;
+    int const boxes = Traits::kTileK / params.box;
+    bool const mine = lane < boxes;
+    PieceKeys::Place const box = keys.place_of(
+        mine ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box) : -1);
+    bool const exists = keys.exists(box);
+    bool const wanted = exists && keys.some_row_may_see(box.position, params.box);
+    bool const whole = exists && keys.all_rows_see(box.position, params.box);
+    bool const masked = __any_sync(0xffffffff, mine && !whole);
+    if (lane == 0) {
+      full[stage].arrive_and_expect_tx(sizeof(Stage));
+      places[stage].masked = masked;
+    }
+    __syncwarp();
+    if (mine) {
+      places[stage].begin[lane] = wanted ? box.position : -1;
+      // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
+      int32_t const outer = wanted ? box.outer : INT32_MAX;
+      auto const load = [&](CUtensorMap const& map, typename Traits::Element* to) {
+        load_box<Traits::kHeadDim>(map, full[stage], to + lane * params.box * 64, Traits::kTileK,
+                                   hint(), box.row, piece.at.head, outer);
+      };
+      load(params.k_map, stages[stage].keys);
+      load(params.v_map, stages[stage].values);
+    }
+  }
+
+  // Adds up the tiles [first, end) that are `Traits::kWarps` apart, of which the first ones have
+  // been copied.
+  __device__ __forceinline__ void run(int32_t first, int32_t end, FewQueries<Traits> const& queries,
+                                      OnlineSoftmax& softmax, Output& output) const {
+    RingState<Traits::kStages> state;
+    CUTE_NO_UNROLL
+    for (int32_t tile = first; tile < end; tile += Traits::kWarps, state.advance()) {
+      Stage& stage = stages[state.index];
+      full[state.index].wait(state.phase);
+      Scores scores;
+      sm80::multiply_keys<Traits>(queries, stage.keys, scores);
+      if (places[state.index].masked) {
+        hide(places[state.index], stage, scores);
+      }
+      float rescale[kRowsPerThread];
+      if (softmax.template update<true>(scores, rescale)) {
+        rescale_rows(output, rescale);
+      }
+      sm80::Weights<Traits> weights;
+      weights.take(scores);
+      sm80::multiply_values<Traits>(weights, stage.values, output);
+      __syncwarp();  // all lanes have read the stage
+      int32_t const next = tile + Traits::kWarps * Traits::kStages;
+      if (next < end) {
+        copy(next, state.index);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ cute::TMA::CacheHintSm90 hint() const {
+    return params.fits_cache ? kReadOnce : cute::TMA::CacheHintSm90::EVICT_NORMAL;
+  }
+  // The position of a slot of a tile, or -1.
+  __device__ __forceinline__ int32_t position(Places const& of, int slot) const {
+    int32_t const begin = of.begin[slot / params.box];
+    return begin < 0 ? -1 : begin + slot % params.box;
+  }
+  // Hides keys from the rows that do not see them. The values of keys that no row sees may be
+  // anything, and become zeros.
+  __device__ __forceinline__ void hide(Places const& of, Stage& stage, Scores& scores) const {
+    DecodeKeys const& all = params.keys;
+    KeyRange const range = all.range(piece.at.batch, piece.at.head);
+    int const lane = threadIdx.x % 32;
+    KeyRange seen[kRowsPerThread];
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      int32_t const row = min_int(rows.begin + lane / 4 + 8 * r, rows.end - 1);
+      seen[r] = all.visible(range, row / all.group);
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(scores); ++i) {
+      int const r = AccumulatorPosition::row_of(i);
+      int32_t const at = position(of, lane % 4 * 2 + AccumulatorPosition::column_of(i));
+      scores(i) = at >= seen[r].begin && at < seen[r].end ? scores(i) : -INFINITY;
+    }
+    CUTE_NO_UNROLL
+    for (int slot = lane; slot < Traits::kTileK; slot += 32) {
+      int32_t const at = position(of, slot);
+      if (at < 0 || !keys.some_row_may_see(at)) {
+        CUTE_NO_UNROLL
+        for (int chunk = 0; chunk < Traits::kHeadDim / 8; ++chunk) {
+          *reinterpret_cast<uint4*>(stage.values + Traits::place(slot, chunk)) = {0, 0, 0, 0};
+        }
+      }
+    }
+    cutlass::arch::fence_view_async_shared();  // before the next copy into the stage
+    __syncwarp();
+  }
+};
+
+}  // namespace sparse_fmha::sm90
