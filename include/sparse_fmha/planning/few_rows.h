@@ -1,9 +1,9 @@
 // Decode attention of few rows (sm90/decode/few_rows/): which calls it serves, and how many thread
-// blocks share the keys of a group. Integer arithmetic for the host.
+// blocks share the keys of a group. Integer arithmetic for host and
+// device.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <numeric>
 
 #include "sparse_fmha/core/decode.h"
@@ -35,9 +35,10 @@ inline int64_t most_slots(DecodeKeys const& keys) {
 struct FewRows {
   static constexpr int32_t kRows = 16;       // of a group
   static constexpr int32_t kMostBlocks = 8;  // of a cluster
-  // By size: clusters of one of its kernels that run at once. Larger ones leave multiprocessors
-  // idle that are not a whole cluster.
-  using AtOnce = std::array<int32_t, kMostBlocks + 1>;
+  // Blocks that keep memory busy. More streams at a time make memory slower.
+  static constexpr int32_t kBusy = 64;
+  static constexpr int32_t kFewestKeys = 128;  // that a block is worth
+  static constexpr int64_t kMostKeys = 16384;  // of a block, if another request is shorter
 
   static bool serves(DecodeKeys const& keys) {
     int32_t const rows = keys.by_query ? keys.group : keys.len_q * keys.group;
@@ -45,20 +46,23 @@ struct FewRows {
            decode_box(keys, DecodeKeys::kTile) > 0;
   }
 
-  // Of each of `groups`, which have up to `slots` keys: as many as run at once. Lengths are not
-  // known, so a block has at most kMostKeys: a request that is longer than all others is not left
-  // to few multiprocessors.
-  static int32_t blocks(int64_t groups, int64_t slots, AtOnce const& at_once) {
-    constexpr int64_t kFewestKeys = 128;
-    constexpr int64_t kMostKeys = 16384;
-    auto const of = [&](int64_t keys) {
-      return static_cast<int32_t>(std::clamp<int64_t>((slots + keys - 1) / keys, 1, kMostBlocks));
-    };
-    int32_t blocks = of(kFewestKeys);
-    while (blocks > of(kMostKeys) && groups > at_once[blocks]) {
-      --blocks;
-    }
-    return blocks;
+  // The blocks of a cluster: the most that may share a group. Lengths are not known, so that is
+  // enough for one request that is longer than all others.
+  static int32_t cluster(int64_t groups, int64_t slots) {
+    int64_t const to_fill =
+        std::min<int64_t>(kBusy / groups, (slots + kFewestKeys - 1) / kFewestKeys);
+    int64_t const to_share = groups > 1 ? (slots + kMostKeys - 1) / kMostKeys : 1;
+    return static_cast<int32_t>(std::clamp<int64_t>(std::max(to_fill, to_share), 1, kMostBlocks));
+  }
+
+  // How many of a cluster share a group of `slots` keys, where `of_all` are the keys of all
+  // requests in one of `heads`.
+  static SPARSE_FMHA_HD int32_t blocks_of(int32_t slots, int64_t of_all, int32_t heads,
+                                          int32_t cluster) {
+    int64_t const even = (of_all * heads + kBusy - 1) / kBusy;
+    int64_t const share = even > kFewestKeys ? even : kFewestKeys;
+    int64_t const blocks = (slots + share - 1) / share;
+    return blocks < 1 ? 1 : blocks < cluster ? static_cast<int32_t>(blocks) : cluster;
   }
 };
 
