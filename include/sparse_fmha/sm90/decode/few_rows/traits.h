@@ -19,7 +19,7 @@ struct FewRowsTraits {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kTileElements = kTileK * kHeadDim;  // of a stage
   static constexpr int kMostBlocks = 8;                    // of a cluster
-  static constexpr int kBlocks = 2;                        // on a multiprocessor
+  static constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;  // on a multiprocessor
   static constexpr int kSmemLimit = (228 / kBlocks - 1) * 1024;
   static_assert(kStages >= 2, "keys of the next tile are copied beside values");
   static_assert(kTileQ == 16, "a warp multiplies 16 rows");
