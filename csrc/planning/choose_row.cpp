@@ -96,7 +96,8 @@ int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                       int32_t multiprocessors) {
   int32_t const wanted = override_.load(std::memory_order_relaxed);
   if (request.pass == Pass::kDecode) {
-    bool const few = FewRows::serves(*problem.decode) && (wanted == 0 || wanted == FewRows::kRows);
+    bool const few = FewRows::serves(*problem.decode, problem.batch, problem.heads_kv) &&
+                     (wanted == 0 || wanted == FewRows::kRows);
     return few ? FewRows::kRows : DecodeKeys::kRows;
   }
   RowWork const work = {int64_t{problem.batch} * problem.heads_q,

@@ -1,6 +1,5 @@
 // Decode attention of few rows (sm90/decode/few_rows/): which calls it serves, and how many thread
-// blocks share the keys of a group. Integer arithmetic for host and
-// device.
+// blocks share the keys of a group. Integer arithmetic for the host.
 #pragma once
 
 #include <algorithm>
@@ -35,34 +34,36 @@ inline int64_t most_slots(DecodeKeys const& keys) {
 struct FewRows {
   static constexpr int32_t kRows = 16;       // of a group
   static constexpr int32_t kMostBlocks = 8;  // of a cluster
-  // Blocks that keep memory busy. More streams at a time make memory slower.
-  static constexpr int32_t kBusy = 64;
-  static constexpr int32_t kFewestKeys = 128;  // that a block is worth
-  static constexpr int64_t kMostKeys = 16384;  // of a block, if another request is shorter
 
-  static bool serves(DecodeKeys const& keys) {
+  // Whether the calls of a kernel are for them. Lengths are not known: where a request may have
+  // many more keys than another, parts of equal size are worth their plan.
+  static bool serves(DecodeKeys const& keys, int64_t batch, int64_t heads_kv) {
     int32_t const rows = keys.by_query ? keys.group : keys.len_q * keys.group;
     return rows <= kRows && keys.split == 0 && keys.tree.data == nullptr &&
-           decode_box(keys, DecodeKeys::kTile) > 0;
+           decode_box(keys, DecodeKeys::kTile) > 0 &&
+           ceil_div_64(most_slots(keys), kMostKeys) <=
+               std::max<int64_t>(to_fill(batch * heads_kv * keys.row_groups()), kMostToShare);
   }
 
-  // The blocks of a cluster: the most that may share a group. Lengths are not known, so that is
-  // enough for one request that is longer than all others.
-  static int32_t cluster(int64_t groups, int64_t slots) {
-    int64_t const to_fill =
-        std::min<int64_t>(kBusy / groups, (slots + kFewestKeys - 1) / kFewestKeys);
-    int64_t const to_share = groups > 1 ? (slots + kMostKeys - 1) / kMostKeys : 1;
-    return static_cast<int32_t>(std::clamp<int64_t>(std::max(to_fill, to_share), 1, kMostBlocks));
+  // The blocks of a cluster, which share a group of up to `slots` keys.
+  static int32_t blocks(int64_t groups, int64_t slots) {
+    int64_t const worth = std::min(to_fill(groups), ceil_div_64(slots, kFewestKeys));
+    return static_cast<int32_t>(
+        std::clamp<int64_t>(std::max(worth, ceil_div_64(slots, kMostKeys)), 1, kMostBlocks));
   }
 
-  // How many of a cluster share a group of `slots` keys, where `of_all` are the keys of all
-  // requests in one of `heads`.
-  static SPARSE_FMHA_HD int32_t blocks_of(int32_t slots, int64_t of_all, int32_t heads,
-                                          int32_t cluster) {
-    int64_t const even = (of_all * heads + kBusy - 1) / kBusy;
-    int64_t const share = even > kFewestKeys ? even : kFewestKeys;
-    int64_t const blocks = (slots + share - 1) / share;
-    return blocks < 1 ? 1 : blocks < cluster ? static_cast<int32_t>(blocks) : cluster;
+ private:
+  // Blocks that keep memory busy. More streams at a time make it slower.
+  static constexpr int64_t kBusy = 64;
+  static constexpr int64_t kFewestKeys = 128;  // that a block is worth
+  // A block reads up to three times as fast as when all are busy: this many keys are over before a
+  // call with so large a cache.
+  static constexpr int64_t kMostKeys = 16384;
+  static constexpr int64_t kMostToShare = 2;
+
+  static int64_t ceil_div_64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  static int64_t to_fill(int64_t groups) {
+    return std::clamp<int64_t>(kBusy / std::max<int64_t>(groups, 1), 1, kMostBlocks);
   }
 };
 

@@ -17,7 +17,7 @@ struct FewRowsLaunch {
   static_assert(Traits::kTileQ == FewRows::kRows && Traits::kMostBlocks == FewRows::kMostBlocks,
                 "calls are chosen and shared by planning/few_rows.h");
   static_assert(sizeof(Storage) <= Traits::kSmemLimit,
-                "the stages do not fit the shared memory of a Hopper multiprocessor");
+                "the stages do not fit the shared memory of a Hopper block");
 
   static void run(FmhaProblem const& p, ExecutionContext const& context) {
     static OncePerDevice raise_limit;
@@ -29,7 +29,7 @@ struct FewRowsLaunch {
     FewRowsParams params = {};
     describe_decode(params, p);
     describe_boxes(params, p, Traits::kTileK);
-    params.blocks = FewRows::cluster(params.groups, most_slots(params.keys));
+    params.blocks = FewRows::blocks(params.groups, most_slots(params.keys));
     if (int64_t{params.groups} * params.blocks > INT32_MAX) {
       params.blocks = 1;
     }

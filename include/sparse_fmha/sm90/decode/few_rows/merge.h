@@ -57,8 +57,7 @@ struct FewRowsMerge {
   Storage& smem;
   DecodeParams::Group const& at;
   KeyRange const rows;
-  int const block;   // of the group
-  int const blocks;  // that share it
+  int const block;  // of the group
 
   template <class Output>
   __device__ __forceinline__ void put(OnlineSoftmax const& softmax, Output const& output) const {
@@ -89,8 +88,8 @@ struct FewRowsMerge {
   __device__ __forceinline__ void finish() const {
     int const count = (rows.end - rows.begin) * kFours;
     // The elements that each block finishes.
-    int const share = ceil_div(count, blocks);
-    if (blocks > 1) {
+    int const share = ceil_div(count, params.blocks);
+    if (params.blocks > 1) {
       cute::cluster_wait();  // the other blocks have begun: their memory can be written
     }
     CUTE_NO_UNROLL
@@ -102,17 +101,17 @@ struct FewRowsMerge {
             return *reinterpret_cast<float4 const*>(
                 &smem.outputs[w][row * Storage::kRowFloats + i % kFours * 4]);
           });
-      if (blocks == 1) {
+      if (params.blocks == 1) {
         store(i, merged);
         continue;
       }
       store_in_block(&smem.received[block * share + i % share], i / share, merged.out);
-      if (i % kFours < blocks) {  // one thread for each block
+      if (i % kFours < params.blocks) {  // one thread for each block
         store_in_block(&smem.of_blocks[block].sums[row], i % kFours,
                        float2{merged.top, merged.sum});
       }
     }
-    if (blocks == 1) {
+    if (params.blocks == 1) {
       return;
     }
     cute::cluster_arrive();
@@ -120,14 +119,16 @@ struct FewRowsMerge {
     CUTE_NO_UNROLL
     for (int i = threadIdx.x; i < share && block * share + i < count; i += Traits::kThreads) {
       int const element = block * share + i;
-      store(element, MergedRow(
-                         blocks, [&](int b) { return smem.of_blocks[b].sums[element / kFours]; },
-                         [&](int b) { return smem.received[b * share + i]; }));
+      store(element,
+            MergedRow(
+                params.blocks, [&](int b) { return smem.of_blocks[b].sums[element / kFours]; },
+                [&](int b) { return smem.received[b * share + i]; }));
     }
   }
 
  private:
-  static_assert(kFours >= Traits::kMostBlocks, "a row's threads send its sums to all blocks");
+  static_assert(kFours >= Traits::kMostBlocks,
+                "a row's threads send its sums to all blocks");
 
   __device__ __forceinline__ void store(int element, MergedRow const& merged) const {
     int32_t const row = element / kFours;

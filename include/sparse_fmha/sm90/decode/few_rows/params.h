@@ -6,7 +6,7 @@
 namespace sparse_fmha::sm90 {
 
 struct FewRowsParams : BoxedDecodeParams {
-  int32_t blocks;  // of a cluster; all or some of them share a group
+  int32_t blocks;  // of each group: those of a cluster
 };
 
 }  // namespace sparse_fmha::sm90

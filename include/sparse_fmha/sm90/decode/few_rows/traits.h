@@ -7,7 +7,7 @@
 namespace sparse_fmha::sm90 {
 
 // Config: a row of csrc/kernels/sm90_decode.def with tile_q = 16, the rows of mma.sync. Its tile_k
-// and stages are those of each warp; a stage has keys or values of a tile.
+// and stages are those of each warp.
 template <class Config>
 struct FewRowsTraits {
   using Element = typename Config::Element;
@@ -17,11 +17,9 @@ struct FewRowsTraits {
   static constexpr int kStages = Config::kStages;
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTileElements = kTileK * kHeadDim;  // of a stage
-  static constexpr int kMostBlocks = 8;                    // of a cluster
-  static constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;  // on a multiprocessor
-  static constexpr int kSmemLimit = (228 / kBlocks - 1) * 1024;
-  static_assert(kStages >= 2, "keys of the next tile are copied beside values");
+  static constexpr int kMostBoxes = kTileK / 16;  // of a tile
+  static constexpr int kMostBlocks = 8;           // of a cluster
+  static constexpr int kSmemLimit = 227 * 1024;
   static_assert(kTileQ == 16, "a warp multiplies 16 rows");
   static_assert(kTileK % 16 == 0 && kTileK <= 64, "steps of the second product are 16 keys deep");
   static_assert(sizeof(Element) == 2 && kHeadDim % 64 == 0 && kHeadDim <= 256,
