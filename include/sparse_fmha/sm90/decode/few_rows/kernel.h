@@ -40,11 +40,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   int32_t const first = tiles.begin + block * share;
   FewRowsWalk<Traits> const walk{
       params, piece, keys, rows, smem.stages[warp], smem.places[warp], smem.full[warp]};
+  int32_t const end = min_int(tiles.end, first + share);
+  walk.begin(first + warp, end);
   FewQueries<Traits> const queries(params, at, rows);
   typename FewRowsWalk<Traits>::Output output;
   cute::clear(output);
   OnlineSoftmax softmax(params.scale_log2);
-  walk.run(first + warp, min_int(tiles.end, first + share), queries, softmax, output);
+  walk.run(first + warp, end, queries, softmax, output);
   FewRowsMerge<Traits> const merge{params, smem, at, rows, block};
   merge.put(softmax, output);
   merge.finish();

@@ -127,8 +127,7 @@ struct FewRowsMerge {
   }
 
  private:
-  static_assert(kFours >= Traits::kMostBlocks,
-                "a row's threads send its sums to all blocks");
+  static_assert(kFours >= Traits::kMostBlocks, "a row's threads send its sums to all blocks");
 
   __device__ __forceinline__ void store(int element, MergedRow const& merged) const {
     int32_t const row = element / kFours;

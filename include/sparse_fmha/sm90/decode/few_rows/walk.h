@@ -61,49 +61,69 @@ struct FewRowsWalk {
   Places* const places;
   FullBarrier* const full;
 
-  // Adds up the tiles [first, end) that are kWarps apart. Code that is not in the cache takes
-  // longer than what it does here, so nothing stands twice: the first steps only copy.
+  // Copies the first of the tiles [first, end) that are kWarps apart.
+  __device__ __forceinline__ void begin(int32_t first, int32_t end) const {
+    CUTE_NO_UNROLL
+    for (int i = 0; i < Traits::kStages; ++i) {
+      if (first + i * Traits::kWarps < end) {
+        copy(look_up(first + i * Traits::kWarps), i);
+      }
+    }
+  }
+  // Adds these tiles up.
   __device__ __forceinline__ void run(int32_t first, int32_t end, FewQueries<Traits> const& queries,
                                       OnlineSoftmax& softmax, Output& output) const {
-    constexpr int kAhead = Traits::kWarps * Traits::kStages;  // tiles
     RingState<Traits::kStages> state;
     CUTE_NO_UNROLL
-    for (int32_t tile = first - kAhead; tile < end; tile += Traits::kWarps, state.advance()) {
-      if (tile >= first) {
-        full[state.index].wait(state.phase ^ 1);
-        add(stages[state.index], places[state.index], queries, softmax, output);
-        __syncwarp();  // all lanes have read the stage
-      }
-      if (tile + kAhead < end) {
-        copy(tile + kAhead, state.index);
+    for (int32_t tile = first; tile < end; tile += Traits::kWarps, state.advance()) {
+      // Looked up early: its page arrives while this tile is added.
+      int32_t const next = tile + Traits::kWarps * Traits::kStages;
+      Box const box = look_up(next < end ? next : end - 1);
+      full[state.index].wait(state.phase);
+      add(stages[state.index], places[state.index], queries, softmax, output);
+      __syncwarp();  // all lanes have read the stage
+      if (next < end) {
+        copy(box, state.index);
       }
     }
   }
 
  private:
-  // A lane for each box.
-  __device__ __forceinline__ void copy(int32_t tile, int stage) const {
+  // A lane's box of a tile.
+  struct Box {
+    PieceKeys::Place place;
+    bool wanted;  // some row may see a key
+    bool masked;  // some row does not see all
+  };
+
+  __device__ __forceinline__ Box look_up(int32_t tile) const {
     int const lane = threadIdx.x % 32;
     bool const mine = lane < Traits::kTileK / params.box;
-    PieceKeys::Place const box = keys.place_of(
+    PieceKeys::Place const place = keys.place_of(
         mine ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box) : -1);
-    bool const exists = keys.exists(box);
-    bool const wanted = exists && keys.some_row_may_see(box.position, params.box);
-    bool const whole = exists && keys.all_rows_see(box.position, params.box);
-    bool const masked = __any_sync(0xffffffff, mine && !whole);
+    bool const whole = keys.all_rows_see(place.position, params.box);
+    return {place, keys.some_row_may_see(place.position, params.box), mine && !whole};
+  }
+  // A lane for each box.
+  __device__ __forceinline__ void copy(Box const& box, int stage) const {
+    int const lane = threadIdx.x % 32;
+    bool const mine = lane < Traits::kTileK / params.box;
+    bool const exists = keys.exists(box.place);
+    bool const wanted = exists && box.wanted;
+    bool const masked = __any_sync(0xffffffff, mine && (box.masked || !exists));
     if (lane == 0) {
       full[stage].arrive_and_expect_tx(sizeof(Stage));
       places[stage].masked = masked;
     }
     __syncwarp();
     if (mine) {
-      places[stage].begin[lane] = wanted ? box.position : -1;
+      places[stage].begin[lane] = wanted ? box.place.position : -1;
       // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
-      int32_t const outer = wanted ? box.outer : INT32_MAX;
+      int32_t const outer = wanted ? box.place.outer : INT32_MAX;
       auto const load = [&](CUtensorMap const& map, typename Traits::Element* to) {
         load_box<Traits::kHeadDim>(map, full[stage], to + lane * params.box * 64, Traits::kTileK,
-                                   cute::TMA::CacheHintSm90::EVICT_NORMAL, box.row, piece.at.head,
-                                   outer);
+                                   cute::TMA::CacheHintSm90::EVICT_NORMAL, box.place.row,
+                                   piece.at.head, outer);
       };
       load(params.k_map, stages[stage].keys);
       load(params.v_map, stages[stage].values);
@@ -113,8 +133,10 @@ struct FewRowsWalk {
   __device__ __forceinline__ void add(Stage& stage, Places const& at,
                                       FewQueries<Traits> const& queries, OnlineSoftmax& softmax,
                                       Output& output) const {
+    // At head dim 256 there are no registers for addresses that stay from tile to tile.
+    int const lane = Traits::kHeadDim > 128 ? sm80::lane_of_tile() : sm80::this_lane();
     Scores scores;
-    sm80::multiply_keys<Traits>(queries, stage.keys, scores);
+    sm80::multiply_keys<Traits>(queries, stage.keys, scores, lane);
     if (at.masked) {
       hide(at, stage, scores);
     }
@@ -124,7 +146,7 @@ struct FewRowsWalk {
     }
     sm80::Weights<Traits> weights;
     weights.take(scores);
-    sm80::multiply_values<Traits>(weights, stage.values, output);
+    sm80::multiply_values<Traits>(weights, stage.values, output, lane);
   }
 
   // The position of a slot of a tile, or -1.
