@@ -22,8 +22,8 @@ struct FewRowsTraits {
   static constexpr int kSmemLimit = 227 * 1024;
   static_assert(kTileQ == 16, "a warp multiplies 16 rows");
   static_assert(kTileK % 16 == 0 && kTileK <= 64, "steps of the second product are 16 keys deep");
-  static_assert(sizeof(Element) == 2 && kHeadDim % 64 == 0 && kHeadDim <= 256,
-                "boxes are 64 columns wide");
+  static_assert(sizeof(Element) == 2 && kHeadDim % 64 == 0 && kHeadDim <= 128,
+                "boxes are 64 columns wide, and a warp holds all queries and outputs");
   static_assert(Config::kSkipping == Skipping::kNever, "values are copied with their keys");
 
   // Where a chunk of eight elements of a tile is.

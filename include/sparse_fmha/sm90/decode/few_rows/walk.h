@@ -133,10 +133,8 @@ struct FewRowsWalk {
   __device__ __forceinline__ void add(Stage& stage, Places const& at,
                                       FewQueries<Traits> const& queries, OnlineSoftmax& softmax,
                                       Output& output) const {
-    // At head dim 256 there are no registers for addresses that stay from tile to tile.
-    int const lane = Traits::kHeadDim > 128 ? sm80::lane_of_tile() : sm80::this_lane();
     Scores scores;
-    sm80::multiply_keys<Traits>(queries, stage.keys, scores, lane);
+    sm80::multiply_keys<Traits>(queries, stage.keys, scores);
     if (at.masked) {
       hide(at, stage, scores);
     }
@@ -146,7 +144,7 @@ struct FewRowsWalk {
     }
     sm80::Weights<Traits> weights;
     weights.take(scores);
-    sm80::multiply_values<Traits>(weights, stage.values, output, lane);
+    sm80::multiply_values<Traits>(weights, stage.values, output);
   }
 
   // The position of a slot of a tile, or -1.
