@@ -39,7 +39,9 @@ struct FewRows {
   // many more keys than another, parts of equal size are worth their plan.
   static bool serves(DecodeKeys const& keys, int64_t batch, int64_t heads_kv) {
     int32_t const rows = keys.by_query ? keys.group : keys.len_q * keys.group;
-    return rows <= kRows && keys.split == 0 && keys.tree.data == nullptr &&
+    constexpr int64_t kMostInGrid = 65535;  // in its second and third dimension
+    bool const fits = batch <= kMostInGrid && heads_kv * keys.row_groups() <= kMostInGrid;
+    return fits && rows <= kRows && keys.split == 0 && keys.tree.data == nullptr &&
            decode_box(keys, DecodeKeys::kTile) > 0 &&
            ceil_div_64(most_slots(keys), kMostKeys) <=
                std::max<int64_t>(to_fill(batch * heads_kv * keys.row_groups()), kMostToShare);

@@ -28,26 +28,23 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   cutlass::arch::fence_barrier_init();
   __syncwarp();
 
-  int32_t const group = blockIdx.x / params.blocks;
-  int const block = blockIdx.x % params.blocks;
-  DecodeParams::Group const at = params.group(group);
-  KeyRange const rows = params.keys.rows_of(at.row_group);
-  KeyRange const slots = decode_slots(params.keys, at.batch, at.head, at.row_group);
-  KeyRange const tiles = {slots.begin / Traits::kTileK, ceil_div(slots.end, Traits::kTileK)};
-  DecodePiece const piece = {at, group, tiles, 0, 0, true};
-  PieceKeys const keys(params, piece);
-  int32_t const share = ceil_div(tiles.end - tiles.begin, params.blocks);
+  FewRowsKeys const keys(params);
+  int const block = blockIdx.x;
+  KeyRange const tiles = {keys.slots.begin / Traits::kTileK,
+                          ceil_div(keys.slots.end, Traits::kTileK)};
+  int32_t const share = params.blocks == 1 ? tiles.end - tiles.begin
+                                           : ceil_div(tiles.end - tiles.begin, params.blocks);
   int32_t const first = tiles.begin + block * share;
-  FewRowsWalk<Traits> const walk{
-      params, piece, keys, rows, smem.stages[warp], smem.places[warp], smem.full[warp]};
+  FewRowsWalk<Traits> const walk{params, keys, smem.stages[warp], smem.places[warp],
+                                 smem.full[warp]};
   int32_t const end = min_int(tiles.end, first + share);
   walk.begin(first + warp, end);
-  FewQueries<Traits> const queries(params, at, rows);
+  FewQueries<Traits> const queries(params, keys);
   typename FewRowsWalk<Traits>::Output output;
   cute::clear(output);
   OnlineSoftmax softmax(params.scale_log2);
   walk.run(first + warp, end, queries, softmax, output);
-  FewRowsMerge<Traits> const merge{params, smem, at, rows, block};
+  FewRowsMerge<Traits> const merge{params, smem, keys.at, keys.rows, block};
   merge.put(softmax, output);
   merge.finish();
 }

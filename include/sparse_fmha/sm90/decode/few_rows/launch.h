@@ -30,14 +30,14 @@ struct FewRowsLaunch {
     describe_decode(params, p);
     describe_boxes(params, p, Traits::kTileK);
     params.blocks = FewRows::blocks(params.groups, most_slots(params.keys));
-    if (int64_t{params.groups} * params.blocks > INT32_MAX) {
-      params.blocks = 1;
+    while (1 << params.box_log2 < params.box) {
+      ++params.box_log2;
     }
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<uint32_t>(params.blocks), 1, 1};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<uint32_t>(params.groups * params.blocks));
+    config.gridDim = dim3(params.blocks, p.heads_kv * params.row_groups, p.batch);
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = sizeof(Storage);
     config.stream = static_cast<cudaStream_t>(context.stream);

@@ -2,11 +2,10 @@
 #pragma once
 
 #include "sparse_fmha/device/decode/finish.h"
-#include "sparse_fmha/device/decode/piece_keys.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm80/forward/products.h"
 #include "sparse_fmha/sm90/common/copy.h"
-#include "sparse_fmha/sm90/decode/few_rows/params.h"
+#include "sparse_fmha/sm90/decode/few_rows/keys.h"
 #include "sparse_fmha/sm90/decode/few_rows/storage.h"
 
 namespace sparse_fmha::sm90 {
@@ -16,15 +15,14 @@ namespace sparse_fmha::sm90 {
 template <class Traits>
 class FewQueries {
  public:
-  __device__ __forceinline__ FewQueries(DecodeParams const& params, DecodeParams::Group const& at,
-                                        KeyRange rows) {
+  __device__ __forceinline__ FewQueries(DecodeParams const& params, FewRowsKeys const& keys) {
     int const lane = threadIdx.x % 32;
     uint32_t const sign = params.negate ? 0x80008000u : 0;
     CUTE_UNROLL
     for (int half = 0; half < 2; ++half) {
-      int32_t const row = rows.begin + lane / 4 + 8 * half;
-      bool const there = row < rows.end;
-      DecodeRow const from(params, at, there ? row : rows.begin);
+      int32_t const row = keys.rows.begin + lane / 4 + 8 * half;
+      bool const there = row < keys.rows.end;
+      DecodeRow const from(params, keys.at, there ? row : keys.rows.begin);
       auto const* const data = static_cast<typename Traits::Element const*>(params.q.data) +
                                from.offset(params.q) + lane % 4 * 2;
       CUTE_UNROLL
@@ -54,9 +52,7 @@ struct FewRowsWalk {
   using Scores = decltype(cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kTileK / 2>>{}));
 
   FewRowsParams const& params;
-  DecodePiece const& piece;
-  PieceKeys const& keys;
-  KeyRange const rows;
+  FewRowsKeys const& keys;
   Stage* const stages;  // of the warp, as the next two
   Places* const places;
   FullBarrier* const full;
@@ -91,39 +87,40 @@ struct FewRowsWalk {
  private:
   // A lane's box of a tile.
   struct Box {
-    PieceKeys::Place place;
+    FewRowsKeys::Place place;
     bool wanted;  // some row may see a key
     bool masked;  // some row does not see all
   };
 
+  __device__ __forceinline__ bool has_box() const {
+    return threadIdx.x % 32 < Traits::kTileK >> params.box_log2;
+  }
   __device__ __forceinline__ Box look_up(int32_t tile) const {
-    int const lane = threadIdx.x % 32;
-    bool const mine = lane < Traits::kTileK / params.box;
-    PieceKeys::Place const place = keys.place_of(
-        mine ? keys.position(int64_t{tile} * Traits::kTileK + lane * params.box) : -1);
-    bool const whole = keys.all_rows_see(place.position, params.box);
-    return {place, keys.some_row_may_see(place.position, params.box), mine && !whole};
+    int32_t const slot = tile * Traits::kTileK + (threadIdx.x % 32 << params.box_log2);
+    bool const mine = has_box() && slot < keys.slots.end;
+    FewRowsKeys::Place const place = mine ? keys.place_of(slot) : FewRowsKeys::Place{-1, 0, 0};
+    return {place, keys.some_row_may_see(place.position, params.box),
+            has_box() && !keys.all_rows_see(place.position, params.box)};
   }
   // A lane for each box.
   __device__ __forceinline__ void copy(Box const& box, int stage) const {
     int const lane = threadIdx.x % 32;
-    bool const mine = lane < Traits::kTileK / params.box;
     bool const exists = keys.exists(box.place);
     bool const wanted = exists && box.wanted;
-    bool const masked = __any_sync(0xffffffff, mine && (box.masked || !exists));
+    bool const masked = __any_sync(0xffffffff, has_box() && (box.masked || !exists));
     if (lane == 0) {
       full[stage].arrive_and_expect_tx(sizeof(Stage));
       places[stage].masked = masked;
     }
     __syncwarp();
-    if (mine) {
+    if (has_box()) {
       places[stage].begin[lane] = wanted ? box.place.position : -1;
       // A box that no row sees is read from beyond the last page: zeros, and no memory traffic.
       int32_t const outer = wanted ? box.place.outer : INT32_MAX;
       auto const load = [&](CUtensorMap const& map, typename Traits::Element* to) {
-        load_box<Traits::kHeadDim>(map, full[stage], to + lane * params.box * 64, Traits::kTileK,
-                                   cute::TMA::CacheHintSm90::EVICT_NORMAL, box.place.row,
-                                   piece.at.head, outer);
+        load_box<Traits::kHeadDim>(map, full[stage], to + (lane << params.box_log2) * 64,
+                                   Traits::kTileK, cute::TMA::CacheHintSm90::EVICT_NORMAL,
+                                   box.place.row, keys.at.head, outer);
       };
       load(params.k_map, stages[stage].keys);
       load(params.v_map, stages[stage].values);
@@ -149,20 +146,18 @@ struct FewRowsWalk {
 
   // The position of a slot of a tile, or -1.
   __device__ __forceinline__ int32_t position(Places const& of, int slot) const {
-    int32_t const begin = of.begin[slot / params.box];
-    return begin < 0 ? -1 : begin + slot % params.box;
+    int32_t const begin = of.begin[slot >> params.box_log2];
+    return begin < 0 ? -1 : begin + (slot & (params.box - 1));
   }
   // Hides keys from the rows that do not see them. The values of keys that no row sees may be
   // anything, and become zeros.
   __device__ __forceinline__ void hide(Places const& of, Stage& stage, Scores& scores) const {
-    DecodeKeys const& all = params.keys;
-    KeyRange const range = all.range(piece.at.batch, piece.at.head);
     int const lane = threadIdx.x % 32;
     KeyRange seen[kRowsPerThread];
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      int32_t const row = min_int(rows.begin + lane / 4 + 8 * r, rows.end - 1);
-      seen[r] = all.visible(range, row / all.group);
+      int32_t const row = min_int(keys.rows.begin + lane / 4 + 8 * r, keys.rows.end - 1);
+      seen[r] = keys.all.visible(keys.range, row / keys.all.group);
     }
     CUTE_UNROLL
     for (int i = 0; i < cute::size(scores); ++i) {
