@@ -1,0 +1,123 @@
+// The two matrix products of a warp of a decode kernel, 16 rows with a tile of keys or values in
+// shared memory. Registers of fragments are as in device/mma_tile.h; accumulators as in
+// device/accumulator.h.
+#pragma once
+
+#include "sparse_fmha/sm80/common/multiply.h"
+#include "sparse_fmha/sm80/decode/traits.h"
+
+namespace sparse_fmha::sm80 {
+
+// Four matrices of 8 x 8, each transposed.
+__device__ __forceinline__ void load_transposed(void const* row, uint32_t (&to)[4]) {
+  cute::SM75_U16x8_LDSM_T::copy(*static_cast<cute::uint128_t const*>(row), to[0], to[1], to[2],
+                                to[3]);
+}
+
+// Addresses in shared memory depend on the lane. ptxas keeps those of all steps in registers from
+// tile to tile, unless the lane seems to be another one for each.
+__device__ __forceinline__ int lane_of_tile() {
+  uint32_t thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread % 32;
+}
+
+// A warp's queries: in registers, or in shared memory.
+template <class Traits, bool kInRegisters = Traits::kQueriesInRegisters>
+class Queries;
+
+template <class Traits>
+class Queries<Traits, true> {
+ public:
+  __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) {
+    int const lane = threadIdx.x % 32;
+    CUTE_UNROLL
+    for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
+      load_matrices(
+          tile + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
+          step_[s]);
+    }
+  }
+  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
+    CUTE_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      to[r] = step_[s][r];
+    }
+  }
+
+ private:
+  uint32_t step_[Traits::kHeadDim / 16][4];
+};
+
+template <class Traits>
+class Queries<Traits, false> {
+ public:
+  __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) : tile_(tile) {}
+  __device__ __forceinline__ void get(int s, int lane, uint32_t (&to)[4]) const {
+    load_matrices(
+        tile_ + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
+        to);
+  }
+
+ private:
+  typename Traits::Element const* tile_;
+};
+
+// scores = queries x keys.
+template <class Traits, class Scores>
+__device__ __forceinline__ void multiply_keys(Queries<Traits> const& queries,
+                                              typename Traits::Element const* keys, Scores& scores,
+                                              int lane) {
+  cute::clear(scores);
+  CUTE_UNROLL
+  for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
+    uint32_t a[4];
+    queries.get(s, lane, a);
+    CUTE_UNROLL
+    for (int n = 0; n < Traits::kTileK / 16; ++n) {
+      uint32_t b[4];  // of the first 8 keys depths from 0 and from 8; then of the last 8
+      load_matrices(keys + chunk_place<Traits::kRowDim>(16 * n + lane / 16 * 8 + lane % 8,
+                                                        2 * s + lane / 8 % 2),
+                    b);
+      multiply_16<typename Traits::Element>(scores, 2 * n, a, b);
+    }
+  }
+}
+
+// Weights rounded to 16 bits: the accumulator of the scores is the first factor of the second
+// product, register by register.
+template <class Traits>
+struct Weights {
+  uint32_t step[Traits::kTileK / 16][4];
+
+  template <class Scores>
+  __device__ __forceinline__ void take(Scores const& scores) {
+    CUTE_UNROLL
+    for (int s = 0; s < Traits::kTileK / 16; ++s) {
+      CUTE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        int const i = 4 * (2 * s + r / 2) + 2 * (r % 2);
+        step[s][r] = rounded<typename Traits::Element>(scores(i), scores(i + 1));
+      }
+    }
+  }
+};
+
+// output += weights x values.
+template <class Traits, class Output>
+__device__ __forceinline__ void multiply_values(Weights<Traits> const& weights,
+                                                typename Traits::Element const* values,
+                                                Output& output, int lane) {
+  CUTE_UNROLL
+  for (int s = 0; s < Traits::kTileK / 16; ++s) {
+    CUTE_UNROLL
+    for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
+      uint32_t b[4];  // of the first 8 columns keys from 0 and from 8; then of the last 8
+      load_transposed(values + chunk_place<Traits::kRowDim>(16 * s + lane % 16, 2 * n + lane / 16),
+                      b);
+      multiply_16<typename Traits::Element>(output, 2 * n, weights.step[s], b);
+    }
+  }
+}
+
+}  // namespace sparse_fmha::sm80
