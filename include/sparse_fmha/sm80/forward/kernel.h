@@ -7,6 +7,8 @@
 // fewer registers are in use.
 #pragma once
 
+#include <new>
+
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/sm80/forward/copy_tile.h"
