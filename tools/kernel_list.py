@@ -65,8 +65,8 @@ class Row(NamedTuple):
     schedule: str = ""  # of sm90, forward pass only
     skipping: str = "kNever"
     bias: str = "kNone"
-    warps: int = 0  # these three of sm80, backward passes only
-    sharing: int = 0
+    warps: int = 0  # of sm80, not of decode
+    sharing: int = 0  # these two of sm80, backward passes only
     held: str = ""
     blocks: int = 1  # the rest of sm90, forward pass only
     tile_ns: int = 0
@@ -178,7 +178,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "decode": TILES | SKIPPING,
     },
     "sm80": {
-        "forward": TILES | SKIPPING,
+        "forward": TILES | SKIPPING | {"warps": _number},
         "backward_dq": TILES | WARPS,
         "backward_dkv": TILES | WARPS,
         "decode": TILES | SKIPPING | {"archs": _archs},
@@ -289,9 +289,10 @@ def definition(row: Row) -> str:
         parameters["kSchedule"] = f"Schedule::{row.schedule}"
     if row.direction in ("forward", "decode"):
         parameters["kSkipping"] = f"Skipping::{row.skipping}"
+    if row.warps:
+        parameters["kWarps"] = row.warps
     if row.held:
         config = "BackwardConfig"
-        parameters["kWarps"] = row.warps
         parameters["kSharing"] = row.sharing
         parameters["kHeld"] = f"Held::{row.held}"
     before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")

@@ -5,7 +5,7 @@
 #include "sparse_fmha/device/mma_tile.h"
 #include "sparse_fmha/sm80/backward/fragments.h"
 #include "sparse_fmha/sm80/backward/traits.h"
-#include "sparse_fmha/sm80/forward/products.h"
+#include "sparse_fmha/device/mma_products.h"
 
 namespace sparse_fmha::sm80 {
 
@@ -35,18 +35,6 @@ struct Sums {
   }
 };
 
-// Four matrices of 8 x 8 from shared memory.
-__device__ __forceinline__ void load_four(uint32_t address, uint32_t (&to)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address));
-}
-// The same, each of them transposed.
-__device__ __forceinline__ void load_four_transposed(uint32_t address, uint32_t (&to)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address));
-}
 template <int kDim, class Element>
 __device__ __forceinline__ uint32_t address_of(Element const* tile, Chunk const& at) {
   return cute::cast_smem_ptr_to_uint(tile + swizzled<kDim>(at));

@@ -4,8 +4,8 @@
 #include "sparse_fmha/device/decode/tile_mask.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
+#include "sparse_fmha/sm80/decode/queries.h"
 #include "sparse_fmha/sm80/decode/storage.h"
-#include "sparse_fmha/sm80/forward/products.h"
 
 namespace sparse_fmha::sm80 {
 

@@ -1,10 +1,13 @@
 // How a thread block of the forward kernel computes its query tile.
 //
-// The structure is that of FlashAttention-2: every warp computes 16 rows against all key tiles, and
-// all threads copy the next tile while the current one is computed. With two stages, keys and
+// The structure is that of FlashAttention-2: every warp computes its rows against all key tiles,
+// and all threads copy the next tile while the current one is computed. With two stages, keys and
 // values of the next tile are copied while the current one is computed, and there is one barrier
-// per tile. With one stage, values are copied under Q.K and the next keys under P.V.
+// per tile. With one stage, values are copied under Q.K, and the next keys under P.V, where
+// fewer registers are in use.
 #pragma once
+
+#include <new>
 
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
@@ -26,19 +29,21 @@ struct Attention {
   KernelParams<Geometry, Mechanism> const& params;
   Storage& smem;
   Geometry const& geometry;
-  Work const& work;
+  Work const& first_work;  // in registers; too many for the main loop, so it reads a copy
 
   __device__ __forceinline__ void run(WorkTile const& tile) {
     using namespace cute;
-    int const tiles = geometry.tiles(work);
-    int const group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-    geometry.place(work, 0);
-    geometry.place(work, 1);
+    int const group = __shfl_sync(0xffffffff, threadIdx.x / 32, 0) * Traits::kWarpRows / 64;
+    geometry.place(first_work, 0);
+    geometry.place(first_work, 1);
     copy_queries();
     cp_async_fence();
+    if (threadIdx.x == 0) {
+      new (smem.work) Work(first_work);
+    }
     __syncthreads();  // tile 0 and tile 1 are placed
-    geometry.write_mask(work, 0);
-    if (tiles > 0) {
+    geometry.write_mask(work(), 0);
+    if (tiles() > 0) {
       copy_keys(0);
       if constexpr (kAhead) {
         copy_values(0);
@@ -51,25 +56,26 @@ struct Attention {
       negate_queries();
       __syncthreads();
     }
-    Queries<Traits> const queries(smem.queries());
+    Queries<Traits> const queries(smem.queries(), first_row());
 
-    OnlineSoftmax softmax(params.scale_log2);
-    auto output = make_tensor<float>(Shape<Int<Traits::kHeadDim / 2>>{});
-    clear(output);
-    typename Geometry::Mask const mask(geometry, work, group * 64 + AccumulatorPosition().row);
+    auto softmax = each_row_tile<OnlineSoftmax>(params.scale_log2);
+    Output<Traits> output;
+    CUTE_UNROLL
+    for (int m = 0; m < Traits::kRowTiles; ++m) {
+      clear(output[m]);
+    }
     std::conditional_t<Traits::kVotes, TileVote, NoVote> vote(
-        params.skip, tile, softmax.scale_log2, group, [&](int r) {
-          return geometry.out_row(work, group * 64 + AccumulatorPosition().row + 8 * r) >= 0;
-        });
+        params.skip, tile, params.scale_log2, first_row() / 64,
+        [&](int r) { return geometry.out_row(work(), row_of(0) + 8 * r) >= 0; });
 
     CUTE_NO_UNROLL
-    for (int i = 0; i < tiles; ++i) {
+    for (int i = 0; i < tiles(); ++i) {
       cp_async_wait<0>();
       // Tile i has landed (only its keys, with one stage) and its mask is written. The other stage
       // (the values', with one) is no longer read.
       __syncthreads();
       if constexpr (kAhead) {
-        if (i + 1 < tiles) {
+        if (i + 1 < tiles()) {
           copy_keys(i + 1);
           copy_values(i + 1);
         }
@@ -77,50 +83,87 @@ struct Attention {
         copy_values(i);
       }
       cp_async_fence();
-      geometry.place(work, i + 2);
-      if (i + 1 < tiles) {
-        geometry.write_mask(work, i + 1);
+      geometry.place(work(), i + 2);
+      if (i + 1 < tiles()) {
+        geometry.write_mask(work(), i + 1);
       }
 
-      Weights<Traits> weights;
-      bool const has_weights =
-          geometry.needs(work, i, group) && weigh(i, queries, mask, softmax, vote, output, weights);
-      if constexpr (!kAhead) {
-        cp_async_wait<0>();
-        __syncthreads();  // the values have landed, and the keys are no longer read
-        if (i + 1 < tiles) {
-          copy_keys(i + 1);
-        }
-        cp_async_fence();
+      if (!geometry.needs(work(), i, group)) {
+        between_products(i);
+        continue;
       }
-      if (has_weights) {
+      Scores<Traits> scores;
+      multiply_keys<Traits>(queries, smem.keys(stage_of(i)), scores);
+      hide(i, scores);
+      Weights<Traits> weights[Traits::kRowTiles];
+      bool const kept = weigh(scores, softmax, vote, output, weights);
+      between_products(i);
+      if (kept) {
         multiply_values<Traits>(weights, smem.values(stage_of(i)), output);
       }
     }
     if constexpr (Traits::kVotes) {
       vote.add_to(params.skip, tile);
     }
-    float rescale[kRowsPerThread];
-    float lse[kRowsPerThread];
-    softmax.finish(rescale, lse);
-    rescale_rows(output, rescale);
     __syncthreads();  // the tiles are no longer read
-    store_tile<Traits>(params, geometry, work, smem.tiles, output, lse);
+    CUTE_UNROLL
+    for (int m = 0; m < Traits::kRowTiles; ++m) {
+      float rescale[kRowsPerThread];
+      float lse[kRowsPerThread];
+      softmax[m].finish(rescale, lse);
+      rescale_rows(output[m], rescale);
+      store_tile<Traits>(params, geometry, work(), smem.tiles, first_row() + 16 * m, output[m],
+                         lse);
+    }
   }
 
  private:
+  __device__ __forceinline__ Work const& work() const {
+    return *reinterpret_cast<Work const*>(smem.work);
+  }
+  __device__ __forceinline__ int tiles() const { return geometry.tiles(work()); }
+
+  // An object for each of the warp's row tiles.
+  template <class Object>
+  static __device__ __forceinline__ cute::array<Object, Traits::kRowTiles> each_row_tile(
+      float argument) {
+    if constexpr (Traits::kRowTiles == 1) {
+      return {Object(argument)};
+    } else {
+      return {Object(argument), Object(argument)};
+    }
+  }
+  // The warp's first row in the query tile.
+  static __device__ __forceinline__ int first_row() {
+    return static_cast<int>(threadIdx.x / 32) * Traits::kWarpRows;
+  }
+  // The first of a thread's two rows of a row tile.
+  static __device__ __forceinline__ int row_of(int m) {
+    return first_row() + 16 * m + threadIdx.x % 32 / 4;
+  }
   static __device__ __forceinline__ int stage_of(int i) { return kAhead ? i % 2 : 0; }
 
+  // With one stage: waits for the values, and copies the next keys to the place of the last ones.
+  __device__ __forceinline__ void between_products(int i) const {
+    if constexpr (!kAhead) {
+      cute::cp_async_wait<0>();
+      __syncthreads();
+      if (i + 1 < tiles()) {
+        copy_keys(i + 1);
+      }
+      cute::cp_async_fence();
+    }
+  }
   __device__ __forceinline__ void copy_queries() const {
-    copy_tile<Traits, Traits::kTileQ>(smem.queries(), geometry.queries(work, params.q),
+    copy_tile<Traits, Traits::kTileQ>(smem.queries(), geometry.queries(first_work, params.q),
                                       static_cast<Element const*>(params.q.data), params.head_dim);
   }
   __device__ __forceinline__ void copy_keys(int i) const {
-    copy_tile<Traits, Traits::kTileK>(smem.keys(stage_of(i)), geometry.keys(work, i),
+    copy_tile<Traits, Traits::kTileK>(smem.keys(stage_of(i)), geometry.keys(work(), i),
                                       static_cast<Element const*>(params.q.data), params.head_dim);
   }
   __device__ __forceinline__ void copy_values(int i) const {
-    copy_tile<Traits, Traits::kTileK>(smem.values(stage_of(i)), geometry.values(work, i),
+    copy_tile<Traits, Traits::kTileK>(smem.values(stage_of(i)), geometry.values(work(), i),
                                       static_cast<Element const*>(params.q.data), params.head_dim);
   }
   __device__ __forceinline__ void negate_queries() const {
@@ -130,33 +173,42 @@ struct Attention {
     }
   }
 
-  // Computes the weights of tile i and rescales the output so far. Returns false if the tile is
-  // skipped.
-  template <class Mask, class Vote, class Output>
-  __device__ __forceinline__ bool weigh(int i, Queries<Traits> const& queries, Mask const& mask,
-                                        OnlineSoftmax& softmax, Vote& vote, Output& output,
-                                        Weights<Traits>& weights) const {
-    auto scores = cute::make_tensor<float>(cute::Shape<cute::Int<Traits::kTileK / 2>>{});
-    multiply_keys<Traits>(queries, smem.keys(stage_of(i)), scores);
-    if (geometry.is_masked(work, i)) {
+  __device__ __forceinline__ void hide(int i, Scores<Traits>& scores) const {
+    if (!geometry.is_masked(work(), i)) {
+      return;
+    }
+    CUTE_UNROLL
+    for (int m = 0; m < Traits::kRowTiles; ++m) {
+      typename Geometry::Mask const mask(geometry, work(), row_of(m));
       auto const seen = mask.look_up(i);
-      hide_scores(scores, hidden_by(mask, seen));
+      hide_scores(scores[m], hidden_by(mask, seen));
     }
-    float rescale[kRowsPerThread];
-    bool moved;
-    if constexpr (Traits::kVotes) {
-      float high[kRowsPerThread];
-      OnlineSoftmax::row_tops(scores, high);
-      if (vote.template leaves_out<true>(high)) {
-        return false;
+  }
+
+  // Computes the weights of a tile and rescales the output so far. Returns false if the tile is
+  // skipped.
+  template <class Softmax, class Vote>
+  static __device__ __forceinline__ bool weigh(Scores<Traits>& scores, Softmax& softmax, Vote& vote,
+                                               Output<Traits>& output,
+                                               Weights<Traits> (&weights)[Traits::kRowTiles]) {
+    CUTE_UNROLL
+    for (int m = 0; m < Traits::kRowTiles; ++m) {
+      float rescale[kRowsPerThread];
+      bool moved;
+      if constexpr (Traits::kVotes) {
+        float high[kRowsPerThread];
+        OnlineSoftmax::row_tops(scores[m], high);
+        if (vote.template leaves_out<true>(high)) {
+          return false;
+        }
+        moved = softmax[m].template update<true>(scores[m], high, rescale);
+      } else {
+        moved = softmax[m].template update<true>(scores[m], rescale);
       }
-      moved = softmax.template update<true>(scores, high, rescale);
-    } else {
-      moved = softmax.template update<true>(scores, rescale);
-    }
-    weights.take(scores);
-    if (moved) {
-      rescale_rows(output, rescale);
+      weights[m].take(scores[m]);
+      if (moved) {
+        rescale_rows(output[m], rescale);
+      }
     }
     return true;
   }

@@ -1,48 +1,49 @@
-// The two matrix products of a warp, 16 query rows with a tile of keys or values in shared memory.
-// Registers of fragments are as in device/mma_tile.h; accumulators as in device/accumulator.h.
+// The two matrix products of a warp, whose query rows are one or two row tiles of 16, with a tile
+// of keys or values in shared memory. Both row tiles use each fragment of keys and values.
 #pragma once
 
-#include "sparse_fmha/device/mma_tile.h"
+#include "sparse_fmha/device/mma_products.h"
 #include "sparse_fmha/sm80/forward/traits.h"
 
 namespace sparse_fmha::sm80 {
 
-// Four matrices of 8 x 8, each transposed.
-__device__ __forceinline__ void load_transposed(void const* row, uint32_t (&to)[4]) {
-  cute::SM75_U16x8_LDSM_T::copy(*static_cast<cute::uint128_t const*>(row), to[0], to[1], to[2],
-                                to[3]);
-}
+template <int kSize>
+using Accumulator = decltype(cute::make_tensor<float>(cute::Shape<cute::Int<kSize>>{}));
+template <class Traits>
+using Scores = Accumulator<Traits::kTileK / 2>[Traits::kRowTiles];
+template <class Traits>
+using Output = Accumulator<Traits::kHeadDim / 2>[Traits::kRowTiles];
 
-// Adds rows x 16 columns to accumulators i and i + 1 of 8 columns each.
-template <class Element, class Sum>
-__device__ __forceinline__ void multiply_16(Sum& sum, int i, uint32_t const (&a)[4],
-                                            uint32_t const (&b)[4]) {
-  using Mma = WarpMma<Element>;
-  CUTE_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    int const c = 4 * (i + half);
-    Mma::fma(sum(c), sum(c + 1), sum(c + 2), sum(c + 3), a[0], a[1], a[2], a[3], b[2 * half],
-             b[2 * half + 1], sum(c), sum(c + 1), sum(c + 2), sum(c + 3));
+// Where a lane reads the rows of fragments of 16 x 16 elements. The swizzle of a chunk is an
+// exclusive or with bits 4 to 6 of an address, so four addresses reach all chunks.
+template <int kRowDim>
+class FragmentRows {
+ public:
+  // The lane reads from row `row` and chunk `chunk`, which is 0 or 1, of the first fragment.
+  template <class Element>
+  __device__ __forceinline__ FragmentRows(Element const* tile, int row, int chunk)
+      : first_(cute::cast_smem_ptr_to_uint(tile + chunk_place<kRowDim>(row, chunk))) {}
+  // Of the fragment `rows` rows and 16 * step columns further.
+  __device__ __forceinline__ uint32_t at(int rows, int step) const {
+    return (first_ ^ (step % 4 * 32)) + step / 4 * 128 + rows * kRowDim * 2;
   }
-}
 
-// Two sums rounded to 16 bits, as a register of a fragment.
-template <class Element>
-__device__ __forceinline__ uint32_t rounded(float low, float high) {
-  cutlass::Array<float, 2> pair;
-  pair[0] = low;
-  pair[1] = high;
-  auto const result = cutlass::NumericArrayConverter<Element, float, 2>{}(pair);
-  return reinterpret_cast<uint32_t const&>(result);
-}
+ private:
+  uint32_t first_;
+};
 
-// Addresses in shared memory depend on the lane. ptxas keeps those of all steps in registers from
-// tile to tile, unless the lane seems to be another one for each.
-__device__ __forceinline__ int this_lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int lane_of_tile() {
-  uint32_t thread = threadIdx.x;
-  asm volatile("" : "+r"(thread));
-  return thread % 32;
+// Calls use(j) for j = 0, 1, ... in order, and load(j) kAhead calls earlier.
+template <int kCount, int kAhead, class Load, class Use>
+__device__ __forceinline__ void load_ahead(Load const& load, Use const& use) {
+  CUTE_UNROLL
+  for (int j = -kAhead; j < kCount; ++j) {
+    if (j + kAhead < kCount) {
+      load(j + kAhead);
+    }
+    if (j >= 0) {
+      use(j);
+    }
+  }
 }
 
 // A warp's queries: in registers, or in shared memory.
@@ -50,70 +51,90 @@ template <class Traits, bool kInRegisters = Traits::kQueriesInRegisters>
 class Queries;
 
 template <class Traits>
-class Queries<Traits, true> {
+class Queries<Traits, false> {
  public:
-  __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) {
-    int const lane = threadIdx.x % 32;
+  using Fragments = uint32_t[Traits::kRowTiles][4];
+  // `first`: the warp's first row.
+  __device__ __forceinline__ Queries(typename Traits::Element const* tile, int first)
+      : rows_(tile, first + threadIdx.x % 16, threadIdx.x % 32 / 16) {}
+  __device__ __forceinline__ void load(int step, Fragments& to) const {
     CUTE_UNROLL
-    for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
-      load_matrices(
-          tile + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
-          step_[s]);
+    for (int m = 0; m < Traits::kRowTiles; ++m) {
+      load_four(rows_.at(16 * m, step), to[m]);
     }
   }
-  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      to[r] = step_[s][r];
-    }
+  __device__ __forceinline__ Fragments const& of(int /*step*/, Fragments const& loaded) const {
+    return loaded;
   }
 
  private:
-  uint32_t step_[Traits::kHeadDim / 16][4];
+  FragmentRows<Traits::kRowDim> rows_;
 };
 
 template <class Traits>
-class Queries<Traits, false> {
+class Queries<Traits, true> {
  public:
-  __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) : tile_(tile) {}
-  __device__ __forceinline__ void get(int s, int lane, uint32_t (&to)[4]) const {
-    load_matrices(
-        tile_ + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
-        to);
+  using Fragments = uint32_t[Traits::kRowTiles][4];
+  __device__ __forceinline__ Queries(typename Traits::Element const* tile, int first) {
+    Queries<Traits, false> const rows(tile, first);
+    CUTE_UNROLL
+    for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
+      rows.load(s, step_[s]);
+    }
+  }
+  __device__ __forceinline__ void load(int /*step*/, Fragments& /*to*/) const {}
+  __device__ __forceinline__ Fragments const& of(int step, Fragments const& /*loaded*/) const {
+    return step_[step];
   }
 
  private:
-  typename Traits::Element const* tile_;
+  Fragments step_[Traits::kHeadDim / 16];
 };
 
+// Fragments that are loaded before the first of them is used.
+inline constexpr int kLoadsAhead = 2;
+
 // scores = queries x keys.
-template <class Traits, class Rows, class Scores>
-__device__ __forceinline__ void multiply_keys(Rows const& queries,
-                                              typename Traits::Element const* keys, Scores& scores,
-                                              int lane = this_lane()) {
-  cute::clear(scores);
+template <class Traits>
+__device__ __forceinline__ void multiply_keys(Queries<Traits> const& queries,
+                                              typename Traits::Element const* keys,
+                                              Scores<Traits>& scores) {
+  constexpr int kPerStep = Traits::kTileK / 16;
+  int const lane = threadIdx.x % 32;
+  // Of the first 8 keys depths from 0 and from 8; then of the last 8.
+  FragmentRows<Traits::kRowDim> const rows(keys, lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  uint32_t a[2][Traits::kRowTiles][4];
+  uint32_t b[kLoadsAhead + 1][4];
   CUTE_UNROLL
-  for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
-    uint32_t a[4];
-    queries.get(s, lane, a);
-    CUTE_UNROLL
-    for (int n = 0; n < Traits::kTileK / 16; ++n) {
-      uint32_t b[4];  // of the first 8 keys depths from 0 and from 8; then of the last 8
-      load_matrices(keys + Traits::place(16 * n + lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2),
-                    b);
-      multiply_16<typename Traits::Element>(scores, 2 * n, a, b);
-    }
+  for (int m = 0; m < Traits::kRowTiles; ++m) {
+    cute::clear(scores[m]);
   }
+  load_ahead<Traits::kHeadDim / 16 * kPerStep, kLoadsAhead>(
+      [&](int j) {
+        if (j % kPerStep == 0) {
+          queries.load(j / kPerStep, a[j / kPerStep % 2]);
+        }
+        load_four(rows.at(j % kPerStep * 16, j / kPerStep), b[j % (kLoadsAhead + 1)]);
+      },
+      [&](int j) {
+        int const s = j / kPerStep;
+        auto const& of_step = queries.of(s, a[s % 2]);
+        CUTE_UNROLL
+        for (int m = 0; m < Traits::kRowTiles; ++m) {
+          multiply_16<typename Traits::Element>(scores[m], j % kPerStep * 2, of_step[m],
+                                                b[j % (kLoadsAhead + 1)]);
+        }
+      });
 }
 
-// Weights rounded to 16 bits: the accumulator of the scores is the first factor of the second
-// product, register by register.
+// Weights of a row tile rounded to 16 bits: the accumulator of the scores is the first factor of
+// the second product, register by register.
 template <class Traits>
 struct Weights {
   uint32_t step[Traits::kTileK / 16][4];
 
-  template <class Scores>
-  __device__ __forceinline__ void take(Scores const& scores) {
+  template <class RowScores>
+  __device__ __forceinline__ void take(RowScores const& scores) {
     CUTE_UNROLL
     for (int s = 0; s < Traits::kTileK / 16; ++s) {
       CUTE_UNROLL
@@ -126,19 +147,26 @@ struct Weights {
 };
 
 // output += weights x values.
-template <class Traits, class Output>
-__device__ __forceinline__ void multiply_values(Weights<Traits> const& weights,
+template <class Traits>
+__device__ __forceinline__ void multiply_values(Weights<Traits> const (&weights)[Traits::kRowTiles],
                                                 typename Traits::Element const* values,
-                                                Output& output, int lane = this_lane()) {
-  CUTE_UNROLL
-  for (int s = 0; s < Traits::kTileK / 16; ++s) {
-    CUTE_UNROLL
-    for (int n = 0; n < Traits::kHeadDim / 16; ++n) {
-      uint32_t b[4];  // of the first 8 columns keys from 0 and from 8; then of the last 8
-      load_transposed(values + Traits::place(16 * s + lane % 16, 2 * n + lane / 16), b);
-      multiply_16<typename Traits::Element>(output, 2 * n, weights.step[s], b);
-    }
-  }
+                                                Output<Traits>& output) {
+  constexpr int kPerStep = Traits::kHeadDim / 16;
+  int const lane = threadIdx.x % 32;
+  // Of the first 8 columns keys from 0 and from 8; then of the last 8.
+  FragmentRows<Traits::kRowDim> const rows(values, lane % 16, lane / 16);
+  uint32_t b[kLoadsAhead + 1][4];
+  load_ahead<Traits::kTileK / 16 * kPerStep, kLoadsAhead>(
+      [&](int j) {
+        load_four_transposed(rows.at(j / kPerStep * 16, j % kPerStep), b[j % (kLoadsAhead + 1)]);
+      },
+      [&](int j) {
+        CUTE_UNROLL
+        for (int m = 0; m < Traits::kRowTiles; ++m) {
+          multiply_16<typename Traits::Element>(
+              output[m], j % kPerStep * 2, weights[m].step[j / kPerStep], b[j % (kLoadsAhead + 1)]);
+        }
+      });
 }
 
 }  // namespace sparse_fmha::sm80

@@ -8,15 +8,14 @@
 
 namespace sparse_fmha::sm80 {
 
-// Each warp stores its own 16 rows. `tile` has room for the block's rows and is free.
-template <class Traits, class Params, class Geometry, class Work, class Output>
+// A warp stores 16 rows, from row `first` on. `tile` has room for the block's rows and is free.
+template <class Traits, class Params, class Geometry, class Work, class RowOutput>
 __device__ __forceinline__ void store_tile(Params const& params, Geometry const& geometry,
                                            Work const& work, typename Traits::Element* tile,
-                                           Output const& output,
+                                           int first, RowOutput const& output,
                                            float const (&lse)[kRowsPerThread]) {
   using Element = typename Traits::Element;
   int const lane = threadIdx.x % 32;
-  int const first = threadIdx.x / 32 * 16;
   int const row = first + lane / 4;
   CUTE_UNROLL
   for (int n = 0; n < Traits::kHeadDim / 8; ++n) {

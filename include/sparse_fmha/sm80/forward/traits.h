@@ -16,13 +16,16 @@ constexpr int smem_limit(Arch arch) { return (arch == Arch::kSm86 ? 99 : 163) * 
 
 // A row of the kernel lists csrc/kernels/sm80_forward.def and sm86_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
-          Skipping Skipping_, Arch Arch_>
+          Skipping Skipping_, int Warps, Arch Arch_>
 struct KernelConfig : TileConfig<Mechanism_, Element_, HeadDim, TileQ, TileK, Stages> {
   static constexpr Skipping kSkipping = Skipping_;
+  static constexpr int kWarps = Warps;
   static constexpr Arch kArch = Arch_;
+  // Four warps at least.
   template <int kRows>
-  using WithTileQ =
-      KernelConfig<Mechanism_, Element_, HeadDim, kRows, TileK, Stages, Skipping_, Arch_>;
+  using WithTileQ = KernelConfig < Mechanism_,
+        Element_, HeadDim, kRows, TileK, Stages, Skipping_,
+        Warps* kRows / TileQ<4 ? 4 : Warps * kRows / TileQ, Arch_>;
 };
 
 template <class Traits, class Geometry, class Mechanism>
@@ -54,17 +57,23 @@ struct KernelTraits {
   static_assert(kTileK % 32 == 0 && kTileK <= 128, "masks are words of 32 columns, at most four");
   static_assert(kStages == 1 || kStages == 2, "the main loop is written for one or two stages");
 
-  // A warp computes 16 query rows; four warps are a group, which votes and masks together.
-  static constexpr int kWarps = kTileQ / 16;
+  static constexpr int kWarps = Config::kWarps;
   static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kWarpRows = kTileQ / kWarps;  // of queries
+  static constexpr int kRowTiles = kWarpRows / 16;   // of the 16 rows of a matrix instruction
+  static_assert(kWarps * kWarpRows == kTileQ && (kRowTiles == 1 || kRowTiles == 2) &&
+                    kRowTiles * 16 == kWarpRows,
+                "a warp has 16 or 32 rows");
+  // Groups of 64 rows mask together, and vote together.
   static constexpr int kGroups = kTileQ / 64;
+  static_assert(!kVotes || kWarpRows == 16, "the vote is that of four warps");
 
   // Elements of a row in shared memory: chunks of 16 bytes are swizzled in groups of eight.
   static constexpr int kRowDim = (kHeadDim + 63) / 64 * 64;
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
   // Queries stay in registers if there are enough of them.
-  static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
+  static constexpr bool kQueriesInRegisters = kRowTiles * kHeadDim <= 128;
   // They then pass through the second stage, which is free until the first tile is computed.
   static constexpr bool kQueriesShareStage =
       kQueriesInRegisters && kStages == 2 && kQueryElements <= 2 * kTileElements;
@@ -72,10 +81,6 @@ struct KernelTraits {
       2 * kStages * kTileElements + (kQueriesShareStage ? 0 : kQueryElements);
   static_assert(kQueryElements <= kElements, "the output passes through the same memory");
 
-  // Where a chunk of eight elements of a tile of keys or values is.
-  static constexpr SPARSE_FMHA_HD int place(int row, int chunk) {
-    return chunk_place<kRowDim>(row, chunk);
-  }
   static constexpr int kSmemLimit = smem_limit(Config::kArch);
 };
 
@@ -84,6 +89,7 @@ template <class Traits, class Geometry>
 struct SharedStorage {
   alignas(128) typename Traits::Element tiles[Traits::kElements];
   alignas(16) typename Geometry::Shared geometry;
+  alignas(16) char work[sizeof(typename Geometry::Work)];
 
   // The place of keys of a stage; its values follow.
   __device__ __forceinline__ typename Traits::Element* keys(int stage) {

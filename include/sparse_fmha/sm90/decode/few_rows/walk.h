@@ -2,8 +2,8 @@
 #pragma once
 
 #include "sparse_fmha/device/decode/finish.h"
+#include "sparse_fmha/device/decode/products.h"
 #include "sparse_fmha/device/softmax.h"
-#include "sparse_fmha/sm80/forward/products.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/decode/few_rows/keys.h"
 #include "sparse_fmha/sm90/decode/few_rows/storage.h"
@@ -131,7 +131,7 @@ struct FewRowsWalk {
                                       FewQueries<Traits> const& queries, OnlineSoftmax& softmax,
                                       Output& output) const {
     Scores scores;
-    sm80::multiply_keys<Traits>(queries, stage.keys, scores);
+    multiply_keys<Traits>(queries, stage.keys, scores, threadIdx.x % 32);
     if (at.masked) {
       hide(at, stage, scores);
     }
@@ -139,9 +139,9 @@ struct FewRowsWalk {
     if (softmax.template update<true>(scores, rescale)) {
       rescale_rows(output, rescale);
     }
-    sm80::Weights<Traits> weights;
+    Weights<Traits> weights;
     weights.take(scores);
-    sm80::multiply_values<Traits>(weights, stage.values, output);
+    multiply_values<Traits>(weights, stage.values, output, threadIdx.x % 32);
   }
 
   // The position of a slot of a tile, or -1.
