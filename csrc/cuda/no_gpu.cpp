@@ -30,8 +30,12 @@ void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext con
   refuse();
 }
 
-BlockSparse::Params device::list_kept_tiles(FmhaProblem const& /*problem*/, int32_t /*tile_k*/,
-                                            ExecutionContext const& /*context*/) {
+void device::show_kept_blocks(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
+                              ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::list_kept_blocks(FmhaProblem& /*problem*/, ExecutionContext const& /*context*/) {
   refuse();
 }
 

@@ -6,81 +6,112 @@
 namespace sparse_fmha::device {
 namespace {
 
+constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr uint32_t kAll = 0xffffffff;
+constexpr int kWarps = kThreads / kWarp;
 
 struct KeptParams {
-  uint8_t const* kept;  // [rows, tiles]
-  int32_t* counts;      // [rows]
-  int32_t* indices;     // [rows, blocks], ascending
-  int64_t rows;
-  int32_t tiles;
-  int32_t blocks;           // key blocks of a row at most
+  uint32_t const* tiles;  // [rows, tile_words]
+  uint32_t* blocks;       // [rows, words]
+  int64_t rows;           // of groups of 64 queries
+  int32_t tile_words;
+  int32_t words;
+  int32_t key_blocks;
   int32_t blocks_per_tile;  // the last tile may have fewer
 };
 
-// A warp for each row.
-__global__ void __launch_bounds__(kWarps* kWarp) list_blocks(KeptParams const p) {
+// A thread for 32 blocks of a row.
+__global__ void __launch_bounds__(kThreads) mark_blocks(KeptParams const p) {
+  int64_t const index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= p.rows * p.words) {
+    return;
+  }
+  uint32_t const* const tiles = p.tiles + index / p.words * p.tile_words;
+  int32_t const first = static_cast<int32_t>(index % p.words) * 32;
+  int32_t const end = min(first + 32, p.key_blocks);
+  uint32_t bits = 0;
+  for (int32_t block = first; block < end;) {
+    int32_t const tile = block / p.blocks_per_tile;
+    int32_t const next = min((tile + 1) * p.blocks_per_tile, end);
+    uint32_t const upto = next - first == 32 ? 0xffffffff : (1u << (next - first)) - 1;
+    bool const kept = (tiles[tile / 32] >> tile % 32 & 1) != 0;
+    bits |= kept ? upto & ~((1u << (block - first)) - 1) : 0;
+    block = next;
+  }
+  p.blocks[index] = bits;
+}
+
+// A warp for each row: ascending lists of its bits.
+__global__ void __launch_bounds__(kThreads)
+    list_blocks(KeptParams const p, int32_t* counts, int32_t* indices) {
   int64_t const row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (row >= p.rows) {
     return;
   }
   int32_t const lane = threadIdx.x % kWarp;
-  uint8_t const* const kept = p.kept + row * p.tiles;
-  int32_t* const to = p.indices + row * p.blocks;
+  int32_t* const to = indices + row * p.key_blocks;
   int32_t written = 0;
-  for (int32_t first = 0; first < p.tiles; first += kWarp) {
-    int32_t const tile = first + lane;
-    bool const mine = tile < p.tiles && kept[tile] != 0;
-    uint32_t const all = __ballot_sync(kAll, mine);
-    int32_t const before = written + __popc(all & ((1u << lane) - 1)) * p.blocks_per_tile;
-    int32_t const begin = tile * p.blocks_per_tile;
-    int32_t const size = min(p.blocks_per_tile, p.blocks - begin);
-    for (int32_t i = 0; mine && i < size; ++i) {
-      to[before + i] = begin + i;
+  for (int32_t word = 0; word < p.words; ++word) {
+    uint32_t const bits = p.blocks[row * p.words + word];
+    if ((bits >> lane & 1) != 0) {
+      to[written + __popc(bits & ((1u << lane) - 1))] = 32 * word + lane;
     }
-    written += __popc(all) * p.blocks_per_tile;
+    written += __popc(bits);
   }
   if (lane == 0) {
-    // The last tile was counted as a whole one.
-    int32_t const missing = p.tiles * p.blocks_per_tile - p.blocks;
-    p.counts[row] = written - (kept[p.tiles - 1] != 0 ? missing : 0);
+    counts[row] = written;
   }
+}
+
+// All but the tiles.
+KeptParams params_of(FmhaProblem const& problem) {
+  KeptParams params = {};
+  params.rows = int64_t{problem.batch} * problem.heads_q * kept_groups(problem);
+  params.tile_words = kept_words(problem);
+  params.key_blocks = ceil_div(problem.grid_kv[kGridAxes - 1], kKeptBlock);
+  params.words = ceil_div(params.key_blocks, 32);
+  return params;
+}
+
+uint32_t* allocate(int64_t numbers, ExecutionContext const& context) {
+  size_t const bytes = static_cast<size_t>(numbers) * sizeof(uint32_t);
+  return static_cast<uint32_t*>(context.memory->allocate(bytes));
 }
 
 }  // namespace
 
-BlockSparse::Params list_kept_tiles(FmhaProblem const& problem, int32_t tile_k,
-                                    ExecutionContext const& context) {
-  int32_t const len_q = problem.grid_q[kGridAxes - 1];
-  int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
-  int32_t const groups = ceil_div(len_q, 64);
-  KeptParams params;
-  params.kept = problem.kept_tiles;
-  params.rows = int64_t{problem.batch} * problem.heads_q * groups;
-  params.tiles = ceil_div(len_kv, tile_k);
-  params.blocks = ceil_div(len_kv, kKeptBlock);
+void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext const& context) {
+  KeptParams params = params_of(problem);
+  params.tiles = problem.kept_tiles;
   params.blocks_per_tile = tile_k / kKeptBlock;
-  auto allocate = [&](int64_t numbers) {
-    size_t const bytes = static_cast<size_t>(numbers) * sizeof(int32_t);
-    return static_cast<int32_t*>(context.memory->allocate(bytes));
-  };
-  params.counts = allocate(params.rows);
-  params.indices = allocate(params.rows * params.blocks);
-  list_blocks<<<grid_size((params.rows + kWarps - 1) / kWarps, "the groups of 64 query rows"),
-                kWarps * kWarp, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
-  check_cuda(cudaGetLastError(), "launching the listing of kept tiles");
+  params.blocks = allocate(params.rows * params.words, context);
+  int64_t const threads = params.rows * params.words;
+  mark_blocks<<<grid_size((threads + kThreads - 1) / kThreads, "the blocks of kept tiles"),
+                kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
+  check_cuda(cudaGetLastError(), "launching the marking of kept tiles");
   BlockSparse::Params lists = {};
-  lists.len_q = len_q;
-  lists.len_kv = len_kv;
+  lists.len_q = problem.grid_q[kGridAxes - 1];
+  lists.len_kv = problem.grid_kv[kGridAxes - 1];
   lists.block_q = 64;
   lists.block_kv = kKeptBlock;
   lists.causal = std::holds_alternative<Causal::Params>(problem.sparsity);
-  lists.full = {params.counts, params.indices, params.blocks};
-  lists.batch_stride = int64_t{problem.heads_q} * groups;
-  lists.head_stride = groups;
-  return lists;
+  lists.head_stride = kept_groups(problem);
+  lists.batch_stride = lists.head_stride * problem.heads_q;
+  problem.sparsity = lists;
+  problem.kept_blocks = params.blocks;
+  problem.skip_threshold = nullptr;
+}
+
+void list_kept_blocks(FmhaProblem& problem, ExecutionContext const& context) {
+  KeptParams params = params_of(problem);
+  params.blocks = const_cast<uint32_t*>(problem.kept_blocks);
+  auto* const counts = reinterpret_cast<int32_t*>(allocate(params.rows, context));
+  auto* const indices =
+      reinterpret_cast<int32_t*>(allocate(params.rows * params.key_blocks, context));
+  list_blocks<<<grid_size((params.rows + kWarps - 1) / kWarps, "the groups of 64 query rows"),
+                kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params, counts, indices);
+  check_cuda(cudaGetLastError(), "launching the listing of kept tiles");
+  std::get<BlockSparse::Params>(problem.sparsity).full = {counts, indices, params.key_blocks};
 }
 
 }  // namespace sparse_fmha::device

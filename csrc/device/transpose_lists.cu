@@ -207,9 +207,13 @@ struct Memory {
   uint32_t* bits(int64_t words) const { return reinterpret_cast<uint32_t*>(ints(words)); }
 };
 
-void launch_rows(BlockSparse::Params const& params, int64_t rows, TransposedLists& lists,
-                 Memory const& memory, cudaStream_t stream) {
+void launch_rows(BlockSparse::Params const& params, FmhaProblem const& problem, int64_t rows,
+                 TransposedLists& lists, Memory const& memory, cudaStream_t stream) {
   lists.words = ceil_div(ceil_div(params.len_kv, params.block_kv), 32);
+  if (problem.kept_blocks != nullptr) {  // bits already
+    lists.full = problem.kept_blocks;
+    return;
+  }
   bool const has_partial = params.partial.counts != nullptr;
   uint32_t* const full = memory.bits(rows * lists.words);
   uint32_t* const partial = has_partial ? memory.bits(rows * lists.words) : nullptr;
@@ -223,8 +227,8 @@ void launch_rows(BlockSparse::Params const& params, int64_t rows, TransposedList
   lists.slots = slots;
 }
 
-void launch_rows(Stripe::Params const& params, int64_t rows, TransposedLists& lists,
-                 Memory const& memory, cudaStream_t stream) {
+void launch_rows(Stripe::Params const& params, FmhaProblem const& /*problem*/, int64_t rows,
+                 TransposedLists& lists, Memory const& memory, cudaStream_t stream) {
   lists.words = ceil_div(params.len_kv, 32);
   uint32_t* const full = memory.bits(rows * lists.words);
   mark_keys<<<blocks_of(rows), kColumnThreads, 0, stream>>>(params, lists.words, full);
@@ -250,7 +254,7 @@ TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem
   lists.batch_stride = shared_batch ? 0 : sizes.heads;
   lists.batch_stride_kv = shared_batch ? 0 : heads_kv;
 
-  launch_rows(params, int64_t{sizes.lists} * sizes.blocks, lists, memory, stream);
+  launch_rows(params, problem, int64_t{sizes.lists} * sizes.blocks, lists, memory, stream);
   check_cuda(cudaGetLastError(), "launching the marking of listed keys");
 
   int64_t const steps = int64_t{sizes.lists} * lists.parts * lists.step_words;

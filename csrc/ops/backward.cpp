@@ -2,11 +2,14 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "check.h"
 #include "kept_tiles.h"
 #include "placement.h"
 #include "run.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
+#include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/planning/backward_route.h"
 
 namespace sparse_fmha {
@@ -69,6 +72,11 @@ std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tenso
   return rows;
 }
 
+bool has_pass(std::vector<KernelRow const*> const& rows, Pass pass) {
+  return std::any_of(rows.begin(), rows.end(),
+                     [pass](KernelRow const* row) { return row->info.key.pass == pass; });
+}
+
 }  // namespace
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
@@ -86,11 +94,14 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     if (no_pairs) {
       problem.skip_threshold = nullptr;
     } else {
-      show_kept_tiles(problem, q, launch);
+      show_kept_tiles(problem, q, given.kept, launch);
     }
   }
   std::vector<KernelRow const*> const kernels = backward_kernels(
       problem, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
+  if (problem.kept_blocks != nullptr && has_pass(kernels, Pass::kBackwardDq)) {
+    device::list_kept_blocks(problem, launch.context());
+  }
   Gradients gradients;
   gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
   problem.out = like_q("out", given.out, q, /*contiguous=*/true);

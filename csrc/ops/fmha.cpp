@@ -22,31 +22,33 @@ FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<dou
 }
 
 std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
-                             std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias) {
+                             std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias,
+                             bool save_kept) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
-  return run(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold, save_kept);
 }
 
 std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v,
                              Tensor out, Tensor lse, bool causal, std::optional<double> scale,
                              std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
                              bool need_dbias, bool deterministic,
-                             std::optional<Tensor> skip_threshold) {
+                             std::optional<Tensor> skip_threshold, std::optional<Tensor> kept) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
   return run_backward(
       problem, q, k, std::nullopt,
-      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
+      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold, kept});
 }
 
 }  // namespace
 
 SPARSE_FMHA_OP(fmha_fwd,
                "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None,"
-               " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, Tensor? key_bias=None, bool save_kept=False)"
+               " -> Tensor[]")
 SPARSE_FMHA_OP(fmha_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " bool causal=False, float? scale=None, Tensor? key_bias=None, bool need_dq=True,"
-               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False, Tensor? "
-               "skip_threshold=None) -> Tensor[]")
+               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False,"
+               " Tensor? skip_threshold=None, Tensor? kept=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -277,7 +277,7 @@ def test_the_share_of_tiles_that_inputs_let_skip(causal, percent):
         dense_iterations=1,
     )  # fmt: skip
     q, k, v = tensors(case, 0)
-    skipping.shape_scores(case, q, k, 0)
+    skipping.shape_scores(q, k, percent, 0)
     assert skipping.share(case, q, k, v) == pytest.approx(percent / 100, abs=0.15)
     assert case.dense == replace(case, skip=0, dense_iterations=0)
 

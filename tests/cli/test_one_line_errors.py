@@ -97,6 +97,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.skipping_gradients": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.builders": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--calls", "0"], "argument --calls: must be at least 1, got 0"),

@@ -46,17 +46,20 @@ def test_a_hopper_row_or_why_there_is_none():
     assert found.predicted_ms == found.dense_ms > 0
 
 
-@pytest.mark.parametrize(("length", "causal", "tile"), [(256, False, 64), (1024, True, 128)])
-def test_of_rows_that_differ_in_their_query_tile_the_fastest(monkeypatch, length, causal, tile):
-    """The rows of the list, whatever this build has."""
-    mechanism = "causal" if causal else "dense"
+def all_rows():
     keys = ("name", "head_dim", "dtype", "tile_q", "skips", "key_bias")
-    rows = [
+    return [
         {key: getattr(row, key) for key in keys}
         | {"arch": row.arch.name, "pass": row.direction, "mechanism": row.mechanism_name}
         for row in kernel_list.read_all()
     ]
-    monkeypatch.setattr(explanation._build, "kernels", lambda: rows)
+
+
+@pytest.mark.parametrize(("length", "causal", "tile"), [(256, False, 64), (1024, True, 128)])
+def test_of_rows_that_differ_in_their_query_tile_the_fastest(monkeypatch, length, causal, tile):
+    """The rows of the list, whatever this build has."""
+    mechanism = "causal" if causal else "dense"
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
     q = tokens(1, length, 16, 128)
     found = explain(sparse_fmha.attention, q, q, q, causal=causal, arch="sm90")
     name = f"sm90_{mechanism}_bfloat16_d128"
@@ -355,9 +358,23 @@ def test_kernels_of_the_backward():
 
 
 def test_a_call_without_backward_kernels_says_so():
-    q = torch.randn(1, 40, 4, 64, requires_grad=True, dtype=torch.bfloat16)
+    q = torch.randn(1, 40, 4, 136, requires_grad=True, dtype=torch.bfloat16)
     found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1, arch="sm90")
     assert found.dq_kernel is None
     assert "no kernel for dq or dk and dv" in str(found)
     found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
     assert found.dq_kernel == "cpu_backward_dq_dense_bfloat16_skip"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dim", [64, 128, 136])
+def test_gradients_of_what_hopper_kept_are_those_of_lists(monkeypatch, causal, dim):
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    q = torch.empty(1, 40, 4, dim, requires_grad=True, dtype=torch.bfloat16, device="meta")
+    options = {"causal": causal, "skip_threshold": 0.1}
+    found = explain(sparse_fmha.attention, q, q, q, **options, arch="sm90")
+    kernels = found.dq_kernel, found.dkv_kernel, found.fused_kernel
+    passes = ("backward_dq", "backward_dkv", "backward_fused")
+    names = [f"sm90_{name}_block_sparse_bfloat16_d{dim}" for name in passes]
+    assert list(kernels) == (names if dim <= 128 else [None] * 3)
+    assert explain(sparse_fmha.attention, q, q, q, **options, arch="sm80").dq_kernel is None

@@ -1,5 +1,7 @@
 """Forward kernels that skip key tiles, on the emulator, against the definition in fp64."""
 
+import contextlib
+
 import pytest
 import skip_cases
 import torch
@@ -8,6 +10,7 @@ from poison import poisoned
 import sparse_fmha
 from sparse_fmha import reference
 
+OPS = torch.ops.sparse_fmha
 BF16 = torch.bfloat16
 TILE = 80  # keys that are skipped together, the last ones first (docs/design.md, Skipping)
 
@@ -33,13 +36,47 @@ def test_the_same_tiles_are_skipped(causal, threshold):
     assert (out - exact).abs().max() <= 2 * torch.finfo(BF16).eps * exact.abs().max()
 
 
+def kept_of(bits, groups, tiles):
+    """The tiles of a saved tensor, as booleans [B, H, groups, tiles]; its other bits are zero."""
+    places = torch.arange(32, dtype=torch.int32)
+    found = (bits[..., None] >> places & 1).flatten(-2).bool()
+    assert bits.shape[2] == groups
+    assert not found[..., tiles:].any()
+    return found[..., :tiles]
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_gradients_are_those_of_what_is_kept(causal):
+def test_what_is_kept_is_saved(causal):
+    """More keys than a word of 32 tiles of 64 keys would need, and than there are queries."""
+    q, k, v = skip_cases.inputs(100, 2700, heads=2, heads_kv=1, dim=128, batch=1)
+    q, k, v = (x.to(BF16) for x in (q, k, v))
+    threshold = torch.full((1,), 0.3)
+    with sparse_fmha.arch_override("sm90"), poisoned():
+        plain = OPS.fmha_fwd(q, k, v, causal, None, threshold)
+        saving = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_kept=True)
+    assert len(plain) == 3
+    assert all(a.equal(b) for a, b in zip(plain, saving[:3], strict=True))
+    kept = kept_of(saving[3], groups=2, tiles=-(-2700 // TILE))
+    visible = torch.ones(100, 2700, dtype=torch.bool)
+    visible = visible.tril(2600) if causal else visible
+    ranks = reference.tile_ranks(2700, TILE, descending=True)
+    _, _, skipped = reference.skip_attention(q, k, v, visible, 0.3, skip_cases.rows(100), ranks)
+    assert skipped.any()
+    seen = torch.zeros(2, -(-2700 // TILE), dtype=torch.bool)
+    for g in range(2):
+        seen[g, torch.arange(2700)[visible[64 * g : 64 * g + 64].any(0)] // TILE] = True
+    assert kept.equal(seen & ~skipped.flip(-1))
+
+
+@pytest.mark.parametrize("way", ["one kernel", "two kernels"])
+@pytest.mark.parametrize(("dim", "causal"), [(64, True), (128, False), (128, True)])
+def test_gradients_are_those_of_what_is_kept(dim, causal, way):
     """330 tokens: ragged groups and a ragged last tile of keys."""
     length, threshold = 330, 0.3
-    given = skip_cases.inputs(length, heads=2, heads_kv=1, dim=128, batch=1)
+    given = skip_cases.inputs(length, heads=2, heads_kv=1, dim=dim, batch=1)
     ours = [x.to(BF16).requires_grad_() for x in given]
-    with sparse_fmha.arch_override("sm90"):
+    only = contextlib.nullcontext() if way == "one kernel" else poisoned()  # deterministic
+    with sparse_fmha.arch_override("sm90"), only:
         out, lse = sparse_fmha.attention(
             *ours, causal=causal, skip_threshold=threshold, return_lse=True
         )

@@ -1,23 +1,36 @@
 """Gradients of calls that skip tiles on the GPU: those of attention to what was kept."""
 
+import contextlib
+
 import pytest
 import torch
 from gradient_rule import output_gradients
 from poison import poisoned
 from test_skipping_gpu import calls, inputs
+from torch.utils.checkpoint import checkpoint
 
 import sparse_fmha
 
 pytestmark = pytest.mark.gpu
 OPS = torch.ops.sparse_fmha
+TILE = 80  # keys that are skipped together
 names = pytest.mark.parametrize("name", ["dense", "causal"])
 
 
-def differentiated(call, given, threshold):
+@contextlib.contextmanager
+def deterministic(wanted=True):
+    """The forward pass decides: two kernels, or one of all gradients."""
+    torch.use_deterministic_algorithms(wanted)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def differentiated(call, given, threshold, by_two=False):
     """out, lse, statistics and the gradients of q, k and v, through out and lse."""
     leaves = [x.detach().requires_grad_() for x in given]
     options = dict(skip_threshold=threshold, return_lse=True, return_stats=True)
-    out, lse, stats = call(*leaves, **options)
+    with deterministic(by_two):
+        out, lse, stats = call(*leaves, **options)
     dout, dlse = output_gradients(out.detach().cpu(), lse.detach().cpu())
     with poisoned():
         found = torch.autograd.grad((out, lse), leaves, (dout.to(out.device), dlse.to(out.device)))
@@ -25,14 +38,15 @@ def differentiated(call, given, threshold):
 
 
 @names
+@pytest.mark.parametrize("by_two", [False, True])
 @pytest.mark.parametrize("dim", [40, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_as_on_the_cpu(cuda, name, dim, dtype):
+def test_as_on_the_cpu(cuda, name, dim, dtype, by_two):
     call = calls(1000)[name]
     given = inputs(1000, heads=2, dim=dim, dtype=dtype)
     compared = 0
     for threshold in (1e-3, 0.05, 0.5):
-        _, _, stats, found = differentiated(call, [x.to(cuda) for x in given], threshold)
+        _, _, stats, found = differentiated(call, [x.to(cuda) for x in given], threshold, by_two)
         _, _, wanted_stats, wanted = differentiated(call, given, threshold)
         same = stats.skipped.cpu() == wanted_stats.skipped
         for b, h in same.nonzero().tolist():
@@ -46,25 +60,28 @@ def test_as_on_the_cpu(cuda, name, dim, dtype):
 
 @names
 def test_what_is_skipped_has_no_gradient(cuda, name):
-    """A key in a tile that every group skips, and ragged lengths with more keys than queries."""
+    """Keys of a tile that every group skips, and ragged lengths with more keys than queries."""
     q, k, v = (x.to(cuda) for x in inputs(700, heads=2, batch=1))
     q = q[:, 300:]
-    k[:, 330:420] = 0  # far below the others' scores, but for rows whose scores are all small
-    k[:, 100] = 1.5 * q.float().mean(1).to(k.dtype)
-    _, _, stats, found = differentiated(calls(700)[name], (q, k, v), 0.5)
-    assert stats.skipped.sum() > 0
-    _, _, _, dense = differentiated(calls(700)[name], (q, k, v), 0.0)
-    untouched = [x.flatten(2).eq(0).all(-1).sum() for x in found[1:]]
-    assert all(u >= 64 for u in untouched)
-    assert all(x.flatten(2).eq(0).all(-1).sum() < 16 for x in dense[1:])
+    way = torch.nn.functional.normalize(q.float().mean(1), dim=-1)
+    k[:] = 0
+    k[:, TILE : 2 * TILE] = -2 * way.to(k.dtype)  # weights of exp(-2)
+    low = torch.zeros(700, dtype=torch.bool, device=cuda)
+    low[TILE : 2 * TILE] = True
+    for by_two in (False, True):
+        _, _, stats, found = differentiated(calls(700)[name], (q, k, v), 0.5, by_two)
+        assert stats.skipped.eq(7).all()  # groups
+        assert all(x[0].flatten(1).eq(0).all(-1).equal(low) for x in found[1:])
+        _, _, _, dense = differentiated(calls(700)[name], (q, k, v), 0.0, by_two)
+        assert not any(x[0].flatten(1).eq(0).all(-1).any() for x in dense[1:])
 
 
 @names
 def test_two_runs_give_the_same_bits(cuda, name):
     given = [x.to(cuda) for x in inputs(1000)]
-    first = differentiated(calls(1000)[name], given, 0.05)
+    first = differentiated(calls(1000)[name], given, 0.05, by_two=True)
     for _ in range(5):
-        again = differentiated(calls(1000)[name], given, 0.05)
+        again = differentiated(calls(1000)[name], given, 0.05, by_two=True)
         assert all(a.equal(b) for a, b in zip(again[3], first[3], strict=True))
 
 
@@ -75,9 +92,10 @@ def test_graph_with_another_threshold(cuda, name):
     threshold = torch.zeros(2, device=cuda)
 
     def step():
-        out, lse, _ = OPS.fmha_fwd(q, k, v, causal, None, threshold)
-        dout = torch.ones_like(out)
-        return OPS.fmha_bwd(dout, None, q, k, v, out, lse, causal, skip_threshold=threshold)
+        out, lse, _, kept = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_kept=True)
+        given = torch.ones_like(out), None, q, k, v, out, lse, causal
+        options = dict(deterministic=True, skip_threshold=threshold, kept=kept)
+        return OPS.fmha_bwd(*given, **options)
 
     step()
     torch.cuda.synchronize()
@@ -93,15 +111,65 @@ def test_graph_with_another_threshold(cuda, name):
 def test_only_what_is_wanted(cuda):
     q, k, v = (x.to(cuda) for x in inputs(500))
     threshold = torch.full((2,), 0.1, device=cuda)
-    out, lse, _ = OPS.fmha_fwd(q, k, v, True, None, threshold)
+    out, lse, _, kept = OPS.fmha_fwd(q, k, v, True, None, threshold, save_kept=True)
     given = torch.ones_like(out), None, q, k, v, out, lse, True
-    whole = OPS.fmha_bwd(*given, skip_threshold=threshold)
-    dq = OPS.fmha_bwd(*given, need_dkv=False, skip_threshold=threshold)
-    dkv = OPS.fmha_bwd(*given, need_dq=False, skip_threshold=threshold)
+    options = dict(deterministic=True, skip_threshold=threshold, kept=kept)
+    whole = OPS.fmha_bwd(*given, **options)
+    dq = OPS.fmha_bwd(*given, need_dkv=False, **options)
+    dkv = OPS.fmha_bwd(*given, need_dq=False, **options)
     assert dq[0].equal(whole[0])
     assert dkv[1].equal(whole[1])
     assert dkv[2].equal(whole[2])
     assert dq[1].numel() == dq[2].numel() == dkv[0].numel() == 0
+
+
+@names
+def test_the_forward_pass_is_the_same_where_it_saves(cuda, name):
+    q, k, v = (x.to(cuda) for x in inputs(3000))
+    threshold = torch.full((2,), 0.05, device=cuda)
+    with poisoned():
+        plain = OPS.fmha_fwd(q, k, v, name == "causal", None, threshold)
+        *same, kept = OPS.fmha_fwd(q, k, v, name == "causal", None, threshold, save_kept=True)
+    assert len(plain) == 3
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    bits = (kept[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4))
+    visited, skipped = plain[2].unbind(-1)
+    assert bits.equal(visited - skipped)
+    assert skipped.sum() > 0
+    assert kept.nbytes < 0.01 * plain[0].nbytes
+
+
+def test_recomputed_and_compiled(cuda):
+    leaves = [x.to(cuda).requires_grad_() for x in inputs(500)]
+
+    def loss(*leaves):
+        return (
+            sparse_fmha.attention(*leaves, causal=True, skip_threshold=0.1).float().square().sum()
+        )
+
+    def again(*leaves):
+        return checkpoint(loss, *leaves, use_reentrant=False)
+
+    with deterministic():
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        for way in (again, compiled):
+            found = torch.autograd.grad(way(*leaves), leaves)
+            assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_kept_tiles_are_checked(cuda):
+    q, k, v = (x.to(cuda) for x in inputs(500))
+    threshold = torch.full((2,), 0.1, device=cuda)
+    out, lse, _, kept = OPS.fmha_fwd(q, k, v, False, None, threshold, save_kept=True)
+    given = torch.ones_like(out), None, q, k, v, out, lse
+    for wrong, message in {
+        None: "kept must be given with skip_threshold on a GPU",
+        kept[:1]: r"kept must have shape \[2, 4, 8, 1\], .* got \[1, 4, 8, 1\]",
+        kept.long(): "kept must have dtype int32, got Long",
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            OPS.fmha_bwd(*given, skip_threshold=threshold, kept=wrong)
 
 
 @pytest.mark.parametrize("lengths", [(0, 10), (10, 0)])

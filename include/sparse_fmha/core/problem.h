@@ -97,8 +97,13 @@ struct FmhaProblem {
   // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
-  // Of dense and causal attention, zeros: set to 1 where a group of 64 query rows keeps a key tile.
-  uint8_t* kept_tiles = nullptr;  // [B, heads_q, groups, tiles], tiles in the order of the keys
+  // Of dense and causal attention, zeros: a forward kernel sets the bit of a key tile where a group
+  // of 64 query rows keeps it. [B, heads_q, kept_groups(), kept_words()], tiles in the order of the
+  // keys, the lowest bit first; or nullptr.
+  uint32_t* kept_tiles = nullptr;
+  // For backward kernels, where the sparsity is lists of these: the blocks of kept tiles, in the
+  // same order; or nullptr. [B, heads_q, kept_groups(), 32 blocks to a word]
+  uint32_t const* kept_blocks = nullptr;
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
   // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv
@@ -106,5 +111,12 @@ struct FmhaProblem {
   DecodeKeys const* decode = nullptr;
   Sparsity sparsity;
 };
+
+// Sizes of kept_tiles, which do not depend on the kernel: its tiles have at least kKeptTile keys.
+inline constexpr int32_t kKeptTile = 64;
+inline int32_t kept_groups(FmhaProblem const& p) { return ceil_div(p.grid_q[kGridAxes - 1], 64); }
+inline int32_t kept_words(FmhaProblem const& p) {
+  return ceil_div(ceil_div(p.grid_kv[kGridAxes - 1], kKeptTile), 32);
+}
 
 }  // namespace sparse_fmha

@@ -9,10 +9,13 @@ namespace sparse_fmha::device {
 // Key blocks of these lists: tiles of the forward kernels are a multiple of it.
 inline constexpr int32_t kKeptBlock = 16;
 
-// The mechanism by lists that shows dense or causal attention of `problem` what its kept tiles, of
-// `tile_k` keys, show. Fills the lists by a kernel on the context's stream, in its memory. Throws
-// std::runtime_error in a build without GPU kernels.
-BlockSparse::Params list_kept_tiles(FmhaProblem const& problem, int32_t tile_k,
-                                    ExecutionContext const& context);
+// Replaces dense or causal attention of `problem` by block lists of its kept tiles, of `tile_k`
+// keys, which do not skip. The lists are kept_blocks alone, which suffice for gradients of keys.
+// Runs a kernel on the context's stream, in its memory. Throws std::runtime_error in a build
+// without GPU kernels, here and below.
+void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext const& context);
+
+// Fills the lists of a problem that has kept_blocks.
+void list_kept_blocks(FmhaProblem& problem, ExecutionContext const& context);
 
 }  // namespace sparse_fmha::device

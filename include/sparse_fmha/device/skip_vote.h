@@ -13,9 +13,9 @@ struct SkipParams {
   float const* threshold;      // [B]
   unsigned long long* counts;  // [B, Hq, 2]: tiles visited, and tiles skipped
   int32_t heads_q;
-  int32_t groups = 0;       // of 64 query rows
-  int32_t tiles = 0;        // of keys
-  uint8_t* kept = nullptr;  // [B, Hq, groups, tiles], zeros, or nullptr: where to note kept tiles
+  int32_t groups = 0;        // of 64 query rows
+  int32_t words = 0;         // of a group's bits
+  uint32_t* kept = nullptr;  // [B, Hq, groups, words], zeros, or nullptr: where to note kept tiles
 };
 
 // Notes that a group of 64 query rows keeps a key tile. Called by all threads of a warpgroup.
@@ -23,7 +23,8 @@ __device__ __forceinline__ void note_kept(SkipParams const& skip, WorkTile const
                                           int key_tile) {
   if (skip.kept != nullptr && threadIdx.x % 128 == 0 && group < skip.groups) {
     int64_t const row = (int64_t(tile.batch) * skip.heads_q + tile.head) * skip.groups + group;
-    skip.kept[row * skip.tiles + key_tile] = 1;
+    // No other warpgroup has the row: atomic, so that nothing waits for a load.
+    atomicOr(skip.kept + row * skip.words + key_tile / 32, 1u << key_tile % 32);
   }
 }
 

@@ -36,7 +36,8 @@ inline char const* why_two_kernels(FmhaProblem const& p) {
     return why_two_kernels(*on_grid, p.extra_len);
   }
   auto const* const lists = std::get_if<BlockSparse::Params>(&p.sparsity);
-  return lists != nullptr ? why_two_kernels(*lists) : nullptr;
+  // Blocks of kept tiles are small, but those of a tile are listed together.
+  return lists != nullptr && p.kept_blocks == nullptr ? why_two_kernels(*lists) : nullptr;
 }
 
 }  // namespace sparse_fmha

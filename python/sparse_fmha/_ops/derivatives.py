@@ -19,6 +19,7 @@ any_requires_grad = torch._C._any_requires_grad
 is_grad_enabled = torch.is_grad_enabled
 num_dispatch_modes = torch._C._len_torch_dispatch_stack
 
+Arguments = tuple[object, ...]
 Backward = Callable[..., Sequence[Tensor | None]]
 SetupContext = Callable[..., None]
 
@@ -28,6 +29,7 @@ def register(
     op: torch._ops.OpOverload,
     backward: Backward | None = None,
     setup_context: SetupContext | None = None,
+    saving: Callable[[Arguments], Arguments | None] | None = None,
 ) -> None:
     """Registers the derivatives of an op. Missing derivatives raise NotImplementedError.
 
@@ -41,6 +43,8 @@ def register(
             schema. Without it the op has no backward pass. For second derivatives, the ops that it
             calls must be registered too.
         setup_context: `setup_context(ctx, inputs, output)`, as in `torch.autograd.Function`.
+        saving: `saving(args)` returns the arguments by which the op returns one more result, for
+            `setup_context` alone, or None if they are to stay. Called where gradients are recorded.
     """
     apply = _apply_of(op, backward, setup_context)
 
@@ -50,14 +54,12 @@ def register(
         # This runs in every call, so every microsecond counts. forward_ad does not report levels
         # that a compiled graph opens, but tracing always has a dispatch mode.
         grad_mode = is_grad_enabled()
-        if (
-            (grad_mode and any_requires_grad(*args))
-            or forward_ad._current_level >= 0
-            or num_dispatch_modes()
-        ):
+        recorded = grad_mode and any_requires_grad(*args)
+        if recorded or forward_ad._current_level >= 0 or num_dispatch_modes():
             with enable_single_level_autograd_function():
-                below = keyset & AFTER_AUTOGRAD
-                return apply(*args, functools.partial(_redispatch, op, below, grad_mode))
+                below = functools.partial(_redispatch, op, keyset & AFTER_AUTOGRAD, grad_mode)
+                more = saving(args) if recorded and saving is not None else None
+                return apply(*args, below) if more is None else apply(*more, below)[:-1]
         return redispatch(keyset & AFTER_AUTOGRAD, *args)
 
     library.impl(op._opname, run, "Autograd", with_keyset=True)
@@ -122,7 +124,7 @@ def _redispatch(
 
 def _apply_of(
     op: torch._ops.OpOverload, backward: Backward | None, setup_context: SetupContext | None
-) -> Callable[..., object]:
+) -> Callable[..., Any]:
     """Returns `apply` of the op's autograd.Function. Its last argument runs the op."""
     schema = op._schema
 
@@ -166,5 +168,5 @@ def _apply_of(
         (torch.autograd.function._SingleLevelFunction,),
         {name: staticmethod(method) for name, method in methods.items()},
     )
-    apply: Callable[..., object] = function.apply
+    apply: Callable[..., Any] = function.apply
     return apply

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_fmha._ops import errors
+from sparse_fmha._ops import derivatives, errors
 
 FORWARD, BACKWARD = "_fwd", "_bwd"
 EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
 BIAS = "key_bias"
 THRESHOLD = "skip_threshold"
+SAVE = "save_kept"
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
@@ -23,9 +24,26 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
     def run(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
-        ctx.save_for_backward(*tensors, *output[:2])
+        ctx.save_for_backward(*tensors, *output[:2], *output[3:])
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.deterministic = torch.are_deterministic_algorithms_enabled()
+
+    return run
+
+
+def saving(op: torch._ops.OpOverload) -> Callable[[derivatives.Arguments], Any] | None:
+    """Makes `saving` of a forward op: with thresholds, it returns which tiles it kept, too."""
+    names = [argument.name for argument in op._schema.arguments]
+    if SAVE not in names:
+        return None
+    defaults = [argument.default_value for argument in op._schema.arguments]
+    threshold, save = names.index(THRESHOLD), names.index(SAVE)
+
+    def run(args: derivatives.Arguments) -> derivatives.Arguments | None:
+        skips = len(args) > threshold and args[threshold] is not None
+        if not skips or (len(args) > save and args[save]):
+            return None
+        return *args[:save], *defaults[len(args) : save], True
 
     return run
 
@@ -34,7 +52,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
     """Makes `backward` of a forward op from the names of its arguments."""
     backward_op = _backward_of(op)
     place = {name: i for i, name in enumerate(names)}
-    given = [name for name in names if name not in ("q", "k", "v", THRESHOLD)]
+    given = [name for name in names if name not in ("q", "k", "v", THRESHOLD, SAVE)]
 
     def run(
         ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
@@ -44,7 +62,8 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         needed = dict(zip(names, ctx.needs_input_grad, strict=False))
         if dout is None and dlse is None:
             return found
-        *saved, out, lse = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # checkpoints allow reading them once
+        saved, (out, lse, *kept) = tensors[: len(names)], tensors[len(names) :]
         inputs = [x if x is not None else y for x, y in zip(saved, ctx.others, strict=True)]
         if dout is None:
             dout = out.new_zeros(()).expand_as(out)
@@ -71,7 +90,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         others = [inputs[place[name]] for name in given]
         # Packed sequences have no bias, no tiles to skip, and only kernels that are deterministic.
         more = (need_dbias, ctx.deterministic, threshold) if BIAS in place else ()
-        flags = (need_dq, need_dkv, *more)
+        flags = (need_dq, need_dkv, *more, *kept)
         gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *flags)
         if need_dbias:
             # Of each batch entry and query head.

@@ -79,6 +79,7 @@ def _register(op: Op) -> None:
             overload,
             gradients.backward(overload, names),
             gradients.setup_context(names),
+            gradients.saving(overload),
         )
     elif op.differentiable:
         derivatives.register(_registrations, overload)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 
 SHARED = ("key_bias", "row_threshold")
+SAVED = "kept"  # by the forward op, for each entry of its batch
 
 
 def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
@@ -30,7 +31,7 @@ def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
         def fold(name: str, arg: object, dim: int | None) -> object:
             if name in SHARED:
                 return _fold_shared(arg, dim, batch, mapped, own=False)
-            if _is_list(arg):
+            if _is_list(arg) and name != SAVED:
                 return _fold_shared(arg, dim, batch, mapped, own=lists)
             return _fold(arg, dim, mapped)
 

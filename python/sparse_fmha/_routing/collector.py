@@ -87,6 +87,7 @@ def _of_ours(
     scale: float | None = None,
     skip_threshold: Tensor | None = None,
     key_bias: Tensor | None = None,
+    save_kept: bool = False,
 ) -> Measured:
     if key_bias is not None:
         raise NotImplementedError("a bias of keys")

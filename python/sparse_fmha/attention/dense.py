@@ -150,8 +150,8 @@ def attention(
     `torch.use_deterministic_algorithms(True)` was set in the forward pass. On Hopper, batch, heads
     and lengths choose the kernel, so the last bits of a row may depend on them. These raise
     NotImplementedError: a call or a gradient on a GPU that has no kernel for it, as for gradients
-    where tiles may be skipped (`skip_threshold`, `return_stats`), second derivatives, and
-    forward-mode derivatives. `torch.vmap` is supported.
+    where tiles may be skipped (`skip_threshold`, `return_stats`) at head dims above 128 or not on
+    Hopper, second derivatives, and forward-mode derivatives. `torch.vmap` is supported.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed.

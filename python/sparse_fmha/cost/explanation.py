@@ -205,7 +205,11 @@ def _choose(
     us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
-        wanted = (arch, direction, "dense" if decodes else mechanism, skips)
+        of_kept = direction.startswith("backward") and _differentiates_lists(
+            mechanism, arch, skips, head_dim
+        )
+        of = ("block_sparse", False) if of_kept else ("dense" if decodes else mechanism, skips)
+        wanted = (arch, direction, *of)
         return [
             row
             for row in _build.kernels()
@@ -274,6 +278,11 @@ def _choose(
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,
     )
+
+
+def _differentiates_lists(mechanism: str, arch: str, skips: bool, head_dim: int) -> bool:
+    """Whether the gradients are those of lists of what was kept (csrc/ops/kept_tiles.cpp)."""
+    return skips and arch == "sm90" and mechanism in ("dense", "causal") and head_dim <= 128
 
 
 def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:

@@ -25,8 +25,8 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.skip = {p.skip_threshold,
                  reinterpret_cast<unsigned long long*>(p.skip_counts),
                  p.heads_q,
-                 ceil_div(p.grid_q[kGridAxes - 1], 64),
-                 ceil_div(p.grid_kv[kGridAxes - 1], Traits::kTileK),
+                 kept_groups(p),
+                 kept_words(p),
                  p.kept_tiles};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),

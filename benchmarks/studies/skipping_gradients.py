@@ -1,0 +1,165 @@
+"""Gradients of calls that skip key tiles, beside those of dense attention to the same inputs.
+
+    python -m benchmarks.studies.skipping_gradients [--tiny] [--out PATH]
+
+A call is one op: backward as autograd runs it, by the kernel of all gradients where there is one;
+the same by two kernels, as under `torch.use_deterministic_algorithms(True)`; the backward pass of
+dense attention; and the forward pass, without and with what it saves for gradients. `x dense` is
+the time of the dense backward pass by that of the call; of forward passes, the time of the one that
+saves nothing by that of the call. `skipped` is counted by the kernels. The error is that of the
+gradient of q against fp64 by the same rule of skipping, at the size that --tiny runs, relative to
+its largest element.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+import sparse_fmha
+from benchmarks.cases.skipping import THRESHOLD, TILE_K, shape_scores
+from benchmarks.harness import environment, report, timing
+from sparse_fmha import reference
+from sparse_fmha.cli import one_line_errors
+
+RESULTS = report.RESULTS / "skipping_gradients"
+HEADER = ["case", "op", "ms", "p10", "p90", "x dense", "skipped", "error of dq"]
+OURS, TWO, DENSE = "backward", "backward, two kernels", "dense backward"
+FORWARD, SAVING = "forward", "forward that saves"
+TOKENS, WIDTH = 32768, 2048  # heads * head dim
+
+
+@dataclass(frozen=True)
+class Case:
+    causal: bool
+    percent: int  # of the key tiles that the inputs let a threshold skip
+    together: int = 1  # tiles next to each other, all of which are skipped or none
+    head_dim: int = 128
+    tokens: int = TOKENS
+    heads: int = 0  # 0: as many as make WIDTH
+
+    @property
+    def name(self) -> str:
+        kind = "causal" if self.causal else "full"
+        runs = f", runs of {self.together}" if self.together > 1 else ""
+        return f"D{self.head_dim} {kind} {self.percent}%{runs}"
+
+    def tiny(self) -> Case:
+        return replace(self, tokens=400, heads=2, together=1)
+
+
+CASES = (
+    *(Case(c, p) for c in (False, True) for p in (0, 50, 75, 90)),
+    *(Case(c, 75, together=6) for c in (False, True)),
+    *(Case(c, 75, head_dim=64) for c in (False, True)),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.skipping_gradients", description=__doc__
+    )
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    report.add_op_options(p, RESULTS)
+    return p
+
+
+def problem(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    """q, k and v, which want gradients, and the gradient of out."""
+    generator = torch.Generator(device).manual_seed(seed)
+    shape = 1, case.tokens, case.heads or WIDTH // case.head_dim, case.head_dim
+    q, k, v, dout = (
+        torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(4)
+    )
+    shape_scores(q, k, case.percent, seed, case.together)
+    return [*(x.requires_grad_() for x in (q, k, v)), dout]
+
+
+def error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
+    case = case.tiny()
+    q, k, v, dout = problem(case, device, dtype, seed)
+    out = sparse_fmha.attention(q, k, v, causal=case.causal, skip_threshold=THRESHOLD)
+    (found,) = torch.autograd.grad(out, [q], dout)
+    wide = q.detach().double().requires_grad_()
+    visible = torch.ones(case.tokens, case.tokens, dtype=torch.bool, device=device)
+    visible = visible.tril() if case.causal else visible
+    groups = torch.arange(case.tokens, device=device) // 64
+    ranks = reference.tile_ranks(case.tokens, TILE_K, descending=True).to(device)
+    exact, _, _ = reference.skip_attention(
+        wide, k.detach().double(), v.detach().double(), visible, THRESHOLD, groups, ranks
+    )
+    (expected,) = torch.autograd.grad(exact, [wide], dout.double())
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def ops_of(case: Case, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> dict[str, Callable]:
+    def backward(**options: float) -> Callable[[], object]:
+        out = sparse_fmha.attention(q, k, v, causal=case.causal, **options)
+        return lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+
+    ops = {DENSE: backward(), OURS: backward(skip_threshold=THRESHOLD)}
+    torch.use_deterministic_algorithms(True)
+    ops[TWO] = backward(skip_threshold=THRESHOLD)
+    torch.use_deterministic_algorithms(False)
+    threshold = torch.full((1,), THRESHOLD, device=q.device)
+    given = q.detach(), k.detach(), v.detach(), case.causal, None, threshold
+    for name, saves in ((FORWARD, False), (SAVING, True)):
+        ops[name] = lambda saves=saves: torch.ops.sparse_fmha.fmha_fwd(*given, save_kept=saves)
+    return ops
+
+
+def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -> list[dict]:
+    of_error = error(case, device, dtype, args.seed)
+    name = case.name
+    case = case.tiny() if args.tiny else case
+    tensors = problem(case, device, dtype, args.seed)
+    _, stats = sparse_fmha.attention(
+        *(x.detach() for x in tensors[:3]), causal=case.causal, skip_threshold=THRESHOLD,
+        return_stats=True,
+    )  # fmt: skip
+    skipped = (stats.skipped.sum() / stats.visited.sum()).item()
+    times = timing.measure(
+        ops_of(case, *tensors), device=device, l2="cold", iterations=args.iterations, warmup=1,
+        seed=args.seed,
+    )  # fmt: skip
+    return [
+        {"case": name, "op": op, "ms": asdict(ms), "skipped": skipped,
+         "ratio": times[FORWARD if op in (FORWARD, SAVING) else DENSE].median / ms.median,
+         "error": of_error if op == OURS else None}
+        for op, ms in times.items()
+    ]  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    lines = []
+    for row in rows:
+        ms = row["ms"]
+        lines.append([
+            row["case"], row["op"], *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
+            f"{row['ratio']:.3f}", f"{row['skipped']:.1%}",
+            f"{row['error']:.1e}" if row["error"] is not None else "",
+        ])  # fmt: skip
+    return report.plain_table(HEADER, lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    device, dtype = environment.of_study(args.tiny)
+    results = environment.results(
+        device,
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
+        rows=[row for case in CASES for row in rows_of(case, args, device, dtype)],
+    )
+    print(table(results["rows"]))
+    report.keep(results, report.out_of(args, RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

@@ -1,0 +1,145 @@
+"""What the forward op saves of a call that skips, for its gradients."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import sparse_fmha
+
+OPS = torch.ops.sparse_fmha
+
+
+@pytest.fixture
+def leaves(randn):
+    return [randn(2, 300, heads, 16, seed=heads).requires_grad_() for heads in (4, 2)] + [
+        randn(2, 300, 2, 16, seed=9).requires_grad_()
+    ]
+
+
+def threshold_of(value=0.3):
+    return torch.full((2,), value)
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes how often ops that save were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.saving, self.kept = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if func is OPS.fmha_fwd.default:
+            self.saving.append(len(results) == 4)
+        if func is OPS.fmha_bwd.default:
+            place = [argument.name for argument in func._schema.arguments].index("kept")
+            self.kept.append(len(args) > place and args[place] is not None)
+        return results
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_saved_for_gradients_alone(leaves, with_bias):
+    rest = (False, None, threshold_of())
+    rest = (*rest, torch.zeros(1, 1, 300)) if with_bias else rest
+    with Calls() as calls:
+        recorded = OPS.fmha_fwd(*leaves, *rest)
+        with torch.no_grad():
+            plain = OPS.fmha_fwd(*leaves, *rest)
+        OPS.fmha_fwd(*(x.detach() for x in leaves), *rest)
+        dense = OPS.fmha_fwd(*leaves, *rest[:2])
+        recorded[0].sum().backward()
+    assert calls.saving == [True, False, False, False]
+    assert calls.kept == [True]
+    assert len(recorded) == len(plain) == 3
+    assert len(dense) == 2
+    for a, b in zip(recorded, plain, strict=True):
+        assert a.equal(b)
+
+
+def test_asked_for(leaves):
+    for tensors in (leaves, [x.detach() for x in leaves]):
+        *_, kept = OPS.fmha_fwd(*tensors, skip_threshold=threshold_of(), save_kept=True)
+        assert (kept.shape, kept.dtype) == ((2, 4, 0, 0), torch.int32)
+        assert not kept.requires_grad
+    assert len(OPS.fmha_fwd(*leaves, save_kept=True)) == 2  # nothing is skipped
+
+
+@pytest.mark.parametrize(
+    ("q_len", "kv_len", "sizes"),
+    [(64, 2048, (1, 1)), (65, 2049, (2, 2)), (1, 1, (1, 1)), (1000, 70000, (16, 35))],
+)
+def test_shapes_elsewhere(q_len, kv_len, sizes):
+    """Of a GPU, which does not depend on the tiles of its kernel."""
+    q, k = (torch.empty(3, n, h, 64, device="meta") for n, h in ((q_len, 4), (kv_len, 2)))
+    threshold = torch.empty(3, device="meta")
+    found = OPS.fmha_fwd(q, k, k, skip_threshold=threshold, save_kept=True)
+    assert found[3].shape == (3, 4, *sizes)
+    assert found[3].dtype == torch.int32
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_opcheck(leaves, symbolic):
+    name, scale = ("_symbolic", torch.tensor(0.2, dtype=torch.float64)) if symbolic else ("", 0.2)
+    forward, backward = (getattr(OPS, f"fmha_{way}{name}") for way in ("fwd", "bwd"))
+    given = True, scale, threshold_of()
+    torch.library.opcheck(forward, (*leaves, *given))
+    torch.library.opcheck(forward, (*leaves, *given), {"save_kept": True})
+    detached = [x.detach() for x in leaves]
+    out, lse, _, kept = forward(*detached, *given, save_kept=True)
+    arguments = torch.ones_like(out), None, *detached, out, lse, True, scale
+    options = {"skip_threshold": threshold_of(), "kept": kept}
+    torch.library.opcheck(backward, arguments, options)
+
+
+@contextlib.contextmanager
+def counted(saving, kept):
+    with Calls() as calls:
+        yield
+    assert (sum(calls.saving), sum(calls.kept)) == (saving, kept)
+
+
+def loss(*leaves, threshold=0.3):
+    return sparse_fmha.attention(*leaves, causal=True, skip_threshold=threshold).square().sum()
+
+
+def test_recomputed_and_compiled(leaves):
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    with counted(saving=2, kept=1):
+        again = checkpoint(loss, *leaves, use_reentrant=False)
+        found = torch.autograd.grad(again, leaves)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.equal(theirs)
+    for ours, theirs in zip(torch.autograd.grad(compiled(*leaves), leaves), expected, strict=True):
+        assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_mapped(leaves, batch):
+    """A map over gradients of out alone shares what was saved."""
+    q, k, v = (x.detach()[:batch] for x in leaves)
+    threshold = threshold_of()[:batch]
+    out, lse, _, kept = OPS.fmha_fwd(q, k, v, skip_threshold=threshold, save_kept=True)
+    douts = torch.stack([torch.ones_like(out), out])
+
+    def gradient(dout):
+        return OPS.fmha_bwd(dout, None, q, k, v, out, lse, skip_threshold=threshold, kept=kept)[0]
+
+    for found, dout in zip(torch.vmap(gradient)(douts), douts, strict=True):
+        torch.testing.assert_close(found, gradient(dout))
+
+
+def test_of_both_levels(leaves):
+    """Of a gradient inside of a map, and of a map inside of a gradient."""
+    q, k, v = (x.detach() for x in leaves)
+    expected = torch.autograd.grad(loss(*leaves), leaves[0])[0]
+
+    def of_one(q, k, v):
+        return loss(q[None], k[None], v[None])
+
+    inside = torch.vmap(torch.func.grad(of_one))(q, k, v)
+    outside = torch.func.grad(lambda q: torch.vmap(of_one)(q, k, v).sum())(q)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(outside, expected)
