@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sparse_fmha/planning/decode_parts.h"
+#include "sparse_fmha/planning/few_rows.h"
 
 namespace py = pybind11;
 
@@ -47,6 +48,30 @@ std::vector<Span> tiles(int32_t length, int32_t capacity, int32_t len_q, int32_t
   return found;
 }
 
+// The blocks that share a group in the kernel for few rows; 0 if the call takes another kernel.
+int32_t few_rows_blocks(int64_t batch, int64_t heads_kv, int32_t len_q, int32_t group,
+                        int32_t capacity, int32_t page, int32_t block, int32_t width, bool tokens,
+                        bool by_query, bool spans, bool tree, int32_t split) {
+  static int32_t const there = 0;
+  DecodeKeys keys;
+  keys.form = tokens      ? DecodeKeys::Form::kTokens
+              : block > 0 ? DecodeKeys::Form::kBlocks
+                          : DecodeKeys::Form::kRange;
+  keys.capacity = capacity;
+  keys.page = page;
+  keys.block = block;
+  keys.entries.width = width;
+  keys.by_query = by_query;
+  keys.starts.data = spans ? &there : nullptr;
+  keys.tree.data = tree ? &there : nullptr;
+  keys.len_q = len_q;
+  keys.group = group;
+  keys.split = split;
+  return FewRows::serves(keys, batch, heads_kv)
+             ? FewRows::blocks(batch * heads_kv * keys.row_groups(), most_slots(keys))
+             : 0;
+}
+
 }  // namespace
 
 void bind_decode(py::module_& m) {
@@ -76,4 +101,11 @@ void bind_decode(py::module_& m) {
              py::arg("group"), py::arg("causal"), py::arg("window"), py::arg("split"),
              py::arg("span"), py::arg("block"), py::arg("counts"), py::arg("width"),
              "The tiles [begin, end) of each group of rows of a KV head.");
+  decode.def("few_rows_blocks", &few_rows_blocks, py::arg("batch"), py::arg("heads_kv"),
+             py::arg("len_q"), py::arg("group"), py::arg("capacity"), py::arg("page") = 0,
+             py::arg("block") = 0, py::arg("width") = 0, py::arg("tokens") = false,
+             py::arg("by_query") = false, py::arg("spans") = false, py::arg("tree") = false,
+             py::arg("split") = 0,
+             "The thread blocks that share a group in the kernel for few rows; 0 if the call takes "
+             "another kernel.");
 }

@@ -173,6 +173,22 @@ class _Decode:
         counts: list[int] | None,
         width: int,
     ) -> list[tuple[int, int]]: ...
+    @staticmethod
+    def few_rows_blocks(
+        batch: int,
+        heads_kv: int,
+        len_q: int,
+        group: int,
+        capacity: int,
+        page: int = 0,
+        block: int = 0,
+        width: int = 0,
+        tokens: bool = False,
+        by_query: bool = False,
+        spans: bool = False,
+        tree: bool = False,
+        split: int = 0,
+    ) -> int: ...
 
 class _Fragments:
     @staticmethod

@@ -67,8 +67,13 @@ def test_parts(options, parts):
 
 
 def test_parts_on_a_gpu():
-    assert explain(decode_attention, *cache([5000, 700]), arch="sm90").parts == 180
-    assert explain(decode_attention, *cache([100, 0]), arch="sm90").parts == 4
+    split = {"arch": "sm90", "split_tokens": 64}
+    assert explain(decode_attention, *cache([5000, 700]), **split).parts == 2 * (79 + 11)
+    many = {"rows": 140000}  # a request may have so many keys that parts are planned
+    assert explain(decode_attention, *cache([5000, 700], **many), arch="sm90").parts == 180
+    assert explain(decode_attention, *cache([100, 0], **many), arch="sm90").parts == 4
+    # Few rows: 2 requests of 2 heads, and the most blocks that share one.
+    assert explain(decode_attention, *cache([5000, 700]), arch="sm90").parts == 4 * 8
     # 40 tokens of 4 heads are three groups of rows.
     assert explain(decode_attention, *cache([60], len_q=40), arch="sm90").parts == 2 * 3
 

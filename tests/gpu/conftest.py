@@ -53,7 +53,8 @@ def pytest_runtest_call():
 def one_kernel():
     """Calls of any size take the same kernel: their bits are compared.
 
-    Else dense and causal calls choose among kernels with several query tiles, by their work.
+    Else dense and causal calls choose among kernels with several query tiles, by their work, and
+    decode takes another kernel for few rows.
     """
     module = pytest.importorskip("sparse_fmha._C")
     before = module.set_tile_q_override(192)

@@ -95,8 +95,8 @@ def test_many_tiles_are_skipped(cuda, page, dim):
 @FORMS
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("split_tokens", [None, 256])
-def test_a_threshold_of_0_is_dense(cuda, form, dim, split_tokens):
-    """To the bit, with every cut."""
+def test_a_threshold_of_0_is_dense(cuda, one_kernel, form, dim, split_tokens):
+    """To the bit, with every cut, of the kernel that also votes."""
     for page in (None, 16):
         options = {"len_q": 2, "dtype": torch.bfloat16, "dim": dim, "rows": 3000}
         call = decode_cases.draw(23, form, page, split_tokens=split_tokens, **options)

@@ -38,6 +38,7 @@ class Times:
     break_even: float | None = None
     read_bytes: int | None = None
     parts: int | None = None
+    tile_q: int = 0  # of the decode kernel that a call takes, where several differ
     tiles: tuple[model.TileTime, ...] = ()  # of the rows that a call chooses among
 
 
@@ -123,8 +124,15 @@ def _decode(given: Given, arch: str) -> Described:
     # How many workers other GPUs have is not known here.
     is_known = arch in ("cpu", model.ARCH) or given["split_tokens"] is not None
     parts = reads.parts if is_known else None
+    blocks = decode_reads.few_rows_blocks(given, keys) if arch == model.ARCH else 0
+    if blocks:
+        parts = q.shape[0] * k.shape[2] * blocks
     notes = ("lengths and lists count as full",) if reads.assumed else ()
-    return "decode", Times(us, all_us, read_bytes=reads.bytes, parts=parts), notes
+    return (
+        "decode",
+        Times(us, all_us, read_bytes=reads.bytes, parts=parts, tile_q=16 if blocks else 64),
+        notes,
+    )
 
 
 def _on(arch: str, times: Times) -> Times | None:

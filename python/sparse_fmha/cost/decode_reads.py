@@ -16,6 +16,7 @@ from sparse_fmha.decode.arguments import TILE, Keys
 # Of a sum over 6 GB on an H200, bytes in a microsecond. No call reads faster.
 READ_RATE = 4.361e6
 CPU_SPLIT = 1024  # where split_tokens is None
+FEW_ROWS_HEAD_DIM = 128  # of the kernel for few rows, at most
 ROWS = 64  # of a group: query tokens times query heads of a KV head
 
 
@@ -51,6 +52,39 @@ def _parts_of_tiles(tiles: int, dim: int, rows: int) -> int:
     parts = _C.decode
     workers = model.MULTIPROCESSORS * (2 if dim <= 128 else 1)
     return parts.Parts(tiles, workers, parts.short_parts(rows)).count()
+
+
+def few_rows_blocks(given: Mapping[str, Any], keys: Keys) -> int:
+    """On Hopper: the thread blocks that share a KV head of a request, in the kernel for few rows.
+
+    Zero if the call takes the other kernel.
+    """
+    from sparse_fmha._extension import _C
+
+    q, cache = given["q"], given["k_cache"]
+    heads = cache.shape[2]
+    threshold = given["skip_threshold"]
+    votes = isinstance(threshold, Tensor) or threshold > 0 or given["return_stats"]
+    if not heads or q.shape[-1] > FEW_ROWS_HEAD_DIM or votes:
+        return 0
+    paged = keys.page_table is not None
+    page = cache.shape[1] if paged else 0
+    lists = keys.block_indices if keys.block_indices is not None else keys.token_indices
+    return _C.decode.few_rows_blocks(
+        q.shape[0],
+        heads,
+        q.shape[1],
+        q.shape[2] // heads,
+        cache.shape[1] * (1 if keys.page_table is None else keys.page_table.shape[-1]),
+        page=page,
+        block=0 if keys.block_indices is None else keys.block,
+        width=0 if lists is None else lists.shape[-1],
+        tokens=keys.token_indices is not None,
+        by_query=keys.token_indices is not None and keys.token_indices.shape[1] > 1,
+        spans=keys.head_starts is not None,
+        tree=keys.tree_mask is not None,
+        split=given["split_tokens"] or 0,
+    )
 
 
 def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:

@@ -226,8 +226,13 @@ def _choose(
             for row in rows
             if row["dtype"] == dtype and row["head_dim"] >= head_dim and takes_bias(row)
         ]
-        # Rows that differ in tile_q alone: the fastest by the model, or the first.
-        return min(fits, key=lambda row: (row["head_dim"], us.get(row["tile_q"], 0)), default=None)
+        taken = 0 if times is None else times.tile_q
+
+        # Rows that differ in tile_q alone: the call's, the fastest by the model, or the first.
+        def order(row: _build.KernelRow) -> tuple[int, bool, float]:
+            return row["head_dim"], row["tile_q"] != taken, us.get(row["tile_q"], 0)
+
+        return min(fits, key=order, default=None)
 
     def name_of(row: _build.KernelRow | None) -> str | None:
         return None if row is None else row["name"]
@@ -288,6 +293,8 @@ def _differentiates_lists(mechanism: str, arch: str, skips: bool, head_dim: int)
 def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:
     """Why a row that could run the call is not taken."""
     if best is not None and row["head_dim"] == best["head_dim"]:
+        if row["pass"] == "decode":
+            return f"is for {'few' if row['tile_q'] < best['tile_q'] else 'more'} rows"
         return "; ".join(str(tile) for tile in tiles if tile.tile_q == row["tile_q"]) or (
             "is for little work"
         )
