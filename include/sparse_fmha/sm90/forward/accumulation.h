@@ -52,9 +52,10 @@ struct Accumulation {
     auto frag_k = operand_k<Traits>(smem.k);
     auto frag_v = operand_v<Traits>(smem.v);
     Weights<Traits> weights;
-    auto add_bias = [&](auto& scores) {
+    auto add_bias = [&](auto& scores) __attribute__((always_inline)) {
       if constexpr (Traits::kKeyBias) {
-        return smem.key_biases.add(scores, state, params.scale_log2,
+        float const scale_log2 = params.soft_cap.apply(scores, params.scale_log2);
+        return smem.key_biases.add(scores, state, scale_log2,
                                    RowThresholds<Geometry>{params.bias, geometry, work});
       } else {
         return KeysShown::kAll;
@@ -144,7 +145,8 @@ struct Accumulation {
     // are relative to the current reference, not to the maximum. Returns whether no rare case
     // remains (kAhead), or whether there are weights or the tile was skipped (otherwise). One
     // lambda for both: splitting it made ptxas move the wait for P.V, which cost 5% at 64 columns.
-    auto step = [&](int i, auto masked, auto has_weights, auto ahead, auto others) {
+    auto step = [&](int i, auto masked, auto has_weights, auto ahead,
+                    auto others) __attribute__((always_inline)) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
