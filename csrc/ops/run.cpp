@@ -82,8 +82,7 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
       on_cpu(q) ? 0 : choose_tile_q(key, problem, device_multiprocessors(gpu_of(q)));
   if (problem.softcap != 0 && look_for_kernel(key, tile_q) == nullptr) {
     throw not_implemented(
-        "sparse_fmha: softcap runs on the CPU and where key_bias does, and there is no kernel "
-        "for " +
+        "sparse_fmha: softcap runs on the CPU and where key_bias does: no kernel for " +
         to_string(key) + "; move the tensors to the CPU");
   }
   return find_kernel(key, tile_q);

@@ -11,14 +11,14 @@
 namespace sparse_fmha::sm90 {
 
 // The relative error is at most 2^-11.
-inline __device__ float tanh_approx(float x) {
+__device__ __forceinline__ float tanh_approx(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
 // 0 has -inf, and so have numbers below the normal ones.
-inline __device__ float log2_approx(float x) {
+__device__ __forceinline__ float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
@@ -30,7 +30,8 @@ struct SoftCap {
 
   __device__ __forceinline__ bool given() const { return log2 != 0.f; }
 
-  // Caps raw scores, if that is wanted. Returns the factor to log2 units that they still need.
+  // If scores are to be capped, replaces them by the quotients of the capped ones and the cap.
+  // Returns the factor that makes them scores in log2 units.
   template <class Scores>
   __device__ __forceinline__ float apply(Scores& s, float scale_log2) const {
     if (!given()) {
@@ -39,14 +40,14 @@ struct SoftCap {
     float const inner = scale_log2 * inverse;
     CUTE_UNROLL
     for (int i = 0; i < cute::size(s); ++i) {
-      s(i) = log2 * tanh_approx(s(i) * inner);
+      s(i) = tanh_approx(s(i) * inner);
     }
-    return 1.f;
+    return log2;
   }
-  // The derivative of a capped score by the score, from their quotient with the cap. Weights that
-  // are 0 have no finite quotient.
-  static __device__ __forceinline__ float slope(float tanh) {
-    return fmaxf(fmaf(-tanh, tanh, 1.f), 0.f);
+  // The derivative of a capped score by the score, from its quotient with the cap, which is not
+  // finite if it was found from a weight of 0.
+  static __device__ __forceinline__ float slope(float quotient) {
+    return fmaxf(fmaf(-quotient, quotient, 1.f), 0.f);
   }
 };
 

@@ -107,12 +107,12 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
     }
     compiler_fence();  // not kept from one step to the next
     float2 const bias = smem.biases.biases[thread()];
-    float const scale_log2 = params.soft_cap.apply(s, params.scale_log2);
+    float const factor = params.soft_cap.apply(s, params.scale_log2);
     CUTE_UNROLL
     for (int i = 0; i < cute::size(s); ++i) {
       float const mine = AccumulatorPosition::row_of(i) == 0 ? bias.x : bias.y;
       float const most = terms[AccumulatorPosition::column_of(i)].lse_log2 + kMostWeight;
-      float const sum = fminf(fmaf(s(i), scale_log2, mine), most);
+      float const sum = fminf(fmaf(s(i), factor, mine), most);
       s(i) = mine == -INFINITY ? mine : sum;
     }
   }

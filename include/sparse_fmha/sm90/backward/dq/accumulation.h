@@ -141,23 +141,20 @@ struct DqAccumulation {
       warpgroup_fence_operand(scores);
       if constexpr (Traits::kKeyBias) {
         if (has_biases<Traits>(geometry.params)) {
-          float scale_log2 = signed_scale_log2(geometry.params);
+          float factor = signed_scale_log2(geometry.params);
           SoftCap const& cap = geometry.params.soft_cap;
           if (cap.given()) {
             // The slope has no register until the weights are there, so it changes their gradients.
             warpgroup_wait<0>();
             warpgroup_fence_operand(dweights);
-            float const inner = scale_log2 * cap.inverse;
+            factor = cap.apply(scores, factor);
             CUTE_UNROLL
             for (int n = 0; n < size(scores); ++n) {
               float const delta = rows.delta[AccumulatorPosition::row_of(n)];
-              float const tanh = tanh_approx(scores(n) * inner);
-              scores(n) = cap.log2 * tanh;
-              dweights(n) = fmaf(dweights(n) - delta, SoftCap::slope(tanh), delta);
+              dweights(n) = fmaf(dweights(n) - delta, SoftCap::slope(scores(n)), delta);
             }
-            scale_log2 = 1.f;
           }
-          smem.key_biases.add(scores, state, scale_log2,
+          smem.key_biases.add(scores, state, factor,
                               RowThresholds<Geometry>{geometry.params.bias, geometry, work});
         }
       }
