@@ -3,8 +3,9 @@
 import pytest
 import torch
 from bias_cases import FORMS, biased
-from gradient_cases import Case, block_lists, plain, stripe_lists, window
+from gradient_cases import CASES, Case, block_lists, plain, stripe_lists, window
 from softcap_cases import CAPS, check
+from threshold_cases import limited
 
 import sparse_fmha
 
@@ -37,6 +38,11 @@ def test_several_tiles(name, biased_too):
     if biased_too:
         case, arguments = biased(case, FORMS[place % 4], BF16, dim=dim)
     check(case, arguments | {"softcap": CAPS[(place + biased_too) % 3]})
+
+
+def test_with_thresholds_of_rows():
+    case, arguments = limited(CASES["blocks 64x16"], dtype=BF16, dim=128)
+    check(case, arguments | {"softcap": 0.7})
 
 
 def test_in_fp16():

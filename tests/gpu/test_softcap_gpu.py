@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from bias_cases import FORMS, biased
-from gradient_cases import LARGE
+from gradient_cases import CASES, LARGE
 from softcap_cases import CAPS, check
+from threshold_cases import LISTS, limited
 
 import sparse_fmha
 
@@ -36,6 +37,13 @@ def test_with_a_bias_of_keys(cuda, name, softcap, dim):
     form = FORMS[(MECHANISMS.index(name) + dim // 64) % 4]
     case, arguments = biased(LARGE[name], form, BF16, device=cuda, dim=dim)
     assert "key_bias" in check(case, arguments | {"softcap": softcap})
+
+
+@pytest.mark.parametrize("softcap", CAPS)
+@pytest.mark.parametrize("name", LISTS)
+def test_with_thresholds_of_rows(cuda, name, softcap):
+    case, arguments = limited(CASES[name], dtype=BF16, device=cuda, dim=128)
+    check(case, arguments | {"softcap": softcap})
 
 
 @dims

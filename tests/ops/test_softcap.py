@@ -8,6 +8,7 @@ import torch
 from bias_cases import BY_MECHANISM, FORMS, biased, differentiated
 from gradient_cases import CASES, LARGE, values
 from gradient_oracle import GRADIENTS, attend, gradients
+from threshold_cases import LISTS, limited
 
 import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask, explain
@@ -39,6 +40,16 @@ def test_every_mechanism_in_fp64(place):
     for name, expected in gradients(case.mechanism, arguments, *by).items():
         rtol, atol = (1e-5, 1e-6) if name == "key_bias" else (1e-9, 1e-10)
         torch.testing.assert_close(found[name].double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_with_thresholds_of_rows(name):
+    case, arguments = limited(CASES[name])
+    arguments["softcap"] = 1.0
+    out, _, by, found = differentiated(case, arguments)
+    torch.testing.assert_close(out, attend(case.mechanism, arguments)[0], rtol=1e-10, atol=1e-12)
+    for of_name, expected in gradients(case.mechanism, arguments, *by).items():
+        torch.testing.assert_close(found[of_name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("place", range(3), ids=str)
