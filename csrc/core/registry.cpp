@@ -30,7 +30,7 @@ std::vector<KernelRow> make_table() {
 }
 
 bool serves(KernelKey const& row, KernelKey const& request) {
-  // A forward kernel of a GPU with biases cannot do without.
+  // A forward kernel of a GPU with biases costs more without.
   bool const optional = row.arch == Arch::kCpu || row.pass != Pass::kForward;
   bool const bias = row.key_bias == request.key_bias || (row.key_bias && optional);
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&

@@ -22,8 +22,9 @@ FmhaProblem block_sparse(Tensor& q, Tensor& k, Tensor& v, Tensor const& counts,
                          std::optional<Tensor> const& partial_indices,
                          std::optional<Tensor>& partial_bits, int64_t block_q, int64_t block_kv,
                          bool causal, std::optional<double> scale, std::optional<Tensor>& key_bias,
-                         std::optional<Tensor>& row_threshold) {
+                         std::optional<Tensor>& row_threshold, double softcap) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  add_softcap(problem, softcap);
   add_key_bias(problem, q, key_bias);
   add_row_threshold(problem, q, row_threshold);
   require(block_q == 64 || block_q == 128, "block_q must be 64 or 128, got ", block_q);
@@ -74,10 +75,10 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
                                      int64_t block_kv, bool causal, std::optional<double> scale,
                                      std::optional<Tensor> skip_threshold,
                                      std::optional<Tensor> key_bias,
-                                     std::optional<Tensor> row_threshold) {
+                                     std::optional<Tensor> row_threshold, double softcap) {
   FmhaProblem problem =
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
-                   block_kv, causal, scale, key_bias, row_threshold);
+                   block_kv, causal, scale, key_bias, row_threshold, softcap);
   return run(problem, q, skip_threshold);
 }
 
@@ -87,10 +88,10 @@ std::vector<Tensor> block_sparse_bwd(
     std::optional<Tensor> partial_indices, std::optional<Tensor> partial_bits, int64_t block_q,
     int64_t block_kv, bool causal, std::optional<double> scale, std::optional<Tensor> key_bias,
     std::optional<Tensor> row_threshold, bool need_dq, bool need_dkv, bool need_dbias,
-    bool deterministic, std::optional<Tensor> skip_threshold) {
+    bool deterministic, std::optional<Tensor> skip_threshold, double softcap) {
   FmhaProblem problem =
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
-                   block_kv, causal, scale, key_bias, row_threshold);
+                   block_kv, causal, scale, key_bias, row_threshold, softcap);
   return run_backward(
       problem, q, k, std::nullopt,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
@@ -103,13 +104,13 @@ SPARSE_FMHA_OP(block_sparse_fwd,
                " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
                " int block_q, int block_kv, bool causal=False, float? scale=None,"
                " Tensor? skip_threshold=None,"
-               " Tensor? key_bias=None, Tensor? row_threshold=None) -> Tensor[]")
+               " Tensor? key_bias=None, Tensor? row_threshold=None, float softcap=0.0) -> Tensor[]")
 SPARSE_FMHA_OP(block_sparse_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor counts, Tensor indices, Tensor? partial_counts, Tensor? partial_indices,"
                " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
                " float? scale=None, Tensor? key_bias=None, Tensor? row_threshold=None,"
                " bool need_dq=True, bool need_dkv=True, bool need_dbias=True, bool "
-               "deterministic=False, Tensor? skip_threshold=None) -> Tensor[]")
+               "deterministic=False, Tensor? skip_threshold=None, float softcap=0.0) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -8,8 +8,9 @@ namespace sparse_fmha {
 namespace {
 
 FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<double> scale,
-                 std::optional<Tensor>& key_bias) {
+                 std::optional<Tensor>& key_bias, double softcap) {
   FmhaProblem problem = make_problem(q, k, v, /*axes=*/1, scale);
+  add_softcap(problem, softcap);
   add_key_bias(problem, q, key_bias);
   int32_t const len_q = problem.grid_q[kGridAxes - 1];
   int32_t const len_kv = problem.grid_kv[kGridAxes - 1];
@@ -23,8 +24,8 @@ FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<dou
 
 std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
                              std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias,
-                             bool save_kept) {
-  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
+                             double softcap, bool save_kept) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias, softcap);
   return run(problem, q, skip_threshold, save_kept);
 }
 
@@ -32,8 +33,9 @@ std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, 
                              Tensor out, Tensor lse, bool causal, std::optional<double> scale,
                              std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
                              bool need_dbias, bool deterministic,
-                             std::optional<Tensor> skip_threshold, std::optional<Tensor> kept) {
-  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias);
+                             std::optional<Tensor> skip_threshold, double softcap,
+                             std::optional<Tensor> kept) {
+  FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias, softcap);
   return run_backward(
       problem, q, k, std::nullopt,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold, kept});
@@ -43,12 +45,12 @@ std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, 
 
 SPARSE_FMHA_OP(fmha_fwd,
                "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None,"
-               " Tensor? skip_threshold=None, Tensor? key_bias=None, bool save_kept=False)"
-               " -> Tensor[]")
+               " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0,"
+               " bool save_kept=False) -> Tensor[]")
 SPARSE_FMHA_OP(fmha_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " bool causal=False, float? scale=None, Tensor? key_bias=None, bool need_dq=True,"
                " bool need_dkv=True, bool need_dbias=True, bool deterministic=False,"
-               " Tensor? skip_threshold=None, Tensor? kept=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, float softcap=0.0, Tensor? kept=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

@@ -54,7 +54,7 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
                          std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
                          std::vector<int64_t> const& causal, std::optional<double> scale,
                          std::optional<Tensor>& extra_k, std::optional<Tensor>& extra_v,
-                         std::optional<Tensor>& key_bias) {
+                         std::optional<Tensor>& key_bias, double softcap) {
   int const axes = static_cast<int>(q.dim()) - 3;
   require(axes >= 1 && axes <= kGridAxes,
           "q must have 4 to 6 dimensions (batch, 1 to 3 of tokens, heads, head dim), got shape ",
@@ -63,6 +63,7 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
   require(problem.grid_q == problem.grid_kv, "k must have q's token axes, of shape ", shape_of(q),
           ", got shape ", shape_of(k));
   add_extra_tokens(problem, q, extra_k, extra_v);
+  add_softcap(problem, softcap);
   add_key_bias(problem, q, key_bias);
   Neighborhood::Params params;
   params.grid = problem.grid_q;
@@ -89,9 +90,9 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
                                      std::optional<Tensor> skip_threshold,
-                                     std::optional<Tensor> key_bias) {
-  FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
+                                     std::optional<Tensor> key_bias, double softcap) {
+  FmhaProblem problem = neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k,
+                                     extra_v, key_bias, softcap);
   return run(problem, q, skip_threshold);
 }
 
@@ -102,9 +103,9 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
                                      std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
                                      bool need_dbias, bool deterministic,
-                                     std::optional<Tensor> skip_threshold) {
-  FmhaProblem problem =
-      neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k, extra_v, key_bias);
+                                     std::optional<Tensor> skip_threshold, double softcap) {
+  FmhaProblem problem = neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k,
+                                     extra_v, key_bias, softcap);
   return run_backward(
       problem, q, k, extra_k,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
@@ -112,16 +113,17 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
 
 }  // namespace
 
-SPARSE_FMHA_OP(neighborhood_fwd,
-               "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
-               " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-               " Tensor? skip_threshold=None, Tensor? key_bias=None) -> Tensor[]")
 SPARSE_FMHA_OP(
-    neighborhood_bwd,
-    "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
-    " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-    " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
-    " bool need_dbias=True, bool deterministic=False, Tensor? skip_threshold=None) -> Tensor[]")
+    neighborhood_fwd,
+    "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
+    " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+    " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0) -> Tensor[]")
+SPARSE_FMHA_OP(neighborhood_bwd,
+               "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+               " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"
+               " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+               " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
+               " bool need_dbias=True, bool deterministic=False, Tensor? skip_threshold=None, "
+               "float softcap=0.0) -> Tensor[]")
 
 }  // namespace sparse_fmha

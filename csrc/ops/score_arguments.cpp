@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
+
 #include "check.h"
 #include "list_arguments.h"
 
@@ -34,6 +36,12 @@ TokenNumbers numbers_of(char const* name, Tensor& t, int64_t tokens, FmhaProblem
 }
 
 }  // namespace
+
+void add_softcap(FmhaProblem& problem, double softcap) {
+  require(std::isfinite(softcap) && softcap >= 0, "softcap must be finite and at least 0, got ",
+          softcap);
+  problem.softcap = softcap;
+}
 
 void add_key_bias(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& key_bias) {
   if (key_bias) {

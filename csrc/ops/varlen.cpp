@@ -10,6 +10,7 @@
 #include "packed.h"
 #include "paged_keys.h"
 #include "run.h"
+#include "score_arguments.h"
 
 namespace sparse_fmha {
 namespace {
@@ -44,8 +45,9 @@ std::vector<Tensor> varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_q,
                                std::optional<Tensor> cu_k, int64_t max_q, int64_t max_k,
                                bool causal, std::optional<double> scale,
                                std::optional<Tensor> seqused_k, std::optional<Tensor> page_table,
-                               std::optional<Tensor> skip_threshold) {
+                               std::optional<Tensor> skip_threshold, double softcap) {
   FmhaProblem packed = packed_problem(q, k, v, page_table.has_value(), scale);
+  add_softcap(packed, softcap);
   std::vector<PackedSequence> const sequences =
       sequences_of({cu_q, cu_k, max_q, max_k, seqused_k, page_table}, q, k);
   int64_t const batch = cu_q.size(0) - 1;
@@ -85,10 +87,11 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
                                std::optional<Tensor> cu_k, int64_t max_q, int64_t max_k,
                                bool causal, std::optional<double> scale,
                                std::optional<Tensor> seqused_k, std::optional<Tensor> page_table,
-                               bool need_dq, bool need_dkv) {
+                               bool need_dq, bool need_dkv, double softcap) {
   require(!page_table,
           "page_table must be None, because keys in pages have no gradient, got a tensor");
   FmhaProblem packed = packed_problem(q, k, v, /*paged=*/false, scale);
+  add_softcap(packed, softcap);
   std::vector<PackedSequence> const sequences =
       sequences_of({cu_q, cu_k, max_q, max_k, seqused_k, page_table}, q, k);
   packed.out = like_q("out", out, q, /*contiguous=*/true);
@@ -136,12 +139,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparse_fmha, m) {
   m.def(
       "varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor? cu_k, SymInt max_q,"
       " SymInt max_k, bool causal=False, float? scale=None, Tensor? seqused_k=None,"
-      " Tensor? page_table=None, Tensor? skip_threshold=None) -> Tensor[]");
+      " Tensor? page_table=None, Tensor? skip_threshold=None, float softcap=0.0) -> Tensor[]");
   m.def(
       "varlen_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
       " Tensor cu_q, Tensor? cu_k, SymInt max_q, SymInt max_k, bool causal=False,"
       " float? scale=None, Tensor? seqused_k=None, Tensor? page_table=None, bool need_dq=True,"
-      " bool need_dkv=True) -> Tensor[]");
+      " bool need_dkv=True, float softcap=0.0) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {

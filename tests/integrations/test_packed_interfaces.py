@@ -2,6 +2,7 @@
 
 import inspect
 
+import bias_oracle
 import pytest
 import torch
 from packed_cases import Packed, in_pages
@@ -117,6 +118,27 @@ def test_signature_of_torch():
         assert (parameter.kind, parameter.default) == (theirs[name].kind, theirs[name].default)
 
 
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("paged", [False, True])
+def test_capped_scores(window, paged):
+    given, _ = CASE.arguments(torch.float64)
+    lengths = [x[1] for x in CASE.lengths]
+    expected = []
+    for b, used in enumerate(lengths):
+        rows, keys = (slice(*given[x][b : b + 2].tolist()) for x in ("cu_q", "cu_k"))
+        q, k, v = given["q"][rows], given["k"][keys][:used], given["v"][keys][:used]
+        apart = torch.arange(used) - torch.arange(len(q))[:, None] - (used - len(q))
+        mask = (apart >= -window[0]) | torch.tensor(window[0] < 0)
+        mask = mask & ((apart <= window[1]) | torch.tensor(window[1] < 0))
+        expected.append(bias_oracle.attend(q[None], k[None], v[None], mask, softcap=1.5)[0][0])
+    options = {"window_size": window, "softcap": 1.5}
+    if paged:
+        given = in_pages(given, 16) | {"cu_k": given["cu_k"]}
+        options["block_table"] = given["page_table"]
+    found = flash_attn_varlen_func(*positional(given), **options)
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
 def test_signature_of_flash_attn():
     signature = inspect.signature(flash_attn_varlen_func)
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
@@ -127,7 +149,7 @@ def test_signature_of_flash_attn():
     ("options", "message"),
     [
         ({"dropout_p": 0.1}, "dropout_p must be 0, got 0.1"),
-        ({"softcap": 30.0}, "softcap must be 0, got 30.0"),
+        ({"softcap": -30.0}, "softcap must be at least 0, got -30.0"),
         ({"alibi_slopes": torch.ones(4)}, "alibi_slopes must be None, got Tensor"),
         ({"window_size": (-2, 3)}, "window_size must be at least -1, got -2"),
         ({"window_size": (3,)}, r"window_size must be \(left, right\), got \(3,\)"),

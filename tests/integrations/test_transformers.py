@@ -89,7 +89,6 @@ def test_queries_and_keys_arrive_as_views(monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("softcap", 50.0, "sparse_fmha does not support logit soft-capping, which Linear requests"),
         ("position_bias", torch.zeros(1), "sparse_fmha does not support position_bias"),
         ("dropout", 0.1, "attention dropout of Linear must be 0 .*got 0.1; .* call model.eval"),
     ],
@@ -98,17 +97,6 @@ def test_options_that_are_not_there(option, value, message):
     q = torch.zeros(1, 4, 20, 16)
     with pytest.raises(NotImplementedError, match=message):
         sparse.attend(torch.nn.Linear(1, 1), q, q, q, None, **{option: value})
-
-
-def test_a_model_with_soft_capping():
-    config = hf.Gemma2Config(**DECODER, head_dim=16, attn_logit_softcapping=20.0)
-    net = hf.Gemma2ForCausalLM(config).eval()
-    net.set_attn_implementation("sparse_fmha")
-    with pytest.raises(
-        NotImplementedError,
-        match=r"sparse_fmha does not support logit soft-capping, which Gemma2Attention.*'flex_att",
-    ):
-        net(ids())
 
 
 def test_head_dims_above_what_there_are_kernels_for():

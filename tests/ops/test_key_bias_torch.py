@@ -213,15 +213,17 @@ def test_explained():
     found = explain(sparse_fmha.attention, q, q, q, **on_hopper)
     assert found.kernel is None
     assert "the call raises" in found.why
-    assert set(found.rejected.values()) <= {"takes no key_bias", "is for bfloat16, q is float16"}
+    others = {"takes no key_bias or softcap", "is for bfloat16, q is float16"}
+    assert set(found.rejected.values()) <= others
     if "90a" in sparse_fmha.build_info()["archs"]:
         del on_hopper["skip_threshold"]
         found = explain(sparse_fmha.attention, q, q, q, **on_hopper)
         assert found.kernel == "sm90_dense_float16_d64_bias"
-        assert found.rejected["sm90_dense_float16_d64"] == "takes no key_bias"
+        assert found.rejected["sm90_dense_float16_d64"] == "takes no key_bias or softcap"
         found = explain(sparse_fmha.attention, q, q, q, arch="sm90")
         assert found.kernel == "sm90_dense_float16_d64_q64"
-        assert found.rejected["sm90_dense_float16_d64_bias"] == "is for calls with key_bias"
+        why = "is for calls with key_bias or softcap"
+        assert found.rejected["sm90_dense_float16_d64_bias"] == why
     with pytest.raises(
         ValueError, match=r"key_bias must have shape \[1 or 1, 4 or 1, 70\], batch, query heads and"
     ):

@@ -1,4 +1,4 @@
-"""Attention with a bias of keys, thresholds of rows and sinks, pair by pair in fp64."""
+"""Attention with a cap of scores, a bias of keys, thresholds of rows and sinks, in fp64."""
 
 import torch
 
@@ -10,13 +10,18 @@ def visible_with(mask, key_bias, row_threshold=None):
     return seen if row_threshold is None else seen & (bias >= row_threshold[..., None])
 
 
-def attend(q, k, v, mask, scale=None, key_bias=None, row_threshold=None, sink=None):
+def capped(scores, softcap):
+    return softcap * (scores / softcap).tanh() if softcap else scores
+
+
+def attend(q, k, v, mask, scale=None, key_bias=None, row_threshold=None, sink=None, softcap=0):
     """out and lse; a lse of -inf stays. Tokens are in one axis."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * (
         q.shape[3] ** -0.5 if scale is None else scale
     )
+    scores = capped(scores, softcap)
     if key_bias is not None:
         mask = visible_with(mask, key_bias, row_threshold)
         scores = scores + key_bias.double()[:, :, None].masked_fill(

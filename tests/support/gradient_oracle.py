@@ -67,13 +67,15 @@ def attend(name, arguments):
     if name == "varlen":
         q, k, v = q[None], k[None], v[None]
     scale, bias = arguments.get("scale"), arguments.get("key_bias")
-    if bias is None:
+    softcap = arguments.get("softcap", 0)
+    if bias is None and not softcap:
         out, lse = reference.attention(q, k, v, mask, scale)
     else:
         tokens = (x.flatten(1, -3) for x in (q, k, v))
-        bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[-1]))
+        if bias is not None:
+            bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[-1]))
         more = bias, arguments.get("row_threshold")
-        out, lse = bias_oracle.attend(*tokens, mask, scale, *more)
+        out, lse = bias_oracle.attend(*tokens, mask, scale, *more, softcap=softcap)
         out, lse = out.reshape(q.shape), lse.reshape(q.shape[:-1])
     if name == "varlen":
         out, lse = out[0], lse[0]

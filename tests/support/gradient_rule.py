@@ -16,27 +16,44 @@ def output_gradients(out, lse, seed=7):
     return dout, dlse.masked_fill(lse == -torch.inf, 0)
 
 
-def eager_gradients(case, arguments, dout):
-    """By torch's own attention without fusion, in the dtype of the inputs."""
-    own = {n: arguments[n].detach().requires_grad_() for n in GRADIENTS if n in arguments}
-    q, k, v = (own[n].flatten(1, -3) for n in "qkv")
+def eager(case, arguments):
+    """out of torch's own attention without fusion, in the dtype of the inputs."""
+    q, k, v = (arguments[n].flatten(1, -3) for n in "qkv")
     mask = mask_of(case.mechanism, arguments)
     if case.extra:
-        k, v = torch.cat([k, own["extra_k"]], 1), torch.cat([v, own["extra_v"]], 1)
+        k, v = torch.cat([k, arguments["extra_k"]], 1), torch.cat([v, arguments["extra_v"]], 1)
         mask = torch.nn.functional.pad(mask, (0, case.extra), value=True)
     mask = mask.expand(case.batch, case.heads, q.shape[1], k.shape[1])
-    if "key_bias" in own:
-        bias = torch.nn.functional.pad(own["key_bias"], (0, case.extra))
+    added = mask
+    if "key_bias" in arguments:
+        bias = torch.nn.functional.pad(arguments["key_bias"], (0, case.extra))
         mask = bias_oracle.visible_with(mask, bias.detach(), arguments.get("row_threshold"))
-        bias = bias[:, :, None].masked_fill(~mask, -torch.inf)
+        added = bias[:, :, None].masked_fill(~mask, -torch.inf)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if "softcap" in arguments:
+        out = _capped(q, k, v, mask, added, arguments)
+        return out.transpose(1, 2).reshape(arguments["q"].shape)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         out = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            attn_mask=bias if "key_bias" in own else mask,
-            scale=case.scale,
-            enable_gqa=True,
+            *(q, k, v), attn_mask=added, scale=case.scale, enable_gqa=True
         )
-    out = out.masked_fill(~mask.any(-1, keepdim=True), 0).transpose(1, 2).reshape(dout.shape)
+    out = out.masked_fill(~mask.any(-1, keepdim=True), 0)
+    return out.transpose(1, 2).reshape(arguments["q"].shape)
+
+
+def _capped(q, k, v, mask, added, arguments):
+    """The same with capped scores, as models write it."""
+    scale = q.shape[3] ** -0.5 if arguments["scale"] is None else arguments["scale"]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = bias_oracle.capped(q @ k.mT * scale, arguments["softcap"])
+    scores = scores.masked_fill(~mask, -torch.inf) if added.dtype == torch.bool else scores + added
+    weights = scores.softmax(-1, dtype=torch.float32).masked_fill(~mask, 0)
+    return weights.to(q.dtype) @ v
+
+
+def eager_gradients(case, arguments, dout):
+    own = {n: arguments[n].detach().requires_grad_() for n in GRADIENTS if n in arguments}
+    out = eager(case, {**arguments, **own})
     found = torch.autograd.grad(out, list(own.values()), dout)
     return {n: x.nan_to_num(0) for n, x in zip(own, found, strict=True)}
 

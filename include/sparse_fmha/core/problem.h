@@ -90,6 +90,8 @@ struct FmhaProblem {
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
   TensorView extra_v;
   double scale = 1.0;  // of q.k, before the softmax
+  // Scores are softcap * tanh(scale * q.k / softcap), before biases; 0: scale * q.k.
+  double softcap = 0.0;
   // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A
   // query sees no key whose bias is below the query's threshold, which those of lists alone have.
   TokenNumbers key_bias;

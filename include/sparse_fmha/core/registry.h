@@ -19,10 +19,11 @@ struct KernelKey {
   Arch arch;
   Pass pass;
   DataType dtype;
-  int32_t head_dim;       // largest head dim of the row; a request takes the smallest that fits
-  int32_t mechanism;      // index in Sparsity
-  bool skips;             // whether key tiles are skipped by a threshold
-  bool key_bias = false;  // whether keys may have a bias; in rows see serves() of registry.cpp
+  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
+  int32_t mechanism;  // index in Sparsity
+  bool skips;         // whether key tiles are skipped by a threshold
+  // Whether keys may have a bias and scores a soft cap; in rows see serves() of registry.cpp.
+  bool key_bias = false;
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.

@@ -81,7 +81,8 @@ class Tokens {
         dim_(problem.head_dim),
         numbers_(problem.head_dim / kSteps<In>),
         panel_dim_(round_up(problem.head_dim, kLanes)),
-        scale_log2_(scale_log2(problem.scale)) {}
+        scale_log2_(scale_log2(problem.scale)),
+        raw_cap_(raw_cap(problem.softcap, scale_log2_)) {}
 
   void select(int32_t batch, int32_t head) {
     batch_ = batch;
@@ -107,6 +108,15 @@ class Tokens {
   static T sign(double scale) {
     double const factor = scale * kLog2e;
     return __builtin_fabs(factor) < kLeastScale ? static_cast<T>(factor) : T(scale < 0 ? -1 : 1);
+  }
+  // The cap of raw scores, with a finite inverse; 0: none.
+  static T raw_cap(double softcap, T scale_log2) {
+    constexpr double kLeast = 1e-37;
+    double const raw = softcap * kLog2e / scale_log2;
+    return softcap == 0       ? T(0)
+           : raw > 1 / kLeast ? static_cast<T>(1 / kLeast)
+           : raw < kLeast     ? static_cast<T>(kLeast)
+                              : static_cast<T>(raw);
   }
 
   // The numbers of the selected head.
@@ -276,9 +286,37 @@ class Tokens {
            : raw == kEnd            ? static_cast<T>(__builtin_nan(""))
                                     : raw;
   }
-  // All that changes a panel of raw scores [key][query lane] before the softmax.
+  // Caps a panel of raw scores, and stores the derivatives by what they were, if these are wanted.
+  // Not inlined: it would slow down loops without a cap.
+  __attribute__((noinline)) void cap(int rows, T* panel, T* slopes = nullptr) const {
+    using V = Vector<T>;
+    T const inverse = 1 / raw_cap_;
+    for (int i = 0; i < rows * kLanes / kWidth<T>; ++i) {
+      V& scores = reinterpret_cast<V*>(panel)[i];
+      V const quotient = tanh(scores * inverse);
+      scores = quotient * raw_cap_;
+      if (slopes != nullptr) {
+        reinterpret_cast<V*>(slopes)[i] = T(1) - quotient * quotient;
+      }
+    }
+  }
+  // From gradients of capped scores to those of the scores. Hidden pairs have none in any case:
+  // their slopes may be anything.
+  __attribute__((noinline)) void uncap(int rows, T const* slopes, T* gradients) const {
+    for (int i = 0; i < rows * kLanes; ++i) {
+      gradients[i] = gradients[i] == 0 ? 0 : gradients[i] * slopes[i];
+    }
+  }
+  bool caps() const { return raw_cap_ != 0; }
+
+  // All that changes a panel of raw scores [key][query lane] before the softmax. `slopes`: as in
+  // cap().
   void adjust(LaneWords<Row> const& rows, float const* thresholds, int first,
-              Coord const* positions, float const* biases, int keys, bool masked, T* panel) const {
+              Coord const* positions, float const* biases, int keys, bool masked, T* panel,
+              T* slopes = nullptr) const {
+    if (caps()) {
+      cap(keys, panel, slopes);
+    }
     if (key_bias_ != nullptr) {
       add_biases(row_threshold_ == nullptr ? nullptr : thresholds + first, biases, keys, panel);
     }
@@ -311,6 +349,7 @@ class Tokens {
   int const numbers_;    // of an operand's row, along the head dim
   int const panel_dim_;  // in whole panels
   T const scale_log2_;
+  T const raw_cap_;
   int32_t batch_ = 0;
   int32_t head_ = 0;
   float const* key_bias_ = nullptr;  // of the selected head, as the thresholds

@@ -1,5 +1,5 @@
-// Vectors as wide as the instruction set of this translation unit, and the two vector functions
-// that softmax needs. All of it is in a namespace named after the instruction set: this header is
+// Vectors as wide as the instruction set of this translation unit, and the vector functions that
+// softmax needs. All of it is in a namespace named after the instruction set: this header is
 // compiled once per set, and the linker must not merge the results.
 #pragma once
 
@@ -130,6 +130,32 @@ inline Vector<T> exp2(Vector<T> x) {
   auto const exponent = reinterpret_cast<typename VectorOf<T>::bits>(shifted) << C::kMantissaBits;
   power *= reinterpret_cast<Vector<T>>(exponent);
   return x < C::kLowest ? Vector<T>{} : power;
+}
+
+// To about two units in the last place, by exponentials: near 0 these cancel, and the Taylor series
+// takes over.
+inline Vector<float> tanh(Vector<float> x) {
+  using V = Vector<float>;
+  constexpr float kNearZero = 0.25f;
+  constexpr float kTwoLog2e = 2.88539008177792681472f;
+  V const magnitude = x < 0.f ? -x : x;
+  V const e = exp2<float>(magnitude * -kTwoLog2e);
+  V const far = (1.f - e) / (1.f + e);
+  V const square = x * x;
+  constexpr float kSeries[] = {62.f / 2835, -17.f / 315, 2.f / 15, -1.f / 3, 1.f};
+  V series{};
+  for (float const coefficient : kSeries) {
+    series = series * square + coefficient;
+  }
+  return magnitude < kNearZero ? x * series : x < 0.f ? -far : far;
+}
+
+// fp64 is what others are checked with.
+inline Vector<double> tanh(Vector<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) {
+    x[i] = __builtin_tanh(x[i]);
+  }
+  return x;
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA

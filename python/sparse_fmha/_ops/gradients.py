@@ -16,6 +16,7 @@ PAGES = "page_table"
 BIAS = "key_bias"
 THRESHOLD = "skip_threshold"
 SAVE = "save_kept"
+SOFTCAP = "softcap"
 
 
 def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], None]:
@@ -52,7 +53,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
     """Makes `backward` of a forward op from the names of its arguments."""
     backward_op = _backward_of(op)
     place = {name: i for i, name in enumerate(names)}
-    given = [name for name in names if name not in ("q", "k", "v", THRESHOLD, SAVE)]
+    given = [name for name in names if name not in ("q", "k", "v", THRESHOLD, SOFTCAP, SAVE)]
 
     def run(
         ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_counts: None
@@ -90,7 +91,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         others = [inputs[place[name]] for name in given]
         # Packed sequences have no bias, no tiles to skip, and only kernels that are deterministic.
         more = (need_dbias, ctx.deterministic, threshold) if BIAS in place else ()
-        flags = (need_dq, need_dkv, *more, *kept)
+        flags = (need_dq, need_dkv, *more, inputs[place[SOFTCAP]], *kept)
         gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *flags)
         if need_dbias:
             # Of each batch entry and query head.

@@ -87,10 +87,13 @@ def _of_ours(
     scale: float | None = None,
     skip_threshold: Tensor | None = None,
     key_bias: Tensor | None = None,
+    softcap: float = 0.0,
     save_kept: bool = False,
 ) -> Measured:
     if key_bias is not None:
         raise NotImplementedError("a bias of keys")
+    if softcap:
+        raise NotImplementedError("a soft cap of scores")
     return q, k, causal, _checks.check_attention(q, k, v, causal, scale)
 
 

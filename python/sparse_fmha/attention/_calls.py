@@ -22,21 +22,23 @@ from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 from sparse_fmha.masks.stripe_mask import StripeMask
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
-_PLAIN_SCALES = (float, type(None))
+_PLAIN_NUMBERS = (float, type(None))
 _namespace = torch.ops.sparse_fmha
 
 Rest = tuple[object, ...]  # the op's arguments after q, k and v
 Check = Callable[[], Rest]  # checks and returns them
 
 
-def op_checks(scale: object, *tensors: Any) -> bool:
+def op_checks(*values: Any) -> bool:
     """Whether the op receives these arguments unchanged, and so checks them itself."""
     if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN_TENSORS or tensor.is_meta:  # also during tracing
+    for value in values:
+        if type(value) in _PLAIN_NUMBERS:
+            continue
+        if type(value) not in _PLAIN_TENSORS or value.is_meta:  # also during tracing
             return False
-    return type(scale) in _PLAIN_SCALES
+    return True
 
 
 def per_axis(value: Any, axes: int, kind: type[int]) -> Sequence[int] | None:
@@ -110,6 +112,7 @@ def check_attention(
     v: Tensor,
     causal: bool,
     scale: float | None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
 ) -> tuple[bool, float | None]:
     """Checks and returns the op's arguments after v up to the skip threshold.
@@ -118,7 +121,7 @@ def check_attention(
     """
     q, k, v = cast_where_enabled(q, k, v)
     checked = causal, _checks.check_attention(q, k, v, causal, scale)
-    scores.check(q, k, key_bias)
+    scores.check(q, k, softcap, key_bias)
     return checked
 
 
@@ -133,13 +136,14 @@ def check_neighborhood(
     scale: float | None,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
 ) -> Rest:
     q, k, v, cast_k, cast_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
     _checks.check_extra(cast_k, cast_v, q, k)
-    scores.check(q, k, key_bias)
+    scores.check(q, k, softcap, key_bias)
     axes = q.dim() - 3
     windows = _checks.per_axis("window", window, axes)
     strides = _checks.per_axis("stride", stride, axes)
@@ -155,13 +159,14 @@ def check_block_sparse(
     v: Tensor,
     mask: BlockMask,
     scale: float | None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
 ) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_block_mask(mask, q, k)
-    scores.check(q, k, key_bias, row_threshold)
+    scores.check(q, k, softcap, key_bias, row_threshold)
     return block_arguments(mask, _checks.finite("scale", scale))
 
 
@@ -185,13 +190,14 @@ def check_stripe(
     v: Tensor,
     mask: StripeMask,
     scale: float | None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
 ) -> Rest:
     q, k, v = cast_where_enabled(q, k, v)
     _checks.check_qkv(q, k, v, axes=(1,))
     check_stripe_mask(mask, q, k)
-    scores.check(q, k, key_bias, row_threshold)
+    scores.check(q, k, softcap, key_bias, row_threshold)
     return stripe_arguments(mask, _checks.finite("scale", scale))
 
 

@@ -1,4 +1,4 @@
-"""What is added to the scores: the bias of keys, thresholds of rows, and sinks."""
+"""What changes the scores: their cap, the bias of keys, thresholds of rows, and sinks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,40 @@ from torch import Tensor
 
 from sparse_fmha import _checks
 
-Biases = tuple[Tensor | None, ...]  # the last arguments of the ops, as many as are given
+# The last arguments of the ops, as many as are given.
+Biases = tuple[Tensor | float | None, ...]
 
 
-def given(key_bias: Tensor | None, row_threshold: Tensor | None) -> Biases:
-    """Those of lists."""
-    return (key_bias,) if row_threshold is None else (key_bias, row_threshold)
+def given(softcap: float, *tensors: Tensor | None) -> Biases:
+    """The tensors in the order of the ops' arguments, and the cap behind them."""
+    if type(softcap) is not float:
+        softcap = checked_softcap(softcap)
+    if softcap != 0:
+        return (*tensors, softcap)
+    while tensors and tensors[-1] is None:
+        tensors = tensors[:-1]
+    return tensors
+
+
+def checked_softcap(softcap: float) -> float:
+    """The cap as a float, finite and at least 0."""
+    if softcap is None:
+        raise TypeError("softcap must be a finite number, got None")
+    cap = _checks.finite("softcap", softcap)
+    if cap < 0:
+        raise ValueError(f"softcap must be at least 0, got {softcap}")
+    return cap
 
 
 def check(
-    q: Tensor, k: Tensor, key_bias: Tensor | None = None, row_threshold: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    softcap: float,
+    key_bias: Tensor | None = None,
+    row_threshold: Tensor | None = None,
 ) -> None:
     """Checks the arguments against q and k, which are checked already."""
+    checked_softcap(softcap)
     if key_bias is not None:
         _checks.check_token_numbers("key_bias", key_bias, q, k.shape[1:-2], allow_grid=True)
     if row_threshold is not None:
@@ -30,7 +52,7 @@ def check(
 def flat(biases: Biases, q: Tensor) -> Biases:
     """The biases as the ops take them, with q's grid flattened; ops refuse any other shape."""
 
-    def one(bias: Tensor | None) -> Tensor | None:
+    def one(bias: Tensor | float | None) -> Tensor | float | None:
         if not isinstance(bias, Tensor) or bias.dim() <= 3 or bias.shape[2:] != q.shape[1:-2]:
             return bias
         return bias.flatten(2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_fmha.attention import _calls
 from sparse_fmha.attention._results import Output, run
+from sparse_fmha.attention._scores import given
 from sparse_fmha.skipping import SkipStats
 
 
@@ -24,6 +25,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -45,6 +47,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -66,6 +69,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -87,6 +91,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -108,6 +113,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -128,6 +134,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     causal: bool | Sequence[bool] = False,
     scale: float | None = None,
+    softcap: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
@@ -158,6 +165,7 @@ def neighborhood_attention(
         scale: factor of q.k; default `D**-0.5`. May be negative.
         extra_k: `[B, N, Hkv, D]`, tokens outside the grid that every query sees too.
         extra_v: like extra_k.
+        softcap: see `attention`; extra tokens' scores are capped, too.
         key_bias: as in `attention`, `[B or 1, Hq or 1, *L]` or with the grid's tokens in one axis;
             extra tokens have none.
         sink, skip_threshold, return_lse, return_stats: see `attention`.
@@ -174,9 +182,9 @@ def neighborhood_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a window larger than the
             grid, a stride larger than the window, or a tuple of the wrong length.
     """
-    given = window, stride, dilation, causal, scale, extra_k, extra_v, key_bias
-    biases = () if key_bias is None else (key_bias,)
-    check = partial(_calls.check_neighborhood, q, k, v, *given)
+    arguments = window, stride, dilation, causal, scale, extra_k, extra_v, softcap, key_bias
+    biases = given(softcap, key_bias)
+    check = partial(_calls.check_neighborhood, q, k, v, *arguments)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
     if _calls.op_checks(scale, q, k, v, *extra, *biases):

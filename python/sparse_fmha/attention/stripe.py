@@ -23,6 +23,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -40,6 +41,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -57,6 +59,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -74,6 +77,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -91,6 +95,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -107,6 +112,7 @@ def stripe_attention(
     mask: StripeMask,
     *,
     scale: float | None = None,
+    softcap: float = 0.0,
     key_bias: Tensor | None = None,
     row_threshold: Tensor | None = None,
     sink: Tensor | None = None,
@@ -131,7 +137,7 @@ def stripe_attention(
         row_threshold: fp32 `[B or 1, Hq or 1, Lq]`: of the keys that the mask shows, query i sees
             key j only if `key_bias[j] >= row_threshold[i]`, which needs key_bias; NaN hides all.
             It has no gradient.
-        key_bias, sink, skip_threshold, return_lse, return_stats: see `attention`.
+        softcap, key_bias, sink, skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
         `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
@@ -143,8 +149,9 @@ def stripe_attention(
         ValueError, TypeError, RuntimeError: see `attention`; also for a mask with other lengths, on
             another device, or with lists for another number of heads or batch entries.
     """
-    biases = () if key_bias is row_threshold is None else given(key_bias, row_threshold)
-    check = partial(_calls.check_stripe, q, k, v, mask, scale, key_bias, row_threshold)
+    biases = given(softcap, key_bias, row_threshold)
+    scores = softcap, key_bias, row_threshold
+    check = partial(_calls.check_stripe, q, k, v, mask, scale, *scores)
     rest = None
     if type(mask) is StripeMask and _calls.op_checks(scale, q, k, v, mask.counts, *biases):
         rest = _calls.stripe_arguments(mask, scale) if has_lengths(mask, q, k) else None

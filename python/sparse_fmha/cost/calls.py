@@ -145,7 +145,7 @@ def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
     _checks.finite("scale", given["scale"])
-    _scores.check(q, k, given["key_bias"], given.get("row_threshold"))
+    _scores.check(q, k, given["softcap"], given["key_bias"], given.get("row_threshold"))
     if given["sink"] is not None:
         _scores.check_sink(given["sink"], q)
     return q, k

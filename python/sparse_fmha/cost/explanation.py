@@ -150,7 +150,7 @@ def explain(
     notes = (*notes, *_untested(arch, q.device))
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    biased = given.get("key_bias") is not None
+    biased = given.get("key_bias") is not None or given.get("softcap", 0) != 0
     tiles = () if skips or biased else times.tiles if times is not None else ()
     why_two = calls.why_two_kernels(function, given)
     return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients, why_two)
@@ -246,9 +246,9 @@ def _choose(
         elif row["head_dim"] < head_dim:
             reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
         elif biased and not row["key_bias"]:
-            reason = "takes no key_bias"
+            reason = "takes no key_bias or softcap"
         elif not takes_bias(row):
-            reason = "is for calls with key_bias"
+            reason = "is for calls with key_bias or softcap"
         else:
             reason = _slower(row, best, tiles)
         if row is not best:
@@ -258,7 +258,7 @@ def _choose(
         if sum(row["dtype"] == dtype and row["head_dim"] == best["head_dim"] for row in rows) > 1:
             why += "".join(f"; {tile}" for tile in tiles if tile.tile_q == best["tile_q"])
     elif rows:
-        bias = " and key_bias" if biased else ""
+        bias = " and key_bias or softcap" if biased else ""
         why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"

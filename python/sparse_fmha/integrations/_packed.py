@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparse_fmha import _checks
+from sparse_fmha.attention._scores import checked_softcap
 from sparse_fmha.masks.packed import Window
 from sparse_fmha.varlen.checks import check_varlen
 from sparse_fmha.varlen.lists import over_lists
@@ -25,6 +26,7 @@ def attend(
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
     sink: Tensor | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Returns out and lse `[Tq, Hq]`; a window other than (-1, -1) and (-1, 0) runs over lists."""
     if len(window) != 2:
@@ -43,15 +45,17 @@ def attend(
             seqused_k=seqused_k,
             page_table=page_table,
             scale=scale,
+            softcap=softcap,
             sink=sink,
             return_lse=True,
         )
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k, page_table)
     lists = (q, k, v, cu_q, cu_k, max_q, max_k, False, seqused_k)
     scale, bounds = _checks.finite("scale", scale), Window(left, right)
+    cap = checked_softcap(softcap)
     if page_table is not None:
-        out, lse = over_pages(*lists, page_table, scale, window=bounds)
+        out, lse = over_pages(*lists, page_table, scale, window=bounds, softcap=cap)
     else:
         assert cu_k is not None  # checked
-        out, lse = over_lists(q, k, v, cu_q, cu_k, *lists[5:], scale, window=bounds)
+        out, lse = over_lists(q, k, v, cu_q, cu_k, *lists[5:], scale, window=bounds, softcap=cap)
     return (out, lse) if sink is None else with_sink(out, lse, sink, cu_q)

@@ -50,19 +50,19 @@ def flash_attn_varlen_func(
         deterministic: without effect; results are deterministic.
         return_attn_probs: also return lse and an empty tensor, as flash_attn does without dropout.
         block_table: page_table of `varlen_attention`.
-        dropout_p: 0. softcap: 0. alibi_slopes: None.
+        softcap: see `attention`.
+        dropout_p: 0. alibi_slopes: None.
 
     Returns:
         The output, `[Tq, Hq, D]`; with `return_attn_probs` also lse, `[Hq, Tq]`, and an empty
         tensor.
 
     Raises:
-        ValueError: dropout_p, softcap or alibi_slopes is given, or as in `varlen_attention`.
+        ValueError: dropout_p or alibi_slopes is given, or as in `varlen_attention`.
         TypeError, RuntimeError, NotImplementedError: see `varlen_attention`.
     """
-    for name, value in (("dropout_p", dropout_p), ("softcap", softcap)):
-        if value:
-            raise ValueError(f"{name} must be 0, got {value}")
+    if dropout_p:
+        raise ValueError(f"dropout_p must be 0, got {dropout_p}")
     if alibi_slopes is not None:
         raise ValueError(f"alibi_slopes must be None, got {type(alibi_slopes).__name__}")
     if causal:
@@ -78,6 +78,7 @@ def flash_attn_varlen_func(
         window_size,
         softmax_scale,
         page_table=block_table,
+        softcap=softcap,
     )
     return (out, lse.mT, q.new_empty(0)) if return_attn_probs else out
 

@@ -41,11 +41,11 @@ __all__ = ["Plan", "attend", "continuous_batching", "plan", "register"]
 NAME = "sparse_fmha"
 # Unsupported options of models, by keyword, and what takes them.
 REFUSED = {
-    "softcap": ("logit soft-capping", "'eager' or 'flex_attention'"),
     "position_bias": ("position_bias", "'eager' or 'sdpa'"),
     "cache": ("a paged cache; for generate_batch, see continuous_batching()", "'eager' or 'sdpa'"),
 }
 SINKS = "s_aux"  # of each head, as gpt-oss passes them
+SOFTCAP = "softcap"  # of scores, as Gemma 2 passes it
 WEIGHTS = "output_attentions"  # True or False in each layer's call
 
 
@@ -111,7 +111,8 @@ def attend(
         attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
             of the call, or else of the module, decides.
         method_of: returns the method of a layer's index, if not all layers are dense.
-        kwargs: options of the model. `s_aux`, `[Hq]`, are the sinks of gpt-oss.
+        kwargs: options of the model. `s_aux`, `[Hq]`, are the sinks of gpt-oss, `softcap` is the
+            cap of scores of Gemma 2.
 
     Returns:
         `[B, Lq, Hq, D]`, and None for the weights, which are never computed.
@@ -144,8 +145,9 @@ def attend(
     else:
         method = None if method_of is None else method_of(index)
     sink = None if kwargs.get(SINKS) is None else kwargs[SINKS].float()
-    if sink is not None and method is not None and query.shape[2] > 1:
-        raise _not_for(index, "attention sinks")
+    softcap = float(kwargs.get(SOFTCAP) or 0)
+    if method is not None and query.shape[2] > 1 and (softcap or sink is not None):
+        raise _not_for(index, "attention sinks" if sink is not None else "logit soft-capping")
     if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
         if method is not None and query.shape[2] > 1:
             raise _not_for(index, "a mask tensor")
@@ -155,37 +157,42 @@ def attend(
         if attention_mask is None or isinstance(attention_mask, Plan):
             attention_mask = span(len(query), key.shape[2], 0, None, query.device)
         if attention_mask is not None and is_span(attention_mask):
-            if not (dropout or _records(query, key, value, sink)):
+            if not (dropout or softcap or _records(query, key, value, sink)):
                 return decode(query, key, value, attention_mask, scaling, sink), None
             attention_mask = as_mask(attention_mask, key.shape[2])
-        if sink is not None:
-            return with_sink(query, key, value, attention_mask, sink, scaling), None
+        if softcap or sink is not None:
+            _check_dropout(module, dropout)
+            return with_sink(query, key, value, attention_mask, sink, scaling, softcap), None
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return result
-    if dropout:
-        raise NotImplementedError(
-            f"attention dropout of {type(module).__name__} must be 0 for {NAME}, got {dropout}; "
-            "set attention_dropout to 0 or call model.eval()"
-        )
+    _check_dropout(module, dropout)
     if attention_mask is None:
         wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
         attention_mask = Plan(causal=bool(wanted))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     k, v = (x[:, : attention_mask.keys] for x in (k, v))
+    options: Any = {"scale": scaling, "softcap": softcap, "sink": sink}
     if method is not None:
         out = _sparse(method, index, q, k, v, attention_mask, scaling)
         runs = attention_mask.runs or [(0, k.shape[1])]
         _report(method_of, method, method.without_effect(max(stop - start for start, stop in runs)))
     elif attention_mask.mask is not None:
-        out = block_sparse_attention(q, k, v, attention_mask.mask, scale=scaling, sink=sink)
+        out = block_sparse_attention(q, k, v, attention_mask.mask, **options)
     elif attention_mask.window is not None:
-        window = attention_mask.window
-        out = neighborhood_attention(q, k, v, window, causal=True, scale=scaling, sink=sink)
+        out = neighborhood_attention(q, k, v, attention_mask.window, causal=True, **options)
     else:
-        out = attention(q, k, v, causal=attention_mask.causal, scale=scaling, sink=sink)
+        out = attention(q, k, v, causal=attention_mask.causal, **options)
     return out, None
+
+
+def _check_dropout(module: torch.nn.Module, dropout: float) -> None:
+    if dropout:
+        raise NotImplementedError(
+            f"attention dropout of {type(module).__name__} must be 0 for {NAME}, got {dropout}; "
+            "set attention_dropout to 0 or call model.eval()"
+        )
 
 
 def _records(*inputs: Tensor | None) -> bool:

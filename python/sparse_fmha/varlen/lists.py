@@ -24,6 +24,7 @@ def over_lists(
     *,
     window: packed.Window = packed.EVERYTHING,
     skip_threshold: float = 0.0,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Runs `block_sparse_attention` on the packed dimension, on any device.
 
@@ -39,7 +40,11 @@ def over_lists(
     # Tiles have tokens of no sequence, which may hold NaN, and their queries get results.
     q, k, v = (_only(held, x)[None] for held, x in ((queries, q), (keys, k), (keys, v)))
     out, lse = block_sparse_attention(
-        q, k, v, mask, scale=scale, skip_threshold=skip_threshold, return_lse=True
+        *(q, k, v, mask),
+        scale=scale,
+        softcap=softcap,
+        skip_threshold=skip_threshold,
+        return_lse=True,
     )
     return _only(queries, out[0]), torch.where(queries[:, None], lse[0], -torch.inf)
 

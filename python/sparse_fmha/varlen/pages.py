@@ -36,6 +36,7 @@ def over_pages(
     *,
     window: packed.Window = packed.EVERYTHING,
     skip_threshold: float | Tensor = 0.0,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Runs `block_sparse_attention` on copies of queries and keys, on any device.
 
@@ -65,6 +66,7 @@ def over_pages(
         values,
         BlockMask(**vars(parts)),
         scale=scale,
+        softcap=softcap,
         skip_threshold=skip_threshold,
         return_lse=True,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_fmha import _checks, skipping
 from sparse_fmha._ops import errors
 from sparse_fmha.attention import _calls
-from sparse_fmha.attention._scores import add_sink, check_sink
+from sparse_fmha.attention._scores import add_sink, check_sink, checked_softcap
 from sparse_fmha.varlen.checks import check_out, check_varlen
 from sparse_fmha.varlen.lists import over_lists
 from sparse_fmha.varlen.pages import over_pages
@@ -30,6 +30,7 @@ def varlen_attention(
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     out: Tensor | None = None,
@@ -51,6 +52,7 @@ def varlen_attention(
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     out: Tensor | None = None,
@@ -72,6 +74,7 @@ def varlen_attention(
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     out: Tensor | None = None,
@@ -92,6 +95,7 @@ def varlen_attention(
     seqused_k: Tensor | None = None,
     page_table: Tensor | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     out: Tensor | None = None,
@@ -127,6 +131,7 @@ def varlen_attention(
             lengths by cu_k, at most as many as the row has room for. Keys of a page that does not
             exist are not visible.
         scale: factor of q.k; default `D**-0.5`. May be negative.
+        softcap: see `attention`.
         sink: fp32 `[Hq]`, one more logit in the denominator of each row, without a value, as in
             gpt-oss. Differentiable.
         skip_threshold: see `attention`; a tensor is `[B]`, one for each sequence. On CUDA only a
@@ -163,18 +168,20 @@ def varlen_attention(
         NotImplementedError: a threshold for each sequence on CUDA, without page_table.
     """
     check_varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table)
-    scale = _checks.finite("scale", scale)
+    scale, cap = _checks.finite("scale", scale), checked_softcap(softcap)
     threshold = skipping.threshold_of(skip_threshold, cu_q[1:], False)
     if sink is not None:
         check_sink(sink, q)
     check_out(out, q, k, v, sink)
     if _runs_over_lists(q):
         results = _over_lists(
-            q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale, skip_threshold
+            *(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale),
+            skip_threshold,
+            cap,
         )
     else:
         lists = (_plain(cu_q), _plain(cu_k), max_q, max_k, causal, scale)
-        rest = (*lists, _plain(seqused_k), _plain(page_table), threshold)
+        rest = (*lists, _plain(seqused_k), _plain(page_table), threshold, cap)
         found = _calls.run("varlen_fwd", q, k, v, None, lambda: rest, 0.0, False)
         results = found[0], found[1]
     if sink is not None:
@@ -206,11 +213,13 @@ def _over_lists(
     page_table: Tensor | None,
     scale: float | None,
     skip_threshold: float | Tensor,
+    softcap: float,
 ) -> tuple[Tensor, Tensor]:
     if page_table is not None:
         return over_pages(
             *(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale),
             skip_threshold=skip_threshold,
+            softcap=softcap,
         )
     assert cu_k is not None  # checked
     if isinstance(skip_threshold, Tensor):
@@ -219,7 +228,9 @@ def _over_lists(
             " or give one number for all sequences",
         )
     return over_lists(
-        q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, scale, skip_threshold=skip_threshold
+        *(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, scale),
+        skip_threshold=skip_threshold,
+        softcap=softcap,
     )
 
 

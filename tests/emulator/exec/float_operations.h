@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cfenv>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
 
 #include "values.h"
 
@@ -95,6 +98,16 @@ struct MaxF {
 };
 struct TanhF {
   static float run(float a) { return std::tanh(a); }
+};
+// With the largest error that PTX allows, 2^-11 of the result, of either sign.
+struct TanhApproxF {
+  static float run(float a) {
+    uint32_t bits;
+    std::memcpy(&bits, &a, sizeof bits);
+    float const sign = (bits * 2654435761u) >> 31 ? 1.f : -1.f;
+    float const y = std::tanh(a) * (1 + sign * 0x1p-11f);
+    return y > 1 ? 1.f : y < -1 ? -1.f : y;  // NaN stays
+  }
 };
 struct CopySignF {
   static float run(float a, float b) { return std::copysign(b, a); }

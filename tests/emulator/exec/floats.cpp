@@ -99,7 +99,7 @@ Handlers const& handlers() {
     add_rounded<FE_TOWARDZERO>(to, ".rz");
     add_narrow<Half>(to, "f16");
     add_narrow<BFloat>(to, "bf16");
-    to["tanh.approx.f32"] = one<TanhF>();
+    to["tanh.approx.f32"] = one<TanhApproxF>();
     to["copysign.f32"] = two<CopySignF>();
     to["add.f64"] = PerLane<AddD, double, double, double>::run;
     to["sub.f64"] = PerLane<SubD, double, double, double>::run;

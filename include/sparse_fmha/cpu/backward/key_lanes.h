@@ -40,6 +40,9 @@ class KeyLanes : protected Tokens<M, Element> {
     buffers.take(delta_, rows);
     buffers.take(scores_, int64_t{rows} * kLanes);
     buffers.take(gradients_, int64_t{rows} * kLanes);
+    if (this->caps()) {
+      buffers.take(slopes_, int64_t{rows} * kLanes);
+    }
     if (problem_.key_bias.data != nullptr) {
       buffers.take(biases_, lanes);
       buffers.take(raw_biases_, lanes);
@@ -120,6 +123,9 @@ class KeyLanes : protected Tokens<M, Element> {
       int const padded = round_up(rows, kPanelRows);
       multiply<false>(queries_.factor(), padded, this->panel_at(first, keys_), vectors, dim_,
                       scores_, kLanes);
+      if (this->caps()) {
+        this->cap(rows, scores_, slopes_);
+      }
       if (has_bias()) {
         add_biases(first, rows);
       }
@@ -136,6 +142,9 @@ class KeyLanes : protected Tokens<M, Element> {
       });
       if (sums_biases()) {
         add_bias_gradients(first, rows);
+      }
+      if (this->caps()) {
+        this->uncap(rows, slopes_, gradients_);
       }
       int64_t const sums = static_cast<int64_t>(first) * panel_dim_;
       int const lanes = min_int(num_keys_ - first, kLanes);
@@ -202,8 +211,9 @@ class KeyLanes : protected Tokens<M, Element> {
   Row* rows_;
   T* lse_;
   T* delta_;
-  T* scores_;     // overwritten by the weights
-  T* gradients_;  // of the weights, overwritten by those of the scores
+  T* scores_;            // overwritten by the weights
+  T* gradients_;         // of the weights, overwritten by those of the scores
+  T* slopes_ = nullptr;  // of capped scores
   // If there are biases:
   float* biases_ = nullptr;  // [lane]
   T* raw_biases_ = nullptr;  // as summands of raw scores

@@ -53,6 +53,9 @@ class QueryGradients : KeyTiles<M, Element> {
     this->take_keys(buffers);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
+    if (this->caps()) {
+      buffers.take(slopes_, int64_t{capacity_} * kLanes);
+    }
     if constexpr (kSkips) {
       buffers.take(group_scratch_, Group<M>::scratch_words(problem_));
     }
@@ -128,7 +131,8 @@ class QueryGradients : KeyTiles<M, Element> {
       int const rows = round_up(keys, kPanelRows);
       multiply<false>(keys_.factor(), rows, this->panel_at(first, queries_), vectors, dim_, scores_,
                       kLanes);
-      this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_);
+      this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_,
+                   slopes_);
       multiply<false>(Factor<In>{values_, numbers_, 1}, rows, this->panel_at(first, out_gradients_),
                       vectors, dim_, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
@@ -138,6 +142,9 @@ class QueryGradients : KeyTiles<M, Element> {
             scores_, gradients_, keys, scale_log2_, [&](int, int v) { return lse[v]; },
             [&](int, int v) { return delta[v]; });
       });
+      if (this->caps()) {
+        this->uncap(keys, slopes_, gradients_);
+      }
       keys_.add_to(sums_ + static_cast<int64_t>(first) * panel_dim_, gradients_,
                    min_int(num_queries_ - first, kLanes), keys);
     }
@@ -168,6 +175,7 @@ class QueryGradients : KeyTiles<M, Element> {
   In* values_;
   T* scores_;                          // overwritten by the weights
   T* gradients_;                       // of the weights, overwritten by those of the scores
+  T* slopes_ = nullptr;                // of capped scores
   uint32_t* group_scratch_ = nullptr;  // if tiles are skipped
 };
 

@@ -16,10 +16,12 @@ struct BiasParams {
   TokenNumbers rows;               // a row sees no key with a smaller bias; no data: it sees all
 };
 
-// Whether the keys of a call have biases. Kernels of backward passes also run without.
-template <class Traits>
-__device__ __forceinline__ bool has_biases(BiasParams const& params) {
-  return Traits::kKeyBias && (!Traits::kBiasOptional || params.keys.data != nullptr);
+// Whether the keys of a call have biases, which are 0 if it has only a soft cap. Kernels of
+// backward passes also run without.
+template <class Traits, class Params>
+__device__ __forceinline__ bool has_biases(Params const& params) {
+  return Traits::kKeyBias &&
+         (!Traits::kBiasOptional || params.bias.keys.data != nullptr || params.soft_cap.given());
 }
 
 // Finite biases stay finite.
@@ -92,7 +94,8 @@ struct KeyBiases<Traits, true> {
     for (int w = 0; w < kRounds; ++w) {
       int const column = w * 32 + lane;
       int64_t const index = index_of(w, column);
-      bias[w] = column < Traits::kTileK && index >= 0 ? __ldg(from + index) : 0.f;
+      bool const has_bias = params.keys.data != nullptr && column < Traits::kTileK && index >= 0;
+      bias[w] = has_bias ? __ldg(from + index) : 0.f;
     }
     bool hides = false;
     bool shows = false;

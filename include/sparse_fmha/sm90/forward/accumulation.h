@@ -54,7 +54,8 @@ struct Accumulation {
     Weights<Traits> weights;
     auto add_bias = [&](auto& scores) {
       if constexpr (Traits::kKeyBias) {
-        return smem.key_biases.add(scores, state, params.scale_log2,
+        float const factor = params.soft_cap.apply(scores, params.scale_log2);
+        return smem.key_biases.add(scores, state, factor,
                                    RowThresholds<Geometry>{params.bias, geometry, work});
       } else {
         return KeysShown::kAll;
@@ -144,7 +145,8 @@ struct Accumulation {
     // are relative to the current reference, not to the maximum. Returns whether no rare case
     // remains (kAhead), or whether there are weights or the tile was skipped (otherwise). One
     // lambda for both: splitting it made ptxas move the wait for P.V, which cost 5% at 64 columns.
-    auto step = [&](int i, auto masked, auto has_weights, auto ahead, auto others) {
+    auto inlined_step = [&](int i, auto masked, auto has_weights, auto ahead,
+                            auto others) __attribute__((always_inline)) {
       constexpr bool kMasked = decltype(masked)::value;
       constexpr bool kWeights = decltype(has_weights)::value;
       constexpr bool kAhead = decltype(ahead)::value;
@@ -271,6 +273,16 @@ struct Accumulation {
         return true;
       }
     };
+    // With biases the step is more than nvcc inlines, and a call would put accumulators on the
+    // stack.
+    auto plain_step = [&](int i, auto... flags) { return inlined_step(i, flags...); };
+    auto const& step = [&]() -> auto const& {
+      if constexpr (Traits::kKeyBias) {
+        return inlined_step;
+      } else {
+        return plain_step;
+      }
+    }();
     int i = 1;
     bool has_weights = true;
     constexpr typename Policy::MaximumFirst kMaximumFirst{};

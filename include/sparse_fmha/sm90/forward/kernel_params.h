@@ -7,6 +7,7 @@
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/key_bias.h"
+#include "sparse_fmha/sm90/common/soft_cap.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -20,6 +21,7 @@ struct KernelParams {
   Scheduler scheduler;
   SkipParams skip;  // this and the next are last: few kernels read them
   BiasParams bias;
+  SoftCap soft_cap;
 };
 
 }  // namespace sparse_fmha::sm90

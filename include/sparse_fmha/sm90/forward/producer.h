@@ -103,7 +103,7 @@ struct Producer {
       CUTE_NO_UNROLL
       for (int i = 0; i < boxes.count; ++i) {
         // Before the stage is free: there are more masks and biases.
-        if (i < work.num_partial || has_biases<Traits>(params.bias)) {
+        if (i < work.num_partial || has_biases<Traits>(params)) {
           auto const box = boxes.next(i);
           if (i < work.num_partial) {
             masks.publish(box, state);
@@ -167,7 +167,7 @@ struct Producer {
   __device__ __forceinline__ void publish_biases(Work const& work, Box const& box,
                                                  RingState<kStages> const& state) {
     if constexpr (Traits::kKeyBias) {
-      if (has_biases<Traits>(params.bias)) {
+      if (has_biases<Traits>(params)) {
         smem.key_biases.template publish<Geometry>(
             params.bias, work.tile, state,
             [&](int w, int column) { return geometry.key_index(work, box, w, column); });

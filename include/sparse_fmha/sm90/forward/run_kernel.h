@@ -22,6 +22,7 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.negate = p.scale < 0;
   params.bias.keys = p.key_bias;
   params.bias.rows = p.row_threshold;
+  params.soft_cap = soft_cap(p);
   params.skip = {p.skip_threshold,
                  reinterpret_cast<unsigned long long*>(p.skip_counts),
                  p.heads_q,

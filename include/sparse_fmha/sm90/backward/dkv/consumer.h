@@ -193,6 +193,7 @@ struct DkvConsumer {
           differentiate([](int /*i*/) { return false; });
         }
         bias.sum(grads);
+        bias.uncap(grads, scores, terms);
         convert_into(grads, rounded);
         dq.publish(rounded, state);
         auto frag_qt = Operands::rows_t(smem.q);

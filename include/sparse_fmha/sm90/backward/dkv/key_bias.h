@@ -10,6 +10,7 @@
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/key_bias.h"
 #include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/common/soft_cap.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -54,8 +55,8 @@ struct ThreadBiases<Traits, true> {
   float2 sums[Traits::kConsumerThreads];
 };
 
-// What a consumer does with biases: nothing if the call has none. kSums: it has the gradients of
-// scores, and so those of the biases.
+// What a consumer does with biases and a soft cap: nothing if the call has none. kSums: it has the
+// gradients of scores, and so those of the biases.
 template <class Traits, class Geometry, class Params, class Storage, bool kSums,
           bool = Traits::kKeyBias>
 struct DkvBias;
@@ -72,7 +73,9 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
 
   static constexpr float kMostWeight = 8.f;  // its log2; of rows in the tensor it is 1
 
-  __device__ __forceinline__ bool given() const { return params.bias.from.keys.data != nullptr; }
+  __device__ __forceinline__ bool given() const {
+    return params.bias.from.keys.data != nullptr || params.soft_cap.given();
+  }
 
   // Before the steps of a query head of the group.
   __device__ __forceinline__ void begin(Work const& work, int head) const {
@@ -86,15 +89,17 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       int64_t const index = index_of(work, r);
-      bias[r] = index >= 0 ? bias_in_log2(__ldg(data + index)) : 0.f;
+      bool const has_bias = from.data != nullptr && index >= 0;
+      bias[r] = has_bias ? bias_in_log2(__ldg(data + index)) : 0.f;
     }
     smem.biases.biases[thread()] = {bias[0], bias[1]};
     smem.biases.sums[thread()] = {0.f, 0.f};
   }
 
-  // Replaces scores by `scale_log2` times the score plus the bias of the key, or -inf if that hides
-  // the key, whatever the score. `terms` are those of the thread's columns: rows outside the tensor
-  // have zeros, with which a large bias would make an infinite weight.
+  // Replaces scores by `scale_log2` times the score, or what a cap makes of it, plus the bias of
+  // the key, or -inf if that hides the key, whatever the score. `terms` are those of the thread's
+  // columns: rows outside the tensor have zeros, with which a large bias would make an infinite
+  // weight.
   template <class Scores>
   __device__ __forceinline__ void add(Scores& s, RowTerms const* terms) const {
     if (!given()) {
@@ -102,12 +107,32 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
     }
     compiler_fence();  // not kept from one step to the next
     float2 const bias = smem.biases.biases[thread()];
+    float const factor = params.soft_cap.apply(s, params.scale_log2);
     CUTE_UNROLL
     for (int i = 0; i < cute::size(s); ++i) {
       float const mine = AccumulatorPosition::row_of(i) == 0 ? bias.x : bias.y;
       float const most = terms[AccumulatorPosition::column_of(i)].lse_log2 + kMostWeight;
-      float const sum = fminf(fmaf(s(i), params.scale_log2, mine), most);
+      float const sum = fminf(fmaf(s(i), factor, mine), most);
       s(i) = mine == -INFINITY ? mine : sum;
+    }
+  }
+
+  // From gradients of capped scores to those of the scores. There are no registers to keep capped
+  // scores, but the logarithm of a weight has them.
+  template <class Scores>
+  __device__ __forceinline__ void uncap(Scores& grads, Scores const& weights,
+                                        RowTerms const* terms) const {
+    SoftCap const& cap = params.soft_cap;
+    if (!cap.given()) {
+      return;
+    }
+    compiler_fence();
+    float2 const bias = smem.biases.biases[thread()];
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(grads); ++i) {
+      float const lse = terms[AccumulatorPosition::column_of(i)].lse_log2;
+      float const mine = AccumulatorPosition::row_of(i) == 0 ? bias.x : bias.y;
+      grads(i) *= SoftCap::slope((log2_approx(weights(i)) + (lse - mine)) * cap.inverse);
     }
   }
 
@@ -195,6 +220,9 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, false> {
                                          int /*tiles*/) const {}
   template <class Scores>
   __device__ __forceinline__ void add(Scores& /*scores*/, RowTerms const* /*terms*/) const {}
+  template <class Scores>
+  __device__ __forceinline__ void uncap(Scores& /*grads*/, Scores const& /*weights*/,
+                                        RowTerms const* /*terms*/) const {}
   template <class Scores>
   __device__ __forceinline__ void sum(Scores const& /*grads*/) const {}
 };

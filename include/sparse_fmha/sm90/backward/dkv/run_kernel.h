@@ -37,7 +37,9 @@ void run_dkv_kernel(DkvParams<Geometry, Mechanism>& params, FmhaProblem const& p
   params.heads_per_kv = p.heads_q / p.heads_kv;
   params.scale = static_cast<float>(p.scale);
   params.scale_log2 = static_cast<float>(p.scale * M_LOG2E);
-  params.exponent_scale = params.bias.from.keys.data != nullptr ? 1.f : params.scale_log2;
+  params.soft_cap = soft_cap(p);
+  bool const scaled = params.bias.from.keys.data != nullptr || p.softcap != 0;
+  params.exponent_scale = scaled ? 1.f : params.scale_log2;
   launch_persistent<Traits::kThreads, sizeof(StorageOf<Traits, Geometry>)>(
       &attention_kernel_dkv<Traits, Geometry, Mechanism>, params, context,
       "launching the dK/dV kernel");

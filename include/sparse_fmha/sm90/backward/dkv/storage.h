@@ -8,6 +8,7 @@
 #include "sparse_fmha/sm90/backward/row_terms.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
+#include "sparse_fmha/sm90/common/soft_cap.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -78,10 +79,11 @@ struct DkvParams {
   int32_t heads_per_kv;  // query heads per key head
   float scale;
   float scale_log2;      // scale * log2(e)
-  float exponent_scale;  // the same, or 1 where keys have biases, with which scores are scaled
+  float exponent_scale;  // the same, or 1 where scores have been scaled with a bias or a cap
   Scheduler scheduler;
   DkvBiasParams bias;
   DqSums dq = {};  // of kernels that add dQ up
+  SoftCap soft_cap = {};
 };
 
 }  // namespace sparse_fmha::sm90

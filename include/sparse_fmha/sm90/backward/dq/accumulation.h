@@ -10,6 +10,7 @@
 #include "sparse_fmha/sm90/backward/dq/traits.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/issue.h"
+#include "sparse_fmha/sm90/common/soft_cap.h"
 #include "sparse_fmha/sm90/common/stay_behind.h"
 #include "sparse_fmha/sm90/forward/epilogue.h"
 #include "sparse_fmha/sm90/forward/operands.h"
@@ -139,8 +140,21 @@ struct DqAccumulation {
       warpgroup_wait<1>();
       warpgroup_fence_operand(scores);
       if constexpr (Traits::kKeyBias) {
-        if (has_biases<Traits>(geometry.params.bias)) {
-          smem.key_biases.add(scores, state, signed_scale_log2(geometry.params),
+        if (has_biases<Traits>(geometry.params)) {
+          float factor = signed_scale_log2(geometry.params);
+          SoftCap const& cap = geometry.params.soft_cap;
+          if (cap.given()) {
+            // The slope has no register until the weights are there, so it changes their gradients.
+            warpgroup_wait<0>();
+            warpgroup_fence_operand(dweights);
+            factor = cap.apply(scores, factor);
+            CUTE_UNROLL
+            for (int n = 0; n < size(scores); ++n) {
+              float const delta = rows.delta[AccumulatorPosition::row_of(n)];
+              dweights(n) = fmaf(dweights(n) - delta, SoftCap::slope(scores(n)), delta);
+            }
+          }
+          smem.key_biases.add(scores, state, factor,
                               RowThresholds<Geometry>{geometry.params.bias, geometry, work});
         }
       }

@@ -48,7 +48,7 @@ struct DqConsumer {
     constexpr float kLn2 = 0.69314718055994530942f;
     float const scale_log2 = signed_scale_log2(params);
 
-    ThreadRows rows(has_biases<Traits>(params.bias) ? 1.f : scale_log2);
+    ThreadRows rows(has_biases<Traits>(params) ? 1.f : scale_log2);
     geometry.visit_rows(work, warpgroup, AccumulatorPosition().row,
                         [&](int r, RowTerms const& from) { rows.read(r, from); });
     auto gradient = cute::partition_fragment_C(

@@ -26,7 +26,7 @@ class StripeBoxes {
 
  private:
   __device__ __forceinline__ bool needs_keys(Box const& box) const {
-    return box.masked || Stripes::kGatherWarps == 0 || has_biases<Traits>(stripes_.params.bias);
+    return box.masked || Stripes::kGatherWarps == 0 || has_biases<Traits>(stripes_.params);
   }
   __device__ __forceinline__ void fetch(int i) {
     if (i < count) {

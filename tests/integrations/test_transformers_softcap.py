@@ -1,0 +1,126 @@
+"""Gemma 2, whose scores are capped: the same numbers as with its eager attention."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers as hf
+from tiny_text import DECODER, ids, run
+
+from sparse_fmha.integrations import transformers as sparse
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A layer with a sliding window and one without, with weights large enough for the cap."""
+    torch.manual_seed(0)
+    config = hf.Gemma2Config(**DECODER, head_dim=16, sliding_window=40, attn_logit_softcapping=1.5)
+    net = hf.Gemma2ForCausalLM(config).eval()
+    for layer in net.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.weight.data *= 20
+    return net
+
+
+def padded(padding, tokens):
+    seen = torch.ones_like(tokens)
+    if padding == "right":
+        seen[0, 100:] = 0
+    if padding == "left":
+        seen[1, :60] = 0
+    return seen
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_as_eager(net, padding):
+    tokens = ids()
+    seen = padded(padding, tokens)
+    inputs = {"input_ids": tokens, "attention_mask": seen, "use_cache": False}
+    calls, real = [], seen.bool()
+    found = run(net, "sparse_fmha", calls, **inputs)
+    wanted = run(net, "eager", [], **inputs)
+    torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-4)
+    whole = ["neighborhood_attention", "attention"]
+    assert calls == (whole if padding == "none" else ["block_sparse_attention"] * 2)
+
+
+def test_the_cap_matters(net, monkeypatch):
+    found = run(net, "eager", [], input_ids=ids())
+    for layer in net.model.layers:
+        monkeypatch.setattr(layer.self_attn, "attn_logit_softcapping", None)
+    without = run(net, "eager", [], input_ids=ids())
+    assert (found - without).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_gradients_of_adapters(net, padding):
+    """Of low-rank terms beside the projections, as LoRA trains them."""
+    tokens = ids()
+    seen = padded(padding, tokens)
+    before = torch.nn.functional.pad(seen, (1, -1))  # a token that the one before it predicts
+    labels = tokens.masked_fill(seen * before == 0, -100)
+    generator = torch.Generator().manual_seed(1)
+    parts, found = [], []
+    for layer in net.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.v_proj):
+            shapes = (4, projection.in_features), (projection.out_features, 4)
+            down, up = (torch.randn(s, generator=generator) * 0.1 for s in shapes)
+            parts.append((projection, down.requires_grad_(), up.requires_grad_()))
+    hooks = [
+        p.register_forward_hook(lambda _, x, out, down=a, up=b: out + x[0] @ down.T @ up.T)
+        for p, a, b in parts
+    ]
+    own = [x for _, *both in parts for x in both]
+    try:
+        for implementation in ("eager", "sparse_fmha"):
+            net.set_attn_implementation(implementation)
+            loss = net(tokens, attention_mask=seen, labels=labels, use_cache=False).loss
+            found.append(torch.autograd.grad(loss, own))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for a, b in zip(*found, strict=True):
+        assert a.abs().max() > 1e-5
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_generation_token_by_token(net, first):
+    """Past the sliding window, with and without padding at the left."""
+    tokens = ids(60)
+    seen = torch.ones_like(tokens)
+    tokens[0, :first], seen[0, :first] = 0, 0
+    options = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False}
+    results = []
+    for implementation in ("eager", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        results.append(
+            net.generate(tokens, **options, return_dict_in_generate=True, output_logits=True)
+        )
+    assert results[0].sequences.equal(results[1].sequences)
+    for a, b in zip(results[0].logits, results[1].logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_tensor_of_ones_own():
+    """In torch's own functions, where dropout would be lost."""
+    q, k, v = (torch.randn(1, h, 9, 16) for h in (4, 2, 2))
+    mask = torch.randn(1, 1, 9, 9) > 0
+    mask[..., 0] = True
+    module = torch.nn.Linear(1, 1)
+    out, _ = sparse.attend(module, q, k, v, mask, softcap=1.5)
+    k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+    scores = 1.5 * (q @ k.mT / 6).tanh()
+    expected = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(out.transpose(1, 2), expected)
+    with pytest.raises(NotImplementedError, match="attention dropout of Linear must be 0"):
+        sparse.attend(module, q, k, v, mask, 0.1, softcap=1.5)
+
+
+def test_a_layer_with_a_sparse_method(net):
+    sparse.register("sparse_by_layer", {"layer 1": {"method": "anchor"}})
+    with pytest.raises(NotImplementedError, match=r"layer 1 has a sparse .*got logit soft-capping"):
+        run(net, "sparse_by_layer", [], input_ids=ids(100))
