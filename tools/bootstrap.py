@@ -219,7 +219,9 @@ def checks(python: Path) -> list[str]:
     if builds_docs():
         commands["docs"] = docs_command()
     for default in ("meta", "float64", "bfloat16"):
-        commands[f"pytest under default {default}"] = pytest("--other-default", default)
+        commands[f"pytest under default {default}"] = pytest(
+            "--other-default", default, "-m", "quick"
+        )
     failed = []
     for name, command in commands.items():
         say(name)

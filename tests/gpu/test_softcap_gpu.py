@@ -81,7 +81,7 @@ def test_runs_give_the_same_bits(cuda, name, dim):
 
 def test_what_raises(cuda, make_qkv):
     q, k, v = make_qkv(1, 128, 128, 2, 2, 64)
-    message = "softcap runs on the CPU and where key_bias does, .* with skipping, with key_bias"
+    message = "softcap runs on the CPU and where key_bias does: .* with skipping, with key_bias"
     with pytest.raises(NotImplementedError, match=message):
         sparse_fmha.attention(q, k, v, softcap=5.0, skip_threshold=0.1)
     for arch in {row["arch"] for row in sparse_fmha.kernels()} & {"sm80", "sm86"}:

@@ -45,7 +45,7 @@ def test_what_an_architecture_lacks_is_counted(sanitize, monkeypatch, capsys):
         if head_dim == 64:
             return 0.0
         raise RuntimeError(
-            "no kernel for arch=sm80, pass=decode, mechanism=dense, dtype=float16, "
+            "no kernel for arch=sm80, pass=forward, mechanism=dense, dtype=float16, "
             f"head_dim={head_dim}, with skipping"
         )
 
@@ -66,7 +66,7 @@ def test_any_other_error_is_raised(sanitize, monkeypatch):
 
 def test_nothing_computed_is_a_failure(sanitize, monkeypatch):
     def lacks(head_dim, dtype):
-        raise RuntimeError("no kernel for arch=sm80, pass=decode, mechanism=dense, "
+        raise RuntimeError("no kernel for arch=sm80, pass=forward, mechanism=dense, "
                            "dtype=float16, head_dim=64, with skipping")  # fmt: skip
 
     assert problems(sanitize, monkeypatch, lacks) == 1

@@ -94,13 +94,6 @@ cudaError_t cudaFuncSetAttribute(void const* function, cudaFuncAttribute attribu
   });
 }
 
-// Clusters are not emulated, so none runs.
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void const* /*function*/,
-                                           cudaLaunchConfig_t const* /*config*/) {
-  *clusters = 0;
-  return cudaSuccess;
-}
-
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void const* function) {
   return guarded(cudaErrorInvalidValue, [&] {
     emulator::Kernel& kernel = emulator::kernel_of(function);

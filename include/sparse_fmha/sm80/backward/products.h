@@ -2,10 +2,10 @@
 #pragma once
 
 #include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/device/mma_products.h"
 #include "sparse_fmha/device/mma_tile.h"
 #include "sparse_fmha/sm80/backward/fragments.h"
 #include "sparse_fmha/sm80/backward/traits.h"
-#include "sparse_fmha/device/mma_products.h"
 
 namespace sparse_fmha::sm80 {
 

@@ -23,12 +23,9 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.bias.keys = p.key_bias;
   params.bias.rows = p.row_threshold;
   params.soft_cap = soft_cap(p);
-  params.skip = {p.skip_threshold,
-                 reinterpret_cast<unsigned long long*>(p.skip_counts),
-                 p.heads_q,
-                 kept_groups(p),
-                 kept_words(p),
-                 p.kept_tiles};
+  params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
+                 p.heads_q,        kept_groups(p),
+                 kept_words(p),    p.kept_tiles};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,
