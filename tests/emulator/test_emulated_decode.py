@@ -36,6 +36,17 @@ def test_drawn(arch, call):
         check(decode_cases.draw(seed, rows=200, dim=64, dtype=BF16, **call))
 
 
+@pytest.mark.parametrize("form", ["all", "blocks", "spans"])
+def test_many_keys_and_few_rows(arch, form):
+    """On Hopper up to eight blocks of a cluster share a head; one may have no keys."""
+    for heads, len_q, window in (((4, 2), 1, None), ((3, 3), 2, 70)):
+        call = decode_cases.draw(
+            7, form, 16 if form != "spans" else None, len_q, heads=heads, window=window,
+            rows=1100, dim=64, dtype=BF16,
+        )  # fmt: skip
+        check(call)
+
+
 def test_other_head_dims(arch):
     for dim in (40, 128):
         check(decode_cases.draw(3, "blocks", 16, rows=200, dim=dim, dtype=BF16))

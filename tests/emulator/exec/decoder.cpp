@@ -114,20 +114,6 @@ uint64_t Decoder::immediate(ptx::Statement const& statement, size_t operand) con
   return statement.operands[operand].value;
 }
 
-namespace {
-
-// Instructions of clusters of several blocks. A kernel may have them for other calls.
-bool is_of_clusters(ptx::Statement const& statement) {
-  std::string const& what = statement.opcode[0];
-  return what == "mapa" || (what == "barrier" && has_part(statement, "cluster")) ||
-         ((what == "st" || what == "ld") && has_part(statement, "shared::cluster"));
-}
-Outcome refuse_cluster(Warp& /*warp*/, Instruction const& i, uint32_t /*lanes*/) {
-  throw Error("PTX line " + std::to_string(i.line) + ": clusters are not emulated");
-}
-
-}  // namespace
-
 std::vector<Instruction> Decoder::run() {
   std::vector<Instruction> result;
   result.reserve(kernel_.body.size());
@@ -138,9 +124,10 @@ std::vector<Instruction> Decoder::run() {
     instruction.target = statement.target;
     instruction.line = statement.line;
     auto const found = table_.find(statement.opcode[0]);
-    if (is_of_clusters(statement)) {
-      instruction.run = refuse_cluster;
-    } else if (found == table_.end() || !found->second(*this, statement, instruction)) {
+    Decode const decode = is_of_clusters(statement) ? decode_of_clusters
+                          : found != table_.end()   ? found->second
+                                                    : nullptr;
+    if (decode == nullptr || !decode(*this, statement, instruction)) {
       fail(statement, "this instruction is not emulated");
     }
     result.push_back(std::move(instruction));

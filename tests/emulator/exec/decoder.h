@@ -30,6 +30,10 @@ void add_matrices(DecodeTable& table);
 void add_warpgroup_matrices(DecodeTable& table);
 void add_bulk_copies(DecodeTable& table);
 
+// Instructions of clusters, which have the first part of others.
+bool is_of_clusters(ptx::Statement const& statement);
+bool decode_of_clusters(Decoder& decoder, ptx::Statement const& statement, Instruction& i);
+
 // The address of a variable as instructions see it; in local memory, the offset.
 struct Symbol {
   uint64_t address;

@@ -190,8 +190,8 @@ void check(Code const& code, Launch const& launch) {
     throw Error("kernel " + code.name + ": " + std::to_string(shared) +
                 " bytes of shared memory; at most " + std::to_string(kMostShared));
   }
-  if (launch.cluster.count() != 1) {
-    throw Error("kernel " + code.name + ": clusters are not emulated");
+  if (launch.cluster.y != 1 || launch.cluster.z != 1 || launch.grid.x % launch.cluster.x != 0) {
+    throw Error("kernel " + code.name + ": clusters must divide a grid along its first dimension");
   }
 }
 
@@ -226,8 +226,10 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
   grid.random.seed(seed);
   grid.late = seed == 0;
 
-  uint64_t const resident = std::min(
-      std::max<uint64_t>(1, setting("SPARSE_FMHA_EMULATOR_RESIDENT")), launch.grid.count());
+  uint64_t const cluster_size = launch.cluster.x;
+  // Whole clusters.
+  uint64_t const wanted = std::max(cluster_size, setting("SPARSE_FMHA_EMULATOR_RESIDENT"));
+  uint64_t const resident = std::min(wanted / cluster_size * cluster_size, launch.grid.count());
   uint64_t const warps = (launch.block.count() + kLanes - 1) / kLanes;
   struct Place {
     std::vector<uint64_t> registers;
@@ -250,21 +252,33 @@ void launch(Module& module, std::string const& kernel, Launch const& launch) {
   do {
     ++grid.round;
     running = 0;
-    for (Place& place : places) {
-      if (place.block == nullptr && next < launch.grid.count()) {
+    for (size_t k = 0; k < places.size(); k += cluster_size) {
+      bool const free = std::all_of(places.begin() + k, places.begin() + k + cluster_size,
+                                    [](Place const& place) { return place.block == nullptr; });
+      if (!free || next >= launch.grid.count()) {
+        continue;
+      }
+      auto const cluster = std::make_shared<Cluster>();
+      for (uint32_t rank = 0; rank < cluster_size; ++rank, ++next) {
         Dim3 const& size = launch.grid;
         Dim3 const index{static_cast<uint32_t>(next % size.x),
                          static_cast<uint32_t>(next / size.x % size.y),
                          static_cast<uint32_t>(next / size.x / size.y)};
-        ++next;
+        Place& place = places[k + rank];
         place.block = std::make_unique<Block>();
+        place.block->rank = rank;
+        place.block->cluster = cluster;
+        cluster->blocks.push_back(place.block.get());
         start(*place.block, grid, index, place.registers, *place.shared);
       }
+    }
+    for (Place& place : places) {
       if (place.block != nullptr) {
         ++running;
         run_round(*place.block);
         if (place.block->live_threads == 0) {
           finish(*place.block);
+          place.block->cluster->blocks[place.block->rank] = nullptr;
           place.block.reset();
         }
       }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../units/shared_memory.h"
+#include "clusters.h"
 #include "instruction.h"
 
 namespace emulator {
@@ -47,6 +48,10 @@ struct Warp {
 
   std::vector<ThreadCopy> copies;
   uint32_t copy_group[kLanes] = {};  // the open group of each lane
+
+  // At the cluster's barrier: how often each lane has arrived, and has waited for that.
+  uint32_t cluster_arrivals[kLanes] = {};
+  uint32_t cluster_waits[kLanes] = {};
 
   LateGroup products;                // since the last wgmma.commit_group
   std::vector<LateGroup> committed;  // the oldest first
@@ -120,6 +125,7 @@ class ProxyOrder {
 struct Block {
   Dim3 index;
   uint32_t rank = 0;  // in its cluster
+  std::shared_ptr<Cluster> cluster;
   SharedMemory shared{nullptr, 0};
   ProxyOrder order;
   std::vector<Warp> warps;
