@@ -90,7 +90,12 @@ def test_time_on_a_gpu():
     assert "us on an H200, at the rate of a read-only stream; all keys: " in str(found)
     assert "predicted on an H100" not in str(found)
     if sparse_fmha.build_info()["archs"]:
-        assert found.kernel == "sm90_decode_dense_bfloat16_d128"
+        few, any_call = "sm90_decode_dense_bfloat16_d128_q16", "sm90_decode_dense_bfloat16_d128"
+        assert found.kernel == few
+        assert found.rejected[any_call] == "is for more rows"
+        found = explain(decode_attention, q, k, v, lens, split_tokens=512, arch="sm90")
+        assert found.kernel == any_call
+        assert found.rejected[few] == "is for few rows"
     else:
         assert found.why == "this build has no decode kernel for sm90: the call raises"
 
