@@ -1,6 +1,8 @@
 // Host code: the launch of a decode kernel of few rows.
 #pragma once
 
+#include <stdexcept>
+
 #include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/planning/few_rows.h"
 #include "sparse_fmha/sm90/decode/boxes.h"
@@ -20,6 +22,11 @@ struct FewRowsLaunch {
                 "the stages do not fit the shared memory of a Hopper block");
 
   static void run(FmhaProblem const& p, ExecutionContext const& context) {
+    if (!FewRows::serves(*p.decode, p.batch, p.heads_kv)) {
+      throw std::runtime_error(
+          "sparse_fmha: of the decode kernels for this head dim, this build has only that for few "
+          "rows, which does not serve this call; build all of csrc/kernels/sm90_decode.def");
+    }
     static OncePerDevice raise_limit;
     raise_limit([] {
       check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
