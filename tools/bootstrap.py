@@ -218,7 +218,7 @@ def checks(python: Path) -> list[str]:
     }
     if builds_docs():
         commands["docs"] = docs_command()
-    for default in ("meta", "float64", "bfloat16"):
+    for default in ("meta", "bfloat16"):
         commands[f"pytest under default {default}"] = pytest(
             "--other-default", default, "-m", "quick"
         )
