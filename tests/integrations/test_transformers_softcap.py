@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers as hf
-from tiny_text import DECODER, ids, run
+from tiny_text import DECODER, assert_generates_as_eager, ids, run
 
 from sparse_fmha.integrations import transformers as sparse
 
@@ -93,16 +93,7 @@ def test_generation_token_by_token(net, first):
     tokens = ids(60)
     seen = torch.ones_like(tokens)
     tokens[0, :first], seen[0, :first] = 0, 0
-    options = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False}
-    results = []
-    for implementation in ("eager", "sparse_fmha"):
-        net.set_attn_implementation(implementation)
-        results.append(
-            net.generate(tokens, **options, return_dict_in_generate=True, output_logits=True)
-        )
-    assert results[0].sequences.equal(results[1].sequences)
-    for a, b in zip(results[0].logits, results[1].logits, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert_generates_as_eager(net, tokens, seen, atol=1e-4)
 
 
 def test_a_mask_tensor_of_ones_own():

@@ -44,3 +44,17 @@ def run(net, implementation, calls, **inputs):
 
             patch.setattr(sparse, name, noted)
         return net(**inputs)[0]
+
+
+def assert_generates_as_eager(net, tokens, seen, atol):
+    """Eight tokens, one by one: the same as with eager attention, from logits as close as atol."""
+    options = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False}
+    results = []
+    for implementation in ("eager", "sparse_fmha"):
+        net.set_attn_implementation(implementation)
+        results.append(
+            net.generate(tokens, **options, return_dict_in_generate=True, output_logits=True)
+        )
+    assert results[0].sequences.equal(results[1].sequences)
+    for a, b in zip(results[0].logits, results[1].logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=atol)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from bias_cases import BY_MECHANISM, biased
+from full_masks import stripe
 from gradient_cases import CASES, values
 from gradient_oracle import GRADIENTS
 
 import sparse_fmha
-from sparse_fmha import _C, BlockMask, StripeMask, explain
+from sparse_fmha import _C, explain
 
 OPS = torch.ops.sparse_fmha
 INF = float("inf")
@@ -45,18 +46,6 @@ def test_vmap_and_its_gradient(name, batch):
     queries = torch.stack([q, q * 2])
     found = torch.vmap(of_bias, (None, 0))(bias, queries)
     torch.testing.assert_close(found, torch.stack([of_bias(bias, x) for x in queries]))
-
-
-def block_sparse(q, k, v, **options):
-    seen = torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    mask = BlockMask.from_blocks(seen, q.shape[1], k.shape[1], 64, 64, causal=True)
-    return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
-
-
-def stripe(q, k, v, **options):
-    seen = torch.ones(1, 1, -(-q.shape[1] // 64), k.shape[1], dtype=torch.bool)
-    mask = StripeMask.from_columns(seen, q.shape[1], 64, causal=True, width=k.shape[1])
-    return sparse_fmha.stripe_attention(q, k, v, mask, **options)
 
 
 FUNCTIONS = {

@@ -6,12 +6,13 @@ import bias_oracle
 import pytest
 import torch
 from bias_cases import BY_MECHANISM, FORMS, biased, differentiated
+from full_masks import block_sparse, stripe
 from gradient_cases import CASES, LARGE, values
 from gradient_oracle import GRADIENTS, attend, gradients
 from threshold_cases import LISTS, limited
 
 import sparse_fmha
-from sparse_fmha import BlockMask, StripeMask, explain
+from sparse_fmha import explain
 
 OPS = torch.ops.sparse_fmha
 INF = float("inf")
@@ -166,18 +167,6 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, f"{case.mechanism}_fwd"), (), arguments | own)
     given = {"dout": torch.randn_like(out), "dlse": None, **arguments, "out": out, "lse": lse}
     torch.library.opcheck(getattr(OPS, f"{case.mechanism}_bwd"), (), given)
-
-
-def block_sparse(q, k, v, **options):
-    seen = torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    mask = BlockMask.from_blocks(seen, q.shape[1], k.shape[1], 64, 64, causal=True)
-    return sparse_fmha.block_sparse_attention(q, k, v, mask, **options)
-
-
-def stripe(q, k, v, **options):
-    seen = torch.ones(1, 1, -(-q.shape[1] // 64), k.shape[1], dtype=torch.bool)
-    mask = StripeMask.from_columns(seen, q.shape[1], 64, causal=True, width=k.shape[1])
-    return sparse_fmha.stripe_attention(q, k, v, mask, **options)
 
 
 def varlen(q, k, v, return_lse=False, **options):

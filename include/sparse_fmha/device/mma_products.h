@@ -30,6 +30,25 @@ __device__ __forceinline__ uint32_t rounded(float low, float high) {
   return reinterpret_cast<uint32_t const&>(result);
 }
 
+// Weights of a row tile rounded to 16 bits: the accumulator of the scores is the first factor of
+// the second product, register by register.
+template <class Traits>
+struct Weights {
+  uint32_t step[Traits::kTileK / 16][4];
+
+  template <class RowScores>
+  __device__ __forceinline__ void take(RowScores const& scores) {
+    CUTE_UNROLL
+    for (int s = 0; s < Traits::kTileK / 16; ++s) {
+      CUTE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        int const i = 4 * (2 * s + r / 2) + 2 * (r % 2);
+        step[s][r] = rounded<typename Traits::Element>(scores(i), scores(i + 1));
+      }
+    }
+  }
+};
+
 // Four matrices of 8 x 8 from shared memory.
 __device__ __forceinline__ void load_four(uint32_t address, uint32_t (&to)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -78,6 +78,13 @@ struct MmaRows {
       load_matrices(tile + chunk_place<kDim>(first_row + lane % 16, 2 * s + lane / 16), step[s]);
     }
   }
+  // Of a step. `lane` is for queries that stay in shared memory.
+  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      to[r] = step[s][r];
+    }
+  }
   __device__ __forceinline__ void negate() {
 #pragma unroll
     for (int s = 0; s < kDim / 16; ++s) {

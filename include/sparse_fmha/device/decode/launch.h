@@ -9,7 +9,7 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/check.h"
 #include "sparse_fmha/device/decode/merge.h"
-#include "sparse_fmha/planning/few_rows.h"
+#include "sparse_fmha/planning/decode_sizes.h"
 
 namespace sparse_fmha::device {
 
@@ -59,7 +59,7 @@ inline void take_decode_memory(DecodeParams& params, int64_t workers,
                                ExecutionContext const& context) {
   DecodeKeys const& keys = params.keys;
   int64_t const groups = params.groups;
-  auto const units = [&](int64_t size) { return groups * ceil_div(most_slots(keys), size); };
+  auto const units = [&](int64_t size) { return groups * ceil_div_64(most_slots(keys), size); };
   if (units(DecodeKeys::kTile) > INT32_MAX / 2) {
     throw std::runtime_error(
         "sparse_fmha: the caches of all requests and KV heads must hold at most 2^30 tiles "

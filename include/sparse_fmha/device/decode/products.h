@@ -33,25 +33,6 @@ __device__ __forceinline__ void multiply_keys(Queries const& queries,
   }
 }
 
-// Weights rounded to 16 bits: the accumulator of the scores is the first factor of the second
-// product, register by register.
-template <class Traits>
-struct Weights {
-  uint32_t step[Traits::kTileK / 16][4];
-
-  template <class Scores>
-  __device__ __forceinline__ void take(Scores const& scores) {
-    CUTE_UNROLL
-    for (int s = 0; s < Traits::kTileK / 16; ++s) {
-      CUTE_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        int const i = 4 * (2 * s + r / 2) + 2 * (r % 2);
-        step[s][r] = rounded<typename Traits::Element>(scores(i), scores(i + 1));
-      }
-    }
-  }
-};
-
 // output += weights x values.
 template <class Traits, class Output>
 __device__ __forceinline__ void multiply_values(Weights<Traits> const& weights,

@@ -19,26 +19,11 @@ template <class Traits, bool kInRegisters = Traits::kQueriesInRegisters>
 class Queries;
 
 template <class Traits>
-class Queries<Traits, true> {
+class Queries<Traits, true> : public MmaRows<Traits::kRowDim> {
  public:
   __device__ __forceinline__ explicit Queries(typename Traits::Element const* tile) {
-    int const lane = threadIdx.x % 32;
-    CUTE_UNROLL
-    for (int s = 0; s < Traits::kHeadDim / 16; ++s) {
-      load_matrices(
-          tile + chunk_place<Traits::kRowDim>(threadIdx.x / 32 * 16 + lane % 16, 2 * s + lane / 16),
-          step_[s]);
-    }
+    this->load(tile, static_cast<int>(threadIdx.x / 32 * 16));
   }
-  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      to[r] = step_[s][r];
-    }
-  }
-
- private:
-  uint32_t step_[Traits::kHeadDim / 16][4];
 };
 
 template <class Traits>

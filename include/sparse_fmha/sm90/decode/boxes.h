@@ -5,7 +5,7 @@
 
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/device/decode/launch.h"
-#include "sparse_fmha/planning/few_rows.h"
+#include "sparse_fmha/planning/decode_sizes.h"
 #include "sparse_fmha/sm90/decode/params.h"
 
 namespace sparse_fmha::sm90 {

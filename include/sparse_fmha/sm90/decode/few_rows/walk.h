@@ -13,7 +13,7 @@ namespace sparse_fmha::sm90 {
 // The queries of a group as operands of mma.sync, with the sign of the scale. Rows and columns that
 // do not exist are zero.
 template <class Traits>
-class FewQueries {
+class FewQueries : public MmaRows<Traits::kHeadDim> {
  public:
   __device__ __forceinline__ FewQueries(DecodeParams const& params, FewRowsKeys const& keys) {
     int const lane = threadIdx.x % 32;
@@ -29,19 +29,10 @@ class FewQueries {
       for (int i = 0; i < Traits::kHeadDim / 8; ++i) {
         bool const reads = there && i * 8 < params.head_dim;
         uint32_t const x = reads ? *reinterpret_cast<uint32_t const*>(data + i * 8) : 0;
-        step_[i / 2][i % 2 * 2 + half] = x ^ sign;
+        this->step[i / 2][i % 2 * 2 + half] = x ^ sign;
       }
     }
   }
-  __device__ __forceinline__ void get(int s, int /*lane*/, uint32_t (&to)[4]) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      to[r] = step_[s][r];
-    }
-  }
-
- private:
-  uint32_t step_[Traits::kHeadDim / 16][4];
 };
 
 template <class Traits>
@@ -139,7 +130,7 @@ struct FewRowsWalk {
     if (softmax.template update<true>(scores, rescale)) {
       rescale_rows(output, rescale);
     }
-    Weights<Traits> weights;
+    device::Weights<Traits> weights;
     weights.take(scores);
     multiply_values<Traits>(weights, stage.values, output, threadIdx.x % 32);
   }
