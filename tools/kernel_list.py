@@ -40,7 +40,8 @@ ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 
 
 # Kernels whose mechanism stands for several others.
-SHARED = {"DenseOrCausal": ("Dense", "Causal")}
+SHARED = {"DenseOrCausal": ("Dense", "Causal"), "PackedSequences": ("Dense", "Causal")}
+PACKED = "PackedSequences"
 SERVED = {mechanism for shared in SHARED.values() for mechanism in shared}
 # Families and passes whose kernels test whether keys have a bias.
 BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
@@ -85,6 +86,11 @@ class Row(NamedTuple):
         return self.bias == "kPerKey" or (self.arch.family, self.direction) in BIAS_OPTIONAL
 
     @property
+    def packed(self) -> bool:
+        """Whether sequences share one dimension of tokens."""
+        return self.kernel_mechanism == PACKED
+
+    @property
     def mechanism_name(self) -> str:
         return _snake_case(self.mechanism)
 
@@ -105,6 +111,7 @@ class Row(NamedTuple):
     def _name(self, arch: str, what: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
         end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
+        end += "_packed" if self.packed else ""
         tile = f"_q{self.tile_q}" if self.further else ""
         return f"{arch}_{of}{what}{end}{tile}"
 
@@ -352,7 +359,9 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
         f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_q}, "
         f"{r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
         for r in rows
-        if r.direction == "forward" and r.mechanism in SERVED and not r.skips and not r.key_bias
+        if r.direction == "forward"
+        and r.mechanism in SERVED
+        and not (r.skips or r.key_bias or r.packed)
     )
     _write(folder / "row_costs.inc", "".join(costs))
     return files

@@ -33,8 +33,10 @@ bool serves(KernelKey const& row, KernelKey const& request) {
   // A forward kernel of a GPU with biases costs more without.
   bool const optional = row.arch == Arch::kCpu || row.pass != Pass::kForward;
   bool const bias = row.key_bias == request.key_bias || (row.key_bias && optional);
+  // Those of the CPU take one sequence after the other.
+  bool const packed = row.packed == request.packed || row.arch == Arch::kCpu;
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
-         row.mechanism == request.mechanism && row.skips == request.skips && bias &&
+         row.mechanism == request.mechanism && row.skips == request.skips && bias && packed &&
          row.head_dim >= request.head_dim;
 }
 
@@ -98,7 +100,7 @@ std::string to_string(KernelKey const& key) {
   text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
        << ", mechanism=" << Mechanisms::kNames[key.mechanism] << ", dtype=" << to_string(key.dtype)
        << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "")
-       << (key.key_bias ? ", with key_bias" : "");
+       << (key.key_bias ? ", with key_bias" : "") << (key.packed ? ", packed" : "");
   return text.str();
 }
 

@@ -84,7 +84,9 @@ __global__ void __launch_bounds__(kOrderThreads)
     int32_t const second = 2 * tile + 1 < sizes.blocks ? partials(row + 1) : 0;
     return 2 * counts[0] + counts[1] + counts[2] + partials(row) + second;
   };
-  order_by_weight(sizes.q_tiles, weight, order + list * sizes.q_tiles);
+  order_by_weight(sizes.q_tiles, weight, [&](int32_t position, int32_t tile) {
+    order[list * sizes.q_tiles + position] = tile;
+  });
 }
 
 int64_t tiles_of(ListSizes const& sizes) {

@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(kOrderThreads)
     int32_t const* const steps = counts + 3 * (first + tile);
     return steps[1] + steps[2];
   };
-  order_by_weight(key_tiles, weight, order + first);
+  order_by_weight(key_tiles, weight,
+                  [&](int32_t position, int32_t tile) { order[first + position] = tile; });
 }
 
 // Grid size of a launch, checked.

@@ -74,7 +74,8 @@ KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
           has_thresholds ? head_dim_with_thresholds(problem, arch, pass) : problem.head_dim,
           static_cast<int32_t>(problem.sparsity.index()),
           problem.skip_threshold != nullptr,
-          problem.key_bias.data != nullptr || problem.softcap != 0};
+          problem.key_bias.data != nullptr || problem.softcap != 0,
+          problem.packed != nullptr};
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {

@@ -1,4 +1,4 @@
-// The op of dense and causal attention over packed sequences. CPU only.
+// The op of dense and causal attention over packed sequences.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,7 +8,9 @@
 #include "check.h"
 #include "list_arguments.h"
 #include "packed.h"
+#include "packed_on_gpu.h"
 #include "paged_keys.h"
+#include "placement.h"
 #include "run.h"
 #include "score_arguments.h"
 
@@ -46,6 +48,10 @@ std::vector<Tensor> varlen_fwd(Tensor q, Tensor k, Tensor v, Tensor cu_q,
                                bool causal, std::optional<double> scale,
                                std::optional<Tensor> seqused_k, std::optional<Tensor> page_table,
                                std::optional<Tensor> skip_threshold, double softcap) {
+  if (on_gpu(q)) {
+    require_no_options(skip_threshold, softcap);
+    return packed_on_gpu({cu_q, cu_k, max_q, max_k, seqused_k, page_table}, q, k, v, causal, scale);
+  }
   FmhaProblem packed = packed_problem(q, k, v, page_table.has_value(), scale);
   add_softcap(packed, softcap);
   std::vector<PackedSequence> const sequences =
@@ -151,5 +157,8 @@ STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CPU, m) {
   m.impl("varlen_fwd", TORCH_BOX(&varlen_fwd));
   m.impl("varlen_bwd", TORCH_BOX(&varlen_bwd));
 }
+
+// The backward pass on GPUs is over block lists (python/sparse_fmha/varlen).
+STABLE_TORCH_LIBRARY_IMPL(sparse_fmha, CUDA, m) { m.impl("varlen_fwd", TORCH_BOX(&varlen_fwd)); }
 
 }  // namespace sparse_fmha

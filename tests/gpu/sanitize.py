@@ -20,6 +20,7 @@ import decode_cases
 import decode_oracle
 import gradient_oracle
 import other_archs
+import packed_cases
 import torch
 from block_lists import compact
 from gradient_cases import LARGE
@@ -94,6 +95,17 @@ DECODES = [
     ("tokens by query", 64, 3, (4, 2), 512, 0.3),
     ("spans", None, 2, (4, 2), None, None),
     ("spans", 16, 2, (4, 2), 256, 0.3),
+]
+
+
+# lengths of queries, of keys and of keys in use, causal, tokens of no sequence before and after the
+# sequences, keys of a page: one sequence, ragged ends, sequences without queries or keys, pages.
+PACKED = [
+    (((192, 192, 192),), False, 0, 0, None),
+    (((1, 300, 250), (0, 40, 40), (333, 130, 130), (70, 90, 0)), True, 3, 70, None),
+    (((5, 5, 5),) * 40, False, 0, 1, None),
+    (((1, 300, 250), (0, 40, 40), (333, 430, 430)), True, 0, 70, 16),
+    (((200, 300, 300), (20, 20, 20)), False, 5, 0, 7),
 ]
 
 
@@ -207,6 +219,19 @@ def decode_error(form, page, len_q, heads, split_tokens, threshold, head_dim, dt
     return error_of_rows(out, lse, exact.out, exact.lse)
 
 
+def packed_error(lengths, causal, before, after, page, head_dim, dtype) -> float:
+    """Sequences around whose tokens there is NaN."""
+    case = packed_cases.Packed(
+        lengths, before, after, dim=head_dim, causal=causal, counts_used=True
+    )
+    given, visible = case.arguments(dtype)
+    paged = packed_cases.in_pages(given, page) if page else given
+    on_device = {name: on_gpu(value) for name, value in paged.items()}
+    out, lse = sparse_fmha.varlen_attention(**on_device, return_lse=True)
+    inputs = packed_cases.clean(*(given[x] for x in "qkv"))
+    return relative_error(out[None], lse[None], *inputs, visible)
+
+
 def on_gpu(value):
     if isinstance(value, tuple):
         return tuple(map(on_gpu, value))
@@ -263,6 +288,7 @@ PROBLEMS = {
     "stripe": (stripe_error, STRIPES),
     "skipping": (skipping_error, DENSE),
     "decode": (decode_error, DECODES),
+    "packed": (packed_error, PACKED),
     "backward": (backward_error, [(name,) for name in LARGE]),
 }
 

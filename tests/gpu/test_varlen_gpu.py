@@ -130,11 +130,12 @@ def test_windows_over_pages(cuda, window):
     torch.testing.assert_close(run(on_gpu(paged, cuda)).cpu(), run(paged), rtol=0.01, atol=2e-3)
 
 
-def test_the_op_is_for_the_cpu(cuda):
+@pytest.mark.parametrize("option", ["skip_threshold", "softcap"])
+def test_what_the_op_lacks(cuda, option):
     given, _ = Packed(lengths=((9, 30, 30),), dim=64).arguments(torch.bfloat16)
-    op = torch.ops.sparse_fmha.varlen_fwd
-    with pytest.raises(NotImplementedError, match="sparse_fmha::varlen_fwd runs on the CPU only"):
-        op(**on_gpu(in_pages(given, 16), cuda))
+    value = torch.zeros(1, device=cuda) if option == "skip_threshold" else 30.0
+    with pytest.raises(RuntimeError, match=f"varlen_fwd with {option} runs on the CPU only"):
+        torch.ops.sparse_fmha.varlen_fwd(**on_gpu(given, cuda), **{option: value})
 
 
 def test_packed_grids(randn):

@@ -1,5 +1,7 @@
 """Packed sequences as a part of PyTorch: tracing, compiling, autocast, and CUDA without a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo.config
@@ -8,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparse_fmha
 from sparse_fmha import varlen_attention, varlen_neighborhood_attention
-from sparse_fmha._ops.packed import on_cuda
+from sparse_fmha.varlen.gradients import backward_over_lists
 
 OPS = torch.ops.sparse_fmha
 CASE = Packed(lengths=((33, 40, 30), (0, 3, 3), (7, 2, 2)), causal=True, counts_used=True, after=2)
@@ -24,7 +26,7 @@ def fresh_compiler():
 @pytest.fixture
 def over_lists(monkeypatch):
     """What CUDA tensors do, on the CPU."""
-    monkeypatch.setattr(sparse_fmha.varlen.sequences, "_runs_over_lists", lambda q: True)
+    monkeypatch.setattr(sparse_fmha.varlen.sequences, "_runs_over_lists", lambda q, is_plain: True)
 
 
 def finite(case=CASE, dtype=torch.float32):
@@ -169,9 +171,16 @@ def test_what_the_way_over_lists_lacks(over_lists):
         varlen_attention(**given, skip_threshold=torch.rand(3))
 
 
-@pytest.mark.parametrize("name", ["varlen_fwd", "varlen_bwd"])
-def test_the_op_refuses_cuda(name):
-    op = getattr(OPS, name).default
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA")
-    with pytest.raises(NotImplementedError, match=f"^sparse_fmha::{name} runs on the CPU only"):
-        on_cuda(op)()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("need", [(True, True), (True, False), (False, True)])
+def test_the_backward_pass_of_cuda(causal, need):
+    """On the CPU, where the op's own kernels say what it has to return."""
+    given = finite(replace(CASE, causal=causal))
+    out, lse = OPS.varlen_fwd(**given)
+    dout, dlse = torch.randn_like(out), torch.randn_like(lse)
+    arguments = (dout, dlse, *(given[x] for x in "qkv"), out, lse)
+    rest = (given["cu_q"], given["cu_k"], given["max_q"], given["max_k"], causal, None)
+    rest = (*rest, given["seqused_k"], None, *need)
+    found = backward_over_lists(*arguments, *rest)
+    for a, b in zip(found, OPS.varlen_bwd(*arguments, *rest), strict=True):
+        torch.testing.assert_close(a, b)

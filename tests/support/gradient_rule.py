@@ -72,8 +72,8 @@ def assert_as_good_as_torch(case, arguments, found, dout, lse):
     rounding = torch.finfo(torch.float32).eps * (1 + largest)
     # A row that sees one key has no gradient of its scores: two sums in fp32 cancel.
     sums = dout.abs().max().item() * arguments["v"].abs().max().item() * arguments["v"].shape[-1]
-    cancelled = torch.finfo(torch.float32).eps * sums * abs(case.scale or 1)
-    factors = {"q": "k", "k": "q"}
+    cancelled = torch.finfo(torch.float32).eps * sums
+    scale, factors = abs(case.scale or 1), {"q": "k", "k": "q"}
     for of, gradient in found.items():
         assert (gradient.shape, gradient.dtype) == (arguments[of].shape, arguments[of].dtype)
         assert gradient.is_contiguous()
@@ -81,7 +81,8 @@ def assert_as_good_as_torch(case, arguments, found, dout, lse):
         ours, theirs = ((x[of].double() - exact[of]).abs() for x in (found, eager))
         # A bias has fp32, but each summand of its gradient comes from a rounded output.
         of_dtype = torch.finfo(arguments["q"].dtype).eps * (2 if of == "key_bias" else 1)
-        factor = arguments[factors[of]].abs().max().item() if of in factors else 0
+        factor = scale * arguments[factors[of]].abs().max().item() if of in factors else 0
+        factor = 1 if of == "key_bias" else factor  # that of a bias is that of its scores
         floor = (of_dtype + rounding) * exact[of].abs().max() + cancelled * factor + ZERO
         for name, figure in {
             "largest": torch.max,

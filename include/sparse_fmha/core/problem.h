@@ -53,7 +53,8 @@ constexpr int mechanism_index() {
   }
 }
 
-struct DecodeKeys;  // decode.h
+struct DecodeKeys;    // decode.h
+struct PackedTokens;  // packed.h
 
 // Tensors that the backward kernels read and write, besides those of the forward pass. A tensor
 // whose data is nullptr is not wanted.
@@ -111,6 +112,10 @@ struct FmhaProblem {
   // For decode kernels, else nullptr. k and v are then a cache of batch entries or pages, grid_kv
   // the rows of one, and skip_counts is [B, heads_kv, 2].
   DecodeKeys const* decode = nullptr;
+  // For kernels of packed sequences, which are Dense or Causal each; else nullptr. The batch is
+  // then 1, and grid_q and grid_kv are the tokens of all of them; grid_kv is not used where keys
+  // are in pages.
+  PackedTokens const* packed = nullptr;
   Sparsity sparsity;
 };
 

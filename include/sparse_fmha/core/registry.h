@@ -24,6 +24,7 @@ struct KernelKey {
   bool skips;         // whether key tiles are skipped by a threshold
   // Whether keys may have a bias and scores a soft cap; in rows see serves() of registry.cpp.
   bool key_bias = false;
+  bool packed = false;  // sequences share one dimension of tokens
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.

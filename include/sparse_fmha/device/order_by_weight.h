@@ -16,10 +16,10 @@ SPARSE_FMHA_HD int32_t order_groups(int32_t tiles) { return ceil_div(tiles, kOrd
 
 // The position of a tile is the number of tiles of its list that come before it, counted by a warp.
 // Tiles of equal weight keep their order, so that neighbors share keys; as everywhere, the last
-// ones come first. weight(tile) and `order` are those of the block's list.
-template <class Weight>
+// ones come first. weight(tile) and put(position, tile) are those of the block's list.
+template <class Weight, class Put>
 __device__ __forceinline__ void order_by_weight(int32_t tiles, Weight const& weight,
-                                                int32_t* order) {
+                                                Put const& put) {
   __shared__ int32_t weights[kOrderThreads];
   int32_t const thread = static_cast<int32_t>(threadIdx.x);
   int32_t const group = static_cast<int32_t>(blockIdx.x % order_groups(tiles));
@@ -39,7 +39,7 @@ __device__ __forceinline__ void order_by_weight(int32_t tiles, Weight const& wei
   }
   before = __reduce_add_sync(0xffffffff, before);
   if (thread % 32 == 0 && mine < tiles) {
-    order[before] = mine;
+    put(before, mine);
   }
 }
 

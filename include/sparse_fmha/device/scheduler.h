@@ -38,4 +38,16 @@ struct Scheduler {
   }
 };
 
+// The same where the number of query tiles, at most q_tiles, is known on the device alone.
+struct CountedScheduler : Scheduler {
+  int32_t const* count;
+
+  __device__ __forceinline__ WorkTile decode(int32_t index) const {
+    Scheduler known = *this;
+    known.q_tiles = *count;
+    known.num_tiles = known.q_tiles * instances;
+    return known.decode(index);
+  }
+};
+
 }  // namespace sparse_fmha::device

@@ -80,6 +80,11 @@ def held_keys(sequences: Sequences) -> Tensor:
     return (tokens >= begin) & (tokens < begin + sequences.k_lengths[number])
 
 
+def only(held: Tensor, x: Tensor) -> Tensor:
+    """Returns x `[T, heads, D]` with zeros where a token is not held."""
+    return torch.where(held[:, None, None], x, 0)
+
+
 def _number_of(starts: Tensor, tokens: Tensor, batch: int) -> Tensor:
     """Returns the sequence of each token; an arbitrary one for a token without a sequence."""
     return (torch.searchsorted(starts, tokens, right=True) - 1).clamp(0, batch - 1)

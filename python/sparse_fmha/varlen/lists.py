@@ -38,7 +38,7 @@ def over_lists(
     mask = BlockMask(**vars(packed.block_mask(sequences, max_q, max_k, causal, window)))
     queries, keys = packed.held_queries(sequences), packed.held_keys(sequences)
     # Tiles have tokens of no sequence, which may hold NaN, and their queries get results.
-    q, k, v = (_only(held, x)[None] for held, x in ((queries, q), (keys, k), (keys, v)))
+    q, k, v = (packed.only(held, x)[None] for held, x in ((queries, q), (keys, k), (keys, v)))
     out, lse = block_sparse_attention(
         *(q, k, v, mask),
         scale=scale,
@@ -46,9 +46,4 @@ def over_lists(
         skip_threshold=skip_threshold,
         return_lse=True,
     )
-    return _only(queries, out[0]), torch.where(queries[:, None], lse[0], -torch.inf)
-
-
-def _only(held: Tensor, x: Tensor) -> Tensor:
-    """Returns x with zeros where a token is not held."""
-    return torch.where(held[:, None, None], x, 0)
+    return packed.only(queries, out[0]), torch.where(queries[:, None], lse[0], -torch.inf)

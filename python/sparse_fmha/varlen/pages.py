@@ -43,7 +43,7 @@ def over_pages(
     Returns:
         out and lse, as `varlen_attention` returns them.
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if recorded(q, k, v):
         raise NotImplementedError(
             "varlen_attention has no backward pass for keys in pages; call it without page_table, "
             "or under torch.no_grad()"
@@ -79,6 +79,11 @@ def over_pages(
         torch.where(held[:, None, None], out[number, row], 0),
         torch.where(held[:, None], lse[number, row], -torch.inf),
     )
+
+
+def recorded(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the call would have a backward pass."""
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
 
 
 class _Queries(NamedTuple):

@@ -13,7 +13,7 @@ from sparse_fmha.attention import _calls
 from sparse_fmha.attention._scores import add_sink, check_sink, checked_softcap
 from sparse_fmha.varlen.checks import check_out, check_varlen
 from sparse_fmha.varlen.lists import over_lists
-from sparse_fmha.varlen.pages import over_pages
+from sparse_fmha.varlen.pages import over_pages, recorded
 
 
 @overload
@@ -117,11 +117,11 @@ def varlen_attention(
             earlier one counts as that one: the sequence is empty. Tokens before `cu_q[0]` and from
             `cu_q[-1]` on are in no sequence.
         cu_k: the same for the keys. None only with page_table and seqused_k. Pass cu_q itself if
-            both are the same: on CUDA the lists are shorter then.
+            both are the same: on CUDA the lists of the backward pass are shorter then.
         max_q: upper bound of the queries of a sequence.
         max_k: upper bound of the keys of a sequence that are in use. On the CPU a longer sequence
-            raises. On CUDA the values of cu_q and cu_k are not read by the host, and some keys of a
-            longer sequence may be missing, and with page_table some queries.
+            raises. On CUDA the values of cu_q and cu_k are not read by the host, and what a longer
+            sequence returns is not specified.
         causal: query i of a sequence with Lq queries and Lk keys in use sees key j only if
             `j <= i + (Lk - Lq)`: its last query sees its last key.
         seqused_k: int32 `[B]`, how many keys of each sequence are in use, from its start; clamped
@@ -150,15 +150,16 @@ def varlen_attention(
     v and sink. These raise NotImplementedError: a gradient where tiles may be skipped, and one
     where keys are in pages, on CUDA already the call that would have one.
 
-    On the CPU the op `varlen_fwd` runs each sequence, and many short ones share the threads. On
-    CUDA, `block_sparse_attention` runs on the packed dimension, with a mask built on the device
-    without waiting for it; not measured on a GPU yet. There NaN or infinity in v can reach a
-    neighboring sequence, as among hidden keys of `attention`. If cu_k is not cu_q, the bitmasks of
-    two or more sequences take `Tq * Tk / 8` bytes.
+    The op `varlen_fwd` runs it. On the CPU it takes one sequence after the other, and many short
+    ones share the threads. On Hopper one kernel takes the query tiles of all sequences, heaviest
+    first; a plan made on the device says where they lie, and with page_table the pages of each
+    sequence are first copied next to each other, `B * max_k` keys and values.
 
-    With page_table, CUDA copies the pages of each sequence next to each other, and pads its queries
-    to max_q: the copies take `B * max_k` keys and values and `B * max_q` queries, each with
-    something to spare, so these bounds should be close.
+    On CUDA the backward pass, `skip_threshold`, `softcap`, and every call on GPUs other than Hopper
+    are `block_sparse_attention` on the packed dimension, with a mask built on the device without
+    waiting for it. There NaN or infinity in v can reach a neighboring sequence, as among hidden
+    keys of `attention`, and if cu_k is not cu_q, the bitmasks of two or more sequences take
+    `Tq * Tk / 8` bytes. With page_table, queries are then copied, too, padded to max_q.
 
     Raises:
         ValueError: a shape, stride, device or number that is not allowed; out is given where a
@@ -173,7 +174,8 @@ def varlen_attention(
     if sink is not None:
         check_sink(sink, q)
     check_out(out, q, k, v, sink)
-    if _runs_over_lists(q):
+    is_plain = threshold is None and cap == 0 and not (page_table is not None and recorded(q, k, v))
+    if _runs_over_lists(q, is_plain):
         results = _over_lists(
             *(q, k, v, cu_q, cu_k, max_q, max_k, causal, seqused_k, page_table, scale),
             skip_threshold,
@@ -196,8 +198,20 @@ def _plain(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous()
 
 
-def _runs_over_lists(q: Tensor) -> bool:
-    return q.device.type == "cuda"
+def _runs_over_lists(q: Tensor, is_plain: bool) -> bool:
+    """is_plain: whether the call is what kernels of packed sequences are for."""
+    return q.device.type == "cuda" and not (is_plain and _has_packed_kernels(q.device))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_packed_kernels(device: torch.device) -> bool:
+    """Whether calls take Hopper's kernels, which alone have rows for packed sequences."""
+    capability = torch.cuda.get_device_capability(device)
+    try:
+        from sparse_fmha._extension import _C
+    except ImportError:  # the ops work without it, and then there is no override
+        return capability == (9, 0)
+    return _C.arch_for_call(*capability) == "sm90"
 
 
 def _over_lists(

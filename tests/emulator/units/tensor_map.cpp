@@ -19,7 +19,7 @@ void each_row(TensorMap const& map, Coordinates const& at, uint32_t address, Row
     rows *= copied(map, d);
   }
   for (uint32_t r = 0; r < rows; ++r) {
-    int64_t offset = 0;
+    uint64_t offset = 0;  // addresses wrap around
     bool valid = true;
     uint32_t rest = r;
     for (int d = 1; d < map.rank; ++d) {
@@ -27,7 +27,7 @@ void each_row(TensorMap const& map, Coordinates const& at, uint32_t address, Row
           int64_t{at[d]} + int64_t{rest % copied(map, d)} * map.element_strides[d];
       rest /= copied(map, d);
       valid = valid && place >= 0 && place < static_cast<int64_t>(map.dims[d]);
-      offset += place * static_cast<int64_t>(map.strides[d - 1]);
+      offset += static_cast<uint64_t>(place) * map.strides[d - 1];
     }
     row(valid ? map.base + offset : nullptr, address + r * row_bytes);
   }

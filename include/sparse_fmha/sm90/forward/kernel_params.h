@@ -3,6 +3,8 @@
 
 #include <cuda.h>
 
+#include <type_traits>
+
 #include "sparse_fmha/device/scheduler.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/sm90/common/cute.h"
@@ -11,6 +13,16 @@
 
 namespace sparse_fmha::sm90 {
 
+// A geometry may have a scheduler of its own.
+template <class Geometry, class = void>
+struct SchedulerOf {
+  using Type = Scheduler;
+};
+template <class Geometry>
+struct SchedulerOf<Geometry, std::void_t<typename Geometry::Scheduler>> {
+  using Type = typename Geometry::Scheduler;
+};
+
 template <class Geometry, class Mechanism>
 struct KernelParams {
   typename Geometry::Params geometry;  // tensors and tile shapes
@@ -18,7 +30,7 @@ struct KernelParams {
   int32_t heads_per_kv;  // query heads per key head
   float scale_log2;      // |scale| * log2(e), never zero
   bool negate;           // the scale is negative
-  Scheduler scheduler;
+  typename SchedulerOf<Geometry>::Type scheduler;
   SkipParams skip;  // this and the next are last: few kernels read them
   BiasParams bias;
   SoftCap soft_cap;

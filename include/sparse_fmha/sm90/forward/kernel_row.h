@@ -18,6 +18,7 @@ KernelRow row_of(char const* name) {
   KernelRow row = device::describe_row<Config, Served>(name, Arch::kSm90, Traits::kPass);
   row.info.key.skips = Traits::kVotes;
   row.info.key.key_bias = Traits::kKeyBias;
+  row.info.key.packed = std::is_same_v<Mechanism, PackedSequences>;
   row.info.blocks = Traits::kBlocks;
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);

@@ -241,6 +241,10 @@ struct Producer {
     }
   }
 
+  static constexpr bool kSomeLanesLoad = Geometry::kLoader == Loader::kSomeLanes;
+  static_assert(Traits::kKeysAhead || !kSomeLanesLoad,
+                "only where keys are loaded ahead of values");
+
   // In order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
@@ -286,15 +290,28 @@ struct Producer {
         if (leads) {
           geometry.publish(box, state);
           smem.ring_k.expect(state, Traits::kBytesK);
+          if constexpr (!kSomeLanesLoad) {
+            geometry.load_k(full, destination, source);
+          }
+        }
+        if constexpr (kSomeLanesLoad) {
+          __syncwarp();  // the bytes are expected
           geometry.load_k(full, destination, source);
         }
       }
       if (i > 0) {
         smem.ring_v.acquire(previous);
+        auto& full = smem.ring_v.full[previous.index];
+        auto* const destination = stage_of(smem.v, previous);
         if (leads) {
           smem.ring_v.expect(previous, Traits::kBytesK);
-          geometry.load_v(smem.ring_v.full[previous.index], stage_of(smem.v, previous),
-                          previous_source);
+          if constexpr (!kSomeLanesLoad) {
+            geometry.load_v(full, destination, previous_source);
+          }
+        }
+        if constexpr (kSomeLanesLoad) {
+          __syncwarp();
+          geometry.load_v(full, destination, previous_source);
         }
       }
       previous = state;

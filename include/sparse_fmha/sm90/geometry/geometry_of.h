@@ -4,6 +4,7 @@
 #include "sparse_fmha/device/geometry_on.h"
 #include "sparse_fmha/sm90/geometry/grid/launch.h"
 #include "sparse_fmha/sm90/geometry/lists/launch.h"
+#include "sparse_fmha/sm90/geometry/packed/launch.h"
 #include "sparse_fmha/sm90/geometry/sequence/launch.h"
 #include "sparse_fmha/sm90/geometry/stripes/launch.h"
 
@@ -17,6 +18,8 @@ template <>
 struct GeometryOf<Causal> : On<Sequence> {};
 template <>
 struct GeometryOf<DenseOrCausal> : On<Sequence> {};
+template <>
+struct GeometryOf<PackedSequences> : On<Packed> {};
 template <>
 struct GeometryOf<Neighborhood> : On<Grid> {};
 template <>

@@ -1,0 +1,329 @@
+#include "sparse_fmha/device/packed_plan.h"
+
+#include <cub/block/block_scan.cuh>
+#include <limits>
+#include <string>
+
+#include "sparse_fmha/cuda/check.h"
+#include "sparse_fmha/device/order_by_weight.h"
+
+namespace sparse_fmha::device {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr uint32_t kAll = 0xffffffff;
+
+// What is known of the sequences. Segments are the tokens before the first sequence, the sequences,
+// and the tokens after the last one.
+struct Segments {
+  int32_t* q_start;       // [sequences + 1]
+  int32_t* k_start;       // [sequences + 1]
+  int32_t* k_len;         // [sequences], positions in use
+  int32_t* first_tile;    // [segments + 1]
+  int32_t* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
+  int32_t* pages;         // the same, those that exist
+  int32_t page_stride;
+};
+
+struct Sizes {
+  int32_t tokens_q;
+  int32_t tokens_k;
+  int32_t tile_q;
+  int32_t tile_k;
+  bool causal;
+};
+
+__device__ __forceinline__ int32_t segments_of(PackedTokens const& packed) {
+  return packed.sequences + 2;
+}
+__device__ __forceinline__ int32_t segment_begin(Segments const& s, int32_t segment) {
+  return segment == 0 ? 0 : s.q_start[segment - 1];
+}
+__device__ __forceinline__ int32_t segment_end(PackedTokens const& packed, Segments const& s,
+                                               Sizes const& sizes, int32_t segment) {
+  return segment <= packed.sequences ? s.q_start[segment] : sizes.tokens_q;
+}
+
+struct Larger {
+  __device__ __forceinline__ int32_t operator()(int32_t a, int32_t b) const { return max(a, b); }
+};
+struct Sum {
+  __device__ __forceinline__ int32_t operator()(int32_t a, int32_t b) const { return a + b; }
+};
+
+// Run by one thread block: to(i, result) for each i in [0, count), where the result combines
+// value(0) to value(i) and `before`.
+template <class Combine, class Value, class To>
+__device__ __forceinline__ void scan(int32_t count, int32_t before, Value const& value,
+                                     To const& to) {
+  using Scan = cub::BlockScan<int32_t, kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage memory;
+  for (int32_t first = 0; first < count; first += kThreads) {
+    int32_t const i = first + static_cast<int32_t>(threadIdx.x);
+    int32_t const mine = i < count ? value(i) : 0;
+    int32_t result = 0;
+    int32_t all = 0;
+    Scan(memory).InclusiveScan(mine, result, Combine{}, all);
+    if (i < count) {
+      to(i, Combine{}(before, result));
+    }
+    before = Combine{}(before, all);
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    find_segments(PackedTokens packed, Segments segments, Sizes sizes) {
+  int32_t const starts = packed.sequences + 1;
+  auto const within = [](int32_t start, int32_t tokens) { return min(max(start, 0), tokens); };
+  scan<Larger>(
+      starts, 0, [&](int32_t i) { return within(packed.cu_q[i], sizes.tokens_q); },
+      [&](int32_t i, int32_t start) { segments.q_start[i] = start; });
+  if (packed.cu_k != nullptr) {
+    scan<Larger>(
+        starts, 0, [&](int32_t i) { return within(packed.cu_k[i], sizes.tokens_k); },
+        [&](int32_t i, int32_t start) { segments.k_start[i] = start; });
+  }
+  __syncthreads();
+  PageTable const& table = packed.table;
+  int32_t const capacity = table.width * table.page_size;  // checked to fit
+  for (int32_t b = static_cast<int32_t>(threadIdx.x); b < packed.sequences; b += kThreads) {
+    bool const paged = table.entries != nullptr;
+    int32_t const held = packed.cu_k != nullptr ? segments.k_start[b + 1] - segments.k_start[b]
+                                                : std::numeric_limits<int32_t>::max();
+    int32_t const used = packed.used_k != nullptr ? max(packed.used_k[b], 0) : held;
+    segments.k_len[b] = paged ? min(used, capacity) : min(held, used);
+  }
+  scan<Sum>(
+      segments_of(packed), 0,
+      [&](int32_t i) {
+        return ceil_div(segment_end(packed, segments, sizes, i) - segment_begin(segments, i),
+                        sizes.tile_q);
+      },
+      [&](int32_t i, int32_t tiles) { segments.first_tile[i + 1] = tiles; });
+  if (threadIdx.x == 0) {
+    segments.first_tile[0] = 0;
+  }
+}
+
+__device__ __forceinline__ bool exists(PageTable const& table, int32_t sequence, int32_t i) {
+  int32_t const page = i < table.width ? table.entries[sequence * table.row_stride + i] : -1;
+  return page >= 0 && page < table.pages;
+}
+
+// A warp for each sequence.
+__global__ void count_pages(PackedTokens packed, Segments segments) {
+  int32_t const lane = static_cast<int32_t>(threadIdx.x);
+  auto const sequence = static_cast<int32_t>(blockIdx.x);
+  int32_t const used = ceil_div(segments.k_len[sequence], packed.table.page_size);
+  int64_t const row = int64_t{sequence} * segments.page_stride;
+  int32_t before = 0;
+  for (int32_t first = 0; first < segments.page_stride; first += 32) {
+    int32_t const i = first + lane;
+    bool const mine = i < used && exists(packed.table, sequence, i);
+    uint32_t const here = __ballot_sync(kAll, mine);
+    int32_t const place = before + __popc(here & ((1u << lane) - 1));
+    if (i < segments.page_stride) {
+      segments.pages_before[row + i] = place;
+    }
+    if (mine) {
+      segments.pages[row + place] = packed.table.entries[sequence * packed.table.row_stride + i];
+    }
+    before += __popc(here);
+  }
+}
+
+// The number of keys before a position of a sequence.
+__device__ __forceinline__ KeysBefore keys_before(PackedTokens const& packed,
+                                                  Segments const& segments, int32_t sequence) {
+  return {segments.pages_before == nullptr
+              ? nullptr
+              : segments.pages_before + int64_t{sequence} * segments.page_stride,
+          packed.table.page_size};
+}
+
+__global__ void __launch_bounds__(kOrderThreads)
+    order_tiles(PackedTokens packed, Segments segments, Sizes sizes, PackedTile* tiles) {
+  int32_t const count = segments.first_tile[segments_of(packed)];
+  if (static_cast<int32_t>(blockIdx.x) >= order_groups(count)) {
+    return;
+  }
+  auto describe = [&](int32_t tile) {
+    int32_t low = 0;  // the segment that has the tile
+    int32_t high = segments_of(packed) - 1;
+    while (low < high) {
+      int32_t const middle = (low + high + 1) / 2;
+      if (segments.first_tile[middle] <= tile) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    int32_t const begin = segment_begin(segments, low);
+    PackedTile result = {(tile - segments.first_tile[low]) * sizes.tile_q,
+                         begin,
+                         segment_end(packed, segments, sizes, low) - begin,
+                         0,
+                         0,
+                         0,
+                         0,
+                         0};
+    int32_t const sequence = low - 1;
+    if (sequence >= 0 && sequence < packed.sequences) {
+      bool const paged = packed.table.entries != nullptr;
+      result.k_begin = paged ? sequence * packed.table.width * packed.table.page_size
+                             : segments.k_start[sequence];
+      result.k_len = segments.k_len[sequence];
+      result.k_rows = keys_before(packed, segments, sequence)(result.k_len);
+      result.sequence = sequence;
+    }
+    return result;
+  };
+  auto weight = [&](int32_t tile) {
+    PackedTile const of = describe(tile);
+    PackedParams const params = {of.q_len, of.k_len,
+                                 PackedSequences::shift_of(sizes.causal, of.q_len, of.k_len),
+                                 keys_before(packed, segments, of.sequence)};
+    int32_t const last = min(of.row + sizes.tile_q, of.q_len) - 1;
+    return ceil_div(PackedSequences::limit(params, last), sizes.tile_k);
+  };
+  order_by_weight(count, weight, [&](int32_t position, int32_t tile) {
+    tiles[count - 1 - position] = describe(tile);
+  });
+}
+
+// 16 bytes of a row.
+using Vector = uint4;
+struct PageCopies {
+  Vector const* from[2];   // k and v
+  int64_t page_stride[2];  // in vectors
+  int64_t row_stride[2];
+  int64_t head_stride[2];
+  Vector* to[2];  // [sequences, width * page_size, heads, vectors]
+  int32_t heads;
+  int32_t vectors;  // of a row of one head
+};
+
+// A thread block copies a page of k or v.
+__global__ void copy_pages(PackedTokens const __grid_constant__ packed, Segments segments,
+                           PageCopies const __grid_constant__ copies) {
+  auto const page = static_cast<int32_t>(blockIdx.x);
+  auto const sequence = static_cast<int32_t>(blockIdx.y);
+  auto const which = static_cast<int32_t>(blockIdx.z);
+  int32_t const size = packed.table.page_size;
+  int32_t const rows = min(segments.k_len[sequence] - page * size, size);
+  if (rows <= 0 || !exists(packed.table, sequence, page)) {
+    return;
+  }
+  int32_t const of_row = copies.heads * copies.vectors;
+  int32_t const place =
+      segments.pages_before[int64_t{sequence} * segments.page_stride + page] * size;
+  Vector* const to =
+      copies.to[which] + (int64_t{sequence} * packed.table.width * size + place) * of_row;
+  Vector const* const from =
+      copies.from[which] +
+      packed.table.entries[sequence * packed.table.row_stride + page] * copies.page_stride[which];
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < rows * of_row;
+       i += static_cast<int32_t>(blockDim.x)) {
+    int32_t const row = i / of_row;
+    int32_t const head = i % of_row / copies.vectors;
+    to[i] = from[row * copies.row_stride[which] + head * copies.head_stride[which] +
+                 i % copies.vectors];
+  }
+}
+
+template <class T>
+T* allocate(ExecutionContext const& context, int64_t count) {
+  return static_cast<T*>(context.memory->allocate(static_cast<size_t>(count) * sizeof(T)));
+}
+
+// Makes copies of the pages; the problem has views of them.
+PackedKeys copy_pages_of(FmhaProblem const& p, Segments const& segments,
+                         ExecutionContext const& context) {
+  constexpr int kElements = sizeof(Vector) / 2;
+  PageTable const& table = p.packed->table;
+  int64_t const tokens = int64_t{p.packed->sequences} * table.width * table.page_size;
+  int64_t const row = int64_t{p.heads_kv} * p.head_dim;
+  PageCopies copies;
+  copies.heads = p.heads_kv;
+  copies.vectors = p.head_dim / kElements;
+  TensorView const from[2] = {p.k, p.v};
+  TensorView to[2];
+  for (int i = 0; i < 2; ++i) {
+    copies.from[i] = static_cast<Vector const*>(from[i].data);
+    copies.page_stride[i] = from[i].batch_stride / kElements;
+    copies.row_stride[i] = from[i].axis_stride[kGridAxes - 1] / kElements;
+    copies.head_stride[i] = from[i].head_stride / kElements;
+    copies.to[i] = allocate<Vector>(context, tokens * row / kElements);
+    to[i] = {copies.to[i], 0, {0, 0, row}, p.head_dim};
+  }
+  if (tokens > 0) {
+    dim3 const blocks(static_cast<unsigned>(table.width),
+                      static_cast<unsigned>(p.packed->sequences), 2);
+    constexpr int kCopyThreads = 256;
+    copy_pages<<<blocks, kCopyThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(
+        *p.packed, segments, copies);
+    check_cuda(cudaGetLastError(), "launching the copies of pages");
+  }
+  return {to[0], to[1]};
+}
+
+// Rows from one page to the next, if a tensor map can step over pages as over rows; else 0.
+int64_t pitch_of(TensorView const& view, PageTable const& table) {
+  int64_t const row = view.axis_stride[kGridAxes - 1];
+  bool const fits = row > 0 && table.page_size % kPageRows == 0 && view.batch_stride % row == 0;
+  int64_t const pitch = fits ? view.batch_stride / row : 0;
+  return pitch * table.pages <= std::numeric_limits<int32_t>::max() ? pitch : 0;
+}
+
+}  // namespace
+
+PackedPlan plan_packed(FmhaProblem const& p, int32_t tile_q, int32_t tile_k,
+                       ExecutionContext const& context, PackedKeys& keys) {
+  PackedTokens const& packed = *p.packed;
+  int64_t const tokens_q = volume(p.grid_q);
+  int64_t const tokens_k = volume(p.grid_kv);
+  int64_t const most = tokens_q / tile_q + packed.sequences + 2;
+  auto const stream = static_cast<cudaStream_t>(context.stream);
+  bool const paged = packed.table.entries != nullptr;
+  int64_t const sequences = packed.sequences;
+
+  Segments segments;
+  segments.page_stride = paged ? packed.table.width + 2 : 0;
+  segments.q_start =
+      allocate<int32_t>(context, 4 * sequences + 5 + 2 * sequences * segments.page_stride);
+  segments.k_start = segments.q_start + sequences + 1;
+  segments.k_len = segments.k_start + sequences + 1;
+  segments.first_tile = segments.k_len + sequences;
+  segments.pages_before = paged ? segments.first_tile + sequences + 3 : nullptr;
+  segments.pages = paged ? segments.pages_before + sequences * segments.page_stride : nullptr;
+  auto* const tiles = allocate<PackedTile>(context, most);
+  Sizes const sizes = {static_cast<int32_t>(tokens_q),
+                       paged ? std::numeric_limits<int32_t>::max() : static_cast<int32_t>(tokens_k),
+                       tile_q, tile_k, std::holds_alternative<Causal::Params>(p.sparsity)};
+
+  find_segments<<<1, kThreads, 0, stream>>>(packed, segments, sizes);
+  check_cuda(cudaGetLastError(), "launching the search for sequences");
+  keys = {p.k, p.v};
+  int64_t const pitch = paged ? pitch_of(p.k, packed.table) : 0;
+  bool const in_place = pitch > 0 && pitch == pitch_of(p.v, packed.table);
+  if (paged && sequences > 0) {
+    count_pages<<<static_cast<unsigned>(sequences), 32, 0, stream>>>(packed, segments);
+    check_cuda(cudaGetLastError(), "launching the counting of pages");
+    if (!in_place) {
+      keys = copy_pages_of(p, segments, context);
+    }
+  }
+  order_tiles<<<static_cast<unsigned>(order_groups(static_cast<int32_t>(most))), kOrderThreads, 0,
+                stream>>>(packed, segments, sizes, tiles);
+  check_cuda(cudaGetLastError(), "launching the ordering of query tiles");
+  return {tiles,
+          segments.first_tile + sequences + 2,
+          static_cast<int32_t>(most),
+          segments.pages_before,
+          in_place ? segments.pages : nullptr,
+          segments.page_stride,
+          static_cast<int32_t>(pitch)};
+}
+
+}  // namespace sparse_fmha::device
