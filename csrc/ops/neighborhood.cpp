@@ -96,6 +96,16 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
   return run(problem, q, skip_threshold);
 }
 
+void neighborhood_out(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+                      std::vector<int64_t> window, std::vector<int64_t> stride,
+                      std::vector<int64_t> dilation, std::vector<int64_t> causal,
+                      std::optional<double> scale) {
+  std::optional<Tensor> none;
+  FmhaProblem problem =
+      neighborhood(q, k, v, window, stride, dilation, causal, scale, none, none, none, 0.0);
+  run_into(problem, q, out, lse);
+}
+
 std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
                                      Tensor v, Tensor out, Tensor lse, std::vector<int64_t> window,
                                      std::vector<int64_t> stride, std::vector<int64_t> dilation,
@@ -118,6 +128,9 @@ SPARSE_FMHA_OP(
     "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
     " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
     " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0) -> Tensor[]")
+SPARSE_FMHA_OP(neighborhood_out,
+               "(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, SymInt[] window,"
+               " SymInt[] stride, SymInt[] dilation, int[] causal, float? scale=None) -> ()")
 SPARSE_FMHA_OP(neighborhood_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " SymInt[] window, SymInt[] stride, SymInt[] dilation, int[] causal,"

@@ -153,6 +153,51 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
   return Tensor(result);
 }
 
+namespace {
+
+void launch_into(KernelRow const& kernel, FmhaProblem& problem, Tensor const& q, Tensor const& out,
+                 Tensor const& lse) {
+  if (out.numel() == 0) {
+    return;
+  }
+  if (volume(problem.grid_kv) == 0 && problem.extra_len == 0) {
+    torch::stable::fill_(out, 0.0);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+    return;
+  }
+  problem.out = view(out);
+  problem.lse = static_cast<float*>(lse.data_ptr());
+  Launch launch(q);
+  kernel.launch(problem, launch.context());
+}
+
+void check_result(char const* name, Tensor const& t, std::vector<int64_t> const& sizes,
+                  ScalarType dtype, int64_t alignment, Tensor const& q) {
+  require(sizes_of(t) == sizes && t.scalar_type() == dtype && on_one_device(t, q), name,
+          " must have the result's shape, dtype and device, got shape ", shape_of(t), ", ",
+          torch::headeronly::toString(t.scalar_type()), ", on ", device_of(t));
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0 && t.numel() != 0;) {
+    require(sizes[d] == 1 || t.stride(d) == stride, name, " must be contiguous, got stride ",
+            t.stride(d), " in dimension ", d);
+    stride *= sizes[d];
+  }
+  require(t.numel() == 0 || is_aligned(t, alignment), name, " must start at a multiple of ",
+          alignment, " bytes");
+}
+
+}  // namespace
+
+void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse) {
+  std::vector<int64_t> sizes = sizes_of(q);
+  constexpr int64_t kOfCopies = 16;
+  check_result("out", out, sizes, q.scalar_type(), kOfCopies, q);
+  sizes.pop_back();
+  check_result("lse", lse, sizes, ScalarType::Float, sizeof(float), q);
+  DeviceScope const scope(q);
+  launch_into(kernel_for(problem, q, Pass::kForward), problem, q, out, lse);
+}
+
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
                         std::optional<Tensor> const& skip_threshold, bool save_kept) {
   if (skip_threshold) {
@@ -174,19 +219,7 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
       results.push_back(new_kept_tiles(problem, q));
     }
   }
-  if (out.numel() == 0) {
-    return results;
-  }
-  if (volume(problem.grid_kv) == 0 && problem.extra_len == 0) {
-    torch::stable::fill_(out, 0.0);
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return results;
-  }
-  problem.out = view(out);
-  problem.lse = static_cast<float*>(lse.data_ptr());
-
-  Launch launch(q);
-  kernel.launch(problem, launch.context());
+  launch_into(kernel, problem, q, out, lse);
   return results;
 }
 

@@ -56,4 +56,7 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
                         std::optional<Tensor> const& skip_threshold, bool save_kept = false);
 
+// Runs the problem's kernel and writes to out, like q, and lse [B, *L, Hq] fp32, both contiguous.
+void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse);
+
 }  // namespace sparse_fmha

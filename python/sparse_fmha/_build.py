@@ -87,11 +87,11 @@ def kernels() -> KernelTable:
 
     `pass` is "forward", "backward_dq", "backward_dkv" or "decode". `head_dim` is the largest head
     dimension that the kernel takes. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
-    `skips` says whether the kernel can skip key tiles by a threshold, `key_bias`
-    whether keys may have a bias, `packed` whether it takes packed sequences. `blocks` is the number of thread blocks on a multiprocessor at a
-    time, `smem_bytes` is per thread block. Of rows that differ in `tile_q` alone a call takes the
-    fastest by a model; see `explain`. GPU rows also have `registers`
-    per thread and `spill_bytes`, as reported by ptxas, and `status`: by compute capability, how far
+    `skips` says whether the kernel can skip key tiles by a threshold, `key_bias` whether keys may
+    have a bias, `packed` whether it takes packed sequences. `blocks` is the number of thread blocks
+    on a multiprocessor at a time, `smem_bytes` is per thread block. Of rows that differ in `tile_q`
+    alone a call takes the fastest by a model; see `explain`. GPU rows also have `registers` per
+    thread and `spill_bytes`, as reported by ptxas, and `status`: by compute capability, how far
     they are tested there ("measured", "ran" or "compiled"; see `allow_untested`).
 
     Raises:

@@ -74,12 +74,54 @@ def test_neighbors_of_one_shape_are_one_call(randn, monkeypatch):
         return attend(q, *args, **kwargs)
 
     monkeypatch.setattr(sparse_fmha.varlen.grids, "neighborhood_attention", counted)
-    inputs = qkv(randn, sum(map(math.prod, MIXED)))
-    varlen_neighborhood_attention(*inputs, MIXED, 2)
+    inputs = [x.requires_grad_() for x in qkv(randn, sum(map(math.prod, MIXED)))]
+    recorded = varlen_neighborhood_attention(*inputs, MIXED, 2)
     assert calls == [(2, 4, 6), (1, 3, 2, 5), (1, 17), (2, 4, 6)]
     calls.clear()
     varlen_neighborhood_attention(*inputs, MIXED, [2, 3, 2, 2, 2, 2])
     assert calls == [(1, 4, 6), (1, 4, 6), (1, 3, 2, 5), (1, 17), (2, 4, 6)]
+    calls.clear()
+    with torch.no_grad():  # each call writes to its part of the result
+        assert varlen_neighborhood_attention(*inputs, MIXED, 2).equal(recorded)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_parts_of_one_result(randn, poisoned, dtype):
+    inputs = qkv(randn, 34 + 9, dtype, heads=(3, 1, 1), dim=8)
+    given = ([(17,), (17,), (3, 3)], [5, 9, 3])
+    with poisoned():
+        found = varlen_neighborhood_attention(*inputs, *given, return_lse=True)
+    for x in inputs:
+        x.requires_grad_()
+    for a, b in zip(
+        found, varlen_neighborhood_attention(*inputs, *given, return_lse=True), strict=True
+    ):
+        assert a.equal(b)
+
+
+def test_the_op_that_writes(randn):
+    q, k, v = qkv(randn, 6)
+    shaped = [x.view(1, 6, *x.shape[1:]) for x in (q, k, v)]
+    lists = [3], [1], [1], [0]
+    out, lse = torch.empty_like(shaped[0]), torch.empty(1, 6, 4)
+    op = torch.ops.sparse_fmha.neighborhood_out
+    op(*shaped, out, lse, *lists)
+    for a, b in zip(
+        (out, lse), torch.ops.sparse_fmha.neighborhood_fwd(*shaped, *lists), strict=True
+    ):
+        assert a.equal(b)
+    torch.library.opcheck(op, (*shaped, out, lse, *lists))
+    bad = {
+        "out must have the result's shape": (out[:, :5], lse),
+        "lse must have the result's shape": (out, lse.double()),
+        "out must be contiguous, got stride": (torch.empty(1, 6, 4, 32)[..., :16], lse),
+    }
+    for message, results in bad.items():
+        with pytest.raises(RuntimeError, match=message):
+            op(*shaped, *results, *lists)
+    with pytest.raises(NotImplementedError, match="neighborhood_out has no derivatives"):
+        op(shaped[0].requires_grad_(), *shaped[1:], out, lse, *lists)
 
 
 def test_parameters_for_all_and_for_each(randn):

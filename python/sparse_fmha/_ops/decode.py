@@ -5,7 +5,6 @@ Caches are not cast by autocast, which would copy them in each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ def register(library: torch.library.Library) -> None:
     into_out = torch.ops.sparse_fmha.decode_out.default
     for op in (into_out, _made(symbolic.define(into_out))):
         torch.library.register_fake(op.name(), _shapes_without_out)
-        library.impl(op._opname, _refusing_derivatives(op), "Autograd", with_keyset=True)
+        derivatives.refuse(library, op)
 
 
 def _made(name: str) -> torch._ops.OpOverload:
@@ -47,16 +46,3 @@ def _rest(name: str, q: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Ten
     shape = (q.shape[0], given["k_cache"].shape[2], counts)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     return lse, q.new_empty(shape, dtype=torch.int64)
-
-
-def _refusing_derivatives(op: torch._ops.OpOverload) -> Callable[..., object]:
-    def run(keyset: torch._C.DispatchKeySet, *args: Any) -> object:
-        recorded = torch.is_grad_enabled() and derivatives.any_requires_grad(*args)
-        if recorded or any(derivatives.has_tangent(a) for a in args if isinstance(a, Tensor)):
-            raise NotImplementedError(
-                f"{op.name()} has no derivatives; call it under torch.no_grad(), or detach its "
-                "inputs"
-            )
-        return op._handle.redispatch_boxed(keyset & derivatives.AFTER_AUTOGRAD, *args)
-
-    return run

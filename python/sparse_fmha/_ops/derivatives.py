@@ -77,6 +77,21 @@ def wanted(*args: object) -> bool:
     )
 
 
+def refuse(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
+    """Registers an op that writes to its arguments: calls that autograd would record raise."""
+
+    def run(keyset: torch._C.DispatchKeySet, *args: Any) -> object:
+        recorded = is_grad_enabled() and any_requires_grad(*args)
+        if recorded or any(has_tangent(a) for a in args if isinstance(a, Tensor)):
+            raise NotImplementedError(
+                f"{op.name()} has no derivatives; call it under torch.no_grad(), or detach its "
+                "inputs"
+            )
+        return op._handle.redispatch_boxed(keyset & AFTER_AUTOGRAD, *args)
+
+    library.impl(op._opname, run, "Autograd", with_keyset=True)
+
+
 def register_no_derivative(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
     """Registers an op whose outputs are not differentiable, like those of `torch.argmax`."""
     library.impl(op._opname, torch.library.fallthrough_kernel, "Autograd")

@@ -59,6 +59,13 @@ def register() -> None:
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
+    _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
+
+
+def _register_out(op: torch._ops.OpOverload) -> None:
+    """Of an op that writes to its arguments and returns nothing."""
+    torch.library.register_fake(op.name(), lambda *_args: None)
+    derivatives.refuse(_registrations, op)
 
 
 def _register(op: Op) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
+from sparse_fmha._ops import derivatives, errors
 from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha.attention import neighborhood_attention
+from sparse_fmha.attention._calls import op_checks
 from sparse_fmha.varlen.checks import check_packed
 
 Axes = int | tuple[int, ...]
@@ -101,8 +103,8 @@ def varlen_neighborhood_attention(
         fp32, natural log.
 
     Samples that follow each other with the same grid and parameters are one call of the op, on a
-    view of q, k and v. For autocast and gradients see `attention`. Runs on the CPU and on CUDA; not
-    measured on a GPU yet.
+    view of q, k and v, which writes to its part of the result where no gradient is wanted. For
+    autocast and gradients see `attention`. Runs on the CPU and on CUDA.
 
     Raises:
         ValueError, TypeError: the sizes of the grids do not add up to T; a list does not have an
@@ -116,14 +118,50 @@ def varlen_neighborhood_attention(
     tokens = sum(sample.tokens for sample in samples)
     if tokens != len(q):
         raise ValueError(f"grids must have the {len(q)} tokens of q, got {tokens}")
-    parts = []
+    runs = _runs(samples)
+    into = len(runs) > 1 and op_checks(q, k, v, scale) and not _is_seen(q, k, v)
+    out, lse = (_into_one if into else _joined)(q, k, v, runs, scale)
+    return (out, lse) if return_lse else out
+
+
+def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether autograd, a transform or autocast has to see each call."""
+    return derivatives.wanted(q, k, v) or torch.is_autocast_enabled(q.device.type)
+
+
+def _parts(
+    tensors: Sequence[Tensor], runs: list[tuple[_Sample, int]]
+) -> Iterator[tuple[_Sample, list[Tensor]]]:
+    """Views `[count, *grid, ...]` of the tokens of each run."""
     first = 0
-    for sample, count in _runs(samples):
+    for sample, count in runs:
         last, shape = first + count * sample.tokens, (count, *sample.grid)
+        yield sample, [x[first:last].unflatten(0, shape) for x in tensors]
+        first = last
+
+
+def _into_one(
+    q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[_Sample, int]], scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Every call writes to its part of the results."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    run = torch.ops.sparse_fmha.neighborhood_out
+    try:
+        for sample, views in _parts((q, k, v, out, lse), runs):
+            run(*views, sample.window, sample.stride, sample.dilation, sample.causal, scale)
+    except RuntimeError as refusal:
+        raise errors.typed(refusal) from None
+    return out, lse
+
+
+def _joined(
+    q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[_Sample, int]], scale: float | None
+) -> tuple[Tensor, Tensor]:
+    results = []
+    for sample, views in _parts((q, k, v), runs):
         out, lse = neighborhood_attention(
-            q[first:last].unflatten(0, shape),
-            k[first:last].unflatten(0, shape),
-            v[first:last].unflatten(0, shape),
+            *views,
             sample.window,
             stride=sample.stride,
             dilation=sample.dilation,
@@ -131,10 +169,9 @@ def varlen_neighborhood_attention(
             scale=scale,
             return_lse=True,
         )
-        parts.append((out.flatten(0, -3), lse.flatten(0, -2)))
-        first = last
-    out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
-    return (out, lse) if return_lse else out
+        results.append((out.flatten(0, -3), lse.flatten(0, -2)))
+    out, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*results, strict=True))
+    return out, lse
 
 
 class _Sample(NamedTuple):
