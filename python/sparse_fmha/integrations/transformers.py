@@ -157,8 +157,8 @@ def attend(
         if attention_mask is None or isinstance(attention_mask, Plan):
             attention_mask = span(len(query), key.shape[2], 0, None, query.device)
         if attention_mask is not None and is_span(attention_mask):
-            if not (dropout or softcap or _records(query, key, value, sink)):
-                return decode(query, key, value, attention_mask, scaling, sink), None
+            if not (dropout or _records(query, key, value, sink)):
+                return decode(query, key, value, attention_mask, scaling, sink, softcap), None
             attention_mask = as_mask(attention_mask, key.shape[2])
         if softcap or sink is not None:
             _check_dropout(module, dropout)
