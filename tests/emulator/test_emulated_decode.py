@@ -62,7 +62,7 @@ def test_any_scale_and_cap(arch):
 
 def test_a_dtype_without_kernels_is_named_with_a_cap_too(arch):
     call = decode_cases.draw(4, "all", dim=64)
-    with pytest.raises(NotImplementedError, match="no kernel for .*pass=decode.* dtype=float32"):
+    with pytest.raises(NotImplementedError, match=r"no kernel for .*pass=decode.* dtype=float32"):
         decode_attention(**call, softcap=5.0)
 
 

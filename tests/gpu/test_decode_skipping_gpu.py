@@ -151,8 +151,8 @@ def test_values_of_skipped_tiles_do_not_count(cuda):
 def test_votes_are_over_capped_scores(cuda, page, dim):
     """Tiles far below the largest score are kept if a narrow cap brings them near it."""
     call = decode_cases.loud_tiles(page, dim=dim, dtype=torch.float16)
-    counts = [check(cuda, {**call, "softcap": cap}).sum().item() for cap in (0.0, 0.5, 5.0, 1e6)]
-    assert counts == [48, 0, 48, 48]  # six tiles of ten, of four requests' two heads
+    counts = [check(cuda, {**call, "softcap": cap}).sum().item() for cap in (0.0, 0.5, 5.0)]
+    assert counts == [48, 0, 48]  # six tiles of ten, of four requests' two heads
 
 
 def test_trees_and_sinks(cuda):
