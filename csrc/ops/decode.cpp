@@ -8,6 +8,7 @@
 #include "placement.h"
 #include "register.h"
 #include "run.h"
+#include "score_arguments.h"
 #include "sparse_fmha/core/decode.h"
 
 namespace sparse_fmha {
@@ -101,8 +102,9 @@ std::tuple<Tensor, Tensor> decode_out(
     std::optional<Tensor> token_counts, std::optional<Tensor> head_starts,
     std::optional<Tensor> head_lengths, std::optional<Tensor> tree_mask, bool causal,
     std::optional<int64_t> window, std::optional<double> scale, std::optional<Tensor> sink,
-    std::optional<Tensor> skip_threshold, std::optional<int64_t> split_tokens) {
+    std::optional<Tensor> skip_threshold, std::optional<int64_t> split_tokens, double softcap) {
   FmhaProblem problem = problem_of(q, k_cache, v_cache, page_table.has_value(), scale);
+  add_softcap(problem, softcap);
   check_out(out, q);
   DecodeKeys const keys = decode_keys(
       {seq_lens, page_table, block_indices, block_counts, block, token_indices, token_counts,
@@ -118,12 +120,12 @@ std::tuple<Tensor, Tensor, Tensor> decode(
     std::optional<Tensor> head_starts, std::optional<Tensor> head_lengths,
     std::optional<Tensor> tree_mask, bool causal, std::optional<int64_t> window,
     std::optional<double> scale, std::optional<Tensor> sink, std::optional<Tensor> skip_threshold,
-    std::optional<int64_t> split_tokens) {
+    std::optional<int64_t> split_tokens, double softcap) {
   Tensor const out = new_tensor(q, sizes_of(q), q.scalar_type());
   auto const [lse, tiles] =
       decode_out(q, k_cache, v_cache, seq_lens, out, page_table, block_indices, block_counts, block,
                  token_indices, token_counts, head_starts, head_lengths, tree_mask, causal, window,
-                 scale, sink, skip_threshold, split_tokens);
+                 scale, sink, skip_threshold, split_tokens, softcap);
   return {out, lse, tiles};
 }
 
@@ -137,7 +139,8 @@ std::tuple<Tensor, Tensor, Tensor> decode(
   " int block=64, Tensor? token_indices=None, Tensor? token_counts=None,"            \
   " Tensor? head_starts=None, Tensor? head_lengths=None, Tensor? tree_mask=None,"    \
   " bool causal=True, SymInt? window=None, float? scale=None, Tensor? sink=None,"    \
-  " Tensor? skip_threshold=None, SymInt? split_tokens=None)"
+  " Tensor? skip_threshold=None, SymInt? split_tokens=None,"                         \
+  " float softcap=0.0)"
 SPARSE_FMHA_OP(
     decode, "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seq_lens," SPARSE_FMHA_DECODE_OPTIONS
             " -> (Tensor out, Tensor lse, Tensor tiles)")

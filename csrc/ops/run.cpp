@@ -74,7 +74,7 @@ KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
           has_thresholds ? head_dim_with_thresholds(problem, arch, pass) : problem.head_dim,
           static_cast<int32_t>(problem.sparsity.index()),
           problem.skip_threshold != nullptr,
-          problem.key_bias.data != nullptr || problem.softcap != 0,
+          problem.key_bias.data != nullptr || (problem.softcap != 0 && pass != Pass::kDecode),
           problem.packed != nullptr};
 }
 
@@ -82,7 +82,8 @@ KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pa
   KernelKey const key = key_of(problem, q, pass);
   int32_t const tile_q =
       on_cpu(q) ? 0 : choose_tile_q(key, problem, device_multiprocessors(gpu_of(q)));
-  if (problem.softcap != 0 && look_for_kernel(key, tile_q) == nullptr) {
+  bool const by_bias = key.key_bias && problem.softcap != 0;
+  if (by_bias && look_for_kernel(key, tile_q) == nullptr) {
     throw not_implemented(
         "sparse_fmha: softcap runs on the CPU and where key_bias does: no kernel for " +
         to_string(key) + "; move the tensors to the CPU");

@@ -118,6 +118,15 @@ def test_skipping_takes_rows_that_do():
     assert "what skipping key tiles saves is not in the time" in str(found)
 
 
+@pytest.mark.parametrize("arch", ["cpu", "sm80", "sm90"])
+@pytest.mark.parametrize("skip_threshold", [0.0, 0.1])
+def test_a_cap_takes_the_kernel_of_other_calls(arch, skip_threshold):
+    options = {"arch": arch, "skip_threshold": skip_threshold}
+    found = explain(decode_attention, *cache([100]), softcap=50.0, **options)
+    assert found == explain(decode_attention, *cache([100]), **options)
+    assert found.kernel or arch not in ("cpu", *sparse_fmha.build_info()["archs"])
+
+
 def test_a_gradient_has_no_kernel():
     q, *rest = cache([100])
     assert "no kernel for dq or dk and dv" in str(
@@ -129,6 +138,8 @@ def test_errors():
     q, k, v, lens = cache([100])
     with pytest.raises(TypeError, match="seq_lens must have dtype"):
         explain(decode_attention, q, k, v, lens.long())
+    with pytest.raises(ValueError, match="softcap must be at least 0, got -1"):
+        explain(decode_attention, q, k, v, lens, softcap=-1.0)
     with pytest.raises(ValueError, match="split_tokens must be a multiple of 64, got 100"):
         explain(decode_attention, q, k, v, lens, split_tokens=100)
     with pytest.raises(ValueError, match="stripe_attention or decode_attention"):

@@ -184,6 +184,7 @@ def test_packed_sequences(causal):
     [
         ({}, (40, 70)),
         ({"window": 50}, (40, 50)),
+        ({"softcap": 5.0}, (40, 70)),
         ({"tokens": 9}, (9, 9)),
         ({"blocks": 2}, (32, 32)),
     ],

@@ -2,10 +2,12 @@
 
 import inspect
 
+import bias_oracle
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from sparse_fmha import reference
 from sparse_fmha.integrations import flash_attn
 from sparse_fmha.integrations.flash_attn import flash_attn_with_kvcache
 
@@ -85,6 +87,18 @@ def test_against_sdpa(layout, options, seen):
     assert flash_attn_with_kvcache(**given, **options, softmax_scale=0.3).equal(out)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "pages"])
+def test_capped_scores(layout):
+    given, expected = problem(layout)
+    out = flash_attn_with_kvcache(**given, softmax_scale=0.3, causal=True, softcap=0.5)
+    for b, (k, v) in enumerate(expected):
+        mask = reference.causal_mask(3, len(k))
+        wanted, _ = bias_oracle.attend(
+            given["q"][b : b + 1], k[None], v[None], mask, 0.3, softcap=0.5
+        )
+        torch.testing.assert_close(out[b : b + 1], wanted)
+
+
 def test_keys_that_are_padding():
     given, expected = problem("contiguous")
     pad = torch.tensor([7, 0, 3], dtype=torch.int32)
@@ -119,7 +133,7 @@ def test_the_signature_is_that_of_flash_attn():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"softcap": 30.0}, "softcap must be 0, got 30.0"),
+        ({"softcap": -30.0}, "softcap must be at least 0, got -30.0"),
         ({"rotary_cos": torch.zeros(1)}, "rotary_cos must be None, got Tensor"),
         ({"alibi_slopes": torch.zeros(1)}, "alibi_slopes must be None, got Tensor"),
         ({"num_splits": 4}, "num_splits must be 0 or 1, got 4"),

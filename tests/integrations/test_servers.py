@@ -8,6 +8,7 @@ import inspect
 import sys
 from types import SimpleNamespace
 
+import bias_oracle
 import pytest
 import server_stubs as stubs
 import torch
@@ -46,7 +47,7 @@ def requests(counts, prefixes, seed=0):
     ]
 
 
-def expected(drawn, window=None, sinks=None, causal=True):
+def expected(drawn, window=None, sinks=None, causal=True, softcap=0.0):
     """By definition, packed."""
     outs = []
     for q, k, v in drawn:
@@ -56,7 +57,7 @@ def expected(drawn, window=None, sinks=None, causal=True):
         if window is not None:
             at = torch.arange(len(q))[:, None] + len(k) - len(q)
             mask = mask & (torch.arange(len(k)) > at - window)
-        out, lse = reference.attention(q[None], k[None], v[None], mask, SCALE)
+        out, lse = bias_oracle.attend(q[None], k[None], v[None], mask, SCALE, softcap=softcap)
         if sinks is not None:
             out = out * torch.sigmoid(lse - sinks)[..., None]
         outs.append(out[0].float())
@@ -142,13 +143,21 @@ class Vllm:
 @pytest.mark.parametrize("page", [16, 5])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"sliding_window": 6}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}, {"causal": False}],
-    ids=["plain", "window", "sinks", "not causal"],
+    [
+        {},
+        {"sliding_window": 6},
+        {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+        {"causal": False},
+        {"logits_soft_cap": 0.8},
+        {"logits_soft_cap": 0.8, "sliding_window": 6},
+    ],
+    ids=["plain", "window", "sinks", "not causal", "cap", "cap, window"],
 )
 def test_vllm(module, page, options):
     batch = Vllm(module, page, COUNTS, PREFIXES, **options)
     sinks, causal = options.get("sinks"), options.get("causal", True)
-    wanted = expected(batch.drawn, options.get("sliding_window"), sinks, causal)
+    cap = options.get("logits_soft_cap", 0)
+    wanted = expected(batch.drawn, options.get("sliding_window"), sinks, causal, cap)
     torch.testing.assert_close(batch.run(), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -199,7 +208,6 @@ def test_vllm_interface(module):
     ("options", "message"),
     [
         ({"alibi_slopes": [1.0]}, "alibi_slopes"),
-        ({"logits_soft_cap": 30.0}, "logits_soft_cap"),
         ({"attn_type": stubs.AttentionType.ENCODER_ONLY}, "attention of type"),
         ({"kv_cache_dtype": "fp8"}, "caches of fp8"),
     ],
@@ -277,6 +285,9 @@ def test_sglang(module, page, window, counts):
     with_sinks = expected(batch.drawn, None if window < 0 else window + 1, sinks)
     found = batch.run(save_kv_cache=False, sinks=sinks)
     torch.testing.assert_close(found, with_sinks, rtol=1e-5, atol=1e-5)
+    batch.layer.logit_cap = 0.8
+    with_cap = expected(batch.drawn, None if window < 0 else window + 1, softcap=0.8)
+    torch.testing.assert_close(batch.run(save_kv_cache=False), with_cap, rtol=1e-5, atol=1e-5)
 
 
 @sglang
@@ -315,7 +326,7 @@ def test_sglang_interface(module):
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"logit_cap": 30.0}, {}, "logit_cap"),
+        ({"logit_cap": 9.0, "logit_capping_method": "x"}, {}, "logit_capping_method x"),
         ({"is_cross_attention": True}, {}, "attention of type"),
         ({"v_head_dim": 8}, {}, "values of 8 channels beside 16"),
         ({}, {"q_rope": torch.zeros(1)}, "q_rope"),

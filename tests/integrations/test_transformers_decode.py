@@ -152,7 +152,7 @@ def test_a_packed_batch_with_sinks_and_a_window():
     ("options", "message"),
     [
         ({}, "sparse_fmha_flash is for generate_batch only, inside of continuous_batching"),
-        ({"softcap": 5.0}, "does not support logit soft-capping, which Linear"),
+        ({"position_bias": torch.zeros(1)}, "does not support position_bias, which Linear"),
         ({"attention_mask": torch.zeros(1)}, "supports no attention_mask or dropout"),
         ({"dropout": 0.5}, "supports no attention_mask or dropout"),
     ],

@@ -85,7 +85,7 @@ def row(tmp_path, name, options):
 
 
 def test_each_method_is_tested():
-    ours = {"dense", "skip", "block_topk", "anchor", "vertical_slash"}
+    ours = {"dense", "sdpa", "skip", "block_topk", "anchor", "vertical_slash"}
     assert ALL.keys() == SOME.keys() == METHODS.keys() - ours
 
 

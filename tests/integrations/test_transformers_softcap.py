@@ -1,5 +1,8 @@
 """Gemma 2, whose scores are capped: the same numbers as with its eager attention."""
 
+import inspect
+
+import bias_oracle
 import pytest
 import torch
 
@@ -8,6 +11,8 @@ pytest.importorskip("transformers")
 import transformers as hf
 from tiny_text import DECODER, assert_generates_as_eager, ids, run
 
+from sparse_fmha.integrations import _transformers_decode as one
+from sparse_fmha.integrations import _transformers_packed as packed
 from sparse_fmha.integrations import transformers as sparse
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -94,6 +99,80 @@ def test_generation_token_by_token(net, first):
     seen = torch.ones_like(tokens)
     tokens[0, :first], seen[0, :first] = 0, 0
     assert_generates_as_eager(net, tokens, seen, atol=1e-4)
+
+
+def noted(monkeypatch, module, name):
+    """The options of the calls of a function."""
+    calls, function = [], getattr(module, name)
+
+    def run(*args, **options):
+        calls.append(options)
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, run)
+    return calls
+
+
+@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_steps_of_one_token_are_decode_attention(net, cache, padding, monkeypatch):
+    tokens = ids(50)
+    seen = torch.ones_like(tokens)
+    if padding == "left":
+        seen[1, :12] = 0
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": -1}
+    options |= {} if cache is None else {"cache_implementation": cache}
+    net.set_attn_implementation("eager")
+    wanted = net.generate(tokens, attention_mask=seen, **options)
+    net.set_attn_implementation("sparse_fmha")
+    calls = noted(monkeypatch, one, "decode_attention")
+    stored = noted(monkeypatch, sparse, "with_sink")
+    assert net.generate(tokens, attention_mask=seen, **options).equal(wanted)
+    assert [call["softcap"] for call in calls] == [1.5] * 2 * 19  # two layers, after the prompt
+    assert stored == []
+
+
+def test_continuous_batching(net, monkeypatch):
+    """Of ragged requests; the same tokens as each alone with eager attention."""
+    module = pytest.importorskip("transformers.generation.continuous_batching")
+    if "kwargs" not in inspect.signature(module.PagedAttentionCache.update).parameters:
+        pytest.skip("this version calls the attention before the cache")
+    prompts = [ids(n, 1, seed=n)[0].tolist() for n in (5, 90, 17, 1)]
+    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    net.set_attn_implementation("eager")
+    wanted = [net.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
+    decodes = noted(monkeypatch, packed, "decode_attention")
+    prefills = noted(monkeypatch, packed._packed, "attend")
+    with sparse.continuous_batching(net):
+        found = net.generate_batch(
+            prompts,
+            generation_config=hf.GenerationConfig(**options),
+            continuous_batching_config=hf.ContinuousBatchingConfig(
+                num_blocks=64, page_size=16, max_batch_tokens=128
+            ),
+        )
+    assert [found[key].generated_tokens for key in sorted(found)] == wanted
+    assert {call["softcap"] for call in decodes} == {1.5}
+    assert {call["softcap"] for call in prefills} == {1.5}
+
+
+def test_a_packed_batch_over_pages():
+    """One token of each request, as models without a window are called, against the definition."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([5, 1, 4], dtype=torch.int32)
+    table = torch.tensor([[3, 1], [0, -1], [4, -1]], dtype=torch.int32)
+    k_cache, v_cache = torch.randn(2, 5, 4, 2, 16)
+    q, k, v = (torch.randn(1, h, 3, 16) for h in (4, 2, 2))
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    lists = {"cu_seq_lens_q": starts.clamp(max=3), "cu_seq_lens_k": starts, "max_length_q": 1}
+    pages = {"block_table": table, "k_cache": k_cache, "v_cache": v_cache}
+    out, _ = packed.attend_packed(torch.nn.Linear(1, 1), q, k, v, **lists, **pages, softcap=0.5)
+    for b, length in enumerate(lengths.tolist()):
+        rows = [(int(table[b, i // 4]), i % 4) for i in range(length)]
+        own = (torch.stack([x[row] for row in rows])[None] for x in (k_cache, v_cache))
+        mask = torch.ones(1, length, dtype=torch.bool)
+        wanted, _ = bias_oracle.attend(q[:, :, b : b + 1].transpose(1, 2), *own, mask, softcap=0.5)
+        torch.testing.assert_close(out[:, b : b + 1].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_tensor_of_ones_own():

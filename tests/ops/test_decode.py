@@ -53,6 +53,7 @@ def check(call, **changes):
     causal=st.booleans(),
     window=st.sampled_from([None, None, 1, 5, 70]),
     scale=st.sampled_from([None, -0.3]),
+    softcap=st.sampled_from([0.0, 0.0, 0.3, 2.0, 30.0]),
     split_tokens=st.sampled_from([None, 64, 128]),
 )
 def test_drawn(seed, **options):

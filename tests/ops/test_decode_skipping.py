@@ -16,12 +16,12 @@ def run(call, **changes):
 
 @FORMS
 @pytest.mark.parametrize("split_tokens", [None, 64, 192])
-@pytest.mark.parametrize("page", [None, 16])
-def test_the_same_tiles_are_skipped(form, page, split_tokens):
+@pytest.mark.parametrize(("page", "softcap"), [(None, 0.0), (16, 0.0), (16, 20.0)])
+def test_the_same_tiles_are_skipped(form, page, softcap, split_tokens):
     call = decode_cases.draw(
         *(20, form, page),
         **dict(len_q=2, rows=700, dtype=torch.float64, lengths=[700, 690, 699, 1000]),
-        **dict(scale=1.2, window=600),
+        **dict(scale=1.2, window=600, softcap=softcap),
     )
     threshold = torch.tensor([0.0, 0.02, 0.2, 0.9])
     call |= {"skip_threshold": threshold, "split_tokens": split_tokens}

@@ -33,6 +33,7 @@ def test_opcheck(form):
     call = op_arguments(decode_cases.draw(30, form, page=8, len_q=2, rows=40, window=30))
     torch.library.opcheck(OPS.decode, (), call)
     call |= {"skip_threshold": torch.full((4,), 0.1), "sink": torch.tensor([0.5, 0.1, 0.2, 0.3])}
+    call["softcap"] = 2.0
     torch.library.opcheck(OPS.decode, (), call)
     torch.library.opcheck(OPS.decode_out, (), call | {"out": torch.empty_like(call["q"])})
 
@@ -51,6 +52,7 @@ def test_compiled(form):
     torch._dynamo.reset()
     call = decode_cases.draw(32, form, page=8, len_q=2)
     threshold = torch.full((4,), 0.2)
+    call["softcap"] = 1.5
 
     def both(out, **call):
         out, lse = decode_attention(**call, out=out * 0, return_lse=True)

@@ -260,13 +260,6 @@ def test_raw_ops_name_bad_caps():
             OPS.fmha_fwd(q, k, v, softcap=value)
 
 
-def test_decode_has_none():
-    q = torch.zeros(1, 1, 2, 8)
-    lengths = torch.ones(1, dtype=torch.int32)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'softcap'"):
-        sparse_fmha.decode_attention(q, q, q, lengths, softcap=5.0)
-
-
 def test_explained():
     q = torch.empty(1, 70, 4, 8, device="meta", dtype=torch.float16)
     on_hopper = {"arch": "sm90", "softcap": 5.0}

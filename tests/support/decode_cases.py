@@ -130,6 +130,24 @@ def shape_size(shape):
     return torch.Size(shape).numel()
 
 
+def loud_tiles(page, **options):
+    """Four requests of ten tiles, of which each third one has scores of 40, the others small ones.
+
+    With a threshold of 0.3, which skips the six others, and a split that has them all.
+    """
+    options |= {"scale": 0.5, "skip_threshold": 0.3, "split_tokens": 640}
+    call = draw(2, "all", page, rows=640, lengths=[640] * 4, bad=False, **options)
+    call["q"][..., 0] = 1
+    call["q"][..., 1:] *= 0.1
+    for b in range(4):
+        for position in range(640):
+            at = b, position
+            if page is not None:
+                at = int(call["page_table"][b, position // page]), position % page
+            call["k_cache"][at][:, 0] = 80.0 * (position // 64 % 3 == 0)
+    return call
+
+
 def clear(call):
     """NaN everywhere in the caches."""
     for name in ("k_cache", "v_cache"):

@@ -37,7 +37,8 @@ class Decode {
         dim_(problem.head_dim),
         panel_dim_(round_up(problem.head_dim, kLanes)),
         lanes_(round_up(static_cast<int>(Partial<Element>::rows_of(problem)), kLanes)),
-        scale_log2_(Math::scale_log2(problem.scale)) {}
+        scale_log2_(Math::scale_log2(problem.scale)),
+        raw_cap_(Math::raw_cap(problem.softcap, scale_log2_)) {}
 
   // Lays out the buffers in `memory`; returns their size.
   size_t place(void* memory) {
@@ -161,6 +162,9 @@ class Decode {
       multiply<false>(Factor<T>{key_rows_, dim_, 1}, round_up(num_keys_, kPanelRows),
                       queries_ + static_cast<int64_t>(first) * dim_, vectors(first), dim_, scores,
                       kLanes);
+      if (raw_cap_ != 0) {
+        Math::cap(raw_cap_, num_keys_, scores);
+      }
       mask(first, scores);
     }
     if constexpr (kSkips) {
@@ -252,6 +256,7 @@ class Decode {
   int const panel_dim_;  // in whole panels
   int const lanes_;
   T const scale_log2_;
+  T const raw_cap_;  // of raw scores; 0: none
   KeyRange range_ = {0, 0};
   KeyRange some_see_ = {0, 0};
   KeyRange all_see_ = {0, 0};

@@ -10,7 +10,8 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class Element>
 struct TileMath : Tokens<Dense, Element> {
   using Base = Tokens<Dense, Element>;
-  using Base::kLanes, Base::panel_of, Base::scale_log2, Base::sign, Base::vectors;
+  using Base::cap, Base::kLanes, Base::panel_of, Base::raw_cap, Base::scale_log2, Base::sign,
+      Base::vectors;
   using typename Base::T;
 };
 

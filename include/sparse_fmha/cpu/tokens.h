@@ -288,13 +288,13 @@ class Tokens {
   }
   // Caps a panel of raw scores, and stores the derivatives by what they were, if these are wanted.
   // Not inlined: it would slow down loops without a cap.
-  __attribute__((noinline)) void cap(int rows, T* panel, T* slopes = nullptr) const {
+  static __attribute__((noinline)) void cap(T raw_cap, int rows, T* panel, T* slopes = nullptr) {
     using V = Vector<T>;
-    T const inverse = 1 / raw_cap_;
+    T const inverse = 1 / raw_cap;
     for (int i = 0; i < rows * kLanes / kWidth<T>; ++i) {
       V& scores = reinterpret_cast<V*>(panel)[i];
       V const quotient = tanh(scores * inverse);
-      scores = quotient * raw_cap_;
+      scores = quotient * raw_cap;
       if (slopes != nullptr) {
         reinterpret_cast<V*>(slopes)[i] = T(1) - quotient * quotient;
       }
@@ -315,7 +315,7 @@ class Tokens {
               Coord const* positions, float const* biases, int keys, bool masked, T* panel,
               T* slopes = nullptr) const {
     if (caps()) {
-      cap(keys, panel, slopes);
+      cap(raw_cap_, keys, panel, slopes);
     }
     if (key_bias_ != nullptr) {
       add_biases(row_threshold_ == nullptr ? nullptr : thresholds + first, biases, keys, panel);

@@ -118,6 +118,7 @@ def _decode(given: Given, arch: str) -> Described:
     keys = decode_reads.keys_of(given)
     q, k, v, seq_lens = (given[name] for name in ("q", "k_cache", "v_cache", "seq_lens"))
     arguments.check(q, k, v, seq_lens, keys, given["split_tokens"], given["out"], DEVICES)
+    _scores.checked_softcap(given["softcap"])
     skipping.check(given["skip_threshold"], given["q"])
     reads = decode_reads.reads_of(given, keys, arch == "cpu")
     us, all_us = reads.least_us if arch == model.ARCH else (None, None)

@@ -151,6 +151,7 @@ def explain(
     operands = (x for x in given.values() if isinstance(x, Tensor))
     needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     biased = given.get("key_bias") is not None or given.get("softcap", 0) != 0
+    biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
     why_two = calls.why_two_kernels(function, given)
     return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients, why_two)

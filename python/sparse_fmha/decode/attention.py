@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_fmha import skipping
 from sparse_fmha._ops import derivatives, errors, symbolic
-from sparse_fmha.attention import _calls
+from sparse_fmha.attention import _calls, _scores
 from sparse_fmha.decode import arguments
 from sparse_fmha.decode.arguments import Blocks, Keys, Tokens
 from sparse_fmha.skipping import SkipStats
@@ -35,6 +35,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -60,6 +61,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -85,6 +87,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -110,6 +113,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -135,6 +139,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -159,6 +164,7 @@ def decode_attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float = 0.0,
     sink: Tensor | None = None,
     skip_threshold: float | Tensor = 0.0,
     split_tokens: int | None = None,
@@ -198,12 +204,15 @@ def decode_attention(
         window: query i sees position j only if `j > N - Lq + i - window`: itself and `window - 1`
             keys before.
         scale: factor of q.k; default `D**-0.5`. May be negative.
+        softcap: if it is not 0, scores are softcap * tanh(scale * q.k / softcap) (Gemma 2,
+            arXiv:2408.00118), before anything else changes them: in natural-log units, finite and
+            at least 0. The values of `sink` are not capped.
         sink: fp32 `[Hq]`, one more logit in each row's denominator, which has no value.
         skip_threshold: lambda, 0 <= lambda < 1, or an fp32 tensor `[B]`, whose values are clamped
             to that range (BLASST, arXiv:2512.12087). A KV head's keys are visited in tiles of 64,
             which end at multiples of 64 of a range, or of a list's keys. A tile is skipped, and
-            its values are not read, if for each row that sees a key of it the largest
-            scale * q.k is below the largest of the tiles before by more than ln(1 / lambda). Up to
+            its values are not read, if for each row that sees a key of it the largest score (with
+            its cap) is below the largest of the tiles before by more than ln(1 / lambda). Up to
             64 rows of (query, head of the group) vote together. The first tile of each split is
             kept.
         split_tokens: a multiple of 64: the keys of a head are cut there into parts that threads
@@ -219,9 +228,9 @@ def decode_attention(
 
     Returns:
         `out`, `[B, Lq, Hq, D]`. With `return_lse` also `lse`, `[B, Lq, Hq]` in fp32, the natural
-        log of the sum of exp(scale * q.k) over the keys that are seen and not skipped, and of
-        exp(sink). With `return_stats` also a `SkipStats` with `[B, Hkv]`, last. A row that sees no
-        key has out 0, and lse -inf or its sink.
+        log of the sum of exp(score) over the keys that are seen and not skipped, and of exp(sink).
+        With `return_stats` also a `SkipStats` with `[B, Hkv]`, last. A row that sees no key has
+        out 0, and lse -inf or its sink.
 
     What no query sees may hold NaN: ends of pages, pages that are not listed, padded requests.
     The values of a key that only some of a request's queries see must not. Autocast casts nothing
@@ -246,9 +255,8 @@ def decode_attention(
         scale,
         sink,
     )
-    results = _run(
-        q, k_cache, v_cache, seq_lens, keys, skip_threshold, split_tokens, out, return_stats
-    )
+    tensors = (q, k_cache, v_cache, seq_lens)
+    results = _run(*tensors, keys, softcap, skip_threshold, split_tokens, out, return_stats)
     if return_stats:
         stats = SkipStats(*results[2].unbind(-1))
         return (results[0], results[1], stats) if return_lse else (results[0], stats)
@@ -261,6 +269,7 @@ def _run(
     v_cache: Tensor,
     seq_lens: Tensor,
     keys: Keys,
+    softcap: float,
     skip_threshold: float | Tensor,
     split_tokens: int | None,
     out: Tensor | None,
@@ -270,7 +279,9 @@ def _run(
 
     def check() -> None:
         arguments.check(q, k_cache, v_cache, seq_lens, keys, split_tokens, out)
+        _scores.checked_softcap(softcap)
 
+    cap = _scores.given(softcap)  # behind the other arguments, as in all ops
     tensors = [x for x in (q, k_cache, v_cache, seq_lens, *keys, out) if isinstance(x, Tensor)]
     typed = type(keys.causal) is bool and type(keys.block) is int
     typed = typed and type(keys.window) in INTS and type(split_tokens) in INTS
@@ -282,7 +293,7 @@ def _run(
         if counted or type(skip_threshold) is not float or skip_threshold != 0:
             threshold = skipping.threshold_of(skip_threshold, q, counted)
         first = (q, k_cache, v_cache, seq_lens)
-        rest = (*keys, threshold, split_tokens)
+        rest = (*keys, threshold, split_tokens, *cap)
         if not plain or derivatives.wanted(*first, out, *rest):
             return _call(first, out, rest)
         with torch._C._AutoDispatchBelowAutograd():

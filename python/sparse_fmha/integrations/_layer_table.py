@@ -19,6 +19,7 @@ from sparse_fmha.integrations._reports import Reports
 # What makes each method from its options; None is dense.
 METHODS: dict[str, Callable[..., Made | None]] = {
     "dense": _layers.dense,
+    "sdpa": _layers.sdpa,
     "skip": _layers.skip,
     "block_topk": _layers.block_topk,
     "anchor": _layers.anchor,

@@ -43,6 +43,11 @@ class Method:
     without_effect: WithoutEffect
     name: str  # with the key that names it
 
+    @property
+    def in_torch(self) -> bool:
+        """Whether the layer is for torch's attention, which takes the model's mask."""
+        return self.attend is _in_torch
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         return self.attend(q, k, v, call)
 
@@ -50,6 +55,15 @@ class Method:
 def dense() -> None:
     """Dense attention, for any kind of pass."""
     return None
+
+
+def _in_torch(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    raise AssertionError("torch's attention takes the mask of the model")
+
+
+def sdpa() -> Made:
+    """torch's attention, dense, for any kind of pass and any head dim."""
+    return _in_torch, lambda keys: iter(())
 
 
 def skip(

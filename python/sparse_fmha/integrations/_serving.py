@@ -35,6 +35,7 @@ class Heads(NamedTuple):
     scale: float | None
     window: int | None  # keys that a query sees, with its own
     sink: Tensor | None  # fp32 [Hq]
+    softcap: float = 0.0  # of scores; 0: none
 
 
 def attend(
@@ -63,6 +64,7 @@ def attend(
             causal=causal,
             window=heads.window,
             scale=heads.scale,
+            softcap=heads.softcap,
             sink=heads.sink,
             out=out[:first, None],
         )
@@ -84,4 +86,5 @@ def attend(
         seqused_k=batch.seq_lens[first:],
         page_table=batch.page_table[first:],
         sink=heads.sink,
+        softcap=heads.softcap,
     )

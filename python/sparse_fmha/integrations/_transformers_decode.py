@@ -62,6 +62,7 @@ def decode(
     spans: Tensor,
     scale: float | None,
     sink: Tensor | None,
+    softcap: float = 0.0,
 ) -> Tensor:
     """Attention of one query over a span of keys of each batch entry.
 
@@ -81,5 +82,6 @@ def decode(
         head_starts=starts,
         head_lengths=counts,
         scale=scale,
+        softcap=softcap,
         sink=sink,
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,58 +19,14 @@ from transformers import masking_utils as hf
 
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.integrations._transformers_decode import span
-from sparse_fmha.masks import tensor_fields
+from sparse_fmha.integrations._transformers_plan import Plan, Runs
 from sparse_fmha.masks.block_fields import TENSORS
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns._static import from_map, from_rules
 
 BLOCK = 128
-Runs = tuple[tuple[int, int], ...]  # of each batch entry
 MaskFunction = Callable[..., Tensor]  # of batch entry, head, query and key
-
-
-@dataclass(frozen=True)
-class Plan(TensorFields):
-    """The mask of a forward pass, made once and read by each layer.
-
-    `mask` takes precedence over the other fields. `to` moves the plan with its mask: accelerate's
-    hooks do so for layers on other devices.
-
-    Attributes:
-        causal: the mask is causal, aligned to the last query and key.
-        window: size in keys of a causal sliding window, with as many queries as keys.
-        mask: block lists, where neither causal nor window describes the mask.
-        keys: number of keys, None for all; a cache may have unused room after them.
-        runs: for each batch entry the first key that is not padding, and one past the last; None
-            without padding.
-        special: description of a feature other than causal and padding, or None.
-    """
-
-    TENSORS: ClassVar = ("mask",)
-    PLAIN: ClassVar = ("causal", "window", "keys", "runs", "special")
-
-    causal: bool = False
-    window: int | None = None
-    mask: BlockMask | None = field(default=None, repr=False)
-    keys: int | None = None
-    runs: Runs | None = None
-    special: str | None = None
-
-    # What transformers asks of a mask that is made before the call of the model inside: for static
-    # caches, and in PaliGemma; of its shape the last number.
-    ndim: ClassVar = 4
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return 1, 1, 1, self.keys or 0
-
-    def contiguous(self) -> Plan:
-        return self
-
-
-tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sparse_fmha.integrations import _packed
 # transformers accepts names with "flash" for continuous batching, and makes no masks for them.
 NAME = "sparse_fmha_flash"
 # Unsupported options of models, by keyword.
-REFUSED = {"softcap": "logit soft-capping", "position_bias": "position_bias"}
+REFUSED = {"position_bias": "position_bias"}
 
 
 def attend_packed(
@@ -35,6 +35,7 @@ def attend_packed(
     k_cache: Tensor | None = None,
     v_cache: Tensor | None = None,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Called by transformers in each layer.
@@ -53,6 +54,7 @@ def attend_packed(
             `varlen_attention`.
         sliding_window: a query sees itself and so many keys before, less one.
         s_aux: `[Hq]`, the sinks of gpt-oss.
+        softcap: the cap of scores of Gemma 2.
 
     Raises:
         NotImplementedError: a call that is none of continuous batching, dropout, or an option of
@@ -77,7 +79,8 @@ def attend_packed(
             f"{NAME} supports no attention_mask or dropout, which {name} requests"
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    sink = None if s_aux is None else s_aux.float()
+    scores: Any = {"scale": scaling, "softcap": float(softcap or 0)}
+    scores["sink"] = None if s_aux is None else s_aux.float()
     requests = cu_seq_lens_q.shape[0] - 1
     if block_table is not None and k_cache is not None and v_cache is not None:
         lengths = cu_seq_lens_k[1 : len(q) + 1] - cu_seq_lens_k[: len(q)]
@@ -89,8 +92,7 @@ def attend_packed(
             lengths,
             page_table=block_table,
             window=sliding_window,
-            scale=scaling,
-            sink=sink,
+            **scores,
         )
         return out.transpose(0, 1), None
     if max_length_q == 1 and q.shape[0] == requests:
@@ -104,14 +106,13 @@ def attend_packed(
             head_starts=starts[:, None].expand(-1, k.shape[1]),
             head_lengths=(stops - starts)[:, None].expand(-1, k.shape[1]),
             window=sliding_window,
-            scale=scaling,
-            sink=sink,
+            **scores,
         )
         return out.transpose(0, 1), None
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     sizes = (max_length_q, max_length_k)
     lists = (cu_seq_lens_q, cu_seq_lens_k)
-    packed, _ = _packed.attend(q, k, v, *lists, *sizes, window, scaling, sink=sink)
+    packed, _ = _packed.attend(q, k, v, *lists, *sizes, window, **scores)
     return packed[None], None
 
 

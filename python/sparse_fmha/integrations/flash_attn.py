@@ -125,7 +125,8 @@ def flash_attn_with_kvcache(
             `-left <= j - i - (N - Lq) <= right`; -1: no bound. right is -1 or 0.
         num_splits: 0, or 1 for results that do not depend on the other requests.
         return_softmax_lse: also return lse, `[B, Hq, Lq]`.
-        rotary_cos, rotary_sin, alibi_slopes: None. softcap: 0. rotary_interleaved: without effect.
+        softcap: see `attention`.
+        rotary_cos, rotary_sin, alibi_slopes: None. rotary_interleaved: without effect.
 
     Raises:
         ValueError: an argument that is not supported, by its name, or as in `decode_attention`.
@@ -135,8 +136,6 @@ def flash_attn_with_kvcache(
     for name, given in refused.items():
         if given is not None:
             raise ValueError(f"{name} must be None, got {type(given).__name__}")
-    if softcap:
-        raise ValueError(f"softcap must be 0, got {softcap}")
     if num_splits not in (0, 1):
         raise ValueError(f"num_splits must be 0 or 1, got {num_splits}")
     if (k is None) != (v is None):
@@ -174,6 +173,7 @@ def flash_attn_with_kvcache(
         causal=causal or right == 0,
         window=None if left < 0 else left + 1,
         scale=softmax_scale,
+        softcap=softcap,
         split_tokens=BATCH_INVARIANT_SPLIT if num_splits == 1 else None,
         return_lse=True,
     )

@@ -38,10 +38,10 @@ def register() -> None:
 
 
 class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
-    """Decode and extend over pages of any size from 1, sliding windows, sinks; CUDA graphs.
+    """Decode and extend over pages of any size from 1; CUDA graphs.
 
-    Decode is one call, and so is an extension. Speculative decoding, encoders, cross
-    attention and soft-capping raise NotImplementedError.
+    Sliding windows, sinks and capped scores are served. Decode is one call, and so is an extension.
+    Speculative decoding, encoders and cross attention raise NotImplementedError.
     """
 
     def __init__(self, model_runner: Any) -> None:
@@ -155,8 +155,9 @@ class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Tensor:
         given = [name for name, value in kwargs.items() if value is not None]
-        if layer.logit_cap:
-            given.append("logit_cap")
+        method = getattr(layer, "logit_capping_method", "tanh")
+        if layer.logit_cap and method != "tanh":
+            given.append(f"logit_capping_method {method}")
         if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
             given.append(f"attention of type {layer.attn_type}")
         if layer.qk_head_dim != layer.v_head_dim:
@@ -175,7 +176,7 @@ class SparseFmhaAttnBackend(AttentionBackend):  # type: ignore[misc]
         size = layer.sliding_window_size  # keys before a query's own; -1: all
         window = None if size is None or size < 0 else size + 1
         sink = None if sinks is None else sinks.float()
-        heads = _serving.Heads(layer.scaling, window, sink)
+        heads = _serving.Heads(layer.scaling, window, sink, float(layer.logit_cap or 0))
         rows = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         out = torch.zeros_like(rows)
         _serving.attend(rows, k_pages, v_pages, self.batch, heads, True, out)

@@ -28,13 +28,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha._checks import MAX_HEAD_DIM
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
-from sparse_fmha.integrations import _transformers_packed
+from sparse_fmha.integrations import _transformers_packed, _transformers_sdpa
 from sparse_fmha.integrations._layer_table import Layers, parse
 from sparse_fmha.integrations._layers import Call, Method
 from sparse_fmha.integrations._sinks import with_sink
 from sparse_fmha.integrations._transformers_decode import as_mask, decode, is_span, span
-from sparse_fmha.integrations._transformers_masks import Plan, plan
+from sparse_fmha.integrations._transformers_masks import plan
 from sparse_fmha.integrations._transformers_packed import attend_packed, continuous_batching
+from sparse_fmha.integrations._transformers_plan import Plan, of_last
 
 __all__ = ["Plan", "attend", "continuous_batching", "plan", "register"]
 
@@ -64,7 +65,8 @@ def register(
             passes except decode, such a layer raises NotImplementedError. A dict such as
             `{"default": {"method": "dense"}, "layers 8-31": {"method": "skip", "threshold":
             1e-3}, "full_attention": ...}`, or the path of such a JSON file; keys are also names of
-            the configuration's `layer_types`. Methods: dense; skip(threshold), or
+            the configuration's `layer_types`. Methods: dense; sdpa, torch's attention, for any pass
+            and for head dims above 256 (full attention of Gemma 4); skip(threshold), or
             skip(sparsity, calibration) with the file of a saved `calibration.Calibration`;
             block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
             vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
@@ -134,31 +136,45 @@ def attend(
             "attention weights, got True; load the model with attn_implementation='eager'"
         )
     index = getattr(module, "layer_idx", None)
-    if query.shape[3] > MAX_HEAD_DIM:
-        raise NotImplementedError(
-            f"{NAME} does not support head dims above {MAX_HEAD_DIM}, {type(module).__name__} of "
-            f"layer {index} has {query.shape[3]}; load the model with attn_implementation='sdpa'"
-        )
     if isinstance(method_of, Layers):
         method_of.check(module)
         method = method_of.of(module, index)
     else:
         method = None if method_of is None else method_of(index)
+    if isinstance(attention_mask, Plan):
+        attention_mask = of_last(attention_mask, query)
+    in_torch = method is not None and method.in_torch
+    if query.shape[3] > MAX_HEAD_DIM and not in_torch:
+        raise NotImplementedError(
+            f"{NAME} does not support head dims above {MAX_HEAD_DIM}, {type(module).__name__} of "
+            f"layer {index} has {query.shape[3]}; load the model with attn_implementation='sdpa', "
+            "or give the layer the method 'sdpa' in layers of register()"
+        )
     sink = None if kwargs.get(SINKS) is None else kwargs[SINKS].float()
     softcap = float(kwargs.get(SOFTCAP) or 0)
+    if in_torch:
+        if softcap or sink is not None:
+            _check_dropout(module, dropout)
+        if attention_mask is None:
+            attention_mask = _unmasked(module, query, is_causal)
+        scores = {"scaling": scaling, "sink": sink, "softcap": softcap}
+        inputs = (module, query, key, value, attention_mask, dropout)
+        return _transformers_sdpa.attend(*inputs, **{**kwargs, **scores}), None
     if method is not None and query.shape[2] > 1 and (softcap or sink is not None):
         raise _not_for(index, "attention sinks" if sink is not None else "logit soft-capping")
-    if query.shape[2] == 1 or isinstance(attention_mask, Tensor):
+    has_lists = isinstance(attention_mask, Plan) and attention_mask.mask is not None
+    if isinstance(attention_mask, Tensor) or (query.shape[2] == 1 and not has_lists):
         if method is not None and query.shape[2] > 1:
             raise _not_for(index, "a mask tensor")
         if method is not None:
             message = "a pass of one query, as in decoding, is dense"
             _report(method_of, method, [("decoding", message)])
         if attention_mask is None or isinstance(attention_mask, Plan):
-            attention_mask = span(len(query), key.shape[2], 0, None, query.device)
+            keys = None if attention_mask is None else attention_mask.keys
+            attention_mask = span(len(query), keys or key.shape[2], 0, None, query.device)
         if attention_mask is not None and is_span(attention_mask):
-            if not (dropout or softcap or _records(query, key, value, sink)):
-                return decode(query, key, value, attention_mask, scaling, sink), None
+            if not (dropout or _records(query, key, value, sink)):
+                return decode(query, key, value, attention_mask, scaling, sink, softcap), None
             attention_mask = as_mask(attention_mask, key.shape[2])
         if softcap or sink is not None:
             _check_dropout(module, dropout)
@@ -169,8 +185,7 @@ def attend(
         return result
     _check_dropout(module, dropout)
     if attention_mask is None:
-        wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
-        attention_mask = Plan(causal=bool(wanted))
+        attention_mask = _unmasked(module, query, is_causal)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     k, v = (x[:, : attention_mask.keys] for x in (k, v))
     options: Any = {"scale": scaling, "softcap": softcap, "sink": sink}
@@ -185,6 +200,12 @@ def attend(
     else:
         out = attention(q, k, v, causal=attention_mask.causal, **options)
     return out, None
+
+
+def _unmasked(module: torch.nn.Module, query: Tensor, is_causal: bool | None) -> Plan:
+    """The plan of a call without a mask."""
+    wanted = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    return Plan(causal=bool(wanted) and query.shape[2] > 1)
 
 
 def _check_dropout(module: torch.nn.Module, dropout: float) -> None:

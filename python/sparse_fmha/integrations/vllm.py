@@ -165,8 +165,6 @@ class SparseFmhaImpl(AttentionImpl):  # type: ignore[misc]
     ) -> None:
         if alibi_slopes is not None:
             raise NotImplementedError("sparse_fmha does not support alibi_slopes")
-        if logits_soft_cap:
-            raise NotImplementedError("sparse_fmha does not support logits_soft_cap")
         if attn_type != AttentionType.DECODER:
             raise NotImplementedError(f"sparse_fmha does not support attention of type {attn_type}")
         if kv_cache_dtype not in SparseFmhaBackend.supported_kv_cache_dtypes:
@@ -176,7 +174,7 @@ class SparseFmhaImpl(AttentionImpl):  # type: ignore[misc]
         self.kv_cache_dtype = kv_cache_dtype
         self.shares_cache = kv_sharing_target_layer_name is not None
         sink = None if sinks is None else sinks.float()
-        self.heads = _serving.Heads(self.scale, sliding_window, sink)
+        self.heads = _serving.Heads(self.scale, sliding_window, sink, float(logits_soft_cap or 0))
 
     def forward(
         self,

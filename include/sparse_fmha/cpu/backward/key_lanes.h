@@ -124,7 +124,7 @@ class KeyLanes : protected Tokens<M, Element> {
       multiply<false>(queries_.factor(), padded, this->panel_at(first, keys_), vectors, dim_,
                       scores_, kLanes);
       if (this->caps()) {
-        this->cap(rows, scores_, slopes_);
+        this->cap(this->raw_cap_, rows, scores_, slopes_);
       }
       if (has_bias()) {
         add_biases(first, rows);

@@ -24,6 +24,21 @@ inline void check_copies(char const* name, TensorView const& t) {
   }
 }
 
+inline void add_scale(DecodeParams& params, double scale, double softcap) {
+  params.negate = scale < 0;
+  // Zero would turn the -inf of a masked score into NaN.
+  double const scale_log2 = std::max(std::abs(scale) * M_LOG2E, 1e-30);
+  params.scale_log2 = static_cast<float>(scale_log2);
+  params.tanh_scale = 0.f;
+  if (softcap != 0) {
+    // A cap far above all scores changes nothing. Limits keep both factors normal numbers.
+    double const most = std::min(scale_log2 * 1e37, 1e37);
+    double const cap_log2 = std::clamp(softcap * M_LOG2E, 1e-30, most);
+    params.scale_log2 = static_cast<float>(cap_log2);
+    params.tanh_scale = static_cast<float>(std::min(scale_log2 / cap_log2, 1e30));
+  }
+}
+
 // Fills in what does not depend on the kernel.
 inline void describe_decode(DecodeParams& params, FmhaProblem const& p) {
   check_copies("q", p.q);
@@ -48,9 +63,7 @@ inline void describe_decode(DecodeParams& params, FmhaProblem const& p) {
         "sparse_fmha: q must have at most 2^31 - 1 rows in groups of 64 of a KV head");
   }
   params.groups = static_cast<int32_t>(groups);
-  // Zero would turn the -inf of a masked score into NaN.
-  params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
-  params.negate = p.scale < 0;
+  add_scale(params, p.scale, p.softcap);
 }
 
 // Takes device memory for the plan, for the partial results of `workers` and, if workers take parts

@@ -25,10 +25,11 @@ struct DecodeParams {
   int32_t row_groups;  // of one KV head
   int32_t rows;        // most rows of a group
   int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
-  float scale_log2;    // |scale| * log2(e), never zero
-  bool negate;         // the scale is negative
-  bool fits_cache;     // what may be read is at most about twice the L2 cache
-  bool planned;        // decode_plan_kernel fills in the plan; else the first block does
+  float scale_log2;    // makes scores those of the softmax in log2 units; never zero
+  float tanh_scale;  // of capped scores, before: they are replaced by tanh(tanh_scale * q.k); or 0
+  bool negate;       // the scale is negative
+  bool fits_cache;   // what may be read is at most about twice the L2 cache
+  bool planned;      // decode_plan_kernel fills in the plan; else the first block does
   DecodePlan plan;
   int32_t* next;  // counts the parts that were taken after the first of each worker; or nullptr
   // Of each group, or of each part if there are fewer: a group with several pieces, or -1, and its

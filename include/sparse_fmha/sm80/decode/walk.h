@@ -1,6 +1,7 @@
 // How a block walks over the tiles of a piece.
 #pragma once
 
+#include "sparse_fmha/device/decode/cap_scores.h"
 #include "sparse_fmha/device/decode/tile_mask.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
@@ -47,6 +48,7 @@ struct DecodeSteps {
   __device__ __forceinline__ void score(Queries<Traits> const& queries, int32_t i, int stage,
                                         Scores& scores) const {
     multiply_keys<Traits>(queries, smem.stage(stage), scores, lane_of_tile());
+    cap_scores(params, scores);
     auto const& places = places_of(i);
     if (places.masked[0] | places.masked[1]) {
       DecodeTileMask<Traits>{params, smem.piece, rows(), places.position}.hide(scores);

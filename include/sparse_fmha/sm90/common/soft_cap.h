@@ -6,16 +6,10 @@
 #include <cmath>
 
 #include "sparse_fmha/core/problem.h"
+#include "sparse_fmha/device/soft_cap.h"
 #include "sparse_fmha/sm90/common/cute.h"
 
 namespace sparse_fmha::sm90 {
-
-// The relative error is at most 2^-11.
-__device__ __forceinline__ float tanh_approx(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // 0 has -inf, and so have numbers below the normal ones.
 __device__ __forceinline__ float log2_approx(float x) {
@@ -37,11 +31,7 @@ struct SoftCap {
     if (!given()) {
       return scale_log2;
     }
-    float const inner = scale_log2 * inverse;
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(s); ++i) {
-      s(i) = tanh_approx(s(i) * inner);
-    }
+    tanh_scores(s, scale_log2 * inverse);
     return log2;
   }
   // The derivative of a capped score by the score, from its quotient with the cap, which is not

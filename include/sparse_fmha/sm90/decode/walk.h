@@ -1,6 +1,7 @@
 // How the consumer of a worker walks over the tiles of a piece.
 #pragma once
 
+#include "sparse_fmha/device/decode/cap_scores.h"
 #include "sparse_fmha/device/decode/tile_mask.h"
 #include "sparse_fmha/device/skip_vote.h"
 #include "sparse_fmha/device/softmax.h"
@@ -45,6 +46,7 @@ struct DecodeWalk {
       bool hidden_row = false;
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
+      cap_scores(params, scores);
       if (masked) {
         DecodeTileMask<Traits> const mask{params, piece, rows, smem.positions[state.index]};
         hidden_row = mask.hides_row();
@@ -104,6 +106,7 @@ struct VotingDecodeWalk {
       bool hidden_row = false;
       warpgroup_wait<0>();
       warpgroup_fence_operand(scores);
+      cap_scores(params, scores);
       if (masked) {
         DecodeTileMask<Traits> const mask{params, piece, rows, smem.positions[keys.index]};
         hidden_row = mask.hides_row();

@@ -1,6 +1,7 @@
 // How a warp walks over its tiles: it copies them ahead, and adds up what its rows see of them.
 #pragma once
 
+#include "sparse_fmha/device/decode/cap_scores.h"
 #include "sparse_fmha/device/decode/finish.h"
 #include "sparse_fmha/device/decode/products.h"
 #include "sparse_fmha/device/softmax.h"
@@ -123,6 +124,7 @@ struct FewRowsWalk {
                                       Output& output) const {
     Scores scores;
     multiply_keys<Traits>(queries, stage.keys, scores, threadIdx.x % 32);
+    cap_scores(params, scores);
     if (at.masked) {
       hide(at, stage, scores);
     }
