@@ -5,7 +5,7 @@ import pytest
 
 import sparse_fmha
 
-ARCHS = ("sm80", "sm90")
+ARCHS = ("sm80", "sm86", "sm90")
 
 
 @pytest.fixture(scope="session", autouse=True)

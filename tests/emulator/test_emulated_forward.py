@@ -4,7 +4,7 @@ import bias_oracle
 import pytest
 import torch
 from bias_cases import FORMS, biased
-from gradient_cases import CASES, LARGE, Case, block_lists, plain, window
+from gradient_cases import CASES, LARGE, Case, block_lists, plain, stripe_lists, window
 from gradient_oracle import attend, mask_of
 from output_rule import assert_as_good_as_rounded
 from poison import poisoned
@@ -25,6 +25,12 @@ TILES = {
     "blocks 64x64, causal": LARGE["blocks 64x64, causal"],
     "blocks 128x16": Case("block_sparse", (150,), block_lists(150, 300, 128, 16), kv=(300,)),
     "stripes, causal": LARGE["stripes, causal"],
+    # More tiles than are placed at a time, and more than there are places.
+    "1-D, many tiles": Case("neighborhood", (70,), window((33,)), extra=2200),
+    "blocks 64x64, many tiles": Case(
+        "block_sparse", (70,), block_lists(70, 4000, 64, 64), kv=(4000,)
+    ),
+    "stripes, many tiles": Case("stripe", (70,), stripe_lists(70, 1300, 64, share=0.9), kv=(1300,)),
 }
 
 

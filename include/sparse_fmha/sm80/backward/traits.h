@@ -40,6 +40,7 @@ struct BackwardTraits {
 
   static constexpr int kWarps = Config::kWarps;
   static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kAddresses = 2;               // of copies, that a thread finds at a time
   static constexpr int kSharing = Config::kSharing;  // warps with the same rows
   static constexpr int kRowWarps = kWarps / kSharing;
   static constexpr int kWarpRows = kRows / kRowWarps;

@@ -43,20 +43,20 @@ struct Attention {
     }
     __syncthreads();  // tile 0 and tile 1 are placed
     geometry.write_mask(work(), 0);
-    if (tiles() > 0) {
-      copy_keys(0);
-      if constexpr (kAhead) {
-        copy_values(0);
-      }
+    if constexpr (!Traits::kQueriesFirst) {
+      copy_first_tile();
     }
-    cp_async_fence();
-    cp_async_wait<1>();
+    cp_async_wait<Traits::kQueriesFirst ? 0 : 1>();
     __syncthreads();  // the queries have landed
     if (params.negate) {
       negate_queries();
       __syncthreads();
     }
     Queries<Traits> const queries(smem.queries(), first_row());
+    if constexpr (Traits::kQueriesFirst) {
+      __syncthreads();  // the queries are read
+      copy_first_tile();
+    }
 
     auto softmax = each_row_tile<OnlineSoftmax>(params.scale_log2);
     Output<Traits> output;
@@ -157,6 +157,16 @@ struct Attention {
   __device__ __forceinline__ void copy_queries() const {
     copy_tile<Traits, Traits::kTileQ>(smem.queries(), geometry.queries(first_work, params.q),
                                       static_cast<Element const*>(params.q.data), params.head_dim);
+  }
+  // The part of it that the main loop does not copy.
+  __device__ __forceinline__ void copy_first_tile() const {
+    if (tiles() > 0) {
+      copy_keys(0);
+      if constexpr (kAhead) {
+        copy_values(0);
+      }
+    }
+    cute::cp_async_fence();
   }
   __device__ __forceinline__ void copy_keys(int i) const {
     copy_tile<Traits, Traits::kTileK>(smem.keys(stage_of(i)), geometry.keys(work(), i),

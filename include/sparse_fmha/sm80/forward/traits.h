@@ -21,11 +21,10 @@ struct KernelConfig : TileConfig<Mechanism_, Element_, HeadDim, TileQ, TileK, St
   static constexpr Skipping kSkipping = Skipping_;
   static constexpr int kWarps = Warps;
   static constexpr Arch kArch = Arch_;
-  // Four warps at least.
+  // Warps have as many rows as in the whole tile.
   template <int kRows>
-  using WithTileQ = KernelConfig < Mechanism_,
-        Element_, HeadDim, kRows, TileK, Stages, Skipping_,
-        Warps* kRows / TileQ<4 ? 4 : Warps * kRows / TileQ, Arch_>;
+  using WithTileQ = KernelConfig<Mechanism_, Element_, HeadDim, kRows, TileK, Stages, Skipping_,
+                                 Warps * kRows / TileQ, Arch_>;
 };
 
 template <class Traits, class Geometry, class Mechanism>
@@ -64,6 +63,7 @@ struct KernelTraits {
   static_assert(kWarps * kWarpRows == kTileQ && (kRowTiles == 1 || kRowTiles == 2) &&
                     kRowTiles * 16 == kWarpRows,
                 "a warp has 16 or 32 rows");
+  static constexpr int kAddresses = 8;  // of copies, that a thread finds at a time
   // Groups of 64 rows mask together, and vote together.
   static constexpr int kGroups = kTileQ / 64;
   static_assert(!kVotes || kWarpRows == 16, "the vote is that of four warps");
@@ -72,11 +72,15 @@ struct KernelTraits {
   static constexpr int kRowDim = (kHeadDim + 63) / 64 * 64;
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
-  // Queries stay in registers if there are enough of them.
-  static constexpr bool kQueriesInRegisters = kRowTiles * kHeadDim <= 128;
-  // They then pass through the second stage, which is free until the first tile is computed.
+  // Queries stay in registers if there are enough of them: with the output and scores of a thread's
+  // row tiles they take 208 at most, of one row tile of head dim 256 and 32 keys.
+  static constexpr bool kQueriesInRegisters =
+      kRowTiles * kHeadDim <= 128 || (kRowTiles == 1 && kTileK == 32);
+  // They then pass through the last stage: the second, which is free until the first tile is
+  // computed, or the only one, and the first tile is copied after that.
   static constexpr bool kQueriesShareStage =
-      kQueriesInRegisters && kStages == 2 && kQueryElements <= 2 * kTileElements;
+      kQueriesInRegisters && kQueryElements <= 2 * kTileElements;
+  static constexpr bool kQueriesFirst = kQueriesShareStage && kStages == 1;
   static constexpr int kElements =
       2 * kStages * kTileElements + (kQueriesShareStage ? 0 : kQueryElements);
   static_assert(kQueryElements <= kElements, "the output passes through the same memory");
@@ -99,7 +103,7 @@ struct SharedStorage {
     return keys(stage) + Traits::kTileElements;
   }
   __device__ __forceinline__ typename Traits::Element* queries() {
-    return keys(Traits::kQueriesShareStage ? 1 : Traits::kStages);
+    return keys(Traits::kStages - (Traits::kQueriesShareStage ? 1 : 0));
   }
 };
 

@@ -16,7 +16,7 @@
 //   tiles(Work)                       their number
 //   place(Work, i)                    by all threads: writes where tile i lies. Called for
 //                                     i = 0, 1, ..., also beyond the last one
-//   keys(Work, i), values(Work, i)    rows for copy_tile(), with the address `base`
+//   keys(Work, i), values(Work, i)    rows for copy_tile()
 //   write_mask(Work, i)               by all threads: writes the mask of tile i
 //   needs(Work, i, group)             whether a group of 64 rows sees any of it; false only if not
 //   is_masked(Work, i)                whether any row may not see all of it

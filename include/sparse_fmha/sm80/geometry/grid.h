@@ -15,9 +15,13 @@
 namespace sparse_fmha::sm80 {
 
 // A key tile: a box at a position of the grid, or a range of extra tokens that starts at origin[2].
-struct KeyBox {
+template <class Element>
+struct alignas(16) KeyBox {
+  Element const* k;  // of its first row
+  Element const* v;
   Coord origin;
   bool extra;
+  bool clipped;    // the box leaves the grid
   uint8_t needed;  // bit g: by group g of 64 rows
 };
 
@@ -25,7 +29,7 @@ template <class Traits, class Mechanism>
 struct Grid {
   using Element = typename Traits::Element;
   using Walk = decltype(Mechanism::walk({}, {}, {}));
-  static constexpr int kPlaced = 32;  // tiles that are placed at a time
+  static constexpr int kPlaced = 16;  // tiles that are placed at a time
 
   struct Params {
     TensorView extra_k;
@@ -37,18 +41,16 @@ struct Grid {
     int32_t extra_len;
   };
   struct Shared {
-    int64_t k_offsets[Traits::kTileK];  // of a box's rows from its first, in elements
+    int64_t k_offsets[Traits::kTileK];  // of a box's rows from its first, in bytes
     int64_t v_offsets[Traits::kTileK];
     WindowWords<Traits> words;
-    KeyBox boxes[2 * kPlaced];  // the set of tiles in use and the next
+    KeyBox<Element> boxes[2 * kPlaced];  // the set of tiles in use and the next
     Walk walk;
     QueryTile q;
     Coord length;                                // positions per axis in the dilation class
     Interval parts[Traits::kGroups][kGridAxes];  // union of what the rows of a group see
   };
   struct Work {
-    Element const* k;  // of the head
-    Element const* v;
     int64_t out;  // index of the head's first row in [B, Lq, Hq]
     int32_t batch;
     int32_t head;
@@ -60,23 +62,27 @@ struct Grid {
   // Rows of a tile.
   struct Rows {
     Element const* base;
+    Grid const& grid;
+    KeyBox<Element> const& box;
     int64_t const* offsets;
     int64_t extra_stride;
-    int32_t extra_len;  // rows of extra tokens
-    BoxBits bits;
-    Coord room;  // positions from the box's first to the end of the grid
-    bool extra;
-    bool clipped;  // the box leaves the grid
+    __device__ __forceinline__ bool whole() const { return !box.extra && !box.clipped; }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      return bytes_from(base, offsets[first + further]);
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
-      if (extra) {
-        return r < extra_len ? base + r * extra_stride : nullptr;
+      auto const& g = grid.params.geometry;
+      if (box.extra) {
+        return r < g.extra_len - box.origin[2] ? base + r * extra_stride : nullptr;
       }
+      Coord const c = g.k_bits.offset(r);
       bool inside = true;
-      if (clipped) {
-        Coord const c = bits.offset(r);
-        inside = c[0] < room[0] && c[1] < room[1] && c[2] < room[2];
+      CUTE_UNROLL
+      for (int axis = 0; axis < kGridAxes; ++axis) {
+        inside &= box.origin[axis] + c[axis] < grid.shared.length[axis];
       }
-      return inside ? base + offsets[r] : nullptr;
+      return inside ? bytes_from(base, offsets[r]) : nullptr;
     }
   };
 
@@ -90,17 +96,15 @@ struct Grid {
     }
     for (int r = threadIdx.x; r < Traits::kTileK; r += Traits::kThreads) {
       Coord const offset = Mechanism::token(params.sparsity, {0, 0, 0}, g.k_bits.offset(r));
-      shared.k_offsets[r] = offset_of(params.k, offset);
-      shared.v_offsets[r] = offset_of(params.v, offset);
+      shared.k_offsets[r] = offset_of(params.k, offset) * int64_t{sizeof(Element)};
+      shared.v_offsets[r] = offset_of(params.v, offset) * int64_t{sizeof(Element)};
     }
     shared.words.table.fill(g.shape.k, g.k_bits);
     __syncthreads();
     find_windows<Mechanism>(shared.words, params.sparsity, g.shape.q, shared.q, shared.length);
     int32_t const head_kv = tile.head / params.heads_per_kv;
     int32_t const ragged = g.extra_len % Traits::kTileK != 0;
-    return {head_of<Element>(params.k, tile.batch, head_kv),
-            head_of<Element>(params.v, tile.batch, head_kv),
-            tile.batch * volume(params.sparsity.grid) * params.heads_q + tile.head,
+    return {tile.batch * volume(params.sparsity.grid) * params.heads_q + tile.head,
             tile.batch,
             tile.head,
             head_kv,
@@ -112,6 +116,11 @@ struct Grid {
     Grid const& grid;
     Element const* base;
     TensorView const& view;
+    __device__ __forceinline__ bool whole() const { return false; }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      return (*this)(first + further);
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
       Coord token;
       return grid.find_query(r, token) ? base + offset_of(view, token) : nullptr;
@@ -135,27 +144,29 @@ struct Grid {
   __device__ __forceinline__ int tiles(Work const& work) const {
     return work.num_partial + work.num_full;
   }
-  // Locating a tile takes many instructions, so the lanes of a warp locate 32 together.
+  // Locating a tile takes many instructions, so the lanes of a warp locate several together.
   __device__ __forceinline__ void place(Work const& work, int i) const {
     if (i % kPlaced == 0 && threadIdx.x < kPlaced) {
       int const tile = i + static_cast<int>(threadIdx.x);
       if (tile < tiles(work)) {
-        shared.boxes[tile % (2 * kPlaced)] = box_of(tile);
+        shared.boxes[tile % (2 * kPlaced)] = box_of(work, tile);
       }
     }
   }
-  __device__ __forceinline__ Rows keys(Work const& work, int i) const {
-    return rows(work, work.k, params.k, params.geometry.extra_k, shared.k_offsets, i);
+  __device__ __forceinline__ Rows keys(Work const& /*work*/, int i) const {
+    return {box_at(i).k, *this, box_at(i), shared.k_offsets,
+            params.geometry.extra_k.axis_stride[kGridAxes - 1]};
   }
-  __device__ __forceinline__ Rows values(Work const& work, int i) const {
-    return rows(work, work.v, params.v, params.geometry.extra_v, shared.v_offsets, i);
+  __device__ __forceinline__ Rows values(Work const& /*work*/, int i) const {
+    return {box_at(i).v, *this, box_at(i), shared.v_offsets,
+            params.geometry.extra_v.axis_stride[kGridAxes - 1]};
   }
   __device__ __forceinline__ void write_mask(Work const& work, int i) const {
     if (i >= work.num_partial) {
       return;
     }
     auto const& g = params.geometry;
-    KeyBox const& box = box_at(i);
+    KeyBox<Element> const& box = box_at(i);
     if (box.extra) {
       show_first<Traits>(shared.words, g.shape.q, g.extra_len - box.origin[2], i);
     } else {
@@ -200,7 +211,7 @@ struct Grid {
     return token[0] * view.axis_stride[0] + token[1] * view.axis_stride[1] +
            token[2] * view.axis_stride[2];
   }
-  __device__ __forceinline__ KeyBox const& box_at(int i) const {
+  __device__ __forceinline__ KeyBox<Element> const& box_at(int i) const {
     return shared.boxes[i % (2 * kPlaced)];
   }
 
@@ -227,49 +238,47 @@ struct Grid {
     }
   }
 
-  __device__ __forceinline__ KeyBox box_of(int i) const {
+  __device__ __forceinline__ KeyBox<Element> box_of(Work const& work, int i) const {
+    auto const& g = params.geometry;
     constexpr uint8_t kAll = (1 << Traits::kGroups) - 1;
-    int32_t const extra_len = params.geometry.extra_len;
-    int32_t const ragged = extra_len % Traits::kTileK != 0;
+    int32_t const ragged = g.extra_len % Traits::kTileK != 0;
     int32_t const visited = shared.walk.num_partial + shared.walk.num_full;
-    if (i < ragged) {
-      return {{0, 0, extra_len / Traits::kTileK * Traits::kTileK}, true, kAll};
+    bool const is_ragged = i < ragged;
+    if (is_ragged || i - ragged >= visited) {
+      int32_t const tile = is_ragged ? g.extra_len / Traits::kTileK : i - ragged - visited;
+      int32_t const first = tile * Traits::kTileK;
+      return {extra_row(work, g.extra_k, first),
+              extra_row(work, g.extra_v, first),
+              {0, 0, first},
+              true,
+              false,
+              kAll};
     }
-    if (i - ragged >= visited) {
-      return {{0, 0, (i - ragged - visited) * Traits::kTileK}, true, kAll};
-    }
-    KeyBox box{shared.walk.tile(i - ragged), false, kAll};
-    for (int group = 0; group < Traits::kGroups; ++group) {
-      for (int axis = 0; axis < kGridAxes; ++axis) {
+    Coord const origin = shared.walk.tile(i - ragged);
+    Coord const token = Mechanism::token(params.sparsity, shared.q.residue, origin);
+    int32_t const batch = again(work.batch);
+    int32_t const head = again(work.head_kv);
+    KeyBox<Element> box{head_of<Element>(params.k, batch, head) + offset_of(params.k, token),
+                        head_of<Element>(params.v, batch, head) + offset_of(params.v, token),
+                        origin,
+                        false,
+                        false,
+                        kAll};
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      int32_t const end = origin[axis] + g.shape.k[axis];
+      box.clipped |= end > shared.length[axis];
+      for (int group = 0; group < Traits::kGroups; ++group) {
         Interval const& seen = shared.parts[group][axis];
-        bool const apart = box.origin[axis] >= seen.end ||
-                           box.origin[axis] + params.geometry.shape.k[axis] <= seen.begin;
+        bool const apart = origin[axis] >= seen.end || end <= seen.begin;
         box.needed &= ~(apart << group);
       }
     }
     return box;
   }
-
-  __device__ __forceinline__ Rows rows(Work const& work, Element const* base,
-                                       TensorView const& view, TensorView const& extra,
-                                       int64_t const* offsets, int i) const {
-    auto const& g = params.geometry;
-    KeyBox const& box = box_at(i);
-    Rows rows{base, offsets, 0, 0, g.k_bits, {0, 0, 0}, box.extra, false};
-    if (box.extra) {
-      rows.extra_stride = extra.axis_stride[kGridAxes - 1];
-      rows.extra_len = g.extra_len - box.origin[2];
-      rows.base =
-          head_of<Element>(extra, work.batch, work.head_kv) + box.origin[2] * rows.extra_stride;
-      return rows;
-    }
-    rows.base += offset_of(view, Mechanism::token(params.sparsity, shared.q.residue, box.origin));
-    CUTE_UNROLL
-    for (int axis = 0; axis < kGridAxes; ++axis) {
-      rows.room[axis] = shared.length[axis] - box.origin[axis];
-      rows.clipped |= rows.room[axis] < g.shape.k[axis];
-    }
-    return rows;
+  __device__ __forceinline__ Element const* extra_row(Work const& work, TensorView const& view,
+                                                      int32_t token) const {
+    return head_of<Element>(view, work.batch, work.head_kv) +
+           token * view.axis_stride[kGridAxes - 1];
   }
 
   // Whether the tensor has the r-th row of the query tile, and its token.

@@ -84,6 +84,11 @@ struct GridKeys {
     GridKeys const& grid;
     Element const* base;
     TensorView const& view;
+    __device__ __forceinline__ bool whole() const { return false; }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      return (*this)(first + further);
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
       Coord token;
       return grid.find_key(r, token) ? base + offset_of(view, token) : nullptr;
@@ -122,6 +127,11 @@ struct GridKeys {
     BoxBits bits;
     Coord room;    // positions from the box's first to the end of the grid
     bool clipped;  // the box leaves the grid
+    __device__ __forceinline__ bool whole() const { return !clipped; }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      return base + offsets[first + further];
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
       return !clipped || is_inside(bits, room, r) ? base + offsets[r] : nullptr;
     }

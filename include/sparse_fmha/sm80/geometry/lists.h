@@ -16,33 +16,48 @@ namespace sparse_fmha::sm80 {
 template <class Traits, class Mechanism>
 struct Lists {
   using Element = typename Traits::Element;
-  static constexpr int kPlaced = 32;                     // tiles that are placed at a time
-  static constexpr int kMaxBoxes = Traits::kTileK / 16;  // per tile
+  static constexpr int kPlaced = 16;                     // tiles that are placed at a time
+  static constexpr int kSixteens = Traits::kTileK / 16;  // per tile; a box has one or more
 
   struct Params {
     BoxSizes sizes;
   };
-  // Of two sets of tiles: the set in use and the next. The boxes of a tile are consecutive.
+  // Of two sets of tiles: the set in use and the next.
   struct Shared {
-    int32_t origins[2 * kPlaced * kMaxBoxes];  // the first token of each box
-    uint8_t masked[2 * kPlaced * kMaxBoxes];   // whether some row may not see all of it
+    int32_t sixteens[2 * kPlaced][kSixteens];  // the first token of 16 rows
+    int32_t origins[2 * kPlaced][kSixteens];   // the first token of each box
+    bool masked[2 * kPlaced];                  // whether some row may not see all of the tile
+    bool whole[2 * kPlaced];                   // whether all its rows exist
   };
   struct Work {
     QueryTokens<Element> queries;
     Element const* k;  // of the head
     Element const* v;
     ListStream stream;
+    int32_t tiles;
   };
 
   // Rows of a tile.
   struct Rows {
     Element const* base;
     int64_t stride;
-    int32_t const* origins;
-    int32_t log2_box;
+    int32_t const* sixteens;
     int32_t length;
+    bool all;  // rows exist
+    __device__ __forceinline__ bool whole() const {
+      return all && TokenAddress<Element>::is_short(stride);
+    }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      static_assert(16 % kRowsAtOnce == 0 || kRowsAtOnce % 16 == 0, "16 rows are consecutive");
+      // Where few are copied at once, it is the same 16 for all threads.
+      constexpr bool kFew = 16 % kRowsAtOnce == 0;
+      int const sixteen = kFew ? further / 16 : first / 16 + further / 16;
+      int const row = kFew ? first + further % 16 : first % 16;
+      return TokenAddress<Element>::of(base, stride, sixteens[sixteen] + row);
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
-      int32_t const token = origins[r >> log2_box] + (r & ((1 << log2_box) - 1));
+      int32_t const token = sixteens[r / 16] + r % 16;
       return token < length ? base + token * stride : nullptr;
     }
   };
@@ -55,11 +70,15 @@ struct Lists {
     int32_t const first = tile.q_tile * Traits::kTileQ;
     int32_t const head_kv = tile.head / params.heads_per_kv;
     int64_t const row = tile.batch * s.batch_stride + tile.head * s.head_stride + first / s.block_q;
-    return {
-        {params, tile, first, s.len_q},
-        head_of<Element>(params.k, tile.batch, head_kv),
-        head_of<Element>(params.v, tile.batch, head_kv),
-        list_stream(s, row, s.full.indices + row * s.full.width, BlockSparse::count(s.full, row))};
+    ListStream const stream =
+        list_stream(s, row, s.full.indices + row * s.full.width, BlockSparse::count(s.full, row));
+    BoxSizes const& sizes = params.geometry.sizes;
+    int32_t const boxes = stream.entries << sizes.log2_split;
+    return {{params, tile, first, s.len_q},
+            head_of<Element>(params.k, tile.batch, head_kv),
+            head_of<Element>(params.v, tile.batch, head_kv),
+            stream,
+            (boxes + (1 << sizes.log2_boxes) - 1) >> sizes.log2_boxes};
   }
   __device__ __forceinline__ TokenRows<Element> queries(Work const& work,
                                                         TensorView const& view) const {
@@ -69,26 +88,38 @@ struct Lists {
     return work.queries.out_row(params, r);
   }
 
-  __device__ __forceinline__ int tiles(Work const& work) const {
-    BoxSizes const& sizes = params.geometry.sizes;
-    int32_t const boxes = work.stream.entries << sizes.log2_split;
-    return (boxes + (1 << sizes.log2_boxes) - 1) >> sizes.log2_boxes;
-  }
-  // A thread reads the list entry of a box.
+  __device__ __forceinline__ int tiles(Work const& work) const { return work.tiles; }
+  // A thread reads the list entry of the box that has 16 rows.
   __device__ __forceinline__ void place(Work const& work, int i) const {
     if (i % kPlaced != 0) {
       return;
     }
-    auto const& s = params.sparsity;
-    BoxSizes const& sizes = params.geometry.sizes;
-    for (int n = threadIdx.x; n < kPlaced << sizes.log2_boxes; n += Traits::kThreads) {
-      int const tile = i + (n >> sizes.log2_boxes);
-      int const part = n & ((1 << sizes.log2_boxes) - 1);
+    auto s = params.sparsity;
+    s.block_kv = again(s.block_kv);
+    BoxSizes const sizes = sizes_again();
+    for (int n = thread_again(); n < kPlaced * kSixteens; n += Traits::kThreads) {  // whole warps
+      int const tile = i + n / kSixteens;
+      int const first_row = n % kSixteens * 16;
+      int const part = first_row >> sizes.log2_box;
+      int const row_in_box = first_row & ((1 << sizes.log2_box) - 1);
       ListBox const box = list_box(sizes, work.stream, tile, part);
-      bool const whole =
-          box.entry >= work.stream.partials && is_whole(s, box.block, work.queries.first);
-      shared.origins[first_box(tile) + part] = box_origin(s, sizes, box);
-      shared.masked[first_box(tile) + part] = !whole;
+      int32_t const origin = box_origin(s, sizes, box);
+      bool masked = box.entry < work.stream.partials || !is_whole(s, box.block, work.queries.first);
+      bool whole = origin + row_in_box + 16 <= s.len_kv;
+      CUTE_UNROLL
+      for (int step = 1; step < kSixteens; step *= 2) {  // those of a tile are neighboring lanes
+        masked |= __shfl_xor_sync(0xffffffff, masked, step);
+        whole &= __shfl_xor_sync(0xffffffff, whole, step);
+      }
+      int const place = tile % (2 * kPlaced);
+      shared.sixteens[place][first_row / 16] = origin + row_in_box;
+      if (row_in_box == 0) {
+        shared.origins[place][part] = origin;
+      }
+      if (first_row == 0) {
+        shared.masked[place] = masked;
+        shared.whole[place] = whole;
+      }
     }
   }
   __device__ __forceinline__ Rows keys(Work const& work, int i) const {
@@ -98,15 +129,11 @@ struct Lists {
     return rows(work.v, params.v, i);
   }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
-  __device__ __forceinline__ bool needs(Work const& work, int /*i*/, int group) const {
-    return work.queries.first + 64 * group < work.queries.length;
+  __device__ __forceinline__ bool needs(Work const& /*work*/, int /*i*/, int /*group*/) const {
+    return true;
   }
   __device__ __forceinline__ bool is_masked(Work const& /*work*/, int i) const {
-    uint32_t masked = 0;
-    for (int part = 0; part < 1 << params.geometry.sizes.log2_boxes; ++part) {
-      masked |= shared.masked[first_box(i) + part];
-    }
-    return masked != 0;
+    return shared.masked[place_of(i)];
   }
 
   class Mask {
@@ -116,8 +143,8 @@ struct Lists {
     using Seen = ColumnBits<Traits::kTileK>;
     __device__ __forceinline__ Seen look_up(int i) const {
       auto const& s = lists_.params.sparsity;
-      BoxSizes const& sizes = lists_.params.geometry.sizes;
-      int32_t const* const origins = lists_.shared.origins + lists_.first_box(i);
+      BoxSizes const sizes = lists_.sizes_again();
+      int32_t const* const origins = lists_.shared.origins[place_of(i)];
       int32_t const first = i << sizes.log2_boxes;
       // The partial blocks come first, so their bitmasks are consecutive, too.
       int64_t const first_entry = first >> sizes.log2_split;
@@ -157,12 +184,15 @@ struct Lists {
   }
 
  private:
-  __device__ __forceinline__ int first_box(int i) const {
-    return i % (2 * kPlaced) << params.geometry.sizes.log2_boxes;
+  static __device__ __forceinline__ int place_of(int i) { return again(i) % (2 * kPlaced); }
+  __device__ __forceinline__ BoxSizes sizes_again() const {
+    BoxSizes const& sizes = params.geometry.sizes;
+    return {again(sizes.log2_box), again(sizes.log2_boxes), again(sizes.log2_split)};
   }
   __device__ __forceinline__ Rows rows(Element const* base, TensorView const& view, int i) const {
-    return {base, view.axis_stride[kGridAxes - 1], shared.origins + first_box(i),
-            params.geometry.sizes.log2_box, params.sparsity.len_kv};
+    int const place = place_of(i);
+    return {base, again(view.axis_stride[kGridAxes - 1]), shared.sixteens[place],
+            params.sparsity.len_kv, shared.whole[place]};
   }
 };
 

@@ -16,7 +16,10 @@ template <class Traits, class Mechanism>
 struct Stripes {
   using Element = typename Traits::Element;
   static constexpr int kWarpsOfKeys = Traits::kTileK / 32;
-  static constexpr int kPlaces = 4;  // at least three tiles, and a power of two
+  // Tiles that are placed at a time: as many as there are threads for.
+  static constexpr int kPlaced = Traits::kThreads < 2 * Traits::kTileK ? 1 : 2;
+  static constexpr int kPlaces = 4;  // at least kPlaced + 2
+  static_assert(Traits::kThreads >= Traits::kTileK, "a thread places a key");
 
   struct Params {
     BoxSizes sizes;
@@ -31,12 +34,21 @@ struct Stripes {
     Element const* v;
     StripeStream stream;
     int32_t limit;  // all rows see keys up to this one
+    int32_t tiles;
   };
   struct Rows {
     Element const* base;
     int64_t stride;
     int32_t const* keys;
     int32_t length;
+    bool all;  // rows are keys that exist
+    __device__ __forceinline__ bool whole() const {
+      return all && TokenAddress<Element>::is_short(stride);
+    }
+    template <int kRowsAtOnce>
+    __device__ __forceinline__ Element const* at(int first, int further) const {
+      return TokenAddress<Element>::of(base, stride, keys[first + further]);
+    }
     __device__ __forceinline__ Element const* operator()(int r) const {
       int32_t const token = keys[r];
       return token < length ? base + token * stride : nullptr;
@@ -52,11 +64,13 @@ struct Stripes {
     int32_t const head_kv = tile.head / params.heads_per_kv;
     int64_t const group =
         tile.batch * s.batch_stride + tile.head * s.head_stride + first / s.block_q;
+    StripeStream const stream = stripe_stream(s, group);
     return {{params, tile, first, s.len_q},
             head_of<Element>(params.k, tile.batch, head_kv),
             head_of<Element>(params.v, tile.batch, head_kv),
-            stripe_stream(s, group),
-            Stripe::limit(s, first)};
+            stream,
+            Stripe::limit(s, first),
+            stages_of(params.geometry.sizes, Traits::kTileK, stream)};
   }
   __device__ __forceinline__ TokenRows<Element> queries(Work const& work,
                                                         TensorView const& view) const {
@@ -66,45 +80,52 @@ struct Stripes {
     return work.queries.out_row(params, r);
   }
 
-  __device__ __forceinline__ int tiles(Work const& work) const {
-    return stages_of(params.geometry.sizes, Traits::kTileK, work.stream);
-  }
-  // A thread finds the key of a row.
+  __device__ __forceinline__ int tiles(Work const& work) const { return work.tiles; }
+  // A thread finds the key of a row. It waits for the list, so for several tiles at a time.
   __device__ __forceinline__ void place(Work const& work, int i) const {
-    if (threadIdx.x >= Traits::kTileK) {  // whole warps
+    if (i % kPlaced != 0) {
       return;
     }
     auto const& s = params.sparsity;
-    BoxSizes const& sizes = params.geometry.sizes;
-    int const row = threadIdx.x;
+    BoxSizes const& given = params.geometry.sizes;
+    BoxSizes const sizes{again(given.log2_box), again(given.log2_boxes), again(given.log2_split)};
     int32_t const runs = run_stages(sizes, work.stream);
+    int const n = thread_again();
+    if (n >= kPlaced * Traits::kTileK) {  // whole warps
+      return;
+    }
+    int const tile = i + n / Traits::kTileK;  // the same for whole warps
+    int const row = n % Traits::kTileK;
     int32_t const key =
-        i < runs ? run_origin(s, sizes, work.stream, i, row >> sizes.log2_box) +
-                       (row & ((1 << sizes.log2_box) - 1))
-                 : column_key(s, listed_column(work.stream, (i - runs) * Traits::kTileK + row));
-    shared.keys[i % kPlaces][row] = key;
+        tile < runs
+            ? run_origin(s, sizes, work.stream, tile, row >> sizes.log2_box) +
+                  (row & ((1 << sizes.log2_box) - 1))
+            : column_key(s, listed_column(work.stream, (tile - runs) * Traits::kTileK + row));
+    int const place = tile % kPlaces;
+    shared.keys[place][row] = key;
     bool const whole = __all_sync(0xffffffff, key < work.limit);
     if (row % 32 == 0) {
-      shared.whole[i % kPlaces][row / 32] = whole;
+      shared.whole[place][row / 32] = whole;
     }
   }
   __device__ __forceinline__ Rows keys(Work const& work, int i) const {
-    return {work.k, params.k.axis_stride[kGridAxes - 1], shared.keys[i % kPlaces],
-            params.sparsity.len_kv};
+    return {work.k, again(params.k.axis_stride[kGridAxes - 1]), shared.keys[place_of(i)],
+            params.sparsity.len_kv, !is_masked(work, i)};
   }
   __device__ __forceinline__ Rows values(Work const& work, int i) const {
-    return {work.v, params.v.axis_stride[kGridAxes - 1], shared.keys[i % kPlaces],
-            params.sparsity.len_kv};
+    return {work.v, again(params.v.axis_stride[kGridAxes - 1]), shared.keys[place_of(i)],
+            params.sparsity.len_kv, !is_masked(work, i)};
   }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
-  __device__ __forceinline__ bool needs(Work const& work, int /*i*/, int group) const {
-    return work.queries.first + 64 * group < work.queries.length;
+  __device__ __forceinline__ bool needs(Work const& /*work*/, int /*i*/, int /*group*/) const {
+    return true;
   }
   __device__ __forceinline__ bool is_masked(Work const& /*work*/, int i) const {
+    int const place = place_of(i);
     bool whole = true;
     CUTE_UNROLL
     for (int w = 0; w < kWarpsOfKeys; ++w) {
-      whole &= shared.whole[i % kPlaces][w];
+      whole &= shared.whole[place][w];
     }
     return !whole;
   }
@@ -120,7 +141,7 @@ struct Stripes {
     }
     using Seen = SeenColumns;
     __device__ __forceinline__ Seen look_up(int i) const {
-      int32_t const* const keys = stripes_.shared.keys[i % kPlaces] + AccumulatorPosition().column;
+      int32_t const* const keys = stripes_.shared.keys[place_of(i)] + thread_again() % 4 * 2;
       Seen seen{};
       CUTE_UNROLL
       for (int n = 0; n < Traits::kTileK / 8; ++n) {
@@ -139,6 +160,8 @@ struct Stripes {
     Stripes const& stripes_;
     int32_t limit_[kRowsPerThread];  // keys [0, limit) exist and are not after the row
   };
+
+  static __device__ __forceinline__ int place_of(int i) { return again(i) % kPlaces; }
 
   static Params params_of(typename Mechanism::Params const& sparsity) {
     return {run_sizes(sparsity, Traits::kTileK)};
