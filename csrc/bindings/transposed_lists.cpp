@@ -1,4 +1,5 @@
-// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU.
+// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU; and
+// the bits of kept blocks, from which they may be made.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "list_buffers.h"
+#include "sparse_fmha/planning/kept_blocks.h"
 #include "sparse_fmha/planning/transposed_lists.h"
 
 namespace py = pybind11;
@@ -174,6 +176,26 @@ class StripesOfKeys : public OfKeys<Stripe::Params> {
   py::buffer_info counts_, columns_, range_counts_, range_starts_;
 };
 
+// The words of each group of 64 query rows, in blocks of 16 keys.
+std::vector<std::vector<uint32_t>> kept_words(int32_t len_q, int32_t len_kv, bool causal,
+                                              int32_t tile,
+                                              std::vector<std::vector<uint32_t>> const& skipped) {
+  BlockSparse::Params params = {};
+  params.len_q = len_q;
+  params.len_kv = len_kv;
+  params.block_q = 64;
+  params.block_kv = 16;
+  params.causal = causal;
+  std::vector<std::vector<uint32_t>> kept(skipped.size());
+  for (size_t group = 0; group < kept.size(); ++group) {
+    for (int32_t word = 0; word < ceil_div(len_kv, 16 * 32); ++word) {
+      kept[group].push_back(
+          kept_blocks(params, skipped[group].data(), tile / 16, static_cast<int32_t>(group), word));
+    }
+  }
+  return kept;
+}
+
 }  // namespace
 
 void bind_transposed_lists(py::module_& m) {
@@ -196,4 +218,8 @@ void bind_transposed_lists(py::module_& m) {
            py::arg("range_counts"), py::arg("range_starts"), py::arg("range_width"))
       .def("steps", &StripesOfKeys::steps, py::arg("part"))
       .def("seen", &StripesOfKeys::seen, py::arg("part"), py::arg("step"));
+  m.def("kept_blocks", &kept_words, py::arg("len_q"), py::arg("len_kv"), py::arg("causal"),
+        py::arg("tile"), py::arg("skipped"),
+        "Bits of the blocks of 16 keys that each group of 64 query rows keeps, by those of the "
+        "tiles that it skipped.");
 }
