@@ -109,7 +109,7 @@ def ops_of(case: Case, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> dict[st
     threshold = torch.full((1,), THRESHOLD, device=q.device)
     given = q.detach(), k.detach(), v.detach(), case.causal, None, threshold
     for name, saves in ((FORWARD, False), (SAVING, True)):
-        ops[name] = lambda saves=saves: torch.ops.sparse_fmha.fmha_fwd(*given, save_kept=saves)
+        ops[name] = lambda saves=saves: torch.ops.sparse_fmha.fmha_fwd(*given, save_skipped=saves)
     return ops
 
 

@@ -1,12 +1,15 @@
-// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU.
+// Transposed lists for Python, so that tests can check the Hopper kernel's logic without a GPU; and
+// the bits of kept blocks, from which they may be made.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "list_buffers.h"
+#include "sparse_fmha/planning/kept_blocks.h"
 #include "sparse_fmha/planning/transposed_lists.h"
 
 namespace py = pybind11;
@@ -16,7 +19,7 @@ namespace {
 using namespace sparse_fmha;
 
 // One batch entry, one head.
-template <class Params>
+template <class Mechanism>
 class OfKeys {
  public:
   // The steps that see a part of 64 keys, and whether they are masked.
@@ -38,12 +41,24 @@ class OfKeys {
     int32_t const first_key = part * kPartKeys;
     auto entry = [&](int32_t i) { return tile_entry(params_, lists_, row, first_key, i); };
     std::vector<uint64_t> keys(kPartKeys);
+    int32_t const first_query = step * kStepRows;
+    if constexpr (std::is_same_v<Mechanism, BlockSparse>) {
+      if (have_one_limit(params_, first_query, first_key + kPartKeys) &&
+          !has_bitmask(params_, lists_, row, first_key, kPartKeys)) {
+        for (int32_t key = 0; key < kPartKeys; ++key) {
+          bool const seen = lists_key(params_, lists_, row, first_key + key) &&
+                            first_key + key < BlockSparse::limit(params_, first_query);
+          keys[key] = seen ? ~uint64_t{0} : 0;
+        }
+        return keys;
+      }
+    }
     for (int32_t first = 0; first < kPartKeys; first += 32) {
       std::array<std::array<uint32_t, 32>, 2> halves;
       for (int32_t half = 0; half < 2; ++half) {
         for (int32_t lane = 0; lane < 32; ++lane) {
           halves[half][lane] = seen_keys(params_, lists_, row, entry, first_key, first,
-                                         step * kStepRows + query_of_lane(half, lane));
+                                         first_query + query_of_lane(half, lane));
         }
         for (int32_t distance = 16; distance > 0; distance /= 2) {
           auto const before = halves[half];
@@ -66,14 +81,14 @@ class OfKeys {
   }
 
  protected:
-  int64_t row_of(int32_t step) const { return step * kStepRows / params_.block_q; }
+  int64_t row_of(int32_t step) const { return sparse_fmha::row_of(params_, step * kStepRows); }
 
-  Params params_;
+  typename Mechanism::Params params_;
   std::vector<uint32_t> full_;
   TransposedLists lists_ = {};
 };
 
-class ListsOfKeys : public OfKeys<BlockSparse::Params> {
+class ListsOfKeys : public OfKeys<BlockSparse> {
  public:
   ListsOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t block_kv, bool causal,
               py::buffer const& counts, py::buffer const& indices, int32_t width,
@@ -126,7 +141,7 @@ class ListsOfKeys : public OfKeys<BlockSparse::Params> {
   std::vector<int32_t> ranks_, slots_;
 };
 
-class StripesOfKeys : public OfKeys<Stripe::Params> {
+class StripesOfKeys : public OfKeys<Stripe> {
  public:
   StripesOfKeys(int32_t len_q, int32_t len_kv, int32_t block_q, int32_t range_size, bool causal,
                 py::buffer const& counts, py::buffer const& columns, int32_t width,
@@ -174,6 +189,26 @@ class StripesOfKeys : public OfKeys<Stripe::Params> {
   py::buffer_info counts_, columns_, range_counts_, range_starts_;
 };
 
+// The words of each group of 64 query rows, in blocks of 16 keys.
+std::vector<std::vector<uint32_t>> kept_words(int32_t len_q, int32_t len_kv, bool causal,
+                                              int32_t tile,
+                                              std::vector<std::vector<uint32_t>> const& skipped) {
+  BlockSparse::Params params = {};
+  params.len_q = len_q;
+  params.len_kv = len_kv;
+  params.block_q = 64;
+  params.block_kv = 16;
+  params.causal = causal;
+  std::vector<std::vector<uint32_t>> kept(skipped.size());
+  for (size_t group = 0; group < kept.size(); ++group) {
+    for (int32_t word = 0; word < ceil_div(len_kv, 16 * 32); ++word) {
+      kept[group].push_back(
+          kept_blocks(params, skipped[group].data(), tile / 16, static_cast<int32_t>(group), word));
+    }
+  }
+  return kept;
+}
+
 }  // namespace
 
 void bind_transposed_lists(py::module_& m) {
@@ -196,4 +231,8 @@ void bind_transposed_lists(py::module_& m) {
            py::arg("range_counts"), py::arg("range_starts"), py::arg("range_width"))
       .def("steps", &StripesOfKeys::steps, py::arg("part"))
       .def("seen", &StripesOfKeys::seen, py::arg("part"), py::arg("step"));
+  m.def("kept_blocks", &kept_words, py::arg("len_q"), py::arg("len_kv"), py::arg("causal"),
+        py::arg("tile"), py::arg("skipped"),
+        "Bits of the blocks of 16 keys that each group of 64 query rows keeps, by those of the "
+        "tiles that it skipped.");
 }

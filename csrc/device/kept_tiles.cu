@@ -1,7 +1,8 @@
-// Lists of the key blocks in the tiles that each group of 64 query rows kept.
+// The key blocks in the tiles that each group of 64 query rows kept: bits and lists.
 #include "sparse_fmha/device/kept_tiles.h"
 
 #include "sparse_fmha/device/mma_launch.h"
+#include "sparse_fmha/planning/kept_blocks.h"
 
 namespace sparse_fmha::device {
 namespace {
@@ -11,9 +12,11 @@ constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 struct KeptParams {
-  uint32_t const* tiles;  // [rows, tile_words]
-  uint32_t* blocks;       // [rows, words]
-  int64_t rows;           // of groups of 64 queries
+  BlockSparse::Params lists;  // of kept blocks
+  uint32_t const* skipped;    // [rows, tile_words], tiles
+  uint32_t* blocks;           // [rows, words], kept ones
+  int64_t rows;               // of groups of 64 queries
+  int32_t groups;             // rows of a head
   int32_t tile_words;
   int32_t words;
   int32_t key_blocks;
@@ -26,19 +29,10 @@ __global__ void __launch_bounds__(kThreads) mark_blocks(KeptParams const p) {
   if (index >= p.rows * p.words) {
     return;
   }
-  uint32_t const* const tiles = p.tiles + index / p.words * p.tile_words;
-  int32_t const first = static_cast<int32_t>(index % p.words) * 32;
-  int32_t const end = min(first + 32, p.key_blocks);
-  uint32_t bits = 0;
-  for (int32_t block = first; block < end;) {
-    int32_t const tile = block / p.blocks_per_tile;
-    int32_t const next = min((tile + 1) * p.blocks_per_tile, end);
-    uint32_t const upto = next - first == 32 ? 0xffffffff : (1u << (next - first)) - 1;
-    bool const kept = (tiles[tile / 32] >> tile % 32 & 1) != 0;
-    bits |= kept ? upto & ~((1u << (block - first)) - 1) : 0;
-    block = next;
-  }
-  p.blocks[index] = bits;
+  int64_t const row = index / p.words;
+  p.blocks[index] =
+      kept_blocks(p.lists, p.skipped + row * p.tile_words, p.blocks_per_tile,
+                  static_cast<int32_t>(row % p.groups), static_cast<int32_t>(index % p.words));
 }
 
 // A warp for each row: ascending lists of its bits.
@@ -63,11 +57,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// All but the tiles.
+// All but lists, tiles and blocks.
 KeptParams params_of(FmhaProblem const& problem) {
   KeptParams params = {};
-  params.rows = int64_t{problem.batch} * problem.heads_q * kept_groups(problem);
-  params.tile_words = kept_words(problem);
+  params.groups = skip_groups(problem);
+  params.rows = int64_t{problem.batch} * problem.heads_q * params.groups;
+  params.tile_words = skip_words(problem);
   params.key_blocks = ceil_div(problem.grid_kv[kGridAxes - 1], kKeptBlock);
   params.words = ceil_div(params.key_blocks, 32);
   return params;
@@ -82,21 +77,21 @@ uint32_t* allocate(int64_t numbers, ExecutionContext const& context) {
 
 void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext const& context) {
   KeptParams params = params_of(problem);
-  params.tiles = problem.kept_tiles;
+  BlockSparse::Params& lists = params.lists;
+  lists.len_q = problem.grid_q[kGridAxes - 1];
+  lists.len_kv = problem.grid_kv[kGridAxes - 1];
+  lists.block_q = 64;
+  lists.block_kv = kKeptBlock;
+  lists.causal = std::holds_alternative<Causal::Params>(problem.sparsity);
+  lists.head_stride = params.groups;
+  lists.batch_stride = lists.head_stride * problem.heads_q;
+  params.skipped = problem.skip_bits;
   params.blocks_per_tile = tile_k / kKeptBlock;
   params.blocks = allocate(params.rows * params.words, context);
   int64_t const threads = params.rows * params.words;
   mark_blocks<<<grid_size((threads + kThreads - 1) / kThreads, "the blocks of kept tiles"),
                 kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
   check_cuda(cudaGetLastError(), "launching the marking of kept tiles");
-  BlockSparse::Params lists = {};
-  lists.len_q = problem.grid_q[kGridAxes - 1];
-  lists.len_kv = problem.grid_kv[kGridAxes - 1];
-  lists.block_q = 64;
-  lists.block_kv = kKeptBlock;
-  lists.causal = std::holds_alternative<Causal::Params>(problem.sparsity);
-  lists.head_stride = kept_groups(problem);
-  lists.batch_stride = lists.head_stride * problem.heads_q;
   problem.sparsity = lists;
   problem.kept_blocks = params.blocks;
   problem.skip_threshold = nullptr;

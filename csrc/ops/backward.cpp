@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "check.h"
-#include "kept_tiles.h"
 #include "placement.h"
 #include "run.h"
+#include "skipped_tiles.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/planning/backward_route.h"
@@ -94,7 +94,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     if (no_pairs) {
       problem.skip_threshold = nullptr;
     } else {
-      show_kept_tiles(problem, q, given.kept, launch);
+      show_kept_tiles(problem, q, given.skipped, launch);
     }
   }
   std::vector<KernelRow const*> const kernels = backward_kernels(

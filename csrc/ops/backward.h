@@ -20,7 +20,7 @@ struct BackwardArguments {
   bool need_dbias;
   bool deterministic;                                   // whether runs must give equal bits
   std::optional<Tensor> skip_threshold = std::nullopt;  // of the forward pass
-  std::optional<Tensor> kept = std::nullopt;            // what it saved (kept_tiles.h)
+  std::optional<Tensor> skipped = std::nullopt;         // what it saved (skipped_tiles.h)
 };
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.

@@ -24,9 +24,9 @@ FmhaProblem fmha(Tensor& q, Tensor& k, Tensor& v, bool causal, std::optional<dou
 
 std::vector<Tensor> fmha_fwd(Tensor q, Tensor k, Tensor v, bool causal, std::optional<double> scale,
                              std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias,
-                             double softcap, bool save_kept) {
+                             double softcap, bool save_skipped) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias, softcap);
-  return run(problem, q, skip_threshold, save_kept);
+  return run(problem, q, skip_threshold, save_skipped);
 }
 
 std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k, Tensor v,
@@ -34,11 +34,11 @@ std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, 
                              std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
                              bool need_dbias, bool deterministic,
                              std::optional<Tensor> skip_threshold, double softcap,
-                             std::optional<Tensor> kept) {
+                             std::optional<Tensor> skipped) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias, softcap);
-  return run_backward(
-      problem, q, k, std::nullopt,
-      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold, kept});
+  return run_backward(problem, q, k, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic,
+                       skip_threshold, skipped});
 }
 
 }  // namespace
@@ -46,11 +46,11 @@ std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, 
 SPARSE_FMHA_OP(fmha_fwd,
                "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None,"
                " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0,"
-               " bool save_kept=False) -> Tensor[]")
+               " bool save_skipped=False) -> Tensor[]")
 SPARSE_FMHA_OP(fmha_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " bool causal=False, float? scale=None, Tensor? key_bias=None, bool need_dq=True,"
                " bool need_dkv=True, bool need_dbias=True, bool deterministic=False,"
-               " Tensor? skip_threshold=None, float softcap=0.0, Tensor? kept=None) -> Tensor[]")
+               " Tensor? skip_threshold=None, float softcap=0.0, Tensor? skipped=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

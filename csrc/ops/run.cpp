@@ -7,8 +7,8 @@
 #include <limits>
 
 #include "check.h"
-#include "kept_tiles.h"
 #include "placement.h"
+#include "skipped_tiles.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/planning/choose_row.h"
@@ -200,7 +200,7 @@ void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor c
 }
 
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
-                        std::optional<Tensor> const& skip_threshold, bool save_kept) {
+                        std::optional<Tensor> const& skip_threshold, bool save_skipped) {
   if (skip_threshold) {
     problem.skip_threshold = checked_threshold(*skip_threshold, q);
   }
@@ -216,8 +216,8 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
     torch::stable::fill_(tiles, 0.0);
     problem.skip_counts = static_cast<int64_t*>(tiles.data_ptr());
     results.push_back(tiles);
-    if (save_kept) {
-      results.push_back(new_kept_tiles(problem, q));
+    if (save_skipped) {
+      results.push_back(new_skipped_tiles(problem, q));
     }
   }
   launch_into(kernel, problem, q, out, lse);

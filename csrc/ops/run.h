@@ -51,10 +51,10 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
 // Allocates out like q and lse [B, *L, Hq] fp32, runs the registry's kernel for the problem on q's
 // device and its current stream, and returns both. With thresholds, fp32 [B] on q's device, key
 // tiles below them are skipped, and the third result is int64 [B, Hq, 2]: the tiles that groups of
-// 64 query rows visited, and those that they skipped. save_kept: a fourth one, of calls with
-// thresholds, is what the backward pass needs (kept_tiles.h).
+// 64 query rows visited, and those that they skipped. save_skipped: a fourth one, of calls with
+// thresholds, is what the backward pass needs (skipped_tiles.h).
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
-                        std::optional<Tensor> const& skip_threshold, bool save_kept = false);
+                        std::optional<Tensor> const& skip_threshold, bool save_skipped = false);
 
 // Runs the problem's kernel and writes to out, like q, and lse [B, *L, Hq] fp32, both contiguous.
 void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse);

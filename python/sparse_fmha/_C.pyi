@@ -103,6 +103,10 @@ class ListsOfKeys:
     def steps(self, part: int) -> list[tuple[int, bool]]: ...
     def seen(self, part: int, step: int) -> list[int]: ...
 
+def kept_blocks(
+    len_q: int, len_kv: int, causal: bool, tile: int, skipped: list[list[int]]
+) -> list[list[int]]: ...
+
 class StripesOfKeys:
     def __init__(
         self,

@@ -92,9 +92,9 @@ def test_graph_with_another_threshold(cuda, name):
     threshold = torch.zeros(2, device=cuda)
 
     def step():
-        out, lse, _, kept = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_kept=True)
+        out, lse, _, skipped = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_skipped=True)
         given = torch.ones_like(out), None, q, k, v, out, lse, causal
-        options = dict(deterministic=True, skip_threshold=threshold, kept=kept)
+        options = dict(deterministic=True, skip_threshold=threshold, skipped=skipped)
         return OPS.fmha_bwd(*given, **options)
 
     step()
@@ -111,9 +111,9 @@ def test_graph_with_another_threshold(cuda, name):
 def test_only_what_is_wanted(cuda):
     q, k, v = (x.to(cuda) for x in inputs(500))
     threshold = torch.full((2,), 0.1, device=cuda)
-    out, lse, _, kept = OPS.fmha_fwd(q, k, v, True, None, threshold, save_kept=True)
+    out, lse, _, skipped = OPS.fmha_fwd(q, k, v, True, None, threshold, save_skipped=True)
     given = torch.ones_like(out), None, q, k, v, out, lse, True
-    options = dict(deterministic=True, skip_threshold=threshold, kept=kept)
+    options = dict(deterministic=True, skip_threshold=threshold, skipped=skipped)
     whole = OPS.fmha_bwd(*given, **options)
     dq = OPS.fmha_bwd(*given, need_dkv=False, **options)
     dkv = OPS.fmha_bwd(*given, need_dq=False, **options)
@@ -129,14 +129,13 @@ def test_the_forward_pass_is_the_same_where_it_saves(cuda, name):
     threshold = torch.full((2,), 0.05, device=cuda)
     with poisoned():
         plain = OPS.fmha_fwd(q, k, v, name == "causal", None, threshold)
-        *same, kept = OPS.fmha_fwd(q, k, v, name == "causal", None, threshold, save_kept=True)
+        *same, bits = OPS.fmha_fwd(q, k, v, name == "causal", None, threshold, save_skipped=True)
     assert len(plain) == 3
     assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
-    bits = (kept[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4))
-    visited, skipped = plain[2].unbind(-1)
-    assert bits.equal(visited - skipped)
+    skipped = plain[2][..., 1]
+    assert skipped.equal((bits[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4)))
     assert skipped.sum() > 0
-    assert kept.nbytes < 0.01 * plain[0].nbytes
+    assert bits.nbytes < 0.01 * plain[0].nbytes
 
 
 def test_recomputed_and_compiled(cuda):
@@ -158,18 +157,18 @@ def test_recomputed_and_compiled(cuda):
             assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-def test_kept_tiles_are_checked(cuda):
+def test_skipped_tiles_are_checked(cuda):
     q, k, v = (x.to(cuda) for x in inputs(500))
     threshold = torch.full((2,), 0.1, device=cuda)
-    out, lse, _, kept = OPS.fmha_fwd(q, k, v, False, None, threshold, save_kept=True)
+    out, lse, _, skipped = OPS.fmha_fwd(q, k, v, False, None, threshold, save_skipped=True)
     given = torch.ones_like(out), None, q, k, v, out, lse
     for wrong, message in {
-        None: "kept must be given with skip_threshold on a GPU",
-        kept[:1]: r"kept must have shape \[2, 4, 8, 1\], .* got \[1, 4, 8, 1\]",
-        kept.long(): "kept must have dtype int32, got Long",
+        None: "skipped must be given with skip_threshold on a GPU",
+        skipped[:1]: r"skipped must have shape \[2, 4, 8, 1\], .* got \[1, 4, 8, 1\]",
+        skipped.long(): "skipped must have dtype int32, got Long",
     }.items():
         with pytest.raises(RuntimeError, match=message):
-            OPS.fmha_bwd(*given, skip_threshold=threshold, kept=wrong)
+            OPS.fmha_bwd(*given, skip_threshold=threshold, skipped=wrong)
 
 
 @pytest.mark.parametrize("lengths", [(0, 10), (10, 0)])

@@ -43,7 +43,7 @@ def test_all_ops_are_here():
         tensors = {n for n, value in arguments.items() if isinstance(value, torch.Tensor)}
         schema = op_of(name).default._schema
         of_schema = {a.name for a in schema.arguments if "Tensor" in str(a.type)}
-        optional = {"skip_threshold", "kept", "page_table", "key_bias", "row_threshold"}
+        optional = {"skip_threshold", "skipped", "page_table", "key_bias", "row_threshold"}
         assert of_schema - tensors <= optional
 
 

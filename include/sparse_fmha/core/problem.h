@@ -101,11 +101,11 @@ struct FmhaProblem {
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
   // Of dense and causal attention, zeros: a forward kernel sets the bit of a key tile where a group
-  // of 64 query rows keeps it. [B, heads_q, kept_groups(), kept_words()], tiles in the order of the
+  // of 64 query rows skips it. [B, heads_q, skip_groups(), skip_words()], tiles in the order of the
   // keys, the lowest bit first; or nullptr.
-  uint32_t* kept_tiles = nullptr;
+  uint32_t* skip_bits = nullptr;
   // For backward kernels, where the sparsity is lists of these: the blocks of kept tiles, in the
-  // same order; or nullptr. [B, heads_q, kept_groups(), 32 blocks to a word]
+  // same order; or nullptr. [B, heads_q, skip_groups(), 32 blocks to a word]
   uint32_t const* kept_blocks = nullptr;
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
@@ -119,11 +119,11 @@ struct FmhaProblem {
   Sparsity sparsity;
 };
 
-// Sizes of kept_tiles, which do not depend on the kernel: its tiles have at least kKeptTile keys.
-inline constexpr int32_t kKeptTile = 64;
-inline int32_t kept_groups(FmhaProblem const& p) { return ceil_div(p.grid_q[kGridAxes - 1], 64); }
-inline int32_t kept_words(FmhaProblem const& p) {
-  return ceil_div(ceil_div(p.grid_kv[kGridAxes - 1], kKeptTile), 32);
+// Sizes of skip_bits, which do not depend on the kernel: its tiles have at least kSkipTile keys.
+inline constexpr int32_t kSkipTile = 64;
+inline int32_t skip_groups(FmhaProblem const& p) { return ceil_div(p.grid_q[kGridAxes - 1], 64); }
+inline int32_t skip_words(FmhaProblem const& p) {
+  return ceil_div(ceil_div(p.grid_kv[kGridAxes - 1], kSkipTile), 32);
 }
 
 }  // namespace sparse_fmha

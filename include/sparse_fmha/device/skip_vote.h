@@ -15,16 +15,17 @@ struct SkipParams {
   int32_t heads_q;
   int32_t groups = 0;        // of 64 query rows
   int32_t words = 0;         // of a group's bits
-  uint32_t* kept = nullptr;  // [B, Hq, groups, words], zeros, or nullptr: where to note kept tiles
+  uint32_t* bits = nullptr;  // [B, Hq, groups, words], zeros, or nullptr: of skipped tiles
 };
 
-// Notes that a group of 64 query rows keeps a key tile. Called by all threads of a warpgroup.
-__device__ __forceinline__ void note_kept(SkipParams const& skip, WorkTile const& tile, int group,
-                                          int key_tile) {
-  if (skip.kept != nullptr && threadIdx.x % 128 == 0 && group < skip.groups) {
-    int64_t const row = (int64_t(tile.batch) * skip.heads_q + tile.head) * skip.groups + group;
+// Notes that a group of 64 query rows skips a key tile. Called by all threads of a warpgroup.
+__device__ __forceinline__ void note_skipped(SkipParams const& skip, WorkTile const& tile,
+                                             int group, int key_tile) {
+  if (skip.bits != nullptr && threadIdx.x % 128 == 0) {
+    // Fewer than 2^31 groups, or out would not fit into memory.
+    int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
     // No other warpgroup has the row: atomic, so that nothing waits for a load.
-    atomicOr(skip.kept + row * skip.words + key_tile / 32, 1u << key_tile % 32);
+    atomicOr(skip.bits + (int64_t(row) * skip.words + key_tile / 32), 1u << key_tile % 32);
   }
 }
 

@@ -197,6 +197,48 @@ SPARSE_FMHA_HD uint32_t seen_keys(Stripe::Params const& p, TransposedLists const
          first_columns(Stripe::limit(p, query) - first_key - offset);
 }
 
+// A step whose queries all see the same keys of a tile needs no mask for each of them: one lane
+// looks up a key. For block lists alone. Sizes of blocks are powers of two; a warp that makes masks
+// must not divide.
+
+// Rows of a list, and which of them a query has.
+SPARSE_FMHA_HD int32_t row_of(BlockSparse::Params const& p, int32_t query) {
+  return query >> lowest_bit(static_cast<uint32_t>(p.block_q));
+}
+SPARSE_FMHA_HD int32_t row_of(Stripe::Params const& p, int32_t query) { return query / p.block_q; }
+template <class Params>
+SPARSE_FMHA_HD int32_t row_count(Params const& p) {
+  return row_of(p, p.len_q + p.block_q - 1);
+}
+
+// Whether a row lists a key in full. The first key of its tile exists.
+SPARSE_FMHA_HD bool lists_key(BlockSparse::Params const& p, TransposedLists const& lists,
+                              int64_t row, int32_t key) {
+  int32_t const block = key >> lowest_bit(static_cast<uint32_t>(p.block_kv));
+  return (lists.full[row * lists.words + block / 32] >> block % 32 & 1) != 0;
+}
+
+// Whether queries of a row may differ by a bitmask in the tile of `first_key`.
+SPARSE_FMHA_HD bool has_bitmask(BlockSparse::Params const& p, TransposedLists const& lists,
+                                int64_t row, int32_t first_key, int32_t tile_k) {
+  if (p.partial.counts == nullptr) {
+    return false;
+  }
+  int32_t const log2_keys = lowest_bit(static_cast<uint32_t>(p.block_kv));
+  int32_t const first = first_key >> log2_keys;
+  uint32_t const blocks = first_columns(max_int(tile_k >> log2_keys, 1));
+  return (lists.partial[row * lists.words + first / 32] >> first % 32 & blocks) != 0;
+}
+
+// Whether all queries of the step of `first_query` see the same keys before `end_key`, as far as
+// the diagonal says.
+SPARSE_FMHA_HD bool have_one_limit(BlockSparse::Params const& p, int32_t first_query,
+                                   int32_t end_key) {
+  int32_t const last_query = min_int(first_query + kStepRows, p.len_q) - 1;
+  int32_t const most = min_int(BlockSparse::limit(p, last_query), end_key);
+  return BlockSparse::limit(p, first_query) >= most;
+}
+
 // Transposes 32 rows of 32 bits, one row per lane, in five exchanges with lanes at distance 16, 8,
 // 4, 2, 1. Returns a lane's word after one of them.
 SPARSE_FMHA_HD uint32_t exchange(uint32_t mine, uint32_t others, int32_t lane, int32_t distance) {

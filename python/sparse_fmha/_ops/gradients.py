@@ -15,7 +15,7 @@ EXTRA = ("extra_k", "extra_v")
 PAGES = "page_table"
 BIAS = "key_bias"
 THRESHOLD = "skip_threshold"
-SAVE = "save_kept"
+SAVE = "save_skipped"
 SOFTCAP = "softcap"
 
 
@@ -33,7 +33,7 @@ def setup_context(names: list[str]) -> Callable[[Any, tuple[Any, ...], Any], Non
 
 
 def saving(op: torch._ops.OpOverload) -> Callable[[derivatives.Arguments], Any] | None:
-    """Makes `saving` of a forward op: with thresholds, it returns which tiles it kept, too."""
+    """Makes `saving` of a forward op: with thresholds, it returns which tiles it skipped, too."""
     names = [argument.name for argument in op._schema.arguments]
     if SAVE not in names:
         return None
@@ -64,7 +64,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         if dout is None and dlse is None:
             return found
         tensors = ctx.saved_tensors  # checkpoints allow reading them once
-        saved, (out, lse, *kept) = tensors[: len(names)], tensors[len(names) :]
+        saved, (out, lse, *skipped) = tensors[: len(names)], tensors[len(names) :]
         inputs = [x if x is not None else y for x, y in zip(saved, ctx.others, strict=True)]
         if dout is None:
             dout = out.new_zeros(()).expand_as(out)
@@ -91,7 +91,7 @@ def backward(op: torch._ops.OpOverload, names: list[str]) -> Callable[..., list[
         others = [inputs[place[name]] for name in given]
         # Packed sequences have no bias, no tiles to skip, and only kernels that are deterministic.
         more = (need_dbias, ctx.deterministic, threshold) if BIAS in place else ()
-        flags = (need_dq, need_dkv, *more, inputs[place[SOFTCAP]], *kept)
+        flags = (need_dq, need_dkv, *more, inputs[place[SOFTCAP]], *skipped)
         gradients = _run(backward_op, dout, dlse, q, k, v, out, lse, *others, *flags)
         if need_dbias:
             # Of each batch entry and query head.

@@ -7,26 +7,26 @@ from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 
-KEPT_TILE = 64  # kKeptTile of core/problem.h
+SKIP_TILE = 64  # kSkipTile of core/problem.h
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     skip_threshold: Tensor | None = None,
-    save_kept: bool = False,
+    save_skipped: bool = False,
     **_others: object,
 ) -> list[Tensor]:
     """out like q, and lse `[B, *L, Hq]` in fp32, both contiguous.
 
     With thresholds also the counts of visited and skipped tiles, `[B, Hq, 2]`, and, if they are to
-    be saved, the bits of kept tiles, `[B, Hq, groups, words]` in int32, of size 0 on the CPU.
+    be saved, the bits of skipped tiles, `[B, Hq, groups, words]` in int32, of size 0 on the CPU.
     """
     results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
     if skip_threshold is not None:
         results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
-        if save_kept:
-            words = ceil_div(ceil_div(k.shape[1], KEPT_TILE), 32)
+        if save_skipped:
+            words = ceil_div(ceil_div(k.shape[1], SKIP_TILE), 32)
             bits = (0, 0) if q.device.type == "cpu" else (ceil_div(q.shape[1], 64), words)
             results.append(q.new_empty((q.shape[0], q.shape[-2], *bits), dtype=torch.int32))
     return results

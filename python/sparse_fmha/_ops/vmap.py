@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._functorch.autograd_function import VmapInfo
 
 SHARED = ("key_bias", "row_threshold")
-SAVED = "kept"  # by the forward op, for each entry of its batch
+SAVED = "skipped"  # by the forward op, for each entry of its batch
 
 
 def register(library: torch.library.Library, op: torch._ops.OpOverload) -> None:

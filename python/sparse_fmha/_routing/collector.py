@@ -88,7 +88,7 @@ def _of_ours(
     skip_threshold: Tensor | None = None,
     key_bias: Tensor | None = None,
     softcap: float = 0.0,
-    save_kept: bool = False,
+    save_skipped: bool = False,
 ) -> Measured:
     if key_bias is not None:
         raise NotImplementedError("a bias of keys")

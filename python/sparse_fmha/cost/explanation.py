@@ -287,7 +287,7 @@ def _choose(
 
 
 def _differentiates_lists(mechanism: str, arch: str, skips: bool, head_dim: int) -> bool:
-    """Whether the gradients are those of lists of what was kept (csrc/ops/kept_tiles.cpp)."""
+    """Whether the gradients are those of lists of what was kept (csrc/ops/skipped_tiles.cpp)."""
     return skips and arch == "sm90" and mechanism in ("dense", "causal") and head_dim <= 128
 
 

@@ -126,11 +126,11 @@ def _shardings(given: Mapping[str, Any]) -> tuple[list[list[Placement | None]], 
 
 
 def _heads_of_results(given: Mapping[str, Any]) -> list[int | None]:
-    """The head dimension of out, lse, the tile counts and the bits of kept tiles."""
+    """The head dimension of out, lse, the tile counts and the bits of skipped tiles."""
     dim = len(given["q"].shape) - 2
     if given.get("skip_threshold") is None:
         return [dim, dim]
-    return [dim, dim, 1, 1] if given.get("save_kept") else [dim, dim, 1]
+    return [dim, dim, 1, 1] if given.get("save_skipped") else [dim, dim, 1]
 
 
 def _heads_of_gradients(given: Mapping[str, Any]) -> list[int | None]:

@@ -75,10 +75,11 @@ struct Accumulation {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
 
-    auto note = [&](int i) {
-      if constexpr (Traits::kVotes && Geometry::kNotesKept) {
-        note_kept(params.skip, work.tile, geometry.group(work, this_consumer()),
-                  walk.tile(i)[2] / Traits::kTileK);
+    // Kept tiles, whose steps are the long ones, are not noted.
+    [[maybe_unused]] auto note = [&](int i) {
+      if constexpr (Geometry::kNotesSkipped) {
+        note_skipped(params.skip, work.tile, geometry.group(work, this_consumer()),
+                     walk.tile(i)[2] / Traits::kTileK);
       }
     };
 
@@ -103,8 +104,7 @@ struct Accumulation {
       }
       if constexpr (Traits::kVotes) {
         softmax.row_tops(scores, high);
-        vote.template leaves_out<true>(high);  // never true for the first tile: only counts
-        note(0);
+        vote.template leaves_out<true>(high);  // the first tile is kept: only counts
         softmax.template update<true>(scores, high, rescale);
       } else {
         softmax.template update<true>(scores, rescale);
@@ -245,12 +245,12 @@ struct Accumulation {
         if constexpr (Traits::kVotes) {
           softmax.row_tops(scores, high);
           if (vote.template leaves_out<kMasked>(high)) {
+            note(i);
             if constexpr (kWeights) {
               end_multiply();
             }
             return false;
           }
-          note(i);
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
             moved = softmax.weigh_known(scores, high, rescale);

@@ -24,8 +24,8 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.bias.rows = p.row_threshold;
   params.soft_cap = soft_cap(p);
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
-                 p.heads_q,        kept_groups(p),
-                 kept_words(p),    p.kept_tiles};
+                 p.heads_q,        skip_groups(p),
+                 skip_words(p),    p.skip_bits};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,

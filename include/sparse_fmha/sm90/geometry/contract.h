@@ -39,7 +39,7 @@
 // Four constants select how a geometry works. Each is an enum below, which names the further
 // members that it requires. kRowThresholds says whether its rows may have thresholds for the biases
 // of keys; then it has query(Work, consumer, row), the number of a row, or of the last one, in its
-// head. kNotesKept says whether kernels that skip can note which key tiles they keep; then
+// head. kNotesSkipped says whether kernels that skip can note which key tiles they do skip; then
 // group(Work, consumer) is the number of a consumer's 64 rows, and a tile of the walk is its first
 // key.
 #pragma once
@@ -168,12 +168,12 @@ constexpr bool is_geometry() {
   static_assert(!Traits::kKeyBias || compiles<G const&, Work&, Box&>([
   ](auto& g, auto& w, auto& box) SPARSE_FMHA_HAS(int64_t(g.key_index(w, box, 0, 0)))),
                 "a geometry finds the biases of a stage by key_index(Work, box, w, column)");
-  static_assert(std::is_same_v<decltype(G::kNotesKept), bool const>,
-                "a geometry says in kNotesKept whether kept tiles can be noted");
-  static_assert(!G::kNotesKept || compiles<G const&, Work&, Walk&>(
-                                      [](auto& g, auto& w, auto& walk) SPARSE_FMHA_HAS(
-                                          (int32_t(g.group(w, 0)), int32_t(walk.tile(0)[2])))),
-                "kNotesKept: group(Work, consumer) is the number of a consumer's 64 rows");
+  static_assert(std::is_same_v<decltype(G::kNotesSkipped), bool const>,
+                "a geometry says in kNotesSkipped whether skipped tiles can be noted");
+  static_assert(!G::kNotesSkipped || compiles<G const&, Work&, Walk&>(
+                                         [](auto& g, auto& w, auto& walk) SPARSE_FMHA_HAS(
+                                             (int32_t(g.group(w, 0)), int32_t(walk.tile(0)[2])))),
+                "kNotesSkipped: group(Work, consumer) is the number of a consumer's 64 rows");
   static_assert(!G::kRowThresholds || compiles<G const&, Work&>([
   ](auto& g, auto& w) SPARSE_FMHA_HAS(int32_t(g.query(w, 0, 0)))),
                 "kRowThresholds: query(Work, consumer, row) is the number of a row in its head");

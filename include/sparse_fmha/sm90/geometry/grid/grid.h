@@ -52,7 +52,7 @@ struct Grid {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kMaskWarp;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
   static constexpr bool kRowThresholds = false;
-  static constexpr bool kNotesKept = false;
+  static constexpr bool kNotesSkipped = false;
 
   using MaskPlace = int;  // mask index into WindowWords::inside
   using Source = BoxSource;

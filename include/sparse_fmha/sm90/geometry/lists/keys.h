@@ -8,6 +8,8 @@
 // columns are scattered. Names are those of geometry/sequence/keys.h.
 #pragma once
 
+#include <type_traits>
+
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/planning/transposed_lists.h"
@@ -183,10 +185,26 @@ struct ListKeys {
       return;
     }
     int32_t const first_query = step.number * kStepRows;
-    int64_t const row =
-        list_of(work.tile, step.head) * ceil_div(p.len_q, p.block_q) + first_query / p.block_q;
+    int64_t const row = list_of(work.tile, step.head) * row_count(p) + row_of(p, first_query);
     int32_t const lane = static_cast<int32_t>(threadIdx.x % 32);
     int32_t const first_key = work.tile.q_tile * Traits::kTileK;
+    auto show = [&](int32_t i, uint2 const& seen) {
+      *reinterpret_cast<uint2*>(mask.bits[32 * i + lane]) = seen;
+    };
+    auto to_all = [](bool seen) { return seen ? uint2{0xffffffff, 0xffffffff} : uint2{0, 0}; };
+    // Stripes have few words to look through, and no registers for another way.
+    if constexpr (std::is_same_v<Mechanism, BlockSparse>) {
+      if (!has_thresholds && have_one_limit(p, first_query, first_key + Traits::kTileK) &&
+          !has_bitmask(p, lists, row, first_key, Traits::kTileK)) {
+        int32_t const limit = BlockSparse::limit(p, first_query);
+        CUTE_UNROLL
+        for (int i = 0; i < Traits::kTileK / 32; ++i) {
+          int32_t const key = first_key + 32 * i + lane;
+          show(i, to_all(lists_key(p, lists, row, key) && key < limit));
+        }
+        return;
+      }
+    }
     int32_t const mine = lane < tile_entries(p, Traits::kTileK)
                              ? tile_entry(p, lists, row, first_key, lane)
                              : kNoBlock;
@@ -208,12 +226,12 @@ struct ListKeys {
       uint2 seen = {halves[i][0], halves[i][1]};
       uint32_t const common = __shfl_sync(0xffffffff, seen.x, 0);
       if (__all_sync(0xffffffff, seen.x == common && seen.y == common)) {
-        seen.x = seen.y = (common >> lane & 1) != 0 ? 0xffffffff : 0;
+        seen = to_all((common >> lane & 1) != 0);
       } else {
         transpose(seen.x);
         transpose(seen.y);
       }
-      *reinterpret_cast<uint2*>(mask.bits[32 * i + lane]) = seen;
+      show(i, seen);
     }
   }
 

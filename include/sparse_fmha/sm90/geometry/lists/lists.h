@@ -49,7 +49,7 @@ struct Lists {
   static constexpr bool kRowThresholds = Traits::kHeadDim <= 128;  // registers are few beyond
   // Where thresholds leave no register for a consumer's number: in forward kernels with biases.
   static constexpr bool kFewRegisters = Traits::kKeyBias && !Traits::kBiasOptional;
-  static constexpr bool kNotesKept = false;
+  static constexpr bool kNotesSkipped = false;
 
   struct Work {
     WorkTile tile;

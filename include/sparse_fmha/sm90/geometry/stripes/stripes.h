@@ -51,7 +51,7 @@ struct Stripes {
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
   // dQ of small heads has no registers for them: calls with thresholds take that of larger ones.
   static constexpr bool kRowThresholds = Traits::kHeadDim > 64 || !Traits::kBiasOptional;
-  static constexpr bool kNotesKept = false;
+  static constexpr bool kNotesSkipped = false;
 
   struct Work {
     WorkTile tile;

@@ -27,15 +27,15 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.saving, self.kept = [], []
+        self.saving, self.skipped = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         results = func(*args, **(kwargs or {}))
         if func is OPS.fmha_fwd.default:
             self.saving.append(len(results) == 4)
         if func is OPS.fmha_bwd.default:
-            place = [argument.name for argument in func._schema.arguments].index("kept")
-            self.kept.append(len(args) > place and args[place] is not None)
+            place = [argument.name for argument in func._schema.arguments].index("skipped")
+            self.skipped.append(len(args) > place and args[place] is not None)
         return results
 
 
@@ -51,7 +51,7 @@ def test_saved_for_gradients_alone(leaves, with_bias):
         dense = OPS.fmha_fwd(*leaves, *rest[:2])
         recorded[0].sum().backward()
     assert calls.saving == [True, False, False, False]
-    assert calls.kept == [True]
+    assert calls.skipped == [True]
     assert len(recorded) == len(plain) == 3
     assert len(dense) == 2
     for a, b in zip(recorded, plain, strict=True):
@@ -60,10 +60,10 @@ def test_saved_for_gradients_alone(leaves, with_bias):
 
 def test_asked_for(leaves):
     for tensors in (leaves, [x.detach() for x in leaves]):
-        *_, kept = OPS.fmha_fwd(*tensors, skip_threshold=threshold_of(), save_kept=True)
-        assert (kept.shape, kept.dtype) == ((2, 4, 0, 0), torch.int32)
-        assert not kept.requires_grad
-    assert len(OPS.fmha_fwd(*leaves, save_kept=True)) == 2  # nothing is skipped
+        *_, skipped = OPS.fmha_fwd(*tensors, skip_threshold=threshold_of(), save_skipped=True)
+        assert (skipped.shape, skipped.dtype) == ((2, 4, 0, 0), torch.int32)
+        assert not skipped.requires_grad
+    assert len(OPS.fmha_fwd(*leaves, save_skipped=True)) == 2  # nothing is skipped
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_shapes_elsewhere(q_len, kv_len, sizes):
     """Of a GPU, which does not depend on the tiles of its kernel."""
     q, k = (torch.empty(3, n, h, 64, device="meta") for n, h in ((q_len, 4), (kv_len, 2)))
     threshold = torch.empty(3, device="meta")
-    found = OPS.fmha_fwd(q, k, k, skip_threshold=threshold, save_kept=True)
+    found = OPS.fmha_fwd(q, k, k, skip_threshold=threshold, save_skipped=True)
     assert found[3].shape == (3, 4, *sizes)
     assert found[3].dtype == torch.int32
 
@@ -85,19 +85,19 @@ def test_opcheck(leaves, symbolic):
     forward, backward = (getattr(OPS, f"fmha_{way}{name}") for way in ("fwd", "bwd"))
     given = True, scale, threshold_of()
     torch.library.opcheck(forward, (*leaves, *given))
-    torch.library.opcheck(forward, (*leaves, *given), {"save_kept": True})
+    torch.library.opcheck(forward, (*leaves, *given), {"save_skipped": True})
     detached = [x.detach() for x in leaves]
-    out, lse, _, kept = forward(*detached, *given, save_kept=True)
+    out, lse, _, skipped = forward(*detached, *given, save_skipped=True)
     arguments = torch.ones_like(out), None, *detached, out, lse, True, scale
-    options = {"skip_threshold": threshold_of(), "kept": kept}
+    options = {"skip_threshold": threshold_of(), "skipped": skipped}
     torch.library.opcheck(backward, arguments, options)
 
 
 @contextlib.contextmanager
-def counted(saving, kept):
+def counted(saving, skipped):
     with Calls() as calls:
         yield
-    assert (sum(calls.saving), sum(calls.kept)) == (saving, kept)
+    assert (sum(calls.saving), sum(calls.skipped)) == (saving, skipped)
 
 
 def loss(*leaves, threshold=0.3):
@@ -106,7 +106,7 @@ def loss(*leaves, threshold=0.3):
 
 def test_recomputed_and_compiled(leaves):
     expected = torch.autograd.grad(loss(*leaves), leaves)
-    with counted(saving=2, kept=1):
+    with counted(saving=2, skipped=1):
         again = checkpoint(loss, *leaves, use_reentrant=False)
         found = torch.autograd.grad(again, leaves)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -121,11 +121,13 @@ def test_mapped(leaves, batch):
     """A map over gradients of out alone shares what was saved."""
     q, k, v = (x.detach()[:batch] for x in leaves)
     threshold = threshold_of()[:batch]
-    out, lse, _, kept = OPS.fmha_fwd(q, k, v, skip_threshold=threshold, save_kept=True)
+    out, lse, _, skipped = OPS.fmha_fwd(q, k, v, skip_threshold=threshold, save_skipped=True)
     douts = torch.stack([torch.ones_like(out), out])
 
     def gradient(dout):
-        return OPS.fmha_bwd(dout, None, q, k, v, out, lse, skip_threshold=threshold, kept=kept)[0]
+        return OPS.fmha_bwd(
+            dout, None, q, k, v, out, lse, skip_threshold=threshold, skipped=skipped
+        )[0]
 
     for found, dout in zip(torch.vmap(gradient)(douts), douts, strict=True):
         torch.testing.assert_close(found, gradient(dout))

@@ -1,0 +1,76 @@
+#include "skipped_tiles.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "placement.h"
+#include "sparse_fmha/core/errors.h"
+#include "sparse_fmha/device/kept_tiles.h"
+
+namespace sparse_fmha {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+void require_noted(FmhaProblem const& problem) {
+  auto const& sparsity = problem.sparsity;
+  if (!std::holds_alternative<Dense::Params>(sparsity) &&
+      !std::holds_alternative<Causal::Params>(sparsity)) {
+    throw not_implemented(std::string("sparse_fmha: gradients of ") +
+                          Mechanisms::kNames[sparsity.index()] +
+                          " with skip_threshold run on the CPU only; move the tensors to the CPU");
+  }
+  // Forward kernels of larger head dims do not note what they skip.
+  constexpr int32_t kLargest = 128;
+  if (problem.head_dim > kLargest) {
+    throw not_implemented(
+        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "
+        "got " +
+        std::to_string(problem.head_dim) + "; move the tensors to the CPU");
+  }
+}
+
+std::vector<int64_t> sizes_of_skipped(FmhaProblem const& problem) {
+  return {problem.batch, problem.heads_q, skip_groups(problem), skip_words(problem)};
+}
+
+uint32_t* checked_skipped(FmhaProblem const& problem, Tensor const& q, Tensor& skipped) {
+  require(skipped.scalar_type() == ScalarType::Int, "skipped must have dtype int32, got ",
+          torch::headeronly::toString(skipped.scalar_type()));
+  std::vector<int64_t> const sizes = sizes_of_skipped(problem);
+  require(sizes_of(skipped) == sizes, "skipped must have shape [", sizes[0], ", ", sizes[1], ", ",
+          sizes[2], ", ", sizes[3], "], as fmha_fwd returns it, got ", shape_of(skipped));
+  require(on_one_device(skipped, q), "skipped must be on q's device, ", device_of(q), ", got ",
+          device_of(skipped));
+  skipped = torch::stable::contiguous(skipped);
+  return static_cast<uint32_t*>(skipped.data_ptr());
+}
+
+}  // namespace
+
+Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q) {
+  if (on_cpu(q)) {
+    return new_tensor(q, {problem.batch, problem.heads_q, 0, 0}, ScalarType::Int);
+  }
+  Tensor skipped = new_tensor(q, sizes_of_skipped(problem), ScalarType::Int);
+  torch::stable::fill_(skipped, 0.0);
+  problem.skip_bits = static_cast<uint32_t*>(skipped.data_ptr());
+  return skipped;
+}
+
+void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
+                     Launch& launch) {
+  require_noted(problem);
+  require(skipped.has_value(),
+          "skipped must be given with skip_threshold on a GPU, as fmha_fwd returns it with "
+          "save_skipped");
+  problem.skip_bits = checked_skipped(problem, q, *skipped);
+  KernelInfo const& forward = kernel_for(problem, q, Pass::kForward).info;
+  require(forward.tile_k % device::kKeptBlock == 0 && forward.tile_k >= kSkipTile,
+          "the key tiles of ", forward.name, " must be a multiple of ", device::kKeptBlock,
+          " and at least ", kSkipTile, ", got ", forward.tile_k);
+  device::show_kept_blocks(problem, forward.tile_k, launch.context());
+}
+
+}  // namespace sparse_fmha

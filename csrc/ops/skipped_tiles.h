@@ -1,0 +1,19 @@
+// Which key tiles a call skipped, on a GPU: saved by its forward pass, read by its backward pass.
+#pragma once
+
+#include "run.h"
+
+namespace sparse_fmha {
+
+// What the forward pass of a problem saves for its backward pass: int32 [B, Hq, groups of 64
+// queries, words], zeros, of which the kernel sets the bits of skipped tiles. The shape does not
+// depend on the kernel. On the CPU, whose backward pass votes again, [B, Hq, 0, 0].
+Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q);
+
+// Replaces dense or causal attention with thresholds by attention to what its forward pass kept,
+// which does not skip (device/kept_tiles.h). The problem points into `skipped`, which is replaced
+// if it is not contiguous. Throws not_implemented for other mechanisms.
+void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
+                     Launch& launch);
+
+}  // namespace sparse_fmha
