@@ -52,7 +52,7 @@ struct Packed {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
   static constexpr bool kRowThresholds = false;
-  static constexpr bool kNotesKept = false;
+  static constexpr bool kNotesSkipped = false;
 
   // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);
