@@ -25,8 +25,7 @@ constexpr RowCost kRows[] = {
 };
 
 bool may_choose(KernelKey const& request) {
-  return request.pass == Pass::kForward && !request.skips && !request.key_bias &&
-         !request.packed;
+  return request.pass == Pass::kForward && !request.skips && !request.key_bias && !request.packed;
 }
 
 bool serves(RowCost const& row, KernelKey const& request) {

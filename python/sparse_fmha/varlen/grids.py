@@ -160,8 +160,11 @@ def _joined(
 ) -> tuple[Tensor, Tensor]:
     results = []
     for sample, views in _parts((q, k, v), runs):
+        of_q, of_k, of_v = views
         out, lse = neighborhood_attention(
-            *views,
+            of_q,
+            of_k,
+            of_v,
             sample.window,
             stride=sample.stride,
             dilation=sample.dilation,
