@@ -181,9 +181,8 @@ __global__ void __launch_bounds__(kOrderThreads)
   };
   auto weight = [&](int32_t tile) {
     PackedTile const of = describe(tile);
-    PackedParams const params = {of.q_len, of.k_len,
-                                 PackedSequences::shift_of(sizes.causal, of.q_len, of.k_len),
-                                 keys_before(packed, segments, of.sequence)};
+    PackedParams const params = PackedSequences::of(sizes.causal, of.q_len, of.k_len,
+                                                    keys_before(packed, segments, of.sequence));
     int32_t const last = min(of.row + sizes.tile_q, of.q_len) - 1;
     return ceil_div(PackedSequences::limit(params, last), sizes.tile_k);
   };

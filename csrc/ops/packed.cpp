@@ -37,14 +37,18 @@ int64_t tokens_of(char const* name, Tensor const& t) {
 
 }  // namespace
 
-std::vector<PackedSequence> sequences_of(Packing const& packing, Tensor const& q, Tensor const& k) {
-  bool const paged = packing.page_table.has_value();
+void check_packing(Packing const& packing) {
   require(packing.max_q >= 0, "max_q must be at least 0, got ", packing.max_q);
   require(packing.max_k >= 0, "max_k must be at least 0, got ", packing.max_k);
+  require(packing.cu_k || (packing.page_table && packing.seqused_k),
+          "cu_k must be given unless seqused_k and page_table are, got None");
+}
+
+std::vector<PackedSequence> sequences_of(Packing const& packing, Tensor const& q, Tensor const& k) {
+  check_packing(packing);
+  bool const paged = packing.page_table.has_value();
   std::vector<int32_t> const q_starts = starts_of("cu_q", packing.cu_q, -1, tokens_of("q", q), q);
   int64_t const batch = static_cast<int64_t>(q_starts.size()) - 1;
-  require(packing.cu_k || (paged && packing.seqused_k),
-          "cu_k must be given unless seqused_k and page_table are, got None");
   int64_t const most = paged ? INT32_MAX : tokens_of("k", k);
   std::vector<int32_t> k_starts(batch + 1, 0);
   if (packing.cu_k) {

@@ -30,6 +30,9 @@ struct Packing {
   std::optional<Tensor> const& page_table;  // int32 [B, pages of a sequence]; keys are in pages
 };
 
+// Throws if a bound is negative, or the lengths of the keys are not given.
+void check_packing(Packing const& packing);
+
 // Reads the sequences of q [Tq, Hq, D] and k, [Tk, Hkv, D] or [pages, page, Hkv, D], on the host.
 // Starts are clamped to the tokens that exist, and a start below an earlier one counts as that one,
 // so sequences do not overlap. Throws if a sequence is longer than max_q or max_k.

@@ -1,7 +1,5 @@
 #include "packed_on_gpu.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <limits>
 
@@ -23,12 +21,13 @@ int32_t const* int32_list(char const* name, Tensor const& t, std::vector<int64_t
   return static_cast<int32_t const*>(t.data_ptr());
 }
 
+// The keys that the pages of all sequences have room for.
+int64_t room_of(PackedTokens const& packed) {
+  return int64_t{packed.sequences} * packed.table.width * packed.table.page_size;
+}
+
 PackedTokens tokens_of(Packing const& packing, Tensor const& q, Tensor const& k) {
-  bool const paged = packing.page_table.has_value();
-  require(packing.max_q >= 0, "max_q must be at least 0, got ", packing.max_q);
-  require(packing.max_k >= 0, "max_k must be at least 0, got ", packing.max_k);
-  require(packing.cu_k || (paged && packing.seqused_k),
-          "cu_k must be given unless seqused_k and page_table are, got None");
+  check_packing(packing);
   PackedTokens packed;
   packed.cu_q = int32_list("cu_q", packing.cu_q, {-1}, q);
   int64_t const sequences = packing.cu_q.size(0) - 1;
@@ -41,7 +40,7 @@ PackedTokens tokens_of(Packing const& packing, Tensor const& q, Tensor const& k)
   if (packing.seqused_k) {
     packed.used_k = int32_list("seqused_k", *packing.seqused_k, {sequences}, q);
   }
-  if (paged) {
+  if (packing.page_table) {
     Tensor const& table = *packing.page_table;
     packed.table.entries = int32_list("page_table", table, {sequences, -1}, q);
     int64_t const page = std::max<int64_t>(k.size(1), 1);
@@ -50,7 +49,7 @@ PackedTokens tokens_of(Packing const& packing, Tensor const& q, Tensor const& k)
     packed.table.width = static_cast<int32_t>(std::min<int64_t>(needed, table.size(1)));
     packed.table.pages = static_cast<int32_t>(k.size(0));
     packed.table.page_size = static_cast<int32_t>(page);
-    int64_t const keys = sequences * packed.table.width * page;
+    int64_t const keys = room_of(packed);
     require(keys <= std::numeric_limits<int32_t>::max(), "page_table must have at most 2^31 - 1 ",
             "keys within max_k, got ", keys);
   }
@@ -75,7 +74,7 @@ std::vector<Tensor> packed_on_gpu(Packing const& packing, Tensor& q, Tensor& k, 
   require(q.size(0) <= kMostTokens, "q must have at most 2^30 tokens, got ", q.size(0));
   require(paged || k.size(0) <= kMostTokens, "k must have at most 2^30 tokens, got ", k.size(0));
   PackedTokens const packed = tokens_of(packing, q, k);
-  int64_t const tokens_k = paged ? 0 : k.size(0);
+  int64_t const tokens_k = k.numel() == 0 ? 0 : paged ? room_of(packed) : k.size(0);
   problem.grid_q = {1, 1, static_cast<int32_t>(q.size(0))};
   problem.grid_kv = {1, 1, static_cast<int32_t>(tokens_k)};
   problem.q = from_token(problem.q, 0, q.element_size());
@@ -93,21 +92,9 @@ std::vector<Tensor> packed_on_gpu(Packing const& packing, Tensor& q, Tensor& k, 
   DeviceScope const scope(q);
   Tensor out = new_tensor(q, sizes_of(q), q.scalar_type());
   Tensor lse = new_tensor(q, {q.size(0), q.size(1)}, ScalarType::Float);
-  std::vector<Tensor> results = {out, lse};
-  if (out.numel() == 0) {
-    return results;
-  }
-  bool const any = paged ? k.numel() > 0 && packed.table.width > 0 : tokens_k > 0;
-  if (!any) {
-    torch::stable::fill_(out, 0.0);
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return results;
-  }
   problem.out = from_token(view(out), 0, out.element_size());
-  problem.lse = static_cast<float*>(lse.data_ptr());
-  Launch launch(q);
-  kernel.launch(problem, launch.context());
-  return results;
+  launch_into(kernel, problem, q, out, lse);
+  return {out, lse};
 }
 
 }  // namespace sparse_fmha

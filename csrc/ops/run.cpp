@@ -154,8 +154,6 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarT
   return Tensor(result);
 }
 
-namespace {
-
 void launch_into(KernelRow const& kernel, FmhaProblem& problem, Tensor const& q, Tensor const& out,
                  Tensor const& lse) {
   if (out.numel() == 0) {
@@ -166,11 +164,12 @@ void launch_into(KernelRow const& kernel, FmhaProblem& problem, Tensor const& q,
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
     return;
   }
-  problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
   Launch launch(q);
   kernel.launch(problem, launch.context());
 }
+
+namespace {
 
 void check_result(char const* name, Tensor const& t, std::vector<int64_t> const& sizes,
                   ScalarType dtype, int64_t alignment, Tensor const& q) {
@@ -196,6 +195,7 @@ void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor c
   sizes.pop_back();
   check_result("lse", lse, sizes, ScalarType::Float, sizeof(float), q);
   DeviceScope const scope(q);
+  problem.out = view(out);
   launch_into(kernel_for(problem, q, Pass::kForward), problem, q, out, lse);
 }
 
@@ -220,6 +220,7 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
       results.push_back(new_skipped_tiles(problem, q));
     }
   }
+  problem.out = view(out);
   launch_into(kernel, problem, q, out, lse);
   return results;
 }

@@ -56,6 +56,11 @@ Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
                         std::optional<Tensor> const& skip_threshold, bool save_skipped = false);
 
+// Runs a forward kernel of the problem, whose out is set, on q's device, which is current. Without
+// rows nothing runs, and without keys the results are filled in.
+void launch_into(KernelRow const& kernel, FmhaProblem& problem, Tensor const& q, Tensor const& out,
+                 Tensor const& lse);
+
 // Runs the problem's kernel and writes to out, like q, and lse [B, *L, Hq] fp32, both contiguous.
 void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse);
 

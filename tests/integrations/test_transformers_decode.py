@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers as hf
-from tiny_text import ids, model
+from tiny_text import ids, model, noted
 from transformers import masking_utils
 
 from sparse_fmha.integrations import _transformers_decode as one
@@ -17,18 +17,6 @@ from sparse_fmha.integrations import _transformers_packed as packed
 from sparse_fmha.integrations import transformers as sparse
 
 pytestmark = pytest.mark.usefixtures("registered")
-
-
-def counted(monkeypatch, module, name):
-    """How many calls of a function there were."""
-    calls, function = [], getattr(module, name)
-
-    def run(*args, **options):
-        calls.append(options)
-        return function(*args, **options)
-
-    monkeypatch.setattr(module, name, run)
-    return calls
 
 
 def generated(net, implementation, tokens, seen, steps, **options):
@@ -50,8 +38,8 @@ def test_tokens_are_those_of_sdpa(name, padding, cache, monkeypatch):
         seen[0, 9:14] = 0
     options = {} if cache is None else {"cache_implementation": cache}
     wanted = generated(net, "sdpa", tokens, seen, 20, **options)
-    calls = counted(monkeypatch, sparse, "decode")
-    others = counted(monkeypatch, sparse, "sdpa_attention_forward")
+    calls = noted(monkeypatch, sparse, "decode")
+    others = noted(monkeypatch, sparse, "sdpa_attention_forward")
     assert generated(net, "sparse_fmha", tokens, seen, 20, **options).equal(wanted)
     steps = 2 * 19  # of two layers, after the prompt
     # Padding between tokens may leave a window before it does all keys.
@@ -85,8 +73,8 @@ def test_continuous_batching(name, steps, monkeypatch):
     net.set_attn_implementation("sdpa")
     wanted = run()
     assert [len(tokens) for tokens in wanted] == [steps] * 8
-    decodes = counted(monkeypatch, packed, "decode_attention")
-    prefills = counted(monkeypatch, packed._packed, "attend")
+    decodes = noted(monkeypatch, packed, "decode_attention")
+    prefills = noted(monkeypatch, packed._packed, "attend")
     with sparse.continuous_batching(net):
         assert net.config._attn_implementation == packed.NAME
         assert run() == wanted

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers as hf
-from tiny_text import DECODER, assert_generates_as_eager, ids, run
+from tiny_text import DECODER, assert_generates_as_eager, ids, noted, run
 
 from sparse_fmha.integrations import _transformers_decode as one
 from sparse_fmha.integrations import _transformers_packed as packed
@@ -99,18 +99,6 @@ def test_generation_token_by_token(net, first):
     seen = torch.ones_like(tokens)
     tokens[0, :first], seen[0, :first] = 0, 0
     assert_generates_as_eager(net, tokens, seen, atol=1e-4)
-
-
-def noted(monkeypatch, module, name):
-    """The options of the calls of a function."""
-    calls, function = [], getattr(module, name)
-
-    def run(*args, **options):
-        calls.append(options)
-        return function(*args, **options)
-
-    monkeypatch.setattr(module, name, run)
-    return calls
 
 
 @pytest.mark.parametrize("padding", ["none", "left"])

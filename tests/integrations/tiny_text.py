@@ -29,6 +29,18 @@ def ids(length=150, batch=2, seed=0):
     return torch.randint(1, 90, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def noted(monkeypatch, module, name):
+    """The options of each call of a function."""
+    calls, function = [], getattr(module, name)
+
+    def run(*args, **options):
+        calls.append(options)
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, run)
+    return calls
+
+
 @torch.no_grad()
 def run(net, implementation, calls, **inputs):
     """The first output of a model; `calls` gets the names of our functions that it called."""

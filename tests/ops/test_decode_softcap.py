@@ -5,6 +5,7 @@ import decode_cases
 import pytest
 import torch
 from decode_oracle import expected
+from softcap_cases import BAD
 
 import sparse_fmha
 from sparse_fmha import decode_attention
@@ -80,16 +81,6 @@ def test_votes_are_over_capped_scores(page):
         assert stats.skipped.equal(exact.skipped)
         skipped.append(stats.skipped.sum().item())
     assert skipped == [48, 0, 48]  # six tiles of ten, of four requests' two heads
-
-
-BAD = {
-    "negative": (-1.0, ValueError, r"softcap must be at least 0, got -1\.0"),
-    "nan": (float("nan"), ValueError, "softcap must be a finite number, got nan"),
-    "infinite": (INF, ValueError, "softcap must be a finite number, got inf"),
-    "None": (None, TypeError, "softcap must be a finite number, got None"),
-    "text": ("5", TypeError, "softcap must be a finite number or None, got '5'"),
-    "bool": (True, TypeError, "softcap must be a finite number or None, got True"),
-}
 
 
 @pytest.mark.parametrize("bad", BAD)

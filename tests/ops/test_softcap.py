@@ -9,6 +9,7 @@ from bias_cases import BY_MECHANISM, FORMS, biased, differentiated
 from full_masks import block_sparse, stripe
 from gradient_cases import CASES, LARGE, values
 from gradient_oracle import GRADIENTS, attend, gradients
+from softcap_cases import BAD
 from threshold_cases import LISTS, limited
 
 import sparse_fmha
@@ -232,17 +233,6 @@ def test_compiled_in_one_graph_and_mapped(name):
     found = torch.vmap(torch.func.grad(loss))(*stacked)
     alone = torch.func.grad(loss)(*(x[1] for x in stacked))
     torch.testing.assert_close(found[1], alone)
-
-
-BAD = {
-    "negative": (-1.0, ValueError, r"softcap must be at least 0, got -1\.0"),
-    "a negative int": (-2, ValueError, "softcap must be at least 0, got -2"),
-    "nan": (float("nan"), ValueError, "softcap must be a finite number, got nan"),
-    "infinite": (INF, ValueError, "softcap must be a finite number, got inf"),
-    "None": (None, TypeError, "softcap must be a finite number, got None"),
-    "text": ("5", TypeError, "softcap must be a finite number or None, got '5'"),
-    "bool": (True, TypeError, "softcap must be a finite number or None, got True"),
-}
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -8,6 +8,16 @@ from poison import poisoned
 # Scores of the cases are some units large: most are capped hard, some, and hardly any.
 CAPS = (0.7, 5.0, 50.0)
 TANH_ERROR = 2**-11  # of tanh.approx.f32, relative
+# What no function takes, the type of the error, and its message.
+BAD = {
+    "negative": (-1.0, ValueError, r"softcap must be at least 0, got -1\.0"),
+    "a negative int": (-2, ValueError, "softcap must be at least 0, got -2"),
+    "nan": (float("nan"), ValueError, "softcap must be a finite number, got nan"),
+    "infinite": (float("inf"), ValueError, "softcap must be a finite number, got inf"),
+    "None": (None, TypeError, "softcap must be a finite number, got None"),
+    "text": ("5", TypeError, "softcap must be a finite number or None, got '5'"),
+    "bool": (True, TypeError, "softcap must be a finite number or None, got True"),
+}
 
 
 def check(case, arguments, **wanted):

@@ -113,8 +113,8 @@ struct FmhaProblem {
   // the rows of one, and skip_counts is [B, heads_kv, 2].
   DecodeKeys const* decode = nullptr;
   // For kernels of packed sequences, which are Dense or Causal each; else nullptr. The batch is
-  // then 1, and grid_q and grid_kv are the tokens of all of them; grid_kv is not used where keys
-  // are in pages.
+  // then 1, and grid_q and grid_kv are the tokens of all of them, or the keys that their pages have
+  // room for.
   PackedTokens const* packed = nullptr;
   Sparsity sparsity;
 };

@@ -23,19 +23,18 @@ struct KeysBefore {
 };
 
 // Query q sees the keys that lie before position q + 1 + shift.
-struct PackedParams {
-  int32_t len_q;
-  int32_t len_kv;  // positions of keys
-  int32_t shift;
+struct PackedParams : ShiftedParams {  // len_kv: positions of keys
   KeysBefore keys_before;
 };
 struct PackedSequences : Prefix<PackedSequences, PackedParams> {
   static constexpr char const* kName = "packed";
-  static SPARSE_FMHA_HD int32_t shift_of(bool causal, int32_t len_q, int32_t len_kv) {
-    return causal ? len_kv - len_q : len_kv;
+  static SPARSE_FMHA_HD Params of(bool causal, int32_t len_q, int32_t len_kv, KeysBefore before) {
+    return {causal ? DenseOrCausal::of(Causal::Params{len_q, len_kv})
+                   : DenseOrCausal::of(Dense::Params{len_q, len_kv}),
+            before};
   }
   static SPARSE_FMHA_HD int32_t limit(Params const& p, int32_t q) {
-    return p.keys_before(min_int(max_int(q + 1 + p.shift, 0), p.len_kv));
+    return p.keys_before(DenseOrCausal::limit(p, q));
   }
 };
 

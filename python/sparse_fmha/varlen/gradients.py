@@ -56,7 +56,7 @@ def backward_over_lists(
     needed = (need_dq, need_dkv, need_dkv)
     return [
         gradient[0] if wanted else like.new_empty((like.shape[0], 0))
-        for gradient, like, wanted in zip(gradients, (q[0], k[0], v[0]), needed, strict=False)
+        for gradient, like, wanted in zip(gradients, (q[0], k[0], v[0]), needed, strict=True)
     ]
 
 

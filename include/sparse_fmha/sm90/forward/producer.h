@@ -245,6 +245,22 @@ struct Producer {
   static_assert(Traits::kKeysAhead || !kSomeLanesLoad,
                 "only where keys are loaded ahead of values");
 
+  // Called by a whole warp: load() copies to the stage, in the leading lane or in all.
+  template <class Load>
+  __device__ __forceinline__ void load_stage(bool leads, Ring<kStages>& ring,
+                                             RingState<kStages> const& state, Load const& load) {
+    if (leads) {
+      ring.expect(state, Traits::kBytesK);
+      if constexpr (!kSomeLanesLoad) {
+        load();
+      }
+    }
+    if constexpr (kSomeLanesLoad) {
+      __syncwarp();  // the bytes are expected
+      load();
+    }
+  }
+
   // In order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
@@ -289,30 +305,15 @@ struct Producer {
         auto* const destination = stage_of(smem.k, state);
         if (leads) {
           geometry.publish(box, state);
-          smem.ring_k.expect(state, Traits::kBytesK);
-          if constexpr (!kSomeLanesLoad) {
-            geometry.load_k(full, destination, source);
-          }
         }
-        if constexpr (kSomeLanesLoad) {
-          __syncwarp();  // the bytes are expected
-          geometry.load_k(full, destination, source);
-        }
+        load_stage(leads, smem.ring_k, state, [&] { geometry.load_k(full, destination, source); });
       }
       if (i > 0) {
         smem.ring_v.acquire(previous);
         auto& full = smem.ring_v.full[previous.index];
         auto* const destination = stage_of(smem.v, previous);
-        if (leads) {
-          smem.ring_v.expect(previous, Traits::kBytesK);
-          if constexpr (!kSomeLanesLoad) {
-            geometry.load_v(full, destination, previous_source);
-          }
-        }
-        if constexpr (kSomeLanesLoad) {
-          __syncwarp();
-          geometry.load_v(full, destination, previous_source);
-        }
+        load_stage(leads, smem.ring_v, previous,
+                   [&] { geometry.load_v(full, destination, previous_source); });
       }
       previous = state;
       if (i < boxes.count) {

@@ -228,11 +228,10 @@ struct Packed {
     auto const& g = params.geometry;
     auto const& tile = at(work);
     auto const* const pages = g.plan.pages_before;
-    return {tile.q_len,
-            tile.k_len,
-            Mechanism::shift_of(g.causal, tile.q_len, tile.k_len),
-            {pages == nullptr ? nullptr : pages + int64_t{tile.sequence} * g.plan.page_stride,
-             g.page_size}};
+    return Mechanism::of(
+        g.causal, tile.q_len, tile.k_len,
+        {pages == nullptr ? nullptr : pages + int64_t{tile.sequence} * g.plan.page_stride,
+         g.page_size});
   }
 };
 
