@@ -4,14 +4,16 @@
 
 Of a method's mask: the share of the causal pairs that it leaves out, the share of the probability
 that these pairs have in dense attention, the error of the output, and the time of the whole call on
-a GPU. Inputs are `planted` (benchmarks.cases.stripes): first keys, stripes at random and near keys
-count. Other inputs rank methods in another order; the study shows what a choice depends on.
+a GPU, the choice included if it depends on the inputs. Inputs are `planted`
+(benchmarks.cases.stripes): first keys, stripes at random and near keys count. Other inputs rank
+methods in another order; the study shows what a choice depends on.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 import sparse_fmha
 from benchmarks.cases import stripes
-from benchmarks.cases.frontier import METHODS, Method
+from benchmarks.cases.frontier import FIXED, METHODS, Method
 from benchmarks.harness import environment, report, timing
 from benchmarks.tables import frontier
 from sparse_fmha.cli import one_line_errors
@@ -50,11 +52,12 @@ def points(
     for budget in method.budgets:
         mask = method.make(q, k, budget)
         out, lse = stripes.attend(q, k, v, mask, return_lse=True)
+        made = (
+            (lambda mask=mask: mask) if method.kind == FIXED else partial(method.make, q, k, budget)
+        )
         ops = {
             "dense": lambda: sparse_fmha.attention(q, k, v, causal=True),
-            name: lambda budget=budget: stripes.attend(
-                q, k, v, method.make(q, k, budget), return_lse=True
-            ),
+            name: lambda made=made: stripes.attend(q, k, v, made(), return_lse=True),
         }
         times = timing.measure(
             ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed

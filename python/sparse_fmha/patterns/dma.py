@@ -16,6 +16,7 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 
 KEEP = 2048
 BLOCK_Q = 128
+RANKS = 256  # of a range; counts are made for each group and range
 
 
 class DMABias(nn.Module):
@@ -204,26 +205,21 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
     groups = ceil_div(q_len, block_q)
     missing = groups * block_q - q_len
     own = pad(bias[..., shift:], (0, missing), value=-torch.inf).unflatten(2, (groups, block_q))
-    key = torch.arange(kv_len, device=bias.device).expand_as(bias)
     width = min(keep, kv_len)
-    best, where = _largest(bias[..., :shift].flip(2), key[..., :shift].flip(2), width, kv_len)
-    values, places = [], []
-    for group in range(groups):
-        values.append(best)
-        places.append(where)
-        if group + 1 < groups:
-            first = shift + group * block_q
-            part = slice(first, first + block_q)
-            # Later keys first: the sort is stable, so they win among equal ones.
-            joined = torch.cat([bias[..., part].flip(2), best], 2)
-            best, where = _largest(
-                joined, torch.cat([key[..., part].flip(2), where], 2), width, kv_len
-            )
-    if not groups:
-        return key[..., :0].int().unsqueeze(2)[:, :, :0], own.flatten(2)
-    columns = torch.stack(places, 2).sort(-1).values
-    columns = columns.masked_fill(columns == kv_len, block_lists.ABSENT).int()
-    before = torch.stack(values, 2)
+    begins = shift + block_q * torch.arange(groups, device=bias.device)
+    rank, limits = _ranks(bias, keep, begins)
+
+    def kept(part: slice) -> tuple[Tensor, Tensor]:
+        listed = rank.flatten(0, 1)[:, None] < limits.flatten(0, 1)[:, part, None]
+        return key, listed & (key < begins[part, None])
+
+    key = torch.arange(kv_len, dtype=torch.int32, device=bias.device)
+    lists = bias.shape[0] * bias.shape[1]
+    _, columns = block_lists.build_lists(kept, lists, groups, kv_len, width, bias.device)
+    columns = columns.view(*bias.shape[:2], groups, width)
+    absent = columns == block_lists.ABSENT
+    before = bias[:, :, None].expand(-1, -1, groups, -1).gather(3, columns.clamp(min=0).long())
+    before = before.masked_fill(absent, -torch.inf).sort(-1, descending=True).values
     parts = block_lists.chunks(groups, bias.shape[0] * bias.shape[1] * block_q**2, bias.device)
     (threshold,) = block_lists.by_chunks(
         lambda part: (_thresholds(before[:, :, part], own[:, :, part], keep),), parts, groups, 2
@@ -231,14 +227,41 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
     return columns, threshold.flatten(2)[..., :q_len]
 
 
-def _largest(values: Tensor, keys: Tensor, width: int, absent: int) -> tuple[Tensor, Tensor]:
-    """The largest `width` values, descending, and their keys; padded with -inf and `absent`."""
-    values, order = torch.sort(values, dim=-1, descending=True, stable=True)
-    keys = keys.gather(-1, order)[..., :width]
-    missing = width - keys.shape[-1]
-    return pad(values[..., :width], (0, missing), value=-torch.inf), pad(
-        keys, (0, missing), value=absent
+def _ranks(bias: Tensor, keep: int, begins: Tensor) -> tuple[Tensor, Tensor]:
+    """Each key's place among all by bias, and below which place a group's `keep` largest are.
+
+    Of equal biases the later key comes first. Counts of ranks, by groups of keys and ranges of
+    ranks, find the range that has the limit; one look at its keys finds the limit.
+
+    Args:
+        bias: fp32 `[B, H, Lkv]`. begins: int64 `[groups]`, ascending: keys before each group.
+
+    Returns:
+        int64 `[B, H, Lkv]` and `[B, H, groups]`; the latter is Lkv for a group with fewer keys.
+    """
+    kv_len, groups = bias.shape[2], begins.shape[0]
+    later_first = torch.sort(bias.flip(2), dim=-1, descending=True, stable=True)
+    order = kv_len - 1 - later_first.indices
+    key = torch.arange(kv_len, device=bias.device)
+    rank = torch.empty_like(order).scatter_(2, order, key.expand_as(order))
+    ranges = ceil_div(kv_len, RANKS)
+    # The first group whose keys before it have a key; none counts it from `groups` on.
+    group = torch.searchsorted(begins, key, right=True)
+    lists = torch.arange(bias.shape[0] * bias.shape[1], device=bias.device).view(*bias.shape[:2], 1)
+    place = ((lists * (groups + 1) + group) * ranges + rank // RANKS).flatten()
+    counts = torch.zeros(
+        lists.numel() * (groups + 1) * ranges, dtype=torch.int32, device=key.device
     )
+    counts.index_add_(0, place, torch.ones_like(place, dtype=torch.int32))
+    counts = counts.view(*bias.shape[:2], groups + 1, ranges)[:, :, :groups]
+    upto = counts.cumsum(2).cumsum(3)  # keys before each group, up to each range
+    chosen = (upto < keep).sum(3, keepdim=True)
+    found = pad(upto, (1, 0)).gather(3, chosen)
+    ranks = chosen * RANKS + torch.arange(RANKS, device=bias.device)
+    keys = pad(order, (0, (ranges + 1) * RANKS - kv_len), value=kv_len)
+    keys = keys[:, :, None].expand(-1, -1, groups, -1).gather(3, ranks)
+    there = found + (keys < begins[:, None]).cumsum(3)
+    return rank, (chosen[..., 0] * RANKS + (there < keep).sum(3) + 1).clamp(max=kv_len)
 
 
 def _thresholds(before: Tensor, own: Tensor, keep: int) -> Tensor:
