@@ -63,7 +63,7 @@ def test_the_definition(
     mask.validate()
     assert mask.to_dense().equal(definition(q, k, *options.values(), block_q, 64))
 
-    def one_by_one(rows, *_):
+    def one_by_one(rows, *_, **__):
         return [slice(row, row + 1) for row in range(rows)]
 
     monkeypatch.setattr(block_lists, "chunks", one_by_one)

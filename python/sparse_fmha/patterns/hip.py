@@ -10,7 +10,7 @@ from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.stripe_mask import StripeMask
-from sparse_fmha.patterns.hip_search import halvings, keys_of, search
+from sparse_fmha.patterns.hip_search import halvings, keys_of, rows_of_heads, search
 from sparse_fmha.patterns.token_top_k import LocalWindow
 from sparse_fmha.selection.products import fp32_product
 
@@ -75,6 +75,7 @@ def hip(
         counts = torch.zeros(*lists, window.groups, dtype=torch.int32, device=q.device)
         return window.mask(counts.new_empty(*counts.shape, 0), counts)
     low = torch.clamp(begin, max=first)  # the search is between this key and the window
+    k = k.contiguous()
     times = halvings(ceil_div(most, n), granule)
     shape = batch, heads_kv, heads // heads_kv
 
@@ -95,7 +96,7 @@ def hip(
 
     with torch.no_grad(), without_autocast(q.device):
         row = batch * heads * 2 * n * dim
-        parts = block_lists.chunks(window.groups, row, q.device, 1 << 20)
+        parts = block_lists.chunks(window.groups, row, q.device, 1 << 20, on_gpu=1 << 27)
         counts, columns = block_lists.by_chunks(found, parts, window.groups, 2)
     return window.mask(columns, counts)
 
@@ -121,6 +122,5 @@ def _scores(queries: Tensor, k: Tensor, positions: Tensor) -> Tensor:
         queries: `[B, Hkv, G, groups, rows, D]`. k: `[B, L, Hkv, D]`.
         positions: int64 `[B, Hkv, G, groups, n]`; L may be the position of a chunk without keys.
     """
-    index = positions.flatten(2).clamp(max=k.shape[1] - 1)[..., None].expand(-1, -1, -1, k.shape[3])
-    keys = k.transpose(1, 2).gather(2, index).unflatten(2, positions.shape[2:])
-    return fp32_product(queries, keys.mT).amax(-2)
+    keys = rows_of_heads(k, positions.flatten(2).clamp(max=k.shape[1] - 1))
+    return fp32_product(queries, keys.unflatten(2, positions.shape[2:]).mT).amax(-2)

@@ -42,8 +42,8 @@ def search(
         scores = score(starts + (ends - starts) // 2).masked_fill(ends <= starts, -torch.inf)
         scores = scores.nan_to_num_(-torch.inf, torch.inf, -torch.inf)
         best, order = (x[..., :n] for x in scores.sort(dim=-1, descending=True, stable=True))
-        order = order.masked_fill(best == -torch.inf, 2 * n).sort(-1).values
-        kept = order.clamp(max=2 * n - 1)
+        order = order.int().masked_fill(best == -torch.inf, 2 * n).sort(-1).values
+        kept = order.clamp(max=2 * n - 1).long()
         starts = starts.expand(scores.shape).gather(-1, kept)
         ends = ends.expand(scores.shape).gather(-1, kept)
         ends = torch.where(order < 2 * n, ends, starts)
@@ -54,6 +54,18 @@ def keys_of(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]
     """Returns the keys of chunks `[..., n]` and which of them exist: `[..., n * granule]`."""
     keys = starts[..., None] + torch.arange(granule, device=starts.device)
     return keys.flatten(-2), (keys < ends[..., None]).flatten(-2)
+
+
+def rows_of_heads(x: Tensor, rows: Tensor) -> Tensor:
+    """Returns rows of each head, `[B, H, n, D]`: whole ones, where gather takes single elements.
+
+    Args:
+        x: `[B, L, H, D]`, contiguous. rows: int64 `[B, H, n]`.
+    """
+    batch, length, heads, dim = x.shape
+    entry = torch.arange(batch, device=x.device)[:, None, None] * length
+    index = (entry + rows) * heads + torch.arange(heads, device=x.device)[:, None]
+    return x.view(-1, dim).index_select(0, index.flatten()).view(*rows.shape, dim)
 
 
 def _halve(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]:

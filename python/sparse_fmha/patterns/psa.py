@@ -26,7 +26,7 @@ from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.merge import merge
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
 from sparse_fmha.selection.choosing import ROUNDING, fixed_point, masses_before
-from sparse_fmha.selection.products import key_operand, products
+from sparse_fmha.selection.products import key_operand, products_by_key
 
 LEVELS = (1, 2, 4, 8)
 SHARES = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
@@ -224,7 +224,8 @@ def _importance(
 ) -> Tensor:
     """Returns the largest probability of each pair of blocks of a sample, fp32 `[B, H, n, nK]`.
 
-    The scores are written once and read once, for their maxima over the keys of a block.
+    The scores are written once and read once, for their maxima over the keys of a block. Queries
+    are the last dimension, along which a GPU reduces several numbers at a time.
 
     Args:
         sample: `[B, n, Hq, D]`, of the queries from block `row` on. lse: `[B, Hq, n]`.
@@ -237,15 +238,16 @@ def _importance(
         last = (start + (n - 1) * every) // every
         columns = min(columns, ceil_div(max(0, last + 1), size_k) * size_k)
         ragged = min(columns, max(0, start // every + 1))
-    scores = products(sample, keys[..., :columns]).unflatten(2, (-1, n)).flatten(1, 2)
+    scores = products_by_key(sample, keys[..., :columns]).unflatten(3, (-1, n))
     if grid.causal:
-        at = torch.arange(n, device=sample.device)[:, None] * every + start
-        late = torch.arange(ragged, columns, device=sample.device) * every
-        scores[..., ragged:].masked_fill_(late > at, -torch.inf)
+        at = torch.arange(n, device=sample.device) * every + start
+        late = torch.arange(ragged, columns, device=sample.device)[:, None, None] * every
+        scores[:, :, ragged:].masked_fill_(late > at, -torch.inf)
     whole = columns // size_k * size_k
-    found = scores[..., :whole].unflatten(3, (whole // size_k, size_k)).amax(4)
+    found = scores[:, :, :whole].unflatten(2, (whole // size_k, size_k)).amax(3)
     if whole < columns:
-        found = torch.cat([found, scores[..., whole:].amax(3, keepdim=True)], 3)
+        found = torch.cat([found, scores[:, :, whole:].amax(2, keepdim=True)], 2)
+    found = found.permute(0, 1, 3, 4, 2).flatten(1, 2)  # [B, Hq, n, blocks]
     hidden = (found == -torch.inf) | (lse[..., None] == -torch.inf)
     found = (found * scale - lse[..., None]).masked_fill_(hidden, -torch.inf)
     missing = ceil_div(keys.shape[3], size_k) - found.shape[3], -n % size_q
