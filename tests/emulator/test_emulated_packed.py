@@ -38,7 +38,7 @@ def test_every_sequence_is_attention(name):
 
 
 @pytest.mark.parametrize("heads_first", [False, True])
-@pytest.mark.parametrize("page", [7, 16, 48])
+@pytest.mark.parametrize("page", [7, 16, 48, 96])
 def test_pages(page, heads_first):
     """Read in place or copied, in both layouts, where the second page of each is missing."""
     case = CASES["causal"]
