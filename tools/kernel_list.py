@@ -356,12 +356,11 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
     costs = dict.fromkeys(
-        f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_q}, "
-        f"{r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
+        f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {str(r.packed).lower()}, "
+        f"{r.head_dim}, {r.tile_q}, {r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, "
+        f"{r.alone_ns or r.step_ns})\n"
         for r in rows
-        if r.direction == "forward"
-        and r.mechanism in SERVED
-        and not (r.skips or r.key_bias or r.packed)
+        if r.direction == "forward" and r.mechanism in SERVED and not (r.skips or r.key_bias)
     )
     _write(folder / "row_costs.inc", "".join(costs))
     return files

@@ -6,12 +6,12 @@
 #include <string>
 
 #include "sparse_fmha/cuda/check.h"
-#include "sparse_fmha/device/order_by_weight.h"
 
 namespace sparse_fmha::device {
 namespace {
 
 constexpr int kThreads = 1024;
+constexpr int kWeights = 256;
 constexpr uint32_t kAll = 0xffffffff;
 
 // What is known of the sequences. Segments are the tokens before the first sequence, the sequences,
@@ -21,6 +21,7 @@ struct Segments {
   int32_t* k_start;       // [sequences + 1]
   int32_t* k_len;         // [sequences], positions in use
   int32_t* first_tile;    // [segments + 1]
+  int32_t* place;         // [segments], of a segment's first tile in the order of tiles
   int32_t* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
   int32_t* pages;         // the same, those that exist
   int32_t page_stride;
@@ -30,7 +31,6 @@ struct Sizes {
   int32_t tokens_q;
   int32_t tokens_k;
   int32_t tile_q;
-  int32_t tile_k;
   bool causal;
 };
 
@@ -73,8 +73,9 @@ __device__ __forceinline__ void scan(int32_t count, int32_t before, Value const&
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    find_segments(PackedTokens packed, Segments segments, Sizes sizes) {
+// Run by one thread block.
+__device__ __forceinline__ void find(PackedTokens const& packed, Segments const& segments,
+                                     Sizes const& sizes) {
   int32_t const starts = packed.sequences + 1;
   auto const within = [](int32_t start, int32_t tokens) { return min(max(start, 0), tokens); };
   scan<Larger>(
@@ -143,15 +144,76 @@ __device__ __forceinline__ KeysBefore keys_before(PackedTokens const& packed,
           packed.table.page_size};
 }
 
-__global__ void __launch_bounds__(kOrderThreads)
-    order_tiles(PackedTokens packed, Segments segments, Sizes sizes, PackedTile* tiles) {
-  int32_t const count = segments.first_tile[segments_of(packed)];
-  if (static_cast<int32_t>(blockIdx.x) >= order_groups(count)) {
-    return;
+// The last row of a segment sees the most keys.
+__device__ __forceinline__ int32_t most_keys(PackedTokens const& packed, Segments const& segments,
+                                             Sizes const& sizes, int32_t segment) {
+  int32_t const sequence = segment - 1;
+  if (sequence < 0 || sequence >= packed.sequences) {
+    return 0;
   }
-  auto describe = [&](int32_t tile) {
+  int32_t const rows = segments.q_start[segment] - segments.q_start[sequence];
+  PackedParams const params = PackedSequences::of(sizes.causal, rows, segments.k_len[sequence],
+                                                  keys_before(packed, segments, sequence));
+  return rows > 0 ? PackedSequences::limit(params, rows - 1) : 0;
+}
+
+__device__ __forceinline__ PackedTile describe(PackedTokens const& packed, Segments const& segments,
+                                               Sizes const& sizes, int32_t segment, int32_t row) {
+  int32_t const begin = segment_begin(segments, segment);
+  PackedTile result = {row, begin, segment_end(packed, segments, sizes, segment) - begin, 0, 0, 0,
+                       0,   0};
+  int32_t const sequence = segment - 1;
+  if (sequence >= 0 && sequence < packed.sequences) {
+    bool const paged = packed.table.entries != nullptr;
+    result.k_begin =
+        paged ? sequence * packed.table.width * packed.table.page_size : segments.k_start[sequence];
+    result.k_len = segments.k_len[sequence];
+    result.k_rows = keys_before(packed, segments, sequence)(result.k_len);
+    result.sequence = sequence;
+  }
+  return result;
+}
+
+// Run by one thread block. The tiles of a sequence follow each other, so that those at work share
+// keys. Within a sequence later rows see more keys, and sequences are in the order of what their
+// last rows see, to one part in kWeights. The order of sequences of equal weight varies.
+__device__ __forceinline__ void order(PackedTokens const& packed, Segments const& segments,
+                                      Sizes const& sizes, PackedTile* tiles) {
+  __shared__ int32_t places[kWeights];  // tiles of each weight, then the first place of the next
+  __shared__ int32_t heaviest;
+  int32_t const thread = static_cast<int32_t>(threadIdx.x);
+  int32_t const count = segments_of(packed);
+  if (thread < kWeights) {
+    places[thread] = 0;
+  }
+  heaviest = 1;
+  __syncthreads();
+  auto tiles_of = [&](int32_t segment) {
+    return segments.first_tile[segment + 1] - segments.first_tile[segment];
+  };
+  for (int32_t i = thread; i < count; i += kThreads) {
+    segments.place[i] = most_keys(packed, segments, sizes, i);
+    atomicMax(&heaviest, segments.place[i]);
+  }
+  __syncthreads();
+  auto weight_of = [&](int32_t keys) {
+    return static_cast<int32_t>(int64_t{keys} * (kWeights - 1) / heaviest);
+  };
+  for (int32_t i = thread; i < count; i += kThreads) {
+    atomicAdd(&places[weight_of(segments.place[i])], tiles_of(i));
+  }
+  __syncthreads();
+  int32_t const mine = thread < kWeights ? places[thread] : 0;
+  scan<Sum>(
+      kWeights, 0, [&](int32_t i) { return places[i]; },
+      [&](int32_t i, int32_t end) { places[i] = end - mine; });
+  for (int32_t i = thread; i < count; i += kThreads) {
+    segments.place[i] = atomicAdd(&places[weight_of(segments.place[i])], tiles_of(i));
+  }
+  __syncthreads();
+  for (int32_t tile = thread; tile < segments.first_tile[count]; tile += kThreads) {
     int32_t low = 0;  // the segment that has the tile
-    int32_t high = segments_of(packed) - 1;
+    int32_t high = count - 1;
     while (low < high) {
       int32_t const middle = (low + high + 1) / 2;
       if (segments.first_tile[middle] <= tile) {
@@ -160,36 +222,26 @@ __global__ void __launch_bounds__(kOrderThreads)
         high = middle - 1;
       }
     }
-    int32_t const begin = segment_begin(segments, low);
-    PackedTile result = {(tile - segments.first_tile[low]) * sizes.tile_q,
-                         begin,
-                         segment_end(packed, segments, sizes, low) - begin,
-                         0,
-                         0,
-                         0,
-                         0,
-                         0};
-    int32_t const sequence = low - 1;
-    if (sequence >= 0 && sequence < packed.sequences) {
-      bool const paged = packed.table.entries != nullptr;
-      result.k_begin = paged ? sequence * packed.table.width * packed.table.page_size
-                             : segments.k_start[sequence];
-      result.k_len = segments.k_len[sequence];
-      result.k_rows = keys_before(packed, segments, sequence)(result.k_len);
-      result.sequence = sequence;
-    }
-    return result;
-  };
-  auto weight = [&](int32_t tile) {
-    PackedTile const of = describe(tile);
-    PackedParams const params = PackedSequences::of(sizes.causal, of.q_len, of.k_len,
-                                                    keys_before(packed, segments, of.sequence));
-    int32_t const last = min(of.row + sizes.tile_q, of.q_len) - 1;
-    return ceil_div(PackedSequences::limit(params, last), sizes.tile_k);
-  };
-  order_by_weight(count, weight, [&](int32_t position, int32_t tile) {
-    tiles[count - 1 - position] = describe(tile);
-  });
+    int32_t const in_segment = tile - segments.first_tile[low];
+    tiles[segments.place[low] + in_segment] =
+        describe(packed, segments, sizes, low, in_segment * sizes.tile_q);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    find_segments(PackedTokens packed, Segments segments, Sizes sizes) {
+  find(packed, segments, sizes);
+}
+__global__ void __launch_bounds__(kThreads)
+    order_tiles(PackedTokens packed, Segments segments, Sizes sizes, PackedTile* tiles) {
+  order(packed, segments, sizes, tiles);
+}
+// Both, where there are no pages to count in between.
+__global__ void __launch_bounds__(kThreads)
+    find_and_order_tiles(PackedTokens packed, Segments segments, Sizes sizes, PackedTile* tiles) {
+  find(packed, segments, sizes);
+  __syncthreads();
+  order(packed, segments, sizes, tiles);
 }
 
 // 16 bytes of a row.
@@ -312,8 +364,8 @@ int64_t pitch_of(TensorView const& view, PageTable const& table) {
 
 }  // namespace
 
-PackedPlan plan_packed(FmhaProblem const& p, int32_t tile_q, int32_t tile_k,
-                       ExecutionContext const& context, PackedKeys& keys) {
+PackedPlan plan_packed(FmhaProblem const& p, int32_t tile_q, ExecutionContext const& context,
+                       PackedKeys& keys) {
   PackedTokens const& packed = *p.packed;
   int64_t const tokens_q = volume(p.grid_q);
   int64_t const tokens_k = volume(p.grid_kv);
@@ -325,32 +377,35 @@ PackedPlan plan_packed(FmhaProblem const& p, int32_t tile_q, int32_t tile_k,
   Segments segments;
   segments.page_stride = paged ? packed.table.width + 2 : 0;
   segments.q_start =
-      allocate<int32_t>(context, 4 * sequences + 5 + 2 * sequences * segments.page_stride);
+      allocate<int32_t>(context, 5 * sequences + 7 + 2 * sequences * segments.page_stride);
   segments.k_start = segments.q_start + sequences + 1;
   segments.k_len = segments.k_start + sequences + 1;
   segments.first_tile = segments.k_len + sequences;
-  segments.pages_before = paged ? segments.first_tile + sequences + 3 : nullptr;
+  segments.place = segments.first_tile + sequences + 3;
+  segments.pages_before = paged ? segments.place + sequences + 2 : nullptr;
   segments.pages = paged ? segments.pages_before + sequences * segments.page_stride : nullptr;
   auto* const tiles = allocate<PackedTile>(context, most);
   Sizes const sizes = {static_cast<int32_t>(tokens_q),
                        paged ? std::numeric_limits<int32_t>::max() : static_cast<int32_t>(tokens_k),
-                       tile_q, tile_k, std::holds_alternative<Causal::Params>(p.sparsity)};
+                       tile_q, std::holds_alternative<Causal::Params>(p.sparsity)};
 
-  find_segments<<<1, kThreads, 0, stream>>>(packed, segments, sizes);
-  check_cuda(cudaGetLastError(), "launching the search for sequences");
   keys = {p.k, p.v};
   int64_t const pitch = paged ? pitch_of(p.k, packed.table) : 0;
   bool const in_place = pitch > 0 && pitch == pitch_of(p.v, packed.table);
   if (paged && sequences > 0) {
+    find_segments<<<1, kThreads, 0, stream>>>(packed, segments, sizes);
+    check_cuda(cudaGetLastError(), "launching the search for sequences");
     count_pages<<<static_cast<unsigned>(sequences), 32, 0, stream>>>(packed, segments);
     check_cuda(cudaGetLastError(), "launching the counting of pages");
     if (!in_place) {
       keys = copy_pages_of(p, segments, context);
     }
+    order_tiles<<<1, kThreads, 0, stream>>>(packed, segments, sizes, tiles);
+    check_cuda(cudaGetLastError(), "launching the ordering of query tiles");
+  } else {
+    find_and_order_tiles<<<1, kThreads, 0, stream>>>(packed, segments, sizes, tiles);
+    check_cuda(cudaGetLastError(), "launching the search for query tiles");
   }
-  order_tiles<<<static_cast<unsigned>(order_groups(static_cast<int32_t>(most))), kOrderThreads, 0,
-                stream>>>(packed, segments, sizes, tiles);
-  check_cuda(cudaGetLastError(), "launching the ordering of query tiles");
   return {tiles,
           segments.first_tile + sequences + 2,
           static_cast<int32_t>(most),

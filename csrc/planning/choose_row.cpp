@@ -5,6 +5,7 @@
 #include <iterator>
 #include <variant>
 
+#include "sparse_fmha/core/packed.h"
 #include "sparse_fmha/planning/few_rows.h"
 
 namespace sparse_fmha {
@@ -13,24 +14,24 @@ namespace {
 std::atomic<int32_t> override_{0};
 
 constexpr RowCost kRows[] = {
-#define SPARSE_FMHA_ROW_COST(arch, mechanism, head_dim, tile_q, tile_k, blocks, tile_ns, step_ns, \
-                             alone_ns)                                                            \
-  {Arch::arch,     mechanism_index<mechanism>(),                                                  \
-   head_dim,       tile_q,                                                                        \
-   tile_k,         blocks,                                                                        \
-   tile_ns * 1e-3, step_ns * 1e-3,                                                                \
-   alone_ns * 1e-3},
+#define SPARSE_FMHA_ROW_COST(arch, mechanism, packed, head_dim, tile_q, tile_k, blocks, tile_ns, \
+                             step_ns, alone_ns)                                                  \
+  {Arch::arch,     mechanism_index<mechanism>(),                                                 \
+   packed,         head_dim,                                                                     \
+   tile_q,         tile_k,                                                                       \
+   blocks,         tile_ns * 1e-3,                                                               \
+   step_ns * 1e-3, alone_ns * 1e-3},
 #include "row_costs.inc"  // from csrc/kernels/*.def, in the order of the lists
 #undef SPARSE_FMHA_ROW_COST
 };
 
 bool may_choose(KernelKey const& request) {
-  return request.pass == Pass::kForward && !request.skips && !request.key_bias && !request.packed;
+  return request.pass == Pass::kForward && !request.skips && !request.key_bias;
 }
 
 bool serves(RowCost const& row, KernelKey const& request) {
   return row.arch == request.arch && row.mechanism == request.mechanism &&
-         row.head_dim >= request.head_dim;
+         row.packed == request.packed && row.head_dim >= request.head_dim;
 }
 
 // Calls body(row) for each row that the request may take.
@@ -100,9 +101,14 @@ int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                      (wanted == 0 || wanted == FewRows::kRows);
     return few ? FewRows::kRows : DecodeKeys::kRows;
   }
-  RowWork const work = {int64_t{problem.batch} * problem.heads_q,
-                        static_cast<int32_t>(volume(problem.grid_q)),
-                        static_cast<int32_t>(volume(problem.grid_kv)),
+  int64_t const sequences =
+      problem.packed != nullptr ? std::max<int64_t>(problem.packed->sequences, 1) : problem.batch;
+  int64_t const alike = problem.packed != nullptr ? sequences : 1;  // in a grid
+  auto const length = [&](auto const& grid) {
+    return static_cast<int32_t>((volume(grid) + alike - 1) / alike);
+  };
+  RowWork const work = {sequences * problem.heads_q, length(problem.grid_q),
+                        length(problem.grid_kv),
                         std::holds_alternative<Causal::Params>(problem.sparsity)};
   RowTime best{0, 0, 0};
   bool is_override = false;

@@ -25,7 +25,7 @@ struct alignas(16) PackedTile {
 };
 
 struct PackedPlan {
-  PackedTile const* tiles;      // by weight, the lightest first
+  PackedTile const* tiles;      // by sequence and weight, the lightest first
   int32_t const* count;         // their number
   int32_t most;                 // at most so many
   int32_t const* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
@@ -42,10 +42,9 @@ struct PackedKeys {
   TensorView v;
 };
 
-// Launches the kernels that find the tiles of tile_q rows, each weighing as many key tiles of
-// tile_k as it visits, and copy pages that are not read in place. The result is in the context's
-// memory.
-PackedPlan plan_packed(FmhaProblem const& problem, int32_t tile_q, int32_t tile_k,
-                       ExecutionContext const& context, PackedKeys& keys);
+// Launches the kernels that find the tiles of tile_q rows and copy pages that are not read in
+// place. The result is in the context's memory.
+PackedPlan plan_packed(FmhaProblem const& problem, int32_t tile_q, ExecutionContext const& context,
+                       PackedKeys& keys);
 
 }  // namespace sparse_fmha::device

@@ -13,6 +13,7 @@ namespace sparse_fmha {
 struct RowCost {
   Arch arch;
   int32_t mechanism;  // index in Sparsity
+  bool packed;        // sequences share one dimension of tokens
   int32_t head_dim;   // the largest of the row
   int32_t tile_q;
   int32_t tile_k;
@@ -22,7 +23,8 @@ struct RowCost {
   double alone_us;  // a key tile, where the thread block is alone on the multiprocessor
 };
 
-// Dense or causal attention of `instances` heads of batch entries.
+// Dense or causal attention of `instances` heads of batch entries, or of packed sequences, which
+// count as equally long.
 struct RowWork {
   int64_t instances;
   int32_t len_q;

@@ -11,7 +11,7 @@ void Packed<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext co
   device::PackedKeys keys;
   KernelParams<Packed, Mechanism> params{};
   auto& g = params.geometry;
-  g.plan = device::plan_packed(p, Traits::kTileQ, Traits::kTileK, context, keys);
+  g.plan = device::plan_packed(p, Traits::kTileQ, context, keys);
   auto map = [&](TensorView const& view, int heads, uint32_t rows) {
     return ragged_map(view, p.dtype, heads, p.head_dim, rows);
   };
