@@ -1,5 +1,6 @@
 #include "sparse_fmha/device/packed_plan.h"
 
+#include <algorithm>
 #include <cub/block/block_scan.cuh>
 #include <limits>
 #include <string>
@@ -245,6 +246,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // 16 bytes of a row.
 using Vector = uint4;
+constexpr int kCopyThreads = 256;
+constexpr int32_t kCopyRows = 32;   // of a thread block
+constexpr int kCopiesInFlight = 4;  // vectors that a thread has loaded before it stores them
 struct PageCopies {
   Vector const* from[2];   // k and v
   int64_t page_stride[2];  // in vectors
@@ -255,31 +259,59 @@ struct PageCopies {
   int32_t vectors;  // of a row of one head
 };
 
-// A thread block copies a page of k or v.
-__global__ void copy_pages(PackedTokens const __grid_constant__ packed, Segments segments,
-                           PageCopies const __grid_constant__ copies) {
-  auto const page = static_cast<int32_t>(blockIdx.x);
+// A thread block copies kCopyRows positions of a sequence, of k or v. Threads are [y, x] over rows
+// and the vectors of a row.
+__global__ void __launch_bounds__(kCopyThreads)
+    copy_pages(PackedTokens const __grid_constant__ packed, Segments segments,
+               PageCopies const __grid_constant__ copies) {
+  __shared__ int64_t from_rows[kCopyRows];  // in vectors; kNone: no such key
+  __shared__ int64_t to_rows[kCopyRows];
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
   auto const sequence = static_cast<int32_t>(blockIdx.y);
   auto const which = static_cast<int32_t>(blockIdx.z);
-  int32_t const size = packed.table.page_size;
-  int32_t const rows = min(segments.k_len[sequence] - page * size, size);
-  if (rows <= 0 || !exists(packed.table, sequence, page)) {
+  int32_t const begin = static_cast<int32_t>(blockIdx.x) * kCopyRows;
+  int32_t const rows = min(segments.k_len[sequence] - begin, kCopyRows);
+  if (rows <= 0) {
     return;
   }
+  int32_t const size = packed.table.page_size;
   int32_t const of_row = copies.heads * copies.vectors;
-  int32_t const place =
-      segments.pages_before[int64_t{sequence} * segments.page_stride + page] * size;
-  Vector* const to =
-      copies.to[which] + (int64_t{sequence} * packed.table.width * size + place) * of_row;
-  Vector const* const from =
-      copies.from[which] +
-      packed.table.entries[sequence * packed.table.row_stride + page] * copies.page_stride[which];
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < rows * of_row;
-       i += static_cast<int32_t>(blockDim.x)) {
-    int32_t const row = i / of_row;
-    int32_t const head = i % of_row / copies.vectors;
-    to[i] = from[row * copies.row_stride[which] + head * copies.head_stride[which] +
-                 i % copies.vectors];
+  auto const x = static_cast<int32_t>(threadIdx.x);
+  auto const y = static_cast<int32_t>(threadIdx.y);
+  auto const across = static_cast<int32_t>(blockDim.x);
+  auto const down = static_cast<int32_t>(blockDim.y);
+  for (int32_t row = y * across + x; row < rows; row += across * down) {
+    int32_t const page = (begin + row) / size;
+    int32_t const of_page = (begin + row) % size;
+    from_rows[row] = kNone;
+    if (exists(packed.table, sequence, page)) {
+      int32_t const entry = packed.table.entries[sequence * packed.table.row_stride + page];
+      int64_t const before = segments.pages_before[int64_t{sequence} * segments.page_stride + page];
+      from_rows[row] = entry * copies.page_stride[which] + of_page * copies.row_stride[which];
+      to_rows[row] = (int64_t{sequence} * packed.table.width + before) * size * of_row +
+                     int64_t{of_page} * of_row;
+    }
+  }
+  __syncthreads();
+  for (int32_t column = x; column < of_row; column += across) {
+    Vector const* const from = copies.from[which] +
+                               column / copies.vectors * copies.head_stride[which] +
+                               column % copies.vectors;
+    Vector* const to = copies.to[which] + column;
+    for (int32_t first = y; first < rows; first += kCopiesInFlight * down) {
+      auto each = [&](auto const& body) {
+#pragma unroll
+        for (int i = 0; i < kCopiesInFlight; ++i) {
+          int32_t const row = first + i * down;
+          if (row < rows && from_rows[row] != kNone) {
+            body(i, row);
+          }
+        }
+      };
+      Vector held[kCopiesInFlight];
+      each([&](int i, int32_t row) { held[i] = from[from_rows[row]]; });
+      each([&](int i, int32_t row) { to[to_rows[row]] = held[i]; });
+    }
   }
 }
 
@@ -309,11 +341,14 @@ PackedKeys copy_pages_of(FmhaProblem const& p, Segments const& segments,
     to[i] = {copies.to[i], 0, {0, 0, row}, p.head_dim};
   }
   if (tokens > 0) {
-    dim3 const blocks(static_cast<unsigned>(table.width),
+    int32_t const positions = table.width * table.page_size;
+    dim3 const blocks(static_cast<unsigned>((positions - 1) / kCopyRows + 1),
                       static_cast<unsigned>(p.packed->sequences), 2);
-    constexpr int kCopyThreads = 256;
-    copy_pages<<<blocks, kCopyThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(
-        *p.packed, segments, copies);
+    auto const across =
+        static_cast<unsigned>(std::min(copies.heads * copies.vectors, kCopyThreads));
+    dim3 const threads(across, kCopyThreads / across);
+    copy_pages<<<blocks, threads, 0, static_cast<cudaStream_t>(context.stream)>>>(*p.packed,
+                                                                                  segments, copies);
     check_cuda(cudaGetLastError(), "launching the copies of pages");
   }
   return {to[0], to[1]};

@@ -16,6 +16,11 @@ CASES = {
     "short ones": Packed(lengths=((5, 5, 5),) * 30, dim=64, causal=True),
     "none": Packed(lengths=(), dim=64, after=9),
 }
+# Stages of 128 keys begin and end inside of pages.
+PAGED = Packed(
+    lengths=((130, 90, 90), (1, 400, 390), (0, 20, 20), (67, 70, 0), (40, 330, 330)),
+    dim=64, causal=True, counts_used=True, before=3, after=70,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +43,15 @@ def test_every_sequence_is_attention(name):
 
 
 @pytest.mark.parametrize("heads_first", [False, True])
-@pytest.mark.parametrize("page", [7, 16, 48])
+@pytest.mark.parametrize("page", [7, 16, 48, 96])
 def test_pages(page, heads_first):
     """Read in place or copied, in both layouts, where the second page of each is missing."""
-    case = CASES["causal"]
-    given, mask = case.arguments(BF16)
+    given, mask = PAGED.arguments(BF16)
     paged = in_pages(given, page)
-    for b, first in enumerate(case.starts(1)[:-1].tolist()):
+    for b, first in enumerate(PAGED.starts(1)[:-1].tolist()):
         paged["page_table"][b, 1] = 10**6
-        own = slice(int(case.starts(0)[b]), int(case.starts(0)[b + 1]))
-        mask[own, first + page : min(first + 2 * page, int(case.starts(1)[b + 1]))] = False
+        own = slice(int(PAGED.starts(0)[b]), int(PAGED.starts(0)[b + 1]))
+        mask[own, first + page : min(first + 2 * page, int(PAGED.starts(1)[b + 1]))] = False
     if heads_first:
         for x in "kv":
             paged[x] = paged[x].transpose(1, 2).contiguous().transpose(1, 2)

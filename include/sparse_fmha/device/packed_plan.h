@@ -9,7 +9,7 @@
 
 namespace sparse_fmha::device {
 
-// Keys that a copy takes from a page.
+// Keys that a copy takes from a page are a multiple of these.
 inline constexpr int32_t kPageRows = 16;
 
 // One query tile: rows of a sequence, or tokens of no sequence, which see no keys.

@@ -16,13 +16,14 @@ namespace sparse_fmha::sm90 {
 // Rows [row, row + the box) of `head` in a sequence.
 struct RaggedBox {
   static constexpr int32_t kEnd = 1 << 30;  // no sequence is longer
-  int32_t begin;                            // token of the sequence's first row
-  int32_t length;
-  int32_t row;
+  int32_t x;
+  int32_t y;
   int32_t head;
 
-  __device__ __forceinline__ int32_t x() const { return kEnd - length + row; }
-  __device__ __forceinline__ int32_t y() const { return begin + length; }
+  RaggedBox() = default;
+  // begin: token of the sequence's first row.
+  __device__ __forceinline__ RaggedBox(int32_t begin, int32_t length, int32_t row, int32_t head)
+      : x(kEnd - length + row), y(begin + length), head(head) {}
 };
 
 // Maps (D, x, H, y, z). view: [tokens, heads, D], the tokens on its last axis.
@@ -41,7 +42,7 @@ template <int kHeadDim, class Element>
 __device__ __forceinline__ void load_ragged(CUtensorMap const& map, FullBarrier& barrier,
                                             Element* to, int tile_rows,
                                             cute::TMA::CacheHintSm90 hint, RaggedBox const& box) {
-  load_box<kHeadDim>(map, barrier, to, tile_rows, hint, box.x(), box.head, box.y(),
+  load_box<kHeadDim>(map, barrier, to, tile_rows, hint, box.x, box.head, box.y,
                      int32_t{RaggedBox::kEnd});
 }
 
@@ -50,7 +51,7 @@ __device__ __forceinline__ void store_ragged(CUtensorMap const& map, Element con
                                              RaggedBox const& box) {
   CUTE_UNROLL
   for (int d = 0; d < kHeadDim; d += 64) {
-    cute::SM90_TMA_STORE_5D::copy(&map, from + d * kTileRows, d, box.x(), box.head, box.y(),
+    cute::SM90_TMA_STORE_5D::copy(&map, from + d * kTileRows, d, box.x, box.head, box.y,
                                   int32_t{RaggedBox::kEnd});
   }
 }
