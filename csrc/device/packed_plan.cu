@@ -23,7 +23,6 @@ struct Segments {
   int32_t* first_tile;    // [segments + 1]
   int32_t* place;         // [segments], of a segment's first tile in the order of tiles
   int32_t* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
-  int32_t* pages;         // the same, those that exist
   int32_t page_stride;
 };
 
@@ -124,12 +123,8 @@ __global__ void count_pages(PackedTokens packed, Segments segments) {
     int32_t const i = first + lane;
     bool const mine = i < used && exists(packed.table, sequence, i);
     uint32_t const here = __ballot_sync(kAll, mine);
-    int32_t const place = before + __popc(here & ((1u << lane) - 1));
     if (i < segments.page_stride) {
-      segments.pages_before[row + i] = place;
-    }
-    if (mine) {
-      segments.pages[row + place] = packed.table.entries[sequence * packed.table.row_stride + i];
+      segments.pages_before[row + i] = before + __popc(here & ((1u << lane) - 1));
     }
     before += __popc(here);
   }
@@ -267,9 +262,10 @@ __global__ void __launch_bounds__(kCopyThreads)
   __shared__ int64_t from_rows[kCopyRows];  // in vectors; kNone: no such key
   __shared__ int64_t to_rows[kCopyRows];
   constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
-  auto const sequence = static_cast<int32_t>(blockIdx.y);
-  auto const which = static_cast<int32_t>(blockIdx.z);
-  int32_t const begin = static_cast<int32_t>(blockIdx.x) * kCopyRows;
+  uint32_t const of_sequence = gridDim.x / packed.sequences;
+  auto const sequence = static_cast<int32_t>(blockIdx.x / of_sequence);
+  auto const which = static_cast<int32_t>(blockIdx.y);
+  int32_t const begin = static_cast<int32_t>(blockIdx.x % of_sequence) * kCopyRows;
   int32_t const rows = min(segments.k_len[sequence] - begin, kCopyRows);
   if (rows <= 0) {
     return;
@@ -342,8 +338,8 @@ PackedKeys copy_pages_of(FmhaProblem const& p, Segments const& segments,
   }
   if (tokens > 0) {
     int32_t const positions = table.width * table.page_size;
-    dim3 const blocks(static_cast<unsigned>((positions - 1) / kCopyRows + 1),
-                      static_cast<unsigned>(p.packed->sequences), 2);
+    dim3 const blocks(static_cast<unsigned>(ceil_div(positions, kCopyRows) * p.packed->sequences),
+                      2);
     auto const across =
         static_cast<unsigned>(std::min(copies.heads * copies.vectors, kCopyThreads));
     dim3 const threads(across, kCopyThreads / across);
@@ -352,14 +348,6 @@ PackedKeys copy_pages_of(FmhaProblem const& p, Segments const& segments,
     check_cuda(cudaGetLastError(), "launching the copies of pages");
   }
   return {to[0], to[1]};
-}
-
-// Rows from one page to the next, if a tensor map can step over pages as over rows; else 0.
-int64_t pitch_of(TensorView const& view, PageTable const& table) {
-  int64_t const row = view.axis_stride[kGridAxes - 1];
-  bool const fits = row > 0 && table.page_size % kPageRows == 0 && view.batch_stride % row == 0;
-  int64_t const pitch = fits ? view.batch_stride / row : 0;
-  return pitch * table.pages <= std::numeric_limits<int32_t>::max() ? pitch : 0;
 }
 
 }  // namespace
@@ -377,42 +365,32 @@ PackedPlan plan_packed(FmhaProblem const& p, int32_t tile_q, ExecutionContext co
   Segments segments;
   segments.page_stride = paged ? packed.table.width + 2 : 0;
   segments.q_start =
-      allocate<int32_t>(context, 5 * sequences + 7 + 2 * sequences * segments.page_stride);
+      allocate<int32_t>(context, 5 * sequences + 7 + sequences * segments.page_stride);
   segments.k_start = segments.q_start + sequences + 1;
   segments.k_len = segments.k_start + sequences + 1;
   segments.first_tile = segments.k_len + sequences;
   segments.place = segments.first_tile + sequences + 3;
   segments.pages_before = paged ? segments.place + sequences + 2 : nullptr;
-  segments.pages = paged ? segments.pages_before + sequences * segments.page_stride : nullptr;
   auto* const tiles = allocate<PackedTile>(context, most);
   Sizes const sizes = {static_cast<int32_t>(tokens_q),
                        paged ? std::numeric_limits<int32_t>::max() : static_cast<int32_t>(tokens_k),
                        tile_q, std::holds_alternative<Causal::Params>(p.sparsity)};
 
   keys = {p.k, p.v};
-  int64_t const pitch = paged ? pitch_of(p.k, packed.table) : 0;
-  bool const in_place = pitch > 0 && pitch == pitch_of(p.v, packed.table);
   if (paged && sequences > 0) {
     find_segments<<<1, kThreads, 0, stream>>>(packed, segments, sizes);
     check_cuda(cudaGetLastError(), "launching the search for sequences");
     count_pages<<<static_cast<unsigned>(sequences), 32, 0, stream>>>(packed, segments);
     check_cuda(cudaGetLastError(), "launching the counting of pages");
-    if (!in_place) {
-      keys = copy_pages_of(p, segments, context);
-    }
+    keys = copy_pages_of(p, segments, context);
     order_tiles<<<1, kThreads, 0, stream>>>(packed, segments, sizes, tiles);
     check_cuda(cudaGetLastError(), "launching the ordering of query tiles");
   } else {
     find_and_order_tiles<<<1, kThreads, 0, stream>>>(packed, segments, sizes, tiles);
     check_cuda(cudaGetLastError(), "launching the search for query tiles");
   }
-  return {tiles,
-          segments.first_tile + sequences + 2,
-          static_cast<int32_t>(most),
-          segments.pages_before,
-          in_place ? segments.pages : nullptr,
-          segments.page_stride,
-          static_cast<int32_t>(pitch)};
+  return {tiles, segments.first_tile + sequences + 2, static_cast<int32_t>(most),
+          segments.pages_before, segments.page_stride};
 }
 
 }  // namespace sparse_fmha::device

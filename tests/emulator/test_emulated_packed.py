@@ -45,7 +45,7 @@ def test_every_sequence_is_attention(name):
 @pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize("page", [7, 16, 48, 96])
 def test_pages(page, heads_first):
-    """Read in place or copied, in both layouts, where the second page of each is missing."""
+    """In both layouts, where the second page of each is missing."""
     given, mask = PAGED.arguments(BF16)
     paged = in_pages(given, page)
     for b, first in enumerate(PAGED.starts(1)[:-1].tolist()):

@@ -9,9 +9,6 @@
 
 namespace sparse_fmha::device {
 
-// Keys that a copy takes from a page are a multiple of these.
-inline constexpr int32_t kPageRows = 16;
-
 // One query tile: rows of a sequence, or tokens of no sequence, which see no keys.
 struct alignas(16) PackedTile {
   int32_t row;      // the first one, in the sequence
@@ -29,21 +26,19 @@ struct PackedPlan {
   int32_t const* count;         // their number
   int32_t most;                 // at most so many
   int32_t const* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
-  int32_t const* pages;         // the same, those that exist; nullptr: keys are not read in pages
   int32_t page_stride;
-  int32_t page_pitch;  // rows from one page to the next
 };
 
 // Keys and values as [tokens, heads, D]: the problem's tensors, or copies of pages, in which the
-// pages of a sequence that exist follow each other. Pages of a multiple of kPageRows are read in
-// place, if they are whole numbers of rows apart.
+// pages of a sequence that exist follow each other. Reading pages in place was slower: a stage
+// takes several copies.
 struct PackedKeys {
   TensorView k;
   TensorView v;
 };
 
-// Launches the kernels that find the tiles of tile_q rows and copy pages that are not read in
-// place. The result is in the context's memory.
+// Launches the kernels that find the tiles of tile_q rows and copy pages. The result is in the
+// context's memory.
 PackedPlan plan_packed(FmhaProblem const& problem, int32_t tile_q, ExecutionContext const& context,
                        PackedKeys& keys);
 

@@ -241,26 +241,6 @@ struct Producer {
     }
   }
 
-  static constexpr bool kSomeLanesLoad = Geometry::kLoader == Loader::kSomeLanes;
-  static_assert(Traits::kKeysAhead || !kSomeLanesLoad,
-                "only where keys are loaded ahead of values");
-
-  // Called by a whole warp: load() copies to the stage, in the leading lane or in all.
-  template <class Load>
-  __device__ __forceinline__ void load_stage(bool leads, Ring<kStages>& ring,
-                                             RingState<kStages> const& state, Load const& load) {
-    if (leads) {
-      ring.expect(state, Traits::kBytesK);
-      if constexpr (!kSomeLanesLoad) {
-        load();
-      }
-    }
-    if constexpr (kSomeLanesLoad) {
-      __syncwarp();  // the bytes are expected
-      load();
-    }
-  }
-
   // In order of use.
   __device__ __forceinline__ void load_keys(Work const& work, RingState<kStages>& state) {
     bool const leads = threadIdx.x % 32 == 0;
@@ -301,19 +281,19 @@ struct Producer {
           publish_biases(work, box, state);
         }
         smem.ring_k.acquire(state);
-        auto& full = smem.ring_k.full[state.index];
-        auto* const destination = stage_of(smem.k, state);
         if (leads) {
           geometry.publish(box, state);
+          smem.ring_k.expect(state, Traits::kBytesK);
+          geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
         }
-        load_stage(leads, smem.ring_k, state, [&] { geometry.load_k(full, destination, source); });
       }
       if (i > 0) {
         smem.ring_v.acquire(previous);
-        auto& full = smem.ring_v.full[previous.index];
-        auto* const destination = stage_of(smem.v, previous);
-        load_stage(leads, smem.ring_v, previous,
-                   [&] { geometry.load_v(full, destination, previous_source); });
+        if (leads) {
+          smem.ring_v.expect(previous, Traits::kBytesK);
+          geometry.load_v(smem.ring_v.full[previous.index], stage_of(smem.v, previous),
+                          previous_source);
+        }
       }
       previous = state;
       if (i < boxes.count) {

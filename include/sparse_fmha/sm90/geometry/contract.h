@@ -63,11 +63,10 @@ enum class StageUse {
 
 // kLoader: who copies key tiles.
 enum class Loader {
-  kOneLane,    // one lane, in large boxes
-  kSomeLanes,  // lanes that have a box, for keys and values; load_k and load_v are called by all
-  kAllLanes,   // a box per lane, one warp each for keys and values; has
-               // look_through(Work, place), copied_bytes(Source),
-               // copy_bits(box, place, barrier)
+  kOneLane,          // one lane, in large boxes
+  kAllLanes,         // a box per lane, one warp each for keys and values; has
+                     // look_through(Work, place), copied_bytes(Source),
+                     // copy_bits(box, place, barrier)
   kAllLanesAndRows,  // the same, and single rows are gathered
 };
 
@@ -85,8 +84,7 @@ enum class MaskedStages {
 };
 
 template <class Geometry>
-inline constexpr bool kWarpLoads =
-    Geometry::kLoader == Loader::kAllLanes || Geometry::kLoader == Loader::kAllLanesAndRows;
+inline constexpr bool kWarpLoads = Geometry::kLoader != Loader::kOneLane;
 template <class Geometry>
 inline constexpr bool kGathers = Geometry::kLoader == Loader::kAllLanesAndRows;
 template <class Geometry>

@@ -9,7 +9,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 void Packed<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   device::PackedKeys keys;
-  KernelParams<Packed, Mechanism> params{};
+  KernelParams<Packed, Mechanism> params;
   auto& g = params.geometry;
   g.plan = device::plan_packed(p, Traits::kTileQ, context, keys);
   auto map = [&](TensorView const& view, int heads, uint32_t rows) {
@@ -18,10 +18,8 @@ void Packed<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext co
   for (int i = 0; i < Traits::kQueryTensors; ++i) {
     g.q[i] = map(Traits::queries(p, i), p.heads_q, 64);
   }
-  for (int i = g.plan.pages == nullptr ? kHeights - 1 : 0; i < kHeights; ++i) {
-    uint32_t const rows = (i + 1) * device::kPageRows;
-    g.keys[i] = {map(keys.k, p.heads_kv, rows), map(keys.v, p.heads_kv, rows)};
-  }
+  g.k = map(keys.k, p.heads_kv, Traits::kTileK);
+  g.v = map(keys.v, p.heads_kv, Traits::kTileK);
   g.out = map(Traits::output(p), p.heads_q, 64);
   g.rows = Traits::row_values(p);
   g.heads_q = p.heads_q;

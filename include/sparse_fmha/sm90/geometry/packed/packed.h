@@ -16,16 +16,11 @@ template <class Traits, class Mechanism>
 struct Packed {
   using Element = typename Traits::Element;
   using Scheduler = device::CountedScheduler;
-  static constexpr int kHeights = Traits::kTileK / device::kPageRows;
-  static_assert(Traits::kTileK % device::kPageRows == 0, "a stage may be cut where pages may");
 
-  struct KeyMaps {
+  struct Params {
+    CUtensorMap q[Traits::kQueryTensors];  // these four as in ragged_box.h
     CUtensorMap k;
     CUtensorMap v;
-  };
-  struct Params {
-    CUtensorMap q[Traits::kQueryTensors];  // these and all other maps as in ragged_box.h
-    KeyMaps keys[kHeights];  // boxes of kPageRows, 2 kPageRows, ... rows; without pages the last
     CUtensorMap out;
     typename Traits::RowValue* rows;  // [Tq, Hq]
     int32_t heads_q;
@@ -48,14 +43,10 @@ struct Packed {
   };
   using Box = Coord;        // first token of a key tile, in its sequence
   using MaskPlace = Coord;  // the same
-  struct Source {
-    RaggedBox box;        // a lane's
-    int32_t to;           // where in a stage it goes, in elements
-    KeyMaps const* maps;  // by its height; nullptr: the lane has no box
-  };
+  using Source = RaggedBox;
 
   static constexpr StageUse kStageUse = StageUse::kLast;
-  static constexpr Loader kLoader = Loader::kSomeLanes;
+  static constexpr Loader kLoader = Loader::kOneLane;
   static constexpr int kGatherWarps = 0;
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
@@ -108,45 +99,19 @@ struct Packed {
                                     Traits::kTileQ, kReadOnce, box);
     }
   }
-  // One box of the first lane, or of each of the first lanes the part of one page: as few boxes as
-  // there are pages, since lanes issue their copies one after another.
   __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
     auto const& tile = at(work);
-    auto const& plan = params.geometry.plan;
-    if (plan.pages == nullptr) {
-      return {{tile.k_begin, tile.k_rows, box[2], tile.head_kv},
-              0,
-              lane() == 0 ? maps(Traits::kTileK) : nullptr};
-    }
-    int32_t const size = params.geometry.page_size;
-    int32_t const number = box[2] / size;
-    int32_t const before = box[2] - number * size;  // keys of the first page before the tile
-    // From here on, keys are counted from the tile's first one.
-    int32_t const keys = min(tile.k_rows - box[2], Traits::kTileK);
-    int32_t const step = min(size, Traits::kTileK);
-    int32_t const next = min(size - before, Traits::kTileK) + lane() * step;  // of the page
-    int32_t const first = lane() == 0 ? 0 : next - step;
-    if (first >= keys) {
-      return {};
-    }
-    int64_t const place = int64_t{tile.sequence} * plan.page_stride + number + lane();
-    int32_t const begin = plan.pages[place] * plan.page_pitch + (lane() == 0 ? before : 0);
-    // The last box fills the stage: rows behind its keys are zeros.
-    return {{begin, min(next, keys) - first, 0, tile.head_kv},
-            first * kRow,
-            maps((next < keys ? next : Traits::kTileK) - first)};
+    return {tile.k_begin, tile.k_rows, box[2], tile.head_kv};
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    if (source.maps != nullptr) {
-      load(source.maps->k, barrier, destination, source);
-    }
+    load_ragged<Traits::kHeadDim>(params.geometry.k, barrier, destination, Traits::kTileK,
+                                  kReadByMany, source);
   }
   __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    if (source.maps != nullptr) {
-      load(source.maps->v, barrier, destination, source);
-    }
+    load_ragged<Traits::kHeadDim>(params.geometry.v, barrier, destination, Traits::kTileK,
+                                  kReadByMany, source);
   }
   // Consumers know from the walk which tile is in a stage.
   __device__ __forceinline__ void publish(Box const& /*box*/,
@@ -227,16 +192,6 @@ struct Packed {
   }
 
  private:
-  static constexpr int kRow = 64;  // elements of a row in shared memory
-  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % 32); }
-  __device__ __forceinline__ KeyMaps const* maps(int32_t rows) const {
-    return params.geometry.keys + rows / device::kPageRows - 1;
-  }
-  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
-                                              Element* destination, Source const& source) {
-    load_ragged<Traits::kHeadDim>(map, barrier, destination + source.to, Traits::kTileK,
-                                  kReadByMany, source.box);
-  }
   __device__ __forceinline__ Tile const& at(Work const& work) const {
     return shared.tiles[work.place];
   }
