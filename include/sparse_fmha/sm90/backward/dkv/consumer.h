@@ -294,6 +294,7 @@ struct DkvConsumer {
         finish_dq();
       }
     } else {
+      using Order = typename Geometry::Order;
       int const tiles = walk.num_partial + walk.num_full;
       int const steps = tiles * params.heads_per_kv;
       if (steps > 0) {
@@ -302,12 +303,12 @@ struct DkvConsumer {
           issue_grads(0);
         }
         dq.issue(sums, state, false);
-        int tile = 0;
+        int tile = Order::first(tiles);
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
           bias.follow(work, i - 1, tile, tiles);
           step(i, tile, tile < walk.num_partial, true_type{});
-          tile = tile + 1 == tiles ? 0 : tile + 1;
+          tile = Order::next(tile, tiles);
         }
         bias.follow(work, steps - 1, tile, tiles);
         step(steps, tile, tile < walk.num_partial, false_type{});
