@@ -69,6 +69,7 @@ struct DkvConsumer {
       key_tile(work, state_work, state);
       state_work.advance();
     }
+    cute::tma_store_wait<0>();  // shared memory outlives the stores that read it
   }
 
  private:
@@ -302,7 +303,10 @@ struct DkvConsumer {
         if constexpr (kGradsAhead) {
           issue_grads(0);
         }
-        dq.issue(sums, state, false);
+        // Of the stage before: nobody writes there until all consumers have begun the tile.
+        auto before = state;
+        before.retreat();
+        dq.issue(sums, before, false);
         int tile = Order::first(tiles);
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
@@ -319,7 +323,6 @@ struct DkvConsumer {
     DkvEpilogue<Traits, Geometry, Mechanism, kWantsDk, kWantsDv>{params, smem, geometry, warpgroup,
                                                                  part}
         .store(dk, dv, work, state_keys);
-    smem.ring_keys.release(state_keys);
   }
 };
 

@@ -309,7 +309,7 @@ struct GridKeys {
               rows(work).tile.head);
     CUTE_UNROLL
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_5D::copy(&maps[to.map], from + d * Traits::kTileK, d, to.head,
+      cute::SM90_TMA_STORE_5D::copy(&maps[to.map], from + d * Traits::kStoredRows, d, to.head,
                                     to.place[0], to.place[1], to.place[2]);
     }
   }
