@@ -31,6 +31,10 @@ SINGLE = ("dense, one key", "1-D, itself alone")  # that a query sees
 WIDE = {
     "dense": TILES["dense"],
     "causal": TILES["causal"],
+    "causal, groups": Case(
+        "fmha", (200,), plain(causal=True), kv=(330,), heads=8, heads_kv=2, batch=2
+    ),
+    "causal, rows without keys": Case("fmha", (330,), plain(causal=True), kv=(200,), heads=4),
     "1-D": Case("neighborhood", (557,), window((520,), 7), heads_kv=2),
     "2-D": Case("neighborhood", (24, 25), window((21, 24), (3, 1)), extra=70),
     "2-D, dilation": Case("neighborhood", (2, 525), window((2, 260), 1, (1, 2)), heads=1),
@@ -89,6 +93,15 @@ def test_other_head_dims(arch, name, dim):
 def test_all_gradients_by_one_kernel(name, dim):
     with sparse_fmha.arch_override("sm90"):
         check(WIDE[name], WIDE[name].arguments(BF16, dim=dim))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", ["causal, groups", "2-D"])
+def test_consumers_in_other_orders(monkeypatch, name, seed):
+    """At head dim 128 each writes what the other reads, and one may be ahead of the other."""
+    monkeypatch.setenv("SPARSE_FMHA_EMULATOR_SEED", str(seed))
+    with sparse_fmha.arch_override("sm90"):
+        check(WIDE[name], WIDE[name].arguments(BF16, dim=128))
 
 
 @pytest.mark.parametrize("extra", [0, 70])

@@ -84,12 +84,19 @@ struct WorkSlot {
     }
   }
   __device__ __forceinline__ Work get(RingState<1> const& state) {
+    Work const result = peek(state);
+    let_next();
+    return result;
+  }
+  // The two parts of get(), for a reader that decides when the next tile is taken.
+  __device__ __forceinline__ Work peek(RingState<1> const& state) {
     ring.wait(state);
     compiler_fence();
-    Work const result = work;
+    return work;
+  }
+  __device__ __forceinline__ void let_next() {
     compiler_fence();
     ring.empty[0].arrive();
-    return result;
   }
 };
 

@@ -64,7 +64,8 @@ struct AddDq {
   template <class Sums>
   __device__ __forceinline__ void copy(Sums const& sums, int part, float4* to, int columns) const {
     bool const leads = threadIdx.x % 128 == 0;
-    float4* const slab = smem.slabs.of[part];
+    static_assert(sizeof(smem.slabs[0]) == sizeof(float) * 64 * Traits::kDqColumns);
+    float4* const slab = smem.slabs[part];
     if (leads) {
       asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // the copy before
     }

@@ -69,6 +69,7 @@ struct DkvConsumer {
       key_tile(work, state_work, state);
       state_work.advance();
     }
+    cute::tma_store_wait<0>();  // shared memory outlives the stores that read it
   }
 
  private:
@@ -294,6 +295,7 @@ struct DkvConsumer {
         finish_dq();
       }
     } else {
+      using Order = typename Geometry::Order;
       int const tiles = walk.num_partial + walk.num_full;
       int const steps = tiles * params.heads_per_kv;
       if (steps > 0) {
@@ -301,13 +303,16 @@ struct DkvConsumer {
         if constexpr (kGradsAhead) {
           issue_grads(0);
         }
-        dq.issue(sums, state, false);
-        int tile = 0;
+        // Of the stage before: nobody writes there until all consumers have begun the tile.
+        auto before = state;
+        before.retreat();
+        dq.issue(sums, before, false);
+        int tile = Order::first(tiles);
         CUTE_NO_UNROLL
         for (int i = 1; i < steps; ++i) {
           bias.follow(work, i - 1, tile, tiles);
           step(i, tile, tile < walk.num_partial, true_type{});
-          tile = tile + 1 == tiles ? 0 : tile + 1;
+          tile = Order::next(tile, tiles);
         }
         bias.follow(work, steps - 1, tile, tiles);
         step(steps, tile, tile < walk.num_partial, false_type{});
@@ -318,7 +323,6 @@ struct DkvConsumer {
     DkvEpilogue<Traits, Geometry, Mechanism, kWantsDk, kWantsDv>{params, smem, geometry, warpgroup,
                                                                  part}
         .store(dk, dv, work, state_keys);
-    smem.ring_keys.release(state_keys);
   }
 };
 

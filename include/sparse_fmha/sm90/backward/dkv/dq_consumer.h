@@ -41,10 +41,7 @@ struct DqConsumer {
         }
         state.advance();
       }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) {
-        smem.keys_read.arrive();
-      }
+      smem.ring_keys.release(state_work);
       state_work.advance();
     }
   }

@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   using Producer = DkvProducer<Traits, Geometry, Mechanism>;
 
   if (threadIdx.x == 0) {
-    smem.ring_keys.init(Traits::kConsumerWarps);
-    smem.keys_read.init(Traits::kDqByWarpgroup ? 4 : Traits::kConsumerWarps);
+    smem.ring_keys.init(Traits::kConsumerWarps + (Traits::kDqByWarpgroup ? Traits::kDqWarps : 0));
+    smem.keys_read.init(Traits::kConsumerWarps);
     smem.ring_q.init(Traits::kConsumerWarps, 1 + 32 * Geometry::kMaskWarp);
     smem.ring_dout.init(Traits::kConsumerWarps);
     smem.work.init(Traits::kThreads - 128 + Producer::kReaders);

@@ -180,7 +180,8 @@ struct DkvBias<Traits, Geometry, Params, Storage, kSums, true> {
       begin(work, head);
     }
   }
-  // The same if each head has `tiles` steps, before the step with this number over all heads.
+  // The same if each head has `tiles` steps, in ascending order, before the step with this number
+  // over all heads.
   __device__ __forceinline__ void follow(Work const& work, int number, int tile, int tiles) const {
     if (tile == 0 && given()) {
       int const head = number / tiles;

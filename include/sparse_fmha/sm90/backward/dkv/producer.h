@@ -11,6 +11,10 @@ template <class Traits, class Geometry, class Mechanism>
 struct DkvProducer {
   using Work = typename Geometry::Work;
   static constexpr int kReaders = 32 * (1 + Geometry::kMaskWarp);  // of the work slot
+  // The next key tile is taken when so many steps of this one are still to be loaded: in time to
+  // load it, and no earlier. Blocks that took it when they begin this one would not take the
+  // heaviest tiles first, nor at about the same time those that share queries.
+  static constexpr int kStepsToTake = 4;
 
   DkvParams<Geometry, Mechanism> const& params;
   StorageOf<Traits, Geometry>& smem;
@@ -37,7 +41,7 @@ struct DkvProducer {
     RingState<Traits::kStages> state;
     RingState<1> state_work;
     while (true) {
-      Work const work = smem.work.get(state_work);
+      Work const work = smem.work.peek(state_work);
       if (work.tile.batch < 0) {
         return;
       }
@@ -45,14 +49,18 @@ struct DkvProducer {
       // The first query tiles are loaded before the keys: their stages are free while the gradients
       // of the last key tile are still being stored.
       int const ahead = min(steps.count, Traits::kStages);
-      for (int i = 0; i < ahead; ++i) {
-        load_step(work, steps.next(i), state);
-      }
+      int i = 0;
+      auto load_until = [&](int end) {
+        CUTE_NO_UNROLL
+        for (; i < end; ++i) {
+          load_step(work, steps.next(i), state);
+        }
+      };
+      load_until(ahead);
       load_keys(work, state_work);
-      CUTE_NO_UNROLL
-      for (int i = ahead; i < steps.count; ++i) {
-        load_step(work, steps.next(i), state);
-      }
+      load_until(steps.count - kStepsToTake);
+      smem.work.let_next();
+      load_until(steps.count);
       state_work.advance();
     }
   }

@@ -29,7 +29,6 @@ template <class Traits, class Geometry>
 struct DkvStorage {
   using Element = typename Traits::Element;
 
-  // Gradients overwrite values and keys before they are stored.
   alignas(1024) Element k[Traits::kKeyElements];
   alignas(1024) Element v[Traits::kKeyElements];
   alignas(1024) Element q[Traits::kStages * Traits::kRowElements];
@@ -37,20 +36,12 @@ struct DkvStorage {
   alignas(128) RowTerms terms[Traits::kStages][Traits::kTileQ];
 
   Ring<1> ring_keys;       // keys and values
-  EmptyBarrier keys_read;  // by all warps that read keys which others overwrite
+  EmptyBarrier keys_read;  // by all warps that read keys which the gradients overwrite
   Ring<Traits::kStages> ring_q;
   Ring<Traits::kStages> ring_dout;
   WorkSlot<typename Geometry::Work> work;
   typename Geometry::Shared geometry;
   ThreadBiases<Traits> biases;
-};
-
-// Sums of dQ on their way to memory, of each consumer if these compute it.
-template <class Traits, bool = Traits::kDqByConsumers>
-struct DqSlabs {};
-template <class Traits>
-struct DqSlabs<Traits, true> {
-  alignas(128) float4 of[Traits::kConsumers][64 * Traits::kDqColumns / 4];
 };
 
 // With dQ: the gradients of scores, between the consumers and the warpgroup of dQ.
@@ -61,7 +52,8 @@ struct DkvStorageWithDq : DkvStorage<Traits, Geometry> {
   // step's queries have been released.
   int32_t query_tiles[2][Traits::kStages];
   Ring<Traits::kStages> ring_grads;
-  DqSlabs<Traits> slabs;
+  // What a consumer is storing: dV or dK of its 64 keys, or 64 fp32 rows of its columns of dQ.
+  alignas(1024) float4 slabs[Traits::kConsumers][64 * Traits::kHeadDim / 8];
 
   __device__ __forceinline__ int32_t& query_tile(RingState<Traits::kStages> const& state) {
     return query_tiles[state.phase][state.index];

@@ -109,6 +109,8 @@ struct DkvTraits {
   using LayoutKeysT = decltype(cute::tile_to_shape(
       TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>>{},
       cute::Step<cute::_2, cute::_1>{}));
+  // Rows of the tile of dK or dV that 64 rows are stored from: slabs of their own, or all keys.
+  static constexpr int kStoredRows = kAddsDq ? 64 : kTileK;
   static constexpr int kDqColumns = kDqByConsumers ? kHeadDim / kConsumers : 64;
   static constexpr int kDqWarps = kDqByConsumers ? kConsumerWarps : 4;
   static constexpr int kGradElements = kTileK * kTileQ;  // of a stage

@@ -8,6 +8,7 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/box_mask.h"
+#include "sparse_fmha/sm90/backward/dkv/order.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
@@ -61,6 +62,7 @@ struct GridKeys {
   static constexpr int kLogQueries = 6;  // of a box, in kernels that add dQ up
   static constexpr bool kByStage = false;
   using Walk = decltype(Mechanism::walk_transposed({}, {}, {}));
+  using Order = Ascending;
   using Source = BoxSource;
 
   struct Work {
@@ -307,7 +309,7 @@ struct GridKeys {
               rows(work).tile.head);
     CUTE_UNROLL
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_5D::copy(&maps[to.map], from + d * Traits::kTileK, d, to.head,
+      cute::SM90_TMA_STORE_5D::copy(&maps[to.map], from + d * Traits::kStoredRows, d, to.head,
                                     to.place[0], to.place[1], to.place[2]);
     }
   }

@@ -59,8 +59,8 @@ struct KeyCopies {
                                                WorkTile const& tile, int part) {
     CUTE_UNROLL
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_4D::copy(&map, from + d * Traits::kTileK, d, first_key(tile) + part * 64,
-                                    tile.head, tile.batch);
+      cute::SM90_TMA_STORE_4D::copy(&map, from + d * Traits::kStoredRows, d,
+                                    first_key(tile) + part * 64, tile.head, tile.batch);
     }
   }
 };

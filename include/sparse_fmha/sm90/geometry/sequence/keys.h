@@ -3,6 +3,7 @@
 // A geometry of that kernel has:
 //   Work, prepare(Work, WorkTile, RingState)   a key tile of a head, prepared by one thread
 //   walk(Work)                                 the query tiles that see it, partial ones first
+//   Order                                      in which they are visited
 //   steps(Work): count, next(i)                the same for each query head of the group
 //   source(Work, step)                         where a query tile lies
 //   query_tile(Work, step)                     its index, for kernels that add dQ up
@@ -21,6 +22,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/device/accumulator.h"
+#include "sparse_fmha/sm90/backward/dkv/order.h"
 #include "sparse_fmha/sm90/backward/dkv/storage.h"
 #include "sparse_fmha/sm90/geometry/sequence/key_copies.h"
 
@@ -37,6 +39,9 @@ struct SequenceKeys {
   };
   static constexpr bool kMaskWarp = false;
   static constexpr bool kByStage = false;
+  // All walks end at the last queries. Where dQ is added up, they begin there: blocks that begin at
+  // the same time then meet the same rows of queries and sums, and the L2 cache has them.
+  using Order = std::conditional_t<Traits::kAddsDq, Descending, Ascending>;
   using Source = QuerySource;
   struct Step {
     int32_t token;
@@ -62,21 +67,21 @@ struct SequenceKeys {
   }
   struct Steps {
     decltype(Mechanism::walk_transposed({}, {}, {})) walk;
+    int tiles;  // per head
     int count;
-    int tile = 0;
+    int tile = Order::first(tiles);
     int head = 0;
     __device__ __forceinline__ Step next(int /*i*/) {
       Step const step{walk.tile(tile)[2], head};
-      if (++tile == walk.num_partial + walk.num_full) {
-        tile = 0;
-        ++head;
-      }
+      tile = Order::next(tile, tiles);
+      head += tile == Order::first(tiles) ? 1 : 0;
       return step;
     }
   };
   __device__ __forceinline__ Steps steps(Work const& work) const {
-    auto const tiles = walk(work);
-    return {tiles, (tiles.num_partial + tiles.num_full) * params.heads_per_kv};
+    auto const own = walk(work);
+    int const tiles = own.num_partial + own.num_full;
+    return {own, tiles, tiles * params.heads_per_kv};
   }
   __device__ __forceinline__ Source source(Work const& work, Step const& step) const {
     return {step.token, work.tile.head * params.heads_per_kv + step.head, work.tile.batch};

@@ -30,6 +30,10 @@ KeyCopies<Traits> key_copies(FmhaProblem const& p) {
           map_kv(g.v, 64)};
 }
 
+// Key heads that blocks work on at a time.
+template <class Traits, class Mechanism>
+inline constexpr int kSideBySide = Traits::kAddsDq || std::is_same_v<Mechanism, Dense> ? 4 : 16;
+
 template <class Traits, class Mechanism>
 void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
                                              ExecutionContext const& context) {
@@ -38,8 +42,7 @@ void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
   params.bias = bias_params(p);
   params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
   int32_t const key_tiles = Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape());
-  params.scheduler =
-      make_scheduler(p.heads_kv, p.batch, key_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
+  params.scheduler = make_scheduler(p.heads_kv, p.batch, key_tiles, kSideBySide<Traits, Mechanism>);
   with_query_sums<Traits>(params, p, device::sum_tiles(p), context,
                           [&] { run_dkv_kernel<Traits>(params, p, context); });
 }
