@@ -129,7 +129,7 @@ def test_all_gradients_by_one_kernel_of_mma(name, dim, dtype):
 
 @pytest.mark.parametrize(
     ("arch", "name", "extra"),
-    [("sm90", "2-D", 0), ("sm90", "2-D", 70), ("sm80", "dense", 0)],
+    [("sm90", "2-D", 0), ("sm90", "2-D", 70), ("sm90", "dense", 0), ("sm80", "dense", 0)],
 )
 def test_weights_of_keys_out_of_range_may_overflow(arch, name, extra):
     """These keys read as zero; here their scores are far above those of all keys in range."""
