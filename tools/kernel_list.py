@@ -188,6 +188,7 @@ PASSES: dict[str, dict[str, Fields]] = {
         "forward": TILES | SKIPPING | {"warps": _number},
         "backward_dq": TILES | WARPS,
         "backward_dkv": TILES | WARPS,
+        "backward_fused": TILES | WARPS,
         "decode": TILES | SKIPPING | {"archs": _archs},
     },
 }

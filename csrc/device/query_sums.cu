@@ -21,9 +21,28 @@ struct Params {
   float scale;
 };
 
+// The numbers of four neighboring lanes in eight columns of sums, [lane][number].
+template <SumOrder kOrder>
+struct QuadNumbers {
+  float of[4][4];
+  __device__ __forceinline__ QuadNumbers(float4 const* sums, int quad) {
+    constexpr bool kByThread = kOrder == SumOrder::kThreads;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // a lane, or a number
+      int const place = kByThread ? quad * 4 + i : quad / 8 * 32 + i * 8 + quad % 8;
+      float4 const x = sums[place];
+      float const four[] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        (kByThread ? of[i][j] : of[j][i]) = four[j];
+      }
+    }
+  }
+};
+
 // A thread block has a tile. A thread has eight columns of two rows, which are the numbers of four
 // neighboring lanes. Neighboring threads have neighboring columns.
-template <class Element>
+template <class Element, SumOrder kOrder>
 __global__ void __launch_bounds__(kThreads) round_sums(Params const p) {
   SumTiles const& tiles = p.tiles;
   int32_t tile = blockIdx.x;
@@ -45,16 +64,17 @@ __global__ void __launch_bounds__(kThreads) round_sums(Params const p) {
   for (int item = threadIdx.x; item < kQuads * p.groups; item += kThreads) {
     int const group = item % p.groups;
     int const quad = item / p.groups;
+    QuadNumbers<kOrder> const numbers(sums + group * kGroup, quad);
     uint4 rows[kRowsPerThread];
     auto* const first = reinterpret_cast<Element*>(&rows[0]);
     auto* const second = reinterpret_cast<Element*>(&rows[1]);
 #pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
-      float4 const x = sums[group * kGroup + quad * 4 + lane];
-      first[2 * lane] = Element(x.x * p.scale);
-      first[2 * lane + 1] = Element(x.y * p.scale);
-      second[2 * lane] = Element(x.z * p.scale);
-      second[2 * lane + 1] = Element(x.w * p.scale);
+      float const(&x)[4] = numbers.of[lane];
+      first[2 * lane] = Element(x[0] * p.scale);
+      first[2 * lane + 1] = Element(x[1] * p.scale);
+      second[2 * lane] = Element(x[2] * p.scale);
+      second[2 * lane + 1] = Element(x[3] * p.scale);
     }
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
@@ -91,7 +111,7 @@ float* new_query_sums(FmhaProblem const& p, SumTiles const& tiles,
 }
 
 void round_query_sums(FmhaProblem const& p, SumTiles const& tiles, float const* sums,
-                      ExecutionContext const& context) {
+                      SumOrder order, ExecutionContext const& context) {
   Params const params = {reinterpret_cast<float4 const*>(sums),
                          p.gradients->q.data,
                          tiles,
@@ -100,11 +120,16 @@ void round_query_sums(FmhaProblem const& p, SumTiles const& tiles, float const* 
                          p.head_dim / kColumns,
                          static_cast<float>(p.scale)};
   unsigned const blocks = grid_size(all_tiles(p, tiles), "the rows of dQ");
-  auto const stream = static_cast<cudaStream_t>(context.stream);
+  auto const launch = [&](auto* const by_threads, auto* const by_numbers) {
+    auto* const kernel = order == SumOrder::kThreads ? by_threads : by_numbers;
+    kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
+  };
   if (p.dtype == DataType::kFloat16) {
-    round_sums<cutlass::half_t><<<blocks, kThreads, 0, stream>>>(params);
+    using Element = cutlass::half_t;
+    launch(&round_sums<Element, SumOrder::kThreads>, &round_sums<Element, SumOrder::kNumbers>);
   } else {
-    round_sums<cutlass::bfloat16_t><<<blocks, kThreads, 0, stream>>>(params);
+    using Element = cutlass::bfloat16_t;
+    launch(&round_sums<Element, SumOrder::kThreads>, &round_sums<Element, SumOrder::kNumbers>);
   }
   check_cuda(cudaGetLastError(), "launching the kernel that rounds dQ");
 }

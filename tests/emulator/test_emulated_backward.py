@@ -88,6 +88,18 @@ def test_other_head_dims(arch, name, dim):
     check(TILES[name], TILES[name].arguments(BF16, dim=dim), deterministic=True)
 
 
+def skip_without_one_kernel(arch, mechanism, dtype, dim):
+    """Other calls would take two kernels, and pass."""
+    wanted = (arch, "backward_fused", mechanism, dtype)
+    dims = [
+        row["head_dim"]
+        for row in sparse_fmha.kernels()
+        if (row["arch"], row["pass"], row["mechanism"], row["dtype"]) == wanted
+    ]
+    if max(dims, default=0) < dim:
+        pytest.skip(f"no row for {wanted}, head_dim={dim}")
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("name", WIDE)
 def test_all_gradients_by_one_kernel(name, dim):
@@ -104,15 +116,43 @@ def test_consumers_in_other_orders(monkeypatch, name, seed):
         check(WIDE[name], WIDE[name].arguments(BF16, dim=128))
 
 
-@pytest.mark.parametrize("extra", [0, 70])
-def test_weights_of_keys_out_of_range_may_overflow(extra):
+# Whole tiles alone; ends within tiles, grouped heads; queries without keys; more tiles than one
+# block starts with; one token.
+SEQUENCES = {
+    "dense, whole tiles": Case("fmha", (256,), kv=(256,)),
+    "dense": replace(TILES["dense"], batch=2),
+    "dense, a negative scale": replace(TILES["dense"], scale=-0.2),
+    "dense, one key": Case("fmha", (70,), kv=(1,)),
+    "causal": replace(TILES["causal"], heads=4, heads_kv=2),
+    "causal, more keys": Case("fmha", (130,), plain(causal=True), kv=(301,)),
+    "causal, one query": Case("fmha", (1,), plain(causal=True), kv=(150,)),
+}
+
+
+@pytest.mark.parametrize("dim", [40, 64, 104, 128])
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
+def test_all_gradients_by_one_kernel_of_mma(name, dim, dtype):
+    case = SEQUENCES[name]
+    mechanism = name.partition(",")[0]
+    skip_without_one_kernel("sm80", mechanism, str(dtype).removeprefix("torch."), dim)
+    with sparse_fmha.arch_override("sm80"):
+        check(case, case.arguments(dtype, dim=dim), by_lse=dim == 64)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "extra"),
+    [("sm90", "2-D", 0), ("sm90", "2-D", 70), ("sm90", "dense", 0), ("sm80", "dense", 0)],
+)
+def test_weights_of_keys_out_of_range_may_overflow(arch, name, extra):
     """These keys read as zero; here their scores are far above those of all keys in range."""
-    case = replace(WIDE["2-D"], extra=extra, heads=1)
+    case = replace(WIDE[name], extra=extra, heads=1, heads_kv=1)
+    skip_without_one_kernel(arch, "dense" if name == "dense" else "neighborhood", "bfloat16", 64)
     arguments = case.arguments(BF16, dim=64)
     arguments["q"][..., 0] = 16
     for name in {"k", "extra_k"} & set(arguments):
         arguments[name][..., 0] = -96
-    with sparse_fmha.arch_override("sm90"):
+    with sparse_fmha.arch_override(arch):
         out, lse = case.forward(arguments)
         assert lse.max() < -100
         dout, _ = output_gradients(out, lse)

@@ -63,12 +63,19 @@ def test_gradients_are_those_of_two_kernels(cuda, seed, dim):
     assert_close(found, expected, case)
 
 
-@pytest.mark.parametrize("extra", [0, 70])
+BESIDE_THE_END = {
+    "neighborhood": Case("neighborhood", (40, 33), window((17, 31))),
+    "neighborhood, extra tokens": Case("neighborhood", (40, 33), window((17, 31)), extra=70),
+    "dense": Case("fmha", (300,), kv=(1000,)),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_THE_END)
 @pytest.mark.parametrize("dim", [64, 128])
-def test_weights_of_keys_out_of_range_may_overflow(cuda, dim, extra):
+def test_weights_of_keys_out_of_range_may_overflow(cuda, dim, name):
     """These keys read as zero, so that here their scores are far above all that are there."""
-    skip_without_kernel_of("neighborhood", dim)
-    case = Case("neighborhood", (40, 33), window((17, 31)), extra=extra)
+    skip_without_kernel_of(name.partition(",")[0], dim)
+    case = BESIDE_THE_END[name]
     arguments = case.arguments(torch.bfloat16, cuda, dim)
     arguments["q"][..., 0] = 16
     for name in {"k", "extra_k"} & set(arguments):
@@ -94,5 +101,5 @@ def assert_close(found, expected, case):
 
 
 def skip_without_kernel_of(mechanism, dim):
-    name = {"neighborhood": "1-D", "block_sparse": "blocks 128x128"}[mechanism]
+    name = {"neighborhood": "1-D", "block_sparse": "blocks 128x128", "dense": "dense"}[mechanism]
     skip_without_kernel(name, [*PASSES, FUSED], torch.bfloat16, dim)

@@ -124,6 +124,27 @@ def test_sums(columns, dim, depth, part):
     )
 
 
+@pytest.mark.parametrize("queries", [32, 64])
+@pytest.mark.parametrize(("dim", "depth"), [(64, 64), (128, 128)])
+def test_both_factors_transposed(queries, dim, depth):
+    """dQ of 16 queries and 32 columns, as AddDq::multiply(): the factors are keys by queries."""
+    dscores, keys = drawn(32, queries), drawn(32, depth)
+    left, right = store(dscores, queries), store(keys, dim)
+    for block in range(queries // 16):
+        for column in range(0, depth, 32):
+            a_base = advanced(addresses(queries, fragments.right_chunk), block)
+            b_base = advanced(addresses(dim, fragments.left_chunk), column // 16)
+            sums = np.zeros((32, 4, 4), dtype=np.int64)
+            for s in range(2):
+                a = load(left, [x + s * 16 * queries * 2 for x in a_base], transposed=True)
+                for n in range(2):
+                    b = load(right, advanced(b_base, n, s * 16 * dim * 2), transposed=True)
+                    for half in range(2):
+                        sums[:, 2 * n + half] += multiply(a, b[:, 2 * half : 2 * half + 2])
+            expected = dscores[:, 16 * block : 16 * block + 16].T @ keys[:, column : column + 32]
+            np.testing.assert_array_equal(matrix_of(sums), expected)
+
+
 def test_sums_of_scores_are_a_factor_register_by_register():
     left, right, dim = drawn(16, 64), drawn(32, 64), 64
     sums = scores_of(store(left, dim), store(right, dim), dim, 64)

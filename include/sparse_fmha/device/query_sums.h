@@ -1,8 +1,8 @@
 // fp32 sums of dQ in memory, for backward kernels that add them up.
 //
-// They lie as the accumulators of a warpgroup hold them, so that each addition of a warp is to 512
-// contiguous bytes: [B, heads_q, tiles of 64 queries, D / 8, 128 threads, 4]. A thread's four are
-// two columns of each of its two rows (device/accumulator.h).
+// They lie as the accumulators of a warpgroup hold them, [B, heads_q, tiles of 64 queries, D / 8],
+// then the numbers of eight columns in an order in which the additions of a warp are to contiguous
+// bytes. A thread's four numbers are two columns of each of its two rows (device/accumulator.h).
 #pragma once
 
 #include "sparse_fmha/core/problem.h"
@@ -11,6 +11,11 @@
 namespace sparse_fmha::device {
 
 inline constexpr int kSumRows = 64;  // of a tile
+
+enum class SumOrder {
+  kThreads,  // [128 threads, 4]: a thread adds its four numbers at once
+  kNumbers,  // [4 warps, 4, 32 lanes]: it adds one number at a time
+};
 
 // The tiles of one head: boxes of the tokens {first + i * step} of a grid. Boxes are of one
 // dilation class each. On each axis they are ordered by class, then by position; the axes are in
@@ -49,6 +54,6 @@ float* new_query_sums(FmhaProblem const& problem, SumTiles const& tiles,
 // Launches the kernel that multiplies sums by the scale and rounds them to `gradients->q`, which is
 // fp16 or bf16.
 void round_query_sums(FmhaProblem const& problem, SumTiles const& tiles, float const* sums,
-                      ExecutionContext const& context);
+                      SumOrder order, ExecutionContext const& context);
 
 }  // namespace sparse_fmha::device

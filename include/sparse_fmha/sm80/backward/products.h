@@ -50,6 +50,9 @@ struct WarpPart {
       : lane(threadIdx.x % 32),
         rows(__shfl_sync(0xffffffff, threadIdx.x / 32, 0) / Traits::kSharing),
         columns(__shfl_sync(0xffffffff, threadIdx.x / 32, 0) % Traits::kSharing) {}
+  // The same part, whose addresses are computed after this.
+  __device__ __forceinline__ WarpPart(WarpPart const& other, int lane_)
+      : lane(lane_), rows(other.rows), columns(other.columns) {}
   __device__ __forceinline__ int first_row() const { return rows * Traits::kWarpRows; }
   // The first of a thread's two rows of a block.
   __device__ __forceinline__ int thread_row(int block) const {
@@ -108,7 +111,7 @@ class StayingRows;
 template <class Traits>
 class StayingRows<Traits, false> {
  public:
-  static constexpr int kUnroll = 4;
+  static constexpr int kUnroll = Traits::kAddsDq ? Traits::kHeadDim / 16 : 4;
   __device__ __forceinline__ StayingRows(typename Traits::Element const* tile,
                                          WarpPart<Traits> const& warp)
       : rows_(tile, warp) {}

@@ -1,11 +1,12 @@
 // The compile-time shape of a backward kernel of the family sm80.
 //
-// The two kernels have one structure. A thread block keeps the rows of two tensors, and tiles of
-// two others pass by, whose rows are the columns of the scores:
+// The kernels have one structure. A thread block keeps the rows of two tensors, and tiles of two
+// others pass by, whose rows are the columns of the scores:
 //
 //          stay (first, second)   pass (first, second)   sums
 //   dQ     Q, dO                  K, V                   dS K
 //   dK/dV  K, V                   Q, dO                  dS^T Q, P^T dO
+//   all    K, V                   Q, dO                  the same, and dS K of each step in memory
 //
 // The scores are first x first, the gradients of the weights second x second. Each warp computes
 // some rows. With kSharing = 2, two warps have the same rows: each computes half of the columns of
@@ -25,7 +26,8 @@ struct BackwardTraits {
   using Config = Config_;
   using Element = typename Config::Element;
   static constexpr Pass kPass = kPass_;
-  static constexpr bool kOfKeys = kPass == Pass::kBackwardDkv;
+  static constexpr bool kAddsDq = kPass == Pass::kBackwardFused;
+  static constexpr bool kOfKeys = kPass == Pass::kBackwardDkv || kAddsDq;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
@@ -65,7 +67,7 @@ struct BackwardTraits {
   static constexpr int kStayElements = kRows * kRowDim;     // of a tensor that stays
   static constexpr int kPassElements = kColumns * kRowDim;  // of a tile that passes
   static constexpr int kFactors = kOfKeys ? 2 : 1;
-  static constexpr int kFactorElements = kSharing == 1 ? 0 : kRows * kColumns;
+  static constexpr int kFactorElements = kSharing == 1 && !kAddsDq ? 0 : kRows * kColumns;
 };
 
 // What a block has in shared memory. Tensors that are held in registers pass through the memory of

@@ -55,4 +55,32 @@ __device__ __forceinline__ void differentiate(Geometry const& geometry, Work con
   }
 }
 
+// The same in two parts, where the gradients of the weights are computed between them: fewer
+// numbers are in use at a time. Replaces scores by weights.
+template <class Traits, class Geometry, class Work, class LseOf>
+__device__ __forceinline__ void weigh(Geometry const& geometry, Work const& work,
+                                      WarpPart<Traits> const& warp, int i, bool masked,
+                                      float scale_log2, LseOf const& lse_of,
+                                      Sums<Traits::kBlocks, Traits::kWarpColumns>& scores) {
+  if (masked) {
+    hide_scores(geometry, work, warp, i, scale_log2 > 0 ? -INFINITY : INFINITY, scores);
+  }
+  scores.visit([&](float& weight, int block, int j) {
+    weight = exp2_approx(fmaf(weight, scale_log2, -lse_of(block, j)));
+  });
+}
+// Replaces gradients of the weights by those of the scores, without the scale.
+template <class Scores, class DeltaOf>
+__device__ __forceinline__ void differentiate_weights(Scores const& weights, bool masked,
+                                                      DeltaOf const& delta_of, Scores& grads) {
+  grads.visit([&](float& grad, int block, int j) {
+    grad = weights.at[block][j / 4][j % 4] * (grad - delta_of(block, j));
+  });
+  if (masked) {  // a hidden value may be infinite
+    grads.visit([&](float& grad, int block, int j) {
+      grad = weights.at[block][j / 4][j % 4] == 0.f ? 0.f : grad;
+    });
+  }
+}
+
 }  // namespace sparse_fmha::sm80

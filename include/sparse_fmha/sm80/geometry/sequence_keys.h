@@ -13,6 +13,7 @@
 //   needs(Work, i, row)               whether any of a warp's keys, from `row` on, is seen
 //   is_masked(Work, i, row)           whether some of them may not be seen by all
 //   Mask(geometry, Work, row)         `row` is the first of a thread's two keys
+//   query_place(Work, i)              of a step, for kernels that add dQ up
 #pragma once
 
 #include "sparse_fmha/sm80/backward/dkv/run_kernel.h"
@@ -35,6 +36,11 @@ struct SequenceKeys {
     int32_t first_key;
     int32_t head_kv;
     int32_t batch;
+    int32_t first_tile;  // of those that see every key, by which blocks beside each other differ
+  };
+  struct QueryPlace {
+    int32_t head;   // in [B, Hq]
+    int32_t first;  // query
   };
 
   DkvParams<SequenceKeys, Mechanism> const& params;
@@ -45,7 +51,9 @@ struct SequenceKeys {
     int32_t const first_key = (params.scheduler.q_tiles - 1 - tile.q_tile) * Traits::kTileK;
     Walk const walk = Mechanism::walk_transposed(params.sparsity, Traits::tile_shape(),
                                                  {{0, 0, 0}, {0, 0, first_key}});
-    return {walk, walk.num_partial + walk.num_full, first_key, tile.head, tile.batch};
+    int32_t const tiles = walk.num_partial + walk.num_full;
+    return {walk,      tiles,      first_key,
+            tile.head, tile.batch, kRotates && tiles > 0 ? tile.q_tile % tiles : 0};
   }
   __device__ __forceinline__ TokenRows<Element> keys(Work const& work,
                                                      TensorView const& view) const {
@@ -76,6 +84,9 @@ struct SequenceKeys {
                ? (int64_t{work.batch} * length + token) * params.heads_q + head_of(work, i)
                : -1;
   }
+  __device__ __forceinline__ QueryPlace query_place(Work const& work, int i) const {
+    return {work.batch * params.heads_q + head_of(work, i), first_query(work, i)};
+  }
   __device__ __forceinline__ void write_mask(Work const& /*work*/, int /*i*/) const {}
   __device__ __forceinline__ bool needs(Work const& work, int i, int row) const {
     if constexpr (Mechanism::kStep == 0) {
@@ -102,15 +113,19 @@ struct SequenceKeys {
     };
     __device__ __forceinline__ Seen look_up(int i) const {
       int32_t const column = geometry_.first_query(work_, i) + AccumulatorPosition().column;
-      auto const& s = geometry_.params.sparsity;
-      return {
-          {Mechanism::first_query(s, key_) - column, Mechanism::first_query(s, key_ + 8) - column}};
+      return {{first_query(key_) - column, first_query(key_ + 8) - column}};
     }
     static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
       return AccumulatorPosition::column_of(i) >= seen.first[AccumulatorPosition::row_of(i)];
     }
 
    private:
+    // Keys out of range read as zero, and their weights may overflow. dQ would meet them.
+    __device__ __forceinline__ int32_t first_query(int32_t key) const {
+      auto const& s = geometry_.params.sparsity;
+      return Traits::kAddsDq && key >= s.len_kv ? s.len_q + Traits::kTileQ
+                                                : Mechanism::first_query(s, key);
+    }
     SequenceKeys const& geometry_;
     Work const& work_;
     int32_t const key_;
@@ -121,12 +136,17 @@ struct SequenceKeys {
     params.geometry = {};
     params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
     Gradients const& g = *p.gradients;
-    run_dkv_kernel<Traits>(params, p, {p.k, p.v, g.k, g.v},
-                           Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape()),
-                           params.sparsity.len_q, context);
+    with_query_sums<Traits>(params, p, device::sum_tiles(p), context, [&] {
+      run_dkv_kernel<Traits>(params, p, {p.k, p.v, g.k, g.v},
+                             Mechanism::num_key_tiles(params.sparsity, Traits::tile_shape()),
+                             params.sparsity.len_q, context);
+    });
   }
 
  private:
+  // Blocks that start at the same query tile would all add to the same sums.
+  static constexpr bool kRotates = Traits::kAddsDq && Mechanism::kStep == 0;
+
   __device__ __forceinline__ TokenRows<Element> rows(Work const& work, int i,
                                                      TensorView const& view) const {
     return {sm80::head_of<Element>(view, work.batch, head_of(work, i)),
@@ -136,7 +156,12 @@ struct SequenceKeys {
     return work.head_kv * params.heads_per_kv + i / work.tiles;
   }
   __device__ __forceinline__ int32_t first_query(Work const& work, int i) const {
-    return work.walk.tile(i % work.tiles)[2];
+    int32_t tile = i % work.tiles;
+    if constexpr (kRotates) {
+      tile += work.first_tile;
+      tile -= tile < work.tiles ? 0 : work.tiles;
+    }
+    return work.walk.tile(tile)[2];
   }
 };
 

@@ -84,8 +84,11 @@ struct WorkSlot {
     }
   }
   __device__ __forceinline__ Work get(RingState<1> const& state) {
-    Work const result = peek(state);
-    let_next();
+    ring.wait(state);
+    compiler_fence();
+    Work const result = work;
+    compiler_fence();
+    ring.empty[0].arrive();
     return result;
   }
   // The two parts of get(), for a reader that decides when the next tile is taken.

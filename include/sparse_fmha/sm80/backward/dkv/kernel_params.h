@@ -6,6 +6,13 @@
 
 namespace sparse_fmha::sm80 {
 
+// fp32 sums of dQ without the scale, in the format of device/query_sums.h and the order kNumbers.
+// Zero at launch.
+struct DqSums {
+  float* data;
+  int32_t tiles;  // of 64 queries, of a head
+};
+
 template <class Geometry, class Mechanism>
 struct DkvParams {
   typename Geometry::Params geometry;
@@ -24,6 +31,7 @@ struct DkvParams {
   float scale;
   float scale_log2;             // scale * log2(e), never zero
   device::Scheduler scheduler;  // q_tiles: key tiles
+  DqSums dq = {};               // of kernels that add dQ up
 };
 
 }  // namespace sparse_fmha::sm80

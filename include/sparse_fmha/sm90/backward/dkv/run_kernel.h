@@ -24,7 +24,7 @@ void with_query_sums(Params& params, FmhaProblem const& p, device::SumTiles cons
     float* const sums = device::new_query_sums(p, tiles, context);
     params.dq = {reinterpret_cast<float4*>(sums), p.heads_q, tiles.count(), p.head_dim, 0};
     launch();
-    device::round_query_sums(p, tiles, sums, context);
+    device::round_query_sums(p, tiles, sums, device::SumOrder::kThreads, context);
   } else {
     launch();
   }

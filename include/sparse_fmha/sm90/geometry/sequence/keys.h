@@ -126,17 +126,22 @@ struct SequenceKeys {
         : geometry_(geometry),
           key_(geometry.first_key(work) + part * 64 + AccumulatorPosition().row) {}
     // The first column that sees the thread's first key. Its other key adds a constant: where
-    // first_query is clamped to 0, any column sees both.
+    // first_query is clamped to 0, any column sees both. If all queries see all keys, how many keys
+    // beyond the last one it is: keys out of range read as zero, their weights may overflow, and a
+    // kernel that adds dQ up would meet them.
     struct Seen {
       int32_t first;
     };
     __device__ __forceinline__ Seen look_up(Coord const& tile) const {
       auto const& p = geometry_.params.sparsity;
+      if constexpr (kStep == 0) {
+        return {key_ - (p.len_kv - 1)};
+      }
       int32_t const from_end = Mechanism::first_query(p, p.len_kv) - (p.len_kv - key_) * kStep;
       return {from_end - tile[2] - AccumulatorPosition().column};
     }
     static __device__ __forceinline__ bool sees(Seen const& seen, int i) {
-      return AccumulatorPosition::column_of(i) - 8 * AccumulatorPosition::row_of(i) * kStep >=
+      return AccumulatorPosition::column_of(i) * kStep - 8 * AccumulatorPosition::row_of(i) >=
              seen.first;
     }
 

@@ -32,7 +32,9 @@ KeyCopies<Traits> key_copies(FmhaProblem const& p) {
 
 // Key heads that blocks work on at a time.
 template <class Traits, class Mechanism>
-inline constexpr int kSideBySide = Traits::kAddsDq || std::is_same_v<Mechanism, Dense> ? 4 : 16;
+inline constexpr int kSideBySide = std::is_same_v<Mechanism, Dense> ? 4
+                                   : Traits::kAddsDq                ? 8
+                                                                    : 16;
 
 template <class Traits, class Mechanism>
 void SequenceKeys<Traits, Mechanism>::launch(FmhaProblem const& p,
