@@ -75,24 +75,11 @@ struct Accumulation {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
 
-    // Kept tiles, whose steps are the long ones, are not noted. Walks descend tile by tile.
-    constexpr bool kNotes = Traits::kVotes && Geometry::kNotesSkipped;
-    [[maybe_unused]] SkippedTiles skipped;
-    int const highest = kNotes ? walk.tile(0)[2] / Traits::kTileK : 0;
-    int end =
-        kNotes ? min(highest % 32 + 1, tiles) : tiles;  // of the tiles whose bits share a word
+    // Kept tiles, whose steps are the long ones, are not noted.
     [[maybe_unused]] auto note = [&](int i) {
-      if constexpr (kNotes) {
-        skipped.note(highest - i);
-      }
-    };
-    [[maybe_unused]] auto end_word = [&](int i) {
-      if constexpr (kNotes) {
-        if (i == end) {
-          skipped.store(params.skip, work.tile, geometry.group(work, this_consumer()),
-                        highest - i + 1);
-          end = min(end + 32, tiles);
-        }
+      if constexpr (Geometry::kNotesSkipped) {
+        note_skipped(params.skip, work.tile, geometry.group(work, this_consumer()),
+                     walk.tile(i)[2] / Traits::kTileK);
       }
     };
 
@@ -334,7 +321,6 @@ struct Accumulation {
       };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
-        end_word(i);
         if (is_for_others(i)) {
           continue;
         }
@@ -344,16 +330,15 @@ struct Accumulation {
       constexpr bool_constant<Policy::kByWalk> kRest{};
       CUTE_NO_UNROLL
       while (i < tiles) {
-        end_word(i);
         if (has_weights) {
           CUTE_NO_UNROLL
-          while (i < end && has_weights) {
+          while (i < tiles && has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
           }
         } else {
           CUTE_NO_UNROLL
-          while (i < end && !has_weights) {
+          while (i < tiles && !has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
           }
@@ -361,7 +346,6 @@ struct Accumulation {
       }
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
-      end_word(i);
     } else {
       loop_over_partial<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
       loop_over_rest<Policy>(walk, tiles, i, reach, step);
