@@ -10,7 +10,7 @@
 namespace sparse_fmha::device {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512;
 constexpr int kWeights = 256;
 constexpr uint32_t kAll = 0xffffffff;
 
