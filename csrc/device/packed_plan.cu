@@ -295,18 +295,22 @@ __global__ void __launch_bounds__(kCopyThreads)
                                column % copies.vectors;
     Vector* const to = copies.to[which] + column;
     for (int32_t first = y; first < rows; first += kCopiesInFlight * down) {
-      auto each = [&](auto const& body) {
-#pragma unroll
-        for (int i = 0; i < kCopiesInFlight; ++i) {
-          int32_t const row = first + i * down;
-          if (row < rows && from_rows[row] != kNone) {
-            body(i, row);
-          }
-        }
-      };
+      bool there[kCopiesInFlight];
       Vector held[kCopiesInFlight];
-      each([&](int i, int32_t row) { held[i] = from[from_rows[row]]; });
-      each([&](int i, int32_t row) { to[to_rows[row]] = held[i]; });
+#pragma unroll
+      for (int i = 0; i < kCopiesInFlight; ++i) {
+        int32_t const row = first + i * down;
+        there[i] = row < rows && from_rows[row] != kNone;
+        if (there[i]) {
+          held[i] = from[from_rows[row]];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kCopiesInFlight; ++i) {
+        if (there[i]) {
+          to[to_rows[first + i * down]] = held[i];
+        }
+      }
     }
   }
 }
