@@ -5,6 +5,7 @@
 
 #include "sparse_fmha/core/packed.h"
 #include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/device/packed_pages.h"
 #include "sparse_fmha/mechanisms/packed.h"
 
 namespace sparse_fmha::device {
@@ -27,14 +28,6 @@ struct PackedPlan {
   int32_t most;                 // at most so many
   int32_t const* pages_before;  // [sequences, page_stride]; nullptr: keys are not in pages
   int32_t page_stride;
-};
-
-// Keys and values as [tokens, heads, D]: the problem's tensors, or copies of pages, in which the
-// pages of a sequence that exist follow each other. Reading pages in place was slower: a stage
-// takes several copies.
-struct PackedKeys {
-  TensorView k;
-  TensorView v;
 };
 
 // Launches the kernels that find the tiles of tile_q rows and copy pages. The result is in the
