@@ -9,6 +9,7 @@ import other_archs
 import pairwise
 import pytest
 import torch
+from packed_cases import Packed, clean, in_pages
 
 import sparse_fmha
 
@@ -125,3 +126,17 @@ def test_rising_scores(make_qkv, attend, agrees, tile_q, dim):
     q, k = q.abs(), (k.abs() * rise).to(k.dtype)
     for causal in (False, True):
         agrees(*attend(q, k, v, causal=causal), q, k, v, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("page", [None, 48])
+def test_packed_sequences(cuda, agrees, tile_q, causal, page):
+    lengths = ((300, 300, 300), (1, 900, 700), (0, 64, 64), (513, 40, 40), (128, 128, 128))
+    given, mask = Packed(lengths=lengths, dim=128, causal=causal, after=70).arguments(
+        torch.bfloat16
+    )
+    inputs = clean(*(given[x].to(cuda) for x in "qkv"))
+    given = given if page is None else in_pages(given, page)
+    given = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in given.items()}
+    out, lse = sparse_fmha.varlen_attention(**given, return_lse=True)
+    agrees(out[None], lse[None], *inputs, visible=mask.to(cuda))
