@@ -101,13 +101,12 @@ int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                      (wanted == 0 || wanted == FewRows::kRows);
     return few ? FewRows::kRows : DecodeKeys::kRows;
   }
-  int64_t const sequences =
-      problem.packed != nullptr ? std::max<int64_t>(problem.packed->sequences, 1) : problem.batch;
-  int64_t const alike = problem.packed != nullptr ? sequences : 1;  // in a grid
+  int64_t const in_grid =  // sequences
+      problem.packed != nullptr ? std::max<int64_t>(problem.packed->sequences, 1) : 1;
   auto const length = [&](auto const& grid) {
-    return static_cast<int32_t>((volume(grid) + alike - 1) / alike);
+    return static_cast<int32_t>((volume(grid) + in_grid - 1) / in_grid);
   };
-  RowWork const work = {sequences * problem.heads_q, length(problem.grid_q),
+  RowWork const work = {problem.batch * in_grid * problem.heads_q, length(problem.grid_q),
                         length(problem.grid_kv),
                         std::holds_alternative<Causal::Params>(problem.sparsity)};
   RowTime best{0, 0, 0};

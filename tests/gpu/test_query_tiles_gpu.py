@@ -9,7 +9,7 @@ import other_archs
 import pairwise
 import pytest
 import torch
-from packed_cases import Packed, clean, in_pages
+from packed_cases import LENGTHS, Packed, clean, in_pages, on_device
 
 import sparse_fmha
 
@@ -131,12 +131,9 @@ def test_rising_scores(make_qkv, attend, agrees, tile_q, dim):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("page", [None, 48])
 def test_packed_sequences(cuda, agrees, tile_q, causal, page):
-    lengths = ((300, 300, 300), (1, 900, 700), (0, 64, 64), (513, 40, 40), (128, 128, 128))
-    given, mask = Packed(lengths=lengths, dim=128, causal=causal, after=70).arguments(
-        torch.bfloat16
-    )
+    case = Packed(lengths=LENGTHS, dim=128, causal=causal, after=70)
+    given, mask = case.arguments(torch.bfloat16)
     inputs = clean(*(given[x].to(cuda) for x in "qkv"))
-    given = given if page is None else in_pages(given, page)
-    given = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in given.items()}
+    given = on_device(given if page is None else in_pages(given, page), cuda)
     out, lse = sparse_fmha.varlen_attention(**given, return_lse=True)
     agrees(out[None], lse[None], *inputs, visible=mask.to(cuda))

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from gradient_oracle import gradients
-from packed_cases import Packed, clean, in_pages
+from packed_cases import LENGTHS, Packed, clean, in_pages, on_device
 
 from sparse_fmha import neighborhood_attention, varlen_attention, varlen_neighborhood_attention
 from sparse_fmha.integrations.torch_varlen import varlen_attn
 
 pytestmark = pytest.mark.gpu
 
-LENGTHS = ((300, 300, 300), (1, 900, 700), (0, 64, 64), (513, 40, 40), (128, 128, 128))
 CASES = {
     "dense": Packed(lengths=LENGTHS, dim=64),
     "causal": Packed(lengths=LENGTHS, dim=128, causal=True, before=3, after=200),
@@ -26,7 +25,7 @@ cases = pytest.mark.parametrize("name", CASES)
 
 def arguments(name, device):
     given, mask = CASES[name].arguments(torch.bfloat16)
-    return {n: x.to(device) if torch.is_tensor(x) else x for n, x in given.items()}, mask
+    return on_device(given, device), mask
 
 
 @cases
@@ -56,7 +55,7 @@ def test_lengths_change_between_replays(cuda):
     """Of a captured call, within the bounds."""
     case = Packed(lengths=((300, 300, 300), (100, 100, 100), (212, 212, 212)), dim=64)
     given, _ = case.arguments(torch.bfloat16)
-    given = {n: x.to(cuda) if torch.is_tensor(x) else x for n, x in given.items()}
+    given = on_device(given, cuda)
     given |= {"cu_k": given["cu_q"], "max_q": 400, "max_k": 400, "causal": True}
     varlen_attention(**given)  # what is allocated once
     torch.cuda.synchronize()
@@ -69,10 +68,6 @@ def test_lengths_change_between_replays(cuda):
         expected = varlen_attention(**given, return_lse=True)
         for a, b in zip((out, lse), expected, strict=True):
             assert a.equal(b)
-
-
-def on_gpu(given, device):
-    return {n: x.to(device) if torch.is_tensor(x) else x for n, x in given.items()}
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -90,14 +85,14 @@ def test_keys_in_pages(cuda, agrees, poisoned, name, missing, page, dim):
                 own = slice(int(case.starts(0)[b]), int(case.starts(0)[b + 1]))
                 mask[own, first + page : first + 2 * page] = False
     with poisoned():
-        out, lse = varlen_attention(**on_gpu(paged, cuda), return_lse=True)
+        out, lse = varlen_attention(**on_device(paged, cuda), return_lse=True)
     inputs = (x.to(cuda) for x in clean(given["q"], given["k"], given["v"]))
     agrees(out[None], lse[None], *inputs, visible=mask.to(cuda))
 
 
 def test_pages_and_lengths_change_between_replays(cuda):
     case = Packed(lengths=((300, 900, 900), (100, 100, 100), (212, 300, 280)), dim=64, causal=True)
-    paged = on_gpu(in_pages(case.arguments(torch.bfloat16)[0], 16), cuda)
+    paged = on_device(in_pages(case.arguments(torch.bfloat16)[0], 16), cuda)
     paged |= {x: paged[x].nan_to_num(0.5) for x in "kv"}
     paged |= {"max_q": 400, "max_k": 900}
     varlen_attention(**paged)
@@ -127,7 +122,7 @@ def test_windows_over_pages(cuda, window):
         rest = {"seqused_k": given["seqused_k"], "block_table": given["page_table"]}
         return varlen_attn(*(given[x] for x in places), window_size=window, enable_gqa=True, **rest)
 
-    torch.testing.assert_close(run(on_gpu(paged, cuda)).cpu(), run(paged), rtol=0.01, atol=2e-3)
+    torch.testing.assert_close(run(on_device(paged, cuda)).cpu(), run(paged), rtol=0.01, atol=2e-3)
 
 
 @pytest.mark.parametrize("option", ["skip_threshold", "softcap"])
@@ -135,7 +130,7 @@ def test_what_the_op_lacks(cuda, option):
     given, _ = Packed(lengths=((9, 30, 30),), dim=64).arguments(torch.bfloat16)
     value = torch.zeros(1, device=cuda) if option == "skip_threshold" else 30.0
     with pytest.raises(RuntimeError, match=f"varlen_fwd with {option} runs on the CPU only"):
-        torch.ops.sparse_fmha.varlen_fwd(**on_gpu(given, cuda), **{option: value})
+        torch.ops.sparse_fmha.varlen_fwd(**on_device(given, cuda), **{option: value})
 
 
 def test_packed_grids(randn):

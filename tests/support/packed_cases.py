@@ -6,6 +6,8 @@ import torch
 from gradient_oracle import packed_mask
 
 NAN = float("nan")
+# Queries, keys and keys in use, of several tiles of a GPU's kernel and of a part of one.
+LENGTHS = ((300, 300, 300), (1, 900, 700), (0, 64, 64), (513, 40, 40), (128, 128, 128))
 
 
 def _values(*shape, seed, dtype):
@@ -105,3 +107,8 @@ def in_pages(given, page, seed=0):
         "seqused_k": lengths.int(),
         "page_table": table,
     }
+
+
+def on_device(given, device):
+    """The arguments, their tensors on a device."""
+    return {n: x.to(device) if torch.is_tensor(x) else x for n, x in given.items()}
