@@ -73,7 +73,7 @@ def test_as_many_graphs_as_the_model_has_itself(name):
     assert out.equal(expected) or name == "hunyuan_video"  # padded text is merged
 
 
-@pytest.mark.parametrize("name", ["cogvideox", "qwen_image"])
+@pytest.mark.parametrize("name", ["cogvideox", "qwen_image", "chroma"])
 def test_one_graph_of_the_whole_model(name):
     tiny = make(name)
     sparse.enable(tiny.model, "neighborhood", **tiny.options)

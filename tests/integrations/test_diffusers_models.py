@@ -101,6 +101,7 @@ def test_grid_that_is_not_the_tokens(name):
         ("hunyuan_image", {"second": False}),
         ("framepack", {"lengths": (3, TEXT)}),
         ("framepack", {"lengths": (4,)}),  # alone, it has no padding
+        ("chroma", {"dtype": torch.bool}),  # which hides it
     ],
     ids=str,
 )
@@ -151,6 +152,24 @@ def test_padding(name, options, method):
             {"position_ids": torch.cat([torch.zeros(TEXT, 3), torch.ones(99, 3)])},
         ),
         (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be 1, or 0 for padding of the text, got other",
+            {"attention_mask": torch.cat([torch.ones(2, 100), torch.zeros(2, 9)], 1)},
+        ),
+        (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be 1, or 0 for padding of the text, got other",
+            {"attention_mask": torch.full((2, 109), 0.5)},
+        ),
+        (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be one of its tokens",
+            {"attention_mask": torch.ones(2, 1, 109, 109)},
+        ),
+        (
             "ltx2",
             NotImplementedError,
             r"attn_mask must be a mask of padded text keys, bool \[B, 1, 1, 120\],",
@@ -164,6 +183,25 @@ def test_what_is_refused(name, error, match, given):
     sparse.enable(tiny.model, "neighborhood", window=2)
     with pytest.raises(error, match=match):
         tiny(**given)
+
+
+def test_padding_of_chroma_is_seen_less():
+    """It matters, and whether it is a float or a bool, too."""
+    tiny = make("chroma")
+    seen = tiny.inputs["attention_mask"]
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
+    less, hidden = tiny(), tiny(attention_mask=seen.bool())
+    for other in (hidden, tiny(attention_mask=None)):
+        assert (less - other)[1].abs().max() > 1e-3
+        close(less[:1], other[:1])  # has no padding
+
+
+def test_methods_that_chroma_s_padding_is_not_for():
+    tiny = make("chroma")
+    sparse.enable(tiny.model, "sol")
+    with pytest.raises(NotImplementedError, match=r"attention_mask of Chroma, which .* by Sol"):
+        tiny()
+    assert tiny(attention_mask=None).isfinite().all()
 
 
 def test_blocks_of_frames_of_skyreels_are_refused():

@@ -25,6 +25,7 @@ MORE = {
     "chronoedit": tiny_videos.chronoedit,
     "wan_animate": tiny_videos.wan_animate,
     "sd3": tiny_images.sd3,
+    "chroma": tiny_images.chroma,
 }
 
 

@@ -104,6 +104,8 @@ def _attend(
                 f"{name} of the self-attention of {call.model} must match the grid: {layout}, got "
                 f"{x.shape[1]}"
             )
+    if call.masked is not None and attn_mask is not None:
+        return call.masked(method, query, key, value, layout, attn_mask, scale)
     batch = query.shape[0]
     seen: Seen
     if layout is not call.layout or attn_mask is None:

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from sparse_fmha.integrations import _diffusion_chroma as chroma
 from sparse_fmha.integrations import _diffusion_tokens as tokens
 from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_parallel import SEQUENCE, STREAMS
+from sparse_fmha.integrations._diffusion_state import Masked
 from sparse_fmha.integrations._diffusion_tokens import Given, Grid, Transformer
 
 
@@ -58,6 +60,7 @@ class Model:
         step: returns a call's timestep, which falls during a run, and its text embeddings.
         alone: whether some of the modules have the tokens of the grid alone.
         cut: how the model's plan of context parallelism cuts the tokens, if it has one.
+        masked: attention under the model's masks, if they are not of padded keys that are hidden.
     """
 
     axes: int
@@ -68,6 +71,7 @@ class Model:
     step: Callable[[Given], tuple[Any, Any]] = _step
     alone: bool = False
     cut: str | None = None
+    masked: Masked | None = None
 
     def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
         """The tokens of a call; `grid` overrides the grid read from the call."""
@@ -255,6 +259,9 @@ MODELS = {
         tokens.text_behind,
         ("JointAttnProcessor2_0",),
         alone=True,
+    ),
+    "ChromaTransformer2DModel": Model(
+        2, _two_streams, tokens.flux, chroma.others, ("FluxAttnProcessor",), masked=chroma.attend
     ),
     "ChronoEditTransformer3DModel": _WAN,
     "WanAnimateTransformer3DModel": _WAN,
