@@ -35,7 +35,9 @@ def test_all_supported_models_are_tested():
 
 def test_the_docs_have_all_rows():
     page = (pages.ROOT / "docs" / "integrations_diffusers.md").read_text()
-    rows = re.findall(r"^\| `(\w+3DModel|\w+2DModel)` \| ([^|]+) \|", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+3DModel|\w+2DModel|\w+Transformer)` \| ([^|]+) \|", page, re.MULTILINE
+    )
     axes = {name: len(grid.split(";")[0].split(",")) for name, grid in rows}
     assert axes == {name: row.axes for name, row in MODELS.items()}
 
@@ -168,6 +170,18 @@ def test_padding(name, options, method):
             NotImplementedError,
             "attention_mask of Chroma must be one of its tokens",
             {"attention_mask": torch.ones(2, 1, 109, 109)},
+        ),
+        (
+            "cosmos3",
+            ValueError,
+            "vision_token_shapes must be those of one image or video of Cosmos 3, got",
+            {"vision_token_shapes": [(2, 5, 6), (2, 5, 6)]},
+        ),
+        (
+            "cosmos3",
+            ValueError,
+            "vision_sequence_indexes must be the 120 rows behind und_len = 10, got",
+            {"vision_sequence_indexes": torch.arange(17, 137)},
         ),
         (
             "ltx2",

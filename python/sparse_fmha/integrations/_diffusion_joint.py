@@ -34,8 +34,9 @@ class Joint(Sparse):
     def check(self, layout: Layout) -> None:
         if layout.cached:
             raise NotImplementedError(
-                f"cached references are not supported by {type(self).__name__}, which computes "
-                "queries and keys of the same tokens"
+                "keys without queries (cached references of Flux 2, text of Cosmos 3) are not "
+                f"supported by {type(self).__name__}, which computes queries and keys of the same "
+                "tokens"
             )
 
     def in_parts(self, layout: Layout) -> bool:

@@ -41,6 +41,10 @@ def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
     return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
 
 
+def _cosmos3_step(given: Given) -> tuple[Any, Any]:
+    return given["vision_timesteps"], given["input_ids"]
+
+
 # Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
 PARTS = ("transformer", "transformer_2", "transformer_ref")
 
@@ -144,6 +148,10 @@ def _video_of_fused(model: Transformer) -> list[Any]:
     return [block.video_dec_block.self_attention for block in model.visual_transformer_blocks]
 
 
+def _layers(model: Transformer) -> list[Any]:
+    return [layer.self_attn for layer in model.layers]
+
+
 def _z_image(model: Transformer) -> list[Any]:
     """Refiners, of the image or the caption alone, are not among them."""
     return [layer.attention for layer in model.layers]
@@ -217,6 +225,9 @@ MODELS = {
     ),
     "CosmosTransformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("CosmosAttnProcessor2_0",)
+    ),
+    "Cosmos3OmniTransformer": Model(
+        3, _layers, tokens.cosmos3, tokens.cosmos3_others, ("Cosmos3AttnProcessor",), _cosmos3_step
     ),
     "HunyuanVideo15Transformer3DModel": Model(
         3, _joint, tokens.hunyuan_video, tokens.hunyuan_video_15_text, _HUNYUAN15
