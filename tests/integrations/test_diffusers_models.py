@@ -1,5 +1,6 @@
 """More models of diffusers: a few tests for each row."""
 
+import importlib.util
 import re
 
 import pages
@@ -15,6 +16,8 @@ from tiny_diffusion_models import MORE, all_blocks, close, differs, make
 from sparse_fmha import reference
 from sparse_fmha.integrations import diffusers as sparse
 from sparse_fmha.integrations._diffusion_models import MODELS
+
+MADE = "What is replaced"  # from there on tables are generated
 
 
 def masks(tiny, **options):
@@ -34,12 +37,23 @@ def test_all_supported_models_are_tested():
 
 
 def test_the_docs_have_all_rows():
-    page = (pages.ROOT / "docs" / "integrations_diffusers.md").read_text()
+    page = (pages.ROOT / "docs" / "integrations_diffusers.md").read_text().partition(MADE)[0]
     rows = re.findall(
         r"^\| `(\w+3DModel|\w+2DModel|\w+Transformer)` \| ([^|]+) \|", page, re.MULTILINE
     )
     axes = {name: len(grid.split(";")[0].split(",")) for name, grid in rows}
     assert axes == {name: row.axes for name, row in MODELS.items()}
+
+
+def test_the_table_of_the_docs_is_generated():
+    spec = importlib.util.spec_from_file_location("made", pages.ROOT / "tools/support_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert tool.written(page) == page
+    assert tool.table().count("\n") == 2 + len(MODELS)
+    with pytest.raises(ValueError, match="the page must have one table"):
+        tool.written("")
 
 
 @pytest.mark.parametrize("name", MORE)
