@@ -218,6 +218,18 @@ def shares(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: 1 - left / call for name, call in calls.items() if left and call}
 
 
+def more_memory(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Variants and modes whose peak is above that of dense attention, in the same mode."""
+    found = []
+    for mode in ("eager", "compiled"):
+        peaks = {name: row.get(mode, {}).get("peak_bytes") for name, row in rows.items()}
+        dense = peaks.get("dense") or peaks.get("torch")
+        if dense:
+            above = (name for name, peak in peaks.items() if peak and peak > 1.005 * dense)
+            found += [f"{name} ({mode})" for name in above if name != "torch"]
+    return found
+
+
 def table(name: str, case: Case, rows: dict[str, dict[str, Any]], blocks: int) -> str:
     cut = "all blocks" if case.variants is None else (
         f"{sum(min(blocks, n) for n in case.blocks)} of {sum(case.blocks)} blocks"
@@ -239,6 +251,8 @@ def table(name: str, case: Case, rows: dict[str, dict[str, Any]], blocks: int) -
             size = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             speedup = base / row["call"]
             lines.append(f"{variant:22}{row['call']:11.4g}{speedup:8.2f}x{share:>11}{size:>11}")
+    if above := more_memory(rows):
+        lines.append(f"more memory than dense attention: {', '.join(above)}")
     return "\n".join(lines)
 
 

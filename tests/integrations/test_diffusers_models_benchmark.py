@@ -74,6 +74,25 @@ def test_models_are_compiled_at_once_before(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("compiled 1 models in ")
 
 
+def test_more_memory_than_dense_attention_is_told():
+    def row(eager, compiled=None):
+        made = {"eager": {"call": 1.0, "peak_bytes": eager}}
+        return (
+            made
+            if compiled is None
+            else {**made, "compiled": {"call": 1.0, "peak_bytes": compiled}}
+        )
+
+    rows = {"torch": row(3000, 1000), "dense": row(2000), "a": row(2009, 1100), "b": row(2100)}
+    rows["c"] = {"eager": {"error": "none"}}
+    assert models.more_memory(rows) == ["b (eager)", "a (compiled)"]
+    assert models.more_memory({"sparse_fmha": row(5)}) == []
+    assert models.more_memory({name: row(None) for name in "ab"}) == []
+    rows[models.NOTHING] = row(1)
+    told = models.table("wan-14b-720p", CASES["wan-14b-720p"], rows, 2)
+    assert told.endswith("more memory than dense attention: b (eager), a (compiled)")
+
+
 def test_an_error_is_told(tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise ValueError("no such thing")
