@@ -226,8 +226,8 @@ def test_padding_of_chroma_is_seen_less():
 
 def test_methods_that_chroma_s_padding_is_not_for():
     tiny = make("chroma")
-    sparse.enable(tiny.model, "sol")
-    with pytest.raises(NotImplementedError, match=r"attention_mask of Chroma, which .* by Sol"):
+    sparse.enable(tiny.model, "psa")
+    with pytest.raises(NotImplementedError, match=r"attention_mask of Chroma, which .* by PSA"):
         tiny()
     assert tiny(attention_mask=None).isfinite().all()
 

@@ -53,7 +53,7 @@ def attend(
     scale: float | None,
 ) -> Tensor:
     """The method under `mask`, `[B, 1, tokens, tokens]`."""
-    if isinstance(method, Joint):
+    if isinstance(method, Joint) and not method.in_graph:
         raise NotImplementedError(
             "the attention_mask of Chroma, which weakens padded text and does not hide it, is not "
             f"supported by {type(method).__name__}"
