@@ -72,8 +72,9 @@ class TileVote {
     }
   }
 
-  // Takes the largest scores of a tile's rows; returns true if the tile is skipped. kMasked: the
-  // tile may have no key that a row sees.
+  // Takes the largest scores that the thread has of a tile's rows; returns true if the tile is
+  // skipped: the barrier compares those of other threads. kMasked: the tile may have no key that a
+  // row sees.
   template <bool kMasked>
   __device__ __forceinline__ bool leaves_out(float const (&high)[kRowsPerThread]) {
     bool counts = false;
@@ -83,13 +84,21 @@ class TileVote {
       // A row that has seen no key keeps any score but -inf. Every row keeps NaN.
       counts |= !(high[r] < fmaxf(top_[r] + margin_, -kLargest)) && top_[r] != INFINITY;
       sees |= kMasked && high[r] > -INFINITY && top_[r] != INFINITY;
-      top_[r] = fmaxf(top_[r], high[r]);
     }
     bool const kept = any_of_warpgroup(counts, warpgroup_);
     bool const visited = kept || !kMasked || any_of_warpgroup(sees, warpgroup_);
     visited_ += visited;
     skipped_ += visited && !kept;
     return !kept;
+  }
+
+  // Takes the largest scores of the rows of a tile that is kept. Those of one that is skipped are
+  // below the largest so far.
+  __device__ __forceinline__ void keep(float const (&high)[kRowsPerThread]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      top_[r] = fmaxf(top_[r], high[r]);
+    }
   }
 
   // Adds the counts to [B, Hq, 2].

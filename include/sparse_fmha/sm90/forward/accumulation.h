@@ -103,8 +103,10 @@ struct Accumulation {
         hide_scores(scores, hidden_by(mask, seen));
       }
       if constexpr (Traits::kVotes) {
-        softmax.row_tops(scores, high);
+        softmax.own_tops(scores, high);
         vote.template leaves_out<true>(high);  // the first tile is kept: only counts
+        softmax.share_tops(high);
+        vote.keep(high);
         softmax.template update<true>(scores, high, rescale);
       } else {
         softmax.template update<true>(scores, rescale);
@@ -243,7 +245,7 @@ struct Accumulation {
         }
         bool moved;
         if constexpr (Traits::kVotes) {
-          softmax.row_tops(scores, high);
+          softmax.own_tops(scores, high);
           if (vote.template leaves_out<kMasked>(high)) {
             note(i);
             if constexpr (kWeights) {
@@ -251,6 +253,8 @@ struct Accumulation {
             }
             return false;
           }
+          softmax.share_tops(high);
+          vote.keep(high);
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
             moved = softmax.weigh_known(scores, high, rescale);
