@@ -18,16 +18,25 @@ struct SkipParams {
   uint32_t* bits = nullptr;  // [B, Hq, groups, words], zeros, or nullptr: of skipped tiles
 };
 
-// Notes that a group of 64 query rows skips a key tile. Called by all threads of a warpgroup.
-__device__ __forceinline__ void note_skipped(SkipParams const& skip, WorkTile const& tile,
-                                             int group, int key_tile) {
-  if (skip.bits != nullptr && threadIdx.x % 128 == 0) {
-    // Fewer than 2^31 groups, or out would not fit into memory.
-    int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
-    // No other warpgroup has the row: atomic, so that nothing waits for a load.
-    atomicOr(skip.bits + (int64_t(row) * skip.words + key_tile / 32), 1u << key_tile % 32);
+// The bits of 32 key tiles, of those that a group of 64 query rows skips: gathered in a register
+// and stored together. All threads of a warpgroup call these.
+class SkippedTiles {
+ public:
+  __device__ __forceinline__ void note(int key_tile) { bits_ |= 1u << key_tile % 32; }
+  // Stores the word with this tile and begins the next.
+  __device__ __forceinline__ void store(SkipParams const& skip, WorkTile const& tile, int group,
+                                        int key_tile) {
+    if (skip.bits != nullptr && bits_ != 0 && threadIdx.x % 128 == 0) {
+      // Fewer than 2^31 groups, or out would not fit into memory.
+      int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
+      skip.bits[int64_t(row) * skip.words + key_tile / 32] = bits_;
+    }
+    bits_ = 0;
   }
-}
+
+ private:
+  uint32_t bits_ = 0;
+};
 
 // Whether any thread of a warpgroup votes yes. Called by all 128 threads.
 __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {

@@ -75,11 +75,34 @@ struct Accumulation {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
 
-    // Kept tiles, whose steps are the long ones, are not noted.
+    // Kept tiles, whose steps are the long ones, are not noted. Walks descend tile by tile.
+    constexpr bool kNotes = Traits::kVotes && Geometry::kNotesSkipped;
+    [[maybe_unused]] SkippedTiles skipped;
+    [[maybe_unused]] int highest = 0;
+    [[maybe_unused]] int end = 0;  // of the tiles whose bits share a word
+    if constexpr (kNotes) {
+      highest = walk.tile(0)[2] / Traits::kTileK;
+      end = min(highest % 32 + 1, tiles);
+    }
+    auto in_word = [&](int i) {
+      if constexpr (kNotes) {
+        return i < end;
+      } else {
+        return i < tiles;
+      }
+    };
     [[maybe_unused]] auto note = [&](int i) {
-      if constexpr (Geometry::kNotesSkipped) {
-        note_skipped(params.skip, work.tile, geometry.group(work, this_consumer()),
-                     walk.tile(i)[2] / Traits::kTileK);
+      if constexpr (kNotes) {
+        skipped.note(highest - i);
+      }
+    };
+    [[maybe_unused]] auto end_word = [&](int i) {
+      if constexpr (kNotes) {
+        if (i == end) {
+          skipped.store(params.skip, work.tile, geometry.group(work, this_consumer()),
+                        highest - i + 1);
+          end = min(end + 32, tiles);
+        }
       }
     };
 
@@ -325,6 +348,7 @@ struct Accumulation {
       };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
+        end_word(i);
         if (is_for_others(i)) {
           continue;
         }
@@ -334,15 +358,16 @@ struct Accumulation {
       constexpr bool_constant<Policy::kByWalk> kRest{};
       CUTE_NO_UNROLL
       while (i < tiles) {
+        end_word(i);
         if (has_weights) {
           CUTE_NO_UNROLL
-          while (i < tiles && has_weights) {
+          while (in_word(i) && has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
           }
         } else {
           CUTE_NO_UNROLL
-          while (i < tiles && !has_weights) {
+          while (in_word(i) && !has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
           }
@@ -350,6 +375,7 @@ struct Accumulation {
       }
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
+      end_word(i);
     } else {
       loop_over_partial<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
       loop_over_rest<Policy>(walk, tiles, i, reach, step);
