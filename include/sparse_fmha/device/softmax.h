@@ -61,12 +61,27 @@ struct OnlineSoftmax {
   static __device__ __forceinline__ void own_tops(Scores const& s, float (&high)[kRowsPerThread]) {
     fold_rows(s, high, larger);
   }
-  // The largest score of each row, from those of its threads.
-  static __device__ __forceinline__ void share_tops(float (&high)[kRowsPerThread]) {
+  // The largest score of each row, from those of its four threads. In two halves, so that a vote
+  // waits under the first exchange.
+  static __device__ __forceinline__ void begin_sharing(float const (&high)[kRowsPerThread],
+                                                       float (&theirs)[kRowsPerThread]) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      high[r] = reduce_quad(high[r], larger);
+      theirs[r] = __shfl_xor_sync(0xffffffff, high[r], 2);
     }
+  }
+  static __device__ __forceinline__ void finish_sharing(float (&high)[kRowsPerThread],
+                                                        float const (&theirs)[kRowsPerThread]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      high[r] = larger(high[r], theirs[r]);
+      high[r] = larger(high[r], __shfl_xor_sync(0xffffffff, high[r], 1));
+    }
+  }
+  static __device__ __forceinline__ void share_tops(float (&high)[kRowsPerThread]) {
+    float theirs[kRowsPerThread];
+    begin_sharing(high, theirs);
+    finish_sharing(high, theirs);
   }
 
   // Replaces the scores by exp2(scale * (s - reference)). Returns whether the output so far must

@@ -268,7 +268,9 @@ struct Accumulation {
         }
         bool moved;
         if constexpr (Traits::kVotes) {
+          float theirs[kRowsPerThread];
           softmax.own_tops(scores, high);
+          softmax.begin_sharing(high, theirs);
           if (vote.template leaves_out<kMasked>(high)) {
             note(i);
             if constexpr (kWeights) {
@@ -276,7 +278,7 @@ struct Accumulation {
             }
             return false;
           }
-          softmax.share_tops(high);
+          softmax.finish_sharing(high, theirs);
           vote.keep(high);
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
