@@ -13,6 +13,7 @@ from sparse_fmha import _checks
 from sparse_fmha._checks import check_collection, check_int, check_q_and_k, check_qkv, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
+from sparse_fmha.attention.rows import replace_rows, take_rows
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -124,11 +125,8 @@ def mminference_grid_attention(
     out = stripe_attention(q, k, v, _grid_keys(lines, strides, q_len, kv_len, block_q), scale=scale)
     rows = _grid_rows(lines, strides, q_len, kv_len).expand(q.shape[0], -1, -1)
     mask = _rows_mask(rows, strides, q_len, kv_len)
-    own = rows.transpose(1, 2)[..., None].expand(-1, -1, -1, q.shape[3])
-    queries = q.gather(1, own.clamp(max=max(0, q_len - 1))) if q_len else q
-    dense = block_sparse_attention(queries, k, v, mask, scale=scale)
-    # Rows after the last query go to an extra row, which is dropped.
-    return pad(out, (0, 0, 0, 0, 0, 1)).scatter(1, own, dense)[:, :q_len].contiguous()
+    queries = take_rows(q, rows.clamp(max=q_len - 1)) if q_len else q
+    return replace_rows(out, block_sparse_attention(queries, k, v, mask, scale=scale), rows)
 
 
 def _grid_keys(

@@ -177,8 +177,8 @@ def _aligned(
     """Returns out and lse over a window of each condition, with conditions as batch entries."""
     keys, values = (torch.cat(parts) for parts in zip(*spatial, strict=True))
     many = q.repeat(len(spatial), 1, 1, 1), keys, values
-    on_grid = (x.unflatten(1, tuple(grid)) for x in many)
-    out, lse = neighborhood_attention(*on_grid, window, scale=scale, return_lse=True)
+    queries, keys, values = (x.unflatten(1, tuple(grid)) for x in many)
+    out, lse = neighborhood_attention(queries, keys, values, window, scale=scale, return_lse=True)
     outs, lses = out.flatten(1, -3), lse.flatten(1, -2)
     return list(zip(outs.split(len(q)), lses.split(len(q)), strict=True))
 
