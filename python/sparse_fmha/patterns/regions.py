@@ -145,7 +145,8 @@ class RegionOrder(TensorFields):
         tokens, absent = self.sources[some], ~self.present[some]
         part = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
         # Padding reads token 0, which `present` masks.
-        return part.masked_fill_(absent[..., None, None], 0).sum(2, dtype=torch.float32)
+        sums: Tensor = part.masked_fill_(absent[..., None, None], 0).sum(2, dtype=torch.float32)
+        return sums
 
     def _check(self, x: Tensor, tokens: int) -> None:
         check_strided("x", x)
