@@ -140,14 +140,15 @@ def list_kept(
     """Returns the lists of one slice of `build_lists`."""
     columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
     keep = keep.expand(heads, rows, columns)
-    # In place, as these are the largest temporaries. Blocks that are not listed go to an extra
-    # column, which is dropped.
-    place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
-    place = place.masked_fill_(~keep, width).long()
-    indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
-    indices.scatter_(-1, place, numbers.int().expand(place.shape))
+    # In place, as these are the largest temporaries. Blocks that are not kept go to an extra column
+    # before the list, those behind its capacity to one after it; both are dropped.
+    place = keep.cumsum(-1, dtype=torch.int32).mul_(keep)
+    if columns > width:
+        place.clamp_(max=width + 1)
+    indices = torch.full((heads, rows, width + 2), ABSENT, dtype=torch.int32, device=keep.device)
+    indices.scatter_(-1, place.long(), numbers.int().expand(place.shape))
     counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
-    return counts, indices[..., :width].contiguous()
+    return counts, indices[..., 1 : width + 1].contiguous()
 
 
 def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:
