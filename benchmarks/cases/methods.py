@@ -23,6 +23,7 @@ DENSE = "dense"  # ours
 FA3 = "FlashAttention-3"
 MASKED = "SDPA with a mask"
 LISTS = "block lists, as dense"
+TORCH = "SDPA"
 Op = Callable[[], Tensor]
 
 
@@ -232,6 +233,57 @@ def _pka(case, q, k, v):
     return {"pka": method, "pka, captured": _captured(method, q), DENSE: joined}
 
 
+def _images(tokens: int, *tensors: Tensor) -> list[Tensor]:
+    """Tokens of one sequence as images `[B, tokens, H, D]`."""
+    images = tensors[0].shape[1] // tokens
+    return [x[:, : images * tokens].reshape(images, tokens, *x.shape[2:]) for x in tensors]
+
+
+def _with_gradients(attend: Callable[..., Tensor], *tensors: Tensor) -> Op:
+    """Attention and its gradients; returns that of q."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    return lambda: torch.autograd.grad(attend(*leaves).sum(), leaves)[0]
+
+
+def _sdpa(q, k, v):
+    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def _biformer(side: int, top_k: int) -> Callable[..., dict[str, Op]]:
+    """A stage of BiFormer: images of side x side tokens in 7 x 7 regions."""
+
+    def ops(case, q, k, v):
+        images = _images(side * side, q, k, v)
+        region = patterns.image_regions(side, side, 7, device=q.device)
+        order = patterns.RegionOrder(region, 1)
+
+        def method(q, k, v):
+            mask = patterns.biformer_packed(q, k, order, top_k=top_k)
+            permuted = (order.permute(x) for x in (q, k, v))
+            return order.undo(sparse_fmha.block_sparse_attention(*permuted, mask))
+
+        return {
+            case.method: lambda: method(*images),
+            f"{case.method}, with gradients": _with_gradients(method, *images),
+            TORCH: lambda: _sdpa(*images),
+            "SDPA, with gradients": _with_gradients(_sdpa, *images),
+        }
+
+    return ops
+
+
+def _sparsifiner(case, q, k, v):
+    images = _images(197, q, k, v)
+    options = {"device": q.device, "dtype": q.dtype}
+    predictor = patterns.SparsifinerPredictor(197, case.heads, case.dim, **options)
+    mask = predictor.mask(*images[:2])
+    return {
+        "sparsifiner": _over(predictor.mask, *images),
+        "sparsifiner, attention alone": lambda: stripes.attend(*images, mask),
+        DENSE: lambda: sparse_fmha.attention(*images),
+    }
+
+
 CASES = {
     case.method: case
     for case in (
@@ -252,6 +304,15 @@ CASES = {
              published="decode at 128k, a search at each step; 14.3x, one in eight"),
         Case("light_forcing", _light_forcing, 21 * 1560, 12, 12, causal=False, headline=3.79,
              against=DENSE, published="attention, Wan 2.1 1.3B", exact=False, whole=False),
+        *(
+            Case(f"biformer_{n}", _biformer(side, top_k), 64 * side**2, heads, heads, 32,
+                 causal=False, headline=1.0, against=TORCH, exact=False, whole=False,
+                 published="no slower than dense attention in any stage, 64 images of 224 pixels")
+            for n, (side, top_k, heads) in enumerate(((56, 1, 2), (28, 4, 4), (14, 16, 8)), 1)
+        ),
+        Case("sparsifiner", _sparsifiner, 64 * 197, 6, 6, 64, causal=False, headline=1.0,
+             against=DENSE, exact=False, whole=False,
+             published="attention alone no slower than dense, 75% sparse"),
         Case("mminference", _grid_heads, headline=8.3, published="1M tokens", exact=False),
         Case("minference", _minference, headline=10.0, published="1M tokens"),
         Case("minference_mix", _minference_mix, headline=10.0, published="1M tokens"),
