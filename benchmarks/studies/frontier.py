@@ -28,7 +28,10 @@ from benchmarks.harness import environment, report, timing
 from benchmarks.tables import frontier
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = report.RESULTS / "frontier"
+RESULTS = {
+    "planted": report.RESULTS / "frontier",
+    "trained": report.RESULTS / "frontier_trained",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--inputs", choices=("planted", "trained"), default="planted")
     p.add_argument("--steps", type=report.at_least_one, default=400, help="of training")
     p.add_argument("--plot", type=Path, metavar="PICTURE", help="error over sparsity (matplotlib)")
-    report.add_op_options(p, RESULTS, iterations=5)
+    report.add_op_options(p, RESULTS["planted"], iterations=5)
     return p
 
 
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(results["rows"]))
     if args.plot:
         plot(results["rows"], args.plot)
-    report.keep(results, report.out_of(args, RESULTS))
+    report.keep(results, report.out_of(args, RESULTS[args.inputs]))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 TITLE = "Error and speed over sparsity"
 DEVICE = "cuda"
 COLUMNS = ("method", "chosen by", "sparsity", "lost probability", "error", "ms", "over dense")
@@ -28,3 +30,12 @@ def line(row: dict) -> list[str]:
         row["method"], row["chosen_by"], f"{row['sparsity']:.1%}", lost,
         f"{row['error']:.3f}", f"{row['ms']:.4g}", f"{row['dense_ms'] / row['ms']:.2f}x",
     ]  # fmt: skip
+
+
+TRAINED = SimpleNamespace(  # of a folder of its own
+    TITLE="Error and speed over sparsity, a trained model",
+    DEVICE=DEVICE,
+    COLUMNS=COLUMNS,
+    caption=caption,
+    rows=rows,
+)
