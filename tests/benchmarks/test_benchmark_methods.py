@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse_fmha import attention, patterns
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases import methods as cases  # noqa: E402
+from benchmarks.cases import stripes  # noqa: E402
 from benchmarks.studies import methods as study  # noqa: E402
 from benchmarks.tables import methods as table  # noqa: E402
 from benchmarks.tables import models  # noqa: E402
@@ -27,6 +30,19 @@ def test_ops_of_a_case_run(name):
         assert out.shape[2:] == (case.heads, case.dim)
         assert out.isfinite().all()
     assert case.against in {*found, cases.DENSE, cases.FA3}
+
+
+def test_grid_heads_find_the_grid_of_a_video():
+    """The lines that are planted, and nearly all of the probability on them."""
+    size = {"length": 2048, "heads": 4, "heads_kv": 2, "dim": 64}
+    q, k, v, stride = stripes.planted_video(size, "cpu", torch.float32, 0)
+    lines = patterns.mminference_grid_lines(q, k, (64, 128, 256))
+    assert (lines.stride == stride).all()
+    seen = attention(q, k, v, causal=True)
+    out = patterns.mminference_grid_attention(q, k, v, (64, 128, 256))
+    later = slice(256, None)  # the first queries have no line before them
+    difference = (out - seen)[:, later].norm() / seen[:, later].norm()
+    assert difference < 0.02
 
 
 def test_run_and_table(tmp_path):
