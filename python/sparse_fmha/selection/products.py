@@ -37,13 +37,24 @@ def products(q: Tensor, keys: Tensor) -> Tensor:
     Args:
         q: `[B, Lq, Hq, D]`. keys: from `key_operand` with q's dtype, or some of its last dimension.
     """
+    return fp32_product(*_operands(q, keys))
+
+
+def products_by_key(q: Tensor, keys: Tensor) -> Tensor:
+    """Returns what `products` does as `[B, Hkv, L, Hq / Hkv * Lq]`, queries next to each other."""
+    rows, columns = _operands(q, keys)
+    return fp32_product(columns.mT, rows.mT)
+
+
+def _operands(q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the factors of `products`."""
     batch, _, heads, dim = q.shape
     heads_kv = keys.shape[1]
     grouped: Tensor = q.unflatten(2, (heads_kv, heads // heads_kv)).permute(0, 2, 3, 1, 4)
     if keys.dtype == torch.float32:
-        return fp32_product(grouped.float().flatten(2, 3), keys)
+        return grouped.float().flatten(2, 3), keys
     grouped = grouped.repeat(1, 1, 1, 1, keys.shape[2] // dim)
-    return fp32_product(grouped.view(batch, heads_kv, -1, keys.shape[2]), keys)
+    return grouped.view(batch, heads_kv, -1, keys.shape[2]), keys
 
 
 def fp32_product(left: Tensor, right: Tensor) -> Tensor:
