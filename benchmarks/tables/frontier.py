@@ -15,7 +15,8 @@ def caption(results: dict, source: str) -> str:
         f"Causal, {s['length']} tokens, {s['heads']}/{s['heads_kv']} heads, D={s['dim']}, "
         f"{s.get('inputs', 'planted')} inputs. Sparsity is the share of the causal pairs that a "
         "method leaves out, lost probability what these have in dense attention, the error that of "
-        "the output relative to dense attention's. Whole calls, the selection included. "
+        "the output relative to dense attention's. Whole calls, the selection included; masks that "
+        "depend on no input are made before. "
         f"{source}. Times are the median of {s['iterations']}, {s['l2']} cache."
     )
 
