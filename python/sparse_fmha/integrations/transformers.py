@@ -111,7 +111,8 @@ def attend(
 
     Args:
         query: `[B, Hq, Lq, D]`. The last stride is 1, the others are free, as in key and value.
-        key, value: `[B, Hkv, Lkv, D]`, not repeated.
+        key, value: `[B, Hkv, Lkv, D]`, not repeated. Heads of value may have fewer numbers (MLA,
+            MiMo); they are copied with zeros behind.
         attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
             of the call, or else of the module, decides.
         method_of: returns the method of a layer's index, if not all layers are dense.
@@ -146,6 +147,12 @@ def attend(
     if isinstance(attention_mask, Plan):
         attention_mask = of_last(attention_mask, query)
     in_torch = method is not None and method.in_torch
+    dim, value_dim = query.shape[3], value.shape[3]
+    if value_dim < dim and not in_torch:  # zeros add nothing
+        value = torch.nn.functional.pad(value, (0, dim - value_dim))
+        given: Any = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+        out, _ = attend(module, query, key, value, attention_mask, method_of=method_of, **given)
+        return out[..., :value_dim], None
     if query.shape[3] > MAX_HEAD_DIM and not in_torch:
         raise NotImplementedError(
             f"{NAME} does not support head dims above {MAX_HEAD_DIM}, {type(module).__name__} of "
