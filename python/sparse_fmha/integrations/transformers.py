@@ -71,12 +71,14 @@ def register(
             block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
             vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
             min_budget, max_budget, block); streaming_llm(window, sink); moa(alphas, betas, sink,
-            min_span); s2(local_blocks, stride, homo_head); dhsa(density, shared); hip(keys,
-            granule, local, first); ssa(blocks, block); token_sparse(tau, min_tokens, window). Those
-            from anchor on are methods of `sparse_fmha.patterns`, which explains their options.
-            Layers that a model does not have raise an error in its first call. Settings without
-            effect are warned about once: a default that no layer uses, options that leave nothing
-            out of a call, a calibration outside its fitted range, and decode, which is dense.
+            min_span); s2(local_blocks, stride, homo_head); power(sink_blocks, local_blocks,
+            block); dhsa(density, shared); hip(keys, granule, local, first); ssa(blocks, block);
+            psa(shares, block); mminference(strides, last); token_sparse(tau, min_tokens, window).
+            Those from anchor on are methods of `sparse_fmha.patterns`, which explains their
+            options. Layers that a model does not have raise an error in its first call. Settings
+            without effect are warned about once: a default that no layer uses, options that leave
+            nothing out of a call, a calibration outside its fitted range, and decode, which is
+            dense.
 
     Raises:
         ValueError: such a name, or layers, methods or options that do not exist or are not allowed.
