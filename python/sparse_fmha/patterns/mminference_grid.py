@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_collection, check_int, check_q_and_k, check_qkv, plain_ints
+from sparse_fmha._checks import (
+    check_collection,
+    check_int,
+    check_q_and_k,
+    check_qkv_of_one_dim,
+    plain_ints,
+)
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -114,7 +120,7 @@ def mminference_grid_attention(
         ValueError, TypeError, RuntimeError: a shape, dtype or number is not allowed, or as in
             `stripe_attention`.
     """
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     scale = _checks.finite("scale", scale)
     q_len, kv_len = q.shape[1], k.shape[1]
     strides = _check_strides(strides, q_len, kv_len)

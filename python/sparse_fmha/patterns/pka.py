@@ -74,7 +74,7 @@ def pka_attention(
     """
     check_collection("grid", grid)
     check_collection("spatial", spatial)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_flag("joint", joint)
     lengths = [check_int(f"grid[{n}]", length, 1) for n, length in enumerate(grid)]
     tokens = 1

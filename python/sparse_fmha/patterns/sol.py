@@ -115,7 +115,7 @@ def sol_attention(
     Raises:
         ValueError, TypeError: as in `sol_blocks` and `block_sparse_attention`.
     """
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_choice("rest", rest, ("token", "block"))
     exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
     mask = BlockGrid.of(q, k, block, block).mask(exact)
