@@ -25,10 +25,13 @@ def tensors(case: Case, seed: int) -> list[torch.Tensor]:
     dtype = getattr(torch, case.dtype)
     return [
         torch.randn(
-            case.batch, case.length, heads, case.head_dim,
+            case.batch, case.length, heads, dim,
             generator=generator, device=case.device, dtype=dtype,
         )
-        for heads in (case.heads_q, case.heads_kv, case.heads_kv)
+        for heads, dim in (
+            (case.heads_q, case.head_dim), (case.heads_kv, case.head_dim),
+            (case.heads_kv, case.dims[1]),
+        )
     ]  # fmt: skip
 
 
@@ -54,15 +57,20 @@ def kernel_of(case: Case, kernels: list[dict]) -> dict | None:
         for row in kernels
         if tuple(row[of] for of in ("arch", "pass", "dtype", "mechanism", "skips")) == wanted
         and row["head_dim"] >= case.head_dim
+        and row["value_dim"] >= case.dims[1]
         and (arch == "cpu" or not row["key_bias"])
     ]
-    smallest = min((row["head_dim"] for row in rows), default=0)
-    rows = [row for row in rows if row["head_dim"] == smallest]
+    smallest = min((_dims(row) for row in rows), default=None)
+    rows = [row for row in rows if _dims(row) == smallest]
     if len(rows) > 1:
         instances = case.batch * case.heads_q
         tile = query_tile(bool(case.causal), case.head_dim, instances, case.length)
         rows.sort(key=lambda row: row["tile_q"] != tile)
     return rows[0] if rows else None
+
+
+def _dims(row: dict) -> tuple[int, int]:
+    return row["head_dim"], row["value_dim"]
 
 
 def simulated(case: Case) -> dict:

@@ -70,6 +70,7 @@ class Row(NamedTuple):
     sharing: int = 0  # these two of sm80, backward passes only
     held: str = ""
     blocks: int = 1  # the rest of sm90, forward pass only
+    of_values: int = 0  # head dim of v and out; 0: that of q and k
     tile_ns: int = 0
     step_ns: int = 0
     alone_ns: int = 0
@@ -95,13 +96,18 @@ class Row(NamedTuple):
         return _snake_case(self.mechanism)
 
     @property
+    def value_dim(self) -> int:
+        return self.of_values or self.head_dim
+
+    @property
     def dtype(self) -> str:
         return DTYPES[self.element]
 
     @property
     def name(self) -> str:
-        """Such as sm90_dense_bfloat16_d128_skip, .._d128_bias or .._d128_q64."""
-        return self._name(self.arch.name, f"{self.mechanism_name}_{self.dtype}_d{self.head_dim}")
+        """Such as sm90_dense_bfloat16_d128_skip, .._d128_bias, .._d128_q64 or .._d192_v128."""
+        dims = f"d{self.head_dim}" + (f"_v{self.of_values}" if self.of_values else "")
+        return self._name(self.arch.name, f"{self.mechanism_name}_{self.dtype}_{dims}")
 
     @property
     def file(self) -> str:
@@ -195,7 +201,10 @@ PASSES: dict[str, dict[str, Fields]] = {
 # Fields with a default.
 COSTS = dict.fromkeys(("tile_ns", "step_ns", "alone_ns"), _number)
 OPTIONAL: dict[str, dict[str, Fields]] = {
-    "sm90": {"forward": {"bias": _one_of("kNone", "kPerKey"), "blocks": _number} | COSTS},
+    "sm90": {
+        "forward": {"bias": _one_of("kNone", "kPerKey"), "blocks": _number, "value_dim": _number}
+        | COSTS
+    },
 }
 
 
@@ -221,6 +230,7 @@ def read(path: Path) -> list[Row]:
             fields = _fields(statement, PASSES[arch.family][direction], optional)
             archs, elements = fields.pop("archs", [arch]), fields.pop("elements")
             mechanism = fields.pop("mechanism")
+            fields["of_values"] = fields.pop("value_dim", 0)
             shared = {"kernel_mechanism": mechanism} if mechanism in SHARED else {}
             served = SHARED.get(mechanism, (mechanism,))
             for one, element, of in itertools.product(archs, elements, served):
@@ -306,6 +316,8 @@ def definition(row: Row) -> str:
     before, after = ("WithKeyBias<", ">") if row.bias == "kPerKey" else ("", "")
     if row.blocks > 1:
         before, after = f"WithBlocks<{before}", f"{after}, {row.blocks}>"
+    if row.of_values:
+        before, after = f"WithValueDim<{before}", f"{after}, {row.of_values}>"
     arch = f"Arch::{row.arch.enumerator}"
     of_row = f", {row.mechanism}" if row.kernel_mechanism else ""
     if row.arch.family == "sm80":  # two architectures
@@ -351,15 +363,16 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
     names = "".join(f"SPARSE_FMHA_ROW({row.name})\n" for row in built)
     _write(folder / "kernel_rows.inc", names)
     tiles = dict.fromkeys(
-        f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, {r.tile_k})\n"
-        for r in sorted(rows, key=lambda row: row.head_dim)
+        f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, "
+        f"{r.value_dim}, {r.tile_k})\n"
+        for r in sorted(rows, key=lambda row: (row.head_dim, row.value_dim))
         if r.skips and r.direction == "forward"
     )
     _write(folder / "skip_tiles.inc", "".join(tiles))
     costs = dict.fromkeys(
         f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {str(r.packed).lower()}, "
-        f"{r.head_dim}, {r.tile_q}, {r.tile_k}, {r.blocks}, {r.tile_ns}, {r.step_ns}, "
-        f"{r.alone_ns or r.step_ns})\n"
+        f"{r.head_dim}, {r.value_dim}, {r.tile_q}, {r.tile_k}, {r.blocks}, "
+        f"{r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
         for r in rows
         if r.direction == "forward" and r.mechanism in SERVED and not (r.skips or r.key_bias)
     )

@@ -30,6 +30,7 @@ class Case:
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     lists: Lists | None = None  # of a block-sparse case
+    value_dim: int = 0  # head dim of v and out; 0: head_dim
     skip: int = 0  # percent of the key tiles that the inputs let a threshold skip
     dense_iterations: int = 0  # timed calls of dense attention over the same tokens
     quick: bool = False
@@ -48,6 +49,11 @@ class Case:
         if self.lists:
             return "selection" if self.lists.kind == "selected" else "block_sparse"
         return "neighborhood" if self.window else "causal" if self.causal else "dense"
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Head dims of q and k, and of v and out."""
+        return self.head_dim, self.value_dim or self.head_dim
 
     @property
     def axes(self) -> tuple[grids.Axis, ...]:
@@ -82,7 +88,7 @@ class Case:
         the pooled rows where a mask is made."""
         if self.mechanism == "selection":
             return 2 * self.batch * self.heads_q * self.head_dim * math.prod(self._blocks)
-        return 4 * self.batch * self.heads_q * self.head_dim * self.visible_pairs
+        return 2 * self.batch * self.heads_q * sum(self.dims) * self.visible_pairs
 
     @property
     def _blocks(self) -> tuple[int, int]:
@@ -95,7 +101,7 @@ class Case:
         if self.mechanism == "selection":
             read = rows * (self.heads_q + self.heads_kv) * self.head_dim * BYTES[self.dtype]
             return read + 4 * self.batch * self.heads_q * self.lists.total(self.length)
-        elements = 2 * rows * (self.heads_q + self.heads_kv) * self.head_dim
+        elements = rows * (self.heads_q + self.heads_kv) * sum(self.dims)
         return elements * BYTES[self.dtype] + 4 * rows * self.heads_q
 
     def executed_flops(self, kernel: dict | None) -> int | None:
@@ -105,7 +111,7 @@ class Case:
         key tiles that none of its rows sees. Of block lists what is listed, by any kernel."""
         if self.mechanism == "block_sparse":
             pairs = self.lists.listed_pairs(self.length)
-            return 4 * self.batch * self.heads_q * self.head_dim * pairs
+            return 2 * self.batch * self.heads_q * sum(self.dims) * pairs
         if not kernel or self.lists:
             return None
         tile_q, tile_k = kernel["tile_q"], kernel["tile_k"]
@@ -116,8 +122,11 @@ class Case:
             last_key = min(first + WARPGROUP_ROWS, self.length) if self.causal else self.length
             tiles += -(-last_key // tile_k)
         pairs = tiles * WARPGROUP_ROWS * tile_k
-        return 4 * self.batch * self.heads_q * kernel["head_dim"] * pairs
+        dims = kernel["head_dim"] + kernel["value_dim"]
+        return 2 * self.batch * self.heads_q * dims * pairs
 
     def shape(self) -> dict:
         fields = asdict(self)
-        return {k: fields[k] for k in fields if k not in ("name", "quick", "dense_iterations")}
+        left_out = {"name", "quick", "dense_iterations"}
+        left_out |= set() if self.value_dim else {"value_dim"}
+        return {k: fields[k] for k in fields if k not in left_out}

@@ -152,6 +152,8 @@ def _all() -> list[Case]:
     cases += [_gpu("d128", 128, 16, 16, False, 2)]  # the work of na/1d/s2048
     cases += [_gpu("d96", 96, 16, 16, False, n) for n in lengths]
     cases += [_gpu("d128-fp16", 128, 16, 16, False, 8, dtype="float16")]
+    for causal in (False, True):  # the prefill of DeepSeek's models
+        cases += [_gpu("d192-v128", 192, 16, 16, causal, n, value_dim=128) for n in (4, 16, 32)]
     cases += [_gpu("d128-gqa4", 128, 32, 8, True, 8)]
     cases += _neighborhoods()
     cases += _block_lists()

@@ -3,6 +3,7 @@
 //   sparse_fmha_bench --benchmark_filter=sm90_dense_bfloat16_d128/.*l8192.*/cold
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -74,6 +75,7 @@ FmhaProblem make_problem(Machine& machine, KernelInfo const& kernel, Shape const
   p.batch = s.batch;
   p.heads_q = p.heads_kv = s.heads;
   p.head_dim = s.head_dim;
+  p.value_dim = std::min(s.head_dim, kernel.key.value_dim);
   p.grid_q = p.grid_kv = s.grid;
   int64_t const bytes = s.elements() * element_bytes(p.dtype);
   unsigned seed = 0;

@@ -1,5 +1,6 @@
 #include "shapes.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace sparse_fmha::bench {
@@ -55,7 +56,8 @@ double useful_flops(KernelInfo const& kernel, Shape const& shape) {
   } else if (is<Neighborhood>(kernel)) {
     pairs = length * static_cast<double>(volume(shape.window));
   }
-  return 4.0 * shape.batch * shape.heads * shape.head_dim * pairs;
+  int const dims = shape.head_dim + std::min(shape.head_dim, int{kernel.key.value_dim});
+  return 2.0 * shape.batch * shape.heads * dims * pairs;
 }
 
 std::string to_string(Shape const& s) {

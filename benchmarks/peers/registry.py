@@ -80,6 +80,8 @@ def cudnn(case: Case, q, k, v):
 
 
 def flash2(case: Case, q, k, v):
+    if case.value_dim:
+        raise UnavailableError("takes values of q's head dim only")
     return _sdpa(case, q, k, v, SDPBackend.FLASH_ATTENTION)
 
 

@@ -103,7 +103,7 @@ def tiles_of(case: Case, arch: str) -> tuple[int, int]:
         for row in sparse_fmha.kernels()
         if (row["arch"], row["pass"], row["mechanism"], row["skips"])
         == (arch, "forward", mechanism, False)
-        and row["head_dim"] >= case.head_dim
+        and min(row["head_dim"], row["value_dim"]) >= case.head_dim
     ]
     row = min(rows, key=lambda row: row["head_dim"])
     return row["tile_q"], row["tile_k"]

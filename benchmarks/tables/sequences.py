@@ -37,7 +37,8 @@ def row_name(case: dict) -> str:
     heads = str(s["heads_q"])
     if s["heads_q"] != s["heads_kv"]:
         heads += f"/{s['heads_kv']}"
-    return f"D={s['head_dim']}, {heads} heads, {mask}, {s['dtype']}"
+    values = f", values {s['value_dim']}" if s.get("value_dim") else ""
+    return f"D={s['head_dim']}{values}, {heads} heads, {mask}, {s['dtype']}"
 
 
 def caption(results: dict) -> str:

@@ -23,6 +23,7 @@ std::vector<std::tuple<int32_t, double, double>> row_times(bool causal, int32_t 
                              Pass::kForward,
                              DataType::kBFloat16,  // costs are those of fp16, too
                              head_dim,
+                             head_dim,
                              causal ? mechanism_index<Causal>() : mechanism_index<Dense>(),
                              false};
   std::vector<std::tuple<int32_t, double, double>> times;

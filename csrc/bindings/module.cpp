@@ -31,13 +31,14 @@ constexpr char const* kBuildInfo =
 
 py::dict describe(sparse_fmha::KernelInfo const& info) {
   using namespace py::literals;
-  return py::dict(
-      "name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
-      "pass"_a = sparse_fmha::to_string(info.key.pass), "mechanism"_a = info.mechanism,
-      "dtype"_a = sparse_fmha::to_string(info.key.dtype), "head_dim"_a = info.key.head_dim,
-      "skips"_a = info.key.skips, "key_bias"_a = info.key.key_bias, "packed"_a = info.key.packed,
-      "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
-      "threads"_a = info.threads, "blocks"_a = info.blocks, "smem_bytes"_a = info.smem_bytes);
+  return py::dict("name"_a = info.name, "arch"_a = sparse_fmha::to_string(info.key.arch),
+                  "pass"_a = sparse_fmha::to_string(info.key.pass), "mechanism"_a = info.mechanism,
+                  "dtype"_a = sparse_fmha::to_string(info.key.dtype),
+                  "head_dim"_a = info.key.head_dim, "value_dim"_a = info.key.value_dim,
+                  "skips"_a = info.key.skips, "key_bias"_a = info.key.key_bias,
+                  "packed"_a = info.key.packed, "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k,
+                  "stages"_a = info.stages, "threads"_a = info.threads, "blocks"_a = info.blocks,
+                  "smem_bytes"_a = info.smem_bytes);
 }
 
 py::list kernel_table() {
@@ -79,7 +80,7 @@ std::vector<sparse_fmha::Arch> gpu_arch_list() {
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
                      std::string const& dtype, int head_dim, bool skips, std::string const& pass,
-                     bool key_bias, int tile_q, bool packed) {
+                     bool key_bias, int tile_q, bool packed, int value_dim) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   using sparse_fmha::Pass;
@@ -94,8 +95,9 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       {Pass::kForward, Pass::kBackwardDq, Pass::kBackwardDkv, Pass::kBackwardFused, Pass::kDecode},
       "pass");
   return describe(
-      sparse_fmha::find_kernel(
-          {on, in, of, head_dim, mechanism_index(mechanism), skips, key_bias, packed}, tile_q)
+      sparse_fmha::find_kernel({on, in, of, head_dim, value_dim == 0 ? head_dim : value_dim,
+                                mechanism_index(mechanism), skips, key_bias, packed},
+                               tile_q)
           .info);
 }
 
@@ -171,8 +173,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
         py::arg("key_bias") = false, py::arg("tile_q") = 0, py::arg("packed") = false,
+        py::arg("value_dim") = 0,
         "The row that an op takes for this request, of several the one with tile_q, or else that "
-        "for much work; RuntimeError names the rows there are.");
+        "for much work; RuntimeError names the rows there are. value_dim 0: head_dim.");
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");
   m.def("arch_of_capability", &arch_of_capability, py::arg("major"), py::arg("minor"),
         "The architecture that a GPU runs; RuntimeError names the compute capabilities there are.");

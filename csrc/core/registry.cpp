@@ -35,9 +35,12 @@ bool serves(KernelKey const& row, KernelKey const& request) {
   bool const bias = row.key_bias == request.key_bias || (row.key_bias && optional);
   // Those of the CPU take one sequence after the other.
   bool const packed = row.packed == request.packed || row.arch == Arch::kCpu;
+  // The kernels of the family sm80 have one width for both.
+  bool const widths =
+      request.value_dim == request.head_dim || row.arch == Arch::kCpu || row.arch == Arch::kSm90;
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips && bias && packed &&
-         row.head_dim >= request.head_dim;
+         row.head_dim >= request.head_dim && row.value_dim >= request.value_dim && widths;
 }
 
 }  // namespace
@@ -56,8 +59,9 @@ bool is_built(Arch arch) {
 KernelRow const* look_for_kernel(KernelKey const& request, int32_t tile_q) {
   KernelRow const* best = nullptr;
   auto better = [&](KernelInfo const& a, KernelInfo const& b) {
-    return a.key.head_dim != b.key.head_dim ? a.key.head_dim < b.key.head_dim
-                                            : a.tile_q == tile_q && b.tile_q != tile_q;
+    return a.key.head_dim != b.key.head_dim     ? a.key.head_dim < b.key.head_dim
+           : a.key.value_dim != b.key.value_dim ? a.key.value_dim < b.key.value_dim
+                                                : a.tile_q == tile_q && b.tile_q != tile_q;
   };
   for (KernelRow const& row : kernel_table()) {
     if (serves(row.info.key, request) && (best == nullptr || better(row.info, best->info))) {
@@ -82,7 +86,12 @@ KernelRow const& find_kernel(KernelKey const& request, int32_t tile_q) {
           << (only_on_cpu ? ", which runs on the CPU only; move the tensors to the CPU" : "")
           << ". Compiled kernels:";
   for (KernelRow const& row : kernel_table()) {
-    message << "\n  " << row.info.name << " (head_dim <= " << row.info.key.head_dim << ")";
+    KernelKey const& key = row.info.key;
+    message << "\n  " << row.info.name << " (head_dim <= " << key.head_dim;
+    if (key.value_dim != key.head_dim) {
+      message << ", value_dim <= " << key.value_dim;
+    }
+    message << ")";
   }
   throw only_on_cpu ? not_implemented(message.str()) : std::runtime_error(message.str());
 }
@@ -99,8 +108,12 @@ std::string to_string(KernelKey const& key) {
   std::ostringstream text;
   text << "arch=" << to_string(key.arch) << ", pass=" << to_string(key.pass)
        << ", mechanism=" << Mechanisms::kNames[key.mechanism] << ", dtype=" << to_string(key.dtype)
-       << ", head_dim=" << key.head_dim << (key.skips ? ", with skipping" : "")
-       << (key.key_bias ? ", with key_bias" : "") << (key.packed ? ", packed" : "");
+       << ", head_dim=" << key.head_dim;
+  if (key.value_dim != key.head_dim) {
+    text << ", value_dim=" << key.value_dim;
+  }
+  text << (key.skips ? ", with skipping" : "") << (key.key_bias ? ", with key_bias" : "")
+       << (key.packed ? ", packed" : "");
   return text.str();
 }
 

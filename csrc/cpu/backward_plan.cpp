@@ -63,8 +63,9 @@ void tile_keys(FmhaProblem const& problem, Neighborhood::Params const& params, B
       auto const walk = Neighborhood::walk_transposed(params, shape, middle);
       double const rows = static_cast<double>(walk.num_partial + walk.num_full) * volume(q);
       double const keys = static_cast<double>(volume(params.grid)) / tiles;
-      double const cycles = std::ceil(heads * tiles / kThreads) *
-                            key_tile_cycles(problem.head_dim, rows * group, keys);
+      double const cycles =
+          std::ceil(heads * tiles / kThreads) *
+          key_tile_cycles(0.5 * (problem.head_dim + problem.value_dim), rows * group, keys);
       if (cycles < best) {
         best = cycles;
         plan.by_key = shape;

@@ -76,8 +76,9 @@ std::vector<KernelRow> cpu_backward_rows() {
       for (Pass pass : {Pass::kBackwardDq, Pass::kBackwardDkv}) {
         for (bool skips : {false, true}) {
           KernelRow row;
-          row.info.key = {Arch::kCpu, pass, dtype, kMaxHeadDim, static_cast<int32_t>(m),
-                          skips,      true};
+          row.info.key = {Arch::kCpu,  pass,        dtype,
+                          kMaxHeadDim, kMaxHeadDim, static_cast<int32_t>(m),
+                          skips,       true};
           row.info.mechanism = Mechanisms::kNames[m];
           row.info.name = std::string("cpu_") + to_string(pass) + "_" + row.info.mechanism + "_" +
                           to_string(dtype) + (skips ? "_skip" : "");

@@ -85,7 +85,8 @@ std::vector<KernelRow> cpu_decode_rows() {
        {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
     for (bool skips : {false, true}) {
       KernelRow row;
-      row.info.key = {Arch::kCpu, Pass::kDecode, dtype, kMaxHeadDim, mechanism_index<Dense>(),
+      row.info.key = {Arch::kCpu,  Pass::kDecode, dtype,
+                      kMaxHeadDim, kMaxHeadDim,   mechanism_index<Dense>(),
                       skips};
       row.info.mechanism = Dense::kName;
       row.info.name = std::string("cpu_decode_") + to_string(dtype) + (skips ? "_skip" : "");

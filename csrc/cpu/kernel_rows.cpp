@@ -33,8 +33,8 @@ std::vector<KernelRow> cpu_kernel_rows() {
          {DataType::kFloat16, DataType::kBFloat16, DataType::kFloat32, DataType::kFloat64}) {
       for (bool skips : {false, true}) {
         KernelRow row;
-        row.info.key = {
-            Arch::kCpu, Pass::kForward, dtype, kMaxHeadDim, static_cast<int32_t>(m), skips, true};
+        row.info.key = {Arch::kCpu,  Pass::kForward,          dtype, kMaxHeadDim,
+                        kMaxHeadDim, static_cast<int32_t>(m), skips, true};
         row.info.mechanism = Mechanisms::kNames[m];
         row.info.name = "cpu_" + row.info.mechanism + "_" + to_string(dtype);
         row.info.name += skips ? "_skip" : "";

@@ -16,10 +16,11 @@ constexpr int64_t kMaxKeys = 64;
 
 // Cycles of one query tile on a core with two 16-lane multipliers, fitted to measured times of 2-D
 // and 3-D neighborhoods within 15 percent.
-double tile_cycles(double head_dim, double queries, double keys) {
-  double const per_score = head_dim + 10;  // 16 queries with a key: products and softmax
-  double const per_key = 1.5 * head_dim;   // loading it
-  double const per_query = 800;            // loading and transposing it, storing its output
+double tile_cycles(FmhaProblem const& problem, double queries, double keys) {
+  double const dims = 0.5 * (problem.head_dim + problem.value_dim);
+  double const per_score = dims + 10;  // 16 queries with a key: products and softmax
+  double const per_key = 1.5 * dims;   // loading it
+  double const per_query = 800;        // loading and transposing it, storing its output
   return keys * (std::ceil(queries / 16) * per_score + per_key) + queries * per_query;
 }
 
@@ -71,7 +72,7 @@ Tiling choose(FmhaProblem const& problem, typename M::Params const& params, int 
         double const keys = static_cast<double>(walk.num_partial + walk.num_full) * volume(shape.k);
         double const queries = static_cast<double>(volume(grid)) / tiles;
         double const cycles = std::ceil(heads * tiles / threads) *
-                              tile_cycles(problem.head_dim, queries, keys + problem.extra_len);
+                              tile_cycles(problem, queries, keys + problem.extra_len);
         if (cycles < best_cycles) {
           best = {shape, tiles};
           best_cycles = cycles;
@@ -102,33 +103,35 @@ constexpr Arch kLike = Arch::kSm90;
 
 struct KernelTile {
   int32_t head_dim;
+  int32_t value_dim;
   int32_t tile_k;
 };
 // The tile of the kernel that skips, or of the usual one if there is none.
-KernelTile kernel_tile(char const* mechanism, int32_t head_dim) {
+KernelTile kernel_tile(char const* mechanism, FmhaProblem const& problem) {
   struct {
     Arch arch;
     char const* mechanism;
     KernelTile tile;
   } constexpr kRows[] = {
-#define SPARSE_FMHA_SKIP_TILE(arch, mechanism, head_dim, tile_k) \
-  {Arch::arch, mechanism::kName, {head_dim, tile_k}},
+#define SPARSE_FMHA_SKIP_TILE(arch, mechanism, head_dim, value_dim, tile_k) \
+  {Arch::arch, mechanism::kName, {head_dim, value_dim, tile_k}},
 #include "skip_tiles.inc"  // from csrc/kernels/*.def
 #undef SPARSE_FMHA_SKIP_TILE
   };
-  for (auto const& row : kRows) {  // in ascending order of head dim
-    if (row.arch == kLike && row.tile.head_dim >= head_dim &&
-        std::strcmp(row.mechanism, mechanism) == 0) {
+  for (auto const& row : kRows) {  // in ascending order of head dims
+    if (row.arch == kLike && row.tile.head_dim >= problem.head_dim &&
+        row.tile.value_dim >= problem.value_dim && std::strcmp(row.mechanism, mechanism) == 0) {
       return row.tile;
     }
   }
-  return {128, 128};
+  return {128, 128, 128};
 }
 
 // The shapes that groups.h takes for each mechanism.
 template <class M>
 Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
-  auto const [head_dim, tile_k] = kernel_tile(M::kName, problem.head_dim);
+  auto const [head_dim, value_dim, tile_k] = kernel_tile(M::kName, problem);
+  (void)value_dim;
   TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
   if constexpr (std::is_same_v<M, Neighborhood>) {
     // Like sm90/geometry/grid/launch.h for the first interleaved grid.

@@ -20,7 +20,7 @@ struct RowTermsParams {
   int64_t rows;
   Coord grid;
   int32_t heads;
-  int32_t head_dim;
+  int32_t dim;  // of a row
   float scale_log2;
 };
 
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const 
   int64_t const row = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
   bool const inside = row < p.rows;
   float sum = 0;
-  if (inside && lane * kElements < p.head_dim) {
+  if (inside && lane * kElements < p.dim) {
     int64_t rest = row / p.heads;
     int64_t from = row % p.heads * p.dout.head_stride + lane * kElements;
 #pragma unroll
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) find_row_terms(RowTermsParams const 
       rest /= p.grid[axis];
     }
     from += rest * p.dout.batch_stride;
-    int64_t const at = row * p.head_dim + lane * kElements;
+    int64_t const at = row * p.dim + lane * kElements;
     sum = dot<Element>(
         *reinterpret_cast<uint4 const*>(static_cast<Element const*>(p.out) + at),
         *reinterpret_cast<uint4 const*>(static_cast<Element const*>(p.dout.data) + from));
@@ -82,9 +82,9 @@ void fill_row_terms(FmhaProblem const& problem, ExecutionContext const& context)
                                  volume(problem.grid_q) * problem.batch * problem.heads_q,
                                  problem.grid_q,
                                  problem.heads_q,
-                                 problem.head_dim,
+                                 problem.value_dim,
                                  static_cast<float>(problem.scale) * kLog2e};
-  with_mma_types(problem.dtype, problem.head_dim, [&](auto element, auto dim) {
+  with_mma_types(problem.dtype, problem.value_dim, [&](auto element, auto dim) {
     constexpr int kLanes = decltype(dim)::value / kElements;
     int64_t const blocks = (params.rows * kLanes + kThreads - 1) / kThreads;
     find_row_terms<decltype(element), kLanes>

@@ -16,8 +16,13 @@ namespace sparse_fmha {
 
 using torch::headeronly::ScalarType;
 
-TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous) {
-  require(same_shape(t, q), name, " must have q's shape, ", shape_of(q), ", got ", shape_of(t));
+TensorView like_out(char const* name, Tensor& t, FmhaProblem const& problem, Tensor const& q,
+                    bool contiguous) {
+  bool const as_values = problem.value_dim != problem.head_dim;
+  require(sizes_of(t) == sizes_of_out(problem, q), name, " must have q's shape",
+          as_values ? " with v's head dim, " : ", ",
+          as_values ? std::to_string(problem.value_dim) + ", of " : "", shape_of(q), ", got ",
+          shape_of(t));
   check_like_q(name, t, q);
   int64_t const last = t.dim() - 1;
   if (contiguous || (t.size(last) != 1 && t.stride(last) != 1)) {
@@ -80,7 +85,8 @@ bool has_pass(std::vector<KernelRow const*> const& rows, Pass pass) {
 }  // namespace
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
-                                 std::optional<Tensor> const& extra_k, BackwardArguments given) {
+                                 Tensor const& v, std::optional<Tensor> const& extra_k,
+                                 std::optional<Tensor> const& extra_v, BackwardArguments given) {
   if (given.skip_threshold) {
     problem.skip_threshold = checked_threshold(*given.skip_threshold, q);
   }
@@ -103,17 +109,17 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     device::list_kept_blocks(problem, launch.context());
   }
   Gradients gradients;
-  gradients.out = like_q("dout", given.dout, q, /*contiguous=*/false);
-  problem.out = like_q("out", given.out, q, /*contiguous=*/true);
+  gradients.out = like_out("dout", given.dout, problem, q, /*contiguous=*/false);
+  problem.out = like_out("out", given.out, problem, q, /*contiguous=*/true);
   // Kernels only read it in this pass.
   problem.lse = const_cast<float*>(rows_of_q("lse", given.lse, q));
   gradients.lse = given.dlse ? rows_of_q("dlse", *given.dlse, q) : nullptr;
 
   std::vector<Tensor> results = {new_gradient(q, given.need_dq), new_gradient(k, given.need_dkv),
-                                 new_gradient(k, given.need_dkv)};
+                                 new_gradient(v, given.need_dkv)};
   if (extra_k) {
     results.push_back(new_gradient(*extra_k, given.need_dkv));
-    results.push_back(new_gradient(*extra_k, given.need_dkv));
+    results.push_back(new_gradient(*extra_v, given.need_dkv));
   }
   if (has_bias) {
     std::vector<int64_t> const wanted = {problem.batch, problem.heads_q, volume(problem.grid_kv)};
@@ -134,7 +140,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     gradients.k = view(results[1]);
     gradients.v = view(results[2]);
   } else if (need_dbias && !on_cpu(q)) {  // GPU kernels store all that they compute
-    unwanted = {new_gradient(k, true), new_gradient(k, true)};
+    unwanted = {new_gradient(k, true), new_gradient(v, true)};
     gradients.k = view(unwanted[0]);
     gradients.v = view(unwanted[1]);
   }

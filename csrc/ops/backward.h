@@ -24,7 +24,8 @@ struct BackwardArguments {
 };
 
 // The gradient of out, or out itself. Copied if kernels cannot read its layout.
-TensorView like_q(char const* name, Tensor& t, Tensor const& q, bool contiguous);
+TensorView like_out(char const* name, Tensor& t, FmhaProblem const& problem, Tensor const& q,
+                    bool contiguous);
 
 // lse or its gradient, contiguous.
 float const* rows_of_q(char const* name, Tensor& t, Tensor const& q);
@@ -37,6 +38,7 @@ Tensor new_gradient(Tensor const& like, bool wanted);
 // contiguous, in q's dtype. For a problem with a bias of keys its gradient comes last, in fp32
 // [B, Hq, tokens], not summed over what the bias shares. [B, 0] for gradients that are not wanted.
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
-                                 std::optional<Tensor> const& extra_k, BackwardArguments arguments);
+                                 Tensor const& v, std::optional<Tensor> const& extra_k,
+                                 std::optional<Tensor> const& extra_v, BackwardArguments arguments);
 
 }  // namespace sparse_fmha

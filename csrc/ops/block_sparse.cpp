@@ -93,7 +93,7 @@ std::vector<Tensor> block_sparse_bwd(
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
                    block_kv, causal, scale, key_bias, row_threshold, softcap);
   return run_backward(
-      problem, q, k, std::nullopt,
+      problem, q, k, v, std::nullopt, std::nullopt,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 

@@ -49,7 +49,7 @@ FmhaProblem problem_of(Tensor& q, Tensor& k_cache, Tensor& v_cache, bool paged,
   p.batch = static_cast<int32_t>(q.size(0));
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);
-  p.head_dim = static_cast<int32_t>(dim);
+  p.head_dim = p.value_dim = static_cast<int32_t>(dim);
   p.grid_q = {1, 1, static_cast<int32_t>(q.size(1))};
   p.grid_kv = {1, 1, static_cast<int32_t>(k_cache.size(1))};
   p.q = view(q);

@@ -36,7 +36,7 @@ std::vector<Tensor> fmha_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, 
                              std::optional<Tensor> skip_threshold, double softcap,
                              std::optional<Tensor> skipped) {
   FmhaProblem problem = fmha(q, k, v, causal, scale, key_bias, softcap);
-  return run_backward(problem, q, k, std::nullopt,
+  return run_backward(problem, q, k, v, std::nullopt, std::nullopt,
                       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic,
                        skip_threshold, skipped});
 }

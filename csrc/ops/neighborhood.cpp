@@ -117,7 +117,7 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
   FmhaProblem problem = neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k,
                                      extra_v, key_bias, softcap);
   return run_backward(
-      problem, q, k, extra_k,
+      problem, q, k, v, extra_k, extra_v,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 

@@ -102,7 +102,7 @@ FmhaProblem packed_problem(Tensor& q, Tensor& k, Tensor& v, bool paged,
   p.batch = 1;
   p.heads_q = static_cast<int32_t>(heads_q);
   p.heads_kv = static_cast<int32_t>(heads_kv);
-  p.head_dim = static_cast<int32_t>(dim);
+  p.head_dim = p.value_dim = static_cast<int32_t>(dim);
   p.q = view(q);
   p.k = view(k);
   p.v = view(v);

@@ -65,6 +65,15 @@ void check_head_dim(char const* name, int64_t dim) {
           " must be a multiple of 8 from 8 to 256, got ", dim);
 }
 
+// Whether tensors have equal shapes but for the head dim.
+bool same_tokens(Tensor const& a, Tensor const& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d + 1 < a.dim(); ++d) {
+    same = a.size(d) == b.size(d);
+  }
+  return same;
+}
+
 int32_t narrow(char const* name, Tensor const& t, int64_t dim) {
   require(t.size(dim) <= INT32_MAX, name, " must have at most 2^31 - 1 entries in dimension ", dim,
           ", got ", t.size(dim));
@@ -174,12 +183,14 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
   for (auto const& [name, t] : operands) {
     check_like_q(name, t, q);
     require(t.size(0) == q.size(0), name, " must have q's batch, ", q.size(0), ", got ", t.size(0));
-    require(t.size(rank - 1) == q.size(rank - 1), name, " must have q's head dim, ",
-            q.size(rank - 1), ", got ", t.size(rank - 1));
   }
-  require(same_shape(k, v), "v must have k's shape, ", shape_of(k), ", got ", shape_of(v));
   int64_t const dim = q.size(rank - 1);
+  int64_t const value_dim = v.size(rank - 1);
+  require(k.size(rank - 1) == dim, "k must have q's head dim, ", dim, ", got ", k.size(rank - 1));
+  require(same_tokens(k, v), "v must have k's shape but for the head dim, ", shape_of(k), ", got ",
+          shape_of(v));
   check_head_dim("q", dim);
+  check_head_dim("v", value_dim);
   for (auto const& [name, t] : operands) {
     make_readable(name, t);
   }
@@ -192,6 +203,7 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
   p.heads_q = narrow("q", q, heads);
   p.heads_kv = narrow("k", k, heads);
   p.head_dim = static_cast<int32_t>(dim);
+  p.value_dim = static_cast<int32_t>(value_dim);
   p.grid_q = grid_of("q", q);
   p.grid_kv = grid_of("k", k);
   p.q = view(q);
@@ -210,12 +222,14 @@ void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tenso
   struct {
     char const* name;
     Tensor& tensor;
-  } const operands[] = {{"extra_k", *extra_k}, {"extra_v", *extra_v}};
-  for (auto const& [name, t] : operands) {
+    int32_t dim;
+  } const operands[] = {{"extra_k", *extra_k, problem.head_dim},
+                        {"extra_v", *extra_v, problem.value_dim}};
+  for (auto const& [name, t, dim] : operands) {
     require(t.dim() == 4 && t.size(0) == problem.batch && t.size(2) == problem.heads_kv &&
-                t.size(3) == problem.head_dim,
-            name, " must have shape [", problem.batch, ", any, ", problem.heads_kv, ", ",
-            problem.head_dim, "], got ", shape_of(t));
+                t.size(3) == dim,
+            name, " must have shape [", problem.batch, ", any, ", problem.heads_kv, ", ", dim,
+            "], got ", shape_of(t));
     check_like_q(name, t, q);
     make_readable(name, t);
   }

@@ -50,7 +50,7 @@ int32_t head_dim_with_thresholds(FmhaProblem const& problem, Arch arch, Pass pas
   constexpr int32_t kLargestOfBlocks = 128;
   constexpr int32_t kSmallestOfStripes = 72;  // in dQ
   bool const by_blocks = std::holds_alternative<BlockSparse::Params>(problem.sparsity);
-  bool const fits = !by_blocks || problem.head_dim <= kLargestOfBlocks;
+  bool const fits = !by_blocks || std::max(problem.head_dim, problem.value_dim) <= kLargestOfBlocks;
   if (arch == Arch::kCpu) {
     return problem.head_dim;
   }
@@ -72,6 +72,7 @@ KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
           pass,
           problem.dtype,
           has_thresholds ? head_dim_with_thresholds(problem, arch, pass) : problem.head_dim,
+          problem.value_dim,
           static_cast<int32_t>(problem.sparsity.index()),
           problem.skip_threshold != nullptr,
           problem.key_bias.data != nullptr || (problem.softcap != 0 && pass != Pass::kDecode),
@@ -133,6 +134,12 @@ std::vector<int64_t> sizes_of(Tensor const& t) {
   return sizes;
 }
 
+std::vector<int64_t> sizes_of_out(FmhaProblem const& problem, Tensor const& q) {
+  std::vector<int64_t> sizes = sizes_of(q);
+  sizes.back() = problem.value_dim;
+  return sizes;
+}
+
 // Bypasses the dispatcher, which takes longer than the allocation.
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
@@ -189,7 +196,7 @@ void check_result(char const* name, Tensor const& t, std::vector<int64_t> const&
 }  // namespace
 
 void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse) {
-  std::vector<int64_t> sizes = sizes_of(q);
+  std::vector<int64_t> sizes = sizes_of_out(problem, q);
   constexpr int64_t kOfCopies = 16;
   check_result("out", out, sizes, q.scalar_type(), kOfCopies, q);
   sizes.pop_back();
@@ -206,7 +213,7 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
   }
   KernelRow const& kernel = kernel_for(problem, q, Pass::kForward);
   DeviceScope const scope(q);
-  std::vector<int64_t> sizes = sizes_of(q);
+  std::vector<int64_t> sizes = sizes_of_out(problem, q);
   Tensor out = new_tensor(q, sizes, q.scalar_type());
   sizes.pop_back();
   Tensor lse = new_tensor(q, sizes, ScalarType::Float);

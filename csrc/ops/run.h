@@ -45,14 +45,17 @@ class Launch : private DeviceMemory {
 
 std::vector<int64_t> sizes_of(Tensor const& t);
 
+// Those of out and of its gradient: q's, with the head dim of v.
+std::vector<int64_t> sizes_of_out(FmhaProblem const& problem, Tensor const& q);
+
 Tensor new_tensor(Tensor const& like, std::vector<int64_t> const& sizes,
                   torch::headeronly::ScalarType dtype);
 
-// Allocates out like q and lse [B, *L, Hq] fp32, runs the registry's kernel for the problem on q's
-// device and its current stream, and returns both. With thresholds, fp32 [B] on q's device, key
-// tiles below them are skipped, and the third result is int64 [B, Hq, 2]: the tiles that groups of
-// 64 query rows visited, and those that they skipped. save_skipped: a fourth one, of calls with
-// thresholds, is what the backward pass needs (skipped_tiles.h).
+// Allocates out, like q with v's head dim, and lse [B, *L, Hq] fp32, runs the registry's kernel for
+// the problem on q's device and its current stream, and returns both. With thresholds, fp32 [B] on
+// q's device, key tiles below them are skipped, and the third result is int64 [B, Hq, 2]: the tiles
+// that groups of 64 query rows visited, and those that they skipped. save_skipped: a fourth one, of
+// calls with thresholds, is what the backward pass needs (skipped_tiles.h).
 std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
                         std::optional<Tensor> const& skip_threshold, bool save_skipped = false);
 
@@ -61,7 +64,8 @@ std::vector<Tensor> run(FmhaProblem& problem, Tensor const& q,
 void launch_into(KernelRow const& kernel, FmhaProblem& problem, Tensor const& q, Tensor const& out,
                  Tensor const& lse);
 
-// Runs the problem's kernel and writes to out, like q, and lse [B, *L, Hq] fp32, both contiguous.
+// Runs the problem's kernel and writes to out, like q with v's head dim, and lse [B, *L, Hq] fp32,
+// both contiguous.
 void run_into(FmhaProblem& problem, Tensor const& q, Tensor const& out, Tensor const& lse);
 
 }  // namespace sparse_fmha

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "check.h"
 #include "placement.h"
 #include "sparse_fmha/core/errors.h"
@@ -23,11 +25,12 @@ void require_noted(FmhaProblem const& problem) {
   }
   // Forward kernels of larger head dims do not note what they skip.
   constexpr int32_t kLargest = 128;
-  if (problem.head_dim > kLargest) {
+  int32_t const dim = std::max(problem.head_dim, problem.value_dim);
+  if (dim > kLargest) {
     throw not_implemented(
         "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "
         "got " +
-        std::to_string(problem.head_dim) + "; move the tensors to the CPU");
+        std::to_string(dim) + "; move the tensors to the CPU");
   }
 }
 

@@ -75,7 +75,7 @@ std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
                                range_size, causal, scale, key_bias, row_threshold, softcap);
   return run_backward(
-      problem, q, k, std::nullopt,
+      problem, q, k, v, std::nullopt, std::nullopt,
       {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
 }
 

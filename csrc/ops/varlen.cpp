@@ -100,8 +100,8 @@ std::vector<Tensor> varlen_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
   add_softcap(packed, softcap);
   std::vector<PackedSequence> const sequences =
       sequences_of({cu_q, cu_k, max_q, max_k, seqused_k, page_table}, q, k);
-  packed.out = like_q("out", out, q, /*contiguous=*/true);
-  TensorView const gradient_of_out = like_q("dout", dout, q, /*contiguous=*/false);
+  packed.out = like_out("out", out, packed, q, /*contiguous=*/true);
+  TensorView const gradient_of_out = like_out("dout", dout, packed, q, /*contiguous=*/false);
   // Kernels only read it in this pass.
   packed.lse = const_cast<float*>(rows_of_q("lse", lse, q));
   float const* const gradient_of_lse = dlse ? rows_of_q("dlse", *dlse, q) : nullptr;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
+#include <utility>
 #include <variant>
 
 #include "sparse_fmha/core/packed.h"
@@ -14,13 +15,14 @@ namespace {
 std::atomic<int32_t> override_{0};
 
 constexpr RowCost kRows[] = {
-#define SPARSE_FMHA_ROW_COST(arch, mechanism, packed, head_dim, tile_q, tile_k, blocks, tile_ns, \
-                             step_ns, alone_ns)                                                  \
-  {Arch::arch,     mechanism_index<mechanism>(),                                                 \
-   packed,         head_dim,                                                                     \
-   tile_q,         tile_k,                                                                       \
-   blocks,         tile_ns * 1e-3,                                                               \
-   step_ns * 1e-3, alone_ns * 1e-3},
+#define SPARSE_FMHA_ROW_COST(arch, mechanism, packed, head_dim, value_dim, tile_q, tile_k, blocks, \
+                             tile_ns, step_ns, alone_ns)                                           \
+  {Arch::arch,     mechanism_index<mechanism>(),                                                   \
+   packed,         head_dim,                                                                       \
+   value_dim,      tile_q,                                                                         \
+   tile_k,         blocks,                                                                         \
+   tile_ns * 1e-3, step_ns * 1e-3,                                                                 \
+   alone_ns * 1e-3},
 #include "row_costs.inc"  // from csrc/kernels/*.def, in the order of the lists
 #undef SPARSE_FMHA_ROW_COST
 };
@@ -31,7 +33,8 @@ bool may_choose(KernelKey const& request) {
 
 bool serves(RowCost const& row, KernelKey const& request) {
   return row.arch == request.arch && row.mechanism == request.mechanism &&
-         row.packed == request.packed && row.head_dim >= request.head_dim;
+         row.packed == request.packed && row.head_dim >= request.head_dim &&
+         row.value_dim >= request.value_dim;
 }
 
 // Calls body(row) for each row that the request may take.
@@ -40,14 +43,16 @@ void for_each_row(KernelKey const& request, Body const& body) {
   if (!may_choose(request)) {
     return;
   }
-  int32_t head_dim = INT32_MAX;
+  using Dims = std::pair<int32_t, int32_t>;
+  auto const dims = [](RowCost const& row) { return Dims{row.head_dim, row.value_dim}; };
+  Dims smallest{INT32_MAX, INT32_MAX};
   for (RowCost const& row : kRows) {
     if (serves(row, request)) {
-      head_dim = std::min(head_dim, row.head_dim);
+      smallest = std::min(smallest, dims(row));
     }
   }
   for (RowCost const& row : kRows) {
-    if (serves(row, request) && row.head_dim == head_dim) {
+    if (serves(row, request) && dims(row) == smallest) {
       body(row);
     }
   }

@@ -14,6 +14,7 @@ _CompiledRow = TypedDict(
         "mechanism": str,
         "dtype": str,
         "head_dim": int,
+        "value_dim": int,
         "skips": bool,
         "key_bias": bool,
         "packed": bool,
@@ -86,8 +87,8 @@ def kernels() -> KernelTable:
     """Returns the compiled kernels as a list of dicts that prints as a table.
 
     `pass` is "forward", "backward_dq", "backward_dkv", "backward_fused" (all gradients) or
-    "decode". `head_dim` is the largest head dimension that the kernel takes. `tile_q` and `tile_k`
-    are in tokens (0: chosen at run time).
+    "decode". `head_dim` and `value_dim` are the largest head dimensions that the kernel takes, of q
+    and k and of v and out. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
     `skips` says whether the kernel can skip key tiles by a threshold, `key_bias` whether keys may
     have a bias, `packed` whether it takes packed sequences. `blocks` is the number of thread blocks
     on a multiprocessor at a time, `smem_bytes` is per thread block. Of rows that differ in `tile_q`

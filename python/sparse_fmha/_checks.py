@@ -69,7 +69,11 @@ def check_qkv(
     axes: Sequence[int],
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """Checks q `[B, *Lq, Hq, D]`, k and v `[B, *Lkv, Hkv, D]`; `axes`: allowed numbers of axes."""
+    """Checks q `[B, *Lq, Hq, D]`, k `[B, *Lkv, Hkv, D]` and v `[B, *Lkv, Hkv, Dv]`.
+
+    Args:
+        axes: allowed numbers of token axes.
+    """
     check_tensor("q", q, devices)
     if q.dim() - 3 not in axes:
         ranks = " to ".join(str(n + 3) for n in (axes[0], axes[-1])[: len(axes)])
@@ -86,12 +90,30 @@ def check_qkv(
             )
         if shape[0] != q.shape[0]:
             raise ValueError(f"{name} must have q's batch, {q.shape[0]}, got {shape[0]}")
-        if shape[-1] != q.shape[-1]:
-            raise ValueError(f"{name} must have q's head dim, {q.shape[-1]}, got {shape[-1]}")
-    if k.shape != v.shape:
-        raise ValueError(f"v must have k's shape, {list(k.shape)}, got {list(v.shape)}")
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k must have q's head dim, {q.shape[-1]}, got {k.shape[-1]}")
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"v must have k's shape but for the head dim, {list(k.shape)}, got {list(v.shape)}"
+        )
     check_head_dim("head dim of q", q.shape[-1])
+    check_head_dim("head dim of v", v.shape[-1])
     check_groups(q.shape[-2], k.shape[-2])
+
+
+def check_one_dim(q: Tensor, v: Tensor, name: str = "v") -> None:
+    """Checks that values, which `name` names, have q's head dim."""
+    if v.dim() and v.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"{name} must have q's head dim, {q.shape[-1]}, got {v.shape[-1]}; attention, "
+            "block_sparse_attention, neighborhood_attention and stripe_attention take others"
+        )
+
+
+def check_qkv_of_one_dim(q: Tensor, k: Tensor, v: Tensor, axes: Sequence[int]) -> None:
+    """`check_qkv` where v must have q's head dim."""
+    check_qkv(q, k, v, axes)
+    check_one_dim(q, v)
 
 
 def check_head_dim(name: str, value: int) -> None:
@@ -127,24 +149,25 @@ def check_extra(
     extra_v: Tensor | None,
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     devices: Sequence[str] = tuple(DTYPES),
 ) -> None:
-    """Checks extra tokens `[B, N, Hkv, D]`: both tensors or neither."""
+    """Checks extra tokens, `[B, N, Hkv, D]` and `[B, N, Hkv, Dv]`: both tensors or neither."""
     if (extra_k is None) != (extra_v is None):
         given, missing = ("k", "v") if extra_v is None else ("v", "k")
         raise ValueError(f"extra_{missing} must be given with extra_{given}, got only the latter")
     if extra_k is None or extra_v is None:
         return
-    for name, tensor in (("extra_k", extra_k), ("extra_v", extra_v)):
+    for name, tensor, like in (("extra_k", extra_k, k), ("extra_v", extra_v, v)):
         check_like(name, tensor, q, devices)
-        if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (k.shape[0], *k.shape[-2:]):
+        batch, heads, dim = like.shape[0], *like.shape[-2:]
+        if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (batch, heads, dim):
             raise ValueError(
-                f"{name} must have shape [{k.shape[0]}, any, {k.shape[-2]}, {k.shape[-1]}], "
-                f"got {list(tensor.shape)}"
+                f"{name} must have shape [{batch}, any, {heads}, {dim}], got {list(tensor.shape)}"
             )
-    if extra_k.shape != extra_v.shape:
+    if extra_k.shape[1] != extra_v.shape[1]:
         raise ValueError(
-            f"extra_v must have extra_k's shape, {list(extra_k.shape)}, got {list(extra_v.shape)}"
+            f"extra_v must have the {extra_k.shape[1]} tokens of extra_k, got {extra_v.shape[1]}"
         )
 
 

@@ -28,12 +28,13 @@ def attention(
 
     Args:
         q: [B, *Lq, Hq, D], any floating dtype. The token axes are flattened to Lq tokens.
-        k, v: [B, *Lk, Hkv, D]; Hq is a multiple of Hkv, and q head h reads head h * Hkv // Hq.
+        k: [B, *Lk, Hkv, D]; Hq is a multiple of Hkv, and q head h reads head h * Hkv // Hq.
+        v: [B, *Lk, Hkv, Dv].
         visible: bool, broadcastable to [B, Hq, Lq, Lk].
         scale: factor of q.k; D**-0.5 by default.
 
     Returns:
-        out [B, *Lq, Hq, D] fp64, and lse [B, *Lq, Hq] fp64, the natural logarithm of the sum of
+        out [B, *Lq, Hq, Dv] fp64, and lse [B, *Lq, Hq] fp64, the natural logarithm of the sum of
         exp(scale * q.k) over the visible keys. A row that sees no key has out 0 and lse -inf.
 
     Raises:
@@ -46,7 +47,7 @@ def attention(
     visible = _expand(visible, (batch, heads, len_q, len_kv))
     scale = dim**-0.5 if scale is None else scale
     group = heads // max(1, heads_kv)
-    out = q.new_zeros(q.shape, dtype=torch.float64)
+    out = q.new_zeros((*q.shape[:-1], v.shape[-1]), dtype=torch.float64)
     lse = q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float64)
     rows = max(1, _CHUNK // max(1, group * len_kv))
     for b in range(batch if len_kv else 0):
@@ -61,7 +62,7 @@ def attention(
                 weights = (scores - total.masked_fill(total == -torch.inf, 0)[..., None]).exp()
                 out[b, part, own] = (weights @ values).transpose(0, 1)
                 lse[b, part, own] = total.T
-    return out.reshape(shape), lse.reshape(shape[:-1])
+    return out.reshape(*shape[:-1], v.shape[-1]), lse.reshape(shape[:-1])
 
 
 def skip_attention(
@@ -128,7 +129,7 @@ def skip_attention(
         skipped[:, :, g] = (unseen | (top - before < limit)).all(2) & ~unseen.all(2)
         visible[:, :, rows] = seen & ~skipped[:, :, g].gather(-1, tile[:, :, 0])[:, :, None]
     out, lse = attention(q, k, v, visible, scale)
-    return out.reshape(shape), lse.reshape(shape[:-1]), skipped
+    return out.reshape(*shape[:-1], v.shape[-1]), lse.reshape(shape[:-1]), skipped
 
 
 def tile_ranks(length: int, size: int, descending: bool = False, device: Device = "cpu") -> Tensor:
@@ -325,8 +326,10 @@ def _flatten(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if min(q.dim(), k.dim(), v.dim()) < 4:
         raise ValueError(f"q, k and v must have shape [B, *L, H, D], {shapes}")
     q, k, v = (x.flatten(1, -3) for x in (q, k, v))
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q, k and v must have one B and D, and k the shape of v, {shapes}")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q and k must have one B and D, and v the shape of k but for the last size, {shapes}"
+        )
     heads, heads_kv = q.shape[2], k.shape[2]
     if heads % heads_kv if heads_kv else heads:
         raise ValueError(f"heads of q must be a multiple of those of k, {shapes}")

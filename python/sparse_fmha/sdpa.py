@@ -32,7 +32,8 @@ def sdpa(
     Args:
         query: `[B, H, L, D]`, or `[B, L, D]` for one head. For dtypes, D and strides see
             `attention`.
-        key, value: `[B, Hkv, S, D]`. Hkv is 1 or H; with `enable_gqa` any divisor of H.
+        key: `[B, Hkv, S, D]`. Hkv is 1 or H; with `enable_gqa` any divisor of H.
+        value: `[B, Hkv, S, Dv]`.
         attn_mask: bool, broadcastable to `[B, H, L, S]`, with at least the last two dimensions;
             True: the pair is visible. It is evaluated block by block, and blocks without a visible
             pair cost nothing.
@@ -43,8 +44,8 @@ def sdpa(
         enable_gqa: allow fewer heads of key and value than of query.
 
     Returns:
-        A tensor shaped like query, with memory layout `[B, L, H, D]`. A query that sees no key has
-        output 0, as in torch.
+        `[B, H, L, Dv]` or `[B, L, Dv]`, with memory layout `[B, L, H, Dv]`. A query that sees no
+        key has output 0, as in torch.
 
     Raises:
         NotImplementedError: dropout, a mask of numbers, forward-mode derivatives, an unsupported

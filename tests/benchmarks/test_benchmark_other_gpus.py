@@ -35,6 +35,7 @@ def rows_of_lists():
             "mechanism": row.mechanism_name,
             "skips": row.skips,
             "head_dim": row.head_dim,
+            "value_dim": row.value_dim,
             "tile_q": row.tile_q,
             "tile_k": row.tile_k,
         }

@@ -102,7 +102,7 @@ def test_pairs_and_tiles_count_what_a_mask_shows(causal, length):
     if causal:
         mask.tril_()
     assert case.visible_pairs == mask.sum()
-    kernel = {"tile_q": 192, "tile_k": 80, "head_dim": 128}
+    kernel = {"tile_q": 192, "tile_k": 80, "head_dim": 128, "value_dim": 128}
     tiles = sum(  # rows beyond the end do what the last one does
         bool(mask[min(i, length - 1) : i + 64, j : j + 80].any())
         for i in range(0, (length + 191) // 192 * 192, 64)
@@ -310,7 +310,7 @@ def test_kernel_of_a_gpu_case(monkeypatch, skip, name):
     case = replace(select("cuda", ["fmha/d96/full/4k"], False)[0], skip=skip)
     row = {"arch": "sm90", "pass": "forward", "dtype": "bfloat16", "mechanism": "dense"}
     rows = [
-        {**row, "name": f"sm90_dense_bfloat16_d{dim}{end}", "head_dim": dim,
+        {**row, "name": f"sm90_dense_bfloat16_d{dim}{end}", "head_dim": dim, "value_dim": dim,
          "skips": end == "_skip", "key_bias": end == "_bias"}
         for dim in (256, 128, 64) for end in ("_bias", "_skip", "")
     ]  # fmt: skip

@@ -47,7 +47,7 @@ def test_a_hopper_row_or_why_there_is_none():
 
 
 def all_rows():
-    keys = ("name", "head_dim", "dtype", "tile_q", "skips", "key_bias")
+    keys = ("name", "head_dim", "value_dim", "dtype", "tile_q", "skips", "key_bias")
     return [
         {key: getattr(row, key) for key in keys}
         | {"arch": row.arch.name, "pass": row.direction, "mechanism": row.mechanism_name}
@@ -268,8 +268,8 @@ def test_errors():
         explain(sparse_fmha.attention, wide, wide, wide, arch="sm90")
     with pytest.raises(TypeError, match="q must be a tensor, got list"):
         explain(sparse_fmha.attention, [1], q, q)
-    with pytest.raises(ValueError, match="v must have q's head dim, 64, got 32"):
-        explain(sparse_fmha.attention, q, q, tokens(1, 64, 2, 32), arch="sm90")
+    with pytest.raises(ValueError, match=r"head dim of v must be a multiple of 8 .*, got 36"):
+        explain(sparse_fmha.attention, q, q, tokens(1, 64, 2, 36), arch="sm90")
     with pytest.raises(TypeError, match="missing a required argument: 'v'"):
         explain(sparse_fmha.attention, q, q, arch="sm90")
     mask = drawn(128, 128, 0.5)
@@ -375,6 +375,35 @@ def test_a_call_without_backward_kernels_says_so():
     assert "no kernel for dq or dk and dv" in str(found)
     found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
     assert found.dq_kernel == "cpu_backward_dq_dense_bfloat16_skip"
+
+
+@pytest.mark.parametrize(
+    ("dims", "row"),
+    [
+        ((192, 128), "d192_v128"),
+        ((136, 8), "d192_v128"),
+        ((128, 64), "d128"),
+        ((64, 96), "d96"),
+        ((128, 136), "d256"),
+        ((200, 128), "d256"),
+    ],
+)
+def test_values_of_their_own_head_dim(monkeypatch, dims, row):
+    """The smallest row that is large enough for q and k, and of these for v."""
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    dim, value_dim = dims
+    q, v = (tokens(1, 4096, 2, d) for d in dims)
+    found = explain(sparse_fmha.attention, q, q, v, causal=True, arch="sm90")
+    assert found.kernel.removesuffix("_q64").removesuffix("_q128") == f"sm90_causal_bfloat16_{row}"
+    # What is not measured has no predicted time.
+    assert (found.predicted_ms is None) == (row == "d192_v128")
+    assert "values" in found.why
+    too_small = found.rejected.get("sm90_causal_bfloat16_d64", "")
+    if dim <= 64:
+        assert too_small == f"takes values of head dims up to 64, v has {value_dim}"
+    found = explain(sparse_fmha.neighborhood_attention, q, q, v, 64, arch="sm90")
+    wide = "d256" if row == "d192_v128" else row
+    assert found.kernel == f"sm90_neighborhood_bfloat16_{wide}"  # which has no such row
 
 
 @pytest.mark.parametrize("causal", [False, True])

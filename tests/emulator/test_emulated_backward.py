@@ -77,6 +77,21 @@ def test_a_single_key(arch, name):
     assert found["v"].eq(queries).all()
 
 
+@pytest.mark.parametrize("dims", [(64, 40), (40, 64)], ids=str)
+@pytest.mark.parametrize("name", [*TILES, "1-D, wide"])
+def test_values_of_their_own_head_dim(name, dims):
+    """By two kernels and, where there is one, by that of all gradients."""
+    dim, value_dim = dims
+    case = WIDE["1-D"] if name == "1-D, wide" else TILES[name]
+    arguments = case.arguments(BF16, dim=dim, value_dim=value_dim)
+    with sparse_fmha.arch_override("sm90"):  # sm80 has no such rows
+        check(case, arguments, by_lse=True, deterministic=True)
+        out, lse = case.forward(arguments)
+        dout, _ = output_gradients(out, lse)
+        found = case.backward(arguments, out, lse, dout, deterministic=False)
+        assert_as_good_as_torch(case, arguments, found, dout, lse)
+
+
 @pytest.mark.parametrize("name", TILES)
 def test_several_tiles(arch, name):
     check(TILES[name], TILES[name].arguments(BF16, dim=64), by_lse=True, deterministic=True)

@@ -83,3 +83,12 @@ def test_sink_and_layouts(arch, causal):
     eps = torch.finfo(BF16).eps
     assert (out - exact).abs().max() <= 2 * eps * exact.abs().max() + 1e-5
     torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [(64, 40), (40, 64), (136, 128)], ids=str)
+@pytest.mark.parametrize("name", TILES)
+def test_values_of_their_own_head_dim(name, dims):
+    """Narrower and wider ones in a row of 64 columns, and the row for 192 and 128."""
+    dim, value_dim = dims
+    with sparse_fmha.arch_override("sm90"):  # sm80 has no such rows
+        check(TILES[name], TILES[name].arguments(BF16, dim=dim, value_dim=value_dim))

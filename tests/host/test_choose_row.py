@@ -24,6 +24,7 @@ def rows(head_dim, causal):
         and not row.skips
         and not row.key_bias
         and not row.packed
+        and row.value_dim == row.head_dim
     ]
     smallest = min(row.head_dim for row in found if row.head_dim >= head_dim)
     return {row.tile_q: row for row in found if row.head_dim == smallest}

@@ -204,7 +204,7 @@ RULES = [
            if (leads) {
              geometry.publish(box, state);
              smem.ring_k.expect(state, Traits::kBytesK);
-             geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
+             geometry.load_k(smem.ring_k.full[state.index], keys_of(state), source);
            }
            smem.ring_v.acquire(state);""",
     ),
@@ -212,7 +212,7 @@ RULES = [
         "gatherer", "forward/producer.h",
         """if constexpr (kKeys) {
              smem.ring_k.acquire(state);
-             rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+             rows.gather_k(key, keys_of(state), smem.ring_k.full[state.index]);
            }
            if constexpr (kValues) { smem.ring_v.acquire(state);""",
     ),

@@ -50,7 +50,7 @@ RULES = [
              if (i < rows.count) {
                key = rows.next(i);
                smem.ring_k.acquire(state);
-               rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+               rows.gather_k(key, keys_of(state), smem.ring_k.full[state.index]);
              }
              if (i > 0) {
                auto previous = state;

@@ -11,7 +11,7 @@ import sparse_fmha
 from sparse_fmha import _C
 from sparse_fmha._ops import errors
 
-COLUMNS = ("name", "arch", "pass", "mechanism", "dtype", "head_dim")
+COLUMNS = ("name", "arch", "pass", "mechanism", "dtype", "head_dim", "value_dim")
 COLUMNS += ("tile_q", "tile_k", "stages", "skips", "key_bias")
 
 
@@ -24,7 +24,8 @@ def test_gpu_rows_are_those_of_the_lists(monkeypatch):
     wanted = [
         (
             *(row.name, row.arch.name, row.direction, row.mechanism_name, row.dtype),
-            *(row.head_dim, row.tile_q, row.tile_k, row.stages, row.skips, row.key_bias),
+            *(row.head_dim, row.value_dim, row.tile_q, row.tile_k, row.stages),
+            *(row.skips, row.key_bias),
         )
         for row in listed
         if row.arch.nvcc in built
@@ -49,10 +50,17 @@ def test_a_request_takes_the_smallest_head_dim_that_fits(row):
     fitting = {}
     for r in sparse_fmha.kernels():
         if all(r[name] == key[name] for name in key):
-            fitting.setdefault(r["head_dim"], r["name"])  # the first, where query tiles differ
-    for head_dim in range(8, max(fitting) + 1, 8):
-        chosen = _C.find_kernel(**key, head_dim=head_dim)
-        assert chosen["name"] == fitting[min(d for d in fitting if d >= head_dim)]
+            # The first, where query tiles differ.
+            fitting.setdefault((r["head_dim"], r["value_dim"]), r["name"])
+    one_width = row["arch"] not in ("cpu", "sm90")
+    for head_dim in range(8, max(fitting)[0] + 1, 8):
+        for value_dim in (head_dim, *(() if one_width else (8, 64, 136, max(fitting)[0]))):
+            chosen = _C.find_kernel(**key, head_dim=head_dim, value_dim=value_dim)
+            large = [d for d in fitting if d[0] >= head_dim and d[1] >= value_dim]
+            assert chosen["name"] == fitting[min(large)]
+    if one_width:
+        with pytest.raises(RuntimeError, match="head_dim=64, value_dim=8"):
+            _C.find_kernel(**key, head_dim=64, value_dim=8)
 
 
 def test_a_miss_names_the_request_and_every_row():

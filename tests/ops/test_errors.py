@@ -46,19 +46,19 @@ BAD_TENSORS = {
         "k must have q's head dim, 16, got 24",
     ),
     "head dim of v": (
-        swapped(2, tensor(2, 12, 2, 8)),
+        swapped(2, tensor(2, 12, 2, 12)),
         ValueError,
-        "v must have q's head dim, 16, got 8",
+        "head dim of v must be a multiple of 8 from 8 to 256, got 12",
     ),
     "length of v": (
         swapped(2, tensor(2, 11, 2, 16)),
         ValueError,
-        r"v must have k's shape, \[2, 12, 2, 16\], got \[2, 11, 2, 16\]",
+        r"v must have k's shape but for the head dim, \[2, 12, 2, 16\], got \[2, 11, 2, 16\]",
     ),
     "heads of v": (
         swapped(2, tensor(2, 12, 4, 16)),
         ValueError,
-        r"v must have k's shape, \[2, 12, 2, 16\], got \[2, 12, 4, 16\]",
+        r"v must have k's shape but for the head dim, \[2, 12, 2, 16\], got \[2, 12, 4, 16\]",
     ),
     "heads not a multiple": (
         qkv(k=(2, 12, 3, 16)),

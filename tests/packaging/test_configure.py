@@ -257,6 +257,24 @@ def test_architectures_share_kernels(tmp_path):
         kernel_list.read(listed)
 
 
+def test_a_row_for_values_of_their_own_head_dim(tmp_path):
+    """Beside one of the same head dim of q; its file tells the registry of both."""
+    listed = tmp_path / "sm90_forward.def"
+    listed.write_text(ENTRY + ENTRY.replace("head_dim=64", "head_dim=64, value_dim=32"))
+    rows = kernel_list.read(listed)
+    names = [
+        f"sm90_block_sparse_{t}_d64{v}_skip" for v in ("", "_v32") for t in ("float16", "bfloat16")
+    ]
+    assert [row.name for row in rows] == names
+    assert [row.value_dim for row in rows] == [64, 64, 32, 32]
+    text = kernel_list.source(rows)
+    assert text.count("WithValueDim<KernelConfig<") == 2
+    assert text.count(">, 32>;") == 2
+    listed.write_text(ENTRY.replace("head_dim=64", "head_dim=64, value_dim=0"))
+    with pytest.raises(kernel_list.ListError, match="value_dim is 0; a whole number above 0"):
+        kernel_list.read(listed)
+
+
 def test_some_rows_alone(tmp_path):
     files = kernel_list.write(tmp_path, ["90a", "80"], "^sm90_causal_.*_d(64|96)$")
     names = [row.name for rows in files.values() for row in rows]

@@ -163,7 +163,7 @@ def test_errors(options, error, message):
         (
             lambda: patterns.ssa_attention(Q, Q, Q[:, :5]),
             ValueError,
-            r"v must have k's shape, \[1, 9, 2, 16\], got \[1, 5, 2, 16\]",
+            r"v must have k's shape but for the head dim, \[1, 9, 2, 16\], got \[1, 5, 2, 16\]",
         ),
         (
             lambda: patterns.ssa_attention(Q, Q[..., :1].expand(1, 9, 2, 16), Q),

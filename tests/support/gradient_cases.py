@@ -92,18 +92,19 @@ class Case:
     scale: float | None = None
     batch: int = 1
 
-    def arguments(self, dtype=torch.float64, device="cpu", dim=8, seed=0):
-        """What the forward op takes, by name."""
+    def arguments(self, dtype=torch.float64, device="cpu", dim=8, seed=0, value_dim=None):
+        """What the forward op takes, by name. value_dim: head dim of values; None: `dim`."""
 
-        def one(place, *axes, heads=self.heads_kv):
-            shape = self.batch, *axes, heads, dim
+        def one(place, *axes, heads=self.heads_kv, width=dim):
+            shape = self.batch, *axes, heads, width
             return values(*shape, seed=5 * seed + place, dtype=dtype, device=device)
 
-        kv = self.kv or self.q
-        found = {"q": one(0, *self.q, heads=self.heads), "k": one(1, *kv), "v": one(2, *kv)}
+        kv, width = self.kv or self.q, value_dim or dim
+        found = {"q": one(0, *self.q, heads=self.heads), "k": one(1, *kv)}
+        found["v"] = one(2, *kv, width=width)
         found |= self.options(device) | {"scale": self.scale}
         if self.extra:
-            found |= {"extra_k": one(3, self.extra), "extra_v": one(4, self.extra)}
+            found |= {"extra_k": one(3, self.extra), "extra_v": one(4, self.extra, width=width)}
         return found
 
     def forward(self, arguments):

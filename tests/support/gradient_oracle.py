@@ -76,7 +76,7 @@ def attend(name, arguments):
             bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[-1]))
         more = bias, arguments.get("row_threshold")
         out, lse = bias_oracle.attend(*tokens, mask, scale, *more, softcap=softcap)
-        out, lse = out.reshape(q.shape), lse.reshape(q.shape[:-1])
+        out, lse = out.reshape(*q.shape[:-1], -1), lse.reshape(q.shape[:-1])
     if name == "varlen":
         out, lse = out[0], lse[0]
     return out, lse.masked_fill(lse == -torch.inf, 0)

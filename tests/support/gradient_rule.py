@@ -32,13 +32,13 @@ def eager(case, arguments):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if "softcap" in arguments:
         out = _capped(q, k, v, mask, added, arguments)
-        return out.transpose(1, 2).reshape(arguments["q"].shape)
+        return out.transpose(1, 2).reshape(*arguments["q"].shape[:-1], -1)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         out = torch.nn.functional.scaled_dot_product_attention(
             *(q, k, v), attn_mask=added, scale=case.scale, enable_gqa=True
         )
     out = out.masked_fill(~mask.any(-1, keepdim=True), 0)
-    return out.transpose(1, 2).reshape(arguments["q"].shape)
+    return out.transpose(1, 2).reshape(*arguments["q"].shape[:-1], -1)
 
 
 def _capped(q, k, v, mask, added, arguments):

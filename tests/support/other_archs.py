@@ -25,9 +25,11 @@ LACKING = {
     }
     for arch in ("sm80", "sm86")
 }
+ONE_WIDTH = "takes no values of another head dim than q's"
 MISSING = re.compile(
     r"no kernel for arch=(?P<arch>\w+), pass=(?P<direction>\w+), mechanism=\w+, "
-    r"dtype=b?float16, head_dim=\d+(?P<skips>, with skipping)?(?P<bias>, with key_bias)?"
+    r"dtype=b?float16, head_dim=\d+(?P<values>, value_dim=\d+)?"
+    r"(?P<skips>, with skipping)?(?P<bias>, with key_bias)?"
 )
 
 
@@ -54,7 +56,8 @@ def reason(error):
         found = MISSING.search(str(error))
         if found:
             key = found["direction"], bool(found["skips"]), bool(found["bias"])
-            what = LACKING.get(found["arch"], {}).get(key)
+            lacking = LACKING.get(found["arch"], {})
+            what = ONE_WIDTH if lacking and found["values"] else lacking.get(key)
             if what:
                 return f"{found['arch']} {what}"
         error = error.__cause__ or error.__context__

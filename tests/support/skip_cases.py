@@ -5,7 +5,7 @@ import torch
 from sparse_fmha import reference
 
 
-def inputs(length=500, kv=None, heads=4, heads_kv=2, dim=64, batch=2, seed=0):
+def inputs(length=500, kv=None, heads=4, heads_kv=2, dim=64, batch=2, seed=0, value_dim=None):
     """All queries of a head look in one direction, along which runs of 30 keys lie together, so
     that rows agree on what is small; scores spread over some ten natural log units."""
     generator = torch.Generator().manual_seed(seed)
@@ -18,7 +18,7 @@ def inputs(length=500, kv=None, heads=4, heads_kv=2, dim=64, batch=2, seed=0):
     along = randn(-(-kv // 30), heads_kv, 1).repeat_interleave(30, 1)[:, :kv]
     q = dim**0.5 * way.repeat_interleave(heads // heads_kv, 2) + 0.1 * randn(length, heads, dim)
     k = 4 * along * way + 0.1 * randn(kv, heads_kv, dim)
-    return q, k, randn(kv, heads_kv, dim)
+    return q, k, randn(kv, heads_kv, value_dim or dim)
 
 
 def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs):

@@ -59,7 +59,7 @@ struct PackedTokens;  // packed.h
 // Tensors that the backward kernels read and write, besides those of the forward pass. A tensor
 // whose data is nullptr is not wanted.
 struct Gradients {
-  TensorView out;               // gradient of out, [B, grid_q, heads_q, D]
+  TensorView out;               // gradient of out, [B, grid_q, heads_q, Dv]
   float const* lse = nullptr;   // gradient of lse, [B, grid_q, heads_q], contiguous; nullptr: zero
   TensorView q, k, v;           // written, contiguous
   TensorView extra_k, extra_v;  // written, contiguous
@@ -79,18 +79,19 @@ struct FmhaProblem {
   int32_t batch = 0;
   int32_t heads_q = 0;  // a multiple of heads_kv
   int32_t heads_kv = 0;
-  int32_t head_dim = 0;  // a multiple of 8, at most 256
-  Coord grid_q = {};     // tokens per axis; a sequence is {1, 1, Lq}
+  int32_t head_dim = 0;   // of q and k: a multiple of 8, at most 256
+  int32_t value_dim = 0;  // of v and out, in the same range
+  Coord grid_q = {};      // tokens per axis; a sequence is {1, 1, Lq}
   Coord grid_kv = {};
   TensorView q;           // [B, grid_q, heads_q, D]
   TensorView k;           // [B, grid_kv, heads_kv, D]
-  TensorView v;           // [B, grid_kv, heads_kv, D]
-  TensorView out;         // [B, grid_q, heads_q, D], contiguous
+  TensorView v;           // [B, grid_kv, heads_kv, Dv]
+  TensorView out;         // [B, grid_q, heads_q, Dv], contiguous
   float* lse = nullptr;   // [B, grid_q, heads_q], contiguous, natural log
   int32_t extra_len = 0;  // tokens that every query sees besides its neighborhood
   TensorView extra_k;     // [B, 1, 1, extra_len, heads_kv, D]; data may be nullptr
-  TensorView extra_v;
-  double scale = 1.0;  // of q.k, before the softmax
+  TensorView extra_v;     // the same with Dv
+  double scale = 1.0;     // of q.k, before the softmax
   // Scores are softcap * tanh(scale * q.k / softcap), before biases; 0: scale * q.k.
   double softcap = 0.0;
   // The bias is added to scale * q.k of the grid's keys, in natural units; -inf hides a key. A

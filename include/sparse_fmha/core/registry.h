@@ -19,7 +19,8 @@ struct KernelKey {
   Arch arch;
   Pass pass;
   DataType dtype;
-  int32_t head_dim;   // largest head dim of the row; a request takes the smallest that fits
+  int32_t head_dim;   // of q and k: the largest of the row; a request takes the smallest that fits
+  int32_t value_dim;  // of v and out, the same
   int32_t mechanism;  // index in Sparsity
   bool skips;         // whether key tiles are skipped by a threshold
   // Whether keys may have a bias and scores a soft cap; in rows see serves() of registry.cpp.
@@ -70,10 +71,10 @@ std::vector<KernelRow> const& kernel_table();
 // Whether the table has kernels for an architecture.
 bool is_built(Arch arch);
 
-// The row with the smallest head dim that fits. Where several have it, that with the given tile_q,
-// else the first one of the list, which is for much work (planning/choose_row.h). Throws an error
-// that names the request and the available rows: not_implemented (errors.h) if the CPU has a row
-// for the request of a GPU.
+// The row with the smallest head dim that fits, among these with the smallest for values. Where
+// several have both, that with the given tile_q, else the first one of the list, which is for much
+// work (planning/choose_row.h). Throws an error that names the request and the available rows:
+// not_implemented (errors.h) if the CPU has a row for the request of a GPU.
 KernelRow const& find_kernel(KernelKey const& request, int32_t tile_q = 0);
 
 // Fills `gradients->row_terms` of a problem, which all backward kernels of a call read.

@@ -16,8 +16,8 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element, bool kSkips>
 class Attend : Tokens<M, Element> {
   using Base = Tokens<M, Element>;
-  using Base::batch_, Base::dim_, Base::head_, Base::numbers_, Base::panel_dim_, Base::params_,
-      Base::problem_;
+  using Base::batch_, Base::head_, Base::keys_wide_, Base::params_, Base::problem_,
+      Base::values_wide_;
   using Base::kLanes, Base::panel_of, Base::scale_log2_;
   using typename Base::Held;
   using typename Base::In;
@@ -52,15 +52,15 @@ class Attend : Tokens<M, Element> {
     Buffers buffers(memory);
     int64_t const lanes = lanes_;
     int64_t const keys = keys_;
-    buffers.take(queries_, lanes * numbers_);
-    buffers.take(out_, lanes * panel_dim_);
+    buffers.take(queries_, lanes * keys_wide_.numbers);
+    buffers.take(out_, lanes * values_wide_.panel);
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     rows_.take(buffers, lanes_);
     buffers.take(query_token_, lanes);
     buffers.take(thresholds_, lanes);
-    buffers.take(key_rows_, keys * numbers_);
-    buffers.take(values_, keys * panel_dim_ / kSteps<In>);
+    buffers.take(key_rows_, keys * keys_wide_.numbers);
+    buffers.take(values_, keys * values_wide_.panel / kSteps<In>);
     buffers.take(key_position_, keys);
     buffers.take(biases_, keys);
     buffers.take(scores_, keys * kGroup);
@@ -132,9 +132,10 @@ class Attend : Tokens<M, Element> {
     T const factor = Base::sign(problem_.scale);
     num_queries_ = this->for_each_query(
         q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
-          this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
+          this->load_lane(keys_wide_, this->row_of(problem_.q, token, head_), factor, lane,
+                          queries_);
         });
-    this->clear_lanes_behind(num_queries_, queries_);
+    this->clear_lanes_behind(keys_wide_, num_queries_, queries_);
     int const lanes = round_up(num_queries_, kLanes);
     for (int lane = num_queries_; lane < lanes; ++lane) {
       rows_.clear(lane);
@@ -143,7 +144,7 @@ class Attend : Tokens<M, Element> {
       max_[lane] = -kInfinity<T>;
       sum_[lane] = 0;
     }
-    std::memset(out_, 0, sizeof(T) * lanes * panel_dim_);
+    std::memset(out_, 0, sizeof(T) * lanes * values_wide_.panel);
   }
 
   // Loads keys after the first `keys`; returns their new number.
@@ -158,8 +159,8 @@ class Attend : Tokens<M, Element> {
         [&](int key, Element const* k, Element const* v) { load_key(key, k, v); });
   }
   void load_key(int key, Element const* k, Element const* v) {
-    this->load_row(k, key, key_rows_);
-    this->load_summand(v, key, keys_, values_);
+    this->load_row(keys_wide_, k, key, key_rows_);
+    this->load_summand(values_wide_, v, key, keys_, values_);
   }
 
   template <bool kMasked>
@@ -171,8 +172,9 @@ class Attend : Tokens<M, Element> {
       int const end = min_int(group + kGroup, num_queries_);
       for (int first = group; first < end; first += kLanes) {
         T* const scores = scores_of(first);
-        multiply<false>(Factor<In>{key_rows_, numbers_, 1}, round_up(keys, kPanelRows),
-                        this->panel_at(first, queries_), vectors(first), dim_, scores, kLanes);
+        multiply<false>(Factor<In>{key_rows_, keys_wide_.numbers, 1}, round_up(keys, kPanelRows),
+                        this->panel_at(keys_wide_, first, queries_), vectors(first), keys_wide_.dim,
+                        scores, kLanes);
         this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
       }
       if constexpr (kSkips) {
@@ -198,11 +200,12 @@ class Attend : Tokens<M, Element> {
                                      sum_ + first, rescale_);
     });
     In const* const weights = Held::as_weights(scores_of(first), keys, vectors(first));
-    for (int d = 0; d < dim_; d += kLanes) {
-      int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
+    for (int d = 0; d < values_wide_.dim; d += kLanes) {
+      int const columns = (min_int(values_wide_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
       multiply<true>(Factor<In>{weights, 1, kLanes}, round_up(lanes, kPanelRows),
                      values_ + static_cast<int64_t>(d) * keys_ / kSteps<In>, columns, keys,
-                     out_ + static_cast<int64_t>(first) * panel_dim_ + d, panel_dim_, rescale_);
+                     out_ + static_cast<int64_t>(first) * values_wide_.panel + d,
+                     values_wide_.panel, rescale_);
     }
   }
 
@@ -213,8 +216,8 @@ class Attend : Tokens<M, Element> {
       T const sum = sum_[lane];
       T const factor = sum == T(0) ? T(0) : T(1) / sum;
       Element* const to = this->row_of(o, token, head_);
-      T const* const from = out_ + static_cast<int64_t>(lane) * panel_dim_;
-      for (int d = 0; d < dim_; ++d) {
+      T const* const from = out_ + static_cast<int64_t>(lane) * values_wide_.panel;
+      for (int d = 0; d < values_wide_.dim; ++d) {
         narrow(from[d] * factor, to + d);
       }
       double const lse = (double{max_[lane]} * scale_log2_ + __builtin_log2(sum)) * kLn2;

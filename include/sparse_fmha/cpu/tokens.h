@@ -74,13 +74,21 @@ class Tokens {
   static constexpr int kLanes = kPanel<T>;
   static constexpr double kLog2e = 1.44269504088896340736;
 
+  // Elements of a row of keys or of values, and how many numbers operands and sums have for it.
+  struct Width {
+    explicit Width(int of_row)
+        : dim(of_row), numbers(of_row / kSteps<In>), panel(round_up(of_row, kLanes)) {}
+    int dim;
+    int numbers;  // of an operand's row, along the head dim
+    int panel;    // in whole panels
+  };
+
   Tokens(FmhaProblem const& problem, typename M::Params const& params)
       : problem_(problem),
         params_(params),
         all_(params),
-        dim_(problem.head_dim),
-        numbers_(problem.head_dim / kSteps<In>),
-        panel_dim_(round_up(problem.head_dim, kLanes)),
+        keys_wide_(problem.head_dim),
+        values_wide_(problem.value_dim),
         scale_log2_(scale_log2(problem.scale)),
         raw_cap_(raw_cap(problem.softcap, scale_log2_)) {}
 
@@ -229,33 +237,34 @@ class Tokens {
   }
 
   // Loads a row, times a factor, into one lane.
-  void load_lane(Element const* from, T factor, int lane, In* panels) const {
-    Held::load_lane(from, dim_, factor, lane_of(lane, panels));
+  void load_lane(Width const& width, Element const* from, T factor, int lane, In* panels) const {
+    Held::load_lane(from, width.dim, factor, lane_of(width, lane, panels));
   }
   // Zeroes the unused lanes of the last vector, which are computed as well.
-  void clear_lanes_behind(int last, In* panels) const {
+  void clear_lanes_behind(Width const& width, int last, In* panels) const {
     for (int lane = last; lane < round_up(last, kWidth<T>); ++lane) {
-      for (int i = 0; i < numbers_; ++i) {
-        lane_of(lane, panels)[i * kLanes] = In{};
+      for (int i = 0; i < width.numbers; ++i) {
+        lane_of(width, lane, panels)[i * kLanes] = In{};
       }
     }
   }
-  void load_row(Element const* from, int row, In* rows) const {
-    Held::load_row(from, dim_, rows + static_cast<int64_t>(row) * numbers_);
+  void load_row(Width const& width, Element const* from, int row, In* rows) const {
+    Held::load_row(from, width.dim, rows + static_cast<int64_t>(row) * width.numbers);
   }
   // Rows that are loaded in order. `capacity`: of the whole buffer, in rows.
-  void load_summand(Element const* from, int row, int capacity, In* panels) const {
-    for (int first = 0; first < dim_; first += kLanes) {
-      Held::load_summand(from + first, min_int(dim_ - first, kLanes), row,
+  void load_summand(Width const& width, Element const* from, int row, int capacity,
+                    In* panels) const {
+    for (int first = 0; first < width.dim; first += kLanes) {
+      Held::load_summand(from + first, min_int(width.dim - first, kLanes), row,
                          panels + static_cast<int64_t>(first) * capacity / kSteps<In>);
     }
   }
   // The panel of operands that begins at lane `first`, and a lane of the first panels.
-  In const* panel_at(int first, In const* panels) const {
-    return panels + static_cast<int64_t>(first) * numbers_;
+  In const* panel_at(Width const& width, int first, In const* panels) const {
+    return panels + static_cast<int64_t>(first) * width.numbers;
   }
-  In* lane_of(int lane, In* panels) const {
-    return panels + panel_of(lane) * numbers_ + lane % kLanes;
+  In* lane_of(Width const& width, int lane, In* panels) const {
+    return panels + panel_of(lane) * width.numbers + lane % kLanes;
   }
   static int64_t panel_of(int lane) { return lane - lane % kLanes; }
   // Vectors of the panel that begins at lane `first`, of `lanes` in all.
@@ -345,9 +354,8 @@ class Tokens {
   FmhaProblem const& problem_;
   typename M::Params params_;  // of the selected head
   typename M::Params const& all_;
-  int const dim_;
-  int const numbers_;    // of an operand's row, along the head dim
-  int const panel_dim_;  // in whole panels
+  Width const keys_wide_;    // of queries, too
+  Width const values_wide_;  // of outputs, too
   T const scale_log2_;
   T const raw_cap_;
   int32_t batch_ = 0;

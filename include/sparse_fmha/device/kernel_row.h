@@ -21,6 +21,7 @@ KernelRow describe_row(char const* name, Arch arch, Pass pass) {
                   pass,
                   data_type(typename Config::Element{}),
                   Config::kHeadDim,
+                  Config::kValueDim,
                   mechanism_index<Served>(),
                   /*skips=*/false};
   row.info.name = name;

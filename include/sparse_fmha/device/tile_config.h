@@ -15,11 +15,18 @@ struct TileConfig {
   using Mechanism = Mechanism_;
   using Element = Element_;
   static constexpr int kHeadDim = HeadDim;
+  static constexpr int kValueDim = HeadDim;
   static constexpr int kTileQ = TileQ;
   static constexpr int kTileK = TileK;
   static constexpr int kStages = Stages;
   static constexpr bool kKeyBias = false;
   static constexpr int kBlocks = 1;  // thread blocks on a multiprocessor
+};
+
+// The same kernel for values of another head dim than q and k.
+template <class Config, int ValueDim>
+struct WithValueDim : Config {
+  static constexpr int kValueDim = ValueDim;
 };
 
 // The same kernel with several thread blocks on a multiprocessor.

@@ -15,6 +15,7 @@ struct RowCost {
   int32_t mechanism;  // index in Sparsity
   bool packed;        // sequences share one dimension of tokens
   int32_t head_dim;   // the largest of the row
+  int32_t value_dim;  // the same
   int32_t tile_q;
   int32_t tile_k;
   int32_t blocks;   // thread blocks on a multiprocessor
@@ -38,7 +39,7 @@ struct RowTime {
   double us;     // predicted
 };
 
-// The rows that such a request may take, in the order of the list; all have the same head dim.
+// The rows that such a request may take, in the order of the list; all have the same head dims.
 std::vector<RowCost> row_costs(KernelKey const& request);
 
 RowTime predict(RowCost const& row, RowWork const& work, int32_t multiprocessors);

@@ -13,16 +13,18 @@ SKIP_TILE = 64  # kSkipTile of core/problem.h
 def attention(
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     skip_threshold: Tensor | None = None,
     save_skipped: bool = False,
     **_others: object,
 ) -> list[Tensor]:
-    """out like q, and lse `[B, *L, Hq]` in fp32, both contiguous.
+    """out `[B, *L, Hq, Dv]`, and lse `[B, *L, Hq]` in fp32, both contiguous.
 
     With thresholds also the counts of visited and skipped tiles, `[B, Hq, 2]`, and, if they are to
     be saved, the bits of skipped tiles, `[B, Hq, groups, words]` in int32, of size 0 on the CPU.
     """
-    results = [q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)]
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    results = [out, q.new_empty(q.shape[:-1], dtype=torch.float32)]
     if skip_threshold is not None:
         results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
         if save_skipped:
@@ -45,7 +47,9 @@ def packed_attention(
 def gradients(
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
     key_bias: Tensor | None = None,
     need_dq: bool = True,
     need_dkv: bool = True,
@@ -57,9 +61,9 @@ def gradients(
     `[B, 0]` for a gradient that is not needed, or `[T, 0]` where sequences are packed. With a bias
     of keys also its gradient for each batch entry and query head, in fp32.
     """
-    wanted = [(q, need_dq), (k, need_dkv), (k, need_dkv)]
-    if extra_k is not None:
-        wanted += [(extra_k, need_dkv)] * 2
+    wanted = [(q, need_dq), (k, need_dkv), (v, need_dkv)]
+    if extra_k is not None and extra_v is not None:
+        wanted += [(extra_k, need_dkv), (extra_v, need_dkv)]
     found = [x.new_empty(x.shape if needed else (x.shape[0], 0)) for x, needed in wanted]
     if key_bias is not None:
         shape = (q.shape[0], q.shape[-2], key_bias.shape[-1]) if need_dbias else (q.shape[0], 0)

@@ -158,7 +158,14 @@ def check_kernel(call: SdpaCall) -> None:
         NotImplementedError: with the op's message.
     """
     gradients = any(derivatives.requires_grad(x) for x in (call.q, call.k, call.v))
-    kind = call.q.device, call.q.dtype, call.q.shape[-1], call.causal, call.mask is not None
+    kind = (
+        call.q.device,
+        call.q.dtype,
+        call.q.shape[-1],
+        call.v.shape[-1],
+        call.causal,
+        call.mask is not None,
+    )
     problem = _problem_with(*kind, gradients)
     if problem is not None:
         raise NotImplementedError(problem)
@@ -169,6 +176,7 @@ def _problem_with(
     device: torch.device,
     dtype: torch.dtype,
     head_dim: int,
+    value_dim: int,
     causal: bool,
     masked: bool,
     gradients: bool,
@@ -184,12 +192,15 @@ def _problem_with(
         torch._C.DisableTorchFunction(),
         _python_dispatch._disable_current_modes(),
     ):
-        x = torch.zeros(1, 1, 1, head_dim, dtype=dtype, device=device, requires_grad=gradients)
+        x, v = (
+            torch.zeros(1, 1, 1, dim, dtype=dtype, device=device, requires_grad=gradients)
+            for dim in (head_dim, value_dim)
+        )
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if masked else None
         try:
-            out = SdpaCall(x, x, x, mask, causal, None, False).run()
+            out = SdpaCall(x, x, v, mask, causal, None, False).run()
             if gradients:
-                torch.autograd.grad(out.sum(), x)
+                torch.autograd.grad(out.sum(), (x, v))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -142,7 +142,7 @@ def check_neighborhood(
     q, k, v, cast_k, cast_v = cast_where_enabled(q, k, v, extra_k, extra_v)
     _checks.check_qkv(q, k, v, axes=(1, 2, 3))
     _checks.check_grid(q, k)
-    _checks.check_extra(cast_k, cast_v, q, k)
+    _checks.check_extra(cast_k, cast_v, q, k, v)
     scores.check(q, k, softcap, key_bias)
     axes = q.dim() - 3
     windows = _checks.per_axis("window", window, axes)

@@ -122,9 +122,10 @@ def attention(
             most 256. The last stride is 1, the others are free. On CUDA a tensor is copied first
             if another stride is not a multiple of 8 elements or the data are not 16-byte aligned.
         k: `[B, Lkv, Hkv, D]`, with q's dtype and device; Hq is a multiple of Hkv (GQA, MQA).
-        v: like k. In this and all other functions, NaN or infinity in v can reach queries that do
-            not see the key: hidden keys have weight 0, and 0 times NaN is NaN. Set the values of
-            padding to 0; k may hold anything there.
+        v: `[B, Lkv, Hkv, Dv]`; Dv has the limits of D. Where it is not D, a GPU other than Hopper
+            raises NotImplementedError. In this and all other functions, NaN or infinity in v can
+            reach queries that do not see the key: hidden keys have weight 0, and 0 times NaN is
+            NaN. Set the values of padding to 0; k may hold anything there.
         causal: query i sees key j only if `j <= i + (Lkv - Lq)`: the last query sees the last key.
         scale: factor of q.k; default `D**-0.5`. May be negative.
         softcap: if it is not 0, scores are softcap * tanh(scale * q.k / softcap) (Gemma 2,
@@ -149,7 +150,7 @@ def attention(
         return_stats: also return how many tiles were visited and skipped.
 
     Returns:
-        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype. With `return_lse` also `lse`,
+        `out`, `[B, Lq, Hq, Dv]`, contiguous, in q's dtype. With `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32: the natural log of the sum of exp(score) over the visible keys that
         are not skipped. With `return_stats` also a `SkipStats`, last. A query that sees no key has
         out 0 and lse -inf.

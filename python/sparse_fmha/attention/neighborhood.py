@@ -155,7 +155,7 @@ def neighborhood_attention(
         q: `[B, *L, Hq, D]` with one to three token axes `*L`. For dtypes, strides and D see
             `attention`.
         k: `[B, *L, Hkv, D]` on the same grid; Hq is a multiple of Hkv.
-        v: like k.
+        v: `[B, *L, Hkv, Dv]`; see `attention`.
         window: W of each axis in tokens, at least 1; with 1 a query sees only its own position on
             that axis. W * dilation may not exceed the axis's length, unless the axis is causal:
             there a longer window sees every key up to the query.
@@ -164,7 +164,7 @@ def neighborhood_attention(
         causal: of each axis.
         scale: factor of q.k; default `D**-0.5`. May be negative.
         extra_k: `[B, N, Hkv, D]`, tokens outside the grid that every query sees too.
-        extra_v: like extra_k.
+        extra_v: `[B, N, Hkv, Dv]`.
         softcap: see `attention`; extra tokens' scores are capped, too.
         key_bias: as in `attention`, `[B or 1, Hq or 1, *L]` or with the grid's tokens in one axis;
             extra tokens have none.
@@ -173,7 +173,7 @@ def neighborhood_attention(
     One int (or bool) for window, stride, dilation or causal applies to all axes.
 
     Returns:
-        `out`, `[B, *L, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `out`, `[B, *L, Hq, Dv]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, *L, Hq]` in fp32, natural log, as in `attention`.
 
     For autocast and gradients see `attention`.

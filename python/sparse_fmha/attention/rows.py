@@ -103,7 +103,7 @@ def row_attention(
         return_lse: also return the log-sum-exp.
 
     Returns:
-        `[B, Lq, Hq, D]` in q's dtype; with `return_lse` also `[B, Lq, Hq]` fp32, natural log.
+        `[B, Lq, Hq, Dv]` in q's dtype; with `return_lse` also `[B, Lq, Hq]` fp32, natural log.
         Queries that are not listed, or see no key, have out 0, lse -inf and gradients 0. Does not
         wait for the device.
 

@@ -129,7 +129,7 @@ def stripe_attention(
     Args:
         q: `[B, Lq, Hq, D]`. For dtypes, strides and D see `attention`.
         k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
-        v: like k.
+        v: `[B, Lkv, Hkv, Dv]`; see `attention`.
         mask: on q's device, for lengths Lq and Lkv, with lists for B or 1 batch entries and Hq or 1
             heads. Keys out of range are ignored; a key listed twice counts twice.
             `StripeMask.validate` finds both.
@@ -140,7 +140,7 @@ def stripe_attention(
         softcap, key_bias, sink, skip_threshold, return_lse, return_stats: see `attention`.
 
     Returns:
-        `out`, `[B, Lq, Hq, D]`, contiguous, in q's dtype; with `return_lse` also `lse`,
+        `out`, `[B, Lq, Hq, Dv]`, contiguous, in q's dtype; with `return_lse` also `lse`,
         `[B, Lq, Hq]` in fp32, natural log. A query that sees no key has out 0 and lse -inf.
 
     For autocast and gradients see `attention`.

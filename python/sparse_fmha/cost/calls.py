@@ -26,6 +26,7 @@ from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
 
 DEVICES = ("cpu", "cuda", "meta")
+NARROW_VALUES = 192, 128  # head dims of q and v of rows of csrc/kernels/sm90_forward.def
 Given = Mapping[str, Any]  # arguments of a call, by name
 
 
@@ -46,36 +47,36 @@ Described = tuple[str, Times | None, tuple[str, ...]]  # mechanism, times, notes
 
 
 def _dense(given: Given, arch: str) -> Described:
-    q, k = _checked(given, (1,))
+    q, k, v = _checked(given, (1,))
     causal = given["causal"]
     _checks.check_flag("causal", causal)
     mechanism = "causal" if causal else "dense"
-    if arch != model.ARCH:
+    if arch != model.ARCH or _has_narrow_values(q, v):
         return mechanism, None, ()
-    us = model.dense_us(*_problem(q, k), causal)
+    us = model.dense_us(*_problem(q, k, v), causal)
     on = torch.cuda.get_device_properties(q.device) if q.is_cuda else None
     multiprocessors = on.multi_processor_count if on else model.MULTIPROCESSORS
-    tiles = model.tile_times(*_problem(q, k), causal, multiprocessors)
+    tiles = model.tile_times(*_problem(q, k, v), causal, multiprocessors)
     return mechanism, Times(us, us, tiles=tiles), ()
 
 
 def _neighborhood(given: Given, arch: str) -> Described:
-    q, k = _checked(given, (1, 2, 3))
+    q, k, v = _checked(given, (1, 2, 3))
     _checks.check_grid(q, k)
-    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, DEVICES)
+    _checks.check_extra(given["extra_k"], given["extra_v"], q, k, v, DEVICES)
     extra = 0 if given["extra_k"] is None else given["extra_k"].shape[1]
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k, v)
     simulation = simulate(
         tuple(q.shape[1:-2]),
         given["window"],
         stride=given["stride"],
         dilation=given["dilation"],
         causal=given["causal"],
-        heads=q.shape[-2],
-        batch=q.shape[0],
-        head_dim=q.shape[-1],
+        heads=heads,
+        batch=batch,
+        head_dim=head_dim,
         extra=extra,
     )
-    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
     dense = model.dense_us(batch, heads, q_len, kv_len + extra, head_dim, False)
     times = Times(simulation.predicted_ms * 1e3, dense)
     notes = (f"tiles of {simulation.tile_q} queries and {simulation.tile_k} keys",)
@@ -95,12 +96,12 @@ def why_two_kernels(function: Callable[..., object], given: Given) -> str | None
 
 
 def _block_sparse(given: Given, arch: str) -> Described:
-    q, k = _checked(given, (1,))
+    q, k, v = _checked(given, (1,))
     mask: BlockMask = given["mask"]
     check_block_mask(mask, q, k, on_device=False)
-    if arch != model.ARCH:
+    if arch != model.ARCH or _has_narrow_values(q, v):
         return "block_sparse", None, ()
-    batch, heads, q_len, kv_len, head_dim = _problem(q, k)
+    batch, heads, q_len, kv_len, head_dim = _problem(q, k, v)
     dense = model.dense_us(batch, heads, q_len, kv_len, head_dim, mask.causal)
     cost = block_sparse_cost(mask, batch, heads, head_dim, dense)
     reachable = mask.reachable_block_density
@@ -109,7 +110,7 @@ def _block_sparse(given: Given, arch: str) -> Described:
 
 
 def _stripe(given: Given, arch: str) -> Described:
-    q, k = _checked(given, (1,))
+    q, k, _ = _checked(given, (1,))
     check_stripe_mask(given["mask"], q, k, on_device=False)
     return "stripe", None, ()
 
@@ -140,8 +141,8 @@ def _on(arch: str, times: Times) -> Times | None:
     return times if arch == model.ARCH else None
 
 
-def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Returns q and k, checked as in the functions; device meta counts as a GPU."""
+def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns q, k and v, checked as in the functions; device meta counts as a GPU."""
     q, k, v = (given[name] for name in "qkv")
     _checks.check_qkv(q, k, v, axes=axes, devices=DEVICES)
     skipping.check(given["skip_threshold"], q)
@@ -149,13 +150,19 @@ def _checked(given: Given, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     _scores.check(q, k, given["softcap"], given["key_bias"], given.get("row_threshold"))
     if given["sink"] is not None:
         _scores.check_sink(given["sink"], q)
-    return q, k
+    return q, k, v
 
 
-def _problem(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
-    """Returns batch, heads, query tokens, key tokens and head dim."""
+def _has_narrow_values(q: Tensor, v: Tensor) -> bool:
+    """Whether dense attention and block lists have a row of their own, which has no model yet."""
+    dim, value_dim = NARROW_VALUES
+    return value_dim < q.shape[-1] <= dim and v.shape[-1] <= value_dim
+
+
+def _problem(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
+    """Returns batch, heads, query tokens, key tokens and the larger head dim."""
     q_len, kv_len = (x.shape[1:-2].numel() for x in (q, k))
-    return q.shape[0], q.shape[-2], q_len, kv_len, q.shape[-1]
+    return q.shape[0], q.shape[-2], q_len, kv_len, max(q.shape[-1], v.shape[-1])
 
 
 DESCRIBED: dict[Callable[..., object], Callable[[Given, str], Described]] = {

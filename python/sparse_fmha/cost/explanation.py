@@ -15,6 +15,8 @@ from sparse_fmha.cost import calls
 from sparse_fmha.cost.calls import Times
 from sparse_fmha.cost.model import TileTime
 
+Dims = tuple[int, int]  # head dims of q and v
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -154,7 +156,11 @@ def explain(
     biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
     why_two = calls.why_two_kernels(function, given)
-    return _choose(mechanism, arch, q, skips, biased, times, tiles, notes, needs_gradients, why_two)
+    v = given["v_cache" if mechanism == "decode" else "v"]
+    dims = q.shape[-1], v.shape[-1]
+    return _choose(
+        mechanism, arch, q, dims, skips, biased, times, tiles, notes, needs_gradients, why_two
+    )
 
 
 def _arch_of(device: torch.device) -> str | None:
@@ -192,6 +198,7 @@ def _choose(
     mechanism: str,
     arch: str,
     q: Tensor,
+    dims: Dims,
     skips: bool,
     biased: bool,
     times: Times | None,
@@ -200,14 +207,15 @@ def _choose(
     needs_gradients: bool,
     why_two_kernels: str | None,
 ) -> Explanation:
-    dtype, head_dim = str(q.dtype).removeprefix("torch."), q.shape[-1]
+    dtype = str(q.dtype).removeprefix("torch.")
+    wanted_dims = _said(dims)
     decodes = mechanism == "decode"  # a pass of its own
 
     us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
         of_kept = direction.startswith("backward") and _differentiates_lists(
-            mechanism, arch, skips, head_dim
+            mechanism, arch, skips, max(dims)
         )
         of = ("block_sparse", False) if of_kept else ("dense" if decodes else mechanism, skips)
         wanted = (arch, direction, *of)
@@ -223,15 +231,13 @@ def _choose(
 
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
         fits = [
-            row
-            for row in rows
-            if row["dtype"] == dtype and row["head_dim"] >= head_dim and takes_bias(row)
+            row for row in rows if row["dtype"] == dtype and _fits(row, dims) and takes_bias(row)
         ]
         taken = 0 if times is None else times.tile_q
 
         # Rows that differ in tile_q alone: the call's, the fastest by the model, or the first.
-        def order(row: _build.KernelRow) -> tuple[int, bool, float]:
-            return row["head_dim"], row["tile_q"] != taken, us.get(row["tile_q"], 0)
+        def order(row: _build.KernelRow) -> tuple[Dims, bool, float]:
+            return _dims(row), row["tile_q"] != taken, us.get(row["tile_q"], 0)
 
         return min(fits, key=order, default=None)
 
@@ -244,8 +250,8 @@ def _choose(
     for row in rows:
         if row["dtype"] != dtype:
             reason = f"is for {row['dtype']}, q is {dtype}"
-        elif row["head_dim"] < head_dim:
-            reason = f"takes head dims up to {row['head_dim']}, q has {head_dim}"
+        elif not _fits(row, dims):
+            reason = _too_small(row, dims)
         elif biased and not row["key_bias"]:
             reason = "takes no key_bias or softcap"
         elif not takes_bias(row):
@@ -255,12 +261,12 @@ def _choose(
         if row is not best:
             rejected[row["name"]] = reason
     if best is not None:
-        why = f"the smallest row for {dtype} whose head dim is at least {head_dim}"
-        if sum(row["dtype"] == dtype and row["head_dim"] == best["head_dim"] for row in rows) > 1:
+        why = f"the smallest row for {dtype} whose head dim is at least {wanted_dims}"
+        if sum(row["dtype"] == dtype and _dims(row) == _dims(best) for row in rows) > 1:
             why += "".join(f"; {tile}" for tile in tiles if tile.tile_q == best["tile_q"])
     elif rows:
         bias = " and key_bias or softcap" if biased else ""
-        why = f"no row is for {dtype} with head dim {head_dim}{bias}: the call raises"
+        why = f"no row is for {dtype} with head dim {wanted_dims}{bias}: the call raises"
     else:
         why = f"this build has no {mechanism} kernel for {arch}: the call raises"
     fused = None if decodes else smallest(rows_of("backward_fused"))
@@ -293,13 +299,36 @@ def _differentiates_lists(mechanism: str, arch: str, skips: bool, head_dim: int)
 
 def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:
     """Why a row that could run the call is not taken."""
-    if best is not None and row["head_dim"] == best["head_dim"]:
+    if best is not None and _dims(row) == _dims(best):
         if row["pass"] == "decode":
             return f"is for {'few' if row['tile_q'] < best['tile_q'] else 'more'} rows"
         return "; ".join(str(tile) for tile in tiles if tile.tile_q == row["tile_q"]) or (
             "is for little work"
         )
-    return f"takes head dims up to {row['head_dim']}, a smaller row fits"
+    return f"takes head dims up to {_said(_dims(row))}, a smaller row fits"
+
+
+def _dims(row: _build.KernelRow) -> Dims:
+    return row["head_dim"], row["value_dim"]
+
+
+def _said(dims: Dims) -> str:
+    dim, value_dim = dims
+    return str(dim) if dim == value_dim else f"{dim}, that of values {value_dim}"
+
+
+def _fits(row: _build.KernelRow, dims: Dims) -> bool:
+    of_one_dim = row["arch"] not in ("cpu", "sm90")
+    enough = row["head_dim"] >= dims[0] and row["value_dim"] >= dims[1]
+    return enough and (dims[0] == dims[1] or not of_one_dim)
+
+
+def _too_small(row: _build.KernelRow, dims: Dims) -> str:
+    if row["head_dim"] < dims[0]:
+        return f"takes head dims up to {row['head_dim']}, q has {dims[0]}"
+    if row["value_dim"] < dims[1]:
+        return f"takes values of head dims up to {row['value_dim']}, v has {dims[1]}"
+    return "takes values of q's head dim"
 
 
 def _milliseconds(us: float | None) -> float | None:

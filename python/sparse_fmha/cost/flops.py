@@ -1,8 +1,8 @@
 """FLOPs of the ops, for `torch.utils.flop_counter.FlopCounterMode`.
 
 Two for each multiplication and addition of the matrix products: two products forward, five backward
-(three or four if only some gradients are needed), as PyTorch counts its own attention. Counted
-are pairs of a query and a key:
+(three or four if only some gradients are needed), each over the head dim of q or that of v, as
+PyTorch counts its own attention. Counted are pairs of a query and a key:
 
 - dense, causal and neighborhood attention: exactly those that are visible, so a causal call counts
   half of what PyTorch's own causal attention counts;
@@ -46,17 +46,20 @@ def _formula(packet: Any, pairs: Callable[[Given], int]) -> Callable[..., int]:
 
     def flops(*args: Any, out_val: object = None, **kwargs: Any) -> int:
         given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        return 2 * _products(given) * pairs(given) * int(given["q"].shape[-1])
+        return 2 * _columns(given) * pairs(given)
 
     return flops
 
 
-def _products(given: Given) -> int:
-    """Matrix products over the pairs."""
+def _columns(given: Given) -> int:
+    """Head dims of the matrix products over the pairs, summed."""
+    dim = int(given["q"].shape[-1])
+    values = int((given["v"] if "v" in given else given["v_cache"]).shape[-1])
     if "dout" not in given:
-        return 2
+        return dim + values
     need_dq, need_dkv = given["need_dq"], given["need_dkv"]
-    return 2 + need_dq + 2 * need_dkv if need_dq or need_dkv else 0
+    found: int = dim + values + need_dq * dim + need_dkv * (dim + values)
+    return found if need_dq or need_dkv else 0
 
 
 def _rows(given: Given) -> int:

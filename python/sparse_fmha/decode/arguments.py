@@ -120,8 +120,9 @@ def _check_operands(
         _checks.check_like(name, tensor, q, devices)
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {list(tensor.shape)}")
-        if tensor.shape[3] != q.shape[3]:
-            raise ValueError(f"{name} must have q's head dim, {q.shape[3]}, got {tensor.shape[3]}")
+    if k_cache.shape[3] != q.shape[3]:
+        raise ValueError(f"k_cache must have q's head dim, {q.shape[3]}, got {k_cache.shape[3]}")
+    _checks.check_one_dim(q, v_cache, "v_cache")
     _checks.check_head_dim("head dim of q", q.shape[3])
     if k_cache.shape != v_cache.shape:
         raise ValueError(

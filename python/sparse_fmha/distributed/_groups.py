@@ -217,7 +217,7 @@ def check_inputs(
         mine |= {f"mask's {name}": size for name, size in zip(names, sizes, strict=True)}
         hint = f"; pad a sequence that the {world} ranks do not divide, or use pass_kv"
         lengths = agreed(mine, q, k, group, world, "" if any_lengths else hint)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     if isinstance(mask, _masks.MASKS):
         _masks.check_whole(mask, *(sum(row[place] for row in lengths) for place in (0, 1)))
     return lengths

@@ -203,7 +203,7 @@ def pass_kv(
     else:
         for name, x, given in (("q", q, shards), ("k", k, key_shards)):
             _agreement.check_own(name, x, given, rank)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     _additions.check(added, q, k)
     if plan is not None and plan.heads not in (1, q.shape[2]):
         raise ValueError(

@@ -256,9 +256,9 @@ def _sparse(
         own = slice(entry, entry + 1), slice(start, stop)
         rows = method(q[own], k[own], v[own], Call(scale, layer))
         if out is None:  # autocast may have changed the dtype
-            out = rows.new_zeros(q.shape)
+            out = rows.new_zeros((*q.shape[:-1], v.shape[-1]))
         out[entry, start:stop] = rows[0]
-    return q.new_zeros(q.shape) if out is None else out
+    return q.new_zeros((*q.shape[:-1], v.shape[-1])) if out is None else out
 
 
 def _report(method_of: object, method: Method, options: Iterable[tuple[str, str]]) -> None:

@@ -87,7 +87,7 @@ def anchor_attention(
         ValueError: lengths of q and k differ, a number is out of range, or as in `attention`.
         TypeError: as in `attention`.
     """
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     length = q.shape[1]
     if k.shape[1] != length:
         raise ValueError(f"k must have the {length} tokens of q, got {k.shape[1]}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_fmha._checks import check_instance, check_qkv
+from sparse_fmha._checks import check_instance, check_qkv_of_one_dim
 from sparse_fmha.attention import attention
 from sparse_fmha.patterns.per_head import HeadMethod, per_head_attention
 
@@ -63,7 +63,7 @@ def search_heads(
         ValueError, TypeError, RuntimeError: no candidates, or as in `per_head_attention`.
     """
     check_instance("candidates", candidates, Mapping)
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     if not candidates:
         raise ValueError("candidates must have at least one method, got none")
     dense = attention(q, k, v, causal=causal, scale=scale).float()

@@ -15,7 +15,7 @@ from sparse_fmha._checks import (
     check_int,
     check_number,
     check_q_and_k,
-    check_qkv,
+    check_qkv_of_one_dim,
     plain_ints,
 )
 from sparse_fmha._sizes import ceil_div
@@ -143,7 +143,7 @@ def mminference_grid_attention(
         ValueError, TypeError, RuntimeError: a shape, dtype or number is not allowed, or as in
             `stripe_attention`.
     """
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     scale = _checks.finite("scale", scale)
     q_len, kv_len = q.shape[1], k.shape[1]
     strides = _check_strides(strides, q_len, kv_len)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparse_fmha._checks import check_collection, check_flag, check_int, check_qkv, plain_ints
+from sparse_fmha._checks import (
+    check_collection,
+    check_flag,
+    check_int,
+    check_qkv_of_one_dim,
+    plain_ints,
+)
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_mask import BlockMask
@@ -116,7 +122,7 @@ def per_head_attention(
             else, or as in `block_sparse_attention` and `stripe_attention`.
     """
     check_collection("methods", methods)
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_flag("return_lse", return_lse)
     total = q.shape[2]
     named = [[check_int("a head", head) for head in heads] for heads, _ in methods]

@@ -77,7 +77,7 @@ def pka_attention(
     """
     check_collection("grid", grid)
     check_collection("spatial", spatial)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_flag("joint", joint)
     lengths = [check_int(f"grid[{n}]", length, 1) for n, length in enumerate(grid)]
     tokens = 1
@@ -94,7 +94,7 @@ def pka_attention(
             raise ValueError(
                 f"spatial[{n}] must have the {tokens} tokens of grid, got {keys.shape[1]}"
             )
-        _checks.check_qkv(q, keys, values, axes=(1,))
+        _checks.check_qkv_of_one_dim(q, keys, values, axes=(1,))
         if keys.shape != spatial[0][0].shape:
             raise ValueError(
                 f"spatial[{n}] must have the shape of spatial[0], {list(spatial[0][0].shape)}, got "

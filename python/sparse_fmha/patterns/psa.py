@@ -169,7 +169,7 @@ def psa_attention(
             does not fit.
     """
     check_collection("pools", pools)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     grid = BlockGrid.of(q, k, block_q, block_kv, causal=causal)
     check_integers("levels", levels)
     block_checks.check_blocks(levels > 0, grid.q_len, grid.kv_len, block_q, block_kv)

@@ -140,7 +140,7 @@ def rectified_attention(
     Raises:
         ValueError, TypeError: as in `rectified` and `block_sparse_attention`.
     """
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     if plan is None:
         plan = rectified(
             q, k, text=text, keep=keep, theta=theta, forced=forced, scale=scale, block=block

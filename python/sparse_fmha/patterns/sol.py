@@ -131,7 +131,7 @@ def with_lse(
     block: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """`sol_attention`, and the lse of each query, `[B, L, Hq]`, for a `merge` with other keys."""
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_choice("rest", rest, ("token", "block"))
     exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
     mask = BlockGrid.of(q, k, block, block).mask(exact)

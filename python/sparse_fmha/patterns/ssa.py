@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, smooth_l1_loss
 
-from sparse_fmha._checks import check_device, check_floats, check_int, check_qkv, finite, plain_ints
+from sparse_fmha._checks import (
+    check_device,
+    check_floats,
+    check_int,
+    check_qkv_of_one_dim,
+    finite,
+    plain_ints,
+)
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_lists
@@ -111,7 +118,7 @@ def ssa_attention(
     Raises:
         ValueError, TypeError, RuntimeError: as in `ssa` and `block_sparse_attention`.
     """
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     mask = _mask(q, k, blocks, block, scale, block_q, width)
     batch, heads_kv = q.shape[0], k.shape[2]
     q, k, v = (

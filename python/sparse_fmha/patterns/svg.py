@@ -114,7 +114,7 @@ def svg_heads(
     Raises:
         ValueError, TypeError: tensors or mask do not fit, or a number is not allowed.
     """
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     _check(q, k, mask, frames, frame_tokens)
     video, length = frames * frame_tokens, q.shape[1]
     rows = min(check_int("rows", rows, 1), video)
@@ -172,7 +172,7 @@ def svg_attention(
     Raises:
         ValueError, TypeError: as in `svg_heads`; `temporal` does not fit.
     """
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     _check(q, k, mask, frames, frame_tokens)
     if temporal is None:
         temporal = svg_heads(q, k, v, mask, frames, frame_tokens, scale=scale)

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_int, check_number, check_q_and_k, check_qkv, plain_ints
+from sparse_fmha._checks import (
+    check_int,
+    check_number,
+    check_q_and_k,
+    check_qkv_of_one_dim,
+    plain_ints,
+)
 from sparse_fmha.attention import attention
 from sparse_fmha.attention.rows import put_rows, take_rows
 from sparse_fmha.selection import top_k_indices
@@ -53,7 +59,7 @@ def token_sparse_attention(
     Raises:
         ValueError, TypeError: a shape or dtype is not allowed, or `attend` changed the shape.
     """
-    check_qkv(q, k, v, axes=(1,))
+    check_qkv_of_one_dim(q, k, v, axes=(1,))
     scale = _checks.finite("scale", scale)
     if indices is None:
         indices = token_sparse_indices(q, k, scale=scale)

@@ -75,7 +75,7 @@ def vsa_attention(
         ValueError, TypeError: tensors do not match the order, or a number is not allowed.
     """
     check_instance("order", order, CubeOrder)
-    _checks.check_qkv(q, k, v, axes=(1,))
+    _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     cubes = math.prod(order.cubes)
     if top_k is None:
         top_k = kept_cubes(keep, cubes)

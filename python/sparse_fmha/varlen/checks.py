@@ -51,6 +51,8 @@ def check_packed(q: Tensor, k: Tensor, v: Tensor, paged: bool = False) -> None:
         if tensor.dim() != (4 if paged else 3):
             wanted = "[pages, page, heads, head dim]" if paged else "[tokens, heads, head dim]"
             raise ValueError(f"{name} must have shape {wanted}, got {list(tensor.shape)}")
+    if k.shape[-1] == q.shape[-1]:
+        _checks.check_one_dim(q, v)
     if k.shape != v.shape:
         raise ValueError(f"v must have k's shape, {list(k.shape)}, got {list(v.shape)}")
     # The other rules are those of a batch; pages are like its entries.

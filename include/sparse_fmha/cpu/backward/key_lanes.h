@@ -12,12 +12,12 @@ template <class M, class Element>
 class KeyLanes : protected Tokens<M, Element> {
  protected:
   using Base = Tokens<M, Element>;
-  using Base::dim_, Base::head_, Base::kLanes, Base::numbers_, Base::panel_dim_, Base::params_,
-      Base::problem_;
-  using Base::scale_log2_;
+  using Base::head_, Base::keys_wide_, Base::kLanes, Base::params_, Base::problem_,
+      Base::scale_log2_, Base::values_wide_;
   using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
+  using typename Base::Width;
   using V = Vector<T>;
 
   KeyLanes(FmhaProblem const& problem, typename M::Params const& params, BackwardPlan const& plan)
@@ -27,14 +27,14 @@ class KeyLanes : protected Tokens<M, Element> {
     capacity_ = round_up(static_cast<int>(volume(plan_.by_key.k)), kLanes);
     int64_t const lanes = capacity_;
     int const rows = round_up(static_cast<int>(volume(plan_.by_key.q)), kPanelRows);
-    buffers.take(keys_, lanes * numbers_);
-    buffers.take(values_, lanes * numbers_);
-    buffers.take(key_sums_, lanes * panel_dim_);
-    buffers.take(value_sums_, lanes * panel_dim_);
+    buffers.take(keys_, lanes * keys_wide_.numbers);
+    buffers.take(values_, lanes * values_wide_.numbers);
+    buffers.take(key_sums_, lanes * keys_wide_.panel);
+    buffers.take(value_sums_, lanes * values_wide_.panel);
     positions_.take(buffers, capacity_);
     buffers.take(tokens_, lanes);
-    queries_.take(buffers, rows, dim_);
-    out_gradients_.take(buffers, rows, dim_);
+    queries_.take(buffers, rows, keys_wide_.dim);
+    out_gradients_.take(buffers, rows, values_wide_.dim);
     buffers.take(rows_, rows);
     buffers.take(lse_, rows);
     buffers.take(delta_, rows);
@@ -84,18 +84,18 @@ class KeyLanes : protected Tokens<M, Element> {
     int const lane = num_keys_++;
     tokens_[lane] = token;
     positions_.set(lane, position);
-    this->load_lane(k, Base::sign(problem_.scale), lane, keys_);
-    this->load_lane(v, T(1), lane, values_);
+    this->load_lane(keys_wide_, k, Base::sign(problem_.scale), lane, keys_);
+    this->load_lane(values_wide_, v, T(1), lane, values_);
   }
   void end_of_keys() {
-    this->clear_lanes_behind(num_keys_, keys_);
-    this->clear_lanes_behind(num_keys_, values_);
+    this->clear_lanes_behind(keys_wide_, num_keys_, keys_);
+    this->clear_lanes_behind(values_wide_, num_keys_, values_);
     int const lanes = round_up(num_keys_, kLanes);
     for (int lane = num_keys_; lane < lanes; ++lane) {
       positions_.clear(lane);
     }
-    std::memset(key_sums_, 0, sizeof(T) * lanes * panel_dim_);
-    std::memset(value_sums_, 0, sizeof(T) * lanes * panel_dim_);
+    std::memset(key_sums_, 0, sizeof(T) * lanes * keys_wide_.panel);
+    std::memset(value_sums_, 0, sizeof(T) * lanes * values_wide_.panel);
   }
 
   // Adds the contributions of the queries of a box to the gradients.
@@ -121,8 +121,8 @@ class KeyLanes : protected Tokens<M, Element> {
     for (int first = 0; rows > 0 && first < num_keys_; first += kLanes) {
       int const vectors = Base::vectors(first, num_keys_);
       int const padded = round_up(rows, kPanelRows);
-      multiply<false>(queries_.factor(), padded, this->panel_at(first, keys_), vectors, dim_,
-                      scores_, kLanes);
+      multiply<false>(queries_.factor(), padded, this->panel_at(keys_wide_, first, keys_), vectors,
+                      keys_wide_.dim, scores_, kLanes);
       if (this->caps()) {
         this->cap(this->raw_cap_, rows, scores_, slopes_);
       }
@@ -132,8 +132,8 @@ class KeyLanes : protected Tokens<M, Element> {
       if (masked) {
         hide(first, rows);
       }
-      multiply<false>(out_gradients_.factor(), padded, this->panel_at(first, values_), vectors,
-                      dim_, gradients_, kLanes);
+      multiply<false>(out_gradients_.factor(), padded, this->panel_at(values_wide_, first, values_),
+                      vectors, values_wide_.dim, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
         weigh_gradients<count.value>(
             scores_, gradients_, rows, scale_log2_,
@@ -146,10 +146,10 @@ class KeyLanes : protected Tokens<M, Element> {
       if (this->caps()) {
         this->uncap(rows, slopes_, gradients_);
       }
-      int64_t const sums = static_cast<int64_t>(first) * panel_dim_;
+      auto const at = static_cast<int64_t>(first);
       int const lanes = min_int(num_keys_ - first, kLanes);
-      out_gradients_.add_to(value_sums_ + sums, scores_, lanes, rows);
-      queries_.add_to(key_sums_ + sums, gradients_, lanes, rows);
+      out_gradients_.add_to(value_sums_ + at * values_wide_.panel, scores_, lanes, rows);
+      queries_.add_to(key_sums_ + at * keys_wide_.panel, gradients_, lanes, rows);
     }
   }
 
@@ -185,14 +185,14 @@ class KeyLanes : protected Tokens<M, Element> {
     }
   }
 
-  // Writes dim_ sums as a row of a gradient, if it is wanted.
-  void store(TensorView const& gradient, Coord const& token, int32_t head_kv, T const* from,
-             T factor) const {
+  // Writes sums as a row of a gradient, if it is wanted.
+  void store(Width const& width, TensorView const& gradient, Coord const& token, int32_t head_kv,
+             T const* from, T factor) const {
     if (gradient.data == nullptr) {
       return;
     }
     Element* const to = this->row_of(gradient, token, head_kv);
-    for (int d = 0; d < dim_; ++d) {
+    for (int d = 0; d < width.dim; ++d) {
       narrow(from[d] * factor, to + d);
     }
   }

@@ -9,7 +9,7 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element>
 class KeyGradients : KeyLanes<M, Element> {
   using Base = KeyLanes<M, Element>;
-  using Base::key_sums_, Base::value_sums_, Base::panel_dim_, Base::head_;
+  using Base::key_sums_, Base::value_sums_, Base::keys_wide_, Base::values_wide_, Base::head_;
   using Base::params_, Base::problem_, Base::plan_, Base::num_keys_, Base::tokens_;
   using typename Base::T;
 
@@ -131,9 +131,11 @@ class KeyGradients : KeyLanes<M, Element> {
 
   void store_all(TensorView const& k, TensorView const& v, int32_t head_kv) {
     for (int lane = 0; lane < num_keys_; ++lane) {
-      int64_t const row = static_cast<int64_t>(lane) * panel_dim_;
-      this->store(k, tokens_[lane], head_kv, key_sums_ + row, static_cast<T>(problem_.scale));
-      this->store(v, tokens_[lane], head_kv, value_sums_ + row, T(1));
+      auto const row = static_cast<int64_t>(lane);
+      this->store(keys_wide_, k, tokens_[lane], head_kv, key_sums_ + row * keys_wide_.panel,
+                  static_cast<T>(problem_.scale));
+      this->store(values_wide_, v, tokens_[lane], head_kv, value_sums_ + row * values_wide_.panel,
+                  T(1));
     }
   }
 };

@@ -13,8 +13,8 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element, bool kSkips>
 class QueryGradients : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
-  using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
-  using Base::numbers_, Base::panel_dim_, Base::params_, Base::problem_, Base::scale_log2_;
+  using Base::biases_, Base::capacity_, Base::head_, Base::keys_wide_, Base::kLanes;
+  using Base::key_position_, Base::params_, Base::problem_, Base::scale_log2_, Base::values_wide_;
   using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
@@ -40,16 +40,16 @@ class QueryGradients : KeyTiles<M, Element> {
   size_t place(void* memory) {
     Buffers buffers(memory);
     int64_t const lanes = round_up(static_cast<int>(volume(plan_.by_query.q)), kLanes);
-    buffers.take(queries_, lanes * numbers_);
-    buffers.take(out_gradients_, lanes * numbers_);
-    buffers.take(sums_, lanes * panel_dim_);
+    buffers.take(queries_, lanes * keys_wide_.numbers);
+    buffers.take(out_gradients_, lanes * values_wide_.numbers);
+    buffers.take(sums_, lanes * keys_wide_.panel);
     buffers.take(lse_, lanes);
     buffers.take(delta_, lanes);
     rows_.take(buffers, static_cast<int>(lanes));
     buffers.take(query_token_, lanes);
     buffers.take(thresholds_, lanes);
-    keys_.take(buffers, capacity_, dim_);
-    buffers.take(values_, int64_t{capacity_} * numbers_);
+    keys_.take(buffers, capacity_, keys_wide_.dim);
+    buffers.take(values_, int64_t{capacity_} * values_wide_.numbers);
     this->take_keys(buffers);
     buffers.take(scores_, int64_t{capacity_} * kLanes);
     buffers.take(gradients_, int64_t{capacity_} * kLanes);
@@ -99,7 +99,7 @@ class QueryGradients : KeyTiles<M, Element> {
     keys_.clear();
     return [this](int key, Element const* k, Element const* v) {
       keys_.load(k, key);
-      this->load_row(v, key, values_);
+      this->load_row(values_wide_, v, key, values_);
     };
   }
 
@@ -108,33 +108,36 @@ class QueryGradients : KeyTiles<M, Element> {
     T const factor = Base::sign(problem_.scale);
     num_queries_ = this->for_each_query(
         q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
-          this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
-          this->load_lane(this->row_of(gradients.out, token, head_), T(1), lane, out_gradients_);
+          this->load_lane(keys_wide_, this->row_of(problem_.q, token, head_), factor, lane,
+                          queries_);
+          this->load_lane(values_wide_, this->row_of(gradients.out, token, head_), T(1), lane,
+                          out_gradients_);
           int64_t const index = this->index_of(token);
           lse_[lane] = static_cast<T const*>(plan_.lse)[index];
           delta_[lane] = static_cast<T const*>(plan_.delta)[index];
         });
-    this->clear_lanes_behind(num_queries_, queries_);
-    this->clear_lanes_behind(num_queries_, out_gradients_);
+    this->clear_lanes_behind(keys_wide_, num_queries_, queries_);
+    this->clear_lanes_behind(values_wide_, num_queries_, out_gradients_);
     int const lanes = round_up(num_queries_, kLanes);
     for (int lane = num_queries_; lane < lanes; ++lane) {
       rows_.clear(lane);
       lse_[lane] = kInfinity<T>;
       delta_[lane] = 0;
     }
-    std::memset(sums_, 0, sizeof(T) * lanes * panel_dim_);
+    std::memset(sums_, 0, sizeof(T) * lanes * keys_wide_.panel);
   }
 
   void visit(int keys, bool masked) {
     for (int first = 0; keys > 0 && first < num_queries_; first += kLanes) {
       int const vectors = Base::vectors(first, num_queries_);
       int const rows = round_up(keys, kPanelRows);
-      multiply<false>(keys_.factor(), rows, this->panel_at(first, queries_), vectors, dim_, scores_,
-                      kLanes);
+      multiply<false>(keys_.factor(), rows, this->panel_at(keys_wide_, first, queries_), vectors,
+                      keys_wide_.dim, scores_, kLanes);
       this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_,
                    slopes_);
-      multiply<false>(Factor<In>{values_, numbers_, 1}, rows, this->panel_at(first, out_gradients_),
-                      vectors, dim_, gradients_, kLanes);
+      multiply<false>(Factor<In>{values_, values_wide_.numbers, 1}, rows,
+                      this->panel_at(values_wide_, first, out_gradients_), vectors,
+                      values_wide_.dim, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {
         V const* const lse = reinterpret_cast<V const*>(lse_ + first);
         V const* const delta = reinterpret_cast<V const*>(delta_ + first);
@@ -145,7 +148,7 @@ class QueryGradients : KeyTiles<M, Element> {
       if (this->caps()) {
         this->uncap(keys, slopes_, gradients_);
       }
-      keys_.add_to(sums_ + static_cast<int64_t>(first) * panel_dim_, gradients_,
+      keys_.add_to(sums_ + static_cast<int64_t>(first) * keys_wide_.panel, gradients_,
                    min_int(num_queries_ - first, kLanes), keys);
     }
   }
@@ -154,8 +157,8 @@ class QueryGradients : KeyTiles<M, Element> {
     T const scale = static_cast<T>(problem_.scale);
     for (int lane = 0; lane < num_queries_; ++lane) {
       Element* const to = this->row_of(problem_.gradients->q, query_token_[lane], head_);
-      T const* const from = sums_ + static_cast<int64_t>(lane) * panel_dim_;
-      for (int d = 0; d < dim_; ++d) {
+      T const* const from = sums_ + static_cast<int64_t>(lane) * keys_wide_.panel;
+      for (int d = 0; d < keys_wide_.dim; ++d) {
         narrow(from[d] * scale, to + d);
       }
     }

@@ -12,8 +12,8 @@ namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 template <class M, class Element, bool kSkips>
 class RowTerms : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
-  using Base::biases_, Base::capacity_, Base::dim_, Base::head_, Base::kLanes, Base::key_position_;
-  using Base::numbers_, Base::params_, Base::problem_, Base::scale_log2_;
+  using Base::biases_, Base::capacity_, Base::head_, Base::keys_wide_, Base::kLanes;
+  using Base::key_position_, Base::params_, Base::problem_, Base::scale_log2_, Base::values_wide_;
   using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
@@ -47,8 +47,8 @@ class RowTerms : KeyTiles<M, Element> {
     buffers.take(max_, lanes);
     buffers.take(sum_, lanes);
     if constexpr (kScores) {
-      buffers.take(queries_, int64_t{lanes} * numbers_);
-      buffers.take(key_rows_, int64_t{capacity_} * numbers_);
+      buffers.take(queries_, int64_t{lanes} * keys_wide_.numbers);
+      buffers.take(key_rows_, int64_t{capacity_} * keys_wide_.numbers);
       this->take_keys(buffers);
       buffers.take(scores_, int64_t{capacity_} * kGroup);
       buffers.take(rescale_, kLanes);
@@ -86,7 +86,8 @@ class RowTerms : KeyTiles<M, Element> {
     num_queries_ = this->for_each_query(
         q, extent, rows_, query_token_, thresholds_, [&](int lane, Coord const& token) {
           if constexpr (kScores) {
-            this->load_lane(this->row_of(problem_.q, token, head_), factor, lane, queries_);
+            this->load_lane(keys_wide_, this->row_of(problem_.q, token, head_), factor, lane,
+                            queries_);
           }
         });
     if constexpr (kScores) {
@@ -94,7 +95,7 @@ class RowTerms : KeyTiles<M, Element> {
     }
   }
   void begin_scores() {
-    this->clear_lanes_behind(num_queries_, queries_);
+    this->clear_lanes_behind(keys_wide_, num_queries_, queries_);
     int const lanes = round_up(num_queries_, kLanes);
     for (int lane = num_queries_; lane < lanes; ++lane) {
       rows_.clear(lane);
@@ -135,7 +136,7 @@ class RowTerms : KeyTiles<M, Element> {
 
   auto load_key() const {
     return [this](int key, Element const* k, Element const* /*v*/) {
-      this->load_row(k, key, key_rows_);
+      this->load_row(keys_wide_, k, key, key_rows_);
     };
   }
 
@@ -144,9 +145,9 @@ class RowTerms : KeyTiles<M, Element> {
     return scores_ + static_cast<int64_t>(first % kGroup) * capacity_;
   }
   void score(int first, int keys, bool masked) {
-    multiply<false>(Factor<In>{key_rows_, numbers_, 1}, round_up(keys, kPanelRows),
-                    this->panel_at(first, queries_), Base::vectors(first, num_queries_), dim_,
-                    scores_of(first), kLanes);
+    multiply<false>(Factor<In>{key_rows_, keys_wide_.numbers, 1}, round_up(keys, kPanelRows),
+                    this->panel_at(keys_wide_, first, queries_), Base::vectors(first, num_queries_),
+                    keys_wide_.dim, scores_of(first), kLanes);
     this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_of(first));
   }
   // Turns scores into weights, which are of no use, and adds them up.
@@ -172,7 +173,7 @@ class RowTerms : KeyTiles<M, Element> {
     Element const* const gradient = this->row_of(gradients.out, token, head_);
     constexpr int kParts = 8;  // divides every head dim
     T parts[kParts] = {};
-    for (int d = 0; d < dim_; d += kParts) {
+    for (int d = 0; d < values_wide_.dim; d += kParts) {
       for (int i = 0; i < kParts; ++i) {
         parts[i] += widen(out[d + i]) * widen(gradient[d + i]);
       }

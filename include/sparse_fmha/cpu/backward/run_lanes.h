@@ -11,9 +11,10 @@ template <class M, class Element>
 class RunLanes : protected KeyLanes<M, Element> {
  protected:
   using Base = KeyLanes<M, Element>;
-  using Base::key_sums_, Base::value_sums_, Base::panel_dim_, Base::dim_, Base::problem_;
+  using Base::key_sums_, Base::value_sums_, Base::keys_wide_, Base::values_wide_, Base::problem_;
   using Base::num_keys_, Base::plan_;
   using typename Base::T;
+  using typename Base::Width;
 
   RunLanes(FmhaProblem const& problem, typename M::Params const& params, BackwardPlan const& plan)
       : Base(problem, params, plan), run_keys_(plan.run_keys), own_(volume(problem.grid_kv)) {}
@@ -21,8 +22,8 @@ class RunLanes : protected KeyLanes<M, Element> {
   void place(Buffers& buffers) {
     Base::place(buffers);
     buffers.take(places_, this->capacity_);
-    buffers.take(run_key_sums_, int64_t{run_keys_} * dim_);
-    buffers.take(run_value_sums_, int64_t{run_keys_} * dim_);
+    buffers.take(run_key_sums_, int64_t{run_keys_} * keys_wide_.dim);
+    buffers.take(run_value_sums_, int64_t{run_keys_} * values_wide_.dim);
     if (problem_.key_bias.data != nullptr) {
       buffers.take(run_bias_sums_, run_keys_);
     }
@@ -37,8 +38,8 @@ class RunLanes : protected KeyLanes<M, Element> {
     begin_ = item % plan_.key_tiles * run_keys_;
     int64_t const all = own_ + problem_.extra_len;
     end_ = begin_ + run_keys_ < all ? begin_ + run_keys_ : all;
-    std::memset(run_key_sums_, 0, sizeof(T) * run_keys_ * dim_);
-    std::memset(run_value_sums_, 0, sizeof(T) * run_keys_ * dim_);
+    std::memset(run_key_sums_, 0, sizeof(T) * run_keys_ * keys_wide_.dim);
+    std::memset(run_value_sums_, 0, sizeof(T) * run_keys_ * values_wide_.dim);
     this->for_each_head(batch, head_kv, [&] {
       if (this->sums_biases()) {
         std::memset(run_bias_sums_, 0, sizeof(T) * run_keys_);
@@ -67,12 +68,8 @@ class RunLanes : protected KeyLanes<M, Element> {
   }
   void add_taken() {
     for (int lane = 0; lane < num_keys_; ++lane) {
-      int64_t const from = static_cast<int64_t>(lane) * panel_dim_;
-      int64_t const to = int64_t{places_[lane]} * dim_;
-      for (int d = 0; d < dim_; ++d) {
-        run_key_sums_[to + d] += key_sums_[from + d];
-        run_value_sums_[to + d] += value_sums_[from + d];
-      }
+      add_row(keys_wide_, lane, key_sums_, run_key_sums_);
+      add_row(values_wide_, lane, value_sums_, run_value_sums_);
       if (this->sums_biases()) {
         run_bias_sums_[places_[lane]] += this->bias_sums_[lane];
       }
@@ -84,20 +81,28 @@ class RunLanes : protected KeyLanes<M, Element> {
   int64_t end_ = 0;
 
  private:
+  void add_row(Width const& width, int lane, T const* sums, T* run_sums) const {
+    T const* const from = sums + static_cast<int64_t>(lane) * width.panel;
+    T* const to = run_sums + int64_t{places_[lane]} * width.dim;
+    for (int d = 0; d < width.dim; ++d) {
+      to[d] += from[d];
+    }
+  }
+
   void store_run(int32_t head_kv) {
     Gradients const& gradients = *problem_.gradients;
     Coord const& grid = problem_.grid_kv;
     for (int64_t key = begin_; key < end_; ++key) {
       bool const extra = key >= own_;
-      int64_t const row = (key - begin_) * dim_;
+      int64_t const row = key - begin_;
       auto const index = static_cast<int32_t>(extra ? key - own_ : key);
       Coord const token =
           extra ? Coord{0, 0, index}
                 : Coord{index / grid[2] / grid[1], index / grid[2] % grid[1], index % grid[2]};
-      this->store(extra ? gradients.extra_k : gradients.k, token, head_kv, run_key_sums_ + row,
-                  static_cast<T>(problem_.scale));
-      this->store(extra ? gradients.extra_v : gradients.v, token, head_kv, run_value_sums_ + row,
-                  T(1));
+      this->store(keys_wide_, extra ? gradients.extra_k : gradients.k, token, head_kv,
+                  run_key_sums_ + row * keys_wide_.dim, static_cast<T>(problem_.scale));
+      this->store(values_wide_, extra ? gradients.extra_v : gradients.v, token, head_kv,
+                  run_value_sums_ + row * values_wide_.dim, T(1));
     }
   }
 

@@ -106,13 +106,14 @@ struct WorkSlot {
 template <class Traits, class Geometry>
 struct SharedStorage {
   using Element = typename Traits::Element;
-  static constexpr int kTileElements = Traits::kTileK * Traits::kHeadDim;
+  static constexpr int kKeyElements = Traits::kTileK * Traits::kHeadDim;  // of one stage
+  static constexpr int kValueElements = Traits::kTileK * Traits::kValueDim;
   static constexpr int kQueryElements = Traits::kTileQ * Traits::kHeadDim;  // of one tensor
 
   alignas(1024) Element q[Traits::kQueryTensors * kQueryElements];
-  alignas(1024) Element k[Traits::kStages * kTileElements];
-  alignas(1024) Element v[Traits::kStages * kTileElements];
-  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : kQueryElements];
+  alignas(1024) Element k[Traits::kStages * kKeyElements];
+  alignas(1024) Element v[Traits::kStages * kValueElements];
+  alignas(1024) Element out_own[Traits::kOutputReplacesQ ? 1 : Traits::kTileQ * Traits::kValueDim];
 
   Ring<1> ring_q[Traits::kConsumers];  // one per warpgroup, for its 64 rows
   Ring<Traits::kStages> ring_k;

@@ -11,7 +11,9 @@ namespace sparse_fmha::sm90 {
 template <class Config>
 struct TileTraits {
   using Element = typename Config::Element;
-  static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;  // columns in shared memory
+  // Columns in shared memory: of queries and keys; of values and the output.
+  static constexpr int kHeadDim = (Config::kHeadDim + 63) / 64 * 64;
+  static constexpr int kValueDim = (Config::kValueDim + 63) / 64 * 64;
   static constexpr int kScoreSteps = Config::kHeadDim / 16;  // of Q.K; later columns are zero
   static constexpr int kTileQ = Config::kTileQ;
   static constexpr int kTileK = Config::kTileK;
@@ -47,9 +49,11 @@ struct TileTraits {
       RowMajorAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kHeadDim>>{}));
   using LayoutK = decltype(cute::tile_to_shape(
       RowMajorAtom{}, cute::Shape<cute::Int<kTileK>, cute::Int<kHeadDim>, cute::Int<kStages>>{}));
-  // V as operand B of P.V, [kHeadDim, kTileK]: the same bytes as a row-major [kTileK, kHeadDim].
+  using LayoutOut = decltype(cute::tile_to_shape(
+      RowMajorAtom{}, cute::Shape<cute::Int<kTileQ>, cute::Int<kValueDim>>{}));
+  // V as operand B of P.V, [kValueDim, kTileK]: the same bytes as a row-major [kTileK, kValueDim].
   using LayoutVt = decltype(cute::tile_to_shape(
-      TransposedAtom{}, cute::Shape<cute::Int<kHeadDim>, cute::Int<kTileK>, cute::Int<kStages>>{},
+      TransposedAtom{}, cute::Shape<cute::Int<kValueDim>, cute::Int<kTileK>, cute::Int<kStages>>{},
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
 
   // Each consumer warpgroup multiplies its own 64 rows.
@@ -59,15 +63,17 @@ struct TileTraits {
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>()));
   using MmaPV = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kHeadDim>, cute::Int<kTileK>>,
+                                 cute::Shape<cute::_64, cute::Int<kValueDim>, cute::Int<kTileK>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
   static_assert(cute::size<1>(typename MmaQK::AtomShape_MNK{}) == kTileK &&
-                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
+                    cute::size<1>(typename MmaPV::AtomShape_MNK{}) == kValueDim,
                 "one matrix instruction is as wide as the tile");
 
   static constexpr int kBytesQ = kTileQ * kHeadDim * 2;
+  static constexpr int kBytesOut = kTileQ * kValueDim * 2;
   static constexpr int kBytesK = kTileK * kHeadDim * 2;  // of one stage
+  static constexpr int kBytesV = kTileK * kValueDim * 2;
   // Of the 228 KB of a multiprocessor, each thread block takes 1 KB more than it asks for.
   static constexpr int kSmemLimit = (228 / kBlocks - 1) * 1024;
 };

@@ -150,6 +150,18 @@ struct Accumulation {
       stages.wait(smem.ring_v, walk, i, place);
       smem.ring_v.release(place);
     };
+    auto issue_scores = [&](int i, auto& scores) {
+      if constexpr (Policy::kQueriesAnew) {
+        // Computed for each tile: a false dependence on its index. All of them at once need too
+        // many uniform registers.
+        auto queries = make_tensor(frag_q.data() + (i >> 28), frag_q.layout());
+        issue_mma<false, Traits::kScoreSteps>(MmaQK{}, queries, frag_k(_, _, _, state.index),
+                                              scores);
+      } else {
+        issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index),
+                                              scores);
+      }
+    };
     RingState<Traits::kStages> previous;
     // Waits for the keys of the i-th tile.
     constexpr typename Policy::Streams kOthers{};
@@ -183,7 +195,7 @@ struct Accumulation {
         place = geometry.mask_place(walk, i, state);
       }
       Turns::wait(warpgroup);
-      issue_mma<false, Traits::kScoreSteps>(MmaQK{}, frag_q, frag_k(_, _, _, state.index), scores);
+      issue_scores(i, scores);
       if constexpr (kWeights) {
         stages.template wait<others.value>(smem.ring_v, walk, i - 1, previous);
         issue_mma<true, Traits::kTileK / 16>(MmaPV{}, weights, frag_v(_, _, _, previous.index),
@@ -218,7 +230,7 @@ struct Accumulation {
         float sum[kRowsPerThread];
         auto settle = [&] {
           softmax.settle(scores, sum, rescale, hide, sees, [&] {
-            scores_again<Traits>(smem.q, smem.k + state.index * Storage::kTileElements, warpgroup,
+            scores_again<Traits>(smem.q, smem.k + state.index * Storage::kKeyElements, warpgroup,
                                  scores);
             add_bias(scores);
           });

@@ -48,8 +48,8 @@ struct Consumer {
     int const loaded = geometry.tiles_loaded(work);
     int const tiles = walk.num_partial + walk.num_full;
 
-    auto output = cute::partition_fragment_C(typename Traits::MmaPV{},
-                                             cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>>{});
+    auto output = cute::partition_fragment_C(
+        typename Traits::MmaPV{}, cute::Shape<cute::_64, cute::Int<Traits::kValueDim>>{});
     // With biases the scores are in log2 units before the softmax.
     OnlineSoftmax softmax(Traits::kKeyBias ? 1.f : params.scale_log2);
     Store store{geometry, smem, warpgroup};

@@ -23,8 +23,8 @@ struct Epilogue {
       wait_for_store();
       sync();
     }
-    auto tile = local_tile(make_tensor(make_smem_ptr(smem.out()), typename Traits::LayoutQ{}),
-                           Shape<_64, Int<Traits::kHeadDim>>{}, make_coord(warpgroup, _0{}));
+    auto tile = local_tile(make_tensor(make_smem_ptr(smem.out()), typename Traits::LayoutOut{}),
+                           Shape<_64, Int<Traits::kValueDim>>{}, make_coord(warpgroup, _0{}));
     auto copy_out =
         make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, typename Traits::MmaPV{});
     auto thread_copy = copy_out.get_slice(threadIdx.x % 128);

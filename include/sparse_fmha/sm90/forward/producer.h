@@ -52,7 +52,7 @@ struct Producer {
         // Nothing slow happens between a stage becoming free and its copy.
         auto const box = boxes.next(i);
         auto const source = geometry.source(work, box);
-        uint32_t bytes = geometry.copied_bytes(source);
+        uint32_t bytes = geometry.copied_bytes(source, kValues ? Traits::kBytesV : Traits::kBytesK);
         auto& ring = kValues ? smem.ring_v : smem.ring_k;
         auto& full = ring.full[state.index];
         if constexpr (!kValues) {
@@ -67,9 +67,9 @@ struct Producer {
           ring.expect(state, bytes);
         }
         if constexpr (kValues) {
-          geometry.load_v(full, stage_of(smem.v, state), source);
+          geometry.load_v(full, values_of(state), source);
         } else {
-          geometry.load_k(full, stage_of(smem.k, state), source);
+          geometry.load_k(full, keys_of(state), source);
         }
         state.advance();
       }
@@ -202,13 +202,13 @@ struct Producer {
         if (i < rows.count) {
           key = rows.next(i);
           smem.ring_k.acquire(state);
-          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+          rows.gather_k(key, keys_of(state), smem.ring_k.full[state.index]);
         }
         if (i > 0) {
           auto previous = state;
           previous.retreat();
           smem.ring_v.acquire(previous);
-          rows.gather_v(previous_key, stage_of(smem.v, previous), smem.ring_v.full[previous.index]);
+          rows.gather_v(previous_key, values_of(previous), smem.ring_v.full[previous.index]);
         }
         previous_key = key;
         if (i < rows.count) {
@@ -230,11 +230,11 @@ struct Producer {
         auto const key = rows.next(i);
         if constexpr (kKeys) {
           smem.ring_k.acquire(state);
-          rows.gather_k(key, stage_of(smem.k, state), smem.ring_k.full[state.index]);
+          rows.gather_k(key, keys_of(state), smem.ring_k.full[state.index]);
         }
         if constexpr (kValues) {
           smem.ring_v.acquire(state);
-          rows.gather_v(key, stage_of(smem.v, state), smem.ring_v.full[state.index]);
+          rows.gather_v(key, values_of(state), smem.ring_v.full[state.index]);
         }
         state.advance();
       }
@@ -257,12 +257,12 @@ struct Producer {
         if (leads) {
           geometry.publish(box, state);
           smem.ring_k.expect(state, Traits::kBytesK);
-          geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
+          geometry.load_k(smem.ring_k.full[state.index], keys_of(state), source);
         }
         smem.ring_v.acquire(state);
         if (leads) {
-          smem.ring_v.expect(state, Traits::kBytesK);
-          geometry.load_v(smem.ring_v.full[state.index], stage_of(smem.v, state), source);
+          smem.ring_v.expect(state, Traits::kBytesV);
+          geometry.load_v(smem.ring_v.full[state.index], values_of(state), source);
         }
         state.advance();
       }
@@ -284,15 +284,14 @@ struct Producer {
         if (leads) {
           geometry.publish(box, state);
           smem.ring_k.expect(state, Traits::kBytesK);
-          geometry.load_k(smem.ring_k.full[state.index], stage_of(smem.k, state), source);
+          geometry.load_k(smem.ring_k.full[state.index], keys_of(state), source);
         }
       }
       if (i > 0) {
         smem.ring_v.acquire(previous);
         if (leads) {
-          smem.ring_v.expect(previous, Traits::kBytesK);
-          geometry.load_v(smem.ring_v.full[previous.index], stage_of(smem.v, previous),
-                          previous_source);
+          smem.ring_v.expect(previous, Traits::kBytesV);
+          geometry.load_v(smem.ring_v.full[previous.index], values_of(previous), previous_source);
         }
       }
       previous = state;
@@ -302,10 +301,11 @@ struct Producer {
     }
   }
 
-  template <class Element>
-  static __device__ __forceinline__ Element* stage_of(Element* stages,
-                                                      RingState<kStages> const& place) {
-    return stages + place.index * Storage::kTileElements;
+  __device__ __forceinline__ auto* keys_of(RingState<kStages> const& place) {
+    return smem.k + place.index * Storage::kKeyElements;
+  }
+  __device__ __forceinline__ auto* values_of(RingState<kStages> const& place) {
+    return smem.v + place.index * Storage::kValueElements;
   }
 };
 

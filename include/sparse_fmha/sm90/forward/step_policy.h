@@ -50,16 +50,20 @@ struct StepPolicy {
   static constexpr bool kByWalk = Geometry::kMaskedStages == MaskedStages::kByWalk;
 
   // Depends on whether a thread has registers for the mask while the scores are being computed.
-  static constexpr MaskLookUp kMaskLookUp = Traits::kHeadDim <= 128 ? MaskLookUp::kUnderScores
+  static constexpr MaskLookUp kMaskLookUp = Traits::kValueDim <= 128 ? MaskLookUp::kUnderScores
                                             : Geometry::kMaskFrom == MaskFrom::kPositions
                                                 ? MaskLookUp::kAfterRelease
                                                 : MaskLookUp::kBeforeRelease;
 
   // At 64 columns the exponential unit is as busy as the matrix unit. At 256 a thread has no
   // registers to keep scores until their sum is known.
-  static constexpr Reference kReference = Traits::kHeadDim != 128 ? Reference::kMaximum
-                                          : kNeeded               ? Reference::kLagsOfMasked
-                                                                  : Reference::kLags;
+  static constexpr Reference kReference = Traits::kValueDim != 128 ? Reference::kMaximum
+                                          : kNeeded                ? Reference::kLagsOfMasked
+                                                                   : Reference::kLags;
+
+  // Whether addresses of the queries are computed for each tile: three consumers have no registers
+  // to keep more than eight.
+  static constexpr bool kQueriesAnew = Traits::kConsumers > 2 && Traits::kScoreSteps > 8;
 
   // Up to two consumers have registers for both the weights and their rounded values.
   static constexpr Rounding kRounding =

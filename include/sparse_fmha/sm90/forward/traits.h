@@ -44,12 +44,16 @@ struct KernelTraits : TileTraits<Config> {
   using RowValue = float;
   static TensorView queries(FmhaProblem const& p, int /*i*/) { return p.q; }
   static TensorView output(FmhaProblem const& p) { return p.out; }
+  static int32_t query_dim(FmhaProblem const& p, int /*i*/) { return p.head_dim; }
+  static int32_t output_dim(FmhaProblem const& p) { return p.value_dim; }
   static RowValue* row_values(FmhaProblem const& p) { return p.lse; }
 
   // The output tile has its own shared memory if that fits. Otherwise it overwrites Q, and the next
   // Q is loaded after the output has been stored.
-  static constexpr bool kOutputReplacesQ =
-      2 * Tiles::kBytesQ + 2 * Tiles::kStages * Tiles::kBytesK + 2048 > Tiles::kSmemLimit;
+  static constexpr bool kOutputReplacesQ = Tiles::kBytesQ + Tiles::kBytesOut +
+                                               Tiles::kStages * (Tiles::kBytesK + Tiles::kBytesV) +
+                                               2048 >
+                                           Tiles::kSmemLimit;
 };
 
 }  // namespace sparse_fmha::sm90

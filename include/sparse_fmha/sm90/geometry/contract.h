@@ -65,7 +65,7 @@ enum class StageUse {
 enum class Loader {
   kOneLane,          // one lane, in large boxes
   kAllLanes,         // a box per lane, one warp each for keys and values; has
-                     // look_through(Work, place), copied_bytes(Source),
+                     // look_through(Work, place), copied_bytes(Source, bytes),
                      // copy_bits(box, place, barrier)
   kAllLanesAndRows,  // the same, and single rows are gathered
 };
@@ -197,7 +197,7 @@ constexpr bool is_geometry() {
   static_assert(!kWarpLoads<G> || compiles<G const&, Work&, Box&, Place, FullBarrier&>(
                                       [](auto& g, auto& w, auto& box, auto s, auto& b)
                                           SPARSE_FMHA_HAS((g.look_through(w, RingState<1>{}),
-                                                           g.copied_bytes(g.source(w, box)),
+                                                           g.copied_bytes(g.source(w, box), 0u),
                                                            g.copy_bits(box, s, b)))),
                 "kAllLanes: a geometry has look_through, copied_bytes and copy_bits");
   static_assert(G::kGatherWarps == 0 || compiles<G const&, Work&>([

@@ -13,7 +13,7 @@ namespace sparse_fmha::sm90 {
 
 // Key heads per group: as many as have queries and dO that fit in the L2 cache together.
 inline int32_t heads_in_cache(FmhaProblem const& p, int64_t queries) {
-  return heads_in_cache(4.0 * queries * p.head_dim * (p.heads_q / p.heads_kv));
+  return heads_in_cache(2.0 * queries * (p.head_dim + p.value_dim) * (p.heads_q / p.heads_kv));
 }
 
 // Runs `launch` with sums of dQ for kernels that add it up, and rounds the sums.

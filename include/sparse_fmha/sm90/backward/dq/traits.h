@@ -16,6 +16,7 @@ template <class Config>
 struct DqTraits : TileTraits<Config> {
   using Tiles = TileTraits<Config>;
   static constexpr Pass kPass = Pass::kBackwardDq;
+  static_assert(Tiles::kValueDim == Tiles::kHeadDim, "dO.V has the steps and tiles of Q.K");
   static constexpr bool kVotes = false;
   static constexpr bool kTakeTurns = false;
   static constexpr bool kKeyBias = true;
@@ -32,6 +33,10 @@ struct DqTraits : TileTraits<Config> {
   using RowValue = RowTerms const;
   static TensorView queries(FmhaProblem const& p, int i) { return i == 0 ? p.q : p.gradients->out; }
   static TensorView output(FmhaProblem const& p) { return p.gradients->q; }
+  static int32_t query_dim(FmhaProblem const& p, int i) {
+    return i == 0 ? p.head_dim : p.value_dim;
+  }
+  static int32_t output_dim(FmhaProblem const& p) { return p.head_dim; }
   static RowValue* row_values(FmhaProblem const& p) {
     return reinterpret_cast<RowValue*>(p.gradients->row_terms);
   }

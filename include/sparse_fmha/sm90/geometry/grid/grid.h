@@ -20,6 +20,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 struct Grid {
   using Element = typename Traits::Element;
+  static_assert(Traits::kValueDim == Traits::kHeadDim, "rows of this geometry have one width");
 
   // TMA supports five axes. With three token axes none is left for the batch: each batch entry
   // needs its own tensor map, and one launch takes at most this many.

@@ -33,7 +33,8 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   g.k_bits = box_bits(g.shape.k);
 
   bool const map_per_batch = sparsity.grid[0] > 1;
-  auto map = [&](TensorView const& tensor, int32_t heads, Coord const& box, int32_t batch) {
+  auto map = [&](TensorView const& tensor, int32_t heads, int32_t dim, Coord const& box,
+                 int32_t batch) {
     TensorView const view = interleaved(tensor, first, step);
     auto axis = [&](int a) {
       return MapAxis{sparsity.grid[a], view.axis_stride[a], static_cast<uint32_t>(box[a]),
@@ -41,18 +42,18 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
     };
     MapAxis const last = map_per_batch ? axis(0) : MapAxis{p.batch, view.batch_stride};
     auto* data = static_cast<char*>(view.data) + 2 * batch * view.batch_stride;
-    return make_tensor_map<4>(data, p.dtype, p.head_dim,
+    return make_tensor_map<4>(data, p.dtype, dim,
                               {MapAxis{heads, view.head_stride}, axis(2), axis(1), last});
   };
   g.map_per_batch = map_per_batch;
   g.extra_len = p.extra_len;
   if (p.extra_len > 0) {
-    auto extra_map = [&](TensorView const& view) {
-      return sequence_tensor_map(view, p.dtype, p.extra_len, p.heads_kv, p.batch, p.head_dim,
+    auto extra_map = [&](TensorView const& view, int32_t dim) {
+      return sequence_tensor_map(view, p.dtype, p.extra_len, p.heads_kv, p.batch, dim,
                                  Traits::kTileK);
     };
-    g.extra_k = extra_map(p.extra_k);
-    g.extra_v = extra_map(p.extra_v);
+    g.extra_k = extra_map(p.extra_k, p.head_dim);
+    g.extra_v = extra_map(p.extra_v, p.value_dim);
   }
   int64_t stride = p.heads_q;
   g.rows = Traits::row_values(p);
@@ -64,7 +65,7 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
   g.rows_batch = stride;
 
   // Group as many heads as have keys and values that fit in the L2 cache together.
-  int32_t const group = heads_in_cache(4.0 * volume(sparsity.grid) * p.head_dim);
+  int32_t const group = heads_in_cache(2.0 * volume(sparsity.grid) * (p.head_dim + p.value_dim));
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
   g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
   int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
@@ -72,12 +73,13 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
     for (int32_t i = 0; i < (map_per_batch ? batch : 1); ++i) {
       for (int t = 0; t < Traits::kQueryTensors; ++t) {
-        g.q[t][i] =
-            map(Traits::queries(p, t), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+        g.q[t][i] = map(Traits::queries(p, t), p.heads_q, Traits::query_dim(p, t),
+                        warpgroup_box(g.shape.q), g.first_batch + i);
       }
-      g.k[i] = map(p.k, p.heads_kv, g.shape.k, g.first_batch + i);
-      g.v[i] = map(p.v, p.heads_kv, g.shape.k, g.first_batch + i);
-      g.out[i] = map(Traits::output(p), p.heads_q, warpgroup_box(g.shape.q), g.first_batch + i);
+      g.k[i] = map(p.k, p.heads_kv, p.head_dim, g.shape.k, g.first_batch + i);
+      g.v[i] = map(p.v, p.heads_kv, p.value_dim, g.shape.k, g.first_batch + i);
+      g.out[i] = map(Traits::output(p), p.heads_q, Traits::output_dim(p), warpgroup_box(g.shape.q),
+                     g.first_batch + i);
     }
     params.scheduler = make_scheduler(p.heads_q, batch, q_tiles, group);
     FmhaProblem part = p;

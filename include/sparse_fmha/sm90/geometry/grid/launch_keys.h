@@ -71,9 +71,9 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
   g.k_bits = box_bits(g.shape.k);
   g.map_per_batch = queries.map_per_batch;
   g.extra_len = g.seen_by_all ? p.extra_len : 0;
-  auto map = [&](InterleavedGrid const& grid, TensorView const& view, int32_t heads, int32_t batch,
-                 Coord const& box) {
-    return make_tensor_map<4>(grid.data(view, batch, 2), p.dtype, p.head_dim,
+  auto map = [&](InterleavedGrid const& grid, TensorView const& view, int32_t heads, int32_t dim,
+                 int32_t batch, Coord const& box) {
+    return make_tensor_map<4>(grid.data(view, batch, 2), p.dtype, dim,
                               grid.axes(view, heads, p.batch, box));
   };
   Coord const part = warpgroup_box(g.shape.q);
@@ -82,12 +82,12 @@ void launch_key_tiles(FmhaProblem const& p, InterleavedGrid const& queries,
     int32_t const batch = std::min(batch_step, p.batch - first);
     for (int32_t i = 0; i < (g.map_per_batch ? batch : 1); ++i) {
       int32_t const entry = first + i;
-      g.k[i] = map(keys, kv.k, p.heads_kv, entry, g.shape.q);
-      g.v[i] = map(keys, kv.v, p.heads_kv, entry, g.shape.q);
-      g.dk[i] = map(keys, kv.dk, p.heads_kv, entry, part);
-      g.dv[i] = map(keys, kv.dv, p.heads_kv, entry, part);
-      g.q[i] = map(queries, p.q, p.heads_q, entry, g.shape.k);
-      g.dout[i] = map(queries, gradients.out, p.heads_q, entry, g.shape.k);
+      g.k[i] = map(keys, kv.k, p.heads_kv, p.head_dim, entry, g.shape.q);
+      g.v[i] = map(keys, kv.v, p.heads_kv, p.value_dim, entry, g.shape.q);
+      g.dk[i] = map(keys, kv.dk, p.heads_kv, p.head_dim, entry, part);
+      g.dv[i] = map(keys, kv.dv, p.heads_kv, p.value_dim, entry, part);
+      g.q[i] = map(queries, p.q, p.heads_q, p.head_dim, entry, g.shape.k);
+      g.dout[i] = map(queries, gradients.out, p.heads_q, p.value_dim, entry, g.shape.k);
       g.terms[i] = row_terms_map<4>(static_cast<float*>(queries.data(terms, entry, 4)),
                                     queries.axes(terms, p.heads_q, p.batch, g.shape.k));
     }

@@ -178,16 +178,17 @@ struct Lists {
   __device__ __forceinline__ Source source(Work const& /*work*/, StageBox const& box) const {
     return box.source;
   }
-  __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/) const {
-    return Traits::kBytesK;
+  __device__ __forceinline__ uint32_t copied_bytes(Source const& /*source*/,
+                                                   uint32_t of_stage) const {
+    return of_stage;
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    load(params.geometry.k, barrier, destination, source);
+    load<Traits::kHeadDim>(params.geometry.k, barrier, destination, source);
   }
   __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    load(params.geometry.v, barrier, destination, source);
+    load<Traits::kValueDim>(params.geometry.v, barrier, destination, source);
   }
 
   static __device__ __forceinline__ int published_place(RingState<Traits::kStages> const& place) {
@@ -279,8 +280,8 @@ struct Lists {
   }
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
-    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
-                                                 first_token(work, warpgroup), work.tile);
+    store_rows<Traits::kValueDim, Traits::kTileQ>(params.geometry.out, source,
+                                                  first_token(work, warpgroup), work.tile);
   }
   template <class Body>
   __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
@@ -307,12 +308,13 @@ struct Lists {
             partial ? from.bits + int64_t(box.entry) * BlockSparse::bits_bytes(params.sparsity)
                     : nullptr};
   }
+  template <int kColumns>
   __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
                                        Element* destination, Source const& source) const {
     if (copies()) {
       int const row = (threadIdx.x % 32) << params.geometry.sizes.log2_box;
-      load_box<Traits::kHeadDim>(map, barrier, destination + row * 64, Traits::kTileK, kReadByMany,
-                                 source.origin, source.head, source.batch);
+      load_box<kColumns>(map, barrier, destination + row * 64, Traits::kTileK, kReadByMany,
+                         source.origin, source.head, source.batch);
     }
   }
 };

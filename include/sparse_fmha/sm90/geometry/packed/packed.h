@@ -15,6 +15,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 struct Packed {
   using Element = typename Traits::Element;
+  static_assert(Traits::kValueDim == Traits::kHeadDim, "rows of this geometry have one width");
   using Scheduler = device::CountedScheduler;
 
   struct Params {

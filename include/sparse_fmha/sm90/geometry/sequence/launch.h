@@ -23,19 +23,20 @@ template <class Traits, class Mechanism>
 void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
   int64_t const len_q = volume(p.grid_q);
   int64_t const len_kv = volume(p.grid_kv);
-  auto map = [&](TensorView const& view, int64_t length, int heads, int rows) {
-    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
+  auto map = [&](TensorView const& view, int64_t length, int heads, int dim, int rows) {
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, dim, rows);
   };
   KernelParams<Sequence, Mechanism> params;
   params.geometry = {{},
-                     map(p.k, len_kv, p.heads_kv, Traits::kTileK),
-                     map(p.v, len_kv, p.heads_kv, Traits::kTileK),
-                     map(Traits::output(p), len_q, p.heads_q, 64),
+                     map(p.k, len_kv, p.heads_kv, p.head_dim, Traits::kTileK),
+                     map(p.v, len_kv, p.heads_kv, p.value_dim, Traits::kTileK),
+                     map(Traits::output(p), len_q, p.heads_q, Traits::output_dim(p), 64),
                      Traits::row_values(p),
                      static_cast<int32_t>(len_q),
                      p.heads_q};
   for (int i = 0; i < Traits::kQueryTensors; ++i) {
-    params.geometry.q[i] = map(Traits::queries(p, i), len_q, p.heads_q, 64);
+    params.geometry.q[i] =
+        map(Traits::queries(p, i), len_q, p.heads_q, Traits::query_dim(p, i), 64);
   }
   params.sparsity = sequence_sparsity<Mechanism>(p);
   // Measured at 4k to 32k: groups of 16 heads where tiles differ in weight (with fewer, thread

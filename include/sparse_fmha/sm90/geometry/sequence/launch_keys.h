@@ -12,22 +12,21 @@ KeyCopies<Traits> key_copies(FmhaProblem const& p) {
   Gradients const& g = *p.gradients;
   int64_t const len_q = volume(p.grid_q);
   int64_t const len_kv = volume(p.grid_kv);
-  auto map_q = [&](TensorView const& view) {
-    return sequence_tensor_map(view, p.dtype, len_q, p.heads_q, p.batch, p.head_dim,
-                               Traits::kTileQ);
+  auto map_q = [&](TensorView const& view, int32_t dim) {
+    return sequence_tensor_map(view, p.dtype, len_q, p.heads_q, p.batch, dim, Traits::kTileQ);
   };
-  auto map_kv = [&](TensorView const& view, int rows) {
-    return sequence_tensor_map(view, p.dtype, len_kv, p.heads_kv, p.batch, p.head_dim, rows);
+  auto map_kv = [&](TensorView const& view, int32_t dim, int rows) {
+    return sequence_tensor_map(view, p.dtype, len_kv, p.heads_kv, p.batch, dim, rows);
   };
   int64_t const row = int64_t{4} * p.heads_q;
-  return {map_kv(p.k, Traits::kTileK),
-          map_kv(p.v, Traits::kTileK),
-          map_q(p.q),
-          map_q(g.out),
+  return {map_kv(p.k, p.head_dim, Traits::kTileK),
+          map_kv(p.v, p.value_dim, Traits::kTileK),
+          map_q(p.q, p.head_dim),
+          map_q(g.out, p.value_dim),
           row_terms_map<3>(g.row_terms, {MapAxis{len_q, row, Traits::kTileQ}, MapAxis{p.heads_q, 4},
                                          MapAxis{p.batch, len_q * row}}),
-          map_kv(g.k, 64),
-          map_kv(g.v, 64)};
+          map_kv(g.k, p.head_dim, 64),
+          map_kv(g.v, p.value_dim, 64)};
 }
 
 // Key heads that blocks work on at a time.

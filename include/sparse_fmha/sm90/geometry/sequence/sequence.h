@@ -19,8 +19,8 @@ struct Sequence {
   struct Params {
     CUtensorMap q[Traits::kQueryTensors];  // (D, Lq, Hq, B)
     CUtensorMap k;                         // (D, Lkv, Hkv, B)
-    CUtensorMap v;                         // (D, Lkv, Hkv, B)
-    CUtensorMap out;                       // (D, Lq, Hq, B)
+    CUtensorMap v;                         // (Dv, Lkv, Hkv, B)
+    CUtensorMap out;                       // (Dv, Lq, Hq, B); of dQ (D, ..)
     typename Traits::RowValue* rows;       // [B, Lq, Hq]
     int32_t len_q;
     int32_t heads_q;
@@ -102,9 +102,9 @@ struct Sequence {
                                          Work const& work, int warpgroup) const {
     CUTE_UNROLL
     for (int i = 0; i < Traits::kQueryTensors; ++i) {
-      load(params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
-           Traits::kTileQ, first_token(work, warpgroup), work.tile.head, work.tile.batch,
-           kReadOnce);
+      load<Traits::kHeadDim>(
+          params.geometry.q[i], barrier, destination + i * Traits::kTileQ * Traits::kHeadDim,
+          Traits::kTileQ, first_token(work, warpgroup), work.tile.head, work.tile.batch, kReadOnce);
     }
   }
   __device__ __forceinline__ Source source(Work const& work, Box const& box) const {
@@ -112,13 +112,13 @@ struct Sequence {
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    load(params.geometry.k, barrier, destination, Traits::kTileK, source.token, source.head,
-         source.batch, kReadByMany);
+    load<Traits::kHeadDim>(params.geometry.k, barrier, destination, Traits::kTileK, source.token,
+                           source.head, source.batch, kReadByMany);
   }
   __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    load(params.geometry.v, barrier, destination, Traits::kTileK, source.token, source.head,
-         source.batch, kReadByMany);
+    load<Traits::kValueDim>(params.geometry.v, barrier, destination, Traits::kTileK, source.token,
+                            source.head, source.batch, kReadByMany);
   }
 
   __device__ __forceinline__ int64_t key_index(Work const& /*work*/, Box const& box, int /*w*/,
@@ -175,8 +175,8 @@ struct Sequence {
   // Stores a consumer's 64 rows, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* source, Work const& work,
                                             int warpgroup) const {
-    store_rows<Traits::kHeadDim, Traits::kTileQ>(params.geometry.out, source,
-                                                 first_token(work, warpgroup), work.tile);
+    store_rows<Traits::kValueDim, Traits::kTileQ>(params.geometry.out, source,
+                                                  first_token(work, warpgroup), work.tile);
   }
   // For a thread that holds whole rows of the warpgroup: `row` and `row` + 8.
   template <class Body>
@@ -195,10 +195,11 @@ struct Sequence {
     return query_tile(work).origin[2] + warpgroup * 64;
   }
   // Copies tokens of one head, 64 columns at a time. `rows`: rows of the shared-memory tile.
+  template <int kColumns>
   static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
                                               Element* destination, int rows, int token, int head,
                                               int batch, cute::TMA::CacheHintSm90 hint) {
-    load_box<Traits::kHeadDim>(map, barrier, destination, rows, hint, token, head, batch);
+    load_box<kColumns>(map, barrier, destination, rows, hint, token, head, batch);
   }
 };
 

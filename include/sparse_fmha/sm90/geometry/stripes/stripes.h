@@ -25,6 +25,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Mechanism>
 struct Stripes {
   using Element = typename Traits::Element;
+  static_assert(Traits::kValueDim == Traits::kHeadDim, "rows of this geometry have one width");
   static constexpr int kWords = Traits::kTileK / 32;  // keys of a stage per lane
   static constexpr int kGatherWarps = Traits::kHeadDim <= 128 ? 4 : 0;
   static constexpr int32_t kGathered = -1;  // marks single keys, not the start of a run
@@ -160,8 +161,8 @@ struct Stripes {
     return threadIdx.x % 32 < (1u << params.geometry.sizes.log2_boxes);
   }
   // Bytes of the TMA copies.
-  __device__ __forceinline__ uint32_t copied_bytes(Source const& source) const {
-    return source.origin == kGathered ? 0 : Traits::kBytesK;
+  __device__ __forceinline__ uint32_t copied_bytes(Source const& source, uint32_t of_stage) const {
+    return source.origin == kGathered ? 0 : of_stage;
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
