@@ -1,0 +1,140 @@
+"""Kernels that reduce scores, against the whole map in fp64; small cases run on the emulator."""
+
+import random
+
+import emulated
+import other_archs
+import pytest
+import torch
+from layouts import amid, with_gaps
+from score_oracle import probabilities, reduced
+
+import sparse_fmha
+from sparse_fmha import score_sums
+from sparse_fmha.selection import reductions, score_kernels
+
+NAMES = ("columns", "blocks_max", "blocks_sum")
+DIMS = (8, 64, 72, 128) if emulated.is_loaded() else (8, 64, 72, 128, 200, 256)
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch, poisoned):
+    """All calls run as kernels, and begin with NaN in their results."""
+    if other_archs.in_use() != "sm90":
+        pytest.skip("kernels of Hopper")
+    if emulated.is_loaded():
+        monkeypatch.setattr(score_kernels, "largest_head_dim", lambda *_: 256)
+
+    def fail(*_):
+        raise AssertionError("computed in slices")
+
+    monkeypatch.setattr(reductions, "_in_slices", fail)
+    with poisoned():
+        yield
+
+
+def check(q, k, *, causal=False, scale=0.2, lse=None, rows=None, sizes=(64, 64), **drawn):
+    """Compares all reductions."""
+    made = reductions.reductions(
+        q, k, NAMES, lse=lse, rows=rows, causal=causal, scale=scale, block_q=sizes[0],
+        block_kv=sizes[1],
+    )  # fmt: skip
+    known = probabilities(q, k, causal, scale, lse)
+    for name, found in zip(NAMES, made, strict=True):
+        expected = reduced(known, name, rows or q.shape[1], *sizes)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(
+            found.double(),
+            expected,
+            atol=2e-6,
+            rtol=1e-3,
+            msg=lambda m, n=name: f"{n} {drawn}: {m}",
+        )
+
+
+def draw(seed, make):
+    """A case, with a log-sum-exp that is given, or not, or has rows that see nothing."""
+    choose = random.Random(seed)
+    lengths = [choose.choice([1, 20, 127, 128, 129, 200, 256, 300]) for _ in range(2)]
+    heads, heads_kv = choose.choice([(1, 1), (2, 1), (3, 3), (4, 2)])
+    batch, dim = choose.choice([1, 1, 2]), choose.choice(DIMS)
+    dtype = choose.choice([torch.bfloat16] + [torch.float16] * (not emulated.is_loaded()))
+    case = {
+        "q": make(batch, lengths[0], heads, dim, dtype=dtype, seed=seed),
+        "k": make(batch, lengths[1], heads_kv, dim, dtype=dtype, seed=seed + 1),
+        "causal": choose.random() < 0.5,
+        "scale": choose.choice([0.2, -0.1, dim**-0.5, 0.0]),
+        "rows": choose.choice([None, None, 1, 64, 200]),
+        "sizes": (choose.choice(score_kernels.BLOCKS), choose.choice(score_kernels.BLOCKS)),
+    }
+    if choose.random() < 0.4:
+        lse = 3 + make(batch, lengths[0], heads, dtype=torch.float32, seed=seed + 2)
+        lse[:, choose.randrange(lengths[0])] = -torch.inf
+        case["lse"] = lse
+    return case
+
+
+@pytest.mark.parametrize("seed", range(16 if emulated.is_loaded() else 100))
+def test_drawn(randn, seed):
+    case = draw(seed, randn)
+    check(**case, shapes=[list(case[name].shape) for name in "qk"])
+
+
+@pytest.mark.parametrize("lengths", [(700, 130), (130, 700)])
+def test_more_steps_than_stages(randn, lengths):
+    """More keys than a thread block waits for before it stores blocks would take the emulator too
+    long here: test_many_keys has them."""
+    q, k = randn(1, lengths[0], 1, 64), randn(1, lengths[1], 1, 64, seed=1)
+    check(q, k, causal=True, sizes=(32, 16))
+
+
+def test_many_keys(randn):
+    """Blocks are stored 16 steps of 128 keys at a time."""
+    q, k = randn(1, 70, 1, 64), randn(1, 2048 * 2 + 300, 1, 64, seed=1)
+    check(q, k, causal=True, sizes=(16, 128))
+
+
+def test_parts_of_rows(randn):
+    """Few queries share many keys among thread blocks; some parts have no keys."""
+    q, k = randn(1, 5, 2, 64), randn(1, 1100, 1, 64, seed=1)
+    keys = k.repeat_interleave(2, 2)
+    scores = torch.einsum("bihd,bjhd->bhij", q.double(), keys.double()) * 0.2
+    scores[..., ~torch.ones(5, 1100, dtype=torch.bool, device=q.device).tril(1095)] = -torch.inf
+    for parts in (1, 2, 7, 20):
+        found = torch.ops.sparse_fmha.score_rows(q, k, True, parts, 0.2)
+        assert found.shape == (1, 2, parts, 5)
+        joined = found.logsumexp(2).double()
+        torch.testing.assert_close(joined, scores.logsumexp(-1), atol=1e-4, rtol=1e-5)
+
+
+def test_rows_that_see_nothing(randn):
+    """More queries than keys: the first ones see none."""
+    q, k = randn(1, 300, 1, 64), randn(1, 40, 1, 64, seed=1)
+    lse = torch.ops.sparse_fmha.score_rows(q, k, True, 1, 0.2)
+    assert (lse[..., :260] == -torch.inf).all()
+    assert lse[..., 260:].isfinite().all()
+    assert not score_sums(q, k, causal=True, reduce="blocks_max", block_q=64)[:, :, :4].any()
+
+
+def test_layouts(randn):
+    """Strides, with NaN around the operands, and a layout that is copied."""
+    q, k = randn(2, 150, 2, 64), randn(2, 140, 1, 64, seed=1)
+    expected = score_sums(q, k, causal=True)
+    assert expected.equal(score_sums(amid(q, torch.nan), amid(k, torch.nan), causal=True))
+    for other in (with_gaps(q, 1), with_gaps(q, 3), q.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert expected.equal(score_sums(other, k, causal=True))
+
+
+def test_same_bits_each_time(randn):
+    q, k = randn(1, 400, 2, 64), randn(1, 390, 2, 64, seed=1)
+    for name in NAMES:
+        assert score_sums(q, k, reduce=name).equal(score_sums(q, k, reduce=name))
+
+
+def test_as_attention_returns_lse(randn):
+    q, k = randn(1, 200, 2, 64), randn(1, 230, 1, 64, seed=1)
+    _, lse = sparse_fmha.attention(q, k, k, causal=True, return_lse=True)
+    found = score_sums(q, k, lse=lse, causal=True, rows=64, group="mean")
+    own = score_sums(q, k, causal=True, rows=64, group="mean")
+    torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-3)
+    assert found.shape == (1, 1, 230)
