@@ -47,7 +47,9 @@ def test_shapes_for_tracing(name, shape):
 
 @pytest.mark.parametrize("name", ["score_rows", "score_columns", *BLOCKS])
 def test_the_cpu_has_no_kernels(name):
-    with pytest.raises(NotImplementedError, match=r"no kernel for arch=cpu.*score_sums takes"):
+    with pytest.raises(
+        RuntimeError, match=r"NotImplementedError: .* no kernel for arch=cpu.*score_sums takes"
+    ):
         call(name)
 
 

@@ -27,9 +27,12 @@ struct ScoreConsumer {
     auto frag_streamed = operand_k<Traits>(smem.streamed);
     RingState<Traits::kStages> issued;
     RingState<Traits::kStages> taken;
-    auto issue = [&](Scores& scores) __attribute__((always_inline)) {
+    auto issue = [&](Scores& scores, int32_t tile) __attribute__((always_inline)) {
       smem.ring.wait(issued);
-      issue_mma<false, Traits::kScoreSteps>(typename Traits::MmaQK{}, frag_held,
+      // The descriptors of all slices take too many registers. A false dependence on the tile makes
+      // the compiler compute them anew.
+      auto held = make_tensor(frag_held.data() + (tile >> 28), frag_held.layout());
+      issue_mma<false, Traits::kScoreSteps>(typename Traits::MmaQK{}, held,
                                             frag_streamed(_, _, _, issued.index), scores);
       issued.advance();
     };
@@ -61,17 +64,17 @@ struct ScoreConsumer {
     if (work.begin < work.end) {
       Scores even;
       Scores odd;
-      issue(even);
       int32_t tile = work.begin;
+      issue(even, tile);
       CUTE_NO_UNROLL
       for (; tile + 2 < work.end; tile += 2) {
-        issue(odd);
+        issue(odd, tile + 1);
         take(even, tile, _1{});
-        issue(even);
+        issue(even, tile + 2);
         take(odd, tile + 1, _1{});
       }
       if (tile + 1 < work.end) {
-        issue(odd);
+        issue(odd, tile + 1);
         take(even, tile, _1{});
         take(odd, tile + 1, _0{});
       } else {
