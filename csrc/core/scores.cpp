@@ -35,10 +35,9 @@ ScoreKernels const& find_score_kernels(Arch arch, DataType dtype, int32_t head_d
   if (ScoreKernels const* const found = look_for_score_kernels(arch, dtype, head_dim)) {
     return *found;
   }
-  throw not_implemented(
-      std::string("sparse_fmha: reductions of scores: no kernel for arch=") + to_string(arch) +
-      ", dtype=" + to_string(dtype) + ", head_dim=" + std::to_string(head_dim) +
-      "; score_sums takes these tensors");
+  throw not_implemented(std::string("sparse_fmha: reductions of scores: no kernel for arch=") +
+                        to_string(arch) + ", dtype=" + to_string(dtype) + ", head_dim=" +
+                        std::to_string(head_dim) + "; score_sums takes these tensors");
 }
 
 }  // namespace sparse_fmha

@@ -108,8 +108,7 @@ Tensor score_block_maxima(Tensor q, Tensor k, Tensor lse, bool causal, int64_t b
 
 }  // namespace
 
-SPARSE_FMHA_OP(score_rows,
-               "(Tensor q, Tensor k, bool causal, int parts, float scale) -> Tensor")
+SPARSE_FMHA_OP(score_rows, "(Tensor q, Tensor k, bool causal, int parts, float scale) -> Tensor")
 
 SPARSE_FMHA_OP(score_columns,
                "(Tensor q, Tensor k, Tensor lse, bool causal, float scale) -> Tensor")
