@@ -7,6 +7,8 @@ from poison import poisoned
 from score_cases import built, check, draw, only_kernels
 
 import sparse_fmha
+from sparse_fmha import patterns
+from sparse_fmha.selection import score_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +33,17 @@ def test_drawn(seed):
 
 def test_more_steps_than_are_stored_together():
     check(randn(1, 70, 1, 64), randn(1, 2348, 1, 64, seed=1), causal=True, sizes=(16, 128))
+
+
+@pytest.mark.parametrize("options", [{}, {"by": "mass", "least": 0.3}, {"scale": -0.2}], ids=str)
+@pytest.mark.parametrize("lengths", [(300, 500), (500, 300)])
+def test_importance_of_blocks(monkeypatch, options, lengths):
+    """PSA's levels by the kernel, and by torch's code; both round sums of bf16 products to fp32."""
+    q, k = randn(1, lengths[0], 2, 64), randn(1, lengths[1], 1, 64, seed=1)
+    for causal in (False, True):
+        found = patterns.psa_levels(q, k, causal=causal, block_q=64, block_kv=64, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(score_kernels, "largest_head_dim", lambda *_: 0)
+            known = patterns.psa_levels(q, k, causal=causal, block_q=64, block_kv=64, **options)
+        assert found.unique().numel() > 1
+        assert (found != known).sum() <= 1
