@@ -50,7 +50,7 @@ int32_t checked_block(char const* name, int64_t block) {
   return static_cast<int32_t>(block);
 }
 
-// The result on q's device. `nothing`: what it holds if there are no pairs.
+// The result on q's device. `nothing`: what it holds where there are no pairs.
 Tensor reduce(ScoreReduction reduction, ScoreProblem& problem, Tensor const& q,
               std::vector<int64_t> const& sizes, double nothing) {
   ScoreKernels const& kernels = find_score_kernels(arch_of(q), problem.dtype, problem.head_dim);
@@ -59,8 +59,11 @@ Tensor reduce(ScoreReduction reduction, ScoreProblem& problem, Tensor const& q,
   if (result.numel() == 0) {
     return result;
   }
-  if (problem.len_q == 0 || problem.len_kv == 0) {
+  bool const no_pairs = problem.len_q == 0 || problem.len_kv == 0;
+  if (no_pairs || reduction == ScoreReduction::kDiagonals) {
     torch::stable::fill_(result, nothing);
+  }
+  if (no_pairs) {
     return result;
   }
   problem.result = static_cast<float*>(result.data_ptr());
@@ -82,6 +85,15 @@ Tensor score_columns(Tensor q, Tensor k, Tensor lse, bool causal, double scale) 
   ScoreProblem problem = make_score_problem(q, k, causal, scale);
   add_lse(problem, lse, q);
   return reduce(ScoreReduction::kColumns, problem, q, {q.size(0), q.size(2), k.size(1)}, 0.0);
+}
+
+// Two tensors that are to be added; causal.
+Tensor score_diagonals(Tensor q, Tensor k, Tensor lse, double scale) {
+  ScoreProblem problem = make_score_problem(q, k, /*causal=*/true, scale);
+  add_lse(problem, lse, q);
+  require(problem.len_q <= ScoreProblem::kMostDiagonalRows, "q must have at most ",
+          ScoreProblem::kMostDiagonalRows, " tokens, got ", problem.len_q);
+  return reduce(ScoreReduction::kDiagonals, problem, q, {q.size(0), q.size(2), 2, k.size(1)}, 0.0);
 }
 
 Tensor reduce_blocks(ScoreReduction reduction, Tensor& q, Tensor& k, Tensor const& lse, bool causal,
@@ -112,6 +124,8 @@ SPARSE_FMHA_OP(score_rows, "(Tensor q, Tensor k, bool causal, int parts, float s
 
 SPARSE_FMHA_OP(score_columns,
                "(Tensor q, Tensor k, Tensor lse, bool causal, float scale) -> Tensor")
+
+SPARSE_FMHA_OP(score_diagonals, "(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor")
 
 SPARSE_FMHA_OP(score_block_sums,
                "(Tensor q, Tensor k, Tensor lse, bool causal, int block_q, int block_kv,"

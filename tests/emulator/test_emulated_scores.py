@@ -4,7 +4,7 @@ too."""
 import pytest
 import torch
 from poison import poisoned
-from score_cases import built, check, draw, only_kernels
+from score_cases import SHIFTS, built, check, draw, only_kernels
 
 import sparse_fmha
 from sparse_fmha import patterns
@@ -29,6 +29,13 @@ def randn(*shape, dtype=torch.bfloat16, seed=0):
 def test_drawn(seed):
     case = draw(seed, randn)
     check(**case, shapes=[list(case[name].shape) for name in "qk"])
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_corners_of_tiles(shift):
+    q, k = randn(1, 260, 1, 64), randn(1, 260 + shift, 1, 64, seed=1)
+    check(q, k, causal=True, sizes=(16, 32))
+    check(q, k, causal=True, rows=128)
 
 
 def test_more_steps_than_are_stored_together():

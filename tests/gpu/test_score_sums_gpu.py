@@ -5,7 +5,7 @@ import other_archs
 import pytest
 import torch
 from layouts import amid, with_gaps
-from score_cases import NAMES, built, check, draw, only_kernels
+from score_cases import NAMES, SHIFTS, built, check, draw, only_kernels
 
 import sparse_fmha
 from sparse_fmha import score_sums
@@ -25,6 +25,13 @@ def kernels(monkeypatch, poisoned):
 def test_drawn(randn, seed):
     case = draw(seed, randn)
     check(**case, shapes=[list(case[name].shape) for name in "qk"])
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_corners_of_tiles(randn, shift):
+    q, k = randn(1, 260, 1, 64), randn(1, 260 + shift, 1, 64, seed=1)
+    check(q, k, causal=True, sizes=(16, 32))
+    check(q, k, causal=True, rows=128)
 
 
 @pytest.mark.parametrize("lengths", [(700, 130), (130, 700)])

@@ -34,6 +34,7 @@ def call(name, length=9, **changes):
     [
         ("score_rows", (2, 2, 3, 100)),
         ("score_columns", (2, 2, 300)),
+        ("score_diagonals", (2, 2, 2, 300)),
         ("score_block_sums", (2, 2, 4, 3)),
         ("score_block_maxima", (2, 2, 4, 3)),
     ],
@@ -45,7 +46,7 @@ def test_shapes_for_tracing(name, shape):
     assert made.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["score_rows", "score_columns", *BLOCKS])
+@pytest.mark.parametrize("name", ["score_rows", "score_columns", "score_diagonals", *BLOCKS])
 def test_the_cpu_has_no_kernels(name):
     with pytest.raises(
         RuntimeError, match=r"NotImplementedError: .* no kernel for arch=cpu.*score_sums takes"
@@ -63,6 +64,8 @@ def test_the_cpu_has_no_kernels(name):
         ("score_columns", {"lse": torch.zeros(2, 9, 2)}, "lse must have shape"),
         ("score_columns", {"lse": torch.zeros(2, 2, 9).double()}, "lse must have dtype Float"),
         ("score_columns", {"lse": torch.zeros(2, 9, 2).mT}, "lse must be contiguous"),
+        ("score_diagonals", {"q": torch.zeros(2, 129, 2, 16).bfloat16()}, "lse must have shape"),
+        ("score_diagonals", {"length": 129}, "q must have at most 128 tokens, got 129"),
         *((name, {"block_q": 48}, "block_q must be 16, 32, 64 or 128, got 48") for name in BLOCKS),
         *((name, {"block_kv": 0}, "block_kv must be 16, 32, 64 or 128, got 0") for name in BLOCKS),
         *((name, {"block_q": 256}, "block_q must be 16, 32, 64 or 128") for name in BLOCKS),

@@ -10,6 +10,8 @@ from sparse_fmha.selection import reductions, score_kernels
 
 NAMES = ("columns", "blocks_max", "blocks_sum")
 DIMS = (8, 64, 72, 128, 200, 256)
+# Of the number of keys over that of queries: where the diagonal meets the corners of tiles.
+SHIFTS = (-130, -129, -128, -127, -2, -1, 0, 1, 2, 126, 127, 128, 129)
 
 
 def only_kernels(monkeypatch, emulated):
@@ -24,13 +26,16 @@ def only_kernels(monkeypatch, emulated):
 
 
 def check(q, k, *, causal=False, scale=0.2, lse=None, rows=None, sizes=(64, 64), **drawn):
-    """Compares all reductions."""
+    """Compares all reductions that the kernels take."""
+    names = NAMES
+    if causal and min(rows or q.shape[1], q.shape[1]) <= score_kernels.DIAGONAL_ROWS:
+        names += ("diagonals",)
     made = reductions.reductions(
-        q, k, NAMES, lse=lse, rows=rows, causal=causal, scale=scale, block_q=sizes[0],
+        q, k, names, lse=lse, rows=rows, causal=causal, scale=scale, block_q=sizes[0],
         block_kv=sizes[1],
     )  # fmt: skip
     known = probabilities(q, k, causal, scale, lse)
-    for name, found in zip(NAMES, made, strict=True):
+    for name, found in zip(names, made, strict=True):
         expected = reduced(known, name, rows or q.shape[1], *sizes)
         assert found.dtype == torch.float32
         torch.testing.assert_close(

@@ -16,11 +16,13 @@ enum class ScoreReduction : int32_t {
   kColumns,      // sum over the queries of each key's probabilities
   kBlockSums,    // sum over a block
   kBlockMaxima,  // largest of a block
+  kDiagonals,    // sum over the keys at one distance before their queries
 };
 
 struct ScoreProblem {
   static constexpr int32_t kMostTokens = 1 << 29;  // so that sums of two positions do not overflow
-  static constexpr int32_t kSmallestBlock = 16;    // blocks are this times 1, 2, 4 or 8
+  static constexpr int32_t kMostDiagonalRows = 128;  // queries, of kDiagonals
+  static constexpr int32_t kSmallestBlock = 16;      // blocks are this times 1, 2, 4 or 8
   static constexpr int32_t kLargestBlock = 128;
 
   DataType dtype;
@@ -41,6 +43,8 @@ struct ScoreProblem {
   int32_t block_q = 0;  // of blocks; the last may be shorter
   int32_t block_kv = 0;
   // kColumns: [B, heads_q, len_kv]; of blocks [B, heads_q, blocks of queries, blocks of keys].
+  // kDiagonals: two that are to be added, [B, heads_q, 2, len_kv], at s the keys s before each
+  // query's own; not all of it is written.
   float* result = nullptr;
 };
 

@@ -50,6 +50,7 @@ OPS = (
     Op("anchor_columns", shapes.anchor_columns, differentiable=False),
     Op("score_rows", shapes.score_rows),
     Op("score_columns", shapes.score_columns),
+    Op("score_diagonals", shapes.score_diagonals),
     Op("score_block_sums", shapes.score_blocks),
     Op("score_block_maxima", shapes.score_blocks),
 )

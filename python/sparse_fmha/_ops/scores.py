@@ -19,6 +19,12 @@ def columns(q: Tensor, k: Tensor, lse: Tensor, causal: bool, scale: float) -> Te
     return result
 
 
+def diagonals(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """`score_diagonals`, causal: two that are to be added, `[B, Hq, 2, Lkv]`."""
+    result: Tensor = symbolic.call("score_diagonals", q, k, lse, scale)
+    return result
+
+
 def blocks(
     of: str,
     q: Tensor,

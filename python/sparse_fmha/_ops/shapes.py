@@ -98,6 +98,11 @@ def score_columns(q: Tensor, k: Tensor, **_others: object) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[2], k.shape[1]), dtype=torch.float32)
 
 
+def score_diagonals(q: Tensor, k: Tensor, **_others: object) -> Tensor:
+    """`[B, Hq, 2, Lkv]` in fp32."""
+    return q.new_empty((q.shape[0], q.shape[2], 2, k.shape[1]), dtype=torch.float32)
+
+
 def score_blocks(q: Tensor, k: Tensor, block_q: int, block_kv: int, **_others: object) -> Tensor:
     """`[B, Hq, nQ, nK]` in fp32."""
     blocks = (ceil_div(q.shape[1], block_q), ceil_div(k.shape[1], block_kv))

@@ -80,7 +80,7 @@ def psa_levels(
     Returns:
         uint8 `[B, Hq, nQ, nK]`, without waiting for the device, a few rows of blocks at a time. The
         sample takes `1 / every**2` of the products of all queries and keys, twice: once for sums
-        of exponentials, in `attention`, and once for the maxima.
+        of exponentials and once for the maxima. Where `score_sums` has kernels, they do both.
 
     Raises:
         ValueError, TypeError: a shape, dtype, level or number is not allowed.

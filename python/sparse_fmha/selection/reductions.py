@@ -45,11 +45,12 @@ def score_sums(
     arXiv:2404.14469); MInference (Jiang et al. 2024, arXiv:2407.02490) adds diagonal sums. Block
     maxima are the training target of SeerAttention (Gao et al. 2024, arXiv:2410.13276).
 
-    On GPUs of compute capability 9.0, kernels compute "columns", "blocks_sum" and "blocks_max" of
-    fp16 and bf16 tensors with head dims up to 256 that are a multiple of 8, with blocks of 16, 32,
-    64 or 128. Scores stay on the chip: besides the result, memory is `4 * B * Hq * Lq` bytes. One
-    kernel finds the denominators, if they are not given, and one reduces the probabilities. Sums
-    are in a fixed order.
+    On GPUs of compute capability 9.0, kernels take fp16 and bf16 tensors with head dims up to 256
+    that are a multiple of 8: all "columns", "blocks_sum" and "blocks_max" with blocks of 16, 32, 64
+    or 128, and "diagonals" with `rows` up to 128. Scores stay on the chip: besides the result,
+    memory is a few times `4 * B * Hq * Lq` bytes, and for diagonals twice the result. One kernel
+    finds the denominators, if they are not given, and one reduces the probabilities. Sums are in a
+    fixed order.
 
     Otherwise, probabilities are computed by torch's ops, in slices of query rows of one key head,
     and reduced at once, in fp32. A slice has at most 2^24 scores on the CPU and 2^26 elsewhere, or

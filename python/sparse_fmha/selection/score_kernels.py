@@ -13,6 +13,7 @@ from sparse_fmha._sizes import ceil_div
 BLOCKS = (16, 32, 64, 128)
 BLOCKS_OF = {"blocks_max": "maxima", "blocks_sum": "sums"}
 MOST_TOKENS = 1 << 29
+DIAGONAL_ROWS = 128  # the most queries of diagonal sums
 TILE = 128  # rows that a thread block holds
 WANTED = 264  # thread blocks, two for each multiprocessor
 LEAST = 8  # tiles of keys for a thread block
@@ -20,7 +21,7 @@ LEAST = 8  # tiles of keys for a thread block
 
 def take(q: Tensor, k: Tensor, names: Sequence[str], block_q: int, block_kv: int) -> bool:
     """Whether there are kernels for all of these reductions."""
-    if any(name not in BLOCKS_OF and name != "columns" for name in names):
+    if "diagonals" in names and q.shape[1] > DIAGONAL_ROWS:
         return False
     blocks = any(name in BLOCKS_OF for name in names)
     if blocks and not (block_q in BLOCKS and block_kv in BLOCKS):
@@ -69,6 +70,8 @@ def reduce(
     for name in names:
         if name == "columns":
             results.append(scores.columns(q, k, lse, causal, scale))
+        elif name == "diagonals":
+            results.append(scores.diagonals(q, k, lse, scale).sum(2))
         else:
             of = BLOCKS_OF[name]
             results.append(scores.blocks(of, q, k, lse, causal, block_q, block_kv, scale))

@@ -8,16 +8,12 @@
 
 namespace sparse_fmha::sm90 {
 
-// The log-sum-exp of a query in log2 units; +inf if the query does not exist or sees nothing.
-__device__ __forceinline__ float lse_log2(ScoreParams const& params, ScoreWork const& work,
-                                          int32_t query) {
-  constexpr float kLog2e = 1.44269504088896340736f;
-  if (query >= params.len_q) {
-    return INFINITY;
-  }
-  float const lse = params.lse[work.list(params) * params.len_q + query];
-  return lse == -INFINITY ? INFINITY : lse * kLog2e;
-}
+// Maxima or sums of blocks of 16 x 16, until there are enough of them to be stored together.
+struct BlockValues {
+  static constexpr int kSide = 16;
+  static constexpr int kSteps = 16;
+  float of[2][8][kSteps * 8];  // [buffer][rows][columns]
+};
 
 template <class Op>
 struct BlockWriter {

@@ -14,7 +14,7 @@ struct ScoreConsumer {
   using Scores = typename Traits::Scores;
 
   ScoreParams const& params;
-  ScoreStorage<Traits>& smem;
+  ScoreStorage<Traits, typename Reduction::Shared>& smem;
   ScoreWork const& work;
   int const warpgroup;  // among the consumers
 
@@ -22,7 +22,7 @@ struct ScoreConsumer {
   __device__ __forceinline__ void run() {
     using namespace cute;
     int32_t const row = warpgroup * 64 + AccumulatorPosition{}.row;
-    Reduction reduction(params, work, row, smem.blocks);
+    Reduction reduction(params, work, row, smem.own);
     auto frag_held = operand_q<Traits>(smem.held, warpgroup);
     auto frag_streamed = operand_k<Traits>(smem.streamed);
     RingState<Traits::kStages> issued;

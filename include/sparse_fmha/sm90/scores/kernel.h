@@ -11,7 +11,7 @@ template <class Traits, class Reduction>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     reduce_scores(ScoreParams const __grid_constant__ params) {
   extern __shared__ __align__(1024) char raw_smem[];
-  auto& smem = *reinterpret_cast<ScoreStorage<Traits>*>(raw_smem);
+  auto& smem = *reinterpret_cast<ScoreStorage<Traits, typename Reduction::Shared>*>(raw_smem);
   if (threadIdx.x == 0) {
     smem.ring_held.init(Traits::kConsumerWarps);
     smem.ring.init(Traits::kConsumerWarps);

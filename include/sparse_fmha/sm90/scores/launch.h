@@ -10,17 +10,13 @@
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/device/kernel_row.h"
 #include "sparse_fmha/sm90/common/persistent.h"
+#include "sparse_fmha/sm90/scores/diagonals.h"
 #include "sparse_fmha/sm90/scores/kernel.h"
 
 namespace sparse_fmha::sm90 {
 
 template <class Element, int HeadDim>
 struct ScoreLaunch {
-  using Traits = ScoreTraits<Element, HeadDim>;
-  using Storage = ScoreStorage<Traits>;
-  static_assert(sizeof(Storage) <= Traits::kSmemLimit,
-                "the stages do not fit the shared memory of a Hopper block");
-
   static void run(ScoreReduction reduction, ScoreProblem const& p,
                   ExecutionContext const& context) {
     switch (reduction) {
@@ -32,17 +28,26 @@ struct ScoreLaunch {
         return launch<Blocks<SumOfBlock>>(p, context);
       case ScoreReduction::kBlockMaxima:
         return launch<Blocks<MaximumOfBlock>>(p, context);
+      case ScoreReduction::kDiagonals: {
+        ScoreProblem by_tile = p;
+        by_tile.parts = ceil_div(p.len_kv, kScoreTile);
+        return launch<DiagonalSums, /*kStages=*/1>(by_tile, context);
+      }
     }
   }
 
  private:
   static CUtensorMap map_of(TensorView const& view, ScoreProblem const& p, int32_t length,
                             int32_t heads) {
-    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, Traits::kTile);
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, kScoreTile);
   }
 
-  template <class Reduction>
+  template <class Reduction, int kStages = kScoreStages<HeadDim>>
   static void launch(ScoreProblem const& p, ExecutionContext const& context) {
+    using Traits = ScoreTraits<Element, HeadDim, kStages>;
+    using Storage = ScoreStorage<Traits, typename Reduction::Shared>;
+    static_assert(sizeof(Storage) <= Traits::kSmemLimit,
+                  "the stages do not fit the shared memory of a Hopper block");
     constexpr bool kHoldsQueries = std::is_same_v<typename Reduction::Held, QueriesHeld>;
     CUtensorMap const q = map_of(p.q, p, p.len_q, p.heads_q);
     CUtensorMap const k = map_of(p.k, p, p.len_kv, p.heads_kv);

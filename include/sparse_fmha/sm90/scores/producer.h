@@ -2,7 +2,6 @@
 #pragma once
 
 #include "sparse_fmha/sm90/common/copy.h"
-#include "sparse_fmha/sm90/scores/block_values.h"
 #include "sparse_fmha/sm90/scores/held.h"
 
 namespace sparse_fmha::sm90 {
@@ -10,11 +9,11 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Reduction>
 struct ScoreProducer {
   using Held = typename Reduction::Held;
-  static constexpr int kBytes = ScoreStorage<Traits>::kTileElements * 2;
+  static constexpr int kBytes = Traits::kBytesK;      // of a tile, held or streamed
   static constexpr int kOfLane = Traits::kTile / 32;  // terms
 
   ScoreParams const& params;
-  ScoreStorage<Traits>& smem;
+  ScoreStorage<Traits, typename Reduction::Shared>& smem;
   ScoreWork const& work;
 
   // Run by a whole warp.

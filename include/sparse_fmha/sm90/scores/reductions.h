@@ -2,7 +2,8 @@
 //
 //   Held            which operand is held (held.h)
 //   kTerms          whether streamed queries bring their log-sum-exp
-//   (params, work, row)       begins; `row` is the thread's first of the held tile
+//   Shared          what it has in shared memory
+//   (params, work, row, shared)  begins; `row` is the thread's first of the held tile
 //   take(scores, terms)       of a tile; terms: of the thread's first column
 //   finish()                  stores the result
 //
@@ -15,8 +16,11 @@
 
 namespace sparse_fmha::sm90 {
 
+struct NothingShared {};
+
 // Log-sum-exp of each query.
 struct RowSums {
+  using Shared = NothingShared;
   using Held = QueriesHeld;
   static constexpr bool kTerms = false;
 
@@ -26,7 +30,7 @@ struct RowSums {
   OnlineSoftmax softmax;
 
   __device__ __forceinline__ RowSums(ScoreParams const& p, ScoreWork const& w, int32_t r,
-                                     BlockValues& /*blocks*/)
+                                     Shared& /*shared*/)
       : params(p), work(w), row(r), softmax(p.scale_log2) {}
 
   template <class Scores>
@@ -51,6 +55,7 @@ struct RowSums {
 
 // Sums over the queries of each key. They stay in the key's registers, so their order is fixed.
 struct ColumnSums {
+  using Shared = NothingShared;
   using Held = KeysHeld;
   static constexpr bool kTerms = true;
 
@@ -60,7 +65,7 @@ struct ColumnSums {
   float sum[kRowsPerThread] = {0.f, 0.f};
 
   __device__ __forceinline__ ColumnSums(ScoreParams const& p, ScoreWork const& w, int32_t r,
-                                        BlockValues& /*blocks*/)
+                                        Shared& /*shared*/)
       : params(p), work(w), row(r) {}
 
   template <class Scores>
@@ -110,6 +115,7 @@ struct MaximumOfBlock {
 
 template <class Op>
 struct Blocks {
+  using Shared = BlockValues;
   using Held = QueriesHeld;
   static constexpr bool kTerms = false;
 

@@ -41,14 +41,19 @@ struct ScoreWork {
   }
 };
 
-// Maxima or sums of blocks of 16 x 16, until there are enough of them to be stored together.
-struct BlockValues {
-  static constexpr int kSide = 16;
-  static constexpr int kSteps = 16;
-  float of[2][8][kSteps * 8];  // [buffer][rows][columns]
-};
+// The log-sum-exp of a query in log2 units; +inf if the query does not exist or sees nothing.
+__device__ __forceinline__ float lse_log2(ScoreParams const& params, ScoreWork const& work,
+                                          int32_t query) {
+  constexpr float kLog2e = 1.44269504088896340736f;
+  if (query >= params.len_q) {
+    return INFINITY;
+  }
+  float const lse = params.lse[work.list(params) * params.len_q + query];
+  return lse == -INFINITY ? INFINITY : lse * kLog2e;
+}
 
-template <class Traits>
+// Shared: the reduction's own.
+template <class Traits, class Shared>
 struct ScoreStorage {
   using Element = typename Traits::Element;
   static constexpr int kTileElements = Traits::kTile * Traits::kHeadDim;
@@ -56,7 +61,7 @@ struct ScoreStorage {
   alignas(1024) Element held[kTileElements];
   alignas(1024) Element streamed[Traits::kStages * kTileElements];
   alignas(16) float terms[Traits::kStages][Traits::kTile];  // of streamed queries: lse, log2 units
-  BlockValues blocks;
+  Shared own;
   Ring<1> ring_held;
   Ring<Traits::kStages> ring;
 };

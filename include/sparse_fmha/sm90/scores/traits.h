@@ -10,11 +10,13 @@
 
 namespace sparse_fmha::sm90 {
 
-template <class Element, int HeadDim>
-struct ScoreTraits
-    : TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, HeadDim == 256 ? 2 : 4>> {
-  using Tiles =
-      TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, HeadDim == 256 ? 2 : 4>>;
+// Of kernels with a stream.
+template <int HeadDim>
+inline constexpr int kScoreStages = HeadDim == 256 ? 2 : 4;
+
+template <class Element, int HeadDim, int Stages>
+struct ScoreTraits : TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, Stages>> {
+  using Tiles = TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, Stages>>;
   static constexpr int kTile = Tiles::kTileK;  // rows, held and streamed
   static_assert(Tiles::kTileQ == kTile);
 
