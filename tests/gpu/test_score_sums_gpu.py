@@ -36,8 +36,6 @@ def test_corners_of_tiles(randn, shift):
 
 @pytest.mark.parametrize("lengths", [(700, 130), (130, 700)])
 def test_more_steps_than_stages(randn, lengths):
-    """More keys than a thread block waits for before it stores blocks would take the emulator too
-    long here: test_many_keys has them."""
     q, k = randn(1, lengths[0], 1, 64), randn(1, lengths[1], 1, 64, seed=1)
     check(q, k, causal=True, sizes=(32, 16))
 
@@ -92,3 +90,14 @@ def test_as_attention_returns_lse(randn):
     own = score_sums(q, k, causal=True, rows=64, group="mean")
     torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-3)
     assert found.shape == (1, 1, 230)
+
+
+def test_nan_is_not_lost(randn):
+    """A query with NaN: its probabilities are NaN, and with them the sums and maxima."""
+    q, k = randn(1, 200, 1, 64), randn(1, 150, 1, 64, seed=1)
+    q[:, 70] = torch.nan
+    assert score_sums(q, k).isnan().all()
+    for name in ("blocks_max", "blocks_sum"):
+        found = score_sums(q, k, reduce=name)
+        assert found[:, :, 1].isnan().all()
+        assert found[:, :, [0, 2, 3]].isfinite().all()

@@ -105,11 +105,15 @@ struct SumOfBlock {
   static __device__ __forceinline__ float join(float a, float b) { return a + b; }
   static __device__ __forceinline__ float result(float joined) { return joined; }
 };
-// The largest probability of a block has the largest exponent.
+// The largest probability of a block has the largest exponent. NaN stays.
 struct MaximumOfBlock {
   static constexpr float kNone = -INFINITY;
   static __device__ __forceinline__ float of(float exponent) { return exponent; }
-  static __device__ __forceinline__ float join(float a, float b) { return fmaxf(a, b); }
+  static __device__ __forceinline__ float join(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
   static __device__ __forceinline__ float result(float joined) { return exp2_approx(joined); }
 };
 
