@@ -4,7 +4,7 @@
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
 #                                     backward key_bias decode diffusion models methods frontier
-#                                     other_gpus calibration scaling
+#                                     frontier_trained other_gpus calibration scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -23,9 +23,9 @@ cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes host_time small backward key_bias decode diffusion
-  models methods frontier other_gpus calibration scaling)
+  models methods frontier frontier_trained other_gpus calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:16}")
+((${#steps[@]})) || steps=("${known[@]:0:17}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -58,6 +58,10 @@ step_diffusion() { study diffusion --repeats 3; }
 step_models() { study models; }
 step_methods() { study methods; }
 step_frontier() { study frontier --length 32768 --plot "$OUT/frontier/error.png"; }
+step_frontier_trained() {
+  measure benchmarks.studies.frontier --inputs trained --out "$OUT/frontier_trained" \
+    --plot "$OUT/frontier_trained/error.png"
+}
 step_other_gpus() { study other_gpus; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_scaling() {

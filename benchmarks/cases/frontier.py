@@ -1,10 +1,11 @@
-"""Masks of published methods at several budgets, for the same causal inputs."""
+"""Published methods at several budgets, for the same causal inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparse_fmha import BlockMask, StripeMask, patterns
@@ -20,6 +21,16 @@ class Method:
     make: Callable[[Tensor, Tensor, float], Mask]
     budgets: Sequence[float]
     kind: str  # what the choice depends on
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A method without a mask: `attend(q, k, v, budget)` gives out, and the share of the causal
+    pairs that it computes; a pooled pair counts as one."""
+
+    attend: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], float]]]
+    budgets: Sequence[float]
+    kind: str
 
 
 def _true_blocks(q: Tensor, k: Tensor, density: float) -> BlockMask:
@@ -68,9 +79,56 @@ def _ssa(q: Tensor, k: Tensor, share: float) -> BlockMask:
     return patterns.ssa(q, k, blocks=max(2, int(share * k.shape[1] / 32)))
 
 
+def _dhsa_chunks(q: Tensor, k: Tensor, share: float) -> StripeMask:
+    chunks = torch.arange(0, k.shape[1] + 32, 32, device=q.device).clamp(max=k.shape[1])[None]
+    return patterns.dhsa(q, k, chunks, max(320, int(share * k.shape[1] / 2)), dense_rows=0)
+
+
+def _psa(q: Tensor, k: Tensor, v: Tensor, factor: float) -> tuple[Tensor, Callable[[], float]]:
+    shares = {level: min(1.0, factor * share) for level, share in SHARES_OF_PSA.items()}
+    levels = patterns.psa_levels(q, k, shares, causal=True)
+
+    def share() -> float:
+        own = levels.float()
+        computed = torch.where(own > 0, 1 / own.clamp(min=1), 0).sum((-2, -1)).mean()
+        reachable = BlockGrid.of(q, k, 128, 128, causal=True).reachable().sum()
+        return (computed / reachable).item()
+
+    return patterns.psa_attention(q, k, v, levels, causal=True), share
+
+
+def _token_sparse(
+    q: Tensor, k: Tensor, v: Tensor, share: float
+) -> tuple[Tensor, Callable[[], float]]:
+    indices = patterns.token_sparse_indices(q, k, keep=int(share * q.shape[1]))
+    kept, length = indices.shape[2], q.shape[1]
+    out = patterns.token_sparse_attention(q, k, v, indices=indices)
+    return out, lambda: kept * (kept + 1) / (length * (length + 1))
+
+
+def _grid(q: Tensor, k: Tensor, v: Tensor, stride: float) -> tuple[Tensor, Callable[[], float]]:
+    step = int(stride)
+    return patterns.mminference_grid_attention(q, k, v, [step]), lambda: (2 - 1 / step) / step
+
+
+def _anchor(q: Tensor, k: Tensor, v: Tensor, theta: float) -> tuple[Tensor, Callable[[], float]]:
+    result, length, rows = patterns.anchor_attention(q, k, v, theta=theta), q.shape[1], 16 * 128
+
+    def share() -> float:
+        at = torch.arange(length)
+        near = at % rows + 1 + torch.where(at < rows, 0, 2 * 128)
+        sizes = torch.full((result.kept.shape[2],), float(rows))
+        sizes[-1] -= len(sizes) * rows - length
+        distant = (result.kept.cpu().double().mean((0, 1)) * sizes).sum()
+        return ((near.sum() + distant) / (length * (length + 1) / 2)).item()
+
+    return result.out, share
+
+
+SHARES_OF_PSA = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
 FIXED = "nothing"  # such a mask is made once, like a model's
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
-METHODS = {
+METHODS: dict[str, Method | Whole] = {
     "blocks of 64, true maxima": Method(_true_blocks, SHARES, "the whole map"),
     "minference, blocks": Method(_minference, SHARES, "means of blocks"),
     "flexprefill": Method(
@@ -80,6 +138,15 @@ METHODS = {
     "dhsa, 128x32": Method(
         lambda q, k, density: patterns.dhsa_blocks(q, k, density=density), SHARES, "means of blocks"
     ),
+    "dhsa, chunks": Method(_dhsa_chunks, SHARES, "means of chunks"),
+    "flexprefill, both branches": Method(
+        lambda q, k, gamma: patterns.flexprefill_mask(q, k, gamma=gamma),
+        (0.3, 0.5, 0.7, 0.85, 0.95), "means of blocks, the last queries",
+    ),
+    "psa": Whole(_psa, (0.5, 1.0, 1.5, 2.0), "a sample of the map"),
+    "token-sparse": Whole(_token_sparse, (0.2, 0.35, 0.5, 0.7), "the last queries"),
+    "grid heads": Whole(_grid, (64, 32, 16, 8, 4), "the last queries"),
+    "anchor": Whole(_anchor, (4.0, 8.0, 12.0, 16.0), "near scores"),
     "vertical-slash": Method(_vertical_slash, SHARES, "the last queries"),
     "top-k tokens": Method(_chunks, SHARES, "means of query blocks"),
     "hip": Method(_hip, SHARES, "a tree search"),

@@ -1,7 +1,8 @@
 """Published methods on one layer: the kind of call that each paper gives a headline for.
 
 A case makes the ops that are compared: the whole method, its selection included, and what the
-headline is relative to. Inputs are `planted`: a few first keys, stripes and near keys count.
+headline is relative to. Inputs are `planted`: a few first keys, stripes and near keys count; for
+grid heads of MMInference `planted_video`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
 from benchmarks.cases import stripes
+from benchmarks.harness import timing
 from sparse_fmha import BlockMask, StripeMask, patterns
 from sparse_fmha.selection import BlockGrid, top_k_blocks
 
@@ -22,6 +24,7 @@ DENSE = "dense"  # ours
 FA3 = "FlashAttention-3"
 MASKED = "SDPA with a mask"
 LISTS = "block lists, as dense"
+TORCH = "SDPA"
 Op = Callable[[], Tensor]
 
 
@@ -40,6 +43,8 @@ class Case:
     against: str = FA3
     published: str = ""
     exact: bool = True  # dense attention of the same q, k, v is what the method approximates
+    planted: Callable[..., tuple] = stripes.planted
+    whole: bool = True  # attention of all queries of q, as FlashAttention-3 beside it computes
 
     @property
     def size(self) -> dict[str, int]:
@@ -54,12 +59,24 @@ class Case:
 
 
 def tensors(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    return list(stripes.planted(case.size, device, dtype, seed)[:3])
+    return list(case.planted(case.size, device, dtype, seed)[:3])
 
 
 def _over(make: Callable[[Tensor, Tensor], BlockMask | StripeMask], q, k, v) -> Op:
     """Makes the mask and computes attention over it."""
     return lambda: stripes.attend(q, k, v, make(q, k))
+
+
+def _captured(op: Op, like: Tensor) -> Op:
+    """Replays of a CUDA graph of the op, made when it is first called: without the host's time."""
+    made: list[Op] = []
+
+    def run() -> Tensor:
+        if not made:
+            made.append(timing.captured(op, like.device.type))
+        return made[0]()
+
+    return run
 
 
 def _dhsa(case, q, k, v):
@@ -85,7 +102,10 @@ def _dma(case, q, k, v):
         out = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True)
         return out.transpose(1, 2)
 
-    return {"dma": lambda: patterns.dma_attention(q, k, v, bias, keep), MASKED: masked}
+    def method():
+        return patterns.dma_attention(q, k, v, bias, keep)
+
+    return {"dma": method, "dma, captured": _captured(method, q), MASKED: masked}
 
 
 def _psa(case, q, k, v):
@@ -126,6 +146,29 @@ def _hip(case, q, k, v):
     return {"hip": _over(patterns.hip, q, k, v)}
 
 
+def _hip_decode(case, q, k, v):
+    """A step of 16 requests: with a search, and as the steps until the next one are."""
+    batch, heads_kv = 16, k.shape[2]
+    caches = [x.repeat(batch, 1, 1, 1) for x in (k, v)]
+    queries = q[:, -batch:].transpose(0, 1).contiguous()
+    lengths = torch.full((batch,), k.shape[1], dtype=torch.int32, device=q.device)
+    found = patterns.HipSearch(batch, heads_kv, device=q.device)
+
+    def listed():
+        tokens = found.tokens(lengths)
+        return sparse_fmha.decode_attention(queries, *caches, lengths, tokens=tokens)
+
+    def searched():
+        found.search(queries, caches[0], lengths)
+        return listed()
+
+    return {
+        "hip_decode": _captured(searched, q),
+        "hip_decode, between searches": _captured(listed, q),
+        DENSE: _captured(lambda: sparse_fmha.decode_attention(queries, *caches, lengths), q),
+    }
+
+
 def _light_forcing(case, q, k, v):
     frame = case.length // 21
     chunk = 3 * frame
@@ -133,8 +176,10 @@ def _light_forcing(case, q, k, v):
     tail = q[:, -chunk:]
     layout = patterns.LightForcingLayout(chunk, 21 * frame, frame, device=q.device)
 
+    method = _over(lambda q, k: patterns.light_forcing(q, k, layout), tail, k, v)
     return {
-        "light_forcing": _over(lambda q, k: patterns.light_forcing(q, k, layout), tail, k, v),
+        "light_forcing": method,
+        "light_forcing, captured": _captured(method, q),
         DENSE: lambda: sparse_fmha.attention(tail, k, v),
     }
 
@@ -149,6 +194,18 @@ def _grid_heads(case, q, k, v):
 def _minference(case, q, k, v):
     heads = {h: ("vertical_and_slash", 1000, 6096) for h in range(case.heads)}
     return {"minference": lambda: patterns.minference_attention(q, k, v, heads)}
+
+
+def _minference_mix(case, q, k, v):
+    """Patterns of MInference's candidates, as its search might choose for inputs like these."""
+    columns = [("vertical_and_slash", 500, 700, 0.0)] * 4 + [("vertical_and_slash", 3500, 100, 0.0)]
+    others = [("stream_llm", 1024, 4096, 0.0), ("block_sparse", 100, 0, 0.0)]
+    patterns_of = [*columns, *others, ("vertical_and_slash", 100, 800, 0.0)]
+    layer = {str(head): list(patterns_of[head % 8]) for head in range(case.heads)}
+    (heads,) = patterns.load_minference([layer])
+    sizes = case.heads, q.shape[1], k.shape[1]
+    methods = patterns.minference_heads(heads, *sizes, device=q.device)
+    return {"minference_mix": lambda: patterns.per_head_attention(q, k, v, methods)}
 
 
 def _flexprefill(case, q, k, v):
@@ -175,7 +232,58 @@ def _pka(case, q, k, v):
     def method():
         return patterns.pka_attention(image, *own, (side, side), spatial=parts)
 
-    return {"pka": method, DENSE: joined}
+    return {"pka": method, "pka, captured": _captured(method, q), DENSE: joined}
+
+
+def _images(tokens: int, *tensors: Tensor) -> list[Tensor]:
+    """Tokens of one sequence as images `[B, tokens, H, D]`."""
+    images = tensors[0].shape[1] // tokens
+    return [x[:, : images * tokens].reshape(images, tokens, *x.shape[2:]) for x in tensors]
+
+
+def _with_gradients(attend: Callable[..., Tensor], *tensors: Tensor) -> Op:
+    """Attention and its gradients; returns that of q."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    return lambda: torch.autograd.grad(attend(*leaves).sum(), leaves)[0]
+
+
+def _sdpa(q, k, v):
+    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def _biformer(side: int, top_k: int) -> Callable[..., dict[str, Op]]:
+    """A stage of BiFormer: images of side x side tokens in 7 x 7 regions."""
+
+    def ops(case, q, k, v):
+        images = _images(side * side, q, k, v)
+        region = patterns.image_regions(side, side, 7, device=q.device)
+        order = patterns.RegionOrder(region, 1)
+
+        def method(q, k, v):
+            mask = patterns.biformer_packed(q, k, order, top_k=top_k)
+            permuted = (order.permute(x) for x in (q, k, v))
+            return order.undo(sparse_fmha.block_sparse_attention(*permuted, mask))
+
+        return {
+            case.method: lambda: method(*images),
+            f"{case.method}, with gradients": _with_gradients(method, *images),
+            TORCH: lambda: _sdpa(*images),
+            "SDPA, with gradients": _with_gradients(_sdpa, *images),
+        }
+
+    return ops
+
+
+def _sparsifiner(case, q, k, v):
+    images = _images(197, q, k, v)
+    options = {"device": q.device, "dtype": q.dtype}
+    predictor = patterns.SparsifinerPredictor(197, case.heads, case.dim, **options)
+    mask = predictor.mask(*images[:2])
+    return {
+        "sparsifiner": _over(predictor.mask, *images),
+        "sparsifiner, attention alone": lambda: stripes.attend(*images, mask),
+        DENSE: lambda: sparse_fmha.attention(*images),
+    }
 
 
 CASES = {
@@ -193,11 +301,24 @@ CASES = {
         Case("ssa", _ssa, headline=2.0, published="inference at 128k"),
         Case("token_sparse", _token_sparse, headline=1.36,
              published="1.36x alone, 3.23x with FlexPrefill, 128k"),
-        Case("hip", _hip, published="decode at 128k: 6.8x"),
+        Case("hip", _hip),
+        Case("hip_decode", _hip_decode, headline=6.8, against=DENSE, exact=False, whole=False,
+             published="decode at 128k, a search at each step; 14.3x, one in eight"),
         Case("light_forcing", _light_forcing, 21 * 1560, 12, 12, causal=False, headline=3.79,
-             against=DENSE, published="attention, Wan 2.1 1.3B", exact=False),
-        Case("mminference", _grid_heads, headline=8.3, published="1M tokens", exact=False),
+             against=DENSE, published="attention, Wan 2.1 1.3B", exact=False, whole=False),
+        *(
+            Case(f"biformer_{n}", _biformer(side, top_k), 64 * side**2, heads, heads, 32,
+                 causal=False, headline=1.0, against=TORCH, exact=False, whole=False,
+                 published="no slower than dense attention in any stage, 64 images of 224 pixels")
+            for n, (side, top_k, heads) in enumerate(((56, 1, 2), (28, 4, 4), (14, 16, 8)), 1)
+        ),
+        Case("sparsifiner", _sparsifiner, 64 * 197, 6, 6, 64, causal=False, headline=1.0,
+             against=DENSE, exact=False, whole=False,
+             published="attention alone no slower than dense, 75% sparse"),
+        Case("mminference", _grid_heads, headline=8.3, published="1M tokens",
+             planted=stripes.planted_video),
         Case("minference", _minference, headline=10.0, published="1M tokens"),
+        Case("minference_mix", _minference_mix, headline=10.0, published="1M tokens"),
         Case("flexprefill", _flexprefill),
         Case("anchor", _anchor, headline=4.6, published="over FlashAttention, 128k"),
         Case("pka", _pka, 17 * 1024, 24, 24, causal=False, headline=10.0, against=DENSE,

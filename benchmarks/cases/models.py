@@ -213,7 +213,8 @@ CASES = {
     ),
     "flux2-klein-2048": Case(
         "FLUX.2 klein 4B, 2048x2048 pixels", flux2, (5, 20), (128, 128), 128 * 128 + 512,
-        {"window": window((48, 48), (16, 16))}, {"window": {"window": (8, 8), "stride": (2, 2)}},
+        {"sol-comfyui": {"preset": "sol-comfyui"}, "window": window((48, 48), (16, 16))},
+        {"window": {"window": (8, 8), "stride": (2, 2)}},
     ),
     "wan-14b-720p": Case(
         "Wan 2.1 14B, 81 frames of 720x1280 pixels", wan, (40,), (21, 45, 80), 21 * 45 * 80,

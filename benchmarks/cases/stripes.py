@@ -128,6 +128,27 @@ def planted(size: dict, device: str, dtype, seed: int):
     return *(x.to(dtype) for x in (q, k, v)), distant
 
 
+def planted_video(size: dict, device: str, dtype, seed: int, stride: int = 128):
+    """q, k, v and the stride, with the grid that MMInference finds in prompts of frames.
+
+    Every query scores 14 more, in natural-log units, with the keys at a phase of the stride, drawn
+    for each key head. Queries at the phase lack that and look at all keys alike. The rest is noise.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    q, k, v = (0.1 * x for x in tensors(size, device, torch.float32, generator))
+    v = v * 10
+    dim, group = size["dim"], size["heads"] // size["heads_kv"]
+    phases = torch.randint(stride, (size["heads_kv"],), device=device, generator=generator)
+    for head, phase in enumerate(phases.tolist()):
+        own = slice(head * group, (head + 1) * group)
+        way = torch.randn(dim, device=device, generator=generator)
+        way = torch.nn.functional.normalize(way, dim=0)
+        k[:, phase::stride, head] += 14 * way
+        on_line = torch.arange(size["length"], device=device) % stride == phase
+        q[:, :, own] += dim**0.5 * way * ~on_line[:, None, None]
+    return *(x.to(dtype) for x in (q, k, v)), stride
+
+
 def blocks_with(distant: torch.Tensor, size: dict, device: str) -> BlockMask:
     """Blocks with a key that counts, the first ones, and those near the diagonal."""
     n = size["length"] // BLOCK

@@ -1,6 +1,9 @@
 """Backward passes: dense beside cuDNN through torch, neighborhoods and block lists.
 
-    python -m benchmarks.studies.backward [--tiny] [--out PATH]
+    python -m benchmarks.studies.backward [--tiny] [--flex] [--out PATH]
+
+With --flex, FlexAttention runs beside ours, compiled for each case: on grids of more axes than one
+with its tokens in tiles, copies into and out of them included.
 
 A call is the backward op alone: row terms, dQ, dK and dV. The lse has no gradient of its own.
 Operations are 2.5 times those of the forward pass over the pairs that are visible. Windows do not
@@ -22,6 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
+from benchmarks.cases import case as cases
+from benchmarks.cases.block_lists import Lists
 from benchmarks.harness import environment, report, timing
 from sparse_fmha import BlockMask, reference, selection
 from sparse_fmha.cli import one_line_errors
@@ -54,6 +59,26 @@ class Case:
         size = {"grid": sides, "window": window, "stride": stride, "batch": 1}
         heads = 2 if self.heads_kv is None else 4
         return Case(**{**asdict(self), **size, "heads": heads, "heads_kv": self.heads_kv and 2})
+
+    def of_peers(self, device: str, dtype: torch.dtype) -> cases.Case:
+        """The same problem as peers know it."""
+        axes, tokens = len(self.grid), math.prod(self.grid)
+        lists = None
+        grid: dict[str, object]
+        if self.window:
+            stride = (self.stride,) * axes if isinstance(self.stride, int) else self.stride
+            grid = {"grid": self.grid, "window": self.window, "stride": stride}
+            grid |= {"dilation": (1,) * axes, "causal": (False,) * axes}
+        else:
+            grid = {"causal": bool(self.causal)}
+        if self.blocks:
+            block_q, block_kv, share = self.blocks
+            columns = tokens // block_kv
+            lists = Lists(block_q, block_kv, max(int(columns * share), 1) / columns, "uniform")
+        return cases.Case(
+            self.name, device, str(dtype).removeprefix("torch."), self.batch, tokens, self.heads,
+            self.heads_kv or self.heads, self.head_dim, lists=lists, **grid,
+        )  # fmt: skip
 
     def pairs(self) -> float:
         """Visible pairs of one head."""
@@ -95,6 +120,7 @@ CASES = (
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.backward", description=__doc__)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--flex", action="store_true", help="measure FlexAttention, too: minutes more")
     report.add_op_options(p, RESULTS)
     return p
 
@@ -155,6 +181,16 @@ def error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
+def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype):
+    """FlexAttention's backward call; its lists are drawn anew, as many blocks in each row."""
+    from benchmarks.peers import flex as peer
+
+    other = case.of_peers("cuda", dtype)
+    call = peer.flex_tiled if len(case.grid) > 1 else peer.flex
+    out = call(other, *(x.flatten(1, -3) for x in inputs))()
+    return backward(out, inputs, dout.reshape(out.shape))
+
+
 def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtype) -> list[dict]:
     of_error = error(case, device, dtype, args.seed)
     case = case.tiny() if args.tiny else case
@@ -167,6 +203,8 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
             heads_first = [x.transpose(1, 2) for x in (q, k, v)]
             out = scaled_dot_product_attention(*heads_first, is_causal=case.causal)
         ops["cuDNN"] = backward(out, (q, k, v), dout.transpose(1, 2))
+    if args.flex and device == "cuda":
+        ops["FlexAttention"] = flex(case, (q, k, v), dout, dtype)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )

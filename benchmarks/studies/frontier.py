@@ -2,11 +2,13 @@
 
     python -m benchmarks.studies.frontier [--length N] [--plot PICTURE] [--tiny] [--out PATH]
 
-Of a method's mask: the share of the causal pairs that it leaves out, the share of the probability
-that these pairs have in dense attention, the error of the output, and the time of the whole call on
-a GPU, the choice included if it depends on the inputs. Inputs are `planted`
-(benchmarks.cases.stripes): first keys, stripes at random and near keys count. Other inputs rank
-methods in another order; the study shows what a choice depends on.
+Of a method: the share of the causal pairs that it leaves out, the share of the probability that
+these pairs have in dense attention (of those with a mask), the error of the output, and the time of
+the whole call on a GPU, the choice included if it depends on the inputs. Inputs are `planted`
+(benchmarks.cases.stripes): first keys, stripes at random and near keys count; or, with `--inputs
+trained`, those of the last layer of a small model that is trained first
+(benchmarks.cases.small_model). Other inputs rank methods in another order; the study shows what a
+choice depends on.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ import torch
 from torch import Tensor
 
 import sparse_fmha
-from benchmarks.cases import stripes
-from benchmarks.cases.frontier import FIXED, METHODS, Method
+from benchmarks.cases import small_model, stripes
+from benchmarks.cases.frontier import FIXED, METHODS, Mask, Method, Whole
 from benchmarks.harness import environment, report, timing
 from benchmarks.tables import frontier
 from sparse_fmha.cli import one_line_errors
 
-RESULTS = report.RESULTS / "frontier"
+RESULTS = {
+    "planted": report.RESULTS / "frontier",
+    "trained": report.RESULTS / "frontier_trained",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +41,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--length", type=report.at_least_one, default=16384, metavar="N")
     p.add_argument("--heads", type=report.at_least_one, default=8, metavar="N")
     p.add_argument("--heads-kv", type=report.at_least_one, default=2, metavar="N")
+    p.add_argument("--inputs", choices=("planted", "trained"), default="planted")
+    p.add_argument("--steps", type=report.at_least_one, default=400, help="of training")
     p.add_argument("--plot", type=Path, metavar="PICTURE", help="error over sparsity (matplotlib)")
-    report.add_op_options(p, RESULTS, iterations=5)
+    report.add_op_options(p, RESULTS["planted"], iterations=5)
     return p
 
 
 def points(
-    name: str, method: Method, qkv: list[Tensor], args: argparse.Namespace, device: str
+    name: str, method: Method | Whole, qkv: list[Tensor], args: argparse.Namespace, device: str
 ) -> list[dict]:
     """One for each budget."""
     q, k, v = qkv
@@ -50,26 +57,35 @@ def points(
     causal = (q.shape[1] + 1) / (2 * k.shape[1])  # of all pairs
     found = []
     for budget in method.budgets:
-        mask = method.make(q, k, budget)
-        out, lse = stripes.attend(q, k, v, mask, return_lse=True)
-        made = (
-            (lambda mask=mask: mask) if method.kind == FIXED else partial(method.make, q, k, budget)
-        )
-        ops = {
-            "dense": lambda: sparse_fmha.attention(q, k, v, causal=True),
-            name: lambda made=made: stripes.attend(q, k, v, made(), return_lse=True),
-        }
+        lost = None
+        if isinstance(method, Whole):
+            out, share = method.attend(q, k, v, budget)
+            sparsity = 1 - share()
+            op = partial(method.attend, q, k, v, budget)
+        else:
+            mask = method.make(q, k, budget)
+            out, lse = stripes.attend(q, k, v, mask, return_lse=True)
+            sparsity = 1 - mask.density / causal
+            lost = 1 - (lse.double() - whole.double()).exp().mean().item()
+            op = partial(_under, method, mask if method.kind == FIXED else None, qkv, budget)
+        ops = {"dense": lambda: sparse_fmha.attention(q, k, v, causal=True), name: op}
+        warmup = int(device == "cuda")
         times = timing.measure(
-            ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
+            ops, device=device, l2="cold", iterations=args.iterations, warmup=warmup, seed=args.seed
         )
         found.append({
             "method": name, "chosen_by": method.kind, "budget": budget,
-            "sparsity": 1 - mask.density / causal,
-            "lost": 1 - (lse.double() - whole.double()).exp().mean().item(),
+            "sparsity": sparsity, "lost": lost,
             "error": ((out - exact).float().norm() / exact.float().norm()).item(),
             "ms": times[name].median, "dense_ms": times["dense"].median,
         })  # fmt: skip
     return found
+
+
+def _under(method: Method, mask: Mask | None, qkv: list[Tensor], budget: float) -> object:
+    """Attention under a mask that is there, or is made first."""
+    mask = method.make(*qkv[:2], budget) if mask is None else mask
+    return stripes.attend(*qkv, mask, return_lse=True)
 
 
 def table(rows: list[dict]) -> str:
@@ -110,18 +126,21 @@ def main(argv: list[str] | None = None) -> int:
     size = {"length": args.length, "heads": args.heads, "heads_kv": args.heads_kv, "dim": 128}
     if args.tiny:
         size |= {"length": 2048, "heads": 2, "heads_kv": 1}
-    q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
-    results = environment.results(
-        device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        rows=[],
-    )
+    settings = {"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size}
+    settings["inputs"] = args.inputs
+    if args.inputs == "trained":
+        made = small_model.train(size, device, dtype, args.seed, args.steps)
+        (q, k, v), settings["losses"] = made.qkv, made.losses
+        print("loss of the first and the last step: {:.3f}, {:.3f}".format(*made.losses))
+    else:
+        q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
+    results = environment.results(device, settings=settings, rows=[])
     for name, method in METHODS.items():
         results["rows"] += points(name, method, [q, k, v], args, device)
     print(table(results["rows"]))
     if args.plot:
         plot(results["rows"], args.plot)
-    report.keep(results, report.out_of(args, RESULTS))
+    report.keep(results, report.out_of(args, RESULTS[args.inputs]))
     return 0
 
 

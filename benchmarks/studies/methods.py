@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def dense_ops(case: Case, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Ours, and FlashAttention-3 where it is installed and takes the inputs."""
     found = {DENSE: lambda: sparse_fmha.attention(q, k, v, causal=case.causal)}
-    if q.is_cuda:
+    if q.is_cuda and case.whole:
         with contextlib.suppress(UnavailableError):
             found[FA3] = fa3.forward(q, k, v, case.causal)
     return found

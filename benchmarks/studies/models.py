@@ -1,23 +1,29 @@
 """Whole calls of models in real shapes: time, peak memory and attention's share, dense and sparse.
 
     python -m benchmarks.studies.models --list
+    python -m benchmarks.studies.models --precompile          # all of them, in the least time
     python -m benchmarks.studies.models --case wan-14b-720p
     python -m benchmarks.studies.models --tiny                # shapes for a CPU, in seconds
 
 `torch` is the model as diffusers has it, `dense` the same by `sparse_fmha.attention`; the others
 are presets or windows of `sparse_fmha.integrations.diffusers`, in a step in which they are sparse.
 Models have random weights and are cut to `--blocks` blocks of each kind. `torch` and the first of
-the others also run with regional compilation (`compile_repeated_blocks(fullgraph=True)`). The peak
-is what a call allocates beside weights and inputs. A call whose self-attention returns its queries
-says what is left without attention; the rest is attention's share. Of LTX-2.5's decoder, which has
-no other way that fits, `natten` runs if it is installed.
+the others also run with regional compilation (`compile_repeated_blocks(fullgraph=True)`), which
+takes most of the time: `--precompile` compiles all models at once in processes of their own, whose
+results are then in inductor's cache. The peak is what a call allocates beside weights and inputs. A
+call whose self-attention returns its queries says what is left without attention; the rest is
+attention's share. Of LTX-2.5's decoder, which has no other way that fits, `natten` runs if it is
+installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,7 +137,8 @@ def variants(case: Case, tiny: bool) -> dict[str, Callable[[nn.Module], Any]]:
 
 
 def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By variant, and by "eager" or "compiled", milliseconds and peak bytes, or an error."""
+    """By variant, and by "eager" or "compiled": the seconds of the first call, which compiles,
+    milliseconds of others, and peak bytes; or an error."""
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(args.seed)
     with torch.device(args.device):
@@ -147,6 +154,8 @@ def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     modes = {"eager": list(changes)}
     if args.compile != "none" and getattr(model, "_repeated_blocks", None):
         modes["compiled"] = ["torch", next(iter(case.variants))]
+    if args.only_compile:
+        del modes["eager"]
 
     def call() -> object:
         return model(**inputs, return_dict=False)[0]
@@ -159,9 +168,11 @@ def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             row = rows.setdefault(name, {})
             try:
                 with changes[name](model), torch.inference_mode():
-                    bytes_ = (call(), peak_bytes(call, args.device))[1]  # the first compiles
-                    spent = timing.measure({name: call}, **counts)
-                row[mode] = {"call": spent[name].median, "peak_bytes": bytes_}
+                    row[mode] = {"first_s": first(call, args.device)}
+                    if args.only_compile:
+                        continue
+                    row[mode]["peak_bytes"] = peak_bytes(call, args.device)
+                    row[mode]["call"] = timing.measure({name: call}, **counts)[name].median
             except Exception as error:  # one variant does not stop the others
                 row[mode] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
                 if args.device == "cuda":
@@ -169,11 +180,54 @@ def run(case: Case, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def first(call: Callable[[], object], device: str) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return round(time.perf_counter() - began, 2)
+
+
+def precompile(args: argparse.Namespace) -> None:
+    """Compiles the blocks of all cases at the same time, each in a process."""
+    cases = [name for name in args.case if CASES[name].variants is not None]
+    given = {"blocks": args.blocks, "seed": args.seed, "dtype": args.dtype, "device": args.device}
+    options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    options += ["--compile", args.compile, "--only-compile", *["--tiny"] * args.tiny]
+    threads = max(1, (os.cpu_count() or 1) // max(1, len(cases)))
+    surroundings = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    began = time.perf_counter()
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.studies.models", "--case", name, *options],
+            env=surroundings,
+        )
+        for name in cases
+    }
+    for name, process in running.items():
+        if process.wait():
+            print(f"{name}: compiling it alone ended with {process.returncode}", file=sys.stderr)
+    print(f"compiled {len(cases)} models in {time.perf_counter() - began:.0f} s", flush=True)
+
+
 def shares(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Attention's share of each eager call."""
     left = rows[NOTHING]["eager"].get("call")
     calls = {name: row["eager"].get("call") for name, row in rows.items() if name != NOTHING}
     return {name: 1 - left / call for name, call in calls.items() if left and call}
+
+
+def more_memory(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Variants and modes whose peak is above that of dense attention, in the same mode."""
+    found = []
+    for mode in ("eager", "compiled"):
+        peaks = {name: row.get(mode, {}).get("peak_bytes") for name, row in rows.items()}
+        dense = peaks.get("dense") or peaks.get("torch")
+        if dense:
+            above = (name for name, peak in peaks.items() if peak and peak > 1.005 * dense)
+            found += [f"{name} ({mode})" for name in above if name != "torch"]
+    return found
 
 
 def table(name: str, case: Case, rows: dict[str, dict[str, Any]], blocks: int) -> str:
@@ -197,6 +251,8 @@ def table(name: str, case: Case, rows: dict[str, dict[str, Any]], blocks: int) -
             size = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             speedup = base / row["call"]
             lines.append(f"{variant:22}{row['call']:11.4g}{speedup:8.2f}x{share:>11}{size:>11}")
+    if above := more_memory(rows):
+        lines.append(f"more memory than dense attention: {', '.join(above)}")
     return "\n".join(lines)
 
 
@@ -214,13 +270,29 @@ def parser() -> argparse.ArgumentParser:
         "--compile", choices=("inductor", "eager", "none"), default="inductor",
         help="backend of the second run of each variant; none: without it",
     )  # fmt: skip
+    p.add_argument("--precompile", action="store_true", help="compile all models at once, first")
+    p.add_argument("--only-compile", action="store_true", help="measure nothing, write nothing")
     model_options.add(p, CASES, RESULTS)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     args = model_options.parse(parser(), argv, CASES)
+    if args.only_compile:
+        found = [run(CASES[name], args) for name in args.case]
+        errors = [
+            m["error"]
+            for rows in found
+            for row in rows.values()
+            for m in row.values()
+            if "error" in m
+        ]
+        print(*errors, sep="\n", file=sys.stderr)
+        return len(errors)
     import diffusers
+
+    if args.precompile and args.compile != "none":
+        precompile(args)
 
     out = report.out_of(args, RESULTS)
     results = environment.results(
@@ -236,9 +308,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     results["versions"]["diffusers"] = diffusers.__version__
     for name in args.case:
-        case = CASES[name]
+        case, began = CASES[name], time.perf_counter()
         rows = run(case, args)
-        print(f"\n{table(name, case, rows, args.blocks)}", flush=True)
+        print(f"\n{table(name, case, rows, args.blocks)}")
+        print(f"took {time.perf_counter() - began:.0f} s", flush=True)
         facts = {fact: getattr(case, fact) for fact in ("what", "grid", "tokens", "blocks")}
         results["models"].append({"case": name, **facts, "rows": rows, "shares": shares(rows)})
         report.keep_so_far(results, out)

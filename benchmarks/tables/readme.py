@@ -61,6 +61,7 @@ FOLDERS = {
     "key_bias": key_bias,
     "methods": methods,
     "frontier": frontier,
+    "frontier_trained": frontier.TRAINED,
     "diffusion": diffusion,
     "models": models,
     "scaling": scaling,

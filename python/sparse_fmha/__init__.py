@@ -15,6 +15,7 @@ from sparse_fmha.attention import (
     attention,
     block_sparse_attention,
     neighborhood_attention,
+    row_attention,
     stripe_attention,
 )
 from sparse_fmha.cost import flops as _flops
@@ -58,6 +59,7 @@ __all__ = [
     "patterns",
     "reference",
     "route_sdpa",
+    "row_attention",
     "score_sums",
     "sdpa",
     "selection",

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from benchmarks.studies import backward
 from benchmarks.tables import backward as page
@@ -37,6 +38,27 @@ def test_page_table():
         return {"case": case, "op": op, "ms": {"median": ms}, "useful_flops": 2e12, "error": error}
 
     rows = [row("a", "sparse_fmha", 5.0, 4e-3), row("a", "cuDNN", 4.0, None)]
-    both, alone = page.rows({"rows": [*rows, row("b", "sparse_fmha", 10.0, 2e-3)]})
-    assert tuple(both.values()) == ("a", "5", "400", "4", "0.80x", "4.0e-03")
-    assert alone == {"case": "b", "ms": "10", "TFLOP/s": "200", "error of dq": "2.0e-03"}
+    both, alone = page.rows(
+        {
+            "rows": [
+                *rows,
+                row("b", "sparse_fmha", 10.0, 2e-3),
+                row("b", "FlexAttention", 30.0, None),
+            ]
+        }
+    )
+    assert tuple(both.values()) == ("a", "5", "400", "0.80x (4 ms)", "4.0e-03")
+    assert alone["relative to FlexAttention"] == "3.00x (30 ms)"
+    assert (alone["case"], alone["TFLOP/s"]) == ("b", "200")
+
+
+@pytest.mark.parametrize("case", backward.CASES, ids=lambda case: case.name)
+def test_peers_have_the_same_work(case):
+    other = case.of_peers("cpu", torch.float32)
+    shape = other.batch, other.length, other.heads_q, other.head_dim
+    assert shape == (case.batch, math.prod(case.grid), case.heads, case.head_dim)
+    assert other.mechanism == (
+        "neighborhood" if case.window else "block_sparse" if case.blocks
+        else "causal" if case.causal else "dense"
+    )  # fmt: skip
+    assert other.visible_pairs == case.pairs()

@@ -27,6 +27,7 @@ MODULES = (
     "distributed_additions",
     "distributed_heads",
     "distributed_faults",
+    "distributed_fsdp",
 )
 TIMEOUT = datetime.timedelta(seconds=40)
 

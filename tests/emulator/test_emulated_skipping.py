@@ -45,10 +45,12 @@ def tiles_of(bits, groups, tiles):
     return found[..., :tiles]
 
 
+@pytest.mark.parametrize("keys", [70, 2700, 33 * TILE, 65 * TILE - 3])
 @pytest.mark.parametrize("causal", [False, True])
-def test_what_is_skipped_is_saved(causal):
-    """More keys than a word of 32 tiles of 64 keys would need, and than there are queries."""
-    q, k, v = skip_cases.inputs(100, 2700, heads=2, heads_kv=1, dim=128, batch=1)
+def test_what_is_skipped_is_saved(causal, keys):
+    """One word of 32 tiles and several; the last one full, or of one tile."""
+    queries = min(keys, 100)
+    q, k, v = skip_cases.inputs(queries, keys, heads=2, heads_kv=1, dim=128, batch=1)
     q, k, v = (x.to(BF16) for x in (q, k, v))
     threshold = torch.full((1,), 0.3)
     with sparse_fmha.arch_override("sm90"), poisoned():
@@ -56,12 +58,12 @@ def test_what_is_skipped_is_saved(causal):
         saving = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_skipped=True)
     assert len(plain) == 3
     assert all(a.equal(b) for a, b in zip(plain, saving[:3], strict=True))
-    saved = tiles_of(saving[3], groups=2, tiles=-(-2700 // TILE))
-    visible = torch.ones(100, 2700, dtype=torch.bool)
-    visible = visible.tril(2600) if causal else visible
-    ranks = reference.tile_ranks(2700, TILE, descending=True)
-    _, _, skipped = reference.skip_attention(q, k, v, visible, 0.3, skip_cases.rows(100), ranks)
-    assert skipped.any()
+    saved = tiles_of(saving[3], groups=-(-queries // 64), tiles=-(-keys // TILE))
+    visible = torch.ones(queries, keys, dtype=torch.bool)
+    visible = visible.tril(keys - queries) if causal else visible
+    ranks = reference.tile_ranks(keys, TILE, descending=True)
+    _, _, skipped = reference.skip_attention(q, k, v, visible, 0.3, skip_cases.rows(queries), ranks)
+    assert skipped.any() or keys <= TILE
     assert saved.equal(skipped.flip(-1))
 
 

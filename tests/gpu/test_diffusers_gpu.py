@@ -18,7 +18,8 @@ from sparse_fmha.integrations import diffusers as sparse
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-NAMES = ("wan", "hunyuan_video", "flux", "ltx", "minimax_h3", "flux2", "krea2", "framepack")
+NAMES = ("wan", "hunyuan_video", "flux", "ltx", "minimax_h3", "flux2", "krea2", "framepack",
+         "chroma", "cosmos3")  # fmt: skip
 METHODS = {
     "dense": {},
     "sol": {"tau": 0.5},
@@ -41,10 +42,13 @@ def moved(tiny):
             parameter.data = parameter.data.bfloat16()
     tiny.model.to(DEVICE)
     exact = ("img_ids", "txt_ids", "timestep", "position_ids")
-    for name, x in tiny.inputs.items():
-        if isinstance(x, torch.Tensor):
-            wide = not x.is_floating_point() or name in exact
-            tiny.inputs[name] = x.to(DEVICE, None if wide else torch.bfloat16)
+    for name, given in tiny.inputs.items():
+        several = isinstance(given, list)
+        tensors = given if several else [given]
+        if isinstance(tensors[0], torch.Tensor):
+            wide = not tensors[0].is_floating_point() or name in exact
+            own = [x.to(DEVICE, None if wide else torch.bfloat16) for x in tensors]
+            tiny.inputs[name] = own if several else own[0]
     return tiny
 
 

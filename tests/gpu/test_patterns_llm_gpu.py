@@ -5,15 +5,18 @@ import torch
 
 from sparse_fmha import (
     BlockMask,
+    StripeMask,
     attention,
     block_sparse_attention,
     decode_attention,
     patterns,
     reference,
+    row_attention,
     score_sums,
     stripe_attention,
 )
-from sparse_fmha.selection import reductions
+from sparse_fmha.masks import block_lists
+from sparse_fmha.selection import reductions, top_k_blocks
 from sparse_fmha.selection.products import key_operand, products
 
 pytestmark = pytest.mark.gpu
@@ -156,3 +159,69 @@ def test_heads_with_different_methods(tensors):
             alone, _ = attend(*own, method(*own[:2]))
             different = (out[:, :, h : h + 1] - alone).abs() > 2e-2
             assert different.float().mean() < 0.05, h
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("listed", ["all keys", "blocks", "stripes"])
+def test_listed_rows(tensors, agrees, nobody_waits, listed, causal):
+    """In any order, with some that are absent; positions by a bias and thresholds."""
+    q, k, v = tensors
+    n = 500
+    order = torch.rand(1, 8, LENGTH, device=q.device).argsort(-1)
+    rows = order[..., :n].clone()
+    rows[..., 7].fill_(-1)
+    mask = None
+    if listed == "blocks":
+        chosen = torch.rand(1, 8, -(-n // 64), LENGTH // 64, device=q.device) < 0.4
+        mask = BlockMask.from_blocks(chosen, n, LENGTH, 64, 64)
+    elif listed == "stripes":
+        shape = 1, 8, -(-n // 64), 100
+        columns = torch.rand(*shape[:3], LENGTH, device=q.device).topk(100).indices.sort(-1).values
+        counts = torch.full(shape[:3], 100, dtype=torch.int32, device=q.device)
+        mask = StripeMask(columns.int(), counts, n, LENGTH, 64)
+    out, lse = row_attention(q, k, v, rows, mask=mask, causal=causal, return_lse=True)
+    torch.cuda.set_sync_debug_mode("default")
+    seen = torch.ones(1, 8, n, LENGTH, dtype=torch.bool, device=q.device)
+    if mask is not None:
+        seen = mask.to_dense()
+    if causal:
+        seen = seen & (torch.arange(LENGTH, device=q.device) <= rows[..., None])
+    visible = torch.zeros(1, 8, LENGTH + 1, LENGTH, dtype=torch.bool, device=q.device)
+    index = torch.where(rows < 0, LENGTH, rows)[..., None].expand(-1, -1, -1, LENGTH)
+    visible = visible.scatter_(2, index, seen)[:, :, :LENGTH]
+    agrees(out, lse, q, k, v, visible=visible)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_pka(tensors, nobody_waits, window):
+    q, k, v = (x[:, :1024] for x in tensors)
+    later = tensors[1][:, 1024:], tensors[2][:, 1024:]
+    spatial = [(k, v), later, (v, k)]
+    out = patterns.pka_attention(q, k, v, (32, 32), spatial=spatial, window=window)
+    torch.cuda.set_sync_debug_mode("default")
+    near = reference.neighborhood_mask((32, 32), (window, window)).to(q.device)
+    seen = torch.cat([torch.ones_like(near), near, near, near], 1)
+    keys, values = (torch.cat(x, 1) for x in zip((k, v), *spatial, strict=True))
+    exact, _ = reference.attention(q, keys, values, seen)
+    torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=2e-2)
+
+
+def test_small_tables_are_chosen_as_on_the_cpu(cuda, randn):
+    """There a GPU sorts; ties and what is never taken included."""
+    scores = randn(2, 3, 40, 100).mul(3).round()
+    scores[..., ::9] = -torch.inf
+    scores[..., 5::17] = torch.nan
+    made = top_k_blocks(scores, 11)
+    assert made.cpu().equal(top_k_blocks(scores.cpu(), 11))
+    on_gpu, on_cpu = (block_lists.list_blocks(x, 9) for x in (made, made.cpu()))
+    for own, other in zip(on_gpu, on_cpu, strict=True):
+        assert own.cpu().equal(other)
+
+
+def test_regions_packed(cuda, randn, agrees):
+    order = patterns.RegionOrder(patterns.image_regions(28, 28, 7), 1).to(cuda)
+    q, k, v = (randn(2, 784, 4, 32, dtype=torch.bfloat16, seed=s) for s in range(3))
+    mask = patterns.biformer_packed(q, k, order, top_k=4)
+    permuted = [order.permute(x) for x in (q, k, v)]
+    out, lse = block_sparse_attention(*permuted, mask, return_lse=True)
+    agrees(out, lse, *permuted, visible=mask.to_dense())

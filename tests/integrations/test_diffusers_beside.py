@@ -16,6 +16,8 @@ from tiny_diffusion import make
 import sparse_fmha
 from sparse_fmha.integrations import _diffusion_beside, _diffusion_methods, _diffusion_table
 from sparse_fmha.integrations import diffusers as sparse
+from sparse_fmha.integrations._diffusion_layout import Layout
+from sparse_fmha.patterns import sol
 
 pytestmark = pytest.mark.usefixtures("default")
 
@@ -157,3 +159,38 @@ def test_to_another_dtype_and_back():
     assert tiny().equal(expected)
     sparse.disable(tiny.model)
     assert not sparse.is_enabled(tiny.model)
+
+
+@pytest.mark.parametrize("kind", ["runs", "visible", "biases"])
+def test_routed_blocks_beside_other_tokens(kind):
+    """Some of them keys alone. The grid's are those of the pattern, which has tests of its own."""
+    torch.manual_seed(0)
+    layout = Layout((4, 8, 8), 5, 3, cached=2)
+    method = _diffusion_table.make("sol", {"tau": 0.5})
+    k, v = (torch.randn(2, layout.tokens, 2, 16) for _ in range(2))
+    q = torch.randn(2, layout.queries.tokens, 4, 16)
+    seen = torch.tensor([[1, 1, 0, 1, 0, 1, 1, 0], [1] * 8]).bool()
+    bias = torch.where(seen, 0.0, -torch.inf)
+    given = {
+        "runs": [((0, 2), (3, 4), (5, 7)), layout.all_runs()],
+        "visible": seen,
+        "biases": torch.where(seen, 0.0, -1.0),
+    }[kind]
+    if kind == "biases":
+        bias = given
+    out = method(q, k, v, layout, given, 0.3)
+    grid, text = slice(3, 259), [0, 1, 2, 259, 260, 261]
+    own = [x[:, 5:261] for x in (k, v)]
+    found, lse = sol.with_lse(q[:, grid], *own, tau=0.5, scale=0.3)
+    k, v = (x.repeat_interleave(2, 2).double() for x in (k, v))
+    others = [0, 1, 2, 3, 4, 261, 262, 263]
+    scores = 0.3 * torch.einsum("bihd,bjhd->bhij", q.double(), k)
+    scores[..., others] += bias[:, None, None]
+    beside = scores[:, :, grid][..., others]
+    both = torch.cat([lse.double().transpose(1, 2)[..., None], beside], -1).softmax(-1)
+    expected = both[..., :1].transpose(1, 2) * found + torch.einsum(
+        "bhij,bjhd->bihd", both[..., 1:], v[:, others]
+    )
+    torch.testing.assert_close(out[:, grid].double(), expected, rtol=1e-4, atol=1e-5)
+    dense = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+    torch.testing.assert_close(out[:, text].double(), dense[:, text], rtol=1e-4, atol=1e-5)

@@ -81,6 +81,8 @@ def test_without_references_and_without_a_cache():
 
 def test_methods_of_all_tokens_refuse():
     tiny = tiny_with_cache()
-    sparse.enable(tiny.model, "sol")
-    with pytest.raises(NotImplementedError, match="cached references are not supported by Sol"):
+    sparse.enable(tiny.model, "psa")
+    with pytest.raises(
+        NotImplementedError, match=r"keys without queries .* are not supported by PSA"
+    ):
         both_steps(tiny)

@@ -73,7 +73,7 @@ def test_as_many_graphs_as_the_model_has_itself(name):
     assert out.equal(expected) or name == "hunyuan_video"  # padded text is merged
 
 
-@pytest.mark.parametrize("name", ["cogvideox", "qwen_image"])
+@pytest.mark.parametrize("name", ["cogvideox", "qwen_image", "chroma"])
 def test_one_graph_of_the_whole_model(name):
     tiny = make(name)
     sparse.enable(tiny.model, "neighborhood", **tiny.options)
@@ -97,10 +97,20 @@ def test_methods_in_one_graph_for_all_layers(method, options):
     assert out.equal(expected)
 
 
+def test_routed_blocks_beside_padded_text():
+    """Where all blocks are exact, the graph is the original."""
+    tiny, graphs = make("hunyuan_video", lengths=(3, 10)), Graphs()
+    expected = tiny()
+    sparse.enable(tiny.model, "sol", tau=-1e6)
+    compiled_blocks(tiny, graphs)
+    close(tiny(), expected)
+    assert graphs.count == GRAPHS["hunyuan_video"]
+
+
 def test_methods_that_read_the_text_say_so():
     """Its length is part of shapes."""
     tiny = make("hunyuan_video", lengths=(3, 10))
-    sparse.enable(tiny.model, "sol", tau=0.5)
+    sparse.enable(tiny.model, "rectified", keep=0.5)
     compiled_blocks(tiny, Graphs())
     with pytest.raises(torch._dynamo.exc.Unsupported, match="reads the padding of the text"):
         tiny()

@@ -1,5 +1,6 @@
 """More models of diffusers: a few tests for each row."""
 
+import importlib.util
 import re
 
 import pages
@@ -15,6 +16,8 @@ from tiny_diffusion_models import MORE, all_blocks, close, differs, make
 from sparse_fmha import reference
 from sparse_fmha.integrations import diffusers as sparse
 from sparse_fmha.integrations._diffusion_models import MODELS
+
+MADE = "What is replaced"  # from there on tables are generated
 
 
 def masks(tiny, **options):
@@ -34,10 +37,23 @@ def test_all_supported_models_are_tested():
 
 
 def test_the_docs_have_all_rows():
-    page = (pages.ROOT / "docs" / "integrations_diffusers.md").read_text()
-    rows = re.findall(r"^\| `(\w+3DModel|\w+2DModel)` \| ([^|]+) \|", page, re.MULTILINE)
+    page = (pages.ROOT / "docs" / "integrations_diffusers.md").read_text().partition(MADE)[0]
+    rows = re.findall(
+        r"^\| `(\w+3DModel|\w+2DModel|\w+Transformer)` \| ([^|]+) \|", page, re.MULTILINE
+    )
     axes = {name: len(grid.split(";")[0].split(",")) for name, grid in rows}
     assert axes == {name: row.axes for name, row in MODELS.items()}
+
+
+def test_the_table_of_the_docs_is_generated():
+    spec = importlib.util.spec_from_file_location("made", pages.ROOT / "tools/support_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert tool.written(page) == page
+    assert tool.table().count("\n") == 2 + len(MODELS)
+    with pytest.raises(ValueError, match="the page must have one table"):
+        tool.written("")
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -101,6 +117,7 @@ def test_grid_that_is_not_the_tokens(name):
         ("hunyuan_image", {"second": False}),
         ("framepack", {"lengths": (3, TEXT)}),
         ("framepack", {"lengths": (4,)}),  # alone, it has no padding
+        ("chroma", {"dtype": torch.bool}),  # which hides it
     ],
     ids=str,
 )
@@ -151,6 +168,36 @@ def test_padding(name, options, method):
             {"position_ids": torch.cat([torch.zeros(TEXT, 3), torch.ones(99, 3)])},
         ),
         (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be 1, or 0 for padding of the text, got other",
+            {"attention_mask": torch.cat([torch.ones(2, 100), torch.zeros(2, 9)], 1)},
+        ),
+        (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be 1, or 0 for padding of the text, got other",
+            {"attention_mask": torch.full((2, 109), 0.5)},
+        ),
+        (
+            "chroma",
+            NotImplementedError,
+            "attention_mask of Chroma must be one of its tokens",
+            {"attention_mask": torch.ones(2, 1, 109, 109)},
+        ),
+        (
+            "cosmos3",
+            ValueError,
+            "vision_token_shapes must be those of one image or video of Cosmos 3, got",
+            {"vision_token_shapes": [(2, 5, 6), (2, 5, 6)]},
+        ),
+        (
+            "cosmos3",
+            ValueError,
+            "vision_sequence_indexes must be the 120 rows behind und_len = 10, got",
+            {"vision_sequence_indexes": torch.arange(17, 137)},
+        ),
+        (
             "ltx2",
             NotImplementedError,
             r"attn_mask must be a mask of padded text keys, bool \[B, 1, 1, 120\],",
@@ -164,6 +211,25 @@ def test_what_is_refused(name, error, match, given):
     sparse.enable(tiny.model, "neighborhood", window=2)
     with pytest.raises(error, match=match):
         tiny(**given)
+
+
+def test_padding_of_chroma_is_seen_less():
+    """It matters, and whether it is a float or a bool, too."""
+    tiny = make("chroma")
+    seen = tiny.inputs["attention_mask"]
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window)
+    less, hidden = tiny(), tiny(attention_mask=seen.bool())
+    for other in (hidden, tiny(attention_mask=None)):
+        assert (less - other)[1].abs().max() > 1e-3
+        close(less[:1], other[:1])  # has no padding
+
+
+def test_methods_that_chroma_s_padding_is_not_for():
+    tiny = make("chroma")
+    sparse.enable(tiny.model, "psa")
+    with pytest.raises(NotImplementedError, match=r"attention_mask of Chroma, which .* by PSA"):
+        tiny()
+    assert tiny(attention_mask=None).isfinite().all()
 
 
 def test_blocks_of_frames_of_skyreels_are_refused():

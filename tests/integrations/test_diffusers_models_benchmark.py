@@ -50,6 +50,49 @@ def test_with_regional_compilation(tmp_path):
     assert all(rows[name]["compiled"].get("call", 0) > 0 for name in compiled)
 
 
+def test_models_are_compiled_at_once_before(tmp_path, capsys, monkeypatch):
+    """Each in a process, which measures nothing; the decoder has nothing to compile."""
+    started = []
+
+    class Process:
+        def __init__(self, command, env):
+            started.append(command)
+            assert command[:3] == [sys.executable, "-m", "benchmarks.studies.models"]
+            assert int(env["TORCHINDUCTOR_COMPILE_THREADS"]) >= 1
+            self.returncode = models.main(command[3:])
+
+        def wait(self):
+            return self.returncode
+
+    monkeypatch.setattr(models.subprocess, "Popen", Process)
+    monkeypatch.setattr(models, "peak_bytes", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(models.timing, "measure", lambda *_, **__: pytest.fail("measured"))
+    args = models.parser().parse_args([*ARGUMENTS, "--compile", "eager", "--dtype", "float32"])
+    args.device, args.case = "cpu", ["ltx2.5-decoder", "flux2-klein-2048"]
+    models.precompile(args)
+    assert [command[4] for command in started] == ["flux2-klein-2048"]
+    assert capsys.readouterr().out.startswith("compiled 1 models in ")
+
+
+def test_more_memory_than_dense_attention_is_told():
+    def row(eager, compiled=None):
+        made = {"eager": {"call": 1.0, "peak_bytes": eager}}
+        return (
+            made
+            if compiled is None
+            else {**made, "compiled": {"call": 1.0, "peak_bytes": compiled}}
+        )
+
+    rows = {"torch": row(3000, 1000), "dense": row(2000), "a": row(2009, 1100), "b": row(2100)}
+    rows["c"] = {"eager": {"error": "none"}}
+    assert models.more_memory(rows) == ["b (eager)", "a (compiled)"]
+    assert models.more_memory({"sparse_fmha": row(5)}) == []
+    assert models.more_memory({name: row(None) for name in "ab"}) == []
+    rows[models.NOTHING] = row(1)
+    told = models.table("wan-14b-720p", CASES["wan-14b-720p"], rows, 2)
+    assert told.endswith("more memory than dense attention: b (eager), a (compiled)")
+
+
 def test_an_error_is_told(tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise ValueError("no such thing")

@@ -106,6 +106,49 @@ def test_cosmos_by_the_name_of_a_backend():
     close(tiny(), expected)
 
 
+def test_cosmos_25():
+    """Its text and image are in a cross-attention of their own kind, given frames have another
+    time, and Transfer's controlnet adds to blocks."""
+    tiny = make(
+        "cosmos",
+        img_context_dim_in=6,
+        img_context_dim_out=32,
+        img_context_num_tokens=3,
+        controlnet_block_every_n=1,
+    )
+    words = tiny.inputs["encoder_hidden_states"]
+    states = words, torch.randn(BATCH, 3, 6)
+    added = [torch.randn(BATCH, 120, 32)] * 2
+
+    def call(time):
+        given = {**tiny.inputs, "encoder_hidden_states": states}
+        given["timestep"] = torch.tensor([0.1, time, time, time]).expand(BATCH, -1)[
+            :, None, :, None, None
+        ]
+        with torch.no_grad():
+            return tiny.model(**given, block_controlnet_hidden_states=added, return_dict=False)[0]
+
+    expected = [call(700.0), call(500.0)]
+    with torch_attention_with(tiny.visible(tiny.window)) as seen:
+        window = call(500.0)
+    assert len(seen) == tiny.layers
+    sparse.enable(tiny.model, "neighborhood", window=tiny.window, first_dense_steps=1)
+    assert call(700.0).equal(expected[0])
+    close(call(500.0), window)
+    differs(window, expected[1])
+
+
+@pytest.mark.parametrize("sound", [0, 7])
+def test_text_of_cosmos3_stays_causal(sound):
+    """Also without sound behind the video."""
+    tiny = make("cosmos3", sound=sound)
+    expected = tiny()
+    sparse.enable(tiny.model, "dense")
+    close(tiny(), expected)
+    sparse.enable(tiny.model, "cube_top_k", keep=1.0)
+    close(tiny(), expected)
+
+
 def test_own_sparse_attention_of_kandinsky5(monkeypatch):
     """NABLA hands over a BlockMask; by the name of the backend alone it needs no FlexAttention."""
     from diffusers.models.transformers import transformer_kandinsky as module

@@ -33,9 +33,12 @@ ALL = {  # keeps all of 150 tokens
     "streaming_llm": {"window": 150},
     "moa": {"alphas": [150] * 4, "betas": [0] * 4},
     "s2": {"stride": 1},
+    "power": {"block": 128},
     "dhsa": {"density": 1.0},
     "hip": {"keys": 150},
     "ssa": {"blocks": 10},
+    "psa": {"shares": [1, 1, 1, 1]},
+    "mminference": {"strides": [1, 151]},
     "token_sparse": {"tau": 0.0},
 }
 SOME = {
@@ -44,9 +47,12 @@ SOME = {
     "streaming_llm": {"window": 50, "sink": 3},
     "moa": {"alphas": [0, 0, 64, 0], "betas": [0.5, 0.7, 0.1, 0.9], "sink": 64, "min_span": 65},
     "s2": {"local_blocks": 1, "stride": 3, "homo_head": False},
+    "power": {"sink_blocks": 0, "local_blocks": 1, "block": 64},
     "dhsa": {"density": 0.3, "shared": True},
     "hip": {"keys": 16, "granule": 4, "local": 64, "first": 2},
     "ssa": {"blocks": 3, "block": 16},
+    "psa": {"shares": [0.2, 0.4, 0.6, 0.8], "block": 64},
+    "mminference": {"strides": [5, 12, 7000], "last": 40},
     "token_sparse": {"tau": 0.4, "min_tokens": 10, "window": 30},
 }
 
@@ -61,11 +67,18 @@ def direct(name, q, k, v, options, layer):
         return patterns.token_sparse_attention(
             q, k, v, indices=patterns.token_sparse_indices(q, k, **options)
         )
+    if name == "psa":
+        sizes = {"causal": True, "block_q": 64, "block_kv": 64}
+        levels = patterns.psa_levels(q, k, {1: 0.2, 2: 0.4, 4: 0.6, 8: 0.8}, **sizes)
+        return patterns.psa_attention(q, k, v, levels, **sizes)
+    if name == "mminference":
+        return patterns.mminference_grid_attention(q, k, v, [5, 12], last=40)
     masks = {
         "flexprefill": lambda: patterns.flexprefill_mask(q, k, **options),
         "streaming_llm": lambda: patterns.streaming_llm(n, n, **options),
         "moa": lambda: patterns.moa(n, n, **options),
         "s2": lambda: patterns.s2_attention(n, n, heads, **options),
+        "power": lambda: patterns.power_attention(n, n, **options, block_q=64, block_kv=64),
         "dhsa": lambda: patterns.dhsa_blocks(q, k, **options),
         "hip": lambda: patterns.hip(q, k, **options),
         "ssa": lambda: patterns.ssa(q, k, **options),
@@ -152,11 +165,20 @@ def test_masks_of_inference_serve_training():
         ({"method": "moa", "alphas": ["x"], "betas": [1]}, TypeError, "alphas must be numbers"),
         ({"method": "s2", "stride": 0}, ValueError, "stride must be at least 1"),
         ({"method": "s2", "homo_head": 3}, TypeError, "homo_head"),
+        ({"method": "power", "local_blocks": 0}, ValueError, "local_blocks must be at least 1"),
+        ({"method": "power", "block": 100}, ValueError, "block"),
         ({"method": "dhsa", "density": 2}, ValueError, "density must be from 0 to 1"),
         ({"method": "dhsa", "boundaries": []}, ValueError, "unexpected keyword.*'boundaries'"),
         ({"method": "hip", "keys": 5}, ValueError, "keys must be a multiple of granule = 2, got 5"),
         ({"method": "ssa", "blocks": 0}, ValueError, "blocks must be at least 1"),
         ({"method": "ssa", "block": 7}, ValueError, "block"),
+        ({"method": "psa", "shares": [1]}, ValueError, "shares must have one entry for each of"),
+        ({"method": "psa", "shares": 0.5}, TypeError, "shares must be"),
+        ({"method": "psa", "shares": [0.5, 0.2, 0.6, 0.7]}, ValueError, r"shares\[2\] must be at"),
+        ({"method": "psa", "block": 100}, ValueError, "block"),
+        ({"method": "mminference", "strides": []}, ValueError, "strides must have at least one"),
+        ({"method": "mminference", "strides": [0]}, ValueError, r"strides\[0\] must be at least 1"),
+        ({"method": "mminference", "strides": [4], "last": 0}, ValueError, "must be at least 1"),
         ({"method": "token_sparse", "tau": -1}, ValueError, "tau must be from 0 to 1"),
         ({"method": "token_sparse", "window": 0}, ValueError, "window must be at least 1"),
     ],

@@ -67,6 +67,14 @@ class Tiny:
         return torch.nn.functional.pad(image, sides * 2, value=True)
 
 
+def _both(visible, attn_mask):
+    if attn_mask is None:
+        return visible
+    if attn_mask.dtype == torch.bool:
+        return visible & attn_mask
+    return attn_mask.masked_fill(~visible, -torch.inf)  # of Chroma, added to the scores
+
+
 @contextlib.contextmanager
 def torch_attention_with(*masks, layers=None):
     """torch's attention with a mask wherever queries and keys are as many as the mask's."""
@@ -78,7 +86,7 @@ def torch_attention_with(*masks, layers=None):
         if visible is not None:
             seen.append(None)
             if layers is None or len(seen) - 1 in layers:
-                attn_mask = visible if attn_mask is None else visible & attn_mask
+                attn_mask = _both(visible, attn_mask)
         return own(query, key, value, attn_mask=attn_mask, **options)
 
     torch.nn.functional.scaled_dot_product_attention = masked

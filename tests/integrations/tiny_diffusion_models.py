@@ -15,6 +15,7 @@ MORE = {
     "krea2": tiny_images.krea2,
     "z_image": tiny_images.z_image,
     "cosmos": tiny_videos.cosmos,
+    "cosmos3": tiny_videos.cosmos3,
     "hunyuan_video_15": tiny_videos.hunyuan_video_15,
     "hunyuan_image": tiny_images.hunyuan_image,
     "kandinsky5": tiny_videos.kandinsky5,
@@ -25,6 +26,7 @@ MORE = {
     "chronoedit": tiny_videos.chronoedit,
     "wan_animate": tiny_videos.wan_animate,
     "sd3": tiny_images.sd3,
+    "chroma": tiny_images.chroma,
 }
 
 

@@ -155,3 +155,29 @@ def sd3(layers=2):
         "timestep": torch.full((BATCH,), 700),
     }
     return Tiny("SD3Transformer2DModel", model, inputs, (9, 11), TEXT, False, layers + 1, **SHAPE)
+
+
+def chroma(layers=1, lengths=(TEXT, 4), dtype=torch.float32):
+    """The mask of its pipeline: floats, of the text without padding and the image."""
+    model = diffusers.ChromaTransformer2DModel(
+        in_channels=8,
+        num_layers=layers,
+        num_single_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    seen = torch.arange(TEXT) < torch.tensor(lengths)[:, None]
+    inputs = {
+        "hidden_states": torch.randn(BATCH, 99, 8),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 12),
+        "timestep": torch.full((BATCH,), 0.7),
+        "img_ids": _positions((9, 11), 3),
+        "txt_ids": torch.zeros(TEXT, 3),
+        "attention_mask": torch.cat([seen, torch.ones(BATCH, 99, dtype=torch.bool)], 1).to(dtype),
+    }
+    return Tiny("ChromaTransformer2DModel", model, inputs, (9, 11), TEXT, True, 2 * layers, **SHAPE)

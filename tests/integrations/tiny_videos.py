@@ -94,7 +94,7 @@ def minimax_h3(layers=2, keyframes=1):
     return TinyMiniMaxH3(name, model, inputs, (4, 5, 6), others, True, layers, **VIDEO)
 
 
-def cosmos(layers=2):
+def cosmos(layers=2, **config):
     model = diffusers.CosmosTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -107,6 +107,7 @@ def cosmos(layers=2):
         max_size=(4, 10, 12),
         extra_pos_embed_type=None,
         concat_padding_mask=False,
+        **config,
     )
     inputs = {
         "hidden_states": torch.randn(BATCH, 4, 4, 10, 12),
@@ -114,6 +115,71 @@ def cosmos(layers=2):
         "timestep": torch.full((BATCH,), 700),
     }
     return Tiny("CosmosTransformer3DModel", model, inputs, (4, 5, 6), 0, False, layers, **VIDEO)
+
+
+class TinyCosmos3(Tiny):
+    """Its text is causal apart; the video sees it as keys alone."""
+
+    def __call__(self, timestep=None, **changed):
+        if timestep is not None:
+            old = self.inputs["vision_timesteps"]
+            changed["vision_timesteps"] = torch.full_like(old, timestep)
+        with torch.no_grad():
+            return self.model(**{**self.inputs, **changed}, return_dict=False)[0][0]
+
+    def with_text(self, image):
+        return torch.nn.functional.pad(
+            image, (TEXT, self.references, 0, self.references), value=True
+        )
+
+
+def cosmos3(layers=2, sound=7):
+    """Text, the video, whose first frame is given, and sound."""
+    model = diffusers.Cosmos3OmniTransformer(
+        head_dim=16,
+        hidden_size=32,
+        intermediate_size=32,
+        latent_channel=4,
+        num_attention_heads=4,
+        num_hidden_layers=layers,
+        num_key_value_heads=2,
+        patch_latent_dim=16,
+        vocab_size=20,
+        rope_axes_dim=(4, 2, 2),
+        sound_dim=3 if sound else None,
+        sound_gen=sound > 0,
+    )
+    positions = [
+        torch.arange(TEXT).expand(3, -1),
+        TEXT + torch.cartesian_prod(*(torch.arange(n) for n in (4, 5, 6))).T,
+        TEXT + torch.arange(sound).expand(3, -1),
+    ]
+    inputs = {
+        "input_ids": torch.arange(TEXT),
+        "text_indexes": torch.arange(TEXT),
+        "position_ids": torch.cat(positions, 1),
+        "und_len": TEXT,
+        "sequence_length": TEXT + 120 + sound,
+        "vision_tokens": [torch.randn(1, 4, 4, 10, 12)],
+        "vision_token_shapes": [(4, 5, 6)],
+        "vision_sequence_indexes": torch.arange(TEXT, TEXT + 120),
+        "vision_mse_loss_indexes": torch.arange(TEXT + 30, TEXT + 120),
+        "vision_timesteps": torch.full((90,), 700.0),
+        "vision_noisy_frame_indexes": [torch.arange(1, 4)],
+    }
+    if sound:
+        rows = torch.arange(TEXT + 120, TEXT + 120 + sound)
+        inputs |= {
+            "sound_tokens": [torch.randn(3, sound)],
+            "sound_token_shapes": [(sound, 1, 1)],
+            "sound_sequence_indexes": rows,
+            "sound_mse_loss_indexes": rows,
+            "sound_timesteps": torch.full((sound,), 700.0),
+            "sound_noisy_frame_indexes": [torch.arange(sound)],
+        }
+    made = TinyCosmos3("Cosmos3OmniTransformer", model, inputs, (4, 5, 6), 0, True, layers, **VIDEO)
+    made.references = sound
+    return made
 
 
 def hunyuan_video_15(layers=2, lengths=(TEXT, 4), image=True):

@@ -103,6 +103,20 @@ def test_from_q_k_v_to_the_output(randn, agrees):
     agrees(*block_sparse_attention(q, k, v, mask, return_lse=True), q, k, v, mask.to_dense())
 
 
+def test_a_layer_of_gemma_2(randn):
+    """A window, head dim 256 and capped scores, in one mask and call."""
+    q, k, v = (randn(1, 200, h, 256, seed=n) for n, h in enumerate((2, 1, 1)))
+    edges = torch.arange(0, 201, 20)[None]
+    mask = patterns.dhsa(q, k, edges, 110, local=64, first=16, window=130, dense_rows=0)
+    visible = definition(q, k, edges, 110, 64, 16, 130, 0, True, True, 64)
+    assert mask.to_dense().equal(visible)
+    out = stripe_attention(q, k, v, mask, softcap=5.0, scale=1.0)
+    scores = torch.einsum("bihd,bjd->bhij", q.double(), k[:, :, 0].double())
+    shares = (5 * (scores / 5).tanh()).masked_fill(~visible, -torch.inf).softmax(-1)
+    expected = torch.einsum("bhij,bjd->bihd", shares, v[:, :, 0].double())
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("window", [1, 4])
 def test_ratios(randn, window):
     q, k = 2 * randn(2, 60, 4, 16), randn(2, 60, 2, 16, seed=1)

@@ -8,7 +8,7 @@ from sparse_fmha import patterns, reference
 from sparse_fmha.patterns.mminference_grid import GridLines
 
 
-def lines_by_loops(q, k, strides, last):
+def lines_by_loops(q, k, strides, last, slack=0.25):
     batch, q_len, heads, _ = q.shape
     kv_len, group = k.shape[1], heads // k.shape[2]
     best = torch.zeros(2, batch, heads, dtype=torch.int64)
@@ -20,7 +20,13 @@ def lines_by_loops(q, k, strides, last):
                 scores = k[b, :own, h // group].double() @ q[b, i, h].double() / 4
                 sums[:own] += scores.softmax(0)
             means = {(s, p): -sums[p::s].mean() for s in strides for p in range(s)}
-            best[:, b, h] = torch.tensor(min(means, key=means.get))
+            found = min(means, key=means.get)
+            near = [at for at in means if -means[at] >= (1 - slack) * -means[found]]
+            parts = [at for at in near if found[0] % at[0] == 0 and at[0] < found[0]]
+            if parts:
+                least = min(at[0] for at in parts)
+                found = min((at for at in means if at[0] == least), key=means.get)
+            best[:, b, h] = torch.tensor(found)
     return best
 
 
@@ -37,7 +43,8 @@ def definition(lines, q_len, kv_len):
     [
         (300, 300, [7, 24, 33], 64),
         (200, 333, [48, 50], 128),
-        (150, 150, [1, 2], 64),
+        (150, 150, [2, 1], 64),
+        (250, 250, [8, 2, 4, 12, 24], 64),
         (70, 90, [90], 64),
         (5, 400, [31, 64], 1024),
     ],
@@ -49,6 +56,8 @@ def test_the_definition(randn, agrees, q_len, kv_len, strides, block_q):
     )
     lines = patterns.mminference_grid_lines(2 * q, k, strides, last=20)
     assert torch.stack(lines).equal(lines_by_loops(2 * q, k, strides, 20))
+    exact = patterns.mminference_grid_lines(2 * q, k, strides, last=20, slack=0)
+    assert torch.stack(exact).equal(lines_by_loops(2 * q, k, strides, 20, 0))
     out = patterns.mminference_grid_attention(q, k, v, strides, lines=lines, block_q=block_q)
     visible = definition(lines, q_len, kv_len)
     _, lse = reference.attention(q, k, v, visible)
@@ -65,6 +74,17 @@ def test_planted_lines_are_found(randn, heads):
     out = patterns.mminference_grid_attention(q + 1, k, k, [20, 36, 50])
     again = patterns.mminference_grid_attention(q + 1, k, k, [36], lines=lines)
     torch.testing.assert_close(out, again)
+
+
+def test_all_lines_of_a_grid_are_found(randn):
+    """Every other line of a grid has the same mean; half of its stride has half of it."""
+    q, k = randn(1, 700, 4, 16), randn(1, 700, 1, 16, seed=1)
+    k[:, 5::36] = 3 + 0.3 * randn(1, 20, 1, 16, seed=2)
+    lines = patterns.mminference_grid_lines(q + 1, k, [18, 108, 72, 36])
+    assert lines.stride.tolist() == [[36] * 4]
+    assert lines.phase.tolist() == [[5] * 4]
+    alone = patterns.mminference_grid_lines(q + 1, k, [18, 108, 72, 36], slack=0)
+    assert (alone.stride > 36).any()
 
 
 def test_each_head_has_its_own(randn):
@@ -103,6 +123,11 @@ LINES = GridLines(torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=t
             lambda: patterns.mminference_grid_lines(Q, Q, [10]),
             ValueError,
             "strides must be at most the 9 tokens of k, got 10",
+        ),
+        (
+            lambda: patterns.mminference_grid_lines(Q, Q, [3], slack=1.5),
+            ValueError,
+            r"slack must be from 0 to 1, got 1\.5",
         ),
         (
             lambda: patterns.mminference_grid_lines(Q, Q[:, :5], [3]),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dispatch_watch import Watch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_fmha import patterns, reference
 
@@ -74,11 +75,12 @@ def test_a_window_of_one_alone_adds_the_values():
     torch.testing.assert_close(with_condition - without, values, atol=1e-6, rtol=1e-5)
 
 
-def test_gradients():
-    q, own, spatial, subject = inputs(80, 90, conditions=1, dtype=torch.float64)
+@pytest.mark.parametrize("window", [1, 3])
+def test_gradients(window):
+    q, own, spatial, subject = inputs(80, 90, dtype=torch.float64)
     rows = normal(2, 80, seed=5) > 0.5
-    leaves = [x.requires_grad_() for x in (q, *own, *spatial[0], *subject)]
-    options = {"spatial": spatial, "window": 3, "subject": subject, "rows": rows}
+    leaves = [x.requires_grad_() for x in (q, *own, *spatial[0], *spatial[1], *subject)]
+    options = {"spatial": spatial, "window": window, "subject": subject, "rows": rows}
     weight = normal(2, 80, 4, 16, seed=6)
     out = patterns.pka_attention(q, *own, (8, 10), **options)
     ours = torch.autograd.grad((out * weight).sum(), leaves)
@@ -86,6 +88,46 @@ def test_gradients():
     theirs = torch.autograd.grad((expected * weight).sum(), leaves)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(1, 1), 3])
+def test_all_conditions_together(window):
+    """The number of ops does not grow with the conditions, but by what joins their results."""
+    q, own, spatial, _ = inputs(120, 130, conditions=16)
+    counts = []
+    for n in (2, 16):
+        with Counted() as seen, torch.no_grad():
+            patterns.pka_attention(q, *own, (10, 12), spatial=spatial[:n], window=window)
+        counts.append(seen.ops)
+    assert counts[1]["attention"] == counts[0]["attention"]
+    if window == (1, 1):
+        assert counts[1] == counts[0]
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = {"attention": 0, "other": 0}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops["attention" if func.namespace == "sparse_fmha" else "other"] += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits(dtype):
+    q, own, spatial, _ = inputs(156, 170, conditions=5, dtype=dtype)
+    out = patterns.pka_attention(q, *own, (12, 13), spatial=spatial)
+    assert out.dtype == dtype
+    expected = definition(q, own, (12, 13), spatial, 1, None, None, True)
+    keys = [torch.cat(each, 1) for each in zip(own, *spatial, strict=True)]
+    seen = [torch.ones(156, 170, dtype=torch.bool)] + 5 * [torch.eye(156, dtype=torch.bool)]
+    heads_first = (x.transpose(1, 2) for x in (q, *keys))
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first, attn_mask=torch.cat(seen, 1), enable_gqa=True
+    ).transpose(1, 2)
+    error, allowed = ((x.double() - expected).abs().max() for x in (out, theirs))
+    assert error <= 2 * allowed
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8])
@@ -126,7 +168,23 @@ A = patterns.pka_attention
             ValueError,
             r"spatial\[0\] must have the 64 tokens of grid, got 63",
         ),
+        (
+            lambda: A(Q, Q, Q, (8, 8), spatial=[KV, (Q[:, :, :1], Q[:, :, :1])]),
+            ValueError,
+            r"spatial\[1\] must have the shape of spatial\[0\], \[1, 64, 2, 16\], got "
+            r"\[1, 64, 1, 16\]",
+        ),
+        (
+            lambda: A(Q, Q, Q, (8, 8), spatial=[(Q, Q.double())]),
+            TypeError,
+            r"v must have q's dtype, torch\.float32, got torch\.float64",
+        ),
         (lambda: A(Q, Q, Q, (8, 8), spatial=[KV], window=9), ValueError, r"window\[0\]"),
+        (
+            lambda: A(Q, Q, Q, (8, 8), spatial=[KV], window=(1, 1, 1)),
+            ValueError,
+            "window must have one entry for each of q's 2 token axes",
+        ),
         (
             lambda: A(Q, Q, Q, (8, 8), subject=KV, rows=Q),
             TypeError,

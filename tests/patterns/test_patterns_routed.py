@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatch_watch import Watch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -182,6 +183,50 @@ def test_biformer_attention(block_kv, agrees):
     assert reference.attention(q, k, v, visible)[0].shape == out.shape
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "count", "top_k", "heads", "per_head", "sizes"),
+    [
+        (28, 28, 7, 4, (4, 4), False, (64, 16)),  # stages of BiFormer at 224 pixels
+        (14, 14, 7, 16, (8, 8), False, (64, 16)),
+        (7, 7, 7, 49, (2, 2), False, (64, 16)),
+        (32, 32, 8, 4, (2, 1), True, (128, 64)),  # the third one at 512
+        (13, 9, 4, 3, (4, 2), True, (64, 32)),  # regions of several sizes
+    ],
+)
+def test_biformer_packed(height, width, count, top_k, heads, per_head, sizes, agrees):
+    """The attention of `biformer`, without padding, and its gradients."""
+    region = patterns.image_regions(height, width, count)
+    q, k, v = (
+        normal(2, height * width, h, 32, seed=n).requires_grad_()
+        for n, h in enumerate((heads[0], heads[1], heads[1]))
+    )
+    order = patterns.RegionOrder(region, 1)
+    with Watch():
+        mask = patterns.biformer_packed(
+            q, k, order, top_k=top_k, per_head=per_head, block_q=sizes[0], block_kv=sizes[1]
+        )
+    mask.validate()
+    assert (mask.q_len, mask.kv_len) == (height * width, height * width)
+    layout = patterns.BiFormerLayout(region)
+    padded = patterns.biformer(q, k, layout, top_k=top_k, per_head=per_head).to_dense()
+    visible = padded[:, :, layout.queries.slots][..., layout.keys.slots]
+    assert mask.to_dense()[:, :, order.slots][..., order.slots].equal(visible)
+    permuted = (order.permute(x) for x in (q, k, v))
+    results = block_sparse_attention(*permuted, mask, return_lse=True)
+    out, lse = (order.undo(result) for result in results)
+    agrees(out.detach(), lse.detach(), *(x.detach() for x in (q, k, v)), visible)
+    weight = normal(*out.shape, seed=9)
+    ours = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    wide = (x.repeat_interleave(heads[0] // heads[1], 2) for x in (k, v))
+    keys, values = wide
+    scores = torch.einsum("bihd,bjhd->bhij", q, keys) * 32**-0.5
+    shares = scores.masked_fill(~visible, -INF).softmax(-1)
+    expected = torch.einsum("bhij,bjhd->bihd", shares, values)
+    theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
+
+
 @FEW
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=60),
@@ -213,6 +258,7 @@ def test_region_order(regions, block, count):
 
 P, Q = patterns, normal(1, 64, 2, 8)
 LAYOUT = patterns.BiFormerLayout(patterns.image_regions(8, 8, 2))
+ORDER = patterns.RegionOrder(patterns.image_regions(8, 8, 2), 1)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +320,31 @@ LAYOUT = patterns.BiFormerLayout(patterns.image_regions(8, 8, 2))
             lambda: P.biformer(Q[:, 1:], Q, LAYOUT, top_k=1),
             ValueError,
             r"x must have 64 tokens, got shape \[1, 63, 2, 8\]",
+        ),
+        (
+            lambda: P.biformer_packed(Q, Q, LAYOUT.queries, top_k=1),
+            ValueError,
+            "order must have blocks of 1 token, got 64",
+        ),
+        (
+            lambda: P.biformer_packed(Q, Q, LAYOUT, top_k=1),
+            TypeError,
+            "order must be a RegionOrder, got BiFormerLayout",
+        ),
+        (
+            lambda: P.biformer_packed(Q[:, 1:], Q, ORDER, top_k=1),
+            ValueError,
+            r"x must have 64 tokens, got shape \[1, 63, 2, 8\]",
+        ),
+        (
+            lambda: P.biformer_packed(Q, Q, ORDER, top_k=1, block_kv=8),
+            ValueError,
+            "block_kv must be .*, got 8",
+        ),
+        (
+            lambda: P.biformer_packed(Q, Q, ORDER, top_k=0),
+            ValueError,
+            "top_k must be at least 1, got 0",
         ),
         (
             lambda: P.RegionOrder(torch.ones(3), 4),

@@ -7,6 +7,7 @@ import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import BlockGrid, patterns, reference
+from sparse_fmha.patterns import sol
 
 
 def normal(*shape, seed=0):
@@ -43,8 +44,8 @@ def chosen(q, k, tau, block, scale):
     return exact
 
 
-def definition(q, k, v, exact, block, rest, scale):
-    """Softmax over all tokens of exact blocks and one key for each other block."""
+def logits(q, k, v, exact, block, rest, scale):
+    """Of all tokens of exact blocks and one key for each other block, and their values."""
     length, group = q.shape[1], q.shape[2] // k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else scale
     q, k, v = q.double(), *(x.double().repeat_interleave(group, 2) for x in (k, v))
@@ -54,8 +55,12 @@ def definition(q, k, v, exact, block, rest, scale):
     scores = scores.masked_fill(~exact[:, :, at][..., at], -torch.inf)
     pooled = scale * torch.einsum("bihd,bjhd->bhij", pooled_by, means(k, block)) + math.log(block)
     pooled = pooled.masked_fill(exact[:, :, at], -torch.inf)
-    weights = torch.cat([scores, pooled], -1).softmax(-1)
-    return torch.einsum("bhij,bjhd->bihd", weights, torch.cat([v, means(v, block)], 1))
+    return torch.cat([scores, pooled], -1), torch.cat([v, means(v, block)], 1)
+
+
+def definition(*given):
+    scores, values = logits(*given)
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), values)
 
 
 @pytest.mark.parametrize("rest", ["token", "block"])
@@ -75,6 +80,17 @@ def test_definition(length, tau, block, scale, rest):
     assert length == 50 or not exact.all()
     expected = definition(q, k, v, exact, block, rest, scale)
     torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("length", [50, 715])  # of the first no block is left to pool
+@pytest.mark.parametrize("rest", ["token", "block"])
+def test_lse(length, rest):
+    q, k, v = inputs(length)
+    out, lse = sol.with_lse(q, k, v, tau=0.5, rest=rest)
+    assert out.equal(patterns.sol_attention(q, k, v, tau=0.5, rest=rest))
+    scores, _ = logits(q, k, v, patterns.sol_blocks(q, k, tau=0.5), 64, rest, None)
+    expected = scores.logsumexp(-1).transpose(1, 2)
+    torch.testing.assert_close(lse.double(), expected, atol=2e-5, rtol=2e-5)
 
 
 def test_keeping_all_is_dense():

@@ -112,6 +112,22 @@ def test_a_second_method_among_the_kept(case):
     torch.testing.assert_close(out, expected)
 
 
+def test_anchor_attention_among_the_kept(case):
+    """With a theta that keeps all keys it is dense attention among the kept tokens."""
+    q, k, v, indices = case
+    made = []
+
+    def attend(q, k, v):
+        result = patterns.anchor_attention(q, k, v, theta=1e4, step=1, block=64)
+        made.append(result.kept)
+        return result.out
+
+    out = patterns.token_sparse_attention(q, k, v, indices=indices, attend=attend)
+    expected = patterns.token_sparse_attention(q, k, v, indices=indices)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert made[0].shape[:2] == q.shape[::2][:2]
+
+
 def test_with_a_number_the_host_is_not_asked(randn):
     q, k, v = (randn(1, 300, heads, 16) for heads in (4, 2, 2))
     with Watch():

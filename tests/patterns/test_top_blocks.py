@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sparse_fmha.masks import block_lists
 from sparse_fmha.selection import (
     BlockGrid,
     block_scores,
@@ -71,6 +72,27 @@ def test_lists_of_the_largest_are_those_of_the_map(kind, n, share, dtype, most):
         patch.setattr(largest, "applies", lambda *_: False)
         expected = top_k_indices(scores, k)
     for own, other in zip(made, expected, strict=True):
+        assert own.dtype == other.dtype
+        assert own.equal(other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(0, 310),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_few_kernels_choose_and_list_what_others_do(kind, n, k, dtype):
+    """On a GPU small tables are sorted, as launches would take longer."""
+    scores = drawn_scores(n, kind, dtype)
+    expected = top_k_blocks(scores, k)
+    lists = block_lists.list_blocks(expected, max(1, n // 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_lists, "is_launches", lambda _: True)
+        assert top_k_blocks(scores, k).equal(expected)
+        made = block_lists.list_blocks(expected, max(1, n // 2))
+    for own, other in zip(made, lists, strict=True):
         assert own.dtype == other.dtype
         assert own.equal(other)
 

@@ -18,16 +18,25 @@ struct SkipParams {
   uint32_t* bits = nullptr;  // [B, Hq, groups, words], zeros, or nullptr: of skipped tiles
 };
 
-// Notes that a group of 64 query rows skips a key tile. Called by all threads of a warpgroup.
-__device__ __forceinline__ void note_skipped(SkipParams const& skip, WorkTile const& tile,
-                                             int group, int key_tile) {
-  if (skip.bits != nullptr && threadIdx.x % 128 == 0) {
-    // Fewer than 2^31 groups, or out would not fit into memory.
-    int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
-    // No other warpgroup has the row: atomic, so that nothing waits for a load.
-    atomicOr(skip.bits + (int64_t(row) * skip.words + key_tile / 32), 1u << key_tile % 32);
+// The bits of 32 key tiles, of those that a group of 64 query rows skips: gathered in a register
+// and stored together. All threads of a warpgroup call these.
+class SkippedTiles {
+ public:
+  __device__ __forceinline__ void note(int key_tile) { bits_ |= 1u << key_tile % 32; }
+  // Stores the word with this tile and begins the next.
+  __device__ __forceinline__ void store(SkipParams const& skip, WorkTile const& tile, int group,
+                                        int key_tile) {
+    if (skip.bits != nullptr && bits_ != 0 && threadIdx.x % 128 == 0) {
+      // Fewer than 2^31 groups, or out would not fit into memory.
+      int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
+      skip.bits[int64_t(row) * skip.words + key_tile / 32] = bits_;
+    }
+    bits_ = 0;
   }
-}
+
+ private:
+  uint32_t bits_ = 0;
+};
 
 // Whether any thread of a warpgroup votes yes. Called by all 128 threads.
 __device__ __forceinline__ bool any_of_warpgroup(bool mine, int warpgroup) {
@@ -72,8 +81,9 @@ class TileVote {
     }
   }
 
-  // Takes the largest scores of a tile's rows; returns true if the tile is skipped. kMasked: the
-  // tile may have no key that a row sees.
+  // Takes the largest scores that the thread has of a tile's rows; returns true if the tile is
+  // skipped: the barrier compares those of other threads. kMasked: the tile may have no key that a
+  // row sees.
   template <bool kMasked>
   __device__ __forceinline__ bool leaves_out(float const (&high)[kRowsPerThread]) {
     bool counts = false;
@@ -83,13 +93,21 @@ class TileVote {
       // A row that has seen no key keeps any score but -inf. Every row keeps NaN.
       counts |= !(high[r] < fmaxf(top_[r] + margin_, -kLargest)) && top_[r] != INFINITY;
       sees |= kMasked && high[r] > -INFINITY && top_[r] != INFINITY;
-      top_[r] = fmaxf(top_[r], high[r]);
     }
     bool const kept = any_of_warpgroup(counts, warpgroup_);
     bool const visited = kept || !kMasked || any_of_warpgroup(sees, warpgroup_);
     visited_ += visited;
     skipped_ += visited && !kept;
     return !kept;
+  }
+
+  // Takes the largest scores of the rows of a tile that is kept. Those of one that is skipped are
+  // below the largest so far.
+  __device__ __forceinline__ void keep(float const (&high)[kRowsPerThread]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      top_[r] = fmaxf(top_[r], high[r]);
+    }
   }
 
   // Adds the counts to [B, Hq, 2].

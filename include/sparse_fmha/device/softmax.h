@@ -6,7 +6,7 @@
 //   the maximum first                          against the current reference
 //
 //          scores                                          scores
-//            | row_tops(), or in update()                    | weigh(): weights and their sum
+//            | share_tops(), or in update()                    | weigh(): weights and their sum
 //            v                                               v
 //         maximum                                 sum <= 2^10, and no key is
 //            | update()                           the row's first?
@@ -56,14 +56,32 @@ struct OnlineSoftmax {
     }
   }
 
-  // The largest score of each row.
+  // The largest score of each row that the thread has.
   template <class Scores>
-  static __device__ __forceinline__ void row_tops(Scores const& s, float (&high)[kRowsPerThread]) {
+  static __device__ __forceinline__ void own_tops(Scores const& s, float (&high)[kRowsPerThread]) {
     fold_rows(s, high, larger);
+  }
+  // The largest score of each row, from those of its four threads. In two halves, so that a vote
+  // waits under the first exchange.
+  static __device__ __forceinline__ void begin_sharing(float const (&high)[kRowsPerThread],
+                                                       float (&theirs)[kRowsPerThread]) {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      high[r] = reduce_quad(high[r], larger);
+      theirs[r] = __shfl_xor_sync(0xffffffff, high[r], 2);
     }
+  }
+  static __device__ __forceinline__ void finish_sharing(float (&high)[kRowsPerThread],
+                                                        float const (&theirs)[kRowsPerThread]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRowsPerThread; ++r) {
+      high[r] = larger(high[r], theirs[r]);
+      high[r] = larger(high[r], __shfl_xor_sync(0xffffffff, high[r], 1));
+    }
+  }
+  static __device__ __forceinline__ void share_tops(float (&high)[kRowsPerThread]) {
+    float theirs[kRowsPerThread];
+    begin_sharing(high, theirs);
+    finish_sharing(high, theirs);
   }
 
   // Replaces the scores by exp2(scale * (s - reference)). Returns whether the output so far must
@@ -74,7 +92,7 @@ struct OnlineSoftmax {
     fold_rows(s, part, larger);
     return follow<kMasked>(s, [&](int r) { return reduce_quad(part[r], larger); }, rescale);
   }
-  // The same after row_tops().
+  // The same after share_tops().
   template <bool kMasked, class Scores>
   __device__ __forceinline__ bool update(Scores& s, float const (&high)[kRowsPerThread],
                                          float (&rescale)[kRowsPerThread]) {
@@ -130,7 +148,7 @@ struct OnlineSoftmax {
     }
     rescale_rows(s, rescale);
   }
-  // weigh() and its take() or settle(), after row_tops().
+  // weigh() and its take() or settle(), after share_tops().
   template <class Scores>
   __device__ __forceinline__ bool weigh_known(Scores& s, float const (&high)[kRowsPerThread],
                                               float (&rescale)[kRowsPerThread]) {

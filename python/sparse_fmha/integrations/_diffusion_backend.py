@@ -66,7 +66,8 @@ def backend(
             backend=AttentionBackendName.NATIVE,
         )
         return out
-    _refuse(call.model, options)
+    alone = query.shape[1] == key.shape[1] == call.layout.cached  # keys without queries there
+    _refuse(call.model, {**options, "is_causal": is_causal and not alone})
     if isinstance(attn_mask, FlexBlockMask):
         raise NotImplementedError(f"a BlockMask of {call.model} beside a method is not supported")
     if _parallel_config is not None:
@@ -77,6 +78,8 @@ def backend(
 
         given = (attn_mask, call.layout, call.cut, _parallel_config)
         return parallel.attend(whole, query, key, value, *given)
+    if alone:
+        return attention(query, key, value, causal=is_causal, scale=scale)
     return _attend(call, method, query, key, value, attn_mask, scale)
 
 
@@ -93,8 +96,6 @@ def _attend(
     layout = call.layout
     if call.alone and query.shape[1] == key.shape[1] == layout.image:
         layout = Layout(layout.grid)
-    if query.shape[1] == key.shape[1] == layout.cached:  # references among themselves
-        return attention(query, key, value, scale=scale)
     for name, x, tokens in (
         ("queries", query, layout.queries.tokens),
         ("keys", key, layout.tokens),
@@ -104,6 +105,8 @@ def _attend(
                 f"{name} of the self-attention of {call.model} must match the grid: {layout}, got "
                 f"{x.shape[1]}"
             )
+    if call.masked is not None and attn_mask is not None:
+        return call.masked(method, query, key, value, layout, attn_mask, scale)
     batch = query.shape[0]
     seen: Seen
     if layout is not call.layout or attn_mask is None:

@@ -39,8 +39,12 @@ def beside(
     """Adds the plain tokens that are seen to attention over the grid, which it may overwrite;
     merging is exact."""
     if isinstance(seen, Tensor):
-        mask = key_mask(seen, q.shape[1])
-        plain = block_sparse_attention(q, plain_k, plain_v, mask, scale=scale, return_lse=True)
+        if seen.is_floating_point():
+            bias = seen[:, None]
+            plain = attention(q, plain_k, plain_v, scale=scale, key_bias=bias, return_lse=True)
+        else:
+            mask = key_mask(seen, q.shape[1])
+            plain = block_sparse_attention(q, plain_k, plain_v, mask, scale=scale, return_lse=True)
         return merge_into_first(*zip((out, lse), plain, strict=True))[0]
 
     def merged(runs: Runs, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_fmha.attention import neighborhood_attention
-
-NAME = "LTX2VideoDiffusionDecoderModel"
-PART = "diffusion_decoder"  # of a pipeline
-PROCESSORS = ("LTX2VideoVaeNeighborhoodAttnProcessor", "LTX2VideoVaeNeighborhoodNattenProcessor")
+from sparse_fmha.integrations._diffusion_exact import Exact, Replaced
 
 
-class DecoderProcessor:
+class DecoderProcessor(Replaced):
     """Attention of one block of the decoder, in place of its original processor."""
-
-    def __init__(self, original: object) -> None:
-        self.original = original
 
     def __call__(self, attn: Any, hidden_states: Tensor, block_mask: None = None) -> Tensor:
         q, k, v = attn.project_qkv(hidden_states)
@@ -28,6 +22,21 @@ class DecoderProcessor:
         out = neighborhood_attention(q, k, v, attn.kernel_size, scale=1.0)
         projected: Tensor = attn.to_out[0](out.flatten(-2))
         return projected
+
+
+def _blocks(model: Any) -> list[Any]:
+    blocks = [block for stage in model.decoder.det_stages for block in stage]
+    return [block.attn for block in (*blocks, *model.decoder.diff_blocks)]
+
+
+DECODER = Exact(
+    "LTX2VideoDiffusionDecoderModel",
+    "diffusion_decoder",
+    "decoder",
+    ("LTX2VideoVaeNeighborhoodAttnProcessor", "LTX2VideoVaeNeighborhoodNattenProcessor"),
+    DecoderProcessor,
+    _blocks,
+)
 
 
 def enable_decoder(pipe_or_decoder: object) -> None:
@@ -45,17 +54,7 @@ def enable_decoder(pipe_or_decoder: object) -> None:
         TypeError: neither of these.
         NotImplementedError: a block has a processor that is not of diffusers. Nothing has changed.
     """
-    layers = _layers(pipe_or_decoder)
-    for index, layer in enumerate(layers):
-        kind = type(layer.processor).__name__
-        if kind not in (*PROCESSORS, DecoderProcessor.__name__):
-            raise NotImplementedError(
-                f"the attention processor of block {index} of {NAME} must be one of "
-                f"{list(PROCESSORS)}, got {kind}"
-            )
-    for layer in layers:
-        if not isinstance(layer.processor, DecoderProcessor):
-            layer.set_processor(DecoderProcessor(layer.processor))
+    DECODER.enable(pipe_or_decoder)
 
 
 def disable_decoder(pipe_or_decoder: object) -> None:
@@ -65,25 +64,4 @@ def disable_decoder(pipe_or_decoder: object) -> None:
         TypeError: see `enable_decoder`.
         RuntimeError: the decoder is not enabled, or its processors were replaced since.
     """
-    layers = _layers(pipe_or_decoder)
-    if not all(isinstance(layer.processor, DecoderProcessor) for layer in layers):
-        raise RuntimeError(
-            f"{NAME} must be enabled, with its attention processors in place, before "
-            "disable_decoder(); call enable_decoder() first"
-        )
-    for layer in layers:
-        layer.set_processor(layer.processor.original)
-
-
-def _layers(given: object) -> list[Any]:
-    """The attention modules in the order of the blocks."""
-    model: Any = given if isinstance(given, nn.Module) else getattr(given, PART, None)
-    named = [cls for cls in type(model).__mro__ if cls.__name__ == NAME]
-    if not any(cls.__module__.partition(".")[0] == "diffusers" for cls in named):
-        raise TypeError(
-            f"pipe_or_decoder must be a {NAME} of diffusers or a pipeline with one as {PART}, got "
-            f"{type(given).__name__}"
-        )
-    decoder = model.decoder
-    blocks = [block for stage in decoder.det_stages for block in stage]
-    return [block.attn for block in (*blocks, *decoder.diff_blocks)]
+    DECODER.disable(pipe_or_decoder)

@@ -206,7 +206,7 @@ class Hooks:
             device = _device(given)
             methods = tuple(method.prepared(layout, device) for method in methods)
         self._end(model)
-        self.state.call = Call(self.name, layout, methods, dense, row.alone, row.cut)
+        self.state.call = Call(self.name, layout, methods, dense, row.alone, row.cut, row.masked)
         Checkpointing.put(model, self.state, self.state.call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_fmha import patterns
 from sparse_fmha._checks import check_int, check_number
-from sparse_fmha.integrations._diffusion_beside import by_runs
+from sparse_fmha.integrations._diffusion_beside import beside, by_runs
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, Seen
 from sparse_fmha.integrations._diffusion_masks import ONE, no_choice
 from sparse_fmha.integrations._diffusion_methods import Sparse
@@ -20,6 +20,7 @@ from sparse_fmha.integrations._kept import kept
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.patterns.psa import LEVELS, SHARES
+from sparse_fmha.patterns.sol import with_lse as sol_with_lse
 
 
 class Joint(Sparse):
@@ -34,8 +35,9 @@ class Joint(Sparse):
     def check(self, layout: Layout) -> None:
         if layout.cached:
             raise NotImplementedError(
-                f"cached references are not supported by {type(self).__name__}, which computes "
-                "queries and keys of the same tokens"
+                "keys without queries (cached references of Flux 2, text of Cosmos 3) are not "
+                f"supported by {type(self).__name__}, which computes queries and keys of the same "
+                "tokens"
             )
 
     def in_parts(self, layout: Layout) -> bool:
@@ -72,11 +74,34 @@ class Joint(Sparse):
 
 @dataclass(frozen=True)
 class Sol(Joint):
-    """`patterns.sol_attention`; blocks with text are exact."""
+    """`patterns.sol_attention`; blocks with text are exact. In compiled graphs, where queries are
+    fewer than keys, and where keys have biases, the text is beside the grid's tokens."""
 
     tau: float = 1.0
     rest: str = "token"
     block: int = 64
+    in_graph: ClassVar[bool] = True
+
+    def check(self, layout: Layout) -> None:
+        pass
+
+    def image(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        seen: Seen,
+        scale: float | None,
+    ) -> Tensor:
+        if not isinstance(seen, Tensor) and not layout.cached:
+            return super().image(q, k, v, layout, seen, scale)
+        q = layout.queries.split(q)[0]
+        (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
+        out, lse = sol_with_lse(
+            q, k, v, tau=self.tau, rest=self.rest, scale=scale, block=self.block
+        )
+        return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
 
     def in_parts(self, layout: Layout) -> bool:
         return layout.plain > 0  # without other tokens the pattern itself does that

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int], ...]  # from and to, of the tokens that are visible
-# What each batch entry sees of the plain tokens; in a compiled graph bool [B, plain tokens].
+# What each batch entry sees of the plain tokens; in a compiled graph bool [B, plain tokens]. Floats
+# of that shape are biases of their scores.
 Seen = Sequence[Runs] | Tensor
 
 

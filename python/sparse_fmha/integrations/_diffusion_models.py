@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from sparse_fmha.integrations import _diffusion_chroma as chroma
 from sparse_fmha.integrations import _diffusion_tokens as tokens
 from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_parallel import SEQUENCE, STREAMS
+from sparse_fmha.integrations._diffusion_state import Masked
 from sparse_fmha.integrations._diffusion_tokens import Given, Grid, Transformer
 
 
@@ -39,6 +41,10 @@ def _minimax_h3_step(given: Given) -> tuple[Any, Any]:
     return -given["timestep"][given["timestep_indices"][-1]], given["encoder_hidden_states"]
 
 
+def _cosmos3_step(given: Given) -> tuple[Any, Any]:
+    return given["vision_timesteps"], given["input_ids"]
+
+
 # Of a pipeline; the second is Wan 2.2's for late steps, the third MiniMax-H3's for references.
 PARTS = ("transformer", "transformer_2", "transformer_ref")
 
@@ -58,6 +64,7 @@ class Model:
         step: returns a call's timestep, which falls during a run, and its text embeddings.
         alone: whether some of the modules have the tokens of the grid alone.
         cut: how the model's plan of context parallelism cuts the tokens, if it has one.
+        masked: attention under the model's masks, if they are not of padded keys that are hidden.
     """
 
     axes: int
@@ -68,6 +75,7 @@ class Model:
     step: Callable[[Given], tuple[Any, Any]] = _step
     alone: bool = False
     cut: str | None = None
+    masked: Masked | None = None
 
     def layout(self, model: Transformer, given: Given, grid: Grid | None = None) -> Layout:
         """The tokens of a call; `grid` overrides the grid read from the call."""
@@ -138,6 +146,10 @@ def _visual(model: Transformer) -> list[Any]:
 
 def _video_of_fused(model: Transformer) -> list[Any]:
     return [block.video_dec_block.self_attention for block in model.visual_transformer_blocks]
+
+
+def _layers(model: Transformer) -> list[Any]:
+    return [layer.self_attn for layer in model.layers]
 
 
 def _z_image(model: Transformer) -> list[Any]:
@@ -214,6 +226,9 @@ MODELS = {
     "CosmosTransformer3DModel": Model(
         3, _first_attentions, tokens.patched_video, tokens.none, ("CosmosAttnProcessor2_0",)
     ),
+    "Cosmos3OmniTransformer": Model(
+        3, _layers, tokens.cosmos3, tokens.cosmos3_others, ("Cosmos3AttnProcessor",), _cosmos3_step
+    ),
     "HunyuanVideo15Transformer3DModel": Model(
         3, _joint, tokens.hunyuan_video, tokens.hunyuan_video_15_text, _HUNYUAN15
     ),
@@ -255,6 +270,9 @@ MODELS = {
         tokens.text_behind,
         ("JointAttnProcessor2_0",),
         alone=True,
+    ),
+    "ChromaTransformer2DModel": Model(
+        2, _two_streams, tokens.flux, chroma.others, ("FluxAttnProcessor",), masked=chroma.attend
     ),
     "ChronoEditTransformer3DModel": _WAN,
     "WanAnimateTransformer3DModel": _WAN,

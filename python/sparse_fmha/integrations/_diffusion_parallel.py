@@ -26,7 +26,7 @@ def check(config: Any, model: str, layout: Layout, cut: str | None) -> None:
             "ContextParallelConfig a ulysses_degree and no ring_degree"
         )
     if layout.cached:
-        raise NotImplementedError(f"context parallelism of {model} with cached references")
+        raise NotImplementedError(f"context parallelism of {model} with keys without queries")
     if layout.plain and cut is None:
         raise NotImplementedError(
             f"context parallelism of {model}, which diffusers has no plan for, is not supported"

@@ -7,6 +7,7 @@ it. All of it is plain attributes, which torch.compile traces and guards.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from sparse_fmha.integrations._diffusion_layout import Layout, Runs, runs_of
 from sparse_fmha.integrations._diffusion_methods import Dense, Sparse
+
+# A method, q, k, v, the layout, the mask and the scale to out like q.
+Masked = Callable[[Dense | Sparse, Tensor, Tensor, Tensor, Layout, Tensor, float | None], Tensor]
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Call:
     dense: bool  # this call runs the original attention
     alone: bool = False  # some layers have the tokens of the grid alone
     cut: str | None = None  # how context parallelism cuts the tokens
+    masked: Masked | None = None  # attention under a mask of the model's own kind
     seen: dict[int, tuple[Tensor, list[Runs]]] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

@@ -154,6 +154,23 @@ def minimax_h3(model: Transformer, given: Given) -> Grid:
     )
 
 
+def cosmos3(model: Transformer, given: Given) -> Grid:
+    """The tokens of videos are after the text, in the order of `vision_token_shapes`."""
+    shapes = given["vision_token_shapes"]
+    if len(shapes) != 1:
+        raise ValueError(
+            f"vision_token_shapes must be those of one image or video of Cosmos 3, got {shapes}"
+        )
+    grid = tuple(shapes[0])
+    rows, first = given["vision_sequence_indexes"].cpu(), given["und_len"]
+    if not rows.equal(torch.arange(first, first + math.prod(grid), device="cpu")):
+        raise ValueError(
+            f"vision_sequence_indexes must be the {math.prod(grid)} rows behind und_len = {first}, "
+            f"got {len(rows)} others"
+        )
+    return grid
+
+
 def none(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, int]:
     """Text is in cross-attention."""
     return 0, 0
@@ -179,6 +196,12 @@ def flux2_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[i
     new, cached = _cached_references(given)
     text, behind = text_and_references(model, given, grid)
     return text + cached, behind - new if grid is not None else 0, cached
+
+
+def cosmos3_others(model: Transformer, given: Given, grid: Grid | None) -> tuple[int, ...]:
+    """Text, whose queries have a causal call of their own; behind the video sound and actions."""
+    grid, text = grid or cosmos3(model, given), given["und_len"]
+    return text, given["sequence_length"] - text - math.prod(grid), text
 
 
 def _cached_references(given: Given) -> tuple[int, int]:

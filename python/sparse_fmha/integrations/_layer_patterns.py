@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import patterns
-from sparse_fmha._checks import check_int
+from sparse_fmha._checks import check_collection, check_int
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.integrations._kept import kept
-from sparse_fmha.integrations._layers import Call, Made, WithoutEffect
+from sparse_fmha.integrations._layers import Attend, Call, Made, WithoutEffect
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.patterns.minference_heads import FALLBACK
+from sparse_fmha.patterns.psa import LEVELS, SHARES
 
 Mask = BlockMask | StripeMask
 # From q, k and the scale, as the functions of `patterns` that choose by them.
@@ -148,6 +149,33 @@ def s2(local_blocks: int = 16, stride: int = 8, homo_head: bool = False) -> Made
     return _fixed(make, without_effect)
 
 
+def power(sink_blocks: int = 1, local_blocks: int = 5, block: int = 256) -> Made:
+    """`patterns.power_attention`."""
+    size = 128 if check_int("block", block, 1) % 128 == 0 else 64
+
+    def make(length: int, heads: int, device: torch.device) -> BlockMask:
+        return patterns.power_attention(
+            length,
+            length,
+            sink_blocks=sink_blocks,
+            local_blocks=local_blocks,
+            block=block,
+            block_q=size,
+            block_kv=size,
+            device=device,
+        )
+
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
+        if (sink_blocks + local_blocks) * block >= keys:
+            yield (
+                "local_blocks",
+                f"sink_blocks = {sink_blocks} and local_blocks = {local_blocks} have no effect: "
+                f"blocks of {block} keys cover all {keys} keys",
+            )
+
+    return _fixed(make, without_effect)
+
+
 def dhsa(density: float = 0.125, shared: bool = False) -> Made:
     """`patterns.dhsa_blocks`; its chunks of variable length need a network of the model's own."""
 
@@ -182,10 +210,10 @@ def hip(keys: int = 512, granule: int = 2, local: int = 128, first: int = 4) -> 
 
 
 def ssa(blocks: int = 16, block: int = 16) -> Made:
-    """`patterns.ssa`."""
+    """`patterns.ssa_attention`."""
 
-    def choose(q: Tensor, k: Tensor, scale: float | None) -> Mask:
-        return patterns.ssa(q, k, blocks=blocks, block=block, scale=scale)
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        return patterns.ssa_attention(q, k, v, blocks=blocks, block=block, scale=call.scale)
 
     def without_effect(keys: int) -> Iterator[tuple[str, str]]:
         if blocks * block >= keys:
@@ -194,7 +222,53 @@ def ssa(blocks: int = 16, block: int = 16) -> Made:
                 f"blocks = {blocks} has no effect: blocks of {block} keys cover all {keys} keys",
             )
 
-    return _chosen(choose, without_effect)
+    return _whole(attend, without_effect)
+
+
+def psa(shares: Sequence[float] = tuple(SHARES.values()), block: int = 128) -> Made:
+    """`patterns.psa_attention` with the levels of `psa_levels`, by rank; a share for each of the
+    levels 1, 2, 4 and 8."""
+    check_collection("shares", shares)
+    if len(shares) != len(LEVELS):
+        raise ValueError(
+            f"shares must have one entry for each of the levels {LEVELS}, got {len(shares)}"
+        )
+    by_level = dict(zip(LEVELS, shares, strict=True))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        levels = patterns.psa_levels(
+            q, k, by_level, causal=True, scale=call.scale, block_q=block, block_kv=block
+        )
+        return patterns.psa_attention(
+            q, k, v, levels, causal=True, scale=call.scale, block_q=block, block_kv=block
+        )
+
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
+        if by_level[1] == 1:
+            yield "shares", "shares has no effect: all blocks are at level 1"
+        elif block >= keys:
+            yield "block", f"block = {block} has no effect: one block covers all {keys} keys"
+
+    return _whole(attend, without_effect)
+
+
+def mminference(strides: Sequence[int], last: int = 64) -> Made:
+    """`patterns.mminference_grid_attention`, grid heads; strides longer than a prompt are left out
+    there, and with none left it is dense, the grid of stride 1."""
+    check_collection("strides", strides)
+    candidates = [check_int(f"strides[{n}]", stride, 1) for n, stride in enumerate(strides)]
+    if not candidates:
+        raise ValueError("strides must have at least one entry, got none")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+        own = [stride for stride in candidates if stride <= k.shape[1]] or [1]
+        return patterns.mminference_grid_attention(q, k, v, own, last=last, scale=call.scale)
+
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
+        if not [stride for stride in candidates if 1 < stride <= keys]:
+            yield "strides", f"strides have no effect: none is from 2 to the {keys} keys"
+
+    return _whole(attend, without_effect)
 
 
 def token_sparse(tau: float = 0.005, min_tokens: int = 1024, window: int = 128) -> Made:
@@ -216,6 +290,10 @@ def token_sparse(tau: float = 0.005, min_tokens: int = 1024, window: int = 128) 
                 f"{keys} tokens",
             )
 
+    return _whole(attend, without_effect)
+
+
+def _whole(attend: Attend, without_effect: WithoutEffect) -> Made:
     one = _one()
     attend(one, one, one, Call(None, 0))
     return attend, without_effect

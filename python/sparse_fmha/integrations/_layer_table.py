@@ -29,9 +29,12 @@ METHODS: dict[str, Callable[..., Made | None]] = {
     "streaming_llm": _layer_patterns.streaming_llm,
     "moa": _layer_patterns.moa,
     "s2": _layer_patterns.s2,
+    "power": _layer_patterns.power,
     "dhsa": _layer_patterns.dhsa,
     "hip": _layer_patterns.hip,
     "ssa": _layer_patterns.ssa,
+    "psa": _layer_patterns.psa,
+    "mminference": _layer_patterns.mminference,
     "token_sparse": _layer_patterns.token_sparse,
 }
 LAYERS = re.compile(r"layers? (\d+)(?:-(\d+))?")

@@ -32,6 +32,7 @@ from sparse_fmha.integrations._diffusion_plan import Choice
 from sparse_fmha.integrations._diffusion_presets import Preset
 from sparse_fmha.integrations._diffusion_record import Recording, record
 from sparse_fmha.integrations._diffusion_steps import Request, Schedule, Steps
+from sparse_fmha.integrations._diffusion_upscaler import disable_upscaler, enable_upscaler
 from sparse_fmha.integrations._reports import Reports
 
 __all__ = [
@@ -42,8 +43,10 @@ __all__ = [
     "calibrate",
     "disable",
     "disable_decoder",
+    "disable_upscaler",
     "enable",
     "enable_decoder",
+    "enable_upscaler",
     "is_enabled",
     "presets",
     "record",

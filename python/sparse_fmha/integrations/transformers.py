@@ -71,12 +71,14 @@ def register(
             block_topk(blocks, block_q, block_kv); anchor(theta, step, block);
             vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
             min_budget, max_budget, block); streaming_llm(window, sink); moa(alphas, betas, sink,
-            min_span); s2(local_blocks, stride, homo_head); dhsa(density, shared); hip(keys,
-            granule, local, first); ssa(blocks, block); token_sparse(tau, min_tokens, window). Those
-            from anchor on are methods of `sparse_fmha.patterns`, which explains their options.
-            Layers that a model does not have raise an error in its first call. Settings without
-            effect are warned about once: a default that no layer uses, options that leave nothing
-            out of a call, a calibration outside its fitted range, and decode, which is dense.
+            min_span); s2(local_blocks, stride, homo_head); power(sink_blocks, local_blocks,
+            block); dhsa(density, shared); hip(keys, granule, local, first); ssa(blocks, block);
+            psa(shares, block); mminference(strides, last); token_sparse(tau, min_tokens, window).
+            Those from anchor on are methods of `sparse_fmha.patterns`, which explains their
+            options. Layers that a model does not have raise an error in its first call. Settings
+            without effect are warned about once: a default that no layer uses, options that leave
+            nothing out of a call, a calibration outside its fitted range, and decode, which is
+            dense.
 
     Raises:
         ValueError: such a name, or layers, methods or options that do not exist or are not allowed.
@@ -109,7 +111,8 @@ def attend(
 
     Args:
         query: `[B, Hq, Lq, D]`. The last stride is 1, the others are free, as in key and value.
-        key, value: `[B, Hkv, Lkv, D]`, not repeated.
+        key, value: `[B, Hkv, Lkv, D]`, not repeated. Heads of value may have fewer numbers (MLA,
+            MiMo); they are copied with zeros behind.
         attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
             of the call, or else of the module, decides.
         method_of: returns the method of a layer's index, if not all layers are dense.
@@ -144,6 +147,12 @@ def attend(
     if isinstance(attention_mask, Plan):
         attention_mask = of_last(attention_mask, query)
     in_torch = method is not None and method.in_torch
+    dim, value_dim = query.shape[3], value.shape[3]
+    if value_dim < dim and not in_torch:  # zeros add nothing
+        value = torch.nn.functional.pad(value, (0, dim - value_dim))
+        given: Any = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+        out, _ = attend(module, query, key, value, attention_mask, method_of=method_of, **given)
+        return out[..., :value_dim], None
     if query.shape[3] > MAX_HEAD_DIM and not in_torch:
         raise NotImplementedError(
             f"{NAME} does not support head dims above {MAX_HEAD_DIM}, {type(module).__name__} of "

@@ -16,6 +16,7 @@ from sparse_fmha._sizes import ceil_div
 
 ONES = 0x0101010101010101  # eight bools, all true
 ABSENT = -1  # fills lists past their count
+FEW = 1 << 20  # elements; see `is_launches`
 
 
 def chunks(
@@ -76,6 +77,8 @@ def list_blocks(
     *lead, rows, n = blocks.shape
     heads = math.prod(lead)
     width = n if width is None else min(width, n)
+    if ends is None and is_launches(blocks):
+        return _list_sorted(blocks, width)
     numbers = torch.arange(n, dtype=torch.int32, device=blocks.device)
     blocks = blocks.reshape(heads, rows, n)
 
@@ -85,6 +88,23 @@ def list_blocks(
 
     counts, indices = build_lists(make, heads, rows, n, width, blocks.device)
     return counts.view(*lead, rows), indices.view(*lead, rows, width)
+
+
+def is_launches(table: Tensor) -> bool:
+    """Whether launches would take most of the time of what is made of a table: on a GPU, up to
+    `FEW` elements. Then few kernels that do more are faster."""
+    if table.device.type == "cpu" or torch.compiler.is_compiling():
+        return False
+    return table.numel() <= FEW
+
+
+def _list_sorted(blocks: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """`list_blocks` in few kernels: a stable sort has the blocks that are set first, in order."""
+    counts = blocks.sum(-1, dtype=torch.int32).clamp_(max=width)
+    order = blocks.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
+    slots = torch.arange(width, device=blocks.device)
+    indices = order[..., :width].int().masked_fill_(slots >= counts[..., None], ABSENT)
+    return counts, indices
 
 
 def build_lists(
@@ -120,14 +140,15 @@ def list_kept(
     """Returns the lists of one slice of `build_lists`."""
     columns = torch.broadcast_shapes(numbers.shape[-1:], keep.shape[-1:])[0]
     keep = keep.expand(heads, rows, columns)
-    # In place, as these are the largest temporaries. Blocks that are not listed go to an extra
-    # column, which is dropped.
-    place = keep.cumsum(-1, dtype=torch.int32).sub_(1).clamp_(max=width)
-    place = place.masked_fill_(~keep, width).long()
-    indices = torch.full((heads, rows, width + 1), ABSENT, dtype=torch.int32, device=keep.device)
-    indices.scatter_(-1, place, numbers.int().expand(place.shape))
+    # In place, as these are the largest temporaries. Blocks that are not kept go to an extra column
+    # before the list, those behind its capacity to one after it; both are dropped.
+    place = keep.cumsum(-1, dtype=torch.int32).mul_(keep)
+    if columns > width:
+        place.clamp_(max=width + 1)
+    indices = torch.full((heads, rows, width + 2), ABSENT, dtype=torch.int32, device=keep.device)
+    indices.scatter_(-1, place.long(), numbers.int().expand(place.shape))
     counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
-    return counts, indices[..., :width].contiguous()
+    return counts, indices[..., 1 : width + 1].contiguous()
 
 
 def in_order(counts: Tensor, indices: Tensor, blocks: int, ends: Tensor) -> tuple[Tensor, Tensor]:

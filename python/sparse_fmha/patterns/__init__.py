@@ -8,7 +8,7 @@ docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
-from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
+from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, biformer_packed, image_regions
 from sparse_fmha.patterns.bigbird import bigbird
 from sparse_fmha.patterns.cube_top_k import cube_top_k
 from sparse_fmha.patterns.cubes import CubeOrder
@@ -106,6 +106,7 @@ __all__ = [
     "WholeMethod",
     "anchor_attention",
     "biformer",
+    "biformer_packed",
     "bigbird",
     "cube_top_k",
     "dhsa",

@@ -90,7 +90,8 @@ class LightForcingLayout(TensorFields):
     `BlockMask`.
 
     Attributes:
-        pieces: `RegionOrder` of the keys, a region for each piece.
+        pieces: `RegionOrder` of the keys by granules of `granule` keys, a region for each piece.
+        granule: the most keys of which frames and key blocks are multiples.
         piece_frame: int64 `[pieces]`. ends: int64 `[nK + 1]`, the first piece of each block.
         cut: int64 `[nK]`, the number of each block among those with several pieces, else 0.
         cut_pieces: int64 `[cut blocks, block_kv]`, the piece of each key of these.
@@ -107,7 +108,7 @@ class LightForcingLayout(TensorFields):
     """
 
     TENSORS = ("pieces", "piece_frame", "ends", "cut", "cut_pieces")
-    PLAIN = ("q_len", "kv_len", "frame", "block_q", "block_kv")
+    PLAIN = ("q_len", "kv_len", "frame", "block_q", "block_kv", "granule")
 
     @plain_ints
     def __init__(
@@ -134,7 +135,8 @@ class LightForcingLayout(TensorFields):
         token = torch.arange(kv_len, device="cpu")
         starts = (token % frame == 0) | (token % block_kv == 0)
         piece = starts.cumsum(0) - 1
-        self.pieces = RegionOrder(piece, block_kv, device=device)
+        self.granule = granule = math.gcd(frame, block_kv)
+        self.pieces = RegionOrder(piece[::granule], block_kv // granule, device=device)
         self.piece_frame = (token[starts] // frame).to(device)
         first = piece[::block_kv]
         ends = torch.cat([first, first.new_full((1,), self.pieces.regions)])
@@ -204,13 +206,15 @@ def light_forcing(
     blocks = len(layout.ends) - 1
     keep = max(1, math.ceil((1 - sparsity) * blocks - 1e-9))
     with torch.no_grad():
-        queries = pool_blocks(q, layout.block_q)
+        granules = pool_blocks(k, layout.granule)
+        of_frames = pool_blocks(granules, frame // layout.granule)
+        means = torch.cat([of_frames, layout.pieces.means(granules)], 1)
+        scores = pooled_scores(pool_blocks(q, layout.block_q), means, scale=scale)
+        of_frames, scores = scores.split([kv_len // frame, len(layout.piece_frame)], 3)
         near = torch.arange(kv_len // frame, device=q.device)
-        always = (near < sink) | (near >= (kv_len - q_len) // frame - recent)
-        best = top_k_blocks(pooled_scores(queries, pool_blocks(k, frame), scale=scale), frames)
-        seen = (best | always).index_select(3, layout.piece_frame)
-        scores = pooled_scores(queries, layout.pieces.means(k), scale=scale)
-        chosen = top_k_blocks(scores.masked_fill_(~seen, -torch.inf), keep)
+        other = (near >= sink) & (near < (kv_len - q_len) // frame - recent)
+        unseen = (~top_k_blocks(of_frames, frames) & other).index_select(3, layout.piece_frame)
+        chosen = top_k_blocks(scores.masked_fill(unseen, -torch.inf), keep)
         return _mask(chosen, layout, min(keep, len(layout.cut_pieces)))
 
 

@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import check_collection, check_int, check_q_and_k, check_qkv, plain_ints
+from sparse_fmha._checks import (
+    check_collection,
+    check_int,
+    check_number,
+    check_q_and_k,
+    check_qkv,
+    plain_ints,
+)
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
+from sparse_fmha.attention.rows import replace_rows, take_rows
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
@@ -30,24 +38,34 @@ class GridLines(NamedTuple):
 
 @plain_ints
 def mminference_grid_lines(
-    q: Tensor, k: Tensor, strides: Sequence[int], *, last: int = 64, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    strides: Sequence[int],
+    *,
+    last: int = 64,
+    slack: float = 0.25,
+    scale: float | None = None,
 ) -> GridLines:
     """Finds the stride and the phase of each head's grid from the last queries.
 
         c[j]    = sum over the last `last` queries of their causal softmax at key j,
         m(s, p) = mean of c[j] over the keys j with j mod s == p,
-        the head's (s, p) is where m is largest.
+        the head's (s, p) is where m is largest; or, of the candidates that divide this s and whose
+        mean is at least `1 - slack` of that, the smallest, and the phase where its own is largest.
 
     Source: Li et al. 2025, "MMInference: Accelerating Pre-filling for Long-Context VLMs via
     Modality-Aware Permutation Sparse Attention", arXiv:2504.16083, online search of grid heads; 64
     queries. The paper leaves open how a view of the map by a stride is reduced; the mean lets
-    strides of different size compete. Ties take the first stride, then the first phase.
+    strides of different size compete. Some lines of a grid are a grid of a multiple of its stride,
+    with the same mean but for noise, and half of a grid's stride has half of its mean: hence the
+    slack. Ties take the first stride, then the first phase.
 
     Args:
         q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`, Lkv >= Lq.
         strides: candidates, at least 1 and at most Lkv each; in a video the tokens of a frame, of a
             row of patches, and so on.
         last: how many of the last queries to use; Lq if there are fewer.
+        slack: from 0 to 1; see above.
         scale: scale of q.k; default `D**-0.5`.
 
     Returns:
@@ -60,6 +78,7 @@ def mminference_grid_lines(
     check_q_and_k(q, k)
     q_len, kv_len = q.shape[1], k.shape[1]
     strides = _check_strides(strides, q_len, kv_len)
+    slack = check_number("slack", slack, 0, 1)
     sums = score_sums(q, k, rows=last, causal=True, scale=scale)
     best, phases = [], []
     for candidate in strides:
@@ -69,10 +88,20 @@ def mminference_grid_lines(
         most, at = means.max(-1)
         best.append(most)
         phases.append(at)
-    chosen = torch.stack(best, -1).argmax(-1, keepdim=True)
-    stride = torch.zeros_like(chosen[..., 0])
+    means = torch.stack(best, -1)
+    most, largest = means.max(-1)
+    chosen = largest
+    for n, candidate in sorted(enumerate(strides), key=lambda one: -one[1]):
+        near = means[..., n] >= (1 - slack) * most
+        divides = torch.zeros_like(near)
+        for m, multiple in enumerate(strides):
+            if multiple > candidate and multiple % candidate == 0:
+                divides |= largest == m
+        chosen = chosen.masked_fill(near & divides, n)
+    stride = torch.zeros_like(chosen)
     for n, candidate in enumerate(strides):
-        stride += candidate * (chosen[..., 0] == n)
+        stride += candidate * (chosen == n)
+    chosen = chosen[..., None]
     return GridLines(stride, torch.stack(phases, -1).gather(-1, chosen)[..., 0])
 
 
@@ -124,11 +153,8 @@ def mminference_grid_attention(
     out = stripe_attention(q, k, v, _grid_keys(lines, strides, q_len, kv_len, block_q), scale=scale)
     rows = _grid_rows(lines, strides, q_len, kv_len).expand(q.shape[0], -1, -1)
     mask = _rows_mask(rows, strides, q_len, kv_len)
-    own = rows.transpose(1, 2)[..., None].expand(-1, -1, -1, q.shape[3])
-    queries = q.gather(1, own.clamp(max=max(0, q_len - 1))) if q_len else q
-    dense = block_sparse_attention(queries, k, v, mask, scale=scale)
-    # Rows after the last query go to an extra row, which is dropped.
-    return pad(out, (0, 0, 0, 0, 0, 1)).scatter(1, own, dense)[:, :q_len].contiguous()
+    queries = take_rows(q, rows.clamp(max=q_len - 1)) if q_len else q
+    return replace_rows(out, block_sparse_attention(queries, k, v, mask, scale=scale), rows)
 
 
 def _grid_keys(

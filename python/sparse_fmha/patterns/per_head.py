@@ -15,6 +15,7 @@ from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.merge import is_plain
 
 Mask = BlockMask | StripeMask
 
@@ -151,8 +152,12 @@ def per_head_attention(
     if not results:
         return torch.cat([whole[head] for head in range(total)], 2)
     out, lse = results[0]
-    for more, more_lse in results[1:]:
-        out, lse = out + more, torch.maximum(lse, more_lse)
+    for more, more_lse in results[1:]:  # 0 and -inf for heads of other launches
+        if is_plain(out, more, lse, more_lse):
+            out.add_(more)
+            torch.maximum(lse, more_lse, out=lse)
+        else:
+            out, lse = out + more, torch.maximum(lse, more_lse)
     if whole:
         slices = out.split(1, 2)
         out = torch.cat([whole.get(head, slices[head]) for head in range(total)], 2)

@@ -17,10 +17,12 @@ from sparse_fmha._checks import (
     check_q_and_k,
     plain_ints,
 )
+from sparse_fmha._ops.autocast import cast_where_enabled, without_autocast
 from sparse_fmha.attention import attention, block_sparse_attention, neighborhood_attention
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.merge import merge
+from sparse_fmha.merge import is_plain, merge_into_first
 from sparse_fmha.selection import pooled_scores
+from sparse_fmha.selection.products import fp32_product
 
 Pair = tuple[Tensor, Tensor]
 
@@ -64,9 +66,10 @@ def pka_attention(
         joint, scale: see above.
 
     Returns:
-        `[B, N, Hq, D]`, without waiting for the device; differentiable. It holds the outputs of all
-        parts. Blocks of 64 tokens without any in `rows` do no work on the subject; others compute
-        all their rows.
+        `[B, N, Hq, D]`, without waiting for the device; differentiable. All conditions are computed
+        together, which copies their keys and values once: with a window of 1 by two small products,
+        otherwise by one call, which holds an output for each. Blocks of 64 tokens without any in
+        `rows` do no work on the subject; others compute all their rows.
 
     Raises:
         ValueError, TypeError: as in `attention`; the grid or rows do not fit, or rows are given
@@ -86,17 +89,29 @@ def pka_attention(
         )
     if rows is not None and subject is None:
         raise ValueError("subject must be given with rows, got only the latter")
-    parts = [attention(q, k, v, scale=scale, return_lse=True)]
     for n, (keys, values) in enumerate(spatial):
         if keys.shape[1] != tokens:
             raise ValueError(
                 f"spatial[{n}] must have the {tokens} tokens of grid, got {keys.shape[1]}"
             )
-        parts.append(_aligned(q, keys, values, lengths, window, scale))
+        _checks.check_qkv(q, keys, values, axes=(1,))
+        if keys.shape != spatial[0][0].shape:
+            raise ValueError(
+                f"spatial[{n}] must have the shape of spatial[0], {list(spatial[0][0].shape)}, got "
+                f"{list(keys.shape)}"
+            )
+    parts = [attention(q, k, v, scale=scale, return_lse=True)]
+    if spatial:
+        if all(width == 1 for width in _checks.per_axis("window", window, len(lengths))):
+            parts.append(_at_one_place(q, spatial, joint, scale))
+        else:
+            parts += _aligned(q, spatial, lengths, window, scale)
     if subject is not None:
         parts.append(_scoped(q, *subject, rows, scale))
+    if len(parts) == 1:
+        return parts[0][0]
     outs, lses = zip(*parts, strict=True)
-    return merge(outs, lses)[0] if joint else torch.stack(outs).sum(0)
+    return merge_into_first(outs, lses)[0] if joint else torch.stack(outs).sum(0)
 
 
 def keyword_rows(
@@ -128,17 +143,44 @@ def keyword_rows(
         return shares - low > threshold * (high - low)
 
 
+def _at_one_place(q: Tensor, spatial: Sequence[Pair], joint: bool, scale: float | None) -> Pair:
+    """Returns out and lse over the one token of each condition at a query's own place.
+
+    Args:
+        joint: False adds the conditions up, each with a softmax of its own, which is 1.
+    """
+    both = (torch.stack(parts, 3) for parts in zip(*spatial, strict=True))
+    q, keys, values = cast_where_enabled(q, *both)  # [B, N, Hkv, conditions, D]
+    queries = q.unflatten(2, (keys.shape[2], -1))
+    with without_autocast(q.device):
+        scores = _product(queries, keys.mT) * (q.shape[3] ** -0.5 if scale is None else scale)
+        weights = scores.softmax(-1) if joint else torch.ones_like(scores)
+        out = _product(weights.to(q.dtype), values)
+    return out.flatten(2, 3).to(q.dtype), scores.logsumexp(-1).flatten(2).float()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `left @ right` in fp32, or fp64 for that; differentiable."""
+    if is_plain(left, right) and left.dtype != torch.float64:
+        return fp32_product(left, right)
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return left.to(wide) @ right.to(wide)
+
+
 def _aligned(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    spatial: Sequence[Pair],
     grid: Sequence[int],
     window: int | Sequence[int],
     scale: float | None,
-) -> Pair:
-    q, k, v = (x.unflatten(1, tuple(grid)) for x in (q, k, v))
-    out, lse = neighborhood_attention(q, k, v, window, scale=scale, return_lse=True)
-    return out.flatten(1, -3), lse.flatten(1, -2)
+) -> list[Pair]:
+    """Returns out and lse over a window of each condition, with conditions as batch entries."""
+    keys, values = (torch.cat(parts) for parts in zip(*spatial, strict=True))
+    many = q.repeat(len(spatial), 1, 1, 1), keys, values
+    queries, keys, values = (x.unflatten(1, tuple(grid)) for x in many)
+    out, lse = neighborhood_attention(queries, keys, values, window, scale=scale, return_lse=True)
+    outs, lses = out.flatten(1, -3), lse.flatten(1, -2)
+    return list(zip(outs.split(len(q)), lses.split(len(q)), strict=True))
 
 
 def _scoped(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, scale: float | None) -> Pair:

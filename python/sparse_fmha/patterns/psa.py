@@ -23,7 +23,7 @@ from sparse_fmha._sizes import CACHED, ceil_div
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.merge import merge
+from sparse_fmha.merge import merge_into_first
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
 from sparse_fmha.patterns._sampled_importance import sampled_importance
 from sparse_fmha.selection.choosing import ROUNDING, fixed_point, masses_before
@@ -196,7 +196,7 @@ def psa_attention(
         out, lse = block_sparse_attention(q, keys, values, mask, scale=scale, return_lse=True)
         outs.append(out)
         lses.append(lse + math.log(level))
-    return merge(outs, lses)[0] if outs else torch.zeros_like(q)
+    return merge_into_first(outs, lses)[0] if outs else torch.zeros_like(q)
 
 
 def _by_rank(found: Tensor, shares: Mapping[int, float]) -> Tensor:

@@ -120,20 +120,33 @@ class RegionOrder(TensorFields):
         check_floats("x", x, 4, "[batch, tokens, heads, head dim]")
         self._check(x, self.tokens)
         shape = x.shape[0], self.regions, *x.shape[2:]
+        if len(self.block_region) == self.regions and self.most_blocks == 1:
+            return self._means_of_blocks(x)
         means = torch.zeros(shape, dtype=torch.float32, device=x.device)
         number = torch.arange(self.regions, device=self.slots.device)[:, None]
         sizes = self.sizes.clamp(min=1)[:, None].float()
         elements = x.shape[0] * self.block * x.shape[2:].numel()
         for some in chunks(len(self.block_region), elements, x.device, 1 << 20):
-            # Padding reads token 0, which `present` masks.
-            tokens, present = self.sources[some], self.present[some]
-            part = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
-            part = part.masked_fill_(~present[..., None, None], 0)
-            sums = part.sum(2, dtype=torch.float32)
+            sums = self._sums(x, some)
             weights = (number == self.block_region[some]).float() / sizes
             with without_autocast(x.device):
                 means += (weights @ sums.flatten(2)).view(shape)
         return means
+
+    def _means_of_blocks(self, x: Tensor) -> Tensor:
+        """Returns `means` where each region is one block."""
+        elements = x.shape[0] * self.block * x.shape[2:].numel()
+        parts = chunks(len(self.block_region), elements, x.device, 1 << 20)
+        sums = [self._sums(x, some) for some in parts]
+        return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]) / self.sizes[:, None, None]
+
+    def _sums(self, x: Tensor, some: slice) -> Tensor:
+        """Returns sums of some blocks, fp32 `[B, blocks, H, D]`."""
+        tokens, absent = self.sources[some], ~self.present[some]
+        part = x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape)
+        # Padding reads token 0, which `present` masks.
+        sums: Tensor = part.masked_fill_(absent[..., None, None], 0).sum(2, dtype=torch.float32)
+        return sums
 
     def _check(self, x: Tensor, tokens: int) -> None:
         check_strided("x", x)

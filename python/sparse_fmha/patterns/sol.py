@@ -115,6 +115,22 @@ def sol_attention(
     Raises:
         ValueError, TypeError: as in `sol_blocks` and `block_sparse_attention`.
     """
+    return with_lse(q, k, v, tau=tau, forced=forced, rest=rest, scale=scale, block=block)[0]
+
+
+@plain_ints
+def with_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tau: float = 1.0,
+    forced: Tensor | None = None,
+    rest: str = "token",
+    scale: float | None = None,
+    block: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """`sol_attention`, and the lse of each query, `[B, L, Hq]`, for a `merge` with other keys."""
     _checks.check_qkv(q, k, v, axes=(1,))
     check_choice("rest", rest, ("token", "block"))
     exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
@@ -122,10 +138,10 @@ def sol_attention(
     out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
     whole = k.shape[1] // block
     if not whole:
-        return out
+        return out, lse
     left = exact[..., :whole].logical_not()
 
-    def merged(own: slice, own_kv: slice) -> Tensor:
+    def merged(own: slice, own_kv: slice) -> tuple[Tensor, Tensor]:
         keys, values = (x[:, : whole * block, own_kv] for x in (k, v))
         pooled = _by_token if rest == "token" else _by_block
         other, other_lse = pooled(q[:, :, own], keys, values, left[:, own], scale, block)
@@ -133,13 +149,12 @@ def sol_attention(
             rows = torch.arange(q.shape[1], device=q.device) // block
             other = other.to(out.dtype)  # under autocast not that of q
             other, other_lse = other.index_select(1, rows), other_lse.index_select(1, rows)
-        return merge_into_first((out[:, :, own], other), (lse[:, :, own], other_lse))[0]
+        return merge_into_first((out[:, :, own], other), (lse[:, :, own], other_lse))
 
     if not is_plain(q, k, v):
         return merged(slice(None), slice(None))
-    for own, own_kv in head_parts(q, k):
-        merged(own, own_kv)
-    return out
+    lses = [merged(own, own_kv)[1] for own, own_kv in head_parts(q, k)]  # out is written over
+    return out, torch.cat(lses, 2)
 
 
 def _by_token(

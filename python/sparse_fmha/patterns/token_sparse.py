@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool1d
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_int, check_number, check_q_and_k, check_qkv, plain_ints
 from sparse_fmha.attention import attention
+from sparse_fmha.attention.rows import put_rows, take_rows
 from sparse_fmha.selection import top_k_indices
 from sparse_fmha.selection.reductions import score_sums
 
@@ -64,15 +65,11 @@ def token_sparse_attention(
 
     if indices.shape[2] == q.shape[1]:
         return attend(q, k, v)
-    heads, heads_kv = q.shape[2], k.shape[2]
-    own = indices.transpose(1, 2)[..., None].expand(-1, -1, -1, q.shape[3])  # [B, n, Hq, D]
-    of_group = own.unflatten(2, (heads_kv, heads // heads_kv))
-    shared = (-1, -1, -1, heads // heads_kv, -1)
-    kept = [x[:, :, :, None].expand(shared).gather(1, of_group).flatten(2, 3) for x in (k, v)]
-    out = attend(q.gather(1, own), *kept)
-    if out.shape != own.shape:
-        raise ValueError(f"attend must return shape {list(own.shape)}, got {list(out.shape)}")
-    return torch.zeros_like(q, memory_format=torch.contiguous_format).scatter(1, own, out)
+    kept = [take_rows(x, indices) for x in (q, k, v)]
+    out = attend(*kept)
+    if out.shape != kept[0].shape:
+        raise ValueError(f"attend must return shape {list(kept[0].shape)}, got {list(out.shape)}")
+    return put_rows(out, indices, q.shape[1], 0)
 
 
 @plain_ints

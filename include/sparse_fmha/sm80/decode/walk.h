@@ -150,7 +150,7 @@ struct VotingDecodeWalk {
       float high[kRowsPerThread] = {-INFINITY, -INFINITY};
       if (computes) {
         steps.score(queries, i, i % kKeyStages, scores);
-        OnlineSoftmax::row_tops(scores, high);
+        OnlineSoftmax::own_tops(scores, high);
       }
       bool const kept = !vote.template leaves_out<true>(high);  // synchronises the block
       if (kept) {
@@ -163,6 +163,8 @@ struct VotingDecodeWalk {
       }
       Weights<Traits> weights;
       if (computes) {
+        OnlineSoftmax::share_tops(high);
+        vote.keep(high);
         float rescale[kRowsPerThread];
         if (softmax.template update<true>(scores, high, rescale)) {
           rescale_rows(output, rescale);

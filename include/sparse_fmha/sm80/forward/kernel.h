@@ -207,10 +207,12 @@ struct Attention {
       bool moved;
       if constexpr (Traits::kVotes) {
         float high[kRowsPerThread];
-        OnlineSoftmax::row_tops(scores[m], high);
+        OnlineSoftmax::own_tops(scores[m], high);
         if (vote.template leaves_out<true>(high)) {
           return false;
         }
+        OnlineSoftmax::share_tops(high);
+        vote.keep(high);
         moved = softmax[m].template update<true>(scores[m], high, rescale);
       } else {
         moved = softmax[m].template update<true>(scores[m], rescale);

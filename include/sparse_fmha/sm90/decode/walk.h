@@ -116,7 +116,7 @@ struct VotingDecodeWalk {
       __syncwarp();
       smem.ring_k.release(keys);
       float high[kRowsPerThread];
-      OnlineSoftmax::row_tops(scores, high);
+      OnlineSoftmax::own_tops(scores, high);
       bool const left_out =
           masked ? vote.template leaves_out<true>(high) : vote.template leaves_out<false>(high);
       if (threadIdx.x % 128 == 0) {
@@ -126,6 +126,8 @@ struct VotingDecodeWalk {
       if (left_out) {
         continue;
       }
+      OnlineSoftmax::share_tops(high);
+      vote.keep(high);
       Kept now;
       now.moved = softmax.template update<true>(scores, high, now.rescale);
       now.masked = masked;

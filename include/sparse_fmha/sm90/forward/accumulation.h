@@ -75,11 +75,34 @@ struct Accumulation {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
 
-    // Kept tiles, whose steps are the long ones, are not noted.
+    // Kept tiles, whose steps are the long ones, are not noted. Walks descend tile by tile.
+    constexpr bool kNotes = Traits::kVotes && Geometry::kNotesSkipped;
+    [[maybe_unused]] SkippedTiles skipped;
+    [[maybe_unused]] int highest = 0;
+    [[maybe_unused]] int end = 0;  // of the tiles whose bits share a word
+    if constexpr (kNotes) {
+      highest = walk.tile(0)[2] / Traits::kTileK;
+      end = min(highest % 32 + 1, tiles);
+    }
+    auto in_word = [&](int i) {
+      if constexpr (kNotes) {
+        return i < end;
+      } else {
+        return i < tiles;
+      }
+    };
     [[maybe_unused]] auto note = [&](int i) {
-      if constexpr (Geometry::kNotesSkipped) {
-        note_skipped(params.skip, work.tile, geometry.group(work, this_consumer()),
-                     walk.tile(i)[2] / Traits::kTileK);
+      if constexpr (kNotes) {
+        skipped.note(highest - i);
+      }
+    };
+    [[maybe_unused]] auto end_word = [&](int i) {
+      if constexpr (kNotes) {
+        if (i == end) {
+          skipped.store(params.skip, work.tile, geometry.group(work, this_consumer()),
+                        highest - i + 1);
+          end = min(end + 32, tiles);
+        }
       }
     };
 
@@ -103,8 +126,10 @@ struct Accumulation {
         hide_scores(scores, hidden_by(mask, seen));
       }
       if constexpr (Traits::kVotes) {
-        softmax.row_tops(scores, high);
+        softmax.own_tops(scores, high);
         vote.template leaves_out<true>(high);  // the first tile is kept: only counts
+        softmax.share_tops(high);
+        vote.keep(high);
         softmax.template update<true>(scores, high, rescale);
       } else {
         softmax.template update<true>(scores, rescale);
@@ -243,7 +268,9 @@ struct Accumulation {
         }
         bool moved;
         if constexpr (Traits::kVotes) {
-          softmax.row_tops(scores, high);
+          float theirs[kRowsPerThread];
+          softmax.own_tops(scores, high);
+          softmax.begin_sharing(high, theirs);
           if (vote.template leaves_out<kMasked>(high)) {
             note(i);
             if constexpr (kWeights) {
@@ -251,6 +278,8 @@ struct Accumulation {
             }
             return false;
           }
+          softmax.finish_sharing(high, theirs);
+          vote.keep(high);
           if constexpr (kReferenceLags && (!kMasked || (kMaskedLag && kWeights))) {
             // Bitwise the same as without skipping. The keys may be gone, but the maximum is known.
             moved = softmax.weigh_known(scores, high, rescale);
@@ -321,6 +350,7 @@ struct Accumulation {
       };
       CUTE_NO_UNROLL
       for (; i < walk.num_partial; ++i) {
+        end_word(i);
         if (is_for_others(i)) {
           continue;
         }
@@ -330,15 +360,16 @@ struct Accumulation {
       constexpr bool_constant<Policy::kByWalk> kRest{};
       CUTE_NO_UNROLL
       while (i < tiles) {
+        end_word(i);
         if (has_weights) {
           CUTE_NO_UNROLL
-          while (i < tiles && has_weights) {
+          while (in_word(i) && has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
           }
         } else {
           CUTE_NO_UNROLL
-          while (i < tiles && !has_weights) {
+          while (in_word(i) && !has_weights) {
             reach(i, kOthers);
             has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
           }
@@ -346,6 +377,7 @@ struct Accumulation {
       }
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
       vote.add_to(params.skip, work.tile);
+      end_word(i);
     } else {
       loop_over_partial<Policy>(walk, tiles, i, has_weights, reach, step, is_for_others);
       loop_over_rest<Policy>(walk, tiles, i, reach, step);

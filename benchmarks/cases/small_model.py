@@ -1,0 +1,122 @@
+"""q, k and v of a small causal model that was trained a moment ago, for studies of selections.
+
+Texts are phrases of random tokens, drawn again and again from as many as a text has of its own. So
+what follows is known from where the phrase stood before: the model learns to look there, next to
+looking at near tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad, rms_norm, scaled_dot_product_attention
+
+VOCABULARY = 128
+PHRASE = 24  # tokens
+TIMES = 8  # that a phrase stands in a text, on average
+WIDTH = 256
+LAYERS = 2
+BATCH = 2
+RATE = 3e-3
+SHARP = 2.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """q `[1, L, heads, dim]`, k and v `[1, L, heads_kv, dim]` of the last layer on a new text."""
+
+    qkv: list[Tensor]
+    losses: tuple[float, float]  # nats a token, of the first and the last step
+
+
+class Layer(nn.Module):
+    def __init__(self, heads: int, heads_kv: int, dim: int) -> None:
+        super().__init__()
+        self.sizes = heads, heads_kv, dim
+        self.qkv = nn.Linear(WIDTH, (heads + 2 * heads_kv) * dim, bias=False)
+        self.out = nn.Linear(heads * dim, WIDTH, bias=False)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """q and k with rotary embeddings, and v, `[B, L, H, dim]`."""
+        heads, heads_kv, dim = self.sizes
+        made = self.qkv(rms_norm(x, (WIDTH,))).unflatten(-1, (-1, dim))
+        q, k, v = made.split([heads, heads_kv, heads_kv], 2)
+        # Sharper than normalized q and k would be.
+        return [rotated(SHARP * rms_norm(q, (dim,))), rotated(rms_norm(k, (dim,))), v]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.project(x))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(self.up(rms_norm(x, (WIDTH,))).relu())
+
+
+def rotated(x: Tensor) -> Tensor:
+    half = x.shape[3] // 2
+    steps = torch.arange(half, device=x.device, dtype=torch.float32) / half
+    angles = torch.arange(x.shape[1], device=x.device)[:, None] * 10000.0**-steps
+    cos, sin = (f(angles)[:, None].to(x.dtype) for f in (torch.cos, torch.sin))
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def texts(batch: int, length: int, device: str, generator: torch.Generator) -> Tensor:
+    """int64 `[batch, length]`."""
+    options = {"device": device, "generator": generator}
+    places = -(-length // PHRASE)
+    number = max(1, places // TIMES)
+    phrases = torch.randint(VOCABULARY, (batch, number, PHRASE), **options)
+    drawn = torch.randint(number, (batch, places), **options)
+    return phrases[torch.arange(batch, device=device)[:, None], drawn].flatten(1)[:, :length]
+
+
+class Model(nn.Module):
+    """A token's vector has a part of the token before it, so that one layer can look for a token
+    that stands behind an equal one."""
+
+    def __init__(self, heads: int, heads_kv: int, dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        nn.init.normal_(self.embed.weight, std=WIDTH**-0.5)
+        self.before = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.layers = nn.ModuleList(Layer(heads, heads_kv, dim) for _ in range(LAYERS))
+
+    def start(self, text: Tensor) -> Tensor:
+        x = self.embed(text)
+        return x + self.before(pad(x[:, :-1], (0, 0, 1, 0)))
+
+    def forward(self, text: Tensor) -> Tensor:
+        x = self.start(text)
+        for layer in self.layers:
+            x = layer(x)
+        return rms_norm(x, (WIDTH,)) @ self.embed.weight.T
+
+
+def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
+    """Trains at the length of `size`, in bf16 on a GPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)
+    model = Model(size["heads"], size["heads_kv"], size["dim"]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(2, steps))
+    losses = []
+    for _ in range(steps):
+        text = texts(BATCH, size["length"] + 1, device, generator)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = model(text[:, :-1])
+        loss = cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    with torch.no_grad():
+        x = model.start(texts(1, size["length"], device, generator))
+        for layer in model.layers[:-1]:
+            x = layer(x)
+        q, k, v = model.layers[-1].project(x)
+    made = [x.to(dtype).contiguous() for x in (q, k, v)]
+    return Trained(made, (losses[0].item(), losses[-1].item()))
