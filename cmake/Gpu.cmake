@@ -24,12 +24,13 @@ if(GPU_ARCHS)
                  "CUTLASS ${CUTLASS_VERSION}")
 endif()
 
-# Generated source files for the rows of csrc/kernels/*.def whose architecture is wanted, and
-# kernel_rows.inc, which names all rows for the registry.
+# Generated source files for the rows of csrc/kernels/*.def whose architecture is wanted, and for
+# the kernels that reduce scores; kernel_rows.inc and score_kernels.inc name them for the registry.
 function(add_gpu_kernels core)
-  set(tool "${PROJECT_SOURCE_DIR}/tools/kernel_list.py")
+  set(tools "${PROJECT_SOURCE_DIR}/tools/kernel_list.py"
+            "${PROJECT_SOURCE_DIR}/tools/score_kernels.py")
   file(GLOB lists CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/kernels/*.def")
-  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${lists} "${tool}"
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${lists} ${tools}
     "${PROJECT_SOURCE_DIR}/tools/arch_table.py"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/archs.def"
     "${PROJECT_SOURCE_DIR}/include/sparse_fmha/core/capabilities.def")
@@ -37,15 +38,19 @@ function(add_gpu_kernels core)
   if(SPARSE_FMHA_EMULATED AND NOT rows)
     set(rows "${EMULATED_ROWS}")
   endif()
-  execute_process(
-    COMMAND "${Python_EXECUTABLE}" "${tool}" "--rows=${rows}" "${GPU_GENERATED_DIR}"
-            ${GPU_ARCHS}
-    OUTPUT_VARIABLE files ERROR_VARIABLE reason RESULT_VARIABLE status
-    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
-  if(NOT status EQUAL 0)
-    message(FATAL_ERROR "${reason}")
-  endif()
-  string(REPLACE "\n" ";" files "${files}")
+  set(files "")
+  foreach(tool IN LISTS tools)
+    execute_process(
+      COMMAND "${Python_EXECUTABLE}" "${tool}" "--rows=${rows}" "${GPU_GENERATED_DIR}"
+              ${GPU_ARCHS}
+      OUTPUT_VARIABLE found ERROR_VARIABLE reason RESULT_VARIABLE status
+      OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE)
+    if(NOT status EQUAL 0)
+      message(FATAL_ERROR "${reason}")
+    endif()
+    string(REPLACE "\n" ";" found "${found}")
+    list(APPEND files ${found})
+  endforeach()
   foreach(arch IN LISTS GPU_ARCHS)
     set(sources ${files})
     list(FILTER sources INCLUDE REGEX "^${arch}:")

@@ -336,7 +336,7 @@ KernelRow {row.name}() {{
 """
 
 
-def _write(path: Path, text: str) -> None:
+def write_changed(path: Path, text: str) -> None:
     if not path.is_file() or path.read_text() != text:  # writing would cause a recompile
         path.write_text(text)
 
@@ -359,16 +359,16 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
     for row in built:
         files.setdefault(row.file, []).append(row)
     for name, members in files.items():
-        _write(folder / f"{name}.cu", source(members))
+        write_changed(folder / f"{name}.cu", source(members))
     names = "".join(f"SPARSE_FMHA_ROW({row.name})\n" for row in built)
-    _write(folder / "kernel_rows.inc", names)
+    write_changed(folder / "kernel_rows.inc", names)
     tiles = dict.fromkeys(
         f"SPARSE_FMHA_SKIP_TILE({r.arch.enumerator}, {r.mechanism}, {r.head_dim}, "
         f"{r.value_dim}, {r.tile_k})\n"
         for r in sorted(rows, key=lambda row: (row.head_dim, row.value_dim))
         if r.skips and r.direction == "forward"
     )
-    _write(folder / "skip_tiles.inc", "".join(tiles))
+    write_changed(folder / "skip_tiles.inc", "".join(tiles))
     costs = dict.fromkeys(
         f"SPARSE_FMHA_ROW_COST({r.arch.enumerator}, {r.mechanism}, {str(r.packed).lower()}, "
         f"{r.head_dim}, {r.value_dim}, {r.tile_q}, {r.tile_k}, {r.blocks}, "
@@ -376,7 +376,7 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
         for r in rows
         if r.direction == "forward" and r.mechanism in SERVED and not (r.skips or r.key_bias)
     )
-    _write(folder / "row_costs.inc", "".join(costs))
+    write_changed(folder / "row_costs.inc", "".join(costs))
     return files
 
 

@@ -10,6 +10,7 @@
 #include "sparse_fmha/core/cpu_isa.h"
 #include "sparse_fmha/core/images.h"
 #include "sparse_fmha/core/registry.h"
+#include "sparse_fmha/core/scores.h"
 #include "sparse_fmha/cuda/device_arch.h"
 
 namespace py = pybind11;
@@ -45,6 +46,17 @@ py::list kernel_table() {
   py::list rows;
   for (sparse_fmha::KernelRow const& row : sparse_fmha::kernel_table()) {
     rows.append(describe(row.info));
+  }
+  return rows;
+}
+
+py::list score_kernel_table() {
+  using namespace py::literals;
+  py::list rows;
+  for (sparse_fmha::ScoreKernels const& row : sparse_fmha::score_kernel_table()) {
+    rows.append(py::dict("name"_a = row.name, "arch"_a = sparse_fmha::to_string(row.arch),
+                         "dtype"_a = sparse_fmha::to_string(row.dtype),
+                         "head_dim"_a = row.head_dim));
   }
   return rows;
 }
@@ -170,6 +182,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernel table, build information and tile walks of sparse_fmha.";
   m.def("kernel_table", &kernel_table,
         "Compiled kernels, one dict each; tile sizes in tokens, 0 where chosen at run time.");
+  m.def("score_kernel_table", &score_kernel_table,
+        "Compiled kernels that reduce scores, one dict each; head_dim is the largest.");
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
         py::arg("key_bias") = false, py::arg("tile_q") = 0, py::arg("packed") = false,

@@ -1,6 +1,8 @@
 # Types of csrc/bindings. A test compares names and arguments with the compiled module; names that
 # begin with an underscore are here alone.
 
+from typing import Any
+
 from typing_extensions import Buffer
 
 from sparse_fmha._build import BuildInfo, KernelRow
@@ -14,9 +16,11 @@ _Counts = tuple[int, int, int]  # stages of both streams, of the first, of the s
 _Costs = tuple[float, float, float]  # us of a full tile, a partial tile, a query tile
 _TileCount = tuple[int, int, int, int]  # query tiles, visited, full, worst
 _Tile = tuple[_Triple, _Triple]  # residue, origin
+_ScoreKernels = dict[str, Any]  # name, arch, dtype, head_dim
 _Visits = tuple[int, int, list[_Triple]]  # partial, full, origins
 
 def kernel_table() -> list[KernelRow]: ...
+def score_kernel_table() -> list[_ScoreKernels]: ...
 def find_kernel(
     arch: str,
     mechanism: str,

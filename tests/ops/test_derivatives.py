@@ -36,6 +36,8 @@ def test_all_ops_are_here():
     called = {f"sparse_fmha::{op_name(name)}" for name in CALLS}
     called |= {"sparse_fmha::decode", "sparse_fmha::decode_out"}  # test_decode_torch.py
     called |= {"sparse_fmha::neighborhood_out"}  # test_varlen_neighborhood.py
+    scores = ("rows", "columns", "diagonals", "block_sums", "block_maxima")
+    called |= {f"sparse_fmha::score_{name}" for name in scores}  # test_score_ops.py
     # Of sparse_fmha.distributed, if another test has imported it; tests/distributed runs them.
     ours -= {"sparse_fmha::pass_kv_fwd", "sparse_fmha::pass_kv_bwd"}
     assert ours == called | {name for name in ours if name.removesuffix(SUFFIX) in called}

@@ -5,41 +5,11 @@ import torch
 from dispatch_watch import Watch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from score_oracle import probabilities, reduced
 
 import sparse_fmha
 from sparse_fmha import score_sums
 from sparse_fmha.selection import reductions
-
-
-def probabilities(q, k, causal, scale, lse=None):
-    """[B, Hq, Lq, Lkv] in fp64; a row that sees nothing is 0."""
-    keys = k.double().repeat_interleave(q.shape[2] // k.shape[2], 2)
-    scores = scale * torch.einsum("bihd,bjhd->bhij", q.double(), keys)
-    if causal:
-        scores[..., ~sparse_fmha.reference.causal_mask(q.shape[1], k.shape[1])] = -torch.inf
-    if lse is None:
-        return scores.softmax(-1).nan_to_num(0)
-    return (scores - lse.double().transpose(1, 2)[..., None]).exp()
-
-
-def reduced(map_, reduce, rows, block_q, block_kv):
-    """By loops over diagonals and blocks of a map [B, H, Lq, Lkv]."""
-    q_len, kv_len = map_.shape[2:]
-    used = map_[:, :, max(0, q_len - rows) :]
-    if reduce == "columns":
-        return used.sum(2)
-    if reduce == "diagonals":
-        shift = kv_len - used.shape[2]  # of the used queries
-        sums = [used.diagonal(shift - s, 2, 3).sum(-1) for s in range(kv_len)]
-        return torch.stack(sums, -1)
-    over = torch.sum if reduce == "blocks_sum" else torch.amax
-    return torch.stack(
-        [
-            torch.stack([over(part, (2, 3)) for part in band.split(block_kv, 3)], -1)
-            for band in used.split(block_q, 2)
-        ],
-        2,
-    )
 
 
 @settings(max_examples=40)
@@ -81,7 +51,7 @@ def test_given_denominators(randn, reduce):
     # A learned sink adds to the denominator; a row of -inf counts for nothing.
     lse = torch.logaddexp(lse, torch.ones(4))
     lse[:, 45] = -torch.inf
-    known = probabilities(q, k, True, 0.25, lse.masked_fill(lse == -torch.inf, torch.inf))
+    known = probabilities(q, k, True, 0.25, lse)
     found = score_sums(q, k, lse=lse, reduce=reduce, causal=True)
     torch.testing.assert_close(
         found.double(), reduced(known, reduce, 50, 64, 64), atol=1e-5, rtol=1e-4

@@ -48,6 +48,11 @@ OPS = (
     Op("anchor_means", shapes.anchor_means),
     Op("anchor_keys", shapes.anchor_keys, differentiable=False),
     Op("anchor_columns", shapes.anchor_columns, differentiable=False),
+    Op("score_rows", shapes.score_rows),
+    Op("score_columns", shapes.score_columns),
+    Op("score_diagonals", shapes.score_diagonals),
+    Op("score_block_sums", shapes.score_blocks),
+    Op("score_block_maxima", shapes.score_blocks),
 )
 
 

@@ -92,6 +92,27 @@ def anchor_columns(bits: Tensor, first: int, width: int) -> tuple[Tensor, Tensor
     return bits.new_empty((*bits.shape[:3], width)), bits.new_empty(bits.shape[:3])
 
 
+def score_rows(q: Tensor, parts: int, **_others: object) -> Tensor:
+    """`[B, Hq, parts, Lq]` in fp32."""
+    return q.new_empty((q.shape[0], q.shape[2], parts, q.shape[1]), dtype=torch.float32)
+
+
+def score_columns(q: Tensor, k: Tensor, **_others: object) -> Tensor:
+    """`[B, Hq, Lkv]` in fp32."""
+    return q.new_empty((q.shape[0], q.shape[2], k.shape[1]), dtype=torch.float32)
+
+
+def score_diagonals(q: Tensor, k: Tensor, **_others: object) -> Tensor:
+    """`[B, Hq, 2, Lkv]` in fp32."""
+    return q.new_empty((q.shape[0], q.shape[2], 2, k.shape[1]), dtype=torch.float32)
+
+
+def score_blocks(q: Tensor, k: Tensor, block_q: int, block_kv: int, **_others: object) -> Tensor:
+    """`[B, Hq, nQ, nK]` in fp32."""
+    blocks = (ceil_div(q.shape[1], block_q), ceil_div(k.shape[1], block_kv))
+    return q.new_empty((q.shape[0], q.shape[2], *blocks), dtype=torch.float32)
+
+
 def anchor_words(blocks: int, block: int, step: int) -> int:
     """Number of 32-bit words: one bit per candidate of the last superblock of `anchor_keys`."""
     return max(0, (ceil_div(blocks, step) - 1) * step - 2) * block // 32

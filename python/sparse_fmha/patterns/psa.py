@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, pad
+from torch.nn.functional import cosine_similarity
 
 from sparse_fmha import _checks
 from sparse_fmha._checks import (
@@ -20,13 +20,13 @@ from sparse_fmha._checks import (
     plain_ints,
 )
 from sparse_fmha._sizes import CACHED, ceil_div
-from sparse_fmha.attention import attention, block_sparse_attention
+from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks import block_checks, block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.merge import merge_into_first
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
+from sparse_fmha.patterns._sampled_importance import sampled_importance
 from sparse_fmha.selection.choosing import ROUNDING, fixed_point, masses_before
-from sparse_fmha.selection.products import key_operand, products_by_key
 
 LEVELS = (1, 2, 4, 8)
 SHARES = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
@@ -80,7 +80,7 @@ def psa_levels(
     Returns:
         uint8 `[B, Hq, nQ, nK]`, without waiting for the device, a few rows of blocks at a time. The
         sample takes `1 / every**2` of the products of all queries and keys, twice: once for sums
-        of exponentials, in `attention`, and once for the maxima.
+        of exponentials and once for the maxima. Where `score_sums` has kernels, they do both.
 
     Raises:
         ValueError, TypeError: a shape, dtype, level or number is not allowed.
@@ -103,18 +103,8 @@ def psa_levels(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     with torch.no_grad():
         sample, keys = (q if scale >= 0 else -q)[:, ::every], k[:, ::every]
-        lse = _sampled_lse(sample, keys, grid, every, abs(scale))
-        keys = key_operand(keys, q.dtype)
+        found = sampled_importance(sample, keys, grid, every, abs(scale))
         caps = None if similarity is None else _caps(k, similarity, block_kv, q.shape[2])
-
-        def importance(part: slice) -> list[Tensor]:
-            first, last = (n * block_q // every for n in (part.start, part.stop))
-            own = sample[:, first:last], lse[:, :, first:last]
-            return [_importance(*own, keys, grid, part.start, every, abs(scale))]
-
-        one_row = q.shape[0] * q.shape[2] * (block_q // every) * keys.shape[3]
-        parts = block_lists.chunks(rows, one_row, q.device, CACHED)
-        (found,) = block_lists.by_chunks(importance, parts, rows, 2)
 
         def choose(part: slice) -> list[Tensor]:
             own = found[:, :, part].masked_fill(~reachable[part], -torch.inf)
@@ -207,53 +197,6 @@ def psa_attention(
         outs.append(out)
         lses.append(lse + math.log(level))
     return merge_into_first(outs, lses)[0] if outs else torch.zeros_like(q)
-
-
-def _sampled_lse(sample: Tensor, keys: Tensor, grid: BlockGrid, every: int, scale: float) -> Tensor:
-    """Returns the log-sum-exp of each sampled query over the sampled keys it sees, `[B, Hq, n]`."""
-    if grid.causal:
-        # Sampled query i sees key j <= i + shift; causal attention counts from the last key.
-        shift = (grid.kv_len - grid.q_len) // every
-        keys = keys[:, : max(0, sample.shape[1] + shift)]
-    _, lse = attention(sample, keys, keys, causal=grid.causal, scale=scale, return_lse=True)
-    return lse.transpose(1, 2)
-
-
-def _importance(
-    sample: Tensor, lse: Tensor, keys: Tensor, grid: BlockGrid, row: int, every: int, scale: float
-) -> Tensor:
-    """Returns the largest probability of each pair of blocks of a sample, fp32 `[B, H, n, nK]`.
-
-    The scores are written once and read once, for their maxima over the keys of a block. Queries
-    are the last dimension, along which a GPU reduces several numbers at a time.
-
-    Args:
-        sample: `[B, n, Hq, D]`, of the queries from block `row` on. lse: `[B, Hq, n]`.
-        keys: from `key_operand`. scale: at least 0.
-    """
-    n, columns = sample.shape[1], keys.shape[3]
-    size_q, size_k = grid.block_q // every, grid.block_kv // every
-    start = row * grid.block_q + grid.kv_len - grid.q_len
-    if grid.causal:  # whole blocks up to the last query; the first one sees all before `ragged`
-        last = (start + (n - 1) * every) // every
-        columns = min(columns, ceil_div(max(0, last + 1), size_k) * size_k)
-        ragged = min(columns, max(0, start // every + 1))
-    scores = products_by_key(sample, keys[..., :columns]).unflatten(3, (-1, n))
-    if grid.causal:
-        at = torch.arange(n, device=sample.device) * every + start
-        late = torch.arange(ragged, columns, device=sample.device)[:, None, None] * every
-        scores[:, :, ragged:].masked_fill_(late > at, -torch.inf)
-    whole = columns // size_k * size_k
-    found = scores[:, :, :whole].unflatten(2, (whole // size_k, size_k)).amax(3)
-    if whole < columns:
-        found = torch.cat([found, scores[:, :, whole:].amax(2, keepdim=True)], 2)
-    found = found.permute(0, 1, 3, 4, 2).flatten(1, 2)  # [B, Hq, n, blocks]
-    hidden = (found == -torch.inf) | (lse[..., None] == -torch.inf)
-    found = (found * scale - lse[..., None]).masked_fill_(hidden, -torch.inf)
-    missing = ceil_div(keys.shape[3], size_k) - found.shape[3], -n % size_q
-    found = pad(found, (0, missing[0], 0, missing[1]), value=-torch.inf)
-    largest: Tensor = found.unflatten(2, (-1, size_q)).amax(3).exp()
-    return largest
 
 
 def _by_rank(found: Tensor, shares: Mapping[int, float]) -> Tensor:

@@ -13,6 +13,7 @@ from sparse_fmha import _checks
 from sparse_fmha._checks import check_choice, check_floats, check_int, check_q_and_k
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE, ceil_div
+from sparse_fmha.selection import score_kernels
 
 REDUCTIONS = ("columns", "diagonals", "blocks_max", "blocks_sum")
 GROUPS = ("mean", "max")
@@ -44,10 +45,19 @@ def score_sums(
     arXiv:2404.14469); MInference (Jiang et al. 2024, arXiv:2407.02490) adds diagonal sums. Block
     maxima are the training target of SeerAttention (Gao et al. 2024, arXiv:2410.13276).
 
-    Probabilities are computed in slices of query rows of one key head and reduced at once, in fp32.
-    A slice has at most 2^24 scores on the CPU and 2^26 elsewhere, or one row (for blocks, one block
-    of rows) of one query head if that is more. So besides the result, memory is a small multiple of
-    `4 * max(2^24, Lkv)` bytes; for blocks of `4 * max(2^24, block_q * Lkv)`.
+    On GPUs of compute capability 9.0, kernels take fp16 and bf16 tensors with head dims up to 256
+    that are a multiple of 8: all "columns", "blocks_sum" and "blocks_max" with blocks of 16, 32, 64
+    or 128, and "diagonals" with `rows` up to 128. Scores stay on the chip: besides the result,
+    memory is a few times `4 * B * Hq * Lq` bytes, and for diagonals twice the result. One kernel
+    finds the denominators, if they are not given, and one reduces the probabilities. Sums are in a
+    fixed order.
+
+    Otherwise, probabilities are computed by torch's ops, in slices of query rows of one key head,
+    and reduced at once, in fp32. A slice has at most 2^24 scores on the CPU and 2^26 elsewhere, or
+    one row (for blocks, one block of rows) of one query head if that is more. So besides the
+    result, memory is a small multiple of `4 * max(2^24, Lkv)` bytes; for blocks of
+    `4 * max(2^24, block_q * Lkv)`. Several reductions of one call, as patterns make them, run as
+    kernels if all of them have one.
 
     Args:
         q: `[B, Lq, Hq, D]`, as passed to attention. k: `[B, Lkv, Hkv, D]`; Hq is a multiple of Hkv.
@@ -102,11 +112,35 @@ def reductions(
     if "diagonals" in reduce and not causal:
         raise ValueError("causal must be True with reduce 'diagonals', got False")
     _check_lse(lse, q)
-    batch, q_len, heads, dim = q.shape
-    kv_len, heads_kv = k.shape[1:3]
+    q_len, dim = q.shape[1], q.shape[3]
     used = q_len if rows is None else min(check_int("rows", rows, 1), q_len)
     scale = _checks.finite("scale", scale)
     scale = dim**-0.5 if scale is None else scale
+    q = q[:, q_len - used :]
+    lse = None if lse is None else lse[:, q_len - used :]
+    if score_kernels.take(q, k, reduce, block_q, block_kv):
+        results = score_kernels.reduce(q, k, reduce, lse, causal, scale, block_q, block_kv)
+    else:
+        results = _in_slices(q, k, reduce, lse, causal, scale, block_q, block_kv)
+    if group is None:
+        return results
+    over: Callable[[Tensor], Tensor] = _mean if group == "mean" else _max
+    return [over(result.unflatten(1, (k.shape[2], q.shape[2] // k.shape[2]))) for result in results]
+
+
+def _in_slices(
+    q: Tensor,
+    k: Tensor,
+    reduce: Sequence[str],
+    lse: Tensor | None,
+    causal: bool,
+    scale: float,
+    block_q: int,
+    block_kv: int,
+) -> list[Tensor]:
+    """The reductions over all queries of q, by torch's ops."""
+    batch, used, heads, _ = q.shape
+    kv_len, heads_kv = k.shape[1:3]
     whole = block_q if any(name.startswith("blocks") for name in reduce) else 1
     in_blocks = (ceil_div(used, block_q), ceil_div(kv_len, block_kv))
     results = []
@@ -125,21 +159,18 @@ def reductions(
                 range(end - members, end, together), range(0, used, max(1, step))
             ):
                 own = slice(head, min(head + together, end))
-                part = slice(q_len - used + first, q_len - used + min(first + step, used))
+                part = slice(first, min(first + step, used))
                 # No query of the slice sees a key after the last query's own.
-                seen = min(max(part.stop + kv_len - q_len, 0), kv_len) if causal else kv_len
+                seen = min(max(part.stop + kv_len - used, 0), kv_len) if causal else kv_len
                 if seen == 0:
                     continue
                 scores = _products(q[b, part, own].transpose(0, 1), k[b, :seen, head_kv], scale)
-                shift = part.start + kv_len - q_len if causal else None
+                shift = first + kv_len - used if causal else None
                 given = None if lse is None else lse[b, part, own].T
                 weights = _probabilities(scores, shift, given)
                 for name, result in zip(reduce, results, strict=True):
                     _add(name, result[b, own], weights, first, shift, (block_q, block_kv))
-    if group is None:
-        return results
-    over: Callable[[Tensor], Tensor] = _mean if group == "mean" else _max
-    return [over(result.unflatten(1, (heads_kv, members))) for result in results]
+    return results
 
 
 def _products(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
