@@ -53,10 +53,3 @@ def test_as_eager(net, padded, layers):
     wanted = run(net, "eager", [], **inputs)
     real = seen.bool()
     torch.testing.assert_close(found[real], wanted[real], rtol=1e-4, atol=1e-4)
-
-
-def test_decode_raises(net):
-    sparse.register()
-    net.set_attn_implementation("sparse_fmha")
-    with torch.no_grad(), pytest.raises(ValueError, match="v_cache must have q's head dim, 24"):
-        net.generate(ids()[:1], max_new_tokens=2, do_sample=False)

@@ -112,7 +112,8 @@ def attend(
     Args:
         query: `[B, Hq, Lq, D]`. The last stride is 1, the others are free, as in key and value.
         key, value: `[B, Hkv, Lkv, D]`, not repeated. Heads of value may have fewer numbers (MLA,
-            MiMo); they are copied with zeros behind.
+            MiMo). Where that is not supported they are copied with zeros behind: one query, a mask
+            tensor, a sparse method, GPUs other than Hopper.
         attention_mask: the result of `plan`. None if the model requests no mask; then `is_causal`
             of the call, or else of the module, decides.
         method_of: returns the method of a layer's index, if not all layers are dense.
@@ -148,7 +149,7 @@ def attend(
         attention_mask = of_last(attention_mask, query)
     in_torch = method is not None and method.in_torch
     dim, value_dim = query.shape[3], value.shape[3]
-    if value_dim < dim and not in_torch:  # zeros add nothing
+    if value_dim < dim and not in_torch and (method is not None or _pads(query, attention_mask)):
         value = torch.nn.functional.pad(value, (0, dim - value_dim))
         given: Any = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         out, _ = attend(module, query, key, value, attention_mask, method_of=method_of, **given)
@@ -209,6 +210,12 @@ def attend(
     else:
         out = attention(q, k, v, causal=attention_mask.causal, **options)
     return out, None
+
+
+def _pads(query: Tensor, attention_mask: object) -> bool:
+    """Whether values need q's head dim: zeros behind them add nothing."""
+    other = query.is_cuda and torch.cuda.get_device_capability(query.device) != (9, 0)
+    return other or query.shape[2] == 1 or isinstance(attention_mask, Tensor)
 
 
 def _unmasked(module: torch.nn.Module, query: Tensor, is_causal: bool | None) -> Plan:

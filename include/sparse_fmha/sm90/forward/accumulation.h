@@ -75,33 +75,26 @@ struct Accumulation {
           return geometry.has_row(work, warpgroup, AccumulatorPosition().row + 8 * r);
         });
 
-    // Kept tiles, whose steps are the long ones, are not noted. Walks descend tile by tile.
+    // Kept tiles, whose steps are the long ones, are not noted. Walks end with the first tile.
     constexpr bool kNotes = Traits::kVotes && Geometry::kNotesSkipped;
     [[maybe_unused]] SkippedTiles skipped;
-    [[maybe_unused]] int highest = 0;
-    [[maybe_unused]] int end = 0;  // of the tiles whose bits share a word
-    if constexpr (kNotes) {
-      highest = walk.tile(0)[2] / Traits::kTileK;
-      end = min(highest % 32 + 1, tiles);
-    }
-    auto in_word = [&](int i) {
+    // Whether the bits of tile i are in another word than those of the tile before.
+    [[maybe_unused]] auto begins_word = [&](int i) {
       if constexpr (kNotes) {
-        return i < end;
+        return (tiles - i) % 32 == 0;
       } else {
-        return i < tiles;
+        return false;
       }
     };
     [[maybe_unused]] auto note = [&](int i) {
       if constexpr (kNotes) {
-        skipped.note(highest - i);
+        skipped.note(tiles - 1 - i);
       }
     };
     [[maybe_unused]] auto end_word = [&](int i) {
       if constexpr (kNotes) {
-        if (i == end) {
-          skipped.store(params.skip, work.tile, geometry.group(work, this_consumer()),
-                        highest - i + 1);
-          end = min(end + 32, tiles);
+        if (begins_word(i)) {
+          skipped.store(params.skip, work.tile, geometry.group(work, this_consumer()), tiles - i);
         }
       }
     };
@@ -375,16 +368,16 @@ struct Accumulation {
         end_word(i);
         if (has_weights) {
           CUTE_NO_UNROLL
-          while (in_word(i) && has_weights) {
+          do {
             reach(i, kOthers);
             has_weights = step(i++, kRest, true_type{}, kMaximumFirst, kOthers);
-          }
+          } while (i < tiles && has_weights && !begins_word(i));
         } else {
           CUTE_NO_UNROLL
-          while (in_word(i) && !has_weights) {
+          do {
             reach(i, kOthers);
             has_weights = step(i++, kRest, false_type{}, kMaximumFirst, kOthers);
-          }
+          } while (i < tiles && !has_weights && !begins_word(i));
         }
       }
       has_weights ? finish_weights(tiles - 1) : drop_values(tiles - 1, state);
