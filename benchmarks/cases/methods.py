@@ -264,6 +264,7 @@ def _biformer(side: int, top_k: int) -> Callable[..., dict[str, Op]]:
         return {
             case.method: lambda: method(*images),
             f"{case.method}, with gradients": _with_gradients(method, *images),
+            DENSE: lambda: sparse_fmha.attention(*images),
             TORCH: lambda: _sdpa(*images),
             "SDPA, with gradients": _with_gradients(_sdpa, *images),
         }

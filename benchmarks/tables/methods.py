@@ -9,6 +9,8 @@ COLUMNS = (
     "measured", "memory, MiB", "difference",
 )  # fmt: skip
 COMPARED = ("dense", "FlashAttention-3")
+SDPA = "SDPA"
+GRADIENTS = ", with gradients"
 
 
 def caption(results: dict, source: str) -> str:
@@ -26,8 +28,10 @@ def rows(results: dict) -> list[dict[str, str]]:
     found = []
     for one in results["methods"]:
         times = {row["op"]: row["ms"]["median"] for row in one["rows"] if "ms" in row}
+        if one["against"] == SDPA:  # of many images, which dense attention to one sequence is not
+            times.pop("dense", None)
         for row in one["rows"]:
-            if row["op"] in COMPARED or row["op"] == one["against"]:
+            if row["op"] in COMPARED or row["op"].startswith(one["against"]):
                 continue
             if "error" in row:
                 shown = one["method"], row["op"], row["error"]
@@ -37,13 +41,15 @@ def rows(results: dict) -> list[dict[str, str]]:
             ms = row["ms"]["median"]
             over = {op: f"{times[op] / ms:.2f}x" if op in times else "" for op in COMPARED}
             headline = "" if one["headline"] is None else f"{one['headline']:g}x {one['against']}"
-            base = times.get(one["against"]) if one["headline"] is not None else None
+            with_gradients = row["op"].endswith(GRADIENTS)
+            against = one["against"] + (GRADIENTS if with_gradients else "")
+            base = times.get(against) if one["headline"] is not None else None
             heads = f"{one['heads']}/{one['heads_kv']}"
             values = (
                 one["method"], f"{one['length']}, {heads}, {one['dim']}", row["op"], f"{ms:.4g}",
                 *over.values(), ", ".join(x for x in (headline, one["published"]) if x),
                 f"{base / ms:.2f}x" if base else "",
-                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+                "" if not row["peak_bytes"] else f"{row['peak_bytes'] / 2**20:.0f}",
                 "" if row["difference"] is None else f"{row['difference']:.3f}",
             )  # fmt: skip
             found.append(dict(zip(COLUMNS, values, strict=True)))
