@@ -115,9 +115,9 @@ def _anchor(q: Tensor, k: Tensor, v: Tensor, theta: float) -> tuple[Tensor, Call
     result, length, rows = patterns.anchor_attention(q, k, v, theta=theta), q.shape[1], 16 * 128
 
     def share() -> float:
-        at = torch.arange(length)
+        at = torch.arange(length, device="cpu")
         near = at % rows + 1 + torch.where(at < rows, 0, 2 * 128)
-        sizes = torch.full((result.kept.shape[2],), float(rows))
+        sizes = torch.full((result.kept.shape[2],), float(rows), device="cpu")
         sizes[-1] -= len(sizes) * rows - length
         distant = (result.kept.cpu().double().mean((0, 1)) * sizes).sum()
         return ((near.sum() + distant) / (length * (length + 1) / 2)).item()
