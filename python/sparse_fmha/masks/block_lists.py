@@ -142,9 +142,7 @@ def list_kept(
     keep = keep.expand(heads, rows, columns)
     # In place, as these are the largest temporaries. Blocks that are not kept go to an extra column
     # before the list, those behind its capacity to one after it; both are dropped.
-    place = keep.cumsum(-1, dtype=torch.int32).mul_(keep)
-    if columns > width:
-        place.clamp_(max=width + 1)
+    place = keep.cumsum(-1, dtype=torch.int32).mul_(keep).clamp_(max=width + 1)
     indices = torch.full((heads, rows, width + 2), ABSENT, dtype=torch.int32, device=keep.device)
     indices.scatter_(-1, place.long(), numbers.int().expand(place.shape))
     counts = keep.sum(-1, dtype=torch.int32).clamp_(max=width)
