@@ -25,7 +25,7 @@ def rows(results: dict) -> list[dict[str, str]]:
         case, op = row["case"], row["op"]
         if op == DENSE or op.endswith(TORCH):
             continue
-        of_dense = row.get("of_dense")
+        of_dense = row["of_dense"]
         slices = ms.get((case, op + TORCH))
         values = (
             case.replace("d", "D", 1).replace("/", " "), op, f"{ms[case, op]:.3g}",

@@ -146,13 +146,12 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
         x: `[B, L, Hx, D]`, L at least 1. rows: int64 `[B, H, n]`, from 0 to L - 1; H is a multiple
             of Hx, whose heads serve as many of them each.
     """
-    batch, length, heads, dim = x.shape
-    times = rows.shape[1] // max(1, heads)
-    entry = torch.arange(batch, device=x.device)[:, None, None] * length
-    head = torch.arange(rows.shape[1], device=x.device) // max(1, times)
-    index = (entry + rows.transpose(1, 2)) * heads + head
-    taken = x.reshape(-1, dim).index_select(0, index.flatten())
-    return taken.view(*index.shape, dim)
+    return _select(x, _numbers(rows, x.shape[1], x.shape[2]).transpose(1, 2))
+
+
+def take_rows_by_head(x: Tensor, rows: Tensor) -> Tensor:
+    """`take_rows`, but `[B, H, n, D]`."""
+    return _select(x, _numbers(rows, x.shape[1], x.shape[2]))
 
 
 def put_rows(x: Tensor, rows: Tensor, length: int, empty: float) -> Tensor:
@@ -171,16 +170,26 @@ def replace_rows(out: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     return _put(x, rows, torch.cat([flat, flat.new_zeros(1, out.shape[3])]))
 
 
+def _numbers(rows: Tensor, length: int, heads: int) -> Tensor:
+    """Returns which row of `[B * length * heads, D]` each entry of rows, `[B, H, n]`, is."""
+    batch, users, _ = rows.shape
+    entry = torch.arange(batch, device=rows.device)[:, None, None] * length
+    head = torch.arange(users, device=rows.device) // max(1, users // max(1, heads))
+    return (entry + rows) * heads + head[:, None]
+
+
+def _select(x: Tensor, numbers: Tensor) -> Tensor:
+    taken = x.reshape(-1, x.shape[3]).index_select(0, numbers.flatten())
+    return taken.view(*numbers.shape, x.shape[3])
+
+
 def _put(x: Tensor, rows: Tensor, flat: Tensor) -> Tensor:
     """Writes rows to `flat`, `[B * L * H + 1, D]`; the last one takes those that are absent."""
     batch, _, heads, dim = x.shape
     last = flat.shape[0] - 1
     length = last // max(1, batch * heads)
-    entry = torch.arange(batch, device=x.device)[:, None, None] * length
-    there = rows.transpose(1, 2)
-    index = (entry + there) * heads + torch.arange(heads, device=x.device)
-    index = index.masked_fill((there < 0) | (there >= length), last)
-    flat.index_copy_(0, index.flatten(), x.reshape(-1, dim))
+    index = _numbers(rows, length, heads).masked_fill((rows < 0) | (rows >= length), last)
+    flat.index_copy_(0, index.transpose(1, 2).flatten(), x.reshape(-1, dim))
     return flat[:-1].view(batch, length, heads, dim)
 
 

@@ -1,4 +1,4 @@
-"""Models of diffusers whose own attention is one of ours, so that there is nothing to choose."""
+"""Models of diffusers that were trained with an attention of this library. They need no options."""
 
 from __future__ import annotations
 

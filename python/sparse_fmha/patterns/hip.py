@@ -8,9 +8,10 @@ from torch import Tensor
 from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
+from sparse_fmha.attention.rows import take_rows_by_head
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.stripe_mask import StripeMask
-from sparse_fmha.patterns.hip_search import halvings, keys_of, rows_of_heads, search
+from sparse_fmha.patterns.hip_search import halvings, keys_of, search
 from sparse_fmha.patterns.token_top_k import LocalWindow
 from sparse_fmha.selection.products import fp32_product
 
@@ -122,5 +123,5 @@ def _scores(queries: Tensor, k: Tensor, positions: Tensor) -> Tensor:
         queries: `[B, Hkv, G, groups, rows, D]`. k: `[B, L, Hkv, D]`.
         positions: int64 `[B, Hkv, G, groups, n]`; L may be the position of a chunk without keys.
     """
-    keys = rows_of_heads(k, positions.flatten(2).clamp(max=k.shape[1] - 1))
+    keys = take_rows_by_head(k, positions.flatten(2).clamp(max=k.shape[1] - 1))
     return fp32_product(queries, keys.unflatten(2, positions.shape[2:]).mT).amax(-2)

@@ -56,18 +56,6 @@ def keys_of(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]
     return keys.flatten(-2), (keys < ends[..., None]).flatten(-2)
 
 
-def rows_of_heads(x: Tensor, rows: Tensor) -> Tensor:
-    """Returns rows of each head, `[B, H, n, D]`: whole ones, where gather takes single elements.
-
-    Args:
-        x: `[B, L, H, D]`, contiguous. rows: int64 `[B, H, n]`.
-    """
-    batch, length, heads, dim = x.shape
-    entry = torch.arange(batch, device=x.device)[:, None, None] * length
-    index = (entry + rows) * heads + torch.arange(heads, device=x.device)[:, None]
-    return x.view(-1, dim).index_select(0, index.flatten()).view(*rows.shape, dim)
-
-
 def _halve(starts: Tensor, ends: Tensor, granule: int) -> tuple[Tensor, Tensor]:
     """Divides chunks `[..., n]` with more than `granule` keys; others get an empty second half."""
     length = ends - starts
