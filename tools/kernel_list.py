@@ -33,9 +33,10 @@ import arch_table
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 DTYPES = {"half_t": "float16", "bfloat16_t": "bfloat16"}
-# The widths of Hopper's matrix instructions that CuTe always defines. Without a row's width a
-# selector of CuTe silently falls back to 16, which sm90/common/tile_traits.h rejects.
-COMMON_WIDTHS = {16, 32, 64, 96, 128, 192, 256}
+# The widths of Hopper's matrix instructions that CuTe always defines, and 80, which
+# sm90/common/scores_of_80_keys.h does. Without a row's width a selector of CuTe silently falls back
+# to 16, which sm90/common/tile_traits.h rejects. All widths take 30 s to compile.
+COMMON_WIDTHS = {16, 32, 64, 80, 96, 128, 192, 256}
 ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 
 

@@ -186,12 +186,12 @@ def test_an_entry_is_a_row_for_each_element(tmp_path):
 
 def test_rows_of_a_mechanism_share_a_file(tmp_path):
     listed = tmp_path / "sm90_forward.def"
-    wide = ENTRY.replace("head_dim=64", "head_dim=128").replace("tile_k=128", "tile_k=80")
+    wide = ENTRY.replace("head_dim=64", "head_dim=128").replace("tile_k=128", "tile_k=112")
     always = ENTRY.replace("kByThreshold", "kNever")
     listed.write_text(ENTRY + wide + always)
     rows = kernel_list.read(listed)
     assert [row.file for row in rows] == ["sm90_block_sparse_skip"] * 4 + ["sm90_block_sparse"] * 2
-    # 80 is a width that CuTe defines on request.
+    # 112 is a width that CuTe defines on request.
     assert kernel_list.source(rows[:4]).startswith(kernel_list.ALL_WIDTHS)
 
 

@@ -4,6 +4,7 @@
 
 #include "sparse_fmha/mechanisms/contract.h"
 #include "sparse_fmha/sm90/common/cute.h"
+#include "sparse_fmha/sm90/common/scores_of_80_keys.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -57,10 +58,16 @@ struct TileTraits {
       cute::Step<cute::_2, cute::_1, cute::_3>{}));
 
   // Each consumer warpgroup multiplies its own 64 rows.
-  using MmaQK = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<Element, Element, float,
-                                 cute::Shape<cute::_64, cute::Int<kTileK>, cute::Int<kHeadDim>>,
-                                 cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  static constexpr auto select_scores() {
+    using Shape = cute::Shape<cute::_64, cute::Int<kTileK>, cute::Int<kHeadDim>>;
+    constexpr auto kMajor = cute::GMMA::Major::K;
+    if constexpr (kTileK == 80) {
+      return cute::SM90::GMMA::ScoresOf80Keys<Element, kMajor, kMajor>{};
+    } else {
+      return cute::GMMA::ss_op_selector<Element, Element, float, Shape, kMajor, kMajor>();
+    }
+  }
+  using MmaQK = decltype(cute::make_tiled_mma(select_scores()));
   using MmaPV = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<Element, Element, float,
                                  cute::Shape<cute::_64, cute::Int<kValueDim>, cute::Int<kTileK>>,
