@@ -30,8 +30,9 @@ def pytest_addoption(parser):
     parser.addoption("--example", metavar="ARGS", help="the only arguments of Hypothesis tests")
     parser.addoption(
         "--other-default",
+        action="append",
         choices=hostile_defaults.CHOICES,
-        help="default device or dtype that only the package meets",
+        help="default device or dtype that only the package meets; both may be given",
     )
 
 

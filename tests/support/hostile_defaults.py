@@ -1,6 +1,6 @@
-"""Runs the suite under another default device or dtype, which only the package meets.
+"""Runs the suite under another default device, dtype or both, which only the package meets.
 
-    python -m pytest --other-default meta     # or float64, bfloat16
+    python -m pytest --other-default meta --other-default bfloat16     # or float64
 
 What tests and other packages make stays on the CPU in fp32, so that each test still says what it
 said; a tensor that the package makes without its device or dtype goes astray.
@@ -80,12 +80,13 @@ class OthersKeepDefaults(TorchFunctionMode):
             torch.set_default_dtype(dtype)
 
 
-def apply(name: str) -> None:
-    """Sets the default device or dtype, until the process ends."""
-    if name in DTYPES:
-        torch.set_default_dtype(DTYPES[name])
-    else:
-        torch.set_default_device(name)
+def apply(names: list[str]) -> None:
+    """Sets the default device, dtype or both, until the process ends."""
+    for name in names:
+        if name in DTYPES:
+            torch.set_default_dtype(DTYPES[name])
+        else:
+            torch.set_default_device(name)
     torch.compile = cannot_compile
     OthersKeepDefaults().__enter__()
 
