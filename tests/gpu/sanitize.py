@@ -81,20 +81,31 @@ STRIPES = [
     (65, 500, 1024, 128, False, 2, 2, 2, True),
 ]
 
-# form of the keys, rows of a page, new tokens, heads, tokens of a split, threshold: boxes and rows,
-# masked tiles, several groups of rows, groups without keys, parts that are merged, votes.
+
+def tree(len_q: int) -> torch.Tensor:
+    """Of drafts of the four requests that are drawn."""
+    return decode_cases.bits_of_trees(torch.Generator().manual_seed(len_q), 4, len_q)
+
+
+# form of the keys, rows of a page, new tokens, heads, tokens of a split, threshold, the rest: boxes
+# and rows, masked tiles, several groups of rows, groups without keys, parts that are merged, votes,
+# tables of KV heads, layouts, windows, trees, sinks and caps.
 DECODES = [
-    ("all", None, 1, (4, 2), None, None),
-    ("all", None, 2, (3, 3), 64, 0.1),
-    ("all", 64, 12, (16, 2), None, None),
-    ("all", 16, 2, (8, 2), 512, 0.3),
-    ("all", 7, 1, (4, 2), 128, 0.3),
-    ("blocks", 16, 5, (4, 2), None, None),
-    ("blocks", None, 1, (4, 1), 512, 0.3),
-    ("tokens", 1, 2, (4, 2), None, None),
-    ("tokens by query", 64, 3, (4, 2), 512, 0.3),
-    ("spans", None, 2, (4, 2), None, None),
-    ("spans", 16, 2, (4, 2), 256, 0.3),
+    ("all", None, 1, (4, 2), None, None, {}),
+    ("all", None, 2, (3, 3), 64, 0.1, {"layout": "heads first"}),
+    ("all", 64, 12, (16, 2), None, None, {"layout": "halves"}),
+    ("all", 16, 2, (8, 2), 512, 0.3, {"by_head": True}),
+    ("all", 16, 1, (8, 2), None, None, {"by_head": True, "window": 70}),
+    ("all", 7, 1, (4, 2), 128, 0.3, {"layout": "heads first", "softcap": 2.0}),
+    ("all", 16, 5, (4, 2), None, None, {"tree_mask": tree(5), "sink": torch.linspace(-1, 1, 4)}),
+    ("all", None, 40, (4, 2), 128, None, {"tree_mask": tree(40)}),
+    ("blocks", 16, 5, (4, 2), None, None, {"by_head": True}),
+    ("blocks", None, 1, (4, 1), 512, 0.3, {}),
+    ("blocks", 64, 1, (4, 2), None, None, {"layout": "halves", "softcap": 2.0, "window": 300}),
+    ("tokens", 1, 2, (4, 2), None, None, {}),
+    ("tokens by query", 64, 3, (4, 2), 512, 0.3, {}),
+    ("spans", None, 2, (4, 2), None, None, {"causal": False, "sink": torch.linspace(-1, 1, 4)}),
+    ("spans", 16, 2, (4, 2), 256, 0.3, {}),
 ]
 
 
@@ -203,10 +214,11 @@ def skipping_error(shape: tuple, causal: bool, head_dim: int, dtype) -> float:
     return relative_error(*results, q, k, v, dense_mask(len_q, len_kv, causal))
 
 
-def decode_error(form, page, len_q, heads, split_tokens, threshold, head_dim, dtype) -> float:
+def decode_error(form, page, len_q, heads, split_tokens, threshold, more, head_dim, dtype) -> float:
     """Drawn requests, whose caches hold NaN where no query looks."""
     options = {"len_q": len_q, "heads": heads, "dim": head_dim, "dtype": dtype, "rows": 700}
-    call = decode_cases.draw(head_dim, form, page, scale=5 / head_dim**0.5, **options)
+    options |= {"scale": 5 / head_dim**0.5} | more
+    call = decode_cases.draw(head_dim, form, page, **options)
     call["split_tokens"] = split_tokens
     if threshold is not None:
         call["skip_threshold"] = threshold

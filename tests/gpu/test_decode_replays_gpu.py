@@ -10,7 +10,11 @@ from sparse_fmha import decode_attention, patterns
 from sparse_fmha.integrations.flash_attn import flash_attn_with_kvcache
 
 pytestmark = pytest.mark.gpu
-FORMS = pytest.mark.parametrize("form", decode_cases.FORMS)
+CALLS = {form: {"form": form} for form in decode_cases.FORMS} | {
+    "pages of heads": {"by_head": True},
+    "trees": {"len_q": 5, "tree_mask": torch.ones(5, 5, 1, dtype=torch.int32)},
+    "thresholds": {"skip_threshold": torch.zeros(5)},
+}
 INT32 = ("seq_lens", "page_table", "head_starts", "head_lengths")
 
 
@@ -36,27 +40,37 @@ def tables(call):
     return found
 
 
-@FORMS
+def change(rng, given):
+    """What a call reads on the device, also to what is out of range."""
+    for table in tables(given):  # shuffled: an entry may stand in a list twice
+        order = torch.randperm(table.numel(), device=table.device)
+        table.copy_(table.flatten()[order].view(table.shape))
+    lens = given["seq_lens"]
+    drawn = [rng.choice([0, 1, 16, 699, 700, 900, -3, rng.randrange(700)]) for _ in range(10)]
+    lens.copy_(torch.tensor(drawn[: lens.numel()]).view(lens.shape))
+    if "tree_mask" in given:
+        given["tree_mask"].random_(-(2**31), 2**31)
+    if "skip_threshold" in given:
+        given["skip_threshold"].uniform_(-0.2, 1.2)
+    given["q"].normal_()
+
+
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("split_tokens", [None, 128])
-def test_a_thousand_replays(cuda, form, split_tokens):
-    """Lengths, tables and lists change, also to what is out of range; results are those of eager
-    calls, to the bit."""
+def test_a_thousand_replays(cuda, name, split_tokens):
+    """Lengths, tables, lists, trees and thresholds change; results are those of eager calls, to the
+    bit."""
     options = {"rows": 700, "dtype": torch.bfloat16, "dim": 64, "heads": (8, 2), "batch": 5}
-    given = moved(cuda, decode_cases.draw(3, form, 16, split_tokens=split_tokens, **options))
+    options |= {"page": 16, "split_tokens": split_tokens}
+    given = moved(cuda, decode_cases.draw(3, **options, **CALLS[name]))
     decode_attention(**given)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = decode_attention(**given, return_lse=True)
     rng = random.Random(0)
-    lens = given["seq_lens"]
     for step in range(1000):
-        for table in tables(given):  # shuffled: an entry may stand in a list twice
-            order = torch.randperm(table.numel(), device=cuda)
-            table.copy_(table.flatten()[order].view(table.shape))
-        drawn = [rng.choice([0, 1, 16, 699, 700, 900, -3, rng.randrange(700)]) for _ in lens]
-        lens.copy_(torch.tensor(drawn))
-        given["q"].normal_()
+        change(rng, given)
         for x in results:
             x.fill_(torch.nan)
         graph.replay()

@@ -19,6 +19,7 @@ WIDE = torch.zeros(2, 2, 4, 32)
 Q = torch.zeros(2, 2, 4, 16)
 CACHE = torch.zeros(2, 40, 2, 16)
 LONGER = torch.zeros(2, 41, 2, 16)
+NESTED = torch.nested.nested_tensor([torch.zeros(2)] * 2)
 
 # Changes to a call with 2 requests of 2 tokens, 4 heads over 2, head dim 16, a cache of 40 rows.
 REFUSED = [
@@ -65,6 +66,8 @@ REFUSED = [
     (TypeError, "seq_lens must be a dense (strided) tensor", {"seq_lens": ONES.to_sparse()}),
     (ValueError, "scale must be a finite number, got nan", {"scale": torch.nan}),
     (TypeError, "scale must be a finite number or None", {"scale": "a"}),
+    (TypeError, "skip_threshold must be a dense (strided)", {"skip_threshold": NESTED}),
+    (TypeError, "out must be a dense (strided) tensor", {"out": NESTED}),
     (ValueError, "sink must have shape [4], got [2]", {"sink": torch.zeros(2)}),
     (TypeError, "sink must have dtype torch.float32, got", {"sink": torch.zeros(4).double()}),
     (ValueError, "skip_threshold must be at least 0 and less", {"skip_threshold": 1.0}),

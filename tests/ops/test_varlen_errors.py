@@ -126,6 +126,16 @@ FUNCTION = {
         TypeError,
         "out must have the result's dtype, torch.float32, got torch.float64",
     ),
+    "a nested out": (
+        {"out": torch.nested.nested_tensor([torch.zeros(4, 16)] * 9)},
+        TypeError,
+        "out must be a dense (strided) tensor, got a nested tensor",
+    ),
+    "nested thresholds": (
+        {"skip_threshold": torch.nested.nested_tensor([torch.zeros(1)] * 2)},
+        TypeError,
+        "skip_threshold must be a dense (strided) tensor, got a nested tensor",
+    ),
     "an expanded out": (
         {"out": torch.zeros(1, 4, 16).expand(9, 4, 16)},
         ValueError,

@@ -29,9 +29,14 @@ Rest = tuple[object, ...]  # the op's arguments after q, k and v
 Check = Callable[[], Rest]  # checks and returns them
 
 
-def op_checks(*values: Any) -> bool:
-    """Whether the op receives these arguments unchanged, and so checks them itself."""
+def op_checks(scale: Any, *values: Any) -> bool:
+    """Whether the op receives these arguments unchanged, and so checks them itself.
+
+    As a scale it would take a tensor of one element, too, and wait for its device.
+    """
     if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if type(scale) not in _PLAIN_NUMBERS:
         return False
     for value in values:
         if type(value) in _PLAIN_NUMBERS:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sparse_fmha import _checks
 from sparse_fmha._ops import symbolic
 
 
@@ -50,6 +51,7 @@ def threshold_of(value: float | Tensor, q: Tensor, counted: bool) -> Tensor | No
 def check(value: float | Tensor, q: Tensor) -> None:
     """Checks a number in [0, 1), or a tensor `[B]`, whose values are not read."""
     if isinstance(value, Tensor):
+        _checks.check_strided("skip_threshold", value)
         if value.dtype != torch.float32:
             raise TypeError(f"skip_threshold must have dtype torch.float32, got {value.dtype}")
         if value.shape != q.shape[:1]:

@@ -68,8 +68,7 @@ def check_out(out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor 
     if out is None:
         return
     (q,) = cast_where_enabled(q, k, v)[:1]
-    if not isinstance(out, Tensor):
-        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
+    _checks.check_strided("out", out)
     if out.dtype != q.dtype:
         raise TypeError(f"out must have the result's dtype, {q.dtype}, got {out.dtype}")
     if out.shape != q.shape or out.device != q.device:

@@ -114,12 +114,13 @@ def varlen_neighborhood_attention(
     """
     check_packed(*cast_where_enabled(q, k, v))
     _checks.check_grid(q[None], k[None])
+    scale = _checks.finite("scale", scale)
     samples = _samples(grids, window, stride, dilation, causal)
     tokens = sum(sample.tokens for sample in samples)
     if tokens != len(q):
         raise ValueError(f"grids must have the {len(q)} tokens of q, got {tokens}")
     runs = _runs(samples)
-    into = len(runs) > 1 and op_checks(q, k, v, scale) and not _is_seen(q, k, v)
+    into = len(runs) > 1 and op_checks(scale, q, k, v) and not _is_seen(q, k, v)
     out, lse = (_into_one if into else _joined)(q, k, v, runs, scale)
     return (out, lse) if return_lse else out
 
