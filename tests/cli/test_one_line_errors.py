@@ -126,6 +126,7 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.frontier": [
+        (["--length", "1000"], "--length must be a multiple of 16, got 1000"),
         (["--tiny", "--heads", "3"], "--heads must be a multiple of --heads-kv 2, got 3"),
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -173,6 +174,7 @@ MODULES = {
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--tables", "{folder}/none.md"], "No such file or directory: .*none.md"),
+        (["--choosing", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--results", "{folder}/none"], "--results .*none: no such folder"),
     ],
     "benchmarks.studies.scaling": [
