@@ -3,9 +3,9 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
-#                                     backward key_bias score_sums decode diffusion models
-#                                     methods frontier frontier_trained other_gpus calibration
-#                                     scaling
+#                                     backward key_bias query_rows score_sums decode diffusion
+#                                     models methods frontier frontier_trained other_gpus
+#                                     calibration scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -23,10 +23,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time small backward key_bias score_sums decode
-  diffusion models methods frontier frontier_trained other_gpus calibration scaling)
+known=(sequences skipping blocks grids stripes host_time small backward key_bias query_rows score_sums
+  decode diffusion models methods frontier frontier_trained other_gpus calibration scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:18}")
+((${#steps[@]})) || steps=("${known[@]:0:19}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -54,6 +54,7 @@ step_host_time() { study host_time --dtype bfloat16 --without "$WITHOUT"; }
 step_small() { study small; }
 step_backward() { study backward; }
 step_key_bias() { study key_bias; }
+step_query_rows() { study query_rows; }
 step_score_sums() { study score_sums; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_diffusion() { study diffusion --repeats 3; }

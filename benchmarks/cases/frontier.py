@@ -1,4 +1,4 @@
-"""Published methods at several budgets, for the same causal inputs."""
+"""Published methods at several budgets, for the same inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_fmha import BlockMask, StripeMask, patterns
+from sparse_fmha import BlockMask, StripeMask, patterns, score_sums
 from sparse_fmha.selection import BlockGrid, top_k_blocks
 
 Mask = BlockMask | StripeMask
@@ -21,16 +21,20 @@ class Method:
     make: Callable[[Tensor, Tensor, float], Mask]
     budgets: Sequence[float]
     kind: str  # what the choice depends on
+    causal: bool = True
+    queries: float = 1.0  # the share of the queries, the last ones, that attend
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A method without a mask: `attend(q, k, v, budget)` gives out, and the share of the causal
-    pairs that it computes; a pooled pair counts as one."""
+    """A method without a mask: `attend(q, k, v, budget)` gives out, and the share of the pairs that
+    it computes; a pooled pair counts as one."""
 
     attend: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Callable[[], float]]]
     budgets: Sequence[float]
     kind: str
+    causal: bool = True
+    queries: float = 1.0
 
 
 def _true_blocks(q: Tensor, k: Tensor, density: float) -> BlockMask:
@@ -125,6 +129,42 @@ def _anchor(q: Tensor, k: Tensor, v: Tensor, theta: float) -> tuple[Tensor, Call
     return result.out, share
 
 
+def _dma(q: Tensor, k: Tensor, v: Tensor, share: float) -> tuple[Tensor, Callable[[], float]]:
+    """With a bias that ranks keys by the last queries, in place of a learned one, and is so small
+    that dense attention without it is what the method approximates."""
+    length, keep = k.shape[1], max(128, int(share * k.shape[1] / 2))
+    found = score_sums(q[:, -64:], k, causal=True)
+    found = found.unflatten(1, (k.shape[2], -1)).mean(2)
+    bias = found / found.amax(-1, keepdim=True) / 1024
+    pairs = keep * length - keep * (keep - 1) // 2
+    return patterns.dma_attention(q, k, v, bias, keep), lambda: pairs / (length * (length + 1) / 2)
+
+
+def _rectified(q: Tensor, k: Tensor, v: Tensor, keep: float) -> tuple[Tensor, Callable[[], float]]:
+    plan = patterns.rectified(q, k, keep=keep, theta=0.0)
+
+    def share() -> float:  # the mean of a block is seen once by each of its queries
+        pooled = (plan.rest > 0).float().mean().item() / plan.mask.block_kv
+        return plan.mask.density + pooled
+
+    return patterns.rectified_attention(q, k, v, plan=plan), share
+
+
+def _sol(q: Tensor, k: Tensor, v: Tensor, tau: float) -> tuple[Tensor, Callable[[], float]]:
+    def share() -> float:
+        exact = patterns.sol_blocks(q, k, tau=tau).float().mean().item()
+        return exact + (1 - exact) / 64
+
+    return patterns.sol_attention(q, k, v, tau=tau), share
+
+
+def _light_forcing(q: Tensor, k: Tensor, share: float) -> BlockMask:
+    frame = k.shape[1] // FRAMES
+    layout = patterns.LightForcingLayout(q.shape[1], k.shape[1], frame, device=q.device)
+    return patterns.light_forcing(q, k, layout, sparsity=1 - share)
+
+
+FRAMES = 16  # of Light Forcing's video, the last two of which are the chunk
 SHARES_OF_PSA = {1: 0.05, 2: 0.15, 4: 0.25, 8: 0.5}
 FIXED = "nothing"  # such a mask is made once, like a model's
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
@@ -154,4 +194,10 @@ METHODS: dict[str, Method | Whole] = {
     "streaming-llm": Method(_streaming, SHARES, FIXED),
     "s2": Method(_s2, (64, 32, 16, 8, 4), FIXED),
     "power": Method(_power, (2, 4, 8, 16), FIXED),
+    "dma": Whole(_dma, SHARES, "a bias of keys, from the last queries"),
+    "rectified": Whole(_rectified, SHARES, "means of blocks", causal=False),
+    "sol": Whole(_sol, (3.0, 2.0, 1.5, 1.0, 0.5), "means of blocks", causal=False),
+    "light-forcing": Method(
+        _light_forcing, SHARES, "means of frames and blocks", causal=False, queries=2 / FRAMES
+    ),
 }  # fmt: skip

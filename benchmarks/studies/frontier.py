@@ -2,13 +2,14 @@
 
     python -m benchmarks.studies.frontier [--length N] [--plot PICTURE] [--tiny] [--out PATH]
 
-Of a method: the share of the causal pairs that it leaves out, the share of the probability that
-these pairs have in dense attention (of those with a mask), the error of the output, and the time of
-the whole call on a GPU, the choice included if it depends on the inputs. Inputs are `planted`
-(benchmarks.cases.stripes): first keys, stripes at random and near keys count; or, with `--inputs
-trained`, those of the last layer of a small model that is trained first
-(benchmarks.cases.small_model). Other inputs rank methods in another order; the study shows what a
-choice depends on.
+Of a method: the share of the pairs that it leaves out, the share of the probability that these
+pairs have in dense attention (of those with a mask), the error of the output, and the time of the
+whole call on a GPU, the choice included if it depends on the inputs. Methods for language models
+are beside causal attention, those for images and video beside attention without a mask, Light
+Forcing that of its chunk's queries. Inputs are `planted` (benchmarks.cases.stripes): first keys,
+stripes at random and near keys count; or, with `--inputs trained`, those of the last layer of a
+small causal model that is trained first (benchmarks.cases.small_model), for causal methods. Other
+inputs rank methods in another order; the study shows what a choice depends on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import sparse_fmha
 from benchmarks.cases import small_model, stripes
-from benchmarks.cases.frontier import FIXED, METHODS, Mask, Method, Whole
+from benchmarks.cases.frontier import FIXED, FRAMES, METHODS, Mask, Method, Whole
 from benchmarks.harness import environment, report, timing
 from benchmarks.tables import frontier
 from sparse_fmha.cli import one_line_errors
@@ -53,8 +54,10 @@ def points(
 ) -> list[dict]:
     """One for each budget."""
     q, k, v = qkv
-    exact, whole = sparse_fmha.attention(q, k, v, causal=True, return_lse=True)
-    causal = (q.shape[1] + 1) / (2 * k.shape[1])  # of all pairs
+    q = q[:, q.shape[1] - round(method.queries * q.shape[1]) :]
+    dense = partial(sparse_fmha.attention, q, k, v, causal=method.causal)
+    exact, whole = dense(return_lse=True)
+    visible = (q.shape[1] + 1) / (2 * k.shape[1]) if method.causal else 1.0  # of all pairs
     found = []
     for budget in method.budgets:
         lost = None
@@ -65,16 +68,16 @@ def points(
         else:
             mask = method.make(q, k, budget)
             out, lse = stripes.attend(q, k, v, mask, return_lse=True)
-            sparsity = 1 - mask.density / causal
+            sparsity = 1 - mask.density / visible
             lost = 1 - (lse.double() - whole.double()).exp().mean().item()
-            op = partial(_under, method, mask if method.kind == FIXED else None, qkv, budget)
-        ops = {"dense": lambda: sparse_fmha.attention(q, k, v, causal=True), name: op}
+            op = partial(_under, method, mask if method.kind == FIXED else None, [q, k, v], budget)
+        ops = {"dense": dense, name: op}
         warmup = int(device == "cuda")
         times = timing.measure(
             ops, device=device, l2="cold", iterations=args.iterations, warmup=warmup, seed=args.seed
         )
         found.append({
-            "method": name, "chosen_by": method.kind, "budget": budget,
+            "method": name, "chosen_by": method.kind, "budget": budget, "causal": method.causal,
             "sparsity": sparsity, "lost": lost,
             "error": ((out - exact).float().norm() / exact.float().norm()).item(),
             "ms": times[name].median, "dense_ms": times["dense"].median,
@@ -107,9 +110,9 @@ def plot(rows: list[dict], path: Path) -> None:
         style["linestyle"] = "-" if n < 10 else "--"
         axes[0].plot(x, [max(row["error"], 1e-4) for row in own], label=name, **style)
         axes[1].plot(x, [row["dense_ms"] / row["ms"] for row in own], **style)
-    axes[0].set(xlabel="causal pairs left out, %", ylabel="relative error of the output")
+    axes[0].set(xlabel="pairs left out, %", ylabel="relative error of the output")
     axes[0].set(yscale="log", title="Error over sparsity")
-    axes[1].set(xlabel="causal pairs left out, %", ylabel="speedup over dense", title="Speedup")
+    axes[1].set(xlabel="pairs left out, %", ylabel="speedup over dense", title="Speedup")
     axes[1].axhline(1, color="0.6", linewidth=0.8)
     figure.legend(loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.heads % args.heads_kv:
         p.error(f"--heads must be a multiple of --heads-kv {args.heads_kv}, got {args.heads}")
+    if args.length % FRAMES:
+        p.error(f"--length must be a multiple of {FRAMES}, got {args.length}")
     device, dtype = environment.of_study(args.tiny or not torch.cuda.is_available())
     size = {"length": args.length, "heads": args.heads, "heads_kv": args.heads_kv, "dim": 128}
     if args.tiny:
@@ -136,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
     results = environment.results(device, settings=settings, rows=[])
     for name, method in METHODS.items():
+        if args.inputs == "trained" and not method.causal:
+            continue  # the model was not trained so
         results["rows"] += points(name, method, [q, k, v], args, device)
     print(table(results["rows"]))
     if args.plot:

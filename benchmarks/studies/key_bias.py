@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 import sparse_fmha
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import report, study, timing
 from sparse_fmha import BlockMask, StripeMask
 from sparse_fmha.cli import one_line_errors
 
@@ -86,6 +86,10 @@ def rows(size: dict, dim: int, args, device: str, dtype) -> list[dict]:
     return found
 
 
+def measure(size: dict, args, device: str, dtype) -> dict:
+    return {"rows": [row for dim in size["dims"] for row in rows(size, dim, args, device, dtype)]}
+
+
 def table(rows: list[dict]) -> str:
     lines = [
         [row["case"], row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
@@ -96,19 +100,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    device, dtype = environment.of_study(args.tiny)
-    size = SIZES["tiny" if args.tiny else "full"]
-    results = environment.results(
-        device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        rows=[],
-    )
-    for dim in size["dims"]:
-        results["rows"] += rows(size, dim, args, device, dtype)
-    print(table(results["rows"]))
-    report.keep(results, report.out_of(args, RESULTS))
-    return 0
+    return study.run(parser().parse_args(argv), RESULTS, measure, table, SIZES)
 
 
 if __name__ == "__main__":

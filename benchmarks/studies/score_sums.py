@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 import sparse_fmha
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import report, study, timing
 from sparse_fmha.cli import one_line_errors
 from sparse_fmha.selection import reductions
 
@@ -89,6 +89,30 @@ def rows(case: str, ops: Ops, pairs: float, dim: int, args, device: str) -> list
     ]  # fmt: skip
 
 
+@torch.no_grad()
+def measure(size: dict, args, device: str, dtype) -> dict:
+    rng = torch.Generator(device).manual_seed(args.seed)
+    found: list[dict] = []
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng, device=device).to(dtype)
+
+    for dim in size["dims"]:
+        heads = 2 if args.tiny else ELEMENTS // dim
+        for length in size["lengths"]:
+            q, k = normal(1, length, heads, dim), normal(1, length, heads, dim)
+            torch_too = length == min(size["lengths"])
+            for causal in (False, True):
+                pairs = heads * length * (length + 1) / 2 if causal else heads * length**2
+                case = f"d{dim}/{length}/{'causal' if causal else 'full'}"
+                ops = of_all(q, k, causal, torch_too)
+                found += rows(case, ops, pairs, dim, args, device)
+    last = size["last"]
+    q, k = normal(1, 64, 32, 128), normal(1, last, 8, 128)
+    case = f"d128/{last}/last 64"
+    return {"rows": found + rows(case, of_last(q, k), 32 * 64 * last, 128, args, device)}
+
+
 def table(rows: list[dict]) -> str:
     lines = [
         [row["case"], row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
@@ -99,37 +123,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    device, dtype = environment.of_study(args.tiny)
-    size = SIZES["tiny" if args.tiny else "full"]
-    results = environment.results(
-        device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        rows=[],
-    )
-    rng = torch.Generator(device).manual_seed(args.seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=rng, device=device).to(dtype)
-
-    with torch.no_grad():
-        for dim in size["dims"]:
-            heads = 2 if args.tiny else ELEMENTS // dim
-            for length in size["lengths"]:
-                q, k = normal(1, length, heads, dim), normal(1, length, heads, dim)
-                torch_too = length == min(size["lengths"])
-                for causal in (False, True):
-                    pairs = heads * length * (length + 1) / 2 if causal else heads * length**2
-                    case = f"d{dim}/{length}/{'causal' if causal else 'full'}"
-                    ops = of_all(q, k, causal, torch_too)
-                    results["rows"] += rows(case, ops, pairs, dim, args, device)
-        last = size["last"]
-        q, k = normal(1, 64, 32, 128), normal(1, last, 8, 128)
-        case = f"d128/{last}/last 64"
-        results["rows"] += rows(case, of_last(q, k), 32 * 64 * last, 128, args, device)
-    print(table(results["rows"]))
-    report.keep(results, report.out_of(args, RESULTS))
-    return 0
+    return study.run(parser().parse_args(argv), RESULTS, measure, table, SIZES)
 
 
 if __name__ == "__main__":

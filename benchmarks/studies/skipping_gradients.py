@@ -23,7 +23,7 @@ from torch import Tensor
 
 import sparse_fmha
 from benchmarks.cases.skipping import THRESHOLD, TILE_K, shape_scores
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import report, study, timing
 from sparse_fmha import reference
 from sparse_fmha.cli import one_line_errors
 
@@ -147,17 +147,12 @@ def table(rows: list[dict]) -> str:
     return report.plain_table(HEADER, lines)
 
 
+def measure(_: dict, args: argparse.Namespace, device: str, dtype: torch.dtype) -> dict:
+    return {"rows": [row for case in CASES for row in rows_of(case, args, device, dtype)]}
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    device, dtype = environment.of_study(args.tiny)
-    results = environment.results(
-        device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold"},
-        rows=[row for case in CASES for row in rows_of(case, args, device, dtype)],
-    )
-    print(table(results["rows"]))
-    report.keep(results, report.out_of(args, RESULTS))
-    return 0
+    return study.run(parser().parse_args(argv), RESULTS, measure, table)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from benchmarks.cases.stripes import (
     planted,
     tensors,
 )
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import report, study, timing
 from sparse_fmha.cli import one_line_errors
 from sparse_fmha.patterns import anchor
 
@@ -93,6 +93,13 @@ def end_to_end(size: dict, args, device: str, dtype) -> tuple[list[dict], dict]:
     return rows_of("anchor", ops, flops, {}, args, device), facts
 
 
+def measure(size: dict, args, device: str, dtype) -> dict:
+    found = [row for keys in size["keys"] for row in rates(size, keys, args, device, dtype)]
+    rows, facts = end_to_end(size, args, device, dtype)
+    print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
+    return {"rows": found + rows, "anchor": facts}
+
+
 def table(rows: list[dict]) -> str:
     lines = []
     lists = {row["case"]: row["ms"]["median"] for row in rows if row["op"] == "contiguous blocks"}
@@ -109,22 +116,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    device, dtype = environment.of_study(args.tiny)
-    size = SIZES["tiny" if args.tiny else "full"]
-    results = environment.results(
-        device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "cold", **size},
-        rows=[],
-    )
-    for keys in size["keys"]:
-        results["rows"] += rates(size, keys, args, device, dtype)
-    rows, results["anchor"] = end_to_end(size, args, device, dtype)
-    results["rows"] += rows
-    print(table(results["rows"]))
-    print(", ".join(f"{name} {value:.4g}" for name, value in results["anchor"].items()))
-    report.keep(results, report.out_of(args, RESULTS))
-    return 0
+    return study.run(parser().parse_args(argv), RESULTS, measure, table, SIZES)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Writes the measured numbers into README.md and docs/benchmarks.md:
+"""Writes the measured numbers into README.md, docs/benchmarks.md and docs/choosing.md:
 python -m benchmarks.tables.readme [--check]
 
-README.md has a few headline rows, docs/benchmarks.md all tables, both between markers. Each table
+README.md has a few headline rows, docs/benchmarks.md all tables, docs/choosing.md the fastest
+methods by error, all between markers. Each table
 is of the newest results file that has such cases, for each type of device: sequences, with the rate
 over visible pairs and the speed relative to the fastest peer of the same run in each cell; grids,
 block lists and skipping, a line for each case. Studies have results files in folders of their own.
@@ -29,6 +30,7 @@ from benchmarks.tables import (
     methods,
     models,
     other_gpus,
+    query_rows,
     scaling,
     score_sums,
     sequences,
@@ -60,6 +62,7 @@ FOLDERS = {
     "stripes": stripes,
     "backward": backward,
     "key_bias": key_bias,
+    "query_rows": query_rows,
     "score_sums": score_sums,
     "methods": methods,
     "frontier": frontier,
@@ -114,6 +117,18 @@ def headlines(folder: Path) -> str:
     return headline.table(on_gpu, report.newest(folder / "diffusion")) or NONE_YET
 
 
+def choices(folder: Path) -> str:
+    """The fastest methods of each run of the frontier."""
+    runs = [report.newest(folder / name) for name in ("frontier", "frontier_trained")]
+    tables = []
+    for results in filter(None, runs):
+        s = results["settings"]
+        inputs = f"{s.get('inputs', 'planted').capitalize()} inputs, {s['length']} tokens. "
+        caption = inputs + source(results) + "."
+        tables.append(lines_of(caption, frontier.BEST, frontier.best(results)))
+    return "\n\n".join(tables) or NONE_YET
+
+
 def rewrite(path: Path, text: str, body: str) -> str:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
@@ -128,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
     p.add_argument("--readme", type=Path, default=ROOT / "README.md")
     p.add_argument("--tables", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    p.add_argument("--choosing", type=Path, default=ROOT / "docs" / "choosing.md")
     p.add_argument("--results", type=Path, default=report.RESULTS)
     args = p.parse_args(argv)
     if not args.results.is_dir():
@@ -135,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     bodies = {
         args.readme: headlines(args.results),
         args.tables: section(args.results),
+        args.choosing: choices(args.results),
     }
     old = {path: path.read_text() for path in bodies}
     new = {path: rewrite(path, old[path], body) for path, body in bodies.items()}

@@ -203,13 +203,14 @@ def fixture_results(folder, stamp, ms, name="fmha/d128/causal"):
 
 
 def test_tables_of_pages(tmp_path):
-    short, full = tmp_path / "README", tmp_path / "benchmarks"
-    for page in (short, full):
+    short, full, choosing = (tmp_path / name for name in ("README", "benchmarks", "choosing"))
+    for page in (short, full, choosing):
         page.write_text(README)
-    arguments = ["--readme", str(short), "--tables", str(full), "--results", str(tmp_path)]
+    arguments = ["--readme", str(short), "--tables", str(full), "--choosing", str(choosing)]
+    arguments += ["--results", str(tmp_path)]
 
     assert readme.main(arguments) == 0
-    for page in (short, full):
+    for page in (short, full, choosing):
         assert page.read_text() == README.replace("old", readme.NONE_YET)
 
     fixture_results(tmp_path, "2026-01-02T00:00:00+00:00", ms=1.6)

@@ -17,6 +17,7 @@ NEEDS = {
     "distill_seer_gate": ["transformers", "all_minilm_l6_v2"],
     "text_model": ["transformers"],
     "train_diffusion": ["matplotlib"],
+    "train_sparsifiner": [],
     "two_processes": [],
     "video_model": ["diffusers"],
     "video_neighborhood": ["PIL", "rich"],
@@ -34,6 +35,10 @@ WRONG = {
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--out", "a.jpg"], "--out must end in .png, got a.jpg"),
         (["--out", "no/such/a.png"], "--out no/such/a.png: no such folder"),
+    ],
+    "train_sparsifiner": [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (NO_SUCH, "no-such"),
     ],
     "two_processes": [
         (["--length", "0"], "--length must be a multiple of 256, got 0"),
@@ -126,6 +131,7 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.frontier": [
+        (["--length", "1000"], "--length must be a multiple of 16, got 1000"),
         (["--tiny", "--heads", "3"], "--heads must be a multiple of --heads-kv 2, got 3"),
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -153,6 +159,14 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.vision": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.query_rows": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.score_sums": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -169,6 +183,7 @@ MODULES = {
     "benchmarks.tables.readme": [
         (["--readme", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--tables", "{folder}/none.md"], "No such file or directory: .*none.md"),
+        (["--choosing", "{folder}/none.md"], "No such file or directory: .*none.md"),
         (["--results", "{folder}/none"], "--results .*none: no such folder"),
     ],
     "benchmarks.studies.scaling": [

@@ -1,5 +1,7 @@
 """Attention of listed queries, against fp64 with masks token by token."""
 
+import sys
+
 import pytest
 import torch
 from dispatch_watch import Watch
@@ -112,6 +114,47 @@ def test_a_permutation_of_all_rows_changes_nothing(causal):
     out = sparse_fmha.row_attention(q, k, v, rows, causal=causal)
     expected = sparse_fmha.attention(q, k, v, causal=causal)
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1000, 300, 64, 0])
+def test_few_blocks_are_compared(n, monkeypatch):
+    """In whatever order rows come: blocks that all of 128 rows see take no thresholds, and those
+    that none sees are not listed."""
+    q, k, v = inputs(1000, 1100, heads=(2, 1), batch=1)
+    rows = torch.rand(1, 2, 1000, generator=torch.Generator().manual_seed(1)).argsort(-1)[..., :n]
+    module = sys.modules["sparse_fmha.attention.rows"]
+    attend, listed = module.block_sparse_attention, {}
+
+    def watch(*qkv, **given):
+        listed[given.get("row_threshold") is not None] = qkv[3].to_dense()
+        return attend(*qkv, **given)
+
+    monkeypatch.setattr(module, "block_sparse_attention", watch)
+    sparse_fmha.row_attention(q, k, v, rows, causal=True)
+    whole, cut = listed[False], listed[True]
+    assert whole.shape == cut.shape == (1, 2, n, 1100)
+    for head in range(2):
+        ends = rows[0, head].sort().values + 101
+        for first in range(0, n, 128):
+            own, tile = ends[first : first + 128], slice(first, first + 128)
+            seen = int(own.min()) // 128 * 128
+            assert whole[0, head, tile, :seen].all()
+            assert not whole[0, head, tile, seen:].any()
+            last = min(1100, -(-int(own.max()) // 128) * 128)
+            assert cut[0, head, tile, seen:last].all()
+            assert int(cut[0, head, tile].sum()) == (last - seen) * len(own)
+
+
+def test_absent_rows_read_no_other_head():
+    """An absent row stands for a row of its own head, so what others hold reaches no gradient."""
+    q, k, v = (x.requires_grad_() for x in inputs(40, 40))
+    with torch.no_grad():
+        q[0, :, 0] = torch.nan
+        q[1, -1, 3] = torch.nan
+    rows = torch.tensor([5, -1, 7]).expand(1, 4, 3)
+    out = sparse_fmha.row_attention(q, k, v, rows)
+    grad = torch.autograd.grad(out[1].sum(), k)[0]
+    assert grad[1].isfinite().all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

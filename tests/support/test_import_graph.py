@@ -34,7 +34,7 @@ LAYERS = {
     "masks": {"plotting"},
     "skipping": {"_ops"},
     "selection": {"_ops", "masks"},
-    "attention": {"_ops", "masks", "skipping"},
+    "attention": {"_ops", "merge", "masks", "skipping"},
     "decode": {"_ops", "skipping", "attention"},
     "varlen": {"_ops", "masks", "skipping", "attention"},
     "cost": {"plotting", "masks", "skipping", "attention", "decode"},

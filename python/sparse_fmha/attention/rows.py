@@ -6,7 +6,6 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_flag, check_integers, plain_ints
@@ -14,15 +13,18 @@ from sparse_fmha._ops.autocast import cast_where_enabled
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention.block_sparse import block_sparse_attention
 from sparse_fmha.attention.dense import attention
+from sparse_fmha.attention.row_copies import put_indexed, row_index, take_indexed
 from sparse_fmha.attention.stripe import stripe_attention
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask
+from sparse_fmha.merge import merge_into_first
 
-BLOCK_Q, BLOCK_KV = 64, 128
+BLOCK = 128  # the tile of kernels over lists
 # Causality of gathered rows is a threshold of biases: -UNIT * position. They are exact up to
 # MOST_KEYS, and change no score by more than 2^-36.
 UNIT = 2.0**-60
 MOST_KEYS = 1 << 24
+ABSENT = -(1 << 40)  # a row that sees no key, however many more keys than queries there are
 
 
 @overload
@@ -119,10 +121,19 @@ def row_attention(
     if causal and k.shape[1] > MOST_KEYS:
         raise ValueError(f"k must have at most {MOST_KEYS} tokens with causal, got {k.shape[1]}")
     q, k, v = cast_where_enabled(q, k, v)
-    own = take_rows(q, rows.clamp(min=0)) if q.shape[1] else q
-    bias, limit = _positions(rows, q.shape[1], k.shape[1]) if causal else (None, None)
-    if mask is None and causal:
-        mask = _up_to_own(rows, q.shape[1], k.shape[1])
+    batch, q_len, heads, _ = q.shape
+    if causal and mask is None:
+        rows = rows.sort(-1).values  # rows of a block end near each other, absent ones come first
+    every = rows.expand(batch, heads, -1)
+    read, write = row_index(every, every < 0, q_len)
+    own = take_indexed(q, read)
+    bias = limit = first = None
+    if causal:
+        ends = (rows + (1 + k.shape[1] - q_len)).clamp(0, k.shape[1])
+        bias, limit = _positions(ends, k.shape[1])
+        if mask is None:
+            far, mask = _up_to_own(ends, k.shape[1])
+            first = block_sparse_attention(own, k, v, far, scale=scale, return_lse=True)
     if mask is None:
         out, lse = attention(own, k, v, scale=scale, return_lse=True)
     elif isinstance(mask, BlockMask):
@@ -133,90 +144,41 @@ def row_attention(
         out, lse = stripe_attention(
             own, k, v, mask, scale=scale, key_bias=bias, row_threshold=limit, return_lse=True
         )
-    out = put_rows(out, rows, q.shape[1], 0)
+    if first is not None:
+        out, lse = merge_into_first((out, first[0]), (lse, first[1]))
+    out = put_indexed(out, write, q_len, 0)
     if not return_lse:
         return out
-    return out, put_rows(lse[..., None], rows, q.shape[1], -torch.inf)[..., 0]
+    return out, put_indexed(lse[..., None], write, q_len, -torch.inf)[..., 0]
 
 
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Returns rows of each head, `[B, n, H, D]`: whole ones, where `gather` takes single elements.
+def _positions(ends: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+    """Returns a bias and thresholds by which a row sees the keys before its end."""
+    key = torch.arange(kv_len, dtype=torch.float32, device=ends.device) * -UNIT
+    # Key 0 has the bias -0.0, so an end of 0 has a threshold that hides all.
+    return key.expand(1, 1, -1), (1 - ends).float() * UNIT
 
-    Args:
-        x: `[B, L, Hx, D]`, L at least 1. rows: int64 `[B, H, n]`, from 0 to L - 1; H is a multiple
-            of Hx, whose heads serve as many of them each.
+
+def _up_to_own(ends: Tensor, kv_len: int) -> tuple[BlockMask, BlockMask]:
+    """Returns two masks of rows that see the keys before their ends, which ascend.
+
+    Key blocks that all rows of a block see need no thresholds, so they take the kernels without a
+    bias, which are faster. The others, from a block's first end to its last, do.
     """
-    return _select(x, _numbers(rows, x.shape[1], x.shape[2]).transpose(1, 2))
-
-
-def take_rows_by_head(x: Tensor, rows: Tensor) -> Tensor:
-    """`take_rows`, but `[B, H, n, D]`."""
-    return _select(x, _numbers(rows, x.shape[1], x.shape[2]))
-
-
-def put_rows(x: Tensor, rows: Tensor, length: int, empty: float) -> Tensor:
-    """The inverse of `take_rows`: `[B, length, H, D]` with x `[B, n, H, D]` at rows, else `empty`.
-
-    Args:
-        rows: int64 `[B, H, n]`; those that are not from 0 to length - 1 are left out.
-    """
-    batch, _, heads, dim = x.shape
-    return _put(x, rows, x.new_full((batch * length * heads + 1, dim), empty))
-
-
-def replace_rows(out: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """Returns `out` `[B, L, H, D]` with x `[B, n, H, D]` at rows, as in `put_rows`."""
-    flat = out.reshape(-1, out.shape[3])
-    return _put(x, rows, torch.cat([flat, flat.new_zeros(1, out.shape[3])]))
-
-
-def _numbers(rows: Tensor, length: int, heads: int) -> Tensor:
-    """Returns which row of `[B * length * heads, D]` each entry of rows, `[B, H, n]`, is."""
-    batch, users, _ = rows.shape
-    entry = torch.arange(batch, device=rows.device)[:, None, None] * length
-    head = torch.arange(users, device=rows.device) // max(1, users // max(1, heads))
-    return (entry + rows) * heads + head[:, None]
-
-
-def _select(x: Tensor, numbers: Tensor) -> Tensor:
-    taken = x.reshape(-1, x.shape[3]).index_select(0, numbers.flatten())
-    return taken.view(*numbers.shape, x.shape[3])
-
-
-def _put(x: Tensor, rows: Tensor, flat: Tensor) -> Tensor:
-    """Writes rows to `flat`, `[B * L * H + 1, D]`; the last one takes those that are absent."""
-    batch, _, heads, dim = x.shape
-    last = flat.shape[0] - 1
-    length = last // max(1, batch * heads)
-    index = _numbers(rows, length, heads).masked_fill((rows < 0) | (rows >= length), last)
-    flat.index_copy_(0, index.transpose(1, 2).flatten(), x.reshape(-1, dim))
-    return flat[:-1].view(batch, length, heads, dim)
-
-
-def _positions(rows: Tensor, q_len: int, kv_len: int) -> tuple[Tensor, Tensor]:
-    """Returns a bias and thresholds by which row i sees keys up to `rows[i] + kv_len - q_len`."""
-    key = torch.arange(kv_len, dtype=torch.float32, device=rows.device) * -UNIT
-    last = (rows + (kv_len - q_len)).float() * -UNIT
-    # -0.0 is the bias of key 0, so what is before it has a threshold above 0.
-    limit = last.masked_fill((rows < 0) | (last > 0), torch.inf)
-    return key.expand(1, 1, -1), limit
-
-
-def _up_to_own(rows: Tensor, q_len: int, kv_len: int) -> BlockMask:
-    """Returns the mask of the blocks up to the last key that any row of a block may see."""
-    n, columns = rows.shape[2], ceil_div(kv_len, BLOCK_KV)
-    blocks = ceil_div(n, BLOCK_Q)
-    ends = torch.where(rows < 0, 0, rows + 1 + kv_len - q_len).clamp(0, kv_len)
-    ends = pad(ends, (0, blocks * BLOCK_Q - n)).unflatten(-1, (blocks, BLOCK_Q)).amax(-1)
-    counts = ceil_div(ends, BLOCK_KV).int()
-    indices = torch.arange(columns, dtype=torch.int32, device=rows.device)
-    return BlockMask(
-        counts, indices.expand(*counts.shape, -1), n, kv_len, BLOCK_Q, BLOCK_KV, causal=False
-    )
+    n = ends.shape[2]
+    lasts = ends[..., BLOCK - 1 :: BLOCK]
+    if n % BLOCK:
+        lasts = torch.cat([lasts, ends[..., -1:]], -1)
+    whole = (ends[..., ::BLOCK] // BLOCK).int()
+    cut = ((lasts + (BLOCK - 1)) // BLOCK).int() - whole
+    block = torch.arange(ceil_div(kv_len, BLOCK), dtype=torch.int32, device=ends.device)
+    sizes = (n, kv_len, BLOCK, BLOCK)
+    far = BlockMask(whole, block.expand(*whole.shape, -1), *sizes)
+    return far, BlockMask(cut, whole[..., None] + block, *sizes)
 
 
 def _checked_rows(query_rows: Tensor, counts: Tensor | None, q: Tensor) -> Tensor:
-    """Returns the rows, int64 `[B, Hq, n]`, -1 for those that are absent."""
+    """Returns the rows, int64 `[B|1, Hq|1, n]`, `ABSENT` for those that are."""
     batch, q_len, heads, _ = q.shape
     shapes = {"query_rows": (query_rows, 3), "counts": (counts, 2)}
     for name, (tensor, axes) in shapes.items():
@@ -236,7 +198,7 @@ def _checked_rows(query_rows: Tensor, counts: Tensor | None, q: Tensor) -> Tenso
     if counts is not None:
         slot = torch.arange(rows.shape[2], device=rows.device)
         absent = absent | (slot >= counts[..., None])
-    return torch.where(absent, -1, rows).expand(batch, heads, -1)
+    return torch.where(absent, rows.new_full((), ABSENT), rows)
 
 
 def _check_mask(mask: BlockMask | StripeMask | None) -> None:

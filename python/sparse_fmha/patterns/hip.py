@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_fmha._checks import check_int, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.attention.rows import take_rows_by_head
+from sparse_fmha.attention.row_copies import take_rows_by_head
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.patterns.hip_search import halvings, keys_of, search

@@ -20,7 +20,7 @@ from sparse_fmha._checks import (
 )
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import block_sparse_attention, stripe_attention
-from sparse_fmha.attention.rows import replace_rows, take_rows
+from sparse_fmha.attention.row_copies import replace_rows, take_rows
 from sparse_fmha.masks import block_lists, stripe_checks
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.stripe_mask import StripeMask

@@ -17,7 +17,7 @@ from sparse_fmha._checks import (
     plain_ints,
 )
 from sparse_fmha.attention import attention
-from sparse_fmha.attention.rows import put_rows, take_rows
+from sparse_fmha.attention.row_copies import put_rows, take_rows
 from sparse_fmha.selection import top_k_indices
 from sparse_fmha.selection.reductions import score_sums
 
