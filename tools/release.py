@@ -30,6 +30,7 @@ import elf
 import pythons
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST_MB = 30  # of a wheel with the kernels of all architectures
 BUILD = """import sys
 sys.path.insert(0, "tools")
 import build_backend
@@ -116,11 +117,14 @@ def build(environment: bootstrap.Environment, found: dict[str, str], folder: Pat
 
 
 def check(wheel: Path, version: str, found: dict[str, str], folder: Path) -> None:
-    """Raises if the wheel lacks a file or requires too much of a machine."""
+    """Raises if the wheel lacks a file, is too large or requires too much of a machine."""
     machine = os.uname().machine
     name = f"sparse_fmha-{version}-py3-none-manylinux_2_28_{machine}.whl"
     if wheel.name != name:
         raise ReleaseError(f"the wheel is {wheel.name}; {name} is needed")
+    size = wheel.stat().st_size / 1e6
+    if size > LARGEST_MB:
+        raise ReleaseError(f"the wheel has {size:.1f} MB; at most {LARGEST_MB} are wanted")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     package = folder / "sparse_fmha"

@@ -91,3 +91,13 @@ def test_what_libraries_ask_is_checked(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(elf, "problems", lambda path: ["asks for GLIBC 2.34"])
     with pytest.raises(release.ReleaseError, match=r"libsparse_fmha\.so asks for GLIBC 2\.34"):
         release.check(wheel(), "1.2.3", FOUND, tmp_path / "unpacked")
+
+
+def test_a_large_wheel_is_refused(wheel, tmp_path, monkeypatch):
+    path = wheel()
+    size = path.stat().st_size / 1e6
+    monkeypatch.setattr(release, "LARGEST_MB", 0.9 * size)
+    with pytest.raises(release.ReleaseError, match=r"the wheel has 0\.0 MB; at most"):
+        release.check(path, "1.2.3", FOUND, tmp_path / "unpacked")
+    monkeypatch.setattr(release, "LARGEST_MB", size)
+    release.check(path, "1.2.3", FOUND, tmp_path / "unpacked")
