@@ -14,7 +14,8 @@ BLOCKS = (16, 32, 64, 128)
 BLOCKS_OF = {"blocks_max": "maxima", "blocks_sum": "sums"}
 MOST_TOKENS = 1 << 29
 DIAGONAL_ROWS = 128  # the most queries of diagonal sums
-TILE = 128  # rows that a thread block holds
+TILE = 128  # rows of a streamed tile
+HELD = 256  # rows that a thread block holds; of head dim 256, 128
 WANTED = 264  # thread blocks, two for each multiprocessor
 LEAST = 8  # tiles of keys for a thread block
 
@@ -83,7 +84,7 @@ def row_lse(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
 
     Where there are few queries, several thread blocks share the keys of each.
     """
-    blocks = q.shape[0] * q.shape[2] * ceil_div(q.shape[1], TILE)
+    blocks = q.shape[0] * q.shape[2] * ceil_div(q.shape[1], HELD)
     parts = max(1, min(WANTED // blocks, ceil_div(k.shape[1], TILE) // LEAST))
     found = scores.rows(q, k, causal, parts, scale)
     return found[:, :, 0] if parts == 1 else found.logsumexp(2)

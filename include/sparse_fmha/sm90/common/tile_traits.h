@@ -27,8 +27,8 @@ struct TileTraits {
   static_assert(sizeof(Element) == 2, "the Hopper kernels are for fp16 and bf16");
   static_assert(Config::kHeadDim % 16 == 0 && Config::kHeadDim <= 256,
                 "Q.K steps over 16 elements of the head");
-  static_assert(kTileQ == 64 || kTileQ == 128 || kTileQ == 192,
-                "one to three consumer warpgroups of 64 rows each");
+  static_assert(kTileQ == 64 || kTileQ == 128 || kTileQ == 192 || kTileQ == 256,
+                "one to four consumer warpgroups of 64 rows each");
   static_assert(kTileK % 16 == 0 && kTileK <= 256, "P.V steps over 16 keys; a copy box has <= 256");
 
   static constexpr int kConsumers = kTileQ / 64;  // warpgroups

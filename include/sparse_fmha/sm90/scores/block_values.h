@@ -9,20 +9,22 @@
 namespace sparse_fmha::sm90 {
 
 // Maxima or sums of blocks of 16 x 16, until there are enough of them to be stored together.
+template <int kRows>
 struct BlockValues {
   static constexpr int kSide = 16;
   static constexpr int kSteps = 16;
-  float of[2][8][kSteps * 8];  // [buffer][rows][columns]
+  float of[2][kRows / kSide][kSteps * kScoreTile / kSide];  // [buffer][rows][columns]
 };
 
-template <class Op>
+template <class Op, int kRows>
 struct BlockWriter {
-  static constexpr int kConsumerThreads = 256;
-  static constexpr int kGroups = kScoreTile / BlockValues::kSide;  // of rows, and of columns
+  using Values = BlockValues<kRows>;
+  static constexpr int kConsumerThreads = kRows * 2;
+  static constexpr int kGroups = kScoreTile / Values::kSide;  // of columns
 
   ScoreParams const& params;
   ScoreWork const& work;
-  BlockValues& values;
+  Values& values;
   int32_t step = 0;
 
   // The numbers of this lane for each group of columns, joined over the warp.
@@ -32,18 +34,18 @@ struct BlockWriter {
     exchange<2>(of, lane, 8);
     exchange<1>(of, lane, 4);
     float const value = reduce_quad(of[0], [](float a, float b) { return Op::join(a, b); });
-    int const slot = step % BlockValues::kSteps;
+    int const slot = step % Values::kSteps;
     int const warp = threadIdx.x / 32 - 4;  // of the consumers
     if (lane % 4 == 0) {
-      values.of[step / BlockValues::kSteps % 2][warp][slot * kGroups + lane / 4] = value;
+      values.of[step / Values::kSteps % 2][warp][slot * kGroups + lane / 4] = value;
     }
     ++step;
-    if (slot == BlockValues::kSteps - 1) {
-      store(BlockValues::kSteps);
+    if (slot == Values::kSteps - 1) {
+      store(Values::kSteps);
     }
   }
   __device__ __forceinline__ void finish() {
-    int const rest = step % BlockValues::kSteps;
+    int const rest = step % Values::kSteps;
     if (rest > 0) {
       store(rest);
     }
@@ -62,7 +64,7 @@ struct BlockWriter {
       of[i] = Op::join(own, __shfl_xor_sync(0xffffffff, given, distance));
     }
   }
-  __device__ __forceinline__ int32_t rows() const { return kScoreTile / params.block_q; }
+  __device__ __forceinline__ int32_t rows() const { return kRows / params.block_q; }
   __device__ __forceinline__ int32_t all_columns() const {
     return (params.len_kv + params.block_kv - 1) / params.block_kv;
   }
@@ -86,10 +88,10 @@ struct BlockWriter {
   // Stores the blocks of the last `count` steps. The other buffer is filled meanwhile.
   __device__ __forceinline__ void store(int count) {
     cutlass::arch::NamedBarrier::sync(kConsumerThreads, 1);
-    auto const& of = values.of[(step - 1) / BlockValues::kSteps % 2];
+    auto const& of = values.of[(step - 1) / Values::kSteps % 2];
     int32_t const first = (step - count) * kGroups;  // group of columns
-    int const high = params.block_q / BlockValues::kSide;
-    int const wide = params.block_kv / BlockValues::kSide;
+    int const high = params.block_q / Values::kSide;
+    int const wide = params.block_kv / Values::kSide;
     for_blocks(first / wide, (first + count * kGroups) / wide,
                [&](int32_t row, int32_t column, int64_t place) {
                  float joined = Op::kNone;

@@ -1,10 +1,12 @@
 // A consumer warpgroup of a kernel that reduces scores: 64 held rows against each streamed tile.
 #pragma once
 
+#include <type_traits>
+
 #include "sparse_fmha/sm90/common/issue.h"
 #include "sparse_fmha/sm90/common/negate.h"
 #include "sparse_fmha/sm90/forward/operands.h"
-#include "sparse_fmha/sm90/scores/held.h"
+#include "sparse_fmha/sm90/scores/reductions.h"
 
 namespace sparse_fmha::sm90 {
 
@@ -18,7 +20,8 @@ struct ScoreConsumer {
   ScoreWork const& work;
   int const warpgroup;  // among the consumers
 
-  // The matrix unit multiplies the next tile while this one is reduced: there are two accumulators.
+  // Two consumers have two accumulators: the matrix unit multiplies the next tile while this one is
+  // reduced. With more, it multiplies for the others.
   __device__ __forceinline__ void run() {
     using namespace cute;
     int32_t const row = warpgroup * 64 + AccumulatorPosition{}.row;
@@ -56,12 +59,27 @@ struct ScoreConsumer {
       taken.advance();
     };
 
+    if (std::is_same_v<typename Reduction::Shared, NothingShared> &&
+        !Held::has_row(params, work, warpgroup * 64)) {
+      for (int32_t tile = work.begin; tile < work.end; ++tile, taken.advance()) {
+        smem.ring.wait(taken);
+        smem.ring.release(taken);
+      }
+      return;
+    }
     smem.ring_held.wait({});
     if (params.negate) {
       negate_rows<Traits>(smem.held, warpgroup);
       cutlass::arch::NamedBarrier::sync(128, 2 + warpgroup);
     }
-    if (work.begin < work.end) {
+    if constexpr (Traits::kConsumers > 2) {
+      Scores scores;
+      CUTE_NO_UNROLL
+      for (int32_t tile = work.begin; tile < work.end; ++tile) {
+        issue(scores, tile);
+        take(scores, tile, _0{});
+      }
+    } else if (work.begin < work.end) {
       Scores even;
       Scores odd;
       int32_t tile = work.begin;

@@ -18,7 +18,7 @@ struct TileWeights {
 };
 
 struct DiagonalSums {
-  using Held = QueriesHeld;
+  using Held = QueriesHeld<kScoreTile>;
   using Shared = TileWeights;
   static constexpr bool kTerms = false;
 

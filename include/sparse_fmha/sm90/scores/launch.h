@@ -21,40 +21,42 @@ struct ScoreLaunch {
                   ExecutionContext const& context) {
     switch (reduction) {
       case ScoreReduction::kRows:
-        return launch<RowSums>(p, context);
+        return launch<RowSums<kRows>>(p, context);
       case ScoreReduction::kColumns:
-        return launch<ColumnSums>(p, context);
+        return launch<ColumnSums<kRows>>(p, context);
       case ScoreReduction::kBlockSums:
-        return launch<Blocks<SumOfBlock>>(p, context);
+        return launch<Blocks<SumOfBlock, kRows>>(p, context);
       case ScoreReduction::kBlockMaxima:
-        return launch<Blocks<MaximumOfBlock>>(p, context);
+        return launch<Blocks<MaximumOfBlock, kRows>>(p, context);
       case ScoreReduction::kDiagonals: {
         ScoreProblem by_tile = p;
         by_tile.parts = ceil_div(p.len_kv, kScoreTile);
-        return launch<DiagonalSums, /*kStages=*/1>(by_tile, context);
+        return launch<DiagonalSums, kScoreTile, /*kStages=*/1>(by_tile, context);
       }
     }
   }
 
  private:
+  static constexpr int kRows = kHeldRows<HeadDim>;
+
   static CUtensorMap map_of(TensorView const& view, ScoreProblem const& p, int32_t length,
-                            int32_t heads) {
-    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, kScoreTile);
+                            int32_t heads, int32_t rows) {
+    return sequence_tensor_map(view, p.dtype, length, heads, p.batch, p.head_dim, rows);
   }
 
-  template <class Reduction, int kStages = kScoreStages<HeadDim>>
+  template <class Reduction, int kHeld = kRows, int kStages = kScoreStages<HeadDim>>
   static void launch(ScoreProblem const& p, ExecutionContext const& context) {
-    using Traits = ScoreTraits<Element, HeadDim, kStages>;
+    using Traits = ScoreTraits<Element, HeadDim, kHeld, kStages>;
     using Storage = ScoreStorage<Traits, typename Reduction::Shared>;
     static_assert(sizeof(Storage) <= Traits::kSmemLimit,
                   "the stages do not fit the shared memory of a Hopper block");
-    constexpr bool kHoldsQueries = std::is_same_v<typename Reduction::Held, QueriesHeld>;
-    CUtensorMap const q = map_of(p.q, p, p.len_q, p.heads_q);
-    CUtensorMap const k = map_of(p.k, p, p.len_kv, p.heads_kv);
+    constexpr bool kHoldsQueries = Reduction::Held::kQueries;
+    CUtensorMap const q = map_of(p.q, p, p.len_q, p.heads_q, kHoldsQueries ? kHeld : kScoreTile);
+    CUtensorMap const k = map_of(p.k, p, p.len_kv, p.heads_kv, kHoldsQueries ? kScoreTile : kHeld);
     int32_t const group = p.heads_q / p.heads_kv;
     int32_t const held = kHoldsQueries ? p.len_q : p.len_kv;
     double const streamed = kHoldsQueries ? double{1} * p.len_kv / group : double{1} * p.len_q;
-    int64_t const tiles = int64_t{ceil_div(held, Traits::kTile)} * p.parts;
+    int64_t const tiles = int64_t{ceil_div(held, kHeld)} * p.parts;
     int64_t const blocks = tiles * p.heads_q * p.batch;
     if (blocks > INT32_MAX) {
       throw std::runtime_error(

@@ -9,8 +9,7 @@ namespace sparse_fmha::sm90 {
 template <class Traits, class Reduction>
 struct ScoreProducer {
   using Held = typename Reduction::Held;
-  static constexpr int kBytes = Traits::kBytesK;      // of a tile, held or streamed
-  static constexpr int kOfLane = Traits::kTile / 32;  // terms
+  static constexpr int kOfLane = kScoreTile / 32;  // terms
 
   ScoreParams const& params;
   ScoreStorage<Traits, typename Reduction::Shared>& smem;
@@ -20,9 +19,9 @@ struct ScoreProducer {
   __device__ __forceinline__ void run() const {
     int const lane = threadIdx.x % 32;
     if (lane == 0) {
-      smem.ring_held.expect({}, kBytes);
-      load_box<Traits::kHeadDim>(params.held, smem.ring_held.full[0], smem.held, Traits::kTile,
-                                 kReadOnce, work.held * Traits::kTile,
+      smem.ring_held.expect({}, Traits::kBytesQ);
+      load_box<Traits::kHeadDim>(params.held, smem.ring_held.full[0], smem.held, Traits::kHeld,
+                                 kReadOnce, work.held * Traits::kHeld,
                                  Held::held_head(params, work.head), work.batch);
     }
     int32_t const head = Held::streamed_head(params, work.head);
@@ -33,7 +32,7 @@ struct ScoreProducer {
       if constexpr (Reduction::kTerms) {
         CUTE_UNROLL
         for (int i = 0; i < kOfLane; ++i) {
-          terms[i] = lse_log2(params, work, tile * Traits::kTile + i * 32 + lane);
+          terms[i] = lse_log2(params, work, tile * kScoreTile + i * 32 + lane);
         }
       }
       smem.ring.acquire(state);
@@ -47,10 +46,10 @@ struct ScoreProducer {
         __syncwarp();
       }
       if (lane == 0) {
-        smem.ring.expect(state, kBytes);
+        smem.ring.expect(state, Traits::kBytesK);
         load_box<Traits::kHeadDim>(params.streamed, smem.ring.full[state.index],
-                                   smem.streamed + state.index * smem.kTileElements, Traits::kTile,
-                                   kReadByMany, tile * Traits::kTile, head, work.batch);
+                                   smem.streamed + state.index * smem.kTileElements, kScoreTile,
+                                   kReadByMany, tile * kScoreTile, head, work.batch);
       }
     }
   }

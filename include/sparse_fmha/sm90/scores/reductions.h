@@ -19,9 +19,10 @@ namespace sparse_fmha::sm90 {
 struct NothingShared {};
 
 // Log-sum-exp of each query.
+template <int kRows>
 struct RowSums {
   using Shared = NothingShared;
-  using Held = QueriesHeld;
+  using Held = QueriesHeld<kRows>;
   static constexpr bool kTerms = false;
 
   ScoreParams const& params;
@@ -45,7 +46,7 @@ struct RowSums {
     int64_t const list = work.list(params) * params.parts + work.part;
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      int32_t const query = work.held * kScoreTile + row + 8 * r;
+      int32_t const query = work.held * kRows + row + 8 * r;
       if (threadIdx.x % 4 == 0 && query < params.len_q) {
         params.result[list * params.len_q + query] = lse[r];
       }
@@ -54,9 +55,10 @@ struct RowSums {
 };
 
 // Sums over the queries of each key. They stay in the key's registers, so their order is fixed.
+template <int kRows>
 struct ColumnSums {
   using Shared = NothingShared;
-  using Held = KeysHeld;
+  using Held = KeysHeld<kRows>;
   static constexpr bool kTerms = true;
 
   ScoreParams const& params;
@@ -90,7 +92,7 @@ struct ColumnSums {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
       float const total = reduce_quad(sum[r], [](float a, float b) { return a + b; });
-      int32_t const key = work.held * kScoreTile + row + 8 * r;
+      int32_t const key = work.held * kRows + row + 8 * r;
       if (threadIdx.x % 4 == 0 && key < params.len_kv) {
         params.result[work.list(params) * params.len_kv + key] = total;
       }
@@ -117,22 +119,22 @@ struct MaximumOfBlock {
   static __device__ __forceinline__ float result(float joined) { return exp2_approx(joined); }
 };
 
-template <class Op>
+template <class Op, int kRows>
 struct Blocks {
-  using Shared = BlockValues;
-  using Held = QueriesHeld;
+  using Shared = BlockValues<kRows>;
+  using Held = QueriesHeld<kRows>;
   static constexpr bool kTerms = false;
 
   ScoreParams const& params;
   float lse[kRowsPerThread];  // log2 units; +inf: probabilities are 0
-  BlockWriter<Op> writer;
+  BlockWriter<Op, kRows> writer;
 
   __device__ __forceinline__ Blocks(ScoreParams const& p, ScoreWork const& w, int32_t row,
-                                    BlockValues& blocks)
+                                    Shared& blocks)
       : params(p), writer{p, w, blocks} {
     CUTE_UNROLL
     for (int r = 0; r < kRowsPerThread; ++r) {
-      int32_t const query = w.held * kScoreTile + row + 8 * r;
+      int32_t const query = w.held * kRows + row + 8 * r;
       lse[r] = lse_log2(p, w, query);
     }
   }

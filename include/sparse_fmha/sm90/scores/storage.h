@@ -10,7 +10,7 @@
 namespace sparse_fmha::sm90 {
 
 struct ScoreParams {
-  CUtensorMap held;  // in boxes of a tile, like `streamed`
+  CUtensorMap held;  // in boxes of its tile, like `streamed`
   CUtensorMap streamed;
   Scheduler scheduler;  // its query tiles are tiles of the held operand, times parts
   int32_t parts;        // into which a stream is cut
@@ -56,11 +56,11 @@ __device__ __forceinline__ float lse_log2(ScoreParams const& params, ScoreWork c
 template <class Traits, class Shared>
 struct ScoreStorage {
   using Element = typename Traits::Element;
-  static constexpr int kTileElements = Traits::kTile * Traits::kHeadDim;
+  static constexpr int kTileElements = kScoreTile * Traits::kHeadDim;
 
-  alignas(1024) Element held[kTileElements];
+  alignas(1024) Element held[Traits::kHeld * Traits::kHeadDim];
   alignas(1024) Element streamed[Traits::kStages * kTileElements];
-  alignas(16) float terms[Traits::kStages][Traits::kTile];  // of streamed queries: lse, log2 units
+  alignas(16) float terms[Traits::kStages][kScoreTile];  // of streamed queries: lse, log2 units
   Shared own;
   Ring<1> ring_held;
   Ring<Traits::kStages> ring;

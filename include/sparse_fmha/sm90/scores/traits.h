@@ -1,8 +1,8 @@
 // The compile-time shape of a kernel that reduces scores.
 //
-// A thread block holds a tile of 128 rows of one operand and multiplies it with a stream of tiles
-// of the other one; each of two consumer warpgroups has the scores of 64 held rows. What becomes of
-// the scores is a reduction (reductions.h). Its `Held` says which operand is held.
+// A thread block holds a tile of one operand and multiplies it with a stream of tiles of 128 rows
+// of the other one; each consumer warpgroup has the scores of 64 held rows. What becomes of the
+// scores is a reduction (reductions.h). Its `Held` says which operand is held.
 #pragma once
 
 #include "sparse_fmha/device/tile_config.h"
@@ -10,15 +10,19 @@
 
 namespace sparse_fmha::sm90 {
 
-// Of kernels with a stream.
+inline constexpr int kScoreTile = 128;  // streamed rows
+
+// Of kernels with a stream. Four consumers share what is streamed, where their rows fit.
+template <int HeadDim>
+inline constexpr int kHeldRows = HeadDim == 256 ? 128 : 256;
 template <int HeadDim>
 inline constexpr int kScoreStages = HeadDim == 256 ? 2 : 4;
 
-template <class Element, int HeadDim, int Stages>
-struct ScoreTraits : TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, Stages>> {
-  using Tiles = TileTraits<device::TileConfig<Dense, Element, HeadDim, 128, 128, Stages>>;
-  static constexpr int kTile = Tiles::kTileK;  // rows, held and streamed
-  static_assert(Tiles::kTileQ == kTile);
+template <class Element, int HeadDim, int Rows, int Stages>
+struct ScoreTraits
+    : TileTraits<device::TileConfig<Dense, Element, HeadDim, Rows, kScoreTile, Stages>> {
+  using Tiles = TileTraits<device::TileConfig<Dense, Element, HeadDim, Rows, kScoreTile, Stages>>;
+  static constexpr int kHeld = Rows;
 
   // Scores of a consumer warpgroup.
   using Scores = decltype(cute::partition_fragment_C(
