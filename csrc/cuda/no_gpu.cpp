@@ -35,6 +35,11 @@ void device::show_kept_blocks(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
   refuse();
 }
 
+void device::show_kept_lists(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
+                             ExecutionContext const& /*context*/) {
+  refuse();
+}
+
 void device::list_kept_blocks(FmhaProblem& /*problem*/, ExecutionContext const& /*context*/) {
   refuse();
 }

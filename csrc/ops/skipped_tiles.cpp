@@ -2,12 +2,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-
 #include "check.h"
 #include "placement.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/device/kept_tiles.h"
+#include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha {
 
@@ -16,26 +15,15 @@ using torch::headeronly::ScalarType;
 namespace {
 
 void require_noted(FmhaProblem const& problem) {
-  auto const& sparsity = problem.sparsity;
-  if (!std::holds_alternative<Dense::Params>(sparsity) &&
-      !std::holds_alternative<Causal::Params>(sparsity)) {
-    throw not_implemented(std::string("sparse_fmha: gradients of ") +
-                          Mechanisms::kNames[sparsity.index()] +
-                          " with skip_threshold run on the CPU only; move the tensors to the CPU");
-  }
-  // Forward kernels of larger head dims do not note what they skip.
-  constexpr int32_t kLargest = 128;
-  int32_t const dim = std::max(problem.head_dim, problem.value_dim);
-  if (dim > kLargest) {
+  if (std::holds_alternative<Neighborhood::Params>(problem.sparsity)) {
     throw not_implemented(
-        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "
-        "got " +
-        std::to_string(dim) + "; move the tensors to the CPU");
+        "sparse_fmha: gradients of neighborhood with skip_threshold run on the CPU only; move the "
+        "tensors to the CPU");
   }
 }
 
 std::vector<int64_t> sizes_of_skipped(FmhaProblem const& problem) {
-  return {problem.batch, problem.heads_q, skip_groups(problem), skip_words(problem)};
+  return {problem.batch, problem.heads_q, skip_groups(problem), skip_words_of(problem)};
 }
 
 uint32_t* checked_skipped(FmhaProblem const& problem, Tensor const& q, Tensor& skipped) {
@@ -70,10 +58,17 @@ void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor
           "save_skipped");
   problem.skip_bits = checked_skipped(problem, q, *skipped);
   KernelInfo const& forward = kernel_for(problem, q, Pass::kForward).info;
-  require(forward.tile_k % device::kKeptBlock == 0 && forward.tile_k >= kSkipTile,
-          "the key tiles of ", forward.name, " must be a multiple of ", device::kKeptBlock,
-          " and at least ", kSkipTile, ", got ", forward.tile_k);
-  device::show_kept_blocks(problem, forward.tile_k, launch.context());
+  bool const by_lists = std::holds_alternative<BlockSparse::Params>(problem.sparsity) ||
+                        std::holds_alternative<Stripe::Params>(problem.sparsity);
+  int32_t const step = by_lists ? kSkipStage : device::kKeptBlock;
+  int32_t const least = by_lists ? kSkipStage : kSkipTile;
+  require(forward.tile_k % step == 0 && forward.tile_k >= least, "the key tiles of ", forward.name,
+          " must be a multiple of ", step, " and at least ", least, ", got ", forward.tile_k);
+  if (by_lists) {
+    device::show_kept_lists(problem, forward.tile_k, launch.context());
+  } else {
+    device::show_kept_blocks(problem, forward.tile_k, launch.context());
+  }
 }
 
 }  // namespace sparse_fmha

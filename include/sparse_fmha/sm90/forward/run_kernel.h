@@ -6,6 +6,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/planning/skip_bits.h"
 #include "sparse_fmha/sm90/common/persistent.h"
 #include "sparse_fmha/sm90/forward/kernel.h"
 
@@ -25,7 +26,7 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.soft_cap = soft_cap(p);
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
                  p.heads_q,        skip_groups(p),
-                 skip_words(p),    p.skip_bits};
+                 skip_words_of(p), p.skip_bits};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,
