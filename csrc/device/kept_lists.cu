@@ -219,7 +219,7 @@ void show_kept_lists(FmhaProblem& problem, int32_t tile_k, ExecutionContext cons
   groups.heads = problem.heads_q;
   groups.groups = skip_groups(problem);
   groups.rows = int64_t{problem.batch} * groups.heads * groups.groups;
-  groups.words = skip_words_of(problem);
+  groups.words = skip_sizes(problem, tile_k, problem.head_dim).words;
   if (auto const* const blocks = std::get_if<BlockSparse::Params>(&problem.sparsity)) {
     problem.sparsity = keep(*blocks, problem, tile_k, groups, context);
   } else {

@@ -6,6 +6,7 @@
 #include "placement.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/device/kept_tiles.h"
+#include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha {
@@ -14,16 +15,9 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-void require_noted(FmhaProblem const& problem) {
-  if (std::holds_alternative<Neighborhood::Params>(problem.sparsity)) {
-    throw not_implemented(
-        "sparse_fmha: gradients of neighborhood with skip_threshold run on the CPU only; move the "
-        "tensors to the CPU");
-  }
-}
-
 std::vector<int64_t> sizes_of_skipped(FmhaProblem const& problem) {
-  return {problem.batch, problem.heads_q, skip_groups(problem), skip_words_of(problem)};
+  SkipSizes const sizes = skip_sizes(problem, kSkipTile, problem.head_dim);
+  return {problem.batch, problem.heads_q, sizes.groups, sizes.words};
 }
 
 uint32_t* checked_skipped(FmhaProblem const& problem, Tensor const& q, Tensor& skipped) {
@@ -52,7 +46,6 @@ Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q) {
 
 void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
                      Launch& launch) {
-  require_noted(problem);
   require(skipped.has_value(),
           "skipped must be given with skip_threshold on a GPU, as fmha_fwd returns it with "
           "save_skipped");
@@ -69,6 +62,21 @@ void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor
   } else {
     device::show_kept_blocks(problem, forward.tile_k, launch.context());
   }
+}
+
+KernelInfo const& skip_tiles_again(FmhaProblem& problem, Tensor const& q, Launch& launch) {
+  KernelRow const& forward = kernel_for(problem, q, Pass::kForward);
+  ExecutionContext const& context = launch.context();
+  problem.skip_bits = device::new_skip_bits(problem, forward.info, context);
+  FmhaProblem again = problem;
+  Tensor const out = new_tensor(q, sizes_of_out(problem, q), q.scalar_type());
+  size_t const rows = static_cast<size_t>(volume(problem.grid_q)) * problem.batch * problem.heads_q;
+  size_t const heads = static_cast<size_t>(problem.batch) * problem.heads_q;
+  again.out = view(out);
+  again.lse = static_cast<float*>(context.memory->allocate(rows * sizeof(float)));
+  again.skip_counts = static_cast<int64_t*>(context.memory->allocate(2 * heads * sizeof(int64_t)));
+  forward.launch(again, context);
+  return forward.info;
 }
 
 }  // namespace sparse_fmha

@@ -12,8 +12,12 @@ Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q);
 
 // Replaces attention with thresholds by attention to what its forward pass kept, which does not
 // skip (device/kept_tiles.h). The problem points into `skipped`, which is replaced if it is not
-// contiguous. Throws not_implemented for neighborhoods.
+// contiguous. Not for neighborhoods.
 void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
                      Launch& launch);
+
+// Runs the forward kernel of a neighborhood again, for the bits of the tiles that it skips. Their
+// number depends on the boxes that the kernel takes, so it saves none. Returns the kernel.
+KernelInfo const& skip_tiles_again(FmhaProblem& problem, Tensor const& q, Launch& launch);
 
 }  // namespace sparse_fmha

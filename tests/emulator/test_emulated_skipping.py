@@ -9,6 +9,7 @@ import skip_cases
 import torch
 from poison import poisoned
 from skip_lists import block_tiles, stripe_tiles
+from skip_windows import neighborhood_tiles
 
 import sparse_fmha
 from sparse_fmha import StripeMask, reference
@@ -172,5 +173,47 @@ def test_gradients_of_what_lists_keep(name, dim, way):
     torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-4)
     assert (out - exact).abs().max() <= 2 * torch.finfo(BF16).eps * exact.abs().max()
     # Errors of the gradient of q are those of rounding out.
+    for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
+        assert (gradient - one).norm() <= error * one.norm()
+
+
+WINDOWS = {
+    "1-D": ((400,), (150,), {}),
+    "1-D, extra tokens": ((300,), (150,), {"extra": 133}),
+    "2-D, causal": ((13, 24), (9, 11), {"stride": (2, 3), "causal": (True, False)}),
+    "2-D, dilated": ((24, 30), (8, 9), {"dilation": (2, 3), "causal": (True, False)}),
+    "1-D, interleaved grids": ((600,), (100,), {"dilation": 4}),
+    "3-D": ((5, 7, 12), (3, 5, 7), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"), [*((name, 128) for name in WINDOWS), ("2-D, causal", 256)]
+)
+def test_gradients_of_what_windows_keep(name, dim):
+    """Two batch entries, which have tensor maps of their own with three axes."""
+    grid, window, options = WINDOWS[name]
+    options, length, threshold = dict(options), torch.Size(grid).numel(), 0.9
+    extra = options.pop("extra", 0)
+    q, k, v = skip_cases.inputs(length, length + extra, heads=2, heads_kv=1, dim=dim)
+    ours = [x.to(BF16).requires_grad_() for x in (q, k, v)]
+    q, k, v = ours[0], *(x[:, :length] for x in ours[1:])
+    more = {f"extra_{n}": x[:, length:] for n, x in zip("kv", ours[1:], strict=True)}
+    with sparse_fmha.arch_override("sm90"), poisoned():
+        out, lse, stats = sparse_fmha.neighborhood_attention(
+            *(x.unflatten(1, grid) for x in (q, k, v)), window, **options,
+            skip_threshold=threshold, return_lse=True, return_stats=True,
+            **(more if extra else {}),
+        )  # fmt: skip
+        dout, dlse = skip_cases.cotangents(out.detach(), lse.detach())
+        found = torch.autograd.grad((out, lse), ours, (dout, dlse))
+    groups, tiles = neighborhood_tiles(grid, window, extra, head_dim=dim, **options)
+    visible = reference.neighborhood_mask(grid, window, extra=extra, **options)
+    _, exact_lse, skipped, wanted = skip_cases.expected(
+        *ours, visible, groups, tiles, threshold, dout, dlse
+    )
+    assert stats.skipped.equal(skipped)
+    assert skipped.any()
+    torch.testing.assert_close(lse.flatten(1, -2).double(), exact_lse, rtol=2e-6, atol=1e-4)
     for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
         assert (gradient - one).norm() <= error * one.norm()

@@ -60,7 +60,7 @@ def call_of(name, length):
     return (calls(length) | others)[name]
 
 
-@pytest.mark.parametrize("name", ["dense", "causal", *LISTS])
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", *LISTS])
 @pytest.mark.parametrize("by_two", [False, True])
 @pytest.mark.parametrize("dim", [40, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -103,7 +103,7 @@ def test_what_is_skipped_has_no_gradient(cuda, name):
         assert not any(x[0].flatten(1).eq(0).all(-1).any() for x in dense[1:])
 
 
-@pytest.mark.parametrize("name", ["dense", "causal", *LISTS])
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", *LISTS])
 def test_two_runs_give_the_same_bits(cuda, name):
     given = [x.to(cuda) for x in inputs(1000)]
     first = differentiated(call_of(name, 1000), given, 0.05, by_two=True)
@@ -116,6 +116,8 @@ def op_of(name, length, device):
     """The name of an op and its arguments between v and the scale."""
     if name in ("dense", "causal"):
         return "fmha", (name == "causal",)
+    if name == "grid":
+        return "neighborhood", ((25, 11), (1, 1), (1, 1), (0, 0))
     generator = torch.Generator().manual_seed(1)
     if name == "stripes":
         drawn = torch.rand(1, 1, -(-length // 192), length, generator=generator) < 0.4
@@ -127,18 +129,21 @@ def op_of(name, length, device):
     return "block_sparse", (*lists, 64, 128, False)
 
 
-@pytest.mark.parametrize("name", ["dense", "causal", "blocks", "stripes"])
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", "blocks", "stripes"])
 def test_graph_with_another_threshold(cuda, name):
     q, k, v = (x.to(cuda) for x in inputs(1000))
     op, others = op_of(name, 1000, cuda)
+    if name == "grid":
+        q, k, v = (x.unflatten(1, (50, 20)) for x in (q, k, v))
+    saves = {} if name == "grid" else {"save_skipped": True}
     threshold = torch.zeros(2, device=cuda)
     forward, backward = (getattr(OPS, f"{op}_{way}") for way in ("fwd", "bwd"))
 
     def step():
-        out, lse, _, skipped = forward(q, k, v, *others, None, threshold, save_skipped=True)
+        out, lse, _, *saved = forward(q, k, v, *others, skip_threshold=threshold, **saves)
         given = torch.ones_like(out), None, q, k, v, out, lse, *others
-        options = dict(deterministic=True, skip_threshold=threshold, skipped=skipped)
-        return backward(*given, **options)
+        options = dict(deterministic=True, skip_threshold=threshold)
+        return backward(*given, **options, **({"skipped": saved[0]} if saves else {}))
 
     step()
     torch.cuda.synchronize()
@@ -238,16 +243,22 @@ def test_no_pairs(cuda, lengths):
     assert all(x.grad.eq(0).all() for x in leaves)
 
 
-def test_neighborhoods_raise(cuda):
-    given = [x.to(cuda).requires_grad_() for x in inputs(1000)]
-    out = calls(1000)["grid"](*given, skip_threshold=0.1)
-    with pytest.raises(NotImplementedError, match="with skip_threshold run on the CPU only"):
-        out.sum().backward()
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_values_of_their_own_head_dim(cuda, causal):
     q, k, _ = inputs(500, heads=2, dim=192)
     given = q, k, inputs(500, heads=2, dim=128, seed=1)[2]
     call = functools.partial(sparse_fmha.attention, causal=causal)
     assert compared(call, given, cuda, 0.05) > 0
+
+
+def test_extra_tokens_of_a_grid_of_three_axes(cuda):
+    """Two batch entries, which have tensor maps of their own."""
+    grid, window = (5, 8, 20), (3, 5, 9)
+    q, k, v = (x.unflatten(1, grid) for x in inputs(800, heads=2))
+    extra_k, extra_v = inputs(70, heads=2, seed=1)[1:]
+
+    def call(q, k, v, extra_k, extra_v, **options):
+        options |= {"extra_k": extra_k, "extra_v": extra_v}
+        return sparse_fmha.neighborhood_attention(q, k, v, window, stride=(1, 2, 3), **options)
+
+    assert compared(call, (q, k, v, extra_k, extra_v), cuda, 0.5) > 0

@@ -111,9 +111,10 @@ class TileVote {
     }
   }
 
-  // Adds the counts to [B, Hq, 2].
+  // Adds the counts to [B, Hq, 2]. The thread that does has the first row: without it there is
+  // none, and the group visited nothing.
   __device__ __forceinline__ void add_to(SkipParams const& skip, WorkTile const& tile) const {
-    if (threadIdx.x % 128 == 0) {
+    if (threadIdx.x % 128 == 0 && top_[0] != INFINITY) {
       auto* const counts = skip.counts + (int64_t(tile.batch) * skip.heads_q + tile.head) * 2;
       atomicAdd(counts, static_cast<unsigned long long>(visited_));
       atomicAdd(counts + 1, static_cast<unsigned long long>(skipped_));

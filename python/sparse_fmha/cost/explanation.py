@@ -155,7 +155,7 @@ def explain(
     biased = given.get("key_bias") is not None or given.get("softcap", 0) != 0
     biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
-    why_two = calls.why_two_kernels(function, given)
+    why_two = calls.why_two_kernels(function, given, skips)
     v = given["v_cache" if mechanism == "decode" else "v"]
     dims = q.shape[-1], v.shape[-1]
     return _choose(
@@ -292,7 +292,7 @@ def _choose(
 
 def _of_kept(mechanism: str, arch: str, skips: bool) -> str | None:
     """The mechanism of gradients by lists of what was kept (csrc/ops/skipped_tiles.cpp), if any."""
-    if not skips or arch != "sm90" or mechanism == "neighborhood":
+    if not skips or arch != "sm90":
         return None
     return "stripe" if mechanism == "stripe" else "block_sparse"
 

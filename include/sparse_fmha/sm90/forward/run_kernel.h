@@ -24,9 +24,11 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.bias.keys = p.key_bias;
   params.bias.rows = p.row_threshold;
   params.soft_cap = soft_cap(p);
+  SkipSizes const sizes =
+      p.skip_bits == nullptr ? SkipSizes{} : skip_sizes(p, Traits::kTileK, Traits::kHeadDim);
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
-                 p.heads_q,        skip_groups(p),
-                 skip_words_of(p), p.skip_bits};
+                 p.heads_q,        sizes.groups,
+                 sizes.words,      p.skip_bits};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,
