@@ -3,16 +3,11 @@
 
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/list_plan.h"
-#include "sparse_fmha/device/mma_launch.h"
+#include "sparse_fmha/device/warp_rows.h"
 #include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha::device {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr uint32_t kAll = 0xffffffff;
 
 // The groups of a problem, each of which has lists of its own, by a warp.
 struct KeptGroups {
@@ -29,7 +24,7 @@ struct KeptGroups {
 
   // Returns whether there is a group for this warp.
   __device__ bool find() {
-    row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+    row = row_of_warp();
     group = static_cast<int32_t>(row % groups);
     head = static_cast<int32_t>(row / groups % heads);
     batch = static_cast<int32_t>(row / groups / heads);
@@ -44,7 +39,7 @@ struct Written {
   int32_t count = 0;
   // Appends the numbers of the lanes that are there; returns the place of the lane's.
   __device__ int32_t append(bool there, int32_t number) {
-    uint32_t const lanes = __ballot_sync(kAll, there);
+    uint32_t const lanes = __ballot_sync(kAllLanes, there);
     int32_t const place = count + __popc(lanes & ((1u << threadIdx.x % kWarp) - 1));
     if (there) {
       indices[place] = number;
@@ -78,7 +73,7 @@ __device__ void copy_bits(uint8_t const* from, int32_t from_row, uint8_t* to, in
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     keep_blocks(BlockSparse::Params const p, ListPlan const plan, BoxSizes const sizes,
                 KeptGroups at, NewLists const fulls, NewLists const partials, uint8_t* bits) {
   if (!at.find()) {
@@ -96,10 +91,11 @@ __global__ void __launch_bounds__(kThreads)
     full.append(there && box.bits == nullptr, box.block);
     bool const has_bits = there && box.bits != nullptr;
     int32_t const place = partial.append(has_bits, box.block);
-    for (uint32_t lanes = __ballot_sync(kAll, has_bits); lanes != 0; lanes &= lanes - 1) {
+    for (uint32_t lanes = __ballot_sync(kAllLanes, has_bits); lanes != 0; lanes &= lanes - 1) {
       int const lane = __ffs(lanes) - 1;
-      auto const address = __shfl_sync(kAll, reinterpret_cast<unsigned long long>(box.bits), lane);
-      int64_t const to = __shfl_sync(kAll, place, lane);
+      auto const address =
+          __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(box.bits), lane);
+      int64_t const to = __shfl_sync(kAllLanes, place, lane);
       copy_bits(reinterpret_cast<uint8_t const*>(address), p.block_kv / 8, bits + to * 64 * box_row,
                 box_row);
     }
@@ -110,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     keep_columns(Stripe::Params const p, BoxSizes const sizes, int32_t tile_k, KeptGroups at,
                  NewLists const columns, NewLists const runs) {
   if (!at.find()) {
@@ -187,8 +183,8 @@ BlockSparse::Params keep(BlockSparse::Params const& p, FmhaProblem const& proble
     bits = allocate<uint8_t>(groups.rows * partial.width * BlockSparse::bits_bytes(kept), context);
     kept.bits = bits;
   }
-  keep_blocks<<<grid_size((groups.rows + kWarps - 1) / kWarps, "the groups of 64 query rows"),
-                kThreads, 0, stream>>>(p, plan, sizes, groups, full, partial, bits);
+  keep_blocks<<<row_blocks(groups.rows, "the groups of 64 query rows"), kRowThreads, 0, stream>>>(
+      p, plan, sizes, groups, full, partial, bits);
   return kept;
 }
 
@@ -205,9 +201,9 @@ Stripe::Params keep(Stripe::Params const& p, FmhaProblem const& /*problem*/, int
     runs = new_lists(groups.rows, p.ranges.width << sizes.log2_split, context);
     kept.ranges = lists_of(runs);
   }
-  keep_columns<<<grid_size((groups.rows + kWarps - 1) / kWarps, "the groups of 64 query rows"),
-                 kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(p, sizes, tile_k, groups,
-                                                                           columns, runs);
+  keep_columns<<<row_blocks(groups.rows, "the groups of 64 query rows"), kRowThreads, 0,
+                 static_cast<cudaStream_t>(context.stream)>>>(p, sizes, tile_k, groups, columns,
+                                                              runs);
   return kept;
 }
 

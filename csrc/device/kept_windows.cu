@@ -4,17 +4,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "sparse_fmha/device/mma_launch.h"
+#include "sparse_fmha/device/warp_rows.h"
 #include "sparse_fmha/planning/kept_windows.h"
 #include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha::device {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
-constexpr uint32_t kAll = 0xffffffff;
 constexpr int64_t kMaxKeys = 1 << 30;  // of lists
 constexpr int kPieceElements = 8;      // of 16 bits, copied together
 
@@ -37,7 +33,7 @@ struct PiecePlace {
 };
 
 __device__ PiecePlace piece_place(RowCopies const& c) {
-  int64_t rest = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  int64_t rest = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   auto const piece = static_cast<int32_t>(rest % c.pieces);
   rest /= c.pieces;
   auto const head = static_cast<int32_t>(rest % c.heads);
@@ -61,13 +57,13 @@ __device__ PiecePlace piece_place(RowCopies const& c) {
   return {static_cast<uint4*>(c.tensor.data) + at, of_rows};
 }
 
-__global__ void __launch_bounds__(kThreads) gather_rows(RowCopies const copies) {
+__global__ void __launch_bounds__(kRowThreads) gather_rows(RowCopies const copies) {
   PiecePlace const place = piece_place(copies);
   if (place.of_rows != nullptr) {
     *place.of_rows = place.of_tensor == nullptr ? uint4{0, 0, 0, 0} : *place.of_tensor;
   }
 }
-__global__ void __launch_bounds__(kThreads) scatter_rows(RowCopies const copies) {
+__global__ void __launch_bounds__(kRowThreads) scatter_rows(RowCopies const copies) {
   PiecePlace const place = piece_place(copies);
   if (place.of_tensor != nullptr) {
     *place.of_tensor = *place.of_rows;
@@ -92,9 +88,9 @@ struct WindowParams {
   uint32_t* bits;    // [lists, all_groups, width, 64]
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     find_tokens(InterleavedGrid const grid, Coord const whole, int32_t* tokens) {
-  int64_t const index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  int64_t const index = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   auto const group = static_cast<int32_t>(index / 64);
   if (group < grid.groups) {
     WindowGroup const at = window_group(grid, group);
@@ -110,7 +106,7 @@ struct WarpGroup {
   int64_t row;
   bool there;
   __device__ explicit WarpGroup(WindowParams const& p) {
-    int64_t const index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+    int64_t const index = row_of_warp();
     group = static_cast<int32_t>(index % p.grid.groups);
     row = index / p.grid.groups * p.all_groups + p.grid.first_group + group;
     there = index < int64_t{p.grid.groups} * p.lists;
@@ -118,7 +114,7 @@ struct WarpGroup {
 };
 
 // Marks the keys in the tiles that each group kept.
-__global__ void __launch_bounds__(kThreads) mark_keys(WindowParams const p) {
+__global__ void __launch_bounds__(kRowThreads) mark_keys(WindowParams const p) {
   WarpGroup const warp(p);
   if (!warp.there) {
     return;
@@ -143,8 +139,8 @@ __global__ void __launch_bounds__(kThreads) mark_keys(WindowParams const p) {
 }
 
 // Lists the blocks in which a row of a group sees a key that is marked, and which row sees which.
-__global__ void __launch_bounds__(kThreads) list_blocks(WindowParams const p) {
-  __shared__ Neighborhood::Row windows[kWarps][64];
+__global__ void __launch_bounds__(kRowThreads) list_blocks(WindowParams const p) {
+  __shared__ Neighborhood::Row windows[kRowWarps][64];
   WarpGroup const warp(p);
   if (!warp.there) {
     return;
@@ -172,12 +168,12 @@ __global__ void __launch_bounds__(kThreads) list_blocks(WindowParams const p) {
       Neighborhood::Row const& window = rows[row];
       bool const sees =
           extra ? window.size[2] > 0 : Neighborhood::visible(p.grid.params, window, position);
-      uint32_t const bits = __ballot_sync(kAll, mine && sees);
+      uint32_t const bits = __ballot_sync(kAllLanes, mine && sees);
       if (row % kWarp == lane) {
         (row < kWarp ? seen[0] : seen[1]) = bits;
       }
     }
-    if (__any_sync(kAll, (seen[0] | seen[1]) != 0)) {
+    if (__any_sync(kAllLanes, (seen[0] | seen[1]) != 0)) {
       int64_t const place = warp.row * p.width + count;
       p.bits[place * 64 + lane] = seen[0];
       p.bits[place * 64 + kWarp + lane] = seen[1];
@@ -233,11 +229,11 @@ class Copier {
     return copies;
   }
   void gather(RowCopies const& copies) const {
-    gather_rows<<<blocks(copies), kThreads, 0, stream_>>>(copies);
+    gather_rows<<<blocks(copies), kRowThreads, 0, stream_>>>(copies);
     check_cuda(cudaGetLastError(), "launching the copy of rows");
   }
   void scatter(RowCopies const& copies) const {
-    scatter_rows<<<blocks(copies), kThreads, 0, stream_>>>(copies);
+    scatter_rows<<<blocks(copies), kRowThreads, 0, stream_>>>(copies);
     check_cuda(cudaGetLastError(), "launching the copy of gradients");
   }
   cudaStream_t stream() const { return stream_; }
@@ -245,7 +241,7 @@ class Copier {
  private:
   static unsigned blocks(RowCopies const& c) {
     int64_t const pieces = int64_t{c.batch} * c.num_rows * c.heads * c.pieces;
-    return grid_size((pieces + kThreads - 1) / kThreads, "the rows to copy");
+    return grid_size((pieces + kRowThreads - 1) / kRowThreads, "the rows to copy");
   }
   int64_t const batch_;
   ExecutionContext const& context_;
@@ -312,12 +308,12 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   for (InterleavedGrid const& grid : grids) {
     params.grid = grid;
     int64_t const threads = 64 * int64_t{grid.groups};
-    find_tokens<<<grid_size((threads + kThreads - 1) / kThreads, "the query rows"), kThreads, 0,
-                  copier.stream()>>>(grid, p.grid_q, tokens);
+    find_tokens<<<grid_size((threads + kRowThreads - 1) / kRowThreads, "the query rows"),
+                  kRowThreads, 0, copier.stream()>>>(grid, p.grid_q, tokens);
     int64_t const warps = int64_t{grid.groups} * params.lists;
-    unsigned const blocks = grid_size((warps + kWarps - 1) / kWarps, "the groups of 64 query rows");
-    mark_keys<<<blocks, kThreads, 0, copier.stream()>>>(params);
-    list_blocks<<<blocks, kThreads, 0, copier.stream()>>>(params);
+    unsigned const blocks = row_blocks(warps, "the groups of 64 query rows");
+    mark_keys<<<blocks, kRowThreads, 0, copier.stream()>>>(params);
+    list_blocks<<<blocks, kRowThreads, 0, copier.stream()>>>(params);
     check_cuda(cudaGetLastError(), "launching the listing of what was kept");
   }
 
