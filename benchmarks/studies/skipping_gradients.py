@@ -56,7 +56,7 @@ class Case:
 CASES = (
     *(Case(c, p) for c in (False, True) for p in (0, 50, 75, 90)),
     *(Case(c, 75, together=6) for c in (False, True)),
-    *(Case(c, 75, head_dim=64) for c in (False, True)),
+    *(Case(c, 75, head_dim=dim) for dim in (64, 256) for c in (False, True)),
 )
 
 

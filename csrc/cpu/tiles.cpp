@@ -134,7 +134,7 @@ Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
   (void)value_dim;
   TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
   if constexpr (std::is_same_v<M, Neighborhood>) {
-    // Like sm90/geometry/grid/launch.h for the first interleaved grid.
+    // Like planning/interleaved.h for the first interleaved grid.
     Neighborhood::Params first = params;
     Coord const inside = element_strides(params.grid, params.dilation);
     for (int axis = 0; axis < kGridAxes; ++axis) {

@@ -5,6 +5,7 @@
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/kept_tiles.h"
+#include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -31,6 +32,27 @@ void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext con
 }
 
 void device::show_kept_blocks(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
+                              ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::show_kept_lists(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
+                             ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+uint32_t* device::new_skip_bits(FmhaProblem const& /*problem*/, KernelInfo const& /*forward*/,
+                                ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+device::KeptWindows device::copy_kept_windows(FmhaProblem const& /*problem*/,
+                                              KernelInfo const& /*forward*/,
+                                              ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::return_gradients(FmhaProblem const& /*problem*/, KeptWindows const& /*windows*/,
                               ExecutionContext const& /*context*/) {
   refuse();
 }

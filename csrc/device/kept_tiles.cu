@@ -1,15 +1,11 @@
 // The key blocks in the tiles that each group of 64 query rows kept: bits and lists.
 #include "sparse_fmha/device/kept_tiles.h"
 
-#include "sparse_fmha/device/mma_launch.h"
+#include "sparse_fmha/device/warp_rows.h"
 #include "sparse_fmha/planning/kept_blocks.h"
 
 namespace sparse_fmha::device {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
 
 struct KeptParams {
   BlockSparse::Params lists;  // of kept blocks
@@ -24,8 +20,8 @@ struct KeptParams {
 };
 
 // A thread for 32 blocks of a row.
-__global__ void __launch_bounds__(kThreads) mark_blocks(KeptParams const p) {
-  int64_t const index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kRowThreads) mark_blocks(KeptParams const p) {
+  int64_t const index = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   if (index >= p.rows * p.words) {
     return;
   }
@@ -36,9 +32,9 @@ __global__ void __launch_bounds__(kThreads) mark_blocks(KeptParams const p) {
 }
 
 // A warp for each row: ascending lists of its bits.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowThreads)
     list_blocks(KeptParams const p, int32_t* counts, int32_t* indices) {
-  int64_t const row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  int64_t const row = row_of_warp();
   if (row >= p.rows) {
     return;
   }
@@ -89,8 +85,8 @@ void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext con
   params.blocks_per_tile = tile_k / kKeptBlock;
   params.blocks = allocate(params.rows * params.words, context);
   int64_t const threads = params.rows * params.words;
-  mark_blocks<<<grid_size((threads + kThreads - 1) / kThreads, "the blocks of kept tiles"),
-                kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
+  mark_blocks<<<grid_size((threads + kRowThreads - 1) / kRowThreads, "the blocks of kept tiles"),
+                kRowThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
   check_cuda(cudaGetLastError(), "launching the marking of kept tiles");
   problem.sparsity = lists;
   problem.kept_blocks = params.blocks;
@@ -103,8 +99,8 @@ void list_kept_blocks(FmhaProblem& problem, ExecutionContext const& context) {
   auto* const counts = reinterpret_cast<int32_t*>(allocate(params.rows, context));
   auto* const indices =
       reinterpret_cast<int32_t*>(allocate(params.rows * params.key_blocks, context));
-  list_blocks<<<grid_size((params.rows + kWarps - 1) / kWarps, "the groups of 64 query rows"),
-                kThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params, counts, indices);
+  list_blocks<<<row_blocks(params.rows, "the groups of 64 query rows"), kRowThreads, 0,
+                static_cast<cudaStream_t>(context.stream)>>>(params, counts, indices);
   check_cuda(cudaGetLastError(), "launching the listing of kept tiles");
   std::get<BlockSparse::Params>(problem.sparsity).full = {counts, indices, params.key_blocks};
 }

@@ -10,6 +10,7 @@
 #include "skipped_tiles.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/kept_tiles.h"
+#include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/planning/backward_route.h"
 
 namespace sparse_fmha {
@@ -96,15 +97,20 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   Arch const arch = arch_of(q);  // says what this build lacks before the device is used
   DeviceScope const scope(q);
   Launch launch(q);
-  if (problem.skip_threshold != nullptr && !on_cpu(q)) {
-    if (no_pairs) {
-      problem.skip_threshold = nullptr;
-    } else {
-      show_kept_tiles(problem, q, given.skipped, launch);
-    }
+  if (no_pairs && !on_cpu(q)) {
+    problem.skip_threshold = nullptr;
   }
-  std::vector<KernelRow const*> const kernels = backward_kernels(
-      problem, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
+  bool const skips = problem.skip_threshold != nullptr && !on_cpu(q);
+  bool const skips_windows =
+      skips && std::holds_alternative<Neighborhood::Params>(problem.sparsity);
+  if (skips && !skips_windows) {
+    show_kept_tiles(problem, q, given.skipped, launch);
+  }
+  auto kernels_of = [&](FmhaProblem const& p) {
+    return backward_kernels(p, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
+  };
+  std::vector<KernelRow const*> const kernels =
+      skips_windows ? std::vector<KernelRow const*>() : kernels_of(problem);
   if (problem.kept_blocks != nullptr && has_pass(kernels, Pass::kBackwardDq)) {
     device::list_kept_blocks(problem, launch.context());
   }
@@ -156,17 +162,26 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   problem.gradients = &gradients;
 
-  if (!kernels.empty()) {
+  if (!kernels.empty() || skips_windows) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
-    if (problem.skip_threshold != nullptr) {  // on the CPU: a GPU lists what was kept
+    if (problem.skip_threshold != nullptr && !skips) {  // a GPU lists what was kept
       gradients.skipped_tiles = cpu_skipped_tiles(problem, launch.context());
     }
     fill_row_terms(arch, problem, launch.context());
   }
   for (KernelRow const* const kernel : kernels) {
     kernel->launch(problem, launch.context());
+  }
+  if (skips_windows) {
+    KernelInfo const& forward = skip_tiles_again(problem, q, launch);
+    auto windows = device::copy_kept_windows(problem, forward, launch.context());
+    windows.problem.gradients = &windows.gradients;
+    for (KernelRow const* const kernel : kernels_of(windows.problem)) {
+      kernel->launch(windows.problem, launch.context());
+    }
+    device::return_gradients(problem, windows, launch.context());
   }
   return results;
 }

@@ -75,11 +75,12 @@ std::vector<Tensor> block_sparse_fwd(Tensor q, Tensor k, Tensor v, Tensor counts
                                      int64_t block_kv, bool causal, std::optional<double> scale,
                                      std::optional<Tensor> skip_threshold,
                                      std::optional<Tensor> key_bias,
-                                     std::optional<Tensor> row_threshold, double softcap) {
+                                     std::optional<Tensor> row_threshold, double softcap,
+                                     bool save_skipped) {
   FmhaProblem problem =
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
                    block_kv, causal, scale, key_bias, row_threshold, softcap);
-  return run(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold, save_skipped);
 }
 
 std::vector<Tensor> block_sparse_bwd(
@@ -88,13 +89,14 @@ std::vector<Tensor> block_sparse_bwd(
     std::optional<Tensor> partial_indices, std::optional<Tensor> partial_bits, int64_t block_q,
     int64_t block_kv, bool causal, std::optional<double> scale, std::optional<Tensor> key_bias,
     std::optional<Tensor> row_threshold, bool need_dq, bool need_dkv, bool need_dbias,
-    bool deterministic, std::optional<Tensor> skip_threshold, double softcap) {
+    bool deterministic, std::optional<Tensor> skip_threshold, double softcap,
+    std::optional<Tensor> skipped) {
   FmhaProblem problem =
       block_sparse(q, k, v, counts, indices, partial_counts, partial_indices, partial_bits, block_q,
                    block_kv, causal, scale, key_bias, row_threshold, softcap);
-  return run_backward(
-      problem, q, k, v, std::nullopt, std::nullopt,
-      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
+  return run_backward(problem, q, k, v, std::nullopt, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic,
+                       skip_threshold, skipped});
 }
 
 }  // namespace
@@ -104,13 +106,15 @@ SPARSE_FMHA_OP(block_sparse_fwd,
                " Tensor? partial_counts, Tensor? partial_indices, Tensor? partial_bits,"
                " int block_q, int block_kv, bool causal=False, float? scale=None,"
                " Tensor? skip_threshold=None,"
-               " Tensor? key_bias=None, Tensor? row_threshold=None, float softcap=0.0) -> Tensor[]")
+               " Tensor? key_bias=None, Tensor? row_threshold=None, float softcap=0.0,"
+               " bool save_skipped=False) -> Tensor[]")
 SPARSE_FMHA_OP(block_sparse_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor counts, Tensor indices, Tensor? partial_counts, Tensor? partial_indices,"
                " Tensor? partial_bits, int block_q, int block_kv, bool causal=False,"
                " float? scale=None, Tensor? key_bias=None, Tensor? row_threshold=None,"
-               " bool need_dq=True, bool need_dkv=True, bool need_dbias=True, bool "
-               "deterministic=False, Tensor? skip_threshold=None, float softcap=0.0) -> Tensor[]")
+               " bool need_dq=True, bool need_dkv=True, bool need_dbias=True,"
+               " bool deterministic=False, Tensor? skip_threshold=None, float softcap=0.0,"
+               " Tensor? skipped=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

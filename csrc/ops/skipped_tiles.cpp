@@ -2,12 +2,12 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-
 #include "check.h"
 #include "placement.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/device/kept_tiles.h"
+#include "sparse_fmha/device/kept_windows.h"
+#include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha {
 
@@ -15,27 +15,9 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-void require_noted(FmhaProblem const& problem) {
-  auto const& sparsity = problem.sparsity;
-  if (!std::holds_alternative<Dense::Params>(sparsity) &&
-      !std::holds_alternative<Causal::Params>(sparsity)) {
-    throw not_implemented(std::string("sparse_fmha: gradients of ") +
-                          Mechanisms::kNames[sparsity.index()] +
-                          " with skip_threshold run on the CPU only; move the tensors to the CPU");
-  }
-  // Forward kernels of larger head dims do not note what they skip.
-  constexpr int32_t kLargest = 128;
-  int32_t const dim = std::max(problem.head_dim, problem.value_dim);
-  if (dim > kLargest) {
-    throw not_implemented(
-        "sparse_fmha: gradients with skip_threshold have GPU kernels for head dims up to 128, "
-        "got " +
-        std::to_string(dim) + "; move the tensors to the CPU");
-  }
-}
-
 std::vector<int64_t> sizes_of_skipped(FmhaProblem const& problem) {
-  return {problem.batch, problem.heads_q, skip_groups(problem), skip_words(problem)};
+  SkipSizes const sizes = skip_sizes(problem, kSkipTile, problem.head_dim);
+  return {problem.batch, problem.heads_q, sizes.groups, sizes.words};
 }
 
 uint32_t* checked_skipped(FmhaProblem const& problem, Tensor const& q, Tensor& skipped) {
@@ -64,16 +46,37 @@ Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q) {
 
 void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
                      Launch& launch) {
-  require_noted(problem);
   require(skipped.has_value(),
           "skipped must be given with skip_threshold on a GPU, as fmha_fwd returns it with "
           "save_skipped");
   problem.skip_bits = checked_skipped(problem, q, *skipped);
   KernelInfo const& forward = kernel_for(problem, q, Pass::kForward).info;
-  require(forward.tile_k % device::kKeptBlock == 0 && forward.tile_k >= kSkipTile,
-          "the key tiles of ", forward.name, " must be a multiple of ", device::kKeptBlock,
-          " and at least ", kSkipTile, ", got ", forward.tile_k);
-  device::show_kept_blocks(problem, forward.tile_k, launch.context());
+  bool const by_lists = std::holds_alternative<BlockSparse::Params>(problem.sparsity) ||
+                        std::holds_alternative<Stripe::Params>(problem.sparsity);
+  int32_t const step = by_lists ? kSkipStage : device::kKeptBlock;
+  int32_t const least = by_lists ? kSkipStage : kSkipTile;
+  require(forward.tile_k % step == 0 && forward.tile_k >= least, "the key tiles of ", forward.name,
+          " must be a multiple of ", step, " and at least ", least, ", got ", forward.tile_k);
+  if (by_lists) {
+    device::show_kept_lists(problem, forward.tile_k, launch.context());
+  } else {
+    device::show_kept_blocks(problem, forward.tile_k, launch.context());
+  }
+}
+
+KernelInfo const& skip_tiles_again(FmhaProblem& problem, Tensor const& q, Launch& launch) {
+  KernelRow const& forward = kernel_for(problem, q, Pass::kForward);
+  ExecutionContext const& context = launch.context();
+  problem.skip_bits = device::new_skip_bits(problem, forward.info, context);
+  FmhaProblem again = problem;
+  Tensor const out = new_tensor(q, sizes_of_out(problem, q), q.scalar_type());
+  size_t const rows = static_cast<size_t>(volume(problem.grid_q)) * problem.batch * problem.heads_q;
+  size_t const heads = static_cast<size_t>(problem.batch) * problem.heads_q;
+  again.out = view(out);
+  again.lse = static_cast<float*>(context.memory->allocate(rows * sizeof(float)));
+  again.skip_counts = static_cast<int64_t*>(context.memory->allocate(2 * heads * sizeof(int64_t)));
+  forward.launch(again, context);
+  return forward.info;
 }
 
 }  // namespace sparse_fmha

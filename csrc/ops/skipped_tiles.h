@@ -10,10 +10,14 @@ namespace sparse_fmha {
 // depend on the kernel. On the CPU, whose backward pass votes again, [B, Hq, 0, 0].
 Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q);
 
-// Replaces dense or causal attention with thresholds by attention to what its forward pass kept,
-// which does not skip (device/kept_tiles.h). The problem points into `skipped`, which is replaced
-// if it is not contiguous. Throws not_implemented for other mechanisms.
+// Replaces attention with thresholds by attention to what its forward pass kept, which does not
+// skip (device/kept_tiles.h). The problem points into `skipped`, which is replaced if it is not
+// contiguous. Not for neighborhoods.
 void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
                      Launch& launch);
+
+// Runs the forward kernel of a neighborhood again, for the bits of the tiles that it skips. Their
+// number depends on the boxes that the kernel takes, so it saves none. Returns the kernel.
+KernelInfo const& skip_tiles_again(FmhaProblem& problem, Tensor const& q, Launch& launch);
 
 }  // namespace sparse_fmha

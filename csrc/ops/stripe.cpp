@@ -58,10 +58,11 @@ std::vector<Tensor> stripe_fwd(Tensor q, Tensor k, Tensor v, Tensor columns, Ten
                                std::optional<Tensor> range_counts, int64_t block_q,
                                int64_t range_size, bool causal, std::optional<double> scale,
                                std::optional<Tensor> skip_threshold, std::optional<Tensor> key_bias,
-                               std::optional<Tensor> row_threshold, double softcap) {
+                               std::optional<Tensor> row_threshold, double softcap,
+                               bool save_skipped) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
                                range_size, causal, scale, key_bias, row_threshold, softcap);
-  return run(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold, save_skipped);
 }
 
 std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q, Tensor k,
@@ -71,12 +72,13 @@ std::vector<Tensor> stripe_bwd(Tensor dout, std::optional<Tensor> dlse, Tensor q
                                int64_t range_size, bool causal, std::optional<double> scale,
                                std::optional<Tensor> key_bias, std::optional<Tensor> row_threshold,
                                bool need_dq, bool need_dkv, bool need_dbias, bool deterministic,
-                               std::optional<Tensor> skip_threshold, double softcap) {
+                               std::optional<Tensor> skip_threshold, double softcap,
+                               std::optional<Tensor> skipped) {
   FmhaProblem problem = stripe(q, k, v, columns, counts, range_starts, range_counts, block_q,
                                range_size, causal, scale, key_bias, row_threshold, softcap);
-  return run_backward(
-      problem, q, k, v, std::nullopt, std::nullopt,
-      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
+  return run_backward(problem, q, k, v, std::nullopt, std::nullopt,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic,
+                       skip_threshold, skipped});
 }
 
 }  // namespace
@@ -85,13 +87,14 @@ SPARSE_FMHA_OP(stripe_fwd,
                "(Tensor q, Tensor k, Tensor v, Tensor columns, Tensor counts,"
                " Tensor? range_starts, Tensor? range_counts, int block_q, int range_size=64,"
                " bool causal=False, float? scale=None, Tensor? skip_threshold=None,"
-               " Tensor? key_bias=None, Tensor? row_threshold=None, float softcap=0.0) -> Tensor[]")
+               " Tensor? key_bias=None, Tensor? row_threshold=None, float softcap=0.0,"
+               " bool save_skipped=False) -> Tensor[]")
 SPARSE_FMHA_OP(stripe_bwd,
                "(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
                " Tensor columns, Tensor counts, Tensor? range_starts, Tensor? range_counts,"
                " int block_q, int range_size=64, bool causal=False, float? scale=None,"
                " Tensor? key_bias=None, Tensor? row_threshold=None, bool need_dq=True,"
-               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False, Tensor? "
-               "skip_threshold=None, float softcap=0.0) -> Tensor[]")
+               " bool need_dkv=True, bool need_dbias=True, bool deterministic=False,"
+               " Tensor? skip_threshold=None, float softcap=0.0, Tensor? skipped=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

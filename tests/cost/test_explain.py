@@ -418,5 +418,28 @@ def test_gradients_of_what_hopper_kept_are_those_of_lists(monkeypatch, causal, d
     kernels = found.dq_kernel, found.dkv_kernel, found.fused_kernel
     passes = ("backward_dq", "backward_dkv", "backward_fused")
     names = [f"sm90_{name}_block_sparse_bfloat16_d{dim}" for name in passes]
-    assert list(kernels) == (names if dim <= 128 else [None] * 3)
+    if dim > 128:
+        names = [name.replace(f"d{dim}", "d256") for name in names[:2]] + [None]
+    assert list(kernels) == names
     assert explain(sparse_fmha.attention, q, q, q, **options, arch="sm80").dq_kernel is None
+
+
+@pytest.mark.parametrize("name", ["neighborhood", "block_sparse", "stripe"])
+def test_gradients_of_other_calls_that_skip(monkeypatch, name):
+    """Those of lists have the kernels of calls that do not skip, and neighborhoods those of small
+    blocks."""
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    q = torch.empty(1, 256, 4, 128, requires_grad=True, dtype=torch.bfloat16)
+    lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)
+    given = {
+        "neighborhood": 64,
+        "block_sparse": BlockMask.from_blocks(torch.ones(1, 4, 2, 2).bool(), 256, 256),
+        "stripe": sparse_fmha.StripeMask(*lists, 256, 256, 128),
+    }[name]
+    function = getattr(sparse_fmha, f"{name}_attention")
+    found = explain(function, q, q, q, given, skip_threshold=0.1, arch="sm90")
+    plain = explain(function, q, q, q, given, arch="sm90")
+    assert found.kernel == f"sm90_{name}_bfloat16_d128_skip"
+    kernels = [(x.dq_kernel, x.dkv_kernel, x.fused_kernel) for x in (found, plain)]
+    of_blocks = [f"sm90_backward_{x}_block_sparse_bfloat16_d128" for x in ("dq", "dkv")]
+    assert kernels[0] == ((*of_blocks, None) if name == "neighborhood" else kernels[1])

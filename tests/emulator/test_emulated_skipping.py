@@ -1,14 +1,18 @@
 """Forward kernels that skip key tiles, on the emulator, against the definition in fp64."""
 
 import contextlib
+import functools
 
+import block_masks
 import pytest
 import skip_cases
 import torch
 from poison import poisoned
+from skip_lists import block_tiles, stripe_tiles
+from skip_windows import neighborhood_tiles
 
 import sparse_fmha
-from sparse_fmha import reference
+from sparse_fmha import StripeMask, reference
 
 OPS = torch.ops.sparse_fmha
 BF16 = torch.bfloat16
@@ -68,11 +72,14 @@ def test_what_is_skipped_is_saved(causal, keys):
 
 
 @pytest.mark.parametrize("way", ["one kernel", "two kernels"])
-@pytest.mark.parametrize(("dim", "causal"), [(64, True), (128, False), (128, True)])
-def test_gradients_are_those_of_what_is_kept(dim, causal, way):
+@pytest.mark.parametrize(
+    ("dim", "value_dim", "causal"),
+    [(64, 64, True), (128, 128, False), (128, 128, True), (256, 256, False), (192, 128, True)],
+)
+def test_gradients_are_those_of_what_is_kept(dim, value_dim, causal, way):
     """330 tokens: ragged groups and a ragged last tile of keys."""
     length, threshold = 330, 0.3
-    given = skip_cases.inputs(length, heads=2, heads_kv=1, dim=dim, batch=1)
+    given = skip_cases.inputs(length, heads=2, heads_kv=1, dim=dim, batch=1, value_dim=value_dim)
     ours = [x.to(BF16).requires_grad_() for x in given]
     only = contextlib.nullcontext() if way == "one kernel" else poisoned()  # deterministic
     with sparse_fmha.arch_override("sm90"), only:
@@ -98,3 +105,115 @@ def test_gradients_are_those_of_what_is_kept(dim, causal, way):
         torch.testing.assert_close(
             gradient.double(), one, rtol=2e-2, atol=1e-2 * one.abs().max().item()
         )
+
+
+def blocks(*sizes, heads=2, causal=False, kinds=(0.3, 0.5, 0.2)):
+    """A mask and what it shows."""
+    drawn = block_masks.Drawn(250, 400, *sizes, 1, heads, causal, kinds)
+    return drawn.mask(), drawn.dense()
+
+
+def stripes(block_q, range_size):
+    """Columns among the first 200 keys, runs beyond them. The last groups have few, or none."""
+    generator = torch.Generator().manual_seed(1)
+    groups = -(-250 // block_q)
+    columns = torch.stack([torch.randperm(200, generator=generator)[:170] for _ in range(groups)])
+    counts = torch.tensor([170, 140, 60, 0])[:groups]
+    starts = torch.tensor([[301, 200], [210, -1], [270, 350], [336, 205]])[:groups]
+    # Runs are disjoint, where there are two.
+    number = torch.tensor([1, 1, 1, 1] if range_size == 128 else [2, 1, 2, 1])[:groups]
+    lists = (columns.sort(-1).values, counts, starts, number)
+    columns, counts, starts, number = (x.int()[None, None] for x in lists)
+    given = columns, counts, 250, 400, block_q
+    runs = dict(range_starts=starts, range_counts=number, range_size=range_size, causal=True)
+    return StripeMask(*given, **runs), reference.stripe_mask(*given, **runs)
+
+
+LISTS = {
+    "blocks 128x128": functools.partial(blocks, 128, 128),
+    "blocks 128x64, causal": functools.partial(blocks, 128, 64, causal=True),
+    "blocks 64x128, causal": functools.partial(blocks, 64, 128, causal=True),
+    "blocks 64x32, one list": functools.partial(blocks, 64, 32, heads=1),
+    "blocks 64x16, full": functools.partial(blocks, 64, 16, kinds=(0.5, 0.5, 0)),
+    "stripes 128, runs of 64": functools.partial(stripes, 128, 64),
+    "stripes 64, runs of 128": functools.partial(stripes, 64, 128),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "way"),
+    [
+        *((name, dim, "two kernels") for name in LISTS for dim in (128, 256)),
+        *((name, 128, "one kernel") for name in LISTS if "x128" in name),
+    ],
+)
+def test_gradients_of_what_lists_keep(name, dim, way):
+    mask, visible = LISTS[name]()
+    by_stripes = name.startswith("stripes")
+    call = sparse_fmha.stripe_attention if by_stripes else sparse_fmha.block_sparse_attention
+    tiles_of_head = stripe_tiles if by_stripes else block_tiles
+    given = skip_cases.inputs(250, 400, heads=2, heads_kv=1, dim=dim, batch=1)
+    ours = [x.to(BF16).requires_grad_() for x in given]
+    only = contextlib.nullcontext() if way == "one kernel" else poisoned()  # deterministic
+    threshold = 0.9
+    with sparse_fmha.arch_override("sm90"), only:
+        out, lse, stats = call(
+            *ours, mask, skip_threshold=threshold, return_lse=True, return_stats=True
+        )
+        dout, dlse = skip_cases.cotangents(out.detach(), lse.detach())
+        with poisoned():
+            found = torch.autograd.grad((out, lse), ours, (dout, dlse))
+    tile_k = 128 if dim <= 128 else 32
+    tiles = torch.stack([tiles_of_head(mask, 0, h, tile_k) for h in range(mask.counts.shape[1])])
+    exact, exact_lse, skipped, wanted = skip_cases.expected(
+        *ours, visible, skip_cases.rows(250), tiles, threshold, dout, dlse
+    )
+    assert stats.skipped.equal(skipped)
+    assert skipped.any()
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-4)
+    assert (out - exact).abs().max() <= 2 * torch.finfo(BF16).eps * exact.abs().max()
+    # Errors of the gradient of q are those of rounding out.
+    for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
+        assert (gradient - one).norm() <= error * one.norm()
+
+
+WINDOWS = {
+    "1-D": ((400,), (150,), {}),
+    "1-D, extra tokens": ((300,), (150,), {"extra": 133}),
+    "2-D, causal": ((13, 24), (9, 11), {"stride": (2, 3), "causal": (True, False)}),
+    "2-D, dilated": ((24, 30), (8, 9), {"dilation": (2, 3), "causal": (True, False)}),
+    "1-D, interleaved grids": ((600,), (100,), {"dilation": 4}),
+    "3-D": ((5, 7, 12), (3, 5, 7), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"), [*((name, 128) for name in WINDOWS), ("2-D, causal", 256)]
+)
+def test_gradients_of_what_windows_keep(name, dim):
+    """Two batch entries, which have tensor maps of their own with three axes."""
+    grid, window, options = WINDOWS[name]
+    options, length, threshold = dict(options), torch.Size(grid).numel(), 0.9
+    extra = options.pop("extra", 0)
+    q, k, v = skip_cases.inputs(length, length + extra, heads=2, heads_kv=1, dim=dim)
+    ours = [x.to(BF16).requires_grad_() for x in (q, k, v)]
+    q, k, v = ours[0], *(x[:, :length] for x in ours[1:])
+    more = {f"extra_{n}": x[:, length:] for n, x in zip("kv", ours[1:], strict=True)}
+    with sparse_fmha.arch_override("sm90"), poisoned():
+        out, lse, stats = sparse_fmha.neighborhood_attention(
+            *(x.unflatten(1, grid) for x in (q, k, v)), window, **options,
+            skip_threshold=threshold, return_lse=True, return_stats=True,
+            **(more if extra else {}),
+        )  # fmt: skip
+        dout, dlse = skip_cases.cotangents(out.detach(), lse.detach())
+        found = torch.autograd.grad((out, lse), ours, (dout, dlse))
+    groups, tiles = neighborhood_tiles(grid, window, extra, head_dim=dim, **options)
+    visible = reference.neighborhood_mask(grid, window, extra=extra, **options)
+    _, exact_lse, skipped, wanted = skip_cases.expected(
+        *ours, visible, groups, tiles, threshold, dout, dlse
+    )
+    assert stats.skipped.equal(skipped)
+    assert skipped.any()
+    torch.testing.assert_close(lse.flatten(1, -2).double(), exact_lse, rtol=2e-6, atol=1e-4)
+    for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
+        assert (gradient - one).norm() <= error * one.norm()

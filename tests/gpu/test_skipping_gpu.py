@@ -137,3 +137,11 @@ def test_values_out_of_range_are_held_to_it(cuda):
     assert odd[1].skipped.equal(held[1].skipped)
     assert odd[1].skipped[:2].sum() == 0
     assert odd[1].skipped[2:].sum() > 0
+
+
+def test_half_of_a_query_box_outside_of_the_grid(cuda):
+    """It visits nothing, also where tiles are full. 400 tokens: the last box of 128 has 16."""
+    given, options = inputs(400), dict(skip_threshold=0.5, return_stats=True)
+    _, stats = sparse_fmha.neighborhood_attention(*(x.to(cuda) for x in given), 150, **options)
+    _, wanted = sparse_fmha.neighborhood_attention(*given, 150, **options)
+    assert stats.visited.cpu().equal(wanted.visited)

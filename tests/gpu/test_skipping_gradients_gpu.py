@@ -1,6 +1,7 @@
 """Gradients of calls that skip tiles on the GPU: those of attention to what was kept."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from test_skipping_gpu import calls, inputs
 from torch.utils.checkpoint import checkpoint
 
 import sparse_fmha
+from sparse_fmha import BlockMask, StripeMask
 
 pytestmark = pytest.mark.gpu
 OPS = torch.ops.sparse_fmha
 TILE = 80  # keys that are skipped together
 names = pytest.mark.parametrize("name", ["dense", "causal"])
+LISTS = ["blocks", "blocks of 128", "pairs of blocks", "partial blocks", "stripes", "runs"]
 
 
 @contextlib.contextmanager
@@ -37,25 +40,49 @@ def differentiated(call, given, threshold, by_two=False):
     return out.detach(), lse.detach(), stats, found
 
 
-@names
+def call_of(name, length):
+    """Those of skipping, and the routes of gradients that they do not take."""
+
+    def runs(q, k, v, **options):
+        columns = torch.arange(0, 300, 2).int().expand(1, 1, -(-length // 128), -1).contiguous()
+        counts = torch.full(columns.shape[:3], columns.shape[-1], dtype=torch.int32)
+        starts = torch.tensor([301, 430, 700]).int().expand(*columns.shape[:3], 3).contiguous()
+        many = torch.full(columns.shape[:3], 3, dtype=torch.int32)
+        given = columns, counts, length, length, 128
+        options_of_runs = dict(range_starts=starts, range_counts=many, range_size=128)
+        mask = StripeMask(*given, **options_of_runs).to(q.device)
+        return sparse_fmha.stripe_attention(q, k, v, mask, **options)
+
+    others = {
+        "runs": runs,
+        "blocks of 128": functools.partial(calls(length)["blocks"], size=(64, 128)),
+    }
+    return (calls(length) | others)[name]
+
+
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", *LISTS])
 @pytest.mark.parametrize("by_two", [False, True])
-@pytest.mark.parametrize("dim", [40, 128])
+@pytest.mark.parametrize("dim", [40, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_as_on_the_cpu(cuda, name, dim, dtype, by_two):
-    call = calls(1000)[name]
+    call = call_of(name, 1000)
     given = inputs(1000, heads=2, dim=dim, dtype=dtype)
-    compared = 0
-    for threshold in (1e-3, 0.05, 0.5):
-        _, _, stats, found = differentiated(call, [x.to(cuda) for x in given], threshold, by_two)
-        _, _, wanted_stats, wanted = differentiated(call, given, threshold)
-        same = stats.skipped.cpu() == wanted_stats.skipped
-        for b, h in same.nonzero().tolist():
-            compared += wanted_stats.skipped[b, h].item() > 0
-            for ours, theirs in zip(found, wanted, strict=True):
-                ours, theirs = ours[b, ..., h, :].cpu().float(), theirs[b, ..., h, :].float()
-                size = theirs.abs().max().item()
-                torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=2e-2 * size)
-    assert compared > 3
+    assert sum(compared(call, given, cuda, x, by_two) for x in (1e-3, 0.05, 0.5)) > 3
+
+
+def compared(call, given, cuda, threshold, by_two=False):
+    """Compares gradients with those of the CPU, of the batch entries and heads for which both skip
+    equally many tiles; returns how many of these skip some. No head shares its keys."""
+    _, _, stats, found = differentiated(call, [x.to(cuda) for x in given], threshold, by_two)
+    _, _, wanted_stats, wanted = differentiated(call, given, threshold)
+    skipping = 0
+    for b, h in (stats.skipped.cpu() == wanted_stats.skipped).nonzero().tolist():
+        skipping += wanted_stats.skipped[b, h].item() > 0
+        for ours, theirs in zip(found, wanted, strict=True):
+            ours, theirs = ours[b, ..., h, :].cpu().float(), theirs[b, ..., h, :].float()
+            size = theirs.abs().max().item()
+            torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=2e-2 * size)
+    return skipping
 
 
 @names
@@ -76,26 +103,47 @@ def test_what_is_skipped_has_no_gradient(cuda, name):
         assert not any(x[0].flatten(1).eq(0).all(-1).any() for x in dense[1:])
 
 
-@names
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", *LISTS])
 def test_two_runs_give_the_same_bits(cuda, name):
     given = [x.to(cuda) for x in inputs(1000)]
-    first = differentiated(calls(1000)[name], given, 0.05, by_two=True)
+    first = differentiated(call_of(name, 1000), given, 0.05, by_two=True)
     for _ in range(5):
-        again = differentiated(calls(1000)[name], given, 0.05, by_two=True)
+        again = differentiated(call_of(name, 1000), given, 0.05, by_two=True)
         assert all(a.equal(b) for a, b in zip(again[3], first[3], strict=True))
 
 
-@names
+def op_of(name, length, device):
+    """The name of an op and its arguments between v and the scale."""
+    if name in ("dense", "causal"):
+        return "fmha", (name == "causal",)
+    if name == "grid":
+        return "neighborhood", ((25, 11), (1, 1), (1, 1), (0, 0))
+    generator = torch.Generator().manual_seed(1)
+    if name == "stripes":
+        drawn = torch.rand(1, 1, -(-length // 192), length, generator=generator) < 0.4
+        mask = StripeMask.from_columns(drawn, length, 192).to(device)
+        return "stripe", (mask.columns, mask.counts, None, None, 192, 64, False)
+    pairs = torch.rand(1, 1, length, length, generator=generator) < 0.6
+    mask = BlockMask.from_dense(pairs, 64, 128).to(device)
+    lists = mask.counts, mask.indices, mask.partial_counts, mask.partial_indices, mask.partial_bits
+    return "block_sparse", (*lists, 64, 128, False)
+
+
+@pytest.mark.parametrize("name", ["dense", "causal", "grid", "blocks", "stripes"])
 def test_graph_with_another_threshold(cuda, name):
     q, k, v = (x.to(cuda) for x in inputs(1000))
-    causal = name == "causal"
+    op, others = op_of(name, 1000, cuda)
+    if name == "grid":
+        q, k, v = (x.unflatten(1, (50, 20)) for x in (q, k, v))
+    saves = {} if name == "grid" else {"save_skipped": True}
     threshold = torch.zeros(2, device=cuda)
+    forward, backward = (getattr(OPS, f"{op}_{way}") for way in ("fwd", "bwd"))
 
     def step():
-        out, lse, _, skipped = OPS.fmha_fwd(q, k, v, causal, None, threshold, save_skipped=True)
-        given = torch.ones_like(out), None, q, k, v, out, lse, causal
-        options = dict(deterministic=True, skip_threshold=threshold, skipped=skipped)
-        return OPS.fmha_bwd(*given, **options)
+        out, lse, _, *saved = forward(q, k, v, *others, skip_threshold=threshold, **saves)
+        given = torch.ones_like(out), None, q, k, v, out, lse, *others
+        options = dict(deterministic=True, skip_threshold=threshold)
+        return backward(*given, **options, **({"skipped": saved[0]} if saves else {}))
 
     step()
     torch.cuda.synchronize()
@@ -106,6 +154,22 @@ def test_graph_with_another_threshold(cuda, name):
         threshold.copy_(torch.tensor(values))
         graph.replay()
         assert all(a.equal(b) for a, b in zip(replayed, step(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["blocks", "stripes"])
+@pytest.mark.parametrize("dim", [128, 256])
+def test_the_forward_pass_of_lists_is_the_same_where_it_saves(cuda, name, dim):
+    """The second half of the last query tile does not exist."""
+    q, k, v = (x.to(cuda) for x in inputs(1060, dim=dim))
+    op, others = op_of(name, 1060, cuda)
+    forward, threshold = getattr(OPS, f"{op}_fwd"), torch.full((2,), 0.05, device=cuda)
+    with poisoned():
+        plain = forward(q, k, v, *others, None, threshold)
+        *same, bits = forward(q, k, v, *others, None, threshold, save_skipped=True)
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    marked = (bits[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4))
+    assert (marked >= plain[2][..., 1]).all()  # a tile of which no row sees a key is marked, too
+    assert plain[2][..., 1].sum() > 0
 
 
 def test_only_what_is_wanted(cuda):
@@ -179,16 +243,22 @@ def test_no_pairs(cuda, lengths):
     assert all(x.grad.eq(0).all() for x in leaves)
 
 
-@pytest.mark.parametrize("name", ["grid", "blocks", "stripes"])
-def test_other_mechanisms_raise(cuda, name):
-    given = [x.to(cuda).requires_grad_() for x in inputs(1000)]
-    out = calls(1000)[name](*given, skip_threshold=0.1)
-    with pytest.raises(NotImplementedError, match="with skip_threshold run on the CPU only"):
-        out.sum().backward()
+@pytest.mark.parametrize("causal", [False, True])
+def test_values_of_their_own_head_dim(cuda, causal):
+    q, k, _ = inputs(500, heads=2, dim=192)
+    given = q, k, inputs(500, heads=2, dim=128, seed=1)[2]
+    call = functools.partial(sparse_fmha.attention, causal=causal)
+    assert compared(call, given, cuda, 0.05) > 0
 
 
-def test_large_heads_raise(cuda):
-    given = [x.to(cuda).requires_grad_() for x in inputs(100, dim=136)]
-    out = sparse_fmha.attention(*given, skip_threshold=0.1)
-    with pytest.raises(NotImplementedError, match="for head dims up to 128, got 136"):
-        out.sum().backward()
+def test_extra_tokens_of_a_grid_of_three_axes(cuda):
+    """Two batch entries, which have tensor maps of their own."""
+    grid, window = (5, 8, 20), (5, 8, 15)
+    q, k, v = (x.unflatten(1, grid) for x in inputs(800, heads=2))
+    extra_k, extra_v = inputs(70, heads=2, seed=1)[1:]
+
+    def call(q, k, v, extra_k, extra_v, **options):
+        options |= {"extra_k": extra_k, "extra_v": extra_v}
+        return sparse_fmha.neighborhood_attention(q, k, v, window, **options)
+
+    assert compared(call, (q, k, v, extra_k, extra_v), cuda, 0.5) > 0

@@ -79,6 +79,77 @@ def test_shapes_elsewhere(q_len, kv_len, sizes):
     assert found[3].dtype == torch.int32
 
 
+def lists(groups, **widths):
+    """Counts and indices of zeros, in the order of the ops: of each kind, [1, 1, groups]."""
+    found = {}
+    for name, width in widths.items():
+        found[name] = torch.zeros(1, 1, groups, width, dtype=torch.int32, device="meta")
+        found[f"{name}_counts"] = torch.zeros(1, 1, groups, dtype=torch.int32, device="meta")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("block_kv", "widths", "words"),
+    [(16, (62, 0), 1), (16, (63, 0), 2), (128, (7, 0), 1), (128, (8, 0), 2), (64, (10, 7), 2)],
+)
+def test_shapes_of_blocks_elsewhere(block_kv, widths, words):
+    """32 tiles of 32 keys to a word. A row visits blocks of both rows of a tile, then its own: each
+    part may end with a ragged tile."""
+    q = torch.empty(3, 300, 4, 64, device="meta")
+    given = lists(5, full=widths[0], partial=widths[1])
+    bits = torch.empty(1, 1, 5, widths[1], 64, block_kv // 8, dtype=torch.uint8, device="meta")
+    partial = (given["partial_counts"], given["partial"], bits) if widths[1] else (None,) * 3
+    found = OPS.block_sparse_fwd(
+        q, q, q, given["full_counts"], given["full"], *partial, 64, block_kv,
+        skip_threshold=torch.empty(3, device="meta"), save_skipped=True,
+    )  # fmt: skip
+    assert (found[3].shape, found[3].dtype) == ((3, 4, 5, words), torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("size", "widths", "words"),
+    [
+        (64, (1024, 0), 1),
+        (64, (1025, 0), 2),
+        (64, (992, 1), 2),
+        (128, (32, 8), 2),
+        (64, (1, 15), 1),
+    ],
+)
+def test_shapes_of_stripes_elsewhere(size, widths, words):
+    q = torch.empty(3, 300, 4, 64, device="meta")
+    given = lists(3, columns=widths[0], runs=widths[1])
+    runs = (given["runs"], given["runs_counts"]) if widths[1] else (None, None)
+    found = OPS.stripe_fwd(
+        q, q, q, given["columns"], given["columns_counts"], *runs, 128, size,
+        skip_threshold=torch.empty(3, device="meta"), save_skipped=True,
+    )  # fmt: skip
+    assert (found[3].shape, found[3].dtype) == ((3, 4, 5, words), torch.int32)
+
+
+LISTS = {
+    "block_sparse": lambda: (torch.full((1, 1, 5), 2, dtype=torch.int32),
+                             torch.tensor([0, 2]).int().expand(1, 1, 5, 2).contiguous(),
+                             None, None, None, 64, 64),
+    "stripe": lambda: (torch.arange(40).int().expand(1, 1, 3, 40).contiguous(),
+                       torch.full((1, 1, 3), 40, dtype=torch.int32), None, None, 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_opcheck_of_lists(leaves, name):
+    forward, backward = (getattr(OPS, f"{name}_{way}") for way in ("fwd", "bwd"))
+    given, options = LISTS[name](), {"skip_threshold": threshold_of()}
+    torch.library.opcheck(forward, (*leaves, *given), options | {"save_skipped": True})
+    detached = [x.detach() for x in leaves]
+    out, lse, _, skipped = forward(*detached, *given, **options, save_skipped=True)
+    assert skipped.shape == (2, 4, 0, 0)
+    options["skipped"] = skipped
+    torch.library.opcheck(
+        backward, (torch.ones_like(out), None, *detached, out, lse, *given), options
+    )
+
+
 @pytest.mark.parametrize("symbolic", [False, True])
 def test_opcheck(leaves, symbolic):
     name, scale = ("_symbolic", torch.tensor(0.2, dtype=torch.float64)) if symbolic else ("", 0.2)

@@ -3,16 +3,14 @@
 Which rows and keys go together is worked out here from docs/design.md, "Skipping".
 """
 
-import itertools
-
 import pytest
 import torch
 from skip_cases import check, inputs, rows
+from skip_windows import neighborhood_tiles
 
 import sparse_fmha
 from sparse_fmha import SkipStats, reference
 
-_C = pytest.importorskip("sparse_fmha._C")
 TILE_K = {64: 80, 128: 80, 256: 80}  # keys of a tile of the dense kernels, by head dim
 
 
@@ -71,56 +69,6 @@ def test_neighborhood(threshold, grid, window, options):
     stats = check(function, q, k, v, visible, groups, tiles, threshold, window, **options)
     if threshold == 0.3:
         assert (stats.skipped > 0).any()
-
-
-def neighborhood_tiles(grid, window, extra, stride=1, dilation=1, causal=False):
-    """Halves of the 128-row boxes, and the key boxes in the order of the walk."""
-    axes = len(grid)
-    simulated = sparse_fmha.simulate(
-        grid, window, stride=stride, dilation=dilation, causal=causal, head_dim=128, extra=extra
-    )
-    shape_q, shape_k = simulated.tile_q, simulated.tile_k
-
-    def triple(value, filler):
-        value = value if isinstance(value, tuple) else (value,) * axes
-        return (filler,) * (3 - axes) + tuple(value)
-
-    grid3 = triple(grid, 1)
-    walk = _C.walks.Neighborhood(
-        grid3, triple(window, 1), triple(stride, 1), triple(dilation, 1),
-        tuple(int(c) for c in triple(causal, False)), triple(shape_q, 1), triple(shape_k, 1),
-    )  # fmt: skip
-    shape_q, shape_k = triple(shape_q, 1), triple(shape_k, 1)
-    length = torch.Size(grid).numel()
-    groups = torch.full((length,), -1)
-    tiles = []
-
-    def tokens(residue, origin, shape):
-        """Token numbers of a box in row-major order; None where there is none."""
-        for offset in itertools.product(*(range(n) for n in shape)):
-            at = walk.token(residue, tuple(o + i for o, i in zip(origin, offset, strict=True)))
-            inside = all(c < n for c, n in zip(at, grid3, strict=True))
-            yield (at[0] * grid3[1] + at[1]) * grid3[2] + at[2] if inside else None
-
-    whole = extra // 128 * 128
-    for i in range(walk.num_query_tiles()):
-        residue, origin = walk.query_tile(i)
-        ranks = torch.full((length + extra,), -1)
-        ranks[length + whole :] = 0
-        boxes = walk.walk(i)[2]
-        for rank, box in enumerate(boxes):
-            places = [t for t in tokens(residue, box, shape_k) if t is not None]
-            ranks[places] = rank + 1
-        for n in range(0, whole, 128):
-            ranks[length + n : length + n + 128] = len(boxes) + 1 + n // 128
-        members = list(tokens(residue, origin, shape_q))
-        for half in (members[:64], members[64:]):
-            there = [t for t in half if t is not None]
-            if there:
-                groups[there] = len(tiles)
-                tiles.append(ranks)
-    assert (groups >= 0).all()
-    return groups, torch.stack(tiles)[None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

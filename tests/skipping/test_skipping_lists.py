@@ -6,6 +6,7 @@ import block_masks
 import pytest
 import torch
 from skip_cases import check, inputs, rows
+from skip_lists import block_tiles, stripe_tiles
 
 import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask
@@ -39,40 +40,6 @@ def test_block_sparse(threshold, dim, tile_k, causal, blocks):
             assert (stats.skipped > 0).any()
 
 
-def block_tiles(mask, b, h, tile_k):
-    """Stages of `tile_k` keys for each 64 rows of one head, [groups, Lkv]."""
-    result = []
-    for group in range(-(-mask.q_len // 64)):
-        row = group * 64 // mask.block_q
-
-        def listed(counts, indices, row):
-            return indices[b, h, row, : counts[b, h, row]].tolist() if row < mask.blocks_q else []
-
-        full = listed(mask.counts, mask.indices, row)
-        partial = listed(mask.partial_counts, mask.partial_indices, row)
-        if mask.block_q == 64:
-            other = listed(mask.counts, mask.indices, row ^ 1)
-            streams = [sorted(set(full) & set(other)), partial + sorted(set(full) - set(other))]
-        else:
-            streams = [partial + full]
-        firsts = [[block * mask.block_kv for block in stream] for stream in streams]
-        result.append(ranked(firsts, tile_k, mask.block_kv, mask.kv_len))
-    return torch.stack(result)
-
-
-def ranked(streams, tile_k, size, kv_len):
-    """Ranks of keys, where tiles hold runs of `size` keys, or parts; each stream ends a tile."""
-    ranks, rank = torch.full((kv_len,), -1), 0
-    part = min(size, tile_k)
-    for stream in streams:
-        parts = [first + n for first in stream for n in range(0, size, part)]
-        for i in range(0, len(parts), tile_k // part):
-            for first in parts[i : i + tile_k // part]:
-                ranks[first : first + part] = rank
-            rank += 1
-    return ranks
-
-
 @pytest.mark.parametrize("range_size", [None, 64, 128])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
@@ -95,18 +62,10 @@ def test_stripe(threshold, dim, tile_k, causal, range_size):
         columns, counts, length, length, 256, causal=causal, range_size=range_size or 64, **ranges
     )
     q, k, v = inputs(length, dim=dim)
-    tiles = []
-    for group in range(-(-length // 64)):
-        at = group * 64 // 256
-        runs = starts[at, : number[at]].tolist() if ranges else []
-        ranks = ranked([runs], tile_k, range_size or 64, length)
-        listed = columns[0, 0, at, : counts[0, 0, at]].long()
-        for i in range(0, len(listed), tile_k):
-            ranks[listed[i : i + tile_k]] = ranks.max() + 1
-        tiles.append(ranks)
+    tiles = stripe_tiles(mask, 0, 0, tile_k)[None]
     stats = check(
         sparse_fmha.stripe_attention, q, k, v, mask.to_dense(), rows(length),
-        torch.stack(tiles)[None], threshold, mask,
+        tiles, threshold, mask,
     )  # fmt: skip
     if threshold == 0.3:
         assert (stats.skipped > 0).any()

@@ -30,43 +30,52 @@ def check(function, q, k, v, visible, groups, tiles, threshold, *args, **kwargs)
     out, lse, stats = function(
         q, k, v, *args, skip_threshold=threshold, return_lse=True, return_stats=True, **kwargs
     )
-    heads, leaves, loss = q.shape[-2], (q, k, v), 0
     dout, dlse = cotangents(out, lse)
-    visible = visible.expand(q.shape[0], heads, *visible.shape[-2:])
-    flat = [x.flatten(1, -3) for x in (q, k, v)]
-    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in flat[1:])
-    for h in range(heads):
-        one = slice(h, h + 1)
-        ranks = tiles[min(h, len(tiles) - 1)]
-        last = ranks.amax(1, keepdim=True) + 1  # unseen keys behind all others
-        ranks = torch.where(ranks < 0, last, ranks)
-        wanted, wanted_lse, skipped = reference.skip_attention(
-            flat[0][:, :, one],
-            k[:, :, one],
-            v[:, :, one],
-            visible[:, one],
-            threshold,
-            groups,
-            ranks,
-            kwargs.get("scale"),
-        )
-        there = wanted_lse > -torch.inf
-        loss = loss + (wanted * dout.flatten(1, -3)[:, :, one]).sum()
-        loss = loss + (wanted_lse * dlse.flatten(1, -2)[:, :, one])[there].sum()
-        torch.testing.assert_close(out.flatten(1, -3)[:, :, one], wanted)
-        torch.testing.assert_close(
-            lse.flatten(1, -2)[:, :, one].double(), wanted_lse, rtol=1e-6, atol=1e-5
-        )
-        assert stats.skipped[:, h].tolist() == skipped[:, 0].sum((1, 2)).tolist()
+    wanted, wanted_lse, skipped, exact = expected(
+        q, k, v, visible, groups, tiles, threshold, dout, dlse, kwargs.get("scale")
+    )
+    torch.testing.assert_close(out.flatten(1, -3), wanted)
+    torch.testing.assert_close(lse.flatten(1, -2).double(), wanted_lse, rtol=1e-6, atol=1e-5)
+    assert stats.skipped.equal(skipped)
+    visible = visible.expand(q.shape[0], q.shape[-2], *visible.shape[-2:])
+    for h in range(q.shape[-2]):
+        ranks = behind(tiles[min(h, len(tiles) - 1)])
         pairs = torch.zeros(len(q), int(groups.max()) + 1, int(ranks.max()) + 1)
         for g in range(pairs.shape[1]):
             seen = visible[:, h, groups == g].any(1)
             pairs[:, g] = pairs[:, g].index_add(1, ranks[g], seen.float())
         assert stats.visited[:, h].tolist() == (pairs > 0).sum((1, 2)).tolist()
-    found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
-    for ours, exact in zip(found, torch.autograd.grad(loss, leaves), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-9)
+    found = torch.autograd.grad((out, lse), (q, k, v), (dout, dlse))
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
     return stats
+
+
+def expected(q, k, v, visible, groups, tiles, threshold, dout, dlse, scale=None):
+    """The reference's out and lse of flattened tokens, the number of tiles that each batch entry
+    and head skips, and the gradients of q, k and v. Arguments: see `check`."""
+    leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    heads, loss, results = q.shape[-2], 0, []
+    visible = visible.expand(q.shape[0], heads, *visible.shape[-2:])
+    q, k, v = (x.flatten(1, -3) for x in leaves)
+    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k, v))
+    for h in range(heads):
+        one = slice(h, h + 1)
+        ranks = behind(tiles[min(h, len(tiles) - 1)])
+        given = q[:, :, one], k[:, :, one], v[:, :, one], visible[:, one]
+        out, lse, skipped = reference.skip_attention(*given, threshold, groups, ranks, scale)
+        there = lse > -torch.inf
+        loss = loss + (out * dout.flatten(1, -3)[:, :, one]).sum()
+        loss = loss + (lse * dlse.flatten(1, -2)[:, :, one])[there].sum()
+        results.append((out.detach(), lse.detach(), skipped.sum((2, 3))))
+    outs, all_lse, numbers = zip(*results, strict=True)
+    of_heads = torch.cat(outs, 2), torch.cat(all_lse, 2), torch.cat(numbers, 1)
+    return *of_heads, torch.autograd.grad(loss, leaves)
+
+
+def behind(ranks):
+    """Keys that are in no tile come behind all others."""
+    return torch.where(ranks < 0, ranks.amax(1, keepdim=True) + 1, ranks)
 
 
 def cotangents(out, lse):

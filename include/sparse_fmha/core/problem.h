@@ -101,12 +101,12 @@ struct FmhaProblem {
   // For kernels that skip key tiles, else nullptr:
   float const* skip_threshold = nullptr;  // [B]
   int64_t* skip_counts = nullptr;         // [B, heads_q, 2]: tiles visited, and tiles skipped
-  // Of dense and causal attention, zeros: a forward kernel sets the bit of a key tile where a group
-  // of 64 query rows skips it. [B, heads_q, skip_groups(), skip_words()], tiles in the order of the
-  // keys, the lowest bit first; or nullptr.
+  // Zeros: a forward kernel sets the bit of a key tile where a group of 64 query rows skips it. [B,
+  // heads_q, skip_groups(), skip_words()] (planning/skip_bits.h), the lowest bit first, from the
+  // last tile of the group's walk to the first; or nullptr.
   uint32_t* skip_bits = nullptr;
   // For backward kernels, where the sparsity is lists of these: the blocks of kept tiles, in the
-  // same order; or nullptr. [B, heads_q, skip_groups(), 32 blocks to a word]
+  // order of the keys; or nullptr. [B, heads_q, skip_groups(), 32 blocks to a word]
   uint32_t const* kept_blocks = nullptr;
   // For backward kernels, which read out and lse; else nullptr.
   Gradients const* gradients = nullptr;
@@ -120,7 +120,7 @@ struct FmhaProblem {
   Sparsity sparsity;
 };
 
-// Sizes of skip_bits, which do not depend on the kernel: its tiles have at least kSkipTile keys.
+// Sizes of skip_bits of a sequence without lists, whose kernels have tiles of at least kSkipTile.
 inline constexpr int32_t kSkipTile = 64;
 inline int32_t skip_groups(FmhaProblem const& p) { return ceil_div(p.grid_q[kGridAxes - 1], 64); }
 inline int32_t skip_words(FmhaProblem const& p) {

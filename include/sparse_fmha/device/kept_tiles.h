@@ -18,4 +18,10 @@ void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext con
 // Fills the lists of a problem that has kept_blocks.
 void list_kept_blocks(FmhaProblem& problem, ExecutionContext const& context);
 
+// Replaces block lists or stripes of `problem`, whose forward kernel has stages of `tile_k` keys,
+// by lists of what each group of 64 query rows kept, which do not skip. They belong to one batch
+// entry and head each, bitmasks too, and are as wide as the lists from which they are made. A block
+// or run longer than a stage is listed in parts.
+void show_kept_lists(FmhaProblem& problem, int32_t tile_k, ExecutionContext const& context);
+
 }  // namespace sparse_fmha::device

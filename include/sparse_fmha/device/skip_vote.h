@@ -23,10 +23,11 @@ struct SkipParams {
 class SkippedTiles {
  public:
   __device__ __forceinline__ void note(int key_tile) { bits_ |= 1u << key_tile % 32; }
-  // Stores the word with this tile and begins the next.
+  // Stores the word with this tile and begins the next. A consumer whose rows do not exist may walk
+  // along with the other one.
   __device__ __forceinline__ void store(SkipParams const& skip, WorkTile const& tile, int group,
                                         int key_tile) {
-    if (skip.bits != nullptr && bits_ != 0 && threadIdx.x % 128 == 0) {
+    if (skip.bits != nullptr && bits_ != 0 && threadIdx.x % 128 == 0 && group < skip.groups) {
       // Fewer than 2^31 groups, or out would not fit into memory.
       int const row = (tile.batch * skip.heads_q + tile.head) * skip.groups + group;
       skip.bits[int64_t(row) * skip.words + key_tile / 32] = bits_;
@@ -110,9 +111,10 @@ class TileVote {
     }
   }
 
-  // Adds the counts to [B, Hq, 2].
+  // Adds the counts to [B, Hq, 2]. The thread that does has the first row: without it there is
+  // none, and the group visited nothing.
   __device__ __forceinline__ void add_to(SkipParams const& skip, WorkTile const& tile) const {
-    if (threadIdx.x % 128 == 0) {
+    if (threadIdx.x % 128 == 0 && top_[0] != INFINITY) {
       auto* const counts = skip.counts + (int64_t(tile.batch) * skip.heads_q + tile.head) * 2;
       atomicAdd(counts, static_cast<unsigned long long>(visited_));
       atomicAdd(counts + 1, static_cast<unsigned long long>(skipped_));

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparse_fmha._sizes import ceil_div
 
-SKIP_TILE = 64  # kSkipTile of core/problem.h
+SKIP_TILE, SKIP_STAGE = 64, 32  # kSkipTile and kSkipStage of planning/skip_bits.h
 
 
 def attention(
@@ -16,7 +18,7 @@ def attention(
     v: Tensor,
     skip_threshold: Tensor | None = None,
     save_skipped: bool = False,
-    **_others: object,
+    **others: Any,
 ) -> list[Tensor]:
     """out `[B, *L, Hq, Dv]`, and lse `[B, *L, Hq]` in fp32, both contiguous.
 
@@ -28,10 +30,31 @@ def attention(
     if skip_threshold is not None:
         results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
         if save_skipped:
-            words = ceil_div(ceil_div(k.shape[1], SKIP_TILE), 32)
+            words = ceil_div(_skip_tiles(k, **others), 32)
             bits = (0, 0) if q.device.type == "cpu" else (ceil_div(q.shape[1], 64), words)
             results.append(q.new_empty((q.shape[0], q.shape[-2], *bits), dtype=torch.int32))
     return results
+
+
+def _skip_tiles(
+    k: Tensor,
+    indices: Tensor | None = None,
+    partial_indices: Tensor | None = None,
+    block_kv: int = 0,
+    columns: Tensor | None = None,
+    range_starts: Tensor | None = None,
+    range_size: int = 64,
+    **_others: object,
+) -> int:
+    """The most tiles that 64 queries visit: skip_tiles() of planning/skip_bits.h."""
+    if indices is not None:
+        partials = 0 if partial_indices is None else partial_indices.shape[-1]
+        return ceil_div((indices.shape[-1] + partials) * block_kv, SKIP_STAGE) + 1
+    if columns is not None:
+        runs = 0 if range_starts is None else range_starts.shape[-1]
+        of_runs = runs * (range_size // SKIP_STAGE)
+        return of_runs + ceil_div(columns.shape[-1], SKIP_STAGE)
+    return ceil_div(k.shape[1], SKIP_TILE)
 
 
 def packed_attention(

@@ -155,7 +155,7 @@ def explain(
     biased = given.get("key_bias") is not None or given.get("softcap", 0) != 0
     biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
-    why_two = calls.why_two_kernels(function, given)
+    why_two = calls.why_two_kernels(function, given, skips)
     v = given["v_cache" if mechanism == "decode" else "v"]
     dims = q.shape[-1], v.shape[-1]
     return _choose(
@@ -219,10 +219,8 @@ def _choose(
     us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
-        of_kept = direction.startswith("backward") and _differentiates_lists(
-            mechanism, arch, skips, max(dims)
-        )
-        of = ("block_sparse", False) if of_kept else ("dense" if decodes else mechanism, skips)
+        of_kept = _of_kept(mechanism, arch, skips) if direction.startswith("backward") else None
+        of = (of_kept, False) if of_kept else ("dense" if decodes else mechanism, skips)
         wanted = (arch, direction, *of)
         return [
             row
@@ -297,9 +295,11 @@ def _choose(
     )
 
 
-def _differentiates_lists(mechanism: str, arch: str, skips: bool, head_dim: int) -> bool:
-    """Whether the gradients are those of lists of what was kept (csrc/ops/skipped_tiles.cpp)."""
-    return skips and arch == "sm90" and mechanism in ("dense", "causal") and head_dim <= 128
+def _of_kept(mechanism: str, arch: str, skips: bool) -> str | None:
+    """The mechanism of gradients by lists of what was kept (csrc/ops/skipped_tiles.cpp), if any."""
+    if not skips or arch != "sm90":
+        return None
+    return "stripe" if mechanism == "stripe" else "block_sparse"
 
 
 def _slower(row: _build.KernelRow, best: _build.KernelRow | None, tiles: Sequence[TileTime]) -> str:

@@ -6,6 +6,7 @@
 
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/device.h"
+#include "sparse_fmha/planning/skip_bits.h"
 #include "sparse_fmha/sm90/common/persistent.h"
 #include "sparse_fmha/sm90/forward/kernel.h"
 
@@ -23,9 +24,11 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
   params.bias.keys = p.key_bias;
   params.bias.rows = p.row_threshold;
   params.soft_cap = soft_cap(p);
+  SkipSizes const sizes =
+      p.skip_bits == nullptr ? SkipSizes{} : skip_sizes(p, Traits::kTileK, Traits::kHeadDim);
   params.skip = {p.skip_threshold, reinterpret_cast<unsigned long long*>(p.skip_counts),
-                 p.heads_q,        skip_groups(p),
-                 skip_words(p),    p.skip_bits};
+                 p.heads_q,        sizes.groups,
+                 sizes.words,      p.skip_bits};
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,

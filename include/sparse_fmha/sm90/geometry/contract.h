@@ -40,8 +40,8 @@
 // members that it requires. kRowThresholds says whether its rows may have thresholds for the biases
 // of keys; then it has query(Work, consumer, row), the number of a row, or of the last one, in its
 // head. kNotesSkipped says whether kernels that skip can note which key tiles they do skip; then
-// group(Work, consumer) is the number of a consumer's 64 rows, and a tile of the walk is its first
-// key.
+// group(Work, consumer) is the number of a consumer's 64 rows. Tiles are numbered from the last one
+// of a consumer's walk.
 #pragma once
 
 #include <type_traits>
@@ -168,9 +168,8 @@ constexpr bool is_geometry() {
                 "a geometry finds the biases of a stage by key_index(Work, box, w, column)");
   static_assert(std::is_same_v<decltype(G::kNotesSkipped), bool const>,
                 "a geometry says in kNotesSkipped whether skipped tiles can be noted");
-  static_assert(!G::kNotesSkipped || compiles<G const&, Work&, Walk&>(
-                                         [](auto& g, auto& w, auto& walk) SPARSE_FMHA_HAS(
-                                             (int32_t(g.group(w, 0)), int32_t(walk.tile(0)[2])))),
+  static_assert(!G::kNotesSkipped || compiles<G const&, Work&>([](
+                                         auto& g, auto& w) SPARSE_FMHA_HAS(int32_t(g.group(w, 0)))),
                 "kNotesSkipped: group(Work, consumer) is the number of a consumer's 64 rows");
   static_assert(!G::kRowThresholds || compiles<G const&, Work&>([
   ](auto& g, auto& w) SPARSE_FMHA_HAS(int32_t(g.query(w, 0, 0)))),

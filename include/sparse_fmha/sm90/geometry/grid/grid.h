@@ -53,7 +53,7 @@ struct Grid {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kMaskWarp;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
   static constexpr bool kRowThresholds = false;
-  static constexpr bool kNotesSkipped = false;
+  static constexpr bool kNotesSkipped = true;
 
   using MaskPlace = int;  // mask index into WindowWords::inside
   using Source = BoxSource;
@@ -149,6 +149,10 @@ struct Grid {
   }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const {
     return work.num_partial + work.num_full;
+  }
+  // Which 64 query rows a consumer has, in the order of query tiles.
+  __device__ __forceinline__ int group(Work const& work, int warpgroup) const {
+    return 2 * params.geometry.order.at(work.tile.q_tile, params.scheduler.q_tiles) + warpgroup;
   }
   __device__ __forceinline__ Counts part_walk(Work const& work, int /*warpgroup*/) const {
     return {work.num_partial, work.num_full};

@@ -1,34 +1,28 @@
 // Launches of mechanisms on a grid of tokens.
 //
-// TMA element strides are at most 8. A larger dilation is split into two factors: the tensor is
-// viewed as that many interleaved grids (first factor), each a separate problem with the second
-// factor as its dilation. One launch computes one interleaved grid, and with three token axes at
+// One launch computes one interleaved grid (planning/interleaved.h), and with three token axes at
 // most Grid::kMaxMaps batch entries.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
 #include "sparse_fmha/planning/choose_order.h"
-#include "sparse_fmha/planning/tiling.h"
+#include "sparse_fmha/planning/interleaved.h"
 #include "sparse_fmha/sm90/forward/run_kernel.h"
 #include "sparse_fmha/sm90/geometry/grid/boxes.h"
 #include "sparse_fmha/sm90/geometry/grid/grid.h"
 
 namespace sparse_fmha::sm90 {
 
-// One interleaved grid of the problem: tokens {first + i * step}.
 template <class Traits, class Mechanism>
-void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& step,
+void launch_interleaved(FmhaProblem const& p, InterleavedGrid const& grid,
                         ExecutionContext const& context) {
   using Geometry = Grid<Traits, Mechanism>;
+  Coord const& first = grid.first;
+  Coord const& step = grid.step;
   KernelParams<Geometry, Mechanism> params;
-  auto& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    sparsity.grid[axis] = ceil_div(sparsity.grid[axis] - first[axis], step[axis]);
-    sparsity.dilation[axis] /= step[axis];
-  }
+  auto& sparsity = params.sparsity = grid.params;
   auto& g = params.geometry;
-  g.shape = choose_tiles(sparsity, Traits::kTileQ, Traits::kTileK,
-                         max_box(sparsity.grid, sparsity.dilation), tile_costs(Traits::kHeadDim));
+  g.shape = grid.shape;
   g.q_bits = box_bits(g.shape.q);
   g.k_bits = box_bits(g.shape.k);
 
@@ -87,6 +81,11 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
       part.skip_threshold += g.first_batch;
       part.skip_counts += int64_t{2} * g.first_batch * p.heads_q;
     }
+    if (p.skip_bits != nullptr) {
+      SkipSizes const sizes = skip_sizes(p, Traits::kTileK, Traits::kHeadDim);
+      int64_t const row = int64_t{g.first_batch} * p.heads_q * sizes.groups + grid.first_group;
+      part.skip_bits += row * sizes.words;
+    }
     if (Traits::kKeyBias && p.key_bias.data != nullptr) {
       part.key_bias.data += g.first_batch * p.key_bias.batch_stride;
       int64_t key = 1;
@@ -102,14 +101,10 @@ void launch_interleaved(FmhaProblem const& p, Coord const& first, Coord const& s
 
 template <class Traits, class Mechanism>
 void Grid<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
-  auto const& sparsity = std::get<typename Mechanism::Params>(p.sparsity);
-  Coord const inside = element_strides(sparsity.grid, sparsity.dilation);
-  Coord step;
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    step[axis] = sparsity.dilation[axis] / inside[axis];
-  }
-  for (int32_t i = 0; i < volume(step); ++i) {
-    launch_interleaved<Traits, Mechanism>(p, box_offset(step, i), step, context);
+  auto const grids = interleaved_grids(std::get<typename Mechanism::Params>(p.sparsity),
+                                       Traits::kTileQ, Traits::kTileK, Traits::kHeadDim);
+  for (InterleavedGrid const& grid : grids) {
+    launch_interleaved<Traits, Mechanism>(p, grid, context);
   }
 }
 

@@ -49,7 +49,7 @@ struct Lists {
   static constexpr bool kRowThresholds = Traits::kHeadDim <= 128;  // registers are few beyond
   // Where thresholds leave no register for a consumer's number: in forward kernels with biases.
   static constexpr bool kFewRegisters = Traits::kKeyBias && !Traits::kBiasOptional;
-  static constexpr bool kNotesSkipped = false;
+  static constexpr bool kNotesSkipped = true;
 
   struct Work {
     WorkTile tile;
@@ -159,6 +159,10 @@ struct Lists {
   __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const {
     return work.stages.total();
+  }
+  // Which 64 query rows a consumer has.
+  __device__ __forceinline__ int group(Work const& work, int warpgroup) const {
+    return first_token(work, warpgroup) / 64;
   }
   __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
     int const consumer = kFewRegisters ? this_consumer() : warpgroup;

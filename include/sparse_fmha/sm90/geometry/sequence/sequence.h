@@ -44,7 +44,7 @@ struct Sequence {
   static constexpr MaskFrom kMaskFrom = MaskFrom::kPositions;
   static constexpr MaskedStages kMaskedStages = MaskedStages::kPartial;
   static constexpr bool kRowThresholds = false;
-  static constexpr bool kNotesSkipped = Traits::kHeadDim <= 128;  // registers are few beyond
+  static constexpr bool kNotesSkipped = true;
 
   // Defined in launch.h.
   static void launch(FmhaProblem const& p, ExecutionContext const& context);

@@ -52,7 +52,7 @@ struct Stripes {
   static constexpr MaskedStages kMaskedStages = MaskedStages::kByWalk;
   // dQ of small heads has no registers for them: calls with thresholds take that of larger ones.
   static constexpr bool kRowThresholds = Traits::kHeadDim > 64 || !Traits::kBiasOptional;
-  static constexpr bool kNotesSkipped = false;
+  static constexpr bool kNotesSkipped = true;
 
   struct Work {
     WorkTile tile;
@@ -131,6 +131,10 @@ struct Stripes {
   __device__ __forceinline__ Boxes boxes(Work const& work) const { return {*this, work}; }
   __device__ __forceinline__ int tiles_loaded(Work const& work) const {
     return work.stages.total();
+  }
+  // Which 64 query rows a consumer has.
+  __device__ __forceinline__ int group(Work const& work, int warpgroup) const {
+    return first_token(work, warpgroup) / 64;
   }
   __device__ __forceinline__ ListWalk part_walk(Work const& work, int warpgroup) const {
     return list_walk(work.stages, work.whole[0], warpgroup == 0 ? work.whole[1] : work.whole[2],

@@ -1,0 +1,30 @@
+// The backward pass of a neighborhood of kept tiles, as one of lists of key blocks.
+#pragma once
+
+#include "sparse_fmha/core/problem.h"
+#include "sparse_fmha/core/registry.h"
+
+namespace sparse_fmha::device {
+
+// Lists over copies of the tensors: query rows in the order of groups, filled up to 64, and extra
+// tokens behind the keys.
+struct KeptWindows {
+  FmhaProblem problem;  // its gradients are the next member, wherever this is
+  Gradients gradients;
+  int32_t const* tokens;  // of each query row; negative: none
+};
+
+// A size of FmhaProblem::skip_bits, of a neighborhood: zeros in the context's memory.
+uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
+                        ExecutionContext const& context);
+
+// `problem` has gradients, with row terms, and the bits of the tiles that `forward` skipped. Each
+// group has a list of blocks of 32 keys, all with bitmasks. Nothing is read back to the host.
+KeptWindows copy_kept_windows(FmhaProblem const& problem, KernelInfo const& forward,
+                              ExecutionContext const& context);
+
+// Copies the gradients that are wanted to those of `problem`.
+void return_gradients(FmhaProblem const& problem, KeptWindows const& windows,
+                      ExecutionContext const& context);
+
+}  // namespace sparse_fmha::device
