@@ -1,4 +1,4 @@
-"""A model in the shape of BiFormer-T with its attention by this library, and with torch's dense one.
+"""A model in the shape of BiFormer-T with attention by this library, and with torch's dense one.
 
     python -m benchmarks.studies.vision [--tiny] [--out PATH]
 
