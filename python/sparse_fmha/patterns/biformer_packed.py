@@ -170,4 +170,5 @@ def _means(x: Tensor, members: Tensor, layout: BiFormerPacking) -> Tensor:
     """Returns the means of regions, fp32 `[B, regions, H, D]`: sums as a product."""
     members = members.expand(x.shape[0], -1, -1)
     sums = fp32_product(members, x.flatten(2)).unflatten(2, x.shape[2:])
-    return sums / layout.divisors
+    found: Tensor = sums / layout.divisors
+    return found

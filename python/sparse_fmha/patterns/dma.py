@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, softplus
 
-from sparse_fmha._checks import check_floats, check_int, plain_ints
+from sparse_fmha._checks import check_floats, check_int, check_qkv, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -182,7 +182,7 @@ def dma_attention(
         ValueError, TypeError: a shape, dtype or number is not allowed.
         NotImplementedError: another GPU, for which no kernel takes `row_threshold` yet.
     """
-    check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
+    check_qkv(q, k, v, axes=(1,))
     made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
     result: Tensor = stripe_attention(
         q, k, v, made.mask,
