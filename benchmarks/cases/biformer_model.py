@@ -30,8 +30,7 @@ class Stage:
     side: int
     regions: int
     top_k: int | None
-    order: patterns.RegionOrder | None
-    layout: patterns.BiFormerLayout | None
+    layout: patterns.BiFormerLayout | patterns.BiFormerPacking | None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Stage, float], Tensor]  # the last is the scale
@@ -42,27 +41,27 @@ def stages(pixels: int, device: str) -> list[Stage]:
     regions, found = REGIONS[pixels], []
     for n, top_k in enumerate(TOP_K):
         side = pixels // (4 << n)
-        order = layout = None
+        layout = None
         if top_k is not None:
             region = patterns.image_regions(side, side, regions, device=device)
-            if (side // regions) ** 2 % 64:
-                order = patterns.RegionOrder(region, 1)
-            else:
-                layout = patterns.BiFormerLayout(region)
-        found.append(Stage(side, regions, top_k, order, layout))
+            padded = (side // regions) ** 2 % 64 == 0
+            kind = patterns.BiFormerLayout if padded else patterns.BiFormerPacking
+            layout = kind(region)
+        found.append(Stage(side, regions, top_k, layout))
     return found
 
 
 def routed(q: Tensor, k: Tensor, v: Tensor, stage: Stage, scale: float) -> Tensor:
     """Bi-level routing attention by this library."""
-    if stage.top_k is None:
+    layout = stage.layout
+    if layout is None:
         return sparse_fmha.attention(q, k, v, scale=scale)
-    queries = keys = stage.order
-    if stage.layout is not None:
-        queries, keys = stage.layout.queries, stage.layout.keys
-        mask = patterns.biformer(q, k, stage.layout, top_k=stage.top_k)
+    if isinstance(layout, patterns.BiFormerPacking):
+        queries = keys = layout.order
+        mask = patterns.biformer_packed(q, k, layout, top_k=stage.top_k)
     else:
-        mask = patterns.biformer_packed(q, k, stage.order, top_k=stage.top_k)
+        queries, keys = layout.queries, layout.keys
+        mask = patterns.biformer(q, k, layout, top_k=stage.top_k)
     permuted = queries.permute(q), keys.permute(k), keys.permute(v)
     return queries.undo(sparse_fmha.block_sparse_attention(*permuted, mask, scale=scale))
 

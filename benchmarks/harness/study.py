@@ -14,6 +14,19 @@ from benchmarks.harness import environment, report
 Measure = Callable[[dict, argparse.Namespace, str, torch.dtype], dict]
 
 
+TIMES = ["case", "op", "ms", "p10", "p90"]
+
+
+def table(columns: list[str], rows: list[dict], rest: Callable[[dict], list[str]]) -> str:
+    """A line for each row: its case, its op, the median and percentiles of its time, and the rest,
+    which has further columns."""
+    lines = []
+    for row in rows:
+        times = (f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90"))
+        lines.append([row["case"], row["op"], *times, *rest(row)])
+    return report.plain_table(TIMES + columns, lines)
+
+
 def run(
     args: argparse.Namespace,
     folder: Path,

@@ -22,7 +22,7 @@ from sparse_fmha import BlockMask, StripeMask
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "key_bias"
-HEADER = ["case", "op", "ms", "p10", "p90", "of the rate without"]
+COLUMNS = ["of the rate without"]
 ELEMENTS = 2048  # heads x head dim
 SIZES = {
     "full": {"length": 16384, "batch": 2, "dims": (64, 128, 256)},
@@ -91,12 +91,7 @@ def measure(size: dict, args, device: str, dtype) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        [row["case"], row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
-         f"{row['rate']:.1%}"]
-        for row in rows
-    ]  # fmt: skip
-    return report.plain_table(HEADER, lines)
+    return study.table(COLUMNS, rows, lambda row: [f"{row['rate']:.1%}"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from sparse_fmha import BlockGrid, BlockMask
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "query_rows"
-HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of the rate in one piece"]
+COLUMNS = ["TFLOP/s", "of the rate in one piece"]
 ELEMENTS = 2048  # heads x head dim
 CONTIGUOUS, LISTS, GATHERED = "in one piece", "in one piece, lists", "gathered"
 MOST_DIM = 128  # of a causal call on a GPU: thresholds have no kernels above
@@ -117,12 +117,7 @@ def measure(size: dict, args, device: str, dtype) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        [row["case"], row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
-         f"{row['tflops']:.1f}", f"{row['rate']:.1%}"]
-        for row in rows
-    ]  # fmt: skip
-    return report.plain_table(HEADER, lines)
+    return study.table(COLUMNS, rows, lambda row: [f"{row['tflops']:.1f}", f"{row['rate']:.1%}"])
 
 
 def main(argv: list[str] | None = None) -> int:

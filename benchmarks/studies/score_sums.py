@@ -23,7 +23,7 @@ from sparse_fmha.cli import one_line_errors
 from sparse_fmha.selection import reductions
 
 RESULTS = report.RESULTS / "score_sums"
-HEADER = ["case", "op", "ms", "p10", "p90", "TFLOP/s", "of dense"]
+COLUMNS = ["TFLOP/s", "of dense"]
 ELEMENTS = 2048  # heads x head dim
 SIZES = {
     "full": {"lengths": (8192, 32768), "dims": (64, 128, 256), "last": 131072},
@@ -113,13 +113,13 @@ def measure(size: dict, args, device: str, dtype) -> dict:
     return {"rows": found + rows(case, of_last(q, k), 32 * 64 * last, 128, args, device)}
 
 
+def _rates(row: dict) -> list[str]:
+    of_dense = "" if row["of_dense"] is None else f"{row['of_dense']:.0%}"
+    return [f"{row['tflops']:.1f}", of_dense]
+
+
 def table(rows: list[dict]) -> str:
-    lines = [
-        [row["case"], row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
-         f"{row['tflops']:.1f}", "" if row["of_dense"] is None else f"{row['of_dense']:.0%}"]
-        for row in rows
-    ]  # fmt: skip
-    return report.plain_table(HEADER, lines)
+    return study.table(COLUMNS, rows, _rates)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""A model in the shape of BiFormer-T with its attention by this library, and with torch's dense one.
+"""A model in the shape of BiFormer-T with attention by this library, and with torch's dense one.
 
     python -m benchmarks.studies.vision [--tiny] [--out PATH]
 
@@ -20,7 +20,7 @@ from benchmarks.harness import report, study, timing
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "vision"
-HEADER = ["pixels", "op", "ms", "p10", "p90", "speedup"]
+COLUMNS = ["speedup"]
 WAYS = {"routed": biformer_model.routed, "SDPA, dense": biformer_model.dense}
 SIZES = {
     "full": {"channels": 64, "depths": (2, 2, 8, 2), "batches": {224: 64, 512: 8}},
@@ -57,7 +57,7 @@ def measure(size: dict, args: argparse.Namespace, device: str, dtype: torch.dtyp
                 )  # fmt: skip
             base = times["SDPA, dense"].median
             found += [
-                {"pixels": pixels, "op": f"{name}, {passes}", "ms": asdict(ms),
+                {"case": f"{pixels} pixels", "op": f"{name}, {passes}", "ms": asdict(ms),
                  "speedup": base / ms.median}
                 for name, ms in times.items()
             ]  # fmt: skip
@@ -65,12 +65,7 @@ def measure(size: dict, args: argparse.Namespace, device: str, dtype: torch.dtyp
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        [str(row["pixels"]), row["op"], *(f"{row['ms'][x]:.4g}" for x in ("median", "p10", "p90")),
-         f"{row['speedup']:.2f}x"]
-        for row in rows
-    ]  # fmt: skip
-    return report.plain_table(HEADER, lines)
+    return study.table(COLUMNS, rows, lambda row: [f"{row['speedup']:.2f}x"])
 
 
 def main(argv: list[str] | None = None) -> int:

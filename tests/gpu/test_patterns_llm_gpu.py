@@ -219,9 +219,9 @@ def test_small_tables_are_chosen_as_on_the_cpu(cuda, randn):
 
 
 def test_regions_packed(cuda, randn, agrees):
-    order = patterns.RegionOrder(patterns.image_regions(28, 28, 7), 1).to(cuda)
+    packing = patterns.BiFormerPacking(patterns.image_regions(28, 28, 7)).to(cuda)
     q, k, v = (randn(2, 784, 4, 32, dtype=torch.bfloat16, seed=s) for s in range(3))
-    mask = patterns.biformer_packed(q, k, order, top_k=4)
-    permuted = [order.permute(x) for x in (q, k, v)]
+    mask = patterns.biformer_packed(q, k, packing, top_k=4)
+    permuted = [packing.order.permute(x) for x in (q, k, v)]
     out, lse = block_sparse_attention(*permuted, mask, return_lse=True)
     agrees(out, lse, *permuted, visible=mask.to_dense())

@@ -38,6 +38,7 @@ def visible(made):
         (257, 257, 1, 64, 1, 1),
         (400, 100, 130, 64, 3, 3),  # more are kept than a group has
         (129, 1, 64, 192, 2, 2),
+        (150, 140, 1, 192, 1, 2),  # more rows past the end than are kept
         (70, 0, 40, 64, 2, 4),
     ],
 )

@@ -200,12 +200,12 @@ def test_biformer_packed(height, width, count, top_k, heads, per_head, sizes, ag
         normal(2, height * width, h, 32, seed=n).requires_grad_()
         for n, h in enumerate((heads[0], heads[1], heads[1]))
     )
-    order = patterns.RegionOrder(region, 1)
+    packing = patterns.BiFormerPacking(region, block_q=sizes[0], block_kv=sizes[1])
+    order = packing.order
     with Watch():
-        mask = patterns.biformer_packed(
-            q, k, order, top_k=top_k, per_head=per_head, block_q=sizes[0], block_kv=sizes[1]
-        )
+        mask = patterns.biformer_packed(q, k, packing, top_k=top_k, per_head=per_head)
     mask.validate()
+    assert mask.partial_indices.shape[3] <= -(-height * width // sizes[1])
     assert (mask.q_len, mask.kv_len) == (height * width, height * width)
     layout = patterns.BiFormerLayout(region)
     padded = patterns.biformer(q, k, layout, top_k=top_k, per_head=per_head).to_dense()
@@ -225,6 +225,59 @@ def test_biformer_packed(height, width, count, top_k, heads, per_head, sizes, ag
     theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
+
+
+@FEW
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=150),
+    st.integers(1, 11),
+    st.sampled_from([(64, 16), (64, 32), (128, 64), (64, 128)]),
+    st.sampled_from([(1, 1), (4, 2)]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_any_regions_packed(regions, top_k, sizes, heads, per_head, seed):
+    """Regions of any sizes, some empty, some with equal scores: what each token sees, by
+    definition."""
+    region = torch.tensor(regions)
+    tokens, count = len(regions), 10
+    q, k = (
+        torch.randint(
+            -2, 3, (2, tokens, h, 4), generator=torch.Generator().manual_seed(seed + n)
+        ).float()
+        for n, h in enumerate(heads)
+    )
+    packing = patterns.BiFormerPacking(region, regions=count, block_q=sizes[0], block_kv=sizes[1])
+    mask = patterns.biformer_packed(q, k, packing, top_k=top_k, per_head=per_head)
+    mask.validate()
+    seen = mask.to_dense()[:, :, packing.order.slots][..., packing.order.slots]
+    own = [(region == r).nonzero()[:, 0] for r in range(count)]
+    group = heads[0] // heads[1]
+    for b in range(2):
+        for h in range(heads[0] if per_head else 1):
+            chosen = range(h, h + 1) if per_head else range(heads[0])
+            for queries in own:
+                if not len(queries):
+                    continue
+                scores = torch.full((count,), -INF, dtype=torch.float64)
+                for s, keys in enumerate(own):
+                    if len(keys):
+                        scores[s] = sum(
+                            q[b, queries, n].double().mean(0)
+                            @ k[b, keys, n // group].double().mean(0)
+                            for n in chosen
+                        )
+                last = scores.sort(descending=True).values[min(top_k, count) - 1]
+                sure = (scores > last + 1e-4) & (scores > -INF)
+                maybe = (scores >= last - 1e-4) & (scores > -INF)
+                columns = seen[b, h if per_head else 0, queries]
+                assert columns.eq(columns[:1]).all()
+                whole = torch.stack([columns[0, i].all() & torch.tensor(len(i) > 0) for i in own])
+                some = torch.stack([columns[0, i].any() for i in own])
+                assert whole.equal(some)  # regions are seen as a whole
+                assert (whole | ~sure).all()
+                assert (maybe | ~whole).all()
+                assert whole.sum() == min(top_k, int((scores > -INF).sum()))
 
 
 @FEW
@@ -258,7 +311,7 @@ def test_region_order(regions, block, count):
 
 P, Q = patterns, normal(1, 64, 2, 8)
 LAYOUT = patterns.BiFormerLayout(patterns.image_regions(8, 8, 2))
-ORDER = patterns.RegionOrder(patterns.image_regions(8, 8, 2), 1)
+PACKING = patterns.BiFormerPacking(patterns.image_regions(8, 8, 2))
 
 
 @pytest.mark.parametrize(
@@ -322,27 +375,27 @@ ORDER = patterns.RegionOrder(patterns.image_regions(8, 8, 2), 1)
             r"x must have 64 tokens, got shape \[1, 63, 2, 8\]",
         ),
         (
-            lambda: P.biformer_packed(Q, Q, LAYOUT.queries, top_k=1),
+            lambda: P.BiFormerPacking(torch.arange(8), block_q=32),
             ValueError,
-            "order must have blocks of 1 token, got 64",
+            "block_q must be .*, got 32",
         ),
         (
             lambda: P.biformer_packed(Q, Q, LAYOUT, top_k=1),
             TypeError,
-            "order must be a RegionOrder, got BiFormerLayout",
+            "layout must be a BiFormerPacking, got BiFormerLayout",
         ),
         (
-            lambda: P.biformer_packed(Q[:, 1:], Q, ORDER, top_k=1),
+            lambda: P.biformer_packed(Q[:, 1:], Q, PACKING, top_k=1),
             ValueError,
             r"x must have 64 tokens, got shape \[1, 63, 2, 8\]",
         ),
         (
-            lambda: P.biformer_packed(Q, Q, ORDER, top_k=1, block_kv=8),
+            lambda: P.BiFormerPacking(torch.arange(8), block_kv=8),
             ValueError,
             "block_kv must be .*, got 8",
         ),
         (
-            lambda: P.biformer_packed(Q, Q, ORDER, top_k=0),
+            lambda: P.biformer_packed(Q, Q, PACKING, top_k=0),
             ValueError,
             "top_k must be at least 1, got 0",
         ),

@@ -9,6 +9,7 @@ from sparse_fmha import BlockGrid
 from sparse_fmha.patterns import (
     AnchorResult,
     BiFormerLayout,
+    BiFormerPacking,
     CubeOrder,
     LightForcingLayout,
     ModalityOrder,
@@ -60,6 +61,7 @@ KINDS = {
     "block grid": grids(),
     "region order": st.builds(RegionOrder, regions, st.integers(1, 9)),
     "BiFormer's layout": st.builds(BiFormerLayout, regions),
+    "BiFormer's packing": st.builds(BiFormerPacking, regions),
     "cube order": st.builds(
         CubeOrder,
         st.tuples(*[st.integers(1, 9)] * 3),

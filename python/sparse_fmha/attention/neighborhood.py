@@ -187,7 +187,7 @@ def neighborhood_attention(
     check = partial(_calls.check_neighborhood, q, k, v, *arguments)
     rest = None
     extra = () if extra_k is extra_v is None else (extra_k, extra_v)
-    if _calls.op_checks(scale, q, k, v, *extra, *biases):
+    if q is not None and _calls.op_checks(scale, q, k, v, *extra, *biases):
         axes = q.dim() - 3
         of_axes = (
             _calls.per_axis(window, axes, int),

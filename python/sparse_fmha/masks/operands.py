@@ -24,6 +24,8 @@ def check_stripe_mask(mask: StripeMask, q: Tensor, k: Tensor, on_device: bool = 
 
 def has_lengths(mask: BlockMask | StripeMask, q: Tensor, k: Tensor) -> bool:
     """Whether the mask's lengths, which the ops do not receive, are those of q and k."""
+    if q is None or k is None:  # None is among what ops receive unchanged, so nothing has checked
+        return False
     return q.dim() == 4 == k.dim() and mask.q_len == q.size(1) and mask.kv_len == k.size(1)
 
 

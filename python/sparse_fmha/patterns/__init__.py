@@ -8,7 +8,8 @@ docs/patterns.md lists all patterns in one table.
 """
 
 from sparse_fmha.patterns.anchor import AnchorResult, anchor_attention
-from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, biformer_packed, image_regions
+from sparse_fmha.patterns.biformer import BiFormerLayout, biformer, image_regions
+from sparse_fmha.patterns.biformer_packed import BiFormerPacking, biformer_packed
 from sparse_fmha.patterns.bigbird import bigbird
 from sparse_fmha.patterns.cube_top_k import cube_top_k
 from sparse_fmha.patterns.cubes import CubeOrder
@@ -85,6 +86,7 @@ from sparse_fmha.patterns.vsa import vsa_attention
 __all__ = [
     "AnchorResult",
     "BiFormerLayout",
+    "BiFormerPacking",
     "CubeOrder",
     "DMABias",
     "DMAMask",

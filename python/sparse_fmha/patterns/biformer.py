@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_fmha._checks import check_flag, check_instance, check_int, check_q_and_k, plain_ints
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.masks import block_checks, block_lists, tensor_fields
+from sparse_fmha.masks import block_lists, tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.tensor_fields import TensorFields
 from sparse_fmha.patterns.regions import RegionOrder
@@ -125,53 +125,6 @@ def biformer(
     return BlockMask(
         *lists, *sizes, partial_counts=counts, partial_indices=indices, partial_bits=bits
     )
-
-
-@plain_ints
-def biformer_packed(
-    q: Tensor,
-    k: Tensor,
-    order: RegionOrder,
-    *,
-    top_k: int,
-    per_head: bool = False,
-    block_q: int = 64,
-    block_kv: int = 16,
-) -> BlockMask:
-    """Returns the mask of bi-level routing attention with several small regions in each block.
-
-    The same attention as `biformer`, for regions of fewer tokens than a block, those of BiFormer's
-    later stages (16 and 4 at 224 pixels): there nearly all rows of a block would be padding. Here
-    tokens of region after region fill the blocks, without padding. A list is the union of what its
-    rows' regions are routed to, and bitmasks restore each region's own.
-
-        order = RegionOrder(image_regions(28, 28, 7, device=q.device), 1)
-        mask = biformer_packed(q, k, order, top_k=4)
-        out = order.undo(block_sparse_attention(*map(order.permute, (q, k, v)), mask))
-
-    Args:
-        q: `[B, tokens, Hq, D]`, in the image's order. k: `[B, tokens, Hkv, D]`.
-        order: of these tokens, with blocks of 1, so that nothing is padded.
-        top_k, per_head: as in `biformer`.
-        block_q, block_kv: block sizes of the mask.
-
-    Returns:
-        A mask of `tokens` queries and keys, with lists for each batch entry, and for each head with
-        `per_head`. Built without waiting for the device, in `tokens**2` bytes for each list's batch
-        entry and head.
-
-    Raises:
-        ValueError, TypeError: tensors do not match the order, or a size is not allowed.
-    """
-    check_instance("order", order, RegionOrder)
-    if order.block != 1:
-        raise ValueError(f"order must have blocks of 1 token, got {order.block}")
-    region = order.block_region
-    routed = _routed(q, k, order, order, top_k, per_head)
-    visible = routed.index_select(2, region).index_select(3, region)
-    block_checks.check_sizes(order.tokens, order.tokens, block_q, block_kv, False)
-    width = ceil_div(order.tokens, block_kv)
-    return BlockMask.from_dense(visible, block_q, block_kv, partial_width=width)
 
 
 def _routed(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, softplus
 
-from sparse_fmha._checks import check_floats, check_int, plain_ints
+from sparse_fmha._checks import check_floats, check_int, check_qkv, plain_ints
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.attention import stripe_attention
 from sparse_fmha.masks import block_lists, stripe_checks
@@ -182,7 +182,7 @@ def dma_attention(
         ValueError, TypeError: a shape, dtype or number is not allowed.
         NotImplementedError: another GPU, for which no kernel takes `row_threshold` yet.
     """
-    check_floats("q", q, 4, "[batch, tokens, heads, head dim]")
+    check_qkv(q, k, v, axes=(1,))
     made = dma_mask(bias, keep, heads=q.shape[2], q_len=q.shape[1], block_q=block_q)
     result: Tensor = stripe_attention(
         q, k, v, made.mask,
@@ -203,11 +203,9 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
     kv_len = bias.shape[2]
     q_len = kv_len - shift
     groups = ceil_div(q_len, block_q)
-    missing = groups * block_q - q_len
-    own = pad(bias[..., shift:], (0, missing), value=-torch.inf).unflatten(2, (groups, block_q))
     width = min(keep, kv_len)
     begins = shift + block_q * torch.arange(groups, device=bias.device)
-    rank, limits = _ranks(bias, keep, begins)
+    ordered, rank, limits = _ranks(bias, keep, begins)
 
     def kept(part: slice) -> tuple[Tensor, Tensor]:
         listed = rank.flatten(0, 1)[:, None] < limits.flatten(0, 1)[:, part, None]
@@ -217,18 +215,22 @@ def _select(bias: Tensor, keep: int, shift: int, block_q: int) -> tuple[Tensor, 
     lists = bias.shape[0] * bias.shape[1]
     _, columns = block_lists.build_lists(kept, lists, groups, kv_len, width, bias.device)
     columns = columns.view(*bias.shape[:2], groups, width)
-    absent = columns == block_lists.ABSENT
-    before = bias[:, :, None].expand(-1, -1, groups, -1).gather(3, columns.clamp(min=0).long())
-    before = before.masked_fill(absent, -torch.inf).sort(-1, descending=True).values
+    own = pad(rank[..., shift:], (0, groups * block_q - q_len), value=kv_len)
+    own = own.unflatten(2, (groups, block_q))
+    before = rank[:, :, None].expand(-1, -1, groups, -1).gather(3, columns.clamp(min=0).long())
+    before = before.masked_fill(columns == block_lists.ABSENT, kv_len).sort(-1).values
     parts = block_lists.chunks(groups, bias.shape[0] * bias.shape[1] * block_q**2, bias.device)
-    (threshold,) = block_lists.by_chunks(
-        lambda part: (_thresholds(before[:, :, part], own[:, :, part], keep),), parts, groups, 2
-    )
-    return columns, threshold.flatten(2)[..., :q_len]
+    (last,) = block_lists.by_chunks(
+        lambda part: (_last_kept(before[:, :, part], own[:, :, part], keep, kv_len),),
+        parts, groups, 2,
+    )  # fmt: skip
+    threshold = pad(ordered, (0, 1), value=-torch.inf).gather(2, last.flatten(2).long())
+    return columns, threshold[..., :q_len]
 
 
-def _ranks(bias: Tensor, keep: int, begins: Tensor) -> tuple[Tensor, Tensor]:
-    """Each key's place among all by bias, and below which place a group's `keep` largest are.
+def _ranks(bias: Tensor, keep: int, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Biases in descending order, each key's place in it, and below which place a group's `keep`
+    largest are.
 
     Of equal biases the later key comes first. Counts of ranks, by groups of keys and ranges of
     ranks, find the range that has the limit; one look at its keys finds the limit.
@@ -237,7 +239,8 @@ def _ranks(bias: Tensor, keep: int, begins: Tensor) -> tuple[Tensor, Tensor]:
         bias: fp32 `[B, H, Lkv]`. begins: int64 `[groups]`, ascending: keys before each group.
 
     Returns:
-        int64 `[B, H, Lkv]` and `[B, H, groups]`; the latter is Lkv for a group with fewer keys.
+        fp32 and int32 `[B, H, Lkv]`, and int64 `[B, H, groups]`; the latter is Lkv for a group with
+        fewer keys.
     """
     kv_len, groups = bias.shape[2], begins.shape[0]
     later_first = torch.sort(bias.flip(2), dim=-1, descending=True, stable=True)
@@ -248,38 +251,43 @@ def _ranks(bias: Tensor, keep: int, begins: Tensor) -> tuple[Tensor, Tensor]:
     # The first group whose keys before it have a key; none counts it from `groups` on.
     group = torch.searchsorted(begins, key, right=True)
     lists = torch.arange(bias.shape[0] * bias.shape[1], device=bias.device).view(*bias.shape[:2], 1)
-    place = ((lists * (groups + 1) + group) * ranges + rank // RANKS).flatten()
+    place = ((lists * ranges + rank // RANKS) * (groups + 1) + group).flatten()
     counts = torch.zeros(
         lists.numel() * (groups + 1) * ranges, dtype=torch.int32, device=key.device
     )
     counts.index_add_(0, place, torch.ones_like(place, dtype=torch.int32))
-    counts = counts.view(*bias.shape[:2], groups + 1, ranges)[:, :, :groups]
-    upto = counts.cumsum(2).cumsum(3)  # keys before each group, up to each range
+    counts = counts.view(*bias.shape[:2], ranges, groups + 1)[..., :groups]
+    # Keys before each group, up to each range. A scan of the last dimension is the fast one.
+    upto = counts.cumsum(3).transpose(2, 3).contiguous().cumsum(3)
     chosen = (upto < keep).sum(3, keepdim=True)
     found = pad(upto, (1, 0)).gather(3, chosen)
     ranks = chosen * RANKS + torch.arange(RANKS, device=bias.device)
     keys = pad(order, (0, (ranges + 1) * RANKS - kv_len), value=kv_len)
     keys = keys[:, :, None].expand(-1, -1, groups, -1).gather(3, ranks)
     there = found + (keys < begins[:, None]).cumsum(3)
-    return rank, (chosen[..., 0] * RANKS + (there < keep).sum(3) + 1).clamp(max=kv_len)
+    limits = (chosen[..., 0] * RANKS + (there < keep).sum(3) + 1).clamp(max=kv_len)
+    return later_first.values, rank.int(), limits
 
 
-def _thresholds(before: Tensor, own: Tensor, keep: int) -> Tensor:
-    """The keep-th largest of the values before a group and its own up to each row; -inf if fewer.
+def _last_kept(before: Tensor, own: Tensor, keep: int, none: int) -> Tensor:
+    """The place of each row's keep-th largest bias, of the keys before its group and the group's
+    own up to the row; `none` if there are fewer.
 
-    Of two descending lists S and N the w-th largest entry is the maximum over a of
-    min(S_(w - a), N_a), where entries before the first are inf and those after the last -inf.
+    Own key j is among them for row i if fewer than `keep` keys are ahead of it: those before the
+    group, and the own ones up to i. Keys before the group take what is left.
 
     Args:
-        before: `[..., width]`, descending. own: `[..., block_q]`.
+        before: places `[..., width]`, ascending, `none` for those that are absent.
+        own: places `[..., block_q]`. All places differ, but for `none`.
     """
     rows = own.shape[-1]
-    here = torch.ones(rows, rows, dtype=torch.bool, device=own.device).tril()
-    news = own[..., None, :].masked_fill(~here, -torch.inf).sort(-1, descending=True).values
-    news = pad(news, (1, 0), value=torch.inf)  # N_0 to N_rows
-    taken = keep - torch.arange(rows + 1, device=own.device)  # w - a
-    padded = pad(before, (1, max(0, keep - before.shape[-1])), value=-torch.inf)
-    olds = padded[..., taken.clamp(min=0)]
-    beyond = torch.where(taken == 0, torch.inf, -torch.inf).to(olds.dtype)
-    olds = torch.where(taken > 0, olds, beyond)
-    return torch.minimum(olds[..., None, :], news).amax(-1)
+    before, own = before.contiguous(), own.contiguous()
+    ahead = torch.searchsorted(before, own, out_int32=True)[..., None]
+    smaller = own[..., None, :] < own[..., None]  # of two own keys
+    ahead = ahead + smaller.cumsum(-1, dtype=torch.int16)  # [..., key, row]
+    here = torch.ones(rows, rows, dtype=torch.bool, device=own.device).triu()
+    kept = (ahead < keep) & here
+    left = keep - kept.sum(-2)  # below 0 for rows past the end alone
+    last = torch.where(kept, own[..., None], -1).amax(-2)
+    padded = pad(pad(before, (1, 0), value=-1), (0, 1), value=none)
+    return torch.maximum(last, padded.gather(-1, left.clamp(0, before.shape[-1] + 1)))

@@ -11,11 +11,10 @@ from torch import Tensor
 from sparse_fmha import _checks
 from sparse_fmha._checks import check_int, check_number, check_q_and_k, plain_ints
 from sparse_fmha._ops.autocast import without_autocast
-from sparse_fmha._sizes import SLICE
 from sparse_fmha.attention import block_sparse_attention
 from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_lists import chunks
 from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.merge import is_plain
 from sparse_fmha.patterns._maps import map_like
 from sparse_fmha.selection import pool_blocks, pooled_scores, top_p_blocks
 
@@ -155,19 +154,24 @@ def rectified_attention(
 
 
 def _corrected(out: Tensor, scale: Tensor, rest: Tensor, block: int) -> Tensor:
-    """Returns scale * out + rest in the dtype of out; fp32 holds a few blocks at a time.
+    """Returns scale * out + rest in the dtype of out; where no derivative is wanted, in its memory.
 
     Args:
         out: `[B, L, H, D]`. scale, rest: fp32 `[B, nQ, H, 1 or D]`, one for each block of rows.
     """
+    plain = is_plain(out, scale, rest)
+    whole = out.shape[1] // block
     made = []
-    blocks = rest.shape[1]
-    for part in chunks(blocks, block * out[:, :1].numel(), out.device, SLICE):
-        own = out[:, part.start * block : part.stop * block]
-        rows = torch.arange(own.shape[1], device=out.device) // block + part.start
-        corrected: Tensor = own * scale.index_select(1, rows) + rest.index_select(1, rows)
-        made.append(corrected.to(out.dtype))
-    return torch.cat(made, 1)
+    for first, blocks, rows in ((0, whole, block), (whole, 1, out.shape[1] - whole * block)):
+        if not blocks * rows:
+            continue
+        own = out.narrow(1, first * block, blocks * rows).unflatten(1, (blocks, rows))
+        of_rows, added = (x.narrow(1, first, blocks)[:, :, None] for x in (scale, rest))
+        if plain:
+            torch.addcmul(added, own, of_rows, out=own)
+        else:
+            made.append((own * of_rows + added).to(out.dtype).flatten(1, 2))
+    return torch.cat(made, 1) if made else out
 
 
 def _estimates(

@@ -148,6 +148,10 @@ class RegionOrder(TensorFields):
         sums: Tensor = part.masked_fill_(absent[..., None, None], 0).sum(2, dtype=torch.float32)
         return sums
 
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError if x is not `[B, tokens, ...]` on the device of the order."""
+        self._check(x, self.tokens)
+
     def _check(self, x: Tensor, tokens: int) -> None:
         check_strided("x", x)
         if x.dim() < 2 or x.shape[1] != tokens:

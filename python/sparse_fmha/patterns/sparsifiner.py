@@ -139,12 +139,18 @@ class SparsifinerPredictor(nn.Module):
     def _coefficients(self, q: Tensor, k: Tensor) -> Tensor:
         """Returns C, `[B, heads, rows, rank]`."""
         check_q_and_k(q, k)
-        needed = (self.tokens, self.heads, self.head_dim)
-        if q.shape[1:] != needed or k.shape[1] != self.tokens:
+        sizes = (self.tokens, self.heads, self.head_dim)
+        if q.shape[1:] != sizes or k.shape[1] != self.tokens:
             raise ValueError(
                 f"q and k must have {self.tokens} tokens, and q {self.heads} heads of "
                 f"{self.head_dim}, got shapes {list(q.shape)} and {list(k.shape)}"
             )
+        dtype = self.down.dtype
+        for name, x in (("q", q), ("k", k)):
+            if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"{name} must have the dtype of the weights, {dtype}, got {x.dtype}"
+                )
         queries = self.project_q(q[:, self.dense_rows :]).transpose(1, 2)
         keys = torch.einsum("bnhc,nr->bhcr", self.project_k(k), self.down)
         keys = keys.repeat_interleave(self.heads // k.shape[2], 1)
