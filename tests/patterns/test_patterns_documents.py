@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparse_fmha import BlockMask, patterns
+from sparse_fmha import BlockMask, StripeMask, patterns, reference, stripe_attention
 
 SIZES = st.lists(st.integers(0, 5) | st.integers(0, 300), max_size=9)
 TILES = st.sampled_from([(64, 64), (128, 128), (64, 16), (128, 32), (64, 128)])
@@ -73,6 +73,27 @@ def test_lists_do_not_grow_with_the_documents():
 def test_the_window_shrinks_at_borders_as_flash_attention_does():
     mask = patterns.documents(starts([10]), window=3, causal=False).to_dense()[0, 0]
     assert mask.sum(-1).tolist() == [3, 4, 5, 5, 5, 5, 5, 5, 4, 3]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 150), min_size=1, max_size=6), st.integers(0, 1000))
+def test_stripes_are_cut_at_documents_by_thresholds_of_rows(sizes, seed):
+    """The recipe of docs/packed.md: an addition that is the same for all that a row sees."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(sizes)
+    document = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    groups = -(-tokens // 64)
+    order = torch.rand(1, 2, groups, tokens, generator=generator).argsort(-1)
+    columns = order[..., : tokens // 2 + 1].sort(-1).values.int()
+    counts = torch.full((1, 2, groups), columns.shape[-1], dtype=torch.int32)
+    mask = StripeMask(columns, counts, tokens, tokens, 64, causal=True)
+    q, k, v = (torch.randn(1, tokens, 2, 16, generator=generator).double() for _ in range(3))
+    bias = document.float()[None, None] * 2**-20
+    out, lse = stripe_attention(q, k, v, mask, key_bias=bias, row_threshold=bias, return_lse=True)
+    seen = mask.to_dense() & (document[:, None] == document)
+    exact, exact_lse = reference.attention(q, k, v, seen)
+    torch.testing.assert_close(out, exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lse - bias.mT, exact_lse.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
