@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -81,7 +81,12 @@ class Sol(Joint):
     tau: float = 1.0
     rest: str = "token"
     block: int = 64
+    extra_tokens: int = 0
     in_graph: ClassVar[bool] = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, layout: Layout) -> None:
         pass
@@ -114,9 +119,7 @@ class Sol(Joint):
             return super().image(q, k, v, layout, seen, scale)
         q = layout.queries.split(q)[0]
         (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
-        out, lse = sol_with_lse(
-            q, k, v, tau=self.tau, rest=self.rest, scale=scale, block=self.block
-        )
+        out, lse = sol_with_lse(q, k, v, scale=scale, **self.options)
         return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
 
     def in_parts(self, layout: Layout) -> bool:
@@ -138,9 +141,7 @@ class Sol(Joint):
         if after := text - before:
             behind = grid.tokens(-after)
             forced = behind if forced is None else forced.logical_or_(behind)
-        return patterns.sol_attention(
-            q, k, v, tau=self.tau, forced=forced, rest=self.rest, scale=scale, block=self.block
-        )
+        return patterns.sol_attention(q, k, v, forced=forced, scale=scale, **self.options)
 
 
 @dataclass(frozen=True)
