@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_fmha._checks import check_collection, check_floats
 from sparse_fmha._ops import derivatives
-from sparse_fmha._sizes import CACHED, SLICE
+from sparse_fmha._ops.means import write_mean
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     weights, lse = _weights(outs[0], lses)
     nothing = weights == 0  # such a part contributes nothing, even if it holds NaN
     if is_plain(*outs, *lses):
-        return _write_mean(torch.empty_like(outs[0]), outs, weights, nothing), lse
+        return write_mean(torch.empty_like(outs[0]), outs, weights, nothing), lse
     merged = sum(
         (w[..., None] * out).masked_fill(none[..., None], 0)
         for w, none, out in zip(weights, nothing, outs, strict=True)
@@ -57,11 +57,16 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 def merge_into_first(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """`merge` of results of attention that nothing else uses: where no derivative is wanted, the
-    result takes the memory of the first one. A part must hold 0 where it has no keys."""
-    if not is_plain(*outs, *lses):
+    result takes the memory of the first one, in compiled graphs too. A part must hold 0 where it
+    has no keys."""
+    traced = torch.compiler.is_compiling() and not derivatives.wanted_in_graph(*outs, *lses)
+    if not traced and not is_plain(*outs, *lses):
         return merge(outs, lses)
     weights, lse = _weights(outs[0], lses)
-    return _write_mean(outs[0], outs, weights), lse
+    if traced:
+        torch.ops.sparse_fmha.write_mean(outs[0], outs[1:], weights)
+        return outs[0], lse
+    return write_mean(outs[0], outs, weights), lse
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -82,36 +87,6 @@ def _weights(out: Tensor, lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
     lse = total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
     return (stacked - total).exp(), lse
-
-
-def _write_mean(
-    result: Tensor, outs: Sequence[Tensor], weights: Tensor, nothing: Tensor | None = None
-) -> Tensor:
-    """Writes the weighted mean of outs, a few rows at a time, as its temporaries are fp32.
-
-    Args:
-        result: may be the first of outs.
-        nothing: bool like weights: entries of outs that are not read.
-    """
-    dim = max(range(weights.dim() - 1), key=weights.shape[1:].__getitem__)
-    rows = result.shape[dim]
-    most = CACHED if result.device.type == "cpu" else SLICE
-    step = max(1, most * rows // max(1, result.numel()))
-    for first in range(0, rows, step):
-        part = dim, first, min(step, rows - first)
-        own = [w.narrow(*part)[..., None] for w in weights]
-        some = [out.narrow(*part) for out in outs]
-        if nothing is not None:
-            masks = [x.narrow(*part)[..., None] for x in nothing]
-            some = [x.masked_fill(mask, 0) for x, mask in zip(some, masks, strict=True)]
-        mean = own[0] * some[0]
-        for weight, out in zip(own[1:-1], some[1:-1], strict=True):
-            mean.addcmul_(weight, out)
-        if len(outs) > 1:
-            torch.addcmul(mean, own[-1], some[-1], out=result.narrow(*part))
-        else:
-            result.narrow(*part).copy_(mean)
-    return result
 
 
 def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tensor) -> None:

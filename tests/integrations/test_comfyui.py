@@ -119,7 +119,8 @@ MODELS = {
 }
 DEFAULTS = {
     name: spec[1].get("default") if len(spec) > 1 else None
-    for name, spec in comfyui.SparseAttention.INPUT_TYPES()["required"].items()
+    for inputs in comfyui.SparseAttention.INPUT_TYPES().values()
+    for name, spec in inputs.items()
 }
 SMALL = {"window_frames": 2, "window_height": 3, "window_width": 4, "min_tokens": 0,
          "start_percent": 0.0}  # fmt: skip
@@ -183,6 +184,142 @@ def test_methods(name, method, options):
     assert found.isfinite().all()
 
 
+def blocks_of(x):
+    return x.split(64, 2)
+
+
+def routed(q, k, v, exact, extra_tokens=0):
+    """[B, H, N, D]: keys of exact blocks `[n, n]` and single ones, and a mean for each other
+    block; in fp64, for a number of tokens that 64 divides."""
+    q, k, v = q.double(), k.double(), v.double()
+    tokens = torch.arange(k.shape[2])
+    out = []
+    for i, rows in enumerate(blocks_of(q)):
+        mean = rows.mean(2, keepdim=True)
+        left = ~exact[i]
+        scores = (mean @ k.mT).masked_fill(exact[i][tokens // 64], -torch.inf)
+        best = scores.topk(min(extra_tokens, int(left.sum()) * 64), -1).indices
+        single = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+        seen = single | exact[i][tokens // 64]
+        scale = q.shape[-1] ** -0.5
+        logits = (scale * rows @ k.mT).masked_fill(~seen, -torch.inf)
+        counts = (~seen).unflatten(-1, (-1, 64)).sum(-1).clamp(min=1)
+        means = [
+            (x[:, :, None] * (~seen)[..., None]).unflatten(3, (-1, 64)).sum(4)[:, :, 0]
+            / counts.transpose(-1, -2)
+            for x in (k, v)
+        ]
+        rest = (scale * mean @ means[0].mT + counts.log()).expand(-1, -1, rows.shape[2], -1)
+        none = (~seen).unflatten(-1, (-1, 64)).any(-1).logical_not()
+        logits = torch.cat([logits, rest.masked_fill(none, -torch.inf)], -1)
+        out.append(logits.softmax(-1) @ torch.cat([v, means[1]], 2))
+    return torch.cat(out, 2)
+
+
+def near(n):
+    at = torch.arange(n)
+    return (at[:, None] - at).abs() <= 1
+
+
+LARGE = (5, 8, 16)  # 640 tokens
+
+
+def override_of(method, **changed):
+    node = patched(kind("WanModel", (1, 1, 1)), method, **changed)
+    return node.model_options["transformer_options"]["optimized_attention_override"]
+
+
+def heads_of(tokens):
+    torch.manual_seed(1)
+    return [torch.randn(1, HEADS, tokens, DIM) for _ in range(3)]
+
+
+@pytest.mark.parametrize("extra_tokens", [0, 64, 256])
+@pytest.mark.parametrize(
+    ("method", "options"), [("sol-attn", {"tau": 4.0}), ("sla", {"keep_percent": 0.5})]
+)
+def test_extra_tokens(method, options, extra_tokens):
+    """Of blocks that are not exact; `sla` has one beside the diagonal, which it may be of."""
+    override = override_of(method, extra_tokens=extra_tokens, **options)
+    override.running.place = _comfyui_attention.Place("WanModel", LARGE, 0)
+    q, k, v = heads_of(640)
+    found = override(own_attention, q, k, v, HEADS, skip_reshape=True, skip_output_reshape=True)
+    if method == "sol-attn":
+        expected = routed(q, k, v, near(10), extra_tokens)
+    else:
+        means = [torch.stack([x.mean(2) for x in blocks_of(t)], 2) for t in (q, k)]
+        best = (means[0] @ means[1].mT).argmax(-1)
+        exact = near(10) | (best[..., None] == torch.arange(10))
+        expected = torch.cat(
+            [
+                routed(*(x[:, h : h + 1] for x in (q, k, v)), exact[0, h], extra_tokens)
+                for h in range(HEADS)
+            ],
+            1,
+        )
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sink_conditioning", ["exact_kv", "exact_kv_and_rows", "off"])
+@pytest.mark.parametrize("audio", [True, False])
+def test_conditioning_of_minimax_h3(sink_conditioning, audio):
+    """192 tokens before the video are keys of all; the audio's from 100 on, or all, see all."""
+    override = override_of("sol-attn", tau=4.0, extra_tokens=0, sink_conditioning=sink_conditioning)
+    middle = [(100, 192, "audio")] if audio else [(100, 192, "ref")]
+    segments = [(0, 100, "text"), *middle, (192, 832, "video")]
+    options = {"minimax_h3_layout": h3(segments, 832, LARGE)}
+    q, k, v = heads_of(832)
+    found = override(
+        own_attention, q, k, v, HEADS, skip_reshape=True, skip_output_reshape=True,
+        transformer_options=options,
+    )  # fmt: skip
+    exact = near(13)
+    if sink_conditioning != "off":
+        exact[:, :3] = True
+    if sink_conditioning == "exact_kv_and_rows":
+        exact[1 if audio else 0 : 3] = True
+    torch.testing.assert_close(found.double(), routed(q, k, v, exact), atol=2e-5, rtol=2e-5)
+
+
+def test_conditioning_has_no_effect_where_there_is_none():
+    q, k, v = heads_of(640)
+    outs = []
+    for sink_conditioning in ("exact_kv", "exact_kv_and_rows", "off"):
+        override = override_of("sol-attn", sink_conditioning=sink_conditioning)
+        override.running.place = _comfyui_attention.Place("WanModel", LARGE, 0)
+        outs.append(override(own_attention, q, k, v, HEADS, skip_reshape=True))
+    assert outs[0].equal(outs[1])
+    assert outs[0].equal(outs[2])
+
+
+@pytest.mark.parametrize("method", ["window", "vsa", "subblock"])
+def test_what_has_no_effect_is_told(method, caplog):
+    patched(kind("WanModel", (1, 1, 1)), method, verbose=True)
+    assert caplog.messages == [
+        "sparse_fmha: extra_tokens and sink_conditioning have no effect on the method "
+        f"{method!r}, where other tokens are exact"
+    ]
+    caplog.clear()
+    patched(kind("WanModel", (1, 1, 1)), "sol-attn", verbose=True)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"method": "sol"}, ValueError, "method must be window, sol-attn, sla, vsa or subblock"),
+        ({"sink_conditioning": "on"}, ValueError,
+         "sink_conditioning must be exact_kv, exact_kv_and_rows or off, got 'on'"),
+        ({"extra_tokens": -64}, ValueError, "extra_tokens must be at least 0, got -64"),
+        ({"extra_tokens": "many"}, TypeError, "extra_tokens must be an int, got 'many'"),
+        ({"dense_blocks": "first"}, ValueError, "dense_blocks must be like"),
+    ],
+)  # fmt: skip
+def test_bad_inputs(changed, error, message):
+    with pytest.raises(error, match=message):
+        patched(kind("WanModel", (1, 1, 1)), **changed)
+
+
 def test_what_stays_dense(caplog):
     model, grid, _ = MODELS["Wan"]()
     dense = Patcher(model)(*inputs(grid))
@@ -197,7 +334,7 @@ def test_what_stays_dense(caplog):
         with caplog.at_level(logging.WARNING):
             found = patched(model, verbose=True, **changed)(*inputs(grid), **options)
         assert found.equal(dense)
-        assert caplog.messages == [f"sparse_fmha: attention stays dense: {reason}"]
+        assert caplog.messages[1:] == [f"sparse_fmha: attention stays dense: {reason}"]
     assert not patched(model, start_percent=0.2)(*inputs(grid), **late).equal(dense)
     assert not patched(model, dense_blocks="0,2-3")(*inputs(grid)).equal(dense)
 
@@ -266,7 +403,7 @@ def test_fewer_heads_of_keys():
     override = found.model_options["transformer_options"]["optimized_attention_override"]
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 126, heads * DIM) for heads in (4, 2, 2))
-    override.running.place = "WanModel", GRID, 0
+    override.running.place = _comfyui_attention.Place("WanModel", GRID, 0)
     out = override(own_attention, q, k, v, 4, enable_gqa=True)
     visible = reference.neighborhood_mask(GRID, (2, 3, 4))
     given = (x.unflatten(-1, (-1, DIM)) for x in (q, k, v))
@@ -361,9 +498,10 @@ def test_minimax_h3_says_where_its_video_is():
 
 
 def test_names_and_defaults_of_comfyui_itself():
-    """Of its node "Model Sparse Attention", but extra_tokens and sink_conditioning."""
+    """Of its node "Model Sparse Attention"."""
     own = {"tau": 1.3, "keep_percent": 10.0, "start_percent": 0.2, "end_percent": 1.0,
-           "dense_blocks": "", "min_tokens": 12288, "verbose": False}  # fmt: skip
+           "dense_blocks": "", "min_tokens": 12288, "verbose": False,
+           "extra_tokens": 256, "sink_conditioning": "exact_kv_and_rows"}  # fmt: skip
     assert {name: DEFAULTS[name] for name in own} == own
     assert {"sol-attn", "sla", "vsa"} < set(comfyui.METHODS)
 

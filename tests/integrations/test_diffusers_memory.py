@@ -5,6 +5,7 @@ computed.
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -128,6 +129,58 @@ def test_no_preset_needs_more_than_the_dense_model(meta, case):
     }
     assert found
     assert not {name: bytes_ / MIB for name, bytes_ in found.items() if bytes_ > dense + KEPT}
+
+
+def test_a_compiled_block_needs_no_more_than_with_dense_attention():
+    """Of FLUX.2: attention's output and that of another layer come into one tensor, which takes
+    the peak; whatever attention holds until then adds to it. Text is before the grid."""
+    torch.compiler.reset()
+    model, inputs = klein()
+
+    def peak(**options):
+        sparse.enable(model, min_tokens=0, first_dense_steps=0, **options)
+        try:
+            return allocated(lambda: model(**inputs, return_dict=False))
+        finally:
+            sparse.disable(model)
+            torch.compiler.reset()
+
+    model.compile_repeated_blocks(fullgraph=True)
+    with torch.inference_mode():
+        assert peak(preset="sol-comfyui") <= 1.01 * peak(method="dense")
+
+
+def klein():
+    from diffusers import Flux2Transformer2DModel
+
+    side, words, text = 32, 64, 64
+    model = Flux2Transformer2DModel(
+        num_layers=0,
+        num_single_layers=1,
+        num_attention_heads=4,
+        attention_head_dim=64,
+        joint_attention_dim=text,
+        guidance_embeds=False,
+        axes_dims_rope=(16, 16, 16, 16),
+    ).requires_grad_(False)
+    axis, one = torch.arange(side), torch.zeros(1, dtype=torch.long)
+    return model, {
+        "hidden_states": torch.randn(1, side * side, 128),
+        "encoder_hidden_states": torch.randn(1, words, text),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.cartesian_prod(one, axis, axis, one).float()[None],
+        "txt_ids": torch.zeros(1, words, 4),
+        "guidance": None,
+    }
+
+
+def allocated(call):
+    """The most bytes that a second call has at once, those inside of compiled graphs too."""
+    call()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+    return max(itertools.accumulate(e.nbytes() for e in events))
 
 
 PARTS = {

@@ -89,11 +89,15 @@ def grid_mask(name, q, k, grid, options):
     return seen[:, :, order.slots][..., order.slots]
 
 
-def direct(name, q, k, v, grid, options):
-    """Output of the grid's tokens; those behind them are text."""
+def direct(name, q, k, v, grid, options, text_first=False):
+    """Output of the grid's tokens; those behind them are text, or those before them."""
     n = math.prod(grid)
     text = q.shape[1] - n
     sizes = grid[0], math.prod(grid[1:])
+    if text_first:
+        assert name == "sol"
+        forced = BlockGrid.of(q, k, 64, 64).tokens(0, text)
+        return patterns.sol_attention(q, k, v, forced=forced, **options)[:, text:]
     if name == "sol":
         forced = BlockGrid.of(q, k, 64, 64).tokens(-text)
         return patterns.sol_attention(q, k, v, forced=forced, **options)[:, :n]
@@ -128,16 +132,17 @@ def torch_attention_by(name, tiny, options):
         if query.shape[-2] != n + tiny.text:
             return out
         seen.append(None)
-        for entry in range(len(out)):
-            kept = torch.ones(tiny.text, dtype=torch.bool)
-            if attn_mask is not None:
-                kept = attn_mask.expand(BATCH, 1, -1, -1)[entry, 0, 0, other]
+        visible = torch.ones(len(out), tiny.text, dtype=torch.bool)
+        if attn_mask is not None:
+            visible = attn_mask.expand(BATCH, 1, -1, -1)[:, 0, 0, other]
+        as_it_is = name == "sol" and tiny.text_first and bool(visible.all())
+        for entry, kept in enumerate(visible):
             # Text first becomes text after the grid, as patterns have it.
             rows = [
-                torch.cat([x[own], x[other][kept]])[None]
+                (x if as_it_is else torch.cat([x[own], x[other][kept]]))[None]
                 for x in (t[entry].transpose(0, 1) for t in (query, key, value))
             ]
-            found = direct(name, *rows, tiny.grid, options)
+            found = direct(name, *rows, tiny.grid, options, as_it_is)
             out[entry, :, own] = found[0].transpose(0, 1)
         return out
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import sparse_fmha
 from sparse_fmha import BlockMask, StripeMask, merge
+from sparse_fmha._ops import means
 
 merging = importlib.import_module("sparse_fmha.merge")  # the package's name is the function's
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,7 +102,7 @@ def test_a_part_without_keys_may_hold_anything(randn, value):
 def test_a_few_rows_at_a_time(randn, monkeypatch, parts, rows, dtype):
     """Without derivatives; the same as with them, also in memory of the first part."""
     heads = 3
-    monkeypatch.setattr(merging, "CACHED", rows * 2 * heads * 8)
+    monkeypatch.setattr(means, "CACHED", rows * 2 * heads * 8)
     outs = [randn(2, 7, 5, 8, dtype=dtype, seed=n)[:, :, :heads] for n in range(parts)]
     lses = [3 * randn(2, 7, 5, seed=9 + n)[:, :, :heads] for n in range(parts)]
     lses[0][:, 2] = -torch.inf
@@ -126,6 +127,39 @@ def test_parts_that_want_derivatives_stay_as_they_are(randn):
     merging.merge_into_first(outs, lses)[0].sum().backward()
     assert outs[0].equal(before)
     assert outs[0].grad is not None
+
+
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_graph_merges_into_the_first_part(randn, wants):
+    """Without derivatives; what goes into the graph stays as it is."""
+    torch.compiler.reset()
+    outs = [randn(1, 5, 2, 8, seed=n) for n in range(2)]
+    lses = [randn(1, 5, 2, seed=n) for n in range(2)]
+    names = []
+
+    def graph(module, inputs):
+        names.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    @torch.compile(backend=graph, fullgraph=True)
+    def compiled(first, other):
+        return merging.merge_into_first((first * 2, other), lses)
+
+    given = outs[0].clone().requires_grad_(wants)
+    found = compiled(given, outs[1])
+    expected = merge((outs[0] * 2, outs[1]), lses)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert given.equal(outs[0])
+    assert any("write_mean" in name for name in names) == (not wants)
+    if wants:
+        found[0].sum().backward()
+        assert given.grad.isfinite().all()
+
+
+def test_the_op_has_no_derivatives(randn):
+    first, weights = randn(1, 5, 2, 8).requires_grad_(), torch.ones(2, 1, 5, 2)
+    with pytest.raises(NotImplementedError, match="write_mean has no derivatives"):
+        torch.ops.sparse_fmha.write_mean(first, [randn(1, 5, 2, 8)], weights)
 
 
 OUT, LSE = torch.zeros(1, 5, 2, 8), torch.zeros(1, 5, 2)

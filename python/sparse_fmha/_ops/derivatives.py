@@ -70,11 +70,16 @@ def wanted(*args: object) -> bool:
 
     If not, the op may be called below autograd, which saves a quarter of its host time.
     """
-    return (
-        forward_ad._current_level >= 0
-        or (is_grad_enabled() and any_requires_grad(*args))
-        or torch._C._functorch.maybe_current_level() is not None
-    )
+    return (is_grad_enabled() and any_requires_grad(*args)) or _transformed()
+
+
+def wanted_in_graph(*tensors: Tensor) -> bool:
+    """`wanted` in code that torch.compile traces."""
+    return (is_grad_enabled() and any(x.requires_grad for x in tensors)) or _transformed()
+
+
+def _transformed() -> bool:
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
 def refuse(library: torch.library.Library, op: torch._ops.OpOverload) -> None:

@@ -6,10 +6,11 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sparse_fmha.integrations._comfyui_methods import Tokens
 from sparse_fmha.integrations._diffusion_layout import Layout
 
 OVERRIDE = "optimized_attention_override"
@@ -18,6 +19,15 @@ H3 = "minimax_h3_layout"  # which says where the tokens of MiniMax-H3 are
 # others no tokens but the grid's are known.
 TEXT_BEFORE = {"Flux": True, "QwenImageTransformer2DModel": True, "HunyuanVideo": False}
 log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where the tokens of a call are."""
+
+    kind: str
+    grid: tuple[int, ...]
+    before: int  # tokens before those of the grid
+    rows_from: int = 0  # see `Tokens`
 
 
 class Attention:
@@ -54,9 +64,7 @@ class Attention:
         finally:
             self.running.place = None
 
-    def _place(
-        self, model: object, latent: object, text: Tensor | None
-    ) -> tuple[str, tuple[int, ...], int] | None:
+    def _place(self, model: object, latent: object, text: Tensor | None) -> Place | None:
         patch = getattr(model, "patch_size", None)
         if not isinstance(latent, Tensor):  # of video and audio together
             return None
@@ -68,7 +76,7 @@ class Attention:
         grid = tuple(math.ceil(n / p) for n, p in zip(sizes, patch, strict=True))
         kind = type(model).__name__
         before = text.shape[1] if TEXT_BEFORE.get(kind) and text is not None else 0
-        return kind, grid, before
+        return Place(kind, grid, before)
 
     def __call__(
         self,
@@ -116,19 +124,19 @@ class Attention:
         tokens = q.shape[1]
         place = h3_place(options, tokens) or getattr(self.running, "place", None)
         if place is None:
-            self._warn("attention stays dense: the model or its latent is of an unknown kind")
+            self.tell("attention stays dense: the model or its latent is of an unknown kind")
             return None
-        kind, grid, before = place
+        kind, grid, before, rows_from = place
         plain = tokens - math.prod(grid)
         if k.shape[1] != tokens or plain < before:
             return None  # cross-attention, or text alone
         if mask is not None or (plain and kind not in (*TEXT_BEFORE, H3)):
             others = f"{plain} tokens of {kind} are not of the grid {grid}"
-            self._warn(f"attention stays dense: {others if mask is None else 'there is a mask'}")
+            self.tell(f"attention stays dense: {others if mask is None else 'there is a mask'}")
             return None
         block, now = options.get("block_index"), options.get("sigmas")
         if block is None and self.dense_blocks:
-            self._warn(f"dense_blocks has no effect, as {kind} does not tell numbers of blocks")
+            self.tell(f"dense_blocks has no effect, as {kind} does not tell numbers of blocks")
         reason = ""
         if tokens < self.others["min_tokens"]:
             reason = f"{tokens} tokens are fewer than min_tokens"
@@ -138,14 +146,14 @@ class Attention:
             reason = "of start_percent and end_percent"
         if self.others["verbose"]:
             sparse = f"sparse on the grid {grid}, beside {plain} other tokens"
-            self._warn(f"attention stays dense: {reason}" if reason else sparse)
+            self.tell(f"attention stays dense: {reason}" if reason else sparse)
         if reason:
             return None
-        layout = Layout(grid, before, plain - before)
+        layout = Tokens(grid, before, plain - before, rows_from=rows_from)
         self.method.check(layout)
         return layout
 
-    def _warn(self, message: str) -> None:
+    def tell(self, message: str) -> None:
         """Once. What keeps the node from working is told also if it is not verbose."""
         if message not in self.told:
             self.told.add(message)
@@ -164,7 +172,7 @@ def blocks_of(text: str) -> set[int]:
     return found
 
 
-def h3_place(options: Mapping[str, Any], tokens: int) -> tuple[str, tuple[int, ...], int] | None:
+def h3_place(options: Mapping[str, Any], tokens: int) -> Place | None:
     """Of a call of MiniMax-H3 with all its tokens: text, references and audio are before the
     video, which is last."""
     layout = options.get(H3)
@@ -175,4 +183,5 @@ def h3_place(options: Mapping[str, Any], tokens: int) -> tuple[str, tuple[int, .
     grid = (int(frames), int(height) // 2, int(width) // 2)
     if video is None or video[1] != tokens or video[1] - video[0] != math.prod(grid):
         return None
-    return H3, grid, video[0]
+    audio = (a for a, _, kind in layout.segments if kind == "audio")
+    return Place(H3, grid, video[0], next(audio, 0))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,16 +74,37 @@ class Joint(Sparse):
 
 @dataclass(frozen=True)
 class Sol(Joint):
-    """`patterns.sol_attention`; blocks with text are exact. In compiled graphs, where queries are
-    fewer than keys, and where keys have biases, the text is beside the grid's tokens."""
+    """`patterns.sol_attention`; blocks with text are exact. Where some text is padding in a
+    compiled graph, where queries are fewer than keys, and where keys have biases, the text is
+    beside the grid's tokens."""
 
     tau: float = 1.0
     rest: str = "token"
     block: int = 64
+    extra_tokens: int = 0
     in_graph: ClassVar[bool] = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, layout: Layout) -> None:
         pass
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        seen: Seen,
+        scale: float | None,
+    ) -> Tensor:
+        whole = not isinstance(seen, Tensor) and not layout.cached
+        if not whole or any(runs != layout.all_runs() for runs in seen):
+            return super().__call__(q, k, v, layout, seen, scale)
+        # All tokens in the order of the model: their blocks of text see all, and nothing is copied.
+        return self.attend(q, k, v, layout, layout.plain, scale, layout.before)
 
     def image(
         self,
@@ -98,21 +119,29 @@ class Sol(Joint):
             return super().image(q, k, v, layout, seen, scale)
         q = layout.queries.split(q)[0]
         (k, plain_k), (v, plain_v) = layout.split(k), layout.split(v)
-        out, lse = sol_with_lse(
-            q, k, v, tau=self.tau, rest=self.rest, scale=scale, block=self.block
-        )
+        out, lse = sol_with_lse(q, k, v, scale=scale, **self.options)
         return beside(out, lse, q, plain_k, plain_v, layout, seen, scale)
 
     def in_parts(self, layout: Layout) -> bool:
         return layout.plain > 0  # without other tokens the pattern itself does that
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, text: int, scale: float | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        text: int,
+        scale: float | None,
+        before: int = 0,
     ) -> Tensor:
-        forced = BlockGrid.of(q, k, self.block, self.block).tokens(-text) if text else None
-        return patterns.sol_attention(
-            q, k, v, tau=self.tau, forced=forced, rest=self.rest, scale=scale, block=self.block
-        )
+        """As `Joint.attend`; `before` tokens of the text are before the grid."""
+        grid = BlockGrid.of(q, k, self.block, self.block)
+        forced = grid.tokens(0, before) if before else None
+        if after := text - before:
+            behind = grid.tokens(-after)
+            forced = behind if forced is None else forced.logical_or_(behind)
+        return patterns.sol_attention(q, k, v, forced=forced, scale=scale, **self.options)
 
 
 @dataclass(frozen=True)

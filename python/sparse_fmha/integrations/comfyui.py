@@ -14,14 +14,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from sparse_fmha import selection
+from sparse_fmha._checks import check_choice, check_int
 from sparse_fmha.integrations import _diffusion_table as table
 from sparse_fmha.integrations._comfyui_attention import Attention
-from sparse_fmha.integrations._diffusion_layout import Layout
-from sparse_fmha.masks.block_grid import BlockGrid
-from sparse_fmha.masks.block_mask import BlockMask
+from sparse_fmha.integrations._comfyui_methods import CONDITIONING, Routed, Windows
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "SparseAttention", "write_node"]
 
@@ -34,17 +30,6 @@ from sparse_fmha.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_N
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 '''
 METHODS = ("window", "sol-attn", "sla", "vsa", "subblock")
-
-
-def sla(keep: float) -> Any:
-    """The share of the blocks of 64 keys with the largest products of means, and the diagonal."""
-
-    def mask_of(q: Tensor, k: Tensor) -> BlockMask:
-        grid = BlockGrid.of(q, k, 64, 64)
-        chosen = selection.top_k_blocks(selection.block_scores(q, k, grid), density=keep)
-        return grid.mask(chosen | grid.local(1))
-
-    return table.make("block_sparse", {"mask": mask_of})
 
 
 class SparseAttention:
@@ -74,7 +59,11 @@ class SparseAttention:
                 "dense_blocks": ("STRING", {"default": ""}),
                 "min_tokens": ("INT", {"default": 12288, "min": 0, "max": 1 << 20}),
                 "verbose": ("BOOLEAN", {"default": False}),
-            }
+            },
+            "optional": {  # last, so that workflows that were saved without them stay as they are
+                "extra_tokens": ("INT", {"default": 256, "min": 0, "max": 256, "step": 64}),
+                "sink_conditioning": (list(CONDITIONING), {"default": "exact_kv_and_rows"}),
+            },
         }
 
     def apply(
@@ -86,6 +75,8 @@ class SparseAttention:
         window_width: int,
         tau: float,
         keep_percent: float,
+        extra_tokens: int = 0,
+        sink_conditioning: str = "exact_kv_and_rows",
         **others: Any,
     ) -> tuple[Any]:
         """Patches a clone of the model.
@@ -93,23 +84,37 @@ class SparseAttention:
         Args:
             method: "window" (the three windows), "sol-attn" (tau), "sla", "vsa" or "subblock"
                 (keep_percent, of 100).
+            extra_tokens: of "sol-attn" and "sla", single tokens of other blocks that a block of
+                queries sees exactly.
+            sink_conditioning: of the tokens beside the grid in "sol-attn" and "sla": "exact_kv",
+                all queries see them exactly; "exact_kv_and_rows", and they see all (of MiniMax-H3
+                the audio, or all of them if there is none); "off", they are as the others.
             others: start_percent, end_percent: shares of the schedule, as the model's sampling
                 counts them, between which attention is sparse. dense_blocks: such as "0, 1, 47-49".
                 min_tokens: calls with fewer stay dense. verbose: logs once what is sparse, and what
                 stays dense by these settings; a model that cannot be sparse is told anyhow.
         """
+        check_choice("method", method, METHODS)
+        check_choice("sink_conditioning", sink_conditioning, CONDITIONING)
+        check_int("extra_tokens", extra_tokens)
+        given = extra_tokens, sink_conditioning
         chosen: Any
         if method == "window":
             chosen = Windows((window_frames, window_height, window_width))
         elif method == "sol-attn":
-            chosen = table.make("sol", {"tau": tau})
+            chosen = Routed({"tau": tau}, *given)
         elif method == "sla":
-            chosen = sla(keep_percent / 100)
+            chosen = Routed({"keep": keep_percent / 100}, *given)
         else:
             chosen = table.make(method, {"keep": keep_percent / 100})
         patched = model.clone()
         options = patched.model_options.setdefault("transformer_options", {})
         attention = Attention(chosen, None, others)
+        if others["verbose"] and not isinstance(chosen, Routed):
+            attention.tell(
+                f"extra_tokens and sink_conditioning have no effect on the method {method!r}, "
+                "where other tokens are exact"
+            )
         sampling = model.get_model_object("model_sampling")
         attention.sigmas = (
             float(sampling.percent_to_sigma(others["start_percent"])),
@@ -123,21 +128,6 @@ class SparseAttention:
 
         patched.add_callback_with_key("on_prepare_state", KEY, again)
         return (patched,)
-
-
-class Windows:
-    """Neighborhoods of one size on any grid: an axis that is shorter is whole."""
-
-    def __init__(self, window: tuple[int, int, int]) -> None:
-        self.window = window
-
-    def check(self, layout: Layout) -> None:
-        self.prepared(layout, None).check(layout)
-
-    def prepared(self, layout: Layout, device: object) -> Any:
-        sizes = zip(self.window[-len(layout.grid) :], layout.grid, strict=True)
-        window = tuple(min(size or length, length) for size, length in sizes)
-        return table.make("neighborhood", {"window": window})
 
 
 def write_node(custom_nodes: str | PathLike[str]) -> Path:

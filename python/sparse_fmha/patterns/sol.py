@@ -8,15 +8,24 @@ import torch
 from torch import Tensor
 
 from sparse_fmha import _checks
-from sparse_fmha._checks import LARGEST_FLOAT, check_choice, check_number, check_q_and_k, plain_ints
+from sparse_fmha._checks import (
+    LARGEST_FLOAT,
+    check_choice,
+    check_int,
+    check_number,
+    check_q_and_k,
+    plain_ints,
+)
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import head_parts
-from sparse_fmha.attention import block_sparse_attention
+from sparse_fmha.attention import block_sparse_attention, stripe_attention
 from sparse_fmha.masks.block_grid import BlockGrid
+from sparse_fmha.masks.stripe_mask import StripeMask
 from sparse_fmha.merge import is_plain, merge_into_first
 from sparse_fmha.patterns._granules import granule_mask, pooled_tokens
 from sparse_fmha.patterns._maps import map_like
-from sparse_fmha.selection import pool_blocks, pooled_scores
+from sparse_fmha.patterns._sol_tokens import rest_of_blocks, top_tokens
+from sparse_fmha.selection import pool_blocks, pooled_scores, top_k_blocks
 
 LEAST_VARIANCE = 1e-6 * math.log(2) ** 2  # 1e-6 of scores in powers of two, as in the sources
 
@@ -27,6 +36,7 @@ def sol_blocks(
     k: Tensor,
     *,
     tau: float = 1.0,
+    keep: float | None = None,
     forced: Tensor | None = None,
     scale: float | None = None,
     block: int = 64,
@@ -44,6 +54,8 @@ def sol_blocks(
     Args:
         q: `[B, L, Hq, D]`. k: `[B, L, Hkv, D]`.
         tau: any number; the larger, the fewer are exact: 16, 7 and 2.7% for 1, 1.5 and 2.
+        keep: in place of tau, the share of the blocks with the largest scores, from 0 to 1,
+            rounded up.
         forced: bool map that broadcasts to `[B, Hq, nQ, nK]`, such as `BlockGrid.keys` for sinks or
             `BlockGrid.tokens` for text.
         scale: default `D**-0.5`.
@@ -65,8 +77,11 @@ def sol_blocks(
         queries, keys = pool_blocks(q, block), pool_blocks(k, block)
         keys = keys - keys.mean(1, keepdim=True)
         scores = pooled_scores(queries, keys, scale=scale)
-        spread = pooled_scores(queries.square(), keys.square().mean(1, keepdim=True), scale=1.0)
-        exact = scores > tau * (spread * scale**2 + LEAST_VARIANCE).sqrt()
+        if keep is None:
+            spread = pooled_scores(queries.square(), keys.square().mean(1, keepdim=True), scale=1.0)
+            exact = scores > tau * (spread * scale**2 + LEAST_VARIANCE).sqrt()
+        else:
+            exact = top_k_blocks(scores, density=check_number("keep", keep, 0, 1))
     exact |= grid.local(2)
     if grid.kv_len % block:
         exact |= grid.keys(-1)
@@ -80,8 +95,10 @@ def sol_attention(
     v: Tensor,
     *,
     tau: float = 1.0,
+    keep: float | None = None,
     forced: Tensor | None = None,
     rest: str = "token",
+    extra_tokens: int = 0,
     scale: float | None = None,
     block: int = 64,
 ) -> Tensor:
@@ -102,8 +119,12 @@ def sol_attention(
 
     Args:
         q: `[B, L, Hq, D]`. k, v: `[B, L, Hkv, D]`; dtypes and strides as in `attention`.
-        tau, forced, scale, block: as in `sol_blocks`.
+        tau, keep, forced, scale, block: as in `sol_blocks`.
         rest: "token" or "block": which queries the pooled blocks are scored by.
+        extra_tokens: with `rest="block"`, as many keys of other blocks are exact for a block of
+            queries, those with the largest products with the mean of its queries; the mean of a
+            block is that of its other tokens then. ComfyUI has 256. The scores of all keys are
+            computed for it, a few blocks of queries at a time.
 
     Returns:
         `[B, L, Hq, D]` in q's dtype, without waiting for the device; differentiable, but not
@@ -115,7 +136,18 @@ def sol_attention(
     Raises:
         ValueError, TypeError: as in `sol_blocks` and `block_sparse_attention`.
     """
-    return with_lse(q, k, v, tau=tau, forced=forced, rest=rest, scale=scale, block=block)[0]
+    return with_lse(
+        q,
+        k,
+        v,
+        tau=tau,
+        keep=keep,
+        forced=forced,
+        rest=rest,
+        extra_tokens=extra_tokens,
+        scale=scale,
+        block=block,
+    )[0]
 
 
 @plain_ints
@@ -125,15 +157,19 @@ def with_lse(
     v: Tensor,
     *,
     tau: float = 1.0,
+    keep: float | None = None,
     forced: Tensor | None = None,
     rest: str = "token",
+    extra_tokens: int = 0,
     scale: float | None = None,
     block: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """`sol_attention`, and the lse of each query, `[B, L, Hq]`, for a `merge` with other keys."""
     _checks.check_qkv_of_one_dim(q, k, v, axes=(1,))
     check_choice("rest", rest, ("token", "block"))
-    exact = sol_blocks(q, k, tau=tau, forced=forced, scale=scale, block=block)
+    if check_int("extra_tokens", extra_tokens) and rest != "block":
+        raise ValueError(f"extra_tokens must be 0 with rest={rest!r}, got {extra_tokens}")
+    exact = sol_blocks(q, k, tau=tau, keep=keep, forced=forced, scale=scale, block=block)
     mask = BlockGrid.of(q, k, block, block).mask(exact)
     out, lse = block_sparse_attention(q, k, v, mask, scale=scale, return_lse=True)
     whole = k.shape[1] // block
@@ -143,18 +179,36 @@ def with_lse(
 
     def merged(own: slice, own_kv: slice) -> tuple[Tensor, Tensor]:
         keys, values = (x[:, : whole * block, own_kv] for x in (k, v))
+        given = q[:, :, own], keys, values, left[:, own]
         pooled = _by_token if rest == "token" else _by_block
-        other, other_lse = pooled(q[:, :, own], keys, values, left[:, own], scale, block)
+        more: tuple[tuple[Tensor, Tensor], ...] = ()
+        if extra_tokens:
+            exact_scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+            tokens = top_tokens(given[0], keys, given[3], extra_tokens, exact_scale, block)
+            other, other_lse = rest_of_blocks(*given, tokens, exact_scale, block)
+            more = (_single(*given[:3], tokens, scale, block),)
+        else:
+            other, other_lse = pooled(*given, scale, block)
         if rest == "block":
             rows = torch.arange(q.shape[1], device=q.device) // block
             other = other.to(out.dtype)  # under autocast not that of q
             other, other_lse = other.index_select(1, rows), other_lse.index_select(1, rows)
-        return merge_into_first((out[:, :, own], other), (lse[:, :, own], other_lse))
+        parts = (out[:, :, own], lse[:, :, own]), (other, other_lse), *more
+        return merge_into_first(*zip(*parts, strict=True))
 
     if not is_plain(q, k, v):
         return merged(slice(None), slice(None))
     lses = [merged(own, own_kv)[1] for own, own_kv in head_parts(q, k)]  # out is written over
     return out, torch.cat(lses, 2)
+
+
+def _single(
+    q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, scale: float | None, block: int
+) -> tuple[Tensor, Tensor]:
+    """Attention over the tokens that are listed for each block of queries."""
+    counts = (tokens >= 0).sum(-1, dtype=torch.int32)
+    mask = StripeMask(tokens.int(), counts, q.shape[1], k.shape[1], block)
+    return stripe_attention(q, k, v, mask, scale=scale, return_lse=True)
 
 
 def _by_token(
