@@ -134,23 +134,23 @@ def _parts(
     tensors: Sequence[Tensor], runs: list[tuple[_Sample, int]]
 ) -> Iterator[tuple[_Sample, list[Tensor]]]:
     """Views `[count, *grid, ...]` of the tokens of each run."""
-    first = 0
-    for sample, count in runs:
-        last, shape = first + count * sample.tokens, (count, *sample.grid)
-        yield sample, [x[first:last].unflatten(0, shape) for x in tensors]
-        first = last
+    sizes = [count * sample.tokens for sample, count in runs]
+    parts = zip(*(x.split(sizes) for x in tensors), strict=True)
+    for (sample, count), views in zip(runs, parts, strict=True):
+        yield sample, [x.view(count, *sample.grid, *x.shape[1:]) for x in views]
 
 
 def _into_one(
     q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[_Sample, int]], scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Every call writes to its part of the results."""
+    """Every call writes to its part of the results. Nobody has to see the calls (`_is_seen`)."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     run = torch.ops.sparse_fmha.neighborhood_out
     try:
-        for sample, views in _parts((q, k, v, out, lse), runs):
-            run(*views, sample.window, sample.stride, sample.dilation, sample.causal, scale)
+        with torch._C._AutoDispatchBelowAutograd():
+            for sample, views in _parts((q, k, v, out, lse), runs):
+                run(*views, sample.window, sample.stride, sample.dilation, sample.causal, scale)
     except RuntimeError as refusal:
         raise errors.typed(refusal) from None
     return out, lse
