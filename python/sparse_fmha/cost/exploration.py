@@ -74,13 +74,23 @@ def explore(
         "grid": grid, "window": window, "stride": stride, "dilation": dilation,
         "causal": causal, "tile_q": tile_q, "tile_k": tile_k,
     }  # fmt: skip
-    if others is not None and not isinstance(others, Mapping):
+    if others is not None and (
+        not isinstance(others, Mapping)
+        or not all(isinstance(x, str) and isinstance(y, Mapping) for x, y in others.items())
+    ):
         raise TypeError(f"others must be a mapping of settings by title, got {others!r}")
+    if not isinstance(out, (str, PathLike)):
+        raise TypeError(f"out must be a path, got {out!r}")
+    recorded = None if recording is None else _run(recording)
     problems = [_problem("", **own)]
-    problems += [_problem(title, **given) for title, given in (others or {}).items()]
+    for title, given in (others or {}).items():
+        try:
+            problems.append(_problem(title, **given))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"others[{title!r}]: {error}") from None
     path = Path(out)
     page = TEMPLATE.read_text(encoding="utf-8").replace("__PROBLEMS__", _data(problems))
-    page = page.replace("__RECORDING__", _data(None if recording is None else _run(recording)))
+    page = page.replace("__RECORDING__", _data(recorded))
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -91,6 +101,11 @@ def _data(value: object) -> str:
 
 
 def _run(recording: Recorded) -> dict[str, Any]:
+    if not all(hasattr(recording, name) for name in ("layers", "density", "error")):
+        raise TypeError(
+            "recording must be what integrations.diffusers.record yields, got "
+            f"{type(recording).__name__}"
+        )
     density, error = (
         [[round(x, 4) for x in row] for row in table.tolist()]
         for table in (recording.density, recording.error)

@@ -24,7 +24,7 @@ from sparse_fmha.integrations._diffusion_watch import watching
 
 def calibrate(
     pipe_or_transformer: object,
-    runs: Sequence[Callable[[], object]],
+    runs: Callable[[], object] | Sequence[Callable[[], object]],
     method: str = "cube_top_k",
     *,
     error: float = 0.05,
@@ -46,7 +46,7 @@ def calibrate(
 
     Args:
         pipe_or_transformer: a pipeline with one transformer, or a transformer; not compiled.
-        runs: each makes a run of the model, such as one prompt.
+        runs: a function, or several of them; each makes a run of the model, such as one prompt.
         method: "cube_top_k", "vsa", "draft" or "subblock", whose budget is `keep`, by head; or
             "skip", whose budget is `threshold`, by layer.
         error: the relative error that a head may have ("skip": a layer).
@@ -71,7 +71,9 @@ def calibrate(
             f"{' and '.join(name for _, name, _ in found)}; calibrate one after the other"
         )
     ((model, name, row),) = found
-    if method not in BUDGETS:
+    if callable(runs):
+        runs = [runs]
+    if not isinstance(method, str) or method not in BUDGETS:
         raise ValueError(f"method must be one of {list(BUDGETS)}, got {method!r}")
     if not isinstance(runs, Sequence) or not runs or not all(map(callable, runs)):
         raise TypeError(f"runs must be functions, each of which makes a run, got {runs!r}")
@@ -81,6 +83,8 @@ def calibrate(
     budget = BUDGETS[method]
     if budget.option in options:
         raise TypeError(f"{budget.option} must not be given: it is what is looked for")
+    if values is not None and not checks.is_sequence(values):
+        raise TypeError(f"values must be budgets to try, got {values!r}")
     chosen = budget.values if values is None else tuple(values)
     methods = tried(method, options, chosen)
     if not methods:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,8 +29,19 @@ def check_steps(name: str, value: float) -> float:
     return float(value)
 
 
+def check_by_step(by_step: Sequence[Mapping[str, Any]]) -> None:
+    good = is_sequence(by_step) and all(isinstance(each, Mapping) for each in by_step)
+    if not good:
+        raise TypeError(f"by_step must be mappings of options, one for each step, got {by_step!r}")
+
+
+def is_sequence(value: object) -> bool:
+    """Whether it is a sequence of anything but characters or bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def check_grid(grid: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(grid, Sequence):
+    if not is_sequence(grid):
         raise TypeError(f"grid must be the tokens of each axis, got {grid!r}")
     for length in grid:
         check_count("grid", length)
@@ -54,7 +65,7 @@ def check_axes(method: object, grid: Sequence[int] | None, name: str, row: Model
 
 
 def check_layers(dense_layers: Collection[int], count: int, name: str) -> None:
-    if not isinstance(dense_layers, (Sequence, range, set, frozenset)):
+    if not is_sequence(dense_layers) and not isinstance(dense_layers, (set, frozenset)):
         raise TypeError(f"dense_layers must be indices of blocks, got {dense_layers!r}")
     for index in dense_layers:
         check_count("dense_layers", index)

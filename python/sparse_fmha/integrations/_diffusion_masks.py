@@ -79,7 +79,10 @@ class Radial(Sparse):
     video: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.mask(Layout((1, 1, 1)), torch.device("cpu"))
+        # Not kept, as these may not be hashable.
+        patterns.radial(
+            1, 1, decay=self.decay, first_frame=self.first_frame, block=self.block, device="cpu"
+        )
 
     def check(self, layout: Layout) -> None:
         tokens = math.prod(layout.grid[1:])
@@ -243,7 +246,11 @@ class VSA(CubeTopK):
             return kept_cubes(share, cubes) / cubes
 
         given = self.keep
-        keep = [rounded(x) for x in given] if isinstance(given, Sequence) else rounded(given)
+        keep: float | list[float]
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            keep = [rounded(x) for x in given]
+        else:
+            keep = rounded(given)
         return patterns.cube_top_k(q, k, order, keep=keep, scale=scale)
 
 
@@ -306,7 +313,11 @@ def kept_of(method: M, heads: slice) -> M:
 
 def _one(keep: object) -> Tensor:
     """q or k of one token, with as many heads as there are shares."""
-    heads = len(keep) if isinstance(keep, Sequence) else 1
+    heads = 1
+    if isinstance(keep, Sequence) and not isinstance(keep, (str, bytes)):
+        heads = len(keep)
+        if not heads:
+            raise ValueError(f"keep must have a share for each head, got {keep!r}")
     return torch.zeros(1, 1, heads, 8, device="cpu")
 
 

@@ -59,6 +59,8 @@ class Choice:
         if not layers:
             raise ValueError("layers must have keys such as 'layers 8-31' or 'default', got none")
         for key, value in layers.items():
+            if not isinstance(key, str):
+                raise TypeError(f"keys of layers must be such as 'layers 8-31', got {key!r}")
             self._add(key, _made(key, value))
 
     def _add(self, key: str, made: Method | None) -> None:

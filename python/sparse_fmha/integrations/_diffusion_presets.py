@@ -75,11 +75,14 @@ def find(preset: str | PathLike[str] | Preset) -> Preset:
 
     Raises:
         ValueError: there is none of this name, or the file is not one.
+        TypeError: it is neither a name, a path nor a preset.
         OSError: the file cannot be read.
     """
     if isinstance(preset, Preset):
         return preset
-    if isinstance(preset, PathLike) or str(preset).endswith(".json"):
+    if not isinstance(preset, (str, PathLike)):
+        raise TypeError(f"preset must be a name, a path or one of presets(), got {preset!r}")
+    if isinstance(preset, PathLike) or preset.endswith(".json"):
         return read(Path(preset))
     if preset not in known():
         raise ValueError(
@@ -88,9 +91,24 @@ def find(preset: str | PathLike[str] | Preset) -> Preset:
     return known()[preset]
 
 
+KINDS: dict[str, Any] = {
+    "models": list,
+    "source": str,
+    "figure": str,
+    "options": dict,
+    "layers": dict,
+    "by_step": list,
+    "grid": (list, type(None)),
+    "dense_layers": list,
+}  # in a file
+
+
 def read(path: Path) -> Preset:
     """The preset of a file; its name is the file's."""
-    given = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"preset must be a JSON file, got {path}: {error}") from None
     needed = {"models", "source", "figure"}
     allowed = {each.name for each in fields(Preset)} - {"name"}
     if not isinstance(given, dict) or not needed <= given.keys() <= allowed:
@@ -98,6 +116,11 @@ def read(path: Path) -> Preset:
             f"preset must be a JSON file with {sorted(needed)}, and others of {sorted(allowed)}, "
             f"got {path}"
         )
+    for key, kind in KINDS.items():
+        if key in given and not isinstance(given[key], kind):
+            raise ValueError(f"{key} of preset {path} has a wrong type, got {given[key]!r}")
+    if not all(isinstance(model, str) for model in given["models"]):
+        raise ValueError(f"models of preset {path} must be names, got {given['models']!r}")
     for key in ("models", "grid", "dense_layers", "by_step"):
         if given.get(key) is not None:
             given[key] = tuple(given[key])

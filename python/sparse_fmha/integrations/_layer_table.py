@@ -129,13 +129,16 @@ def parse(layers: Mapping[str, Mapping[str, Any]] | str | PathLike[str]) -> Laye
         TypeError: not a mapping, or an option of another type.
     """
     if isinstance(layers, (str, PathLike)):
-        layers = json.loads(Path(layers).read_text(), object_pairs_hook=_once)
+        layers = _read(Path(layers))
     if not isinstance(layers, Mapping):
         raise TypeError(f"layers must be a mapping or a path, got {type(layers).__name__}")
     if not layers:
         raise ValueError(
             "layers must have keys such as 'default', 'layer 3' or 'layers 8-31', got none"
         )
+    for key in layers:
+        if not isinstance(key, str):
+            raise TypeError(f"keys of layers must be such as 'layers 8-31', got {key!r}")
     methods = {key: _method(key, value) for key, value in layers.items()}
     keys, named, kinds = {}, set(), {}
     for key, method in methods.items():
@@ -167,6 +170,14 @@ def _indices(key: str) -> range:
     return range(first, last + 1)
 
 
+def _read(path: Path) -> Any:
+    text = path.read_text()
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"layers must be a JSON file, got {path}: {error}") from None
+
+
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Makes a JSON object's dict; keys must be unique."""
     keys = [key for key, _ in pairs]
@@ -179,7 +190,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _method(key: str, value: Mapping[str, Any]) -> Method | None:
-    if not isinstance(value, Mapping) or value.get("method") not in METHODS:
+    if not isinstance(value, Mapping) or value.get("method") not in list(METHODS):
         raise ValueError(
             f"layers[{key!r}] must be a mapping with a method, one of {', '.join(METHODS)}, got "
             f"{value!r}"

@@ -19,6 +19,7 @@ from sparse_fmha._versions import require
 
 require("diffusers", by=__name__, extra="diffusers")
 
+from sparse_fmha._checks import check_flag
 from sparse_fmha.integrations import _diffusion_checks as checks
 from sparse_fmha.integrations import _diffusion_presets as named
 from sparse_fmha.integrations import _diffusion_table as table
@@ -72,9 +73,15 @@ def presets(
 
     Returns:
         Presets; none if there are no published settings for the model.
+
+    Raises:
+        ValueError, TypeError: grid is not the tokens of each axis of the model, or the model is not
+            supported.
     """
     found = [] if pipe_or_transformer is None else transformers_of(pipe_or_transformer)
     sizes = None if grid is None else checks.check_grid(grid)
+    for _, name, row in found:
+        checks.check_axes(None, sizes, name, row)
     return [
         preset
         for preset in named.known().values()
@@ -186,6 +193,7 @@ def enable(
             another number of axes.
         NotImplementedError: an attention processor that is not the model's own.
     """
+    check_flag("verbose", verbose)
     settings = None if preset is None else named.find(preset)
     if settings is not None:
         if method is not None or layers is not None:
@@ -200,6 +208,8 @@ def enable(
         raise TypeError("method, layers or preset must be given")
     if method is None and options:
         raise TypeError(f"options must be given in layers if there is no method, got {options!r}")
+    if by_step is not None:
+        checks.check_by_step(by_step)
     if by_step and (method is None or layers is not None):
         raise TypeError("by_step must be given with a method, and without layers")
     choice = Choice(None if method is None else table.make(method, options), layers)

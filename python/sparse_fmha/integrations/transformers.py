@@ -84,6 +84,8 @@ def register(
         ValueError: such a name, or layers, methods or options that do not exist or are not allowed.
         TypeError: an option of another type.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
     if "flash" in name or "/" in name:
         raise ValueError(
             f"name must not have 'flash' or '/', which transformers reserves, got {name!r}"

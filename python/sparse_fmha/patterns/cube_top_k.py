@@ -48,13 +48,14 @@ def cube_top_k(
     check_instance("order", order, CubeOrder)
     check_q_and_k(q, k)
     cubes = math.prod(order.cubes)
-    shares = keep if isinstance(keep, Sequence) else [keep]
+    by_head = isinstance(keep, Sequence) and not isinstance(keep, str)
+    shares: Sequence[float] = keep if by_head else [keep]  # type: ignore[assignment, list-item]
     counts = [
         max(1, math.floor(check_number("keep", share, 0, 1) * cubes + 1e-9)) for share in shares
     ]
     with torch.no_grad():
         queries, keys = (order.means(x)[:, order.inside] for x in (q, k))
         scores = pooled_scores(queries, keys, scale=scale)
-        chosen = top_k_blocks(scores, counts if isinstance(keep, Sequence) else counts[0])
+        chosen = top_k_blocks(scores, counts if by_head else counts[0])
     alone = not order.before and not order.after  # other blocks see all
     return order.mask(order.with_others(chosen), max(counts) if alone else None)

@@ -264,6 +264,8 @@ def _check_shares(shares: Mapping[int, float], similarity: Mapping[int, float] |
                 f"shares[{level}] must be at least {before}, that of a lower level, got {share}"
             )
         before = share
+    if similarity is not None:
+        _checks.check_instance("similarity", similarity, Mapping)
     for level in similarity or ():
         _check_level("similarity", level)
         if level == 1:
