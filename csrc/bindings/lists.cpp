@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "list_buffers.h"
-#include "sparse_fmha/planning/list_stages.h"
+#include "sparse_fmha/planning/kept_lists.h"
 
 namespace py = pybind11;
 
@@ -107,6 +107,28 @@ class QueryTileLists {
     return {masked, rows};
   }
 
+  // The boxes, counted from the first key, that a consumer keeps if it skips stages by these bits,
+  // and the bytes of 64 rows of their bitmasks; no bytes of boxes that have none.
+  std::vector<std::pair<int32_t, std::vector<int32_t>>> kept(
+      int32_t consumer, std::vector<uint32_t> const& skipped) const {
+    std::vector<std::pair<int32_t, std::vector<int32_t>>> boxes;
+    int32_t const group = 2 * q_tile_ + consumer;
+    auto const stages = group_stages(streams_, stages_, group, skipped.data());
+    for (int32_t i = 0; i < stages.total() << sizes_.log2_boxes; ++i) {
+      KeptBox const box = kept_box(params_, sizes_, stages, group, i);
+      if (box.block < 0) {
+        continue;
+      }
+      std::vector<int32_t> bytes;
+      for (int32_t row = 0; row < 64 && box.bits != nullptr; ++row) {
+        uint8_t const* const from = box.bits + row * (params_.block_kv / 8);
+        bytes.insert(bytes.end(), from, from + (1 << sizes_.log2_box) / 8);
+      }
+      boxes.emplace_back(box.block, bytes);
+    }
+    return boxes;
+  }
+
  private:
   // Same as Lists::look_through().
   WholeStages whole(int32_t stream) const {
@@ -178,5 +200,6 @@ void bind_lists(py::module_& m) {
            py::arg("partial_indices"), py::arg("bits"), py::arg("partial_width"))
       .def_property_readonly("stages", &QueryTileLists::stages)
       .def("origins", &QueryTileLists::origins, py::arg("stream"), py::arg("stage"))
-      .def("seen", &QueryTileLists::seen, py::arg("stream"), py::arg("stage"), py::arg("consumer"));
+      .def("seen", &QueryTileLists::seen, py::arg("stream"), py::arg("stage"), py::arg("consumer"))
+      .def("kept", &QueryTileLists::kept, py::arg("consumer"), py::arg("skipped"));
 }

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.gpu
 OPS = torch.ops.sparse_fmha
 TILE = 80  # keys that are skipped together
 names = pytest.mark.parametrize("name", ["dense", "causal"])
+BOTH = torch.float16, torch.bfloat16
 LISTS = ["blocks", "blocks of 128", "pairs of blocks", "partial blocks", "stripes", "runs"]
 
 
@@ -60,10 +61,16 @@ def call_of(name, length):
     return (calls(length) | others)[name]
 
 
-@pytest.mark.parametrize("name", ["dense", "causal", "grid", *LISTS])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in ("dense", "causal") for dtype in BOTH),
+        *((name, torch.bfloat16) for name in ("grid", *LISTS)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("by_two", [False, True])
 @pytest.mark.parametrize("dim", [40, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_as_on_the_cpu(cuda, name, dim, dtype, by_two):
     call = call_of(name, 1000)
     given = inputs(1000, heads=2, dim=dim, dtype=dtype)

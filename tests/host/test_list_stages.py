@@ -15,13 +15,18 @@ _C = pytest.importorskip("sparse_fmha._C")
 ABSENT = 1 << 30
 
 
-def pairs_seen(problem, q_tile, consumer, tile_k, len_q, len_kv):
-    """How often each of a consumer's 64 rows meets each key; what is beyond the ends is dropped."""
+def pairs_seen(problem, q_tile, consumer, tile_k, len_q, len_kv, skips=()):
+    """How often each of a consumer's 64 rows meets each key; what is beyond the ends is dropped.
+
+    skips: numbers of the stages in the consumer's walk that are left out.
+    """
     both, first, second = problem.stages
     count = np.zeros((64, len_kv), dtype=int)
     own = (first, second)[consumer]
     for stream, stages in ((0, both), (1 + consumer, own)):
         for stage in range(stages):
+            if stage + (both if stream else 0) in skips:
+                continue
             origins = problem.origins(stream, stage)
             box = tile_k // len(origins)
             masked, words = problem.seen(stream, stage, consumer)
@@ -74,6 +79,43 @@ def test_every_pair_is_met_once(sizes, data):
             count = pairs_seen(problem, q_tile, consumer, p["tile_k"], p["len_q"], p["len_kv"])
             first = q_tile * 128 + consumer * 64
             np.testing.assert_array_equal(count, mask[first : first + 64].astype(int))
+
+
+def pairs_kept(problem, p, q_tile, consumer, skips):
+    """The same through boxes that are listed for gradients. Bits begin with the last stage."""
+    both, *own = problem.stages
+    stages = both + own[consumer]
+    words = [0] * (-(-stages // 32) + 1)
+    for i in skips:
+        words[(stages - 1 - i) // 32] |= 1 << (stages - 1 - i) % 32
+    box = min(p["block_kv"], p["tile_k"])
+    queries = q_tile * 128 + consumer * 64 + np.arange(64)
+    last = queries + p["len_kv"] - p["len_q"] if p["causal"] else np.full(64, p["len_kv"] - 1)
+    count = np.zeros((64, p["len_kv"]), dtype=int)
+    for block, rows in problem.kept(consumer, words):
+        keys = block * box + np.arange(box)
+        bits = np.array(rows or [255] * (8 * box), dtype=np.uint8).reshape(64, box // 8)
+        seen = np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+        seen = (seen & (keys <= last[:, None]))[:, keys < p["len_kv"]]
+        np.add.at(count, (slice(None), keys[keys < p["len_kv"]]), seen)
+    return count[: max(0, p["len_q"] - queries[0])]
+
+
+@pytest.mark.parametrize("sizes", [(64, 16, 128), (64, 128, 32), (128, 32, 128), (128, 64, 32)])
+@given(data=st.data())
+def test_what_stages_keep_is_listed(sizes, data):
+    """Blocks longer than a stage in parts."""
+    p = draw(data, sizes)
+    for q_tile in range(-(-p["len_q"] // 128)):
+        problem = bound(p, q_tile)
+        for consumer in range(2):
+            both, *own = problem.stages
+            every = range(both + own[consumer])
+            skips = data.draw(st.sets(st.sampled_from(every)) if every else st.just(set()))
+            given_sizes = p["tile_k"], p["len_q"], p["len_kv"]
+            expected = pairs_seen(problem, q_tile, consumer, *given_sizes, skips)
+            found = pairs_kept(problem, p, q_tile, consumer, skips)
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
