@@ -152,3 +152,25 @@ def test_packed_grids(randn):
     torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
     for a, b in zip(found, torch.autograd.grad(expected, inputs, dout), strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+def test_packed_grids_in_a_graph(cuda):
+    """Its calls are branches, which meet before what follows."""
+    grids = [(9, 7), (40, 30), (40, 30), (5, 90), (300, 4), (17, 17), (64, 64)]
+    tokens = sum(height * width for height, width in grids)
+    q, k, v = (torch.randn(tokens, 4, 128, dtype=torch.bfloat16, device=cuda) for _ in range(3))
+    given = (q, k, v, grids, (4, 4))
+    with torch.no_grad():
+        varlen_neighborhood_attention(*given)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out, lse = varlen_neighborhood_attention(*given, return_lse=True)
+            doubled = out * 2
+        for _ in range(20):
+            q.normal_()
+            graph.replay()
+            exact, exact_lse = varlen_neighborhood_attention(*given, return_lse=True)
+            assert out.equal(exact)
+            assert lse.equal(exact_lse)
+            assert doubled.equal(exact * 2)
