@@ -179,7 +179,7 @@ TILES: Fields = {
 WARPS: Fields = {
     "warps": _number,
     "sharing": _number,
-    "held": _one_of("kNone", "kFirst", "kBoth"),
+    "held": _one_of("kNone", "kFirst", "kSecond", "kBoth"),
 }
 SKIPPING: Fields = {"skipping": _one_of("kNever", "kByThreshold")}
 # By family (core/archs.def) and pass.

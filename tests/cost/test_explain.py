@@ -299,13 +299,15 @@ def test_the_kernel_of_all_gradients_is_named(dim):
 
 def test_the_kernel_of_all_gradients_of_other_gpus(monkeypatch):
     monkeypatch.setattr(explanation._build, "kernels", all_rows)
-    for dim, expected in ((40, "d64"), (96, "d128"), (128, "d128"), (136, None)):
+    for dim, expected in ((40, 64), (72, 96), (128, 128), (136, 256)):
         q = torch.empty(1, 40, 4, dim, requires_grad=True, dtype=torch.float16, device="meta")
         for causal, mechanism in ((False, "dense"), (True, "causal")):
-            found = explain(sparse_fmha.attention, q, q, q, causal=causal, arch="sm80")
-            name = expected and f"sm80_backward_fused_{mechanism}_float16_{expected}"
-            assert found.fused_kernel == name
-        assert explain(sparse_fmha.attention, q, q, q, arch="sm86").fused_kernel is None
+            for arch in ("sm80", "sm86"):
+                found = explain(sparse_fmha.attention, q, q, q, causal=causal, arch=arch)
+                name = f"{arch}_backward_fused_{mechanism}_float16_d{expected}"
+                assert found.fused_kernel == name
+    of_window = explain(sparse_fmha.neighborhood_attention, q, q, q, 21, arch="sm86")
+    assert of_window.fused_kernel is None
 
 
 @pytest.mark.parametrize(

@@ -141,23 +141,31 @@ SEQUENCES = {
     "causal": replace(TILES["causal"], heads=4, heads_kv=2),
     "causal, more keys": Case("fmha", (130,), plain(causal=True), kv=(301,)),
     "causal, one query": Case("fmha", (1,), plain(causal=True), kv=(150,)),
+    "causal, queries without keys": Case("fmha", (330,), plain(causal=True), kv=(200,)),
 }
 
 
-@pytest.mark.parametrize("dim", [40, 64, 104, 128])
+@pytest.mark.parametrize("dim", [40, 64, 96, 104, 128, 256])
 @pytest.mark.parametrize("name", SEQUENCES)
 @pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
-def test_all_gradients_by_one_kernel_of_mma(name, dim, dtype):
+@pytest.mark.parametrize("arch", ["sm80", "sm86"])
+def test_all_gradients_by_one_kernel_of_mma(arch, name, dim, dtype):
     case = SEQUENCES[name]
     mechanism = name.partition(",")[0]
-    skip_without_one_kernel("sm80", mechanism, str(dtype).removeprefix("torch."), dim)
-    with sparse_fmha.arch_override("sm80"):
+    skip_without_one_kernel(arch, mechanism, str(dtype).removeprefix("torch."), dim)
+    with sparse_fmha.arch_override(arch):
         check(case, case.arguments(dtype, dim=dim), by_lse=dim == 64)
 
 
 @pytest.mark.parametrize(
     ("arch", "name", "extra"),
-    [("sm90", "2-D", 0), ("sm90", "2-D", 70), ("sm90", "dense", 0), ("sm80", "dense", 0)],
+    [
+        ("sm90", "2-D", 0),
+        ("sm90", "2-D", 70),
+        ("sm90", "dense", 0),
+        ("sm80", "dense", 0),
+        ("sm86", "dense", 0),
+    ],
 )
 def test_weights_of_keys_out_of_range_may_overflow(arch, name, extra):
     """These keys read as zero; here their scores are far above those of all keys in range."""

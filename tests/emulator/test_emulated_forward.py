@@ -58,7 +58,7 @@ def test_several_tiles(arch, name):
 @pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
 @pytest.mark.parametrize("name", ["dense", "causal", "2-D", "blocks 128x128", "stripes, causal"])
 def test_other_head_dims(arch, name, dtype):
-    for dim in (40, 128):
+    for dim in (40, 96, 128):
         check(TILES[name], TILES[name].arguments(dtype, dim=dim))
 
 

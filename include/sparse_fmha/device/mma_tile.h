@@ -29,10 +29,14 @@ inline constexpr int kMmaThreads = 32 * kMmaWarps;
 inline constexpr uint32_t kWholeWarp = 0xffffffff;
 
 // Index of a 16-byte chunk of a row of kDim elements. Chunks are swizzled by the row, so the same
-// chunk of eight rows is in 32 different banks.
+// chunk of eight rows is in 32 different banks: among eight chunks, or, in rows of 96, among four,
+// where rows next to each other begin in different halves of a line of memory.
 template <int kDim>
 constexpr SPARSE_FMHA_HD int chunk_place(int row, int chunk) {
-  return row * kDim + (chunk ^ (row % 8)) * 8;
+  static_assert(kDim % 64 == 0 || kDim == 96,
+                "a row is whole lines of 128 bytes, or one and a half");
+  int const by = kDim == 96 ? row / 2 % 4 : row % 8;
+  return row * kDim + (chunk ^ by) * 8;
 }
 
 // Copies row r from from + r * stride to row r of `to`. Rows from `count` and columns from

@@ -7,7 +7,7 @@
 namespace sparse_fmha::sm80 {
 
 // Of the two tensors that stay with a thread block, those whose fragments are kept in registers.
-enum class Held { kNone, kFirst, kBoth };
+enum class Held { kNone, kFirst, kSecond, kBoth };
 
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           int Warps, int Sharing, Held Held_, Arch Arch_>

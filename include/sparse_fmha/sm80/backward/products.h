@@ -50,6 +50,11 @@ struct WarpPart {
       : lane(threadIdx.x % 32),
         rows(__shfl_sync(0xffffffff, threadIdx.x / 32, 0) / Traits::kSharing),
         columns(__shfl_sync(0xffffffff, threadIdx.x / 32, 0) % Traits::kSharing) {}
+  // Of a thread. What is computed from thread_again() takes no registers before.
+  __device__ __forceinline__ explicit WarpPart(int thread)
+      : lane(thread % 32),
+        rows(thread / 32 / Traits::kSharing),
+        columns(thread / 32 % Traits::kSharing) {}
   // The same part, whose addresses are computed after this.
   __device__ __forceinline__ WarpPart(WarpPart const& other, int lane_)
       : lane(lane_), rows(other.rows), columns(other.columns) {}

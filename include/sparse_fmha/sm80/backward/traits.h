@@ -37,7 +37,9 @@ struct BackwardTraits {
 
   static constexpr int kRows = kOfKeys ? kTileK : kTileQ;     // of the tile that stays
   static constexpr int kColumns = kOfKeys ? kTileQ : kTileK;  // of a tile that passes
-  static constexpr int kStages = Config::kStages;             // of the second; the first has two
+  // Of tiles that pass: of the first tensor, and of the second. Kernels that add dQ up count both.
+  static constexpr int kFirstStages = kAddsDq && Config::kStages == 2 ? 1 : 2;
+  static constexpr int kStages = kAddsDq ? Config::kStages / 2 : Config::kStages;
   static constexpr Held kHeld = Config::kHeld;
 
   static constexpr int kWarps = Config::kWarps;
@@ -67,6 +69,8 @@ struct BackwardTraits {
   static constexpr int kStayElements = kRows * kRowDim;     // of a tensor that stays
   static constexpr int kPassElements = kColumns * kRowDim;  // of a tile that passes
   static constexpr int kFactors = kOfKeys ? 2 : 1;
+  // With one stage of everything dQ of a step is computed before the next one's factors.
+  static constexpr int kFactorTiles = kFirstStages == 1 ? 1 : kFactors;
   static constexpr int kFactorElements = kSharing == 1 && !kAddsDq ? 0 : kRows * kColumns;
 };
 
@@ -75,11 +79,12 @@ struct BackwardTraits {
 template <class Traits, class Geometry>
 struct BackwardStorage {
   using Element = typename Traits::Element;
-  static constexpr int kStay = Traits::kHeld == Held::kNone    ? 2
-                               : Traits::kHeld == Held::kFirst ? 1
-                                                               : 0;
+  static constexpr int kStay = Traits::kHeld == Held::kNone   ? 2
+                               : Traits::kHeld == Held::kBoth ? 0
+                                                              : 1;
   static constexpr int kStageElements =
-      (2 + Traits::kStages) * Traits::kPassElements + Traits::kFactors * Traits::kFactorElements;
+      (Traits::kFirstStages + Traits::kStages) * Traits::kPassElements +
+      Traits::kFactorTiles * Traits::kFactorElements;
   static constexpr int kHeldElements = (2 - kStay) * Traits::kStayElements;
   static constexpr int kSpareElements =
       kHeldElements > kStageElements ? kHeldElements : kStageElements;
@@ -91,18 +96,24 @@ struct BackwardStorage {
   // Of the queries that stay, or of two stages of those that pass: lse in log2 units, and delta.
   alignas(16) float2 terms[Traits::kOfKeys ? 2 * Traits::kColumns : Traits::kRows];
   alignas(16) typename Geometry::Shared geometry;
+  // Of kernels that add dQ up: a copy of Work, which would take too many registers.
+  alignas(Traits::kAddsDq ? 16
+                          : 1) char work[Traits::kAddsDq ? sizeof(typename Geometry::Work) : 1];
 
   // Those that are held come first, where the stages are later.
   __device__ __forceinline__ Element* stay(int tensor) {
-    return tiles + (kStay == 1 && tensor == 1 ? kSpareElements
-                    : kStay == 2              ? kSpareElements + tensor * Traits::kStayElements
-                                              : tensor * Traits::kStayElements);
+    constexpr int kOneHeld = Traits::kHeld == Held::kFirst ? 0 : 1;
+    if constexpr (kStay == 1) {
+      return tiles + (tensor == kOneHeld ? 0 : kSpareElements);
+    }
+    return tiles + (kStay == 0 ? 0 : kSpareElements) + tensor * Traits::kStayElements;
   }
   __device__ __forceinline__ Element* pass(int tensor, int stage) {
-    return tiles + (2 * tensor + stage) * Traits::kPassElements;
+    return tiles + (Traits::kFirstStages * tensor + stage) * Traits::kPassElements;
   }
   __device__ __forceinline__ Element* factor(int i) {
-    return tiles + (2 + Traits::kStages) * Traits::kPassElements + i * Traits::kFactorElements;
+    return tiles + (Traits::kFirstStages + Traits::kStages) * Traits::kPassElements +
+           i * Traits::kFactorElements;
   }
 };
 

@@ -86,14 +86,14 @@ class ChunkPlaces {
 template <class Traits, int kRows, class Element, class Rows>
 __device__ __forceinline__ void copy_tile(Element* to, Rows rows, Element const* legal,
                                           int32_t head_dim) {
-  constexpr int kChunks = Traits::kRowDim / 8;
+  constexpr int kChunks = kLanesOfRow<Traits::kRowDim>;
   constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
   static_assert(kRows % kRowsAtOnce == 0, "whole passes of 16-byte chunks");
   int const thread = thread_again();
   int const chunk = thread % kChunks;
   int const first = thread / kChunks;
   if (chunk * 8 >= Traits::kHeadDim) {
-    return;  // columns that only round up the row are never read
+    return;  // columns that only round up the row are never read, if they are there
   }
   rows.base += chunk * 8;
   if (rows.whole() && again(head_dim) == Traits::kHeadDim) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void copy_tile(Element* to, Rows rows, Element const*
 template <class Traits, int kRows, class Element>
 __device__ __forceinline__ void copy_tile(Element* to, TokenRows<Element> const& rows,
                                           Element const* legal, int32_t head_dim) {
-  constexpr int kChunks = Traits::kRowDim / 8;
+  constexpr int kChunks = kLanesOfRow<Traits::kRowDim>;
   constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
   static_assert(kRows % kRowsAtOnce == 0, "whole passes of 16-byte chunks");
   int const chunk = threadIdx.x % kChunks;

@@ -15,7 +15,8 @@ template <class Traits>
 using Output = Accumulator<Traits::kHeadDim / 2>[Traits::kRowTiles];
 
 // Where a lane reads the rows of fragments of 16 x 16 elements. The swizzle of a chunk is an
-// exclusive or with bits 4 to 6 of an address, so four addresses reach all chunks.
+// exclusive or with bits 4 to 6 of an address, so four addresses reach all chunks; in rows of 96
+// elements it is one with bits 4 and 5.
 template <int kRowDim>
 class FragmentRows {
  public:
@@ -25,10 +26,11 @@ class FragmentRows {
       : first_(cute::cast_smem_ptr_to_uint(tile + chunk_place<kRowDim>(row, chunk))) {}
   // Of the fragment `rows` rows and 16 * step columns further.
   __device__ __forceinline__ uint32_t at(int rows, int step) const {
-    return (first_ ^ (step % 4 * 32)) + step / 4 * 128 + rows * kRowDim * 2;
+    return (first_ ^ (step % kSteps * 32)) + step / kSteps * (kSteps * 32) + rows * kRowDim * 2;
   }
 
  private:
+  static constexpr int kSteps = kRowDim == 96 ? 2 : 4;  // among which chunks are swizzled
   uint32_t first_;
 };
 

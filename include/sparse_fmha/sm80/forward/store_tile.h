@@ -36,7 +36,7 @@ __device__ __forceinline__ void store_tile(Params const& params, Geometry const&
     }
   }
   __syncwarp();
-  constexpr int kChunks = Traits::kRowDim / 8;
+  constexpr int kChunks = kLanesOfRow<Traits::kRowDim>;
   constexpr int kRowsAtOnce = 32 / kChunks;
   int const chunk = lane % kChunks;
   CUTE_UNROLL

@@ -14,6 +14,10 @@ using namespace device;
 // The shared memory that a block of any device of the architecture can have.
 constexpr int smem_limit(Arch arch) { return (arch == Arch::kSm86 ? 99 : 163) * 1024; }
 
+// Lanes that copy a row of a tile, a power of two: 16 bytes each, where there are as many.
+template <int kRowDim>
+inline constexpr int kLanesOfRow = kRowDim == 96 ? 16 : kRowDim / 8;
+
 // A row of the kernel lists csrc/kernels/sm80_forward.def and sm86_forward.def.
 template <class Mechanism_, class Element_, int HeadDim, int TileQ, int TileK, int Stages,
           Skipping Skipping_, int Warps, Arch Arch_>
@@ -68,8 +72,8 @@ struct KernelTraits {
   static constexpr int kGroups = kTileQ / 64;
   static_assert(!kVotes || kWarpRows == 16, "the vote is that of four warps");
 
-  // Elements of a row in shared memory: chunks of 16 bytes are swizzled in groups of eight.
-  static constexpr int kRowDim = (kHeadDim + 63) / 64 * 64;
+  // Elements of a row in shared memory (chunk_place() in device/mma_tile.h).
+  static constexpr int kRowDim = kHeadDim == 96 ? 96 : (kHeadDim + 63) / 64 * 64;
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
   // Queries stay in registers if there are enough of them: with the output and scores of a thread's

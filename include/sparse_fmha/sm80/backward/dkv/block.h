@@ -19,20 +19,26 @@ struct DkvBlock {
   using Storage = BackwardStorage<Traits, Geometry>;
   using Scores = Sums<Traits::kBlocks, Traits::kWarpColumns>;
   using Gradient = Sums<Traits::kBlocks, Traits::kWarpDim>;
-  static constexpr bool kAhead = Traits::kStages == 2;  // dO is copied a whole step ahead
+  static constexpr bool kAhead = Traits::kStages == 2;            // dO is copied a whole step ahead
+  static constexpr bool kFirstAhead = Traits::kFirstStages == 2;  // and Q is
 
   DkvParams<Geometry, Mechanism> const& params;
   Storage& smem;
   Geometry const& geometry;
   Work const& work;
 
-  // Returns when keys and values have landed and steps 0 and 1 are placed.
-  __device__ __forceinline__ void load_keys() const {
+  // Copies of keys and values, which begin_step() waits for. Returns when steps 0 and 1 are placed.
+  __device__ __forceinline__ void copy_keys() const {
     geometry.place(work, 0);
     geometry.place(work, 1);
     copy<Traits::kRows>(smem.stay(0), geometry.keys(work, params.k));
     copy<Traits::kRows>(smem.stay(1), geometry.keys(work, params.v));
     cute::cp_async_fence();
+    __syncthreads();
+  }
+  // Returns when they have landed, too.
+  __device__ __forceinline__ void load_keys() const {
+    copy_keys();
     cute::cp_async_wait<0>();
     __syncthreads();
   }
@@ -48,13 +54,15 @@ struct DkvBlock {
   __device__ __forceinline__ void begin_step(int i, int steps) const {
     cute::cp_async_wait<0>();
     __syncthreads();  // the other stage is no longer read
-    if (i + 1 < steps) {
-      copy_queries(i + 1);
-      if constexpr (kAhead) {
-        copy_douts(i + 1);
+    if constexpr (kFirstAhead) {
+      if (i + 1 < steps) {
+        copy_queries(i + 1);
+        if constexpr (kAhead) {
+          copy_douts(i + 1);
+        }
       }
+      cute::cp_async_fence();
     }
-    cute::cp_async_fence();
     geometry.place(work, i + 2);
     if (i + 1 < steps) {
       geometry.write_mask(work, i + 1);
@@ -72,8 +80,10 @@ struct DkvBlock {
     auto const lse_of = [&](int /*block*/, int j) {
       return j % 2 == 0 ? terms[j / 4 * 4].x : terms[j / 4 * 4].z;
     };
+    // Read again: kept from the first product to the second, terms would take many registers.
+    auto const* const again_terms = terms + (Traits::kAddsDq ? again(0) : 0);
     auto const delta_of = [&](int /*block*/, int j) {
-      return j % 2 == 0 ? terms[j / 4 * 4].y : terms[j / 4 * 4].w;
+      return j % 2 == 0 ? again_terms[j / 4 * 4].y : again_terms[j / 4 * 4].w;
     };
     auto const is_masked = [&] { return geometry.is_masked(work, i, warp.first_row()); };
     multiply_rows<Traits>(keys, queries(i), warp, weights);
@@ -96,9 +106,11 @@ struct DkvBlock {
                params.head_dim, row_of);
   }
 
-  __device__ __forceinline__ Element* queries(int i) const { return smem.pass(0, i % 2); }
+  __device__ __forceinline__ Element* queries(int i) const {
+    return smem.pass(0, i % Traits::kFirstStages);
+  }
   __device__ __forceinline__ Element* douts(int i) const {
-    return smem.pass(1, kAhead ? i % 2 : 0);
+    return smem.pass(1, i % Traits::kStages);
   }
   template <int kRows, class Rows>
   __device__ __forceinline__ void copy(Element* to, Rows const& rows) const {

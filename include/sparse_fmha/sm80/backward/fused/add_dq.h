@@ -8,16 +8,32 @@
 
 namespace sparse_fmha::sm80 {
 
-// Which queries and columns of dQ are a warp's: half of the queries, so that each fragment is used
-// for about as many rows as columns.
+// How many sets of queries dQ has, so that a warp, which has one set and a part of the columns,
+// loads the fewest fragments: one for each 16 queries and one for each 16 columns, for every 16
+// keys.
+template <class Traits>
+constexpr int query_sets_of_dq() {
+  int best = 0;
+  int fewest = Traits::kColumns + Traits::kHeadDim;
+  for (int sets = 1; sets <= Traits::kWarps; sets *= 2) {
+    int const parts = Traits::kWarps / sets;
+    int const loads = Traits::kColumns / sets + Traits::kHeadDim / parts;
+    bool const fits = Traits::kColumns % (16 * sets) == 0 && Traits::kHeadDim % (16 * parts) == 0;
+    if (fits && loads <= fewest) {
+      best = sets;
+      fewest = loads;
+    }
+  }
+  return best;
+}
+
 template <class Traits>
 struct DqPart {
-  static constexpr int kSets = 2;  // of queries
+  static constexpr int kSets = query_sets_of_dq<Traits>();
+  static_assert(kSets > 0, "fragments have 16 queries and 16 columns");
   static constexpr int kBlocks = Traits::kColumns / kSets / 16;
   static constexpr int kWarpDim = Traits::kHeadDim / (Traits::kWarps / kSets);
-  static_assert(kBlocks * kSets * 16 == Traits::kColumns && kWarpDim % 16 == 0,
-                "fragments have 16 queries and 16 columns");
-  static_assert(4 % (kWarpDim / 16) == 0, "columns of a warp are in one line of memory");
+  static_assert(4 % kBlocks == 0, "queries of a warp are in one line of memory, and one tile");
 
   int const lane;
   int const block;   // the first of 16 queries
@@ -51,10 +67,14 @@ class AddDq {
   __device__ __forceinline__ void multiply(int i, Part const& part, Product& product) const {
     using Element = typename Traits::Element;
     product.clear();
-    uint32_t const left = advanced(
-        address_of<Traits::kColumns>(tile_.smem.factor(i % 2), right_chunk(part.lane)), part.block);
-    uint32_t const right = advanced(
-        address_of<Traits::kRowDim>(tile_.smem.stay(0), left_chunk(part.lane)), part.column / 16);
+    uint32_t const left =
+        advanced(address_of<Traits::kColumns>(tile_.smem.factor(i % Traits::kFactorTiles),
+                                              right_chunk(part.lane)),
+                 part.block);
+    constexpr int kSteps = Part::kWarpDim / 16;
+    constexpr bool kInLine = 4 % kSteps == 0 || kSteps % 4 == 0;  // of memory, if columns are
+    uint32_t const first = address_of<Traits::kRowDim>(tile_.smem.stay(0), left_chunk(part.lane));
+    uint32_t const right = kInLine ? advanced(first, part.column / 16) : first;
 #pragma unroll 4
     for (int s = 0; s < Traits::kRows / 16; ++s) {
       uint32_t a[Part::kBlocks][4];
@@ -63,9 +83,11 @@ class AddDq {
         load_four_transposed(advanced(left, b) + s * 16 * Traits::kColumns * 2, a[b]);
       }
       CUTE_UNROLL
-      for (int n = 0; n < Part::kWarpDim / 16; ++n) {
+      for (int n = 0; n < kSteps; ++n) {
         uint32_t b[4];
-        load_four_transposed(advanced(right, n) + s * 16 * Traits::kRowDim * 2, b);
+        uint32_t const column =
+            kInLine ? advanced(right, n) : advanced(right, part.column / 16 + n);
+        load_four_transposed(column + s * 16 * Traits::kRowDim * 2, b);
         multiply_add<Element>(a, b, 2 * n, product);
       }
     }
@@ -75,9 +97,13 @@ class AddDq {
     constexpr int kGroup = 8 * kSumRows;  // numbers of eight columns
     auto const& params = tile_.params;
     typename Geometry::QueryPlace const at = tile_.geometry.query_place(tile_.work, i);
-    int64_t const sums = (int64_t{at.head} * params.dq.tiles + at.first / kSumRows) * kSumRows;
+    int32_t const query = at.first + 16 * part.block;
+    if (Traits::kColumns > kSumRows && query / kSumRows >= params.dq.tiles) {
+      return;
+    }
+    int64_t const sums = (int64_t{at.head} * params.dq.tiles + query / kSumRows) * kSumRows;
     float* const to = params.dq.data + sums * params.head_dim + part.column / 8 * kGroup +
-                      (at.first % kSumRows / 16 + part.block) * 128 + part.lane;
+                      query % kSumRows / 16 * 128 + part.lane;
     CUTE_UNROLL
     for (int n = 0; n < Part::kWarpDim / 8; ++n) {
       if (part.column + 8 * n < params.head_dim) {

@@ -1,5 +1,5 @@
 // A factor of the sums of which each warp has its own columns in registers, and reads the others
-// from the warp with the same rows, if there is one.
+// from the warp with the same rows.
 #pragma once
 
 #include "sparse_fmha/sm80/backward/products.h"
@@ -33,19 +33,26 @@ class Halves {
     }
   }
   // Stores them to a tile of all rows and columns. Here and below, addresses are computed where
-  // they are used, and take registers only there.
+  // they are used, and take registers only there. A chunk's address is one exclusive or away from
+  // the first one's.
   __device__ __forceinline__ void store(Element* tile, WarpPart<Traits> const& warp) const {
+    // Of rows that are eight apart and 32 long, the chunks are in each other's half of a line.
+    constexpr uint32_t kFlip = Traits::kColumns == 32 ? 64 : 0;
     int const lane = again(warp.lane);
+    Chunk const first = {warp.first_row() + lane / 4, again(warp.columns) * kSteps * 2};
+    uint32_t const to = address_of<Traits::kColumns>(tile, first) + lane % 4 * 4;
     CUTE_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       CUTE_UNROLL
       for (int b = 0; b < Traits::kBlocks; ++b) {
         CUTE_UNROLL
         for (int r = 0; r < 4; ++r) {
-          int const chunk = (warp.columns * kSteps + s) * 2 + r / 2;
-          int const row = warp.first_row() + 16 * b + 8 * (r % 2) + lane / 4;
-          Element* const to = tile + swizzled<Traits::kColumns>({row, chunk});
-          *reinterpret_cast<uint32_t*>(to + lane % 4 * 2) = own_[s][b][r];
+          int const row = 16 * b + 8 * (r % 2);
+          asm volatile(
+              "st.shared.b32 [%0], %1;" ::"r"((advanced(to, s) ^ (r / 2 * 16 + r % 2 * kFlip)) +
+                                              row * Traits::kColumns * 2),
+              "r"(own_[s][b][r])
+              : "memory");
         }
       }
     }

@@ -1,62 +1,98 @@
 // How a thread block of the kernel of all gradients computes its key tile. dQ of a step is added up
-// during the next one, so all threads synchronize once a step.
+// during the next one, so all threads synchronize once a step. With one stage of Q it is added up
+// at the step's end, while the next queries are on their way.
 #pragma once
+
+#include <new>
 
 #include "sparse_fmha/sm80/backward/fused/add_dq.h"
 #include "sparse_fmha/sm80/backward/fused/halves.h"
 
 namespace sparse_fmha::sm80 {
 
-// dK and dV of a step, and the gradients of its scores in shared memory. Where two warps have the
-// same rows, the weights pass through the same memory first.
-template <class Tile, class Traits>
-__device__ __forceinline__ void add_step(Tile const& tile, int i, WarpPart<Traits> const& part,
-                                         typename Tile::Gradient& dk, typename Tile::Gradient& dv) {
+// The values of a block's keys as left factor, held or not.
+template <class Traits, bool kHeld = (Traits::kHeld == Held::kSecond)>
+class BlockValues {
+ public:
+  __device__ __forceinline__ BlockValues(typename Traits::Element const* tile,
+                                         WarpPart<Traits> const& /*warp*/)
+      : tile_(tile) {}
+  // Addresses are computed after this.
+  __device__ __forceinline__ StayingRows<Traits, false> of(WarpPart<Traits> const& warp) const {
+    return {tile_, warp};
+  }
+
+ private:
+  typename Traits::Element const* tile_;
+};
+template <class Traits>
+class BlockValues<Traits, true> : public StayingRows<Traits, true> {
+ public:
+  using StayingRows<Traits, true>::StayingRows;
+  __device__ __forceinline__ StayingRows<Traits, true> const& of(
+      WarpPart<Traits> const& /*warp*/) const {
+    return *this;
+  }
+};
+
+// dK and dV of a step, and the gradients of its scores in shared memory. The weights that two
+// warps with the same rows exchange pass through the same memory first. dO is not read after
+// `release`.
+template <class Tile, class Traits, class Release>
+__device__ __forceinline__ void add_step(Tile const& tile, int i, BlockValues<Traits> const& values,
+                                         WarpPart<Traits> const& part, typename Tile::Gradient& dk,
+                                         typename Tile::Gradient& dv, Release const& release) {
   WarpPart<Traits> const warp(part, again(part.lane));
-  auto* const exchanged = tile.smem.factor(i % 2);
+  auto* const exchanged = tile.smem.factor(i % Traits::kFactorTiles);
   Halves<Traits> weights_t;
   Halves<Traits> dscores_t;
   {
     typename Tile::Scores weights;
     typename Tile::Scores dscores;
     StayingRows<Traits, false> const keys(tile.smem.stay(0), warp);
-    StayingRows<Traits, false> const values(tile.smem.stay(1), warp);
-    tile.find_weights(i, keys, values, warp, weights, dscores);
+    tile.find_weights(i, keys, values.of(warp), warp, weights, dscores);
     weights_t.take(weights);
     dscores_t.take(dscores);
   }
-  if constexpr (Traits::kSharing == 1) {
-    dscores_t.store(exchanged, warp);
-    weights_t.multiply_own(tile.douts(i), warp, dv);
-    dscores_t.multiply_own(tile.queries(i), warp, dk);
-  } else {
-    weights_t.store(exchanged, warp);
-    weights_t.multiply_own(tile.douts(i), warp, dv);
-    warp.sync();
-    weights_t.multiply_other(exchanged, tile.douts(i), warp, dv);
-    warp.sync();  // the weights are no longer read
-    dscores_t.store(exchanged, warp);
-    dscores_t.multiply_own(tile.queries(i), warp, dk);
-    warp.sync();
-    dscores_t.multiply_other(exchanged, tile.queries(i), warp, dk);
-  }
+  weights_t.store(exchanged, warp);
+  weights_t.multiply_own(tile.douts(i), warp, dv);
+  warp.sync();
+  weights_t.multiply_other(exchanged, tile.douts(i), warp, dv);
+  warp.sync();  // the weights are no longer read
+  release();
+  dscores_t.store(exchanged, warp);
+  dscores_t.multiply_own(tile.queries(i), warp, dk);
+  warp.sync();
+  dscores_t.multiply_other(exchanged, tile.queries(i), warp, dk);
 }
 
 template <class Traits, class Geometry, class Mechanism>
-__device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> const& tile) {
+__device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> const& block) {
   using Tile = DkvBlock<Traits, Geometry, Mechanism>;
-  static_assert(Tile::kAhead && Traits::kHeld == Held::kNone, "keys are read for dQ, too");
-  auto& smem = tile.smem;
-  auto const& geometry = tile.geometry;
-  auto const& work = tile.work;
+  using Work = typename Tile::Work;
+  static_assert(Traits::kHeld == Held::kNone || Traits::kHeld == Held::kSecond,
+                "keys are read for dQ, too");
+  auto& smem = block.smem;
+  auto const& geometry = block.geometry;
+  if (threadIdx.x == 0) {
+    new (smem.work) Work(block.work);
+  }
+  block.copy_keys();  // synchronizes
+  Work const& work = *reinterpret_cast<Work const*>(smem.work);
+  Tile const tile{block.params, smem, geometry, work};
   int const steps = geometry.steps(work);
-  WarpPart<Traits> const warp;
-  int const index = warp.rows * Traits::kSharing + warp.columns;
   // While half of the warps compute dQ, the others compute scores, so not all of them take the
   // exponential of theirs at a time. A block of four warps has another one beside it.
-  bool const early = Traits::kWarps <= 4 || index < Traits::kWarps / 2;
+  auto const early = [] { return Traits::kWarps <= 4 || thread_again() < Traits::kThreads / 2; };
   AddDq<Traits, Geometry, Mechanism> const add_dq(tile);
-  tile.load_keys();
+  if constexpr (Traits::kHeld == Held::kSecond) {
+    cute::cp_async_wait<0>();
+    __syncthreads();
+  }
+  BlockValues<Traits> const values(smem.stay(1), WarpPart<Traits>(thread_again()));
+  if constexpr (Traits::kHeld == Held::kSecond) {
+    __syncthreads();  // they were where the stages are
+  }
   if (steps > 0) {
     geometry.write_mask(work, 0);
   }
@@ -69,26 +105,45 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
   CUTE_NO_UNROLL
   for (int i = 0; i < steps; ++i) {
     tile.begin_step(i, steps);  // all gradients of the scores of the last step are there
-    if (early && i > 0) {
+    if (Tile::kFirstAhead && i > 0 && early()) {
       add_dq(i - 1);
     }
+    auto const release = [&] {
+      if constexpr (!Tile::kAhead) {
+        __syncthreads();
+        if (i + 1 < steps) {
+          tile.copy_douts(i + 1);
+        }
+        cute::cp_async_fence();
+      }
+    };
+    WarpPart<Traits> const warp(thread_again());
     if (geometry.needs(work, i, warp.first_row())) {
-      add_step(tile, i, warp, dk, dv);
+      add_step(tile, i, values, warp, dk, dv, release);
     } else {
+      release();
       Halves<Traits> none;
       none.clear();
-      none.store(smem.factor(i % 2), warp);
+      none.store(smem.factor(i % Traits::kFactorTiles), warp);
     }
-    if (!early && i > 0) {
+    if constexpr (!Tile::kFirstAhead) {
+      __syncthreads();  // Q is no longer read, and all gradients of the scores are there
+      if (i + 1 < steps) {
+        tile.copy_queries(i + 1);
+      }
+      cute::cp_async_fence();
+      add_dq(i);
+    } else if (i > 0 && !early()) {
       add_dq(i - 1);
     }
   }
+  cute::cp_async_wait<0>();  // without steps nothing has waited for the keys
   __syncthreads();
-  if (steps > 0) {
+  if (Tile::kFirstAhead && steps > 0) {
     add_dq(steps - 1);
   }
   __syncthreads();  // the tiles are no longer read
-  tile.store(dk, dv, warp);
+  tile.store(dk, dv, WarpPart<Traits>(thread_again()));
 }
 
 }  // namespace sparse_fmha::sm80
