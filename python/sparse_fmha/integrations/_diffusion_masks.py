@@ -246,16 +246,11 @@ class VSA(CubeTopK):
             return kept_cubes(share, cubes) / cubes
 
         given = self.keep
-<<<<<<< HEAD
-        by_head = isinstance(given, Sequence) and not isinstance(given, str)
-        keep = [rounded(x) for x in given] if by_head else rounded(given)  # type: ignore
-=======
         keep: float | list[float]
         if isinstance(given, Sequence) and not isinstance(given, str):
             keep = [rounded(x) for x in given]
         else:
             keep = rounded(given)
->>>>>>> h34
         return patterns.cube_top_k(q, k, order, keep=keep, scale=scale)
 
 
