@@ -27,16 +27,15 @@ struct DkvBlock {
   Geometry const& geometry;
   Work const& work;
 
-  // Copies of keys and values, which begin_step() waits for. Returns when steps 0 and 1 are placed.
+  // Places steps 0 and 1, and starts the copies of keys and values.
   __device__ __forceinline__ void copy_keys() const {
     geometry.place(work, 0);
     geometry.place(work, 1);
     copy<Traits::kRows>(smem.stay(0), geometry.keys(work, params.k));
     copy<Traits::kRows>(smem.stay(1), geometry.keys(work, params.v));
     cute::cp_async_fence();
-    __syncthreads();
   }
-  // Returns when they have landed, too.
+  // Returns when keys and values have landed and steps 0 and 1 are placed.
   __device__ __forceinline__ void load_keys() const {
     copy_keys();
     cute::cp_async_wait<0>();

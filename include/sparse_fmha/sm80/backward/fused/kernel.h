@@ -85,7 +85,8 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
   if (threadIdx.x == 0) {
     new (smem.work) Work(block.work);
   }
-  block.copy_keys();  // synchronizes
+  block.copy_keys();
+  __syncthreads();  // steps are placed, and the work is copied
   Work const& work = *reinterpret_cast<Work const*>(smem.work);
   Tile const tile{block.params, smem, geometry, work};
   int const steps = geometry.steps(work);
