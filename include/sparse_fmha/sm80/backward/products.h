@@ -55,6 +55,8 @@ struct WarpPart {
       : lane(thread % 32),
         rows(thread / 32 / Traits::kSharing),
         columns(thread / 32 % Traits::kSharing) {}
+  __device__ __forceinline__ WarpPart(int lane_, int rows_, int columns_)
+      : lane(lane_), rows(rows_), columns(columns_) {}
   // The same part, whose addresses are computed after this.
   __device__ __forceinline__ WarpPart(WarpPart const& other, int lane_)
       : lane(lane_), rows(other.rows), columns(other.columns) {}

@@ -74,6 +74,13 @@ struct BackwardTraits {
   static constexpr int kFactorElements = kSharing == 1 && !kAddsDq ? 0 : kRows * kColumns;
 };
 
+// A part of a warp's columns, as if more warps had the same rows.
+template <class Traits, int kParts>
+struct PartTraits : Traits {
+  static constexpr int kSharing = Traits::kSharing * kParts;
+  static constexpr int kWarpColumns = Traits::kWarpColumns / kParts;
+};
+
 // What a block has in shared memory. Tensors that are held in registers pass through the memory of
 // the stages and factors, and so does the result.
 template <class Traits, class Geometry>

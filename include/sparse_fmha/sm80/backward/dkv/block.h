@@ -27,16 +27,15 @@ struct DkvBlock {
   Geometry const& geometry;
   Work const& work;
 
-  // Copies of keys and values, which begin_step() waits for. Returns when steps 0 and 1 are placed.
+  // Places steps 0 and 1, and starts the copies of keys and values.
   __device__ __forceinline__ void copy_keys() const {
     geometry.place(work, 0);
     geometry.place(work, 1);
     copy<Traits::kRows>(smem.stay(0), geometry.keys(work, params.k));
     copy<Traits::kRows>(smem.stay(1), geometry.keys(work, params.v));
     cute::cp_async_fence();
-    __syncthreads();
   }
-  // Returns when they have landed, too.
+  // Returns when keys and values have landed and steps 0 and 1 are placed.
   __device__ __forceinline__ void load_keys() const {
     copy_keys();
     cute::cp_async_wait<0>();
@@ -69,14 +68,15 @@ struct DkvBlock {
     }
   }
   // Weights, and gradients of the scores.
-  template <class Keys, class Values>
-  __device__ __forceinline__ void find_weights(int i, Keys const& keys, Values const& values,
-                                               WarpPart<Traits> const& warp, Scores& weights,
-                                               Scores& dscores) const {
+  template <class Keys, class Values, class Part>
+  __device__ __forceinline__ void find_weights(
+      int i, Keys const& keys, Values const& values, WarpPart<Part> const& warp,
+      Sums<Part::kBlocks, Part::kWarpColumns>& weights,
+      Sums<Part::kBlocks, Part::kWarpColumns>& dscores) const {
     // Two columns next to each other: lse, delta, lse, delta.
     auto const* const terms =
         reinterpret_cast<float4 const*>(smem.terms + i % 2 * Traits::kColumns +
-                                        warp.columns * Traits::kWarpColumns + warp.lane % 4 * 2);
+                                        warp.columns * Part::kWarpColumns + warp.lane % 4 * 2);
     auto const lse_of = [&](int /*block*/, int j) {
       return j % 2 == 0 ? terms[j / 4 * 4].x : terms[j / 4 * 4].z;
     };
@@ -86,15 +86,15 @@ struct DkvBlock {
       return j % 2 == 0 ? again_terms[j / 4 * 4].y : again_terms[j / 4 * 4].w;
     };
     auto const is_masked = [&] { return geometry.is_masked(work, i, warp.first_row()); };
-    multiply_rows<Traits>(keys, queries(i), warp, weights);
+    multiply_rows<Part>(keys, queries(i), warp, weights);
     if constexpr (Traits::kAddsDq) {
-      weigh<Traits>(geometry, work, warp, i, is_masked(), params.scale_log2, lse_of, weights);
-      multiply_rows<Traits>(values, douts(i), warp, dscores);
+      weigh<Part>(geometry, work, warp, i, is_masked(), params.scale_log2, lse_of, weights);
+      multiply_rows<Part>(values, douts(i), warp, dscores);
       differentiate_weights(weights, is_masked(), delta_of, dscores);
     } else {
-      multiply_rows<Traits>(values, douts(i), warp, dscores);
-      differentiate<Traits>(geometry, work, warp, i, is_masked(), params.scale_log2, lse_of,
-                            delta_of, weights, dscores);
+      multiply_rows<Part>(values, douts(i), warp, dscores);
+      differentiate<Part>(geometry, work, warp, i, is_masked(), params.scale_log2, lse_of, delta_of,
+                          weights, dscores);
     }
   }
   // When the tiles are no longer read.

@@ -13,15 +13,17 @@ class Halves {
   using Element = typename Traits::Element;
   static constexpr int kSteps = Traits::kWarpColumns / 16;
 
-  // Rounds a warp's columns.
-  __device__ __forceinline__ void take(Sums<Traits::kBlocks, Traits::kWarpColumns> const& from) {
+  // Rounds a part of a warp's columns.
+  template <int kColumns>
+  __device__ __forceinline__ void take(Sums<Traits::kBlocks, kColumns> const& from, int part) {
     CUTE_UNROLL
-    for (int s = 0; s < kSteps; ++s) {
+    for (int s = 0; s < kColumns / 16; ++s) {
       CUTE_UNROLL
       for (int b = 0; b < Traits::kBlocks; ++b) {
         CUTE_UNROLL
         for (int r = 0; r < 4; ++r) {
-          own_[s][b][r] = from.template pair<Element>(b, 2 * s + r / 2, r % 2);
+          own_[part * (kColumns / 16) + s][b][r] =
+              from.template pair<Element>(b, 2 * s + r / 2, r % 2);
         }
       }
     }

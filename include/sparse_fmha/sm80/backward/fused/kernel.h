@@ -18,7 +18,8 @@ class BlockValues {
                                          WarpPart<Traits> const& /*warp*/)
       : tile_(tile) {}
   // Addresses are computed after this.
-  __device__ __forceinline__ StayingRows<Traits, false> of(WarpPart<Traits> const& warp) const {
+  template <class Part>
+  __device__ __forceinline__ StayingRows<Part, false> of(WarpPart<Part> const& warp) const {
     return {tile_, warp};
   }
 
@@ -29,8 +30,9 @@ template <class Traits>
 class BlockValues<Traits, true> : public StayingRows<Traits, true> {
  public:
   using StayingRows<Traits, true>::StayingRows;
+  template <class Part>
   __device__ __forceinline__ StayingRows<Traits, true> const& of(
-      WarpPart<Traits> const& /*warp*/) const {
+      WarpPart<Part> const& /*warp*/) const {
     return *this;
   }
 };
@@ -46,13 +48,19 @@ __device__ __forceinline__ void add_step(Tile const& tile, int i, BlockValues<Tr
   auto* const exchanged = tile.smem.factor(i % Traits::kFactorTiles);
   Halves<Traits> weights_t;
   Halves<Traits> dscores_t;
-  {
-    typename Tile::Scores weights;
-    typename Tile::Scores dscores;
-    StayingRows<Traits, false> const keys(tile.smem.stay(0), warp);
-    tile.find_weights(i, keys, values.of(warp), warp, weights, dscores);
-    weights_t.take(weights);
-    dscores_t.take(dscores);
+  // Weights and gradients of 32 x 32 scores take 64 registers, beside the sums; of more they do not
+  // fit.
+  constexpr int kParts = Traits::kBlocks * Traits::kWarpColumns > 64 ? 2 : 1;
+  using Part = PartTraits<Traits, kParts>;
+  CUTE_UNROLL
+  for (int part = 0; part < kParts; ++part) {
+    Sums<Part::kBlocks, Part::kWarpColumns> weights;
+    Sums<Part::kBlocks, Part::kWarpColumns> dscores;
+    WarpPart<Part> const columns(again(warp.lane), warp.rows, warp.columns * kParts + part);
+    StayingRows<Part, false> const keys(tile.smem.stay(0), columns);
+    tile.find_weights(i, keys, values.of(columns), columns, weights, dscores);
+    weights_t.take(weights, part);
+    dscores_t.take(dscores, part);
   }
   weights_t.store(exchanged, warp);
   weights_t.multiply_own(tile.douts(i), warp, dv);
@@ -77,7 +85,8 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
   if (threadIdx.x == 0) {
     new (smem.work) Work(block.work);
   }
-  block.copy_keys();  // synchronizes
+  block.copy_keys();
+  __syncthreads();  // steps are placed, and the work is copied
   Work const& work = *reinterpret_cast<Work const*>(smem.work);
   Tile const tile{block.params, smem, geometry, work};
   int const steps = geometry.steps(work);
