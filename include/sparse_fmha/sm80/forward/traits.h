@@ -72,8 +72,10 @@ struct KernelTraits {
   static constexpr int kGroups = kTileQ / 64;
   static_assert(!kVotes || kWarpRows == 16, "the vote is that of four warps");
 
-  // Elements of a row in shared memory (chunk_place() in device/mma_tile.h).
-  static constexpr int kRowDim = kHeadDim == 96 ? 96 : (kHeadDim + 63) / 64 * 64;
+  // Elements of a row in shared memory (chunk_place() in device/mma_tile.h). Rows of 96 let two
+  // thread blocks fit 99 KB; where both fit anyway, rows of 128 measured 3% faster.
+  static constexpr bool kShortRows = kHeadDim == 96 && Config::kArch == Arch::kSm86;
+  static constexpr int kRowDim = kShortRows ? 96 : (kHeadDim + 63) / 64 * 64;
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
   // Queries stay in registers if there are enough of them: with the output and scores of a thread's
