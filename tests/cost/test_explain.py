@@ -372,13 +372,18 @@ def test_kernels_of_the_backward():
         assert "backward: " not in str(explain(sparse_fmha.attention, leaf, q, q))
 
 
-def test_a_call_without_backward_kernels_says_so():
+def test_a_call_without_backward_kernels_says_so(monkeypatch):
     q = torch.randn(1, 40, 4, 136, requires_grad=True, dtype=torch.bfloat16)
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
+    assert found.dq_kernel == "cpu_backward_dq_dense_bfloat16_skip"
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1, arch="sm90")
+    assert found.dq_kernel == "sm90_backward_dq_block_sparse_bfloat16_d256"
+    forward = [row for row in all_rows() if row["pass"] == "forward"]
+    monkeypatch.setattr(explanation._build, "kernels", lambda: forward)
     found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1, arch="sm90")
     assert found.dq_kernel is None
     assert "no kernel for dq or dk and dv" in str(found)
-    found = explain(sparse_fmha.attention, q, q, q, skip_threshold=0.1)
-    assert found.dq_kernel == "cpu_backward_dq_dense_bfloat16_skip"
 
 
 @pytest.mark.parametrize(
