@@ -160,11 +160,3 @@ def test_the_same_tiles_are_skipped(cuda, causal, threshold, dim):
     assert bool(stats.skipped.any()) == (threshold > 0)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=2e-6, atol=1e-4)
     assert (out - exact).abs().max() <= 2 * torch.finfo(BF16).eps * exact.abs().max()
-
-
-def test_gradients_of_wide_heads_that_skip_raise(cuda):
-    """As with one head dim above 128, whose forward kernels note no choices."""
-    q, k, v = (torch.ones(1, 80, 2, dim, device=cuda, dtype=BF16) for dim in (64, 64, 136))
-    out = sparse_fmha.attention(q.requires_grad_(), k, v, skip_threshold=0.1)
-    with pytest.raises(NotImplementedError, match="head dims up to 128, got 136"):
-        out.sum().backward()
