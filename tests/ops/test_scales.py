@@ -26,8 +26,8 @@ CALLS = {
     ),
 }
 NO_SCALES = [
-    (torch.tensor(0.5), TypeError, "scale must be a finite number or None, got tensor(0.5000)"),
-    (torch.ones(2), TypeError, "scale must be a finite number or None, got tensor([1., 1.])"),
+    (torch.tensor(0.5), TypeError, "scale must be a finite number or None, got tensor(0.5000"),
+    (torch.ones(2), TypeError, "scale must be a finite number or None, got tensor([1., 1.]"),
     (True, TypeError, "scale must be a finite number or None, got True"),
     ("a", TypeError, "scale must be a finite number or None, got 'a'"),
     (torch.inf, ValueError, "scale must be a finite number, got inf"),
