@@ -20,13 +20,13 @@ from torch import Tensor
 
 import sparse_fmha
 from benchmarks.harness import report, study, timing
+from benchmarks.tables.query_rows import CONTIGUOUS, GATHERED, LISTS
 from sparse_fmha import BlockGrid, BlockMask
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "query_rows"
 COLUMNS = ["TFLOP/s", "of the rate in one piece"]
 ELEMENTS = 2048  # heads x head dim
-CONTIGUOUS, LISTS, GATHERED = "in one piece", "in one piece, lists", "gathered"
 MOST_DIM = 128  # of a causal call on a GPU: thresholds have no kernels above
 SIZES = {
     "full": {"lengths": (32768, 131072), "dims": (64, 128, 256)},

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparse_fmha._ops.autocast import without_autocast
 from sparse_fmha._sizes import SLICE
+from sparse_fmha.attention.row_copies import take_rows_by_head
 from sparse_fmha.merge import is_plain
 from sparse_fmha.selection import pool_blocks, pooled_scores
 
@@ -75,7 +76,7 @@ def _rest(
     there = tokens >= 0
     place = tokens.clamp(min=0) // block
     queries = means.transpose(1, 2)[..., None]  # [B, Hq, n, D, 1]
-    each = (_rows(k, tokens, means.shape[2]) @ queries)[..., 0] * scale
+    each = (_rows(k, tokens) @ queries)[..., 0] * scale
     each = each.masked_fill(~there, 0)
     counts = torch.zeros_like(scores).scatter_add(3, place, there.float())
     taken = torch.zeros_like(scores).scatter_add(3, place, each)
@@ -89,17 +90,15 @@ def _rest(
     group = means.shape[2] // values.shape[2]
     out = weights.unflatten(1, (-1, group)) @ values.transpose(1, 2)[:, :, None] * block
     own = weights.gather(3, place).masked_fill(~there, 0)
-    less = (own[..., None, :] @ _rows(v, tokens, means.shape[2]))[..., 0, :]
+    less = (own[..., None, :] @ _rows(v, tokens))[..., 0, :]
     lse = logits.logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
     return (out.flatten(1, 2) - less).transpose(1, 2), lse.transpose(1, 2)
 
 
-def _rows(x: Tensor, tokens: Tensor, heads: int) -> Tensor:
+def _rows(x: Tensor, tokens: Tensor) -> Tensor:
     """Tokens of `[B, L, Hkv, D]` for each query head, fp32 `[B, Hq, n, T, D]`."""
-    batch, _, heads_kv, _ = x.shape
-    entry = torch.arange(batch, device=x.device)[:, None, None, None]
-    head = torch.arange(heads, device=x.device)[:, None, None] // (heads // heads_kv)
-    return x[entry, tokens.clamp(min=0), head].float()
+    taken = take_rows_by_head(x, tokens.clamp(min=0).flatten(2))
+    return taken.unflatten(2, tokens.shape[2:]).float()
 
 
 def _parts(left: Tensor, size: int, few: bool) -> list[slice]:
