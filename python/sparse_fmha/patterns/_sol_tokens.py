@@ -98,7 +98,8 @@ def _rest(
 def _rows(x: Tensor, tokens: Tensor) -> Tensor:
     """Tokens of `[B, L, Hkv, D]` for each query head, fp32 `[B, Hq, n, T, D]`."""
     taken = take_rows_by_head(x, tokens.clamp(min=0).flatten(2))
-    return taken.unflatten(2, tokens.shape[2:]).float()
+    found: Tensor = taken.unflatten(2, tokens.shape[2:]).float()
+    return found
 
 
 def _parts(left: Tensor, size: int, few: bool) -> list[slice]:
