@@ -1,6 +1,7 @@
 // Lists of what each group of 64 query rows kept of block lists and stripes.
 #include "sparse_fmha/planning/kept_lists.h"
 
+#include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/list_plan.h"
 #include "sparse_fmha/device/warp_rows.h"
@@ -140,13 +141,8 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-template <class T>
-T* allocate(int64_t number, ExecutionContext const& context) {
-  return static_cast<T*>(context.memory->allocate(static_cast<size_t>(number) * sizeof(T)));
-}
-
 NewLists new_lists(int64_t rows, int32_t width, ExecutionContext const& context) {
-  return {allocate<int32_t>(rows, context), allocate<int32_t>(rows * width, context), width};
+  return {allocate<int32_t>(context, rows), allocate<int32_t>(context, rows * width), width};
 }
 
 BlockSparse::Lists lists_of(NewLists const& lists) {
@@ -180,7 +176,7 @@ BlockSparse::Params keep(BlockSparse::Params const& p, FmhaProblem const& proble
   if (p.partial.counts != nullptr) {
     partial = new_lists(groups.rows, p.partial.width << sizes.log2_split, context);
     kept.partial = lists_of(partial);
-    bits = allocate<uint8_t>(groups.rows * partial.width * BlockSparse::bits_bytes(kept), context);
+    bits = allocate<uint8_t>(context, groups.rows * partial.width * BlockSparse::bits_bytes(kept));
     kept.bits = bits;
   }
   keep_blocks<<<row_blocks(groups.rows, "the groups of 64 query rows"), kRowThreads, 0, stream>>>(

@@ -1,6 +1,7 @@
 // The key blocks in the tiles that each group of 64 query rows kept: bits and lists.
 #include "sparse_fmha/device/kept_tiles.h"
 
+#include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/warp_rows.h"
 #include "sparse_fmha/planning/kept_blocks.h"
 
@@ -64,11 +65,6 @@ KeptParams params_of(FmhaProblem const& problem) {
   return params;
 }
 
-uint32_t* allocate(int64_t numbers, ExecutionContext const& context) {
-  size_t const bytes = static_cast<size_t>(numbers) * sizeof(uint32_t);
-  return static_cast<uint32_t*>(context.memory->allocate(bytes));
-}
-
 }  // namespace
 
 void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext const& context) {
@@ -83,7 +79,7 @@ void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext con
   lists.batch_stride = lists.head_stride * problem.heads_q;
   params.skipped = problem.skip_bits;
   params.blocks_per_tile = tile_k / kKeptBlock;
-  params.blocks = allocate(params.rows * params.words, context);
+  params.blocks = allocate<uint32_t>(context, params.rows * params.words);
   int64_t const threads = params.rows * params.words;
   mark_blocks<<<grid_size((threads + kRowThreads - 1) / kRowThreads, "the blocks of kept tiles"),
                 kRowThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(params);
@@ -96,9 +92,8 @@ void show_kept_blocks(FmhaProblem& problem, int32_t tile_k, ExecutionContext con
 void list_kept_blocks(FmhaProblem& problem, ExecutionContext const& context) {
   KeptParams params = params_of(problem);
   params.blocks = const_cast<uint32_t*>(problem.kept_blocks);
-  auto* const counts = reinterpret_cast<int32_t*>(allocate(params.rows, context));
-  auto* const indices =
-      reinterpret_cast<int32_t*>(allocate(params.rows * params.key_blocks, context));
+  auto* const counts = allocate<int32_t>(context, params.rows);
+  auto* const indices = allocate<int32_t>(context, params.rows * params.key_blocks);
   list_blocks<<<row_blocks(params.rows, "the groups of 64 query rows"), kRowThreads, 0,
                 static_cast<cudaStream_t>(context.stream)>>>(params, counts, indices);
   check_cuda(cudaGetLastError(), "launching the listing of kept tiles");

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/warp_rows.h"
 #include "sparse_fmha/planning/kept_windows.h"
 #include "sparse_fmha/planning/skip_bits.h"
@@ -195,7 +196,7 @@ class Copier {
 
   template <class T>
   T* allocate(int64_t number) const {
-    return static_cast<T*>(context_.memory->allocate(static_cast<size_t>(number) * sizeof(T)));
+    return device::allocate<T>(context_, number);
   }
   template <class T>
   T* zeros(int64_t number) const {
@@ -216,8 +217,15 @@ class Copier {
   RowCopies copies(TensorView const& tensor, Coord const& grid, int32_t const* tokens,
                    TensorView const& rows, int64_t first, int32_t number, int32_t heads,
                    int32_t dim) const {
-    RowCopies copies = {
-        tensor, grid, tokens, nullptr, 0, number, batch_, heads, dim / kPieceElements};
+    RowCopies copies = {tensor,
+                        grid,
+                        tokens,
+                        nullptr,
+                        0,
+                        number,
+                        static_cast<int32_t>(batch_),
+                        heads,
+                        dim / kPieceElements};
     copies.tensor.batch_stride /= kPieceElements;
     copies.tensor.head_stride /= kPieceElements;
     for (int axis = 0; axis < kGridAxes; ++axis) {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "sparse_fmha/cuda/check.h"
+#include "sparse_fmha/device/allocate.h"
 
 namespace sparse_fmha::device {
 namespace {
@@ -211,11 +212,6 @@ __global__ void __launch_bounds__(kThreads)
   find(packed, segments, sizes);
   __syncthreads();
   order(packed, segments, sizes, tiles);
-}
-
-template <class T>
-T* allocate(ExecutionContext const& context, int64_t count) {
-  return static_cast<T*>(context.memory->allocate(static_cast<size_t>(count) * sizeof(T)));
 }
 
 }  // namespace

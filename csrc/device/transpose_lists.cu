@@ -4,6 +4,7 @@
 #include <string>
 
 #include "sparse_fmha/cuda/check.h"
+#include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/list_plan.h"
 #include "sparse_fmha/device/order_by_weight.h"
 
@@ -201,10 +202,7 @@ unsigned blocks_of(int64_t count) {
 
 struct Memory {
   ExecutionContext const& context;
-  int32_t* ints(int64_t count) const {
-    return static_cast<int32_t*>(
-        context.memory->allocate(static_cast<size_t>(count) * sizeof(int32_t)));
-  }
+  int32_t* ints(int64_t count) const { return allocate<int32_t>(context, count); }
   uint32_t* bits(int64_t words) const { return reinterpret_cast<uint32_t*>(ints(words)); }
 };
 
