@@ -7,6 +7,7 @@ looking at near tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ LAYERS = 2
 BATCH = 2
 RATE = 3e-3
 SHARP = 2.0
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal; q, k, v and out [B, L, heads, dim]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Layer(nn.Module):
         # Sharper than normalized q and k would be.
         return [rotated(SHARP * rms_norm(q, (dim,))), rotated(rms_norm(k, (dim,))), v]
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.transpose(1, 2) for part in self.project(x))
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.out(attend(*self.project(x)).flatten(2))
         return x + self.down(self.up(rms_norm(x, (WIDTH,))).relu())
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's own attention."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 def rotated(x: Tensor) -> Tensor:
@@ -88,35 +94,54 @@ class Model(nn.Module):
         x = self.embed(text)
         return x + self.before(pad(x[:, :-1], (0, 0, 1, 0)))
 
-    def forward(self, text: Tensor) -> Tensor:
+    def forward(self, text: Tensor, attend: Attend = dense) -> Tensor:
         x = self.start(text)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, attend)
         return rms_norm(x, (WIDTH,)) @ self.embed.weight.T
 
 
-def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
-    """Trains at the length of `size`, in bf16 on a GPU."""
-    generator = torch.Generator(device).manual_seed(seed)
+def make(size: dict[str, int], device: str, seed: int) -> Model:
     torch.manual_seed(seed)
-    model = Model(size["heads"], size["heads_kv"], size["dim"]).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(2, steps))
+    return Model(size["heads"], size["heads_kv"], size["dim"]).to(device)
+
+
+def loss_of(model: Model, text: Tensor, attend: Attend = dense) -> tuple[Tensor, Tensor]:
+    """Nats a token, and the share of the tokens that are predicted, in bf16 on a GPU."""
+    with torch.autocast(text.device.type, torch.bfloat16, enabled=text.is_cuda):
+        logits = model(text[:, :-1], attend)
+    logits, right = logits.flatten(0, 1).float(), text[:, 1:].flatten()
+    return cross_entropy(logits, right), (logits.argmax(1) == right).float().mean()
+
+
+def fit(
+    model: Model, length: int, generator: torch.Generator, steps: int,
+    attend: Attend = dense, rate: float = RATE,
+) -> list[Tensor]:  # fmt: skip
+    """Trains on new texts of `length` tokens; returns the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, steps))
     losses = []
     for _ in range(steps):
-        text = texts(BATCH, size["length"] + 1, device, generator)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = model(text[:, :-1])
-        loss = cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+        text = texts(BATCH, length + 1, str(generator.device), generator)
+        loss, _ = loss_of(model, text, attend)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
+    return losses
+
+
+def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
+    """Trains at the length of `size`, in bf16 on a GPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    model = make(size, device, seed)
+    losses = fit(model, size["length"], generator, steps)
     with torch.no_grad():
         x = model.start(texts(1, size["length"], device, generator))
         for layer in model.layers[:-1]:
-            x = layer(x)
+            x = layer(x, dense)
         q, k, v = model.layers[-1].project(x)
     made = [x.to(dtype).contiguous() for x in (q, k, v)]
     return Trained(made, (losses[0].item(), losses[-1].item()))
