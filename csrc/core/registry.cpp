@@ -7,6 +7,7 @@
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -102,6 +103,10 @@ void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext cons
 
 AnchorKernels anchor_kernels(Arch arch) {
   return arch == Arch::kCpu ? cpu_anchor_kernels() : device::anchor_kernels();
+}
+
+void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
 }
 
 std::string to_string(KernelKey const& key) {

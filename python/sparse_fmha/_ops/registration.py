@@ -13,6 +13,7 @@ from sparse_fmha._ops import (
     decode,
     derivatives,
     gradients,
+    hip_search,
     library,
     packed,
     shapes,
@@ -64,6 +65,7 @@ def register() -> None:
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
+    hip_search.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 
 
