@@ -7,7 +7,8 @@ looking at near tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ PHRASE = 24  # tokens
 TIMES = 8  # that a phrase stands in a text, on average
 WIDTH = 256
 LAYERS = 2
-BATCH = 2
+BATCH = 2  # texts of the greatest length in a step
+SHORT = 512  # tokens of the first texts
 RATE = 3e-3
 SHARP = 2.0
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal; q, k, v and out [B, L, heads, dim]
@@ -30,7 +32,7 @@ class Trained:
     """q `[1, L, heads, dim]`, k and v `[1, L, heads_kv, dim]` of the last layer on a new text."""
 
     qkv: list[Tensor]
-    losses: tuple[float, float]  # nats a token, of the first and the last step
+    losses: list[float]  # nats a token, of each step
 
 
 class Layer(nn.Module):
@@ -114,34 +116,55 @@ def loss_of(model: Model, text: Tensor, attend: Attend = dense) -> tuple[Tensor,
     return cross_entropy(logits, right), (logits.argmax(1) == right).float().mean()
 
 
+def growing(length: int, steps: int) -> list[int]:
+    """Tokens of a text in each step: SHORT ones for half of the steps, in which there are few
+    places to look, then twice as many again and again."""
+    longer = []
+    while not longer or longer[-1] < length:
+        longer.append(min(length, 2 * longer[-1] if longer else SHORT))
+    first, rest = longer[0], longer[1:] or longer
+    later = steps - steps // 2
+    return [first] * (steps // 2) + [rest[i * len(rest) // later] for i in range(later)]
+
+
 def fit(
-    model: Model, length: int, generator: torch.Generator, steps: int,
+    model: Model, lengths: Sequence[int], generator: torch.Generator,
     attend: Attend = dense, rate: float = RATE,
-) -> list[Tensor]:  # fmt: skip
-    """Trains on new texts of `length` tokens; returns the loss of each step."""
+) -> list[float]:  # fmt: skip
+    """A step on new texts of each of the lengths, with as many tokens in all as BATCH texts of the
+    longest; returns the loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, len(lengths)))
     losses = []
-    for _ in range(steps):
-        text = texts(BATCH, length + 1, str(generator.device), generator)
-        loss, _ = loss_of(model, text, attend)
+    for length in lengths:
+        batch = BATCH * max(lengths) // length
+        loss, _ = loss_of(model, texts(batch, length + 1, str(generator.device), generator), attend)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-    return losses
+    return torch.stack(losses).tolist()
+
+
+def learned(losses: Sequence[float]) -> None:
+    """Raises RuntimeError where a model predicts tokens hardly better than by their shares."""
+    if losses[-1] > math.log(VOCABULARY) / 2:
+        raise RuntimeError(
+            f"the small model has not learned to look back: a loss of {losses[-1]:.2f} after "
+            f"{len(losses)} steps, {math.log(VOCABULARY):.2f} without looking; it needs more steps"
+        )
 
 
 def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
     """Trains at the length of `size`, in bf16 on a GPU."""
     generator = torch.Generator(device).manual_seed(seed)
     model = make(size, device, seed)
-    losses = fit(model, size["length"], generator, steps)
+    losses = fit(model, growing(size["length"], steps), generator)
     with torch.no_grad():
         x = model.start(texts(1, size["length"], device, generator))
         for layer in model.layers[:-1]:
             x = layer(x, dense)
         q, k, v = model.layers[-1].project(x)
     made = [x.to(dtype).contiguous() for x in (q, k, v)]
-    return Trained(made, (losses[0].item(), losses[-1].item()))
+    return Trained(made, losses)

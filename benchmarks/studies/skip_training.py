@@ -30,11 +30,12 @@ from sparse_fmha.cli import one_line_errors
 RESULTS = report.RESULTS / "skip_training"
 SPARSITIES = (0.5, 0.75, 0.9)
 SIZES = {
-    "full": {"length": 8192, "heads": 4, "heads_kv": 2, "dim": 64, "steps": 400, "tuned": 200},
+    "full": {"length": 8192, "heads": 4, "heads_kv": 2, "dim": 64, "steps": 1000, "tuned": 200},
     "tiny": {"length": 384, "heads": 2, "heads_kv": 1, "dim": 32, "steps": 4, "tuned": 2},
 }
 TEXTS = 4  # that a measure is the mean of
 LARGEST = 0.999
+RATE = small_model.RATE / 3  # of the steps after training
 HALVINGS = 14  # of the interval of a threshold's exponent
 
 
@@ -93,7 +94,7 @@ def measure(size: dict[str, int], device: str, seed: int) -> dict:
     generator = torch.Generator(device).manual_seed(seed)
     model = small_model.make(size, device, seed)
     length = size["length"]
-    losses = small_model.fit(model, length, generator, size["steps"])
+    losses = small_model.fit(model, small_model.growing(length, size["steps"]), generator)
     calibrated, new = (small_model.texts(TEXTS, length + 1, device, generator) for _ in range(2))
     further = generator.get_state()
 
@@ -101,7 +102,7 @@ def measure(size: dict[str, int], device: str, seed: int) -> dict:
         """A copy after more steps, on the same texts whatever the attention."""
         generator.set_state(further)
         other = copy.deepcopy(model)
-        small_model.fit(other, length, generator, size["tuned"], attend, small_model.RATE / 3)
+        small_model.fit(other, [length] * size["tuned"], generator, attend, RATE)
         return other
 
     dense = tuned(small_model.dense)
@@ -118,7 +119,7 @@ def measure(size: dict[str, int], device: str, seed: int) -> dict:
             {"wanted": wanted, "threshold": threshold, "model": name, **tried(of, new, threshold)}
             for name, of in models.items()
         ]
-    return {"losses": [losses[0].item(), losses[-1].item()], "rows": rows}
+    return {"losses": losses, "rows": rows}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     size = size | ({"length": args.length} if args.length else {})
     results = environment.results(device, settings={"seed": args.seed, **size})
     results |= measure(size, device, args.seed)
+    if not args.tiny:
+        small_model.learned(results["losses"])
     print(report.plain_table(list(page.COLUMNS), [[*row.values()] for row in page.rows(results)]))
     report.keep(results, report.out_of(args, RESULTS))
     return 0

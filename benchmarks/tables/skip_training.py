@@ -10,7 +10,7 @@ COLUMNS = ("asked to skip", "threshold", "model", "skipped", "tokens predicted",
 
 def caption(results: dict, source: str) -> str:
     s = results["settings"]
-    first, last = results["losses"]
+    first, *_, last = results["losses"]
     return (
         f"A causal model of two layers, {s['heads']}/{s['heads_kv']} heads, D={s['dim']}, trained "
         f"for {s['steps']} steps on texts of {s['length']} tokens in which phrases come back "

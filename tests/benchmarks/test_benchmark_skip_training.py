@@ -67,8 +67,26 @@ def test_training_skips():
     assert (skipping - dense).norm() > 1e-3 * dense.norm()
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_losses_of_each_step(steps):
+@pytest.mark.parametrize("lengths", [[64], [32, 64, 64]])
+def test_losses_of_each_step(lengths):
     generator = torch.Generator("cpu").manual_seed(0)
     model = small_model.make(SIZE, "cpu", 0)
-    assert len(small_model.fit(model, 64, generator, steps)) == steps
+    assert len(small_model.fit(model, lengths, generator)) == len(lengths)
+
+
+@pytest.mark.parametrize("length", [100, 512, 513, 5000, 16384])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_lengths_grow(length, steps):
+    found = small_model.growing(length, steps)
+    assert len(found) == steps
+    assert found == sorted(found)
+    assert found[-1] <= length
+    if steps == 100:
+        assert found[:50] == [min(length, 512)] * 50
+        assert found[-10:] == [length] * 10
+
+
+def test_a_model_that_has_not_learned():
+    with pytest.raises(RuntimeError, match=r"not learned to look back: a loss of 4\.85 after 2"):
+        small_model.learned([5.4, 4.85])
+    small_model.learned([5.4, 1.5])
