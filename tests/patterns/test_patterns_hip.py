@@ -60,6 +60,22 @@ def test_from_q_k_v_to_the_output(randn, agrees):
     agrees(*stripe_attention(q, k, v, mask, return_lse=True), q, k, v, visible)
 
 
+def test_q_and_k_of_different_dtypes(randn):
+    q, k = randn(1, 200, 2, 16).bfloat16(), randn(1, 200, 1, 16, seed=1)
+    found = patterns.hip(q, k, keys=16, local=0)
+    assert found.columns.equal(patterns.hip(q.float(), k, keys=16, local=0).columns)
+
+
+@pytest.mark.parametrize("dim", [12, 264])
+def test_head_dims_that_attention_does_not_take(randn, dim):
+    q = randn(1, 200, 1, dim)
+    message = f"head dim of q must be a multiple of 8 from 8 to 256, got {dim}"
+    with pytest.raises(RuntimeError, match=message):
+        patterns.hip(q, q, keys=16)
+    with pytest.raises(RuntimeError, match=message):
+        patterns.HipSearch(1, 1).step(q[:, :1], q, torch.tensor([200]))
+
+
 def test_without_the_host(randn):
     q, k = randn(1, 2048, 2, 16), randn(1, 2048, 1, 16)
     with Watch() as watch:

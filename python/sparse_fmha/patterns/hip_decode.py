@@ -106,6 +106,8 @@ class HipSearch:
 
         Raises:
             ValueError, TypeError: a shape, dtype or device does not match.
+            RuntimeError: the head dim is not a multiple of 8 up to 256, or, on CUDA, the dtype is
+                fp64 or `keys / granule` is above 4096.
         """
         table = self._check(q, k_cache, seq_lens, page_table)
         heads, rows = k_cache.shape[2], k_cache.shape[1]
