@@ -27,8 +27,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
+from benchmarks.cases.gradients import Case, attention_of, backward, dense, problem
 from benchmarks.harness import environment, report, timing
-from benchmarks.studies.backward import Case, attention_of, backward, dense, problem
 from benchmarks.studies.backward import error as gradient_error
 from benchmarks.tables import other_gpus as figures
 from sparse_fmha import reference
@@ -115,14 +115,7 @@ def executed_pairs(case: Case, arch: str) -> float:
         return case.pairs()
     from sparse_fmha import _C
 
-    axes = len(case.grid)
-
-    def triple(values: object, beyond: int) -> tuple[int, ...]:
-        values = values if isinstance(values, tuple) else (values,) * axes
-        return (beyond,) * (3 - axes) + values
-
-    ones, zeros = (1, 1, 1), (0, 0, 0)
-    walk = (triple(case.grid, 1), triple(case.window, 1), triple(case.stride, 1), ones, zeros)
+    walk = case.walk()
     tile_q, tile_k = tiles_of(case, arch)
     # As sm80/geometry/grid.h chooses them.
     shape = _C.tiles.choose(walk, tile_q, tile_k, (max(tile_q, tile_k),) * 3, (1.0, 1.0, 0.0))
