@@ -70,10 +70,9 @@ def executed_pairs(case: Case, device: str, dtype: torch.dtype) -> float | None:
     if device == "cpu" or _C.arch_for_call(*torch.cuda.get_device_capability()) != "sm90":
         return None
     fused = case.head_dim <= 128 and _C.tiles.why_two_kernels(case.walk(), 0) is None
-    kernel = _C.find_kernel(
-        "sm90", "neighborhood", str(dtype).removeprefix("torch."), case.head_dim,
-        pass_="backward_fused" if fused else "backward_dkv",
-    )  # fmt: skip
+    name = str(dtype).removeprefix("torch.")
+    direction = "backward_fused" if fused else "backward_dkv"
+    kernel = _C.find_kernel("sm90", "neighborhood", name, case.head_dim, False, direction)
     return case.executed_pairs(kernel["tile_q"], kernel["tile_k"])
 
 

@@ -1,5 +1,6 @@
 """The study of backward passes at its tiny size."""
 
+import contextlib
 import json
 import math
 import sys
@@ -10,7 +11,7 @@ import torch
 from torch._inductor.exc import InductorError
 
 from benchmarks.cases import gradients as cases
-from benchmarks.cases.gradients import CASES
+from benchmarks.cases.gradients import CASES, Case
 from benchmarks.harness.names import UnavailableError
 from benchmarks.peers import flex as flex_peer
 from benchmarks.peers import gradients as peers
@@ -63,6 +64,31 @@ def test_executed_pairs_are_those_of_the_walk():
     found = _C.walks.Neighborhood(*walk, *shape)
     visits = [found.walk_transposed(i) for i in range(found.num_key_tiles())]
     assert case.executed_pairs(64, 128) == 64 * 128 * sum(len(x[2]) for x in visits)
+
+
+def test_whose_tiles_are_executed(monkeypatch):
+    """Those of the kernel that Hopper takes; of other GPUs they are not known."""
+    wide, narrow = (Case("", (4096,), 2, window=(size,)) for size in (600, 100))
+    capability, find, asked = [9, 0], _C.find_kernel, []
+
+    def find_or_not(*request):
+        asked.append(request)
+        with contextlib.suppress(RuntimeError):  # a build for the CPU has no such kernel
+            find(*request)
+        return {"tile_q": 64, "tile_k": 128}
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(_C, "find_kernel", find_or_not)
+    for case, direction in ((wide, "backward_fused"), (narrow, "backward_dkv")):
+        found = backward.executed_pairs(case, "cuda", torch.bfloat16)
+        assert found == case.executed_pairs(64, 128)
+        assert asked[-1] == ("sm90", "neighborhood", "bfloat16", 128, False, direction)
+    capability[:] = 8, 0
+    monkeypatch.setattr(_C, "arch_for_call", _C.arch_of_capability)
+    assert backward.executed_pairs(wide, "cuda", torch.bfloat16) is None
+    assert backward.executed_pairs(wide, "cpu", torch.float32) is None
+    lists = next(case for case in CASES if case.blocks)
+    assert backward.executed_pairs(lists, "cuda", torch.bfloat16) == lists.pairs()
 
 
 def test_a_deterministic_call_leaves_the_setting_as_it_was():
