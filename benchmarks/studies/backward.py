@@ -181,13 +181,18 @@ def error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype):
-    """FlexAttention's backward call; its lists are drawn anew, as many blocks in each row."""
+def flex_op(case: Case, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """FlexAttention's call; its lists are drawn anew, as many blocks in each row."""
     from benchmarks.peers import flex as peer
 
-    other = case.of_peers("cuda", dtype)
     call = peer.flex_tiled if len(case.grid) > 1 else peer.flex
-    out = call(other, *(x.flatten(1, -3) for x in inputs))()
+    return call(case.of_peers("cuda", dtype), *(x.flatten(1, -3) for x in inputs))
+
+
+def flex_backward(
+    case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype
+) -> Callable[[], object]:
+    out = flex_op(case, inputs, dtype)()
     return backward(out, inputs, dout.reshape(out.shape))
 
 
@@ -204,7 +209,7 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
             out = scaled_dot_product_attention(*heads_first, is_causal=case.causal)
         ops["cuDNN"] = backward(out, (q, k, v), dout.transpose(1, 2))
     if args.flex and device == "cuda":
-        ops["FlexAttention"] = flex(case, (q, k, v), dout, dtype)
+        ops["FlexAttention"] = flex_backward(case, (q, k, v), dout, dtype)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
