@@ -72,20 +72,17 @@ struct KernelTraits {
   static constexpr int kGroups = kTileQ / 64;
   static_assert(!kVotes || kWarpRows == 16, "the vote is that of four warps");
 
-  // Elements of a row in shared memory (chunk_place() in device/mma_tile.h). With rows of 96 two
-  // thread blocks fit 99 KB, or 163 KB with two stages; where both fit anyway, rows of 128 measured
-  // 3% faster.
-  static constexpr bool kShortRows =
-      kHeadDim == 96 && (Config::kArch == Arch::kSm86 || kStages == 2);
+  // Elements of a row in shared memory (chunk_place() in device/mma_tile.h). Rows of 96 let two
+  // thread blocks fit 99 KB; where both fit anyway, rows of 128 measured 3% faster.
+  static constexpr bool kShortRows = kHeadDim == 96 && Config::kArch == Arch::kSm86;
   static constexpr int kRowDim = kShortRows ? 96 : (kHeadDim + 63) / 64 * 64;
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
   // Queries stay in registers if there are enough of them: with the output and scores of a thread's
-  // row tiles they take 208 at most, of one row tile of head dim 256 and 32 keys. With 128 keys
-  // scores alone take 128, and the rows spilled.
+  // row tiles they take 208 at most, of one row tile of head dim 256 and 32 keys. Scores of two row
+  // tiles and 128 keys alone take 128, and such rows spilled.
   static constexpr bool kQueriesInRegisters =
-      (kRowTiles * kHeadDim <= 128 && kRowTiles * kTileK <= 128) ||
-      (kRowTiles == 1 && kTileK == 32);
+      (kRowTiles * kHeadDim <= 128 && kRowTiles * kTileK < 256) || (kRowTiles == 1 && kTileK == 32);
   // They then pass through the last stage: the second, which is free until the first tile is
   // computed, or the only one, and the first tile is copied after that.
   static constexpr bool kQueriesShareStage =
