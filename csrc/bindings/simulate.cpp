@@ -25,7 +25,7 @@ using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;             // fie
 using Costs = std::tuple<double, double, double>;                         // fields of TileCosts
 using Group = std::tuple<int64_t, int64_t, int64_t>;                      // fields of TileGroup
 using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;  // batch, head, T, Y, X
-using Map = std::tuple<int64_t, int64_t, int64_t, Strides, bool>;         // fields of ClassMap
+using Map = std::tuple<int64_t, int64_t, Strides, bool>;                  // fields of ClassMap
 using Ranked = std::tuple<Triple, Triple, Count, double>;                 // fields of RankedTiles
 
 Coord coord(Triple const& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
@@ -133,23 +133,23 @@ void bind_tiles(py::module_& m) {
         ClassUnits const& units = map.units;
         return Map{map.unit,
                    map.extent,
-                   map.before,
                    {units.batch, units.head, units.axis[0], units.axis[1], units.axis[2]},
                    map.fits};
       },
       py::arg("problem"), py::arg("heads"), py::arg("batch"), py::arg("strides"),
-      "(elements to a step of the offset, steps, elements before the tensor, steps to (batch, "
+      "(elements to a step of the offset, steps, steps to (batch, "
       "head, "
-      "T, Y, X), whether coordinates fit) of the tensor map of dilation classes; strides the "
+      "T, Y, X), whether coordinates fit) of the tensor maps of dilation classes; strides the "
       "same.");
   tiles.def(
-      "class_origin",
+      "class_kind",
       [](Problem const& problem, Triple const& residue) {
-        ClassOrigin const origin = class_origin(params(problem), coord(residue));
-        return std::pair(triple(origin.token), triple(origin.position));
+        auto const p = params(problem);
+        int32_t const kind = class_kind(p, coord(residue));
+        return std::pair(kind, triple(class_length(p, kind)));
       },
       py::arg("problem"), py::arg("residue"),
-      "(token of element 0 from where maps begin, element of position 0) of a dilation class.");
+      "(which of the maps has a dilation class, its elements per axis).");
   tiles.def(
       "order",
       [](Problem const& problem, Shape const& shape, int blocks) {

@@ -21,7 +21,7 @@ ClassMap class_map(TensorView const& view, Neighborhood::Params const& p, int32_
   constexpr int64_t kAny = 8;  // 16 bytes, of which the strides of maps are multiples
   unit = unit == 0 ? kAny : unit;
 
-  ClassMap map{unit, 1, 0, {}, true};
+  ClassMap map{unit, 1, {}, true};
   auto reach = [&](int64_t last, int64_t stride) {
     int64_t const units = last > 0 ? stride / unit : 0;
     // Each factor below 2^31, so that the product does not overflow.
@@ -33,11 +33,7 @@ ClassMap class_map(TensorView const& view, Neighborhood::Params const& p, int32_
   map.units.batch = reach(batch - 1, view.batch_stride);
   map.units.head = reach(heads - 1, view.head_stride);
   for (int axis = 0; axis < kGridAxes; ++axis) {
-    int64_t const dilation = p.dilation[axis];
-    int64_t const rest = p.grid[axis] % dilation;
-    bool const uneven = rest != 0;
-    map.units.axis[axis] = reach(dilation - 1 + rest, view.axis_stride[axis]);
-    map.before += uneven ? dilation * view.axis_stride[axis] : 0;
+    map.units.axis[axis] = reach(p.dilation[axis] - 1, view.axis_stride[axis]);
   }
   return map;
 }

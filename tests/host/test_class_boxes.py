@@ -1,4 +1,4 @@
-"""Boxes of dilation classes (planning/class_boxes.h): what a tensor map reaches, where it clips.
+"""Boxes of dilation classes (planning/class_boxes.h): what tensor maps reach, where they clip.
 
 The copy engine is a model in numpy: an element lies at the sum of coordinate times stride, and
 exists if all coordinates are inside the map.
@@ -49,29 +49,27 @@ def layouts(draw):
 
 
 class Model:
-    """The map of a tensor, and the boxes that kernels copy."""
+    """The maps of a tensor, and the boxes that kernels copy."""
 
     def __init__(self, problem, heads, batch, strides):
         self.problem = problem
-        unit, self.extent, before, self.units, fits = _C.tiles.class_map(
+        self.unit, self.extent, self.units, fits = _C.tiles.class_map(
             problem, heads, batch, strides
         )
         assert fits
-        grid, dilation = problem[0], problem[3]
-        self.unit, self.start = unit, -before
-        self.extents = [-(-n // d) for n, d in zip(grid, dilation, strict=True)]
-        self.strides = [d * s for d, s in zip(dilation, strides[2:], strict=True)]
+        self.strides = [d * s for d, s in zip(problem[3], strides[2:], strict=True)]
 
     def elements(self, batch, head, residue, origin, box):
         """Where the elements of a box that exist lie, by their positions in it."""
-        token, first = _C.tiles.class_origin(self.problem, residue)
-        offset = np.dot(self.units, (batch, head, *token))
+        kind, extents = _C.tiles.class_kind(self.problem, residue)
+        assert 0 <= kind < 8
+        offset = np.dot(self.units, (batch, head, *residue))
         assert 0 <= offset < self.extent
         found = {}
         for place in itertools.product(*map(range, box)):
-            at = np.add(np.add(origin, first), place)
-            if (at >= 0).all() and (at < self.extents).all():
-                found[place] = int(self.start + offset * self.unit + np.dot(at, self.strides))
+            at = np.add(origin, place)
+            if (at >= 0).all() and (at < extents).all():
+                found[place] = int(offset * self.unit + np.dot(at, self.strides))
         return found
 
 
@@ -124,7 +122,7 @@ def test_dimensions_of_one_entry_may_have_any_stride():
     unit, *_, fits = _C.tiles.class_map(problem, 1, 1, (2**60 + 1, 3, 5, 2**50, 64))
     assert (unit, fits) == (64, True)
     broadcast = _C.tiles.class_map(problem, 4, 3, (0, 0, 0, 0, 0))
-    assert broadcast == (8, 1, 0, (0, 0, 0, 0, 0), True)
+    assert broadcast == (8, 1, (0, 0, 0, 0, 0), True)
 
 
 @pytest.mark.parametrize(("batch", "fits"), [(1, True), (2, True), (3, False)])
@@ -133,13 +131,13 @@ def test_offsets_are_32_bit_numbers(batch, fits):
     heads = 2**14
     problem = ((1, 256, 256), ONE, ONE, (1, 17, 17), (0, 0, 0))
     strides = 64 * heads * 2**16, 64, 0, 64 * heads * 256, 64 * heads
-    unit, extent, _, units, found = _C.tiles.class_map(problem, heads, batch, strides)
+    unit, extent, units, found = _C.tiles.class_map(problem, heads, batch, strides)
     assert found == fits
     if fits:
         assert unit == 64
         assert units[1:] == (1, 0, 256 * heads, heads)
-        # The last batch entry and head of the class that begins last, of 15 tokens or of 16.
-        assert extent == (batch - 1) * 2**30 + heads - 1 + 17 * 257 * heads + 1
+        # The last batch entry and head of the class that begins last.
+        assert extent == (batch - 1) * 2**30 + heads - 1 + 16 * 257 * heads + 1
 
 
 @pytest.mark.parametrize(("grid", "dilation"), REACHED)

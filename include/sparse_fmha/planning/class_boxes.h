@@ -1,10 +1,13 @@
 // Boxes of a dilation class, for tensor maps that have a step of the dilation between their
 // elements, so that one map reaches the classes of every head and batch entry.
 //
-// On each axis a class has one of two lengths, and a map clips at one. So the positions of the
-// shorter classes are counted from 1: position -1 of theirs, which no box contains, is element 0,
-// and both kinds end with the same element. The last axis of the map is an offset in units that
-// divide all strides. It leads to the class, the head and the batch entry.
+// On each axis a class has one of two lengths, and a map clips at one: there is a map for each of
+// the kinds of classes. The last axis of a map is an offset in units that divide all strides. It
+// leads to the class, the head and the batch entry.
+//
+// One map for all kinds, in which the shorter classes begin a dilation before their first token,
+// clips alike, and no box has an element before the tensor. But on a GPU copies by maps that begin
+// in memory that is not there fault.
 #pragma once
 
 #include <cstdint>
@@ -13,21 +16,24 @@
 
 namespace sparse_fmha {
 
-// A class in the maps of all tensors.
-struct ClassOrigin {
-  Coord token;     // of element 0, from where maps begin
-  Coord position;  // element of the class' first position
-};
+constexpr int kClassKinds = 8;  // bit `axis` is set in those with the shorter length
 
-SPARSE_FMHA_HD ClassOrigin class_origin(Neighborhood::Params const& p, Coord const& residue) {
-  ClassOrigin origin{};
+SPARSE_FMHA_HD int32_t class_kind(Neighborhood::Params const& p, Coord const& residue) {
+  int32_t kind = 0;
   for (int axis = 0; axis < kGridAxes; ++axis) {
     int32_t const rest = p.grid[axis] % p.dilation[axis];
-    bool const longer = residue[axis] < rest;
-    origin.token[axis] = residue[axis] + (longer ? p.dilation[axis] : 0);
-    origin.position[axis] = rest != 0 && !longer;
+    kind |= (rest != 0 && residue[axis] >= rest) << axis;
   }
-  return origin;
+  return kind;
+}
+
+// Positions on each axis.
+inline Coord class_length(Neighborhood::Params const& p, int32_t kind) {
+  Coord length{};
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    length[axis] = ceil_div(p.grid[axis], p.dilation[axis]) - (kind >> axis & 1);
+  }
+  return length;
 }
 
 // Strides of one tensor on the last axis of its map.
@@ -41,11 +47,10 @@ struct ClassUnits {
   }
 };
 
-// The map of one tensor.
+// The last axis of the maps of one tensor.
 struct ClassMap {
   int64_t unit;    // elements to a step of the last axis
   int64_t extent;  // of the last axis
-  int64_t before;  // elements from where the map begins to the tensor
   ClassUnits units;
   bool fits;  // its coordinates are 32-bit numbers; only then are `units` right
 };

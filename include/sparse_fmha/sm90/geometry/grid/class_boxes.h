@@ -1,5 +1,5 @@
 // Boxes on a grid by tensor maps of dilation classes (planning/class_boxes.h): any dilation, all
-// heads and batch entries, and one map for each tensor.
+// heads and batch entries, and for each tensor a map for each kind of class.
 #pragma once
 
 #include <cuda.h>
@@ -15,10 +15,10 @@ struct ClassBoxes {
   using Element = typename Traits::Element;
 
   struct Maps {
-    CUtensorMap q[Traits::kQueryTensors];  // (D, X, Y, T, offset)
-    CUtensorMap k;
-    CUtensorMap v;
-    CUtensorMap out;
+    CUtensorMap q[Traits::kQueryTensors][kClassKinds];  // (D, X, Y, T, offset)
+    CUtensorMap k[kClassKinds];
+    CUtensorMap v[kClassKinds];
+    CUtensorMap out[kClassKinds];
   };
   struct Numbers {
     ClassUnits q[Traits::kQueryTensors];
@@ -26,10 +26,9 @@ struct ClassBoxes {
     ClassUnits v;
     ClassUnits out;
   };
-  // Of a query tile: the elements at position 0, and the offsets of its class, head and batch
-  // entry.
+  // Of a query tile: the kind of its class, and the offsets of the class, head and batch entry.
   struct Origin {
-    Coord first;
+    int32_t kind;
     int32_t offset_q[Traits::kQueryTensors];
     int32_t offset_k;
     int32_t offset_v;
@@ -37,7 +36,7 @@ struct ClassBoxes {
   };
   // Where a box lies: its coordinates. Begins like BoxSource.
   struct Source {
-    int32_t map;  // negative: the extra tokens
+    int32_t map;  // the kind of class; negative: the extra tokens
     int32_t head;
     int32_t place[3];
     int32_t offset_k;
@@ -47,60 +46,55 @@ struct ClassBoxes {
   template <class Params, class Work>
   static __device__ __forceinline__ void locate(Params const& params, Work& work) {
     Numbers const& units = params.geometry.places;
-    ClassOrigin const origin = class_origin(params.sparsity, work.q.residue);
-    work.first = origin.position;
+    Coord const first = work.q.residue;
+    work.kind = class_kind(params.sparsity, first);
     int32_t const batch = work.tile.batch;
     CUTE_UNROLL
     for (int i = 0; i < Traits::kQueryTensors; ++i) {
-      work.offset_q[i] = units.q[i].offset(batch, work.tile.head, origin.token);
+      work.offset_q[i] = units.q[i].offset(batch, work.tile.head, first);
     }
-    work.offset_k = units.k.offset(batch, work.head_kv, origin.token);
-    work.offset_v = units.v.offset(batch, work.head_kv, origin.token);
-    work.offset_out = units.out.offset(batch, work.tile.head, origin.token);
+    work.offset_k = units.k.offset(batch, work.head_kv, first);
+    work.offset_v = units.v.offset(batch, work.head_kv, first);
+    work.offset_out = units.out.offset(batch, work.tile.head, first);
   }
 
   template <class Params, class Work>
   static __device__ __forceinline__ Source source(Params const& /*params*/, Work const& work,
                                                   Coord const& position, int32_t /*head*/) {
-    Coord const at = element(work, position);
-    return {0, 0, {at[2], at[1], at[0]}, work.offset_k, work.offset_v};
+    return {work.kind, 0, {position[2], position[1], position[0]}, work.offset_k, work.offset_v};
   }
   template <class Params, class Work>
   static __device__ __forceinline__ void load_q(Params const& params, FullBarrier& barrier,
                                                 Element* destination, Work const& work,
                                                 Coord const& position) {
-    Coord const at = element(work, position);
     CUTE_UNROLL
     for (int i = 0; i < Traits::kQueryTensors; ++i) {
-      load_box<Traits::kHeadDim>(params.geometry.q[i], barrier,
+      load_box<Traits::kHeadDim>(params.geometry.q[i][work.kind], barrier,
                                  destination + i * Traits::kTileQ * Traits::kHeadDim,
-                                 Traits::kTileQ, kReadOnce, at[2], at[1], at[0], work.offset_q[i]);
+                                 Traits::kTileQ, kReadOnce, position[2], position[1], position[0],
+                                 work.offset_q[i]);
     }
   }
   static __device__ __forceinline__ void load_k(Maps const& maps, FullBarrier& barrier,
                                                 Element* destination, Source const& from) {
-    load(maps.k, barrier, destination, from, from.offset_k);
+    load(maps.k[from.map], barrier, destination, from, from.offset_k);
   }
   static __device__ __forceinline__ void load_v(Maps const& maps, FullBarrier& barrier,
                                                 Element* destination, Source const& from) {
-    load(maps.v, barrier, destination, from, from.offset_v);
+    load(maps.v[from.map], barrier, destination, from, from.offset_v);
   }
   template <class Params, class Work>
   static __device__ __forceinline__ void store_out(Params const& params, Element const* from,
                                                    Work const& work, Coord const& position) {
-    Coord const at = element(work, position);
+    CUtensorMap const& map = params.geometry.out[work.kind];
     CUTE_UNROLL
     for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_5D::copy(&params.geometry.out, from + d * Traits::kTileQ, d, at[2],
-                                    at[1], at[0], work.offset_out);
+      cute::SM90_TMA_STORE_5D::copy(&map, from + d * Traits::kTileQ, d, position[2], position[1],
+                                    position[0], work.offset_out);
     }
   }
 
  private:
-  template <class Work>
-  static __device__ __forceinline__ Coord element(Work const& work, Coord const& position) {
-    return {work.first[0] + position[0], work.first[1] + position[1], work.first[2] + position[2]};
-  }
   static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
                                               Element* destination, Source const& from,
                                               int32_t offset) {

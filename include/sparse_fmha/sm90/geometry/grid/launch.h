@@ -130,16 +130,17 @@ void launch_classes(FmhaProblem const& p, ExecutionContext const& context) {
   set_rows<Traits>(p, {0, 0, 0}, kOne, g);
   g.first_batch = 0;
   auto place = [&](TensorView const& view, int32_t heads, int32_t dim, Coord const& box,
-                   CUtensorMap& map, ClassUnits& units) {
+                   CUtensorMap(&maps)[kClassKinds], ClassUnits& units) {
     ClassMap const of = class_map(view, sparsity, heads, p.batch);
-    auto axis = [&](int a) {
-      return MapAxis{ceil_div(sparsity.grid[a], sparsity.dilation[a]),
-                     view.axis_stride[a] * sparsity.dilation[a], static_cast<uint32_t>(box[a])};
-    };
-    // May begin before the tensor, where no box has elements.
-    auto const begin = reinterpret_cast<uintptr_t>(view.data) - 2 * of.before;
-    map = make_tensor_map<4>(reinterpret_cast<void*>(begin), p.dtype, dim,
-                             {axis(2), axis(1), axis(0), MapAxis{of.extent, of.unit}});
+    for (int32_t kind = 0; kind < kClassKinds; ++kind) {
+      Coord const length = class_length(sparsity, kind);
+      auto axis = [&](int a) {  // no class has the shorter length where that is 0
+        return MapAxis{std::max(length[a], 1), view.axis_stride[a] * sparsity.dilation[a],
+                       static_cast<uint32_t>(box[a])};
+      };
+      maps[kind] = make_tensor_map<4>(view.data, p.dtype, dim,
+                                      {axis(2), axis(1), axis(0), MapAxis{of.extent, of.unit}});
+    }
     units = of.units;
   };
   Coord const part = warpgroup_box(g.shape.q);
