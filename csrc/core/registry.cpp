@@ -7,6 +7,7 @@
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -102,6 +103,10 @@ void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext cons
 
 AnchorKernels anchor_kernels(Arch arch) {
   return arch == Arch::kCpu ? cpu_anchor_kernels() : device::anchor_kernels();
+}
+
+void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_merge_parts : device::merge_parts)(problem, context);
 }
 
 std::string to_string(KernelKey const& key) {

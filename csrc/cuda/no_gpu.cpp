@@ -6,6 +6,7 @@
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
+#include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -26,6 +27,10 @@ int32_t device_multiprocessors(int32_t /*device*/) { refuse(); }
 int driver_version() { return 0; }
 
 AnchorKernels device::anchor_kernels() { refuse(); }
+
+void device::merge_parts(MergeProblem const& /*problem*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
 
 void device::fill_row_terms(FmhaProblem const& /*problem*/, ExecutionContext const& /*context*/) {
   refuse();

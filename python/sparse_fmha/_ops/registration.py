@@ -14,6 +14,7 @@ from sparse_fmha._ops import (
     derivatives,
     gradients,
     library,
+    merging,
     packed,
     shapes,
     symbolic,
@@ -64,6 +65,7 @@ def register() -> None:
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
+    merging.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 
 
