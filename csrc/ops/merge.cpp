@@ -19,23 +19,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using Strides = int64_t[MergeProblem::kMostDims];
 
-DataType dtype_of(Tensor const& out) {
-  switch (out.scalar_type()) {
-    case ScalarType::Half:
-      return DataType::kFloat16;
-    case ScalarType::BFloat16:
-      return DataType::kBFloat16;
-    case ScalarType::Float:
-      return DataType::kFloat32;
-    case ScalarType::Double:
-      return DataType::kFloat64;
-    default:
-      require(false, "outs must have dtype float16, bfloat16, float32 or float64, got ",
-              torch::headeronly::toString(out.scalar_type()));
-  }
-  return DataType::kFloat32;
-}
-
 void check_part(size_t i, Tensor const& out, Tensor const& lse, Tensor const& first) {
   std::string const at = "[" + std::to_string(i) + "]";
   require(same_shape(out, first) && out.scalar_type() == first.scalar_type() &&
@@ -120,7 +103,7 @@ Tensor merge_to(Tensor const& result, std::vector<Tensor> outs, std::vector<Tens
   require(columns <= INT32_MAX / 2, "outs must have rows of at most 2^30 elements, got shape ",
           shape_of(result));
   MergeProblem p = {};
-  p.dtype = dtype_of(result);
+  p.dtype = data_type("outs", result);
   p.count = static_cast<int32_t>(outs.size());
   p.dims = static_cast<int32_t>(rank - 1);
   p.head_dim = static_cast<int32_t>(columns);
