@@ -5,7 +5,7 @@
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
 #                                     backward key_bias query_rows score_sums decode diffusion
 #                                     models methods frontier frontier_trained other_gpus
-#                                     calibration scaling
+#                                     calibration skip_training scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -24,9 +24,10 @@ cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes host_time small backward key_bias query_rows score_sums
-  decode diffusion models methods frontier frontier_trained other_gpus calibration scaling)
+  decode diffusion models methods frontier frontier_trained other_gpus calibration
+  skip_training scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:19}")
+((${#steps[@]})) || steps=("${known[@]:0:20}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -67,6 +68,7 @@ step_frontier_trained() {
 }
 step_other_gpus() { study other_gpus; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
+step_skip_training() { study skip_training; }
 step_scaling() {
   timeout "$LIMIT" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu \
     -m benchmarks.studies.scaling --out "$OUT/scaling"

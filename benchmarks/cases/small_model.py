@@ -7,6 +7,8 @@ looking at near tokens.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +20,11 @@ PHRASE = 24  # tokens
 TIMES = 8  # that a phrase stands in a text, on average
 WIDTH = 256
 LAYERS = 2
-BATCH = 2
+BATCH = 2  # texts of the greatest length in a step
+SHORT = 512  # tokens of the first texts
 RATE = 3e-3
 SHARP = 2.0
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # causal; q, k, v and out [B, L, heads, dim]
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Trained:
     """q `[1, L, heads, dim]`, k and v `[1, L, heads_kv, dim]` of the last layer on a new text."""
 
     qkv: list[Tensor]
-    losses: tuple[float, float]  # nats a token, of the first and the last step
+    losses: list[float]  # nats a token, of each step
 
 
 class Layer(nn.Module):
@@ -47,11 +51,15 @@ class Layer(nn.Module):
         # Sharper than normalized q and k would be.
         return [rotated(SHARP * rms_norm(q, (dim,))), rotated(rms_norm(k, (dim,))), v]
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.transpose(1, 2) for part in self.project(x))
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.out(attend(*self.project(x)).flatten(2))
         return x + self.down(self.up(rms_norm(x, (WIDTH,))).relu())
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's own attention."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 def rotated(x: Tensor) -> Tensor:
@@ -88,35 +96,75 @@ class Model(nn.Module):
         x = self.embed(text)
         return x + self.before(pad(x[:, :-1], (0, 0, 1, 0)))
 
-    def forward(self, text: Tensor) -> Tensor:
+    def forward(self, text: Tensor, attend: Attend = dense) -> Tensor:
         x = self.start(text)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, attend)
         return rms_norm(x, (WIDTH,)) @ self.embed.weight.T
 
 
-def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
-    """Trains at the length of `size`, in bf16 on a GPU."""
-    generator = torch.Generator(device).manual_seed(seed)
+def make(size: dict[str, int], device: str, seed: int) -> Model:
     torch.manual_seed(seed)
-    model = Model(size["heads"], size["heads_kv"], size["dim"]).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, max(2, steps))
+    return Model(size["heads"], size["heads_kv"], size["dim"]).to(device)
+
+
+def loss_of(model: Model, text: Tensor, attend: Attend = dense) -> tuple[Tensor, Tensor]:
+    """Nats a token, and the share of the tokens that are predicted, in bf16 on a GPU."""
+    with torch.autocast(text.device.type, torch.bfloat16, enabled=text.is_cuda):
+        logits = model(text[:, :-1], attend)
+    logits, right = logits.flatten(0, 1).float(), text[:, 1:].flatten()
+    return cross_entropy(logits, right), (logits.argmax(1) == right).float().mean()
+
+
+def growing(length: int, steps: int) -> list[int]:
+    """Tokens of a text in each step: SHORT ones for half of the steps, in which there are few
+    places to look, then twice as many again and again."""
+    longer = []
+    while not longer or longer[-1] < length:
+        longer.append(min(length, 2 * longer[-1] if longer else SHORT))
+    first, rest = longer[0], longer[1:] or longer
+    later = steps - steps // 2
+    return [first] * (steps // 2) + [rest[i * len(rest) // later] for i in range(later)]
+
+
+def fit(
+    model: Model, lengths: Sequence[int], generator: torch.Generator,
+    attend: Attend = dense, rate: float = RATE,
+) -> list[float]:  # fmt: skip
+    """A step on new texts of each of the lengths, with as many tokens in all as BATCH texts of the
+    longest; returns the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, len(lengths)))
     losses = []
-    for _ in range(steps):
-        text = texts(BATCH, size["length"] + 1, device, generator)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = model(text[:, :-1])
-        loss = cross_entropy(logits.flatten(0, 1).float(), text[:, 1:].flatten())
+    for length in lengths:
+        batch = BATCH * max(lengths) // length
+        loss, _ = loss_of(model, texts(batch, length + 1, str(generator.device), generator), attend)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def learned(losses: Sequence[float]) -> None:
+    """Raises RuntimeError where a model predicts tokens hardly better than by their shares."""
+    if losses[-1] > math.log(VOCABULARY) / 2:
+        raise RuntimeError(
+            f"the small model has not learned to look back: a loss of {losses[-1]:.2f} after "
+            f"{len(losses)} steps, {math.log(VOCABULARY):.2f} without looking; it needs more steps"
+        )
+
+
+def train(size: dict[str, int], device: str, dtype: torch.dtype, seed: int, steps: int) -> Trained:
+    """Trains at the length of `size`, in bf16 on a GPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    model = make(size, device, seed)
+    losses = fit(model, growing(size["length"], steps), generator)
     with torch.no_grad():
         x = model.start(texts(1, size["length"], device, generator))
         for layer in model.layers[:-1]:
-            x = layer(x)
+            x = layer(x, dense)
         q, k, v = model.layers[-1].project(x)
     made = [x.to(dtype).contiguous() for x in (q, k, v)]
-    return Trained(made, (losses[0].item(), losses[-1].item()))
+    return Trained(made, losses)

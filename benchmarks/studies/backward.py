@@ -1,9 +1,10 @@
 """Backward passes: dense beside cuDNN through torch, neighborhoods and block lists.
 
-    python -m benchmarks.studies.backward [--tiny] [--flex] [--out PATH]
+    python -m benchmarks.studies.backward [--case NAME] [--flex] [--tiny] [--out PATH]
 
 With --flex, FlexAttention runs beside ours, compiled for each case: on grids of more axes than one
-with its tokens in tiles, copies into and out of them included.
+with its tokens in tiles, copies into and out of them included. Where it has no kernel, as for
+gradients of lists of 64x64 blocks, its row is missing and the reason is printed.
 
 A call is the backward op alone: row terms, dQ, dK and dV. The lse has no gradient of its own.
 Operations are 2.5 times those of the forward pass over the pairs that are visible. Windows do not
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch._inductor.exc import InductorError, LoweringException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -28,6 +30,7 @@ import sparse_fmha
 from benchmarks.cases import case as cases
 from benchmarks.cases.block_lists import Lists
 from benchmarks.harness import report, study, timing
+from benchmarks.harness.names import UnavailableError
 from sparse_fmha import BlockMask, reference, selection
 from sparse_fmha.cli import one_line_errors
 
@@ -120,6 +123,8 @@ CASES = (
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.studies.backward", description=__doc__)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
+    names = [case.name for case in CASES]
+    p.add_argument("--case", choices=names, metavar="NAME", action="append", help="default: all")
     p.add_argument("--flex", action="store_true", help="measure FlexAttention, too: minutes more")
     report.add_op_options(p, RESULTS)
     return p
@@ -187,7 +192,10 @@ def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype)
 
     other = case.of_peers("cuda", dtype)
     call = peer.flex_tiled if len(case.grid) > 1 else peer.flex
-    out = call(other, *(x.flatten(1, -3) for x in inputs))()
+    try:
+        out = call(other, *(x.flatten(1, -3) for x in inputs))()
+    except (InductorError, LoweringException) as error:  # its gradients are compiled with it
+        raise UnavailableError(str(error).partition(". ")[0]) from error
     return backward(out, inputs, dout.reshape(out.shape))
 
 
@@ -204,7 +212,10 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
             out = scaled_dot_product_attention(*heads_first, is_causal=case.causal)
         ops["cuDNN"] = backward(out, (q, k, v), dout.transpose(1, 2))
     if args.flex and device == "cuda":
-        ops["FlexAttention"] = flex(case, (q, k, v), dout, dtype)
+        try:
+            ops["FlexAttention"] = flex(case, (q, k, v), dout, dtype)
+        except UnavailableError as reason:
+            print(f"{case.name}: FlexAttention has no kernel: {reason}", file=sys.stderr)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
@@ -229,7 +240,8 @@ def table(rows: list[dict]) -> str:
 
 
 def measure(_: dict, args: argparse.Namespace, device: str, dtype: torch.dtype) -> dict:
-    return {"rows": [row for case in CASES for row in rows_of(case, args, device, dtype)]}
+    chosen = [case for case in CASES if not args.case or case.name in args.case]
+    return {"rows": [row for case in chosen for row in rows_of(case, args, device, dtype)]}
 
 
 def main(argv: list[str] | None = None) -> int:

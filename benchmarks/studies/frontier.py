@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heads", type=report.at_least_one, default=8, metavar="N")
     p.add_argument("--heads-kv", type=report.at_least_one, default=2, metavar="N")
     p.add_argument("--inputs", choices=("planted", "trained"), default="planted")
-    p.add_argument("--steps", type=report.at_least_one, default=400, help="of training")
+    p.add_argument("--steps", type=report.at_least_one, default=1000, help="of training")
     p.add_argument("--plot", type=Path, metavar="PICTURE", help="error over sparsity (matplotlib)")
     report.add_op_options(p, RESULTS["planted"], iterations=5)
     return p
@@ -135,8 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     settings["inputs"] = args.inputs
     if args.inputs == "trained":
         made = small_model.train(size, device, dtype, args.seed, args.steps)
-        (q, k, v), settings["losses"] = made.qkv, made.losses
-        print("loss of the first and the last step: {:.3f}, {:.3f}".format(*made.losses))
+        (q, k, v), settings["losses"] = made.qkv, [made.losses[0], made.losses[-1]]
+        print("loss of the first and the last step: {:.3f}, {:.3f}".format(*settings["losses"]))
+        if not args.tiny:
+            small_model.learned(made.losses)
     else:
         q, k, v, _ = stripes.planted(size, device, dtype, args.seed)
     results = environment.results(device, settings=settings, rows=[])

@@ -7,6 +7,7 @@
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 
@@ -107,6 +108,10 @@ AnchorKernels anchor_kernels(Arch arch) {
 
 void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const& context) {
   (arch == Arch::kCpu ? cpu_merge_parts : device::merge_parts)(problem, context);
+}
+
+void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
 }
 
 std::string to_string(KernelKey const& key) {

@@ -6,13 +6,14 @@
 
 #include "sparse_fmha/cpu/element.h"
 #include "sparse_fmha/cpu/isa.h"
-#include "sparse_fmha/cpu/multiply.h"
+#include "sparse_fmha/cpu/row_tile.h"
 #include "sparse_fmha/cpu/with_element.h"
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 namespace {
 
 constexpr int kKeys = AnchorGrid::kTile;
+static_assert(kKeys == kTileKeys, "a tile of keys is one of the grid's");
 
 // NaN if either is NaN: a row with NaN scores has no anchor.
 template <class T>
@@ -24,79 +25,31 @@ inline int64_t offset(TensorView const& t, int64_t batch, int64_t token, int64_t
   return batch * t.batch_stride + token * t.axis_stride[kGridAxes - 1] + head * t.head_stride;
 }
 
-// Query rows and a tile of keys, in a thread's scratch memory.
+// Loads keys [first, first + kKeys); 0 past the last.
 template <class Element>
-struct Tile {
-  using T = typename ComputeOf<Element>::type;
-  static constexpr int kLanes = kPanel<T>;
-
-  int rows;  // in whole panels
-  int dim;
-  T* queries;  // [panel][dim][lane]
-  T* keys;     // [kKeys][dim]
-  T* scores;   // [kKeys][lane], of one panel
-  T* figures;  // one per row, for the caller's use
-
-  Tile(int num_rows, int head_dim, void* scratch)
-      : rows(round_up(num_rows, kLanes)), dim(head_dim), queries(static_cast<T*>(scratch)) {
-    keys = queries + rows * dim;
-    scores = keys + kKeys * dim;
-    figures = scores + kKeys * kLanes;
+inline void load_keys(RowTile<Element>& tile, TensorView const& k, int64_t batch, int32_t first,
+                      int32_t length, int64_t head) {
+  auto const* const data = static_cast<Element const*>(k.data);
+  for (int key = 0; key < kKeys; ++key) {
+    tile.load_key(key, first + key < length ? data + offset(k, batch, first + key, head) : nullptr);
   }
-  static size_t bytes(int num_rows, int head_dim) {
-    Tile const plan(num_rows, head_dim, nullptr);
-    return sizeof(T) * (plan.rows * (head_dim + 1) + kKeys * (head_dim + kLanes));
-  }
-
-  template <class From>
-  void load_query(int row, From const* from, T factor) {
-    T* const to = queries + row / kLanes * kLanes * dim + row % kLanes;
-    for (int d = 0; d < dim; ++d) {
-      to[d * kLanes] = widen(from[d]) * factor;
-    }
-  }
-  // Zeroes lanes without a query, which are computed as well.
-  void clear_queries_from(int first) {
-    for (int row = first; row < rows; ++row) {
-      T* const to = queries + row / kLanes * kLanes * dim + row % kLanes;
-      for (int d = 0; d < dim; ++d) {
-        to[d * kLanes] = 0;
-      }
-    }
-  }
-  // Loads keys [first, first + kKeys); 0 past the last.
-  void load_keys(TensorView const& k, int64_t batch, int32_t first, int32_t length, int64_t head) {
-    auto const* const data = static_cast<Element const*>(k.data);
-    for (int key = 0; key < kKeys; ++key) {
-      if (first + key < length) {
-        widen_row(data + offset(k, batch, first + key, head), dim, keys + key * dim);
-      } else {
-        std::memset(keys + key * dim, 0, sizeof(T) * dim);
-      }
-    }
-  }
-  // Fills `scores` for the rows of the panel that begins at `first`.
-  void multiply_panel(int first) {
-    multiply<false>(Factor<T>{keys, dim, 1}, kKeys, queries + first * dim, kPanelVectors, dim,
-                    scores, kLanes);
-  }
-};
+}
 
 template <class Element>
 size_t means_scratch(AnchorMeans const& p) {
-  return Tile<Element>::bytes(p.grid.block, p.head_dim);
+  return RowTile<Element>::bytes(p.grid.block, p.head_dim);
 }
 
 template <class Element>
 void means(AnchorMeans const& p, int64_t item, void* scratch) {
-  using T = typename Tile<Element>::T;
-  constexpr int kLanes = Tile<Element>::kLanes;
+  using T = typename RowTile<Element>::T;
+  constexpr int kLanes = RowTile<Element>::kLanes;
   auto const block = static_cast<int32_t>(item % p.grid.blocks());
   int64_t const head = item / p.grid.blocks() % p.heads_q;
   int64_t const batch = item / p.grid.blocks() / p.heads_q;
   int32_t const first = block * p.grid.block;
   int32_t const rows = min_int(p.grid.block, p.grid.length - first);
-  Tile<Element> tile(p.grid.block, p.head_dim, scratch);
+  RowTile<Element> tile(p.grid.block, p.head_dim, scratch);
   auto const* const q = static_cast<Element const*>(p.q.data);
   for (int row = 0; row < rows; ++row) {
     tile.load_query(row, q + offset(p.q, batch, first + row, head), p.scale < 0 ? T(-1) : T(1));
@@ -108,7 +61,7 @@ void means(AnchorMeans const& p, int64_t item, void* scratch) {
   }
   for (int32_t t = 0; t < p.grid.anchor_tiles(block); ++t) {
     int32_t const key = p.grid.anchor_tile(block, t);
-    tile.load_keys(p.k, batch, key, p.grid.length, head / (p.heads_q / p.heads_kv));
+    load_keys(tile, p.k, batch, key, p.grid.length, head / (p.heads_q / p.heads_kv));
     for (int row = 0; row < rows; row += kLanes) {
       tile.multiply_panel(row);
       for (int i = 0; i < kKeys; ++i) {
@@ -128,20 +81,20 @@ void means(AnchorMeans const& p, int64_t item, void* scratch) {
 
 template <class Element>
 size_t keys_scratch(AnchorKeys const& p) {
-  return Tile<Element>::bytes(p.grid.step, p.head_dim);
+  return RowTile<Element>::bytes(p.grid.step, p.head_dim);
 }
 
 template <class Element>
 void keys(AnchorKeys const& p, int64_t item, void* scratch) {
-  using T = typename Tile<Element>::T;
-  constexpr int kLanes = Tile<Element>::kLanes;
+  using T = typename RowTile<Element>::T;
+  constexpr int kLanes = RowTile<Element>::kLanes;
   auto const superblock = static_cast<int32_t>(item % p.grid.superblocks());
   int64_t const heads = item / p.grid.superblocks();
   int64_t const head = heads % p.heads_q;
   int64_t const batch = heads / p.heads_q;
   int32_t const first = superblock * p.grid.step;
   int32_t const rows = min_int(p.grid.step, p.grid.blocks() - first);
-  Tile<Element> tile(p.grid.step, p.head_dim, scratch);
+  RowTile<Element> tile(p.grid.step, p.head_dim, scratch);
   auto const* const q = static_cast<float const*>(p.q_mean.data);
   T* const least = tile.figures;
   for (int row = 0; row < rows; ++row) {
@@ -157,8 +110,8 @@ void keys(AnchorKeys const& p, int64_t item, void* scratch) {
   std::memset(bits, 0, sizeof(uint32_t) * p.grid.words());
   int32_t count = 0;
   for (int32_t start = 0; start < candidates; start += kKeys) {
-    tile.load_keys(p.k, batch, p.grid.block + start, p.grid.length,
-                   head / (p.heads_q / p.heads_kv));
+    load_keys(tile, p.k, batch, p.grid.block + start, p.grid.length,
+              head / (p.heads_q / p.heads_kv));
     bool kept[kKeys] = {};
     for (int row = 0; row < rows; row += kLanes) {
       tile.multiply_panel(row);

@@ -4,6 +4,7 @@
 #include "sparse_fmha/cuda/current_device.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/device/merge_parts.h"
@@ -29,6 +30,10 @@ int driver_version() { return 0; }
 AnchorKernels device::anchor_kernels() { refuse(); }
 
 void device::merge_parts(MergeProblem const& /*problem*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::find_hip_keys(HipSearch const& /*search*/, ExecutionContext const& /*context*/) {
   refuse();
 }
 

@@ -5,7 +5,10 @@ import math
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
+from benchmarks.harness.names import UnavailableError
+from benchmarks.peers import flex as flex_peer
 from benchmarks.studies import backward
 from benchmarks.tables import backward as page
 
@@ -62,3 +65,20 @@ def test_peers_have_the_same_work(case):
         else "causal" if case.causal else "dense"
     )  # fmt: skip
     assert other.visible_pairs == case.pairs()
+
+
+def test_cases_that_flex_attention_has_no_kernel_for(monkeypatch):
+    def fail(*_):
+        raise InductorError(RuntimeError("No choices to select. Provided reason: none"), None)
+
+    monkeypatch.setattr(flex_peer, "flex", fail)
+    case = next(case for case in backward.CASES if case.name == "lists 64x64").tiny()
+    *inputs, dout = backward.problem(case, "cpu", torch.float32, 0)
+    with pytest.raises(UnavailableError, match=r"^RuntimeError: No choices to select$"):
+        backward.flex(case, inputs, dout, torch.float32)
+
+
+def test_chosen_cases(tmp_path):
+    out = tmp_path / "backward.json"
+    assert backward.main(["--tiny", "--case", "1-D", "--iterations", "1", "--out", str(out)]) == 0
+    assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"1-D"}

@@ -2,26 +2,17 @@
 
 import itertools
 
+import hip_cases
 import pytest
 import torch
 from dispatch_watch import Watch
 
 from sparse_fmha import decode_attention, patterns, stripe_attention
-from sparse_fmha.masks import block_lists
 
 
-def search(queries, keys, low, high, n, granule):
-    """Kept chunks of keys [low, high) by loops; queries and keys [.., D] in fp64."""
-    edges = [low + (high - low) * c // n for c in range(n + 1)]
-    chunks = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-    while any(b - a > granule for a, b in chunks):
-        halves = []
-        for a, b in chunks:
-            middle = a + (b - a + 1) // 2 if b - a > granule else b
-            halves += [part for part in ((a, middle), (middle, b)) if part[1] > part[0]]
-        score = {(a, b): float((queries @ keys[a + (b - a) // 2]).max()) for a, b in halves}
-        chunks = sorted(sorted(halves, key=lambda part: -score[part])[:n])
-    return chunks
+def by_loops(queries, keys, *others):
+    """Chunks that are kept; queries and keys [.., D] in fp64."""
+    return hip_cases.search(lambda j: float((queries @ keys[j]).max()), *others)
 
 
 def definition(q, k, keys, granule, local, first, sample, block_q, size):
@@ -36,7 +27,7 @@ def definition(q, k, keys, granule, local, first, sample, block_q, size):
                 begin = max(0, at - local) // size * size
                 low = min(first, begin)
                 queries = q[b, start:stop:sample, h].double()
-                found = search(queries, own, low, begin, keys // granule, granule)
+                found = by_loops(queries, own, low, begin, keys // granule, granule)
                 taken = [*range(low), *(j for a, c in found for j in range(a, c))]
                 for i in range(start, stop):
                     seen[b, h, i, [*taken, *range(begin, at + i - start + 1)]] = True
@@ -54,21 +45,12 @@ def definition(q, k, keys, granule, local, first, sample, block_q, size):
         (40, 40, 16, 2, 128, 4, 2, 64),
     ],
 )
-def test_the_definition(
-    randn, monkeypatch, q_len, kv_len, keys, granule, local, first, sample, block_q
-):
+def test_the_definition(randn, q_len, kv_len, keys, granule, local, first, sample, block_q):
     q, k = randn(2, q_len, 4, 16), randn(2, kv_len, 2, 16, seed=1)
     options = {"keys": keys, "granule": granule, "local": local, "first": first, "sample": sample}
     mask = patterns.hip(q, k, **options, block_q=block_q)
     mask.validate()
     assert mask.to_dense().equal(definition(q, k, *options.values(), block_q, 64))
-
-    def one_by_one(rows, *_, **__):
-        return [slice(row, row + 1) for row in range(rows)]
-
-    monkeypatch.setattr(block_lists, "chunks", one_by_one)
-    again = patterns.hip(q, k, **options, block_q=block_q)
-    assert again.to_dense().equal(mask.to_dense())
 
 
 def test_from_q_k_v_to_the_output(randn, agrees):
@@ -76,6 +58,22 @@ def test_from_q_k_v_to_the_output(randn, agrees):
     mask = patterns.hip(q, k, keys=32, local=0)
     visible = definition(q, k, 32, 2, 0, 4, 2, 64, 64)
     agrees(*stripe_attention(q, k, v, mask, return_lse=True), q, k, v, visible)
+
+
+def test_q_and_k_of_different_dtypes(randn):
+    q, k = randn(1, 200, 2, 16).bfloat16(), randn(1, 200, 1, 16, seed=1)
+    found = patterns.hip(q, k, keys=16, local=0)
+    assert found.columns.equal(patterns.hip(q.float(), k, keys=16, local=0).columns)
+
+
+@pytest.mark.parametrize("dim", [12, 264])
+def test_head_dims_that_attention_does_not_take(randn, dim):
+    q = randn(1, 200, 1, dim)
+    message = f"head dim of q must be a multiple of 8 from 8 to 256, got {dim}"
+    with pytest.raises(RuntimeError, match=message):
+        patterns.hip(q, q, keys=16)
+    with pytest.raises(RuntimeError, match=message):
+        patterns.HipSearch(1, 1).step(q[:, :1], q, torch.tensor([200]))
 
 
 def test_without_the_host(randn):
@@ -117,18 +115,19 @@ class Steps:
     def listed(self, q, caches):
         wanted = {}
         for b, h in itertools.product(range(len(caches)), range(2)):
-            own, n = caches[b][:, h].double(), len(caches[b])
+            own, length = caches[b][:, h].double(), len(caches[b])
             if self.steps % self.refresh == 0:
-                begin = max(0, n - self.local)
+                begin = max(0, length - self.local)
                 low = min(self.first, begin)
                 queries = q[b, 0].unflatten(0, (2, -1))[h].double()
-                chunks = search(queries, own, low, begin, self.keys // self.granule, self.granule)
+                n = self.keys // self.granule
+                chunks = by_loops(queries, own, low, begin, n, self.granule)
                 self.found[b, h] = (
                     begin,
                     [*range(low), *(j for a, c in chunks for j in range(a, c))],
                 )
             begin, before = self.found[b, h]
-            wanted[b, h] = [*before, *range(begin, n)]
+            wanted[b, h] = [*before, *range(begin, length)]
         self.steps += 1
         return wanted
 

@@ -13,6 +13,7 @@ from sparse_fmha._ops import (
     decode,
     derivatives,
     gradients,
+    hip_search,
     library,
     merging,
     packed,
@@ -66,6 +67,7 @@ def register() -> None:
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
     merging.register(_registrations)
+    hip_search.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 
 

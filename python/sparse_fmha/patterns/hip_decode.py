@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_floats, check_int, check_integers, check_shape, plain_ints
-from sparse_fmha._ops.autocast import without_autocast
-from sparse_fmha._sizes import ceil_div
+from sparse_fmha._ops import hip_search
 from sparse_fmha.masks.block_lists import ABSENT
-from sparse_fmha.patterns.hip_search import halvings, keys_of, search
-from sparse_fmha.selection.products import fp32_product
+from sparse_fmha.patterns.hip_search import check_keys, halvings
 
 
 class HipSearch:
@@ -62,15 +60,13 @@ class HipSearch:
         refresh: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_int("granule", granule, 1)
-        if check_int("keys", keys, 1) % granule:
-            raise ValueError(f"keys must be a multiple of granule = {granule}, got {keys}")
-        self.keys, self.granule = keys, granule
+        self.chunks, self.granule = check_keys(keys, granule), granule
         self.local, self.first = check_int("local", local, 1), check_int("first", first)
         self.refresh = check_int("refresh", refresh, 1)
-        shape = check_int("batch", batch, 1), check_int("heads_kv", heads_kv, 1), keys
-        self._found = torch.full(shape, ABSENT, dtype=torch.int32, device=device)
-        self._begin = torch.zeros(batch, 1, dtype=torch.int64, device=device)  # of the window
+        shape = check_int("batch", batch, 1), check_int("heads_kv", heads_kv, 1)
+        # The first keys and those found.
+        self._found = torch.full((*shape, first + keys), ABSENT, dtype=torch.int32, device=device)
+        self._begin = torch.zeros(batch, 1, dtype=torch.int32, device=device)  # of the window
         self._steps = 0
 
     def restart(self) -> None:
@@ -110,38 +106,29 @@ class HipSearch:
 
         Raises:
             ValueError, TypeError: a shape, dtype or device does not match.
+            RuntimeError: the head dim is not a multiple of 8 up to 256, or, on CUDA, the dtype is
+                fp64 or `keys / granule` is above 4096.
         """
         table = self._check(q, k_cache, seq_lens, page_table)
-        batch, heads = self._found.shape[:2]
-        rows = k_cache.shape[1]
+        heads, rows = k_cache.shape[2], k_cache.shape[1]
         most = rows if table is None else table.shape[2] * rows
-        lengths = seq_lens.long().clamp(0, most)[:, None]
-        begin = (lengths - self.local).clamp(min=0)
-        low = begin.clamp(max=self.first)
-        request = torch.arange(batch, device=q.device)[:, None, None]
-        head = torch.arange(heads, device=q.device)[:, None]
-        queries = q[:, 0].unflatten(1, (heads, -1))
-
-        def score(positions: Tensor) -> Tensor:
-            at = positions.expand(batch, heads, -1).clamp(max=max(0, most - 1))
-            if table is None:
-                keys = k_cache[request, at, head]
-            else:
-                page = table.expand(-1, heads, -1).gather(2, at // rows).long()
-                exists = (page >= 0) & (page < k_cache.shape[0])
-                keys = k_cache[page.masked_fill(~exists, 0), at % rows, head]
-            found = fp32_product(queries, keys.mT).amax(2)
-            return found if table is None else found.masked_fill(~exists, -torch.inf)
-
-        n = self.keys // self.granule
-        times = halvings(ceil_div(max(0, most - self.local), n), self.granule)
-        if not k_cache.numel():
-            times = 0
-        with without_autocast(q.device):
-            spans = search(low[..., None], begin[..., None], n, times, self.granule, score)
-        keys, exist = keys_of(*spans, self.granule)
-        self._found.copy_(keys.masked_fill(~exist, ABSENT).expand_as(self._found))
-        self._begin.copy_(begin)
+        begin = seq_lens.int().clamp(self.local, max(self.local, most)) - self.local
+        self._begin.copy_(begin[:, None])
+        # The heads that share keys are the queries of one search.
+        queries = q[:, 0].unflatten(1, (heads, -1)).transpose(1, 2)
+        found, _ = hip_search.search(
+            queries,
+            k_cache,
+            self._begin,
+            None if table is None else table.int(),
+            block_q=queries.shape[1],
+            sample=1,
+            chunks=self.chunks,
+            granule=self.granule,
+            first=self.first,
+            halvings=halvings(max(0, most - self.local), self.chunks, self.granule),
+        )
+        self._found.copy_(found[:, :, 0])
 
     def tokens(self, seq_lens: Tensor) -> tuple[Tensor, None]:
         """Returns the keys that the newest token of each request sees: `tokens` of
@@ -155,16 +142,11 @@ class HipSearch:
             indices int32 `[batch, 1, Hkv, first + keys + local + refresh - 1]`, each key once and
             -1 where there is none, and None.
         """
-        batch, heads = self._found.shape[:2]
-        lengths = seq_lens.long()[:, None]
-        device = self._found.device
-        sinks = torch.arange(self.first, device=device)
-        sinks = sinks.expand(batch, -1).masked_fill(sinks >= self._begin, ABSENT)
-        near = lengths - torch.arange(self.local + self.refresh - 1, 0, -1, device=device)
-        near = torch.where(near >= self._begin, near, ABSENT)
-        both = (x.int()[:, None].expand(-1, heads, -1) for x in (sinks, near))
-        first, last = both
-        return torch.cat([first, self._found, last], -1)[:, None], None
+        heads, device = self._found.shape[1], self._found.device
+        near = torch.arange(1 - self.local - self.refresh, 0, dtype=torch.int32, device=device)
+        near = seq_lens.int()[:, None] + near
+        near = near.masked_fill(near < self._begin, ABSENT)[:, None]
+        return torch.cat([self._found, near.expand(-1, heads, -1)], -1)[:, None], None
 
     def _check(
         self, q: Tensor, k_cache: Tensor, seq_lens: Tensor, page_table: Tensor | None
