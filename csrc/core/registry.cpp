@@ -42,7 +42,8 @@ bool serves(KernelKey const& row, KernelKey const& request) {
       request.value_dim == request.head_dim || row.arch == Arch::kCpu || row.arch == Arch::kSm90;
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips && bias && packed &&
-         row.head_dim >= request.head_dim && row.value_dim >= request.value_dim && widths;
+         row.dilated == request.dilated && row.head_dim >= request.head_dim &&
+         row.value_dim >= request.value_dim && widths;
 }
 
 }  // namespace
@@ -123,7 +124,7 @@ std::string to_string(KernelKey const& key) {
     text << ", value_dim=" << key.value_dim;
   }
   text << (key.skips ? ", with skipping" : "") << (key.key_bias ? ", with key_bias" : "")
-       << (key.packed ? ", packed" : "");
+       << (key.packed ? ", packed" : "") << (key.dilated ? ", dilated" : "");
   return text.str();
 }
 

@@ -125,6 +125,10 @@ MODULES = {
         (["--peers", "fa2"], "argument --peers: fa2 is none of cudnn, fa3, flashinfer"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.dilation": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.diffusion": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--tiny", "--layers", "0"], "argument --layers: must be at least 1, got 0"),

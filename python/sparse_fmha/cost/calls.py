@@ -98,6 +98,15 @@ def why_two_kernels(function: Callable[..., object], given: Given, skips: bool) 
     return tile_simulator().why_two_kernels(problem.walk, extra)
 
 
+def launches(function: Callable[..., object], given: Given) -> int:
+    """Launches of kernels on Hopper whose boxes have element strides (planning/interleaved.h)."""
+    if function is not neighborhood_attention:
+        return 1
+    axes = (given[name] for name in ("window", "stride", "dilation", "causal"))
+    grid, _, _, dilation, _ = check_problem(tuple(given["q"].shape[1:-2]), *axes).walk
+    return tile_simulator().launches(grid, dilation)
+
+
 def _block_sparse(given: Given, arch: str) -> Described:
     q, k, v = _checked(given, (1,))
     mask: BlockMask = given["mask"]
