@@ -8,6 +8,7 @@
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/hip_search.h"
+#include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 
 namespace sparse_fmha {
@@ -104,6 +105,10 @@ void fill_row_terms(Arch arch, FmhaProblem const& problem, ExecutionContext cons
 
 AnchorKernels anchor_kernels(Arch arch) {
   return arch == Arch::kCpu ? cpu_anchor_kernels() : device::anchor_kernels();
+}
+
+void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_merge_parts : device::merge_parts)(problem, context);
 }
 
 void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
