@@ -102,6 +102,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.skip_training": [
+        ([*TINY, "--length", "0"], "argument --length: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.skipping_gradients": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
