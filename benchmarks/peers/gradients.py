@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from torch._inductor.exc import InductorError, LoweringException
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,12 +42,15 @@ def cudnn(case: Case, inputs: Sequence[Tensor], dout: Tensor) -> Callable[[], ob
     return call
 
 
-def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor) -> Callable[[], object]:
-    """Its lists are drawn anew, as many blocks in each row."""
-    other = case.of_peers("cuda", dout.dtype)
+def flex_op(case: Case, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """FlexAttention's forward call; its lists are drawn anew, as many blocks in each row."""
     call = flex_peer.flex_tiled if len(case.grid) > 1 else flex_peer.flex
+    return call(case.of_peers("cuda", dtype), *(x.flatten(1, -3) for x in inputs))
+
+
+def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor) -> Callable[[], object]:
     try:
-        out = call(other, *(x.flatten(1, -3) for x in inputs))()
+        out = flex_op(case, inputs, dout.dtype)()
     except (InductorError, LoweringException) as error:  # its gradients are compiled with it
         raise UnavailableError(str(error).partition(". ")[0]) from error
     return backward(out, inputs, dout.reshape(out.shape))
