@@ -103,7 +103,7 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.skip_training": [
-        ([*TINY, "--length", "0"], "argument --length: must be at least 1, got 0"),
+        (["--tiny", "--length", "0"], "argument --length: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.skipping_gradients": [
