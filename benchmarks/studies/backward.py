@@ -186,14 +186,19 @@ def error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def flex(case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype):
-    """FlexAttention's backward call; its lists are drawn anew, as many blocks in each row."""
+def flex_op(case: Case, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """FlexAttention's call; its lists are drawn anew, as many blocks in each row."""
     from benchmarks.peers import flex as peer
 
-    other = case.of_peers("cuda", dtype)
     call = peer.flex_tiled if len(case.grid) > 1 else peer.flex
+    return call(case.of_peers("cuda", dtype), *(x.flatten(1, -3) for x in inputs))
+
+
+def flex_backward(
+    case: Case, inputs: Sequence[Tensor], dout: Tensor, dtype: torch.dtype
+) -> Callable[[], object]:
     try:
-        out = call(other, *(x.flatten(1, -3) for x in inputs))()
+        out = flex_op(case, inputs, dtype)()
     except (InductorError, LoweringException) as error:  # its gradients are compiled with it
         raise UnavailableError(str(error).partition(". ")[0]) from error
     return backward(out, inputs, dout.reshape(out.shape))
@@ -213,7 +218,7 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
         ops["cuDNN"] = backward(out, (q, k, v), dout.transpose(1, 2))
     if args.flex and device == "cuda":
         try:
-            ops["FlexAttention"] = flex(case, (q, k, v), dout, dtype)
+            ops["FlexAttention"] = flex_backward(case, (q, k, v), dout, dtype)
         except UnavailableError as reason:
             print(f"{case.name}: FlexAttention has no kernel: {reason}", file=sys.stderr)
     times = timing.measure(

@@ -75,7 +75,7 @@ def test_cases_that_flex_attention_has_no_kernel_for(monkeypatch):
     case = next(case for case in backward.CASES if case.name == "lists 64x64").tiny()
     *inputs, dout = backward.problem(case, "cpu", torch.float32, 0)
     with pytest.raises(UnavailableError, match=r"^RuntimeError: No choices to select$"):
-        backward.flex(case, inputs, dout, torch.float32)
+        backward.flex_backward(case, inputs, dout, torch.float32)
 
 
 def test_chosen_cases(tmp_path):
