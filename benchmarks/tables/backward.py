@@ -21,12 +21,17 @@ def caption(results: dict, source: str) -> str:
     )
 
 
-def rows(results: dict) -> list[dict[str, str]]:
-    by_case: dict[str, dict[str, dict]] = {}
+def by_case(results: dict) -> dict[str, dict[str, dict]]:
+    """The rows of each case by op."""
+    found: dict[str, dict[str, dict]] = {}
     for row in results["rows"]:
-        by_case.setdefault(row["case"], {})[row["op"]] = row
+        found.setdefault(row["case"], {})[row["op"]] = row
+    return found
+
+
+def rows(results: dict) -> list[dict[str, str]]:
     found = []
-    for case, ops in by_case.items():
+    for case, ops in by_case(results).items():
         ours = ops[OURS]
         ms = ours["ms"]["median"]
         rate = f"{ours['useful_flops'] / ms * 1e-9:.0f}"
