@@ -47,15 +47,18 @@ def with_shares(rows: list[dict]) -> list[tuple[dict, float | None]]:
     return found
 
 
+def by_case(results: dict) -> dict[str, dict[str, dict]]:
+    """The rows of each case by op."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in results["rows"]:
+        found.setdefault(row["case"], {})[row["op"]] = row
+    return found
+
+
 def rows(results: dict) -> list[dict[str, str]]:
-    by_case: dict[str, dict[str, dict]] = {}
-    shares: dict[str, str] = {}
-    for row, share in with_shares(results["rows"]):
-        by_case.setdefault(row["case"], {})[row["op"]] = row
-        if share is not None:
-            shares[row["case"]] = f"{share:.0%}"
+    shares = {row["case"]: f"{x:.0%}" for row, x in with_shares(results["rows"]) if x is not None}
     found = []
-    for case, ops in by_case.items():
+    for case, ops in by_case(results).items():
         ours = ops[OURS]
         ms = ours["ms"]["median"]
         line = {"case": case, "ms": f"{ms:.3g}", "TFLOP/s": f"{rate(ours, 'useful_flops'):.0f}"}
