@@ -62,7 +62,8 @@ def rows(results: dict) -> list[dict[str, str]]:
         ours = ops[OURS]
         ms = ours["ms"]["median"]
         line = {"case": case, "ms": f"{ms:.3g}", "TFLOP/s": f"{rate(ours, 'useful_flops'):.0f}"}
-        line["of dense"] = shares.get(case, "")
+        if case in shares:
+            line["of dense"] = shares[case]
         if DETERMINISTIC in ops:
             longer = ops[DETERMINISTIC]["ms"]["median"]
             line["deterministic"] = f"{longer:.3g} ms ({longer / ms:.2f}x)"
