@@ -83,6 +83,15 @@ def test_other_head_dims(arch):
         check(decode_cases.draw(3, "blocks", 16, rows=200, dim=dim, dtype=BF16))
 
 
+@pytest.mark.parametrize("options", [{}, {"skip_threshold": 0.0}], ids=["all", "skipping"])
+@pytest.mark.parametrize("page", [None, 16])
+def test_values_that_lie_in_another_order_than_keys(arch, page, options):
+    call = decode_cases.draw(6, "all", page, rows=200, dim=64, dtype=BF16)
+    call["v_cache"] = call["v_cache"].transpose(1, 2).contiguous().transpose(1, 2)
+    assert call["v_cache"].stride() != call["k_cache"].stride()
+    check(call | options)
+
+
 def test_tree_and_sink(arch):
     call = decode_cases.draw(5, "all", 16, len_q=4, rows=200, dim=64, dtype=BF16, lengths=[90] * 4)
     bits = [0b0001, 0b0011, 0b0101, 0b1011]  # each new key sees itself and its ancestors

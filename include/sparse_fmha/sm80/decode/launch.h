@@ -15,7 +15,10 @@ template <class Config>
 struct DecodeLaunch {
   using Traits = DecodeTraits<Config>;
   using Storage = DecodeStorage<Traits>;
-  static_assert(sizeof(Storage) <= smem_limit(Arch::kSm86), "the row serves both architectures");
+  static constexpr int kOfSystem = 1024;  // bytes of shared memory, of each block
+  static_assert(Traits::kLeastBlocks * (sizeof(Storage) + kOfSystem) <=
+                    smem_limit(Arch::kSm86) + kOfSystem,
+                "the row serves both architectures");
 
   static void run(FmhaProblem const& p, ExecutionContext const& context) {
     DecodeParams params = {};
@@ -39,7 +42,6 @@ struct DecodeLaunch {
  private:
   // Of a multiprocessor.
   static int blocks_at_once() {
-    constexpr int kOfSystem = 1024;  // bytes of each block
     int const bytes = device_attribute<cudaDevAttrMaxSharedMemoryPerMultiprocessor>();
     return std::clamp(bytes / static_cast<int>(sizeof(Storage) + kOfSystem), 1,
                       Traits::kMostBlocks);

@@ -6,16 +6,22 @@
 #include "sparse_fmha/device/decode/piece_keys.h"
 #include "sparse_fmha/device/mma_tile.h"
 #include "sparse_fmha/sm80/decode/traits.h"
+#include "sparse_fmha/sm80/forward/copy_tile.h"
 
 namespace sparse_fmha::sm80 {
 
-// Where the keys of a tile lie.
+// Where the keys of a tile lie. A copy adds an offset to its column's address, and nothing else:
+// what it would compute instead, it would compute for each chunk.
 template <class Traits>
 struct TilePlaces {
-  int32_t position[Traits::kTileK];  // -1: no row sees the key, and its elements are zero
-  int32_t outer[Traits::kTileK];     // batch entry or page
-  int32_t row[Traits::kTileK];       // in it
+  // Elements from the head's first row to a key's and to its value's. kNowhere: no row sees the
+  // key, and its elements are zero.
+  int64_t keys[Traits::kTileK];
+  int64_t values[Traits::kTileK];
+  int32_t position[Traits::kTileK];  // or -1
   bool masked[2];                    // of each half: whether some row does not see some key
+
+  static constexpr int64_t kNowhere = -1;  // strides are not negative
 };
 
 template <class Traits>
@@ -78,7 +84,8 @@ struct DecodeStorage {
 template <class Traits>
 class PlaceFinder {
  public:
-  __device__ __forceinline__ explicit PlaceFinder(DecodeStorage<Traits>& smem) : smem_(smem) {}
+  __device__ __forceinline__ PlaceFinder(DecodeParams const& params, DecodeStorage<Traits>& smem)
+      : params_(params), smem_(smem) {}
 
   // Finds the first `count` tiles, and asks for the next one.
   __device__ __forceinline__ void begin(int count) {
@@ -117,38 +124,43 @@ class PlaceFinder {
     bool const exists = keys.exists(found);
     bool const full = __all_sync(0xffffffff, exists && keys.all_rows_see(found.position));
     auto& to = smem_.places_of(i);
+    to.keys[key()] = exists ? offset(params_.k, found) : TilePlaces<Traits>::kNowhere;
+    to.values[key()] = exists ? offset(params_.v, found) : TilePlaces<Traits>::kNowhere;
     to.position[key()] = exists ? found.position : -1;
-    to.outer[key()] = found.outer;
-    to.row[key()] = found.row;
     to.masked[key() / 32] = !full;
   }
+  static __device__ __forceinline__ int64_t offset(TensorView const& of,
+                                                   PieceKeys::Place const& place) {
+    return place.outer * of.batch_stride + place.row * of.axis_stride[kGridAxes - 1];
+  }
 
+  DecodeParams const& params_;
   DecodeStorage<Traits>& smem_;
   PieceKeys::Place next_ = {-1, 0, 0};
 };
 
-// Copies the rows of a tile of keys or values to a stage. Called by all threads; returns with the
-// copies in flight, not yet committed.
+// Copies the rows of a tile of keys or values, which begin at offsets from a head's first, to a
+// stage. Called by all threads; returns with the copies in flight, not yet committed.
 template <class Traits>
 __device__ __forceinline__ void copy_stage(typename Traits::Element* stage, TensorView const& from,
                                            int32_t head, int32_t head_dim,
-                                           TilePlaces<Traits> const& places) {
+                                           int64_t const (&offsets)[Traits::kTileK]) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kRowDim / 8;
   constexpr int kRowsAtOnce = Traits::kThreads / kChunks;
-  int const chunk = threadIdx.x % kChunks;
-  int const first = threadIdx.x / kChunks;
+  auto const thread = static_cast<uint32_t>(thread_again());
+  int const chunk = thread % kChunks;
+  int const first = thread / kChunks;
   bool const has_columns = chunk * 8 < head_dim;
   auto const* const base = static_cast<Element const*>(from.data);
   auto const* const column = base + head * from.head_stride + chunk * 8;
 #pragma unroll 4
   for (int i = 0; i < Traits::kTileK / kRowsAtOnce; ++i) {
     int const r = first + i * kRowsAtOnce;
-    bool const there = has_columns && places.position[r] >= 0;
-    auto const* const row = column + places.outer[r] * from.batch_stride +
-                            places.row[r] * from.axis_stride[kGridAxes - 1];
+    int64_t const offset = offsets[r];
+    bool const there = has_columns && offset != TilePlaces<Traits>::kNowhere;
     cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
-        stage + chunk_place<Traits::kRowDim>(r, chunk), there ? row : base, there);
+        stage + chunk_place<Traits::kRowDim>(r, chunk), there ? column + offset : base, there);
   }
 }
 

@@ -41,12 +41,16 @@ struct DecodeTraits {
   // which nothing is copied to before they have.
   static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
   static constexpr int kElements = (kStages + (kQueriesInRegisters ? 0 : 1)) * kTileElements;
-  // On a multiprocessor at a time, if its shared memory is large enough.
-  static constexpr int kMostBlocks = 2;
+  // On a multiprocessor at a time, if its shared memory is large enough: as many as registers
+  // allow at head dim 64. At 128 a third one spills, and does not fit 164 KB.
+  static constexpr int kMostBlocks = kHeadDim > 64 ? 2 : kVotes ? 3 : 4;
+  // On one with 100 KB of shared memory.
+  static constexpr int kLeastBlocks = kHeadDim > 64 ? 1 : 2;
   // Groups of rows whose keys each block finds by itself.
-  static constexpr int kPlannedGroups = kHeadDim <= 128 ? 256 : 32;
-  // The tiles from the one that is computed to the one that is copied, and the next.
-  static constexpr int kPlaces = kVotes ? kStages + 1 : kStages / 2 + 2;
+  static constexpr int kPlannedGroups = kHeadDim <= 128 ? 256 : 24;
+  // The tiles from the one that is computed to the last one that is copied meanwhile. A place is
+  // written anew once all threads have left the tile before.
+  static constexpr int kPlaces = kVotes ? kStages : (kStages - 1) / 2 + 2;
 };
 
 }  // namespace sparse_fmha::sm80

@@ -19,7 +19,7 @@ template <class Traits>
 struct DecodeSteps {
   DecodeParams const& params;
   DecodeStorage<Traits>& smem;
-  PlaceFinder<Traits> finder{smem};
+  PlaceFinder<Traits> finder{params, smem};
 
   __device__ __forceinline__ KeyRange rows() const {
     return params.keys.rows_of(smem.piece.at.row_group);
@@ -34,8 +34,13 @@ struct DecodeSteps {
   __device__ __forceinline__ TilePlaces<Traits> const& places_of(int32_t i) const {
     return smem.places_of(i);
   }
-  __device__ __forceinline__ void copy(TensorView const& from, int32_t i, int stage) const {
-    copy_stage<Traits>(smem.stage(stage), from, smem.piece.at.head, params.head_dim, places_of(i));
+  __device__ __forceinline__ void copy_keys(int32_t i, int stage) const {
+    copy_stage<Traits>(smem.stage(stage), params.k, smem.piece.at.head, params.head_dim,
+                       places_of(i).keys);
+  }
+  __device__ __forceinline__ void copy_values(int32_t i, int stage) const {
+    copy_stage<Traits>(smem.stage(stage), params.v, smem.piece.at.head, params.head_dim,
+                       places_of(i).values);
   }
   __device__ __forceinline__ void find_first() {
     finder.begin(Traits::kPlaces - 1);
@@ -110,8 +115,10 @@ struct DecodeWalk {
   }
   // Item 2i is the keys of tile i, item 2i + 1 its values.
   __device__ __forceinline__ void copy(int32_t item) const {
-    if (item / 2 < steps.count()) {
-      steps.copy(item % 2 == 0 ? steps.params.k : steps.params.v, item / 2, item % kStages);
+    if (item / 2 < steps.count() && item % 2 == 0) {
+      steps.copy_keys(item / 2, item % kStages);
+    } else if (item / 2 < steps.count()) {
+      steps.copy_values(item / 2, item % kStages);
     }
     cutlass::arch::cp_async_fence();
   }
@@ -154,7 +161,7 @@ struct VotingDecodeWalk {
       }
       bool const kept = !vote.template leaves_out<true>(high);  // synchronises the block
       if (kept) {
-        steps.copy(params.v, i, kKeyStages);
+        steps.copy_values(i, kKeyStages);
       }
       cutlass::arch::cp_async_fence();
       copy_keys(i + kKeyStages);
@@ -185,7 +192,7 @@ struct VotingDecodeWalk {
 
   __device__ __forceinline__ void copy_keys(int32_t i) const {
     if (i < steps.count()) {
-      steps.copy(steps.params.k, i, i % kKeyStages);
+      steps.copy_keys(i, i % kKeyStages);
     }
     cutlass::arch::cp_async_fence();
   }
