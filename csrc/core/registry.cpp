@@ -9,6 +9,7 @@
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/row_terms.h"
+#include "sparse_fmha/device/ssa_choices.h"
 
 namespace sparse_fmha {
 
@@ -107,6 +108,10 @@ AnchorKernels anchor_kernels(Arch arch) {
 
 void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
   (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
+}
+
+void choose_ssa_blocks(Arch arch, SsaChoices const& choices, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_choose_ssa_blocks : device::choose_ssa_blocks)(choices, context);
 }
 
 std::string to_string(KernelKey const& key) {

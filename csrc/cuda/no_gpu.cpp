@@ -8,6 +8,7 @@
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/device/row_terms.h"
+#include "sparse_fmha/device/ssa_choices.h"
 
 namespace sparse_fmha {
 namespace {
@@ -29,6 +30,10 @@ int driver_version() { return 0; }
 AnchorKernels device::anchor_kernels() { refuse(); }
 
 void device::find_hip_keys(HipSearch const& /*search*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::choose_ssa_blocks(SsaChoices const& /*choices*/, ExecutionContext const& /*context*/) {
   refuse();
 }
 

@@ -17,6 +17,7 @@ from sparse_fmha._ops import (
     library,
     packed,
     shapes,
+    ssa_choices,
     symbolic,
     vmap,
 )
@@ -66,6 +67,7 @@ def register() -> None:
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
     hip_search.register(_registrations)
+    ssa_choices.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 
 
