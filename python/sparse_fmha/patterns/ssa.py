@@ -75,11 +75,13 @@ def ssa(
     Returns:
         A mask with lists for each batch entry and query head (one for all with one key head), built
         without waiting for the device. Bitmasks take `block_q * block / 8` bytes for each entry of
-        a list; `ssa_attention` has them once for each key head. The scores of all tokens with the
-        blocks before them are computed, a few query blocks at a time.
+        a list; `ssa_attention` has them once for each key head. One kernel chooses; it computes
+        the scores of all tokens with the blocks before them and holds none.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
+        RuntimeError: the head dim is not a multiple of 8 up to 256, or on CUDA the dtype is fp64,
+            a key head has more than 16 query heads, or `blocks` is above 513.
     """
     mask = _mask(q, k, blocks, block, scale, block_q, width)
     heads, heads_kv = q.shape[2], k.shape[2]
