@@ -5,8 +5,9 @@
 #include <algorithm>
 
 #include "sparse_fmha/device/mma_launch.h"
-#include "sparse_fmha/device/softmax.h"
 #include "sparse_fmha/device/ssa_candidates.h"
+#include "sparse_fmha/device/ssa_item.h"
+#include "sparse_fmha/device/ssa_norms.h"
 #include "sparse_fmha/device/ssa_scores.h"
 
 namespace sparse_fmha::device {
@@ -16,110 +17,9 @@ constexpr int kMostWarps = 8;
 constexpr size_t kSharedBytes = 99 << 10;
 constexpr float kLog2e = 1.4426950408889634f;
 
-struct SsaParams {
-  SsaChoices p;
-  int32_t heads;     // of a token, in a warp's octets: a power of two
-  int32_t team;      // warps that share tokens: a power of two
-  int32_t tokens;    // of a team
-  int32_t capacity;  // candidates of a token
-  int32_t groups;    // of a batch entry and key head, one for each thread block
-
-  SPARSE_FMHA_HD int32_t tokens_of(int32_t warps) const { return warps / team * tokens; }
-};
-
 // A weight's place in shared memory, [token][kStride]: rows begin in different banks.
 template <int kKeys>
 constexpr int kStride = kKeys + 8;
-
-// The log-sum-exps of a lane's rows, in log2 units.
-template <int kOctets>
-struct SsaNorms {
-  float top[kOctets];
-  float sum[kOctets];
-
-  __device__ __forceinline__ SsaNorms() {
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-      top[o] = -__FLT_MAX__;  // finite, so a row without keys has no inf - inf
-      sum[o] = 0;
-    }
-  }
-  __device__ __forceinline__ void add(SsaScores<kOctets / 2>& scores) {
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-      float most = top[o];
-#pragma unroll
-      for (int i = 0; i < kSsaKeys / 4; ++i) {
-        most = fmaxf(most, scores.at(o, i / 2, i % 2));
-      }
-      sum[o] *= exp2_approx(top[o] - most);
-#pragma unroll
-      for (int i = 0; i < kSsaKeys / 4; ++i) {
-        sum[o] += exp2_approx(scores.at(o, i / 2, i % 2) - most);
-      }
-      top[o] = most;
-    }
-  }
-  // Turns scores into weights, after finish().
-  __device__ __forceinline__ void weigh(SsaScores<kOctets / 2>& scores, float scale_log2) const {
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-#pragma unroll
-      for (int i = 0; i < kSsaKeys / 4; ++i) {
-        float& score = scores.at(o, i / 2, i % 2);
-        score = exp2_approx(fmaf(score, scale_log2, -top[o]));
-      }
-    }
-  }
-  // Over the four lanes of a row; leaves the result in `top`.
-  __device__ __forceinline__ void finish() {
-#pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2) {
-        float const other = __shfl_xor_sync(kWholeWarp, top[o], step);
-        float const others = __shfl_xor_sync(kWholeWarp, sum[o], step);
-        float const most = fmaxf(top[o], other);
-        sum[o] = sum[o] * exp2_approx(top[o] - most) + others * exp2_approx(other - most);
-        top[o] = most;
-      }
-      // Lanes may have rounded otherwise, and equal blocks must have equal weights.
-      top[o] = __shfl_sync(kWholeWarp, top[o] + log2f(sum[o]), threadIdx.x % 32 / 4 * 4);
-    }
-  }
-};
-
-// What a thread block, and a warp of it, works on.
-struct SsaItem {
-  int32_t entry;
-  int32_t head_kv;
-  int32_t first;  // token of the block
-  int32_t count;  // tokens of the block
-  int32_t warp;
-  int32_t member;  // of the team
-  int32_t token;   // the team's first one
-
-  __device__ __forceinline__ SsaItem(SsaParams const& params) {
-    SsaChoices const& p = params.p;
-    int32_t const rest = blockIdx.x / params.groups;
-    entry = rest / p.heads_kv;
-    head_kv = rest % p.heads_kv;
-    int32_t const tokens = params.tokens_of(blockDim.x / 32);
-    // Those with the most keys come first.
-    first = (params.groups - 1 - static_cast<int32_t>(blockIdx.x) % params.groups) * tokens;
-    count = min_int(tokens, p.q_len - first);
-    warp = threadIdx.x / 32;
-    member = warp % params.team;
-    token = first + warp / params.team * params.tokens;
-  }
-  // Of an octet: this lane's token, and the head among those of the group.
-  __device__ __forceinline__ int32_t token_of(SsaParams const& params, int octet) const {
-    return token + octet / params.heads * 8 + static_cast<int32_t>(threadIdx.x) % 32 / 4;
-  }
-  __device__ __forceinline__ int32_t head_of(SsaParams const& params, int octet) const {
-    return member * params.heads + octet % params.heads;
-  }
-};
 
 // Calls body(first key, tile) for the tiles of `count` keys.
 template <class Tile, class Body>
@@ -166,7 +66,7 @@ __device__ __forceinline__ void write_sums(SsaParams const& params, int stride,
   int const lane = threadIdx.x % 32;
 #pragma unroll
   for (int step = 1; step < kOctets; step *= 2) {
-    if (step < params.heads) {
+    if (step < params.heads.value()) {
 #pragma unroll
       for (int o = 0; o < kOctets; o += 2 * step) {
 #pragma unroll
@@ -178,8 +78,8 @@ __device__ __forceinline__ void write_sums(SsaParams const& params, int stride,
   }
 #pragma unroll
   for (int o = 0; o < kOctets; ++o) {
-    if (o % params.heads == 0) {
-      float* const row = to + (o / params.heads * 8 + lane / 4) * stride + lane % 4 * 2;
+    if (params.heads.rest(o) == 0) {
+      float* const row = to + (params.heads.divide(o) * 8 + lane / 4) * stride + lane % 4 * 2;
 #pragma unroll
       for (int eight = 0; eight < kSsaKeys / 8; ++eight) {
         *reinterpret_cast<float2*>(row + 8 * eight) = {weights.at(o, eight, 0),
@@ -203,7 +103,7 @@ struct SsaOwn {
   int32_t place;  // in the memory of the block
 
   __device__ __forceinline__ SsaOwn(SsaParams const& params, SsaItem const& item)
-      : tokens(params.tokens / params.team),
+      : tokens(params.team.divide(params.tokens)),
         first(item.token + item.member * tokens),
         place(item.warp * tokens) {}
 };
@@ -219,7 +119,7 @@ __device__ __forceinline__ void add_tile(SsaParams const& params, SsaItem const&
 #pragma unroll 1
   for (int32_t i = 0; i < own.tokens; ++i) {
     float weight = 0;
-    for (int32_t w = 0; w < params.team; ++w) {
+    for (int32_t w = 0; w < params.team.value(); ++w) {
       weight += sums[w * of_warp + i * kStride<kKeys>];
     }
     add_candidates<kKeys>(memory.candidates + (own.place + i) * params.capacity,
@@ -318,7 +218,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2) choose_blocks(SsaParams co
       write_sums<kOctets>(params, kStride<kKeys>, scores,
                           memory.sums + item.warp * params.tokens * kStride<kKeys> + key);
     }
-    if (params.team > 1) {
+    if (params.team.value() > 1) {
       __syncthreads();
     } else {
       __syncwarp();
@@ -330,23 +230,15 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2) choose_blocks(SsaParams co
   write_choices(params, item, memory);
 }
 
-int32_t power_of_two(int32_t least) {
-  int32_t power = 1;
-  while (power < least) {
-    power *= 2;
-  }
-  return power;
-}
-
 template <class Element, int kDim>
 void launch(SsaChoices const& p, ExecutionContext const& context) {
   using Tile = SsaTile<Element, kDim>;
   char const* const what = "SSA's choice of blocks";
   SsaParams params;
   params.p = p;
-  params.heads = std::min<int32_t>(Tile::kOctets, power_of_two(p.group()));
-  params.team = power_of_two(ceil_div(p.group(), params.heads));
-  params.tokens = 8 * Tile::kOctets / params.heads;
+  params.heads = PowerOfTwo::from(std::min<int32_t>(Tile::kOctets, p.group()));
+  params.team = PowerOfTwo::from(ceil_div(p.group(), params.heads.value()));
+  params.tokens = 8 * params.heads.divide(Tile::kOctets);
   // Room for some before the largest are found once more.
   params.capacity = ceil_div(p.few + std::max(48, p.few / 2), 32) * 32 + 32;
   int32_t warps = 2 * kMostWarps;
@@ -356,7 +248,7 @@ void launch(SsaChoices const& p, ExecutionContext const& context) {
     bytes = 2 * p.parts * Tile::kPart * sizeof(uint4) +
             warps * params.tokens * kStride<Tile::kKeys> * sizeof(float) +
             params.tokens_of(warps) * (sizeof(SsaKept) + params.capacity * sizeof(SsaCandidate));
-  } while (bytes > kSharedBytes && warps > params.team);
+  } while (bytes > kSharedBytes && warps > params.team.value());
   params.groups = ceil_div(p.q_len, params.tokens_of(warps));
   auto* const kernel = &choose_blocks<Element, kDim>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
