@@ -48,20 +48,22 @@ struct SsaTile {
   // keys and past the head dim. Called by all threads; returns with the copies in flight.
   static __device__ __forceinline__ void copy(SsaChoices const& p, int32_t entry, int32_t head_kv,
                                               int32_t first, int32_t count, uint4* to) {
-    constexpr int kSegments = kChunks / 4;
-    constexpr int kSteps = kPart / 32;  // of a part, for a warp
-    int const lane = threadIdx.x % 32;
-    int const column = lane % 4 * kNumbers;
-    auto const* const own = p.mean<Element>(0, entry, first + lane / 4, head_kv) + column;
+    constexpr unsigned kSegments = kChunks / 4;
+    constexpr unsigned kSteps = kPart / 32;  // of a part, for a warp
+    unsigned const lane = threadIdx.x % 32;
+    unsigned const column = lane % 4 * kNumbers;
+    int32_t const own_first = first + static_cast<int32_t>(lane / 4);
+    auto const* const own = p.mean<Element>(0, entry, own_first, head_kv) + column;
+    unsigned const steps = p.parts * kSteps;
 #pragma unroll 1
-    for (int step = threadIdx.x / 32; step < p.parts * kSteps; step += blockDim.x / 32) {
-      int const part = step / kSteps;
-      int const segment = step % kSegments;
-      int32_t const key = step % kSteps / kSegments * 8;
-      bool const there =
-          first + key + lane / 4 < count && column + segment * 4 * kNumbers < p.head_dim;
-      auto const* const from = own + part * p.means.batch_stride +
-                               key * p.means.axis_stride[kGridAxes - 1] + segment * 4 * kNumbers;
+    for (unsigned step = threadIdx.x / 32; step < steps; step += blockDim.x / 32) {
+      unsigned const part = step / kSteps;
+      unsigned const segment = step % kSegments * 4 * kNumbers;
+      unsigned const key = step % kSteps / kSegments * 8;
+      bool const there = own_first + static_cast<int32_t>(key) < count &&
+                         column + segment < static_cast<unsigned>(p.head_dim);
+      auto const* const from =
+          own + part * p.means.batch_stride + key * p.means.axis_stride[kGridAxes - 1] + segment;
       // If the chunk does not exist nothing is read, but a valid address is still required.
       cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
           to + step * 32 + lane, there ? from : static_cast<Element const*>(p.means.data), there);
