@@ -3,9 +3,9 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
-#                                     backward key_bias query_rows score_sums decode diffusion
-#                                     models methods frontier frontier_trained other_gpus
-#                                     calibration skip_training scaling
+#                                     backward key_bias query_rows score_sums decode models
+#                                     vision methods frontier frontier_trained other_gpus
+#                                     calibration skipping_gradients skip_training scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -24,10 +24,10 @@ cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes host_time small backward key_bias query_rows score_sums
-  decode diffusion models methods frontier frontier_trained other_gpus calibration
-  skip_training scaling)
+  decode models vision methods frontier frontier_trained other_gpus calibration
+  skipping_gradients skip_training scaling)
 steps=("$@")
-((${#steps[@]})) || steps=("${known[@]:0:20}")
+((${#steps[@]})) || steps=("${known[@]:0:${#known[@]}-1}")
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/refresh}
 LIMIT=${LIMIT:-600}
@@ -58,8 +58,8 @@ step_key_bias() { study key_bias; }
 step_query_rows() { study query_rows; }
 step_score_sums() { study score_sums; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
-step_diffusion() { study diffusion --repeats 3; }
 step_models() { study models; }
+step_vision() { study vision; }
 step_methods() { study methods; }
 step_frontier() { study frontier --length 32768 --plot "$OUT/frontier/error.png"; }
 step_frontier_trained() {
@@ -68,6 +68,7 @@ step_frontier_trained() {
 }
 step_other_gpus() { study other_gpus; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
+step_skipping_gradients() { study skipping_gradients; }
 step_skip_training() { study skip_training; }
 step_scaling() {
   timeout "$LIMIT" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu \

@@ -40,10 +40,15 @@ COMMON_WIDTHS = {16, 32, 64, 80, 96, 128, 192, 256}
 ALL_WIDTHS = "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n"
 
 
-# Kernels whose mechanism stands for several others.
-SHARED = {"DenseOrCausal": ("Dense", "Causal"), "PackedSequences": ("Dense", "Causal")}
+# Kernels whose mechanism stands for others.
 PACKED = "PackedSequences"
-SERVED = {mechanism for shared in SHARED.values() for mechanism in shared}
+DILATED = "DilatedNeighborhood"
+SHARED = {
+    "DenseOrCausal": ("Dense", "Causal"),
+    PACKED: ("Dense", "Causal"),
+    DILATED: ("Neighborhood",),
+}
+BY_COSTS = {"Dense", "Causal"}  # mechanisms whose calls choose among rows
 # Families and passes whose kernels test whether keys have a bias.
 BIAS_OPTIONAL = {("sm90", "backward_dq"), ("sm90", "backward_dkv")}
 
@@ -93,6 +98,11 @@ class Row(NamedTuple):
         return self.kernel_mechanism == PACKED
 
     @property
+    def dilated(self) -> bool:
+        """Whether it is for dilations that take other rows several launches."""
+        return self.kernel_mechanism == DILATED
+
+    @property
     def mechanism_name(self) -> str:
         return _snake_case(self.mechanism)
 
@@ -118,7 +128,7 @@ class Row(NamedTuple):
     def _name(self, arch: str, what: str) -> str:
         of = "" if self.direction == "forward" else f"{self.direction}_"
         end = "_skip" if self.skips else "_bias" if self.bias == "kPerKey" else ""
-        end += "_packed" if self.packed else ""
+        end += "_packed" if self.packed else "_dilated" if self.dilated else ""
         tile = f"_q{self.tile_q}" if self.further else ""
         return f"{arch}_{of}{what}{end}{tile}"
 
@@ -375,7 +385,7 @@ def write(folder: Path, archs: list[str], wanted: str = "") -> dict[str, list[Ro
         f"{r.head_dim}, {r.value_dim}, {r.tile_q}, {r.tile_k}, {r.blocks}, "
         f"{r.tile_ns}, {r.step_ns}, {r.alone_ns or r.step_ns})\n"
         for r in rows
-        if r.direction == "forward" and r.mechanism in SERVED and not (r.skips or r.key_bias)
+        if r.direction == "forward" and r.mechanism in BY_COSTS and not (r.skips or r.key_bias)
     )
     write_changed(folder / "row_costs.inc", "".join(costs))
     return files

@@ -24,11 +24,32 @@ def vsa(case: Case, q, k, v):
     """The kernel reads [B, H, L, D] in memory; tensors are put there outside the op."""
     check(case)
     forward = load()
+    lists = lists_of(case)
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+    return lambda: forward(q, k, v, *lists)[0].transpose(1, 2)
+
+
+def with_gradients(case: Case, q, k, v) -> torch.Tensor:
+    """out [B, H, L, D] by the package's autograd function, of q, k, v [B, H, L, D] in memory.
+
+    Its backward pass lists the blocks by keys in each call, as ours does, and rounds gradients that
+    its kernel leaves in fp32.
+    """
+    check(case)
+    load()
+    from fastvideo_kernel import block_sparse_attn_from_indices
+
+    indices, counts, sizes = lists_of(case)
+    indices = indices[..., : int(counts.max())].contiguous()  # as wide as its callers pass them
+    return block_sparse_attn_from_indices(q, k, v, indices, counts, sizes)[0]
+
+
+def lists_of(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Indices and counts of each row's blocks, and how many tokens a block has."""
     blocks = block_lists.draw(case.lists, case.heads_q, case.length, case.device).blocks
     counts, indices = (x[None].contiguous() for x in block_lists.compact(blocks))
-    sizes = torch.full((blocks.shape[-1],), BLOCK, dtype=torch.int32, device=q.device)
-    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    return lambda: forward(q, k, v, indices, counts, sizes)[0].transpose(1, 2)
+    sizes = torch.full((blocks.shape[-1],), BLOCK, dtype=torch.int32, device=blocks.device)
+    return indices, counts, sizes
 
 
 def check(case: Case) -> None:

@@ -23,8 +23,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.cases.gradients import Case, attention_of, problem
 from benchmarks.harness import environment, report
-from benchmarks.studies.backward import Case, attention_of, problem
 from sparse_fmha import _C
 from sparse_fmha.cli import one_line_errors
 

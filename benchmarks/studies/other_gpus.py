@@ -1,9 +1,11 @@
 """Kernels for GPUs other than Hopper, run on whatever GPU is here.
 
     python -m benchmarks.studies.other_gpus [--tiny] [--archs sm80,sm86] [--passes forward,backward]
-                                            [--out PATH]
+                                            [--no-flex] [--out PATH]
 
-Dense and causal attention beside FlashAttention-2 through torch, and neighborhoods and block lists.
+Dense and causal attention beside FlashAttention-2 through torch, neighborhoods beside its
+FlexAttention, compiled for each case, and block lists. FlexAttention has the tokens of grids of
+more axes than one in tiles, and its copies into and out of them count; its mask is lists of blocks.
 Rates of these two are a share of the kernel's own dense rate (D128, full, 32k; backward 16k): in
 the forward pass over the tiles that the kernel computes, in the backward pass over visible pairs. A
 backward call is row terms, dQ, dK and dV, 2.5 times the operations of the forward pass. The error
@@ -27,15 +29,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparse_fmha
+from benchmarks.cases.gradients import Case, attention_of, backward, dense, problem
 from benchmarks.harness import environment, report, timing
-from benchmarks.studies.backward import Case, attention_of, backward, dense, problem
+from benchmarks.peers import gradients as peers
 from benchmarks.studies.backward import error as gradient_error
 from benchmarks.tables import other_gpus as figures
 from sparse_fmha import reference
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "other_gpus"
-HEADER = ["pass", "case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of own dense", "error"]
+HEADER = ["pass", "case", "op", "ms", "p10", "p90", "TFLOP/s", "of flash", "of flex",
+          "of own dense", "error"]  # fmt: skip
 ARCHS = ("sm80", "sm86")
 PASSES = ("forward", "backward")
 BACKWARD_LENGTHS = (4096, 16384)  # of dense and causal attention
@@ -79,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="default: forward,backward",
     )
+    p.add_argument(
+        "--no-flex",
+        action="store_true",
+        help="leave out FlexAttention, which takes minutes to compile",
+    )
     report.add_op_options(p, RESULTS)
     return p
 
@@ -115,14 +124,7 @@ def executed_pairs(case: Case, arch: str) -> float:
         return case.pairs()
     from sparse_fmha import _C
 
-    axes = len(case.grid)
-
-    def triple(values: object, beyond: int) -> tuple[int, ...]:
-        values = values if isinstance(values, tuple) else (values,) * axes
-        return (beyond,) * (3 - axes) + values
-
-    ones, zeros = (1, 1, 1), (0, 0, 0)
-    walk = (triple(case.grid, 1), triple(case.window, 1), triple(case.stride, 1), ones, zeros)
+    walk = case.walk()
     tile_q, tile_k = tiles_of(case, arch)
     # As sm80/geometry/grid.h chooses them.
     shape = _C.tiles.choose(walk, tile_q, tile_k, (max(tile_q, tile_k),) * 3, (1.0, 1.0, 0.0))
@@ -134,6 +136,10 @@ def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool | None) -> Tensor:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         heads_first = [x.transpose(1, 2) for x in (q, k, v)]
         return scaled_dot_product_attention(*heads_first, is_causal=bool(causal))
+
+
+def measures_flex(case: Case, args: argparse.Namespace, device: str) -> bool:
+    return case.window is not None and device == "cuda" and not args.no_flex
 
 
 def error(case: Case, arch: str, device: str, dtype: torch.dtype, seed: int) -> float:
@@ -156,6 +162,8 @@ def rows_of(case: Case, args: argparse.Namespace, device: str, dtype: torch.dtyp
     ops = {arch: functools.partial(of_arch(arch, attend), q, k, v) for arch in archs}
     if case.causal is not None and device == "cuda":
         ops[figures.FLASH] = lambda: flash(q, k, v, case.causal)
+    if measures_flex(case, args, device):
+        ops[figures.FLEX] = peers.flex_op(case, (q, k, v), dtype)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
@@ -184,6 +192,8 @@ def backward_rows_of(
         ops[arch] = of_arch(arch, backward(out, (q, k, v), dout))
     if case.causal is not None and device == "cuda":
         ops[figures.FLASH] = backward(flash(q, k, v, case.causal), (q, k, v), dout.transpose(1, 2))
+    if measures_flex(case, args, device):
+        ops[figures.FLEX] = peers.flex(case, (q, k, v), dout)
     times = timing.measure(
         ops, device=device, l2="cold", iterations=args.iterations, warmup=1, seed=args.seed
     )
@@ -201,13 +211,13 @@ def has_backward(case: Case) -> bool:
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for row, speed, share in figures.beside(rows):
+    for row, speeds, share in figures.beside(rows):
         ms = row["ms"]
         lines.append([
             row["pass"], row["case"], row["op"],
             *(f"{ms[x]:.4g}" for x in ("median", "p10", "p90")),
             f"{figures.rate(row, 'useful_flops'):.3g}",
-            "" if speed is None else f"{speed:.2f}",
+            *(f"{speeds[peer]:.2f}" if peer in speeds else "" for peer in figures.PEERS),
             "" if share is None else f"{share:.0%}",
             "" if row["error"] is None else f"{row['error']:.1e}",
         ])  # fmt: skip

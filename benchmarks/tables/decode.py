@@ -10,6 +10,7 @@ from benchmarks.harness.names import OURS
 
 OWN = "own, "  # begins the names of our other calls
 FLOOR = "floor"
+SPARSE = ("blocks", "select", "skip")  # groups in which peers read all keys
 HEADER = [
     "case", "us", "p10", "p90", "rate", "of R", "own base", "x", "best peer", "us", "x", "error",
 ]  # fmt: skip

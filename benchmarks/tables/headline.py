@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.names import MATMUL, OURS
+from benchmarks.harness.names import OURS
 from benchmarks.tables.markdown import lines_of, source
 from benchmarks.tables.published import NATTEN_MS
-from benchmarks.tables.rates import by_op
-from benchmarks.tables.sequences import PEER_NAMES
+from benchmarks.tables.rates import best_peer, by_op
 
 COLUMNS = ("case", "ms", "fastest other", "speed relative to it")
 
@@ -29,7 +28,11 @@ CASES = {
         "skip/causal-64k/10": "causal, 64k tokens, {skipped} of tiles skipped",
     },
 }
-MODEL, CALL = "hunyuan-video-720p", "window, stride"
+# Of whole models: the variant, and what the README calls both.
+CALLS = {
+    "hunyuan-video-720p": ("gna-hunyuanvideo", "HunyuanVideo, window 18x24x24, stride 16x8x8"),
+    "wan-14b-720p": ("sol-comfyui", "Wan 2.1 14B, Sol-Attn"),
+}
 
 
 def line(what: str, ms: float, other: str, other_ms: float) -> dict[str, str]:
@@ -39,24 +42,29 @@ def line(what: str, ms: float, other: str, other_ms: float) -> dict[str, str]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def row_of(case: dict, what: str, l2: str) -> dict[str, str]:
-    """Beside the published time of the same window, else the fastest peer of the same run."""
+def row_of(case: dict, what: str, l2: str) -> dict[str, str] | None:
+    """Beside the published time of the same window, else the fastest peer of the same run; None
+    without either."""
     runs = by_op(case, l2)
-    ours = runs.pop(OURS)
+    published = NATTEN_MS.get(case["name"])
+    peer = ("NATTEN, published", published) if published else best_peer(runs)
+    if peer is None:
+        return None
+    ours = runs[OURS]
     what = what.format(skipped=f"{100 * ours.get('skipped_tiles', 0):.0f}%")
-    if case["name"] in NATTEN_MS:
-        other, other_ms = "NATTEN, published", NATTEN_MS[case["name"]]
-    else:
-        peers = {op: r["ms"]["median"] for op, r in runs.items() if op in PEER_NAMES}
-        fastest = min(peers, key=peers.__getitem__)
-        other, other_ms = PEER_NAMES[fastest], peers[fastest]
-    return line(what, ours["ms"]["median"], other, other_ms)
+    return line(what, ours["ms"]["median"], *peer)
 
 
-def has_peer(case: dict, l2: str) -> bool:
-    """Whether the run has something of another library to stand beside."""
-    ops = {r["op"] for r in case["runs"] if r["l2"] == l2} - {OURS, MATMUL}
-    return case["name"] in NATTEN_MS or bool(ops & PEER_NAMES.keys())
+def call_of(model: dict, blocks: int) -> dict[str, str] | None:
+    """Of a whole model cut to `blocks` blocks of each kind, not compiled; None for those that are
+    not shown."""
+    variant, what = CALLS.get(model["case"], ("", ""))
+    rows = model["rows"]
+    calls = {n: row["eager"]["call"] for n, row in rows.items() if "call" in row.get("eager", {})}
+    if not {variant, "torch"} <= calls.keys():
+        return None
+    cut = f"{sum(min(blocks, n) for n in model['blocks'])} of {sum(model['blocks'])} blocks"
+    return line(f"{what}: the whole call, {cut}", calls[variant], "torch", calls["torch"])
 
 
 def table(by_kind: dict[str, dict], models: dict | None) -> str | None:
@@ -68,20 +76,15 @@ def table(by_kind: dict[str, dict], models: dict | None) -> str | None:
             continue
         l2 = results["settings"]["l2"][0]
         cases = {case["name"]: case for case in results["cases"]}
-        rows += [
-            row_of(cases[name], what, l2)
-            for name, what in names.items()
-            if name in cases and has_peer(cases[name], l2)
-        ]
+        found = (row_of(cases[name], what, l2) for name, what in names.items() if name in cases)
+        rows += filter(None, found)
         sources.append(source(results))
-    for model in models["models"] if models else ():
-        if model["case"] == MODEL:
-            calls = {name: row["call"] for name, row in model["rows"].items()}
-            what = (
-                f"HunyuanVideo, {model['blocks']} of {model['all_blocks']} blocks, the whole call"
-            )
-            rows.append(line(what, calls[CALL], "torch's attention", calls["torch"]))
-            sources.append(f"the whole call {source(models)}")
+    if models:
+        blocks = models["settings"]["blocks"]
+        order = sorted(models["models"], key=lambda m: [*CALLS, m["case"]].index(m["case"]))
+        found = list(filter(None, (call_of(model, blocks) for model in order)))
+        rows += found
+        sources += [f"whole calls {source(models)}"] * bool(found)
     if not rows:
         return None
     caption = (

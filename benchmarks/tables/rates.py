@@ -5,6 +5,17 @@ from __future__ import annotations
 from benchmarks.harness.names import DENSE, MATMUL, OURS
 from benchmarks.tables import targets
 
+PEER_NAMES = {
+    "fa3": "FlashAttention-3",
+    "cudnn": "cuDNN",
+    "flash2": "FlashAttention-2",
+    "flex": "FlexAttention",
+    "flex_tiled": "FlexAttention in tiles",
+    "sta": "sliding tile attention",
+    "vsa": "fastvideo-kernel",
+    "torch": "torch",
+}
+
 
 def unit(results: dict) -> tuple[str, float]:
     """The unit that a device's rates are shown in, and how many of it make a TFLOP/s."""
@@ -20,6 +31,13 @@ def by_op(case: dict, l2: str) -> dict[str, dict]:
     """The runs of the ops that compute attention; ours is the first."""
     runs = {r["op"]: r for r in case["runs"] if r["l2"] == l2 and r["op"] != MATMUL}
     return {OURS: runs.pop(OURS)} | runs
+
+
+def best_peer(runs: dict[str, dict]) -> tuple[str, float] | None:
+    """The fastest other kernel that computes what ours does, and its ms; dense attention of a
+    sparse case is none."""
+    ms = {PEER_NAMES[op]: run["ms"]["median"] for op, run in runs.items() if op in PEER_NAMES}
+    return min(ms.items(), key=lambda x: x[1], default=None)
 
 
 def percent_of_dense(runs: dict[str, dict]) -> float | None:

@@ -6,6 +6,7 @@ methods by error, all between markers. Each table
 is of the newest results file that has such cases, for each type of device: sequences, with the rate
 over visible pairs and the speed relative to the fastest peer of the same run in each cell; grids,
 block lists and skipping, a line for each case. Studies have results files in folders of their own.
+The first table has all cells of these that have a peer, worst first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from benchmarks.tables import (
     blocks,
     builders,
     decode,
-    diffusion,
     frontier,
     grids,
     headline,
@@ -30,14 +30,17 @@ from benchmarks.tables import (
     methods,
     models,
     other_gpus,
+    peers,
     query_rows,
     scaling,
     score_sums,
     sequences,
     skip_training,
     skipping,
+    skipping_gradients,
     small,
     stripes,
+    vision,
 )
 from benchmarks.tables.markdown import lines_of, source
 from sparse_fmha.cli import one_line_errors
@@ -62,6 +65,7 @@ FOLDERS = {
     "decode": decode,
     "stripes": stripes,
     "backward": backward,
+    "skipping_gradients": skipping_gradients,
     "skip_training": skip_training,
     "key_bias": key_bias,
     "query_rows": query_rows,
@@ -69,8 +73,8 @@ FOLDERS = {
     "methods": methods,
     "frontier": frontier,
     "frontier_trained": frontier.TRAINED,
-    "diffusion": diffusion,
     "models": models,
+    "vision": vision,
     "scaling": scaling,
     "other_gpus": other_gpus,
     "host_time": host_time,
@@ -99,8 +103,16 @@ def newest(folder: Path) -> dict[tuple[str, str], dict]:
     return dict(sorted(latest.items(), key=lambda x: (x[0][0] != "cuda", order.index(x[0][1]))))
 
 
+def on_gpu(folder: Path) -> dict[str, dict]:
+    """By kind of case."""
+    return {one: found for (device, one), found in newest(folder).items() if device == "cuda"}
+
+
 def sections(folder: Path) -> Iterator[str]:
     """Every table with its heading."""
+    studies = {name: report.newest(folder / name) for name in peers.STUDIES}
+    if all_cells := peers.table(list(on_gpu(folder).values()), studies):
+        yield f"## {peers.TITLE}\n\n{all_cells}"
     for (device, one), results in newest(folder).items():
         title, table = TABLES[one]
         yield f"## {title}{'' if device == 'cuda' else f', {device}'}\n\n{table(results)}"
@@ -115,8 +127,7 @@ def section(folder: Path) -> str:
 
 
 def headlines(folder: Path) -> str:
-    on_gpu = {one: found for (device, one), found in newest(folder).items() if device == "cuda"}
-    return headline.table(on_gpu, report.newest(folder / "diffusion")) or NONE_YET
+    return headline.table(on_gpu(folder), report.newest(folder / "models")) or NONE_YET
 
 
 def choices(folder: Path) -> str:

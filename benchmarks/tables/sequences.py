@@ -7,18 +7,7 @@ import statistics
 
 from benchmarks.harness.names import MATMUL
 from benchmarks.tables.markdown import measured, source
-from benchmarks.tables.rates import by_op, number, unit
-
-PEER_NAMES = {
-    "fa3": "FlashAttention-3",
-    "cudnn": "cuDNN",
-    "flash2": "FlashAttention-2",
-    "flex": "FlexAttention",
-    "flex_tiled": "FlexAttention in tiles",
-    "sta": "sliding tile attention",
-    "vsa": "fastvideo-kernel",
-    "torch": "torch",
-}
+from benchmarks.tables.rates import PEER_NAMES, by_op, number, unit
 
 
 def cell(case: dict, l2: str, scale: float) -> str:

@@ -18,18 +18,32 @@ def caption(results: dict, source: str) -> str:
     )
 
 
+def best_peer(row: dict) -> tuple[str, float] | None:
+    """The fastest other kernel and its ms."""
+    # A forced query tile is named "q64"; it is no other kernel.
+    peers = {
+        name: spread["median"]
+        for name, spread in row["ms"].items()
+        if name != OURS and not name.removeprefix("q").isdecimal()
+    }
+    return min(peers.items(), key=lambda x: x[1], default=None)
+
+
 def rows(results: dict) -> list[dict[str, str]]:
     found = []
     for row in sorted(results["rows"], key=lambda row: row["of_best_peer"] or 0):
-        us = {name: 1e3 * spread["median"] for name, spread in row["ms"].items()}
         name = row["case"].removeprefix("small/").replace("/", " ").replace("d", "D", 1)
-        line = dict(zip(COLUMNS, (name, f"{us[OURS]:.1f}", f"{row['tile_q']}"), strict=False))
-        # A forced query tile is named "q64"; it is no other kernel.
-        peers = [x for x in us if x != OURS and not x.removeprefix("q").isdecimal()]
-        if peers:
-            best = min(peers, key=us.__getitem__)
+        line = dict(
+            zip(
+                COLUMNS,
+                (name, f"{1e3 * row['ms'][OURS]['median']:.1f}", f"{row['tile_q']}"),
+                strict=False,
+            )
+        )
+        if peer := best_peer(row):
+            best, ms = peer
             ratio = f"{row['of_best_peer']:.2f}x"
             shown = f"**{ratio}**" if row["of_best_peer"] < 1 else ratio
-            line |= dict(zip(COLUMNS[3:], (best, f"{us[best]:.1f}", shown), strict=True))
+            line |= dict(zip(COLUMNS[3:], (best, f"{1e3 * ms:.1f}", shown), strict=True))
         found.append(line)
     return found

@@ -37,8 +37,9 @@ py::dict describe(sparse_fmha::KernelInfo const& info) {
                   "dtype"_a = sparse_fmha::to_string(info.key.dtype),
                   "head_dim"_a = info.key.head_dim, "value_dim"_a = info.key.value_dim,
                   "skips"_a = info.key.skips, "key_bias"_a = info.key.key_bias,
-                  "packed"_a = info.key.packed, "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k,
-                  "stages"_a = info.stages, "threads"_a = info.threads, "blocks"_a = info.blocks,
+                  "packed"_a = info.key.packed, "dilated"_a = info.key.dilated,
+                  "tile_q"_a = info.tile_q, "tile_k"_a = info.tile_k, "stages"_a = info.stages,
+                  "threads"_a = info.threads, "blocks"_a = info.blocks,
                   "smem_bytes"_a = info.smem_bytes);
 }
 
@@ -92,7 +93,7 @@ std::vector<sparse_fmha::Arch> gpu_arch_list() {
 
 py::dict find_kernel(std::string const& arch, std::string const& mechanism,
                      std::string const& dtype, int head_dim, bool skips, std::string const& pass,
-                     bool key_bias, int tile_q, bool packed, int value_dim) {
+                     bool key_bias, int tile_q, bool packed, int value_dim, bool dilated) {
   using sparse_fmha::Arch;
   using sparse_fmha::DataType;
   using sparse_fmha::Pass;
@@ -108,7 +109,7 @@ py::dict find_kernel(std::string const& arch, std::string const& mechanism,
       "pass");
   return describe(
       sparse_fmha::find_kernel({on, in, of, head_dim, value_dim == 0 ? head_dim : value_dim,
-                                mechanism_index(mechanism), skips, key_bias, packed},
+                                mechanism_index(mechanism), skips, key_bias, packed, dilated},
                                tile_q)
           .info);
 }
@@ -187,7 +188,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("find_kernel", &find_kernel, py::arg("arch"), py::arg("mechanism"), py::arg("dtype"),
         py::arg("head_dim"), py::arg("skips") = false, py::arg("pass") = "forward",
         py::arg("key_bias") = false, py::arg("tile_q") = 0, py::arg("packed") = false,
-        py::arg("value_dim") = 0,
+        py::arg("value_dim") = 0, py::arg("dilated") = false,
         "The row that an op takes for this request, of several the one with tile_q, or else that "
         "for much work; RuntimeError names the rows there are. value_dim 0: head_dim.");
   m.def("gpu_archs", &gpu_archs, "Compute capabilities by the GPU architecture that they run.");

@@ -10,6 +10,7 @@
 
 #include "sparse_fmha/planning/backward_route.h"
 #include "sparse_fmha/planning/choose_order.h"
+#include "sparse_fmha/planning/class_boxes.h"
 #include "sparse_fmha/planning/tiling.h"
 
 namespace py = pybind11;
@@ -19,11 +20,13 @@ namespace {
 using namespace sparse_fmha;
 using Triple = std::tuple<int32_t, int32_t, int32_t>;
 using Problem = std::tuple<Triple, Triple, Triple, Triple, Triple>;
-using Shape = std::pair<Triple, Triple>;                       // queries, keys
-using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // fields of TileCount
-using Costs = std::tuple<double, double, double>;              // fields of TileCosts
-using Group = std::tuple<int64_t, int64_t, int64_t>;           // fields of TileGroup
-using Ranked = std::tuple<Triple, Triple, Count, double>;      // fields of RankedTiles
+using Shape = std::pair<Triple, Triple>;                                  // queries, keys
+using Count = std::tuple<int64_t, int64_t, int64_t, int64_t>;             // fields of TileCount
+using Costs = std::tuple<double, double, double>;                         // fields of TileCosts
+using Group = std::tuple<int64_t, int64_t, int64_t>;                      // fields of TileGroup
+using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;  // batch, head, T, Y, X
+using Map = std::tuple<int64_t, int64_t, Strides, bool>;                  // fields of ClassMap
+using Ranked = std::tuple<Triple, Triple, Count, double>;                 // fields of RankedTiles
 
 Coord coord(Triple const& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
 Triple triple(Coord const& c) { return {c[0], c[1], c[2]}; }
@@ -104,7 +107,49 @@ void bind_tiles(py::module_& m) {
       [](Triple const& grid, Triple const& dilation) {
         return triple(max_box(coord(grid), element_strides(coord(grid), coord(dilation))));
       },
-      py::arg("grid"), py::arg("dilation"), "The largest box that the copy engine takes.");
+      py::arg("grid"), py::arg("dilation"),
+      "The largest box that the copy engine takes of an interleaved grid.");
+  tiles.def(
+      "one_launch_box",
+      [](Triple const& grid, Triple const& dilation) {
+        Coord const tokens = coord(grid);
+        return triple(max_box(tokens, one_launch_strides(tokens, coord(dilation))));
+      },
+      py::arg("grid"), py::arg("dilation"),
+      "The largest box that the copy engine takes of a call in one launch.");
+  tiles.def(
+      "launches",
+      [](Triple const& grid, Triple const& dilation) {
+        return interleaved_launches(coord(grid), coord(dilation));
+      },
+      py::arg("grid"), py::arg("dilation"),
+      "Launches of a kernel whose boxes have element strides; 1: the copy engine has these.");
+  tiles.def(
+      "class_map",
+      [](Problem const& problem, int heads, int batch, Strides const& strides) {
+        auto const& [of_batch, of_head, t, y, x] = strides;
+        TensorView const view{nullptr, of_batch, {t, y, x}, of_head};
+        ClassMap const map = class_map(view, params(problem), heads, batch);
+        ClassUnits const& units = map.units;
+        return Map{map.unit,
+                   map.extent,
+                   {units.batch, units.head, units.axis[0], units.axis[1], units.axis[2]},
+                   map.fits};
+      },
+      py::arg("problem"), py::arg("heads"), py::arg("batch"), py::arg("strides"),
+      "(elements to a step of the offset, steps, steps to (batch, "
+      "head, "
+      "T, Y, X), whether coordinates fit) of the tensor maps of dilation classes; strides the "
+      "same.");
+  tiles.def(
+      "class_kind",
+      [](Problem const& problem, Triple const& residue) {
+        auto const p = params(problem);
+        int32_t const kind = class_kind(p, coord(residue));
+        return std::pair(kind, triple(class_length(p, kind)));
+      },
+      py::arg("problem"), py::arg("residue"),
+      "(which of the maps has a dilation class, its elements per axis).");
   tiles.def(
       "order",
       [](Problem const& problem, Shape const& shape, int blocks) {

@@ -8,6 +8,7 @@
 #include "sparse_fmha/cpu/kernel_rows.h"
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/hip_search.h"
+#include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 #include "sparse_fmha/device/ssa_choices.h"
 
@@ -42,7 +43,8 @@ bool serves(KernelKey const& row, KernelKey const& request) {
       request.value_dim == request.head_dim || row.arch == Arch::kCpu || row.arch == Arch::kSm90;
   return row.arch == request.arch && row.pass == request.pass && row.dtype == request.dtype &&
          row.mechanism == request.mechanism && row.skips == request.skips && bias && packed &&
-         row.head_dim >= request.head_dim && row.value_dim >= request.value_dim && widths;
+         row.dilated == request.dilated && row.head_dim >= request.head_dim &&
+         row.value_dim >= request.value_dim && widths;
 }
 
 }  // namespace
@@ -106,6 +108,10 @@ AnchorKernels anchor_kernels(Arch arch) {
   return arch == Arch::kCpu ? cpu_anchor_kernels() : device::anchor_kernels();
 }
 
+void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_merge_parts : device::merge_parts)(problem, context);
+}
+
 void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
   (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
 }
@@ -123,7 +129,7 @@ std::string to_string(KernelKey const& key) {
     text << ", value_dim=" << key.value_dim;
   }
   text << (key.skips ? ", with skipping" : "") << (key.key_bias ? ", with key_bias" : "")
-       << (key.packed ? ", packed" : "");
+       << (key.packed ? ", packed" : "") << (key.dilated ? ", dilated" : "");
   return text.str();
 }
 

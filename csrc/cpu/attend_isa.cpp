@@ -5,6 +5,7 @@
 #define SPARSE_FMHA_HD inline __attribute__((always_inline))
 
 #include "sparse_fmha/cpu/attend.h"
+#include "sparse_fmha/cpu/in_unit.h"
 #include "sparse_fmha/cpu/isa.h"
 #include "sparse_fmha/cpu/with_element.h"
 
@@ -14,7 +15,8 @@ namespace {
 template <class M, class Element, bool kSkips>
 constexpr IsaKernel instance() {
   static_assert(is_mechanism<M>());
-  return {Attend<M, Element, kSkips>::scratch_bytes, Attend<M, Element, kSkips>::run};
+  using Pass = Attend<M, Element, kSkips>;
+  return {Pass::scratch_bytes, run_in_unit<Pass, FmhaProblem, TileShape>};
 }
 
 template <class Element, bool kSkips, class List>

@@ -8,6 +8,7 @@
 #include "sparse_fmha/cpu/backward/queries.h"
 #include "sparse_fmha/cpu/backward/row_terms.h"
 #include "sparse_fmha/cpu/backward/stripe_keys.h"
+#include "sparse_fmha/cpu/in_unit.h"
 #include "sparse_fmha/cpu/isa.h"
 #include "sparse_fmha/cpu/with_element.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 template <class Stage>
 constexpr BackwardStage stage() {
-  return {Stage::scratch_bytes, Stage::run};
+  return {Stage::scratch_bytes, run_in_unit<Stage, FmhaProblem, BackwardPlan>};
 }
 
 template <class Element, class List>

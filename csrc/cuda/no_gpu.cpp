@@ -7,6 +7,7 @@
 #include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
+#include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
 #include "sparse_fmha/device/ssa_choices.h"
 
@@ -28,6 +29,10 @@ int32_t device_multiprocessors(int32_t /*device*/) { refuse(); }
 int driver_version() { return 0; }
 
 AnchorKernels device::anchor_kernels() { refuse(); }
+
+void device::merge_parts(MergeProblem const& /*problem*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
 
 void device::find_hip_keys(HipSearch const& /*search*/, ExecutionContext const& /*context*/) {
   refuse();

@@ -10,8 +10,6 @@
 #include "placement.h"
 
 namespace sparse_fmha {
-namespace {
-
 using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 
@@ -32,6 +30,8 @@ DataType data_type(char const* name, Tensor const& t) {
           toString(t.scalar_type()));
   return {};
 }
+
+namespace {
 
 // TMA's requirements on addresses, in bytes, and on strides, in elements.
 constexpr int64_t kAlignment = 16;

@@ -22,6 +22,9 @@ FmhaProblem make_problem(Tensor& q, Tensor& k, Tensor& v, int axes, std::optiona
 void add_extra_tokens(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& extra_k,
                       std::optional<Tensor>& extra_v);
 
+// The dtype of a tensor of floats; throws if it is another one.
+DataType data_type(char const* name, Tensor const& t);
+
 // Checks an operand that kernels read in its own dtype: a supported dtype, device and head dim,
 // `rank` dimensions, and a readable layout.
 DataType check_operand(char const* name, Tensor& t, int64_t rank);

@@ -12,6 +12,7 @@
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/planning/choose_row.h"
+#include "sparse_fmha/planning/class_boxes.h"
 
 namespace sparse_fmha {
 namespace {
@@ -68,15 +69,22 @@ int32_t head_dim_with_thresholds(FmhaProblem const& problem, Arch arch, Pass pas
 KernelKey key_of(FmhaProblem const& problem, Tensor const& q, Pass pass) {
   Arch const arch = arch_of(q);
   bool const has_thresholds = problem.row_threshold.data != nullptr;
+  bool const skips = problem.skip_threshold != nullptr;
+  bool const biased =
+      problem.key_bias.data != nullptr || (problem.softcap != 0 && pass != Pass::kDecode);
+  // Other passes, and calls with thresholds or biases, launch interleaved grids one by one.
+  bool const is_dilated = arch == Arch::kSm90 && pass == Pass::kForward && !skips && !biased &&
+                          takes_class_boxes(problem);
   return {arch,
           pass,
           problem.dtype,
           has_thresholds ? head_dim_with_thresholds(problem, arch, pass) : problem.head_dim,
           problem.value_dim,
           static_cast<int32_t>(problem.sparsity.index()),
-          problem.skip_threshold != nullptr,
-          problem.key_bias.data != nullptr || (problem.softcap != 0 && pass != Pass::kDecode),
-          problem.packed != nullptr};
+          skips,
+          biased,
+          problem.packed != nullptr,
+          is_dilated};
 }
 
 KernelRow const& kernel_for(FmhaProblem const& problem, Tensor const& q, Pass pass) {

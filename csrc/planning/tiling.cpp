@@ -222,6 +222,19 @@ Coord element_strides(Coord const& grid, Coord const& dilation) {
   return strides;
 }
 
+int64_t interleaved_launches(Coord const& grid, Coord const& dilation) {
+  Coord const inside = element_strides(grid, dilation);
+  int64_t launches = 1;
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    launches *= dilation[axis] / inside[axis];
+  }
+  return launches;
+}
+
+Coord one_launch_strides(Coord const& grid, Coord const& dilation) {
+  return interleaved_launches(grid, dilation) == 1 ? dilation : Coord{1, 1, 1};
+}
+
 Coord max_box(Coord const& grid, Coord const& strides) {
   Coord largest;
   for (int axis = 0; axis < kGridAxes; ++axis) {

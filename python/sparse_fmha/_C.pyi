@@ -16,6 +16,7 @@ _Counts = tuple[int, int, int]  # stages of both streams, of the first, of the s
 _Costs = tuple[float, float, float]  # us of a full tile, a partial tile, a query tile
 _TileCount = tuple[int, int, int, int]  # query tiles, visited, full, worst
 _Tile = tuple[_Triple, _Triple]  # residue, origin
+_Strides = tuple[int, int, int, int, int]  # of batch, head, T, Y, X
 _ScoreKernels = dict[str, Any]  # name, arch, dtype, head_dim
 _Visits = tuple[int, int, list[_Triple]]  # partial, full, origins
 
@@ -32,6 +33,7 @@ def find_kernel(
     tile_q: int = 0,
     packed: bool = False,
     value_dim: int = 0,
+    dilated: bool = False,
 ) -> KernelRow: ...
 def gpu_archs() -> dict[str, list[tuple[int, int]]]: ...
 def arch_of_capability(major: int, minor: int) -> str: ...
@@ -185,7 +187,7 @@ class _Decode:
         width: int,
     ) -> list[tuple[int, int]]: ...
     @staticmethod
-    def few_rows_blocks(
+    def few_rows(
         batch: int,
         heads_kv: int,
         len_q: int,
@@ -199,7 +201,11 @@ class _Decode:
         spans: bool = False,
         tree: bool = False,
         split: int = 0,
-    ) -> int: ...
+        by_head: bool = False,
+        multiprocessors: int = 132,
+    ) -> tuple[str, int]: ...
+    @staticmethod
+    def alike(slots: list[int], blocks: int) -> bool: ...
 
 class _Fragments:
     @staticmethod
@@ -230,6 +236,16 @@ class _Tiles:
     def costs(head_dim: int) -> _Costs: ...
     @staticmethod
     def max_box(grid: _Triple, dilation: _Triple) -> _Triple: ...
+    @staticmethod
+    def one_launch_box(grid: _Triple, dilation: _Triple) -> _Triple: ...
+    @staticmethod
+    def launches(grid: _Triple, dilation: _Triple) -> int: ...
+    @staticmethod
+    def class_map(
+        problem: _Problem, heads: int, batch: int, strides: _Strides
+    ) -> tuple[int, int, _Strides, bool]: ...
+    @staticmethod
+    def class_kind(problem: _Problem, residue: _Triple) -> tuple[int, _Triple]: ...
     @staticmethod
     def order(problem: _Problem, shape: _Shape, blocks: int) -> list[int]: ...
     @staticmethod

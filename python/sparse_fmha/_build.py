@@ -18,6 +18,7 @@ _CompiledRow = TypedDict(
         "skips": bool,
         "key_bias": bool,
         "packed": bool,
+        "dilated": bool,
         "tile_q": int,
         "tile_k": int,
         "stages": int,
@@ -90,8 +91,9 @@ def kernels() -> KernelTable:
     "decode". `head_dim` and `value_dim` are the largest head dimensions that the kernel takes, of q
     and k and of v and out. `tile_q` and `tile_k` are in tokens (0: chosen at run time).
     `skips` says whether the kernel can skip key tiles by a threshold, `key_bias` whether keys may
-    have a bias, `packed` whether it takes packed sequences. `blocks` is the number of thread blocks
-    on a multiprocessor at a time, `smem_bytes` is per thread block. Of rows that differ in `tile_q`
+    have a bias, `packed` whether it takes packed sequences, `dilated` whether it is for dilations
+    that take others several launches. `blocks` is the number of thread blocks on a
+    multiprocessor at a time, `smem_bytes` is per thread block. Of rows that differ in `tile_q`
     alone a call takes the fastest by a model; see `explain`. GPU rows also have `registers` per
     thread and `spill_bytes`, as reported by ptxas, and `status`: by compute capability, how far
     they are tested there ("measured", "ran" or "compiled"; see `allow_untested`).

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_fmha._checks import check_collection, check_floats
-from sparse_fmha._ops import derivatives
-from sparse_fmha._ops.means import write_mean
+from sparse_fmha._ops import derivatives, merging
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -27,8 +26,9 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         out in the dtype of outs, and lse in the dtype of lses. A query that sees no key in any part
         has out 0, lse -inf and derivatives 0.
 
-    Differentiable any number of times, in forward and reverse mode. Without derivatives, memory
-    beside the result is that of a few rows.
+    Differentiable any number of times, in forward and reverse mode. Without derivatives, up to 32
+    parts are merged by one kernel, which reads each element once and takes no memory beside the
+    results; out is contiguous there.
 
     Raises:
         ValueError: no parts, different numbers of outs and lses, shapes that do not match, or
@@ -44,29 +44,21 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         )
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
         _check_part(i, out, lse, outs[0], lses[0])
-    weights, lse = _weights(outs[0], lses)
-    nothing = weights == 0  # such a part contributes nothing, even if it holds NaN
-    if is_plain(*outs, *lses):
-        return write_mean(torch.empty_like(outs[0]), outs, weights, nothing), lse
-    merged = sum(
-        (w[..., None] * out).masked_fill(none[..., None], 0)
-        for w, none, out in zip(weights, nothing, outs, strict=True)
-    )
-    return merged.to(outs[0].dtype), lse
+    if is_plain(*outs, *lses) and merging.takes(outs, lses):
+        result: tuple[Tensor, Tensor] = torch.ops.sparse_fmha.merge(outs, lses)
+        return result
+    return _with_derivatives(outs, lses)
 
 
 def merge_into_first(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """`merge` of results of attention that nothing else uses: where no derivative is wanted, the
-    result takes the memory of the first one, in compiled graphs too. A part must hold 0 where it
-    has no keys."""
+    result takes the memory of the first one, in compiled graphs too. A graph would compute another
+    form of it in a later, larger kernel, and hold all parts until then."""
     traced = torch.compiler.is_compiling() and not derivatives.wanted_in_graph(*outs, *lses)
-    if not traced and not is_plain(*outs, *lses):
+    in_place = (traced or is_plain(*outs, *lses)) and outs[0].stride(-1) == 1
+    if not in_place or not merging.takes(outs, lses):
         return merge(outs, lses)
-    weights, lse = _weights(outs[0], lses)
-    if traced:
-        torch.ops.sparse_fmha.write_mean(outs[0], outs[1:], weights)
-        return outs[0], lse
-    return write_mean(outs[0], outs, weights), lse
+    return outs[0], torch.ops.sparse_fmha.merge_into(outs[0], outs[1:], lses)
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -79,14 +71,21 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
-def _weights(out: Tensor, lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns weights `[parts, B, *L, H]` and the lse of all parts."""
-    wide = torch.promote_types(out.dtype, torch.float32)
+def _with_derivatives(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The definition, by differentiable functions of torch, for any dtype and number of parts."""
+    wide = torch.promote_types(outs[0].dtype, torch.float32)
     stacked = torch.stack([lse.to(wide) for lse in lses])
     empty = (stacked == -torch.inf).all(0)
     total = stacked.masked_fill(empty, 0).logsumexp(0)  # finite, so that derivatives are finite
     lse = total.masked_fill(empty, -torch.inf).to(lses[0].dtype)
-    return (stacked - total).exp(), lse
+    weights = (stacked - total).exp()
+    nothing = weights == 0  # such a part contributes nothing, even if it holds NaN
+    merged = sum(
+        (w[..., None] * out).masked_fill(none[..., None], 0)
+        for w, none, out in zip(weights, nothing, outs, strict=True)
+    )
+    assert isinstance(merged, Tensor)
+    return merged.to(outs[0].dtype), lse
 
 
 def _check_part(i: int, out: Tensor, lse: Tensor, first: Tensor, first_lse: Tensor) -> None:

@@ -102,6 +102,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.skip_training": [
+        (["--tiny", "--length", "0"], "argument --length: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.skipping_gradients": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -123,6 +127,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         (["--only", "none"], "argument --only: none is none of dense, pages, ragged"),
         (["--peers", "fa2"], "argument --peers: fa2 is none of cudnn, fa3, flashinfer"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.dilation": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.diffusion": [

@@ -47,7 +47,7 @@ def test_a_hopper_row_or_why_there_is_none():
 
 
 def all_rows():
-    keys = ("name", "head_dim", "value_dim", "dtype", "tile_q", "skips", "key_bias")
+    keys = ("name", "head_dim", "value_dim", "dtype", "tile_q", "skips", "key_bias", "dilated")
     return [
         {key: getattr(row, key) for key in keys}
         | {"arch": row.arch.name, "pass": row.direction, "mechanism": row.mechanism_name}
@@ -308,6 +308,41 @@ def test_the_kernel_of_all_gradients_of_other_gpus(monkeypatch):
                 assert found.fused_kernel == name
     of_window = explain(sparse_fmha.neighborhood_attention, q, q, q, 21, arch="sm86")
     assert of_window.fused_kernel is None
+
+
+@pytest.mark.parametrize(
+    ("grid", "dilation", "launches"),
+    [
+        ((704, 704), (11, 11), 121),
+        ((704, 704), (8, 7), 1),
+        ((704, 704), (16, 1), 2),
+        ((600,), (3,), 3),
+        ((600,), (2,), 1),
+        ((9, 99, 99), (1, 11, 1), 11),
+    ],
+)
+def test_launches_of_dilations(monkeypatch, grid, dilation, launches):
+    """One where there is a row for it; the gradients, and calls with biases, take more."""
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    q = torch.empty(1, *grid, 2, 128, dtype=torch.bfloat16, device="meta")
+    call = (sparse_fmha.neighborhood_attention, q, q, q, 2)
+    found = explain(*call, dilation=dilation, arch="sm90")
+    plain, dilated = (f"sm90_neighborhood_bfloat16_d128{end}" for end in ("", "_dilated"))
+    note = f" {launches} launches of each kernel, by the dilation"
+    if launches == 1:
+        assert (found.kernel, found.rejected[dilated]) == (plain, "is for larger dilations")
+    else:
+        assert (found.kernel, found.rejected[plain]) == (dilated, "is for smaller dilations")
+    assert ("its gradients take" + note in found.notes) == (launches > 1)
+    assert found.dq_kernel == "sm90_backward_dq_neighborhood_bfloat16_d128"
+    assert found.dkv_kernel == "sm90_backward_dkv_neighborhood_bfloat16_d128"
+    for options, end in (({"softcap": 30.0}, "_bias"), ({"skip_threshold": 0.1}, "_skip")):
+        other = explain(*call, dilation=dilation, arch="sm90", **options)
+        assert other.kernel == plain + end
+        assert ("it takes" + note in other.notes) == (launches > 1)
+    elsewhere = explain(*call, dilation=dilation, arch="sm80")
+    assert elsewhere.kernel == "sm80_neighborhood_bfloat16_d128"
+    assert not any("launches" in each for each in elsewhere.notes)
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ step_sanitizer() {
   compute-sanitizer --help | grep -e "$filter" >/dev/null || filter=--kernel-regex  # older name
   for tool in memcheck synccheck; do
     echo "== $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 9 "$filter" kns=attention_kernel \
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$filter" kns=sparse_fmha \
       "$PYTHON" tests/gpu/sanitize.py || failed=1
   done
   echo "== racecheck, whole output in $log"
-  compute-sanitizer --tool racecheck --print-limit 1000000 "$filter" kns=attention_kernel \
+  compute-sanitizer --tool racecheck --print-limit 1000000 "$filter" kns=sparse_fmha \
     "$PYTHON" tests/gpu/sanitize.py >"$log" 2>&1 || { tail -n 20 "$log"; failed=1; }
   "$PYTHON" tests/support/racecheck.py "$log" || failed=1
   return $failed

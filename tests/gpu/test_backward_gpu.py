@@ -3,7 +3,7 @@
 import other_archs
 import pytest
 import torch
-from gradient_cases import LARGE
+from gradient_cases import LARGE, Case, block_lists, plain, stripe_lists, window
 from gradient_oracle import GRADIENTS
 from gradient_rule import ZERO, assert_as_good_as_torch, output_gradients
 from poison import poisoned
@@ -94,6 +94,38 @@ def test_twenty_runs_give_the_same_bits(cuda, name, dim, passes):
     for run in range(20):
         with poisoned():
             again = of(case.backward(arguments, *given, **wanted(passes)), passes)
+        for n, gradient in first.items():
+            assert gradient.equal(again[n]), (n, run)
+
+
+# As many tiles as there are thread blocks, so that other work changes which of them run together.
+BESIDE_OTHERS = {
+    "dense": Case("fmha", (1100,), heads=8, heads_kv=2, batch=2),
+    "causal": Case("fmha", (1100,), plain(causal=True), heads=8, heads_kv=2, batch=2),
+    "neighborhood": Case("neighborhood", (38, 31), window((21, 26), (3, 1)), heads=8, heads_kv=2),
+    "blocks 128x128": Case(
+        "block_sparse", (1100,), block_lists(1100, 1100, 128, 128, 8), heads=8, heads_kv=2
+    ),
+    "blocks 64x64": Case("block_sparse", (900,), block_lists(900, 900, 64, 64, 4), heads=4),
+    "stripes": Case("stripe", (1100,), stripe_lists(1100, 1100, 128, 8), heads=8, heads_kv=2),
+}
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("name", BESIDE_OTHERS)
+def test_a_hundred_runs_beside_other_work_give_the_same_bits(cuda, name, dim):
+    case = BESIDE_OTHERS[name]
+    arguments = case.arguments(torch.bfloat16, cuda, dim)
+    out, lse = case.forward(arguments)
+    given = out, lse, *output_gradients(out, lse)
+    first = case.backward(arguments, *given, deterministic=True)
+    noise, side = torch.randn(2048, 2048, device=cuda), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    for run in range(100):
+        with torch.cuda.stream(side):
+            noise = (noise @ noise).tanh()
+        with poisoned():
+            again = case.backward(arguments, *given, deterministic=True)
         for n, gradient in first.items():
             assert gradient.equal(again[n]), (n, run)
 

@@ -12,7 +12,7 @@ from sparse_fmha import _C
 from sparse_fmha._ops import errors
 
 COLUMNS = ("name", "arch", "pass", "mechanism", "dtype", "head_dim", "value_dim")
-COLUMNS += ("tile_q", "tile_k", "stages", "skips", "key_bias")
+COLUMNS += ("tile_q", "tile_k", "stages", "skips", "key_bias", "dilated")
 
 
 def test_gpu_rows_are_those_of_the_lists(monkeypatch):
@@ -25,7 +25,7 @@ def test_gpu_rows_are_those_of_the_lists(monkeypatch):
         (
             *(row.name, row.arch.name, row.direction, row.mechanism_name, row.dtype),
             *(row.head_dim, row.value_dim, row.tile_q, row.tile_k, row.stages),
-            *(row.skips, row.key_bias),
+            *(row.skips, row.key_bias, row.dilated),
         )
         for row in listed
         if row.arch.nvcc in built
@@ -46,7 +46,8 @@ def test_names_are_unique_and_the_table_prints_them():
 
 @pytest.mark.parametrize("row", sparse_fmha.kernels(), ids=lambda row: row["name"])
 def test_a_request_takes_the_smallest_head_dim_that_fits(row):
-    key = {name: row[name] for name in ("arch", "pass", "mechanism", "dtype", "skips", "key_bias")}
+    names = ("arch", "pass", "mechanism", "dtype", "skips", "key_bias", "dilated")
+    key = {name: row[name] for name in names}
     fitting = {}
     for r in sparse_fmha.kernels():
         if all(r[name] == key[name] for name in key):

@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import report  # noqa: E402
 from benchmarks.studies import diffusion  # noqa: E402
-from benchmarks.tables import diffusion as diffusion_table  # noqa: E402
 
 
 def test_help_needs_no_diffusers():
@@ -42,10 +41,9 @@ def test_tiny(capsys, tmp_path):
     results = report.load(path)
     assert results["versions"]["diffusers"]
     assert [model["case"] for model in results["models"]] == list(diffusion.CASES)
-    lines = diffusion_table.rows(results)
-    assert [line["attention"] for line in lines[:4]] == names
-    assert lines[0]["speedup"] == "1.00x"
-    assert "blocks" in diffusion_table.caption(results, "source")
+    for model in results["models"]:
+        assert list(model["rows"]) == names
+        assert model["blocks"] <= model["all_blocks"]
 
 
 @pytest.mark.parametrize("name", diffusion.CASES)

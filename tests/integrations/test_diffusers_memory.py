@@ -27,7 +27,7 @@ from sparse_fmha.integrations._diffusion_layout import Layout
 from sparse_fmha.integrations._diffusion_methods import Dense
 
 MIB = 2**20
-KEPT = 3 * MIB  # masks and orders that are kept for a grid
+KEPT = 4 * MIB  # masks and orders that are kept for a grid: most where no test before made them
 # Of models: tokens before and after the grid, and heads, if their case is not among CASES; their
 # own grid where a preset has none.
 SHAPES = {

@@ -36,6 +36,7 @@ ALL = {  # keeps all of 150 tokens
     "power": {"block": 128},
     "dhsa": {"density": 1.0},
     "hip": {"keys": 150},
+    "token_top_k": {"keys": 150},
     "ssa": {"blocks": 10},
     "psa": {"shares": [1, 1, 1, 1]},
     "mminference": {"strides": [1, 151]},
@@ -50,6 +51,7 @@ SOME = {
     "power": {"sink_blocks": 0, "local_blocks": 1, "block": 64},
     "dhsa": {"density": 0.3, "shared": True},
     "hip": {"keys": 16, "granule": 4, "local": 64, "first": 2},
+    "token_top_k": {"keys": 20, "local": 64, "first": 2},
     "ssa": {"blocks": 3, "block": 16},
     "psa": {"shares": [0.2, 0.4, 0.6, 0.8], "block": 64},
     "mminference": {"strides": [5, 12, 7000], "last": 40},
@@ -81,6 +83,7 @@ def direct(name, q, k, v, options, layer):
         "power": lambda: patterns.power_attention(n, n, **options, block_q=64, block_kv=64),
         "dhsa": lambda: patterns.dhsa_blocks(q, k, **options),
         "hip": lambda: patterns.hip(q, k, **options),
+        "token_top_k": lambda: patterns.token_top_k(q, k, **options),
         "ssa": lambda: patterns.ssa(q, k, **options),
     }
     mask = masks[name]()
@@ -170,6 +173,9 @@ def test_masks_of_inference_serve_training():
         ({"method": "dhsa", "density": 2}, ValueError, "density must be from 0 to 1"),
         ({"method": "dhsa", "boundaries": []}, ValueError, "unexpected keyword.*'boundaries'"),
         ({"method": "hip", "keys": 5}, ValueError, "keys must be a multiple of granule = 2, got 5"),
+        ({"method": "token_top_k"}, ValueError, "missing a required argument: 'keys'"),
+        ({"method": "token_top_k", "keys": -1}, ValueError, "keys must be at least 0"),
+        ({"method": "token_top_k", "keys": 9, "local": 5.5}, TypeError, "local"),
         ({"method": "ssa", "blocks": 0}, ValueError, "blocks must be at least 1"),
         ({"method": "ssa", "block": 7}, ValueError, "block"),
         ({"method": "psa", "shares": [1]}, ValueError, "shares must have one entry for each of"),

@@ -36,7 +36,7 @@ def test_all_ops_are_here():
     called = {f"sparse_fmha::{op_name(name)}" for name in CALLS}
     called |= {"sparse_fmha::decode", "sparse_fmha::decode_out"}  # test_decode_torch.py
     called |= {"sparse_fmha::neighborhood_out"}  # test_varlen_neighborhood.py
-    called |= {"sparse_fmha::write_mean"}  # test_merge.py
+    called |= {"sparse_fmha::merge", "sparse_fmha::merge_into"}  # test_merge.py
     called |= {"sparse_fmha::hip_search"}  # test_hip_search_op.py
     called |= {"sparse_fmha::ssa_choices"}  # test_ssa_choices_op.py
     scores = ("rows", "columns", "diagonals", "block_sums", "block_maxima")

@@ -207,6 +207,21 @@ def test_rows_with_biases(tmp_path):
     assert kernel_list.source(rows[2:]).count("Config = WithKeyBias<KernelConfig<") == 2
 
 
+def test_rows_of_dilation_classes(tmp_path):
+    """Of neighborhoods, by kernels and in a file of their own."""
+    listed = tmp_path / "sm90_forward.def"
+    plain = ENTRY.replace("kByThreshold", "kNever").replace("BlockSparse", "Neighborhood")
+    listed.write_text(plain + plain.replace("Neighborhood", "DilatedNeighborhood"))
+    rows = kernel_list.read(listed)
+    assert [row.dilated for row in rows] == [False, False, True, True]
+    assert {row.mechanism_name for row in rows} == {"neighborhood"}
+    assert rows[3].name == "sm90_neighborhood_bfloat16_d64_dilated"
+    assert rows[3].file == "sm90_dilated_neighborhood_dilated"
+    source = kernel_list.source(rows[2:])
+    assert source.count("/*Mechanism=*/DilatedNeighborhood") == 2
+    assert source.count("kernel_row<Config, Neighborhood>") == 2
+
+
 def test_rows_that_differ_in_their_query_tile(tmp_path):
     """Two mechanisms, by one kernel, in a file of its own; the first row keeps its name."""
     listed = tmp_path / "sm90_forward.def"

@@ -1,5 +1,6 @@
 """The build of the package whose GPU kernels run on the emulator: tests/emulator/README.md."""
 
+import ctypes
 import re
 from pathlib import Path
 
@@ -13,6 +14,13 @@ MISSING = re.compile(r"no kernel for arch=sm\d+, [^.;\n]*|needs kernels of sm\d+
 
 def is_loaded():
     return RUNTIME.exists()
+
+
+def launches():
+    """The number of kernels launched so far."""
+    count = ctypes.CDLL(str(RUNTIME)).emulator_launches
+    count.restype = ctypes.c_int64
+    return count()
 
 
 def why_skipped(error):

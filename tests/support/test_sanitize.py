@@ -1,12 +1,14 @@
 """The problems of tests/gpu/sanitize.py, as far as they can be computed without a GPU."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-GPU = Path(__file__).resolve().parents[1] / "gpu"
+ROOT = Path(__file__).resolve().parents[2]
+GPU = ROOT / "tests/gpu"
 
 
 @pytest.fixture
@@ -14,6 +16,19 @@ def sanitize(monkeypatch):
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")  # as the program sets it
     monkeypatch.syspath_prepend(GPU)
     return importlib.import_module("sanitize")
+
+
+@pytest.mark.parametrize("file", ["tests/gpu/run.sh", "docs/profiling.md"])
+def test_every_kernel_is_checked(file):
+    """The filter is a part of a mangled name, which begins with the outermost namespace."""
+    filters = set(re.findall(r"\bkns=(\w+)", (ROOT / file).read_text()))
+    assert len(filters) == 1
+    namespace = re.compile(rf"^namespace {filters.pop()}\b", re.MULTILINE)
+    sources = [x for folder in ("csrc", "include") for x in (ROOT / folder).rglob("*.*")]
+    kernels = {x: x.read_text().partition("__global__") for x in sources}
+    found = {x: before for x, (before, name, _) in kernels.items() if name}
+    assert len(found) > 10
+    assert [x for x, before in found.items() if not namespace.search(before)] == []
 
 
 @pytest.mark.parametrize("name", ["dense, a scale of 0", "stripes, causal", "2-D, wide"])

@@ -25,7 +25,8 @@ struct KernelKey {
   bool skips;         // whether key tiles are skipped by a threshold
   // Whether keys may have a bias and scores a soft cap; in rows see serves() of registry.cpp.
   bool key_bias = false;
-  bool packed = false;  // sequences share one dimension of tokens
+  bool packed = false;   // sequences share one dimension of tokens
+  bool dilated = false;  // boxes of dilation classes (planning/class_boxes.h)
 };
 
 // Runs body(begin, end) over [0, n) on the caller's threads.

@@ -172,7 +172,7 @@ class Attend : Tokens<M, Element> {
       int const end = min_int(group + kGroup, num_queries_);
       for (int first = group; first < end; first += kLanes) {
         T* const scores = scores_of(first);
-        multiply<false>(Factor<In>{key_rows_, keys_wide_.numbers, 1}, round_up(keys, kPanelRows),
+        multiply<false>(Held::rows(key_rows_, keys_wide_.numbers), round_up(keys, kPanelRows),
                         this->panel_at(keys_wide_, first, queries_), vectors(first), keys_wide_.dim,
                         scores, kLanes);
         this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, kMasked, scores);
@@ -199,10 +199,10 @@ class Attend : Tokens<M, Element> {
       update_softmax<T, count.value>(scores_of(first), keys, scale_log2_, max_ + first,
                                      sum_ + first, rescale_);
     });
-    In const* const weights = Held::as_weights(scores_of(first), keys, vectors(first));
+    auto const weights = Held::as_weights(scores_of(first), keys, vectors(first));
     for (int d = 0; d < values_wide_.dim; d += kLanes) {
       int const columns = (min_int(values_wide_.dim - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
-      multiply<true>(Factor<In>{weights, 1, kLanes}, round_up(lanes, kPanelRows),
+      multiply<true>(weights, round_up(lanes, kPanelRows),
                      values_ + static_cast<int64_t>(d) * keys_ / kSteps<In>, columns, keys,
                      out_ + static_cast<int64_t>(first) * values_wide_.panel + d,
                      values_wide_.panel, rescale_);

@@ -15,9 +15,15 @@
   (cpu_isa() >= CpuIsa::kAvx512 ? cpu::avx512::call \
    : cpu_isa() >= CpuIsa::kAvx2 ? cpu::avx2::call   \
                                 : cpu::baseline::call)
+#if defined(SPARSE_FMHA_HAS_AMX)
+#define SPARSE_FMHA_BEST_ISA_OF_BF16(call) \
+  (takes_tiles() ? cpu::avx512_amx::call : cpu::avx512_bf16::call)
+#else
+#define SPARSE_FMHA_BEST_ISA_OF_BF16(call) cpu::avx512_bf16::call
+#endif
 #define SPARSE_FMHA_BEST_ISA_OF(dtype, call)                          \
   ((dtype) == DataType::kBFloat16 && cpu_isa() >= CpuIsa::kAvx512Bf16 \
-       ? cpu::avx512_bf16::call                                       \
+       ? SPARSE_FMHA_BEST_ISA_OF_BF16(call)                           \
        : SPARSE_FMHA_BEST_ISA(call))
 #else
 #define SPARSE_FMHA_BEST_ISA(call) cpu::baseline::call

@@ -48,5 +48,9 @@ namespace avx512_bf16 {  // of bf16 alone
 IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
 BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
 }  // namespace avx512_bf16
+namespace avx512_amx {  // likewise
+IsaKernel kernel(DataType dtype, size_t mechanism, bool skips);
+BackwardStages backward(DataType dtype, size_t mechanism, bool skips);
+}  // namespace avx512_amx
 
 }  // namespace sparse_fmha::cpu

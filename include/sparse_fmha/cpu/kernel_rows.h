@@ -5,6 +5,7 @@
 
 #include "sparse_fmha/core/anchor.h"
 #include "sparse_fmha/core/hip_search.h"
+#include "sparse_fmha/core/merge.h"
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/core/ssa_choices.h"
 
@@ -24,6 +25,7 @@ std::vector<KernelRow> cpu_decode_rows();
 
 // Every dtype, any head dim.
 AnchorKernels cpu_anchor_kernels();
+void cpu_merge_parts(MergeProblem const& problem, ExecutionContext const& context);
 void cpu_find_hip_keys(HipSearch const& search, ExecutionContext const& context);
 void cpu_choose_ssa_blocks(SsaChoices const& choices, ExecutionContext const& context);
 

@@ -5,14 +5,6 @@
 
 namespace sparse_fmha::cpu::SPARSE_FMHA_ISA {
 
-// A matrix whose number (row, step) is data[row * row_stride + step * step_stride].
-template <class In>
-struct Factor {
-  In const* data;
-  int64_t row_stride;
-  int64_t step_stride;
-};
-
 // c = keep * c + a * b, or without kAccumulate c = a * b, in registers. a is [kPanelRows][depth], b
 // is [depth][kVectors] with rows kPanel apart. keep[row] is a factor; nullptr means 1. c is added
 // last, which keeps the rounding errors of long sums small.
@@ -82,3 +74,7 @@ inline void multiply(Factor<In> a, int rows, In const* b, int vectors, int steps
 }
 
 }  // namespace sparse_fmha::cpu::SPARSE_FMHA_ISA
+
+#if defined(SPARSE_FMHA_TILE_REGISTERS)
+#include "sparse_fmha/cpu/amx/multiply.h"
+#endif

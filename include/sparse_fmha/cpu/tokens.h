@@ -77,7 +77,7 @@ class Tokens {
   // Elements of a row of keys or of values, and how many numbers operands and sums have for it.
   struct Width {
     explicit Width(int of_row)
-        : dim(of_row), numbers(of_row / kSteps<In>), panel(round_up(of_row, kLanes)) {}
+        : dim(of_row), numbers(Held::numbers(of_row)), panel(round_up(of_row, kLanes)) {}
     int dim;
     int numbers;  // of an operand's row, along the head dim
     int panel;    // in whole panels

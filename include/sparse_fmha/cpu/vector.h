@@ -23,7 +23,11 @@ inline constexpr int kPanelVectors = 2;
 inline constexpr int kVectorBytes = 16;
 inline constexpr int kPanelVectors = 2;
 #endif
+#if defined(SPARSE_FMHA_TILE_REGISTERS)
+inline constexpr int kPanelRows = 32;  // of two tiles
+#else
 inline constexpr int kPanelRows = 4;
+#endif
 
 template <class T>
 struct VectorOf;

@@ -1,7 +1,7 @@
-// A neighborhood as Hopper's kernels launch it: one launch for each of the interleaved grids into
-// which a large dilation splits the tokens. TMA element strides are at most 8, so the dilation is
-// split into two factors: the tensor is viewed as that many interleaved grids (first factor), each
-// a separate problem with the second factor as its dilation.
+// A neighborhood as Hopper's kernels with strided boxes launch it: one launch for each of the
+// interleaved grids into which a large dilation splits the tokens. TMA element strides are at most
+// 8, so the dilation is split into two factors: the tensor is viewed as that many interleaved grids
+// (first factor), each a separate problem with the second factor as its dilation.
 #pragma once
 
 #include <vector>

@@ -61,8 +61,13 @@ TileCosts tile_costs(int32_t head_dim);
 double cost(TileCount const& count, TileCosts const& costs);
 
 // Per axis, the factor of the dilation that TMA strides over inside a box. The other factor is the
-// number of interleaved grids, which are launched one after another.
+// number of interleaved grids, each of which takes a launch where boxes have element strides.
 Coord element_strides(Coord const& grid, Coord const& dilation);
+// These launches: 1 if TMA strides over the whole dilation.
+int64_t interleaved_launches(Coord const& grid, Coord const& dilation);
+// Element strides of a call in one launch: the dilation, or 1 if boxes lie in maps of dilation
+// classes (class_boxes.h).
+Coord one_launch_strides(Coord const& grid, Coord const& dilation);
 // The largest box that TMA supports with these strides between elements. An axis of length 1 may be
 // missing from the tensor map: boxes have length 1 there, except along the last axis, which every
 // map has, on a grid of a single token.

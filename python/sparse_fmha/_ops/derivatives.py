@@ -83,11 +83,12 @@ def _transformed() -> bool:
 
 
 def refuse(library: torch.library.Library, op: torch._ops.OpOverload) -> None:
-    """Registers an op that writes to its arguments: calls that autograd would record raise."""
+    """Registers an op without derivatives: calls that autograd would record raise."""
 
     def run(keyset: torch._C.DispatchKeySet, *args: Any) -> object:
         recorded = is_grad_enabled() and any_requires_grad(*args)
-        if recorded or any(has_tangent(a) for a in args if isinstance(a, Tensor)):
+        each = (x for a in args for x in (a if isinstance(a, (list, tuple)) else (a,)))
+        if recorded or any(has_tangent(x) for x in each if isinstance(x, Tensor)):
             raise NotImplementedError(
                 f"{op.name()} has no derivatives; call it under torch.no_grad(), or detach its "
                 "inputs"

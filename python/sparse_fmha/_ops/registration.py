@@ -15,6 +15,7 @@ from sparse_fmha._ops import (
     gradients,
     hip_search,
     library,
+    merging,
     packed,
     shapes,
     ssa_choices,
@@ -66,6 +67,7 @@ def register() -> None:
         if symbolic.has_scale(op.overload):
             _register(op._replace(name=symbolic.define(op.overload)))
     decode.register(_registrations)
+    merging.register(_registrations)
     hip_search.register(_registrations)
     ssa_choices.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)

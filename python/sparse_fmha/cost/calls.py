@@ -98,6 +98,15 @@ def why_two_kernels(function: Callable[..., object], given: Given, skips: bool) 
     return tile_simulator().why_two_kernels(problem.walk, extra)
 
 
+def launches(function: Callable[..., object], given: Given) -> int:
+    """Launches of kernels on Hopper whose boxes have element strides (planning/interleaved.h)."""
+    if function is not neighborhood_attention:
+        return 1
+    axes = (given[name] for name in ("window", "stride", "dilation", "causal"))
+    grid, _, _, dilation, _ = check_problem(tuple(given["q"].shape[1:-2]), *axes).walk
+    return tile_simulator().launches(grid, dilation)
+
+
 def _block_sparse(given: Given, arch: str) -> Described:
     q, k, v = _checked(given, (1,))
     mask: BlockMask = given["mask"]
@@ -129,10 +138,13 @@ def _decode(given: Given, arch: str) -> Described:
     # How many workers other GPUs have is not known here.
     is_known = arch in ("cpu", model.ARCH) or given["split_tokens"] is not None
     parts = reads.parts if is_known else None
-    blocks = decode_reads.few_rows_blocks(given, keys) if arch == model.ARCH else 0
+    blocks, why = 0, None
+    if arch == model.ARCH:
+        blocks, why = decode_reads.few_rows_blocks(given, keys, reads.slots)
     if blocks:
         parts = q.shape[0] * k.shape[2] * blocks
-    notes = ("lengths and lists count as full",) if reads.assumed else ()
+    full = "lengths and lists count as full" if reads.assumed else None
+    notes = tuple(note for note in (full, why) if note is not None)
     return (
         "decode",
         Times(us, all_us, read_bytes=reads.bytes, parts=parts, tile_q=16 if blocks else 64),

@@ -156,10 +156,26 @@ def explain(
     biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
     why_two = calls.why_two_kernels(function, given, skips)
+    launches = calls.launches(function, given) if arch == "sm90" else 1
+    dilated = launches > 1 and not (skips or biased)
+    if launches > 1:
+        passes = "its gradients take" if dilated else "it takes"
+        notes = (*notes, f"{passes} {launches} launches of each kernel, by the dilation")
     v = given["v_cache" if mechanism == "decode" else "v"]
     dims = q.shape[-1], v.shape[-1]
     return _choose(
-        mechanism, arch, q, dims, skips, biased, times, tiles, notes, needs_gradients, why_two
+        mechanism,
+        arch,
+        q,
+        dims,
+        skips,
+        biased,
+        dilated,
+        times,
+        tiles,
+        notes,
+        needs_gradients,
+        why_two,
     )
 
 
@@ -206,6 +222,7 @@ def _choose(
     dims: Dims,
     skips: bool,
     biased: bool,
+    dilated: bool,
     times: Times | None,
     tiles: Sequence[TileTime],
     notes: tuple[str, ...],
@@ -232,9 +249,17 @@ def _choose(
         optional = arch == "cpu" or row["pass"] != "forward"
         return row["key_bias"] == biased or (row["key_bias"] and optional)
 
+    def takes_dilation(row: _build.KernelRow) -> bool:
+        return row["dilated"] == (dilated and row["pass"] == "forward")
+
     def smallest(rows: list[_build.KernelRow]) -> _build.KernelRow | None:
         fits = [
-            row for row in rows if row["dtype"] == dtype and _fits(row, dims) and takes_bias(row)
+            row
+            for row in rows
+            if row["dtype"] == dtype
+            and _fits(row, dims)
+            and takes_bias(row)
+            and takes_dilation(row)
         ]
         taken = 0 if times is None else times.tile_q
 
@@ -259,6 +284,8 @@ def _choose(
             reason = "takes no key_bias or softcap"
         elif not takes_bias(row):
             reason = "is for calls with key_bias or softcap"
+        elif not takes_dilation(row):
+            reason = f"is for {'smaller' if dilated else 'larger'} dilations"
         else:
             reason = _slower(row, best, tiles)
         if row is not best:

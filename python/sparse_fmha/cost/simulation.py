@@ -197,7 +197,7 @@ def _choose(problem: Problem, tile_q: object, tile_k: object) -> tuple[Triple, T
 def _max_extent(problem: Problem) -> Triple:
     """Returns the largest box that TMA supports."""
     grid, _, _, dilation, _ = problem.walk
-    return tile_simulator().max_box(grid, dilation)
+    return tile_simulator().one_launch_box(grid, dilation)
 
 
 def _rank(problem: Problem, tile_q: object, tile_k: object) -> list[tuple[Triple, Triple]]:

@@ -209,6 +209,23 @@ def hip(keys: int = 512, granule: int = 2, local: int = 128, first: int = 4) -> 
     return _chosen(choose, without_effect)
 
 
+def token_top_k(keys: int, local: int = 128, first: int = 0) -> Made:
+    """`patterns.token_top_k`."""
+    wanted = keys
+
+    def choose(q: Tensor, k: Tensor, scale: float | None) -> Mask:
+        return patterns.token_top_k(q, k, wanted, local=local, first=first)
+
+    def without_effect(keys: int) -> Iterator[tuple[str, str]]:
+        if wanted + local >= keys:
+            yield (
+                "keys",
+                f"keys = {wanted} and local = {local} have no effect: they cover all {keys} keys",
+            )
+
+    return _chosen(choose, without_effect)
+
+
 def ssa(blocks: int = 16, block: int = 16) -> Made:
     """`patterns.ssa_attention`."""
 

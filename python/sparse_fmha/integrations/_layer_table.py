@@ -32,6 +32,7 @@ METHODS: dict[str, Callable[..., Made | None]] = {
     "power": _layer_patterns.power,
     "dhsa": _layer_patterns.dhsa,
     "hip": _layer_patterns.hip,
+    "token_top_k": _layer_patterns.token_top_k,
     "ssa": _layer_patterns.ssa,
     "psa": _layer_patterns.psa,
     "mminference": _layer_patterns.mminference,

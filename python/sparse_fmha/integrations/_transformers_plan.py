@@ -57,6 +57,14 @@ class Plan(TensorFields):
     def shape(self) -> tuple[int, int, int, int]:
         return 1, 1, 1, self.keys or 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Raises: models ask for it that compute with a mask's numbers before attention."""
+        raise AttributeError(
+            "the model computes with the numbers of its mask, as Doge and DeepSeek-V3.2 do; "
+            "sparse_fmha makes none, so use attn_implementation='sdpa'"
+        )
+
     def contiguous(self) -> Plan:
         return self
 

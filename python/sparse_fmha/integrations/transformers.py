@@ -72,8 +72,9 @@ def register(
             vertical_slash(vertical, slash); minference(file, top_k); flexprefill(gamma, tau,
             min_budget, max_budget, block); streaming_llm(window, sink); moa(alphas, betas, sink,
             min_span); s2(local_blocks, stride, homo_head); power(sink_blocks, local_blocks,
-            block); dhsa(density, shared); hip(keys, granule, local, first); ssa(blocks, block);
-            psa(shares, block); mminference(strides, last); token_sparse(tau, min_tokens, window).
+            block); dhsa(density, shared); hip(keys, granule, local, first); token_top_k(keys,
+            local, first); ssa(blocks, block); psa(shares, block); mminference(strides, last);
+            token_sparse(tau, min_tokens, window).
             Those from anchor on are methods of `sparse_fmha.patterns`, which explains their
             options. Layers that a model does not have raise an error in its first call. Settings
             without effect are warned about once: a default that no layer uses, options that leave

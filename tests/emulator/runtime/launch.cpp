@@ -1,6 +1,7 @@
 // Kernel launches. A launch returns when the kernel has ended.
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <vector>
 
 #include "errors.h"
@@ -18,16 +19,21 @@ struct Configuration {
 };
 
 thread_local std::vector<Configuration> configurations;
+std::atomic<int64_t> launches{0};
 
 emulator::Dim3 extent(dim3 const& of) { return {of.x, of.y, of.z}; }
 
 cudaError_t run(void const* function, emulator::Launch const& launch) {
+  ++launches;
   return guarded(cudaErrorLaunchFailure, [&] { emulator::kernel_of(function).launch(launch); });
 }
 
 }  // namespace
 
 extern "C" {
+
+// For tests: kernels launched so far.
+int64_t emulator_launches() { return launches; }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstream_st* stream) {
   configurations.push_back({grid, block, shared, stream});

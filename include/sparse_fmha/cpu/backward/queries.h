@@ -15,6 +15,7 @@ class QueryGradients : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
   using Base::biases_, Base::capacity_, Base::head_, Base::keys_wide_, Base::kLanes;
   using Base::key_position_, Base::params_, Base::problem_, Base::scale_log2_, Base::values_wide_;
+  using typename Base::Held;
   using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
@@ -135,7 +136,7 @@ class QueryGradients : KeyTiles<M, Element> {
                       keys_wide_.dim, scores_, kLanes);
       this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_,
                    slopes_);
-      multiply<false>(Factor<In>{values_, values_wide_.numbers, 1}, rows,
+      multiply<false>(Held::rows(values_, values_wide_.numbers), rows,
                       this->panel_at(values_wide_, first, out_gradients_), vectors,
                       values_wide_.dim, gradients_, kLanes);
       with_vectors(vectors, [&](auto count) {

@@ -14,6 +14,7 @@ class RowTerms : KeyTiles<M, Element> {
   using Base = KeyTiles<M, Element>;
   using Base::biases_, Base::capacity_, Base::head_, Base::keys_wide_, Base::kLanes;
   using Base::key_position_, Base::params_, Base::problem_, Base::scale_log2_, Base::values_wide_;
+  using typename Base::Held;
   using typename Base::In;
   using typename Base::Row;
   using typename Base::T;
@@ -145,7 +146,7 @@ class RowTerms : KeyTiles<M, Element> {
     return scores_ + static_cast<int64_t>(first % kGroup) * capacity_;
   }
   void score(int first, int keys, bool masked) {
-    multiply<false>(Factor<In>{key_rows_, keys_wide_.numbers, 1}, round_up(keys, kPanelRows),
+    multiply<false>(Held::rows(key_rows_, keys_wide_.numbers), round_up(keys, kPanelRows),
                     this->panel_at(keys_wide_, first, queries_), Base::vectors(first, num_queries_),
                     keys_wide_.dim, scores_of(first), kLanes);
     this->adjust(rows_, thresholds_, first, key_position_, biases_, keys, masked, scores_of(first));

@@ -20,7 +20,7 @@ class Summands {
   void take(Buffers& buffers, int capacity, int dim) {
     capacity_ = capacity;
     dim_ = dim;
-    numbers_ = dim / kSteps<In>;
+    numbers_ = Held::numbers(dim);
     int const panel_dim = round_up(dim, kLanes);
     buffers.take(rows_, int64_t{capacity} * numbers_);
     buffers.take(panels_, int64_t{capacity} * panel_dim / kSteps<In>);
@@ -46,7 +46,7 @@ class Summands {
   }
 
   // As operand of scores: [row][dim].
-  Factor<In> factor() const { return {rows_, numbers_, 1}; }
+  typename Held::Left factor() const { return Held::rows(rows_, numbers_); }
 
   // Adds the first rows, times the weights [row][lane], to sums [lane][panel_dim]. May overwrite
   // the weights.
@@ -63,11 +63,11 @@ class Summands {
       }
     }
     int const vectors = (lanes + kWidth<T> - 1) / kWidth<T>;
-    In const* const held = Held::as_weights(weights, rows, vectors);
+    auto const held = Held::as_weights(weights, rows, vectors);
     for (int d = 0; d < dim_; d += kLanes) {
       int const columns = (min_int(dim_ - d, kLanes) + kWidth<T> - 1) / kWidth<T>;
-      multiply<true>(Factor<In>{held, 1, kLanes}, round_up(lanes, kPanelRows), panel_at(d), columns,
-                     rows, sums + d, panel_dim);
+      multiply<true>(held, round_up(lanes, kPanelRows), panel_at(d), columns, rows, sums + d,
+                     panel_dim);
     }
   }
 

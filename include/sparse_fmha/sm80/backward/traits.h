@@ -52,6 +52,11 @@ struct BackwardTraits {
   static constexpr int kWarpColumns = kColumns / kSharing;
   static constexpr int kWarpDim = kHeadDim / kSharing;
   static constexpr int kGroups = (kTileQ + 63) / 64;
+  // Kernels that add dQ up find again, in each step, what they are at (fused/place.h), where
+  // registers do not hold it: with more than 32 x 32 scores of a warp, or with copies in the middle
+  // of a step.
+  static constexpr bool kFindsAgain =
+      kAddsDq && (kBlocks * kWarpColumns > 64 || Config::kStages < 4);
 
   static_assert(sizeof(Element) == 2, "the kernels are for fp16 and bf16");
   static_assert(kSharing == 1 || kSharing == 2, "one or two warps have the same rows");
@@ -103,9 +108,10 @@ struct BackwardStorage {
   // Of the queries that stay, or of two stages of those that pass: lse in log2 units, and delta.
   alignas(16) float2 terms[Traits::kOfKeys ? 2 * Traits::kColumns : Traits::kRows];
   alignas(16) typename Geometry::Shared geometry;
-  // Of kernels that add dQ up: a copy of Work, which would take too many registers.
-  alignas(Traits::kAddsDq ? 16
-                          : 1) char work[Traits::kAddsDq ? sizeof(typename Geometry::Work) : 1];
+  // A copy of Work, where it would take too many registers.
+  alignas(Traits::kFindsAgain
+              ? 16
+              : 1) char work[Traits::kFindsAgain ? sizeof(typename Geometry::Work) : 1];
 
   // Those that are held come first, where the stages are later.
   __device__ __forceinline__ Element* stay(int tensor) {

@@ -79,9 +79,10 @@ struct KernelTraits {
   static constexpr int kTileElements = kTileK * kRowDim;  // of keys or values
   static constexpr int kQueryElements = kTileQ * kRowDim;
   // Queries stay in registers if there are enough of them: with the output and scores of a thread's
-  // row tiles they take 208 at most, of one row tile of head dim 256 and 32 keys.
+  // row tiles they take 208 at most, of one row tile of head dim 256 and 32 keys. Scores of two row
+  // tiles and 128 keys alone take 128, and such rows spilled.
   static constexpr bool kQueriesInRegisters =
-      kRowTiles * kHeadDim <= 128 || (kRowTiles == 1 && kTileK == 32);
+      (kRowTiles * kHeadDim <= 128 && kRowTiles * kTileK < 256) || (kRowTiles == 1 && kTileK == 32);
   // They then pass through the last stage: the second, which is free until the first tile is
   // computed, or the only one, and the first tile is copied after that.
   static constexpr bool kQueriesShareStage =

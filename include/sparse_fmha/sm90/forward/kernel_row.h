@@ -19,6 +19,7 @@ KernelRow row_of(char const* name) {
   row.info.key.skips = Traits::kVotes;
   row.info.key.key_bias = Traits::kKeyBias;
   row.info.key.packed = std::is_same_v<Mechanism, PackedSequences>;
+  row.info.key.dilated = std::is_same_v<Mechanism, DilatedNeighborhood>;
   row.info.blocks = Traits::kBlocks;
   row.info.threads = kBlockThreads<Traits, Geometry>;
   row.info.smem_bytes = sizeof(Storage);

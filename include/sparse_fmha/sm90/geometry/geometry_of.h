@@ -23,6 +23,8 @@ struct GeometryOf<PackedSequences> : On<Packed> {};
 template <>
 struct GeometryOf<Neighborhood> : On<Grid> {};
 template <>
+struct GeometryOf<DilatedNeighborhood> : On<Grid> {};
+template <>
 struct GeometryOf<BlockSparse> : On<Lists> {};
 template <>
 struct GeometryOf<Stripe> : On<Stripes> {};

@@ -3,10 +3,9 @@
 // at the step's end, while the next queries are on their way.
 #pragma once
 
-#include <new>
-
 #include "sparse_fmha/sm80/backward/fused/add_dq.h"
 #include "sparse_fmha/sm80/backward/fused/halves.h"
+#include "sparse_fmha/sm80/backward/fused/place.h"
 
 namespace sparse_fmha::sm80 {
 
@@ -82,23 +81,21 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
                 "keys are read for dQ, too");
   auto& smem = block.smem;
   auto const& geometry = block.geometry;
-  if (threadIdx.x == 0) {
-    new (smem.work) Work(block.work);
-  }
+  PlaceOf<Traits, Work> const place(block.work, smem.work);
   block.copy_keys();
   __syncthreads();  // steps are placed, and the work is copied
-  Work const& work = *reinterpret_cast<Work const*>(smem.work);
+  Work const& work = place.work();
   Tile const tile{block.params, smem, geometry, work};
   int const steps = geometry.steps(work);
   // While half of the warps compute dQ, the others compute scores, so not all of them take the
   // exponential of theirs at a time. A block of four warps has another one beside it.
-  auto const early = [] { return Traits::kWarps <= 4 || thread_again() < Traits::kThreads / 2; };
+  auto const early = [&] { return Traits::kWarps <= 4 || place.in_first_half(); };
   AddDq<Traits, Geometry, Mechanism> const add_dq(tile);
   if constexpr (Traits::kHeld == Held::kSecond) {
     cute::cp_async_wait<0>();
     __syncthreads();
   }
-  BlockValues<Traits> const values(smem.stay(1), WarpPart<Traits>(thread_again()));
+  BlockValues<Traits> const values(smem.stay(1), place.warp());
   if constexpr (Traits::kHeld == Held::kSecond) {
     __syncthreads();  // they were where the stages are
   }
@@ -126,7 +123,7 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
         cute::cp_async_fence();
       }
     };
-    WarpPart<Traits> const warp(thread_again());
+    WarpPart<Traits> const warp = place.warp();
     if (geometry.needs(work, i, warp.first_row())) {
       add_step(tile, i, values, warp, dk, dv, release);
     } else {
@@ -152,7 +149,7 @@ __device__ __forceinline__ void run_fused(DkvBlock<Traits, Geometry, Mechanism> 
     add_dq(steps - 1);
   }
   __syncthreads();  // the tiles are no longer read
-  tile.store(dk, dv, WarpPart<Traits>(thread_again()));
+  tile.store(dk, dv, place.warp());
 }
 
 }  // namespace sparse_fmha::sm80

@@ -1,18 +1,24 @@
 // Tokens on a grid of up to three axes. A tile is a box whose shape is a run-time value.
 //
-// Boxes are copied directly from the user's tensor and may start at any token. A dilated box has
-// strides between its elements. Names are those of geometry/contract.h.
+// Boxes are copied directly from the user's tensor and may start at any token: by maps of all
+// tokens (strided_boxes.h) or by maps of dilation classes (class_boxes.h). Names are those of
+// geometry/contract.h.
 #pragma once
+
+#include <type_traits>
 
 #include "sparse_fmha/device/accumulator.h"
 #include "sparse_fmha/device/box_mask.h"
+#include "sparse_fmha/mechanisms/dilated.h"
 #include "sparse_fmha/planning/tile_order.h"
 #include "sparse_fmha/sm90/common/copy.h"
 #include "sparse_fmha/sm90/common/cute.h"
 #include "sparse_fmha/sm90/common/smem.h"
 #include "sparse_fmha/sm90/forward/kernel_params.h"
 #include "sparse_fmha/sm90/geometry/contract.h"
+#include "sparse_fmha/sm90/geometry/grid/class_boxes.h"
 #include "sparse_fmha/sm90/geometry/grid/grid_walk.h"
+#include "sparse_fmha/sm90/geometry/grid/strided_boxes.h"
 #include "sparse_fmha/sm90/geometry/grid/window_mask.h"
 
 namespace sparse_fmha::sm90 {
@@ -22,23 +28,17 @@ struct Grid {
   using Element = typename Traits::Element;
   static_assert(Traits::kValueDim == Traits::kHeadDim, "rows of this geometry have one width");
 
-  // TMA supports five axes. With three token axes none is left for the batch: each batch entry
-  // needs its own tensor map, and one launch takes at most this many.
-  static constexpr int kMaxMaps = 6;
+  static constexpr bool kByClass = std::is_same_v<Mechanism, DilatedNeighborhood>;
+  using Places = std::conditional_t<kByClass, ClassBoxes<Traits>, StridedBoxes<Traits, Mechanism>>;
 
-  struct Params {
-    // (D, H, X, Y, B), or (D, H, X, Y, T) for each batch entry
-    CUtensorMap q[Traits::kQueryTensors][kMaxMaps];
-    CUtensorMap k[kMaxMaps];
-    CUtensorMap v[kMaxMaps];
-    CUtensorMap out[kMaxMaps];
+  struct Params : Places::Maps {
     CUtensorMap extra_k;  // (D, N, H, B)
     CUtensorMap extra_v;
     TileShape shape;
     TileOrder order;  // of query tiles
     BoxBits q_bits;   // of shape.q
     BoxBits k_bits;   // of shape.k
-    bool map_per_batch;
+    typename Places::Numbers places;
     int32_t first_batch;
     int32_t extra_len;
     typename Traits::RowValue* rows;  // strides in elements; a head's is 1
@@ -56,10 +56,10 @@ struct Grid {
   static constexpr bool kNotesSkipped = true;
 
   using MaskPlace = int;  // mask index into WindowWords::inside
-  using Source = BoxSource;
+  using Source = typename Places::Source;
   using Walk = GridWalk<Traits, Mechanism>;
 
-  struct Work {
+  struct Work : Places::Origin {
     WorkTile tile;
     QueryTile q;
     Coord length;  // positions per axis in the dilation class
@@ -111,6 +111,7 @@ struct Grid {
     work.num_full = boxes.num_full + extra_len / Traits::kTileK;
     work.walk = static_cast<int32_t>(state.phase);
     work.head_kv = tile.head / params.heads_per_kv;
+    Places::locate(params, work);
     Walk& walk = shared.walks[state.phase];
     walk.num_partial = work.num_partial;
     walk.num_full = work.num_full;
@@ -162,26 +163,27 @@ struct Grid {
     if (box.extra) {
       return {-1, work.head_kv, {box.origin[2], 0, params.geometry.first_batch + work.tile.batch}};
     }
-    return source(work, box.origin, work.head_kv);
+    return Places::source(params, work, box.origin, work.head_kv);
   }
   __device__ __forceinline__ void load_q(FullBarrier& barrier, Element* destination,
                                          Work const& work, int warpgroup) const {
-    auto const from = source(work, part(work, warpgroup), work.tile.head);
-    CUTE_UNROLL
-    for (int i = 0; i < Traits::kQueryTensors; ++i) {
-      load(params.geometry.q[i][from.map], barrier,
-           destination + i * Traits::kTileQ * Traits::kHeadDim, Traits::kTileQ, from, kReadOnce);
-    }
+    Places::load_q(params, barrier, destination, work, part(work, warpgroup));
   }
   __device__ __forceinline__ void load_k(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    auto const& g = params.geometry;
-    load_keys(g.k, g.extra_k, barrier, destination, source);
+    if (source.map < 0) {
+      load_extra(params.geometry.extra_k, barrier, destination, source);
+    } else {
+      Places::load_k(params.geometry, barrier, destination, source);
+    }
   }
   __device__ __forceinline__ void load_v(FullBarrier& barrier, Element* destination,
                                          Source const& source) const {
-    auto const& g = params.geometry;
-    load_keys(g.v, g.extra_v, barrier, destination, source);
+    if (source.map < 0) {
+      load_extra(params.geometry.extra_v, barrier, destination, source);
+    } else {
+      Places::load_v(params.geometry, barrier, destination, source);
+    }
   }
 
   __device__ __forceinline__ int64_t key_index(Work const& work, KeyBox const& box, int /*w*/,
@@ -248,12 +250,7 @@ struct Grid {
   // Stores a consumer's rows, clipped to the tensor.
   __device__ __forceinline__ void store_out(Element const* from, Work const& work,
                                             int warpgroup) const {
-    auto const to = source(work, part(work, warpgroup), work.tile.head);
-    CUTE_UNROLL
-    for (int d = 0; d < Traits::kHeadDim; d += 64) {
-      cute::SM90_TMA_STORE_5D::copy(&params.geometry.out[to.map], from + d * Traits::kTileQ, d,
-                                    to.head, to.place[0], to.place[1], to.place[2]);
-    }
+    Places::store_out(params, from, work, part(work, warpgroup));
   }
   template <class Body>
   __device__ __forceinline__ void visit_rows(Work const& work, int warpgroup, int row,
@@ -287,29 +284,10 @@ struct Grid {
     return {work.q.origin[0] + offset[0], work.q.origin[1] + offset[1],
             work.q.origin[2] + offset[2]};
   }
-  __device__ __forceinline__ Source source(Work const& work, Coord const& position,
-                                           int32_t head) const {
-    Coord const token = Mechanism::token(params.sparsity, work.q.residue, position);
-    bool const per_batch = params.geometry.map_per_batch;
-    return {per_batch ? work.tile.batch : 0,
-            head,
-            {token[2], token[1], per_batch ? token[0] : work.tile.batch}};
-  }
-  static __device__ __forceinline__ void load(CUtensorMap const& map, FullBarrier& barrier,
-                                              Element* destination, int rows, Source const& from,
-                                              cute::TMA::CacheHintSm90 hint) {
-    load_box<Traits::kHeadDim>(map, barrier, destination, rows, hint, from.head, from.place[0],
-                               from.place[1], from.place[2]);
-  }
-  static __device__ __forceinline__ void load_keys(CUtensorMap const (&maps)[kMaxMaps],
-                                                   CUtensorMap const& extra, FullBarrier& barrier,
-                                                   Element* destination, Source const& from) {
-    if (from.map < 0) {
-      load_box<Traits::kHeadDim>(extra, barrier, destination, Traits::kTileK, kReadByMany,
-                                 from.place[0], from.head, from.place[2]);
-    } else {
-      load(maps[from.map], barrier, destination, Traits::kTileK, from, kReadByMany);
-    }
+  static __device__ __forceinline__ void load_extra(CUtensorMap const& map, FullBarrier& barrier,
+                                                    Element* destination, Source const& from) {
+    load_box<Traits::kHeadDim>(map, barrier, destination, Traits::kTileK, kReadByMany,
+                               from.place[0], from.head, from.place[2]);
   }
 };
 

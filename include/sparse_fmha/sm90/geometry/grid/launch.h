@@ -1,7 +1,8 @@
 // Launches of mechanisms on a grid of tokens.
 //
-// One launch computes one interleaved grid (planning/interleaved.h), and with three token axes at
-// most Grid::kMaxMaps batch entries.
+// Where boxes have element strides, one launch computes one interleaved grid
+// (planning/interleaved.h), and with three token axes at most kMaxMaps batch entries. By maps of
+// dilation classes one launch computes everything.
 #pragma once
 
 #include "sparse_fmha/cuda/tensor_map.h"
@@ -13,6 +14,41 @@
 
 namespace sparse_fmha::sm90 {
 
+// What does not depend on how boxes lie in memory: tiles, and the extra tokens.
+template <class Traits, class Params>
+void set_tiles(FmhaProblem const& p, TileShape const& shape, Params& g) {
+  g.shape = shape;
+  g.q_bits = box_bits(shape.q);
+  g.k_bits = box_bits(shape.k);
+  g.extra_len = p.extra_len;
+  if (p.extra_len > 0) {
+    auto extra_map = [&](TensorView const& view, int32_t dim) {
+      return sequence_tensor_map(view, p.dtype, p.extra_len, p.heads_kv, p.batch, dim,
+                                 Traits::kTileK);
+    };
+    g.extra_k = extra_map(p.extra_k, p.head_dim);
+    g.extra_v = extra_map(p.extra_v, p.value_dim);
+  }
+}
+
+// The values of rows at {first + i * step}.
+template <class Traits, class Params>
+void set_rows(FmhaProblem const& p, Coord const& first, Coord const& step, Params& g) {
+  int64_t stride = p.heads_q;
+  g.rows = Traits::row_values(p);
+  for (int axis = kGridAxes - 1; axis >= 0; --axis) {
+    g.rows += first[axis] * stride;
+    g.rows_axis[axis] = step[axis] * stride;
+    stride *= p.grid_q[axis];
+  }
+  g.rows_batch = stride;
+}
+
+// As many heads as have keys and values of `grid` that fit in the L2 cache together.
+inline int32_t heads_together(FmhaProblem const& p, Coord const& grid) {
+  return heads_in_cache(2.0 * volume(grid) * (p.head_dim + p.value_dim));
+}
+
 template <class Traits, class Mechanism>
 void launch_interleaved(FmhaProblem const& p, InterleavedGrid const& grid,
                         ExecutionContext const& context) {
@@ -22,9 +58,8 @@ void launch_interleaved(FmhaProblem const& p, InterleavedGrid const& grid,
   KernelParams<Geometry, Mechanism> params;
   auto& sparsity = params.sparsity = grid.params;
   auto& g = params.geometry;
-  g.shape = grid.shape;
-  g.q_bits = box_bits(g.shape.q);
-  g.k_bits = box_bits(g.shape.k);
+  set_tiles<Traits>(p, grid.shape, g);
+  set_rows<Traits>(p, first, step, g);
 
   bool const map_per_batch = sparsity.grid[0] > 1;
   auto map = [&](TensorView const& tensor, int32_t heads, int32_t dim, Coord const& box,
@@ -39,30 +74,12 @@ void launch_interleaved(FmhaProblem const& p, InterleavedGrid const& grid,
     return make_tensor_map<4>(data, p.dtype, dim,
                               {MapAxis{heads, view.head_stride}, axis(2), axis(1), last});
   };
-  g.map_per_batch = map_per_batch;
-  g.extra_len = p.extra_len;
-  if (p.extra_len > 0) {
-    auto extra_map = [&](TensorView const& view, int32_t dim) {
-      return sequence_tensor_map(view, p.dtype, p.extra_len, p.heads_kv, p.batch, dim,
-                                 Traits::kTileK);
-    };
-    g.extra_k = extra_map(p.extra_k, p.head_dim);
-    g.extra_v = extra_map(p.extra_v, p.value_dim);
-  }
-  int64_t stride = p.heads_q;
-  g.rows = Traits::row_values(p);
-  for (int axis = kGridAxes - 1; axis >= 0; --axis) {
-    g.rows += first[axis] * stride;
-    g.rows_axis[axis] = step[axis] * stride;
-    stride *= p.grid_q[axis];
-  }
-  g.rows_batch = stride;
+  g.places.map_per_batch = map_per_batch;
 
-  // Group as many heads as have keys and values that fit in the L2 cache together.
-  int32_t const group = heads_in_cache(2.0 * volume(sparsity.grid) * (p.head_dim + p.value_dim));
+  int32_t const group = heads_together(p, sparsity.grid);
   int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
   g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
-  int32_t const batch_step = map_per_batch ? Geometry::kMaxMaps : p.batch;
+  int32_t const batch_step = map_per_batch ? Geometry::Places::kMaxMaps : p.batch;
   for (g.first_batch = 0; g.first_batch < p.batch; g.first_batch += batch_step) {
     int32_t const batch = std::min(batch_step, p.batch - g.first_batch);
     for (int32_t i = 0; i < (map_per_batch ? batch : 1); ++i) {
@@ -99,12 +116,58 @@ void launch_interleaved(FmhaProblem const& p, InterleavedGrid const& grid,
   }
 }
 
+// All dilation classes, heads and batch entries.
+template <class Traits, class Mechanism>
+void launch_classes(FmhaProblem const& p, ExecutionContext const& context) {
+  KernelParams<Grid<Traits, Mechanism>, Mechanism> params;
+  auto& g = params.geometry;
+  auto const& sparsity = params.sparsity = std::get<typename Mechanism::Params>(p.sparsity);
+  constexpr Coord kOne = {1, 1, 1};
+  set_tiles<Traits>(p,
+                    choose_tiles(sparsity, Traits::kTileQ, Traits::kTileK,
+                                 max_box(sparsity.grid, kOne), tile_costs(Traits::kHeadDim)),
+                    g);
+  set_rows<Traits>(p, {0, 0, 0}, kOne, g);
+  g.first_batch = 0;
+  auto place = [&](TensorView const& view, int32_t heads, int32_t dim, Coord const& box,
+                   CUtensorMap(&maps)[kClassKinds], ClassUnits& units) {
+    ClassMap const of = class_map(view, sparsity, heads, p.batch);
+    for (int32_t kind = 0; kind < kClassKinds; ++kind) {
+      Coord const length = class_length(sparsity, kind);
+      auto axis = [&](int a) {  // no class has the shorter length where that is 0
+        return MapAxis{std::max(length[a], 1), view.axis_stride[a] * sparsity.dilation[a],
+                       static_cast<uint32_t>(box[a])};
+      };
+      maps[kind] = make_tensor_map<4>(view.data, p.dtype, dim,
+                                      {axis(2), axis(1), axis(0), MapAxis{of.extent, of.unit}});
+    }
+    units = of.units;
+  };
+  Coord const part = warpgroup_box(g.shape.q);
+  for (int i = 0; i < Traits::kQueryTensors; ++i) {
+    place(Traits::queries(p, i), p.heads_q, Traits::query_dim(p, i), part, g.q[i], g.places.q[i]);
+  }
+  place(p.k, p.heads_kv, p.head_dim, g.shape.k, g.k, g.places.k);
+  place(p.v, p.heads_kv, p.value_dim, g.shape.k, g.v, g.places.v);
+  place(Traits::output(p), p.heads_q, Traits::output_dim(p), part, g.out, g.places.out);
+
+  int32_t const group = heads_together(p, sparsity.grid);
+  int32_t const q_tiles = Mechanism::num_query_tiles(sparsity, g.shape);
+  g.order = choose_order(sparsity, g.shape, multiprocessor_count() / group);
+  params.scheduler = make_scheduler(p.heads_q, p.batch, q_tiles, group);
+  run_kernel<Traits>(params, p, context);
+}
+
 template <class Traits, class Mechanism>
 void Grid<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext const& context) {
-  auto const grids = interleaved_grids(std::get<typename Mechanism::Params>(p.sparsity),
-                                       Traits::kTileQ, Traits::kTileK, Traits::kHeadDim);
-  for (InterleavedGrid const& grid : grids) {
-    launch_interleaved<Traits, Mechanism>(p, grid, context);
+  if constexpr (kByClass) {
+    launch_classes<Traits, Mechanism>(p, context);
+  } else {
+    auto const grids = interleaved_grids(std::get<typename Mechanism::Params>(p.sparsity),
+                                         Traits::kTileQ, Traits::kTileK, Traits::kHeadDim);
+    for (InterleavedGrid const& grid : grids) {
+      launch_interleaved<Traits, Mechanism>(p, grid, context);
+    }
   }
 }
 
