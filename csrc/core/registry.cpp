@@ -10,6 +10,7 @@
 #include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
+#include "sparse_fmha/device/ssa_choices.h"
 
 namespace sparse_fmha {
 
@@ -113,6 +114,10 @@ void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const&
 
 void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
   (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
+}
+
+void choose_ssa_blocks(Arch arch, SsaChoices const& choices, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_choose_ssa_blocks : device::choose_ssa_blocks)(choices, context);
 }
 
 std::string to_string(KernelKey const& key) {

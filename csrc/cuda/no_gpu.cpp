@@ -9,6 +9,7 @@
 #include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/device/merge_parts.h"
 #include "sparse_fmha/device/row_terms.h"
+#include "sparse_fmha/device/ssa_choices.h"
 
 namespace sparse_fmha {
 namespace {
@@ -34,6 +35,10 @@ void device::merge_parts(MergeProblem const& /*problem*/, ExecutionContext const
 }
 
 void device::find_hip_keys(HipSearch const& /*search*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::choose_ssa_blocks(SsaChoices const& /*choices*/, ExecutionContext const& /*context*/) {
   refuse();
 }
 

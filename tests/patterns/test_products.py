@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparse_fmha.selection import largest, top_k_blocks, top_k_indices
-from sparse_fmha.selection.products import bf16_parts, key_operand, products
+from sparse_fmha.selection.products import bf16_parts, key_operand, products_by_key
 
 
 def test_three_parts_are_all_of_fp32(randn):
@@ -33,18 +33,18 @@ def test_operands_of_a_gpu(randn, dtype, key_dtype):
     keys = torch.cat(bf16_parts(keys), 2) if in_parts else keys.to(there.dtype)
     assert there.shape == keys.shape
     assert there.dtype == (torch.float32 if dtype != key_dtype and not in_parts else dtype)
-    made = products(q, keys)
+    made = products_by_key(q, keys).mT
     heads = k.double().repeat_interleave(3, 2)
     expected = torch.einsum("blhd,bmhd->bhlm", q.double(), heads).view(2, 2, 15, 9)
     torch.testing.assert_close(made, expected.float(), rtol=1e-6, atol=1e-6)
-    on_gpu = products(q.to("meta"), there)
+    on_gpu = products_by_key(q.to("meta"), there).mT
     assert (on_gpu.shape, on_gpu.dtype) == (made.shape, torch.float32)
 
 
 def test_products_of_fp32(randn):
     q, k = randn(2, 5, 6, 16), randn(2, 9, 2, 16, seed=1)
     for dtype in (torch.float32, torch.bfloat16):
-        made = products(q.to(dtype), key_operand(k, dtype)[..., 2:7])
+        made = products_by_key(q.to(dtype), key_operand(k, dtype)[..., 2:7]).mT
         own = q.to(dtype).double(), k.double().repeat_interleave(3, 2)[:, 2:7]
         expected = torch.einsum("blhd,bmhd->bhlm", *own).view(2, 2, 15, 5)
         torch.testing.assert_close(made, expected.float())

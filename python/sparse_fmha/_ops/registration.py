@@ -18,6 +18,7 @@ from sparse_fmha._ops import (
     merging,
     packed,
     shapes,
+    ssa_choices,
     symbolic,
     vmap,
 )
@@ -68,6 +69,7 @@ def register() -> None:
     decode.register(_registrations)
     merging.register(_registrations)
     hip_search.register(_registrations)
+    ssa_choices.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 
 

@@ -17,15 +17,13 @@ from sparse_fmha._checks import (
     finite,
     plain_ints,
 )
-from sparse_fmha._sizes import ceil_div
+from sparse_fmha._ops import ssa_choices
 from sparse_fmha.attention import attention, block_sparse_attention
 from sparse_fmha.masks import block_lists
 from sparse_fmha.masks.block_grid import BlockGrid
 from sparse_fmha.masks.block_lists import ABSENT
 from sparse_fmha.masks.block_mask import BlockMask
-from sparse_fmha.selection import largest, pool_blocks
-from sparse_fmha.selection.largest import GROUP
-from sparse_fmha.selection.products import key_operand, products
+from sparse_fmha.selection import pool_blocks
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -77,11 +75,13 @@ def ssa(
     Returns:
         A mask with lists for each batch entry and query head (one for all with one key head), built
         without waiting for the device. Bitmasks take `block_q * block / 8` bytes for each entry of
-        a list; `ssa_attention` has them once for each key head. The scores of all tokens with the
-        blocks before them are computed, a few query blocks at a time.
+        a list; `ssa_attention` has them once for each key head. One kernel chooses; it computes
+        the scores of all tokens with the blocks before them and holds none.
 
     Raises:
         ValueError, TypeError: a shape, dtype or number is not allowed.
+        RuntimeError: the head dim is not a multiple of 8 up to 256, or on CUDA the dtype is fp64,
+            a key head has more than 16 query heads, or `blocks` is above 513.
     """
     mask = _mask(q, k, blocks, block, scale, block_q, width)
     heads, heads_kv = q.shape[2], k.shape[2]
@@ -193,24 +193,24 @@ def _mask(
     scale = finite("scale", scale)
     grid = BlockGrid.of(q, k, block_q, block, causal=True)
     rows, columns = grid.shape
-    batch, q_len, heads, _ = q.shape
+    batch, q_len = q.shape[:2]
     heads_kv = k.shape[2]
     if width is None:
         width = blocks * block_q
     width = min(check_int("width", width), columns)
     few, shift = min(blocks - 1, columns), grid.kv_len - q_len
-    means = pool_blocks(k.detach(), block) * (q.shape[3] ** -0.5 if scale is None else scale)
-    keys = key_operand(means, q.dtype)
-
-    def choices(part: slice) -> list[Tensor]:
-        first, last = part.start * block_q, min(part.stop * block_q, q_len)
-        made = _choices(q[:, first:last].detach(), keys, first + shift, block, few)
-        missing = (part.stop - part.start) * block_q - (last - first)
-        return [pad(made, (0, 0, 0, missing), value=ABSENT).unflatten(2, (-1, block_q))]
-
-    row = batch * heads * block_q * columns
-    parts = block_lists.chunks(rows, row, q.device, 1 << 20, on_gpu=1 << 28)
-    (chosen,) = block_lists.by_chunks(choices, parts, rows, 2)
+    dtype = torch.promote_types(q.dtype, k.dtype)
+    means = pool_blocks(k.detach(), block)
+    chosen = ssa_choices.choices(
+        q.detach().to(dtype),
+        torch.stack(_parts(means, dtype)),
+        block=block,
+        at=shift,
+        few=few,
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+    )
+    chosen = pad(chosen, (0, 0, 0, rows * block_q - q_len), value=ABSENT)
+    chosen = chosen.unflatten(2, (rows, block_q))
 
     def lists(part: slice) -> list[Tensor]:
         own = chosen[:, :, part]
@@ -248,33 +248,10 @@ def _of_heads(mask: BlockMask, change: Callable[[Tensor], Tensor]) -> BlockMask:
     )
 
 
-def _choices(q: Tensor, keys: Tensor, at: int, block: int, few: int) -> Tensor:
-    """Returns each token's blocks, the own one last, int32 `[B, Hkv, n, few + 1]`; -1: none.
-
-    Args:
-        q: `[B, n, Hq, D]`, tokens from position `at` on. keys: scaled means,
-            from `key_operand`.
-        few: how many blocks to take before a token's own, at most nK.
-    """
-    batch, n = q.shape[:2]
-    heads_kv = keys.shape[1]
-    positions = torch.arange(at, at + n, device=q.device)
-    own = positions.div(block, rounding_mode="floor")[:, None]
-    complete = (positions + 1).div(block, rounding_mode="floor")[:, None]
-    # No token sees a block from `columns` on, which is rounded to groups; all see those before
-    # `ragged`.
-    columns = min(keys.shape[3], ceil_div(max(0, (at + n) // block), GROUP) * GROUP)
-    ragged = max(0, at // block)
-    taken = own.new_empty((batch, heads_kv, n, 0), dtype=torch.int32)
-    if columns and few:
-        scores = products(q, keys[..., :columns]).view(batch, heads_kv, -1, n, columns)
-        late = torch.arange(ragged, columns, device=q.device)
-        scores[..., ragged:].masked_fill_(late >= complete, -torch.inf)
-        weights = scores.softmax(-1).sum(2)
-        weights[..., ragged:].masked_fill_(late >= own, -torch.inf)
-        taken = largest.places(weights, min(few, columns))
-    taken = pad(taken, (0, few - taken.shape[-1]), value=ABSENT)
-    return torch.cat([taken, own.int().clamp(min=ABSENT).expand(batch, heads_kv, -1, -1)], -1)
+def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Returns tensors of a dtype whose sum is x (fp32), in 16 bits to 2**-17 of each number."""
+    high = x.to(dtype)
+    return [high, (x - high).to(dtype)] if dtype.itemsize == 2 else [high]
 
 
 def _lists(

@@ -17,7 +17,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def key_operand(k: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns keys `[B, L, Hkv, D]` as `products` with queries of a dtype takes them.
+    """Returns keys `[B, L, Hkv, D]` as `products_by_key` with queries of a dtype takes them.
 
     Returns:
         `[B, Hkv, D, L]` in fp32 or in 16 bits, or three bf16 parts `[B, Hkv, 3 D, L]`.
@@ -31,23 +31,18 @@ def key_operand(k: Tensor, dtype: torch.dtype) -> Tensor:
     return keys.float()
 
 
-def products(q: Tensor, keys: Tensor) -> Tensor:
-    """Returns `q . k` for each query head, fp32 `[B, Hkv, Hq / Hkv * Lq, L]`.
+def products_by_key(q: Tensor, keys: Tensor) -> Tensor:
+    """Returns `k . q` for each query head, fp32 `[B, Hkv, L, Hq / Hkv * Lq]`.
 
     Args:
         q: `[B, Lq, Hq, D]`. keys: from `key_operand` with q's dtype, or some of its last dimension.
     """
-    return fp32_product(*_operands(q, keys))
-
-
-def products_by_key(q: Tensor, keys: Tensor) -> Tensor:
-    """Returns what `products` does as `[B, Hkv, L, Hq / Hkv * Lq]`, queries next to each other."""
     rows, columns = _operands(q, keys)
     return fp32_product(columns.mT, rows.mT)
 
 
 def _operands(q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the factors of `products`."""
+    """Returns the factors of the products, queries `[B, Hkv, Hq / Hkv * Lq, D]` first."""
     batch, _, heads, dim = q.shape
     heads_kv = keys.shape[1]
     grouped: Tensor = q.unflatten(2, (heads_kv, heads // heads_kv)).permute(0, 2, 3, 1, 4)
