@@ -2,7 +2,7 @@
 # Measures all tables of README.md and docs/benchmarks.md again, on a machine with a Hopper GPU that
 # has torch and a built library in python/sparse_fmha:
 #
-#   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes host_time small
+#   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes dilation host_time small
 #                                     backward key_bias query_rows score_sums decode models
 #                                     vision methods frontier frontier_trained other_gpus
 #                                     calibration skipping_gradients skip_training scaling
@@ -23,8 +23,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
-known=(sequences skipping blocks grids stripes host_time small backward key_bias query_rows score_sums
-  decode models vision methods frontier frontier_trained other_gpus calibration
+known=(sequences skipping blocks grids stripes dilation host_time small backward key_bias query_rows
+  score_sums decode models vision methods frontier frontier_trained other_gpus calibration
   skipping_gradients skip_training scaling)
 steps=("$@")
 ((${#steps[@]})) || steps=("${known[@]:0:${#known[@]}-1}")
@@ -59,6 +59,7 @@ step_query_rows() { study query_rows; }
 step_score_sums() { study score_sums; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
 step_models() { study models; }
+step_dilation() { study dilation; }
 step_vision() { study vision; }
 step_methods() { study methods; }
 step_frontier() { study frontier --length 32768 --plot "$OUT/frontier/error.png"; }

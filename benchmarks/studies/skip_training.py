@@ -30,7 +30,7 @@ from sparse_fmha.cli import one_line_errors
 RESULTS = report.RESULTS / "skip_training"
 SPARSITIES = (0.5, 0.75, 0.9)
 SIZES = {
-    "full": {"length": 8192, "heads": 4, "heads_kv": 2, "dim": 64, "steps": 1000, "tuned": 200},
+    "full": {"length": 8192, "heads": 4, "heads_kv": 2, "dim": 64, "steps": 4000, "tuned": 400},
     "tiny": {"length": 384, "heads": 2, "heads_kv": 1, "dim": 32, "steps": 4, "tuned": 2},
 }
 TEXTS = 4  # that a measure is the mean of

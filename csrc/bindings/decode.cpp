@@ -48,13 +48,10 @@ std::vector<Span> tiles(int32_t length, int32_t capacity, int32_t len_q, int32_t
   return found;
 }
 
-// Whether the call takes the kernel for few rows: "never", "always" or "by lengths"; and the blocks
-// that share a group there.
-std::pair<char const*, int32_t> few_rows(int64_t batch, int64_t heads_kv, int32_t len_q,
-                                         int32_t group, int32_t capacity, int32_t page,
-                                         int32_t block, int32_t width, bool tokens, bool by_query,
-                                         bool spans, bool tree, int32_t split, bool by_head,
-                                         int32_t multiprocessors) {
+// The blocks that share a group in the kernel for few rows; 0 if the call takes another kernel.
+int32_t few_rows_blocks(int64_t batch, int64_t heads_kv, int32_t len_q, int32_t group,
+                        int32_t capacity, int32_t page, int32_t block, int32_t width, bool tokens,
+                        bool by_query, bool spans, bool tree, int32_t split) {
   static int32_t const there = 0;
   DecodeKeys keys;
   keys.form = tokens      ? DecodeKeys::Form::kTokens
@@ -70,21 +67,9 @@ std::pair<char const*, int32_t> few_rows(int64_t batch, int64_t heads_kv, int32_
   keys.len_q = len_q;
   keys.group = group;
   keys.split = split;
-  keys.lengths.head_stride = by_head ? 1 : 0;
-  constexpr char const* kNames[] = {"never", "always", "by lengths"};
-  auto const use = FewRows::use(keys, batch, heads_kv, multiprocessors);
-  return {kNames[static_cast<int>(use)],
-          use == FewRows::Use::kNever
-              ? 0
-              : FewRows::blocks(batch * heads_kv * keys.row_groups(), most_slots(keys))};
-}
-
-bool alike(std::vector<int32_t> const& slots, int32_t blocks) {
-  SlotTotals totals;
-  for (int32_t n : slots) {
-    totals.add(n);
-  }
-  return totals.alike(blocks);
+  return FewRows::serves(keys, batch, heads_kv)
+             ? FewRows::blocks(batch * heads_kv * keys.row_groups(), most_slots(keys))
+             : 0;
 }
 
 }  // namespace
@@ -116,14 +101,11 @@ void bind_decode(py::module_& m) {
              py::arg("group"), py::arg("causal"), py::arg("window"), py::arg("split"),
              py::arg("span"), py::arg("block"), py::arg("counts"), py::arg("width"),
              "The tiles [begin, end) of each group of rows of a KV head.");
-  decode.def(
-      "few_rows", &few_rows, py::arg("batch"), py::arg("heads_kv"), py::arg("len_q"),
-      py::arg("group"), py::arg("capacity"), py::arg("page") = 0, py::arg("block") = 0,
-      py::arg("width") = 0, py::arg("tokens") = false, py::arg("by_query") = false,
-      py::arg("spans") = false, py::arg("tree") = false, py::arg("split") = 0,
-      py::arg("by_head") = false, py::arg("multiprocessors") = 132,
-      "When a call takes the kernel for few rows (\"never\", \"always\", \"by lengths\"), and "
-      "how many thread blocks share a group there.");
-  decode.def("alike", &alike, py::arg("slots"), py::arg("blocks"),
-             "Whether lists with these slots take the kernel for few rows, where lengths decide.");
+  decode.def("few_rows_blocks", &few_rows_blocks, py::arg("batch"), py::arg("heads_kv"),
+             py::arg("len_q"), py::arg("group"), py::arg("capacity"), py::arg("page") = 0,
+             py::arg("block") = 0, py::arg("width") = 0, py::arg("tokens") = false,
+             py::arg("by_query") = false, py::arg("spans") = false, py::arg("tree") = false,
+             py::arg("split") = 0,
+             "The thread blocks that share a group in the kernel for few rows; 0 if the call takes "
+             "another kernel.");
 }

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
-#include <vector>
 
 #include "check.h"
 #include "decode_arguments.h"
@@ -11,9 +10,6 @@
 #include "run.h"
 #include "score_arguments.h"
 #include "sparse_fmha/core/decode.h"
-#include "sparse_fmha/cuda/device_arch.h"
-#include "sparse_fmha/planning/choose_row.h"
-#include "sparse_fmha/planning/few_rows.h"
 
 namespace sparse_fmha {
 namespace {
@@ -75,23 +71,8 @@ void check_out(Tensor const& out, Tensor const& q) {
   }
 }
 
-// The kernels of a call, in the order of their launches. Where lengths decide between two, the
-// description of the keys says so.
-std::vector<KernelRow const*> kernels_of(FmhaProblem const& problem, DecodeKeys& keys,
-                                         Tensor const& q) {
-  KernelRow const& one = kernel_for(problem, q, Pass::kDecode);
-  if (on_gpu(q) && takes_both_decode_kernels(problem, device_multiprocessors(gpu_of(q)))) {
-    KernelRow const& few = find_kernel(one.info.key, FewRows::kRows);
-    keys.by_lengths = few.info.tile_q == FewRows::kRows && one.info.tile_q != FewRows::kRows;
-    if (keys.by_lengths) {
-      return {&one, &few};
-    }
-  }
-  return {&one};
-}
-
 // Writes out; returns lse and the counts of tiles.
-std::tuple<Tensor, Tensor> run_decode(FmhaProblem& problem, DecodeKeys keys, Tensor const& q,
+std::tuple<Tensor, Tensor> run_decode(FmhaProblem& problem, DecodeKeys const& keys, Tensor const& q,
                                       Tensor const& out,
                                       std::optional<Tensor> const& skip_threshold) {
   DeviceScope const scope(q);
@@ -110,9 +91,7 @@ std::tuple<Tensor, Tensor> run_decode(FmhaProblem& problem, DecodeKeys keys, Ten
   problem.out = view(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
   Launch launch(q);
-  for (KernelRow const* kernel : kernels_of(problem, keys, q)) {
-    kernel->launch(problem, launch.context());
-  }
+  kernel_for(problem, q, Pass::kDecode).launch(problem, launch.context());
   return {lse, tiles};
 }
 

@@ -102,10 +102,8 @@ int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                       int32_t multiprocessors) {
   int32_t const wanted = override_.load(std::memory_order_relaxed);
   if (request.pass == Pass::kDecode) {
-    using Use = FewRows::Use;
-    Use const use = FewRows::use(*problem.decode, problem.batch, problem.heads_kv, multiprocessors);
-    bool const few =
-        wanted == 0 ? use == Use::kAlways : wanted == FewRows::kRows && use != Use::kNever;
+    bool const few = FewRows::serves(*problem.decode, problem.batch, problem.heads_kv) &&
+                     (wanted == 0 || wanted == FewRows::kRows);
     return few ? FewRows::kRows : DecodeKeys::kRows;
   }
   int64_t const in_grid =  // sequences
@@ -128,12 +126,6 @@ int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
     }
   });
   return is_override ? wanted : best.tile_q;
-}
-
-bool takes_both_decode_kernels(FmhaProblem const& problem, int32_t multiprocessors) {
-  return override_.load(std::memory_order_relaxed) == 0 &&
-         FewRows::use(*problem.decode, problem.batch, problem.heads_kv, multiprocessors) ==
-             FewRows::Use::kByLengths;
 }
 
 int32_t set_tile_q_override(int32_t tile_q) { return override_.exchange(tile_q); }

@@ -187,7 +187,7 @@ class _Decode:
         width: int,
     ) -> list[tuple[int, int]]: ...
     @staticmethod
-    def few_rows(
+    def few_rows_blocks(
         batch: int,
         heads_kv: int,
         len_q: int,
@@ -201,11 +201,7 @@ class _Decode:
         spans: bool = False,
         tree: bool = False,
         split: int = 0,
-        by_head: bool = False,
-        multiprocessors: int = 132,
-    ) -> tuple[str, int]: ...
-    @staticmethod
-    def alike(slots: list[int], blocks: int) -> bool: ...
+    ) -> int: ...
 
 class _Fragments:
     @staticmethod

@@ -78,25 +78,6 @@ def test_parts_on_a_gpu():
     assert explain(decode_attention, *cache([60], len_q=40), arch="sm90").parts == 2 * 3
 
 
-def test_lengths_choose_among_both_kernels():
-    """16 requests of 8 KV heads, each with one block in the kernel for few rows."""
-    q = torch.empty(16, 1, 32, 128, dtype=torch.bfloat16)
-    k = torch.empty(1, 64, 8, 128, dtype=torch.bfloat16)
-    pages = torch.zeros(16, 700, dtype=torch.int32)
-    for lengths, alike in (
-        ([40000] * 16, True),
-        ([3000, 2500] * 8, True),
-        ([40000] + [2000] * 15, False),
-    ):
-        lens = decode_cases.int32(lengths)
-        found = explain(decode_attention, q, k, k, lens, page_table=pages, arch="sm90")
-        note = f"both kernels are launched, and lengths, which are {'' if alike else 'not '}alike,"
-        assert note in str(found)
-        assert (found.parts == 16 * 8) == alike
-    found = explain(decode_attention, q, k, k, lens, page_table=pages[:, :500], arch="sm90")
-    assert not found.notes
-
-
 def test_time_on_a_gpu():
     q, k, v, lens = cache([4096], 4096)
     blocks = decode_cases.int32([[[0, 5, 63]]]), decode_cases.int32([[3]]), 64

@@ -55,7 +55,6 @@ struct DecodeKeys {
   int32_t split = 0;            // slots, a multiple of kTile; 0: kernels cut as they like
   float const* sink = nullptr;  // per query head
   int64_t sink_stride = 0;
-  bool by_lengths = false;  // two kernels are launched, one of which leaves at once
 
   // Packed row = query * group + query head within the group.
   SPARSE_FMHA_HD int32_t groups_of_list() const {

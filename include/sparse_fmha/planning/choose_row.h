@@ -49,10 +49,6 @@ RowTime predict(RowCost const& row, RowWork const& work, int32_t multiprocessors
 int32_t choose_tile_q(KernelKey const& request, FmhaProblem const& problem,
                       int32_t multiprocessors);
 
-// Whether a decode call launches the rows of both query tiles, one of which leaves at once
-// (planning/few_rows.h). Not with an override.
-bool takes_both_decode_kernels(FmhaProblem const& problem, int32_t multiprocessors);
-
 // Makes all calls take rows with this query tile where there are some; 0 lets calls choose. Returns
 // what was set before.
 int32_t set_tile_q_override(int32_t tile_q);

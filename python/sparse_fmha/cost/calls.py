@@ -138,13 +138,10 @@ def _decode(given: Given, arch: str) -> Described:
     # How many workers other GPUs have is not known here.
     is_known = arch in ("cpu", model.ARCH) or given["split_tokens"] is not None
     parts = reads.parts if is_known else None
-    blocks, why = 0, None
-    if arch == model.ARCH:
-        blocks, why = decode_reads.few_rows_blocks(given, keys, reads.slots)
+    blocks = decode_reads.few_rows_blocks(given, keys) if arch == model.ARCH else 0
     if blocks:
         parts = q.shape[0] * k.shape[2] * blocks
-    full = "lengths and lists count as full" if reads.assumed else None
-    notes = tuple(note for note in (full, why) if note is not None)
+    notes = ("lengths and lists count as full",) if reads.assumed else ()
     return (
         "decode",
         Times(us, all_us, read_bytes=reads.bytes, parts=parts, tile_q=16 if blocks else 64),

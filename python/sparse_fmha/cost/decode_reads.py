@@ -26,7 +26,6 @@ class Reads(NamedTuple):
     bytes: int  # keys and values, each once for each list; q and out
     all_bytes: int  # the same if all keys of the cache that are in use were read
     parts: int  # splits, or what the workers of a GPU take one after the other
-    slots: Tensor  # int64 [B, Hkv]: that a KV head's list or range of keys has, for some query
     assumed: bool  # lengths and counts could not be read: caches and lists are taken to be full
 
     @property
@@ -55,11 +54,10 @@ def _parts_of_tiles(tiles: int, dim: int, rows: int) -> int:
     return parts.Parts(tiles, workers, parts.short_parts(rows)).count()
 
 
-def few_rows_blocks(given: Mapping[str, Any], keys: Keys, slots: Tensor) -> tuple[int, str | None]:
+def few_rows_blocks(given: Mapping[str, Any], keys: Keys) -> int:
     """On Hopper: the thread blocks that share a KV head of a request, in the kernel for few rows.
 
-    Zero if the call takes the other kernel. And a note where both are launched. `slots` are those
-    of `Reads`.
+    Zero if the call takes the other kernel.
     """
     from sparse_fmha._extension import _C
 
@@ -68,11 +66,11 @@ def few_rows_blocks(given: Mapping[str, Any], keys: Keys, slots: Tensor) -> tupl
     threshold = given["skip_threshold"]
     votes = isinstance(threshold, Tensor) or threshold > 0 or given["return_stats"]
     if not heads or q.shape[-1] > FEW_ROWS_HEAD_DIM or votes:
-        return 0, None
+        return 0
     paged = keys.page_table is not None
     page = cache.shape[1] if paged else 0
     lists = keys.block_indices if keys.block_indices is not None else keys.token_indices
-    use, blocks = _C.decode.few_rows(
+    return _C.decode.few_rows_blocks(
         q.shape[0],
         heads,
         q.shape[1],
@@ -86,14 +84,6 @@ def few_rows_blocks(given: Mapping[str, Any], keys: Keys, slots: Tensor) -> tupl
         spans=keys.head_starts is not None,
         tree=keys.tree_mask is not None,
         split=given["split_tokens"] or 0,
-        by_head=given["seq_lens"].dim() == 2,
-    )
-    if use != "by lengths":
-        return blocks, None
-    alike = _C.decode.alike(slots.flatten().tolist(), blocks)
-    return (
-        blocks if alike else 0,
-        f"both kernels are launched, and lengths, which are {'' if alike else 'not '}alike, choose",
     )
 
 
@@ -158,10 +148,7 @@ def reads_of(given: Mapping[str, Any], keys: Keys, on_cpu: bool) -> Reads:
         parts = _parts_of_tiles(tiles, dim, min(ROWS, len_q * (heads_q // heads if heads else 0)))
     width = dim * q.element_size() * 2  # of keys and values, and of q and out
     own = batch * len_q * heads_q
-    of_groups = rows if rows.dim() == 2 else slots
-    return Reads(
-        (int(rows.sum()) + own) * width, (everything + own) * width, parts, of_groups, assumed
-    )
+    return Reads((int(rows.sum()) + own) * width, (everything + own) * width, parts, assumed)
 
 
 def _listed(count: Tensor, entries: Tensor) -> Tensor:

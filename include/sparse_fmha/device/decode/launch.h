@@ -9,7 +9,7 @@
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/cuda/check.h"
 #include "sparse_fmha/device/decode/merge.h"
-#include "sparse_fmha/planning/few_rows.h"
+#include "sparse_fmha/planning/decode_sizes.h"
 
 namespace sparse_fmha::device {
 
@@ -63,10 +63,6 @@ inline void describe_decode(DecodeParams& params, FmhaProblem const& p) {
         "sparse_fmha: q must have at most 2^31 - 1 rows in groups of 64 of a KV head");
   }
   params.groups = static_cast<int32_t>(groups);
-  if (keys.by_lengths) {
-    int32_t const heads = slots_by_head(keys) ? p.heads_kv : 1;
-    params.by_lengths = {p.batch * heads, heads, FewRows::blocks(groups, most_slots(keys))};
-  }
   add_scale(params, p.scale, p.softcap);
 }
 

@@ -28,7 +28,6 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
   constexpr int kMostColumns = 8;  // of a lane
   __shared__ float out[kMergeWarps][256];
   __shared__ float2 sums[kMergeWarps];
-  let_next_kernel_begin();
   wait_for_kernel_before();
   int const lane = threadIdx.x % 32;
   int const warp = threadIdx.x / 32;

@@ -5,7 +5,7 @@
 
 #include "sparse_fmha/core/problem.h"
 #include "sparse_fmha/device/skip_vote.h"
-#include "sparse_fmha/planning/alike_lengths.h"
+#include "sparse_fmha/planning/decode_parts.h"
 
 namespace sparse_fmha::device {
 
@@ -13,13 +13,6 @@ namespace sparse_fmha::device {
 struct DecodePlan {
   int32_t* first;   // [groups + 1]: the first unit of each
   KeyRange* tiles;  // [groups]
-};
-
-// Two kernels are launched for a call, and the lengths of its lists decide which one works.
-struct ByLengths {
-  int32_t lists;   // 0: there is one kernel
-  int32_t heads;   // with lists of their own, of a request
-  int32_t blocks;  // that share a group in the kernel for few rows
 };
 
 struct DecodeParams {
@@ -31,9 +24,8 @@ struct DecodeParams {
   int32_t groups;      // of rows, in all requests and KV heads
   int32_t row_groups;  // of one KV head
   int32_t rows;        // most rows of a group
-  ByLengths by_lengths;
-  int32_t box;       // keys of a copy, a power of two; 0: keys are gathered one by one
-  float scale_log2;  // makes scores those of the softmax in log2 units; never zero
+  int32_t box;         // keys of a copy, a power of two; 0: keys are gathered one by one
+  float scale_log2;    // makes scores those of the softmax in log2 units; never zero
   float tanh_scale;  // of capped scores, before: they are replaced by tanh(tanh_scale * q.k); or 0
   bool negate;       // the scale is negative
   bool fits_cache;   // what may be read is at most about twice the L2 cache

@@ -1,7 +1,6 @@
 // Decode attention of up to 64 packed rows: a persistent kernel.
 #pragma once
 
-#include "sparse_fmha/device/decode/by_lengths.h"
 #include "sparse_fmha/sm90/decode/consumer.h"
 #include "sparse_fmha/sm90/decode/producer.h"
 
@@ -46,10 +45,6 @@ __global__ void __launch_bounds__(DecodeRoles<Traits>::kThreads, 1)
   using Rows = RowProducer<Traits>;
   bool const boxes = params.box > 0;
   cudaTriggerProgrammaticLaunchCompletion();  // the merge may be launched: it waits by itself
-  if (params.by_lengths.lists > 0 && takes_few_rows(params)) {
-    clear_merges(params);
-    return;
-  }
   if (threadIdx.x == 0) {
     if (boxes) {
       cute::prefetch_tma_descriptor(reinterpret_cast<cute::TmaDescriptor const*>(&params.k_map));

@@ -3,8 +3,6 @@
 // device memory, and few instructions come before the first copy.
 #pragma once
 
-#include "sparse_fmha/device/decode/by_lengths.h"
-#include "sparse_fmha/device/dependent_launch.h"
 #include "sparse_fmha/sm90/decode/few_rows/merge.h"
 #include "sparse_fmha/sm90/decode/few_rows/walk.h"
 
@@ -17,14 +15,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& smem = *reinterpret_cast<FewRowsStorage<Traits>*>(raw_smem);
   int const warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   int const lane = threadIdx.x % 32;
-  // The kernels before this one read the same lengths, and do the work if this one does not.
-  bool const by_lengths = params.by_lengths.lists > 0;
-  if (by_lengths && !takes_few_rows(params)) {
-    if (blockIdx.x + blockIdx.y + blockIdx.z == 0) {
-      wait_for_kernel_before();  // what waits for this kernel waits for the call's results
-    }
-    return;
-  }
   if (params.blocks > 1) {
     cute::cluster_arrive_relaxed();
   }
@@ -55,9 +45,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   OnlineSoftmax softmax(params.scale_log2);
   walk.run(first + warp, end, queries, softmax, output);
   FewRowsMerge<Traits> const merge{params, smem, keys.at, keys.rows, block};
-  if (by_lengths) {
-    wait_for_kernel_before();
-  }
   merge.put(softmax, output);
   merge.finish();
 }

@@ -22,8 +22,7 @@ struct FewRowsLaunch {
                 "the stages do not fit the shared memory of a Hopper block");
 
   static void run(FmhaProblem const& p, ExecutionContext const& context) {
-    if (FewRows::use(*p.decode, p.batch, p.heads_kv, multiprocessor_count()) ==
-        FewRows::Use::kNever) {
+    if (!FewRows::serves(*p.decode, p.batch, p.heads_kv)) {
       throw std::runtime_error(
           "sparse_fmha: of the decode kernels for this head dim, this build has only that for few "
           "rows, which does not serve this call; build all of csrc/kernels/sm90_decode.def");
@@ -41,23 +40,16 @@ struct FewRowsLaunch {
     while (1 << params.box_log2 < params.box) {
       ++params.box_log2;
     }
-    cudaLaunchAttribute attributes[2] = {};
-    uint32_t count = 0;
-    if (params.blocks > 1) {
-      attributes[count].id = cudaLaunchAttributeClusterDimension;
-      attributes[count++].val.clusterDim = {static_cast<uint32_t>(params.blocks), 1, 1};
-    }
-    if (params.by_lengths.lists > 0) {  // it begins before the kernels that leave have ended
-      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-    }
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<uint32_t>(params.blocks), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(params.blocks, p.heads_kv * params.row_groups, p.batch);
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = sizeof(Storage);
     config.stream = static_cast<cudaStream_t>(context.stream);
-    config.attrs = attributes;
-    config.numAttrs = count;
+    config.attrs = &attribute;
+    config.numAttrs = params.blocks > 1 ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kKernel, params),
                "launching the decode kernel of few rows");
   }
