@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.harness import report
 from benchmarks.studies import dilation as study
+from benchmarks.tables import dilation as page
 from sparse_fmha import neighborhood_attention, simulate
 
 
@@ -34,3 +35,6 @@ def test_run_and_table(tmp_path, capsys):
     assert rows[0]["tflops"] == pytest.approx(4 * 2 * 64 * 44**2 * 4 / undilated / 1e9)
     assert f"{rows[1]['rate']:.1%}" in capsys.readouterr().out
     assert study.neighborhood_attention is neighborhood_attention
+    (row,) = page.rows(report.load(out))
+    assert (row["grid, heads"], row["window"], row["dilation"]) == ("44x44, 2", "2x2", "11x11")
+    assert (row["D"], row["of the undilated rate"]) == ("64", f"{rows[1]['rate']:.0%}")
