@@ -1,8 +1,8 @@
 """q, k and v of a small causal model that was trained a moment ago, for studies of selections.
 
-Texts are phrases of random tokens, drawn again and again from as many as a text has of its own. So
-what follows is known from where the phrase stood before: the model learns to look there, next to
-looking at near tokens.
+Texts are sections in which phrases of random tokens, the section's own, are drawn again and again.
+So what follows is known from where the phrase stood before in the section: the model learns to look
+there, next to looking at near tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad, rms_norm, scaled_dot_product
 
 VOCABULARY = 128
 PHRASE = 24  # tokens
-TIMES = 8  # that a phrase stands in a text, on average
+PHRASES, PLACES = 2, 16  # of a section: different ones, and how often one stands there
 WIDTH = 256
 LAYERS = 2
 BATCH = 2  # texts of the greatest length in a step
@@ -74,11 +74,11 @@ def rotated(x: Tensor) -> Tensor:
 def texts(batch: int, length: int, device: str, generator: torch.Generator) -> Tensor:
     """int64 `[batch, length]`."""
     options = {"device": device, "generator": generator}
-    places = -(-length // PHRASE)
-    number = max(1, places // TIMES)
-    phrases = torch.randint(VOCABULARY, (batch, number, PHRASE), **options)
-    drawn = torch.randint(number, (batch, places), **options)
-    return phrases[torch.arange(batch, device=device)[:, None], drawn].flatten(1)[:, :length]
+    sections = -(-length // (PLACES * PHRASE))
+    phrases = torch.randint(VOCABULARY, (batch * sections, PHRASES, PHRASE), **options)
+    drawn = torch.randint(PHRASES, (batch * sections, PLACES), **options)
+    rows = torch.arange(batch * sections, device=device)[:, None]
+    return phrases[rows, drawn].view(batch, -1)[:, :length]
 
 
 class Model(nn.Module):

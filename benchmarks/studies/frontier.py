@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heads", type=report.at_least_one, default=8, metavar="N")
     p.add_argument("--heads-kv", type=report.at_least_one, default=2, metavar="N")
     p.add_argument("--inputs", choices=("planted", "trained"), default="planted")
-    p.add_argument("--steps", type=report.at_least_one, default=4000, help="of training")
+    p.add_argument("--steps", type=report.at_least_one, default=1000, help="of training")
     p.add_argument("--plot", type=Path, metavar="PICTURE", help="error over sparsity (matplotlib)")
     report.add_op_options(p, RESULTS["planted"], iterations=5)
     return p

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TITLE = "Training with skipped tiles"
-DEVICE = "cuda"
+DEVICE = "cpu"
 BEFORE, DENSE, SKIPPING = "before", "trained on, dense", "trained on, skipping"
 COLUMNS = ("asked to skip", "threshold", "model", "skipped", "tokens predicted", "loss")
 
