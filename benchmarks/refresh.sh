@@ -5,7 +5,7 @@
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes dilation host_time small
 #                                     backward key_bias query_rows score_sums decode models
 #                                     vision methods frontier frontier_trained other_gpus
-#                                     calibration skipping_gradients skip_training scaling
+#                                     calibration skipping_gradients scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -25,7 +25,7 @@ source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes dilation host_time small backward key_bias query_rows
   score_sums decode models vision methods frontier frontier_trained other_gpus calibration
-  skipping_gradients skip_training scaling)
+  skipping_gradients scaling)
 steps=("$@")
 ((${#steps[@]})) || steps=("${known[@]:0:${#known[@]}-1}")
 PYTHON=${PYTHON:-python3}
@@ -70,7 +70,6 @@ step_frontier_trained() {
 step_other_gpus() { study other_gpus; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_skipping_gradients() { study skipping_gradients; }
-step_skip_training() { study skip_training; }
 step_scaling() {
   timeout "$LIMIT" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu \
     -m benchmarks.studies.scaling --out "$OUT/scaling"
