@@ -12,7 +12,6 @@ from torch import Tensor
 import sparse_fmha
 from benchmarks.cases import case as cases
 from benchmarks.cases.block_lists import Lists
-from benchmarks.harness.names import UnavailableError
 from sparse_fmha import BlockMask, StripeMask, reference, selection
 
 TOKENS, WIDTH = 32768, 2048  # batch * length, heads * head dim
@@ -45,9 +44,8 @@ class Case:
         return Case(**{**asdict(self), **size, "heads": heads, "heads_kv": self.heads_kv and 2})
 
     def of_peers(self, device: str, dtype: torch.dtype) -> cases.Case:
-        """The same problem as peers know it; UnavailableError where they have none like it."""
-        if self.columns:
-            raise UnavailableError("lone keys are no blocks")
+        """The same problem as peers know it, which have no lists of single keys."""
+        assert not self.columns
         axes, tokens = len(self.grid), math.prod(self.grid)
         lists = None
         grid: dict[str, object]

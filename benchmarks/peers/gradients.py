@@ -44,6 +44,8 @@ def cudnn(case: Case, inputs: Sequence[Tensor], dout: Tensor) -> Callable[[], ob
 
 def flex_op(case: Case, inputs: Sequence[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
     """FlexAttention's forward call; its lists are drawn anew, as many blocks in each row."""
+    if case.columns:
+        raise UnavailableError("lone keys are no blocks")
     call = flex_peer.flex_tiled if len(case.grid) > 1 else flex_peer.flex
     return call(case.of_peers("cuda", dtype), *(x.flatten(1, -3) for x in inputs))
 

@@ -17,7 +17,7 @@ from sparse_fmha import (
 )
 from sparse_fmha.masks import block_lists
 from sparse_fmha.selection import reductions, top_k_blocks
-from sparse_fmha.selection.products import key_operand, products
+from sparse_fmha.selection.products import key_operand, products_by_key
 
 pytestmark = pytest.mark.gpu
 
@@ -82,7 +82,7 @@ def test_products(cuda, randn, dtype, key_dtype):
     """Sums are in fp32: no more apart from fp64 than fp32 products are, but for their order."""
     q = randn(2, 200, 8, 128, dtype=dtype)
     k = randn(2, 300, 2, 128, seed=1, dtype=dtype if key_dtype == "16 bits" else key_dtype)
-    made = products(q, key_operand(k, dtype))
+    made = products_by_key(q, key_operand(k, dtype)).mT
     heads = k.double().repeat_interleave(4, 2)
     expected = torch.einsum("blhd,bmhd->bhlm", q.double(), heads).view(made.shape)
     assert made.dtype == torch.float32
