@@ -16,12 +16,12 @@ from functools import partial
 import torch
 
 from benchmarks.harness import report, study, timing
+from benchmarks.tables.dilation import UNDILATED
 from sparse_fmha import neighborhood_attention
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "dilation"
 COLUMNS = ["TFLOP/s", "of the undilated rate"]
-UNDILATED = "undilated"
 # grid, window, dilation, heads
 Problem = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 SIZES: dict[str, dict] = {

@@ -26,13 +26,14 @@ from torch import Tensor
 import sparse_fmha
 from benchmarks.cases.skipping import THRESHOLD, TILE_K, shape_scores
 from benchmarks.harness import report, study, timing
+from benchmarks.tables.skipping_gradients import ALL, FORWARD, TWO
+from benchmarks.tables.skipping_gradients import BACKWARD as OURS
+from benchmarks.tables.skipping_gradients import SAVES as SAVING
 from sparse_fmha import BlockMask, StripeMask, reference, selection
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "skipping_gradients"
 HEADER = ["case", "op", "ms", "p10", "p90", "x all", "skipped", "error of dq"]
-OURS, TWO, ALL = "backward", "backward, two kernels", "backward, none skipped"
-FORWARD, SAVING = "forward", "forward that saves"
 TOKENS, WIDTH = 32768, 2048  # heads * head dim
 
 

@@ -137,10 +137,8 @@ void bind_tiles(py::module_& m) {
                    map.fits};
       },
       py::arg("problem"), py::arg("heads"), py::arg("batch"), py::arg("strides"),
-      "(elements to a step of the offset, steps, steps to (batch, "
-      "head, "
-      "T, Y, X), whether coordinates fit) of the tensor maps of dilation classes; strides the "
-      "same.");
+      "(elements to a step of the offset, steps, steps to (batch, head, T, Y, X), whether "
+      "coordinates fit) of the tensor maps of dilation classes; strides the same.");
   tiles.def(
       "class_kind",
       [](Problem const& problem, Triple const& residue) {

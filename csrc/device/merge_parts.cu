@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     for (int32_t i = 0; i < p.count; ++i) {
       float const weight = merge_weight(lse, lse_of(i));
       if (weight == 0.f) {
-        continue;  // what is there may be anything
+        continue;  // a part without keys may hold NaN
       }
       auto const* const from =
           static_cast<Element const*>(p.parts[i].out) + at.offset(p.parts[i].out_stride);

@@ -157,12 +157,12 @@ def test_table_of_gradients_that_skip():
         }
 
     rows = [
-        row("a", "dense backward", 4.0, 1.0),
+        row("a", "backward, none skipped", 4.0, 1.0),
         row("a", "backward", 2.0, 2.0, 1e-3),
         row("a", "backward, two kernels", 3.0, 1.333),
         row("a", "forward", 1.0, 1.0),
         row("a", "forward that saves", 1.5, 0.667),
-        row("lists", "dense backward", 4.0, 1.0),
+        row("lists", "backward, none skipped", 4.0, 1.0),
         row("lists", "backward", 2.0, 2.0),
     ]
     first, lists = skipping_gradients.rows({"rows": rows})
