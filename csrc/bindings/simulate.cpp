@@ -11,6 +11,7 @@
 #include "sparse_fmha/planning/backward_route.h"
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/class_boxes.h"
+#include "sparse_fmha/planning/tile_turns.h"
 #include "sparse_fmha/planning/tiling.h"
 
 namespace py = pybind11;
@@ -162,6 +163,8 @@ void bind_tiles(py::module_& m) {
       },
       py::arg("problem"), py::arg("shape"), py::arg("blocks"),
       "Row-major indices of a head's query tiles, the one that is taken last first.");
+  tiles.def("next_in_turns", &next_in_turns, py::arg("index"), py::arg("blocks"),
+            "The tile that a thread block takes after tile `index`.");
   tiles.def(
       "boxes",
       [](int rows, Triple const& max_extent) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "sparse_fmha/planning/tile_turns.h"
+
 namespace sparse_fmha::device {
 
 struct WorkTile {
@@ -11,12 +13,12 @@ struct WorkTile {
   int32_t batch;  // negative: no work is left
 };
 
-// Hands out tiles from one counter, heaviest first: under a causal mask those with the highest
-// queries. Heads are in groups whose keys and values fit in the L2 cache together; all heads of a
-// group walk down their query tiles side by side.
+// Hands out tiles from one counter or in turns, heaviest first: under a causal mask those with the
+// highest queries. Heads are in groups whose keys and values fit in the L2 cache together; all
+// heads of a group walk down their query tiles side by side.
 struct Scheduler {
   int32_t* next;      // device memory, zero at launch: counts tiles taken after each thread block's
-                      // first one; null if every tile has its own thread block
+                      // first one; null if they take turns, as next_in_turns() has it
   int32_t num_tiles;  // q_tiles * heads * batch
   int32_t q_tiles;
   int32_t heads;
@@ -33,8 +35,10 @@ struct Scheduler {
     int32_t const instance = first + rest % width;
     return {q_tiles - 1 - rest / width, instance % heads, instance / heads};
   }
-  __device__ __forceinline__ int32_t take() const {
-    return next == nullptr ? num_tiles : static_cast<int32_t>(gridDim.x) + atomicAdd(next, 1);
+  // The tile after `index`, which this thread block has taken.
+  __device__ __forceinline__ int32_t take(int32_t index) const {
+    auto const blocks = static_cast<int32_t>(gridDim.x);
+    return next == nullptr ? next_in_turns(index, blocks) : blocks + atomicAdd(next, 1);
   }
 };
 

@@ -1,4 +1,4 @@
-// Launches of kernels whose thread blocks take tiles from a counter, or have one tile each.
+// Launches of kernels whose thread blocks take tiles from a counter or in turns, or have one each.
 #pragma once
 
 #include <algorithm>
@@ -17,14 +17,22 @@ inline int32_t heads_in_cache(double bytes) {
   return static_cast<int32_t>(std::clamp(kCacheBytes / bytes, 1.0, 16.0));
 }
 
+// Waves of tiles up to which a launch needs no counter.
+struct FewWaves {
+  int own = 1;    // each tile has its own thread block, which the GPU starts when a place is free
+  int turns = 0;  // thread blocks take turns, as next_in_turns() has it
+};
+
 // Returns the number of thread blocks to launch: as many as run at once, `places`, or one for each
-// tile if that is at most `few_waves` times as many. Then the GPU hands out the tiles, each when a
-// place is free, and needs no counter. Thread blocks that take several tiles overlap the end of one
-// with the beginning of the next, but take the next when they begin one, which is early if there
-// are few. Clears the counter on the stream if one is needed.
+// tile. Thread blocks that take several tiles overlap the end of one with the beginning of the
+// next. From a counter they take the next when they begin one, which is early if there are few.
+// Clears the counter on the stream if one is needed.
 inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext const& context,
-                              int places, int few_waves) {
-  if (scheduler.num_tiles <= int64_t{places} * few_waves) {
+                              int places, FewWaves few) {
+  if (scheduler.num_tiles <= int64_t{places} * few.turns) {
+    return std::min(places, scheduler.num_tiles);
+  }
+  if (scheduler.num_tiles <= int64_t{places} * few.own) {
     return scheduler.num_tiles;
   }
   scheduler.next = static_cast<int32_t*>(context.memory->allocate(sizeof(int32_t)));
@@ -38,7 +46,7 @@ inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext con
 // takes. kBlocks: thread blocks on a multiprocessor.
 template <int kThreads, int kSmemBytes, int kBlocks = 1, class Params>
 void launch_persistent(void (*kernel)(Params), Params& params, ExecutionContext const& context,
-                       char const* what, int few_waves = 1) {
+                       char const* what, FewWaves few = {}) {
   static OncePerDevice raise_limit;
   raise_limit([&] {
     check_cuda(
@@ -46,7 +54,7 @@ void launch_persistent(void (*kernel)(Params), Params& params, ExecutionContext 
         "raising the shared-memory limit");
   });
   int const places = kBlocks * multiprocessor_count();
-  int const blocks = prepare_persistent(params.scheduler, context, places, few_waves);
+  int const blocks = prepare_persistent(params.scheduler, context, places, few);
   kernel<<<blocks, kThreads, kSmemBytes, static_cast<cudaStream_t>(context.stream)>>>(params);
   check_cuda(cudaGetLastError(), what);
 }

@@ -144,7 +144,7 @@ struct Producer {
         load_queries(work, 0, state);
         // Taken only when this query tile begins: a block that takes its next tile too early leaves
         // others idle at the end.
-        index = params.scheduler.take();
+        index = params.scheduler.take(index);
       }
       if constexpr (kWarpLoads<Geometry>) {
         __syncwarp();  // all have read this tile before the next is prepared

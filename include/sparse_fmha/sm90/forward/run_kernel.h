@@ -12,11 +12,11 @@
 
 namespace sparse_fmha::sm90 {
 
-// Fills in the parameters that do not depend on the geometry, and launches. few_waves: as in
+// Fills in the parameters that do not depend on the geometry, and launches. `few`: as in
 // prepare_persistent().
 template <class Traits, class Geometry, class Mechanism>
 void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
-                ExecutionContext const& context, int few_waves = 1) {
+                ExecutionContext const& context, FewWaves few = {}) {
   params.heads_per_kv = p.heads_q / p.heads_kv;
   // Zero would turn the -inf of a masked score into NaN.
   params.scale_log2 = static_cast<float>(std::max(std::abs(p.scale) * M_LOG2E, 1e-30));
@@ -32,7 +32,7 @@ void run_kernel(KernelParams<Geometry, Mechanism>& params, FmhaProblem const& p,
 
   launch_persistent<kBlockThreads<Traits, Geometry>, sizeof(SharedStorage<Traits, Geometry>),
                     Traits::kBlocks>(&attention_kernel<Traits, Geometry, Mechanism>, params,
-                                     context, "launching the attention kernel", few_waves);
+                                     context, "launching the attention kernel", few);
 }
 
 }  // namespace sparse_fmha::sm90

@@ -31,7 +31,7 @@ struct DkvProducer {
       if (smem.work.work.tile.batch < 0) {
         return;
       }
-      index = params.scheduler.take();
+      index = params.scheduler.take(index);
       state.advance();
     }
   }

@@ -27,11 +27,10 @@ void Packed<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext co
   g.causal = std::holds_alternative<Causal::Params>(p.sparsity);
   // As in geometry/sequence: tiles differ in weight.
   constexpr int32_t kHeadsOfGroup = 16;
-  constexpr int kFewWaves = 3;
   static_cast<device::Scheduler&>(params.scheduler) =
       make_scheduler(p.heads_q, 1, g.plan.most, kHeadsOfGroup);
   params.scheduler.count = g.plan.count;
-  run_kernel<Traits>(params, p, context, kFewWaves);
+  run_kernel<Traits>(params, p, context, {.own = 3});
 }
 
 }  // namespace sparse_fmha::sm90

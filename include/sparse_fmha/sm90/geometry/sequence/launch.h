@@ -7,6 +7,9 @@
 
 namespace sparse_fmha::sm90 {
 
+// Keys and values of all heads stay in the L2 cache up to about this size.
+constexpr double kBytesOfAllHeads = 40e6;
+
 // The parameters of a mechanism, which may serve another one's problems, too.
 template <class Mechanism>
 typename Mechanism::Params sequence_sparsity(FmhaProblem const& p) {
@@ -39,16 +42,28 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
         map(Traits::queries(p, i), len_q, p.heads_q, Traits::query_dim(p, i), 64);
   }
   params.sparsity = sequence_sparsity<Mechanism>(p);
+  int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
+  bool const causal = std::holds_alternative<Causal::Params>(p.sparsity);
+  bool const all_heads =
+      2. * len_kv * (p.head_dim + p.value_dim) * p.heads_kv * p.batch <= kBytesOfAllHeads;
+  // Measured (docs/lab/2026-11-29-small-problems.md): causal tiles differ in weight, and so do
+  // tiles that skip.
+  FewWaves few;
+  if constexpr (Traits::kPass == Pass::kForward) {
+    few.own = causal ? 3 : 2;
+    if (p.skip_threshold == nullptr && turns_balance(causal, q_tiles, all_heads)) {
+      few.turns = kWavesInTurns;
+    }
+  }
+  bool const turns = q_tiles * int64_t{p.heads_q} * p.batch <=
+                     int64_t{few.turns} * Traits::kBlocks * multiprocessor_count();
   // Measured at 4k to 32k: groups of 16 heads where tiles differ in weight (with fewer, thread
   // blocks idle after the last group's heaviest tiles; with more, heads evict each other's keys
   // from the L2 cache), 4 where they do not.
-  int32_t const q_tiles = Mechanism::num_query_tiles(params.sparsity, Traits::tile_shape());
-  params.scheduler =
-      make_scheduler(p.heads_q, p.batch, q_tiles, std::is_same_v<Mechanism, Dense> ? 4 : 16);
-  // Measured (docs/lab/2026-11-29-small-problems.md): causal tiles differ in weight.
-  constexpr int kFewWaves = Traits::kPass == Pass::kForward ? 2 : 1;
-  bool const causal = std::holds_alternative<Causal::Params>(p.sparsity);
-  run_kernel<Traits>(params, p, context, causal && kFewWaves > 1 ? kFewWaves + 1 : kFewWaves);
+  int32_t const side_by_side = std::is_same_v<Mechanism, Dense> ? 4 : 16;
+  params.scheduler = make_scheduler(p.heads_q, p.batch, q_tiles,
+                                    turns && all_heads ? p.heads_q * p.batch : side_by_side);
+  run_kernel<Traits>(params, p, context, few);
 }
 
 }  // namespace sparse_fmha::sm90
