@@ -1,0 +1,351 @@
+#include "sparse_fmha/device/gathered_keys.h"
+
+#include <cutlass/numeric_types.h>
+
+#include "sparse_fmha/device/allocate.h"
+#include "sparse_fmha/device/list_plan.h"
+#include "sparse_fmha/device/warp_rows.h"
+
+namespace sparse_fmha::device {
+namespace {
+
+constexpr int kPieceElements = 8;  // of 16 bits, copied together
+constexpr int kLaneElements = 4;   // of a row, added up together
+constexpr int kHits = 256;         // groups whose words a thread block holds
+constexpr uint4 kZeros = {0, 0, 0, 0};
+
+// Rows of the lists of a batch entry and a query head.
+struct ListRows {
+  int64_t batch_stride;
+  int64_t head_stride;
+  int32_t groups;
+  int32_t copies;  // of a key head
+  int32_t heads_per_kv;
+  int32_t first_batch;
+  int32_t first_head;  // of the keys
+
+  // `head`: of copies, in the part.
+  __device__ __forceinline__ int64_t first(int32_t batch, int32_t head) const {
+    int32_t const first_query_head = first_head * heads_per_kv;
+    // If heads share a list, its stride is 0.
+    return (first_batch + batch) * batch_stride + (first_query_head + head) * head_stride;
+  }
+};
+
+// Two tensors of one layout: keys and values.
+struct Rows {
+  TensorView from;  // of the user, at the part
+  uint4* to;        // [batch, heads of copies, keys, pieces]
+  int32_t pieces;
+};
+struct Gather {
+  Rows of[2];
+  ListRows lists;
+  int32_t const* tokens;
+  int32_t const* counts;
+  int32_t capacity;
+  int32_t heads;  // of copies
+};
+
+// A thread block copies a block of keys and values; places behind the last key become zeros.
+__global__ void __launch_bounds__(kRowThreads) gather_blocks(Gather const p) {
+  int32_t const blocks = p.capacity / kGatheredBlock;
+  int64_t rest = blockIdx.x;
+  auto const block = static_cast<int32_t>(rest % blocks);
+  rest /= blocks;
+  auto const group = static_cast<int32_t>(rest % p.lists.groups);
+  rest /= p.lists.groups;
+  auto const head = static_cast<int32_t>(rest % p.heads);
+  auto const batch = static_cast<int32_t>(rest / p.heads);
+  int64_t const row = p.lists.first(batch, head) + group;
+  int32_t const first = block * kGatheredBlock;
+  if (first >= p.counts[row]) {
+    return;  // no query sees it
+  }
+  int32_t const* const tokens = p.tokens + row * p.capacity + first;
+  int64_t const copy =
+      ((int64_t{batch} * p.heads + head) * p.lists.groups + group) * p.capacity + first;
+#pragma unroll
+  for (Rows const& rows : p.of) {
+    auto const* const from = static_cast<uint16_t const*>(rows.from.data) +
+                             batch * rows.from.batch_stride +
+                             head / p.lists.copies * rows.from.head_stride;
+    int32_t const all = kGatheredBlock * rows.pieces;
+#pragma unroll 4
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < all; i += kRowThreads) {
+      int32_t const token = tokens[i / rows.pieces];
+      auto const* const at =
+          from + token * rows.from.axis_stride[kGridAxes - 1] + i % rows.pieces * kPieceElements;
+      rows.to[copy * rows.pieces + i] =
+          token == kNoToken ? kZeros : __ldg(reinterpret_cast<uint4 const*>(at));
+    }
+  }
+}
+
+struct Add {
+  struct Tensor {
+    uint16_t const* from;  // [batch, heads of copies, keys, dim]
+    TensorView to;         // at the part
+    int32_t dim;
+  } of[2];
+  ListRows lists;
+  uint32_t const* listed;
+  int32_t const* ranks;
+  int32_t words;
+  int32_t capacity;
+  int32_t heads;  // of keys, in the part
+  int32_t len_kv;
+};
+
+// Four elements of every 128, of a row.
+template <class Element, int kPieces>
+struct Sums {
+  float of[kPieces][kLaneElements] = {};
+
+  __device__ __forceinline__ static int32_t column(int piece) {
+    return (piece * kWarp + static_cast<int32_t>(threadIdx.x % kWarp)) * kLaneElements;
+  }
+  __device__ __forceinline__ void add(uint16_t const* row, int32_t dim) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (column(piece) < dim) {
+        uint2 const raw = __ldg(reinterpret_cast<uint2 const*>(row + column(piece)));
+        auto const* const numbers = reinterpret_cast<Element const*>(&raw);
+#pragma unroll
+        for (int i = 0; i < kLaneElements; ++i) {
+          of[piece][i] += static_cast<float>(numbers[i]);
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void store(uint16_t* row, int32_t dim) const {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (column(piece) < dim) {
+        uint2 raw;
+        auto* const numbers = reinterpret_cast<Element*>(&raw);
+#pragma unroll
+        for (int i = 0; i < kLaneElements; ++i) {
+          numbers[i] = Element(of[piece][i]);
+        }
+        *reinterpret_cast<uint2*>(row + column(piece)) = raw;
+      }
+    }
+  }
+};
+
+// A thread block has 32 keys of a head, each warp four of them, one after another. A lane looks up
+// one group at a time; all add those that list the key, in ascending order.
+template <class Element, int kPieces>
+__global__ void __launch_bounds__(kRowThreads) add_rows(Add const p) {
+  constexpr int kWarpKeys = kWarp / kRowWarps;
+  __shared__ uint32_t words[kHits];
+  __shared__ int32_t ranks[kHits];
+  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
+  int const warp = threadIdx.x / kWarp;
+  int64_t rest = blockIdx.x;
+  auto const word = static_cast<int32_t>(rest % p.words);
+  rest /= p.words;
+  auto const head = static_cast<int32_t>(rest % p.heads);
+  auto const batch = static_cast<int32_t>(rest / p.heads);
+  int32_t const first_copy = head * p.lists.copies;
+  int32_t const all = p.lists.copies * p.lists.groups;  // copies are beside each other
+  int64_t const first_row = p.lists.first(batch, first_copy);
+  int64_t const first_key = (int64_t{batch} * p.heads * p.lists.copies + first_copy) *
+                            int64_t{p.lists.groups} * p.capacity;
+  Sums<Element, kPieces> sums[kWarpKeys][2];
+  for (int32_t first = 0; first < all; first += kHits) {
+    __syncthreads();  // the last words have been read
+    int32_t const mine = first + static_cast<int32_t>(threadIdx.x);
+    if (threadIdx.x < kHits) {
+      int64_t const at = (first_row + mine) * p.words + word;
+      words[threadIdx.x] = mine < all ? p.listed[at] : 0;
+      ranks[threadIdx.x] = mine < all ? p.ranks[at] : 0;
+    }
+    __syncthreads();
+    int32_t const end = min(kHits, all - first);
+#pragma unroll
+    for (int key = 0; key < kWarpKeys; ++key) {
+      int32_t const bit = warp * kWarpKeys + key;
+      for (int32_t i = 0; i < end; i += kWarp) {
+        uint32_t const bits = words[i + lane];
+        int64_t const place = (int64_t{first} + i + lane) * p.capacity + ranks[i + lane] +
+                              __popc(bits & ((1u << bit) - 1));
+        uint32_t hits = __ballot_sync(kAllLanes, (bits >> bit & 1) != 0);
+        for (; hits != 0; hits &= hits - 1) {
+          int64_t const row = first_key + __shfl_sync(kAllLanes, place, __ffs(hits) - 1);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            sums[key][i].add(p.of[i].from + row * p.of[i].dim, p.of[i].dim);
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int key = 0; key < kWarpKeys; ++key) {
+    int32_t const token = 32 * word + warp * kWarpKeys + key;
+    if (token >= p.len_kv) {
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      TensorView const& to = p.of[i].to;
+      auto* const row = static_cast<uint16_t*>(to.data) + batch * to.batch_stride +
+                        head * to.head_stride + token * to.axis_stride[kGridAxes - 1];
+      sums[key][i].store(row, p.of[i].dim);
+    }
+  }
+}
+
+// Copies some heads of rows.
+struct HeadCopies {
+  uint4 const* from;
+  uint4* to;
+  int64_t rows;
+  int32_t pieces;       // of a row's heads
+  int64_t from_stride;  // in pieces
+  int64_t to_stride;
+};
+__global__ void __launch_bounds__(kRowThreads) copy_heads(HeadCopies const p) {
+  int64_t const index = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
+  int64_t const row = index / p.pieces;
+  int64_t const piece = index % p.pieces;
+  if (row < p.rows) {
+    p.to[row * p.to_stride + piece] = p.from[row * p.from_stride + piece];
+  }
+}
+void launch_copy(HeadCopies const& copies, ExecutionContext const& context) {
+  int64_t const blocks = (copies.rows * copies.pieces + kRowThreads - 1) / kRowThreads;
+  copy_heads<<<grid_size(blocks, "the heads of rows"), kRowThreads, 0,
+               static_cast<cudaStream_t>(context.stream)>>>(copies);
+  check_cuda(cudaGetLastError(), "launching the copy of heads");
+}
+
+// At a batch entry and a head, of 16-bit elements.
+TensorView view_at(TensorView view, int64_t batch, int64_t head) {
+  if (view.data != nullptr) {
+    view.data =
+        static_cast<uint16_t*>(view.data) + batch * view.batch_stride + head * view.head_stride;
+  }
+  return view;
+}
+
+int32_t heads_per_kv(FmhaProblem const& p) { return p.heads_q / p.heads_kv; }
+int64_t len_q(FmhaProblem const& p) { return p.grid_q[kGridAxes - 1]; }
+
+ListRows list_rows(FmhaProblem const& p, GatheredPart const& part) {
+  auto const& stripe = std::get<Stripe::Params>(p.sparsity);
+  return {stripe.batch_stride, stripe.head_stride, ceil_div(stripe.len_q, stripe.block_q),
+          copies_of_head(p),   heads_per_kv(p),    part.first_batch,
+          part.first_head};
+}
+
+BlockSparse::Params blocks_at(BlockSparse::Params blocks, GatheredPart const& part,
+                              int32_t first_query_head) {
+  return BlockSparse::for_head(blocks, part.first_batch, first_query_head);
+}
+
+template <class Element>
+void launch_add(Add const& add, int64_t blocks, cudaStream_t stream) {
+  bool const wide = add.of[0].dim > 128 || add.of[1].dim > 128;
+  auto* const kernel = wide ? &add_rows<Element, 2> : &add_rows<Element, 1>;
+  kernel<<<grid_size(blocks, "the keys"), kRowThreads, 0, stream>>>(add);
+  check_cuda(cudaGetLastError(), "launching the sums of gradients of keys");
+}
+
+}  // namespace
+
+GatheredKeys gather_keys(FmhaProblem const& p, ListedKeys const& keys, GatheredPart const& part,
+                         ExecutionContext const& context) {
+  int32_t const heads_q = part.heads * heads_per_kv(p);
+  int32_t const first_q = part.first_head * heads_per_kv(p);
+  int32_t const heads = part.heads * copies_of_head(p);
+  int64_t const len = keys.blocks.len_kv;
+  GatheredKeys found = {p, *p.gradients};
+  FmhaProblem& lists = found.problem;
+  Gradients& g = found.gradients;
+  lists.batch = part.batch;
+  lists.heads_q = heads_q;
+  lists.heads_kv = heads;
+  lists.grid_kv = {1, 1, keys.blocks.len_kv};
+  lists.sparsity = blocks_at(keys.blocks, part, first_q);
+  lists.q = view_at(p.q, part.first_batch, first_q);
+  g.out = view_at(g.out, part.first_batch, first_q);
+  g.q = view_at(g.q, part.first_batch, first_q);
+  int64_t const rows = part.batch * len_q(p);
+  g.row_terms += (part.first_batch * len_q(p) * p.heads_q + first_q) * 4;
+  if (heads_q < p.heads_q) {  // kernels read and write all heads of a row
+    auto* const terms = allocate<float>(context, rows * heads_q * 4);
+    launch_copy({reinterpret_cast<uint4 const*>(g.row_terms), reinterpret_cast<uint4*>(terms), rows,
+                 heads_q, p.heads_q, heads_q},
+                context);
+    g.row_terms = terms;
+    if (g.q.data != nullptr) {
+      int64_t const row = int64_t{heads_q} * p.head_dim;
+      g.q = {allocate<uint16_t>(context, rows * row), len_q(p) * row, {0, 0, row}, p.head_dim};
+    }
+  }
+  auto copies = [&](int32_t dim) -> TensorView {
+    int64_t const head = len * dim;
+    return {
+        allocate<uint16_t>(context, part.batch * heads * head), heads * head, {0, 0, dim}, head};
+  };
+  lists.k = copies(p.head_dim);
+  lists.v = copies(p.value_dim);
+  g.k = copies(p.head_dim);
+  g.v = copies(p.value_dim);
+  auto of = [&](TensorView const& from, TensorView const& to, int32_t dim) -> Rows {
+    return {view_at(from, part.first_batch, part.first_head), static_cast<uint4*>(to.data),
+            dim / kPieceElements};
+  };
+  Gather const gather = {{of(p.k, lists.k, p.head_dim), of(p.v, lists.v, p.value_dim)},
+                         list_rows(p, part),
+                         keys.tokens,
+                         keys.counts,
+                         keys.capacity,
+                         heads};
+  int64_t const blocks = int64_t{part.batch} * heads * (len / kGatheredBlock);
+  gather_blocks<<<grid_size(blocks, "the blocks of listed keys"), kRowThreads, 0,
+                  static_cast<cudaStream_t>(context.stream)>>>(gather);
+  check_cuda(cudaGetLastError(), "launching the copy of listed keys");
+  return found;
+}
+
+void add_gathered(FmhaProblem const& p, ListedKeys const& keys, GatheredPart const& part,
+                  GatheredKeys const& gathered, ExecutionContext const& context) {
+  Gradients const& from = gathered.gradients;
+  Gradients const& to = *p.gradients;
+  int32_t const heads_q = gathered.problem.heads_q;
+  if (to.q.data != nullptr && heads_q < p.heads_q) {
+    TensorView const dq =
+        view_at(to.q, part.first_batch, int64_t{part.first_head} * heads_per_kv(p));
+    int32_t const pieces = p.head_dim / kPieceElements;
+    launch_copy({static_cast<uint4 const*>(from.q.data), static_cast<uint4*>(dq.data),
+                 part.batch * len_q(p), heads_q * pieces, int64_t{heads_q} * pieces,
+                 int64_t{p.heads_q} * pieces},
+                context);
+  }
+  auto of = [&](TensorView const& sums, TensorView const& result, int32_t dim) -> Add::Tensor {
+    return {static_cast<uint16_t const*>(sums.data),
+            view_at(result, part.first_batch, part.first_head), dim};
+  };
+  auto const& stripe = std::get<Stripe::Params>(p.sparsity);
+  Add const add = {{of(from.k, to.k, p.head_dim), of(from.v, to.v, p.value_dim)},
+                   list_rows(p, part),
+                   keys.listed,
+                   keys.ranks,
+                   keys.words,
+                   keys.capacity,
+                   part.heads,
+                   stripe.len_kv};
+  int64_t const blocks = int64_t{part.batch} * part.heads * keys.words;
+  auto* const stream = static_cast<cudaStream_t>(context.stream);
+  if (p.dtype == DataType::kFloat16) {
+    launch_add<cutlass::half_t>(add, blocks, stream);
+  } else {
+    launch_add<cutlass::bfloat16_t>(add, blocks, stream);
+  }
+}
+
+}  // namespace sparse_fmha::device
