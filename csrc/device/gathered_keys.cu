@@ -3,7 +3,7 @@
 #include <cutlass/numeric_types.h>
 
 #include "sparse_fmha/device/allocate.h"
-#include "sparse_fmha/device/list_plan.h"
+#include "sparse_fmha/device/gathered_rows.h"
 #include "sparse_fmha/device/warp_rows.h"
 
 namespace sparse_fmha::device {
@@ -13,24 +13,6 @@ constexpr int kPieceElements = 8;  // of 16 bits, copied together
 constexpr int kLaneElements = 4;   // of a row, added up together
 constexpr int kHits = 256;         // groups whose words a thread block holds
 constexpr uint4 kZeros = {0, 0, 0, 0};
-
-// Rows of the lists of a batch entry and a query head.
-struct ListRows {
-  int64_t batch_stride;
-  int64_t head_stride;
-  int32_t groups;
-  int32_t copies;  // of a key head
-  int32_t heads_per_kv;
-  int32_t first_batch;
-  int32_t first_head;  // of the keys
-
-  // `head`: of copies, in the part.
-  __device__ __forceinline__ int64_t first(int32_t batch, int32_t head) const {
-    int32_t const first_query_head = first_head * heads_per_kv;
-    // If heads share a list, its stride is 0.
-    return (first_batch + batch) * batch_stride + (first_query_head + head) * head_stride;
-  }
-};
 
 // Two tensors of one layout: keys and values.
 struct Rows {
@@ -234,18 +216,6 @@ TensorView view_at(TensorView view, int64_t batch, int64_t head) {
 int32_t heads_per_kv(FmhaProblem const& p) { return p.heads_q / p.heads_kv; }
 int64_t len_q(FmhaProblem const& p) { return p.grid_q[kGridAxes - 1]; }
 
-ListRows list_rows(FmhaProblem const& p, GatheredPart const& part) {
-  auto const& stripe = std::get<Stripe::Params>(p.sparsity);
-  return {stripe.batch_stride, stripe.head_stride, ceil_div(stripe.len_q, stripe.block_q),
-          copies_of_head(p),   heads_per_kv(p),    part.first_batch,
-          part.first_head};
-}
-
-BlockSparse::Params blocks_at(BlockSparse::Params blocks, GatheredPart const& part,
-                              int32_t first_query_head) {
-  return BlockSparse::for_head(blocks, part.first_batch, first_query_head);
-}
-
 template <class Element>
 void launch_add(Add const& add, int64_t blocks, cudaStream_t stream) {
   bool const wide = add.of[0].dim > 128 || add.of[1].dim > 128;
@@ -269,7 +239,7 @@ GatheredKeys gather_keys(FmhaProblem const& p, ListedKeys const& keys, GatheredP
   lists.heads_q = heads_q;
   lists.heads_kv = heads;
   lists.grid_kv = {1, 1, keys.blocks.len_kv};
-  lists.sparsity = blocks_at(keys.blocks, part, first_q);
+  lists.sparsity = BlockSparse::for_head(keys.blocks, part.first_batch, first_q);
   lists.q = view_at(p.q, part.first_batch, first_q);
   g.out = view_at(g.out, part.first_batch, first_q);
   g.q = view_at(g.q, part.first_batch, first_q);
@@ -309,6 +279,7 @@ GatheredKeys gather_keys(FmhaProblem const& p, ListedKeys const& keys, GatheredP
   gather_blocks<<<grid_size(blocks, "the blocks of listed keys"), kRowThreads, 0,
                   static_cast<cudaStream_t>(context.stream)>>>(gather);
   check_cuda(cudaGetLastError(), "launching the copy of listed keys");
+  gather_biases(p, keys, part, found, context);
   return found;
 }
 
@@ -346,6 +317,7 @@ void add_gathered(FmhaProblem const& p, ListedKeys const& keys, GatheredPart con
   } else {
     launch_add<cutlass::bfloat16_t>(add, blocks, stream);
   }
+  add_biases(p, keys, part, gathered, context);
 }
 
 }  // namespace sparse_fmha::device

@@ -129,7 +129,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     return backward_kernels(p, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
   };
   bool const gathers =
-      arch == Arch::kSm90 && given.need_dkv && why_not_gathered(problem) == nullptr;
+      arch == Arch::kSm90 && (given.need_dkv || need_dbias) && why_not_gathered(problem) == nullptr;
   std::vector<KernelRow const*> const kernels =
       skips_windows || gathers ? std::vector<KernelRow const*>() : kernels_of(problem);
   if (problem.kept_blocks != nullptr && has_pass(kernels, Pass::kBackwardDq)) {

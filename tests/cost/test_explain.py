@@ -401,7 +401,6 @@ def test_why_the_gradients_of_block_lists_take_two_kernels(block_kv):
         (512, 100, {"skip_threshold": 0.1}, None),
         (512, 200, {"skip_threshold": 0.1}, "lists have room"),
         (64, 200, {}, "lists have room"),
-        (512, 100, {"key_bias": torch.zeros(1, 1, 1024, dtype=torch.float32)}, "keys have biases"),
     ],
 )
 def test_gradients_of_stripes_by_copies(monkeypatch, block_q, width, options, why):
@@ -422,6 +421,17 @@ def test_gradients_of_stripes_by_copies(monkeypatch, block_q, width, options, wh
         assert f"its gradients copy no keys, as {why}" in str(found)
     elsewhere = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="sm80")
     assert not elsewhere.copies_keys
+    biased = {
+        name: torch.zeros(1, 1, 1024, dtype=torch.float32) for name in ("key_bias", "row_threshold")
+    }
+    found = explain(sparse_fmha.stripe_attention, q, q, q, mask, **biased, arch="sm90")
+    assert found.copies_keys == (why is None or "skip_threshold" in options)
+    if found.copies_keys:
+        assert found.fused_kernel is None
+        assert found.dq_kernel == "sm90_backward_dq_block_sparse_bfloat16_d128"
+    wide = torch.empty(1, 1024, 2, 136, requires_grad=True, dtype=torch.bfloat16)
+    found = explain(sparse_fmha.stripe_attention, wide, wide, wide, mask, **biased, arch="sm90")
+    assert not found.copies_keys
     assert elsewhere.dkv_kernel == "sm80_backward_dkv_stripe_bfloat16_d128"
 
 

@@ -1,7 +1,9 @@
 """Gradients of stripes by copies of the listed keys, on the emulator."""
 
 import pytest
+import threshold_cases
 import torch
+from bias_cases import FORMS, biased
 from gathered_cases import CASES
 from gradient_rule import assert_as_good_as_torch, output_gradients
 from poison import poisoned
@@ -55,3 +57,22 @@ def test_gradients_of_keys_alone():
     found = case.backward(arguments, out, lse, dout, need_dq=False, **wanted)
     for name in "kv":
         assert torch.equal(found[name], all_of_them[name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_biases_of_keys(name):
+    form = FORMS[list(CASES).index(name) % len(FORMS)]
+    check(*biased(CASES[name], form, BF16, dim=64))
+
+
+@pytest.mark.parametrize("form", threshold_cases.FORMS)
+def test_thresholds_of_rows(form):
+    case, arguments = threshold_cases.limited(CASES["causal"], form, BF16, dim=64)
+    assert is_gathered(arguments)
+    with sparse_fmha.arch_override("sm90"):
+        threshold_cases.check(case, arguments)
+
+
+def test_soft_cap():
+    case = CASES["causal"]
+    check(case, case.arguments(BF16, dim=64) | {"softcap": 3.0})

@@ -2,10 +2,13 @@
 
 import other_archs
 import pytest
+import threshold_cases
 import torch
+from bias_cases import FORMS, biased
 from gathered_cases import CASES
 from gradient_rule import assert_as_good_as_torch, output_gradients
 from poison import poisoned
+from torch.profiler import ProfilerActivity, profile
 
 import sparse_fmha
 from sparse_fmha import StripeMask
@@ -34,6 +37,41 @@ def test_errors_are_at_most_twice_those_of_torch(cuda, name, dtype, dim, determi
     with poisoned():
         found = case.backward(arguments, out, lse, dout, deterministic=deterministic)
     assert_as_good_as_torch(case, arguments, found, dout, lse)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@cases
+def test_biases_of_keys(cuda, name, dim):
+    form = FORMS[list(CASES).index(name) % len(FORMS)]
+    case, arguments = biased(CASES[name], form, BF16, device=cuda, dim=dim)
+    out, lse = case.forward(arguments)
+    dout, _ = output_gradients(out, lse)
+    with poisoned():
+        found = case.backward(arguments, out, lse, dout)
+    assert_as_good_as_torch(case, arguments, found, dout, lse)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("form", threshold_cases.FORMS)
+def test_thresholds_of_rows(cuda, form, dim):
+    """Above head dim 128 without copies."""
+    case, arguments = threshold_cases.limited(CASES["causal"], form, BF16, device=cuda, dim=dim)
+    threshold_cases.check(case, arguments)
+
+
+@pytest.mark.parametrize(("dim", "deterministic"), [(128, False), (128, True), (256, False)])
+def test_kernels_of_a_call(cuda, dim, deterministic):
+    case = CASES["causal"]
+    arguments = case.arguments(BF16, cuda, dim)
+    out, lse = case.forward(arguments)
+    dout, _ = output_gradients(out, lse)
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        case.backward(arguments, out, lse, dout, deterministic=deterministic)
+        torch.cuda.synchronize()
+    names = [event.key for event in found.key_averages()]
+    assert not any("Stripe" in name and "attention_kernel" in name for name in names), names
+    for part in ("gather_blocks", "add_rows"):
+        assert sum(part in name for name in names) == 1, names
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])

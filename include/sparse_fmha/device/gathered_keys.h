@@ -32,6 +32,12 @@ struct GatheredKeys {
 GatheredKeys gather_keys(FmhaProblem const& problem, ListedKeys const& keys,
                          GatheredPart const& part, ExecutionContext const& context);
 
+// What gather_keys and add_gathered do about biases and thresholds, if there are any.
+void gather_biases(FmhaProblem const& problem, ListedKeys const& keys, GatheredPart const& part,
+                   GatheredKeys& gathered, ExecutionContext const& context);
+void add_biases(FmhaProblem const& problem, ListedKeys const& keys, GatheredPart const& part,
+                GatheredKeys const& gathered, ExecutionContext const& context);
+
 // Adds up the gradients of the copies in the order of query heads and groups, in fp32, and writes
 // them to those of `problem`, for the heads of the part.
 void add_gathered(FmhaProblem const& problem, ListedKeys const& keys, GatheredPart const& part,

@@ -61,8 +61,10 @@ inline char const* why_not_gathered(FmhaProblem const& p) {
   if (stripe == nullptr) {
     return "keys are not listed one by one";
   }
-  if (p.key_bias.data != nullptr || p.row_threshold.data != nullptr) {
-    return "keys have biases";
+  constexpr int32_t kLargestWithThresholds = 128;  // of block lists
+  if (p.row_threshold.data != nullptr &&
+      (p.head_dim > kLargestWithThresholds || p.value_dim > kLargestWithThresholds)) {
+    return "block lists take no row_threshold above head dim 128";
   }
   constexpr int64_t kMostKeys = 1 << 30;  // of lists
   int64_t const copies =

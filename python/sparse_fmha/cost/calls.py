@@ -29,6 +29,7 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 DEVICES = ("cpu", "cuda", "meta")
 NARROW_VALUES = 192, 128  # head dims of q and v of rows of csrc/kernels/sm90_forward.def
 WINDOW_BLOCK = 32  # kWindowBlock of planning/kept_windows.h
+THRESHOLD_DIM = 128  # kLargestWithThresholds of planning/gathered_keys.h
 Given = Mapping[str, Any]  # arguments of a call, by name
 
 
@@ -105,8 +106,9 @@ def why_not_gathered(
     """Why the gradients of a call copy no keys; None: they do (planning/gathered_keys.h)."""
     if function is not stripe_attention or arch != model.ARCH:
         return "keys are not listed one by one"
-    if given["key_bias"] is not None or given["row_threshold"] is not None:
-        return "keys have biases"
+    largest = max(given["q"].shape[-1], given["v"].shape[-1])
+    if given["row_threshold"] is not None and largest > THRESHOLD_DIM:
+        return f"block lists take no row_threshold above head dim {THRESHOLD_DIM}"
     mask: StripeMask = given["mask"]
     runs = 0 if mask.range_starts is None else mask.range_starts.shape[-1] * mask.range_size
     rows = 64 if skips else mask.block_q  # each 64 rows list what they kept
