@@ -84,6 +84,11 @@ device::GatheredKeys device::gather_keys(FmhaProblem const& /*problem*/, ListedK
   refuse();
 }
 
+void device::return_queries(FmhaProblem const& /*problem*/, GatheredPart const& /*part*/,
+                            GatheredKeys const& /*gathered*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
 void device::add_gathered(FmhaProblem const& /*problem*/, ListedKeys const& /*keys*/,
                           GatheredPart const& /*part*/, GatheredKeys const& /*gathered*/,
                           ExecutionContext const& /*context*/) {

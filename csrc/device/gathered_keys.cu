@@ -1,7 +1,5 @@
 #include "sparse_fmha/device/gathered_keys.h"
 
-#include <cutlass/numeric_types.h>
-
 #include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/gathered_rows.h"
 #include "sparse_fmha/device/warp_rows.h"
@@ -10,8 +8,6 @@ namespace sparse_fmha::device {
 namespace {
 
 constexpr int kPieceElements = 8;  // of 16 bits, copied together
-constexpr int kLaneElements = 4;   // of a row, added up together
-constexpr int kHits = 256;         // groups whose words a thread block holds
 constexpr uint4 kZeros = {0, 0, 0, 0};
 
 // Two tensors of one layout: keys and values.
@@ -64,122 +60,6 @@ __global__ void __launch_bounds__(kRowThreads) gather_blocks(Gather const p) {
   }
 }
 
-struct Add {
-  struct Tensor {
-    uint16_t const* from;  // [batch, heads of copies, keys, dim]
-    TensorView to;         // at the part
-    int32_t dim;
-  } of[2];
-  ListRows lists;
-  uint32_t const* listed;
-  int32_t const* ranks;
-  int32_t words;
-  int32_t capacity;
-  int32_t heads;  // of keys, in the part
-  int32_t len_kv;
-};
-
-// Four elements of every 128, of a row.
-template <class Element, int kPieces>
-struct Sums {
-  float of[kPieces][kLaneElements] = {};
-
-  __device__ __forceinline__ static int32_t column(int piece) {
-    return (piece * kWarp + static_cast<int32_t>(threadIdx.x % kWarp)) * kLaneElements;
-  }
-  __device__ __forceinline__ void add(uint16_t const* row, int32_t dim) {
-#pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      if (column(piece) < dim) {
-        uint2 const raw = __ldg(reinterpret_cast<uint2 const*>(row + column(piece)));
-        auto const* const numbers = reinterpret_cast<Element const*>(&raw);
-#pragma unroll
-        for (int i = 0; i < kLaneElements; ++i) {
-          of[piece][i] += static_cast<float>(numbers[i]);
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void store(uint16_t* row, int32_t dim) const {
-#pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      if (column(piece) < dim) {
-        uint2 raw;
-        auto* const numbers = reinterpret_cast<Element*>(&raw);
-#pragma unroll
-        for (int i = 0; i < kLaneElements; ++i) {
-          numbers[i] = Element(of[piece][i]);
-        }
-        *reinterpret_cast<uint2*>(row + column(piece)) = raw;
-      }
-    }
-  }
-};
-
-// A thread block has 32 keys of a head, each warp four of them, one after another. A lane looks up
-// one group at a time; all add those that list the key, in ascending order.
-template <class Element, int kPieces>
-__global__ void __launch_bounds__(kRowThreads) add_rows(Add const p) {
-  constexpr int kWarpKeys = kWarp / kRowWarps;
-  __shared__ uint32_t words[kHits];
-  __shared__ int32_t ranks[kHits];
-  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
-  int const warp = threadIdx.x / kWarp;
-  int64_t rest = blockIdx.x;
-  auto const word = static_cast<int32_t>(rest % p.words);
-  rest /= p.words;
-  auto const head = static_cast<int32_t>(rest % p.heads);
-  auto const batch = static_cast<int32_t>(rest / p.heads);
-  int32_t const first_copy = head * p.lists.copies;
-  int32_t const all = p.lists.copies * p.lists.groups;  // copies are beside each other
-  int64_t const first_row = p.lists.first(batch, first_copy);
-  int64_t const first_key = (int64_t{batch} * p.heads * p.lists.copies + first_copy) *
-                            int64_t{p.lists.groups} * p.capacity;
-  Sums<Element, kPieces> sums[kWarpKeys][2];
-  for (int32_t first = 0; first < all; first += kHits) {
-    __syncthreads();  // the last words have been read
-    int32_t const mine = first + static_cast<int32_t>(threadIdx.x);
-    if (threadIdx.x < kHits) {
-      int64_t const at = (first_row + mine) * p.words + word;
-      words[threadIdx.x] = mine < all ? p.listed[at] : 0;
-      ranks[threadIdx.x] = mine < all ? p.ranks[at] : 0;
-    }
-    __syncthreads();
-    int32_t const end = min(kHits, all - first);
-#pragma unroll
-    for (int key = 0; key < kWarpKeys; ++key) {
-      int32_t const bit = warp * kWarpKeys + key;
-      for (int32_t i = 0; i < end; i += kWarp) {
-        uint32_t const bits = words[i + lane];
-        int64_t const place = (int64_t{first} + i + lane) * p.capacity + ranks[i + lane] +
-                              __popc(bits & ((1u << bit) - 1));
-        uint32_t hits = __ballot_sync(kAllLanes, (bits >> bit & 1) != 0);
-        for (; hits != 0; hits &= hits - 1) {
-          int64_t const row = first_key + __shfl_sync(kAllLanes, place, __ffs(hits) - 1);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            sums[key][i].add(p.of[i].from + row * p.of[i].dim, p.of[i].dim);
-          }
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int key = 0; key < kWarpKeys; ++key) {
-    int32_t const token = 32 * word + warp * kWarpKeys + key;
-    if (token >= p.len_kv) {
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      TensorView const& to = p.of[i].to;
-      auto* const row = static_cast<uint16_t*>(to.data) + batch * to.batch_stride +
-                        head * to.head_stride + token * to.axis_stride[kGridAxes - 1];
-      sums[key][i].store(row, p.of[i].dim);
-    }
-  }
-}
-
 // Copies some heads of rows.
 struct HeadCopies {
   uint4 const* from;
@@ -204,25 +84,8 @@ void launch_copy(HeadCopies const& copies, ExecutionContext const& context) {
   check_cuda(cudaGetLastError(), "launching the copy of heads");
 }
 
-// At a batch entry and a head, of 16-bit elements.
-TensorView view_at(TensorView view, int64_t batch, int64_t head) {
-  if (view.data != nullptr) {
-    view.data =
-        static_cast<uint16_t*>(view.data) + batch * view.batch_stride + head * view.head_stride;
-  }
-  return view;
-}
-
 int32_t heads_per_kv(FmhaProblem const& p) { return p.heads_q / p.heads_kv; }
 int64_t len_q(FmhaProblem const& p) { return p.grid_q[kGridAxes - 1]; }
-
-template <class Element>
-void launch_add(Add const& add, int64_t blocks, cudaStream_t stream) {
-  bool const wide = add.of[0].dim > 128 || add.of[1].dim > 128;
-  auto* const kernel = wide ? &add_rows<Element, 2> : &add_rows<Element, 1>;
-  kernel<<<grid_size(blocks, "the keys"), kRowThreads, 0, stream>>>(add);
-  check_cuda(cudaGetLastError(), "launching the sums of gradients of keys");
-}
 
 }  // namespace
 
@@ -283,41 +146,19 @@ GatheredKeys gather_keys(FmhaProblem const& p, ListedKeys const& keys, GatheredP
   return found;
 }
 
-void add_gathered(FmhaProblem const& p, ListedKeys const& keys, GatheredPart const& part,
-                  GatheredKeys const& gathered, ExecutionContext const& context) {
-  Gradients const& from = gathered.gradients;
+void return_queries(FmhaProblem const& p, GatheredPart const& part, GatheredKeys const& gathered,
+                    ExecutionContext const& context) {
   Gradients const& to = *p.gradients;
   int32_t const heads_q = gathered.problem.heads_q;
   if (to.q.data != nullptr && heads_q < p.heads_q) {
     TensorView const dq =
         view_at(to.q, part.first_batch, int64_t{part.first_head} * heads_per_kv(p));
     int32_t const pieces = p.head_dim / kPieceElements;
-    launch_copy({static_cast<uint4 const*>(from.q.data), static_cast<uint4*>(dq.data),
+    launch_copy({static_cast<uint4 const*>(gathered.gradients.q.data), static_cast<uint4*>(dq.data),
                  part.batch * len_q(p), heads_q * pieces, int64_t{heads_q} * pieces,
                  int64_t{p.heads_q} * pieces},
                 context);
   }
-  auto of = [&](TensorView const& sums, TensorView const& result, int32_t dim) -> Add::Tensor {
-    return {static_cast<uint16_t const*>(sums.data),
-            view_at(result, part.first_batch, part.first_head), dim};
-  };
-  auto const& stripe = std::get<Stripe::Params>(p.sparsity);
-  Add const add = {{of(from.k, to.k, p.head_dim), of(from.v, to.v, p.value_dim)},
-                   list_rows(p, part),
-                   keys.listed,
-                   keys.ranks,
-                   keys.words,
-                   keys.capacity,
-                   part.heads,
-                   stripe.len_kv};
-  int64_t const blocks = int64_t{part.batch} * part.heads * keys.words;
-  auto* const stream = static_cast<cudaStream_t>(context.stream);
-  if (p.dtype == DataType::kFloat16) {
-    launch_add<cutlass::half_t>(add, blocks, stream);
-  } else {
-    launch_add<cutlass::bfloat16_t>(add, blocks, stream);
-  }
-  add_biases(p, keys, part, gathered, context);
 }
 
 }  // namespace sparse_fmha::device

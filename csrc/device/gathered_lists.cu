@@ -18,18 +18,29 @@ struct Ranked {
   int32_t capacity;
 };
 
-// A warp numbers the keys of a row.
+constexpr int32_t kSegment = 128;  // words of a row that a warp has
+
+// A warp numbers the keys of a segment; it counts those before.
 __global__ void __launch_bounds__(kRowThreads) rank_keys(Ranked const p) {
-  int64_t const row = row_of_warp();
+  int32_t const segments = ceil_div(p.words, kSegment);
+  int64_t const index = row_of_warp();
+  int64_t const row = index / segments;
   if (row >= p.rows) {
     return;
   }
+  auto const segment = static_cast<int32_t>(index % segments);
   auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
+  uint32_t const* const listed = p.listed + row * p.words;
   int32_t* const tokens = p.tokens + row * p.capacity;
+  int32_t const begin = segment * kSegment;
   int32_t before = 0;
-  for (int32_t first = 0; first < p.words; first += kWarp) {
+  for (int32_t word = lane; word < begin; word += kWarp) {
+    before += __popc(listed[word]);
+  }
+  before = __reduce_add_sync(kAllLanes, before);
+  for (int32_t first = begin; first < min(begin + kSegment, p.words); first += kWarp) {
     int32_t const word = first + lane;
-    uint32_t const bits = word < p.words ? p.listed[row * p.words + word] : 0;
+    uint32_t const bits = word < p.words ? listed[word] : 0;
     int32_t end = __popc(bits);
     for (int32_t step = 1; step < kWarp; step *= 2) {
       int32_t const others = __shfl_up_sync(kAllLanes, end, step);
@@ -49,6 +60,9 @@ __global__ void __launch_bounds__(kRowThreads) rank_keys(Ranked const p) {
       }
     }
     before += __shfl_sync(kAllLanes, end, kWarp - 1);
+  }
+  if (segment + 1 < segments) {
+    return;
   }
   for (int32_t i = before + lane; i < p.capacity; i += kWarp) {
     tokens[i] = kNoToken;
@@ -159,7 +173,8 @@ ListedKeys list_keys(FmhaProblem const& problem, ExecutionContext const& context
   ranked.ranks = allocate<int32_t>(context, ranked.rows * ranked.words);
   ranked.tokens = allocate<int32_t>(context, ranked.rows * ranked.capacity);
   ranked.counts = allocate<int32_t>(context, ranked.rows);
-  rank_keys<<<row_blocks(ranked.rows, "the groups of stripes"), kRowThreads, 0, stream>>>(ranked);
+  int64_t const warps = ranked.rows * ceil_div(ranked.words, kSegment);
+  rank_keys<<<row_blocks(warps, "the groups of stripes"), kRowThreads, 0, stream>>>(ranked);
   check_cuda(cudaGetLastError(), "launching the numbering of listed keys");
 
   Blocks lists = {};

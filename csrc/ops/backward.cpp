@@ -98,6 +98,7 @@ void run_gathered(FmhaProblem const& problem, Tensor const& q, KernelsOf const& 
     for (KernelRow const* const kernel : kernels_of(gathered.problem)) {
       kernel->launch(gathered.problem, context);
     }
+    device::return_queries(problem, parts[i], gathered, context);
     device::add_gathered(problem, keys, parts[i], gathered, context);
   }
 }

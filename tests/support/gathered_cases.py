@@ -63,5 +63,6 @@ CASES = {
     "causal, rows without keys": Case(
         "stripe", (700,), lists(700, 420, 512, 2, 0.3, 1, causal=True), kv=(420,)
     ),
+    "several thousand keys": Case("stripe", (150,), lists(150, 9000, 128, 1, 0.03), kv=(9000,)),
     "nothing but runs": Case("stripe", (260,), lists(260, 900, 256, 2, 0.0, 3), kv=(900,)),
 }

@@ -38,6 +38,10 @@ void gather_biases(FmhaProblem const& problem, ListedKeys const& keys, GatheredP
 void add_biases(FmhaProblem const& problem, ListedKeys const& keys, GatheredPart const& part,
                 GatheredKeys const& gathered, ExecutionContext const& context);
 
+// Writes dQ of a part to that of `problem`, if the kernels did not.
+void return_queries(FmhaProblem const& problem, GatheredPart const& part,
+                    GatheredKeys const& gathered, ExecutionContext const& context);
+
 // Adds up the gradients of the copies in the order of query heads and groups, in fp32, and writes
 // them to those of `problem`, for the heads of the part.
 void add_gathered(FmhaProblem const& problem, ListedKeys const& keys, GatheredPart const& part,

@@ -26,4 +26,13 @@ inline ListRows list_rows(FmhaProblem const& p, GatheredPart const& part) {
           copies_of_head(p),   part.first_batch,   part.first_head * (p.heads_q / p.heads_kv)};
 }
 
+// At a batch entry and a head, of 16-bit elements.
+inline TensorView view_at(TensorView view, int64_t batch, int64_t head) {
+  if (view.data != nullptr) {
+    view.data =
+        static_cast<uint16_t*>(view.data) + batch * view.batch_stride + head * view.head_stride;
+  }
+  return view;
+}
+
 }  // namespace sparse_fmha::device
