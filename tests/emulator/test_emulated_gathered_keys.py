@@ -34,13 +34,14 @@ def check(case, arguments, **wanted):
     return found
 
 
+@pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_errors_are_at_most_twice_those_of_torch(name, deterministic):
-    check(CASES[name], CASES[name].arguments(BF16, dim=64), deterministic=deterministic)
+def test_errors_are_at_most_twice_those_of_torch(name, deterministic, dim):
+    check(CASES[name], CASES[name].arguments(BF16, dim=dim), deterministic=deterministic)
 
 
-@pytest.mark.parametrize("dims", [(40, 64), (64, 24), (128, 128)], ids=str)
+@pytest.mark.parametrize("dims", [(40, 64), (64, 24)], ids=str)
 def test_head_dims_that_rows_do_not_have(dims):
     dim, value_dim = dims
     case = CASES["causal"]
@@ -49,7 +50,7 @@ def test_head_dims_that_rows_do_not_have(dims):
 
 def test_gradients_of_keys_alone():
     case = CASES["columns"]
-    arguments = case.arguments(BF16, dim=64)
+    arguments = case.arguments(BF16, dim=128)
     wanted = {"deterministic": True}
     all_of_them = check(case, arguments, **wanted)
     out, lse = case.forward(arguments)
