@@ -19,6 +19,7 @@ void bind_walks(py::module_& m);
 void bind_tiles(py::module_& m);
 void bind_lists(py::module_& m);
 void bind_stripes(py::module_& m);
+void bind_gathered_keys(py::module_& m);
 void bind_transposed_lists(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_fragments(py::module_& m);
@@ -224,6 +225,7 @@ PYBIND11_MODULE(_C, m) {
   bind_tiles(m);
   bind_lists(m);
   bind_stripes(m);
+  bind_gathered_keys(m);
   bind_transposed_lists(m);
   bind_decode(m);
   bind_fragments(m);

@@ -12,6 +12,7 @@
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/class_boxes.h"
 #include "sparse_fmha/planning/tile_turns.h"
+#include "sparse_fmha/planning/gathered_keys.h"
 #include "sparse_fmha/planning/tiling.h"
 
 namespace py = pybind11;
@@ -63,6 +64,15 @@ void bind_tiles(py::module_& m) {
         return why != nullptr ? std::optional<std::string>(why) : std::nullopt;
       },
       py::arg("block_kv"), "The same for block lists.");
+  tiles.def(
+      "why_not_gathered",
+      [](int32_t block_q, int64_t listed, int32_t len_kv) -> std::optional<std::string> {
+        char const* const why = why_not_gathered(block_q, listed, len_kv);
+        return why != nullptr ? std::optional<std::string>(why) : std::nullopt;
+      },
+      py::arg("block_q"), py::arg("listed"), py::arg("len_kv"),
+      "Why the gradients of stripes on Hopper copy no keys; None: they do. listed: the room in a "
+      "group's lists.");
   tiles.def(
       "axis",
       [](Problem const& problem, int axis, int residue, Shape const& shape, bool is_static,

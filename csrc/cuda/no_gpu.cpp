@@ -4,6 +4,7 @@
 #include "sparse_fmha/cuda/current_device.h"
 #include "sparse_fmha/cuda/device_arch.h"
 #include "sparse_fmha/device/anchor_kernels.h"
+#include "sparse_fmha/device/gathered_keys.h"
 #include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
@@ -69,6 +70,28 @@ device::KeptWindows device::copy_kept_windows(FmhaProblem const& /*problem*/,
 
 void device::return_gradients(FmhaProblem const& /*problem*/, KeptWindows const& /*windows*/,
                               ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+device::ListedKeys device::list_keys(FmhaProblem const& /*problem*/,
+                                     ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+device::GatheredKeys device::gather_keys(FmhaProblem const& /*problem*/, ListedKeys const& /*keys*/,
+                                         GatheredPart const& /*part*/,
+                                         ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::return_queries(FmhaProblem const& /*problem*/, GatheredPart const& /*part*/,
+                            GatheredKeys const& /*gathered*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::add_gathered(FmhaProblem const& /*problem*/, ListedKeys const& /*keys*/,
+                          GatheredPart const& /*part*/, GatheredKeys const& /*gathered*/,
+                          ExecutionContext const& /*context*/) {
   refuse();
 }
 

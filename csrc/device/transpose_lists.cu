@@ -227,14 +227,22 @@ void launch_rows(BlockSparse::Params const& params, FmhaProblem const& problem, 
 }
 
 void launch_rows(Stripe::Params const& params, FmhaProblem const& /*problem*/, int64_t rows,
-                 TransposedLists& lists, Memory const& memory, cudaStream_t stream) {
+                 TransposedLists& lists, Memory const& memory, cudaStream_t /*stream*/) {
   lists.words = ceil_div(params.len_kv, 32);
-  uint32_t* const full = memory.bits(rows * lists.words);
-  mark_keys<<<blocks_of(rows), kColumnThreads, 0, stream>>>(params, lists.words, full);
-  lists.full = full;
+  lists.full = mark_listed_keys(params, rows, memory.context);
 }
 
 }  // namespace
+
+uint32_t const* mark_listed_keys(Stripe::Params const& params, int64_t rows,
+                                 ExecutionContext const& context) {
+  int32_t const words = ceil_div(params.len_kv, 32);
+  uint32_t* const listed = Memory{context}.bits(rows * words);
+  mark_keys<<<blocks_of(rows), kColumnThreads, 0, static_cast<cudaStream_t>(context.stream)>>>(
+      params, words, listed);
+  check_cuda(cudaGetLastError(), "launching the marking of listed keys");
+  return listed;
+}
 
 template <class Params>
 TransposedLists transpose_lists(Params const& params, FmhaProblem const& problem,

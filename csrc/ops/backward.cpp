@@ -9,6 +9,7 @@
 #include "run.h"
 #include "skipped_tiles.h"
 #include "sparse_fmha/cpu/kernel_rows.h"
+#include "sparse_fmha/device/gathered_keys.h"
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/planning/backward_route.h"
@@ -83,6 +84,25 @@ bool has_pass(std::vector<KernelRow const*> const& rows, Pass pass) {
                      [pass](KernelRow const* row) { return row->info.key.pass == pass; });
 }
 
+// Of stripes, part by part: memory of one is free for the next, which runs after it.
+template <class KernelsOf>
+void run_gathered(FmhaProblem const& problem, Tensor const& q, KernelsOf const& kernels_of) {
+  Launch of_lists(q);
+  device::ListedKeys const keys = device::list_keys(problem, of_lists.context());
+  GatheredParts const parts(problem);
+  for (int32_t i = 0; i < parts.count(); ++i) {
+    Launch launch(q);
+    ExecutionContext const& context = launch.context();
+    auto gathered = device::gather_keys(problem, keys, parts[i], context);
+    gathered.problem.gradients = &gathered.gradients;
+    for (KernelRow const* const kernel : kernels_of(gathered.problem)) {
+      kernel->launch(gathered.problem, context);
+    }
+    device::return_queries(problem, parts[i], gathered, context);
+    device::add_gathered(problem, keys, parts[i], gathered, context);
+  }
+}
+
 }  // namespace
 
 std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor const& k,
@@ -109,8 +129,10 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   auto kernels_of = [&](FmhaProblem const& p) {
     return backward_kernels(p, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
   };
+  bool const gathers =
+      arch == Arch::kSm90 && (given.need_dkv || need_dbias) && why_not_gathered(problem) == nullptr;
   std::vector<KernelRow const*> const kernels =
-      skips_windows ? std::vector<KernelRow const*>() : kernels_of(problem);
+      skips_windows || gathers ? std::vector<KernelRow const*>() : kernels_of(problem);
   if (problem.kept_blocks != nullptr && has_pass(kernels, Pass::kBackwardDq)) {
     device::list_kept_blocks(problem, launch.context());
   }
@@ -162,7 +184,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   problem.gradients = &gradients;
 
-  if (!kernels.empty() || skips_windows) {
+  if (!kernels.empty() || skips_windows || gathers) {
     size_t const rows = static_cast<size_t>(q.numel() / q.size(q.dim() - 1));
     gradients.row_terms =
         static_cast<float*>(launch.context().memory->allocate(rows * 4 * sizeof(float)));
@@ -173,6 +195,9 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   }
   for (KernelRow const* const kernel : kernels) {
     kernel->launch(problem, launch.context());
+  }
+  if (gathers) {
+    run_gathered(problem, q, kernels_of);
   }
   if (skips_windows) {
     KernelInfo const& forward = skip_tiles_again(problem, q, launch);

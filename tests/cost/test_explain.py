@@ -388,6 +388,53 @@ def test_why_the_gradients_of_block_lists_take_two_kernels(block_kv):
         assert found.why_two_kernels == "blocks have fewer than 128 keys"
 
 
+@pytest.mark.parametrize(
+    ("block_q", "width", "options", "why"),
+    [
+        (512, 100, {}, None),
+        (
+            512,
+            900,
+            {},
+            "lists have room for so many keys that copies may take longer than all keys",
+        ),
+        (512, 100, {"skip_threshold": 0.1}, None),
+        (512, 200, {"skip_threshold": 0.1}, "lists have room"),
+        (64, 200, {}, "lists have room"),
+    ],
+)
+def test_gradients_of_stripes_by_copies(monkeypatch, block_q, width, options, why):
+    monkeypatch.setattr(explanation._build, "kernels", all_rows)
+    q = torch.empty(1, 1024, 2, 128, requires_grad=True, dtype=torch.bfloat16)
+    shape = 1, 1, 1024 // block_q
+    columns = torch.arange(width, dtype=torch.int32).expand(*shape, width).contiguous()
+    counts = torch.full(shape, width, dtype=torch.int32)
+    mask = sparse_fmha.StripeMask(columns, counts, 1024, 1024, block_q)
+    found = explain(sparse_fmha.stripe_attention, q, q, q, mask, **options, arch="sm90")
+    assert found.copies_keys == (why is None)
+    if why is None:
+        assert found.fused_kernel == "sm90_backward_fused_block_sparse_bfloat16_d128"
+        assert "over copies of the keys that each group lists, all gradients by" in str(found)
+    else:
+        assert found.fused_kernel is None
+        assert found.dkv_kernel == "sm90_backward_dkv_stripe_bfloat16_d128"
+        assert f"its gradients copy no keys, as {why}" in str(found)
+    elsewhere = explain(sparse_fmha.stripe_attention, q, q, q, mask, arch="sm80")
+    assert not elsewhere.copies_keys
+    biased = {
+        name: torch.zeros(1, 1, 1024, dtype=torch.float32) for name in ("key_bias", "row_threshold")
+    }
+    found = explain(sparse_fmha.stripe_attention, q, q, q, mask, **biased, arch="sm90")
+    assert found.copies_keys == (why is None or "skip_threshold" in options)
+    if found.copies_keys:
+        assert found.fused_kernel is None
+        assert found.dq_kernel == "sm90_backward_dq_block_sparse_bfloat16_d128"
+    wide = torch.empty(1, 1024, 2, 136, requires_grad=True, dtype=torch.bfloat16)
+    found = explain(sparse_fmha.stripe_attention, wide, wide, wide, mask, **biased, arch="sm90")
+    assert not found.copies_keys
+    assert elsewhere.dkv_kernel == "sm80_backward_dkv_stripe_bfloat16_d128"
+
+
 def test_kernels_of_the_backward():
     q = torch.randn(1, 40, 4, 72, dtype=torch.bfloat16)
     assert "backward" not in str(explain(sparse_fmha.attention, q, q, q, causal=True))

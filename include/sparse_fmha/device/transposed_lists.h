@@ -6,6 +6,11 @@
 
 namespace sparse_fmha::device {
 
+// A bit for each key, 32 to a word, of each row of the lists: whether a group lists it. In the
+// context's memory.
+uint32_t const* mark_listed_keys(Stripe::Params const& params, int64_t rows,
+                                 ExecutionContext const& context);
+
 // Launches the kernels that fill the lists, for key tiles of one or two parts. Nothing is read back
 // to the host: sizes follow from shapes, and steps are in ascending order. Params: those of
 // BlockSparse or Stripe.

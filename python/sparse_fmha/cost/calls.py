@@ -24,10 +24,12 @@ from sparse_fmha.cost.tile_problem import check_problem
 from sparse_fmha.decode import arguments, decode_attention
 from sparse_fmha.masks.block_mask import BlockMask
 from sparse_fmha.masks.operands import check_block_mask, check_stripe_mask
+from sparse_fmha.masks.stripe_mask import StripeMask
 
 DEVICES = ("cpu", "cuda", "meta")
 NARROW_VALUES = 192, 128  # head dims of q and v of rows of csrc/kernels/sm90_forward.def
 WINDOW_BLOCK = 32  # kWindowBlock of planning/kept_windows.h
+THRESHOLD_DIM = 128  # kLargestWithThresholds of planning/gathered_keys.h
 Given = Mapping[str, Any]  # arguments of a call, by name
 
 
@@ -96,6 +98,22 @@ def why_two_kernels(function: Callable[..., object], given: Given, skips: bool) 
     axes = (given[name] for name in ("window", "stride", "dilation", "causal"))
     problem = check_problem(tuple(given["q"].shape[1:-2]), *axes)
     return tile_simulator().why_two_kernels(problem.walk, extra)
+
+
+def why_not_gathered(
+    function: Callable[..., object], given: Given, arch: str, skips: bool
+) -> str | None:
+    """Why the gradients of a call copy no keys; None: they do (planning/gathered_keys.h)."""
+    if function is not stripe_attention or arch != model.ARCH:
+        return "keys are not listed one by one"
+    largest = max(given["q"].shape[-1], given["v"].shape[-1])
+    if given["row_threshold"] is not None and largest > THRESHOLD_DIM:
+        return f"block lists take no row_threshold above head dim {THRESHOLD_DIM}"
+    mask: StripeMask = given["mask"]
+    runs = 0 if mask.range_starts is None else mask.range_starts.shape[-1] * mask.range_size
+    rows = 64 if skips else mask.block_q  # each 64 rows list what they kept
+    listed = min(mask.columns.shape[-1] + runs, mask.kv_len)
+    return tile_simulator().why_not_gathered(rows, listed, mask.kv_len)
 
 
 def launches(function: Callable[..., object], given: Given) -> int:

@@ -42,6 +42,7 @@ class Explanation:
     fused_kernel: str | None  # what finds all of them at once where bits may vary; None: nothing
     why_two_kernels: str | None  # why nothing does, where there is such a kernel
     needs_gradients: bool  # q, k or v require a gradient
+    copies_keys: bool = False  # whether these kernels run on copies of the keys that groups list
     read_bytes: int | None = None  # of a decode call: keys and values, q and out
     # What shares the keys of a decode call: splits, or on Hopper without fixed ones thread blocks.
     # None on other GPUs without fixed splits.
@@ -92,13 +93,14 @@ class Explanation:
         missing = " or ".join(name for name, kernel in passes.items() if kernel is None)
         if missing:
             return f"backward: no kernel for {missing}, so asking for it raises"
+        copies = "over copies of the keys that each group lists, " if self.copies_keys else ""
         found = "; ".join(f"{name} by {kernel}" for name, kernel in passes.items())
         if self.fused_kernel is None:
             why = f", as {self.why_two_kernels}" if self.why_two_kernels else ""
-            return f"backward: {found}{why}; no atomics, so results repeat bitwise"
+            return f"backward: {copies}{found}{why}; no atomics, so results repeat bitwise"
         return (
-            f"backward: all gradients by {self.fused_kernel}, which adds dq up in an order that "
-            f"varies; under torch.use_deterministic_algorithms {found}"
+            f"backward: {copies}all gradients by {self.fused_kernel}, which adds dq up in an order "
+            f"that varies; under torch.use_deterministic_algorithms {found}"
         )
 
     def why_not(self) -> str:
@@ -156,6 +158,9 @@ def explain(
     biased = biased and mechanism != "decode"  # whose kernels take a softcap, all of them
     tiles = () if skips or biased else times.tiles if times is not None else ()
     why_two = calls.why_two_kernels(function, given, skips)
+    why_no_copies = calls.why_not_gathered(function, given, arch, skips)
+    if mechanism == "stripe" and arch == "sm90" and why_no_copies and needs_gradients:
+        notes = (*notes, f"its gradients copy no keys, as {why_no_copies}")
     launches = calls.launches(function, given) if arch == "sm90" else 1
     dilated = launches > 1 and not (skips or biased)
     if launches > 1:
@@ -176,6 +181,7 @@ def explain(
         notes,
         needs_gradients,
         why_two,
+        why_no_copies is None,
     )
 
 
@@ -228,6 +234,7 @@ def _choose(
     notes: tuple[str, ...],
     needs_gradients: bool,
     why_two_kernels: str | None,
+    copies_keys: bool,
 ) -> Explanation:
     dtype = str(q.dtype).removeprefix("torch.")
     wanted_dims = _said(dims)
@@ -236,8 +243,9 @@ def _choose(
     us = {tile.tile_q: tile.us for tile in tiles}
 
     def rows_of(direction: str) -> list[_build.KernelRow]:
-        of_kept = _of_kept(mechanism, arch, skips) if direction.startswith("backward") else None
-        of = (of_kept, False) if of_kept else ("dense" if decodes else mechanism, skips)
+        of_lists = _of_lists(mechanism, arch, skips, copies_keys)
+        of_lists = of_lists if direction.startswith("backward") else None
+        of = (of_lists, False) if of_lists else ("dense" if decodes else mechanism, skips)
         wanted = (arch, direction, *of)
         return [
             row
@@ -317,13 +325,17 @@ def _choose(
         fused_kernel=name_of(None if why_two_kernels else fused),
         why_two_kernels=None if fused is None else why_two_kernels,
         needs_gradients=needs_gradients,
+        copies_keys=copies_keys,
         read_bytes=None if times is None else times.read_bytes,
         parts=None if times is None else times.parts,
     )
 
 
-def _of_kept(mechanism: str, arch: str, skips: bool) -> str | None:
-    """The mechanism of gradients by lists of what was kept (csrc/ops/skipped_tiles.cpp), if any."""
+def _of_lists(mechanism: str, arch: str, skips: bool, copies_keys: bool) -> str | None:
+    """The mechanism of gradients by lists that are not the call's, if any: those of what was kept
+    (csrc/ops/skipped_tiles.cpp), and block lists over copies (device/gathered_keys.h)."""
+    if copies_keys:
+        return "block_sparse"
     if not skips or arch != "sm90":
         return None
     return "stripe" if mechanism == "stripe" else "block_sparse"
