@@ -167,6 +167,14 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.other_gpus_decode": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.narrow_heads": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.vision": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -219,7 +227,9 @@ NEED_GPU = [
             "decode",
             "diffusion",
             "models",
+            "narrow_heads",
             "other_gpus",
+            "other_gpus_decode",
             "scaling",
             "stripes",
         )
