@@ -216,7 +216,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
-    SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],
+    SANITIZE: [
+        (["--only", "none"], "argument --only: invalid choice: 'none'"),
+        (["--head-dim", "32"], "argument --head-dim: invalid choice: 32"),
+    ],
 }
 NEED_GPU = [
     *(
