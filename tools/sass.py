@@ -36,7 +36,14 @@ def mangled(*names: str) -> tuple[str, ...]:
 
 FAMILY = re.compile(r"_ZN11sparse_fmha4(sm\d\d)\d")
 # Kernels of mma.sync that are of no family, or of Hopper's.
-MMA_SYNC = mangled("anchor_keys_kernel", "search_keys", "choose_blocks", "few_rows_decode_kernel")
+MMA_SYNC = mangled(
+    "anchor_means_kernel",
+    "anchor_means_kernel",
+    "anchor_keys_kernel",
+    "search_keys",
+    "choose_blocks",
+    "few_rows_decode_kernel",
+)
 FLOAT32 = re.compile(r"(search_keys|choose_blocks)If")  # these compute products with FMAs
 # These make lists, and take one of several streams by its index, which registers cannot.
 LOCAL_ARRAYS = mangled("keep_blocks", "keep_columns")
