@@ -38,7 +38,6 @@ FAMILY = re.compile(r"_ZN11sparse_fmha4(sm\d\d)\d")
 # Kernels of mma.sync that are of no family, or of Hopper's.
 MMA_SYNC = mangled(
     "anchor_means_kernel",
-    "anchor_means_kernel",
     "anchor_keys_kernel",
     "search_keys",
     "choose_blocks",

@@ -1,10 +1,11 @@
 """Decode attention of the kernels for GPUs other than Hopper, beside Hopper's own.
 
-    python -m benchmarks.studies.other_gpus_decode [--tiny] [--out PATH]
+    python -m benchmarks.studies.other_gpus_decode [--tiny] [--l2 warm] [--out PATH]
 
 The architectures sm80 and sm86 share their kernels of decode, so one of them is measured. Each call
 is a CUDA graph of the whole call, replayed after a buffer several times the size of the L2 cache
-has been read. Rates count the bytes that must be read. Errors are of the first request against
+has been read; with --l2 warm after the same call, which leaves its code there, and of most cases no
+more of its data. Rates count the bytes that must be read. Errors are of the first request against
 fp64. On a GPU without Hopper's kernels there is nothing to compare with; benchmarks.studies.decode
 times its own.
 """
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.studies.other_gpus_decode", description=__doc__
     )
     p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--l2", choices=("clean", "warm"), default="clean")
     report.add_op_options(p, RESULTS)
     return p
 
@@ -82,7 +84,7 @@ def rows_of(case: DecodeCase, cache: Cache, args: argparse.Namespace) -> list[di
         errors[arch] = error(call, run(call))
         ops[arch] = timing.captured(lambda run=run: run(call), cache.device)
     times = timing.measure(
-        ops, device=cache.device, l2="clean", iterations=args.iterations, warmup=1, seed=args.seed
+        ops, device=cache.device, l2=args.l2, iterations=args.iterations, warmup=1, seed=args.seed
     )
     size = case.read_bytes(cache.dtype.itemsize)
     return [
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit(f"error: this build has no kernels of {', '.join(sorted(missing))}")
     results = environment.results(
         device,
-        settings={"iterations": args.iterations, "seed": args.seed, "l2": "clean"},
+        settings={"iterations": args.iterations, "seed": args.seed, "l2": args.l2},
         rows=[],
     )
     cases = [case.tiny() if args.tiny else case for case in CASES]

@@ -18,8 +18,8 @@ def caption(results: dict, source: str) -> str:
     return (
         "The decode kernel that sm80 and sm86 share, beside Hopper's own, both on a Hopper GPU: no "
         "other GPU has run it. One new token of each request, 32/8 heads and D128 unless said, "
-        "bfloat16, requests x tokens. Whole calls as CUDA graphs, of a cache without the call's "
-        "data. Rates are of the bytes that must be read; above 1.00x the kernel of sm80 is faster. "
+        f"bfloat16, requests x tokens. Whole calls as CUDA graphs, {s['l2']} L2 cache. "
+        "Rates are of the bytes that must be read; above 1.00x the kernel of sm80 is faster. "
         f"The error is the larger one, against fp64. {source}. Times are the median of "
         f"{s['iterations']}."
     )

@@ -168,6 +168,7 @@ MODULES = {
         ([*TINY, "{file}"], "argument --out: "),
     ],
     "benchmarks.studies.other_gpus_decode": [
+        (["--l2", "hot"], "argument --l2: invalid choice: 'hot'"),
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
