@@ -18,7 +18,7 @@ import torch
 
 import sparse_fmha
 from benchmarks.cases.gradients import Case, attention_of, dense, problem
-from benchmarks.harness import environment, report, timing
+from benchmarks.harness import report, study, timing
 from benchmarks.studies.other_gpus import flash, of_arch
 from benchmarks.tables.other_gpus import FLASH
 from sparse_fmha.cli import one_line_errors
@@ -83,17 +83,13 @@ def table(rows: list[dict]) -> str:
     return report.plain_table(HEADER, lines)
 
 
+@torch.no_grad()
+def measure(size: dict, args: argparse.Namespace, device: str, dtype: torch.dtype) -> dict:
+    return {"rows": [row for case in CASES for row in rows_of(case, args, device, dtype)]}
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    device, dtype = environment.of_study(args.tiny)
-    settings = {"iterations": args.iterations, "seed": args.seed, "l2": "cold"}
-    results = environment.results(device, settings=settings, rows=[])
-    with torch.no_grad():
-        for case in CASES:
-            results["rows"] += rows_of(case, args, device, dtype)
-    print(table(results["rows"]))
-    report.keep(results, report.out_of(args, RESULTS))
-    return 0
+    return study.run(parser().parse_args(argv), RESULTS, measure, table)
 
 
 if __name__ == "__main__":
