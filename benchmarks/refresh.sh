@@ -5,7 +5,7 @@
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes dilation host_time small
 #                                     backward key_bias query_rows score_sums decode models
 #                                     vision methods frontier frontier_trained other_gpus
-#                                     calibration skipping_gradients scaling
+#                                     other_gpus_decode calibration skipping_gradients scaling
 #
 # Default: all but scaling, which needs two GPUs.
 #
@@ -24,8 +24,8 @@ cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes dilation host_time small backward key_bias query_rows
-  score_sums decode models vision methods frontier frontier_trained other_gpus calibration
-  skipping_gradients scaling)
+  score_sums decode models vision methods frontier frontier_trained other_gpus other_gpus_decode
+  calibration skipping_gradients scaling)
 steps=("$@")
 ((${#steps[@]})) || steps=("${known[@]:0:${#known[@]}-1}")
 PYTHON=${PYTHON:-python3}
@@ -68,6 +68,7 @@ step_frontier_trained() {
     --plot "$OUT/frontier_trained/error.png"
 }
 step_other_gpus() { study other_gpus; }
+step_other_gpus_decode() { study other_gpus_decode; }
 step_calibration() { measure benchmarks.studies.calibrate --out "$OUT/calibration"; }
 step_skipping_gradients() { study skipping_gradients; }
 step_scaling() {

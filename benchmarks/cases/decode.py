@@ -27,6 +27,7 @@ class DecodeCase:
     heads: tuple[int, int] = (32, 8)  # of queries and of keys
     page: int | None = None  # None: a contiguous cache
     sparsity: int = 0  # percent of the blocks that are not listed, or of the tiles to be skipped
+    head_dim: int = DIM
 
     def tiny(self) -> DecodeCase:
         """The same with few tokens."""
@@ -41,7 +42,7 @@ class DecodeCase:
         return sum(-(-n // self.page) * self.page for n in self.lengths)
 
     def cache_bytes(self, itemsize: int) -> int:
-        return 2 * self.tokens * self.heads[1] * DIM * itemsize
+        return 2 * self.tokens * self.heads[1] * self.head_dim * itemsize
 
     @property
     def listed(self) -> int:
@@ -56,7 +57,7 @@ class DecodeCase:
         if self.group == "select":  # bounds are as large as a key and a value of each block
             keys += sum(self.lengths) // BLOCK
         rows = keys * self.heads[1] + len(self.lengths) * self.heads[0]
-        return 2 * rows * DIM * itemsize
+        return 2 * rows * self.head_dim * itemsize
 
 
 def dense_cases() -> list[DecodeCase]:
@@ -129,15 +130,15 @@ class Cache:
 
     def call(self, case: DecodeCase) -> Call:
         """The keys of a case, all of them seen."""
-        heads_q, heads = case.heads
-        q = self.normal(len(case.lengths), 1, heads_q, DIM)
-        size = case.tokens * heads * DIM
+        (heads_q, heads), dim = case.heads, case.head_dim
+        q = self.normal(len(case.lengths), 1, heads_q, dim)
+        size = case.tokens * heads * dim
         flat = [x[:size] for x in (self.k, self.v)]
         lens = self.int32(case.lengths)
         if case.page is None:
-            k, v = (x.view(len(case.lengths), -1, heads, DIM) for x in flat)
+            k, v = (x.view(len(case.lengths), -1, heads, dim) for x in flat)
             return Call(q, k, v, lens, case.lengths)
-        k, v = (x.view(-1, case.page, heads, DIM) for x in flat)
+        k, v = (x.view(-1, case.page, heads, dim) for x in flat)
         return Call(q, k, v, lens, case.lengths, self.table(case.lengths, case.page))
 
     def table(self, lengths: tuple[int, ...], page: int) -> Tensor:
@@ -170,7 +171,8 @@ class Cache:
         All queries look in one direction, and the keys of a tile lie along it or against it. The
         first tile is a high one.
         """
-        way = torch.nn.functional.normalize(self.normal(case.heads[1], DIM).float(), dim=-1)
+        dim = case.head_dim
+        way = torch.nn.functional.normalize(self.normal(case.heads[1], dim).float(), dim=-1)
         tiles = call.k.shape[1] // BLOCK
         shape = call.k.shape[0], tiles, case.heads[1]
         low = torch.rand(shape, generator=self.generator, device=self.device)
@@ -180,7 +182,7 @@ class Cache:
         k = self.normal(*call.k.shape).mul_(0.2)
         k.view(k.shape[0], tiles, BLOCK, *k.shape[2:]).add_(along * way.to(k.dtype))
         group = case.heads[0] // case.heads[1]
-        q = (DIM**0.5 * way).repeat_interleave(group, 0).to(k.dtype) + 0.05 * call.q
+        q = (dim**0.5 * way).repeat_interleave(group, 0).to(k.dtype) + 0.05 * call.q
         return Call(q, k, call.v, call.seq_lens, call.lengths, threshold=THRESHOLD)
 
 

@@ -4,10 +4,11 @@
                                             [--no-flex] [--out PATH]
 
 Dense and causal attention beside FlashAttention-2 through torch, neighborhoods beside its
-FlexAttention, compiled for each case, and block lists. FlexAttention has the tokens of grids of
-more axes than one in tiles, and its copies into and out of them count; its mask is lists of blocks.
-Rates of these two are a share of the kernel's own dense rate (D128, full, 32k; backward 16k): in
-the forward pass over the tiles that the kernel computes, in the backward pass over visible pairs. A
+FlexAttention, compiled for each case, block lists, and stripes of lone keys; decode has a study of
+its own, other_gpus_decode. FlexAttention has the tokens of grids of more axes than one in tiles,
+and its copies into and out of them count; its mask is lists of blocks. Rates of all but dense and
+causal attention are a share of the kernel's own dense rate (D128, full, 32k; backward 16k): in the
+forward pass over the tiles that the kernel computes, in the backward pass over visible pairs. A
 backward call is row terms, dQ, dK and dV, 2.5 times the operations of the forward pass. The error
 is that of out, or of the gradient of q, against fp64, at the size that --tiny runs, relative to the
 largest element. The compiled code is the same on all GPUs, but a figure is for the GPU in its file
@@ -63,6 +64,7 @@ CASES = (
         Case(f"lists {q}x{k}", (32768,), 16, blocks=(q, k, 0.1))
         for q, k in ((128, 128), (64, 64), (128, 16))
     ),
+    Case("stripes of 512 rows", (32768,), 16, columns=(512, 0.1)),
 )
 
 

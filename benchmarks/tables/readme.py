@@ -31,6 +31,7 @@ from benchmarks.tables import (
     methods,
     models,
     other_gpus,
+    other_gpus_decode,
     peers,
     query_rows,
     scaling,
@@ -79,6 +80,7 @@ FOLDERS = {
     "vision": vision,
     "scaling": scaling,
     "other_gpus": other_gpus,
+    "other_gpus_decode": other_gpus_decode,
     "host_time": host_time,
     "builders": builders,
 }

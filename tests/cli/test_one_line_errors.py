@@ -167,6 +167,15 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.other_gpus_decode": [
+        (["--l2", "hot"], "argument --l2: invalid choice: 'hot'"),
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
+    "benchmarks.studies.narrow_heads": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.vision": [
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
@@ -208,7 +217,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
-    SANITIZE: [(["--only", "none"], "argument --only: invalid choice: 'none'")],
+    SANITIZE: [
+        (["--only", "none"], "argument --only: invalid choice: 'none'"),
+        (["--head-dim", "32"], "argument --head-dim: invalid choice: 32"),
+    ],
 }
 NEED_GPU = [
     *(
@@ -219,7 +231,9 @@ NEED_GPU = [
             "decode",
             "diffusion",
             "models",
+            "narrow_heads",
             "other_gpus",
+            "other_gpus_decode",
             "scaling",
             "stripes",
         )

@@ -1,9 +1,12 @@
 """What the architectures beside Hopper's lack: the lists of kernels, the GPU tests and the docs."""
 
+import re
+
 import other_archs
 import pytest
 from commands import ROOT
 
+import arch_table
 import kernel_list
 
 ROWS = kernel_list.read_all()
@@ -37,6 +40,26 @@ def test_the_docs_say_what_is_lacking(arch):
     text = " ".join((ROOT / "docs" / "gpus.md").read_text().split())
     for what in set(other_archs.LACKING[arch].values()):
         assert what.partition(" ")[2] in text
+
+
+def test_the_docs_have_every_gpu():
+    """With its kernels and its status, as in core/capabilities.def."""
+    table = re.findall(
+        r"^SPARSE_FMHA_CAPABILITY\((\d+), (\d+), k(\w+), (\w+)\)$",
+        (arch_table.CORE / "capabilities.def").read_text(),
+        re.M,
+    )
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "gpus.md").read_text().splitlines()
+        if re.match(r"\| [^|]+ \| [\d., ]+ \| `sm", line)
+    ]
+    written = {
+        (*capability.split("."), arch.strip("`"), status)
+        for _, capabilities, arch, status, _ in cells
+        for capability in capabilities.split(", ")
+    }
+    assert written == {(major, minor, arch.lower(), status) for major, minor, arch, status in table}
 
 
 def message(arch, direction, options="", dtype="bfloat16"):

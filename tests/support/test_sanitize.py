@@ -52,7 +52,7 @@ def test_a_gradient_of_keys_that_is_wrong_is_found(sanitize, monkeypatch):
 
 def problems(sanitize, monkeypatch, error_of):
     monkeypatch.setattr(sanitize, "PROBLEMS", {"one": (error_of, [()])})
-    return sanitize.solve(["one"])
+    return sanitize.solve(["one"], sanitize.HEAD_DIMS)
 
 
 def test_what_an_architecture_lacks_is_counted(sanitize, monkeypatch, capsys):
