@@ -84,9 +84,11 @@ struct WindowParams {
   uint32_t* keys;  // [lists, all_groups, key_words]: kept ones
   int32_t key_words;
   int32_t width;
-  int32_t* counts;   // [lists, all_groups]
-  int32_t* indices;  // [lists, all_groups, width]
-  uint32_t* bits;    // [lists, all_groups, width, 64]
+  int32_t* full_counts;  // [lists, all_groups]
+  int32_t* full;         // [lists, all_groups, width]
+  int32_t* counts;       // the same of partial blocks
+  int32_t* indices;
+  uint32_t* bits;  // [lists, all_groups, width, 64]
 };
 
 __global__ void __launch_bounds__(kRowThreads)
@@ -114,6 +116,28 @@ struct WarpGroup {
   }
 };
 
+// Sets the bits of the lanes' keys; negative: none. Lanes beside each other whose bits are in one
+// word leave it to the last one of them. Keys of a call are all different.
+__device__ __forceinline__ void set_bits(uint32_t* words, int32_t key) {
+  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
+  int32_t const word = key < 0 ? -1 : key / 32;
+  uint32_t const bit = key < 0 ? 0 : 1u << key % 32;
+  uint32_t sum = bit;  // over this lane and those before it, modulo 2^32
+  for (int32_t distance = 1; distance < kWarp; distance *= 2) {
+    uint32_t const added = __shfl_up_sync(kAllLanes, sum, distance);
+    sum += lane >= distance ? added : 0;
+  }
+  int32_t const word_before = __shfl_up_sync(kAllLanes, word, 1);
+  bool const first = lane == 0 || word_before != word;
+  uint32_t const firsts = __ballot_sync(kAllLanes, first);
+  int32_t const mine = 31 - __clz(static_cast<int32_t>(firsts & (0xffffffffu >> (31 - lane))));
+  uint32_t const before = __shfl_sync(kAllLanes, sum - bit, mine);
+  bool const last = lane == kWarp - 1 || (firsts >> (lane + 1) & 1) != 0;
+  if (last && word >= 0) {
+    atomicOr(&words[word], sum - before);
+  }
+}
+
 // Marks the keys in the tiles that each group kept.
 __global__ void __launch_bounds__(kRowThreads) mark_keys(WindowParams const p) {
   WarpGroup const warp(p);
@@ -130,62 +154,104 @@ __global__ void __launch_bounds__(kRowThreads) mark_keys(WindowParams const p) {
     if ((skipped[bit / 32] >> bit % 32 & 1) != 0) {
       continue;
     }
-    for (auto j = static_cast<int32_t>(threadIdx.x % kWarp); j < p.tile_k; j += kWarp) {
-      int32_t const key = key_of(p.grid, p.whole, tiles, tile.residue, i, j);
-      if (key >= 0) {
-        atomicOr(&keys[key / 32], 1u << key % 32);
-      }
+    for (int32_t j = 0; j < p.tile_k; j += kWarp) {
+      auto const mine = j + static_cast<int32_t>(threadIdx.x % kWarp);
+      set_bits(keys, mine < p.tile_k ? key_of(p.grid, p.whole, tiles, tile.residue, i, mine) : -1);
     }
   }
 }
 
-// Lists the blocks in which a row of a group sees a key that is marked, and which row sees which.
+// Which keys of a block the lane's rows of a group see: of the first 32 rows, and of the others.
+struct SeenKeys {
+  uint32_t of[2];
+};
+
+// Lists the blocks in which a row of a group sees a key that is marked, and which row sees which
+// where not all see all.
+class BlockLister {
+ public:
+  __device__ BlockLister(WindowParams const& p, WarpGroup const& warp,
+                         Neighborhood::Row (&rows)[64])
+      : p_(p), row_(warp.row), lane_(static_cast<int32_t>(threadIdx.x % kWarp)), rows_(rows) {
+    WindowGroup const group = window_group(p.grid, warp.group);
+    rows[lane_] = window_of(p.grid, group, lane_);
+    rows[lane_ + kWarp] = window_of(p.grid, group, lane_ + kWarp);
+    __syncwarp();
+    common_ = common_window(rows[0], rows[63]);
+  }
+
+  __device__ void list() {
+    uint32_t const* const keys = p_.keys + row_ * p_.key_words;
+    for (int32_t first = 0; first < p_.key_words; first += kWarp) {
+      uint32_t const mine = first + lane_ < p_.key_words ? keys[first + lane_] : 0;
+      for (uint32_t left = __ballot_sync(kAllLanes, mine != 0); left != 0; left &= left - 1) {
+        int32_t const from = __ffs(static_cast<int32_t>(left)) - 1;
+        append(first + from, __shfl_sync(kAllLanes, mine, from));
+      }
+    }
+    if (lane_ == 0) {
+      p_.full_counts[row_] = full_;
+      p_.counts[row_] = partial_;
+    }
+  }
+
+ private:
+  __device__ void append(int32_t block, uint32_t kept) {
+    auto const tokens = static_cast<int32_t>(volume(p_.whole));
+    int32_t const key = kWindowBlock * block + lane_;
+    bool const mine = (kept >> lane_ & 1) != 0;
+    bool const extra = key >= tokens;
+    Coord const position = position_of(p_.grid, p_.whole, extra ? 0 : key);
+    auto sees = [&](Neighborhood::Row const& window) {
+      return mine &&
+             (extra ? window.size[2] > 0 : Neighborhood::visible(p_.grid.params, window, position));
+    };
+    if (__all_sync(kAllLanes, !mine || sees(common_))) {
+      if (kept == kAllLanes) {
+        if (lane_ == 0) {
+          p_.full[row_ * p_.width + full_] = block;
+        }
+        ++full_;
+      } else {
+        store(block, {kept, kept});
+      }
+      return;
+    }
+    SeenKeys seen = {0, 0};
+    for (int32_t row = 0; row < 64; ++row) {
+      uint32_t const bits = __ballot_sync(kAllLanes, sees(rows_[row]));
+      if (row % kWarp == lane_) {
+        (row < kWarp ? seen.of[0] : seen.of[1]) = bits;
+      }
+    }
+    if (__any_sync(kAllLanes, (seen.of[0] | seen.of[1]) != 0)) {
+      store(block, seen);
+    }
+  }
+  __device__ void store(int32_t block, SeenKeys const& seen) {
+    int64_t const place = row_ * p_.width + partial_;
+    p_.bits[place * 64 + lane_] = seen.of[0];
+    p_.bits[place * 64 + kWarp + lane_] = seen.of[1];
+    if (lane_ == 0) {
+      p_.indices[place] = block;
+    }
+    ++partial_;
+  }
+
+  WindowParams const& p_;
+  int64_t const row_;
+  int32_t const lane_;
+  Neighborhood::Row const (&rows_)[64];
+  Neighborhood::Row common_;
+  int32_t full_ = 0;
+  int32_t partial_ = 0;
+};
+
 __global__ void __launch_bounds__(kRowThreads) list_blocks(WindowParams const p) {
   __shared__ Neighborhood::Row windows[kRowWarps][64];
   WarpGroup const warp(p);
-  if (!warp.there) {
-    return;
-  }
-  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
-  auto& rows = windows[threadIdx.x / kWarp];
-  WindowGroup const group = window_group(p.grid, warp.group);
-  rows[lane] = window_of(p.grid, group, lane);
-  rows[lane + kWarp] = window_of(p.grid, group, lane + kWarp);
-  __syncwarp();
-  auto const tokens = static_cast<int32_t>(volume(p.whole));
-  uint32_t const* const keys = p.keys + warp.row * p.key_words;
-  int32_t count = 0;
-  for (int32_t word = 0; word < p.key_words; ++word) {
-    uint32_t const kept = keys[word];
-    if (kept == 0) {
-      continue;
-    }
-    int32_t const key = kWindowBlock * word + lane;
-    bool const mine = (kept >> lane & 1) != 0;
-    bool const extra = key >= tokens;
-    Coord const position = position_of(p.grid, p.whole, extra ? 0 : key);
-    uint32_t seen[2] = {0, 0};  // by the lane's rows
-    for (int32_t row = 0; row < 64; ++row) {
-      Neighborhood::Row const& window = rows[row];
-      bool const sees =
-          extra ? window.size[2] > 0 : Neighborhood::visible(p.grid.params, window, position);
-      uint32_t const bits = __ballot_sync(kAllLanes, mine && sees);
-      if (row % kWarp == lane) {
-        (row < kWarp ? seen[0] : seen[1]) = bits;
-      }
-    }
-    if (__any_sync(kAllLanes, (seen[0] | seen[1]) != 0)) {
-      int64_t const place = warp.row * p.width + count;
-      p.bits[place * 64 + lane] = seen[0];
-      p.bits[place * 64 + kWarp + lane] = seen[1];
-      if (lane == 0) {
-        p.indices[place] = word;
-      }
-      ++count;
-    }
-  }
-  if (lane == 0) {
-    p.counts[warp.row] = count;
+  if (warp.there) {
+    BlockLister(p, warp, windows[threadIdx.x / kWarp]).list();
   }
 }
 
@@ -308,6 +374,8 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   for (InterleavedGrid const& grid : grids) {
     params.width = std::max(params.width, most_blocks(grid, p.grid_q, p.extra_len));
   }
+  params.full_counts = copier.allocate<int32_t>(rows);
+  params.full = copier.allocate<int32_t>(rows * params.width);
   params.counts = copier.allocate<int32_t>(rows);
   params.indices = copier.allocate<int32_t>(rows * params.width);
   params.bits = copier.allocate<uint32_t>(rows * params.width * 64);
@@ -339,6 +407,7 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   sparsity.len_kv = keys;
   sparsity.block_q = 64;
   sparsity.block_kv = kWindowBlock;
+  sparsity.full = {params.full_counts, params.full, params.width};
   sparsity.partial = {params.counts, params.indices, params.width};
   sparsity.bits = reinterpret_cast<uint8_t const*>(params.bits);
   sparsity.head_stride = sizes.groups;

@@ -19,7 +19,8 @@ uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
                         ExecutionContext const& context);
 
 // `problem` has gradients, with row terms, and the bits of the tiles that `forward` skipped. Each
-// group has a list of blocks of 32 keys, all with bitmasks. Nothing is read back to the host.
+// group has lists of blocks of 32 keys, with bitmasks where not all of its rows see all keys.
+// Nothing is read back to the host.
 KeptWindows copy_kept_windows(FmhaProblem const& problem, KernelInfo const& forward,
                               ExecutionContext const& context);
 

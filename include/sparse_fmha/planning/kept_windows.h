@@ -68,6 +68,19 @@ SPARSE_FMHA_HD Neighborhood::Row window_of(InterleavedGrid const& grid, WindowGr
   return Neighborhood::row(grid.params, group.tile.residue, position);
 }
 
+// The window that the windows of a group's rows have in common, by those of its first and last row;
+// empty if a row does not exist. Edges of windows never move back.
+SPARSE_FMHA_HD Neighborhood::Row common_window(Neighborhood::Row const& first,
+                                               Neighborhood::Row const& last) {
+  Neighborhood::Row common = {last.begin, {0, 0, 0}};
+  bool const all = last.size[2] > 0;
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    int32_t const size = first.begin[axis] + first.size[axis] - last.begin[axis];
+    common.size[axis] = all ? max_int(size, 0) : 0;
+  }
+  return common;
+}
+
 // The walk of a query tile as the forward kernel visits it: the ragged tile of extra tokens, boxes,
 // the other extra tokens.
 struct WindowTiles {
