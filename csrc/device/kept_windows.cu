@@ -341,13 +341,6 @@ void for_keys(Copier const& copier, FmhaProblem const& p, TensorView const& tens
 
 }  // namespace
 
-uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
-                        ExecutionContext const& context) {
-  SkipSizes const sizes = skip_sizes(problem, forward.tile_k, forward.key.head_dim);
-  return Copier(problem, context)
-      .zeros<uint32_t>(int64_t{problem.batch} * problem.heads_q * sizes.groups * sizes.words);
-}
-
 KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
                               ExecutionContext const& context) {
   Copier const copier(p, context);

@@ -178,8 +178,7 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     kernel->launch(problem, launch.context());
   }
   if (skips_windows) {
-    KernelInfo const& forward = skip_tiles_again(problem, q, launch);
-    auto windows = device::copy_kept_windows(problem, forward, launch.context());
+    auto windows = kept_windows(problem, q, given.skipped, launch);
     windows.problem.gradients = &windows.gradients;
     for (KernelRow const* const kernel :
          kernels_of(windows.problem, why_two_kernels_of_kept(windows.problem))) {

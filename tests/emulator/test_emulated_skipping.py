@@ -222,3 +222,36 @@ def test_gradients_of_what_windows_keep(name, dim, way):
     torch.testing.assert_close(lse.flatten(1, -2).double(), exact_lse, rtol=2e-6, atol=1e-4)
     for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
         assert (gradient - one).norm() <= error * one.norm()
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_what_windows_skip_is_saved(name):
+    """In the shape that fake tensors have."""
+    grid, window, options = WINDOWS[name]
+    options, length, axes = dict(options), torch.Size(grid).numel(), len(grid)
+    extra = options.pop("extra", 0)
+    q, k, v = (
+        x.to(BF16) for x in skip_cases.inputs(length, length + extra, heads=2, heads_kv=1, dim=128)
+    )
+    k, v, more = k[:, :length], v[:, :length], (k[:, length:], v[:, length:])
+
+    def each(name, otherwise):
+        value = options.get(name, otherwise)
+        return [int(x) for x in (value if isinstance(value, tuple) else (value,) * axes)]
+
+    threshold = torch.full((2,), 0.9)
+    given = [
+        *(x.unflatten(1, grid) for x in (q, k, v)),
+        list(window), each("stride", 1), each("dilation", 1), each("causal", False),
+        None, *(more if extra else (None, None)), threshold,
+    ]  # fmt: skip
+    with sparse_fmha.arch_override("sm90"), poisoned():
+        plain = OPS.neighborhood_fwd(*given)
+        *same, bits = OPS.neighborhood_fwd(*given, save_skipped=True)
+        fakes = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in given]
+        fake = OPS.neighborhood_fwd(*fakes, save_skipped=True)[3]
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    assert (bits.shape, bits.dtype) == (fake.shape, fake.dtype)
+    marked = (bits[..., None] >> torch.arange(32) & 1).sum((2, 3, 4))
+    assert plain[2][..., 1].sum() > 0
+    assert (marked >= plain[2][..., 1]).all()  # a tile of which no row sees a key is marked, too

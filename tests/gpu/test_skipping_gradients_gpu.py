@@ -142,15 +142,14 @@ def test_graph_with_another_threshold(cuda, name):
     op, others = op_of(name, 1000, cuda)
     if name == "grid":
         q, k, v = (x.unflatten(1, (50, 20)) for x in (q, k, v))
-    saves = {} if name == "grid" else {"save_skipped": True}
     threshold = torch.zeros(2, device=cuda)
     forward, backward = (getattr(OPS, f"{op}_{way}") for way in ("fwd", "bwd"))
 
     def step():
-        out, lse, _, *saved = forward(q, k, v, *others, skip_threshold=threshold, **saves)
+        out, lse, _, saved = forward(q, k, v, *others, skip_threshold=threshold, save_skipped=True)
         given = torch.ones_like(out), None, q, k, v, out, lse, *others
-        options = dict(deterministic=True, skip_threshold=threshold)
-        return backward(*given, **options, **({"skipped": saved[0]} if saves else {}))
+        options = dict(deterministic=True, skip_threshold=threshold, skipped=saved)
+        return backward(*given, **options)
 
     step()
     torch.cuda.synchronize()

@@ -14,10 +14,6 @@ struct KeptWindows {
   int32_t const* tokens;  // of each query row; negative: none
 };
 
-// A size of FmhaProblem::skip_bits, of a neighborhood: zeros in the context's memory.
-uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
-                        ExecutionContext const& context);
-
 // `problem` has gradients, with row terms, and the bits of the tiles that `forward` skipped. Each
 // group has lists of blocks of 32 keys, with bitmasks where not all of its rows see all keys.
 // Nothing is read back to the host.
