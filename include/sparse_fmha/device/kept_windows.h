@@ -6,12 +6,19 @@
 
 namespace sparse_fmha::device {
 
-// Lists over copies of the tensors: query rows in the order of groups, filled up to 64, and extra
-// tokens behind the keys.
+// The tokens of rows of the copies; negative: none.
+struct WindowTokens {
+  int32_t const* of_rows;  // of queries
+  int32_t const* of_keys;
+  int32_t keys;  // without extra tokens
+};
+
+// Lists over copies of the tensors: query rows in the order of groups, filled up to 64, keys box by
+// box (planning/kept_windows.h), and extra tokens behind them.
 struct KeptWindows {
   FmhaProblem problem;  // its gradients are the next member, wherever this is
   Gradients gradients;
-  int32_t const* tokens;  // of each query row; negative: none
+  WindowTokens tokens;
 };
 
 // `problem` has gradients, with row terms, and the bits of the tiles that `forward` skipped. Each
