@@ -148,6 +148,14 @@ int64_t keys_of(InterleavedGrid const& grid) {
   return volume(grid.shape.k) * Neighborhood::num_key_tiles(grid.params, grid.shape);
 }
 
+// Whether rows in the order of groups and keys in that of boxes are the tokens in order.
+bool are_in_order(FmhaProblem const& p) {
+  auto const& windows = std::get<Neighborhood::Params>(p.sparsity);
+  int32_t const tokens = p.grid_q[kGridAxes - 1];
+  return volume(p.grid_q) == tokens && tokens % 128 == 0 && volume(windows.dilation) == 1 &&
+         p.extra_len == 0;
+}
+
 // The keys of the grid and the extra tokens, and their rows.
 template <class Body>
 void for_keys(Copier const& copier, FmhaProblem const& p, WindowTokens const& tokens,
@@ -225,6 +233,10 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   sparsity.head_stride = sizes.groups;
   sparsity.batch_stride = sparsity.head_stride * p.heads_q;
   lists.sparsity = sparsity;
+  if (are_in_order(p)) {
+    windows.tokens = {};
+    return windows;
+  }
 
   Gradients& g = windows.gradients;
   lists.q = copier.tensor(queries, p.heads_q, p.head_dim);
@@ -263,6 +275,9 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
 
 void return_gradients(FmhaProblem const& p, KeptWindows const& windows,
                       ExecutionContext const& context) {
+  if (windows.tokens.of_rows == nullptr) {
+    return;
+  }
   Copier const copier(p, context);
   Gradients const& to = *p.gradients;
   Gradients const& from = windows.gradients;

@@ -468,7 +468,8 @@ def test_gradients_of_what_hopper_kept_are_those_of_lists(monkeypatch, causal, d
 
 @pytest.mark.parametrize("name", ["neighborhood", "block_sparse", "stripe"])
 def test_gradients_of_other_calls_that_skip(monkeypatch, name):
-    """Those of lists have the kernels of calls that do not skip, and neighborhoods those of lists."""
+    """Those of lists have the kernels of calls that do not skip; neighborhoods have those of
+    lists."""
     monkeypatch.setattr(explanation._build, "kernels", all_rows)
     q = torch.empty(1, 256, 4, 128, requires_grad=True, dtype=torch.bfloat16)
     lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)

@@ -179,6 +179,7 @@ def test_gradients_of_what_lists_keep(name, dim, way):
 
 WINDOWS = {
     "1-D": ((400,), (150,), {}),
+    "1-D, tokens in order": ((384,), (150,), {}),
     "1-D, extra tokens": ((300,), (150,), {"extra": 133}),
     "2-D, causal": ((13, 24), (9, 11), {"stride": (2, 3), "causal": (True, False)}),
     "2-D, dilated": ((24, 30), (8, 9), {"dilation": (2, 3), "causal": (True, False)}),

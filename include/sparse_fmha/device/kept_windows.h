@@ -8,13 +8,14 @@ namespace sparse_fmha::device {
 
 // The tokens of rows of the copies; negative: none.
 struct WindowTokens {
-  int32_t const* of_rows;  // of queries
+  int32_t const* of_rows;  // of queries; nullptr: nothing was copied
   int32_t const* of_keys;
   int32_t keys;  // without extra tokens
 };
 
-// Lists over copies of the tensors: query rows in the order of groups, filled up to 64, keys box by
-// box (planning/kept_windows.h), and extra tokens behind them.
+// Lists over the tensors, if their tokens are in the order of groups and boxes, or over copies:
+// query rows in the order of groups, filled up to 64, keys box by box (planning/kept_windows.h),
+// and extra tokens behind them.
 struct KeptWindows {
   FmhaProblem problem;  // its gradients are the next member, wherever this is
   Gradients gradients;
@@ -27,7 +28,7 @@ struct KeptWindows {
 KeptWindows copy_kept_windows(FmhaProblem const& problem, KernelInfo const& forward,
                               ExecutionContext const& context);
 
-// Copies the gradients that are wanted to those of `problem`.
+// Copies the gradients that are wanted to those of `problem`, if they are not these.
 void return_gradients(FmhaProblem const& problem, KeptWindows const& windows,
                       ExecutionContext const& context);
 
