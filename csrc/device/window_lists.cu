@@ -82,14 +82,27 @@ __global__ void __launch_bounds__(kRowThreads) mark_keys(WindowLists const p) {
   KeyBoxes const boxes(p.grid, p.first_key, tile);
   uint32_t const* const skipped = p.skipped + warp.row * p.skip_words;
   uint32_t* const keys = p.keys + warp.row * p.width;
-  for (int32_t i = 0; i < tiles.total(); ++i) {
+  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
+  int32_t const extra_key = boxes.blocks() * kWindowBlock;
+  for (int32_t first = 0; first < tiles.total(); first += kWarp) {
+    // Locating a tile takes many instructions, so each lane locates one of the next 32.
+    int32_t const i = first + lane;
     int32_t const bit = tiles.total() - 1 - i;
-    if ((skipped[bit / 32] >> bit % 32 & 1) != 0) {
-      continue;
-    }
-    for (int32_t j = 0; j < p.tile_k; j += kWarp) {
-      auto const mine = j + static_cast<int32_t>(threadIdx.x % kWarp);
-      set_bits(keys, mine < p.tile_k ? key_of(p.grid, boxes, tiles, i, mine) : -1);
+    bool const kept = bit >= 0 && (skipped[bit / 32] >> bit % 32 & 1) == 0;
+    int32_t const extra = kept ? tiles.extra(i) : 0;
+    Coord const origin = kept && extra < 0 ? tiles.box(i) : Coord{0, 0, 0};
+    for (uint32_t left = __ballot_sync(kAllLanes, kept); left != 0; left &= left - 1) {
+      int32_t const from = __ffs(static_cast<int32_t>(left)) - 1;
+      auto of_tile = [&](int32_t x) { return __shfl_sync(kAllLanes, x, from); };
+      int32_t const token = of_tile(extra);
+      Coord const at = {of_tile(origin[0]), of_tile(origin[1]), of_tile(origin[2])};
+      for (int32_t j = lane; j < p.tile_k; j += kWarp) {
+        Coord const offset = boxes.offset(j);
+        int32_t const of_grid =
+            boxes.key({at[0] + offset[0], at[1] + offset[1], at[2] + offset[2]});
+        int32_t const of_extra = token + j < p.extra_len ? extra_key + token + j : -1;
+        set_bits(keys, token < 0 ? of_grid : of_extra);
+      }
     }
   }
 }

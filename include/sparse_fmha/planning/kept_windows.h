@@ -103,6 +103,10 @@ struct KeyBoxes {
   SPARSE_FMHA_HD int32_t blocks() const {
     return static_cast<int32_t>(volume(count)) * blocks_per_box();
   }
+  // box_offset() of a key box.
+  SPARSE_FMHA_HD Coord offset(int32_t i) const {
+    return {i >> (log[1] + log[2]), i >> log[2] & ((1 << log[1]) - 1), i & ((1 << log[2]) - 1)};
+  }
   // Of a key at a position from the first one that rows see; negative if none sees it.
   SPARSE_FMHA_HD int32_t key(Coord const& at) const {
     int32_t box = 0;
@@ -117,11 +121,10 @@ struct KeyBoxes {
   }
   SPARSE_FMHA_HD Coord position(int32_t key) const {
     Coord const box = box_offset(count, key >> log_keys);
-    int32_t const y = key >> log[2];
-    int32_t const z = y >> log[1];
-    return {(first[0] + box[0]) << log[0] | (z & ((1 << log[0]) - 1)),
-            (first[1] + box[1]) << log[1] | (y & ((1 << log[1]) - 1)),
-            (first[2] + box[2]) << log[2] | (key & ((1 << log[2]) - 1))};
+    Coord const inside = offset(key & ((1 << log_keys) - 1));
+    return {((first[0] + box[0]) << log[0]) + inside[0],
+            ((first[1] + box[1]) << log[1]) + inside[1],
+            ((first[2] + box[2]) << log[2]) + inside[2]};
   }
   // The number of a block among all.
   SPARSE_FMHA_HD int32_t number(int32_t block) const {
@@ -153,18 +156,6 @@ struct WindowTiles {
   }
   SPARSE_FMHA_HD Coord box(int32_t i) const { return boxes.tile(i - ragged()); }
 };
-
-// The j-th key of the i-th tile among those of `boxes`, negative if no row sees it.
-SPARSE_FMHA_HD int32_t key_of(InterleavedGrid const& grid, KeyBoxes const& boxes,
-                              WindowTiles const& tiles, int32_t i, int32_t j) {
-  int32_t const extra = tiles.extra(i);
-  if (extra >= 0) {
-    return extra + j < tiles.extra_len ? boxes.blocks() * kWindowBlock + extra + j : -1;
-  }
-  Coord const origin = tiles.box(i);
-  Coord const offset = box_offset(grid.shape.k, j);
-  return boxes.key({origin[0] + offset[0], origin[1] + offset[1], origin[2] + offset[2]});
-}
 
 // At least as many as the blocks that hold keys of a group of the grid.
 inline int32_t most_blocks(InterleavedGrid const& grid, int32_t extra_len) {
