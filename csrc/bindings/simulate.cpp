@@ -11,8 +11,11 @@
 #include "sparse_fmha/planning/backward_route.h"
 #include "sparse_fmha/planning/choose_order.h"
 #include "sparse_fmha/planning/class_boxes.h"
-#include "sparse_fmha/planning/tile_turns.h"
+#include "sparse_fmha/planning/fit_windows.h"
 #include "sparse_fmha/planning/gathered_keys.h"
+#include "sparse_fmha/planning/skip_bits.h"
+#include "sparse_fmha/planning/skip_tile.h"
+#include "sparse_fmha/planning/tile_turns.h"
 #include "sparse_fmha/planning/tiling.h"
 
 namespace py = pybind11;
@@ -135,6 +138,22 @@ void bind_tiles(py::module_& m) {
       },
       py::arg("grid"), py::arg("dilation"),
       "Launches of a kernel whose boxes have element strides; 1: the copy engine has these.");
+  tiles.def(
+      "skip_sizes",
+      [](Problem const& given, int extra_len, int head_dim, int value_dim) {
+        FmhaProblem problem;
+        problem.head_dim = head_dim;
+        problem.value_dim = value_dim;
+        problem.extra_len = extra_len;
+        Neighborhood::Params windows = params(given);
+        fit_windows(windows);
+        problem.sparsity = windows;
+        KernelTile const tile = skip_tile(Neighborhood::kName, problem);
+        SkipSizes const sizes = skip_sizes(problem, tile.tile_k, tile.head_dim);
+        return std::pair{sizes.groups, sizes.words};
+      },
+      py::arg("problem"), py::arg("extra_len"), py::arg("head_dim"), py::arg("value_dim"),
+      "(groups of 64 query rows, words of 32 tiles) of what a call that skips saves of a head.");
   tiles.def(
       "class_map",
       [](Problem const& problem, int heads, int batch, Strides const& strides) {

@@ -1,10 +1,9 @@
 #include "sparse_fmha/cpu/tiles.h"
 
 #include <cmath>
-#include <cstring>
 
-#include "sparse_fmha/core/arch.h"
 #include "sparse_fmha/cpu/groups.h"
+#include "sparse_fmha/planning/skip_tile.h"
 #include "sparse_fmha/planning/tiling.h"
 
 namespace sparse_fmha::cpu {
@@ -98,39 +97,10 @@ Tiling tiles_of_stripes(Stripe::Params const& p) {
   return {shape, Stripe::num_query_tiles(p, shape)};
 }
 
-// The CPU skips the same tiles as the kernels of this architecture.
-constexpr Arch kLike = Arch::kSm90;
-
-struct KernelTile {
-  int32_t head_dim;
-  int32_t value_dim;
-  int32_t tile_k;
-};
-// The tile of the kernel that skips, or of the usual one if there is none.
-KernelTile kernel_tile(char const* mechanism, FmhaProblem const& problem) {
-  struct {
-    Arch arch;
-    char const* mechanism;
-    KernelTile tile;
-  } constexpr kRows[] = {
-#define SPARSE_FMHA_SKIP_TILE(arch, mechanism, head_dim, value_dim, tile_k) \
-  {Arch::arch, mechanism::kName, {head_dim, value_dim, tile_k}},
-#include "skip_tiles.inc"  // from csrc/kernels/*.def
-#undef SPARSE_FMHA_SKIP_TILE
-  };
-  for (auto const& row : kRows) {  // in ascending order of head dims
-    if (row.arch == kLike && row.tile.head_dim >= problem.head_dim &&
-        row.tile.value_dim >= problem.value_dim && std::strcmp(row.mechanism, mechanism) == 0) {
-      return row.tile;
-    }
-  }
-  return {128, 128, 128};
-}
-
 // The shapes that groups.h takes for each mechanism.
 template <class M>
 Tiling groups(FmhaProblem const& problem, typename M::Params const& params) {
-  auto const [head_dim, value_dim, tile_k] = kernel_tile(M::kName, problem);
+  auto const [head_dim, value_dim, tile_k] = skip_tile(M::kName, problem);
   (void)value_dim;
   TileShape shape{{1, 1, kGroupRows}, {1, 1, tile_k}};
   if constexpr (std::is_same_v<M, Neighborhood>) {

@@ -57,11 +57,6 @@ void device::show_kept_lists(FmhaProblem& /*problem*/, int32_t /*tile_k*/,
   refuse();
 }
 
-uint32_t* device::new_skip_bits(FmhaProblem const& /*problem*/, KernelInfo const& /*forward*/,
-                                ExecutionContext const& /*context*/) {
-  refuse();
-}
-
 device::KeptWindows device::copy_kept_windows(FmhaProblem const& /*problem*/,
                                               KernelInfo const& /*forward*/,
                                               ExecutionContext const& /*context*/) {

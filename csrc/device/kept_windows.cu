@@ -6,7 +6,7 @@
 
 #include "sparse_fmha/device/allocate.h"
 #include "sparse_fmha/device/warp_rows.h"
-#include "sparse_fmha/planning/kept_windows.h"
+#include "sparse_fmha/device/window_lists.h"
 #include "sparse_fmha/planning/skip_bits.h"
 
 namespace sparse_fmha::device {
@@ -68,124 +68,6 @@ __global__ void __launch_bounds__(kRowThreads) scatter_rows(RowCopies const copi
   PiecePlace const place = piece_place(copies);
   if (place.of_tensor != nullptr) {
     *place.of_tensor = *place.of_rows;
-  }
-}
-
-// The groups of one interleaved grid.
-struct WindowParams {
-  InterleavedGrid grid;
-  Coord whole;
-  int32_t extra_len;
-  int32_t tile_k;
-  int32_t all_groups;
-  int32_t lists;  // batch entries and heads
-  uint32_t const* skipped;
-  int32_t skip_words;
-  uint32_t* keys;  // [lists, all_groups, key_words]: kept ones
-  int32_t key_words;
-  int32_t width;
-  int32_t* counts;   // [lists, all_groups]
-  int32_t* indices;  // [lists, all_groups, width]
-  uint32_t* bits;    // [lists, all_groups, width, 64]
-};
-
-__global__ void __launch_bounds__(kRowThreads)
-    find_tokens(InterleavedGrid const grid, Coord const whole, int32_t* tokens) {
-  int64_t const index = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
-  auto const group = static_cast<int32_t>(index / 64);
-  if (group < grid.groups) {
-    WindowGroup const at = window_group(grid, group);
-    Coord const position = at.position(grid, static_cast<int32_t>(index % 64));
-    tokens[64 * int64_t{grid.first_group} + index] =
-        token_at(grid, whole, at.tile.residue, position);
-  }
-}
-
-// The group of a warp, and the number of its row in all lists.
-struct WarpGroup {
-  int32_t group;
-  int64_t row;
-  bool there;
-  __device__ explicit WarpGroup(WindowParams const& p) {
-    int64_t const index = row_of_warp();
-    group = static_cast<int32_t>(index % p.grid.groups);
-    row = index / p.grid.groups * p.all_groups + p.grid.first_group + group;
-    there = index < int64_t{p.grid.groups} * p.lists;
-  }
-};
-
-// Marks the keys in the tiles that each group kept.
-__global__ void __launch_bounds__(kRowThreads) mark_keys(WindowParams const p) {
-  WarpGroup const warp(p);
-  if (!warp.there) {
-    return;
-  }
-  QueryTile const tile = window_group(p.grid, warp.group).tile;
-  WindowTiles const tiles = {Neighborhood::walk(p.grid.params, p.grid.shape, tile), p.extra_len,
-                             p.tile_k};
-  uint32_t const* const skipped = p.skipped + warp.row * p.skip_words;
-  uint32_t* const keys = p.keys + warp.row * p.key_words;
-  for (int32_t i = 0; i < tiles.total(); ++i) {
-    int32_t const bit = tiles.total() - 1 - i;
-    if ((skipped[bit / 32] >> bit % 32 & 1) != 0) {
-      continue;
-    }
-    for (auto j = static_cast<int32_t>(threadIdx.x % kWarp); j < p.tile_k; j += kWarp) {
-      int32_t const key = key_of(p.grid, p.whole, tiles, tile.residue, i, j);
-      if (key >= 0) {
-        atomicOr(&keys[key / 32], 1u << key % 32);
-      }
-    }
-  }
-}
-
-// Lists the blocks in which a row of a group sees a key that is marked, and which row sees which.
-__global__ void __launch_bounds__(kRowThreads) list_blocks(WindowParams const p) {
-  __shared__ Neighborhood::Row windows[kRowWarps][64];
-  WarpGroup const warp(p);
-  if (!warp.there) {
-    return;
-  }
-  auto const lane = static_cast<int32_t>(threadIdx.x % kWarp);
-  auto& rows = windows[threadIdx.x / kWarp];
-  WindowGroup const group = window_group(p.grid, warp.group);
-  rows[lane] = window_of(p.grid, group, lane);
-  rows[lane + kWarp] = window_of(p.grid, group, lane + kWarp);
-  __syncwarp();
-  auto const tokens = static_cast<int32_t>(volume(p.whole));
-  uint32_t const* const keys = p.keys + warp.row * p.key_words;
-  int32_t count = 0;
-  for (int32_t word = 0; word < p.key_words; ++word) {
-    uint32_t const kept = keys[word];
-    if (kept == 0) {
-      continue;
-    }
-    int32_t const key = kWindowBlock * word + lane;
-    bool const mine = (kept >> lane & 1) != 0;
-    bool const extra = key >= tokens;
-    Coord const position = position_of(p.grid, p.whole, extra ? 0 : key);
-    uint32_t seen[2] = {0, 0};  // by the lane's rows
-    for (int32_t row = 0; row < 64; ++row) {
-      Neighborhood::Row const& window = rows[row];
-      bool const sees =
-          extra ? window.size[2] > 0 : Neighborhood::visible(p.grid.params, window, position);
-      uint32_t const bits = __ballot_sync(kAllLanes, mine && sees);
-      if (row % kWarp == lane) {
-        (row < kWarp ? seen[0] : seen[1]) = bits;
-      }
-    }
-    if (__any_sync(kAllLanes, (seen[0] | seen[1]) != 0)) {
-      int64_t const place = warp.row * p.width + count;
-      p.bits[place * 64 + lane] = seen[0];
-      p.bits[place * 64 + kWarp + lane] = seen[1];
-      if (lane == 0) {
-        p.indices[place] = word;
-      }
-      ++count;
-    }
-  }
-  if (lane == 0) {
-    p.counts[warp.row] = count;
   }
 }
 
@@ -261,71 +143,77 @@ std::vector<InterleavedGrid> grids_of(FmhaProblem const& p, KernelInfo const& fo
                            forward.tile_k, forward.key.head_dim);
 }
 
+// Numbers of an interleaved grid's keys.
+int64_t keys_of(InterleavedGrid const& grid) {
+  return volume(grid.shape.k) * Neighborhood::num_key_tiles(grid.params, grid.shape);
+}
+
+// Whether rows in the order of groups and keys in that of boxes are the tokens in order.
+bool are_in_order(FmhaProblem const& p) {
+  auto const& windows = std::get<Neighborhood::Params>(p.sparsity);
+  int32_t const tokens = p.grid_q[kGridAxes - 1];
+  return volume(p.grid_q) == tokens && tokens % 128 == 0 && volume(windows.dilation) == 1 &&
+         p.extra_len == 0;
+}
+
 // The keys of the grid and the extra tokens, and their rows.
 template <class Body>
-void for_keys(Copier const& copier, FmhaProblem const& p, TensorView const& tensor,
-              TensorView const& extra, TensorView const& rows, int32_t dim, Body const& body) {
-  auto const tokens = static_cast<int32_t>(volume(p.grid_kv));
-  body(copier.copies(tensor, p.grid_kv, nullptr, rows, 0, tokens, p.heads_kv, dim));
+void for_keys(Copier const& copier, FmhaProblem const& p, WindowTokens const& tokens,
+              TensorView const& tensor, TensorView const& extra, TensorView const& rows,
+              int32_t dim, Body const& body) {
+  body(copier.copies(tensor, p.grid_kv, tokens.of_keys, rows, 0, tokens.keys, p.heads_kv, dim));
   if (p.extra_len > 0) {
-    body(copier.copies(extra, {1, 1, p.extra_len}, nullptr, rows, tokens, p.extra_len, p.heads_kv,
-                       dim));
+    body(copier.copies(extra, {1, 1, p.extra_len}, nullptr, rows, tokens.keys, p.extra_len,
+                       p.heads_kv, dim));
   }
 }
 
 }  // namespace
-
-uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
-                        ExecutionContext const& context) {
-  SkipSizes const sizes = skip_sizes(problem, forward.tile_k, forward.key.head_dim);
-  return Copier(problem, context)
-      .zeros<uint32_t>(int64_t{problem.batch} * problem.heads_q * sizes.groups * sizes.words);
-}
 
 KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
                               ExecutionContext const& context) {
   Copier const copier(p, context);
   auto const grids = grids_of(p, forward);
   SkipSizes const sizes = skip_sizes(p, forward.tile_k, forward.key.head_dim);
-  int64_t const all_keys = volume(p.grid_kv) + p.extra_len;
-  if (all_keys > kMaxKeys) {
-    throw std::runtime_error(
-        "sparse_fmha: gradients of neighborhoods with skip_threshold take at most 2^30 keys, got " +
-        std::to_string(all_keys) + "; call without skip_threshold");
+  int64_t of_grids = 0;
+  WindowLists params = {};
+  for (InterleavedGrid const& grid : grids) {
+    of_grids += keys_of(grid);
+    params.width = std::max(params.width, most_blocks(grid, p.extra_len));
   }
-  auto const keys = static_cast<int32_t>(all_keys);
+  if (of_grids + p.extra_len > kMaxKeys) {
+    throw std::runtime_error(
+        "sparse_fmha: gradients of neighborhoods with skip_threshold take at most 2^30 keys in key "
+        "tiles, got " +
+        std::to_string(of_grids + p.extra_len) + "; call without skip_threshold");
+  }
+  auto const keys = static_cast<int32_t>(of_grids + p.extra_len);
+  int32_t const queries = 64 * sizes.groups;
   int64_t const rows = int64_t{p.batch} * p.heads_q * sizes.groups;
-  WindowParams params = {};
-  params.whole = p.grid_q;
+  params.extra_key = static_cast<int32_t>(of_grids);
   params.extra_len = p.extra_len;
   params.tile_k = forward.tile_k;
   params.all_groups = sizes.groups;
   params.lists = p.batch * p.heads_q;
   params.skipped = p.skip_bits;
   params.skip_words = sizes.words;
-  params.key_words = ceil_div(keys, kWindowBlock);
-  params.keys = copier.zeros<uint32_t>(rows * params.key_words);
-  for (InterleavedGrid const& grid : grids) {
-    params.width = std::max(params.width, most_blocks(grid, p.grid_q, p.extra_len));
-  }
+  params.keys = copier.zeros<uint32_t>(rows * params.width);
+  params.full_counts = copier.allocate<int32_t>(rows);
+  params.full = copier.allocate<int32_t>(rows * params.width);
   params.counts = copier.allocate<int32_t>(rows);
   params.indices = copier.allocate<int32_t>(rows * params.width);
   params.bits = copier.allocate<uint32_t>(rows * params.width * 64);
-  int32_t const queries = 64 * sizes.groups;
-  auto* const tokens = copier.allocate<int32_t>(queries);
+  auto* const row_tokens = copier.allocate<int32_t>(queries);
+  auto* const key_tokens = copier.allocate<int32_t>(params.extra_key);
   for (InterleavedGrid const& grid : grids) {
     params.grid = grid;
-    int64_t const threads = 64 * int64_t{grid.groups};
-    find_tokens<<<grid_size((threads + kRowThreads - 1) / kRowThreads, "the query rows"),
-                  kRowThreads, 0, copier.stream()>>>(grid, p.grid_q, tokens);
-    int64_t const warps = int64_t{grid.groups} * params.lists;
-    unsigned const blocks = row_blocks(warps, "the groups of 64 query rows");
-    mark_keys<<<blocks, kRowThreads, 0, copier.stream()>>>(params);
-    list_blocks<<<blocks, kRowThreads, 0, copier.stream()>>>(params);
-    check_cuda(cudaGetLastError(), "launching the listing of what was kept");
+    find_tokens(grid, p.grid_q, row_tokens + int64_t{64} * grid.first_group,
+                key_tokens + params.first_key, copier.stream());
+    list_windows(params, copier.stream());
+    params.first_key += static_cast<int32_t>(keys_of(grid));
   }
 
-  KeptWindows windows = {p, *p.gradients, tokens};
+  KeptWindows windows = {p, *p.gradients, {row_tokens, key_tokens, params.extra_key}};
   FmhaProblem& lists = windows.problem;
   lists.grid_q = {1, 1, queries};
   lists.grid_kv = {1, 1, keys};
@@ -339,23 +227,29 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   sparsity.len_kv = keys;
   sparsity.block_q = 64;
   sparsity.block_kv = kWindowBlock;
+  sparsity.full = {params.full_counts, params.full, params.width};
   sparsity.partial = {params.counts, params.indices, params.width};
   sparsity.bits = reinterpret_cast<uint8_t const*>(params.bits);
   sparsity.head_stride = sizes.groups;
   sparsity.batch_stride = sparsity.head_stride * p.heads_q;
   lists.sparsity = sparsity;
+  if (are_in_order(p)) {
+    windows.tokens = {};
+    return windows;
+  }
 
   Gradients& g = windows.gradients;
   lists.q = copier.tensor(queries, p.heads_q, p.head_dim);
-  copier.gather(copier.copies(p.q, p.grid_q, tokens, lists.q, 0, queries, p.heads_q, p.head_dim));
-  g.out = copier.tensor(queries, p.heads_q, p.value_dim);
   copier.gather(
-      copier.copies(p.gradients->out, p.grid_q, tokens, g.out, 0, queries, p.heads_q, p.value_dim));
+      copier.copies(p.q, p.grid_q, row_tokens, lists.q, 0, queries, p.heads_q, p.head_dim));
+  g.out = copier.tensor(queries, p.heads_q, p.value_dim);
+  copier.gather(copier.copies(p.gradients->out, p.grid_q, row_tokens, g.out, 0, queries, p.heads_q,
+                              p.value_dim));
   auto gather = [&](RowCopies const& copies) { copier.gather(copies); };
   lists.k = copier.tensor(keys, p.heads_kv, p.head_dim);
-  for_keys(copier, p, p.k, p.extra_k, lists.k, p.head_dim, gather);
+  for_keys(copier, p, windows.tokens, p.k, p.extra_k, lists.k, p.head_dim, gather);
   lists.v = copier.tensor(keys, p.heads_kv, p.value_dim);
-  for_keys(copier, p, p.v, p.extra_v, lists.v, p.value_dim, gather);
+  for_keys(copier, p, windows.tokens, p.v, p.extra_v, lists.v, p.value_dim, gather);
   // A row of terms is a piece, as if it had eight elements.
   TensorView terms = {p.gradients->row_terms, 0, {}, kPieceElements};
   int64_t stride = int64_t{kPieceElements} * p.heads_q;
@@ -366,7 +260,7 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
   terms.batch_stride = stride;
   TensorView const of_rows = copier.tensor(queries, p.heads_q, kPieceElements);
   copier.gather(
-      copier.copies(terms, p.grid_q, tokens, of_rows, 0, queries, p.heads_q, kPieceElements));
+      copier.copies(terms, p.grid_q, row_tokens, of_rows, 0, queries, p.heads_q, kPieceElements));
   g.row_terms = static_cast<float*>(of_rows.data);
   g.extra_k = g.extra_v = {};
   if (g.q.data != nullptr) {
@@ -381,17 +275,20 @@ KeptWindows copy_kept_windows(FmhaProblem const& p, KernelInfo const& forward,
 
 void return_gradients(FmhaProblem const& p, KeptWindows const& windows,
                       ExecutionContext const& context) {
+  if (windows.tokens.of_rows == nullptr) {
+    return;
+  }
   Copier const copier(p, context);
   Gradients const& to = *p.gradients;
   Gradients const& from = windows.gradients;
   if (to.q.data != nullptr) {
-    copier.scatter(copier.copies(to.q, p.grid_q, windows.tokens, from.q, 0,
+    copier.scatter(copier.copies(to.q, p.grid_q, windows.tokens.of_rows, from.q, 0,
                                  windows.problem.grid_q[kGridAxes - 1], p.heads_q, p.head_dim));
   }
   if (to.k.data != nullptr) {
     auto scatter = [&](RowCopies const& copies) { copier.scatter(copies); };
-    for_keys(copier, p, to.k, to.extra_k, from.k, p.head_dim, scatter);
-    for_keys(copier, p, to.v, to.extra_v, from.v, p.value_dim, scatter);
+    for_keys(copier, p, windows.tokens, to.k, to.extra_k, from.k, p.head_dim, scatter);
+    for_keys(copier, p, windows.tokens, to.v, to.extra_v, from.v, p.value_dim, scatter);
   }
 }
 

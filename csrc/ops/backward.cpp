@@ -60,11 +60,12 @@ Tensor new_gradient(Tensor const& like, bool wanted) {
 
 namespace {
 
-// One kernel for all gradients where there is one and its order of sums may vary, else one for q
-// and one for k and v.
+// One kernel for all gradients where there is one, its order of sums may vary and nothing is
+// against it, else one for q and one for k and v.
 std::vector<KernelRow const*> backward_kernels(FmhaProblem const& problem, Tensor const& q,
-                                               bool need_dq, bool need_dkv, bool deterministic) {
-  if (need_dq && need_dkv && !deterministic && why_two_kernels(problem) == nullptr) {
+                                               bool need_dq, bool need_dkv, bool deterministic,
+                                               char const* against_one) {
+  if (need_dq && need_dkv && !deterministic && against_one == nullptr) {
     if (KernelRow const* const row = look_for_kernel(key_of(problem, q, Pass::kBackwardFused))) {
       return {row};
     }
@@ -95,7 +96,8 @@ void run_gathered(FmhaProblem const& problem, Tensor const& q, KernelsOf const& 
     ExecutionContext const& context = launch.context();
     auto gathered = device::gather_keys(problem, keys, parts[i], context);
     gathered.problem.gradients = &gathered.gradients;
-    for (KernelRow const* const kernel : kernels_of(gathered.problem)) {
+    for (KernelRow const* const kernel :
+         kernels_of(gathered.problem, why_two_kernels(gathered.problem))) {
       kernel->launch(gathered.problem, context);
     }
     device::return_queries(problem, parts[i], gathered, context);
@@ -126,13 +128,15 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
   if (skips && !skips_windows) {
     show_kept_tiles(problem, q, given.skipped, launch);
   }
-  auto kernels_of = [&](FmhaProblem const& p) {
-    return backward_kernels(p, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic);
+  auto kernels_of = [&](FmhaProblem const& p, char const* against_one) {
+    return backward_kernels(p, q, given.need_dq, given.need_dkv || need_dbias, given.deterministic,
+                            against_one);
   };
   bool const gathers =
       arch == Arch::kSm90 && (given.need_dkv || need_dbias) && why_not_gathered(problem) == nullptr;
-  std::vector<KernelRow const*> const kernels =
-      skips_windows || gathers ? std::vector<KernelRow const*>() : kernels_of(problem);
+  std::vector<KernelRow const*> const kernels = skips_windows || gathers
+                                                    ? std::vector<KernelRow const*>()
+                                                    : kernels_of(problem, why_two_kernels(problem));
   if (problem.kept_blocks != nullptr && has_pass(kernels, Pass::kBackwardDq)) {
     device::list_kept_blocks(problem, launch.context());
   }
@@ -200,10 +204,10 @@ std::vector<Tensor> run_backward(FmhaProblem& problem, Tensor const& q, Tensor c
     run_gathered(problem, q, kernels_of);
   }
   if (skips_windows) {
-    KernelInfo const& forward = skip_tiles_again(problem, q, launch);
-    auto windows = device::copy_kept_windows(problem, forward, launch.context());
+    auto windows = kept_windows(problem, q, given.skipped, launch);
     windows.problem.gradients = &windows.gradients;
-    for (KernelRow const* const kernel : kernels_of(windows.problem)) {
+    for (KernelRow const* const kernel :
+         kernels_of(windows.problem, why_two_kernels_of_kept(windows.problem))) {
       kernel->launch(windows.problem, launch.context());
     }
     device::return_gradients(problem, windows, launch.context());

@@ -1,11 +1,10 @@
 // The op of neighborhoods: its additions to the common problem.
-#include <algorithm>
-
 #include "backward.h"
 #include "check.h"
 #include "register.h"
 #include "run.h"
 #include "score_arguments.h"
+#include "sparse_fmha/planning/fit_windows.h"
 
 namespace sparse_fmha {
 namespace {
@@ -39,17 +38,6 @@ void check_neighborhood(Neighborhood::Params const& p, int axes) {
   }
 }
 
-// On a causal axis a window may extend past the start of the sequence, where keys end anyway. It is
-// clamped to the longest dilation class, so that the rest of the planning sees windows that fit.
-void clamp_causal_windows(Neighborhood::Params& p) {
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    if (p.causal[axis] != 0) {
-      p.window[axis] = std::min(p.window[axis], 1 + (p.grid[axis] - 1) / p.dilation[axis]);
-      p.stride[axis] = std::min(p.stride[axis], p.window[axis]);
-    }
-  }
-}
-
 FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> const& window,
                          std::vector<int64_t> const& stride, std::vector<int64_t> const& dilation,
                          std::vector<int64_t> const& causal, std::optional<double> scale,
@@ -75,12 +63,7 @@ FmhaProblem neighborhood(Tensor& q, Tensor& k, Tensor& v, std::vector<int64_t> c
     params.causal[a] = 0;
   }
   check_neighborhood(params, axes);
-  clamp_causal_windows(params);
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    // A window of 1 is the query's own position whatever the dilation, and a dilation of 1 is
-    // cheaper.
-    params.dilation[axis] = params.window[axis] == 1 ? 1 : params.dilation[axis];
-  }
+  fit_windows(params);
   problem.sparsity = params;
   return problem;
 }
@@ -90,10 +73,11 @@ std::vector<Tensor> neighborhood_fwd(Tensor q, Tensor k, Tensor v, std::vector<i
                                      std::vector<int64_t> causal, std::optional<double> scale,
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
                                      std::optional<Tensor> skip_threshold,
-                                     std::optional<Tensor> key_bias, double softcap) {
+                                     std::optional<Tensor> key_bias, double softcap,
+                                     bool save_skipped) {
   FmhaProblem problem = neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k,
                                      extra_v, key_bias, softcap);
-  return run(problem, q, skip_threshold);
+  return run(problem, q, skip_threshold, save_skipped);
 }
 
 void neighborhood_out(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
@@ -113,21 +97,22 @@ std::vector<Tensor> neighborhood_bwd(Tensor dout, std::optional<Tensor> dlse, Te
                                      std::optional<Tensor> extra_k, std::optional<Tensor> extra_v,
                                      std::optional<Tensor> key_bias, bool need_dq, bool need_dkv,
                                      bool need_dbias, bool deterministic,
-                                     std::optional<Tensor> skip_threshold, double softcap) {
+                                     std::optional<Tensor> skip_threshold, double softcap,
+                                     std::optional<Tensor> skipped) {
   FmhaProblem problem = neighborhood(q, k, v, window, stride, dilation, causal, scale, extra_k,
                                      extra_v, key_bias, softcap);
-  return run_backward(
-      problem, q, k, v, extra_k, extra_v,
-      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic, skip_threshold});
+  return run_backward(problem, q, k, v, extra_k, extra_v,
+                      {dout, dlse, out, lse, need_dq, need_dkv, need_dbias, deterministic,
+                       skip_threshold, skipped});
 }
 
 }  // namespace
 
-SPARSE_FMHA_OP(
-    neighborhood_fwd,
-    "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
-    " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
-    " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0) -> Tensor[]")
+SPARSE_FMHA_OP(neighborhood_fwd,
+               "(Tensor q, Tensor k, Tensor v, SymInt[] window, SymInt[] stride, SymInt[] dilation,"
+               " int[] causal, float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
+               " Tensor? skip_threshold=None, Tensor? key_bias=None, float softcap=0.0,"
+               " bool save_skipped=False) -> Tensor[]")
 SPARSE_FMHA_OP(neighborhood_out,
                "(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, SymInt[] window,"
                " SymInt[] stride, SymInt[] dilation, int[] causal, float? scale=None) -> ()")
@@ -137,6 +122,6 @@ SPARSE_FMHA_OP(neighborhood_bwd,
                " float? scale=None, Tensor? extra_k=None, Tensor? extra_v=None,"
                " Tensor? key_bias=None, bool need_dq=True, bool need_dkv=True,"
                " bool need_dbias=True, bool deterministic=False, Tensor? skip_threshold=None, "
-               "float softcap=0.0) -> Tensor[]")
+               "float softcap=0.0, Tensor? skipped=None) -> Tensor[]")
 
 }  // namespace sparse_fmha

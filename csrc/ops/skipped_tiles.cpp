@@ -6,8 +6,8 @@
 #include "placement.h"
 #include "sparse_fmha/core/errors.h"
 #include "sparse_fmha/device/kept_tiles.h"
-#include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/planning/skip_bits.h"
+#include "sparse_fmha/planning/skip_tile.h"
 
 namespace sparse_fmha {
 
@@ -16,7 +16,8 @@ using torch::headeronly::ScalarType;
 namespace {
 
 std::vector<int64_t> sizes_of_skipped(FmhaProblem const& problem) {
-  SkipSizes const sizes = skip_sizes(problem, kSkipTile, problem.head_dim);
+  KernelTile const tile = skip_tile(Neighborhood::kName, problem);
+  SkipSizes const sizes = skip_sizes(problem, tile.tile_k, tile.head_dim);
   return {problem.batch, problem.heads_q, sizes.groups, sizes.words};
 }
 
@@ -44,13 +45,23 @@ Tensor new_skipped_tiles(FmhaProblem& problem, Tensor const& q) {
   return skipped;
 }
 
-void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
-                     Launch& launch) {
+namespace {
+
+// The problem's forward kernel. The problem points into what it saved.
+KernelInfo const& read_skipped_tiles(FmhaProblem& problem, Tensor const& q,
+                                     std::optional<Tensor>& skipped) {
   require(skipped.has_value(),
           "skipped must be given with skip_threshold on a GPU, as fmha_fwd returns it with "
           "save_skipped");
   problem.skip_bits = checked_skipped(problem, q, *skipped);
-  KernelInfo const& forward = kernel_for(problem, q, Pass::kForward).info;
+  return kernel_for(problem, q, Pass::kForward).info;
+}
+
+}  // namespace
+
+void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor>& skipped,
+                     Launch& launch) {
+  KernelInfo const& forward = read_skipped_tiles(problem, q, skipped);
   bool const by_lists = std::holds_alternative<BlockSparse::Params>(problem.sparsity) ||
                         std::holds_alternative<Stripe::Params>(problem.sparsity);
   int32_t const step = by_lists ? kSkipStage : device::kKeptBlock;
@@ -64,19 +75,14 @@ void show_kept_tiles(FmhaProblem& problem, Tensor const& q, std::optional<Tensor
   }
 }
 
-KernelInfo const& skip_tiles_again(FmhaProblem& problem, Tensor const& q, Launch& launch) {
-  KernelRow const& forward = kernel_for(problem, q, Pass::kForward);
-  ExecutionContext const& context = launch.context();
-  problem.skip_bits = device::new_skip_bits(problem, forward.info, context);
-  FmhaProblem again = problem;
-  Tensor const out = new_tensor(q, sizes_of_out(problem, q), q.scalar_type());
-  size_t const rows = static_cast<size_t>(volume(problem.grid_q)) * problem.batch * problem.heads_q;
-  size_t const heads = static_cast<size_t>(problem.batch) * problem.heads_q;
-  again.out = view(out);
-  again.lse = static_cast<float*>(context.memory->allocate(rows * sizeof(float)));
-  again.skip_counts = static_cast<int64_t*>(context.memory->allocate(2 * heads * sizeof(int64_t)));
-  forward.launch(again, context);
-  return forward.info;
+device::KeptWindows kept_windows(FmhaProblem& problem, Tensor const& q,
+                                 std::optional<Tensor>& skipped, Launch& launch) {
+  KernelInfo const& forward = read_skipped_tiles(problem, q, skipped);
+  KernelTile const saved = skip_tile(Neighborhood::kName, problem);
+  require(forward.tile_k == saved.tile_k && forward.key.head_dim == saved.head_dim,
+          "the bits of skipped tiles are those of a kernel for tiles of ", saved.tile_k,
+          " keys, got ", forward.name);
+  return device::copy_kept_windows(problem, forward, launch.context());
 }
 
 }  // namespace sparse_fmha

@@ -246,6 +246,10 @@ class _Tiles:
     @staticmethod
     def launches(grid: _Triple, dilation: _Triple) -> int: ...
     @staticmethod
+    def skip_sizes(
+        problem: _Problem, extra_len: int, head_dim: int, value_dim: int
+    ) -> tuple[int, int]: ...
+    @staticmethod
     def class_map(
         problem: _Problem, heads: int, batch: int, strides: _Strides
     ) -> tuple[int, int, _Strides, bool]: ...

@@ -515,8 +515,8 @@ def test_gradients_of_what_hopper_kept_are_those_of_lists(monkeypatch, causal, d
 
 @pytest.mark.parametrize("name", ["neighborhood", "block_sparse", "stripe"])
 def test_gradients_of_other_calls_that_skip(monkeypatch, name):
-    """Those of lists have the kernels of calls that do not skip, and neighborhoods those of small
-    blocks."""
+    """Those of lists have the kernels of calls that do not skip; neighborhoods have those of
+    lists."""
     monkeypatch.setattr(explanation._build, "kernels", all_rows)
     q = torch.empty(1, 256, 4, 128, requires_grad=True, dtype=torch.bfloat16)
     lists = torch.zeros(1, 1, 2, 3, dtype=torch.int32), torch.ones(1, 1, 2, dtype=torch.int32)
@@ -530,5 +530,7 @@ def test_gradients_of_other_calls_that_skip(monkeypatch, name):
     plain = explain(function, q, q, q, given, arch="sm90")
     assert found.kernel == f"sm90_{name}_bfloat16_d128_skip"
     kernels = [(x.dq_kernel, x.dkv_kernel, x.fused_kernel) for x in (found, plain)]
-    of_blocks = [f"sm90_backward_{x}_block_sparse_bfloat16_d128" for x in ("dq", "dkv")]
-    assert kernels[0] == ((*of_blocks, None) if name == "neighborhood" else kernels[1])
+    passes = "dq", "dkv", "fused"
+    of_blocks = tuple(f"sm90_backward_{x}_block_sparse_bfloat16_d128" for x in passes)
+    assert kernels[0] == (of_blocks if name == "neighborhood" else kernels[1])
+    assert found.why_two_kernels is None or name != "neighborhood"

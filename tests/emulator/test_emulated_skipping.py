@@ -179,6 +179,7 @@ def test_gradients_of_what_lists_keep(name, dim, way):
 
 WINDOWS = {
     "1-D": ((400,), (150,), {}),
+    "1-D, tokens in order": ((384,), (150,), {}),
     "1-D, extra tokens": ((300,), (150,), {"extra": 133}),
     "2-D, causal": ((13, 24), (9, 11), {"stride": (2, 3), "causal": (True, False)}),
     "2-D, dilated": ((24, 30), (8, 9), {"dilation": (2, 3), "causal": (True, False)}),
@@ -188,9 +189,13 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "dim"), [*((name, 128) for name in WINDOWS), ("2-D, causal", 256)]
+    ("name", "dim", "way"),
+    [
+        *((name, 128, way) for name in WINDOWS for way in ("one kernel", "two kernels")),
+        ("2-D, causal", 256, "two kernels"),
+    ],
 )
-def test_gradients_of_what_windows_keep(name, dim):
+def test_gradients_of_what_windows_keep(name, dim, way):
     """Two batch entries, which have tensor maps of their own with three axes."""
     grid, window, options = WINDOWS[name]
     options, length, threshold = dict(options), torch.Size(grid).numel(), 0.9
@@ -199,7 +204,8 @@ def test_gradients_of_what_windows_keep(name, dim):
     ours = [x.to(BF16).requires_grad_() for x in (q, k, v)]
     q, k, v = ours[0], *(x[:, :length] for x in ours[1:])
     more = {f"extra_{n}": x[:, length:] for n, x in zip("kv", ours[1:], strict=True)}
-    with sparse_fmha.arch_override("sm90"), poisoned():
+    only = contextlib.nullcontext() if way == "one kernel" else poisoned()  # deterministic
+    with sparse_fmha.arch_override("sm90"), only:
         out, lse, stats = sparse_fmha.neighborhood_attention(
             *(x.unflatten(1, grid) for x in (q, k, v)), window, **options,
             skip_threshold=threshold, return_lse=True, return_stats=True,
@@ -217,3 +223,36 @@ def test_gradients_of_what_windows_keep(name, dim):
     torch.testing.assert_close(lse.flatten(1, -2).double(), exact_lse, rtol=2e-6, atol=1e-4)
     for gradient, one, error in zip(found, wanted, (2e-2, 1e-2, 5e-3), strict=True):
         assert (gradient - one).norm() <= error * one.norm()
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_what_windows_skip_is_saved(name):
+    """In the shape that fake tensors have."""
+    grid, window, options = WINDOWS[name]
+    options, length, axes = dict(options), torch.Size(grid).numel(), len(grid)
+    extra = options.pop("extra", 0)
+    q, k, v = (
+        x.to(BF16) for x in skip_cases.inputs(length, length + extra, heads=2, heads_kv=1, dim=128)
+    )
+    k, v, more = k[:, :length], v[:, :length], (k[:, length:], v[:, length:])
+
+    def each(name, otherwise):
+        value = options.get(name, otherwise)
+        return [int(x) for x in (value if isinstance(value, tuple) else (value,) * axes)]
+
+    threshold = torch.full((2,), 0.9)
+    given = [
+        *(x.unflatten(1, grid) for x in (q, k, v)),
+        list(window), each("stride", 1), each("dilation", 1), each("causal", False),
+        None, *(more if extra else (None, None)), threshold,
+    ]  # fmt: skip
+    with sparse_fmha.arch_override("sm90"), poisoned():
+        plain = OPS.neighborhood_fwd(*given)
+        *same, bits = OPS.neighborhood_fwd(*given, save_skipped=True)
+        fakes = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in given]
+        fake = OPS.neighborhood_fwd(*fakes, save_skipped=True)[3]
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    assert (bits.shape, bits.dtype) == (fake.shape, fake.dtype)
+    marked = (bits[..., None] >> torch.arange(32) & 1).sum((2, 3, 4))
+    assert plain[2][..., 1].sum() > 0
+    assert (marked >= plain[2][..., 1]).all()  # a tile of which no row sees a key is marked, too

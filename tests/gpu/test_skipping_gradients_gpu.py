@@ -54,8 +54,12 @@ def call_of(name, length):
         mask = StripeMask(*given, **options_of_runs).to(q.device)
         return sparse_fmha.stripe_attention(q, k, v, mask, **options)
 
+    def sequence(q, k, v, **options):
+        return sparse_fmha.neighborhood_attention(q, k, v, length // 3, **options)
+
     others = {
         "runs": runs,
+        "sequence": sequence,
         "blocks of 128": functools.partial(calls(length)["blocks"], size=(64, 128)),
     }
     return (calls(length) | others)[name]
@@ -90,6 +94,16 @@ def compared(call, given, cuda, threshold, by_two=False):
             size = theirs.abs().max().item()
             torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=2e-2 * size)
     return skipping
+
+
+@pytest.mark.parametrize("by_two", [False, True])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("length", [1024, 1100])
+def test_windows_of_a_sequence(cuda, length, dim, by_two):
+    """Tokens in the order of groups, whose gradients need no copies, and others."""
+    call = call_of("sequence", length)
+    given = inputs(length, heads=2, dim=dim)
+    assert sum(compared(call, given, cuda, x, by_two) for x in (1e-3, 0.05, 0.5)) > 3
 
 
 @names
@@ -142,15 +156,14 @@ def test_graph_with_another_threshold(cuda, name):
     op, others = op_of(name, 1000, cuda)
     if name == "grid":
         q, k, v = (x.unflatten(1, (50, 20)) for x in (q, k, v))
-    saves = {} if name == "grid" else {"save_skipped": True}
     threshold = torch.zeros(2, device=cuda)
     forward, backward = (getattr(OPS, f"{op}_{way}") for way in ("fwd", "bwd"))
 
     def step():
-        out, lse, _, *saved = forward(q, k, v, *others, skip_threshold=threshold, **saves)
+        out, lse, _, saved = forward(q, k, v, *others, skip_threshold=threshold, save_skipped=True)
         given = torch.ones_like(out), None, q, k, v, out, lse, *others
-        options = dict(deterministic=True, skip_threshold=threshold)
-        return backward(*given, **options, **({"skipped": saved[0]} if saves else {}))
+        options = dict(deterministic=True, skip_threshold=threshold, skipped=saved)
+        return backward(*given, **options)
 
     step()
     torch.cuda.synchronize()
@@ -177,6 +190,22 @@ def test_the_forward_pass_of_lists_is_the_same_where_it_saves(cuda, name, dim):
     marked = (bits[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4))
     assert (marked >= plain[2][..., 1]).all()  # a tile of which no row sees a key is marked, too
     assert plain[2][..., 1].sum() > 0
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_the_forward_pass_of_windows_is_the_same_where_it_saves(cuda, dim):
+    q, k, v = (x.to(cuda).unflatten(1, (50, 20)) for x in inputs(1000, dim=dim))
+    others, threshold = op_of("grid", 1000, cuda)[1], torch.full((2,), 0.3, device=cuda)
+    with poisoned():
+        plain = OPS.neighborhood_fwd(q, k, v, *others, skip_threshold=threshold)
+        *same, bits = OPS.neighborhood_fwd(
+            q, k, v, *others, skip_threshold=threshold, save_skipped=True
+        )
+    assert all(a.equal(b) for a, b in zip(plain, same, strict=True))
+    marked = (bits[..., None] >> torch.arange(32, device=cuda) & 1).sum((2, 3, 4))
+    assert (marked >= plain[2][..., 1]).all()  # a tile of which no row sees a key is marked, too
+    assert plain[2][..., 1].sum() > 0
+    assert bits.nbytes < 0.01 * plain[0].nbytes
 
 
 def test_only_what_is_wanted(cuda):
@@ -209,13 +238,13 @@ def test_the_forward_pass_is_the_same_where_it_saves(cuda, name):
     assert bits.nbytes < 0.01 * plain[0].nbytes
 
 
-def test_recomputed_and_compiled(cuda):
+@pytest.mark.parametrize("name", ["causal", "sequence"])
+def test_recomputed_and_compiled(cuda, name):
     leaves = [x.to(cuda).requires_grad_() for x in inputs(500)]
+    call = call_of(name, 500)
 
     def loss(*leaves):
-        return (
-            sparse_fmha.attention(*leaves, causal=True, skip_threshold=0.1).float().square().sum()
-        )
+        return call(*leaves, skip_threshold=0.1).float().square().sum()
 
     def again(*leaves):
         return checkpoint(loss, *leaves, use_reentrant=False)

@@ -127,6 +127,51 @@ def test_shapes_of_stripes_elsewhere(size, widths, words):
     assert (found[3].shape, found[3].dtype) == ((3, 4, 5, words), torch.int32)
 
 
+def of_windows(grid, window, dim=64, extra=0, device="meta", **others):
+    """Arguments of the op behind v, and q and extra tokens."""
+    axes = len(grid)
+    axis = [others.get(n, [x] * axes) for n, x in (("stride", 1), ("dilation", 1), ("causal", 0))]
+    q = torch.empty(3, *grid, 4, dim, device=device)
+    more = torch.empty(3, extra, 4, dim, device=device) if extra else None
+    return q, (list(window), *axis, None, more, more)
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "others", "sizes"),
+    [
+        # Boxes of 128 queries, whose windows are 128 * 31 + 1 and 128 * 32 + 1 keys long at most.
+        ((6400,), (3840,), {}, (100, 1)),
+        ((6400,), (3970,), {}, (100, 2)),
+        ((6400,), (3840,), {"extra": 130}, (100, 2)),
+        ((6401,), (3840,), {}, (102, 1)),
+        # Four grids of a dilation that the copy engine does not stride over: 13 boxes for each.
+        ((6500,), (4,), {"dilation": [67]}, (2 * 67, 1)),
+        # Above head dim 128 tiles have 32 keys.
+        ((6400,), (900,), {"dim": 256}, (100, 2)),
+        # A causal window ends with its axis, and a dilation of a window of 1 has no effect.
+        ((256, 64), (1, 10**6), {"dilation": [5, 1], "causal": [0, 1]}, (256, 1)),
+    ],
+)
+def test_shapes_of_windows_elsewhere(grid, window, others, sizes):
+    q, given = of_windows(grid, window, **others)
+    options = {"skip_threshold": torch.empty(3, device="meta"), "save_skipped": True}
+    found = OPS.neighborhood_fwd(q, q, q, *given, **options)
+    assert (found[3].shape, found[3].dtype) == ((3, 4, *sizes), torch.int32)
+
+
+def test_opcheck_of_windows(leaves):
+    given = [30], [1], [1], [0]
+    options = {"skip_threshold": threshold_of()}
+    torch.library.opcheck(OPS.neighborhood_fwd, (*leaves, *given), options | {"save_skipped": True})
+    detached = [x.detach() for x in leaves]
+    out, lse, _, skipped = OPS.neighborhood_fwd(*detached, *given, **options, save_skipped=True)
+    assert skipped.shape == (2, 4, 0, 0)
+    options["skipped"] = skipped
+    torch.library.opcheck(
+        OPS.neighborhood_bwd, (torch.ones_like(out), None, *detached, out, lse, *given), options
+    )
+
+
 LISTS = {
     "block_sparse": lambda: (torch.full((1, 1, 5), 2, dtype=torch.int32),
                              torch.tensor([0, 2]).int().expand(1, 1, 5, 2).contiguous(),

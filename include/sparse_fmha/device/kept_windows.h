@@ -6,24 +6,29 @@
 
 namespace sparse_fmha::device {
 
-// Lists over copies of the tensors: query rows in the order of groups, filled up to 64, and extra
-// tokens behind the keys.
+// The tokens of rows of the copies; negative: none.
+struct WindowTokens {
+  int32_t const* of_rows;  // of queries; nullptr: nothing was copied
+  int32_t const* of_keys;
+  int32_t keys;  // without extra tokens
+};
+
+// Lists over the tensors, if their tokens are in the order of groups and boxes, or over copies:
+// query rows in the order of groups, filled up to 64, keys box by box (planning/kept_windows.h),
+// and extra tokens behind them.
 struct KeptWindows {
   FmhaProblem problem;  // its gradients are the next member, wherever this is
   Gradients gradients;
-  int32_t const* tokens;  // of each query row; negative: none
+  WindowTokens tokens;
 };
 
-// A size of FmhaProblem::skip_bits, of a neighborhood: zeros in the context's memory.
-uint32_t* new_skip_bits(FmhaProblem const& problem, KernelInfo const& forward,
-                        ExecutionContext const& context);
-
 // `problem` has gradients, with row terms, and the bits of the tiles that `forward` skipped. Each
-// group has a list of blocks of 32 keys, all with bitmasks. Nothing is read back to the host.
+// group has lists of blocks of 32 keys, with bitmasks where not all of its rows see all keys.
+// Nothing is read back to the host.
 KeptWindows copy_kept_windows(FmhaProblem const& problem, KernelInfo const& forward,
                               ExecutionContext const& context);
 
-// Copies the gradients that are wanted to those of `problem`.
+// Copies the gradients that are wanted to those of `problem`, if they are not these.
 void return_gradients(FmhaProblem const& problem, KeptWindows const& windows,
                       ExecutionContext const& context);
 

@@ -27,16 +27,20 @@ inline char const* why_two_kernels(BlockSparse::Params const& p) {
   return p.block_kv < 128 ? "blocks have fewer than 128 keys" : nullptr;
 }
 
-inline char const* why_two_kernels(FmhaProblem const& p) {
+// The same for lists of what kept tiles consist of: their blocks are small, but listed together.
+inline char const* why_two_kernels_of_kept(FmhaProblem const& p) {
   constexpr double kSmallestScale = 1e-20;
-  if (std::abs(p.scale) <= kSmallestScale) {
-    return "the kernel divides by the scale";
+  return std::abs(p.scale) <= kSmallestScale ? "the kernel divides by the scale" : nullptr;
+}
+
+inline char const* why_two_kernels(FmhaProblem const& p) {
+  if (char const* const reason = why_two_kernels_of_kept(p)) {
+    return reason;
   }
   if (auto const* const on_grid = std::get_if<Neighborhood::Params>(&p.sparsity)) {
     return why_two_kernels(*on_grid, p.extra_len);
   }
   auto const* const lists = std::get_if<BlockSparse::Params>(&p.sparsity);
-  // Blocks of kept tiles are small, but those of a tile are listed together.
   return lists != nullptr && p.kept_blocks == nullptr ? why_two_kernels(*lists) : nullptr;
 }
 

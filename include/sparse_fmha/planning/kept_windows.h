@@ -1,8 +1,10 @@
 // Neighborhoods of kept tiles as lists of key blocks, with bitmasks: which token a row of a group
-// is, which keys a tile of its walk holds and which of them a row sees. Integer arithmetic for the
-// kernels of device/kept_windows.h.
+// is, which keys a tile of its walk holds, and where these are among all keys. Integer arithmetic
+// for the kernels of device/window_lists.h.
 //
-// Keys are numbered in the order of the grid's tokens, extra tokens behind them.
+// Keys are numbered box by box, so that a block of them is a box, too: the key boxes of the forward
+// kernel, now in place of each dilation class, one interleaved grid after another. Numbers of boxes
+// that end a class also stand for no token. Extra tokens follow.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +16,30 @@ namespace sparse_fmha {
 // Keys of a listed block: a word of a bitmask.
 inline constexpr int32_t kWindowBlock = 32;
 
-// 64 query rows of an interleaved grid.
+// 64 query rows of an interleaved grid, which are a box.
 struct WindowGroup {
-  QueryTile tile;
-  int32_t first_row;  // in the tile
-
-  SPARSE_FMHA_HD Coord position(InterleavedGrid const& grid, int32_t row) const {
-    Coord const offset = box_offset(grid.shape.q, first_row + row);
-    return {tile.origin[0] + offset[0], tile.origin[1] + offset[1], tile.origin[2] + offset[2]};
-  }
+  QueryTile tile;  // of 128 rows
+  Coord origin;
+  Coord sides;
 };
 
 // group: among those of the grid.
 SPARSE_FMHA_HD WindowGroup window_group(InterleavedGrid const& grid, int32_t group) {
-  return {Neighborhood::query_tile(grid.params, grid.shape, group / 2), group % 2 * 64};
+  QueryTile const tile = Neighborhood::query_tile(grid.params, grid.shape, group / 2);
+  Coord const offset = box_offset(grid.shape.q, group % 2 * 64);
+  int32_t const x = min_int(grid.shape.q[2], 64);
+  int32_t const y = min_int(grid.shape.q[1], 64 / x);
+  return {tile,
+          {tile.origin[0] + offset[0], tile.origin[1] + offset[1], tile.origin[2] + offset[2]},
+          {64 / x / y, y, x}};
+}
+
+// What the rows at a coordinate of an axis see; nothing if there are none.
+SPARSE_FMHA_HD Interval window_at(InterleavedGrid const& grid, Coord const& residue, int axis,
+                                  int32_t coordinate) {
+  int32_t const length = Neighborhood::length(grid.params, axis, residue[axis]);
+  return coordinate < length ? Neighborhood::window(grid.params, axis, length, coordinate)
+                             : Interval{0, 0};
 }
 
 // The number of the token at a position of a dilation class, in the whole grid; negative if there
@@ -45,28 +57,85 @@ SPARSE_FMHA_HD int32_t token_at(InterleavedGrid const& grid, Coord const& whole,
   return number;
 }
 
-// The position of a token in its dilation class.
-SPARSE_FMHA_HD Coord position_of(InterleavedGrid const& grid, Coord const& whole, int32_t token) {
-  Coord position{};
-  for (int axis = kGridAxes - 1; axis >= 0; --axis) {
-    int32_t const place = token % whole[axis];
-    token /= whole[axis];
-    position[axis] = (place - grid.first[axis]) / grid.step[axis] / grid.params.dilation[axis];
+SPARSE_FMHA_HD int32_t log2_of(int32_t power_of_two) {
+  int32_t log = 0;
+  while (1 << log < power_of_two) {
+    ++log;
   }
-  return position;
+  return log;
 }
 
-// The windows of the rows of a group; none of a row that does not exist.
-SPARSE_FMHA_HD Neighborhood::Row window_of(InterleavedGrid const& grid, WindowGroup const& group,
-                                           int32_t row) {
-  Coord const position = group.position(grid, row);
-  for (int axis = 0; axis < kGridAxes; ++axis) {
-    if (position[axis] >= Neighborhood::length(grid.params, axis, group.tile.residue[axis])) {
-      return {{0, 0, 0}, {0, 0, 0}};
+// The key boxes with a key that some row of a query tile sees, and their keys. Extra tokens follow
+// here, too.
+struct KeyBoxes {
+  Coord log;     // log2 of a box's sides
+  Coord first;   // box of the dilation class
+  Coord count;   // of boxes
+  Coord end;     // of the positions that rows see
+  Coord before;  // boxes of the classes before
+  Coord all;     // boxes of all classes
+  int32_t log_keys;
+  int32_t first_block;  // of the grid, among all blocks
+
+  SPARSE_FMHA_HD KeyBoxes(InterleavedGrid const& grid, int32_t first_key, QueryTile const& tile) {
+    auto const& p = grid.params;
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      int32_t const residue = tile.residue[axis];
+      int32_t const length = Neighborhood::length(p, axis, residue);
+      int32_t const side = grid.shape.k[axis];
+      int32_t const last = min_int(tile.origin[axis] + grid.shape.q[axis], length) - 1;
+      log[axis] = log2_of(side);
+      first[axis] = Neighborhood::window(p, axis, length, tile.origin[axis]).begin >> log[axis];
+      end[axis] = Neighborhood::window(p, axis, length, last).end;
+      count[axis] = ceil_div(end[axis], side) - first[axis];
+      // Classes with one more position come first.
+      int32_t const longer = p.grid[axis] % p.dilation[axis];
+      int32_t const boxes = ceil_div(p.grid[axis] / p.dilation[axis], side);
+      int32_t const boxes_longer = ceil_div(p.grid[axis] / p.dilation[axis] + 1, side);
+      before[axis] = min_int(residue, longer) * boxes_longer + max_int(residue - longer, 0) * boxes;
+      all[axis] = longer * boxes_longer + (p.dilation[axis] - longer) * boxes;
     }
+    log_keys = log[0] + log[1] + log[2];
+    first_block = first_key / kWindowBlock;
   }
-  return Neighborhood::row(grid.params, group.tile.residue, position);
-}
+
+  SPARSE_FMHA_HD int32_t blocks_per_box() const { return (1 << log_keys) / kWindowBlock; }
+  SPARSE_FMHA_HD int32_t blocks() const {
+    return static_cast<int32_t>(volume(count)) * blocks_per_box();
+  }
+  // box_offset() of a key box.
+  SPARSE_FMHA_HD Coord offset(int32_t i) const {
+    return {i >> (log[1] + log[2]), i >> log[2] & ((1 << log[1]) - 1), i & ((1 << log[2]) - 1)};
+  }
+  // Of a key at a position from the first one that rows see; negative if none sees it.
+  SPARSE_FMHA_HD int32_t key(Coord const& at) const {
+    int32_t box = 0;
+    int32_t offset = 0;
+    bool seen = true;
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      seen = seen && at[axis] < end[axis];
+      box = box * count[axis] + (at[axis] >> log[axis]) - first[axis];
+      offset = offset << log[axis] | (at[axis] & ((1 << log[axis]) - 1));
+    }
+    return seen ? box << log_keys | offset : -1;
+  }
+  SPARSE_FMHA_HD Coord position(int32_t key) const {
+    Coord const box = box_offset(count, key >> log_keys);
+    Coord const inside = offset(key & ((1 << log_keys) - 1));
+    return {((first[0] + box[0]) << log[0]) + inside[0],
+            ((first[1] + box[1]) << log[1]) + inside[1],
+            ((first[2] + box[2]) << log[2]) + inside[2]};
+  }
+  // The number of a block among all.
+  SPARSE_FMHA_HD int32_t number(int32_t block) const {
+    Coord const box = box_offset(count, block / blocks_per_box());
+    int32_t number = 0;
+    for (int axis = 0; axis < kGridAxes; ++axis) {
+      number = number * all[axis] + before[axis] + first[axis] + box[axis];
+    }
+    return first_block + number * blocks_per_box() + block % blocks_per_box();
+  }
+};
 
 // The walk of a query tile as the forward kernel visits it: the ragged tile of extra tokens, boxes,
 // the other extra tokens.
@@ -88,33 +157,18 @@ struct WindowTiles {
   SPARSE_FMHA_HD Coord box(int32_t i) const { return boxes.tile(i - ragged()); }
 };
 
-// The j-th key of the i-th tile; negative if there is none.
-SPARSE_FMHA_HD int32_t key_of(InterleavedGrid const& grid, Coord const& whole,
-                              WindowTiles const& tiles, Coord const& residue, int32_t i,
-                              int32_t j) {
-  int32_t const extra = tiles.extra(i);
-  if (extra >= 0) {
-    bool const there = extra + j < tiles.extra_len;
-    return there ? static_cast<int32_t>(volume(whole)) + extra + j : -1;
-  }
-  Coord const origin = tiles.box(i);
-  Coord const offset = box_offset(grid.shape.k, j);
-  return token_at(grid, whole, residue,
-                  {origin[0] + offset[0], origin[1] + offset[1], origin[2] + offset[2]});
-}
-
 // At least as many as the blocks that hold keys of a group of the grid.
-inline int32_t most_blocks(InterleavedGrid const& grid, Coord const& whole, int32_t extra_len) {
+inline int32_t most_blocks(InterleavedGrid const& grid, int32_t extra_len) {
   Coord const positions = largest_union(grid);
-  int32_t const last = kGridAxes - 1;
-  int64_t const apart = int64_t{grid.step[last]} * grid.params.dilation[last];
-  int64_t const span = std::min<int64_t>((positions[last] - 1) * apart + 1, whole[last]);
-  // A run of tokens begins and ends inside a block.
-  int64_t const of_run = (span + kWindowBlock - 1) / kWindowBlock + 1;
-  int64_t const runs = int64_t{positions[0]} * positions[1];
-  int64_t const all = (volume(whole) + extra_len + kWindowBlock - 1) / kWindowBlock;
-  int64_t const of_extra = extra_len == 0 ? 0 : ceil_div(extra_len, kWindowBlock) + 1;
-  return static_cast<int32_t>(std::min(all, runs * of_run + of_extra));
+  int64_t boxes = 1;
+  for (int axis = 0; axis < kGridAxes; ++axis) {
+    int32_t const side = grid.shape.k[axis];
+    int32_t const of_class =
+        ceil_div(ceil_div(grid.params.grid[axis], grid.params.dilation[axis]), side);
+    boxes *= min_int(ceil_div(positions[axis] - 1, side) + 1, of_class);
+  }
+  int64_t const keys = boxes * volume(grid.shape.k) + extra_len;
+  return static_cast<int32_t>((keys + kWindowBlock - 1) / kWindowBlock);
 }
 
 }  // namespace sparse_fmha

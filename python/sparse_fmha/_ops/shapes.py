@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,10 +31,38 @@ def attention(
     if skip_threshold is not None:
         results.append(q.new_empty((q.shape[0], q.shape[-2], 2), dtype=torch.int64))
         if save_skipped:
-            words = ceil_div(_skip_tiles(k, **others), 32)
-            bits = (0, 0) if q.device.type == "cpu" else (ceil_div(q.shape[1], 64), words)
+            bits = (0, 0) if q.device.type == "cpu" else _skip_sizes(q, k, v, **others)
             results.append(q.new_empty((q.shape[0], q.shape[-2], *bits), dtype=torch.int32))
     return results
+
+
+def _skip_sizes(
+    q: Tensor, k: Tensor, v: Tensor, window: Sequence[int] | None = None, **others: Any
+) -> tuple[int, int]:
+    """Groups of 64 queries, and words for the tiles of one: skip_sizes() of planning/skip_bits.h.
+
+    Those of windows depend on boxes that are chosen by all sizes, so there sizes that a compiled
+    graph had left open are fixed.
+    """
+    from sparse_fmha._extension import _C
+
+    if window is None:
+        return ceil_div(q.shape[1], 64), ceil_div(_skip_tiles(k, **others), 32)
+    filler = (1,) * (6 - q.dim())
+
+    def triple(values: Sequence[int], of_filler: tuple[int, ...] = filler) -> Any:
+        return *of_filler, *(int(x) for x in values)
+
+    problem = (
+        triple(q.shape[1:-2]),
+        triple(window),
+        triple(others["stride"]),
+        triple(others["dilation"]),
+        triple(others["causal"], (0,) * len(filler)),
+    )
+    extra_k = others.get("extra_k")
+    extra = 0 if extra_k is None else int(extra_k.shape[1])
+    return _C.tiles.skip_sizes(problem, extra, int(q.shape[-1]), int(v.shape[-1]))
 
 
 def _skip_tiles(

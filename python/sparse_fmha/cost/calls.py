@@ -28,7 +28,6 @@ from sparse_fmha.masks.stripe_mask import StripeMask
 
 DEVICES = ("cpu", "cuda", "meta")
 NARROW_VALUES = 192, 128  # head dims of q and v of rows of csrc/kernels/sm90_forward.def
-WINDOW_BLOCK = 32  # kWindowBlock of planning/kept_windows.h
 THRESHOLD_DIM = 128  # kLargestWithThresholds of planning/gathered_keys.h
 Given = Mapping[str, Any]  # arguments of a call, by name
 
@@ -89,7 +88,7 @@ def _neighborhood(given: Given, arch: str) -> Described:
 def why_two_kernels(function: Callable[..., object], given: Given, skips: bool) -> str | None:
     """Why the gradients take two kernels where there is one of all; None: they take the one."""
     if function is neighborhood_attention and skips:
-        return tile_simulator().why_two_kernels_for_blocks(WINDOW_BLOCK)
+        return None  # blocks of kept tiles are small, but listed together
     if function is block_sparse_attention:
         return tile_simulator().why_two_kernels_for_blocks(given["mask"].block_kv)
     if function is not neighborhood_attention:
