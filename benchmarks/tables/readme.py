@@ -36,6 +36,7 @@ from benchmarks.tables import (
     scaling,
     score_sums,
     sequences,
+    serving,
     skip_training,
     skipping,
     skipping_gradients,
@@ -64,6 +65,7 @@ TABLES = {
 FOLDERS = {
     "small": small,
     "decode": decode,
+    "serving": serving,
     "stripes": stripes,
     "dilation": dilation,
     "backward": backward,

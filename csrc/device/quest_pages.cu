@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreadsOfChoice)
     scores = copied;
     __syncthreads();
   }
-  Cut const cut = find_cut(scores, count, p.best, memory);
+  Cut const cut = p.best > 0 ? find_cut(scores, count, p.best, memory) : Cut{UINT32_MAX, 0};
   // A thread's pages follow each other, and so do those that it writes.
   int32_t const each = ceil_div(count, kThreadsOfChoice);
   int32_t const begin = min_int(count, static_cast<int32_t>(threadIdx.x) * each);
