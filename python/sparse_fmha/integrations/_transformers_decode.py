@@ -8,8 +8,6 @@ functions, too.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -85,11 +83,18 @@ def decode(
         `[B, 1, Hq, D]`.
     """
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    starts, counts, stops = (seen[:, 0, :, i] for i in range(NUMBERS))
+    listed = seen.shape[3] > NUMBERS
     heads = k.shape[2]
-    starts, counts = (seen[:, 0, :, i].expand(-1, heads) for i in (0, 1))
-    keys: dict[str, Any] = {"head_starts": starts, "head_lengths": counts}
-    if seen.shape[3] > NUMBERS:
-        keys = {"tokens": (seen[..., NUMBERS:], seen[..., 1])}
     return decode_attention(
-        q, k, v, seen[:, 0, 0, 2], **keys, scale=scale, softcap=softcap, sink=sink
+        q,
+        k,
+        v,
+        stops[:, 0],
+        tokens=(seen[..., NUMBERS:], seen[..., 1]) if listed else None,
+        head_starts=None if listed else starts.expand(-1, heads),
+        head_lengths=None if listed else counts.expand(-1, heads),
+        scale=scale,
+        softcap=softcap,
+        sink=sink,
     )

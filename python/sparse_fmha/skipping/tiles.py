@@ -143,7 +143,8 @@ def _tops(scores: Tensor, tile_k: int) -> Tensor:
     _, rows, length = scores.shape
     pad = (0, -length % tile_k, 0, -rows % GROUP)
     scores = torch.nn.functional.pad(scores, pad, value=-torch.inf)
-    return scores.unflatten(2, (-1, tile_k)).amax(-1)
+    tiles: Tensor = scores.unflatten(2, (-1, tile_k))
+    return tiles.amax(-1)
 
 
 def _margins(top: Tensor) -> Tensor:
