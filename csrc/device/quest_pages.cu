@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "sparse_fmha/cuda/device.h"
 #include "sparse_fmha/device/choose_largest.h"
 #include "sparse_fmha/device/mma_launch.h"
 
@@ -11,7 +12,9 @@ namespace sparse_fmha::device {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kAtOnce = 4;  // pages whose bounds a thread has on their way
+constexpr int kAtOnce = 2;  // pages whose bounds a thread has on their way
+constexpr int kBlocks = 4;  // of a multiprocessor
+constexpr int kMostRounds = 8;
 constexpr int kMostDims = 256;
 constexpr int kThreadsOfChoice = 512;
 constexpr int32_t kMostInShared = 10240;  // scores: 40 KB
@@ -37,10 +40,11 @@ struct alignas(16) Piece {
 };
 
 // `lanes` threads, a power of two, share a page. Key heads of the same pages are neighbors in the
-// grid, as their bounds are in memory.
+// grid, as their bounds are in memory. A thread block scores pages in `rounds`, as the sums of
+// queries take as long as reading some pages.
 template <class Element>
-__global__ void __launch_bounds__(kThreads, 2)
-    score_pages(QuestPages const __grid_constant__ p, int lanes, int32_t chunks) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    score_pages(QuestPages const __grid_constant__ p, int lanes, int rounds, int32_t chunks) {
   using Some = Piece<Element>;
   __shared__ float above[kMostDims];
   __shared__ float below[kMostDims];
@@ -48,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   int32_t const chunk = blockIdx.x / p.heads_kv % chunks;
   int32_t const entry = blockIdx.x / p.heads_kv / chunks;
   int32_t const slots = kThreads / lanes;
-  int32_t const first = chunk * slots * kAtOnce;
+  int32_t const first = chunk * rounds * slots * kAtOnce;
   int32_t const newest = p.newest(entry);
   if (first >= newest) {
     return;
@@ -67,41 +71,45 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
 
   int const lane = threadIdx.x % lanes;
-  int32_t const own = first + static_cast<int32_t>(threadIdx.x) / lanes;
-  int32_t places[kAtOnce];
-#pragma unroll
-  for (int i = 0; i < kAtOnce; ++i) {
-    int32_t const at = own + i * slots;
-    places[i] = at < newest ? p.place(entry, at) : -1;
-  }
-  float sums[kAtOnce] = {};
-  for (int d = lane * Some::kWidth; d < p.head_dim; d += lanes * Some::kWidth) {
-    Some low[kAtOnce] = {};
-    Some high[kAtOnce] = {};
+  int32_t const end = min_int(newest, first + rounds * slots * kAtOnce);
+  // All threads of a warp are in each round.
+  for (int32_t round = first; round < end; round += slots * kAtOnce) {
+    int32_t const own = round + static_cast<int32_t>(threadIdx.x) / lanes;
+    int32_t places[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (places[i] >= 0) {
-        low[i] = *reinterpret_cast<Some const*>(p.row<Element>(p.low, places[i], head) + d);
-        high[i] = *reinterpret_cast<Some const*>(p.row<Element>(p.high, places[i], head) + d);
-      }
+      int32_t const at = own + i * slots;
+      places[i] = at < end ? p.place(entry, at) : -1;
     }
-#pragma unroll
-    for (int j = 0; j < Some::kWidth; ++j) {
+    float sums[kAtOnce] = {};
+    for (int d = lane * Some::kWidth; d < p.head_dim; d += lanes * Some::kWidth) {
+      Some low[kAtOnce] = {};
+      Some high[kAtOnce] = {};
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        sums[i] += above[d + j] * static_cast<float>(high[i].x[j]) +
-                   below[d + j] * static_cast<float>(low[i].x[j]);
+        if (places[i] >= 0) {
+          low[i] = *reinterpret_cast<Some const*>(p.row<Element>(p.low, places[i], head) + d);
+          high[i] = *reinterpret_cast<Some const*>(p.row<Element>(p.high, places[i], head) + d);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < Some::kWidth; ++j) {
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          sums[i] += above[d + j] * static_cast<float>(high[i].x[j]) +
+                     below[d + j] * static_cast<float>(low[i].x[j]);
+        }
       }
     }
-  }
 #pragma unroll
-  for (int i = 0; i < kAtOnce; ++i) {
-    for (int step = 1; step < lanes; step *= 2) {
-      sums[i] += __shfl_xor_sync(0xffffffff, sums[i], step);
-    }
-    int32_t const at = own + i * slots;
-    if (lane == 0 && at < newest) {
-      p.scores[p.list(entry, head) * p.width + at] = places[i] >= 0 ? sums[i] : -INFINITY;
+    for (int i = 0; i < kAtOnce; ++i) {
+      for (int step = 1; step < lanes; step *= 2) {
+        sums[i] += __shfl_xor_sync(0xffffffff, sums[i], step);
+      }
+      int32_t const at = own + i * slots;
+      if (lane == 0 && at < end) {
+        p.scores[p.list(entry, head) * p.width + at] = places[i] >= 0 ? sums[i] : -INFINITY;
+      }
     }
   }
 }
@@ -164,11 +172,17 @@ void score(QuestPages const& p, ExecutionContext const& context) {
   while (lanes < 32 && lanes * Piece<Element>::kWidth < p.head_dim) {
     lanes *= 2;
   }
-  int32_t const chunks = ceil_div(p.width, kAtOnce * (kThreads / lanes));
-  int64_t const blocks = int64_t{p.batch} * p.heads_kv * chunks;
+  // As many rounds as leave all multiprocessors their blocks.
+  int32_t const of_round = kAtOnce * (kThreads / lanes);
+  int64_t const lists = int64_t{p.batch} * p.heads_kv;
+  int64_t const most = lists * ceil_div(p.width, of_round);
+  int const rounds = static_cast<int>(
+      std::clamp<int64_t>(most / (kBlocks * multiprocessor_count()), 1, kMostRounds));
+  int32_t const chunks = ceil_div(p.width, rounds * of_round);
+  int64_t const blocks = lists * chunks;
   if (blocks > 0) {
     score_pages<Element><<<grid_size(blocks, "scores of pages"), kThreads, 0,
-                           static_cast<cudaStream_t>(context.stream)>>>(p, lanes, chunks);
+                           static_cast<cudaStream_t>(context.stream)>>>(p, lanes, rounds, chunks);
     check_cuda(cudaGetLastError(), "launching the scores of pages");
   }
 }

@@ -64,6 +64,7 @@ CASES = {
     "one head, odd pages": Case(heads=5, heads_kv=1, dim=72, page=7, odd=True),
     "the widest heads": Case(dim=256, batch=1, width=90),
     "narrow heads": Case(dim=8, width=300, best=33),
+    "several rounds of a thread block": Case(batch=6, heads=4, heads_kv=4, dim=256, width=900),
     "many pages": Case(batch=1, width=3000, best=500, dim=16, page=1),
 }
 
