@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import sparse_fmha
 from benchmarks.cases import decode, packed
-from benchmarks.tables.serving import ALL, CHOICE, LOOP, PACKED, PLAIN
 from sparse_fmha import patterns
 
 Op = Callable[[], object]
@@ -23,8 +23,15 @@ RUN = 640  # keys of a run that is high or low: whole tiles of every kernel
 THRESHOLD = 0.01
 
 
-def methods(length: int, batch: int, heads: tuple[int, int], cache: decode.Cache) -> dict[str, Op]:
-    """A step of each method, from its new token to out; and its choice alone.
+class Method(NamedTuple):
+    step: Op  # from the new token to out
+    choice: Op  # the step without attention
+
+
+def methods(
+    length: int, batch: int, heads: tuple[int, int], cache: decode.Cache
+) -> tuple[Op, dict[str, Method]]:
+    """Attention over all keys, and methods by name.
 
     Of SnapKV a step only attends, and its choice, with both gathers, is made once for a prompt.
     """
@@ -38,16 +45,16 @@ def methods(length: int, batch: int, heads: tuple[int, int], cache: decode.Cache
     def over_blocks(choose: Callable[[], tuple]) -> Op:
         return lambda: attend(q, *caches, lens, blocks=choose())
 
-    found: dict[str, Op] = {ALL: lambda: attend(q, *caches, lens)}
     choices = {
         "Quest": quest(case, cache, call, budget),
         "SeerAttention-R": seer(caches[0], q, lens, budget),
         "S2-Attention": lambda: patterns.s2_attention_cache(lens, length, heads[1]),
         "PowerAttention": lambda: patterns.power_attention_cache(lens, length),
     }
-    for name, choose in choices.items():
-        found |= {name: over_blocks(choose), name + CHOICE: choose}
-    return found | moa(length, batch, heads[1], cache, q) | snapkv(caches, q, budget, cache)
+    found = {name: Method(over_blocks(choose), choose) for name, choose in choices.items()}
+    found["MoA"] = moa(length, batch, heads[1], cache, q)
+    found["SnapKV"] = snapkv(caches, q, budget, cache)
+    return lambda: attend(q, *caches, lens), found
 
 
 def quest(
@@ -83,7 +90,7 @@ def seer(k: Tensor, q: Tensor, lens: Tensor, budget: int) -> Callable[[], tuple]
     return choose
 
 
-def moa(length: int, batch: int, heads: int, cache: decode.Cache, q: Tensor) -> dict[str, Op]:
+def moa(length: int, batch: int, heads: int, cache: decode.Cache, q: Tensor) -> Method:
     """Places the newest token in the ring of each head and attends."""
     parts = [SPANS[i % len(SPANS)] for i in range(heads)]
     alphas = [float(a * length // 100) for a, _ in parts]
@@ -100,11 +107,10 @@ def moa(length: int, batch: int, heads: int, cache: decode.Cache, q: Tensor) -> 
             x[requests, at] = newest
         return rings.keys(lens)
 
-    step = lambda: sparse_fmha.decode_attention(q, *views, **place())  # noqa: E731
-    return {"MoA": step, "MoA" + CHOICE: place}
+    return Method(lambda: sparse_fmha.decode_attention(q, *views, **place()), place)
 
 
-def snapkv(caches: list[Tensor], q: Tensor, keep: int, cache: decode.Cache) -> dict[str, Op]:
+def snapkv(caches: list[Tensor], q: Tensor, keep: int, cache: decode.Cache) -> Method:
     batch, length = caches[0].shape[:2]
     queries = cache.normal(batch, min(256, length), *q.shape[2:])
     most = {"sink": 4, "recent": min(128, keep // 4)}
@@ -114,8 +120,7 @@ def snapkv(caches: list[Tensor], q: Tensor, keep: int, cache: decode.Cache) -> d
         return [*(patterns.kept_rows(x, indices, room=BLOCK) for x in caches), counts + 1]
 
     kept_k, kept_v, lens = choose()
-    step = lambda: sparse_fmha.decode_attention(q, kept_k, kept_v, lens)  # noqa: E731
-    return {"SnapKV": step, "SnapKV" + CHOICE: choose}
+    return Method(lambda: sparse_fmha.decode_attention(q, kept_k, kept_v, lens), choose)
 
 
 def shaped(given: packed.Sequences, percent: int, seed: int) -> packed.Sequences:
@@ -138,21 +143,23 @@ def shaped(given: packed.Sequences, percent: int, seed: int) -> packed.Sequences
     return replace(given, q=q, k=torch.cat(parts))
 
 
-def skipping(case: packed.PackedCase, percent: int, device: str, dtype: torch.dtype) -> dict:
-    """Ops, causal over the case's sequences."""
+def skipping(
+    case: packed.PackedCase, percent: int, device: str, dtype: torch.dtype
+) -> tuple[Op, Op, Op]:
+    """Packed calls without and with a threshold, and one call each; causal."""
     given = shaped(packed.sequences(case, device, dtype, 0), percent, 1)
     tensors, lists = (given.q, given.k, given.v), (given.cu_q, given.cu_k, *given.bounds)
     run, attend, parts = sparse_fmha.varlen_attention, sparse_fmha.attention, given.slices()
     options = {"causal": True, "skip_threshold": THRESHOLD}
-    return {
-        PLAIN: lambda: run(*tensors, *lists, causal=True),
-        PACKED: lambda: run(*tensors, *lists, **options),
-        LOOP: lambda: [attend(*one, **options) for one in parts],
-    }
+    return (
+        lambda: run(*tensors, *lists, causal=True),
+        lambda: run(*tensors, *lists, **options),
+        lambda: [attend(*one, **options) for one in parts],
+    )
 
 
-def gradients(case: packed.PackedCase, device: str, dtype: torch.dtype) -> dict:
-    """Ops: forward and backward pass, packed and in a loop, with gradients of packed tensors."""
+def gradients(case: packed.PackedCase, device: str, dtype: torch.dtype) -> tuple[Op, Op]:
+    """Forward and backward pass, packed and in a loop, with gradients of packed tensors."""
     if case.grids:
         q, k, v = packed.draw(case, device, dtype, 0)
         sizes = [height * width for height, width in case.grids]
@@ -180,4 +187,4 @@ def gradients(case: packed.PackedCase, device: str, dtype: torch.dtype) -> dict:
         made = [out.flatten(0, out.dim() - 3) for out in outs]
         return torch.autograd.grad(made, leaves, list(grad.split(sizes)))
 
-    return {PACKED: lambda: torch.autograd.grad(whole(*leaves), leaves, grad), LOOP: loop}
+    return lambda: torch.autograd.grad(whole(*leaves), leaves, grad), loop

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cases import decode, packed, serving
 from benchmarks.harness import report, study, timing
-from benchmarks.tables.serving import DECODE, GRADIENTS, SKIP
+from benchmarks.tables.serving import ALL, CHOICE, DECODE, GRADIENTS, LOOP, PACKED, PLAIN, SKIP
 from sparse_fmha.cli import one_line_errors
 
 RESULTS = report.RESULTS / "serving"
@@ -52,18 +52,22 @@ def measure(size: dict, args: argparse.Namespace, device: str, dtype: torch.dtyp
     found: list[dict] = []
     with torch.no_grad():
         cache = decode.Cache(room // 2, device, dtype, args.seed)
-        ops = serving.methods(length, batch, heads, cache)
+        everything, methods = serving.methods(length, batch, heads, cache)
+        ops = {ALL: everything}
+        for name, method in methods.items():
+            ops |= {name: method.step, name + CHOICE: method.choice}
         ops = {name: timing.captured(op, device) for name, op in ops.items()}
         found += rows(DECODE, f"{batch}x{length // 1024}k", ops, args, device)
-        del cache, ops
+        del cache, ops, everything, methods
         cases = [case.tiny() if args.tiny else case for case in packed.CASES]
         prefill = next(case for case in cases if case.group == "prefill")
         for percent in PERCENT:
-            ops = serving.skipping(prefill, percent, device, dtype)
+            calls = serving.skipping(prefill, percent, device, dtype)
+            ops = dict(zip((PLAIN, PACKED, LOOP), calls, strict=True))
             found += rows(SKIP, f"{prefill.name}, {percent}% low", ops, args, device)
     for case in cases:
         if case.group != "chunks":  # keys in pages have no gradient
-            ops = serving.gradients(case, device, dtype)
+            ops = dict(zip((PACKED, LOOP), serving.gradients(case, device, dtype), strict=True))
             found += rows(GRADIENTS, case.name, ops, args, device)
     return {"rows": found}
 

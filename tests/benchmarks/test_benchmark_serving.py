@@ -20,11 +20,12 @@ def methods():
 
 
 def test_a_method_and_its_choice(methods):
-    names = [name for name in methods if name + serving.CHOICE in methods]
-    assert names == ["Quest", "SeerAttention-R", "S2-Attention", "PowerAttention", "MoA", "SnapKV"]
+    everything, named = methods
+    names = ["Quest", "SeerAttention-R", "S2-Attention", "PowerAttention", "MoA", "SnapKV"]
+    assert list(named) == names
     shape = (TINY["batch"], 1, TINY["heads"][0], decode.DIM)
-    for name in (serving.ALL, *names):
-        out = methods[name]()
+    for call in (everything, *(method.step for method in named.values())):
+        out = call()
         assert out.shape == shape
         assert out.isfinite().all()
 
@@ -35,7 +36,7 @@ def test_a_method_and_its_choice(methods):
 )
 def test_blocks_that_are_read(methods, name, least, most):
     """A tenth of 32 blocks of 64 keys; Quest's newest page is one more."""
-    counts = methods[name + serving.CHOICE]()[1]
+    counts = methods[1][name].choice()[1]
     assert counts.min() >= least
     assert counts.max() <= most
 
@@ -58,7 +59,7 @@ def test_so_many_runs_are_low_and_the_first_is_not():
 def test_gradients_of_both_ways(group):
     case = next(case.tiny() for case in packed.CASES if case.group == group)
     ops = serving.gradients(case, "cpu", torch.float32)
-    for x, y in zip(*(ops[name]() for name in (serving.PACKED, serving.LOOP)), strict=True):
+    for x, y in zip(*(op() for op in ops), strict=True):
         assert x.abs().sum() > 0
         torch.testing.assert_close(x, y)
 
@@ -72,15 +73,15 @@ def test_run_and_table(tmp_path):
     by = {(line["case"], line["op"]): line for line in lines}
     line = by["2x2k", "Quest"]
     assert float(line["times as fast"]) == pytest.approx(
-        ms["2x2k", serving.ALL] / ms["2x2k", "Quest"], abs=0.006
+        ms["2x2k", table.ALL] / ms["2x2k", "Quest"], abs=0.006
     )
-    choice = ms["2x2k", "Quest" + serving.CHOICE]
+    choice = ms["2x2k", "Quest" + table.CHOICE]
     assert float(line["of which the choice"]) == pytest.approx(1e3 * choice, rel=1e-3)
-    once = ms["2x2k", "SnapKV"] + ms["2x2k", "SnapKV" + serving.CHOICE] / table.ANSWER
+    once = ms["2x2k", "SnapKV"] + ms["2x2k", "SnapKV" + table.CHOICE] / table.ANSWER
     assert float(by["2x2k", "SnapKV"]["us"]) == pytest.approx(1e3 * once, rel=1e-3)
     case = "causal, 32k to 512"
-    fast = ms[case, serving.LOOP] / ms[case, serving.PACKED]
-    of_gradients = by[f"{case}, gradients", serving.PACKED]
+    fast = ms[case, table.LOOP] / ms[case, table.PACKED]
+    of_gradients = by[f"{case}, gradients", table.PACKED]
     assert float(of_gradients["times as fast"]) == pytest.approx(fast, abs=0.006)
     assert len(lines) == 1 + 6 + 3 * 2 + 2
     assert table.caption(results, "SOURCE").count("SOURCE") == 1

@@ -248,7 +248,8 @@ class SeerKeys:
 
     @property
     def compressed(self) -> Tensor:
-        return self._compressed[:-1].unflatten(0, (-1, self._blocks))
+        kept: Tensor = self._compressed[:-1].unflatten(0, (-1, self._blocks))
+        return kept
 
     @torch.no_grad()
     def start(self, k: Tensor, seq_lens: Tensor) -> None:
