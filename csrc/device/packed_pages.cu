@@ -34,8 +34,8 @@ __global__ void count_pages_of(PackedTokens packed, PagedSequences paged) {
 // 16 bytes of a row.
 using Vector = uint4;
 constexpr int kCopyThreads = 256;
-constexpr int32_t kCopyRows = 64;   // of a thread block
-constexpr int kCopiesInFlight = 8;  // vectors that a thread has loaded before it stores them
+constexpr int32_t kCopyRows = 32;   // of a thread block
+constexpr int kCopiesInFlight = 4;  // vectors that a thread has loaded before it stores them
 struct PageCopies {
   Vector const* from[2];   // k and v
   int64_t page_stride[2];  // in vectors
