@@ -3,7 +3,7 @@
 # has torch and a built library in python/sparse_fmha:
 #
 #   benchmarks/refresh.sh [STEP...]   sequences skipping blocks grids stripes dilation host_time small
-#                                     backward key_bias query_rows score_sums decode models
+#                                     backward key_bias query_rows score_sums decode serving models
 #                                     vision methods frontier frontier_trained other_gpus
 #                                     other_gpus_decode calibration skipping_gradients scaling
 #
@@ -24,8 +24,8 @@ cd "$(dirname "$0")/.."
 source tools/gpu_steps.sh
 
 known=(sequences skipping blocks grids stripes dilation host_time small backward key_bias query_rows
-  score_sums decode models vision methods frontier frontier_trained other_gpus other_gpus_decode
-  calibration skipping_gradients scaling)
+  score_sums decode serving models vision methods frontier frontier_trained other_gpus
+  other_gpus_decode calibration skipping_gradients scaling)
 steps=("$@")
 ((${#steps[@]})) || steps=("${known[@]:0:${#known[@]}-1}")
 PYTHON=${PYTHON:-python3}
@@ -58,6 +58,7 @@ step_key_bias() { study key_bias; }
 step_query_rows() { study query_rows; }
 step_score_sums() { study score_sums; }
 step_decode() { study decode --limit "$((LIMIT / 2))"; }
+step_serving() { study serving; }
 step_models() { study models; }
 step_dilation() { study dilation; }
 step_vision() { study vision; }

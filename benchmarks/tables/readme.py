@@ -37,6 +37,7 @@ from benchmarks.tables import (
     scaling,
     score_sums,
     sequences,
+    serving,
     skip_training,
     skipping,
     skipping_gradients,
@@ -65,6 +66,7 @@ TABLES = {
 FOLDERS = {
     "small": small,
     "decode": decode,
+    "serving": serving,
     "stripes": stripes,
     "dilation": dilation,
     "backward": backward,

@@ -9,6 +9,7 @@
 #include "sparse_fmha/device/anchor_kernels.h"
 #include "sparse_fmha/device/hip_search.h"
 #include "sparse_fmha/device/merge_parts.h"
+#include "sparse_fmha/device/quest_pages.h"
 #include "sparse_fmha/device/row_terms.h"
 #include "sparse_fmha/device/ssa_choices.h"
 
@@ -114,6 +115,10 @@ void merge_parts(Arch arch, MergeProblem const& problem, ExecutionContext const&
 
 void find_hip_keys(Arch arch, HipSearch const& search, ExecutionContext const& context) {
   (arch == Arch::kCpu ? cpu_find_hip_keys : device::find_hip_keys)(search, context);
+}
+
+void choose_quest_pages(Arch arch, QuestPages const& pages, ExecutionContext const& context) {
+  (arch == Arch::kCpu ? cpu_choose_quest_pages : device::choose_quest_pages)(pages, context);
 }
 
 void choose_ssa_blocks(Arch arch, SsaChoices const& choices, ExecutionContext const& context) {

@@ -9,6 +9,7 @@
 #include "sparse_fmha/device/kept_tiles.h"
 #include "sparse_fmha/device/kept_windows.h"
 #include "sparse_fmha/device/merge_parts.h"
+#include "sparse_fmha/device/quest_pages.h"
 #include "sparse_fmha/device/row_terms.h"
 #include "sparse_fmha/device/ssa_choices.h"
 
@@ -36,6 +37,10 @@ void device::merge_parts(MergeProblem const& /*problem*/, ExecutionContext const
 }
 
 void device::find_hip_keys(HipSearch const& /*search*/, ExecutionContext const& /*context*/) {
+  refuse();
+}
+
+void device::choose_quest_pages(QuestPages const& /*pages*/, ExecutionContext const& /*context*/) {
   refuse();
 }
 

@@ -20,11 +20,19 @@ from sparse_fmha._routing.collector import Collector
 from sparse_fmha.skipping import checks, law, published
 from sparse_fmha.skipping.checks import PHASES
 from sparse_fmha.skipping.law import LEAST, MOST, Fit, Point
-from sparse_fmha.skipping.tiles import GROUP, THRESHOLDS, TILE_K, tile_sparsity
+from sparse_fmha.skipping.tiles import (
+    DECODE_TILE_K,
+    GROUP,
+    THRESHOLDS,
+    TILE_K,
+    decode_sparsity,
+    tile_sparsity,
+)
 
 VERSION = 1
 
 __all__ = [
+    "DECODE_TILE_K",
     "GROUP",
     "LEAST",
     "MOST",
@@ -33,6 +41,7 @@ __all__ = [
     "Calibration",
     "Fit",
     "Point",
+    "decode_sparsity",
     "tile_sparsity",
 ]
 
@@ -68,12 +77,17 @@ class Calibration:
     ) -> None:
         """Measures one attention call over all heads and batch entries together.
 
-        The phase is "decode" if q has one token, else "prefill". Arguments and errors are those of
-        `tile_sparsity`. Waits for the device.
+        The phase is "decode" if q has one token, and counts are those of `decode_sparsity`; else
+        it is "prefill", and they are those of `tile_sparsity`, whose arguments and errors these
+        are. Waits for the device.
         """
-        skipped, visited = tile_sparsity(q, k, self.thresholds, causal=causal, scale=scale)
+        decodes = q.shape[1:2] == (1,)
+        if decodes:  # and sees all keys, causal or not
+            skipped, visited = decode_sparsity(q, k, self.thresholds, scale=scale)
+        else:
+            skipped, visited = tile_sparsity(q, k, self.thresholds, causal=causal, scale=scale)
         tiles = int(visited.sum())
-        phase = PHASES[q.shape[1] == 1]
+        phase = PHASES[decodes]
         for threshold, count in zip(self.thresholds, skipped.sum((0, 1)).tolist(), strict=True):
             share = count / max(1, tiles)
             self.points.append(Point(phase, k.shape[1], threshold, share, tiles))

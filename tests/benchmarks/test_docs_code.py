@@ -3,9 +3,11 @@
 import re
 import socket
 import subprocess
+import sys
 
 import pages
 import pytest
+import server_stubs
 import torch
 from pages import PAGES, ROOT
 
@@ -17,6 +19,7 @@ COMPILED = "compiled only"
 WITH_A_MODEL = "run with a small random model"
 OPTIONAL = ("diffusers", "matplotlib", "transformers")
 AS_ONE_RANK = "run in one process"
+WITH_STUBS = "run over stubs of the server"
 
 
 def of(*languages):
@@ -83,8 +86,24 @@ def one_rank(monkeypatch):
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def stubs(monkeypatch):
+    """vLLM and SGLang as far as their backends need them."""
+    server_stubs.install(monkeypatch)
+    names = [f"sparse_fmha.integrations.{name}" for name in ("vllm", "sglang")]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+
+
 # By what the comment before a block says.
-FIXTURES = {WITH_A_MODEL: "small_models", AS_ONE_RANK: "one_rank"}
+FIXTURES = {
+    WITH_A_MODEL: "small_models",
+    AS_ONE_RANK: "one_rank",
+    WITH_STUBS: "stubs",
+}
 
 
 @of("python")

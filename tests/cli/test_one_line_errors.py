@@ -188,6 +188,10 @@ MODULES = {
         (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
         ([*TINY, "{file}"], "argument --out: "),
     ],
+    "benchmarks.studies.serving": [
+        (["--tiny", "--iterations", "0"], "argument --iterations: must be at least 1, got 0"),
+        ([*TINY, "{file}"], "argument --out: "),
+    ],
     "benchmarks.studies.selections": [
         (["--case", "none"], "argument --case: invalid choice: 'none'"),
         (["--length", "0"], "argument --length: must be at least 1, got 0"),

@@ -140,3 +140,32 @@ def test_results_do_not_depend_on_other_requests(cuda):
     for b in range(4):
         one = {n: x[b : b + 1] if torch.is_tensor(x) else x for n, x in given.items()}
         assert decode_attention(**one).equal(together[b : b + 1])
+
+
+@pytest.mark.parametrize("page", decode_cases.PAGES)
+def test_all_combinations(cuda, page):
+    """Of pages, splits, new tokens, heads and ragged lengths."""
+    for call in decode_cases.product("all", page, dim=64, dtype=torch.bfloat16):
+        check(cuda, call)
+
+
+@pytest.mark.parametrize("split_tokens", [None, 1024])
+@pytest.mark.parametrize("skip_threshold", [0.0, 0.1])
+def test_memory_follows_from_sizes(cuda, split_tokens, skip_threshold):
+    """What a call allocates does not depend on lengths, so a graph has room for all of them."""
+    if cuda.type != "cuda":
+        pytest.skip("the emulator has no allocator of its own")
+    options = {"dtype": torch.bfloat16, "device": cuda}
+    q = torch.randn(4, 1, 8, 128, **options)
+    k, v = torch.randn(2, 4, 65536, 2, 128, **options)
+    given = {"split_tokens": split_tokens, "skip_threshold": skip_threshold}
+    taken = []
+    for length in (0, 1, 65536, 3):
+        lens = torch.full((4,), length, dtype=torch.int32, device=cuda)
+        decode_attention(q, k, v, lens, **given)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats(cuda)
+        before = torch.cuda.memory_allocated(cuda)
+        decode_attention(q, k, v, lens, **given)
+        taken.append(torch.cuda.max_memory_allocated(cuda) - before)
+    assert len({*taken}) == 1

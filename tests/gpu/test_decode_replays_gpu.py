@@ -3,6 +3,7 @@
 import random
 
 import decode_cases
+import pages
 import pytest
 import torch
 
@@ -149,3 +150,15 @@ def test_flash_attn_with_kvcache(cuda):
     found = flash_attn_with_kvcache(*(x.to(cuda) for x in inputs), **on_gpu, causal=True)
     wanted = flash_attn_with_kvcache(*inputs, **options, causal=True)
     torch.testing.assert_close(found.cpu(), wanted, rtol=1e-2, atol=2e-3)
+
+
+def test_the_graph_of_the_serving_page(cuda):
+    if cuda.type != "cuda":
+        pytest.skip("the emulator has no graphs")
+    blocks = pages.blocks_of(pages.ROOT / "docs" / "serving.md")
+    (block,) = (block for block in blocks if "CUDAGraph" in block.code)
+    names = {"__name__": "docs"}
+    exec(compile(block.code, str(block), "exec"), names)
+    torch.cuda.synchronize()
+    assert names["out"][:6].isfinite().all()
+    assert names["out"][6:].eq(0).all()

@@ -42,11 +42,7 @@ def test_tokens_are_those_of_sdpa(name, padding, cache, monkeypatch):
     others = noted(monkeypatch, sparse, "sdpa_attention_forward")
     assert generated(net, "sparse_fmha", tokens, seen, 20, **options).equal(wanted)
     steps = 2 * 19  # of two layers, after the prompt
-    # Padding between tokens may leave a window before it does all keys.
-    if padding == "between" and name != "mistral":
-        assert (len(calls), len(others)) == (0, steps)
-    elif padding != "between":
-        assert (len(calls), len(others)) == (steps, 0)
+    assert (len(calls), len(others)) == (steps, 0)
 
 
 def batching():
@@ -168,30 +164,42 @@ def both_ends(length):
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("room", [0, 20])
-@pytest.mark.parametrize("padded", [False, True])
-def test_spans_are_the_masks_of_sdpa(padded, room, window):
+@pytest.mark.parametrize("padding", ["none", "ends", "between"])
+def test_what_one_sees_is_the_mask_of_sdpa(padding, room, window):
     """Of a cache of 60 tokens, with room behind as a static one has."""
     function = masking_utils.causal_mask_function
     if window is not None:
         function = masking_utils.sliding_window_causal_mask_function(window)
-    seen = both_ends(60) if padded else None
+    real = None if padding == "none" else both_ends(60)
+    if padding == "between":
+        real[0, 30], real[0, 55:57], real[1, 54] = False, False, False
     arguments = (3, 1, 60 + room, torch.tensor(59) if room else 59, 0, function)
-    spans = masks.plan(*arguments, attention_mask=seen)
-    assert one.is_span(spans)
+    seen = masks.plan(*arguments, attention_mask=real)
+    assert one.is_of_one(seen)
+    assert seen.shape[3] == one.NUMBERS + (60 if padding == "between" else 0)
     wanted = masking_utils.sdpa_mask(
         batch_size=3, q_length=1, kv_length=60 + room, q_offset=59, mask_function=function,
-        attention_mask=seen, allow_is_causal_skip=False,
+        attention_mask=real, allow_is_causal_skip=False,
     )  # fmt: skip
-    assert one.as_mask(spans, 60 + room).equal(wanted)
+    assert one.as_mask(seen, 60 + room).equal(wanted)
 
 
-def test_one_query_with_padding_between_has_the_mask_of_sdpa():
-    seen = both_ends(60)
-    seen[0, 30] = False
-    function = masking_utils.causal_mask_function
-    mask = masks.plan(3, 1, 60, 59, 0, function, attention_mask=seen)
-    assert mask.dtype == torch.bool
-    assert mask.equal(seen[:, None, None])
+@pytest.mark.parametrize("padding", ["ends", "between"])
+def test_decode_reads_what_is_seen_alone(padding):
+    """Keys that are not seen are NaN; of an entry without any, out is 0."""
+    real = both_ends(60)
+    real[2] = False
+    if padding == "between":
+        real[0, 30], real[1, 40:50] = False, False
+    seen = masks.plan(3, 1, 60, 59, 0, masking_utils.causal_mask_function, attention_mask=real)
+    q, (k, v) = torch.randn(3, 4, 1, 16), torch.randn(2, 3, 2, 60, 16)
+    mask = one.as_mask(seen, 60)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, enable_gqa=True
+    ).nan_to_num(0)
+    k, v = (x.masked_fill(~mask.mT, torch.nan) for x in (k, v))
+    out = one.decode(q, k, v, seen, None, None)
+    torch.testing.assert_close(out, wanted.transpose(1, 2))
 
 
 def test_one_query_with_gradients():

@@ -38,6 +38,7 @@ def test_all_ops_are_here():
     called |= {"sparse_fmha::neighborhood_out"}  # test_varlen_neighborhood.py
     called |= {"sparse_fmha::merge", "sparse_fmha::merge_into"}  # test_merge.py
     called |= {"sparse_fmha::hip_search"}  # test_hip_search_op.py
+    called |= {"sparse_fmha::quest_pages"}  # test_quest_pages_op.py
     called |= {"sparse_fmha::ssa_choices"}  # test_ssa_choices_op.py
     scores = ("rows", "columns", "diagonals", "block_sums", "block_maxima")
     called |= {f"sparse_fmha::score_{name}" for name in scores}  # test_score_ops.py

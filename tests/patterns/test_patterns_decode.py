@@ -68,7 +68,7 @@ def chosen_by_definition(q, k, table, lengths, page, budget):
                 rows = q[b, 0].unflatten(0, (heads, -1))[h].double()
                 scores.append(torch.maximum(rows * low, rows * high).sum().item())
             best = sorted(range(len(scores)), key=lambda i: -scores[i])[: budget // page]
-            found[b, h] = [last, *best] if length else []
+            found[b, h] = [last, *sorted(best)] if length else []
     return found
 
 

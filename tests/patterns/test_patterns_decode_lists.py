@@ -125,6 +125,9 @@ def test_seer_errors(gate):
         gate.blocks(q, keys.compressed, lens)
     with pytest.raises(ValueError, match="budget must be at least 16, got 15"):
         gate.blocks(q, keys.compressed, lens, budget=15)
+    odd = patterns.SeerDecodeGate(4, 2, 8, gate_dim=12, block=16)
+    with pytest.raises(ValueError, match="gate_dim must be a multiple of 8 from 8 to 256, got 12"):
+        odd.blocks(q, keys.compressed, lens, budget=16)
     with pytest.raises(ValueError, match=r"q must have shape \[any, 1, 4, 8\], got \[4, 2, 4, 8\]"):
         gate(q.expand(4, 2, HEADS, DIM), keys.compressed, lens)
     with pytest.raises(ValueError, match="k must have 4 requests of at most 128 keys"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparse_fmha
-from sparse_fmha.calibration import Calibration, Point, tile_sparsity
+from sparse_fmha.calibration import Calibration, Point, decode_sparsity, tile_sparsity
 from sparse_fmha.skipping import tiles
 
 
@@ -170,6 +170,51 @@ def test_a_wanted_sparsity_is_met(wanted):
         )
         shares.append(stats.skipped.sum() / stats.visited.sum())
     assert sum(shares) / 2 == pytest.approx(wanted, abs=0.2)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (130, 1)])
+@pytest.mark.parametrize("length", [1, 64, 700, 1333])
+def test_counts_of_decode_are_those_of_its_op(length, heads):
+    """All heads of a group of 64 vote together, over tiles from the first to the last."""
+    q, k, v = along_a_way(length, *heads, q_len=1)
+    thresholds = [0.0, 1e-3, 0.1, 0.7]
+    skipped, visited = decode_sparsity(q, k, thresholds)
+    lengths = torch.tensor([length], dtype=torch.int32)
+    for i, threshold in enumerate(thresholds):
+        _, stats = sparse_fmha.decode_attention(
+            q, k, v, lengths, skip_threshold=threshold, split_tokens=1344, return_stats=True
+        )
+        assert stats.visited.equal(visited)
+        assert stats.skipped.equal(skipped[..., i])
+
+
+@pytest.mark.parametrize("wanted", [0.25, 0.5, 0.75])
+def test_a_wanted_sparsity_is_met_in_decode(wanted):
+    """By thresholds of that phase, which those for prefill do not give."""
+    found = Calibration()
+    for length in (1024, 4096):
+        for seed in range(8):
+            q, k, _ = along_a_way(length, 8, 2, seed=seed, q_len=1)
+            found.add(q, k, causal=True)
+    assert {point.phase for point in found.points} == {"decode"}
+    length, shares = 2048, []
+    lengths = torch.tensor([length], dtype=torch.int32)
+    for seed in range(8, 24):
+        q, k, v = along_a_way(length, 8, 2, seed=seed, q_len=1)
+        _, stats = sparse_fmha.decode_attention(
+            q, k, v, lengths, skip_threshold=found.threshold_for(wanted, length, "decode"),
+            split_tokens=length, return_stats=True,
+        )  # fmt: skip
+        shares.append(stats.skipped.sum() / stats.visited.sum())
+    assert sum(shares) / len(shares) == pytest.approx(wanted, abs=0.15)
+    with pytest.raises(ValueError, match="a fit needs at least two different points of prefill"):
+        found.threshold_for(wanted, length)
+
+
+def test_decode_has_one_token():
+    q, k, _ = along_a_way(90)
+    with pytest.raises(ValueError, match="q must have one token in decoding, got 90"):
+        decode_sparsity(q, k)
 
 
 NO_EFFECT = [

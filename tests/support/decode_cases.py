@@ -1,5 +1,6 @@
 """Calls of decode_attention, drawn from a seed: caches hold NaN wherever no query looks."""
 
+import itertools
 import random
 
 import decode_oracle
@@ -7,6 +8,11 @@ import torch
 
 FORMS = ("all", "blocks", "tokens", "tokens by query", "spans")
 LAYOUTS = ("heads last", "heads first", "halves")
+# Of pages, splits, new tokens, heads and lengths (ragged and equal): all combinations.
+PAGES = (None, 1, 16, 64)
+SPLITS, QUERIES = (None, 64, 128), (1, 2, 5, 16)
+HEADS = ((1, 1), (3, 1), (4, 2), (16, 1))
+LENGTHS = ((0, 1, 190), (200, 200, 200))
 BAD = (-1, -(2**31), 2**31 - 1, 10**6)
 
 
@@ -79,6 +85,14 @@ def draw(
     del call["form"]
     fill(call, generator)
     return call
+
+
+def product(form, page, **sizes):
+    """Calls of one form and page size, of every combination of the others."""
+    others = itertools.product(SPLITS, QUERIES, HEADS, LENGTHS)
+    for seed, (split, len_q, heads, lengths) in enumerate(others):
+        options = {"len_q": len_q, "heads": heads, "lengths": lengths, "split_tokens": split}
+        yield draw(seed, form, page, batch=len(lengths), **options, **sizes)
 
 
 def lists_of(rng, form, capacity, batch, len_q, heads, bad):

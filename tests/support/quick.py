@@ -60,6 +60,7 @@ SLOW = {
         "test_an_exported_program_is_saved_and_takes_other_masks",
     ),
     "masks/test_masks_follow.py": ("test_a_copy_is_the_same",),
+    "ops/test_decode_product.py": (),
     "ops/test_cpu_isa.py": ("test_drawn", "test_every_mechanism"),
     "ops/test_compile.py": ("test_one_graph_serves_all_grids",),
     "ops/test_backward.py": (

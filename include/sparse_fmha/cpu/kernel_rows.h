@@ -6,6 +6,7 @@
 #include "sparse_fmha/core/anchor.h"
 #include "sparse_fmha/core/hip_search.h"
 #include "sparse_fmha/core/merge.h"
+#include "sparse_fmha/core/quest_pages.h"
 #include "sparse_fmha/core/registry.h"
 #include "sparse_fmha/core/ssa_choices.h"
 
@@ -27,6 +28,7 @@ std::vector<KernelRow> cpu_decode_rows();
 AnchorKernels cpu_anchor_kernels();
 void cpu_merge_parts(MergeProblem const& problem, ExecutionContext const& context);
 void cpu_find_hip_keys(HipSearch const& search, ExecutionContext const& context);
+void cpu_choose_quest_pages(QuestPages const& pages, ExecutionContext const& context);
 void cpu_choose_ssa_blocks(SsaChoices const& choices, ExecutionContext const& context);
 
 }  // namespace sparse_fmha

@@ -17,6 +17,7 @@ from sparse_fmha._ops import (
     library,
     merging,
     packed,
+    quest_pages,
     shapes,
     ssa_choices,
     symbolic,
@@ -69,6 +70,7 @@ def register() -> None:
     decode.register(_registrations)
     merging.register(_registrations)
     hip_search.register(_registrations)
+    quest_pages.register(_registrations)
     ssa_choices.register(_registrations)
     _register_out(torch.ops.sparse_fmha.neighborhood_out.default)
 

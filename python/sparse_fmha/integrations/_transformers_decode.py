@@ -1,8 +1,9 @@
 """One query of each batch entry, as in decoding: which keys it sees, as a tensor, and the call.
 
-A mask of one query is a span of keys where its padding is at the ends: int32 `[B, 1, 1, 3]`, the
-first key, how many, and one past the last. transformers passes 4-dimensional tensors on as they
-are, to compiled functions, too.
+They are int32 `[B, 1, 1, 3]`, the first key, how many, and one past the last, where they follow
+each other. With padding between them their positions are behind these numbers, ascending, then -1:
+`[B, 1, 1, 3 + tokens]`. transformers passes 4-dimensional tensors on as they are, to compiled
+functions, too.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from sparse_fmha.decode import decode_attention
 
+NUMBERS = 3  # before positions
 
-def span(
+
+def seen_by_one(
     batch: int,
     keys: int | Tensor,
     first: int | Tensor,
     real: Tensor | None,
     device: torch.device | str,
-) -> Tensor | None:
-    """The span of keys from `first` to `keys` that are real; None if padding lies between them.
+) -> Tensor:
+    """The keys from `first` to `keys` that are real.
 
     Args:
         keys, first: numbers, or tensors of one number.
@@ -33,38 +36,45 @@ def span(
         return value.to(device=device, dtype=torch.int32).reshape(-1).expand(batch)
 
     start, stop = column(first), column(keys)
+    count, positions = stop - start, []
     if real is not None:
-        at = torch.arange(real.shape[1], device=real.device)
+        tokens = real.shape[1]
+        at = torch.arange(tokens, device=real.device)
         seen = real & (at >= start[:, None]) & (at < stop[:, None])
         count = seen.sum(1)
         start = seen.int().argmax(1)
-        stop = torch.where(count > 0, real.shape[1] - seen.int().flip(1).argmax(1), start)
+        stop = torch.where(count > 0, tokens - seen.int().flip(1).argmax(1), start)
         if not bool((count == stop - start).all()):
-            return None
-    columns = (start, stop - start, stop)
-    return torch.stack([x.to(torch.int32) for x in columns], 1)[:, None, None]
+            order = torch.where(seen, at, tokens).sort(1).values
+            positions = [order.masked_fill(order == tokens, -1).int()]
+    numbers = torch.stack([x.to(torch.int32) for x in (start, count, stop)], 1)
+    return torch.cat([numbers, *positions], 1)[:, None, None]
 
 
-def is_span(mask: Tensor) -> bool:
-    return mask.dtype == torch.int32 and mask.shape[1:] == (1, 1, 3)
+def is_of_one(mask: Tensor) -> bool:
+    return mask.dtype == torch.int32 and mask.shape[1:3] == (1, 1) and mask.shape[3] >= NUMBERS
 
 
-def as_mask(spans: Tensor, keys: int) -> Tensor:
+def as_mask(seen: Tensor, keys: int) -> Tensor:
     """Bool `[B, 1, 1, keys]`, True where a key is seen."""
-    at = torch.arange(keys, device=spans.device)
-    return (at >= spans[..., :1]) & (at < spans[..., 2:])
+    at = torch.arange(keys, device=seen.device)
+    if seen.shape[3] == NUMBERS:
+        return (at >= seen[..., :1]) & (at < seen[..., 2:])
+    listed = seen[..., NUMBERS:].long()
+    made = torch.zeros(*seen.shape[:3], keys + 1, dtype=torch.bool, device=seen.device)
+    return made.scatter_(3, torch.where(listed < 0, keys, listed), True)[..., :keys]
 
 
 def decode(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    spans: Tensor,
+    seen: Tensor,
     scale: float | None,
     sink: Tensor | None,
     softcap: float = 0.0,
 ) -> Tensor:
-    """Attention of one query over a span of keys of each batch entry.
+    """Attention of one query of each batch entry over the keys that it sees.
 
     Args:
         query: `[B, Hq, 1, D]`. key, value: `[B, Hkv, Lkv, D]`, a cache that may have room behind.
@@ -73,14 +83,17 @@ def decode(
         `[B, 1, Hq, D]`.
     """
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    starts, counts = (spans[:, 0, :, i].expand(-1, k.shape[2]) for i in (0, 1))
+    starts, counts, stops = (seen[:, 0, :, i] for i in range(NUMBERS))
+    listed = seen.shape[3] > NUMBERS
+    heads = k.shape[2]
     return decode_attention(
         q,
         k,
         v,
-        spans[:, 0, 0, 2],
-        head_starts=starts,
-        head_lengths=counts,
+        stops[:, 0],
+        tokens=(seen[..., NUMBERS:], seen[..., 1]) if listed else None,
+        head_starts=None if listed else starts.expand(-1, heads),
+        head_lengths=None if listed else counts.expand(-1, heads),
         scale=scale,
         softcap=softcap,
         sink=sink,

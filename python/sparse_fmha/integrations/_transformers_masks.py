@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import masking_utils as hf
 
 from sparse_fmha._sizes import ceil_div
-from sparse_fmha.integrations._transformers_decode import span
+from sparse_fmha.integrations._transformers_decode import seen_by_one
 from sparse_fmha.integrations._transformers_plan import Plan, Runs
 from sparse_fmha.masks.block_fields import TENSORS
 from sparse_fmha.masks.block_grid import BlockGrid
@@ -66,8 +66,9 @@ def plan(
 ) -> Plan | Tensor | None:
     """Called by transformers once for each kind of mask of a forward pass.
 
-    Returns a `Plan`; for one query the span of its keys (`_transformers_decode`), or, if that is
-    none, the mask of `sdpa_mask`. Reads padding and packed sequences, which waits for the device.
+    Returns a `Plan`; for one query its keys (`_transformers_decode`), or, if the mask function is
+    unknown or would have to be read in a compiled model, the mask of `sdpa_mask`. Reads padding and
+    packed sequences, which waits for the device.
 
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, device, kwargs: those
@@ -78,11 +79,11 @@ def plan(
     if isinstance(attention_mask, Plan):
         return attention_mask
     if q_length == 1:
-        spans = _span_of_one(
+        seen = _seen_by_one(
             batch_size, kv_length, q_offset, kv_offset, mask_function, attention_mask, device
         )
-        if spans is not None:
-            return spans
+        if seen is not None:
+            return seen
         mask_of_one: Tensor | None = hf.sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -130,7 +131,7 @@ def plan(
     return replace(made, mask=block_mask(form, real, q_length, keys, torch.device(device)))
 
 
-def _span_of_one(
+def _seen_by_one(
     batch: int,
     kv_length: int,
     q_offset: int | Tensor,
@@ -139,7 +140,7 @@ def _span_of_one(
     attention_mask: Tensor | None,
     device: torch.device | str,
 ) -> Tensor | None:
-    """The keys that one query sees, if they are a span."""
+    """The keys that one query sees, if they are known without its mask."""
     form = read(mask_function)
     if form is None or (form.sequences, form.positions, form.images) != (None, None, None):
         return None
@@ -149,13 +150,13 @@ def _span_of_one(
             return None
         real = real.to(device=device, dtype=torch.bool)[:, kv_offset : kv_offset + kv_length]
     if not form.causal:
-        return None if form.window is not None else span(batch, kv_length, 0, real, device)
+        return None if form.window is not None else seen_by_one(batch, kv_length, 0, real, device)
     own = q_offset - kv_offset  # the query's key
     first: int | Tensor = 0
     if form.window is not None:
         first = own - form.window + 1
         first = first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
-    return span(batch, own + 1, first, real, device)
+    return seen_by_one(batch, own + 1, first, real, device)
 
 
 def read(function: MaskFunction) -> Form | None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparse_fmha.integrations._transformers_decode import span
+from sparse_fmha.integrations._transformers_decode import seen_by_one
 from sparse_fmha.integrations._transformers_rows import by_distance, by_lists
 from sparse_fmha.masks import tensor_fields
 from sparse_fmha.masks.block_mask import BlockMask
@@ -79,31 +79,29 @@ class Plan(TensorFields):
 
     @functools.cached_property
     def of_lists(self) -> tuple[Tensor | None, Plan]:
-        """Of the last queries of a mask: what one sees as a span, if it is one; and their plan."""
+        """Of the last queries of a mask: what one sees, if it is one; and their plan."""
         assert self.mask is not None, "the other forms need no lists"
         rows = by_lists(self.mask, min(self.last or self.mask.q_len, self.mask.q_len))
         made = Plan(mask=BlockMask.from_dense(rows), keys=self.keys, special=_LAST)
         if rows.shape[2] > 1 or torch.compiler.is_compiling():
             return None, made
-        return span(len(rows), rows.shape[3], 0, rows[:, 0, 0], rows.device), made
+        return seen_by_one(len(rows), rows.shape[3], 0, rows[:, 0, 0], rows.device), made
 
 
 tensor_fields.register(Plan, "sparse_fmha.integrations.transformers.Plan")
 
 
 def of_last(plan: Plan, query: Tensor) -> Plan | Tensor:
-    """The plan of a call with some last queries, `[B, Hq, n, D]`; a span if that says it."""
+    """The plan of a call with some last queries, `[B, Hq, n, D]`; the keys of one."""
     if plan.last is None:
         return plan
     if plan.mask is not None:
-        spans, lists = plan.of_lists
-        return lists if spans is None else spans.expand(len(query), -1, -1, -1)
+        seen, lists = plan.of_lists
+        return lists if seen is None else seen.expand(len(query), -1, -1, -1)
     keys, window, count = plan.keys, plan.window, query.shape[2]
     assert keys is not None, "windows are made with a number of keys"
     assert window is not None, "nothing else needs to know"
     if count == 1:
-        spans = span(len(query), keys, max(keys - window, 0), None, query.device)
-        assert spans is not None, "nothing is padding"
-        return spans
+        return seen_by_one(len(query), keys, max(keys - window, 0), None, query.device)
     rows = by_distance(count, keys, window, query.device)
     return Plan(mask=BlockMask.from_dense(rows), keys=keys, special=_LAST)

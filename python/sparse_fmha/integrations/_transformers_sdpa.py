@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparse_fmha.integrations._sinks import with_sink
-from sparse_fmha.integrations._transformers_decode import as_mask, is_span
+from sparse_fmha.integrations._transformers_decode import as_mask, is_of_one
 from sparse_fmha.integrations._transformers_plan import Plan
 from sparse_fmha.integrations._transformers_rows import by_distance, by_lists
 
@@ -57,7 +57,7 @@ def attend(
 def seen_pairs(mask: Plan | Tensor, queries: int, keys: int, device: torch.device) -> Tensor | None:
     """Bool, broadcastable to `[B, Hq, Lq, Lkv]`, True where a key is seen; None if all are."""
     if isinstance(mask, Tensor):
-        return as_mask(mask, keys) if is_span(mask) else mask
+        return as_mask(mask, keys) if is_of_one(mask) else mask
     if mask.mask is not None:
         return by_lists(mask.mask, queries)
     if not mask.causal and mask.window is None:

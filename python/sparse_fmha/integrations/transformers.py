@@ -32,7 +32,7 @@ from sparse_fmha.integrations import _transformers_packed, _transformers_sdpa
 from sparse_fmha.integrations._layer_table import Layers, parse
 from sparse_fmha.integrations._layers import Call, Method
 from sparse_fmha.integrations._sinks import with_sink
-from sparse_fmha.integrations._transformers_decode import as_mask, decode, is_span, span
+from sparse_fmha.integrations._transformers_decode import as_mask, decode, is_of_one, seen_by_one
 from sparse_fmha.integrations._transformers_masks import plan
 from sparse_fmha.integrations._transformers_packed import attend_packed, continuous_batching
 from sparse_fmha.integrations._transformers_plan import Plan, of_last
@@ -56,8 +56,8 @@ def register(
     """Registers `attn_implementation=name` with transformers, for attention and masks.
 
     Prefill and encoders run on `attention` and `block_sparse_attention`, a forward pass of one
-    query (decode) on `decode_attention`. With a mask whose keys are no span, with gradients or with
-    dropout, one query goes to torch's SDPA.
+    query (decode) on `decode_attention`, over a list of tokens if padding lies between them. With a
+    mask function that is not known, with gradients or with dropout, one query goes to torch's SDPA.
 
     Args:
         name: a name without "flash" or "/", which transformers interprets in its own way.
@@ -184,8 +184,8 @@ def attend(
             _report(method_of, method, [("decoding", message)])
         if attention_mask is None or isinstance(attention_mask, Plan):
             keys = None if attention_mask is None else attention_mask.keys
-            attention_mask = span(len(query), keys or key.shape[2], 0, None, query.device)
-        if attention_mask is not None and is_span(attention_mask):
+            attention_mask = seen_by_one(len(query), keys or key.shape[2], 0, None, query.device)
+        if attention_mask is not None and is_of_one(attention_mask):
             if not (dropout or _records(query, key, value, sink)):
                 return decode(query, key, value, attention_mask, scaling, sink, softcap), None
             attention_mask = as_mask(attention_mask, key.shape[2])

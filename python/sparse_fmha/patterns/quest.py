@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse_fmha._checks import (
     check_device,
     check_floats,
+    check_head_dim,
     check_instance,
     check_int,
     check_integers,
@@ -15,6 +16,7 @@ from sparse_fmha._checks import (
     check_shape,
     plain_ints,
 )
+from sparse_fmha._ops import quest_pages
 
 
 class PageBounds:
@@ -125,35 +127,29 @@ def quest(
 
     Returns:
         indices `[B, Hkv, min(budget // page, n) + 1]` and counts `[B, Hkv]`, int32, and page. The
-        newest page stands first, then the best. A page that the table does not have is not taken.
+        newest page stands first, then the best ascending, then -1. A page that the table does not
+        have is not taken, nor one whose score is NaN; of equal scores the first is.
         `decode_attention` takes blocks of 16, 32, 64 and 128; for other pages see
         `quest_page_table`.
 
     Raises:
-        ValueError, TypeError: a shape does not match, or budget is below a page.
+        ValueError, TypeError: a shape does not match, the head dim is none of attention's, or
+            budget is below a page.
+        RuntimeError: the bounds are fp64 on CUDA.
     """
     check_instance("bounds", bounds, PageBounds)
     check_int("budget", budget, bounds.page)
-    table = _table(q, bounds, seq_lens, page_table)
-    heads = bounds.low.shape[1]
-    width = table.shape[1]
-    lengths = seq_lens.long().clamp(0, width * bounds.page)
-    newest = (lengths - 1).div(bounds.page, rounding_mode="floor")
-    exists = (table >= 0) & (table < bounds.low.shape[0])
-    pages = table.clamp(0, bounds.low.shape[0] - 1)
-    rows = q[:, 0].float().unflatten(1, (heads, -1))
-    # One of the two products is the larger one by the sign of q alone.
-    scores = torch.einsum("bhd,bnhd->bhn", rows.clamp(min=0).sum(2), bounds.high[pages].float())
-    scores = scores + torch.einsum(
-        "bhd,bnhd->bhn", rows.clamp(max=0).sum(2), bounds.low[pages].float()
+    width = _width(q, bounds, seq_lens, page_table)
+    indices, counts = quest_pages.choose(
+        q[:, 0],
+        bounds.low,
+        bounds.high,
+        _int32(seq_lens),
+        None if page_table is None else _int32(page_table),
+        page=bounds.page,
+        best=min(budget // bounds.page, width),
     )
-    before = exists & (torch.arange(width, device=q.device) < newest[:, None])
-    scores = scores.masked_fill(~before[:, None] | scores.isnan(), -torch.inf)
-    best = scores.topk(min(budget // bounds.page, width), dim=-1)
-    newest = newest[:, None, None].expand(-1, heads, 1)
-    indices = torch.cat([newest, best.indices], -1).int()
-    counts = (best.values > -torch.inf).sum(-1) + (newest[..., 0] >= 0)
-    return indices, counts.int(), bounds.page
+    return indices, counts, bounds.page
 
 
 @plain_ints
@@ -192,8 +188,15 @@ def quest_page_table(
     return chosen.int(), left.int()
 
 
-def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> Tensor:
-    """Checks the arguments; returns the page table."""
+def _int32(numbers: Tensor) -> Tensor:
+    """Of any integers; those that int32 cannot hold are out of range in it, too."""
+    if numbers.dtype == torch.int32:
+        return numbers
+    return numbers.clamp(-1, 2**31 - 1).int()
+
+
+def _width(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> int:
+    """Checks the arguments; returns how many pages a request can have."""
     check_floats("q", q, 4, "[batch, 1, heads, head dim]")
     pages, heads, dim = bounds.low.shape
     batch = q.shape[0]
@@ -201,16 +204,17 @@ def _table(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor |
         raise ValueError(
             f"q must have shape [any, 1, a multiple of {heads}, {dim}], got {list(q.shape)}"
         )
+    check_head_dim("head dim of q", dim)
     check_numbers("seq_lens", seq_lens, (batch,), q.device)
     if page_table is None:
         if not batch or pages % batch:
             raise ValueError(
                 f"bounds must have a multiple of {batch} pages without a page_table, got {pages}"
             )
-        return torch.arange(pages, device=q.device).view(batch, -1)
+        return pages // batch
     check_numbers("page_table", page_table, (batch, "at least 1"), q.device)
     if not page_table.shape[1]:
         raise ValueError(
             f"page_table must have shape [{batch}, at least 1], got {list(page_table.shape)}"
         )
-    return page_table.long()
+    return page_table.shape[1]

@@ -12,6 +12,7 @@ from torch.nn.functional import pad, rms_norm
 from sparse_fmha._checks import (
     check_device,
     check_floats,
+    check_head_dim,
     check_instance,
     check_int,
     check_number,
@@ -20,6 +21,7 @@ from sparse_fmha._checks import (
     check_shape,
     plain_ints,
 )
+from sparse_fmha._ops import quest_pages
 from sparse_fmha._sizes import ceil_div
 from sparse_fmha.patterns.seer_attention import check_gate_sizes
 
@@ -126,14 +128,7 @@ class SeerDecodeGate(nn.Module):
         Returns:
             fp32 `[B, Hkv, n]`; -inf for the newest block and those behind it.
         """
-        check_floats("q", q, 4, "[batch, 1, heads, head dim]")
-        if q.shape[1:] != (1, self.heads, self.head_dim):
-            raise ValueError(
-                f"q must have shape [any, 1, {self.heads}, {self.head_dim}], got {list(q.shape)}"
-            )
-        rows = q[:, 0].unflatten(1, (self.heads_kv, -1)).flatten(2)
-        rows = torch.einsum("bhi,hio->bho", rows.to(self.weight_q.dtype), self.weight_q)
-        gate = self._placed(rows, self.norm_q, seq_lens - 1).float()
+        gate = self._of_queries(q, seq_lens).float()
         scores: Tensor = torch.einsum("bhd,bnhd->bhn", gate, compressed.float())
         scores = scores * self.gate_dim**-0.5
         newest = (seq_lens.long() - 1).div(self.block, rounding_mode="floor")
@@ -157,31 +152,58 @@ class SeerDecodeGate(nn.Module):
         Args:
             q, compressed, seq_lens: see `forward`.
             budget: tokens for each KV head, at least a block; the newest block is one of them.
+                Needs a gate dim that is a multiple of 8, up to 256.
             threshold: instead, the least share of the softmax over the blocks before the newest.
 
         Returns:
             indices `[B, Hkv, n]` and counts `[B, Hkv]`, int32, and block. The newest block stands
-            first, then the best.
+            first, then the best: with a budget ascending, else by their shares.
 
         Raises:
-            ValueError, TypeError: a shape does not match, or not exactly one of budget and
-                threshold is given.
+            ValueError, TypeError: a shape or the gate dim does not match, or not exactly one of
+                budget and threshold is given.
         """
-        if (budget is None) == (threshold is None):
+        if budget is not None and threshold is None:
+            return self._best(q, compressed, seq_lens, check_int("budget", budget, self.block))
+        if budget is not None or threshold is None:
             raise ValueError("exactly one of budget and threshold must be given")
-        scores = self(q, compressed, seq_lens)
-        most = scores.shape[-1]
-        least = -torch.inf
-        if budget is not None:
-            most = min(check_int("budget", budget, self.block) // self.block - 1, most)
-        elif threshold is not None:
-            scores = scores.softmax(-1).nan_to_num(0)  # a request without such blocks
-            least = check_number("threshold", threshold, 0, 1)
-        best = scores.topk(most, dim=-1)
+        least = check_number("threshold", threshold, 0, 1)
+        # 0 for a request without such blocks
+        scores = self(q, compressed, seq_lens).softmax(-1).nan_to_num(0)
+        best = scores.topk(scores.shape[-1], dim=-1)
         newest = (seq_lens.long() - 1).div(self.block, rounding_mode="floor")
         newest = newest[:, None, None].expand(-1, self.heads_kv, 1)
         counts = (best.values > least).sum(-1) + (newest[..., 0] >= 0)
         return torch.cat([newest, best.indices], -1).int(), counts.int(), self.block
+
+    def _best(
+        self, q: Tensor, compressed: Tensor, seq_lens: Tensor, budget: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Quest's op with both bounds equal: its score is then the product with them."""
+        check_head_dim("gate_dim", self.gate_dim)
+        gate = self._of_queries(q, seq_lens)
+        rows = compressed.flatten(0, 1)
+        indices, counts = quest_pages.choose(
+            gate,
+            rows,
+            rows,
+            seq_lens.int(),
+            None,
+            page=self.block,
+            best=min(budget // self.block - 1, compressed.shape[1]),
+        )
+        return indices, counts, self.block
+
+    def _of_queries(self, q: Tensor, seq_lens: Tensor) -> Tensor:
+        """Qg, `[B, Hkv, gate_dim]`."""
+        check_floats("q", q, 4, "[batch, 1, heads, head dim]")
+        if q.shape[1:] != (1, self.heads, self.head_dim):
+            raise ValueError(
+                f"q must have shape [any, 1, {self.heads}, {self.head_dim}], got {list(q.shape)}"
+            )
+        rows = q[:, 0].unflatten(1, (self.heads_kv, -1)).flatten(2)
+        rows = torch.einsum("bhi,hio->bho", rows.to(self.weight_q.dtype), self.weight_q)
+        return self._placed(rows, self.norm_q, seq_lens - 1)
 
     def _placed(self, x: Tensor, weight: Tensor | None, positions: Tensor) -> Tensor:
         """Norm and RoPE of `[..., H, gate_dim]` at positions `[...]`."""
@@ -217,15 +239,17 @@ class SeerKeys:
         check_int("batch", batch, 1)
         self.gate = gate
         weight = gate.weight_k
+        self._blocks = ceil_div(check_int("kv_len", kv_len, 1), gate.block)  # of a request
         # One block more takes what is not complete yet.
-        shape = (batch, ceil_div(check_int("kv_len", kv_len, 1), gate.block) + 1, gate.heads_kv)
-        self._compressed = weight.new_zeros(*shape, gate.gate_dim, requires_grad=False)
+        shape = (batch * self._blocks + 1, gate.heads_kv, gate.gate_dim)
+        self._compressed = weight.new_zeros(*shape, requires_grad=False)
         size = (batch, gate.heads_kv, gate.head_dim)
         self._pools = torch.zeros(POOLS, *size, dtype=torch.float32, device=weight.device)
 
     @property
     def compressed(self) -> Tensor:
-        return self._compressed[:, :-1]
+        kept: Tensor = self._compressed[:-1].unflatten(0, (-1, self._blocks))
+        return kept
 
     @torch.no_grad()
     def start(self, k: Tensor, seq_lens: Tensor) -> None:
@@ -240,7 +264,7 @@ class SeerKeys:
             ValueError, TypeError: a shape, dtype or device is not allowed.
         """
         block = self.gate.block
-        batch, blocks = len(self._compressed), self._compressed.shape[1] - 1
+        batch, blocks = self._pools.shape[1], self._blocks
         self._check(k, (batch, "tokens", *self._pools.shape[2:]), "seq_lens", seq_lens)
         if ceil_div(k.shape[1], block) > blocks:
             raise ValueError(
@@ -259,7 +283,7 @@ class SeerKeys:
         number = torch.arange(blocks, device=k.device).expand(len(lens), -1)
         done = (number + 1) * block <= lens[:, None]
         made = self.gate.compress(pools.masked_fill(~done[..., None, None], 0), number)
-        self._compressed[:, :-1] = made.masked_fill(~done[..., None, None], 0)
+        self.compressed.copy_(made.masked_fill(~done[..., None, None], 0))
         opened = (lens // block).clamp(max=blocks - 1)
         index = opened[:, None, None, None].expand(-1, 1, *high.shape[2:])
         self._pools.copy_(torch.stack([x.gather(1, index)[:, 0] for x in (high, low, total)]))
@@ -284,12 +308,13 @@ class SeerKeys:
         low = torch.where(begins, k, torch.minimum(low, k))
         total = torch.where(begins, k, total + k)
         self._pools.copy_(torch.where(given, torch.stack([high, low, total]), self._pools))
-        last = self._compressed.shape[1] - 1
         number = at.clamp(min=0) // block
         made = self.gate.compress(torch.cat([high, low, total / block], -1), number)
         ends = (at >= 0) & (at % block == block - 1)
-        where = torch.where(ends, number, last).clamp(max=last)
-        self._compressed[torch.arange(len(at), device=at.device), where] = made
+        requests = torch.arange(len(at), device=at.device)
+        kept = ends & (number < self._blocks)
+        where = torch.where(kept, requests * self._blocks + number, len(self._compressed) - 1)
+        self._compressed[where] = made
 
     def _check(self, k: Tensor, shape: Sequence[int | str], name: str, numbers: Tensor) -> None:
         check_floats("k", k)
