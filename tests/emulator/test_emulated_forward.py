@@ -55,6 +55,27 @@ def test_several_tiles(arch, name):
     check(TILES[name], TILES[name].arguments(BF16, dim=64))
 
 
+RISING = {
+    "1-D": Case("neighborhood", (1100,), window((1000,), 128)),
+    "blocks 128x128": Case("block_sparse", (128,), block_lists(128, 1100, 128, 128), kv=(1100,)),
+    "stripes": Case("stripe", (70,), stripe_lists(70, 1100, 64, share=0.9), kv=(1100,)),
+}
+
+
+@pytest.mark.parametrize("rise", [0.0, 5.0, 20.0, 600.0, -300.0])
+@pytest.mark.parametrize("name", RISING)
+def test_rising_scores(arch, name, rise):
+    """By `rise` from one 128 keys to the next: weights out of range, in the middle and at the end
+    of a row's tiles."""
+    case = RISING[name]
+    arguments = case.arguments(BF16, dim=64)
+    q, k = arguments["q"], arguments["k"]
+    q[..., 0] = 16
+    q[:, 5::7, :, 0] = 0
+    k[..., 0] = (rise * (torch.arange(k.shape[1]) // 128) * 0.5)[:, None].to(BF16)
+    check(case, arguments)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
 @pytest.mark.parametrize("name", ["dense", "causal", "2-D", "blocks 128x128", "stripes, causal"])
 def test_other_head_dims(arch, name, dtype):

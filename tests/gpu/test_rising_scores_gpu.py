@@ -52,8 +52,9 @@ def test_negative_scale(rising, attend, agrees, dim, rise):
 @pytest.mark.parametrize("rise", RISES)
 @pytest.mark.parametrize("stride", [1, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_neighborhood(rising, attend, agrees, dtype, stride, rise):
-    q, k, v = rising(rise, 128, dtype)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_neighborhood(rising, attend, agrees, dim, dtype, stride, rise):
+    q, k, v = rising(rise, dim, dtype)
     visible = reference.neighborhood_mask((LENGTH,), 640, stride=stride).to(q.device)
     agrees(*attend(q, k, v, window=640, stride=stride), q, k, v, visible=visible)
 
@@ -62,12 +63,13 @@ def test_neighborhood(rising, attend, agrees, dtype, stride, rise):
 @pytest.mark.parametrize("rise", RISES)
 @pytest.mark.parametrize("grid", [(32, 32), (16, 8, 8)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [64, 128])
 def test_neighborhood_rows_that_see_nothing_at_first(
-    rising, attend, agrees, dtype, grid, rise, level
+    rising, attend, agrees, dim, dtype, grid, rise, level
 ):
     """Of a box many rows see no key of the first tiles; their first scores may be anything."""
-    q, k, v = rising(rise, 128, dtype)
-    k[..., 0] += level * 128**0.5 / 16
+    q, k, v = rising(rise, dim, dtype)
+    k[..., 0] += level * dim**0.5 / 16
     q, k, v = (x.unflatten(1, grid) for x in (q, k, v))
     window = (5, 7, 5)[-len(grid) :]
     visible = reference.neighborhood_mask(grid, window).to(q.device)
@@ -77,8 +79,9 @@ def test_neighborhood_rows_that_see_nothing_at_first(
 @pytest.mark.parametrize("rise", RISES)
 @pytest.mark.parametrize("block_q", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_block_sparse(rising, agrees, dtype, block_q, rise):
-    q, k, v = rising(rise, 128, dtype)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_block_sparse(rising, agrees, dim, dtype, block_q, rise):
+    q, k, v = rising(rise, dim, dtype)
     shape = 2, 4, LENGTH // block_q, LENGTH // 128
     generator = torch.Generator(q.device).manual_seed(7)
     blocks = torch.rand(shape, generator=generator, device=q.device) < 0.6
@@ -90,8 +93,9 @@ def test_block_sparse(rising, agrees, dtype, block_q, rise):
 
 @pytest.mark.parametrize("rise", [0.0, 12.0, 600.0, -300.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rows_that_see_nothing_at_first(rising, agrees, dtype, rise):
-    q, k, v = rising(rise, 128, dtype)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rows_that_see_nothing_at_first(rising, agrees, dim, dtype, rise):
+    q, k, v = rising(rise, dim, dtype)
     row = torch.arange(LENGTH, device=q.device)[:, None]
     key = torch.arange(LENGTH, device=q.device)
     # Masked blocks come first: of some rows every key is masked there.

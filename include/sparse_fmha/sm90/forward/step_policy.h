@@ -55,11 +55,14 @@ struct StepPolicy {
                                                 ? MaskLookUp::kAfterRelease
                                                 : MaskLookUp::kBeforeRelease;
 
-  // At 64 columns the exponential unit is as busy as the matrix unit. At 256 a thread has no
-  // registers to keep scores until their sum is known.
-  static constexpr Reference kReference = Traits::kValueDim != 128 ? Reference::kMaximum
-                                          : kNeeded                ? Reference::kLagsOfMasked
-                                                                   : Reference::kLags;
+  // At 64 columns the exponential unit is as busy as the matrix unit, so three consumers wait for
+  // it either way. At 256 a thread has no registers to keep scores until their sum is known.
+  static constexpr bool kCanLag =
+      Traits::kValueDim == 128 ||
+      (Traits::kValueDim == 64 && Traits::kConsumers == 2 && !Traits::kKeyBias);
+  static constexpr Reference kReference = !kCanLag  ? Reference::kMaximum
+                                          : kNeeded ? Reference::kLagsOfMasked
+                                                    : Reference::kLags;
 
   // Whether addresses of the queries are computed for each tile: three consumers have no registers
   // to keep more than eight.
