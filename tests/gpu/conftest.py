@@ -62,6 +62,14 @@ def one_kernel():
     module.set_tile_q_override(before)
 
 
+@pytest.fixture
+def nobody_waits(cuda):
+    """The host must not wait for the device, until the test sets the mode to "default" itself."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture(scope="session")
 def randn(cuda):
     """randn(*shape, dtype, seed): normal values on the GPU."""

@@ -45,13 +45,6 @@ def tensors(cuda, randn):
     return q, *(randn(1, LENGTH, 2, 64, dtype=torch.bfloat16, seed=s) for s in (1, 2))
 
 
-@pytest.fixture
-def nobody_waits():
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(tensors, agrees, name):
     q, k, v = tensors

@@ -32,3 +32,18 @@ def assert_as_good_as_rounded(case, arguments, out, exact):
     for figure in (torch.max, lambda x: x.square().mean().sqrt()):
         error, allowed = figure(ours).item(), figure(theirs).item()
         assert error <= 2 * allowed + torch.finfo(out.dtype).eps, (error, allowed)
+
+
+def assert_as_good_as(found, exact, theirs, dtype, what):
+    """The error of a result against fp64 is at most twice that of another way to compute it in the
+    same dtype, plus two roundings."""
+    __tracebackhide__ = True
+    assert found.shape == exact.shape, what
+    assert found.isfinite().all(), f"{what}: {(~found.isfinite()).sum()} are not finite"
+    for name, figure in {"largest": torch.max, "rms": lambda x: x.square().mean().sqrt()}.items():
+        error, allowed = (figure((x.double() - exact).abs()).item() for x in (found, theirs))
+        allowed = 2 * allowed + 2 * torch.finfo(dtype).eps * figure(exact.abs()).item()
+        assert error <= allowed, (
+            f"{name} error of {what} is {error:.3g}, {allowed:.3g} is allowed; worst at "
+            f"{tuple(map(int, torch.unravel_index((found - exact).abs().argmax(), found.shape)))}"
+        )
