@@ -46,7 +46,7 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
   bool const causal = std::holds_alternative<Causal::Params>(p.sparsity);
   bool const all_heads =
       2. * len_kv * (p.head_dim + p.value_dim) * p.heads_kv * p.batch <= kBytesOfAllHeads;
-  // Measured (docs/lab/2026-11-29-small-problems.md): causal tiles differ in weight, and so do
+  // Measured (docs/lab/2026-11-30g-tiles-in-turns.md): causal tiles differ in weight, and so do
   // tiles that skip.
   FewWaves few;
   if constexpr (Traits::kPass == Pass::kForward) {
