@@ -82,17 +82,11 @@ def products_of(name: str) -> Products | None:
 
 
 def census(code: bytes) -> Counter[int]:
-    """How often a function has each instruction."""
-    pairs = zip(code[0::16], code[1::16], strict=True)
-    return Counter({low | (high & 15) << 8: n for (low, high), n in _counted(pairs)})
-
-
-def _counted(pairs: Iterator[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int]]:
-    """The upper half of the second byte is the predicate."""
-    found: Counter[tuple[int, int]] = Counter()
-    for (low, high), n in Counter(pairs).items():
-        found[low, high & 15] += n
-    yield from found.items()
+    """How often a function has each instruction; the second byte's upper half is its predicate."""
+    found: Counter[int] = Counter()
+    for (low, high), n in Counter(zip(code[0::16], code[1::16], strict=True)).items():
+        found[low | (high & 15) << 8] += n
+    return found
 
 
 def code_faults(name: str, code: bytes) -> list[str]:
@@ -142,7 +136,11 @@ def faults(path: Path) -> list[str]:
     Raises:
         ValueError, LookupError: its images cannot be read.
     """
-    found = list(kernels(path))
+    return faults_of(list(kernels(path)))
+
+
+def faults_of(found: list[Kernel]) -> list[str]:
+    """The same of the kernels of a file."""
     if not found:
         return ["there is no GPU code"]
     return [f"{k.image}: {k.name} {fault}" for k in found for fault in k.faults]
@@ -167,10 +165,11 @@ def main(paths: list[str]) -> int:
         return compile_object(paths[1:])
     wrong = 0
     for path in paths:
-        counts = Counter(kernel.image for kernel in kernels(Path(path)))
+        found = list(kernels(Path(path)))
+        counts = Counter(kernel.image for kernel in found)
         text = ", ".join(f"{count} kernels for {image}" for image, count in counts.items())
         print(f"{path}: {text or 'no kernels'}")
-        for fault in faults(Path(path)):
+        for fault in faults_of(found):
             print(f"  {fault}", file=sys.stderr)
             wrong += 1
     return int(wrong > 0)
