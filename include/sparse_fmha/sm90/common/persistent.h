@@ -21,6 +21,9 @@ inline int32_t heads_in_cache(double bytes) {
 struct FewWaves {
   int own = 1;    // each tile has its own thread block, which the GPU starts when a place is free
   int turns = 0;  // thread blocks take turns, as next_in_turns() has it
+
+  // places: thread blocks that run at once.
+  bool in_turns(int64_t tiles, int places) const { return tiles <= int64_t{places} * turns; }
 };
 
 // Returns the number of thread blocks to launch: as many as run at once, `places`, or one for each
@@ -29,7 +32,7 @@ struct FewWaves {
 // Clears the counter on the stream if one is needed.
 inline int prepare_persistent(device::Scheduler& scheduler, ExecutionContext const& context,
                               int places, FewWaves few) {
-  if (scheduler.num_tiles <= int64_t{places} * few.turns) {
+  if (few.in_turns(scheduler.num_tiles, places)) {
     return std::min(places, scheduler.num_tiles);
   }
   if (scheduler.num_tiles <= int64_t{places} * few.own) {

@@ -55,8 +55,8 @@ void Sequence<Traits, Mechanism>::launch(FmhaProblem const& p, ExecutionContext 
       few.turns = kWavesInTurns;
     }
   }
-  bool const turns = q_tiles * int64_t{p.heads_q} * p.batch <=
-                     int64_t{few.turns} * Traits::kBlocks * multiprocessor_count();
+  bool const turns = few.in_turns(int64_t{q_tiles} * p.heads_q * p.batch,
+                                  Traits::kBlocks * multiprocessor_count());
   // Measured at 4k to 32k: groups of 16 heads where tiles differ in weight (with fewer, thread
   // blocks idle after the last group's heaviest tiles; with more, heads evict each other's keys
   // from the L2 cache), 4 where they do not.
