@@ -1,6 +1,7 @@
 // Errors of the ops: std::runtime_error, which becomes a RuntimeError in Python.
 #pragma once
 
+#include <cstdint>
 #include <sstream>
 #include <stdexcept>
 
@@ -15,6 +16,13 @@ void require(bool condition, Parts const&... parts) {
     (message << ... << parts);
     throw std::runtime_error(message.str());
   }
+}
+
+// `value`, which must be in a range inside that of int32.
+inline int32_t int_from(int64_t least, int64_t most, char const* name, int64_t value) {
+  require(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ",
+          value);
+  return static_cast<int32_t>(value);
 }
 
 }  // namespace sparse_fmha

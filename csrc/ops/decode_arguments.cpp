@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "list_arguments.h"
 #include "placement.h"
 
 namespace sparse_fmha {
@@ -20,10 +21,7 @@ constexpr int32_t kDefaultSplit = 1024;
 void check_dtype(char const* name, Tensor const& t, ScalarType dtype, Tensor const& q) {
   require(t.scalar_type() == dtype, name, " must have dtype ", torch::headeronly::toString(dtype),
           ", got ", torch::headeronly::toString(t.scalar_type()));
-  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
-          device_of(t));
-  require(is_aligned(t, t.element_size()), name, " must start at a multiple of ", t.element_size(),
-          " bytes, the size of its entries; copy it");
+  check_memory(name, t, q);
 }
 
 // The axes of a table by their letters: B requests, Q queries, H KV heads, N entries. Lower case:

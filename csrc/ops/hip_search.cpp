@@ -17,12 +17,6 @@ namespace {
 constexpr int64_t kMostRows = 2048;  // queries of a group
 constexpr int64_t kMost = 1 << 30;   // keys of a batch entry, and keys of a result
 
-int32_t from(int64_t least, int64_t most, char const* name, int64_t value) {
-  require(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ",
-          value);
-  return static_cast<int32_t>(value);
-}
-
 // [B, 1 or Hkv, n] with any strides.
 IndexTable table_of(Tensor const& t, HipSearch const& p, Tensor const& q) {
   require(t.scalar_type() == ScalarType::Int, "page_table must have dtype int32, got ",
@@ -30,10 +24,7 @@ IndexTable table_of(Tensor const& t, HipSearch const& p, Tensor const& q) {
   require(t.dim() == 3 && t.size(0) == p.batch && (t.size(1) == 1 || t.size(1) == p.heads_kv),
           "page_table must have shape [", p.batch, ", 1 or ", p.heads_kv, ", any], got ",
           shape_of(t));
-  require(on_one_device(t, q), "page_table must be on q's device, ", device_of(q), ", got ",
-          device_of(t));
-  require(is_aligned(t, t.element_size()), "page_table must start at a multiple of ",
-          t.element_size(), " bytes, the size of its entries; copy it");
+  check_memory("page_table", t, q);
   require(t.size(2) <= kMost / std::max<int64_t>(1, p.page),
           "page_table must have pages for at most 2^30 keys, got shape ", shape_of(t),
           " and pages of ", p.page);
@@ -80,12 +71,12 @@ std::tuple<Tensor, Tensor> hip_search(Tensor q, Tensor k, Tensor begin,
                                       int64_t sample, int64_t chunks, int64_t granule,
                                       int64_t first, int64_t halvings) {
   HipSearch p = search_of(q, k, page_table.has_value());
-  p.block_q = from(1, kMostRows, "block_q", block_q);
-  p.sample = from(1, kMost, "sample", sample);
-  p.granule = from(1, kMost, "granule", granule);
-  p.first = from(0, kMost, "first", first);
-  p.halvings = from(0, 32, "halvings", halvings);
-  p.chunks = from(1, kMost, "chunks", chunks);
+  p.block_q = int_from(1, kMostRows, "block_q", block_q);
+  p.sample = int_from(1, kMost, "sample", sample);
+  p.granule = int_from(1, kMost, "granule", granule);
+  p.first = int_from(0, kMost, "first", first);
+  p.halvings = int_from(0, 32, "halvings", halvings);
+  p.chunks = int_from(1, kMost, "chunks", chunks);
   require(on_cpu(q) || chunks <= device::kMostHipChunks, "chunks must be at most ",
           device::kMostHipChunks, " on CUDA, got ", chunks);
   require(chunks * granule + first <= kMost, "chunks * granule + first must be at most 2^30, got ",

@@ -23,6 +23,13 @@ std::ostream& operator<<(std::ostream& out, SizesText const& text) {
 
 }  // namespace
 
+void check_memory(char const* name, Tensor const& t, Tensor const& q) {
+  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
+          device_of(t));
+  require(is_aligned(t, t.element_size()), name, " must start at a multiple of ", t.element_size(),
+          " bytes, the size of its entries; copy it");
+}
+
 void check_list(char const* name, Tensor const& t, ScalarType dtype,
                 std::vector<int64_t> const& sizes, Tensor const& q) {
   require(t.scalar_type() == dtype, name, " must have dtype ", torch::headeronly::toString(dtype),
@@ -32,10 +39,7 @@ void check_list(char const* name, Tensor const& t, ScalarType dtype,
     fits = sizes[i] < 0 || t.size(static_cast<int64_t>(i)) == sizes[i];
   }
   require(fits, name, " must have shape ", SizesText{sizes}, ", got ", shape_of(t));
-  require(on_one_device(t, q), name, " must be on q's device, ", device_of(q), ", got ",
-          device_of(t));
-  require(is_aligned(t, t.element_size()), name, " must start at a multiple of ", t.element_size(),
-          " bytes, the size of its entries; copy it");
+  check_memory(name, t, q);
   int64_t stride = 1;
   for (int64_t i = t.dim() - 1; i >= 0; --i) {
     require(t.size(i) <= 1 || t.numel() == 0 || t.stride(i) == stride, name,

@@ -16,6 +16,9 @@ using torch::headeronly::ScalarType;
 void check_list(char const* name, Tensor const& t, ScalarType dtype,
                 std::vector<int64_t> const& sizes, Tensor const& q);
 
+// Checks that a list is on q's device and aligned to the size of its entries.
+void check_memory(char const* name, Tensor const& t, Tensor const& q);
+
 // int32 lists [.., width] and their lengths, both checked.
 BlockSparse::Lists lists_of(char const* name, Tensor const& counts, Tensor const& indices);
 

@@ -14,25 +14,18 @@ namespace {
 
 constexpr int64_t kMost = 1 << 30;
 
-int32_t from(int64_t least, int64_t most, char const* name, int64_t value) {
-  require(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ",
-          value);
-  return static_cast<int32_t>(value);
-}
-
 // int32 [B, n] with any strides.
 IndexTable table_of(Tensor const& t, Tensor const& q) {
   require(t.scalar_type() == ScalarType::Int, "page_table must have dtype int32, got ",
           torch::headeronly::toString(t.scalar_type()));
   require(t.dim() == 2 && t.size(0) == q.size(0), "page_table must have shape [", q.size(0),
           ", any], got ", shape_of(t));
-  require(on_one_device(t, q), "page_table must be on q's device, ", device_of(q), ", got ",
-          device_of(t));
+  check_memory("page_table", t, q);
   IndexTable table;
   table.data = static_cast<int32_t const*>(t.data_ptr());
   table.batch_stride = t.stride(0);
   table.stride = t.stride(1);
-  table.width = from(0, kMost, "the width of page_table", t.size(1));
+  table.width = int_from(0, kMost, "the width of page_table", t.size(1));
   return table;
 }
 
@@ -52,11 +45,11 @@ QuestPages pages_of(Tensor& q, Tensor& low, Tensor& high) {
   require(low.size(2) == q.size(2), "low must have q's head dim, ", q.size(2), ", got ",
           low.size(2));
   check_groups(q.size(1), low.size(1), "low");
-  p.batch = from(0, kMost, "the batch of q", q.size(0));
-  p.heads_q = from(0, kMost, "the heads of q", q.size(1));
+  p.batch = int_from(0, kMost, "the batch of q", q.size(0));
+  p.heads_q = int_from(0, kMost, "the heads of q", q.size(1));
   p.heads_kv = static_cast<int32_t>(low.size(1));
   p.head_dim = static_cast<int32_t>(q.size(2));
-  p.num_pages = from(0, kMost, "the pages of low", low.size(0));
+  p.num_pages = int_from(0, kMost, "the pages of low", low.size(0));
   p.q = view(q);
   p.low = view(low);
   p.high = view(high);
@@ -67,11 +60,10 @@ std::tuple<Tensor, Tensor> quest_pages(Tensor q, Tensor low, Tensor high, Tensor
                                        std::optional<Tensor> page_table, int64_t page,
                                        int64_t best) {
   QuestPages p = pages_of(q, low, high);
-  p.page = from(1, kMost, "page", page);
-  p.best = from(0, kMost, "best", best);
+  p.page = int_from(1, kMost, "page", page);
+  p.best = int_from(0, kMost, "best", best);
   check_list("seq_lens", seq_lens, ScalarType::Int, {p.batch}, q);
   p.lengths = static_cast<int32_t const*>(seq_lens.data_ptr());
-  p.length_stride = 1;
   if (page_table) {
     p.table = table_of(*page_table, q);
     p.width = p.table.width;

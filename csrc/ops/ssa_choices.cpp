@@ -16,12 +16,6 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kMost = 1 << 30;  // tokens
 
-int32_t from(int64_t least, int64_t most, char const* name, int64_t value) {
-  require(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ",
-          value);
-  return static_cast<int32_t>(value);
-}
-
 // Checks q and means, which may be replaced by copies, and describes them.
 SsaChoices choices_of(Tensor& q, Tensor& means) {
   SsaChoices p;
@@ -33,13 +27,13 @@ SsaChoices choices_of(Tensor& q, Tensor& means) {
   require(means.size(1) == q.size(0) && means.size(4) == q.size(3), "means must have shape [any, ",
           q.size(0), ", any, any, ", q.size(3), "], got ", shape_of(means));
   check_groups(q.size(2), means.size(3), "means");
-  p.batch = from(0, kMost, "the batch of q", q.size(0));
-  p.q_len = from(0, kMost, "the length of q", q.size(1));
-  p.heads_q = from(0, kMost, "the heads of q", q.size(2));
+  p.batch = int_from(0, kMost, "the batch of q", q.size(0));
+  p.q_len = int_from(0, kMost, "the length of q", q.size(1));
+  p.heads_q = int_from(0, kMost, "the heads of q", q.size(2));
   p.heads_kv = static_cast<int32_t>(means.size(3));
   p.head_dim = static_cast<int32_t>(q.size(3));
-  p.columns = from(0, kMost, "the blocks of means", means.size(2));
-  p.parts = from(1, device::kMostSsaParts, "the parts of means", means.size(0));
+  p.columns = int_from(0, kMost, "the blocks of means", means.size(2));
+  p.parts = int_from(1, device::kMostSsaParts, "the parts of means", means.size(0));
   p.q = view(q);
   p.means = view(means);
   return p;
@@ -47,9 +41,9 @@ SsaChoices choices_of(Tensor& q, Tensor& means) {
 
 Tensor ssa_choices(Tensor q, Tensor means, int64_t block, int64_t at, int64_t few, double scale) {
   SsaChoices p = choices_of(q, means);
-  p.block = from(1, kMost, "block", block);
-  p.at = from(-kMost, kMost - 1, "at", at);
-  p.few = from(0, on_cpu(q) ? kMost : device::kMostSsaBlocks, "few", few);
+  p.block = int_from(1, kMost, "block", block);
+  p.at = int_from(-kMost, kMost - 1, "at", at);
+  p.few = int_from(0, on_cpu(q) ? kMost : device::kMostSsaBlocks, "few", few);
   p.scale = scale_of(scale, p.head_dim);
   Tensor chosen =
       new_tensor(q, {p.batch, p.heads_kv, p.q_len, int64_t{p.few} + 1}, ScalarType::Int);

@@ -3,7 +3,7 @@
 import pytest
 import quest_cases
 import torch
-from layouts import amid, with_gaps
+from layouts import amid, at_byte, with_gaps
 
 from sparse_fmha import patterns
 from sparse_fmha._ops import quest_pages
@@ -103,6 +103,10 @@ def test_without_gradients():
         (
             {"page_table": PLAIN["page_table"][:2]},
             r"page_table must have shape \[3, any\], got \[2, 40\]",
+        ),
+        (
+            {"page_table": at_byte(PLAIN["page_table"], 2)},
+            "page_table must start at a multiple of 4 bytes, the size of its entries",
         ),
         ({"page_table": None}, "low must have a multiple of 3 pages without a page_table, got 122"),
         ({"page": 0}, "page must be from 1 to 1073741824, got 0"),

@@ -28,7 +28,6 @@ struct QuestPages {
   TensorView low;   // [num_pages, heads_kv, D]
   TensorView high;  // the same shape
   int32_t const* lengths;
-  int64_t length_stride;
   IndexTable table;  // of pages; data is nullptr without: page i of request b is b * width + i
   float* scores;     // [B, heads_kv, width], memory of the kernels
   int32_t* indices;  // [B, heads_kv, best + 1]
@@ -38,7 +37,7 @@ struct QuestPages {
   // Of a request: the page of its newest token, and so the number of those before it. -1 without
   // tokens.
   SPARSE_FMHA_HD int32_t newest(int32_t entry) const {
-    int64_t const given = lengths[entry * length_stride];
+    int64_t const given = lengths[entry];
     int64_t const most = int64_t{width} * page;
     int64_t const length = given < 0 ? 0 : given < most ? given : most;
     return length == 0 ? -1 : static_cast<int32_t>((length - 1) / page);

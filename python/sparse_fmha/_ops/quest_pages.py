@@ -23,14 +23,27 @@ def choose(
     Args:
         q: `[B, Hq, D]`.
         low, high: `[pages, Hkv, D]`, bounds of the keys of each page.
-        seq_lens: int32 `[B]`.
-        page_table: int32 `[B, n]`; None: page i of request b is `b * n + i`.
+        seq_lens: integers `[B]`.
+        page_table: integers `[B, n]`; None: page i of request b is `b * n + i`.
         page: tokens of a page. best: pages besides the newest.
     """
     found: tuple[Tensor, Tensor] = torch.ops.sparse_fmha.quest_pages(
-        q, low, high, seq_lens, page_table, page, best
+        q,
+        low,
+        high,
+        _int32(seq_lens),
+        None if page_table is None else _int32(page_table),
+        page,
+        best,
     )
     return found
+
+
+def _int32(numbers: Tensor) -> Tensor:
+    """Of any integers; those that int32 cannot hold are out of range in it, too."""
+    if numbers.dtype == torch.int32:
+        return numbers
+    return numbers.clamp(-1, 2**31 - 1).int()
 
 
 def register(library: torch.library.Library) -> None:

@@ -144,8 +144,8 @@ def quest(
         q[:, 0],
         bounds.low,
         bounds.high,
-        _int32(seq_lens),
-        None if page_table is None else _int32(page_table),
+        seq_lens,
+        page_table,
         page=bounds.page,
         best=min(budget // bounds.page, width),
     )
@@ -186,13 +186,6 @@ def quest_page_table(
     newest = lengths - (lengths - 1).div(page, rounding_mode="floor") * page
     left = torch.where(counts > 0, (counts - 1) * page + newest, 0)
     return chosen.int(), left.int()
-
-
-def _int32(numbers: Tensor) -> Tensor:
-    """Of any integers; those that int32 cannot hold are out of range in it, too."""
-    if numbers.dtype == torch.int32:
-        return numbers
-    return numbers.clamp(-1, 2**31 - 1).int()
 
 
 def _width(q: Tensor, bounds: PageBounds, seq_lens: Tensor, page_table: Tensor | None) -> int:

@@ -187,7 +187,7 @@ class SeerDecodeGate(nn.Module):
             gate,
             rows,
             rows,
-            seq_lens.int(),
+            seq_lens,
             None,
             page=self.block,
             best=min(budget // self.block - 1, compressed.shape[1]),
